@@ -1,0 +1,241 @@
+"""The typed config tree. It refuses unknown keys; every default of the project lives here.
+
+Read and override it with `contracts.config_io`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from contracts.names import RESERVED_FEATURE_NAMES
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""One string or a list of strings."""
+
+
+class Section(BaseModel):
+    """A node of the tree: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class EventColumns(Section):
+    """Names of the log's columns."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    event: str | None = Field(None, description="column holding a feedback level's name (see data.feedback.levels)")
+    rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
+
+
+class FeedbackConfig(Section):
+    """Ordered feedback levels, and how a row of the log gets one.
+
+    A row's level is the highest that applies: its `event` value's, that of any boolean column in
+    `flags` that is true, or the highest rating threshold that it reaches; else the lowest level.
+    """
+
+    levels: Strings = Field(("interaction",), description="lowest first, e.g. [exposure, click, purchase]")
+    flags: dict[str, str] = Field({}, description="level -> boolean column")
+    rating_thresholds: dict[str, float] = Field({}, description="level -> least rating")
+    target_level: str | None = Field(
+        None, description="lowest level that is a positive (history and target); default: the lowest level"
+    )
+
+    @property
+    def target_level_index(self) -> int:
+        """Index into `levels` of the lowest level that counts as a positive."""
+        return 0 if self.target_level is None else self.levels.index(self.target_level)
+
+    @model_validator(mode="after")
+    def _levels_are_known(self) -> FeedbackConfig:
+        if not self.levels or len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"data.feedback.levels must be distinct names, lowest first; got {self.levels}")
+        named = [*self.flags, *self.rating_thresholds, *([self.target_level] if self.target_level else [])]
+        for level in named:
+            if level not in self.levels:
+                raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")
+        return self
+
+
+class Feature(Section):
+    """One side feature, a column of a user or item table."""
+
+    name: str
+    kind: Literal["categorical", "tokens", "numeric"]
+    separator: str = Field("|", description="of kind tokens: what separates the values in a cell")
+    max_tokens: int = Field(8, ge=1, description="of kind tokens: values kept per row")
+    max_vocabulary: int = Field(10_000, ge=1, description="of kinds categorical, tokens: most frequent values kept")
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Feature:
+        if self.name in RESERVED_FEATURE_NAMES:
+            raise ValueError(
+                f"a feature may not be called {self.name!r}, a name that the servable uses; rename the column"
+            )
+        return self
+
+
+class FeatureTable(Section):
+    """A table with one row a user or an item: Parquet or CSV."""
+
+    path: str
+    id: str = Field(description="column holding the user or item id")
+    features: tuple[Feature, ...] = ()
+    title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
+
+
+class DataConfig(Section):
+    """Where the log is and how to read it."""
+
+    events: Strings = Field((), description="files or glob patterns, CSV or Parquet by suffix")
+    columns: EventColumns = EventColumns()
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"
+    )
+    feedback: FeedbackConfig = FeedbackConfig()
+    user_features: FeatureTable | None = None
+    item_features: FeatureTable | None = None
+    max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
+    num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
+
+
+class SplitConfig(Section):
+    """The evaluation protocol.
+
+    leave_one_out: a user's last positive is the test target, the one before it the validation target.
+    time: positives from `validation_start` are validation targets, from `test_start` test targets.
+    """
+
+    protocol: Literal["leave_one_out", "time"] = "leave_one_out"
+    validation_start: str | None = Field(None, description="ISO 8601 or epoch; default: the 80% quantile of time")
+    test_start: str | None = Field(None, description="ISO 8601 or epoch; default: the 90% quantile of time")
+    min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer positives only train")
+
+
+class GroupsConfig(Section):
+    """How items are partitioned into K groups."""
+
+    method: Literal["kmeans", "category", "hybrid"] = "kmeans"
+    num_groups: int = Field(10, ge=1, description="K")
+    category: str | None = Field(None, description="item feature that defines the groups of category and hybrid")
+    embedding_dim: int = Field(64, ge=2)
+    cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
+    fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
+    restarts: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _category_is_named(self) -> GroupsConfig:
+        if self.method != "kmeans" and not self.category:
+            raise ValueError(f"groups.method={self.method} needs groups.category, the name of an item feature")
+        return self
+
+
+class WindowsConfig(Section):
+    """Training records: windows of a user's events with negatives."""
+
+    length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
+    in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
+    easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
+    popularity_exponent: float = Field(0.5, ge=0, le=2, description="negatives are drawn by train_count ** this")
+
+
+class ModelConfig(Section):
+    """The two towers."""
+
+    embedding_dim: int = Field(64, ge=2, description="D")
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1)
+    feed_forward_multiple: int = Field(2, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    conditioning: Literal["mmoe", "concat", "multiply", "none"] = "mmoe"
+    num_experts: int = Field(4, ge=1)
+    expert_hidden_dim: int = Field(64, ge=1)
+    use_item_features: bool = True
+    use_user_features: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"model.embedding_dim={self.embedding_dim} must be a multiple of model.num_heads={self.num_heads}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the training objective's terms."""
+
+    in_group_weight: float = Field(1.0, ge=0, description="softmax of the positive among its own group")
+    global_weight: float = Field(0.0, ge=0, description="softmax of the positive among in-group and easy negatives")
+    intent_weight: float = Field(1.0, ge=0, description="softmax of the positive's group among the groups")
+    z_weight: float = Field(1e-3, ge=0, description="pulls log-partitions to 0, which makes scores comparable")
+    in_group_pool: int = Field(256, ge=1, description="negatives of a group shared by the batch's positives of it")
+    easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    batch_size: int = Field(128, ge=1, description="windows of full length in a step; shorter ones are packed denser")
+    epochs: int = Field(30, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    early_stopping_patience: int = Field(4, ge=1, description="evaluations without a better validation recall")
+    evaluate_every: int = Field(2, ge=1, description="epochs between validations")
+    monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
+    loss: LossConfig = LossConfig()
+
+
+class EvaluationConfig(Section):
+    """What is measured, always by ranking the whole catalogue."""
+
+    ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
+    bootstrap_samples: int = Field(1000, ge=0)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    baselines: tuple[Literal["popularity", "single_vector"], ...] = ("popularity", "single_vector")
+
+
+class ServingConfig(Section):
+    """The servable."""
+
+    model_name: str = Field("dnc", pattern=r"^[A-Za-z0-9_.-]+$")
+    merge: Literal["quota", "score"] = Field("score", description="how the groups' results become one list")
+    alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
+    num_candidates: int = Field(100, ge=1, description="default M")
+    recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
+    brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
+    hashing_min_items: int = Field(10_000, ge=1, description="groups from this size use asymmetric hashing")
+    warmup_requests: int = Field(16, ge=1, le=1000)
+    validation_requests: int = Field(256, ge=1)
+
+
+class BeamConfig(Section):
+    """How Beam jobs run."""
+
+    runner: str = "FnApiRunner"
+    options: Strings = Field((), description="further pipeline options, e.g. --direct_num_workers=4")
+
+
+class Config(Section):
+    """The whole tree."""
+
+    name: str = "dnc"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    groups: GroupsConfig = GroupsConfig()
+    windows: WindowsConfig = WindowsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
+    beam: BeamConfig = BeamConfig()

@@ -1,0 +1,78 @@
+"""Reading, overriding and printing the config tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from contracts.config import Config
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names file, key, value and remedy."""
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value does not fit.
+    """
+    tree = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved tree as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections at the top, got a {type(tree).__name__}")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r} must have the form section.key=value, e.g. --set training.epochs=5")
+    *sections, leaf = key.strip().split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def _explain(path: Path | None, error: ValidationError) -> str:
+    lines = [f"{path or 'the config'} is not valid:"]
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see `dnc run --help`")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if key else ""))
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""Where everything lies below a workdir. Rooms exchange these paths, never strings of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.names import Split
+
+
+@dataclass(frozen=True)
+class Events:
+    """Validated events: one Parquet file a bucket of users (`EventColumn`), sorted by user and time."""
+
+    path: Path
+    KIND = "events"
+
+    def bucket(self, index: int, num_buckets: int) -> Path:
+        return self.path / f"events-{index:05d}-of-{num_buckets:05d}.parquet"
+
+    @property
+    def dead_letters(self) -> Path:
+        """JSON lines: {"source", "row", "reason", "value"}."""
+        return self.path / "dead_letters.jsonl"
+
+
+@dataclass(frozen=True)
+class ItemStatistics:
+    """The catalogue and its counts. The order of the rows defines `item_index` and `user_index`."""
+
+    path: Path
+    KIND = "item_statistics"
+
+    @property
+    def items(self) -> Path:
+        """Parquet, `ItemColumn` without group_id; row r is item_index r + 1."""
+        return self.path / "items.parquet"
+
+    @property
+    def users(self) -> Path:
+        """Parquet, `UserColumn`; row r is user_index r + 1."""
+        return self.path / "users.parquet"
+
+    @property
+    def item_vocabulary(self) -> Path:
+        """Text, one item id a line, in the order of `item_index`."""
+        return self.path / "item_vocabulary.txt"
+
+    @property
+    def user_vocabulary(self) -> Path:
+        return self.path / "user_vocabulary.txt"
+
+
+@dataclass(frozen=True)
+class ItemGroups:
+    """item -> group."""
+
+    path: Path
+    KIND = "item_groups"
+
+    @property
+    def groups(self) -> Path:
+        """Parquet: item_id, group_id; row r is item_index r + 1."""
+        return self.path / "groups.parquet"
+
+    @property
+    def embeddings(self) -> Path:
+        """npy, float32 [num_items, embedding_dim], row r is item_index r + 1."""
+        return self.path / "embeddings.npy"
+
+    @property
+    def centroids(self) -> Path:
+        """npy, float32 [num_groups, embedding_dim]."""
+        return self.path / "centroids.npy"
+
+    @property
+    def report(self) -> Path:
+        """JSON list, one object a group: group_id, size, label, top_items."""
+        return self.path / "report.json"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """TFT transform graphs of the user and the item table, and both tables transformed."""
+
+    path: Path
+    KIND = "transform"
+
+    @property
+    def item_graph(self) -> Path:
+        """TFTransformOutput directory; maps item_id and item features."""
+        return self.path / "items"
+
+    @property
+    def user_graph(self) -> Path:
+        """TFTransformOutput directory; maps user_id and user features."""
+        return self.path / "users"
+
+    @property
+    def items(self) -> Path:
+        """Parquet: item_index and the transformed features; row r is item_index r + 1."""
+        return self.path / "items.parquet"
+
+    @property
+    def users(self) -> Path:
+        return self.path / "users.parquet"
+
+    @property
+    def feature_spec(self) -> Path:
+        """JSON: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}."""
+        return self.path / "feature_spec.json"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """TFRecords of `WindowField` (train) and `EvaluationField` (validation, test), gzip."""
+
+    path: Path
+    KIND = "windows"
+
+    def shard(self, split: Split, index: int, num_shards: int) -> Path:
+        return self.path / f"{split.name.lower()}-{index:05d}-of-{num_shards:05d}.tfrecord.gz"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: weights, what is needed to build it again, and its training history."""
+
+    path: Path
+    KIND = "model"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.weights.h5"
+
+    @property
+    def history(self) -> Path:
+        """JSON list, one object an epoch."""
+        return self.path / "history.json"
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """One run's directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Events:
+        return Events(self.path / "events")
+
+    @property
+    def item_statistics(self) -> ItemStatistics:
+        return ItemStatistics(self.path / "item_statistics")
+
+    @property
+    def item_groups(self) -> ItemGroups:
+        return ItemGroups(self.path / "item_groups")
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(self.path / "transform")
+
+    @property
+    def windows(self) -> Windows:
+        return Windows(self.path / "windows")
+
+    def model(self, name: str) -> Model:
+        return Model(self.path / "models" / name)
+
+    def checkpoints(self, name: str) -> Path:
+        """Training state of an unfinished model; resumed from, then removed."""
+        return self.path / "checkpoints" / name
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON: {model: {metric: {"value", "low", "high"}}}."""
+        return self.evaluation / "metrics.json"
+
+    def servable(self, model_name: str) -> Path:
+        """Base path of a TF Serving model: holds one directory a version."""
+        return self.path / "servable" / model_name
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation"

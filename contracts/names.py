@@ -1,0 +1,112 @@
+"""Names that cross a room's border: record fields, table columns, signatures. Defined once, here."""
+
+from enum import IntEnum
+
+PADDING_INDEX = 0
+"""`item_index` and `user_index` 0: padding, or an id outside the vocabulary. Known ids are 1..N."""
+
+
+class Split(IntEnum):
+    """The part of the log that an event belongs to."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+class EventColumn:
+    """Columns of the validated events (Parquet), one row an event."""
+
+    USER_ID = "user_id"
+    ITEM_ID = "item_id"
+    TIMESTAMP = "timestamp"  # int64, microseconds since 1970-01-01 UTC
+    FEEDBACK_LEVEL = "feedback_level"  # int8, index into FeedbackConfig.levels
+    SPLIT = "split"  # int8, Split
+
+
+class ItemColumn:
+    """Columns of the item tables, row r holding `item_index` r + 1."""
+
+    ITEM_ID = "item_id"
+    TRAIN_COUNT = "train_count"  # int64, target-level events of the training split
+    TOTAL_COUNT = "total_count"  # int64, all events
+    SAMPLING_PROBABILITY = "sampling_probability"  # float64, sums to 1 over the catalogue
+    FIRST_SEEN = "first_seen"  # int64, microseconds; null where never seen
+    LAST_SEEN = "last_seen"
+    GROUP_ID = "group_id"  # int32, 0..K-1
+
+
+class UserColumn:
+    """Columns of the user tables, row r holding `user_index` r + 1."""
+
+    USER_ID = "user_id"
+    TRAIN_COUNT = "train_count"
+
+
+class WindowField:
+    """Fields of a training record: one window of a user's chronological events.
+
+    A window holds n events; the last n - num_context are training targets, each predicted from the
+    events before it in the window. Negatives are flat, target-major: target t's in-group negatives
+    are `in_group_negatives[t * N:(t + 1) * N]`.
+    """
+
+    USER_INDEX = "user_index"  # int64 [1]
+    ITEM_INDEX = "item_index"  # int64 [n]
+    GROUP_ID = "group_id"  # int64 [n]
+    FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
+    TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
+    NUM_CONTEXT = "num_context"  # int64 [1], >= 1
+    IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [(n - num_context) * N]
+    EASY_NEGATIVES = "easy_negatives"  # int64 [(n - num_context) * M]
+
+
+class EvaluationField:
+    """Fields of a validation or test record: one user."""
+
+    USER_INDEX = "user_index"  # int64 [1]
+    HISTORY_ITEM_INDEX = "history_item_index"  # int64 [<= windows.length], oldest first, target-level events
+    SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], sorted, distinct: every target-level item before the targets
+    TARGET_ITEM_INDEX = "target_item_index"  # int64 [T >= 1], none of them in SEEN_ITEM_INDEX
+
+
+class Signature:
+    """Signatures of the servable."""
+
+    SERVING_DEFAULT = "serving_default"
+    QUERY_EMBEDDING = "query_embedding"
+    CANDIDATE_EMBEDDING = "candidate_embedding"
+
+
+class Request:
+    """Inputs of the servable's signatures (user features come under their own names)."""
+
+    HISTORY = "history"  # string [B, L], oldest first, "" = padding
+    USER_ID = "user_id"  # string [B], "" = unknown
+    NUM_CANDIDATES = "num_candidates"  # int32 [B]
+    ALPHA = "alpha"  # float32 [B]
+    ITEM_IDS = "item_ids"  # string [N], of candidate_embedding
+
+
+class Response:
+    """Outputs of the servable's signatures."""
+
+    ITEM_IDS = "item_ids"  # string [B, M], "" = absent
+    SCORES = "scores"  # float32 [B, M], -inf = absent
+    GROUP_IDS = "group_ids"  # int32 [B, M] (or [N]), -1 = absent
+    EMBEDDINGS = "embeddings"  # float32 [B, K, D] (or [N, D])
+    INTENT = "intent"  # float32 [B, K], p(group | user)
+
+
+RESERVED_FEATURE_NAMES = frozenset(
+    {
+        Request.HISTORY,
+        Request.USER_ID,
+        Request.NUM_CANDIDATES,
+        Request.ALPHA,
+        Request.ITEM_IDS,
+        EventColumn.ITEM_ID,
+        ItemColumn.GROUP_ID,
+    }
+)
+"""Feature names that would collide with an input of the servable or a column of a table."""
