@@ -133,7 +133,12 @@ def replace_directory(source: Path, final: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Writes JSON beside `path`, then renames it into place."""
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file beside `path`, then renames it into place."""
     staging = path.with_name(f"{path.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}")
-    staging.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staging.write_text(text, encoding="utf-8")
     os.replace(staging, path)

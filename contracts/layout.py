@@ -139,6 +139,12 @@ class Model:
         return self.path / "history.json"
 
 
+MAIN_MODEL = "dnc"
+"""Name of the group-conditioned model among a run's models; its servable's metrics are `SERVED_MODEL`."""
+SERVED_MODEL = "dnc_servable"
+SINGLE_VECTOR_MODEL = "single_vector"
+
+
 @dataclass(frozen=True)
 class Workdir:
     """One run's directory."""
@@ -188,6 +194,11 @@ class Workdir:
     def metrics(self) -> Path:
         """JSON: {model: {metric: {"value", "low", "high"}}}."""
         return self.evaluation / "metrics.json"
+
+    @property
+    def export(self) -> Path:
+        """Artifact that names the newest servable: details {"version", "path"}."""
+        return self.path / "export"
 
     def servable(self, model_name: str) -> Path:
         """Base path of a TF Serving model: holds one directory a version."""

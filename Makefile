@@ -1,0 +1,39 @@
+# Needs CPython 3.10-3.13 (3.11 is what CI runs) and make. Everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DATA := data/ml-100k
+RUN := runs/demo
+
+.PHONY: help demo test test-all lint lock clean
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("$(PYTHON) is Python %d.%d; set PYTHON to a CPython 3.10-3.13, e.g. make PYTHON=python3.11 demo" % v)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## Fetch MovieLens-100K and run every stage on it into runs/demo
+	$(BIN)/dnc data ml-100k --out $(DATA)
+	$(BIN)/dnc run -c configs/ml-100k.yaml -w $(RUN)
+
+test: $(INSTALLED) ## Run the tests (a few minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## Run the slow tests, too
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Lint, format check, type check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	uv pip compile requirements.in --override requirements.overrides --universal --python-version 3.10 \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o requirements.lock
+
+clean: ## Remove .venv and all runs
+	rm -rf .venv runs

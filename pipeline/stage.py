@@ -1,0 +1,60 @@
+"""A stage of the pipeline: what it needs, what it writes, and how its result is recognised as current."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import Workdir
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step from artifacts to artifacts.
+
+    Attributes:
+        name: what `--from` and `--to` call it.
+        summary: one line for progress and help.
+        after: the stages whose artifacts it reads.
+        sections: the config sections that it depends on.
+        outputs: the artifacts that it writes.
+        run: writes each output, with the given fingerprint in its manifest.
+        sources: files outside the workdir that it reads.
+    """
+
+    name: str
+    summary: str
+    after: tuple[str, ...]
+    sections: tuple[str, ...]
+    outputs: Callable[[Config, Workdir], tuple[Path, ...]]
+    run: Callable[[Config, Workdir, str], None]
+    sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
+
+    def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:
+        """Whether every output exists whole and was made from the same inputs and config."""
+        manifests = [artifact.find_manifest(path) for path in self.outputs(config, workdir)]
+        return all(manifest is not None and manifest.fingerprint == fingerprint for manifest in manifests)
+
+
+def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
+    """The fingerprint that each stage's outputs must carry to be current, in the order given."""
+    tree = config.model_dump(mode="json")
+    result: dict[str, str] = {}
+    for stage in stages:
+        result[stage.name] = artifact.fingerprint(
+            stage.name,
+            {section: tree[section] for section in stage.sections},
+            [result[name] for name in stage.after],
+            [_identity(path) for pattern in stage.sources(config) for path in sorted(glob.glob(pattern))],
+        )
+    return result
+
+
+def _identity(path: str) -> tuple[str, int, int]:
+    status = os.stat(path)
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns

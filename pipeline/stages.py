@@ -1,0 +1,191 @@
+"""The stages in their order. Heavy libraries are imported when a stage runs, not before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, Workdir
+from contracts.names import Split
+from pipeline.stage import Stage
+
+
+def _ingest(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import ingest
+
+    ingest.run(config, workdir, fingerprint)
+
+
+def _statistics(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import statistics
+
+    statistics.run(config, workdir, fingerprint)
+
+
+def _groups(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import groups
+
+    groups.run(config, workdir, fingerprint)
+
+
+def _transform(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import transform
+
+    transform.run(config, workdir, fingerprint)
+
+
+def _windows(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from beam_jobs import windows
+
+    windows.run(config, workdir, fingerprint)
+
+
+def _model_configs(config: Config) -> dict[str, Config]:
+    """The models to train: the product, and the baseline that it must beat."""
+    models = {MAIN_MODEL: config}
+    if "single_vector" in config.evaluation.baselines:
+        from trainer.train import single_vector_config
+
+        models[SINGLE_VECTOR_MODEL] = single_vector_config(config)
+    return models
+
+
+def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from trainer.train import train
+
+    for name, model_config in _model_configs(config).items():
+        found = artifact.find_manifest(workdir.model(name).path)
+        if found is None or found.fingerprint != fingerprint:
+            train(model_config, workdir, name, fingerprint)
+
+
+def _trained_models(config: Config, workdir: Workdir) -> tuple[Path, ...]:
+    names = [MAIN_MODEL] + ([SINGLE_VECTOR_MODEL] if "single_vector" in config.evaluation.baselines else [])
+    return tuple(workdir.model(name).path for name in names)
+
+
+def _evaluate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from trainer.evaluate import write_evaluation
+
+    write_evaluation(config, workdir, fingerprint)
+
+
+def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from serving.export import export
+
+    with artifact.writing(workdir.export, "export", fingerprint) as writer:
+        version = export(config, workdir, MAIN_MODEL, fingerprint)
+        writer.details.update(version=int(version.name), path=str(version))
+
+
+def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from serving.servable_evaluation import evaluate_servable
+    from serving.validate import validate
+
+    servable = exported_servable(workdir)
+    with artifact.writing(workdir.validation, "validation", fingerprint) as writer:
+        report = validate(config, workdir, servable)
+        artifact.write_json(writer.path / "report.json", report)
+        writer.files.append("report.json")
+        add_metrics(workdir, SERVED_MODEL, evaluate_servable(config, workdir, servable, Split.TEST))
+
+
+def exported_servable(workdir: Workdir) -> Path:
+    """The version directory that the last export wrote.
+
+    Raises:
+        ArtifactError: nothing was exported yet.
+    """
+    return Path(artifact.read_manifest(workdir.export).details["path"])
+
+
+def add_metrics(workdir: Workdir, model: str, metrics: dict[str, dict[str, float]]) -> None:
+    """Adds a model's metrics to the evaluation that already holds the others'."""
+    import json
+
+    known = json.loads(workdir.metrics.read_text(encoding="utf-8"))
+    artifact.write_json(workdir.metrics, {**known, model: metrics})
+
+
+def _feature_tables(config: Config) -> tuple[str, ...]:
+    tables = (config.data.user_features, config.data.item_features)
+    return tuple(table.path for table in tables if table is not None)
+
+
+STAGES = (
+    Stage(
+        "ingest",
+        "validate the log into columnar events",
+        after=(),
+        sections=("data", "split"),
+        outputs=lambda config, workdir: (workdir.events.path,),
+        run=_ingest,
+        sources=lambda config: config.data.events,
+    ),
+    Stage(
+        "statistics",
+        "count items and users, fix the vocabularies",
+        after=("ingest",),
+        sections=("data", "windows"),
+        outputs=lambda config, workdir: (workdir.item_statistics.path,),
+        run=_statistics,
+        sources=_feature_tables,
+    ),
+    Stage(
+        "groups",
+        "embed items by co-occurrence, partition them into groups",
+        after=("ingest", "statistics"),
+        sections=("data", "groups", "seed"),
+        outputs=lambda config, workdir: (workdir.item_groups.path,),
+        run=_groups,
+    ),
+    Stage(
+        "transform",
+        "fit and apply the TFT graphs of user and item features",
+        after=("statistics",),
+        sections=("data",),
+        outputs=lambda config, workdir: (workdir.transform.path,),
+        run=_transform,
+    ),
+    Stage(
+        "windows",
+        "write group-tagged TFRecords with in-group negatives",
+        after=("ingest", "statistics", "groups"),
+        sections=("windows", "seed"),
+        outputs=lambda config, workdir: (workdir.windows.path,),
+        run=_windows,
+    ),
+    Stage(
+        "train",
+        "train the model and its single-vector baseline",
+        after=("transform", "windows"),
+        sections=("model", "training", "seed"),
+        outputs=_trained_models,
+        run=_train,
+    ),
+    Stage(
+        "evaluate",
+        "rank the whole catalogue for every test user",
+        after=("train",),
+        sections=("evaluation", "serving", "seed"),
+        outputs=lambda config, workdir: (workdir.evaluation,),
+        run=_evaluate,
+    ),
+    Stage(
+        "export",
+        "write one SavedModel with an index per group",
+        after=("train",),
+        sections=("serving", "seed"),
+        outputs=lambda config, workdir: (workdir.export,),
+        run=_export,
+    ),
+    Stage(
+        "validate",
+        "replay requests in a fresh process against brute force",
+        after=("evaluate", "export"),
+        sections=("serving",),
+        outputs=lambda config, workdir: (workdir.validation,),
+        run=_validate,
+    ),
+)

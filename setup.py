@@ -1,0 +1,44 @@
+"""Package metadata; also what Beam ships to its workers (`--setup_file=./setup.py`).
+
+The extras are disjoint on purpose: TensorFlow Transform pins a later TensorFlow than the one that
+ScaNN's ops are built for, so no extra holds both. `requirements.lock` is the one set that runs
+everything together; `make` installs it with `--no-deps`.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "contracts" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
+TENSORFLOW = ["tensorflow==2.20.0", "tf-keras==2.20.1", "tensorflow-recommenders==0.7.7"]
+
+setup(
+    name="dnc-retrieval",
+    version=VERSION,
+    description="Divide-and-conquer embedding-based retrieval: Beam, TensorFlow Recommenders, ScaNN, TF Serving",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(
+        include=["contracts*", "beam_jobs*", "trainer*", "serving*", "pipeline*"],
+    ),
+    install_requires=["click>=8", "filelock>=3", "numpy>=2", "pyarrow>=18", "pydantic>=2", "pyyaml>=6", "rich>=13"],
+    extras_require={
+        "beam": [
+            "apache-beam==2.77.0",
+            "tensorflow-transform==1.21.0",
+            "dill",
+            "google-crc32c",
+            "isal",
+            "scikit-learn",
+            "scipy",
+        ],
+        "train": TENSORFLOW,
+        "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
+    },
+    entry_points={"console_scripts": ["dnc = pipeline.cli:main"]},
+    classifiers=["Programming Language :: Python :: 3", "Operating System :: POSIX :: Linux"],
+)
