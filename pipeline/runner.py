@@ -38,52 +38,59 @@ def run_stages(
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, or a
             stage refused its input.
     """
-    names = [stage.name for stage in stages]
-    start = names.index(first) if first else 0
-    stop = names.index(last) + 1 if last else len(names)
-    if start >= stop:
-        raise ValueError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}")
+    selected = _between(stages, first, last)
     workdir.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(workdir.path / ".lock")
     try:
         with lock.acquire(timeout=0):
             artifact.write_text(workdir.config, dump_config(config))
-            return _run_locked(stages, start, stop, config, workdir, forced=first)
+            _require_inputs(stages, selected, config, workdir)
+            wanted = fingerprints(stages, config)
+            results = []
+            for stage in selected:
+                position = f"[{stages.index(stage) + 1}/{len(stages)}]"
+                forced = stage.name == first
+                results.append(_run_stage(stage, position, config, workdir, wanted[stage.name], forced=forced))
+            return results
     except Timeout:
         raise ValueError(
             f"another run holds {workdir.path}: wait for it, or give this one its own directory (-w)"
         ) from None
 
 
-def _run_locked(
-    stages: tuple[Stage, ...], start: int, stop: int, config: Config, workdir: Workdir, forced: str | None
-) -> list[StageResult]:
-    wanted = fingerprints(stages, config)
-    _require_inputs(stages, start, stop, config, workdir)
-    results = []
-    for number, stage in enumerate(stages[start:stop], start + 1):
-        label = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.name != forced and stage.is_current(config, workdir, wanted[stage.name]):
-            log.info("%s: up to date, skipped", label)
-            results.append(StageResult(stage.name, ran=False, seconds=0.0))
-            continue
-        log.info("%s: %s", label, stage.summary)
-        started = time.monotonic()
-        stage.run(config, workdir, wanted[stage.name])
-        seconds = time.monotonic() - started
-        log.info("%s: done in %.1f s%s", label, seconds, _counts(stage, config, workdir))
-        results.append(StageResult(stage.name, ran=True, seconds=seconds))
-    return results
+def _between(stages: tuple[Stage, ...], first: str | None, last: str | None) -> tuple[Stage, ...]:
+    names = [stage.name for stage in stages]
+    start = names.index(first) if first else 0
+    stop = names.index(last) + 1 if last else len(names)
+    if start >= stop:
+        raise ValueError(f"--from {first} comes after --to {last}; the order is {', '.join(names)}")
+    return stages[start:stop]
 
 
-def _require_inputs(stages: tuple[Stage, ...], start: int, stop: int, config: Config, workdir: Workdir) -> None:
-    planned = {stage.name for stage in stages[start:stop]}
+def _run_stage(
+    stage: Stage, position: str, config: Config, workdir: Workdir, wanted: str, *, forced: bool
+) -> StageResult:
+    label = f"{position} {stage.name}"
+    if not forced and stage.is_current(config, workdir, wanted):
+        log.info("%s: up to date, skipped", label)
+        return StageResult(stage.name, ran=False, seconds=0.0)
+    log.info("%s: %s", label, stage.summary)
+    started = time.monotonic()
+    stage.run(config, workdir, wanted)
+    seconds = time.monotonic() - started
+    log.info("%s: done in %.1f s%s", label, seconds, _counts(stage, config, workdir))
+    return StageResult(stage.name, ran=True, seconds=seconds)
+
+
+def _require_inputs(stages: tuple[Stage, ...], selected: tuple[Stage, ...], config: Config, workdir: Workdir) -> None:
     by_name = {stage.name: stage for stage in stages}
-    for stage in stages[start:stop]:
-        for name in stage.after:
-            missing = [path for path in by_name[name].outputs(config, workdir) if artifact.find_manifest(path) is None]
-            if name not in planned and missing:
-                raise ValueError(f"stage {stage.name} needs {missing[0]}, which is not there: run --from {name}")
+    for stage in selected:
+        for upstream in (by_name[name] for name in stage.after):
+            missing = [path for path in upstream.outputs(config, workdir) if artifact.find_manifest(path) is None]
+            if upstream not in selected and missing:
+                raise ValueError(
+                    f"stage {stage.name} needs {missing[0]}, which is not there: run --from {upstream.name}"
+                )
 
 
 def _counts(stage: Stage, config: Config, workdir: Workdir) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -47,6 +48,7 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
     result: dict[str, str] = {}
     for stage in stages:
         result[stage.name] = artifact.fingerprint(
+            contracts.__version__,
             stage.name,
             {section: tree[section] for section in stage.sections},
             [result[name] for name in stage.after],

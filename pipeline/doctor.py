@@ -1,0 +1,68 @@
+"""Checks of the machine and the environment, each with its remedy."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+import contracts  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
+
+DISTRIBUTION = "dnc-retrieval"
+_REINSTALL = "rm -rf .venv && make test (installs requirements.lock with --no-deps)"
+_MIN_FREE_GIB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+def check() -> Iterator[Finding]:
+    """Runs every check, cheap ones first."""
+    version = sys.version_info
+    yield Finding(
+        "Python 3.10-3.13",
+        (3, 10) <= version[:2] <= (3, 13),
+        sys.version.split()[0],
+        "use CPython 3.11: make PYTHON=...",
+    )
+    free = shutil.disk_usage(".").free / 2**30
+    yield Finding("free disk", free >= _MIN_FREE_GIB, f"{free:.0f} GiB", f"free at least {_MIN_FREE_GIB} GiB")
+    keras = os.environ.get("TF_USE_LEGACY_KERAS", "")
+    yield Finding("TF_USE_LEGACY_KERAS", keras == "1", keras or "unset", "unset it, or export TF_USE_LEGACY_KERAS=1")
+    yield from _pinned_versions()
+    for module in ("tensorflow", "tensorflow_recommenders", "scann", "apache_beam", "tensorflow_transform"):
+        yield _imports(module)
+
+
+def _pinned_versions() -> Iterator[Finding]:
+    for text in metadata.requires(DISTRIBUTION) or ():
+        requirement = Requirement(text)
+        if not any(clause.operator == "==" for clause in requirement.specifier):
+            continue
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            found = "not installed"
+        ok = found != "not installed" and requirement.specifier.contains(found)
+        yield Finding(f"{requirement.name}{requirement.specifier}", ok, found, _REINSTALL)
+
+
+def _imports(module: str) -> Finding:
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # an import may fail in any way, e.g. an undefined symbol
+        return Finding(f"import {module}", False, str(error).splitlines()[0], _REINSTALL)
+    return Finding(f"import {module}", True, getattr(loaded, "__version__", "imported"))

@@ -1,0 +1,54 @@
+"""One user's history out of the validated events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import EventColumn
+
+_LEAST_TO_SHOW = 12
+
+
+def history_of(config: Config, workdir: Workdir, user_id: str) -> list[str]:
+    """The user's positive items, oldest first.
+
+    Raises:
+        ValueError: the log holds no such user.
+    """
+    for table in _buckets(config, workdir):
+        rows = table.filter(pc.equal(table[EventColumn.USER_ID], user_id))
+        if rows.num_rows:
+            return rows[EventColumn.ITEM_ID].to_pylist()
+    raise ValueError(f"user {user_id!r} is not in {workdir.events.path}; ids are case-sensitive strings")
+
+
+def example_user(config: Config, workdir: Workdir) -> str:
+    """The first user with a history long enough to show, else the one with the longest."""
+    longest, length = "", 0
+    for table in _buckets(config, workdir):
+        counts = table.group_by(EventColumn.USER_ID, use_threads=False).aggregate([([], "count_all")])
+        for user, count in zip(counts[EventColumn.USER_ID].to_pylist(), counts["count_all"].to_pylist(), strict=True):
+            if count >= _LEAST_TO_SHOW:
+                return user
+            if count > length:
+                longest, length = user, count
+    return longest
+
+
+def _buckets(config: Config, workdir: Workdir) -> Iterator[pa.Table]:
+    columns = [EventColumn.USER_ID, EventColumn.ITEM_ID, EventColumn.FEEDBACK_LEVEL]
+    for name in artifact.read_manifest(workdir.events.path).files:
+        if name.endswith(".parquet"):
+            table = pq.read_table(workdir.events.path / name, columns=columns)
+            table = table.filter(
+                pc.greater_equal(table[EventColumn.FEEDBACK_LEVEL], config.data.feedback.target_level_index)
+            )
+            ids = [(key, table[key].cast("string")) for key in columns[:2]]
+            yield pa.table(dict(ids))
