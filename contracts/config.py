@@ -5,6 +5,7 @@ Read and override it with `contracts.config_io`.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,6 +19,14 @@ def _as_tuple(value: object) -> object:
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 """One string or a list of strings."""
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, date | int | float) else value
+
+
+Instant = Annotated[str, BeforeValidator(_as_text)]
+"""A point in time: ISO 8601 (YAML reads a bare date as one) or seconds, ms, us or ns since 1970-01-01 UTC."""
 
 
 class Section(BaseModel):
@@ -116,8 +125,8 @@ class SplitConfig(Section):
     """
 
     protocol: Literal["leave_one_out", "time"] = "leave_one_out"
-    validation_start: str | None = Field(None, description="ISO 8601 or epoch; default: the 80% quantile of time")
-    test_start: str | None = Field(None, description="ISO 8601 or epoch; default: the 90% quantile of time")
+    validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
+    test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
     min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer positives only train")
 
 

@@ -1,0 +1,59 @@
+"""Artifacts appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from contracts import artifact
+
+
+def test_a_written_artifact_is_read_back(tmp_path: Path) -> None:
+    final = tmp_path / "groups"
+    with artifact.writing(final, "item_groups", "f1") as writer:
+        (writer.path / "data.txt").write_text("x")
+        writer.files.append("data.txt")
+        writer.counts["items"] = 3
+        assert not final.exists()
+    manifest = artifact.read_manifest(final)
+    assert (manifest.kind, manifest.fingerprint, manifest.files, manifest.counts) == (
+        "item_groups",
+        "f1",
+        ["data.txt"],
+        {"items": 3},
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+
+
+def test_a_failed_write_leaves_the_last_artifact(tmp_path: Path) -> None:
+    final = tmp_path / "groups"
+    with artifact.writing(final, "item_groups", "old"):
+        pass
+    with pytest.raises(RuntimeError), artifact.writing(final, "item_groups", "new"):
+        raise RuntimeError
+    assert artifact.read_manifest(final).fingerprint == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path: Path) -> None:
+    final = tmp_path / "groups"
+    killed = artifact.writing(final, "item_groups", "killed")
+    left = killed.__enter__()
+    (left.path / "half.txt").write_text("half")
+    assert artifact.find_manifest(final) is None
+    with artifact.writing(final, "item_groups", "next"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+    assert [path.name for path in final.iterdir()] == [artifact.MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"kind": "x"}', '{"unknown": 1}'])
+def test_a_damaged_manifest_is_no_artifact(tmp_path: Path, text: str) -> None:
+    (tmp_path / artifact.MANIFEST_NAME).write_text(text)
+    assert artifact.find_manifest(tmp_path) is None
+    with pytest.raises(artifact.ArtifactError, match="delete"):
+        artifact.read_manifest(tmp_path)
+
+
+def test_fingerprints_differ_where_values_do_and_not_by_key_order() -> None:
+    assert artifact.fingerprint({"a": 1, "b": 2}) == artifact.fingerprint({"b": 2, "a": 1})
+    assert artifact.fingerprint({"a": 1}) != artifact.fingerprint({"a": "1"})

@@ -1,0 +1,68 @@
+"""The config tree: what it refuses, and what it says then."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from contracts.config import Config
+from contracts.config_io import ConfigError, dump_config, load_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert Config.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training.epoch=3"], ["training.epoch", "unknown key", "3"]),
+        (["groups.num_groups=0"], ["groups.num_groups", "greater than or equal to 1", "0"]),
+        (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
+        (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
+        (["groups.method=category"], ["groups.category"]),
+        (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),
+        (["data.user_features={path: u.csv, id: u, features: [{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
+        (["epochs"], ["--set", "section.key=value"]),
+        (["name=x", "name.deeper=1"], ["'name'", "not a section"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, overrides)
+    for words in said:
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"a: [1", "not YAML"), (b"- 1\n", "mapping"), (b"\xff\xfe\x00", "not YAML")],
+    ids=["unclosed list", "a list", "not text"],
+)
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.yaml") as error:
+        load_config(path)
+    assert said in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_one_string_stands_for_a_list_and_a_bare_date_for_its_text() -> None:
+    config = load_config(None, ["data.events=log.csv", "split.test_start=2026-11-01"])
+    assert config.data.events == ("log.csv",)
+    assert config.split.test_start == "2026-11-01"
+
+
+def test_target_level_index_counts_from_the_lowest() -> None:
+    config = load_config(None, ["data.feedback.levels=[exposure, click, buy]", "data.feedback.target_level=click"])
+    assert config.data.feedback.target_level_index == 1

@@ -1,0 +1,94 @@
+"""The main job on the smoke data, through the command line, as a user runs it."""
+
+import json
+
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from contracts import artifact
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, Workdir
+from tests.end_to_end.conftest import SmokeRun, run_dnc
+
+METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "recall_at_500", "ndcg_at_10"]
+
+
+@pytest.fixture(scope="module")
+def metrics(smoke: SmokeRun) -> dict[str, dict[str, dict[str, float]]]:
+    return json.loads(Workdir(smoke.workdir).metrics.read_text())
+
+
+def test_every_model_has_every_metric_with_its_interval(metrics: dict) -> None:
+    assert {MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, "popularity"} <= set(metrics)
+    for model in metrics:
+        for metric in [*METRICS, "catalog_coverage_at_100"]:
+            cell = metrics[model][metric]
+            assert 0 <= cell["low"] <= cell["value"] <= cell["high"] <= 1, (model, metric)
+
+
+def test_the_model_learns_what_popularity_cannot(metrics: dict) -> None:
+    # The log's next item is the ring successor of an earlier one in 60% of events: see datasets/synthetic.py.
+    assert metrics[MAIN_MODEL]["recall_at_10"]["low"] > 2 * metrics["popularity"]["recall_at_10"]["high"]
+
+
+def test_the_servable_is_as_good_as_the_exact_ranking(metrics: dict) -> None:
+    for metric in METRICS:
+        exact = metrics[MAIN_MODEL][metric]["value"]
+        assert metrics[SERVED_MODEL][metric]["value"] == pytest.approx(exact, abs=0.02), metric
+
+
+def test_groups_are_the_logs_topics(smoke: SmokeRun) -> None:
+    """Groups come from co-occurrence alone; the generator's topics are the truth they should find."""
+    from sklearn.metrics import adjusted_rand_score
+
+    groups = pq.read_table(Workdir(smoke.workdir).item_groups.groups)
+    items = pa_csv.read_csv(smoke.data / "items.csv")
+    topic_of = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    topics = [topic_of[item] for item in groups["item_id"].cast("string").to_pylist()]
+    assert adjusted_rand_score(topics, groups["group_id"].to_pylist()) > 0.5
+    assert set(groups["group_id"].to_pylist()) == set(range(6))
+
+
+def test_the_report_names_what_a_reader_looks_for(smoke: SmokeRun) -> None:
+    for words in ["recall_at_10", "popularity", "Item groups", "Stages", "servable:", "candidates, by group"]:
+        assert words in smoke.output
+
+
+def test_a_second_run_skips_every_stage_and_says_so(smoke: SmokeRun) -> None:
+    before = artifact.read_manifest(Workdir(smoke.workdir).export)
+    again = run_dnc(*smoke.command)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert again.stderr.count("up to date, skipped") == 9
+    assert artifact.read_manifest(Workdir(smoke.workdir).export) == before
+
+
+def test_query_answers_from_the_servable(smoke: SmokeRun) -> None:
+    history = ["i3", "i4", "i5", "no such item"]
+    asked = run_dnc(
+        "query", "-w", str(smoke.workdir), "--history", ",".join(history), "-m", "20", "--alpha", "0.5", "--json"
+    )
+    assert asked.returncode == 0, asked.stderr
+    rows = [json.loads(line) for line in asked.stdout.splitlines()]
+    groups = pq.read_table(Workdir(smoke.workdir).item_groups.groups)
+    group_of = dict(zip(groups["item_id"].cast("string").to_pylist(), groups["group_id"].to_pylist(), strict=True))
+    assert len({row["item_id"] for row in rows}) == 20
+    assert not {row["item_id"] for row in rows} & set(history)
+    assert [row["group_id"] for row in rows] == [group_of[row["item_id"]] for row in rows]
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["query", "-w", "{workdir}"], "exactly one of --user ID and --history"),
+        (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
+        (["query", "-w", "nowhere", "--user", "u1"], "nowhere"),
+    ],
+    ids=["neither user nor history", "unknown user", "no run"],
+)
+def test_a_wrong_query_is_explained(smoke: SmokeRun, arguments: list[str], said: str) -> None:
+    done = run_dnc(*(argument.format(workdir=smoke.workdir) for argument in arguments))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,110 @@
+"""The runner: order, skipping, forcing, refusing."""
+
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from pipeline.runner import run_stages
+from pipeline.stage import Stage
+
+
+@pytest.fixture
+def journal() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def stages(journal: list[str], tmp_path: Path) -> tuple[Stage, ...]:
+    """a -> b -> c; a reads a file, b depends on the groups section."""
+
+    def stage(name: str, after: tuple[str, ...], sections: tuple[str, ...], source: str | None = None) -> Stage:
+        def run(config: Config, workdir: Workdir, fingerprint: str) -> None:
+            journal.append(name)
+            with artifact.writing(workdir.path / name, name, fingerprint) as writer:
+                writer.counts["runs"] = 1
+
+        return Stage(
+            name,
+            f"does {name}",
+            after,
+            sections,
+            outputs=lambda config, workdir: (workdir.path / name,),
+            run=run,
+            sources=lambda config: (source,) if source else (),
+        )
+
+    (tmp_path / "log.csv").write_text("1")
+    return (
+        stage("a", (), ("data",), str(tmp_path / "*.csv")),
+        stage("b", ("a",), ("groups",)),
+        stage("c", ("b",), ("serving",)),
+    )
+
+
+def test_a_second_run_does_nothing(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "run")
+    first = run_stages(stages, Config(), workdir)
+    second = run_stages(stages, Config(), workdir)
+    assert journal == ["a", "b", "c"]
+    assert [result.ran for result in first] == [True] * 3
+    assert [result.ran for result in second] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "ran"),
+    [("groups.num_groups=7", ["b", "c"]), ("serving.alpha=0.5", ["c"]), ("training.epochs=1", [])],
+)
+def test_a_changed_section_reruns_what_depends_on_it(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path, override: str, ran: list[str]
+) -> None:
+    run_stages(stages, Config(), Workdir(tmp_path / "run"))
+    journal.clear()
+    run_stages(stages, load_config(None, [override]), Workdir(tmp_path / "run"))
+    assert journal == ran
+
+
+def test_a_changed_or_a_new_input_file_reruns_everything(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
+) -> None:
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    time.sleep(0.01)
+    (tmp_path / "log.csv").write_text("2")
+    run_stages(stages, Config(), workdir)
+    (tmp_path / "more.csv").write_text("3")
+    run_stages(stages, Config(), workdir)
+    assert journal == ["a", "b", "c"] * 3
+
+
+def test_from_runs_that_stage_anyway(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    journal.clear()
+    run_stages(stages, Config(), workdir, first="b", last="b")
+    assert journal == ["b"]
+
+
+def test_a_stage_without_its_input_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stage b needs .*--from a"):
+        run_stages(stages, Config(), Workdir(tmp_path / "run"), first="b")
+
+
+def test_from_after_to_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--from c comes after --to a"):
+        run_stages(stages, Config(), Workdir(tmp_path / "run"), first="c", last="a")
+
+
+def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "run")
+    workdir.path.mkdir()
+    with FileLock(workdir.path / ".lock"), pytest.raises(ValueError, match="another run holds"):
+        run_stages(stages, Config(), workdir)
+    assert journal == []
+    run_stages(stages, Config(), workdir)
+    assert journal == ["a", "b", "c"]
