@@ -189,6 +189,9 @@ class LossConfig(Section):
     z_weight: float = Field(1e-3, ge=0, description="pulls log-partitions to 0, which makes scores comparable")
     in_group_pool: int = Field(256, ge=1, description="negatives of a group shared by the batch's positives of it")
     easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
+    exact_softmax_max_items: int = Field(
+        20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"
+    )
 
 
 class TrainingConfig(Section):
