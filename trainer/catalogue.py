@@ -1,0 +1,131 @@
+"""The catalogue: every item and user table that training and serving need, indexed by item_index."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts.artifact import ArtifactError, read_manifest
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import ItemColumn
+
+FeatureSpec = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items, their groups, counts and side features. Row 0 of every array is padding.
+
+    Attributes:
+        item_ids: object array [num_items]; row r is item_index r + 1.
+        group_id: int32 [num_items + 1], 0..num_groups-1; -1 in row 0.
+        train_count: int64 [num_items + 1].
+        sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
+        item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
+        user_features: name -> [num_users + 1, ...], likewise.
+        feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}.
+        groups_match_windows: the windows' in-group negatives were drawn from these groups.
+    """
+
+    item_ids: np.ndarray
+    group_id: np.ndarray
+    num_groups: int
+    train_count: np.ndarray
+    sampling_probability: np.ndarray
+    item_features: dict[str, np.ndarray] = field(default_factory=dict)
+    user_features: dict[str, np.ndarray] = field(default_factory=dict)
+    feature_spec: FeatureSpec = field(default_factory=lambda: {"user": [], "item": []})
+    groups_match_windows: bool = True
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    @classmethod
+    def load(cls, workdir: Workdir) -> Catalogue:
+        """Reads the artifacts item_statistics, item_groups and transform.
+
+        Raises:
+            ArtifactError: one is missing, or they are of different catalogues.
+        """
+        for artifact in (workdir.item_statistics, workdir.item_groups, workdir.transform):
+            read_manifest(artifact.path)
+        items = pq.read_table(workdir.item_statistics.items)
+        groups = pq.read_table(workdir.item_groups.groups)
+        _require_same_items(items, groups, workdir)
+        spec = json.loads(workdir.transform.feature_spec.read_text(encoding="utf-8"))
+        group_id = _padded(groups[ItemColumn.GROUP_ID], np.int32)
+        group_id[0] = -1
+        return cls(
+            item_ids=items[ItemColumn.ITEM_ID].to_numpy(zero_copy_only=False),
+            group_id=group_id,
+            num_groups=_num_groups(workdir, group_id),
+            train_count=_padded(items[ItemColumn.TRAIN_COUNT], np.int64),
+            sampling_probability=_padded(items[ItemColumn.SAMPLING_PROBABILITY], np.float64),
+            item_features=_read_features(workdir.transform.items, spec["item"]),
+            user_features=_read_features(workdir.transform.users, spec["user"]),
+            feature_spec=spec,
+        )
+
+    @classmethod
+    def for_config(cls, config: Config, workdir: Workdir) -> Catalogue:
+        """The catalogue as `config` groups it: `groups.num_groups=1` puts every item into one group."""
+        catalogue = cls.load(workdir)
+        return catalogue.with_single_group() if config.groups.num_groups == 1 else catalogue
+
+    def with_single_group(self) -> Catalogue:
+        """The same items in one group: what a single-vector model sees."""
+        if self.num_groups == 1:
+            return self
+        group_id = np.zeros_like(self.group_id)
+        group_id[0] = -1
+        return replace(self, group_id=group_id, num_groups=1, groups_match_windows=False)
+
+
+def _require_same_items(items: pa.Table, groups: pa.Table, workdir: Workdir) -> None:
+    if not items[ItemColumn.ITEM_ID].equals(groups[ItemColumn.ITEM_ID]):
+        raise ArtifactError(
+            f"{workdir.item_groups.groups} and {workdir.item_statistics.items} hold different items: "
+            "run the groups stage again"
+        )
+
+
+def _num_groups(workdir: Workdir, group_id: np.ndarray) -> int:
+    """K counts empty groups too, so it comes from the centroids where there are any."""
+    found = int(group_id.max()) + 1
+    if workdir.item_groups.centroids.exists():
+        return max(found, len(np.load(workdir.item_groups.centroids, mmap_mode="r")))
+    return found
+
+
+def _padded(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
+    values = column.to_numpy(zero_copy_only=False).astype(dtype)
+    return np.concatenate([np.zeros(1, dtype), values])
+
+
+def _read_features(path: Path, specs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    if not specs:
+        return {}
+    table = pq.read_table(path, columns=[spec["name"] for spec in specs])
+    return {spec["name"]: _feature_array(table[spec["name"]], spec) for spec in specs}
+
+
+def _feature_array(column: pa.ChunkedArray, spec: dict[str, Any]) -> np.ndarray:
+    """[num_rows + 1] (numeric: float32, categorical: int64) or [num_rows + 1, max_tokens] int64."""
+    dtype = np.float32 if spec["kind"] == "numeric" else np.int64
+    if isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        values = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(dtype)
+        values = values.reshape(len(column), -1)
+    else:
+        values = column.to_numpy(zero_copy_only=False).astype(dtype)
+    if spec["kind"] != "tokens":
+        values = values.reshape(len(column))
+    return np.concatenate([np.zeros((1, *values.shape[1:]), dtype), values])

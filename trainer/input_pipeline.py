@@ -1,0 +1,213 @@
+"""Training windows and evaluation users, from TFRecords to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import ArtifactError, read_manifest
+from contracts.layout import Workdir
+from contracts.names import EvaluationField, Split, WindowField
+
+_CHUNK = 16_384
+"""Windows that are sorted by length together."""
+
+
+class WindowBatch(NamedTuple):
+    """Windows of similar length.
+
+    Attributes:
+        user_index: int64 [batch_size].
+        item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
+        is_target: bool [batch_size, length]. The first event is one too: it trains the query of a
+            user without history.
+        in_group_negatives: int64 [n], draws from the groups of the windows' targets.
+        easy_negatives: int64 [m], draws from the whole catalogue.
+    """
+
+    user_index: np.ndarray
+    item_index: np.ndarray
+    is_target: np.ndarray
+    in_group_negatives: np.ndarray
+    easy_negatives: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths: `values[splits[r]:splits[r + 1]]` is row r."""
+
+    values: np.ndarray
+    splits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.splits)
+
+    def take(self, rows: np.ndarray) -> Ragged:
+        """The rows named, in their order."""
+        lengths = self.lengths[rows]
+        splits = np.concatenate([[0], np.cumsum(lengths)])
+        offset = np.repeat(self.splits[rows] - splits[:-1], lengths)
+        return Ragged(self.values[np.arange(splits[-1]) + offset], splits)
+
+    def padded(self) -> np.ndarray:
+        """[rows, longest], left-aligned, 0 to the right."""
+        result = np.zeros((len(self), int(self.lengths.max(initial=0))), self.values.dtype)
+        result[np.arange(result.shape[1]) < self.lengths[:, None]] = self.values
+        return result
+
+    def row_ids(self) -> np.ndarray:
+        """[number of values], the row of each value."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+
+class TrainingWindows:
+    """The training split, batched anew in every epoch.
+
+    An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
+    one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
+    events, so that short users do not pay for long ones' padding.
+    """
+
+    def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
+        self._files = _files(workdir, Split.TRAIN)
+        self._events_per_batch = events_per_batch
+        self._seed = seed
+
+    def epoch(self, epoch: int) -> Iterator[WindowBatch]:
+        """The epoch's batches."""
+        rng = np.random.default_rng([self._seed, epoch])
+        files = [self._files[index] for index in rng.permutation(len(self._files))]
+        records = tf.data.TFRecordDataset(files, compression_type="GZIP").shuffle(
+            4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False
+        )
+        for chunk in records.batch(_CHUNK).map(_parse_windows).prefetch(1):
+            yield from self._batches({name: _to_ragged(value) for name, value in chunk.items()}, rng)
+
+    def _batches(self, chunk: dict[str, Ragged], rng: np.random.Generator) -> Iterator[WindowBatch]:
+        lengths = chunk[WindowField.ITEM_INDEX].lengths
+        order = np.argsort(lengths, kind="stable")
+        cuts = _cut_by_events(lengths[order], self._events_per_batch)
+        for index in rng.permutation(len(cuts) - 1):
+            yield _window_batch(chunk, order[cuts[index] : cuts[index + 1]])
+
+
+def _cut_by_events(ascending_lengths: np.ndarray, events: int) -> np.ndarray:
+    """Places to cut so that rows times longest row stays at or below `events` (at least one row)."""
+    cuts = [0]
+    while cuts[-1] < len(ascending_lengths):
+        rest = ascending_lengths[cuts[-1] :]
+        padded = rest * np.arange(1, len(rest) + 1)
+        cuts.append(cuts[-1] + max(1, int(np.searchsorted(padded, events, side="right"))))
+    return np.array(cuts)
+
+
+def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
+    items = chunk[WindowField.ITEM_INDEX].take(rows)
+    num_context = chunk[WindowField.NUM_CONTEXT].values[rows]
+    item_index = items.padded()
+    position = np.arange(item_index.shape[1])
+    return WindowBatch(
+        user_index=chunk[WindowField.USER_INDEX].values[rows],
+        item_index=item_index,
+        is_target=((position >= num_context[:, None]) & (position < items.lengths[:, None])) | (position == 0),
+        in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
+        easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationUsers:
+    """A split's users.
+
+    Attributes:
+        user_index: int64 [num_users].
+        history, seen, targets: item_index of each user's history (oldest first), of what is not to
+            be recommended, and of what is to be found.
+    """
+
+    user_index: np.ndarray
+    history: Ragged
+    seen: Ragged
+    targets: Ragged
+
+    def __len__(self) -> int:
+        return len(self.user_index)
+
+    @classmethod
+    def load(cls, workdir: Workdir, split: Split) -> EvaluationUsers:
+        """Reads all users of the validation or test split."""
+        records = tf.data.TFRecordDataset(_files(workdir, split), compression_type="GZIP")
+        chunks = [
+            {name: _to_ragged(value) for name, value in chunk.items()}
+            for chunk in records.batch(_CHUNK).map(_parse_users)
+        ]
+        if not chunks:
+            raise ArtifactError(
+                f"{workdir.windows.path} has no {split.name.lower()} users: "
+                "give the log more events per user, or change the section split of the config"
+            )
+        joined = {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return cls(
+            user_index=joined[EvaluationField.USER_INDEX].values,
+            history=joined[EvaluationField.HISTORY_ITEM_INDEX],
+            seen=joined[EvaluationField.SEEN_ITEM_INDEX],
+            targets=joined[EvaluationField.TARGET_ITEM_INDEX],
+        )
+
+
+def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+    return _parse(
+        serialized,
+        (
+            WindowField.USER_INDEX,
+            WindowField.ITEM_INDEX,
+            WindowField.NUM_CONTEXT,
+            WindowField.IN_GROUP_NEGATIVES,
+            WindowField.EASY_NEGATIVES,
+        ),
+    )
+
+
+def _parse_users(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
+    return _parse(
+        serialized,
+        (
+            EvaluationField.USER_INDEX,
+            EvaluationField.HISTORY_ITEM_INDEX,
+            EvaluationField.SEEN_ITEM_INDEX,
+            EvaluationField.TARGET_ITEM_INDEX,
+        ),
+    )
+
+
+def _parse(serialized: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.RaggedTensor]:
+    feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
+    return tf.io.parse_example(serialized, {name: feature for name in names})
+
+
+def _to_ragged(value: tf.RaggedTensor) -> Ragged:
+    return Ragged(value.values.numpy(), value.row_splits.numpy())
+
+
+def _concatenate(parts: list[Ragged]) -> Ragged:
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _files(workdir: Workdir, split: Split) -> list[str]:
+    """The split's shards, by the manifest: files that it does not list are never read."""
+    path: Path = workdir.windows.path
+    prefix = f"{split.name.lower()}-"
+    files = [str(path / name) for name in read_manifest(path).files if name.startswith(prefix)]
+    if not files:
+        raise ArtifactError(f"{path} lists no {split.name.lower()} shards: run the windows stage again")
+    return sorted(files)

@@ -1,0 +1,54 @@
+"""Side features of users or items as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+
+class FeatureEmbedding(tf.keras.layers.Layer):
+    """The sum of a vector per side feature.
+
+    categorical: an embedding row; tokens: the mean of their rows; numeric: a direction times the
+    value. Value 0 of a categorical or a token (missing, unknown) contributes nothing. With
+    `zero_init` a model starts as if there were no features.
+    """
+
+    def __init__(self, specs: list[dict[str, Any]], dim: int, zero_init: bool = False, name: str = "features"):
+        super().__init__(name=name)
+        self._specs = specs
+        initializer = "zeros" if zero_init else tf.keras.initializers.TruncatedNormal(stddev=0.02)
+        self._tables = {
+            spec["name"]: self.add_weight(
+                name=spec["name"],
+                shape=[1 if spec["kind"] == "numeric" else spec["vocabulary_size"] + 1, dim],
+                initializer=initializer,
+            )
+            for spec in specs
+        }
+
+    def call(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Embeds features of shape [num_rows] or, of kind tokens, [num_rows, max_tokens].
+
+        Returns:
+            float32 [num_rows, dim].
+
+        Raises:
+            ValueError: a feature is missing.
+        """
+        missing = [spec["name"] for spec in self._specs if spec["name"] not in features]
+        if missing:
+            raise ValueError(f"{self.name} needs the features {missing}; got {sorted(features)}")
+        return tf.add_n([self._embed(spec, features[spec["name"]]) for spec in self._specs])
+
+    def _embed(self, spec: dict[str, Any], values: tf.Tensor) -> tf.Tensor:
+        table = self._tables[spec["name"]]
+        if spec["kind"] == "numeric":
+            return tf.cast(values, tf.float32)[:, None] * table
+        known = tf.cast(values > 0, tf.float32)[..., None]
+        rows = tf.gather(table, values) * known
+        if spec["kind"] == "categorical":
+            return rows
+        return tf.math.divide_no_nan(tf.reduce_sum(rows, axis=1), tf.reduce_sum(known, axis=1))

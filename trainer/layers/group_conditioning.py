@@ -1,0 +1,39 @@
+"""How a user's one encoded query becomes one vector per group."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+class GroupConditioning(tf.keras.layers.Layer):
+    """Base: turns an encoded query h_u into e_{u,g}, the user's vector for group g.
+
+    Two entry points give the same vectors. Training needs a positive's own group only, and has its
+    positives sorted into blocks that share a group; serving needs all groups.
+    """
+
+    def __init__(self, num_groups: int, dim: int, name: str):
+        super().__init__(name=name)
+        self.num_groups = num_groups
+        self.dim = dim
+
+    def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Vectors for one group a block.
+
+        Args:
+            query: float32 [num_blocks, block_size, dim].
+            group_id: int32 [num_blocks], the group that a block's queries are about.
+
+        Returns:
+            float32 [num_blocks, block_size, dim].
+        """
+        raise NotImplementedError
+
+    def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
+        raise NotImplementedError
+
+    def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
+        """Mixture weights [num_blocks, block_size, num_experts], or None where there is no mixture."""
+        del query, group_id
+        return None

@@ -1,0 +1,71 @@
+"""Conditioning by a mixture of experts with one gate per group."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from trainer.layers.group_conditioning import GroupConditioning
+from trainer.layers.random_dropout import RandomDropout
+
+
+class MMoEConditioning(GroupConditioning):
+    """e_{u,g} = h_u + sum_n gate_g(h_u)_n expert_n(h_u), gate_g(h) = softmax(G_g h + b_g).
+
+    Multi-gate mixture of experts (Ma et al., KDD 2018) on top of a shared encoder. All experts are
+    one matrix product; a positive computes its own group's gate only. The experts' output starts at
+    zero, so that training starts from the single vector, and their hidden units are dropped out:
+    without both, the heads overfit sparse logs.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        dim: int,
+        num_experts: int,
+        hidden_dim: int,
+        dropout: float,
+        generator: tf.random.Generator,
+        name: str = "mmoe",
+    ):
+        super().__init__(num_groups, dim, name)
+        self._num_experts, self._hidden_dim = num_experts, hidden_dim
+        self._expert_kernel = self.add_weight(name="expert_kernel", shape=[dim, num_experts * hidden_dim])
+        self._expert_bias = self.add_weight(name="expert_bias", shape=[num_experts * hidden_dim], initializer="zeros")
+        self._expert_output = self.add_weight(
+            name="expert_output", shape=[num_experts, hidden_dim, dim], initializer="zeros"
+        )
+        self._gate_kernel = self.add_weight(
+            name="gate_kernel",
+            shape=[num_groups, dim, num_experts],
+            initializer=tf.keras.initializers.TruncatedNormal(stddev=0.02),
+        )
+        # Gates start apart, not equal: equal gates give all groups the same gradient.
+        self._gate_bias = self.add_weight(
+            name="gate_bias",
+            shape=[num_groups, num_experts],
+            initializer=tf.keras.initializers.TruncatedNormal(stddev=1.0),
+        )
+        self._dropout = RandomDropout(dropout, generator, name="dropout")
+
+    def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
+        logits = tf.matmul(query, tf.gather(self._gate_kernel, group_id))
+        return tf.nn.softmax(logits + tf.gather(self._gate_bias, group_id)[:, None, :])
+
+    def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
+        hidden = self._hidden(query, training)
+        # Gates scale the hidden units, then one matrix product sums over experts and units.
+        gated = hidden * self.gates(query, group_id)[..., None]
+        flat = tf.reshape(gated, tf.concat([tf.shape(query)[:-1], [self._num_experts * self._hidden_dim]], 0))
+        return query + tf.matmul(flat, tf.reshape(self._expert_output, [-1, self.dim]))
+
+    def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
+        experts = tf.einsum("bnh,nhd->bnd", self._hidden(query, training), self._expert_output)
+        logits = tf.einsum("bd,kdn->bkn", query, self._gate_kernel) + self._gate_bias
+        return query[:, None, :] + tf.matmul(tf.nn.softmax(logits), experts)
+
+    def _hidden(self, query: tf.Tensor, training: bool) -> tf.Tensor:
+        """[..., dim] -> [..., num_experts, hidden_dim]."""
+        hidden = tf.nn.gelu(tf.matmul(query, self._expert_kernel) + self._expert_bias)
+        hidden = self._dropout(hidden, training=training)
+        shape = tf.concat([tf.shape(query)[:-1], [self._num_experts, self._hidden_dim]], 0)
+        return tf.reshape(hidden, shape)

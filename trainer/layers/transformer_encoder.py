@@ -1,0 +1,80 @@
+"""A causal transformer encoder."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from trainer.layers.random_dropout import RandomDropout
+
+
+class TransformerEncoder(tf.keras.layers.Layer):
+    """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm).
+
+    Sequences are left-aligned, padding is on the right: the causal mask alone keeps padding out of
+    every real position, so that a row's outputs do not depend on how far its batch is padded.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_heads: int,
+        dim: int,
+        feed_forward_dim: int,
+        dropout: float,
+        generator: tf.random.Generator,
+        name: str = "encoder",
+    ):
+        super().__init__(name=name)
+        self._blocks = [
+            _Block(num_heads, dim, feed_forward_dim, dropout, generator, name=f"block_{index}")
+            for index in range(num_layers)
+        ]
+        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="norm")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Encodes float32 [batch_size, length, dim] into the same shape; position t sees 0..t."""
+        hidden = inputs
+        for block in self._blocks:
+            hidden = block(hidden, training=training)
+        return self._norm(hidden)
+
+
+class _Block(tf.keras.layers.Layer):
+    def __init__(
+        self,
+        num_heads: int,
+        dim: int,
+        feed_forward_dim: int,
+        dropout: float,
+        generator: tf.random.Generator,
+        name: str,
+    ):
+        super().__init__(name=name)
+        self._num_heads, self._dim = num_heads, dim
+        self._attention_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="attention_norm")
+        self._feed_forward_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="feed_forward_norm")
+        self._query_key_value = tf.keras.layers.Dense(3 * dim, use_bias=False, name="query_key_value")
+        self._attention_output = tf.keras.layers.Dense(dim, use_bias=False, name="attention_output")
+        self._expand = tf.keras.layers.Dense(feed_forward_dim, activation="gelu", name="expand")
+        self._contract = tf.keras.layers.Dense(dim, name="contract")
+        self._dropout = RandomDropout(dropout, generator, name="dropout")
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        attended = self._attend(self._attention_norm(inputs))
+        hidden = inputs + self._dropout(attended, training=training)
+        projected = self._contract(self._expand(self._feed_forward_norm(hidden)))
+        return hidden + self._dropout(projected, training=training)
+
+    def _attend(self, inputs: tf.Tensor) -> tf.Tensor:
+        batch_size, length = tf.shape(inputs)[0], tf.shape(inputs)[1]
+        head_dim = self._dim // self._num_heads
+        projected = tf.reshape(self._query_key_value(inputs), [batch_size, length, 3, self._num_heads, head_dim])
+        query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
+        logits = tf.matmul(query, key, transpose_b=True) * head_dim**-0.5
+        position = tf.range(length)
+        # Position t always sees itself, so no row of the softmax is empty.
+        visible = position[None, :] <= position[:, None]
+        logits = tf.where(visible, logits, logits.dtype.min)
+        attended = tf.matmul(tf.nn.softmax(logits), value)
+        merged = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [batch_size, length, self._dim])
+        return self._attention_output(merged)

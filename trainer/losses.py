@@ -1,0 +1,60 @@
+"""The training objective's terms, on logits of positives against a grid of candidates."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def log_partition(
+    positive_logit: tf.Tensor, candidate_logits: tf.Tensor, log_expected_count: tf.Tensor, masked: tf.Tensor
+) -> tf.Tensor:
+    """log(e^{s_p} + sum_j e^{s_j} / E[count_j]) over the candidates that are not masked.
+
+    This is the logQ correction (Bengio and Senecal 2008; Yi et al., RecSys 2019): the correction is
+    *subtracted* from a drawn candidate's logit. The positive is there with certainty and gets none,
+    and its copies among the draws are masked. The sum estimates the softmax's whole partition
+    without bias.
+
+    Args:
+        positive_logit: float32 [...].
+        candidate_logits: float32 [..., num_candidates].
+        log_expected_count: float32, broadcastable to candidate_logits.
+        masked: bool, broadcastable to candidate_logits; True leaves a candidate out.
+
+    Returns:
+        float32 [...].
+    """
+    corrected = tf.where(masked, candidate_logits.dtype.min, candidate_logits - log_expected_count)
+    return tf.reduce_logsumexp(tf.concat([positive_logit[..., None], corrected], axis=-1), axis=-1)
+
+
+def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Mean of [...] values by [...] weights; 0 where all weights are 0."""
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))
+
+
+def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Variance of the log-partitions around their mean.
+
+    Groups' scores can be compared where their partitions agree; a constant that all share cancels
+    in the merge, so it is left free.
+    """
+    center = tf.stop_gradient(weighted_mean(log_partition_value, weights))
+    return weighted_mean(tf.square(log_partition_value - center), weights)
+
+
+def is_member(rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Whether each value occurs in each row.
+
+    Args:
+        rows: int64 [num_rows, length].
+        values: int64 [num_values].
+
+    Returns:
+        bool [num_rows, num_values].
+    """
+    num_rows, length = tf.shape(rows)[0], tf.shape(rows)[1]
+    ordered = tf.sort(rows, axis=1)
+    tiled = tf.tile(values[None, :], [num_rows, 1])
+    place = tf.minimum(tf.searchsorted(ordered, tiled), length - 1)
+    return tf.gather(ordered, place, batch_dims=1) == tiled

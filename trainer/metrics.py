@@ -1,0 +1,162 @@
+"""Ranking metrics of lists against targets. Pure NumPy.
+
+Lists are item_index, best first, 0 = an absent place. A user may have several targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trainer.input_pipeline import Ragged
+
+MetricTable = dict[str, dict[str, float]]
+"""metric -> {"value", "low", "high"}."""
+
+
+def hits(lists: np.ndarray, targets: Ragged) -> np.ndarray:
+    """bool [num_users, length]: whether each listed item is a target of its user.
+
+    A repeated item counts once, at its first place.
+    """
+    num_users, length = lists.shape
+    base = max(int(lists.max(initial=0)), int(targets.values.max(initial=0))) + 1
+    wanted = np.sort(targets.row_ids() * base + targets.values)
+    keys = (np.arange(num_users)[:, None] * base + lists).ravel()
+    place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    found = (wanted[place] == keys) & (lists.ravel() > 0)
+    where = np.flatnonzero(found)
+    _, first = np.unique(keys[where], return_index=True)
+    result = np.zeros(num_users * length, bool)
+    result[where[first]] = True
+    return result.reshape(num_users, length)
+
+
+def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
+    """float64 [num_users]: |targets in the first k| / min(k, number of targets)."""
+    return hit[:, :k].sum(axis=1) / np.minimum(k, num_targets)
+
+
+def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
+    """float64 [num_users]: sum of 1 / log2(place + 1) over hits, over that of a perfect list."""
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    gained = hit[:, :k] @ discount[: hit.shape[1]]
+    return gained / np.cumsum(discount)[np.minimum(k, num_targets) - 1]
+
+
+def catalog_coverage(lists: np.ndarray, num_items: int) -> float:
+    """Share of the catalogue's items that are in at least one list."""
+    return np.count_nonzero(np.unique(lists)) / num_items
+
+
+def gini(lists: np.ndarray, num_items: int) -> float:
+    """Inequality of how often items are listed: 0 if all alike, (num_items - 1) / num_items if one item."""
+    counts = np.sort(np.bincount(lists[lists > 0], minlength=num_items + 1)[1:])
+    if not counts.sum():
+        return 0.0
+    rank = np.arange(1, num_items + 1)
+    return float(((2 * rank - num_items - 1) * counts).sum() / (num_items * counts.sum()))
+
+
+def groups_per_list(lists: np.ndarray, group_id: np.ndarray) -> np.ndarray:
+    """int64 [num_users]: distinct groups in a list; `group_id` is [num_items + 1]."""
+    groups = group_id[lists].astype(np.int64) + 1
+    groups[lists == 0] = 0
+    present = np.zeros((len(lists), int(group_id.max()) + 2), bool)
+    np.put_along_axis(present, groups, True, axis=1)
+    return present[:, 1:].sum(axis=1)
+
+
+def bootstrap_intervals(
+    per_user: np.ndarray, num_samples: int, confidence: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals of means over users.
+
+    Args:
+        per_user: float [num_users, num_metrics].
+
+    Returns:
+        low and high, float64 [num_metrics]; the mean itself where num_samples is 0.
+    """
+    num_users = len(per_user)
+    if num_samples == 0:
+        mean = per_user.mean(axis=0)
+        return mean, mean
+    rng = np.random.default_rng(seed)
+    # Drawing users with replacement is a multinomial over users: one matrix product does all metrics.
+    means = [
+        rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=size) @ per_user / num_users
+        for size in np.diff(np.append(np.arange(0, num_samples, 100), num_samples))
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def metrics_from_lists(
+    lists: np.ndarray,
+    targets: Ragged,
+    ks: Sequence[int],
+    group_id: np.ndarray,
+    bootstrap_samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> MetricTable:
+    """All metrics of ranked lists, served or exact.
+
+    Coverage and Gini are properties of all lists together; they have no interval over users and
+    repeat their value.
+
+    Args:
+        lists: int [num_users, M], item_index, best first, 0 = absent. A k beyond M is measured on M.
+        targets: one row a user, at least one target each.
+        ks: the k of recall_at_k.
+        group_id: int [num_items + 1], row 0 = padding.
+
+    Raises:
+        ValueError: lists and targets are of different numbers of users.
+    """
+    if len(lists) != len(targets):
+        raise ValueError(f"metrics need a list for each user: got {len(lists)} lists and {len(targets)} users")
+    per_user = per_user_metrics(lists, targets, ks)
+    per_user["groups_per_list_at_100"] = groups_per_list(lists[:, :100], group_id)
+    values = np.stack([column.astype(np.float64) for column in per_user.values()], axis=1)
+    low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
+    table: MetricTable = {
+        name: {"value": float(values[:, column].mean()), "low": float(low[column]), "high": float(high[column])}
+        for column, name in enumerate(per_user)
+    }
+    num_items = len(group_id) - 1
+    for name, value in (
+        ("catalog_coverage_at_100", catalog_coverage(lists[:, :100], num_items)),
+        ("gini_at_100", gini(lists[:, :100], num_items)),
+    ):
+        table[name] = {"value": value, "low": value, "high": value}
+    return table
+
+
+def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """recall_at_{k} and ndcg_at_10 of each user: name -> float64 [num_users]."""
+    hit = hits(lists, targets)
+    result = {f"recall_at_{k}": recall_at_k(hit, targets.lengths, k) for k in ks}
+    result["ndcg_at_10"] = ndcg_at_k(hit, targets.lengths, 10)
+    return result
+
+
+def target_recall(lists: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
+    """float64 [number of targets]: 1 where the target is in the first k of its user's list."""
+    hit = hits(lists[:, :k], targets)
+    base = max(int(lists.max(initial=0)), int(targets.values.max(initial=0))) + 1
+    rows, places = np.nonzero(hit)
+    return np.isin(targets.row_ids() * base + targets.values, rows * base + lists[rows, places]).astype(np.float64)
+
+
+def mean_by(labels: np.ndarray, values: np.ndarray, names: Mapping[int, str]) -> dict[str, dict[str, float]]:
+    """Mean and count of values [n] for each label [n]; labels without values are left out."""
+    result = {}
+    for label, name in names.items():
+        chosen = values[labels == label]
+        if len(chosen):
+            result[name] = {"value": float(chosen.mean()), "count": float(len(chosen))}
+    return result

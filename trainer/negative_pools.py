@@ -1,0 +1,109 @@
+"""Candidates that a step's positives are compared with, laid out as one row a group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.config import LossConfig
+from trainer.catalogue import Catalogue
+
+_NEVER = -1e9
+"""log expected count of an item that cannot be drawn: finite, so that masked places stay free of NaN."""
+
+
+class CandidateGrid(NamedTuple):
+    """Candidates by group.
+
+    Attributes:
+        item_index: int64 [num_groups, width]; 0 where a row is shorter than the widest.
+        log_expected_count: float32 [num_groups, width], how often an item is expected in the grid,
+            log; 0 where the grid holds every item exactly once.
+    """
+
+    item_index: tf.Tensor
+    log_expected_count: tf.Tensor
+
+
+class NegativePools:
+    """Builds the grid of a step: the whole catalogue where it is small, drawn negatives where not.
+
+    Drawn negatives come with the windows: in-group draws follow q(i | g), easy draws follow q(i).
+    Both share one grid, and an item's expected count there is that of the mixture,
+
+        E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
+
+    n_g being the in-group draws kept for group g and n_easy the easy draws kept. Weighing a draw by
+    1 / E[count_i] makes sums over the grid unbiased estimates of sums over the catalogue (the
+    balance heuristic of multiple importance sampling), whatever the mix of hard and easy. What is
+    neglected: the windows' writer rejects a user's own items, which other users then see less of.
+    """
+
+    def __init__(self, catalogue: Catalogue, loss: LossConfig):
+        self.num_groups = catalogue.num_groups
+        self.exact = catalogue.num_items <= loss.exact_softmax_max_items
+        self._in_group_pool = loss.in_group_pool if catalogue.groups_match_windows else 0
+        self._easy_pool = loss.easy_pool
+        self._group_id = tf.constant(catalogue.group_id)
+        probability = catalogue.sampling_probability
+        mass = np.zeros(catalogue.num_groups)
+        np.add.at(mass, catalogue.group_id[1:], probability[1:])
+        self._log_probability = tf.constant(np.log(np.maximum(probability, 1e-30)), tf.float32)
+        self._group_mass = tf.constant(np.maximum(mass, 1e-30), tf.float32)
+        self._whole_catalogue = tf.constant(_rows_by_group(catalogue)) if self.exact else None
+
+    def __call__(
+        self, in_group_negatives: tf.Tensor, easy_negatives: tf.Tensor, generator: tf.random.Generator
+    ) -> CandidateGrid:
+        """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows."""
+        if self._whole_catalogue is not None:
+            return CandidateGrid(self._whole_catalogue, tf.zeros(tf.shape(self._whole_catalogue)))
+        hard, hard_group = self._in_group_draws(in_group_negatives, generator)
+        easy = tf.random.experimental.stateless_shuffle(easy_negatives, generator.make_seeds()[:, 0])
+        easy = easy[: self._easy_pool]
+        drawn = tf.concat([hard, easy], 0)
+        group = tf.concat([hard_group, tf.gather(self._group_id, easy)], 0)
+        item_index = _to_rows(drawn, group, self.num_groups)
+        num_hard = tf.cast(tf.math.bincount(hard_group, minlength=self.num_groups), tf.float32)
+        log_draws = tf.math.log(num_hard / self._group_mass + tf.cast(tf.size(easy), tf.float32) + 1e-30)
+        log_count = log_draws[:, None] + tf.gather(self._log_probability, item_index)
+        return CandidateGrid(item_index, tf.where(item_index > 0, log_count, _NEVER))
+
+    def _in_group_draws(self, negatives: tf.Tensor, generator: tf.random.Generator) -> tuple[tf.Tensor, tf.Tensor]:
+        """A random `in_group_pool` of each group's draws, and their groups."""
+        if self._in_group_pool == 0:
+            return negatives[:0], tf.zeros([0], tf.int32)
+        negatives = tf.random.experimental.stateless_shuffle(negatives, generator.make_seeds()[:, 0])
+        group = tf.gather(self._group_id, negatives)
+        order = tf.argsort(group, stable=True)
+        negatives, group = tf.gather(negatives, order), tf.gather(group, order)
+        kept = _rank_in_group(group, self.num_groups) < self._in_group_pool
+        return negatives[kept], group[kept]
+
+
+def _rank_in_group(sorted_group: tf.Tensor, num_groups: int) -> tf.Tensor:
+    """Place of each element among those of its group; `sorted_group` is int32 [n], ascending."""
+    first = tf.cumsum(tf.math.bincount(sorted_group, minlength=num_groups), exclusive=True)
+    return tf.range(tf.size(sorted_group)) - tf.gather(first, sorted_group)
+
+
+def _to_rows(items: tf.Tensor, group: tf.Tensor, num_groups: int) -> tf.Tensor:
+    """[n] items and their groups -> [num_groups, width], padded with 0."""
+    order = tf.argsort(group, stable=True)
+    items, group = tf.gather(items, order), tf.gather(group, order)
+    width = tf.maximum(tf.reduce_max(tf.math.bincount(group, minlength=num_groups)), 1)
+    place = tf.stack([group, _rank_in_group(group, num_groups)], axis=1)
+    return tf.scatter_nd(place, items, tf.stack([num_groups, width]))
+
+
+def _rows_by_group(catalogue: Catalogue) -> np.ndarray:
+    """Every item once: int64 [num_groups, size of the largest group], padded with 0."""
+    group = catalogue.group_id[1:]
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group, minlength=catalogue.num_groups)
+    rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rows = np.zeros((catalogue.num_groups, max(int(sizes.max()), 1)), np.int64)
+    rows[group[order], rank] = order + 1
+    return rows

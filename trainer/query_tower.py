@@ -1,0 +1,56 @@
+"""The user tower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from contracts.config import Config
+from trainer.catalogue import Catalogue
+from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.random_dropout import RandomDropout
+from trainer.layers.transformer_encoder import TransformerEncoder
+
+
+class QueryTower(tf.keras.layers.Layer):
+    """Encodes a history, read through the item tower, into one query per position.
+
+    A learned start token stands before the first event, so that position t has seen exactly t
+    events and a user without history has a trained query too: the start token's.
+    """
+
+    def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator, name: str = "query_tower"):
+        super().__init__(name=name)
+        model, dim = config.model, config.model.embedding_dim
+        initializer = tf.keras.initializers.TruncatedNormal(stddev=0.02)
+        self.max_length = config.windows.length
+        self._dim = dim
+        self._start = self.add_weight(name="start", shape=[dim], initializer=initializer)
+        self._positions = self.add_weight(
+            name="positions", shape=[config.windows.length + 1, dim], initializer=initializer
+        )
+        self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
+        self._encoder = TransformerEncoder(
+            model.num_layers, model.num_heads, dim, model.feed_forward_multiple * dim, model.dropout, generator
+        )
+        specs = catalogue.feature_spec["user"] if model.use_user_features else []
+        self._features = FeatureEmbedding(specs, dim, zero_init=True, name="user_features") if specs else None
+
+    def call(self, history: tf.Tensor, user_features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Queries after 0, 1, .. length events.
+
+        Args:
+            history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
+            user_features: name -> [batch_size] or [batch_size, max_tokens], transformed.
+
+        Returns:
+            float32 [batch_size, length + 1, dim].
+        """
+        batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
+        start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
+        tokens = tf.concat([start, history], axis=1) * self._dim**0.5 + self._positions[: length + 1]
+        encoded = self._encoder(self._dropout(tokens, training=training), training=training)
+        if self._features is None:
+            return encoded
+        return encoded + self._dropout(self._features(user_features), training=training)[:, None, :]

@@ -1,0 +1,107 @@
+"""Exact ranking of the whole catalogue for many users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.model import TwoTowerModel
+from trainer.scoring import Merge, fill_quotas, floored_log_intent, quotas
+
+_SCORES_PER_CHUNK = 8_000_000
+"""User-item scores held at once (float32, a few copies)."""
+
+
+class ExactRanking:
+    """Ranks every unseen item for every user, by one matrix product a group on items sorted by group.
+
+    Ties are broken by a fixed random order of the items, so that a model that scores all alike
+    performs at chance.
+    """
+
+    def __init__(self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers):
+        self._catalogue, self._users = catalogue, users
+        self._queries, self._log_intent = encode_users(model, users)
+        group = catalogue.group_id[1:]
+        tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
+        self._items = np.lexsort([tie_break, group]) + 1
+        sizes = np.bincount(group, minlength=catalogue.num_groups)
+        self._bounds = np.concatenate([[0], np.cumsum(sizes)])
+        self._embeddings = model.candidate_embeddings(tf.constant(self._items)).numpy()
+        self._column_of_item = np.zeros(catalogue.num_items + 1, np.int64)
+        self._column_of_item[self._items] = np.arange(catalogue.num_items)
+        # Across groups, ties are settled by the random order too.
+        self._shuffled = np.argsort(tie_break[self._items - 1])
+
+    def lists(self, merge: Merge, alpha: float, length: int) -> np.ndarray:
+        """int64 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
+        length = min(length, self._catalogue.num_items)
+        parts = []
+        for rows in self._chunks():
+            scores = self._scores(rows, alpha)
+            if merge == "quota":
+                scores = self._within_quota(scores, rows, alpha, length)
+            parts.append(self._best(scores, length))
+        return np.concatenate(parts)
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        size = max(1, _SCORES_PER_CHUNK // self._catalogue.num_items)
+        for start in range(0, len(self._users), size):
+            yield np.arange(start, min(start + size, len(self._users)))
+
+    def _scores(self, rows: np.ndarray, alpha: float) -> np.ndarray:
+        """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""
+        scores = np.empty((len(rows), self._catalogue.num_items), np.float32)
+        bonus = alpha * floored_log_intent(self._log_intent[rows])
+        for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
+            np.matmul(self._queries[rows, group], self._embeddings[start:end].T, out=scores[:, start:end])
+            scores[:, start:end] += bonus[:, group, None]
+        seen = self._users.seen.take(rows)
+        scores[seen.row_ids(), self._column_of_item[seen.values]] = -np.inf
+        return scores
+
+    def _within_quota(self, scores: np.ndarray, rows: np.ndarray, alpha: float, length: int) -> np.ndarray:
+        """Scores with -inf for what lies beyond its group's places."""
+        log_intent = self._log_intent[rows]
+        bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
+        available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
+        taken = fill_quotas(quotas(log_intent, length, alpha), available, log_intent)
+        result = np.full_like(scores, -np.inf)
+        for group, (start, end) in enumerate(bounds):
+            width = int(min(taken[:, group].max(), end - start))
+            if width:
+                values, columns = tf.math.top_k(scores[:, start:end], width)
+                kept = np.where(np.arange(width) < taken[:, group, None], values.numpy(), -np.inf)
+                np.put_along_axis(result[:, start:end], columns.numpy().astype(np.int64), kept, axis=1)
+        return result
+
+    def _best(self, scores: np.ndarray, length: int) -> np.ndarray:
+        # top_k breaks ties by the lower column, so columns are first put in the random order.
+        values, columns = tf.math.top_k(scores[:, self._shuffled], length)
+        items = self._items[self._shuffled[columns.numpy()]]
+        return np.where(np.isfinite(values.numpy()), items, 0)
+
+
+def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings float32 [num_users, num_groups, dim] and log intent [num_users, num_groups]."""
+
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None], tf.int64)],
+        reduce_retracing=True,
+    )
+    def encode(history: tf.Tensor, user_index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return model.query_embeddings(history, model.features_of_users(user_index))
+
+    queries = np.empty((len(users), model.num_groups, model.embedding_dim), np.float32)
+    log_intent = np.empty((len(users), model.num_groups), np.float32)
+    order = np.argsort(users.history.lengths, kind="stable")
+    for start in range(0, len(order), 512):
+        rows = order[start : start + 512]
+        history: Ragged = users.history.take(rows)
+        encoded = encode(tf.constant(history.padded()), tf.constant(users.user_index[rows]))
+        queries[rows], log_intent[rows] = encoded[0].numpy(), encoded[1].numpy()
+    return queries, log_intent

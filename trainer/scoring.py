@@ -1,0 +1,68 @@
+"""How groups' candidates become one list. NumPy; the servable's graph is tested against this.
+
+The score of item i for user u, with e the user's vector for the item's group and p the intent:
+
+    score(u, i) = <e_{u,g(i)}, v_i> + alpha * log max(p(g(i) | u), 1e-20)
+
+merge "score": the M items of the highest score.
+merge "quota": group g gets M_g places, in proportion to p(g | u)^alpha (alpha 0: equal shares,
+large alpha: the best group only), filled by its items of the highest score; a group with fewer
+items gives its places to the others in order of intent. The list is ordered by score.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Merge = Literal["quota", "score"]
+
+MIN_PROBABILITY = 1e-20
+
+
+def floored_log_intent(log_intent: np.ndarray) -> np.ndarray:
+    """log max(p, 1e-20)."""
+    return np.maximum(log_intent, np.log(MIN_PROBABILITY))
+
+
+def quotas(log_intent: np.ndarray, num_candidates: int, alpha: float) -> np.ndarray:
+    """M_g = M p^alpha / sum p^alpha, rounded so that each row sums to M.
+
+    Rounding is cumulative: M_g = round(C_g) - round(C_{g-1}) with C the cumulative sum of the exact
+    shares in order of group_id and round(x) = floor(x + 0.5).
+
+    Args:
+        log_intent: float [num_users, num_groups].
+
+    Returns:
+        int64 [num_users, num_groups].
+    """
+    weights = alpha * floored_log_intent(log_intent.astype(np.float64))
+    weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+    shares = np.cumsum(weights, axis=1)
+    shares = shares / shares[:, -1:]
+    return np.diff(np.floor(num_candidates * shares + 0.5).astype(np.int64), axis=1, prepend=0)
+
+
+def fill_quotas(quota: np.ndarray, available: np.ndarray, log_intent: np.ndarray) -> np.ndarray:
+    """Places per group once groups with fewer items than quota have passed their places on.
+
+    The places left over go to the group of the highest intent until it has no items left, then to
+    the next (ties: the lower group_id). A row sums to min(M, all available items).
+
+    Args:
+        quota, available: int64 [num_users, num_groups].
+        log_intent: float [num_users, num_groups].
+
+    Returns:
+        int64 [num_users, num_groups].
+    """
+    taken = np.minimum(quota, available)
+    left_over = (quota - taken).sum(axis=1, keepdims=True)
+    order = np.argsort(-log_intent, axis=1, kind="stable")
+    spare = np.take_along_axis(available - taken, order, axis=1)
+    before = np.cumsum(spare, axis=1) - spare
+    extra = np.clip(left_over - before, 0, spare)
+    np.put_along_axis(taken, order, np.take_along_axis(taken, order, axis=1) + extra, axis=1)
+    return taken

@@ -1,0 +1,224 @@
+"""Training: windows in, a model artifact out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.config import Config
+from contracts.layout import Model, Workdir
+from contracts.names import Split
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.metrics import per_user_metrics
+from trainer.model import TwoTowerModel
+from trainer.progress import TrainingProgress
+from trainer.ranking import ExactRanking
+from trainer.training_state import TrainingState
+
+_BATCH_SIGNATURE = WindowBatch(
+    user_index=tf.TensorSpec([None], tf.int64),
+    item_index=tf.TensorSpec([None, None], tf.int64),
+    is_target=tf.TensorSpec([None, None], tf.bool),
+    in_group_negatives=tf.TensorSpec([None], tf.int64),
+    easy_negatives=tf.TensorSpec([None], tf.int64),
+)
+_MERGE_EXPONENT = 1.0
+"""alpha of validation: scores are trained to be calibrated at 1."""
+
+
+def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
+    """Trains a model and writes it to `workdir.model(name)`.
+
+    Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops
+    early on validation recall at `training.monitor_k`; the best epoch's weights are kept.
+
+    Raises:
+        ValueError: a loss was NaN or infinite; the message names the step and the saved batch.
+        ArtifactError: an artifact that training reads is missing.
+    """
+    tf.keras.utils.set_random_seed(config.seed)
+    catalogue = Catalogue.for_config(config, workdir)
+    _require_negatives(config, catalogue)
+    model = TwoTowerModel(config, catalogue)
+    final = workdir.model(name)
+    with writing(final.path, Model.KIND, fingerprint) as artifact:
+        trainer = _Trainer(config, workdir, name, catalogue, model, fingerprint)
+        trainer.run()
+        staged = Model(artifact.path)
+        model.save_weights(str(staged.weights))
+        write_json(staged.history, trainer.state.history)
+        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
+        artifact.files += [staged.weights.name, staged.history.name, "config.json"]
+        artifact.counts |= {
+            "epochs": trainer.state.epoch,
+            "steps": int(trainer.state.step.numpy()),
+            "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
+        }
+        artifact.details |= {"best": trainer.state.best_epoch}
+    trainer.state.remove()
+    return read_manifest(final.path)
+
+
+def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
+    """A trained model, its weights restored.
+
+    Args:
+        config: what the model was trained with.
+
+    Raises:
+        ArtifactError: there is no such model.
+        ValueError: the weights do not fit the config or the catalogue.
+    """
+    artifact = workdir.model(name)
+    read_manifest(artifact.path)
+    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    try:
+        model.load_weights(str(artifact.weights))
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
+            f"present catalogue ({error}): use the config in {artifact.path / 'config.json'}, or train again"
+        ) from None
+    return model
+
+
+def single_vector_config(config: Config) -> Config:
+    """The baseline: the same towers and budget, one vector a user, softmax over the whole catalogue.
+
+    The softmax is exact up to `training.loss.exact_softmax_max_items`; above, it has as many
+    negatives, drawn from the whole catalogue with exact logQ, as the per-group model's pools hold.
+    """
+    loss = config.training.loss
+    negatives = loss.easy_pool + loss.in_group_pool * config.groups.num_groups
+    loss = loss.model_copy(
+        update={
+            "in_group_weight": 0.0,
+            "global_weight": 1.0,
+            "intent_weight": 0.0,
+            "z_weight": 0.0,
+            "easy_pool": negatives,
+        }
+    )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"conditioning": "none"}),
+            "groups": config.groups.model_copy(update={"num_groups": 1}),
+            "training": config.training.model_copy(update={"loss": loss}),
+        }
+    )
+
+
+class _Trainer:
+    """The loop over epochs."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Workdir,
+        name: str,
+        catalogue: Catalogue,
+        model: TwoTowerModel,
+        fingerprint: str,
+    ):
+        self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
+        self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
+        self._validation = EvaluationUsers.load(workdir, Split.VALIDATION)
+        self._optimizer = tf.keras.optimizers.Adam(
+            config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
+        )
+        self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
+        self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
+        self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
+        self._step = tf.function(self._train_step, input_signature=[_BATCH_SIGNATURE])
+
+    def run(self) -> None:
+        """Trains until the last epoch or until validation stops improving; keeps the best weights."""
+        with TrainingProgress(self._name, self.state.epoch, self._config.epochs) as progress:
+            while self.state.epoch < self._config.epochs:
+                if self.state.evaluations_since_best >= self._config.early_stopping_patience:
+                    break
+                entry = self._run_epoch(self.state.epoch, progress)
+                self._log(entry)
+                self.state.epoch_done(entry)
+                best = self.state.best_epoch
+                progress.epoch_done(
+                    f"recall@{self._config.monitor_k} {best['validation_recall']:.4f} (epoch {best['epoch']})"
+                    if best
+                    else ""
+                )
+        self.state.restore_best()
+
+    def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
+        started, positives, sums = time.monotonic(), 0, {}
+        batch = None
+        for batch in self._batches.epoch(epoch):
+            terms = {key: float(value) for key, value in self._step(batch).items()}
+            self._require_finite(terms, batch)
+            count = int(batch.is_target.sum())
+            positives += count
+            for key, value in terms.items():
+                sums[key] = sums.get(key, 0.0) + value * count
+            progress.update(terms["loss"], positives / (time.monotonic() - started))
+        if batch is None:
+            raise ValueError("the training split holds no windows: give the log users with at least two events")
+        seconds = time.monotonic() - started
+        entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
+        entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
+        entropy = self._model.gate_entropy(batch)
+        if entropy is not None:
+            entry["gate_entropy"] = float(entropy)
+        if (epoch + 1) % self._config.evaluate_every == 0 or epoch + 1 == self._config.epochs:
+            entry["validation_recall"] = self._validation_recall()
+        return entry
+
+    def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            terms = self._model.loss_terms(batch, training=True)
+        variables = self._model.trainable_variables
+        gradients = tape.gradient(terms["loss"], variables)
+        pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        # A step whose loss is not finite changes nothing, so that the state saved with it is usable.
+        if tf.math.is_finite(terms["loss"]):
+            self._optimizer.apply_gradients(pairs)
+            self.state.step.assign_add(1)
+        return terms
+
+    def _validation_recall(self) -> float:
+        k = self._config.monitor_k
+        lists = ExactRanking(self._model, self._catalogue, self._validation).lists("score", _MERGE_EXPONENT, k)
+        return float(per_user_metrics(lists, self._validation.targets, [k])[f"recall_at_{k}"].mean())
+
+    def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:
+        if np.isfinite(terms["loss"]):
+            return
+        path: Path = self._failed_batch
+        np.savez_compressed(path, **batch._asdict())
+        bad = {key: value for key, value in terms.items() if not np.isfinite(value)}
+        raise ValueError(
+            f"training {self._name}: the loss of step {int(self.state.step.numpy()) + 1} is not finite ({bad}); "
+            f"the batch is saved in {path}. Lower training.learning_rate, or look for extreme numeric features"
+        )
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        with self._summaries.as_default():
+            for key, value in entry.items():
+                if key != "epoch":
+                    tf.summary.scalar(key, value, step=entry["epoch"])
+        self._summaries.flush()
+
+
+def _require_negatives(config: Config, catalogue: Catalogue) -> None:
+    loss = config.training.loss
+    sampled = catalogue.num_items > loss.exact_softmax_max_items
+    if sampled and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
+        raise ValueError(
+            "a single-vector model on a catalogue larger than training.loss.exact_softmax_max_items="
+            f"{loss.exact_softmax_max_items} learns from easy negatives: set windows.easy_negatives and "
+            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}"
+        )

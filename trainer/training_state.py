@@ -1,0 +1,88 @@
+"""What a killed training needs to go on, and the best weights so far."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from contracts.artifact import write_json
+from trainer.model import TwoTowerModel
+
+
+class TrainingState:
+    """Checkpoints an unfinished training after each epoch under one directory.
+
+    A checkpoint holds weights, optimizer, random state and the history of epochs; the best weights
+    lie beside it. A directory that another fingerprint wrote is started afresh.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, model: TwoTowerModel, optimizer: tf.keras.optimizers.Optimizer):
+        self._path, self._model = path, model
+        self._forget_other_run(fingerprint)
+        optimizer.build(model.trainable_variables)
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._history_json = tf.Variable("[]", trainable=False)
+        checkpoint = tf.train.Checkpoint(
+            weights=model.variables,
+            optimizer=optimizer,
+            generator=model.generator,
+            step=self.step,
+            history=self._history_json,
+        )
+        self._manager = tf.train.CheckpointManager(checkpoint, str(path), max_to_keep=1)
+        if self._manager.latest_checkpoint:
+            checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        self.history: list[dict[str, Any]] = json.loads(self._history_json.numpy())
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def best_epoch(self) -> dict[str, Any] | None:
+        """The history's entry of the best validation; None before the first."""
+        measured = [entry for entry in self.history if "validation_recall" in entry]
+        return max(measured, key=lambda entry: entry["validation_recall"], default=None)
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """Validations after the best one."""
+        best = self.best_epoch
+        if best is None:
+            return 0
+        return sum("validation_recall" in entry for entry in self.history[best["epoch"] :])
+
+    def epoch_done(self, entry: dict[str, Any]) -> None:
+        """Records an epoch's history entry, and its weights if its validation is the best so far."""
+        self.history.append(entry)
+        if self.best_epoch is entry:
+            staging = self._path / "best.staging.weights.h5"
+            self._model.save_weights(str(staging))
+            staging.replace(self._best_weights)
+        self._history_json.assign(json.dumps(self.history))
+        self._manager.save()
+
+    def restore_best(self) -> None:
+        """Loads the best epoch's weights into the model."""
+        if self.best_epoch is not None:
+            self._model.load_weights(str(self._best_weights))
+
+    def remove(self) -> None:
+        """Deletes the directory, the training being finished."""
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    @property
+    def _best_weights(self) -> Path:
+        return self._path / "best.weights.h5"
+
+    def _forget_other_run(self, fingerprint: str) -> None:
+        marker = self._path / "run.json"
+        if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"fingerprint": fingerprint}:
+            shutil.rmtree(self._path)
+        self._path.mkdir(parents=True, exist_ok=True)
+        write_json(marker, {"fingerprint": fingerprint})
