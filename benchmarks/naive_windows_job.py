@@ -1,0 +1,123 @@
+"""The windows job as tutorials write it: one Python element an event, one dict a row, one proto a record.
+
+Same input (the validated events), same records, same rules as `beam_jobs.windows`; the baseline that
+`benchmarks/beam.py` compares with.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import tensorflow as tf
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import EventColumn, ItemColumn, Split, UserColumn, WindowField
+
+
+class Catalogue:
+    """Dictionaries from ids to indices, and cumulative weights to draw negatives with."""
+
+    def __init__(self, workdir: Workdir) -> None:
+        items = pq.read_table(workdir.item_statistics.items)
+        groups = pq.read_table(workdir.item_groups.groups)[ItemColumn.GROUP_ID].to_pylist()
+        users = pq.read_table(workdir.item_statistics.users)[UserColumn.USER_ID].to_pylist()
+        weights = items[ItemColumn.SAMPLING_PROBABILITY].to_pylist()
+        self.item_index = {item: row + 1 for row, item in enumerate(items[ItemColumn.ITEM_ID].to_pylist())}
+        self.user_index = {user: row + 1 for row, user in enumerate(users)}
+        self.group_id = [-1, *groups]
+        self.members = {group: [] for group in set(groups)}
+        self.cumulative: dict[int, list[float]] = {}
+        for index, group in enumerate(groups, 1):
+            self.members[group].append(index)
+        for group, members in self.members.items():
+            self.cumulative[group] = list(itertools.accumulate(weights[index - 1] for index in members))
+        self.all_cumulative = list(itertools.accumulate(weights))
+
+    def draw_in_group(self, group: int, own: set[int]) -> int:
+        cumulative = self.cumulative[group]
+        for _ in range(100):
+            position = bisect.bisect_left(cumulative, random.random() * cumulative[-1])
+            if self.members[group][position] not in own:
+                break
+        return self.members[group][position]
+
+    def draw_easy(self, own: set[int]) -> int:
+        for _ in range(100):
+            index = bisect.bisect_left(self.all_cumulative, random.random() * self.all_cumulative[-1]) + 1
+            if index not in own:
+                break
+        return index
+
+
+class MakeWindows(beam.DoFn):
+    """(user_id, rows) -> serialised windows."""
+
+    def __init__(self, config: Config, workdir: Path) -> None:
+        self.config = config
+        self.workdir = workdir
+
+    def setup(self) -> None:
+        self.catalogue = Catalogue(Workdir(self.workdir))
+
+    def process(self, element: tuple[str, list[dict]]) -> Iterator[bytes]:
+        user_id, rows = element
+        catalogue, settings = self.catalogue, self.config.windows
+        events = sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP])
+        items = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events]
+        own = set(items)
+        for last in range(len(events), 1, -settings.length):
+            first = max(last - settings.length, 1)
+            hard, easy = [], []
+            for item in items[first:last]:
+                group = catalogue.group_id[item]
+                hard += [catalogue.draw_in_group(group, own) for _ in range(settings.in_group_negatives)]
+                easy += [catalogue.draw_easy(own) for _ in range(settings.easy_negatives)]
+            window = slice(first - 1, last)
+            yield _example(
+                {
+                    WindowField.USER_INDEX: [catalogue.user_index[user_id]],
+                    WindowField.ITEM_INDEX: items[window],
+                    WindowField.GROUP_ID: [catalogue.group_id[item] for item in items[window]],
+                    WindowField.FEEDBACK_LEVEL: [row[EventColumn.FEEDBACK_LEVEL] for row in events[window]],
+                    WindowField.TIMESTAMP: [row[EventColumn.TIMESTAMP] // 1_000_000 for row in events[window]],
+                    WindowField.NUM_CONTEXT: [1],
+                    WindowField.IN_GROUP_NEGATIVES: hard,
+                    WindowField.EASY_NEGATIVES: easy,
+                }
+            )
+
+
+def _example(features: dict[str, list[int]]) -> bytes:
+    feature = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=values)) for name, values in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def run(config: Config, workdir: Workdir, out: Path) -> None:
+    """Writes `out`-*.tfrecord.gz."""
+    target = config.data.feedback.target_level_index
+
+    def is_positive(row: dict) -> bool:
+        return row[EventColumn.SPLIT] == Split.TRAIN and row[EventColumn.FEEDBACK_LEVEL] >= target
+
+    with beam.Pipeline(options=PipelineOptions([f"--runner={config.beam.runner}"])) as pipeline:
+        (
+            pipeline
+            | "Read events" >> beam.io.ReadFromParquet(str(workdir.events.path / "*.parquet"))
+            | "Keep positives" >> beam.Filter(is_positive)
+            | "Key by user" >> beam.Map(lambda row: (row[EventColumn.USER_ID], row))
+            | "Group by user" >> beam.GroupByKey()
+            | "Make windows" >> beam.ParDo(MakeWindows(config, workdir.path))
+            | "Write"
+            >> beam.io.WriteToTFRecord(
+                str(out), file_name_suffix=".tfrecord.gz", num_shards=8, compression_type=CompressionTypes.GZIP
+            )
+        )
