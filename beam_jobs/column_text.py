@@ -1,0 +1,70 @@
+"""Any Arrow column as text, and which of its values are sound ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+MAX_ID_BYTES = 1024
+ID_PROBLEMS = ("", "missing", "not UTF-8", "holds control characters", f"longer than {MAX_ID_BYTES} bytes")
+"""What `check_ids` finds, by code; code 0 is a sound id. Control characters would break text vocabularies."""
+_OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG = range(5)
+
+
+def to_binary(column: pa.Array) -> pa.Array:
+    """The column's values as text bytes; null where there is no value.
+
+    Integers become their decimal form, and so do whole floats: pandas turns an integer column with
+    gaps into floats. Lists of strings are not values: see `feature_tables`.
+
+    Raises:
+        ValueError: the column is of a type that has no plain text.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return to_binary(column.dictionary_decode())
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.binary())
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+        whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
+        as_integer = pc.if_else(whole, column, pa.scalar(0, kind)).cast(pa.int64()).cast(pa.string())
+        return pc.if_else(whole, as_integer, column.cast(pa.string())).cast(pa.binary())
+    if pa.types.is_nested(kind) or pa.types.is_null(kind):
+        if pa.types.is_null(kind):
+            return pa.nulls(len(column), pa.binary())
+        raise ValueError(f"a column of type {kind} cannot be read as text")
+    return column.cast(pa.string()).cast(pa.binary())
+
+
+def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:
+    """[num_values] index into `ID_PROBLEMS` of each distinct value of a binary array."""
+    lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
+    problems = np.zeros(len(values), np.int8)
+    utf8 = utf8_mask(values)
+    text = pc.if_else(pa.array(utf8), values, pa.scalar(b"", pa.binary())).cast(pa.string())
+    control = pc.fill_null(pc.match_substring_regex(text, r"[\x00-\x1f\x7f]"), False).to_numpy(zero_copy_only=False)
+    problems[control] = _CONTROL
+    problems[~utf8] = _NOT_UTF8
+    problems[lengths > MAX_ID_BYTES] = _LONG
+    problems[lengths == 0] = _MISSING
+    return problems
+
+
+def utf8_mask(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """[num_values] whether each value of a binary array is UTF-8 (null is)."""
+    mask = np.ones(len(values), bool)
+    pending = [(0, len(values))]
+    while pending:  # halve what does not validate as a whole: one pass when all is well
+        start, stop = pending.pop()
+        try:
+            values.slice(start, stop - start).cast(pa.string())
+        except pa.ArrowInvalid:
+            if stop - start == 1:
+                mask[start] = False
+            else:
+                middle = (start + stop) // 2
+                pending += [(start, middle), (middle, stop)]
+    return mask

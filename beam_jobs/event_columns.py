@@ -1,0 +1,149 @@
+"""Raw columns of a log to validated events: ids, times, feedback levels; whatever fails has a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.column_text import ID_PROBLEMS, check_ids, to_binary
+from beam_jobs.event_files import RawBatch
+from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
+from contracts.config import DataConfig
+from contracts.names import EventColumn
+
+_VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
+
+DEAD_LETTER_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
+
+
+@dataclass
+class ValidBatch:
+    """What a raw batch holds.
+
+    Attributes:
+        events: `EventColumn`s without split; ids dictionary-encoded strings.
+        dead_letters: `DEAD_LETTER_SCHEMA`.
+    """
+
+    events: pa.Table
+    dead_letters: pa.Table
+
+
+def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
+    """Converts a batch; a row that fails several checks is set aside for the first."""
+    letters = _DeadLetters(batch.rows)
+    table = batch.table.combine_chunks()
+
+    def column(name: str) -> pa.Array:
+        return pa.concat_arrays(table[name].chunks) if table.num_rows else table[name].combine_chunks()
+
+    users = _ids(column(data.columns.user_id), EventColumn.USER_ID, letters)
+    items = _ids(column(data.columns.item_id), EventColumn.ITEM_ID, letters)
+    raw_times = column(data.columns.timestamp)
+    times, problems = parse_times(raw_times, data.timestamp_unit)
+    letters.add(EventColumn.TIMESTAMP, problems, TIME_PROBLEMS, raw_times)
+    levels = _feedback_levels(column, data, table.num_rows, letters)
+
+    good = pa.array(letters.good)
+    events = pa.table(
+        {
+            EventColumn.USER_ID: users,
+            EventColumn.ITEM_ID: items,
+            EventColumn.TIMESTAMP: pa.array(times),
+            EventColumn.FEEDBACK_LEVEL: pa.array(levels),
+        }
+    ).filter(good)
+    return ValidBatch(events, letters.table(batch.bad_rows))
+
+
+class _DeadLetters:
+    """Collects each row's first problem."""
+
+    def __init__(self, rows: npt.NDArray[np.int64]) -> None:
+        self._rows = rows
+        self._tables: list[pa.Table] = []
+        self.good = np.ones(len(rows), bool)
+
+    def add(self, field: str, problems: npt.NDArray[np.int8], names: tuple[str, ...], values: pa.Array) -> None:
+        """Sets aside the rows with a non-zero problem, unless they are already."""
+        bad = np.flatnonzero((problems != 0) & self.good)
+        if not len(bad):
+            return
+        self.good[bad] = False
+        reasons = np.array([f"{field} {name}" for name in names], object)[problems[bad]]
+        shown = [
+            (value or b"").decode("utf-8", errors="replace")
+            for value in to_binary(values.take(pa.array(bad))).to_pylist()
+        ]
+        self._tables.append(_letters(self._rows[bad].tolist(), reasons.tolist(), shown))
+
+    def table(self, bad_rows: list[tuple[int, str, str]]) -> pa.Table:
+        """All of them, with the lines that were no rows."""
+        rows, reasons, values = zip(*bad_rows, strict=True) if bad_rows else ((), (), ())
+        return pa.concat_tables([*self._tables, _letters(list(rows), list(reasons), list(values))])
+
+
+def _letters(rows: list[int], reasons: list[str], values: list[str]) -> pa.Table:
+    clean = [value.replace("\U0010ffff", "\ufffd")[:_VALUE_CHARACTERS] for value in values]
+    return pa.table([pa.array(rows, pa.int64()), pa.array(reasons, pa.string()), pa.array(clean)], DEAD_LETTER_SCHEMA)
+
+
+def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryArray:
+    """Checks the distinct values once, not each row's."""
+    encoded = to_binary(column).dictionary_encode(null_encoding="encode")
+    indices = encoded.indices.to_numpy()
+    problems = check_ids(encoded.dictionary)
+    letters.add(field, problems[indices] if len(problems) else np.zeros(0, np.int8), ID_PROBLEMS, column)
+    sound = pc.if_else(pa.array(problems == 0), encoded.dictionary, pa.scalar(b"", pa.binary())).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, sound)
+
+
+def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLetters) -> npt.NDArray[np.int8]:  # type: ignore[no-untyped-def]
+    """[num_rows] the highest level that applies; see `FeedbackConfig`."""
+    feedback = data.feedback
+    levels = np.zeros(num_rows, np.int8)
+    if data.columns.event is not None:
+        raw = column(data.columns.event)
+        names = pa.array([level.encode() for level in feedback.levels], pa.binary())
+        found = pc.fill_null(pc.index_in(to_binary(raw), names), -1).to_numpy(zero_copy_only=False)
+        letters.add("event", (found < 0).astype(np.int8), ("", "is not one of data.feedback.levels"), raw)
+        levels = np.maximum(levels, found.astype(np.int8))
+    for level, name in feedback.flags.items():
+        raw = column(name)
+        flags = _flags(to_binary(raw))
+        letters.add(f"flag {name}", (flags < 0).astype(np.int8), ("", "is neither true nor false"), raw)
+        levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
+    if feedback.rating_thresholds and data.columns.rating is not None:
+        raw = column(data.columns.rating)
+        ratings = _ratings(to_binary(raw))
+        letters.add("rating", np.isnan(ratings).astype(np.int8), ("", "is not a number"), raw)
+        for level, least in feedback.rating_thresholds.items():
+            levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
+    return levels
+
+
+def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
+    """1 true, 0 false or absent, -1 neither."""
+    known = [b"", b"0", b"false", b"f", b"no", b"n", b"1", b"true", b"t", b"yes", b"y"]
+    encoded = pc.fill_null(values, b"").dictionary_encode()
+    lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
+    codes = np.array([-1 if value not in known else int(known.index(value) > 5) for value in lowered], np.int8)
+    return codes[encoded.indices.to_numpy()] if len(codes) else np.zeros(0, np.int8)
+
+
+def _ratings(values: pa.Array) -> npt.NDArray[np.float64]:
+    """NaN where it is no number."""
+    encoded = pc.fill_null(values, b"").dictionary_encode()
+    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
+    return numbers[encoded.indices.to_numpy()] if len(numbers) else np.zeros(0)
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,132 @@
+"""The files of an event log: found, checked before any work starts, read in batches of raw columns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
+from contracts.config import DataConfig
+
+PARQUET_BATCH_ROWS = 1 << 18
+
+
+@dataclass
+class RawBatch:
+    """Columns as they are in the file: bytes from CSV, any Arrow type from Parquet.
+
+    Attributes:
+        table: the wanted columns.
+        rows: [num_rows] number of each row in its file, from 1.
+        bad_rows: (row number, reason, text) of lines that are no row.
+    """
+
+    table: pa.Table
+    rows: npt.NDArray[np.int64]
+    bad_rows: list[tuple[int, str, str]]
+
+
+def wanted_columns(data: DataConfig) -> dict[str, str]:
+    """Column name -> the config key that names it: all that is ever read of the log."""
+    columns = data.columns
+    wanted = {
+        columns.user_id: "data.columns.user_id",
+        columns.item_id: "data.columns.item_id",
+        columns.timestamp: "data.columns.timestamp",
+    }
+    if len(wanted) < 3:
+        raise ValueError(
+            f"data.columns names one column twice: user_id={columns.user_id}, item_id={columns.item_id}, "
+            f"timestamp={columns.timestamp}; each needs its own"
+        )
+    if columns.event is not None:
+        wanted.setdefault(columns.event, "data.columns.event")
+    for level, name in data.feedback.flags.items():
+        wanted.setdefault(name, f"data.feedback.flags.{level}")
+    if data.feedback.rating_thresholds:
+        if columns.rating is None:
+            raise ValueError("data.feedback.rating_thresholds needs data.columns.rating, the column to compare")
+        wanted.setdefault(columns.rating, "data.columns.rating")
+    return wanted
+
+
+def find_event_files(data: DataConfig) -> list[str]:
+    """Every file that `data.events` names, sorted, each checked to hold the wanted columns.
+
+    Raises:
+        ValueError: nothing matches, or a file is unreadable, of unknown format, or lacks a column.
+    """
+    if not data.events:
+        raise ValueError("data.events is empty: name the log's files, e.g. --set data.events='log/*.csv'")
+    paths = []
+    for pattern in data.events:
+        found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise ValueError(f"data.events: no file matches {pattern!r} (looked in {os.getcwd()}): check the path")
+        paths += found
+    paths = sorted(set(paths))
+    wanted = wanted_columns(data)
+    for path in paths:
+        check_file(path, wanted, "data.events")
+    return paths
+
+
+def check_file(path: str, wanted: dict[str, str], field: str) -> None:
+    """Checks that `path` is a readable table with the `wanted` columns (name -> config key).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/*.parquet'")
+    try:
+        found = _column_names(path, field)
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{field}: {path} cannot be read ({error}): is it whole, and of the format it says?") from None
+    for name, key in wanted.items():
+        if name not in found:
+            raise ValueError(
+                f"{path} has no column {name!r} ({key}); its columns are {found}: set {key} to one of them"
+            )
+        if found.count(name) > 1:
+            raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
+
+
+def read_batches(path: str, columns: Sequence[str]) -> Iterator[RawBatch]:
+    """Batches of only `columns` of a file that passed `check_file`.
+
+    Raises:
+        ValueError: the file turns out to be damaged.
+    """
+    try:
+        if is_csv(path):
+            for batch in read_csv_batches(path, columns):
+                yield RawBatch(batch.table, batch.rows, batch.bad_rows)
+            return
+        row = 1
+        for record_batch in pq.ParquetFile(path).iter_batches(PARQUET_BATCH_ROWS, columns=list(columns)):
+            table = pa.Table.from_batches([record_batch])
+            yield RawBatch(table, np.arange(row, row + table.num_rows), [])
+            row += table.num_rows
+    except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path} cannot be read to its end ({error}): get a whole copy, or leave it out") from None
+
+
+def is_parquet(path: str) -> bool:
+    """Whether the name says Parquet, whatever its codec (`x.parquet.brotli` is one file in use)."""
+    return ".parquet" in os.path.basename(path).lower()
+
+
+def _column_names(path: str, field: str) -> list[str]:
+    if is_csv(path):
+        return read_csv_header(path)
+    if is_parquet(path):
+        return list(pq.ParquetFile(path).schema_arrow.names)
+    raise ValueError(f"{field}: {path} is neither .csv, .csv.gz nor .parquet: convert it, or rename it to what it is")

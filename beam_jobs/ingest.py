@@ -1,0 +1,209 @@
+"""Ingest: validates an event log into columnar buckets of users, malformed rows set aside with reasons."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries
+from beam_jobs.event_files import find_event_files
+from beam_jobs.ingest_steps import (
+    ReadEvents,
+    SplitPlan,
+    TargetSeconds,
+    WriteBucket,
+    WriteDeadLetters,
+    WriteSeconds,
+    empty_payload,
+    merge_seconds,
+    read_seconds,
+)
+from beam_jobs.splits import time_quantile
+from beam_jobs.timestamps import parse_time
+from contracts.artifact import Manifest, read_manifest, writing
+from contracts.config import Config
+from contracts.layout import Events, Workdir
+from contracts.names import Split
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
+_SHOWN_EXAMPLES = 3
+
+
+class ValidateAndBucket(beam.PTransform):
+    """Paths -> one Parquet file a bucket, dead letters beside them; yields summaries of files and buckets."""
+
+    def __init__(self, config: Config, events: Events, plan: SplitPlan) -> None:
+        super().__init__()
+        self._config = config
+        self._events = events
+        self._plan = plan
+
+    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+        num_buckets = self._config.data.num_buckets
+        read = paths | "Read" >> beam.ParDo(ReadEvents(self._config.data)).with_outputs(
+            ReadEvents.DEAD_LETTERS, ReadEvents.SUMMARIES, main="events"
+        )
+        # Every bucket gets a file, also one without users: readers need not ask which exist.
+        seeds = paths.pipeline | "EveryBucket" >> beam.Create(
+            [(bucket, empty_payload()) for bucket in range(num_buckets)]
+        )
+        buckets = (
+            (read.events, seeds)
+            | "WithEmpty" >> beam.Flatten()
+            | "ByBucket" >> beam.GroupByKey()
+            | "WriteBuckets" >> beam.ParDo(WriteBucket(self._events, num_buckets, self._plan))
+        )
+        letters = (
+            read[ReadEvents.DEAD_LETTERS]
+            | "ToOneFile" >> beam.GroupByKey()
+            | "WriteDeadLetters" >> beam.ParDo(WriteDeadLetters(str(self._events.dead_letters)))
+        )
+        return (read[ReadEvents.SUMMARIES], buckets, letters) | "AllSummaries" >> beam.Flatten()
+
+
+class CountTargetSeconds(beam.PTransform):
+    """Paths -> distinct seconds of target-level events with their counts, in one file."""
+
+    def __init__(self, config: Config, output: Path) -> None:
+        super().__init__()
+        self._config = config
+        self._output = str(output)
+
+    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+        return (
+            paths
+            | "ReadTimes" >> beam.ParDo(TargetSeconds(self._config.data))
+            | "MergeTimes" >> beam.CombineGlobally(merge_seconds)
+            | "WriteTimes" >> beam.ParDo(WriteSeconds(self._output))
+        )
+
+
+def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Writes the `Events` artifact.
+
+    Raises:
+        ValueError: a file is missing, damaged or lacks a column; no row is valid; or more rows than
+            `data.max_dead_letter_fraction` are malformed.
+    """
+    paths = find_event_files(config.data)
+    logger.info("ingest: %d file(s)", len(paths))
+    with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
+        plan = _split_plan(config, paths, writer.path / "seconds.arrow")
+        staged = Events(writer.path)
+        summary_path = writer.path / "summaries.jsonl"
+        with pipeline(config) as p:
+            (
+                p
+                | "Files" >> beam.Create(paths)
+                | "Spread" >> beam.Reshuffle()
+                | "ValidateAndBucket" >> ValidateAndBucket(config, staged, plan)
+                | "Summaries" >> CollectSummaries(summary_path)
+            )
+        summaries = take_summaries(summary_path)
+        files = [summary for summary in summaries if summary["kind"] == "file"]
+        buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
+        reasons = _check_files(files, config)
+        writer.counts.update(_counts(files, buckets))
+        writer.details.update(
+            dead_letter_reasons=dict(sorted(reasons.items())),
+            first_event=min(bucket["first"] for bucket in buckets if bucket["first"] is not None),
+            last_event=max(bucket["last"] for bucket in buckets if bucket["last"] is not None),
+            sources=paths,
+            split={"protocol": config.split.protocol, **plan.describe()},
+        )
+        writer.files = [
+            staged.bucket(bucket, config.data.num_buckets).name for bucket in range(config.data.num_buckets)
+        ]
+        if not staged.dead_letters.exists():
+            staged.dead_letters.write_text("", encoding="utf-8")
+        logger.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
+    return read_manifest(workdir.events.path)
+
+
+def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
+    split = config.split
+    target_level = config.data.feedback.target_level_index
+    if split.protocol == "leave_one_out":
+        return SplitPlan(target_level, split.min_user_events)
+    if split.validation_start is None or split.test_start is None:
+        with pipeline(config) as p:
+            p | "Files" >> beam.Create(paths) | "Spread" >> beam.Reshuffle() | CountTargetSeconds(config, scratch)
+        seconds, counts = read_seconds(scratch)
+        scratch.unlink()
+        if not len(seconds):
+            raise ValueError(
+                f"no event of {', '.join(paths[:3])} reaches the level {config.data.feedback.levels[target_level]!r}: "
+                "check data.feedback and the timestamps, or lower data.feedback.target_level"
+            )
+    starts = {
+        "validation_start": (split.validation_start, VALIDATION_QUANTILE),
+        "test_start": (split.test_start, TEST_QUANTILE),
+    }
+    validation_start, test_start = (
+        time_quantile(seconds, counts, quantile) * 1_000_000 if text is None else parse_time(text, f"split.{name}")
+        for name, (text, quantile) in starts.items()
+    )
+    if validation_start > test_start:
+        raise ValueError(
+            f"split.validation_start={split.validation_start} lies after split.test_start={split.test_start}: swap them"
+        )
+    return SplitPlan(target_level, split.min_user_events, validation_start, test_start)
+
+
+def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
+    """Dead letters per reason; raises where the log as a whole cannot be used."""
+    broken = [file["error"] for file in files if file["error"]]
+    if broken:
+        raise ValueError("data.events: " + "; ".join(sorted(broken)))
+    reasons: Counter[str] = Counter()
+    for file in files:
+        reasons.update(file["reasons"])
+    rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
+    listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
+    if dead == rows:
+        sources = ", ".join(sorted(file["source"] for file in files)[:3])
+        raise ValueError(
+            f"data.events: no valid row among the {rows:,} of {sources}"
+            + (f" ({listing}; {_examples(files)})" if rows else " (there are only headers)")
+            + ": check data.columns, data.feedback and data.timestamp_unit"
+        )
+    limit = config.data.max_dead_letter_fraction
+    if dead > limit * rows:
+        raise ValueError(
+            f"data.events: {dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed, more than "
+            f"data.max_dead_letter_fraction={limit}: {listing}. {_examples(files)}. "
+            "Mend the log or the columns' names, or raise that limit"
+        )
+    return reasons
+
+
+def _examples(files: list[dict[str, Any]]) -> str:
+    examples = [example for file in sorted(files, key=lambda file: file["source"]) for example in file["examples"]]
+    return "e.g. " + "; ".join(examples[:_SHOWN_EXAMPLES])
+
+
+def _counts(files: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> dict[str, int]:
+    totals: Counter[str] = Counter()
+    for bucket in buckets:
+        totals.update(bucket["counts"])
+    names = [
+        "events",
+        "users",
+        "duplicates",
+        *(f"{split.name.lower()}_events" for split in Split),
+        "users_without_targets",
+    ]
+    dead = sum(sum(file["reasons"].values()) for file in files)
+    return {"rows": sum(file["rows"] for file in files), "dead_letters": dead, **{name: totals[name] for name in names}}
+
+
+if __name__ == "__main__":
+    from beam_jobs.command import main
+
+    main("beam_jobs.ingest")

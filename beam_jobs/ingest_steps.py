@@ -1,0 +1,258 @@
+"""The DoFns of ingest. Events travel as packed Arrow tables, never as rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.beam_run import write_parquet, write_whole
+from beam_jobs.event_columns import validate
+from beam_jobs.event_files import read_batches, wanted_columns
+from beam_jobs.hashing import hash_strings
+from beam_jobs.payload import pack, unpack
+from beam_jobs.splits import by_time, leave_one_out
+from contracts.config import DataConfig
+from contracts.layout import Events
+from contracts.names import EventColumn, Split
+
+Int64 = npt.NDArray[np.int64]
+
+_EXAMPLES_PER_FILE = 3
+
+_SCHEMA = pa.schema(
+    [
+        (EventColumn.USER_ID, pa.string()),
+        (EventColumn.ITEM_ID, pa.string()),
+        (EventColumn.TIMESTAMP, pa.int64()),
+        (EventColumn.FEEDBACK_LEVEL, pa.int8()),
+    ]
+)
+_SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
+
+
+def empty_payload() -> bytes:
+    """A packed table of no events."""
+    return pack(_SCHEMA.empty_table())
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How events get their split: by two moments in microseconds, or else by leave-one-out."""
+
+    target_level: int
+    min_user_events: int
+    validation_start: int | None = None
+    test_start: int | None = None
+
+    def assign(self, users: Int64, timestamps: Int64, levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+        if self.validation_start is not None and self.test_start is not None:
+            return by_time(timestamps, self.validation_start, self.test_start)
+        return leave_one_out(users, levels >= self.target_level, self.min_user_events)
+
+    def describe(self) -> dict[str, int]:
+        if self.validation_start is None or self.test_start is None:
+            return {}
+        return {"validation_start": self.validation_start, "test_start": self.test_start}
+
+
+class ReadEvents(beam.DoFn):
+    """path -> (bucket, packed events); dead letters and the file's summary on side outputs."""
+
+    DEAD_LETTERS = "dead_letters"
+    SUMMARIES = "summaries"
+
+    def __init__(self, data: DataConfig) -> None:
+        self._data = data
+
+    def process(self, path: str) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
+        reasons: Counter[str] = Counter()
+        examples: list[str] = []
+        rows, error = 0, None
+        try:
+            for raw in read_batches(path, list(wanted_columns(self._data))):
+                batch = validate(raw, self._data)
+                letters = batch.dead_letters
+                rows += batch.events.num_rows + letters.num_rows
+                if letters.num_rows:
+                    reasons.update(letters["reason"].to_pylist())
+                    examples += _describe(path, letters)[: _EXAMPLES_PER_FILE - len(examples)]
+                    source = pa.array([path]).take(pa.array(np.zeros(letters.num_rows, np.int64)))
+                    yield beam.pvalue.TaggedOutput(
+                        self.DEAD_LETTERS, (0, pack(letters.add_column(0, "source", source)))
+                    )
+                yield from _by_bucket(batch.events, self._data.num_buckets)
+        except ValueError as failure:  # reported by the driver, in plain words on any runner
+            error = str(failure)
+        yield beam.pvalue.TaggedOutput(
+            self.SUMMARIES,
+            {"kind": "file", "source": path, "rows": rows, "reasons": reasons, "examples": examples, "error": error},
+        )
+
+
+def _describe(path: str, letters: pa.Table) -> list[str]:
+    return [
+        f"{path} row {letter['row']}: {letter['reason']} ({letter['value']!r})"
+        for letter in letters.slice(0, _EXAMPLES_PER_FILE).to_pylist()
+    ]
+
+
+def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]]:
+    if not events.num_rows:
+        return
+    users = events[EventColumn.USER_ID].combine_chunks()
+    users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
+    of_user = (hash_strings(users.dictionary) % np.uint64(num_buckets)).astype(np.int64)
+    buckets = of_user[users.indices.to_numpy()]
+    order = np.argsort(buckets, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=num_buckets))])
+    ordered = events.take(pa.array(order)).cast(_SCHEMA)
+    for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+        yield bucket, pack(ordered.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
+
+
+class WriteBucket(beam.DoFn):
+    """(bucket, packed events) -> its Parquet file; yields the bucket's summary."""
+
+    def __init__(self, events: Events, num_buckets: int, plan: SplitPlan) -> None:
+        self._events = events
+        self._num_buckets = num_buckets
+        self._plan = plan
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
+        bucket, payloads = element
+        table, duplicates = order_events(unpack(payloads))
+        users = table[EventColumn.USER_ID].chunk(0).indices.to_numpy().astype(np.int64)
+        times = table[EventColumn.TIMESTAMP].to_numpy()
+        levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
+        splits = self._plan.assign(users, times, levels)
+        write_parquet(
+            table.append_column(EventColumn.SPLIT, pa.array(splits)), self._events.bucket(bucket, self._num_buckets)
+        )
+        num_users = int(users[-1]) + 1 if len(users) else 0
+        trained = np.bincount(users[(levels >= self._plan.target_level) & (splits == Split.TRAIN)], minlength=num_users)
+        counts = {
+            "events": len(users),
+            "users": num_users,
+            "duplicates": duplicates,
+            "users_without_targets": int((trained < 2).sum()),
+            **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
+        }
+        first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
+        yield {"kind": "bucket", "bucket": bucket, "counts": counts, "first": first, "last": last}
+
+
+def order_events(events: pa.Table) -> tuple[pa.Table, int]:
+    """Sorts by (user_id, timestamp, item hash, item_id) and keeps the highest level of exact duplicates.
+
+    The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash:
+    a popular or low-numbered item must not systematically come last and become the target.
+
+    Returns:
+        the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
+        how many duplicates were dropped.
+    """
+    user_ids, users = _ranked(events[EventColumn.USER_ID])
+    item_ids, items = _ranked(events[EventColumn.ITEM_ID])
+    item_order = np.empty(len(item_ids), np.int64)
+    item_order[np.lexsort((np.arange(len(item_ids)), hash_strings(item_ids)))] = np.arange(len(item_ids))
+    times = events[EventColumn.TIMESTAMP].to_numpy()
+    levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
+    order = np.lexsort((-levels, item_order[items], times, users))
+    users, items, times, levels = users[order], items[order], times[order], levels[order]
+    keep = np.ones(len(users), bool)
+    keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])
+    table = pa.table(
+        {
+            EventColumn.USER_ID: pa.DictionaryArray.from_arrays(pa.array(users[keep].astype(np.int32)), user_ids),
+            EventColumn.ITEM_ID: pa.DictionaryArray.from_arrays(pa.array(items[keep].astype(np.int32)), item_ids),
+            EventColumn.TIMESTAMP: pa.array(times[keep]),
+            EventColumn.FEEDBACK_LEVEL: pa.array(levels[keep]),
+        }
+    )
+    return table, int((~keep).sum())
+
+
+def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
+    """Distinct ids in bytewise order, and each row's place among them."""
+    encoded = pa.concat_arrays(ids.chunks).dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary.cast(pa.binary()))
+    rank = np.empty(len(order), np.int64)
+    rank[order.to_numpy()] = np.arange(len(order))
+    places = encoded.indices.to_numpy()
+    return encoded.dictionary.take(order), rank[places] if len(places) else np.zeros(0, np.int64)
+
+
+class WriteDeadLetters(beam.DoFn):
+    """(0, packed dead letters) -> one file of JSON lines, sorted by source and row."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
+        letters = unpack(element[1]).sort_by([("source", "ascending"), ("row", "ascending"), ("reason", "ascending")])
+
+        def write(staging: Path) -> None:
+            with staging.open("w", encoding="utf-8") as stream:
+                for batch in letters.to_batches(max_chunksize=1 << 14):
+                    stream.writelines(json.dumps(letter, ensure_ascii=False) + "\n" for letter in batch.to_pylist())
+
+        write_whole(Path(self._path), write)
+        yield {"kind": "dead_letters", "rows": letters.num_rows}
+
+
+class TargetSeconds(beam.DoFn):
+    """path -> packed (second, count) of its target-level events."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._data = data
+
+    def process(self, path: str) -> Iterator[bytes]:
+        try:
+            for raw in read_batches(path, list(wanted_columns(self._data))):
+                events = validate(raw, self._data).events
+                target = pc.greater_equal(events[EventColumn.FEEDBACK_LEVEL], self._data.feedback.target_level_index)
+                times = events.filter(target)[EventColumn.TIMESTAMP].to_numpy()
+                yield _pack_seconds(*np.unique(times // 1_000_000, return_counts=True))
+        except ValueError:
+            return  # the main pass reads the file again, and reports it
+
+
+def merge_seconds(payloads: Iterable[bytes]) -> bytes:
+    """Sums the counts of equal seconds; used by Beam as an associative combiner."""
+    tables = list(payloads)
+    table = unpack(tables) if tables else _SECONDS_SCHEMA.empty_table()
+    seconds, places = np.unique(table["second"].to_numpy(), return_inverse=True)
+    counts = np.zeros(len(seconds), np.int64)
+    np.add.at(counts, places, table["count"].to_numpy())
+    return _pack_seconds(seconds, counts)
+
+
+def _pack_seconds(seconds: Int64, counts: Int64) -> bytes:
+    return pack(pa.table([pa.array(seconds, pa.int64()), pa.array(counts, pa.int64())], _SECONDS_SCHEMA))
+
+
+class WriteSeconds(beam.DoFn):
+    """Packed seconds -> a file for the driver."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def process(self, payload: bytes) -> Iterator[None]:
+        write_whole(Path(self._path), lambda staging: staging.write_bytes(payload))
+        yield from ()
+
+
+def read_seconds(path: Path) -> tuple[Int64, Int64]:
+    """[num_distinct] sorted seconds and their counts, as `WriteSeconds` left them."""
+    table = unpack([path.read_bytes()])
+    return table["second"].to_numpy(), table["count"].to_numpy()

@@ -1,0 +1,165 @@
+"""Times of any usual form to microseconds since 1970-01-01 UTC."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.column_text import to_binary, utf8_mask
+
+Int64 = npt.NDArray[np.int64]
+Int8 = npt.NDArray[np.int8]
+
+TIME_PROBLEMS = ("", "missing", "not a time", "negative", "after the year 9999")
+"""What `parse_times` finds, by code; code 0 is a sound time."""
+_OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE = range(5)
+
+_MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+_MAX_MICROSECONDS = 253_402_300_800_000_000
+# Up to these magnitudes a number is taken for seconds, milliseconds, microseconds; above, nanoseconds.
+# Seconds reach the year 5138; milliseconds start in March 1973.
+_AUTO_LIMITS = (1e11, 1e14, 1e17)
+
+_INTEGER = r"^\s*\+?[0-9]{1,19}\s*$"
+_NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
+_ISO = (
+    r"^\s*(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
+    r"(?:[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?"
+    r"\s*(?P<zone>Z|z|UTC|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2})?)?\s*$"
+)
+
+
+def parse_times(column: pa.Array, unit: str) -> tuple[Int64, Int8]:
+    """Microseconds UTC and, where there are none, why.
+
+    Args:
+        column: numbers, Arrow timestamps or dates, or text holding numbers or ISO 8601 (no zone: UTC).
+        unit: of numbers: s, ms, us, ns or auto (by each number's magnitude).
+
+    Returns:
+        [num_rows] microseconds and [num_rows] index into `TIME_PROBLEMS`.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    missing = column.is_null(nan_is_null=False).to_numpy(zero_copy_only=False)
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy()
+        return _judge(micros, np.where(missing, _MISSING, _OK).astype(np.int8))
+    if pa.types.is_integer(column.type):
+        wide = column.fill_null(0).cast(pa.int64(), safe=False).to_numpy()
+        return _judge(_scale_integers(wide, unit), np.where(missing, _MISSING, _OK).astype(np.int8))
+    if pa.types.is_floating(column.type):
+        micros, problems = _scale_floats(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), unit)
+        problems[missing] = _MISSING
+        return _judge(micros, problems)
+    return _judge(*_parse_text(to_binary(column), unit))
+
+
+def parse_time(text: str, field: str) -> int:
+    """Microseconds of one time in a config.
+
+    Raises:
+        ValueError: it is not a time.
+    """
+    micros, problems = parse_times(pa.array([str(text)]), "auto")
+    if problems[0]:
+        raise ValueError(
+            f"{field}={text!r} is {TIME_PROBLEMS[problems[0]]}: "
+            "give ISO 8601, e.g. 2024-05-31 or 2024-05-31T12:00:00, or a number since 1970"
+        )
+    return int(micros[0])
+
+
+def _judge(micros: Int64, problems: Int8) -> tuple[Int64, Int8]:
+    sound = problems == _OK
+    problems[sound & (micros < 0)] = _NEGATIVE
+    problems[sound & (micros >= _MAX_MICROSECONDS)] = _LATE
+    return np.where(problems == _OK, micros, 0), problems
+
+
+def _scale_integers(values: Int64, unit: str) -> Int64:
+    """Exact: nanoseconds are divided, never taken through floats."""
+    if unit == "auto":
+        size = np.abs(values)
+        seconds, millis, micros = (size < int(limit) for limit in _AUTO_LIMITS)
+        choices = [_times(values, 1_000_000), _times(values, 1_000), values]
+        return np.select([seconds, millis, micros], choices, values // 1_000)
+    return values // 1_000 if unit == "ns" else _times(values, int(_MICROSECONDS[unit]))
+
+
+def _times(values: Int64, factor: int) -> Int64:
+    limit = np.iinfo(np.int64).max // factor
+    return np.clip(values, -limit, limit) * factor
+
+
+def _scale_floats(values: npt.NDArray[np.float64], unit: str) -> tuple[Int64, Int8]:
+    problems = np.where(np.isfinite(values), _OK, _NOT_A_TIME).astype(np.int8)
+    values = np.where(problems == _OK, values, 0.0)
+    if unit == "auto":
+        size = np.abs(values)
+        factor = np.select([size < limit for limit in _AUTO_LIMITS], [1e6, 1e3, 1.0], 1e-3)
+    else:
+        factor = np.full(len(values), _MICROSECONDS[unit])
+    return np.rint(np.clip(values * factor, -9e18, 9e18)).astype(np.int64), problems
+
+
+def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
+    text = pc.fill_null(pc.if_else(pa.array(utf8_mask(values)), values, pa.scalar(b"?", pa.binary())), b"")
+    text = text.cast(pa.string())
+    micros = np.zeros(len(text), np.int64)
+    problems = np.full(len(text), _NOT_A_TIME, np.int8)
+    problems[pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(zero_copy_only=False)] = _MISSING
+
+    integer = pc.match_substring_regex(text, _INTEGER).to_numpy(zero_copy_only=False)
+    if integer.any():
+        digits = pc.utf8_ltrim(pc.utf8_trim_whitespace(text.filter(pa.array(integer))), "+")
+        large = digits.cast(pa.uint64()).to_numpy()
+        micros[integer] = _scale_integers(np.minimum(large, np.iinfo(np.int64).max).astype(np.int64), unit)
+        problems[integer] = _OK
+    if integer.all():
+        return micros, problems
+    number = pc.match_substring_regex(text, _NUMBER).to_numpy(zero_copy_only=False) & ~integer
+    if number.any():
+        floats = pc.utf8_trim_whitespace(text.filter(pa.array(number)))
+        floats = pc.utf8_ltrim(floats, "+").cast(pa.float64()).to_numpy()
+        micros[number], problems[number] = _scale_floats(floats, unit)
+    rest = ~integer & ~number
+    if rest.any():
+        parsed, sound = _parse_iso(text.filter(pa.array(rest)))
+        micros[rest] = parsed
+        problems[np.flatnonzero(rest)[sound]] = _OK
+    return micros, problems
+
+
+def _parse_iso(text: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Microseconds of ISO 8601 text, and which of it is that."""
+    parts = pc.extract_regex(text, _ISO)
+    sound = parts.is_valid().to_numpy(zero_copy_only=False)
+
+    def part(name: str, pad: int = 0) -> Int64:
+        values = pc.fill_null(pc.struct_field(parts, name), "")
+        values = pc.utf8_rpad(values, pad, "0") if pad else pc.if_else(pc.equal(values, ""), "0", values)
+        return values.cast(pa.int64()).to_numpy()
+
+    year, month, day = part("year"), part("month"), part("day")
+    hour, minute, second = part("hour"), part("minute"), part("second")
+    safe_month = np.clip(month, 1, 12)
+    first_of_month = ((year - 1970) * 12 + safe_month - 1).astype("datetime64[M]")
+    start = first_of_month.astype("datetime64[D]").astype(np.int64)
+    days_in_month = (first_of_month + 1).astype("datetime64[D]").astype(np.int64) - start
+    sound &= (month == safe_month) & (day >= 1) & (day <= days_in_month)
+    sound &= (hour < 24) & (minute < 60) & (second <= 60)  # 60: a leap second
+    offset_minutes, zone_sound = _zone(pc.fill_null(pc.struct_field(parts, "zone"), ""))
+    seconds = (start + day - 1) * 86_400 + hour * 3_600 + (minute - offset_minutes) * 60 + second
+    return seconds * 1_000_000 + part("fraction", 9) // 1_000, sound & zone_sound
+
+
+def _zone(zone: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
+    """Minutes east of UTC."""
+    signed = pc.match_substring_regex(zone, "^[+-]").to_numpy(zero_copy_only=False)
+    digits = pc.utf8_rpad(pc.replace_substring_regex(zone, "[^0-9]", ""), 4, "0").cast(pa.int64()).to_numpy()
+    sign = np.where(pc.starts_with(zone, "-").to_numpy(zero_copy_only=False), -1, 1)
+    hours, minutes = digits // 100, digits % 100
+    return np.where(signed, sign * (hours * 60 + minutes), 0), (hours < 24) & (minutes < 60)
