@@ -1,0 +1,134 @@
+"""All groups' indexes in one graph: one search call answers for every group."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from scann.scann_ops.py import scann_ops
+
+from serving.group_index import SMALLEST_REORDER, GroupIndex
+
+_CONSTANT_MAX_BYTES = 4096
+"""Tensors up to this size are constants: reading a variable costs more than a small search."""
+
+_NEVER = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the groups found, side by side; each group's columns are adjacent, best first.
+
+    Attributes:
+        scores: float32 [batch_size, width], inner products; NaN where a row has no result.
+        item_index: int32 [batch_size, width].
+        column_group: int32 [width], ascending.
+    """
+
+    scores: tf.Tensor
+    item_index: tf.Tensor
+    column_group: tf.Tensor
+
+
+class ScannIndexSet(tf.Module):
+    """K ScaNN indexes as raw ops.
+
+    Every group's op carries a `shared_name` of its own, unique to this object. Without one, ops
+    loaded by `tf.saved_model.load` share a resource by name and answer from each other's index;
+    with one per group only, two versions loaded into a process would.
+    """
+
+    def __init__(self, indexes: Sequence[GroupIndex], item_index: Sequence[np.ndarray], num_groups: int):
+        """Args:
+
+        indexes: the groups that are not empty, in order of group_id.
+        item_index: of each index, int32 [size], the item_index of its rows.
+        num_groups: K, empty groups included.
+        """
+        super().__init__(name="index_set")
+        self.num_groups = num_groups
+        self._groups = np.array([index.group_id for index in indexes], np.int32)
+        sizes = np.array([index.size for index in indexes], np.int32)
+        self.group_sizes = np.zeros(num_groups, np.int32)
+        self.group_sizes[self._groups] = sizes
+        self._sizes = sizes
+        self._offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+        self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
+        self._parameters = [index.parameters for index in indexes]
+        self._coverage = _coverage(indexes)
+        export_name = uuid.uuid4().hex
+        self._shared_names = [f"{export_name}/group-{index.group_id}" for index in indexes]
+        self._variables: list[dict[str, tf.Variable]] = []
+        self._constants: list[dict[str, np.ndarray]] = []
+        for index in indexes:
+            large = {k: v for k, v in index.tensors.items() if v.dtype.kind not in "OS" and v.nbytes > _CONSTANT_MAX_BYTES}
+            self._variables.append(
+                {k: tf.Variable(v, trainable=False, name=f"group_{index.group_id}_{k}") for k, v in large.items()}
+            )
+            self._constants.append({k: v for k, v in index.tensors.items() if k not in large})
+
+    def search(self, query_embeddings: tf.Tensor, num_neighbors: tf.Tensor) -> Found:
+        """The best items of every group.
+
+        Args:
+            query_embeddings: float32 [batch_size >= 1, num_groups, dim].
+            num_neighbors: int32 [num_groups], results wanted of each group by any row. As many are
+                returned, if the group has them; a group asked for none returns one column.
+        """
+        queries = tf.unstack(query_embeddings, num=self.num_groups, axis=1)
+        k = tf.clip_by_value(tf.gather(num_neighbors, self._groups), 1, self._sizes)
+        plan = zip(tf.unstack(k), tf.unstack(self._reorder_counts(k)), tf.unstack(self._leaves(k)), strict=True)
+        scores, rows, groups = [], [], []
+        for position, (wanted, reorder, leaves) in enumerate(plan):
+            group = int(self._groups[position])
+            found = scann_ops.scann_search_batched(
+                self._handle(position), queries[group], wanted, reorder, leaves, False
+            )
+            scores.append(found.distances)
+            rows.append(found.indices + self._offsets[position])
+            groups.append(tf.fill([tf.shape(found.distances)[1]], group))
+        return Found(
+            tf.concat(scores, 1), tf.gather(self._item_index, tf.concat(rows, 1)), tf.concat(groups, 0)
+        )
+
+    def _handle(self, position: int) -> Any:
+        tensors = {name: tf.constant(value) for name, value in self._constants[position].items()}
+        tensors.update({name: variable.read_value() for name, variable in self._variables[position].items()})
+        return scann_ops.tensors_to_scann(**tensors, shared_name=self._shared_names[position])
+
+    def _reorder_counts(self, k: tf.Tensor) -> tf.Tensor:
+        """int32 [num_indexes] -> items fetched by hash; as `group_index.reorder_count`."""
+        factors = np.array([parameters.reorder_factor for parameters in self._parameters], np.float32)
+        factors = np.minimum(factors, self._sizes)
+        wanted = tf.cast(tf.math.ceil(tf.cast(k, tf.float32) * factors), tf.int32)
+        return tf.where(factors > 0, tf.minimum(tf.maximum(wanted, SMALLEST_REORDER), self._sizes), -1)
+
+    def _leaves(self, k: tf.Tensor) -> tf.Tensor:
+        """int32 [num_indexes] -> leaves to search, enough to hold k items whichever they are.
+
+        Up to the k that the index was tuned for, the tuned number; beyond, more in proportion.
+        """
+        tuned = np.array([parameters.leaves for parameters in self._parameters], np.float32)
+        tuned_k = np.array([parameters.tuned_k for parameters in self._parameters], np.float32)
+        total = np.array([parameters.num_leaves for parameters in self._parameters], np.int32)
+        scaled = tf.math.ceil(tuned * tf.maximum(1.0, tf.cast(k, tf.float32) / tuned_k))
+        enough = tf.searchsorted(self._coverage, k[:, None])[:, 0] + 1
+        leaves = tf.minimum(tf.maximum(tf.cast(tf.minimum(scaled, total), tf.int32), enough), total)
+        return tf.where(total > 0, leaves, -1)
+
+
+def _coverage(indexes: Sequence[GroupIndex]) -> np.ndarray:
+    """int32 [num_indexes, max leaves]: the fewest items that l + 1 leaves hold, padded by the largest int.
+
+    A tree that searches fewer leaves than needed returns fewer results than asked for; the sum of
+    its smallest leaves bounds that from below.
+    """
+    width = max(1, *(len(index.leaf_sizes) for index in indexes)) if indexes else 1
+    coverage = np.full([len(indexes), width], _NEVER, np.int32)
+    for row, index in enumerate(indexes):
+        coverage[row, : len(index.leaf_sizes)] = np.cumsum(np.sort(index.leaf_sizes))
+    return coverage

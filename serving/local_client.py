@@ -1,0 +1,149 @@
+"""A servable in this process, loaded by the session loader that TF Serving uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import scann  # noqa: F401  (registers the ops that the servable holds)
+import tensorflow as tf
+
+from contracts.names import Request, Response, Signature
+
+v1 = tf.compat.v1
+
+Strings = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Lists of candidates, best first.
+
+    Attributes:
+        item_ids: object (str) [batch_size, M], "" = absent.
+        scores: float32 [batch_size, M], -inf = absent.
+        group_ids: int32 [batch_size, M], -1 = absent.
+    """
+
+    item_ids: np.ndarray
+    scores: np.ndarray
+    group_ids: np.ndarray
+
+
+class ServableSession:
+    """One version of a servable. Use it as a context manager, or `close` it."""
+
+    def __init__(self, path: Path, num_threads: int = 0):
+        """Loads `path`, a version directory; num_threads 0 leaves the choice to TensorFlow.
+
+        Raises:
+            ValueError: there is no servable at `path`.
+        """
+        if not (path / "saved_model.pb").exists():
+            raise ValueError(f"no servable at {path}: it must be a version directory that holds saved_model.pb")
+        options = v1.ConfigProto(
+            intra_op_parallelism_threads=num_threads,
+            inter_op_parallelism_threads=num_threads,
+            use_per_session_threads=num_threads > 0,
+        )
+        self._session = v1.Session(graph=tf.Graph(), config=options)
+        with self._session.graph.as_default():
+            meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
+        self.signatures = meta_graph.signature_def
+
+    def __enter__(self) -> ServableSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the servable's memory."""
+        self._session.close()
+
+    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Calls a signature; inputs that are left out take their defaults.
+
+        Raises:
+            ValueError: the servable has no such signature or input.
+        """
+        if signature not in self.signatures:
+            raise ValueError(f"the servable has no signature {signature!r}; it has {sorted(self.signatures)}")
+        definition = self.signatures[signature]
+        for name in inputs:
+            if name not in definition.inputs:
+                raise ValueError(f"{signature} has no input {name!r}; it has {sorted(definition.inputs)}")
+        outputs = {name: info.name for name, info in definition.outputs.items()}
+        return self._session.run(outputs, {definition.inputs[name].name: value for name, value in inputs.items()})
+
+    def recommend(
+        self,
+        histories: Sequence[Strings],
+        user_ids: Strings | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+        num_candidates: int | Sequence[int] | None = None,
+        alpha: float | Sequence[float] | None = None,
+    ) -> Recommendations:
+        """Candidates for users, one history (oldest first) a user; None means the servable's default."""
+        inputs = request_inputs(histories, user_ids, features)
+        if num_candidates is not None:
+            inputs[Request.NUM_CANDIDATES] = np.broadcast_to(np.asarray(num_candidates, np.int32), [len(histories)])
+        if alpha is not None:
+            inputs[Request.ALPHA] = np.broadcast_to(np.asarray(alpha, np.float32), [len(histories)])
+        outputs = self.predict(Signature.SERVING_DEFAULT, inputs)
+        return Recommendations(
+            decode(outputs[Response.ITEM_IDS]), outputs[Response.SCORES], outputs[Response.GROUP_IDS]
+        )
+
+    def query_embedding(
+        self,
+        histories: Sequence[Strings],
+        user_ids: Strings | None = None,
+        features: Mapping[str, Sequence[Any]] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [batch_size, num_groups, dim] and p(group | user) [batch_size, num_groups]."""
+        outputs = self.predict(Signature.QUERY_EMBEDDING, request_inputs(histories, user_ids, features))
+        return outputs[Response.EMBEDDINGS], outputs[Response.INTENT]
+
+    def candidate_embedding(self, item_ids: Strings) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown."""
+        inputs = {Request.ITEM_IDS: np.array([item.encode() for item in item_ids], object)}
+        outputs = self.predict(Signature.CANDIDATE_EMBEDDING, inputs)
+        return outputs[Response.EMBEDDINGS], outputs[Response.GROUP_IDS]
+
+
+def request_inputs(
+    histories: Sequence[Strings],
+    user_ids: Strings | None = None,
+    features: Mapping[str, Sequence[Any]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Inputs of serving_default and query_embedding: histories padded on the right, strings as bytes."""
+    length = max((len(history) for history in histories), default=0)
+    padded = np.full([len(histories), length], b"", object)
+    for row, history in enumerate(histories):
+        padded[row, : len(history)] = [item.encode() for item in history]
+    inputs = {Request.HISTORY: padded}
+    if user_ids is not None:
+        inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
+    for name, values in (features or {}).items():
+        inputs[name] = _feature_input(values)
+    return inputs
+
+
+def _feature_input(values: Sequence[Any]) -> np.ndarray:
+    """None is a missing value: "" among strings, NaN among numbers."""
+    if any(isinstance(value, str) for value in values):
+        return np.array([(value or "").encode() for value in values], object)
+    return np.array([math.nan if value is None else value for value in values], np.float32)
+
+
+def decode(ids: np.ndarray) -> np.ndarray:
+    """Object array of bytes -> of str."""
+    return np.array([item.decode() for item in ids.ravel()], object).reshape(ids.shape)

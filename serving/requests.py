@@ -1,0 +1,61 @@
+"""Requests made from real users: for warm-up, tuning, validation and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from contracts.layout import Workdir
+from contracts.names import EvaluationField, Split, UserColumn
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers, Ragged
+
+
+@dataclass(frozen=True)
+class UserRequests:
+    """Real users' requests.
+
+    Attributes:
+        user_ids: of each user.
+        histories: of each user, item ids, oldest first; what the tower reads comes last.
+        recent: of each user, the item ids that the tower reads.
+    """
+
+    user_ids: list[str]
+    histories: list[list[str]]
+    recent: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+
+def user_requests(workdir: Workdir, catalogue: Catalogue, split: Split, limit: int | None = None) -> UserRequests:
+    """Requests of the users of an evaluation split, evenly spaced if there are more than `limit`.
+
+    A history is every item that the user has seen: the older ones first, in order of item_index as
+    their times are not recorded, then the recent ones in order of time.
+    """
+    users = EvaluationUsers.load(workdir, split)
+    rows = spaced_rows(len(users), limit)
+    recent, seen = users.history.take(rows), users.seen.take(rows)
+    item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
+    user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
+    user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])
+    histories, recents = [], []
+    for recent_row, seen_row in zip(_rows(recent), _rows(seen), strict=True):
+        older = np.setdiff1d(seen_row, recent_row)
+        histories.append(item_ids[np.concatenate([older, recent_row])].tolist())
+        recents.append(item_ids[recent_row].tolist())
+    return UserRequests(user_ids[users.user_index[rows]].tolist(), histories, recents)
+
+
+def spaced_rows(num_rows: int, limit: int | None) -> np.ndarray:
+    """Int64: all rows, or `limit` of them, evenly spaced."""
+    count = num_rows if limit is None else min(limit, num_rows)
+    return np.linspace(0, max(num_rows - 1, 0), count).astype(np.int64)
+
+
+def _rows(ragged: Ragged) -> list[np.ndarray]:
+    return np.split(ragged.values, ragged.splits[1:-1])

@@ -1,0 +1,41 @@
+"""Warm-up requests: TF Serving replays them before a version takes traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from contracts.names import Signature
+from serving.local_client import request_inputs
+from serving.requests import UserRequests
+
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+
+
+def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None:
+    """Writes one PredictionLog a user, and last all users as one batch, so that both sizes are warm."""
+    path = version / WARMUP_FILE
+    path.parent.mkdir(exist_ok=True)
+    batches = [slice(row, row + 1) for row in range(len(requests) - 1)] + [slice(0, len(requests))]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for rows in batches:
+            inputs = request_inputs(requests.histories[rows], requests.user_ids[rows])
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = model_name
+            request.model_spec.signature_name = Signature.SERVING_DEFAULT
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value, tf.string, value.shape))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def read_warmup(version: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """(signature name, inputs) of each warm-up request of a version directory."""
+    for record in tf.data.TFRecordDataset(str(version / WARMUP_FILE)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = log.predict_log.request
+        yield request.model_spec.signature_name, {n: tf.make_ndarray(t) for n, t in request.inputs.items()}
