@@ -1,0 +1,123 @@
+"""User and item feature tables: one row an id, columns as raw features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_jobs.column_text import check_ids, to_binary
+from beam_jobs.csv_blocks import is_csv, read_csv_batches
+from beam_jobs.event_files import check_file
+from contracts.config import Feature, FeatureTable
+
+
+@dataclass
+class FeatureRows:
+    """A table as read.
+
+    Attributes:
+        ids: [num_rows] distinct sound ids, string.
+        columns: column name -> [num_rows]; float32 for numeric features, else binary.
+        counts: rows that were left out, by reason.
+    """
+
+    ids: pa.Array
+    columns: dict[str, pa.Array]
+    counts: dict[str, int]
+
+    def aligned(self, ids: pa.Array) -> dict[str, pa.Array]:
+        """The columns in the order of `ids`; an id without a row has "" or NaN."""
+        places = pc.index_in(ids, self.ids)
+        return {
+            name: pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
+            for name, column in self.columns.items()
+        }
+
+
+def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
+    """Reads ids, features and title; of an id with several rows the first counts.
+
+    Args:
+        table: where it is.
+        field: its key in the config, for messages.
+
+    Raises:
+        ValueError: the file is missing, unreadable, or lacks a column.
+    """
+    wanted = {table.id: f"{field}.id"}
+    wanted.update((feature.name, f"{field}.features") for feature in table.features)
+    if table.title is not None:
+        wanted.setdefault(table.title, f"{field}.title")
+    check_file(table.path, wanted, f"{field}.path")
+    raw, malformed = _read(table.path, list(wanted), field)
+    ids = to_binary(_one_chunk(raw[table.id]))
+    sound = check_ids(ids) == 0
+    _, first = np.unique(ids.dictionary_encode(null_encoding="encode").indices.to_numpy(), return_index=True)
+    is_first = np.zeros(len(ids), bool)
+    is_first[first] = True
+    keep = pa.array(sound & is_first)
+    kinds = {feature.name: feature for feature in table.features}
+    columns = {
+        name: _feature_values(_one_chunk(raw[name]), kinds.get(name), f"{table.path}, column {name!r}").filter(keep)
+        for name in wanted
+        if name in kinds or name == table.title
+    }
+    counts = {
+        "malformed_rows": malformed,
+        "unusable_ids": int((~sound).sum()),
+        "repeated_ids": int((sound & ~is_first).sum()),
+    }
+    return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts)
+
+
+def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
+    try:
+        if not is_csv(path):
+            return pq.read_table(path, columns=columns, use_threads=False), 0
+        batches = list(read_csv_batches(path, columns))
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): get a whole copy") from None
+    empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
+    return pa.concat_tables([empty, *(b.table for b in batches)]), sum(len(b.bad_rows) for b in batches)
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _feature_values(column: pa.Array, feature: Feature | None, where: str) -> pa.Array:
+    """float32 of a numeric feature (NaN where there is no number), binary of all else."""
+    if feature is not None and feature.kind == "numeric":
+        return _to_float32(column)
+    kind = column.type
+    try:
+        if (
+            feature is not None
+            and feature.kind == "tokens"
+            and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+        ):
+            joined = pc.binary_join(column.cast(pa.list_(pa.string())), feature.separator)
+            return pc.fill_null(joined.cast(pa.binary()), b"")
+        return pc.fill_null(to_binary(column), b"")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; use a plain column") from None
+
+
+def _to_float32(column: pa.Array) -> pa.Array:
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
+        numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+        return pc.fill_null(numeric.cast(pa.float32(), safe=False), float("nan"))
+    encoded = pc.fill_null(to_binary(column), b"").dictionary_encode()
+    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float32)
+    return pa.array(numbers[encoded.indices.to_numpy()] if len(numbers) else numbers)
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

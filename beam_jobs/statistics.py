@@ -1,0 +1,97 @@
+"""Statistics: the catalogue, the users, their training counts, and each item's sampling probability."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+
+from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries
+from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
+from contracts.artifact import Manifest, read_manifest, writing
+from contracts.config import Config, FeatureTable
+from contracts.layout import ItemStatistics, Workdir
+
+logger = logging.getLogger(__name__)
+
+
+class CountItemsAndUsers(beam.PTransform):
+    """Bucket files -> items.parquet, users.parquet and both vocabularies; yields their sizes."""
+
+    def __init__(self, config: Config, statistics: ItemStatistics, known_items: str, known_users: str) -> None:
+        super().__init__()
+        self._config = config
+        self._statistics = statistics
+        self._known_items = known_items
+        self._known_users = known_users
+
+    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+        target_level = self._config.data.feedback.target_level_index
+        counted = paths | "CountBuckets" >> beam.ParDo(
+            CountBucket(target_level, self._config.data.num_buckets)
+        ).with_outputs(CountBucket.USERS, main="items")
+        items = (
+            counted.items
+            | "ByItem" >> beam.GroupByKey()
+            | "MergeCounts" >> beam.ParDo(MergeCounts())
+            | "AllItems" >> beam.GroupByKey()
+            | "WriteItems"
+            >> beam.ParDo(WriteItems(self._statistics, self._config.windows.popularity_exponent, self._known_items))
+        )
+        users = (
+            counted[CountBucket.USERS]
+            | "AllUsers" >> beam.GroupByKey()
+            | "WriteUsers" >> beam.ParDo(WriteUsers(self._statistics, self._known_users))
+        )
+        return (items, users) | "Both" >> beam.Flatten()
+
+
+def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Writes the `ItemStatistics` artifact from the validated events.
+
+    Raises:
+        ValueError: there are no events, or a feature table cannot be read.
+    """
+    events = read_manifest(workdir.events.path)
+    paths = [str(workdir.events.path / name) for name in events.files]
+    with writing(workdir.item_statistics.path, ItemStatistics.KIND, fingerprint) as writer:
+        staged = ItemStatistics(writer.path)
+        item_ids, item_counts = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
+        user_ids, user_counts = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
+        summary_path = writer.path / "summaries.jsonl"
+        with pipeline(config) as p:
+            (
+                p
+                | "Buckets" >> beam.Create(paths)
+                | "Spread" >> beam.Reshuffle()
+                | "Count" >> CountItemsAndUsers(config, staged, item_ids, user_ids)
+                | "Summaries" >> CollectSummaries(summary_path)
+            )
+        for summary in take_summaries(summary_path):
+            writer.counts.update(summary)
+        for path in (item_ids, user_ids):
+            if path:
+                Path(path).unlink()
+        writer.details.update(item_table=item_counts, user_table=user_counts)
+        writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
+        logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
+    return read_manifest(workdir.item_statistics.path)
+
+
+def _known_ids(table: FeatureTable | None, field: str, path: Path) -> tuple[str, dict[str, int]]:
+    """A file with the ids of a feature table ("" without one), and what was left out."""
+    if table is None:
+        return "", {}
+    rows = read_feature_table(table, field)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.schema([("id", pa.string())])) as stream:
+        stream.write_table(pa.table({"id": rows.ids}))
+    return str(path), rows.counts
+
+
+if __name__ == "__main__":
+    from beam_jobs.command import main
+
+    main("beam_jobs.statistics")

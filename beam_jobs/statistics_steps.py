@@ -1,0 +1,170 @@
+"""The DoFns of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_jobs.beam_run import write_parquet, write_whole
+from beam_jobs.hashing import hash_strings
+from beam_jobs.payload import pack, unpack
+from contracts.layout import ItemStatistics
+from contracts.names import EventColumn, ItemColumn, Split, UserColumn
+
+_LEAST_COUNT = 0.5
+"""An item never seen in training still gets drawn, half as often as one seen once (at exponent 1)."""
+
+_ITEMS = pa.schema(
+    [
+        (ItemColumn.ITEM_ID, pa.string()),
+        (ItemColumn.TRAIN_COUNT, pa.int64()),
+        (ItemColumn.TOTAL_COUNT, pa.int64()),
+        (ItemColumn.FIRST_SEEN, pa.int64()),
+        (ItemColumn.LAST_SEEN, pa.int64()),
+    ]
+)
+_USERS = pa.schema([(UserColumn.USER_ID, pa.string()), (UserColumn.TRAIN_COUNT, pa.int64())])
+
+
+_AGGREGATES = (
+    (ItemColumn.TRAIN_COUNT, "sum"),
+    (ItemColumn.TOTAL_COUNT, "sum"),
+    (ItemColumn.FIRST_SEEN, "min"),
+    (ItemColumn.LAST_SEEN, "max"),
+)
+
+
+def sampling_probabilities(train_counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.float64]:
+    """[num_items] max(count, 0.5) ** exponent, normalised: by which negatives are drawn."""
+    weights = np.maximum(train_counts, _LEAST_COUNT).astype(np.float64) ** exponent
+    return weights / weights.sum()
+
+
+class CountBucket(beam.DoFn):
+    """Bucket file -> (partition of items, packed item counts); users' counts on a side output."""
+
+    USERS = "users"
+
+    def __init__(self, target_level: int, num_partitions: int) -> None:
+        self._target_level = target_level
+        self._num_partitions = num_partitions
+
+    def process(self, path: str) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
+        table = pq.read_table(path, use_threads=False)
+        levels, splits = (table[name].to_numpy() for name in (EventColumn.FEEDBACK_LEVEL, EventColumn.SPLIT))
+        trained = (levels >= self._target_level) & (splits == Split.TRAIN)
+        items, item_of = _encode(table[EventColumn.ITEM_ID])
+        users, user_of = _encode(table[EventColumn.USER_ID])
+        times = table[EventColumn.TIMESTAMP].to_numpy()
+        first = np.full(len(items), np.iinfo(np.int64).max)
+        last = np.full(len(items), np.iinfo(np.int64).min)
+        np.minimum.at(first, item_of, times)
+        np.maximum.at(last, item_of, times)
+        counts = pa.table(
+            [
+                items,
+                pa.array(np.bincount(item_of[trained], minlength=len(items))),
+                pa.array(np.bincount(item_of, minlength=len(items))),
+                pa.array(first),
+                pa.array(last),
+            ],
+            _ITEMS,
+        )
+        partitions = (hash_strings(items) % np.uint64(self._num_partitions)).astype(np.int64)
+        for partition in np.unique(partitions).tolist():
+            yield partition, pack(counts.filter(pa.array(partitions == partition)))
+        user_counts = pa.table([users, pa.array(np.bincount(user_of[trained], minlength=len(users)))], _USERS)
+        yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(user_counts)))
+
+
+def _encode(ids: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Distinct ids that occur, and each row's place among them."""
+    column = (
+        pa.concat_arrays([chunk.cast(pa.string()) for chunk in ids.chunks])
+        if ids.num_chunks
+        else pa.array([], pa.string())
+    )
+    encoded = column.dictionary_encode()
+    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
+
+
+class MergeCounts(beam.DoFn):
+    """(partition, packed counts) -> (0, packed counts), one row an item."""
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
+        table = unpack(element[1])
+        merged = table.group_by(ItemColumn.ITEM_ID, use_threads=False).aggregate(list(_AGGREGATES))
+        order = [ItemColumn.ITEM_ID, *(f"{name}_{how}" for name, how in _AGGREGATES)]
+        yield 0, pack(merged.select(order).rename_columns(_ITEMS.names))
+
+
+class WriteItems(beam.DoFn):
+    """(0, packed counts) -> items.parquet and the item vocabulary."""
+
+    def __init__(self, statistics: ItemStatistics, exponent: float, known_ids: str) -> None:
+        self._statistics = statistics
+        self._exponent = exponent
+        self._known_ids = known_ids
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, int]]:
+        table = _with_known_ids(unpack(element[1]), self._known_ids, _ITEMS)
+        table = _by_count(table, ItemColumn.TRAIN_COUNT, ItemColumn.ITEM_ID)
+        counts = table[ItemColumn.TRAIN_COUNT].to_numpy()
+        probabilities = sampling_probabilities(counts, self._exponent)
+        table = table.add_column(3, ItemColumn.SAMPLING_PROBABILITY, pa.array(probabilities))
+        write_parquet(table, self._statistics.items)
+        _write_vocabulary(table[ItemColumn.ITEM_ID], self._statistics.item_vocabulary)
+        yield {
+            "items": table.num_rows,
+            "items_in_training": int((counts > 0).sum()),
+            "items_never_seen": table[ItemColumn.FIRST_SEEN].null_count,
+        }
+
+
+class WriteUsers(beam.DoFn):
+    """(0, packed counts) -> users.parquet and the user vocabulary."""
+
+    def __init__(self, statistics: ItemStatistics, known_ids: str) -> None:
+        self._statistics = statistics
+        self._known_ids = known_ids
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, int]]:
+        table = _with_known_ids(unpack(element[1]), self._known_ids, _USERS)
+        table = _by_count(table, UserColumn.TRAIN_COUNT, UserColumn.USER_ID)
+        write_parquet(table, self._statistics.users)
+        _write_vocabulary(table[UserColumn.USER_ID], self._statistics.user_vocabulary)
+        yield {"users": table.num_rows}
+
+
+def _with_known_ids(table: pa.Table, path: str, schema: pa.Schema) -> pa.Table:
+    """Adds the ids of a feature table that the log does not hold, with counts of 0 and null times."""
+    if not path:
+        return table
+    with pa.OSFile(path) as source:
+        ids = pa.ipc.open_stream(source).read_all()["id"]
+    new = ids.filter(pc.invert(pc.is_in(ids, table[schema.names[0]])))
+    empty = [
+        pa.nulls(len(new), field.type)
+        if field.name in (ItemColumn.FIRST_SEEN, ItemColumn.LAST_SEEN)
+        else pa.array(np.zeros(len(new), np.int64))
+        for field in list(schema)[1:]
+    ]
+    return pa.concat_tables([table, pa.table([new, *empty], schema)])
+
+
+def _by_count(table: pa.Table, count: str, identity: str) -> pa.Table:
+    """Most frequent first, ties by the id's bytes: the same on every runner."""
+    keys = pa.table({"count": table[count], "id": table[identity].cast(pa.binary())})
+    return table.take(pc.sort_indices(keys, sort_keys=[("count", "descending"), ("id", "ascending")])).combine_chunks()
+
+
+def _write_vocabulary(ids: pa.ChunkedArray, path: Path) -> None:
+    text = "".join(f"{value}\n" for value in ids.to_pylist())
+    write_whole(path, lambda staging: staging.write_bytes(text.encode("utf-8")))
