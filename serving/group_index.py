@@ -102,9 +102,7 @@ def choose_structure(size: int, serving: ServingConfig) -> Structure:
     return "tree" if size < serving.hashing_min_items else "tree_hashing"
 
 
-def build_group_index(
-    group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig
-) -> GroupIndex:
+def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig) -> GroupIndex:
     """Builds and tunes the index of one group.
 
     Args:
@@ -173,7 +171,7 @@ def _tune(
     size = len(embeddings)
     ks = sorted({min(_SMALL_K, size), min(serving.num_candidates, size)})
     if structure == "brute_force":
-        return SearchParameters(tuned_k=ks[-1], recall={k: 1.0 for k in ks})
+        return SearchParameters(tuned_k=ks[-1], recall=dict.fromkeys(ks, 1.0))
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
     exact = np.sort(queries @ embeddings.T, axis=1)[:, ::-1]
     best: tuple[float, SearchParameters] | None = None

@@ -65,7 +65,9 @@ class ScannIndexSet(tf.Module):
         self._variables: list[dict[str, tf.Variable]] = []
         self._constants: list[dict[str, np.ndarray]] = []
         for index in indexes:
-            large = {k: v for k, v in index.tensors.items() if v.dtype.kind not in "OS" and v.nbytes > _CONSTANT_MAX_BYTES}
+            large = {
+                k: v for k, v in index.tensors.items() if v.dtype.kind not in "OS" and v.nbytes > _CONSTANT_MAX_BYTES
+            }
             self._variables.append(
                 {k: tf.Variable(v, trainable=False, name=f"group_{index.group_id}_{k}") for k, v in large.items()}
             )
@@ -91,9 +93,7 @@ class ScannIndexSet(tf.Module):
             scores.append(found.distances)
             rows.append(found.indices + self._offsets[position])
             groups.append(tf.fill([tf.shape(found.distances)[1]], group))
-        return Found(
-            tf.concat(scores, 1), tf.gather(self._item_index, tf.concat(rows, 1)), tf.concat(groups, 0)
-        )
+        return Found(tf.concat(scores, 1), tf.gather(self._item_index, tf.concat(rows, 1)), tf.concat(groups, 0))
 
     def _handle(self, position: int) -> Any:
         tensors = {name: tf.constant(value) for name, value in self._constants[position].items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from contracts.layout import Workdir
-from contracts.names import EvaluationField, Split, UserColumn
+from contracts.names import Split, UserColumn
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
 

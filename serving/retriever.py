@@ -134,9 +134,7 @@ class Retriever(tf.Module):
         """float32 [batch_size, num_groups, dim] and floored log p(group | user) [batch_size, num_groups]."""
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}
         recent = history[:, -self._tower_length :].to_tensor(PADDING_INDEX)
-        queries, log_intent = self._embed_queries(
-            recent, self._user_features(request[Request.USER_ID], raw)
-        )
+        queries, log_intent = self._embed_queries(recent, self._user_features(request[Request.USER_ID], raw))
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
 
     def _controls(self, request: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -183,6 +181,4 @@ def _missing(name: str, dtype: tf.DType) -> str | int | float:
 def _at_least_one_row(request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """An empty batch becomes one row of padding: ScaNN's trees fail on an empty batch."""
     extra = tf.cast(tf.equal(tf.shape(request[Request.HISTORY])[0], 0), tf.int32)
-    return {
-        name: tf.pad(value, [[0, extra]] + [[0, 0]] * (value.shape.rank - 1)) for name, value in request.items()
-    }
+    return {name: tf.pad(value, [[0, extra]] + [[0, 0]] * (value.shape.rank - 1)) for name, value in request.items()}

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import contracts  # noqa: F401  (selects Keras 2)
 import apache_beam as beam
 import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+
+import contracts  # noqa: F401  (selects Keras 2)
 
 
 def write_item_graph(path: Path, scratch: Path, item_ids: list[str]) -> None:

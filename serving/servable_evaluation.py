@@ -1,0 +1,51 @@
+"""The servable's own metrics: the exported graph answers for every user of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import Split
+from serving.local_client import ServableSession
+from serving.requests import UserRequests, user_requests
+from trainer.catalogue import Catalogue
+from trainer.evaluate import lengths_to_measure, measure
+from trainer.input_pipeline import EvaluationUsers
+from trainer.metrics import MetricTable
+
+_BATCH = 64
+
+
+def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: Split) -> MetricTable:
+    """Asks for candidates for each user, at every M measured, and measures the lists as exact ones are.
+
+    Returns:
+        metric -> {"value", "low", "high"}.
+
+    Raises:
+        ArtifactError: an artifact is missing.
+        ValueError: there is no servable at `servable`.
+    """
+    catalogue = Catalogue.for_config(config, workdir)
+    users = EvaluationUsers.load(workdir, split)
+    requests = user_requests(workdir, catalogue, split)
+    with ServableSession(servable) as session:
+        lists = {length: served_lists(session, catalogue, requests, length) for length in lengths_to_measure(config)}
+    return measure(config, catalogue, users, lists)
+
+
+def served_lists(
+    session: ServableSession, catalogue: Catalogue, requests: UserRequests, num_candidates: int
+) -> np.ndarray:
+    """int64 [num_users, num_candidates], item_index, best first, 0 = absent."""
+    index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
+    lists = np.zeros([len(requests), num_candidates], np.int64)
+    for start in range(0, len(requests), _BATCH):
+        rows = slice(start, start + _BATCH)
+        found = session.recommend(requests.histories[rows], requests.user_ids[rows], num_candidates=num_candidates)
+        index = [index_of[item] for item in found.item_ids.ravel()]
+        lists[rows, : found.item_ids.shape[1]] = np.reshape(index, found.item_ids.shape)
+    return lists

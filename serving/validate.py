@@ -1,0 +1,57 @@
+"""Infrastructure validation: a fresh process proves a servable right before anything serves it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import contracts
+from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.config import Config
+from contracts.config_io import dump_config
+from contracts.layout import Workdir
+
+REPORT_FILE = "report.json"
+
+
+def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str) -> Manifest:
+    """Loads the servable in a fresh process and checks its answers against brute force.
+
+    The report is `workdir.validation / "report.json"`.
+
+    Args:
+        config: what the servable was exported with.
+        workdir: holds the catalogue and the test users.
+        servable: a version directory.
+        fingerprint: of the stage.
+
+    Raises:
+        ValueError: a check failed, or the servable cannot be loaded; the message names it.
+    """
+    with writing(workdir.validation, "validation", fingerprint) as artifact:
+        report_path = artifact.path / REPORT_FILE
+        config_path = artifact.path / "config.yaml"
+        config_path.write_text(dump_config(config), encoding="utf-8")
+        arguments = [str(path.absolute()) for path in (workdir.path, servable, config_path, report_path)]
+        process = subprocess.run(
+            [sys.executable, "-m", "serving.validate_process", *arguments],
+            cwd=Path(contracts.__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{process.stderr[-2000:]}")
+        report = json.loads(report_path.read_text(encoding="utf-8"))
+        if report["failures"]:
+            failed = workdir.path / "validation-failed.json"
+            write_json(failed, report)
+            raise ValueError(
+                f"{servable} is not fit to serve:\n  " + "\n  ".join(report["failures"]) + f"\nThe report is {failed}."
+            )
+        artifact.counts["requests"] = report["requests"]
+        artifact.files += [REPORT_FILE, "config.yaml"]
+        artifact.details.update(recall=report["recall"], max_score_error=report["max_score_error"])
+    return read_manifest(workdir.validation)
