@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import google_crc32c
 import numpy as np
@@ -26,23 +27,15 @@ _BYTES_3 = b"\x1a"  # field 3, length-delimited: Feature.int64_list
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row r is `values[offsets[r]:offsets[r + 1]]`; values are int64 and not negative."""
+    """Rows back to back: row r is the next `lengths[r]` of `values`, which are int64 and not negative."""
 
     values: Int64
-    offsets: Int64
+    lengths: Int64
 
     @classmethod
-    def of_rows(cls, values: Int64) -> Ragged:
+    def scalars(cls, values: Int64) -> Ragged:
         """One value a row."""
-        return cls(values, np.arange(len(values) + 1))
-
-    @classmethod
-    def of_lengths(cls, values: Int64, lengths: Int64) -> Ragged:
-        return cls(values, np.concatenate([[0], np.cumsum(lengths)]))
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.offsets) - 1
+        return cls(values, np.ones(len(values), np.int64))
 
 
 def encode_examples(features: Mapping[str, Ragged]) -> bytes:
@@ -51,7 +44,7 @@ def encode_examples(features: Mapping[str, Ragged]) -> bytes:
     Raises:
         ValueError: the features differ in their number of rows, or a value is negative.
     """
-    sizes = {name: feature.num_rows for name, feature in features.items()}
+    sizes = {name: len(feature.lengths) for name, feature in features.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"every feature of an Example needs the same number of rows; got {sizes}")
     num_rows = next(iter(sizes.values()))
@@ -70,13 +63,13 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
     if len(feature.values) and feature.values.min() < 0:
         raise ValueError(f"feature {name!r} holds the negative value {feature.values.min()}; only ids and counts fit")
     stream, value_offsets = _varint_stream(feature.values)
-    offsets = value_offsets[feature.offsets]
+    offsets = value_offsets[np.concatenate([[0], np.cumsum(feature.lengths)])]
     size = np.diff(offsets)
     field = 1 + _LENGTH_WIDTH
     key = _BYTES_1 + bytes([len(name)]) + name.encode()
     feature_size = 2 * field + size
     entry_size = len(key) + field + feature_size
-    num_rows = feature.num_rows
+    num_rows = len(feature.lengths)
     header = np.concatenate(
         [
             _constant(_BYTES_1, num_rows),
@@ -91,7 +84,7 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
         axis=1,
     )
     bounds = offsets.tolist()
-    payload = [stream[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    payload = [stream[start:stop] for start, stop in pairwise(bounds)]
     return _rows(header), payload, field + entry_size
 
 
