@@ -1,0 +1,82 @@
+"""Alias tables: a draw from any discrete distribution in constant time, many at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+class AliasTables:
+    """One table a group, concatenated (Walker 1977, Vose 1991).
+
+    Attributes:
+        items: [num_items] item of each slot, a group's slots side by side.
+        starts: [num_groups + 1] first slot of each group.
+        keep: [num_items] probability that a slot gives its own item, else that of `alias`.
+        alias: [num_items] the other slot.
+    """
+
+    def __init__(self, weights: Float64, groups: Int64, num_groups: int) -> None:
+        """Builds the tables.
+
+        Args:
+            weights: [num_items] positive, of any scale; normalised within each group.
+            groups: [num_items] group of each item.
+            num_groups: groups without items are allowed, and cannot be drawn from.
+        """
+        self.items = np.argsort(groups, kind="stable")
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=num_groups))])
+        self.keep = np.ones(len(weights))
+        self.alias = np.arange(len(weights))
+        for group in range(num_groups):
+            start, stop = self.starts[group], self.starts[group + 1]
+            if stop - start > 1:
+                keep, alias = _build(weights[self.items[start:stop]])
+                self.keep[start:stop], self.alias[start:stop] = keep, alias + start
+
+    def draw(self, groups: Int64, rng: np.random.Generator) -> Int64:
+        """[num_draws] items, each from the group asked for. One uniform gives the slot and the coin."""
+        sizes = self.starts[groups + 1] - self.starts[groups]
+        place = rng.random(len(groups)) * sizes
+        slot = np.minimum(place.astype(np.int64), sizes - 1)
+        coin = place - slot
+        slot += self.starts[groups]
+        return self.items[np.where(coin < self.keep[slot], slot, self.alias[slot])]
+
+    def probabilities(self) -> Float64:
+        """[num_items] exact probability of each item within its group, as the tables hold it."""
+        sizes = np.diff(self.starts)
+        size_of_slot = np.repeat(sizes, sizes)
+        of_slot = self.keep / size_of_slot
+        np.add.at(of_slot, self.alias, (1 - self.keep) / size_of_slot)
+        result = np.empty_like(of_slot)
+        result[self.items] = of_slot
+        return result
+
+
+def _build(weights: Float64) -> tuple[Float64, Int64]:
+    """Keep probabilities and aliases of one table, by prefix sums instead of a loop over items.
+
+    Scaled to mean 1, light items lack `1 - w`, heavy ones have `w - 1` to spare. Heavy items fill the
+    light in order, and one that has given more than it had is itself filled by the next heavy one. So
+    who fills whom follows from where the running sums of the two cross (Huebschle-Schneider & Sanders,
+    "Parallel Weighted Random Sampling", 2019).
+    """
+    scaled = weights * (len(weights) / weights.sum())
+    light, heavy = np.flatnonzero(scaled < 1), np.flatnonzero(scaled >= 1)
+    keep, alias = np.ones(len(weights)), np.arange(len(weights))
+    if not len(light) or not len(heavy):
+        return keep, alias
+    lacking = np.concatenate([[0.0], np.cumsum(1 - scaled[light])])
+    spare = np.cumsum(scaled[heavy] - 1)
+    giver = np.minimum(np.searchsorted(spare, lacking[:-1], side="left"), len(heavy) - 1)
+    keep[light], alias[light] = scaled[light], heavy[giver]
+    # The first light item after which a heavy one has given more than it had.
+    overdrawn = np.searchsorted(lacking, spare[:-1], side="right")
+    given = lacking[np.minimum(overdrawn, len(light))]
+    keep[heavy[:-1]] = np.clip(1 + spare[:-1] - given, 0, 1)
+    alias[heavy[:-1]] = heavy[1:]
+    return keep, alias

@@ -1,0 +1,86 @@
+"""A bucket of validated events as NumPy columns with item and user indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts.layout import ItemStatistics
+from contracts.names import EventColumn, ItemColumn, UserColumn
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass
+class BucketEvents:
+    """Events of a bucket in (user, time) order, each array [num_events].
+
+    Attributes:
+        users: 0-based number of the user within these events, ascending.
+        items: `item_index`, from 1.
+        times: microseconds.
+        levels: feedback level.
+        splits: `Split`.
+        user_index: [num_users] `user_index` of each user number.
+    """
+
+    users: Int64
+    items: Int64
+    times: Int64
+    levels: Int64
+    splits: Int64
+    user_index: Int64
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
+        """The events under a mask; user numbers stay what they are."""
+        return BucketEvents(
+            self.users[mask],
+            self.items[mask],
+            self.times[mask],
+            self.levels[mask],
+            self.splits[mask],
+            self.user_index,
+        )
+
+
+class Vocabulary:
+    """Item and user ids of the statistics artifact: string -> index."""
+
+    def __init__(self, statistics: ItemStatistics) -> None:
+        self.items = _ids(pq.read_table(statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False))
+        self.users = _ids(pq.read_table(statistics.users, columns=[UserColumn.USER_ID], use_threads=False))
+
+    def read_bucket(self, path: str) -> BucketEvents:
+        """Reads a bucket file; its rows are in order already."""
+        table = pq.read_table(path, use_threads=False)
+        user_ids, users = _encoded(table[EventColumn.USER_ID])
+        item_ids, items = _encoded(table[EventColumn.ITEM_ID])
+        return BucketEvents(
+            users=users,
+            items=_index(item_ids, self.items)[items] if len(items) else items,
+            times=table[EventColumn.TIMESTAMP].to_numpy(),
+            levels=table[EventColumn.FEEDBACK_LEVEL].to_numpy().astype(np.int64),
+            splits=table[EventColumn.SPLIT].to_numpy().astype(np.int64),
+            user_index=_index(user_ids, self.users),
+        )
+
+
+def _ids(table: pa.Table) -> pa.Array:
+    return pa.concat_arrays(table.column(0).chunks) if table.num_rows else pa.array([], pa.string())
+
+
+def _encoded(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
+    """Distinct ids in order of appearance, and each row's place among them."""
+    if not len(ids):
+        return pa.array([], pa.string()), np.zeros(0, np.int64)
+    column = pa.concat_arrays([chunk.cast(pa.string()) for chunk in ids.chunks]).dictionary_encode()
+    return column.dictionary, column.indices.to_numpy().astype(np.int64)
+
+
+def _index(ids: pa.Array, vocabulary: pa.Array) -> Int64:
+    return pc.fill_null(pc.index_in(ids, vocabulary), -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1

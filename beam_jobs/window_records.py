@@ -1,0 +1,140 @@
+"""Which events make which record: training windows and evaluation users, as index arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.example_encoder import Ragged
+from contracts.names import EvaluationField, Split
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class WindowSpans:
+    """Training windows over a user-sorted array of positives.
+
+    Attributes:
+        starts: [num_windows] place of the context event, one before the first target.
+        num_targets: [num_windows] targets that follow it, 1..length.
+    """
+
+    starts: Int64
+    num_targets: Int64
+
+    def positions(self) -> Int64:
+        """[sum(num_targets + 1)] places of all windows' events, context included."""
+        return ragged_range(self.starts, self.num_targets + 1)
+
+    def target_positions(self) -> Int64:
+        """[sum(num_targets)] places of all windows' targets."""
+        return ragged_range(self.starts + 1, self.num_targets)
+
+
+def window_spans(counts: Int64, length: int) -> WindowSpans:
+    """Cuts each user's positives into windows of `length` targets, counted from the user's end.
+
+    A user's first event has nothing before it, so it is context only. Counting from the end leaves the
+    most recent window full and the short one at the beginning.
+
+    Args:
+        counts: [num_users] positives of each user.
+        length: most targets of a window.
+    """
+    targets = np.maximum(counts - 1, 0)
+    windows = -(-targets // length)
+    ends = np.cumsum(counts)
+    user = np.repeat(np.arange(len(counts)), windows)
+    from_end = windows[user] - 1 - ragged_range(np.zeros(len(counts), np.int64), windows)
+    stop = ends[user] - from_end * length
+    first_target = np.maximum(stop - length, ends[user] - targets[user])
+    return WindowSpans(starts=first_target - 1, num_targets=stop - first_target)
+
+
+def ragged_range(starts: Int64, lengths: Int64) -> Int64:
+    """arange(start, start + length) of each row, concatenated."""
+    offsets = np.cumsum(lengths) - lengths
+    return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()))
+
+
+def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users that together hold about `most_events` events, to bound memory."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + most_events, side="right")))
+        yield start, stop
+        start = stop
+
+
+@dataclass(frozen=True)
+class EvaluationUsers:
+    """Records of a split, and who has none.
+
+    Attributes:
+        features: `EvaluationField`s, one row a user.
+        repeat_targets: users whose every target was seen before.
+        users_without_history: users with targets but no earlier positive.
+    """
+
+    features: dict[str, Ragged]
+    repeat_targets: int
+    users_without_history: int
+
+    @property
+    def num_users(self) -> int:
+        return len(self.features[EvaluationField.USER_INDEX].lengths)
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.features[EvaluationField.TARGET_ITEM_INDEX].values)
+
+
+def evaluation_users(positives: BucketEvents, split: Split, length: int, num_items: int) -> EvaluationUsers:
+    """One record a user with something new in `split`.
+
+    Args:
+        positives: target-level events in (user, time) order.
+        split: VALIDATION or TEST; all earlier splits are history.
+        length: most events of a history.
+        num_items: size of the catalogue.
+    """
+    num_users = len(positives.user_index)
+    width = num_items + 1
+    past, present = positives.splits < split, positives.splits == split
+    past_users, past_items = positives.users[past], positives.items[past]
+    seen = np.unique(past_users * width + past_items)
+    keys = positives.users[present] * width + positives.items[present]
+    _, first = np.unique(keys, return_index=True)
+    distinct = keys[np.sort(first)]  # chronological: the users are ascending already
+    place = np.minimum(np.searchsorted(seen, distinct), max(len(seen) - 1, 0))
+    fresh = distinct[seen[place] != distinct] if len(seen) else distinct
+
+    history_counts = np.bincount(past_users, minlength=num_users)
+    has_history = history_counts > 0
+    has_targets = np.bincount(distinct // width, minlength=num_users) > 0
+    fresh_counts = np.bincount(fresh // width, minlength=num_users)
+    chosen = np.flatnonzero(has_history & (fresh_counts > 0))
+
+    kept = np.minimum(history_counts, length)[chosen]
+    history = past_items[ragged_range(np.cumsum(history_counts)[chosen] - kept, kept)]
+    is_chosen = np.zeros(num_users, bool)
+    is_chosen[chosen] = True
+    seen, fresh = seen[is_chosen[seen // width]], fresh[is_chosen[fresh // width]]
+    features = {
+        EvaluationField.USER_INDEX: Ragged.scalars(positives.user_index[chosen]),
+        EvaluationField.HISTORY_ITEM_INDEX: Ragged(history, kept),
+        EvaluationField.SEEN_ITEM_INDEX: Ragged(seen % width, np.bincount(seen // width, minlength=num_users)[chosen]),
+        EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh % width, fresh_counts[chosen]),
+    }
+    return EvaluationUsers(
+        features,
+        repeat_targets=int((has_history & has_targets & (fresh_counts == 0)).sum()),
+        users_without_history=int((has_targets & ~has_history).sum()),
+    )
