@@ -13,7 +13,15 @@ from contracts.layout import Workdir
 from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metrics import MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
+from trainer.metrics import (
+    COVERAGE_K,
+    NDCG_K,
+    MetricTable,
+    mean_by,
+    metrics_from_lists,
+    per_user_metrics,
+    target_recall,
+)
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.scoring import Merge
@@ -21,7 +29,7 @@ from trainer.train import load_model, single_vector_config
 
 ModelKind = Literal["popularity", "single_vector", "per_group"]
 
-_BREAKDOWN_K = 100
+BREAKDOWN_K = 100
 _MERGES: tuple[Merge, ...] = ("score", "quota")
 
 
@@ -44,8 +52,7 @@ class Evaluation:
 def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str, ModelKind]) -> Evaluation:
     """Ranks the whole catalogue for the split's users with each model, and measures the lists.
 
-    Seen items are left out. Quota lists are drawn up at the longest k and measured at all: their
-    prefixes are ordered by score.
+    Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
         models: name of a model under `workdir.models` -> its kind; popularity needs no model.
@@ -59,28 +66,44 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     for name, kind in models.items():
         for label, lists in _ranked(config, workdir, name, kind, catalogue, users):
             result.metrics[label] = measure(config, catalogue, users, lists)
-            result.breakdowns[label] = break_down(catalogue, users, lists)
+            result.breakdowns[label] = break_down(catalogue, users, lists[BREAKDOWN_K])
     return result
 
 
-def measure(config: Config, catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> MetricTable:
-    """Metrics of the users' lists, int [num_users, M]: exact or as served."""
+def lengths_to_measure(config: Config) -> list[int]:
+    """The numbers of candidates whose lists `measure` needs."""
+    return sorted({*config.evaluation.ks, NDCG_K, COVERAGE_K, BREAKDOWN_K})
+
+
+def measure(
+    config: Config, catalogue: Catalogue, users: EvaluationUsers, lists: Mapping[int, np.ndarray]
+) -> MetricTable:
+    """Metrics of the users' lists, exact or as served.
+
+    Args:
+        lists: M -> int [num_users, <= M], what a request for M candidates gets, for each M of
+            `lengths_to_measure`. A metric at k is that of the lists of M = k.
+    """
     evaluation = config.evaluation
-    return metrics_from_lists(
-        lists,
-        users.targets,
-        evaluation.ks,
-        catalogue.group_id,
-        evaluation.bootstrap_samples,
-        evaluation.confidence,
-        config.seed,
-    )
+    table: MetricTable = {}
+    for length in lengths_to_measure(config):
+        measured = metrics_from_lists(
+            lists[length],
+            users.targets,
+            [length] if length in evaluation.ks else [],
+            catalogue.group_id,
+            evaluation.bootstrap_samples,
+            evaluation.confidence,
+            config.seed,
+        )
+        table |= {name: value for name, value in measured.items() if name.endswith(f"_at_{length}")}
+    return table
 
 
 def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> dict[str, Any]:
     """recall_at_100 by the target's group and by the user's activity."""
-    by_target = target_recall(lists, users.targets, _BREAKDOWN_K)
-    by_user = per_user_metrics(lists, users.targets, [_BREAKDOWN_K])[f"recall_at_{_BREAKDOWN_K}"]
+    by_target = target_recall(lists, users.targets, BREAKDOWN_K)
+    by_user = per_user_metrics(lists, users.targets, [BREAKDOWN_K])[f"recall_at_{BREAKDOWN_K}"]
     rank = np.argsort(np.argsort(users.seen.lengths, kind="stable"), kind="stable")
     groups = {group: str(group) for group in range(catalogue.num_groups)}
     return {
@@ -91,13 +114,14 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
 
 def _ranked(
     config: Config, workdir: Workdir, name: str, kind: ModelKind, catalogue: Catalogue, users: EvaluationUsers
-) -> list[tuple[str, np.ndarray]]:
-    length = max(*config.evaluation.ks, _BREAKDOWN_K)
+) -> list[tuple[str, dict[int, np.ndarray]]]:
+    lengths = lengths_to_measure(config)
     if kind == "popularity":
-        return [(name, popularity_lists(catalogue, users, length))]
+        longest = popularity_lists(catalogue, users, max(lengths))
+        return [(name, {length: longest[:, :length] for length in lengths})]
     if kind == "single_vector":
         single = catalogue.with_single_group()
         model = load_model(single_vector_config(config), workdir, name)
-        return [(name, ExactRanking(model, single, users).lists("score", 1.0, length))]
+        return [(name, ExactRanking(model, single, users).lists_of_lengths("score", 1.0, lengths))]
     ranking = ExactRanking(load_model(config, workdir, name), catalogue, users)
-    return [(f"{name}/{merge}", ranking.lists(merge, config.serving.alpha, length)) for merge in _MERGES]
+    return [(f"{name}/{merge}", ranking.lists_of_lengths(merge, config.serving.alpha, lengths)) for merge in _MERGES]

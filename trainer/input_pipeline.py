@@ -191,7 +191,7 @@ def _parse_users(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
 
 def _parse(serialized: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.RaggedTensor]:
     feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
-    return tf.io.parse_example(serialized, {name: feature for name in names})
+    return tf.io.parse_example(serialized, dict.fromkeys(names, feature))
 
 
 def _to_ragged(value: tf.RaggedTensor) -> Ragged:

@@ -11,6 +11,9 @@ import numpy as np
 
 from trainer.input_pipeline import Ragged
 
+NDCG_K = 10
+COVERAGE_K = 100
+
 MetricTable = dict[str, dict[str, float]]
 """metric -> {"value", "low", "high"}."""
 
@@ -120,7 +123,7 @@ def metrics_from_lists(
     if len(lists) != len(targets):
         raise ValueError(f"metrics need a list for each user: got {len(lists)} lists and {len(targets)} users")
     per_user = per_user_metrics(lists, targets, ks)
-    per_user["groups_per_list_at_100"] = groups_per_list(lists[:, :100], group_id)
+    per_user["groups_per_list_at_100"] = groups_per_list(lists[:, :COVERAGE_K], group_id)
     values = np.stack([column.astype(np.float64) for column in per_user.values()], axis=1)
     low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
     table: MetricTable = {
@@ -129,8 +132,8 @@ def metrics_from_lists(
     }
     num_items = len(group_id) - 1
     for name, value in (
-        ("catalog_coverage_at_100", catalog_coverage(lists[:, :100], num_items)),
-        ("gini_at_100", gini(lists[:, :100], num_items)),
+        ("catalog_coverage_at_100", catalog_coverage(lists[:, :COVERAGE_K], num_items)),
+        ("gini_at_100", gini(lists[:, :COVERAGE_K], num_items)),
     ):
         table[name] = {"value": value, "low": value, "high": value}
     return table
@@ -140,7 +143,7 @@ def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> d
     """recall_at_{k} and ndcg_at_10 of each user: name -> float64 [num_users]."""
     hit = hits(lists, targets)
     result = {f"recall_at_{k}": recall_at_k(hit, targets.lengths, k) for k in ks}
-    result["ndcg_at_10"] = ndcg_at_k(hit, targets.lengths, 10)
+    result["ndcg_at_10"] = ndcg_at_k(hit, targets.lengths, NDCG_K)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -39,14 +39,25 @@ class ExactRanking:
 
     def lists(self, merge: Merge, alpha: float, length: int) -> np.ndarray:
         """int64 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
-        length = min(length, self._catalogue.num_items)
-        parts = []
+        return self.lists_of_lengths(merge, alpha, [length])[length]
+
+    def lists_of_lengths(self, merge: Merge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
+        """Lists as they are when M candidates are asked for, for each M in `lengths`.
+
+        A shorter score list is a prefix of a longer one; a shorter quota list is not.
+        """
+        parts: dict[int, list[np.ndarray]] = {length: [] for length in lengths}
+        longest = max(lengths)
         for rows in self._chunks():
             scores = self._scores(rows, alpha)
-            if merge == "quota":
-                scores = self._within_quota(scores, rows, alpha, length)
-            parts.append(self._best(scores, length))
-        return np.concatenate(parts)
+            best = self._best(scores, longest) if merge == "score" else None
+            for length in lengths:
+                if best is None:
+                    within = self._within_quota(scores, rows, alpha, length)
+                    parts[length].append(self._best(within, length))
+                else:
+                    parts[length].append(best[:, :length])
+        return {length: np.concatenate(part) for length, part in parts.items()}
 
     def _chunks(self) -> Iterator[np.ndarray]:
         size = max(1, _SCORES_PER_CHUNK // self._catalogue.num_items)
@@ -80,6 +91,7 @@ class ExactRanking:
         return result
 
     def _best(self, scores: np.ndarray, length: int) -> np.ndarray:
+        length = min(length, self._catalogue.num_items)
         # top_k breaks ties by the lower column, so columns are first put in the random order.
         values, columns = tf.math.top_k(scores[:, self._shuffled], length)
         items = self._items[self._shuffled[columns.numpy()]]
@@ -88,20 +100,13 @@ class ExactRanking:
 
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float32 [num_users, num_groups, dim] and log intent [num_users, num_groups]."""
-
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None], tf.int64), tf.TensorSpec([None], tf.int64)],
-        reduce_retracing=True,
-    )
-    def encode(history: tf.Tensor, user_index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return model.query_embeddings(history, model.features_of_users(user_index))
-
     queries = np.empty((len(users), model.num_groups, model.embedding_dim), np.float32)
     log_intent = np.empty((len(users), model.num_groups), np.float32)
     order = np.argsort(users.history.lengths, kind="stable")
     for start in range(0, len(order), 512):
         rows = order[start : start + 512]
         history: Ragged = users.history.take(rows)
-        encoded = encode(tf.constant(history.padded()), tf.constant(users.user_index[rows]))
+        features = model.features_of_users(tf.constant(users.user_index[rows]))
+        encoded = model.query_embeddings(tf.constant(history.padded()), features)
         queries[rows], log_intent[rows] = encoded[0].numpy(), encoded[1].numpy()
     return queries, log_intent

@@ -155,7 +155,8 @@ class _Trainer:
         self.state.restore_best()
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
-        started, positives, sums = time.monotonic(), 0, {}
+        started, positives = time.monotonic(), 0
+        sums: dict[str, float] = {}
         batch = None
         for batch in self._batches.epoch(epoch):
             terms = {key: float(value) for key, value in self._step(batch).items()}

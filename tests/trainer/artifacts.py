@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tensorflow as tf
 
 import contracts  # noqa: F401  (selects Keras 2)
-import tensorflow as tf
 from contracts.artifact import writing
 from contracts.layout import ItemGroups, ItemStatistics, Transform, Windows, Workdir
 from contracts.names import EvaluationField, Split, WindowField

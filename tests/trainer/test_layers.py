@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.layers.concat_conditioning import ConcatConditioning
+from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.group_conditioning import GroupConditioning
+from trainer.layers.mmoe_conditioning import MMoEConditioning
+from trainer.layers.multiply_conditioning import MultiplyConditioning
+from trainer.layers.random_dropout import RandomDropout
+from trainer.layers.shared_conditioning import SharedConditioning
+from trainer.layers.transformer_encoder import TransformerEncoder
+
+GROUPS, DIM, EXPERTS, HIDDEN = 5, 8, 3, 6
+
+
+def randomized(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer:
+    """Weights away from their (partly zero) starting values."""
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.normal(size=weight.shape) for weight in layer.weights])
+    return layer
+
+
+def conditioning(kind: str) -> GroupConditioning:
+    generator = tf.random.Generator.from_seed(0)
+    return {
+        "mmoe": lambda: MMoEConditioning(GROUPS, DIM, EXPERTS, HIDDEN, 0.0, generator),
+        "concat": lambda: ConcatConditioning(GROUPS, DIM, HIDDEN, 0.0, generator),
+        "multiply": lambda: MultiplyConditioning(GROUPS, DIM),
+        "none": lambda: SharedConditioning(GROUPS, DIM, name="shared"),
+    }[kind]()
+
+
+KINDS = pytest.mark.parametrize("kind", ["mmoe", "concat", "multiply", "none"])
+
+
+@KINDS
+def test_a_groups_own_vector_is_one_of_all_vectors(kind: str) -> None:
+    layer = randomized(conditioning(kind))
+    query = tf.random.stateless_normal([GROUPS, 4, DIM], seed=[1, 2])
+    everything = tf.reshape(layer.all_groups(tf.reshape(query, [-1, DIM])), [GROUPS, 4, GROUPS, DIM])
+    own = layer.own_group(query, tf.range(GROUPS))
+    for group in range(GROUPS):
+        np.testing.assert_allclose(own[group], everything[group, :, group], atol=1e-5)
+
+
+@KINDS
+def test_training_starts_from_the_single_vector(kind: str) -> None:
+    query = tf.random.stateless_normal([7, DIM], seed=[1, 2])
+    vectors = conditioning(kind).all_groups(query)
+    np.testing.assert_allclose(vectors, np.repeat(query[:, None], GROUPS, axis=1), atol=1e-6)
+
+
+def test_mmoe_against_a_loop_over_experts() -> None:
+    layer = randomized(conditioning("mmoe"))
+    weights = {weight.name.split("/")[-1].split(":")[0]: weight.numpy() for weight in layer.weights}
+    query = np.random.default_rng(3).normal(size=DIM).astype(np.float32)
+    vectors = layer.all_groups(tf.constant(query[None])).numpy()[0]
+    for group in range(GROUPS):
+        logits = query @ weights["gate_kernel"][group] + weights["gate_bias"][group]
+        gate = np.exp(logits - logits.max())
+        expected = query.copy()
+        for expert in range(EXPERTS):
+            part = slice(expert * HIDDEN, (expert + 1) * HIDDEN)
+            hidden = tf.nn.gelu(query @ weights["expert_kernel"][:, part] + weights["expert_bias"][part]).numpy()
+            expected += gate[expert] / gate.sum() * (hidden @ weights["expert_output"][expert])
+        np.testing.assert_allclose(vectors[group], expected, rtol=1e-4, atol=1e-4)
+
+
+def encoder() -> TransformerEncoder:
+    layer = TransformerEncoder(2, 2, DIM, 2 * DIM, 0.0, tf.random.Generator.from_seed(0))
+    layer(tf.zeros([1, 2, DIM]))
+    return randomized(layer)
+
+
+def test_the_future_does_not_leak() -> None:
+    layer, inputs = encoder(), tf.random.stateless_normal([2, 6, DIM], seed=[1, 2])
+    changed = tf.concat([inputs[:, :4], inputs[:, 4:] + 1], axis=1)
+    before, after = layer(inputs).numpy(), layer(changed).numpy()
+    np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-5)
+    assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-2
+
+
+def test_padding_on_the_right_changes_nothing() -> None:
+    layer, inputs = encoder(), tf.random.stateless_normal([2, 4, DIM], seed=[1, 2])
+    longer = tf.pad(inputs, [[0, 0], [0, 5], [0, 0]])
+    np.testing.assert_allclose(layer(inputs), layer(longer)[:, :4], atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_repeats_from_a_restored_generator() -> None:
+    generator = tf.random.Generator.from_seed(3)
+    layer, ones = RandomDropout(0.3, generator), tf.ones([100, 100])
+    state = generator.state.numpy()
+    first = layer(ones, training=True)
+    assert float(tf.reduce_mean(first)) == pytest.approx(1, abs=0.03)
+    assert float(tf.reduce_mean(tf.cast(first == 0, tf.float32))) == pytest.approx(0.3, abs=0.03)
+    generator.reset(state)
+    np.testing.assert_array_equal(first, layer(ones, training=True))
+    np.testing.assert_array_equal(ones, layer(ones, training=False))
+
+
+def test_feature_embedding_by_hand() -> None:
+    specs = [
+        {"name": "genres", "kind": "tokens", "vocabulary_size": 3},
+        {"name": "age", "kind": "numeric"},
+        {"name": "country", "kind": "categorical", "vocabulary_size": 2},
+    ]
+    layer = FeatureEmbedding(specs, 2)
+    layer.set_weights(
+        [
+            np.array([[9, 9], [1, 0], [0, 1], [5, 5]]),
+            np.array([[10, 20]]),
+            np.array([[9, 9], [100, 100], [200, 200]]),
+        ]
+    )
+    features = {
+        "genres": tf.constant([[1, 2, 0], [0, 0, 0]], tf.int64),
+        "age": tf.constant([0.5, 0.0]),
+        "country": tf.constant([2, 0], tf.int64),
+    }
+    # Row 0: mean of genres 1 and 2 (.5, .5) + age (5, 10) + country (200, 200). Row 1: nothing known.
+    np.testing.assert_allclose(layer(features), [[205.5, 210.5], [0, 0]])
+    with pytest.raises(ValueError, match="country"):
+        layer({"genres": features["genres"], "age": features["age"]})

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from sklearn.metrics import ndcg_score
+
+from trainer.input_pipeline import Ragged
+from trainer.metrics import (
+    bootstrap_intervals,
+    catalog_coverage,
+    gini,
+    groups_per_list,
+    hits,
+    metrics_from_lists,
+    ndcg_at_k,
+    recall_at_k,
+    target_recall,
+)
+
+LISTS = np.array([[3, 1, 2, 0], [4, 5, 6, 1], [7, 8, 9, 2]])
+TARGETS = Ragged(np.array([2, 9, 5, 1]), np.array([0, 2, 3, 4]))  # user 0: {2, 9}; user 1: {5}; user 2: {1}
+
+
+def test_hits_are_of_the_users_own_targets() -> None:
+    expected = [[False, False, True, False], [False, True, False, False], [False] * 4]
+    assert hits(LISTS, TARGETS).tolist() == expected
+
+
+def test_a_repeated_item_is_one_hit() -> None:
+    assert hits(np.array([[2, 2]]), Ragged(np.array([2]), np.array([0, 1]))).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        pytest.param(1, [0, 0, 0], id="nothing in the first place"),
+        pytest.param(2, [0, 1, 0], id="user 1 at place 2"),
+        pytest.param(3, [1 / 2, 1, 0], id="user 0 finds one of two"),
+    ],
+)
+def test_recall_divides_by_the_reachable_targets(k: int, expected: list[float]) -> None:
+    assert recall_at_k(hits(LISTS, TARGETS), TARGETS.lengths, k).tolist() == expected
+
+
+def test_ndcg_agrees_with_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    lists = np.stack([rng.permutation(np.arange(1, 21)) for _ in range(30)])
+    targets = Ragged(
+        np.concatenate([rng.choice(np.arange(1, 21), 3, replace=False) for _ in range(30)]), np.arange(0, 91, 3)
+    )
+    relevance = hits(lists, targets).astype(float)
+    scores = np.tile(np.arange(20, 0, -1), (30, 1))
+    ours = ndcg_at_k(hits(lists, targets), targets.lengths, 10)
+    assert ours.mean() == pytest.approx(ndcg_score(relevance, scores, k=10))
+
+
+def test_coverage_and_gini() -> None:
+    assert catalog_coverage(LISTS, 18) == 9 / 18  # items 1..9 of 18; 0 is no item
+    assert gini(np.array([[1, 2], [3, 4]]), 4) == pytest.approx(0)
+    assert gini(np.array([[2], [2]]), 4) == pytest.approx(3 / 4)  # all exposure on one of four
+
+
+def test_groups_per_list_ignores_absent_places() -> None:
+    group_id = np.array([-1, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    # user 0: items 3, 1, 2 -> groups {1, 0}; user 1: 4, 5, 6, 1 -> {1, 2, 0}; user 2: 7, 8, 9, 2 -> {2, 0}
+    assert groups_per_list(LISTS, group_id).tolist() == [2, 3, 2]
+
+
+def test_target_recall_is_per_target() -> None:
+    assert target_recall(LISTS, TARGETS, 4).tolist() == [1, 0, 1, 0]
+
+
+def test_bootstrap_agrees_with_the_normal_interval() -> None:
+    values = np.random.default_rng(0).random((2000, 1))
+    low, high = bootstrap_intervals(values, 1000, 0.95, seed=1)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert low[0] == pytest.approx(values.mean() - half, abs=half / 5)
+    assert high[0] == pytest.approx(values.mean() + half, abs=half / 5)
+    again = bootstrap_intervals(values, 1000, 0.95, seed=1)
+    assert (low[0], high[0]) == (again[0][0], again[1][0])
+
+
+def test_lists_and_users_must_match() -> None:
+    with pytest.raises(ValueError, match="2 lists and 3 users"):
+        metrics_from_lists(LISTS[:2], TARGETS, [1], np.zeros(10, int))

@@ -1,0 +1,221 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.artifact import ArtifactError
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import Split
+from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
+from tests.trainer.conftest import small_config
+from trainer.catalogue import Catalogue
+from trainer.evaluate import evaluate
+from trainer.input_pipeline import TrainingWindows
+from trainer.model import TwoTowerModel
+from trainer.train import load_model, single_vector_config, train
+from trainer.training_state import TrainingState
+
+MIXED = {"loss": {"global_weight": 1.0}}
+SAMPLED = {"loss": {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}}
+VARIANTS = {
+    "mmoe": small_config(),
+    "mmoe, global term": small_config(training=MIXED),
+    "mmoe, drawn pools": small_config(training=SAMPLED),
+    "concat": small_config(model={"conditioning": "concat"}),
+    "multiply": small_config(model={"conditioning": "multiply"}),
+    "none": small_config(model={"conditioning": "none"}),
+    "single vector": single_vector_config(small_config()),
+    "single vector, drawn": single_vector_config(small_config(training=SAMPLED)),
+}
+HISTORY = tf.constant([[3, 4, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0]], tf.int64)
+
+
+def embeddings(model: TwoTowerModel) -> list[np.ndarray]:
+    queries, log_intent = model.query_embeddings(HISTORY, model.features_of_users(tf.constant([1, 2, 0], tf.int64)))
+    return [queries.numpy(), log_intent.numpy(), model.candidate_embeddings(tf.range(5)).numpy()]
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """A log with every kind of side feature."""
+    rng = np.random.default_rng(0)
+    log = cyclic_log(num_users=60)
+    tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "max_tokens": 3}
+    category = {"name": "country", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
+    number = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
+    log.item_features = {"genres": (tokens, rng.integers(0, 7, (60, 3)))}
+    log.user_features = {
+        "country": (category, rng.integers(0, 4, 60)),
+        "age": (number, rng.normal(size=60).astype(np.float32)),
+    }
+    return write_artifacts(log, tmp_path_factory.mktemp("featured"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_model(variant: str, featured: Workdir) -> None:
+    """Fit, save, reload, same embeddings; an unknown batch size and length in a graph; train on."""
+    config = VARIANTS[variant]
+    manifest = train(config, featured, "model", "first")
+    assert set(manifest.files) == {"model.weights.h5", "history.json", "config.json"}
+    model, again = load_model(config, featured, "model"), load_model(config, featured, "model")
+    for left, right in zip(embeddings(model), embeddings(again), strict=True):
+        np.testing.assert_array_equal(left, right)
+        assert np.isfinite(left).all()
+    num_groups = config.groups.num_groups
+    graph = tf.function(model.query_embeddings, reduce_retracing=True)
+    for history in (HISTORY, HISTORY[:1, :2], HISTORY[:, :0]):
+        users = model.features_of_users(tf.zeros([len(history)], tf.int64))
+        queries, log_intent = graph(history, users)
+        assert queries.shape == (len(history), num_groups, 16)
+        np.testing.assert_allclose(np.exp(log_intent).sum(axis=1), 1, rtol=1e-5)
+    batch = next(TrainingWindows(featured, 100, 0).epoch(0))
+    before = float(model.compute_loss(batch))
+    optimizer = tf.keras.optimizers.Adam(0.01)
+    for _ in range(5):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(batch, training=True)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(
+            [pair for pair in zip(gradients, model.trainable_variables, strict=True) if pair[0] is not None]
+        )
+    assert float(model.compute_loss(batch)) < before
+
+
+def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Workdir) -> None:
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    alone, _ = model.query_embeddings(HISTORY[1:2, :1], {})
+    together, _ = model.query_embeddings(HISTORY, {})
+    np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
+
+
+def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
+    """Both softmax terms against a plain loop over positives, on a small catalogue."""
+    config = small_config(training=MIXED, model={"conditioning": "multiply", "dropout": 0.0})
+    catalogue = Catalogue.load(workdir)
+    model = TwoTowerModel(config, catalogue)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_variables:
+        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    terms = model.loss_terms(batch, training=False)
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    in_group, overall = [], []
+    for row, position in np.argwhere(batch.is_target):
+        history = batch.item_index[row : row + 1, :position]
+        queries, log_intent = (value.numpy()[0] for value in model.query_embeddings(tf.constant(history), {}))
+        target = batch.item_index[row, position]
+        group = catalogue.group_id[target]
+        others = np.setdiff1d(np.arange(1, catalogue.num_items + 1), batch.item_index[row])
+        scores = (queries[catalogue.group_id] * items).sum(axis=1)
+        joint = scores + log_intent[catalogue.group_id]
+        same = others[catalogue.group_id[others] == group]
+        in_group.append(np.log(np.exp(scores[[target, *same]]).sum()) - scores[target])
+        overall.append(np.log(np.exp(joint[[target, *others]]).sum()) - joint[target])
+    assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
+    assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
+
+
+def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
+    config = small_config(training={"epochs": 16, **MIXED})
+    train(config, workdir, "dnc", "a")
+    train(single_vector_config(config), workdir, "single", "a")
+    models = {"popularity": "popularity", "single": "single_vector", "dnc": "per_group"}
+    result = evaluate(config, workdir, Split.TEST, models)
+    recall = {name: table["recall_at_5"]["value"] for name, table in result.metrics.items()}
+    assert list(recall) == ["popularity", "single", "dnc/score", "dnc/quota"]
+    # The next item is one or three steps on, which the last two events tell.
+    assert recall["popularity"] < 0.35
+    assert recall["dnc/score"] > 0.8
+    assert recall["single"] > 0.8
+    for table in result.metrics.values():
+        assert {"ndcg_at_10", "catalog_coverage_at_100", "gini_at_100", "groups_per_list_at_100"} <= set(table)
+        assert all(cell["low"] <= cell["value"] <= cell["high"] for cell in table.values())
+    assert set(result.breakdowns["dnc/quota"]) == {"group", "user_activity"}
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(training={"epochs": 4, **SAMPLED})
+    train(config, workdir, "whole", "run")
+    save = TrainingState.epoch_done
+
+    def killed(self: TrainingState, entry: dict) -> None:
+        save(self, entry)
+        if self.epoch == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainingState, "epoch_done", killed)
+        train(config, workdir, "resumed", "run")
+    manifest = train(config, workdir, "resumed", "run")
+    assert manifest.counts["epochs"] == 4
+    for left, right in zip(
+        embeddings(load_model(config, workdir, "whole")), embeddings(load_model(config, workdir, "resumed")), strict=True
+    ):
+        np.testing.assert_allclose(left, right, atol=1e-4)
+    assert not workdir.checkpoints("resumed").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
+    log = cyclic_log(num_users=30)
+    spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
+    log.item_features = {"price": (spec, np.full(60, np.nan, np.float32))}
+    workdir = write_artifacts(log, tmp_path)
+    with pytest.raises(ValueError, match="loss of step 1 is not finite.*failed_batch.npz"):
+        train(small_config(), workdir, "model", "x")
+    saved = np.load(workdir.checkpoints("model") / "failed_batch.npz")
+    assert saved["item_index"].shape == saved["is_target"].shape
+    assert not workdir.model("model").path.exists()
+
+
+def odd_log(kind: str) -> tuple[Log, Config]:
+    rng = np.random.default_rng(0)
+    sequences = [rng.permutation(20)[:6] + 1 for _ in range(12)]
+    if kind == "one group":
+        return Log(sequences, np.zeros(20, int)), small_config(groups={"num_groups": 1})
+    if kind == "a group without events":
+        # Items 21..24 are group 1: in the catalogue, never in a sequence.
+        return Log(sequences, np.repeat([0, 1], [20, 4])), small_config()
+    if kind == "users of one group each":
+        return Log([np.sort(row) % 10 + 1 + 10 * (n % 2) for n, row in enumerate(sequences)], np.repeat([0, 1], 10)), (
+            small_config()
+        )
+    return Log(sequences[:1], np.arange(20) % 3), small_config()
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["exact", "drawn"])
+@pytest.mark.parametrize("kind", ["one group", "a group without events", "users of one group each", "a batch of one"])
+def test_odd_logs_train_and_evaluate(kind: str, sampled: bool, tmp_path: Path) -> None:
+    log, config = odd_log(kind)
+    if kind == "users of one group each":
+        log.sequences = [np.unique(row) for row in log.sequences]
+    workdir = write_artifacts(log, tmp_path)
+    training = SAMPLED if sampled else MIXED
+    config = Config.model_validate(
+        {**config.model_dump(), "training": {**config.training.model_dump(), "epochs": 2, **training}}
+    )
+    train(config, workdir, "model", "x")
+    table = evaluate(config, workdir, Split.TEST, {"model": "per_group"}).metrics["model/quota"]
+    assert 0 <= table["recall_at_10"]["value"] <= 1
+
+
+def test_weights_that_do_not_fit_are_refused(workdir: Workdir) -> None:
+    train(small_config(training={"epochs": 1}), workdir, "fits", "x")
+    with pytest.raises(ValueError, match=r"model.weights.h5 do not fit"):
+        load_model(small_config(model={"embedding_dim": 8}), workdir, "fits")
+    with pytest.raises(ArtifactError, match="no artifact"):
+        load_model(small_config(), workdir, "never trained")
+
+
+def test_a_stray_shard_is_not_read(workdir: Workdir, tmp_path: Path) -> None:
+    copy = Workdir(tmp_path / "copy")
+    shutil.copytree(workdir.path, copy.path)
+    count = sum(len(batch.user_index) for batch in TrainingWindows(copy, 1000, 0).epoch(0))
+    shutil.copy(copy.windows.shard(Split.TRAIN, 0, 1), copy.windows.shard(Split.TRAIN, 1, 2))
+    assert sum(len(batch.user_index) for batch in TrainingWindows(copy, 1000, 0).epoch(0)) == count
