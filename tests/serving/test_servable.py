@@ -1,0 +1,196 @@
+"""The exported servable, through the session loader, against brute force in NumPy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.names import Request, Response, Signature, Split
+from serving.checks import Embedded, check_lists
+from serving.exact_merge import Corpus
+from serving.export import MANIFEST_FILE
+from serving.local_client import ServableSession
+from serving.requests import user_requests
+from serving.servable_evaluation import evaluate_servable
+from serving.warmup import read_warmup
+from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained
+from trainer.evaluate import evaluate
+from trainer.input_pipeline import EvaluationUsers
+from trainer.ranking import encode_users
+from trainer.train import load_model
+
+
+@pytest.fixture(scope="module")
+def session(servable: Path):
+    with ServableSession(servable, num_threads=1) as loaded:
+        yield loaded
+
+
+def check(session: ServableSession, trained: Trained, histories: list[list[str]], num_candidates: int, alpha: float):
+    ids = trained.catalogue.item_ids.tolist()
+    lists = session.recommend(histories, num_candidates=num_candidates, alpha=alpha)
+    queries, intent = session.query_embedding(histories)
+    excluded = np.array([[item in set(history) for item in ids] for history in histories])
+    embedded = Embedded(queries, intent, excluded)
+    corpus = Corpus(*session.candidate_embedding(ids))
+    merge = trained.config.serving.merge
+    verdict = check_lists(corpus, ids, embedded, lists, merge, num_candidates, alpha, recall_target=0.95)
+    assert verdict.failures == []
+    return lists
+
+
+def test_signatures_are_the_contract(session):
+    optional = {
+        "user_id": tf.string,
+        "gender": tf.string,
+        "age": tf.float32,
+        "num_candidates": tf.int32,
+        "alpha": tf.float32,
+    }
+    expected = {
+        Signature.SERVING_DEFAULT: (
+            {"history": tf.string, **optional},
+            {"item_ids": tf.string, "scores": tf.float32, "group_ids": tf.int32},
+        ),
+        Signature.QUERY_EMBEDDING: (
+            {"history": tf.string, **optional},
+            {"embeddings": tf.float32, "intent": tf.float32},
+        ),
+        Signature.CANDIDATE_EMBEDDING: ({"item_ids": tf.string}, {"embeddings": tf.float32, "group_ids": tf.int32}),
+    }
+    for name, (inputs, outputs) in expected.items():
+        definition = session.signatures[name]
+        assert {n: tf.as_dtype(info.dtype) for n, info in definition.inputs.items()} == inputs
+        assert {n: tf.as_dtype(info.dtype) for n, info in definition.outputs.items()} == outputs
+    assert set(session.signatures[Signature.SERVING_DEFAULT].defaults) == set(optional)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("num_candidates", [1, 10, 300, len(np.repeat(0, sum(GROUP_SIZES)))])
+def test_lists_are_the_exact_merge(session, trained, num_candidates, alpha):
+    rng = np.random.default_rng(num_candidates)
+    ids = trained.catalogue.item_ids
+    histories = [rng.choice(ids, size, replace=False).tolist() for size in (0, 1, 9, 40, 400)]
+    check(session, trained, histories, num_candidates, alpha)
+
+
+def test_rows_have_their_own_number_and_alpha(session):
+    histories = [["i1", "i2"], ["i3"]]
+    together = session.recommend(histories, num_candidates=[5, 20], alpha=[0.0, 2.0])
+    assert (together.item_ids != "").sum(axis=1).tolist() == [5, 20]
+    for row, (wanted, alpha) in enumerate([(5, 0.0), (20, 2.0)]):
+        alone = session.recommend(histories[row : row + 1], num_candidates=wanted, alpha=alpha)
+        np.testing.assert_allclose(together.scores[row, :wanted], alone.scores[0], rtol=1e-5, atol=1e-5)
+
+
+def test_left_out_inputs_take_the_configs_defaults(session, trained):
+    serving = trained.config.serving
+    default = session.recommend([["i5"]])
+    named = session.recommend([["i5"]], num_candidates=serving.num_candidates, alpha=serving.alpha)
+    sentinel = session.recommend([["i5"]], num_candidates=-1, alpha=float("nan"))
+    assert default.item_ids.shape == (1, serving.num_candidates)
+    assert default.item_ids.tolist() == named.item_ids.tolist() == sentinel.item_ids.tolist()
+
+
+def test_unknown_ids_and_padding_are_as_if_absent(session):
+    clean = session.recommend([["i1", "i2", "i3"]])
+    noisy = session.recommend([["", "i1", "nobody", "", "i2", "émile", "i3", ""]])
+    assert clean.item_ids.tolist() == noisy.item_ids.tolist()
+    empty = session.recommend([[]])
+    unknown = session.recommend([["nobody", ""]])
+    assert empty.item_ids.tolist() == unknown.item_ids.tolist()
+    assert (empty.item_ids != "").all()
+
+
+def test_only_the_last_events_move_the_tower_but_all_are_excluded(session, trained):
+    recent = [f"i{index}" for index in range(100, 100 + trained.config.windows.length)]
+    older = [f"i{index}" for index in range(1, 60)]
+    queries, _ = session.query_embedding([recent, older + recent])
+    np.testing.assert_allclose(queries[0], queries[1], rtol=1e-5, atol=1e-5)
+    found = session.recommend([older + recent], num_candidates=10_000)
+    assert not set(found.item_ids[0]) & set(older + recent)
+    assert (found.item_ids != "").sum() == sum(GROUP_SIZES) - len(older + recent)
+
+
+def test_history_of_ten_thousand_events(session, trained):
+    ids = trained.catalogue.item_ids
+    history = ids[np.random.default_rng(0).integers(0, len(ids) - 100, 10_000)].tolist()
+    lists = check(session, trained, [history, ["i1"]], 50, 1.0)
+    assert (lists.item_ids[0] != "").all()
+
+
+def test_everything_seen_gives_an_empty_list(session, trained):
+    lists = session.recommend([trained.catalogue.item_ids.tolist()], num_candidates=5)
+    assert lists.item_ids.tolist() == [[""] * 5]
+    assert np.isneginf(lists.scores).all()
+    assert (lists.group_ids == -1).all()
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_empty_batch(session, length):
+    inputs = {Request.HISTORY: np.full([0, length], b"", object)}
+    outputs = session.predict(Signature.SERVING_DEFAULT, inputs)
+    assert {name: value.shape[0] for name, value in outputs.items()} == dict.fromkeys(outputs, 0)
+    embedded = session.predict(Signature.QUERY_EMBEDDING, inputs)
+    assert embedded[Response.INTENT].shape == (0, len(GROUP_SIZES))
+    embeddings, groups = session.candidate_embedding([])
+    assert len(embeddings) == len(groups) == 0
+
+
+def test_candidate_embedding_of_unknown_ids(session, trained):
+    embeddings, groups = session.candidate_embedding(["nobody", "i7", ""])
+    assert groups.tolist() == [-1, trained.catalogue.group_id[7], -1]
+    assert not embeddings[[0, 2]].any()
+    assert embeddings[1].any()
+
+
+def test_query_embeddings_are_the_trainers(session, trained):
+    """Stored features of a known user, the same tower, the same history: what evaluation measured."""
+    users = EvaluationUsers.load(trained.workdir, Split.TEST)
+    queries, log_intent = encode_users(load_model(trained.config, trained.workdir, MODEL), users)
+    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    served, intent = session.query_embedding(requests.histories, requests.user_ids)
+    np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
+
+
+def test_features_given_override_the_stored_ones(session):
+    # User u1 is stored as gender 2 ("m"), u0 as 1 ("f"); ages are stored scaled by 1/100.
+    age = float(np.linspace(0.1, 0.9, NUM_USERS).astype(np.float32)[1] * 100)
+    stored, _ = session.query_embedding([["i1"]], ["u1"])
+    same, _ = session.query_embedding([["i1"]], ["nobody"], {"gender": ["m"], "age": [age]})
+    partly, _ = session.query_embedding([["i1"]], ["u1"], {"gender": [""], "age": [None]})
+    other, _ = session.query_embedding([["i1"]], ["u1"], {"gender": ["f"]})
+    np.testing.assert_allclose(same, stored, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(partly, stored, rtol=1e-5, atol=1e-6)
+    assert np.abs(other - stored).max() > 1e-3
+
+
+def test_manifest_and_warmup(servable, session, trained):
+    manifest = json.loads((servable / MANIFEST_FILE).read_text())
+    structures = [group["structure"] for group in manifest["details"]["groups"]]
+    assert structures == ["brute_force", "brute_force", "brute_force", "tree", "tree_hashing"]
+    assert all(min(group["recall"].values()) >= 0.95 for group in manifest["details"]["groups"])
+    requests = list(read_warmup(servable))
+    assert len(requests) == trained.config.serving.warmup_requests
+    for signature, inputs in requests:
+        outputs = session.predict(signature, inputs)
+        assert len(outputs[Response.SCORES]) == len(inputs[Request.HISTORY])
+
+
+def test_the_servables_metrics_are_the_exact_ones(servable, trained):
+    served = evaluate_servable(trained.config, trained.workdir, servable, Split.TEST)
+    exact = evaluate(trained.config, trained.workdir, Split.TEST, {MODEL: "per_group"}).metrics[f"{MODEL}/score"]
+    for k in (50, 100, 500):
+        assert served[f"recall_at_{k}"]["value"] == pytest.approx(exact[f"recall_at_{k}"]["value"], abs=0.05)
+
+
+def test_unknown_signatures_inputs_and_paths_are_named(session, tmp_path):
+    with pytest.raises(ValueError, match="no signature 'nope'"):
+        session.predict("nope", {})
+    with pytest.raises(ValueError, match="no input 'nope'"):
+        session.predict(Signature.SERVING_DEFAULT, {"nope": 1})
+    with pytest.raises(ValueError, match="no servable at"):
+        ServableSession(tmp_path)
