@@ -1,0 +1,58 @@
+"""What each group is about, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from beam_jobs.side_features import SideFeatures, TokenFeature
+
+Int64 = npt.NDArray[np.int64]
+
+_LABEL_VALUES = 3
+_TOP_ITEMS = 10
+
+
+def describe_groups(groups: Int64, num_groups: int, item_ids: list[str], side: SideFeatures) -> list[dict[str, Any]]:
+    """One object a group: group_id, size, label, top_items.
+
+    Args:
+        groups: [num_items] group of each item, most popular items first.
+        num_groups: K.
+        item_ids: [num_items].
+        side: where categories and titles come from.
+    """
+    telling = [_telling_values(feature, groups, num_groups) for feature in side.tokens]
+    names = [title or item_id for title, item_id in zip(side.titles, item_ids, strict=True)]
+    report = []
+    for group in range(num_groups):
+        members = np.flatnonzero(groups == group)
+        top = [names[item] for item in members[:_TOP_ITEMS].tolist()]
+        scored = sorted((pair for feature in telling for pair in feature[group]), reverse=True)
+        label = ", ".join(value for _, value in scored[:_LABEL_VALUES]) or "; ".join(top[:_LABEL_VALUES])
+        report.append({"group_id": group, "size": len(members), "label": label, "top_items": top})
+    return report
+
+
+def _telling_values(feature: TokenFeature, groups: Int64, num_groups: int) -> list[list[tuple[float, str]]]:
+    """For each group (score, value) of its most telling values.
+
+    The score is p(value | group) * log(p(value | group) / p(value)): frequent there and rarer elsewhere.
+    """
+    num_values = len(feature.values)
+    if not num_values:
+        return [[] for _ in range(num_groups)]
+    sizes = np.maximum(np.bincount(groups, minlength=num_groups), 1)
+    keys, counts = np.unique(groups[feature.items] * num_values + feature.codes, return_counts=True)
+    group_of, code = keys // num_values, keys % num_values
+    inside = counts / sizes[group_of]
+    overall = np.bincount(feature.codes, minlength=num_values)[code] / len(groups)
+    scores = inside * np.log(inside / overall)
+    result: list[list[tuple[float, str]]] = []
+    for group in range(num_groups):
+        places = np.flatnonzero((group_of == group) & (scores > 0) & (counts > 1))
+        best = places[np.argsort(-scores[places], kind="stable")][:_LABEL_VALUES]
+        result.append([(float(scores[place]), feature.values[code[place]]) for place in best])
+    return result

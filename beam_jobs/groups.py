@@ -1,0 +1,177 @@
+"""Groups: embeds items by the company they keep in training, and partitions them into K groups."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries, write_parquet
+from beam_jobs.cooccurrence import CountCompany, company_matrix
+from beam_jobs.group_report import describe_groups
+from beam_jobs.hashing import hash_strings
+from beam_jobs.item_embeddings import embed_cold, embed_company
+from beam_jobs.partition import (
+    fill_empty,
+    fit_centroids,
+    group_centroids,
+    merge_categories,
+    nearest_centroid,
+    split_categories,
+)
+from beam_jobs.side_features import SideFeatures, read_side_features
+from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.config import Config
+from contracts.layout import ItemGroups, Workdir
+from contracts.names import ItemColumn
+
+logger = logging.getLogger(__name__)
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Writes the `ItemGroups` artifact.
+
+    Raises:
+        ValueError: there are fewer items (or, of method category, categories) than groups, or
+            `groups.category` is not an item feature.
+    """
+    events = read_manifest(workdir.events.path)
+    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
+    item_ids = pa.concat_arrays(ids.chunks)
+    num_groups = config.groups.num_groups
+    if num_groups > len(item_ids):
+        raise ValueError(
+            f"groups.num_groups={num_groups} is more than the {len(item_ids)} items of the log: "
+            f"set groups.num_groups to {len(item_ids)} or less"
+        )
+    with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
+        staged = ItemGroups(writer.path)
+        paths = [str(workdir.events.path / name) for name in events.files]
+        company = _count_company(config, workdir, paths, writer.path, len(item_ids))
+        side = read_side_features(config.data.item_features, item_ids)
+        embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
+        warm = embeddings.any(axis=1)
+        embeddings, placed = embed_cold(embeddings, side.matrix())
+        groups = partition(config, embeddings, placed, side, item_ids)
+        np.save(staged.embeddings, embeddings)
+        np.save(staged.centroids, group_centroids(embeddings, groups, num_groups))
+        column = pa.array(groups.astype(np.int32))
+        write_parquet(pa.table({ItemColumn.ITEM_ID: item_ids, ItemColumn.GROUP_ID: column}), staged.groups)
+        report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
+        write_json(staged.report, report)
+        sizes = np.bincount(groups, minlength=num_groups)
+        writer.counts.update(
+            items=len(groups),
+            groups=num_groups,
+            smallest_group=int(sizes.min()),
+            largest_group=int(sizes.max()),
+            items_with_company=int(warm.sum()),
+            items_placed_by_side_features=int((placed & ~warm).sum()),
+            items_placed_by_hash=int((~placed).sum()),
+        )
+        writer.details["labels"] = [group["label"] for group in report]
+        writer.files = [path.name for path in (staged.groups, staged.embeddings, staged.centroids, staged.report)]
+        logger.info("groups: %d items in %d groups of %d to %d", len(groups), num_groups, sizes.min(), sizes.max())
+    return read_manifest(workdir.item_groups.path)
+
+
+def _count_company(config: Config, workdir: Workdir, paths: list[str], scratch: Path, num_items: int) -> sp.csr_matrix:
+    summary_path = scratch / "blocks.jsonl"
+    level, window = config.data.feedback.target_level_index, config.groups.cooccurrence_window
+    with pipeline(config) as p:
+        (
+            p
+            | "Buckets" >> beam.Create(paths)
+            | "Spread" >> beam.Reshuffle()
+            | "Company" >> CountCompany(workdir.item_statistics, level, window, scratch / "company")
+            | "Blocks" >> CollectSummaries(summary_path)
+        )
+    blocks = sorted(take_summaries(summary_path))
+    if not blocks:
+        return sp.csr_matrix((num_items, num_items))
+    table = pa.concat_tables([pq.read_table(block) for block in blocks])
+    for block in blocks:
+        Path(block).unlink()
+    return company_matrix(table, num_items)
+
+
+def partition(config: Config, embeddings: Float32, placed: Bool, side: SideFeatures, item_ids: pa.Array) -> Int64:
+    """[num_items] group of every item by `groups.method`; no group is empty.
+
+    Items that nothing is known of (`placed` false) are spread over all groups by a hash of their id, in
+    proportion to the groups' sizes: they never gather in a group of leftovers.
+    """
+    settings, num_groups = config.groups, config.groups.num_groups
+    groups = np.full(len(embeddings), -1)
+    if settings.method == "kmeans":
+        if placed.any():
+            centroids = _kmeans(config, embeddings[placed])
+            groups[placed] = nearest_centroid(embeddings[placed], centroids)
+    else:
+        codes = side.feature(settings.category or "").first_codes(len(embeddings))
+        groups = _by_category(config, embeddings, codes)
+        rest = (groups < 0) & placed
+        if rest.any() and (groups >= 0).any():
+            members = (groups >= 0) & placed
+            centroids = group_centroids(embeddings[members], groups[members], num_groups)
+            groups[rest] = nearest_centroid(embeddings[rest], centroids)
+    groups = _spread(groups, num_groups, item_ids)
+    return fill_empty(embeddings, groups, num_groups)
+
+
+def _kmeans(config: Config, embeddings: Float32) -> Float32:
+    settings = config.groups
+    return fit_centroids(embeddings, settings.num_groups, settings.restarts, settings.fit_sample, config.seed)
+
+
+def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:
+    """Group of each item that has a category, else -1."""
+    settings = config.groups
+    known = codes >= 0
+    num_categories = len(np.unique(codes[known]))
+    if not num_categories or (settings.method == "category" and num_categories < settings.num_groups):
+        raise ValueError(
+            f"groups.num_groups={settings.num_groups} is more than the {num_categories} values that "
+            f"groups.category={settings.category!r} takes: lower it, or set groups.method=hybrid (which cuts large "
+            "categories) or kmeans"
+        )
+    rows = embeddings[known]
+    # A hybrid group below half the mean size joins its neighbour, and its place goes to a large one.
+    least = int(known.sum() / settings.num_groups / 2) if settings.method == "hybrid" else 0
+    merged = merge_categories(rows, codes[known], settings.num_groups, least)
+    if settings.method == "hybrid":
+        merged = split_categories(
+            rows, merged, settings.num_groups, settings.restarts, settings.fit_sample, config.seed
+        )
+    groups = np.full(len(codes), -1)
+    groups[known] = merged
+    return groups
+
+
+def _spread(groups: Int64, num_groups: int, item_ids: pa.Array) -> Int64:
+    """Places items without a group by a hash of their id."""
+    unknown = groups < 0
+    if not unknown.any():
+        return groups
+    sizes = np.bincount(groups[~unknown], minlength=num_groups)
+    shares = np.cumsum(sizes) if sizes.sum() else np.arange(1, num_groups + 1)
+    uniform = hash_strings(item_ids.filter(pa.array(unknown))) / 2.0**64 * shares[-1]
+    filled = groups.copy()
+    filled[unknown] = np.minimum(np.searchsorted(shares, uniform, side="right"), num_groups - 1)
+    return filled
+
+
+if __name__ == "__main__":
+    from beam_jobs.command import main
+
+    main("beam_jobs.groups")

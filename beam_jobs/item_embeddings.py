@@ -1,0 +1,74 @@
+"""Item embeddings from company, and for items without company from their side features."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from sklearn.utils.extmath import randomized_svd
+
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+_RIDGE = 1.0
+_LEAST_NORM = 1e-6
+
+
+def ppmi(company: sp.csr_matrix) -> sp.csr_matrix:
+    """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j in company."""
+    totals = np.asarray(company.sum(axis=1)).ravel()
+    entries = company.tocoo()
+    values = np.log(entries.data * totals.sum() / (totals[entries.row] * totals[entries.col]))
+    positive = values > 0
+    rows, columns = entries.row[positive], entries.col[positive]
+    return sp.coo_matrix((values[positive].astype(np.float32), (rows, columns)), shape=company.shape).tocsr()
+
+
+def embed_company(company: sp.csr_matrix, dim: int, seed: int) -> Float32:
+    """Rows of U sqrt(S) of the PPMI matrix's truncated SVD, L2-normalised (Levy & Goldberg 2014).
+
+    The sign of each axis is fixed by its largest entry, so equal input gives equal output.
+
+    Returns:
+        [num_items, dim] embeddings; 0 for items that keep no company. Axes beyond the matrix's size are 0.
+    """
+    num_items = company.shape[0]
+    embeddings = np.zeros((num_items, dim), np.float32)
+    rank = min(dim, num_items)
+    if company.nnz:
+        u, s, _ = randomized_svd(ppmi(company), n_components=rank, random_state=seed, n_iter=4)
+        embeddings[:, :rank] = u * np.sqrt(s)
+    return normalise_rows(embeddings)
+
+
+def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
+    """Rows of length 1; rows of next to no length become 0."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: Float32 = np.where(norms > _LEAST_NORM, rows / np.maximum(norms, _LEAST_NORM), 0).astype(np.float32)
+    return scaled
+
+
+def embed_cold(embeddings: Float32, side: sp.csr_matrix) -> tuple[Float32, Bool]:
+    """Embeds items without company where their side features lead, by ridge regression.
+
+    The map from side features to embeddings is learnt from items that have both.
+
+    Args:
+        embeddings: [num_items, dim], rows of 0 to be filled.
+        side: [num_items, num_columns] side features.
+
+    Returns:
+        [num_items, dim] embeddings and [num_items] whether each row is not 0.
+    """
+    warm: Bool = np.any(embeddings != 0, axis=1)
+    informed = np.asarray((side != 0).sum(axis=1)).ravel() > 0
+    train, cold = warm & informed, ~warm & informed
+    if not train.any() or not cold.any():
+        return embeddings, warm
+    x = side[train]
+    mean = embeddings[train].mean(axis=0)
+    gram = (x.T @ x).toarray() + _RIDGE * np.eye(side.shape[1])
+    weights = np.linalg.solve(gram, x.T @ (embeddings[train] - mean))
+    filled = embeddings.copy()
+    filled[cold] = normalise_rows(side[cold] @ weights + mean)
+    return filled, np.any(filled != 0, axis=1)

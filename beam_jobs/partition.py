@@ -1,0 +1,110 @@
+"""Partitions of embedded items into K groups: k-means, categories, and categories cut and merged to fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import KMeans
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_ASSIGN_ROWS = 8_192
+
+
+def fit_centroids(embeddings: Float32, num_groups: int, restarts: int, sample: int, seed: int) -> Float32:
+    """[num_groups, dim] k-means centroids of at most `sample` rows drawn at random.
+
+    With fewer distinct rows than groups, centroids coincide, and `fill_empty` gives each group its items.
+    """
+    rows = embeddings
+    if len(rows) > sample:
+        rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))]
+    distinct = np.unique(rows, axis=0)
+    clusters = min(num_groups, len(distinct))
+    fitted = KMeans(clusters, n_init=restarts, random_state=seed).fit(rows).cluster_centers_
+    return np.resize(fitted, (num_groups, embeddings.shape[1])).astype(np.float32)
+
+
+def nearest_centroid(embeddings: Float32, centroids: Float32) -> Int64:
+    """[num_items] the centroid at the least Euclidean distance, batch by batch."""
+    half_norms = (centroids**2).sum(axis=1) / 2
+    parts = [
+        np.argmin(half_norms - embeddings[start : start + _ASSIGN_ROWS] @ centroids.T, axis=1)
+        for start in range(0, len(embeddings), _ASSIGN_ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def group_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:
+    """[num_groups, dim] mean of each group's rows; 0 for a group without rows."""
+    sums = np.zeros((num_groups, embeddings.shape[1]))
+    np.add.at(sums, groups, embeddings)
+    return (sums / np.maximum(np.bincount(groups, minlength=num_groups), 1)[:, None]).astype(np.float32)
+
+
+def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
+    """Gives each empty group the item of the largest group that lies farthest from its centre."""
+    groups = groups.copy()
+    for empty in np.flatnonzero(np.bincount(groups, minlength=num_groups) == 0).tolist():
+        members = np.flatnonzero(groups == np.bincount(groups, minlength=num_groups).argmax())
+        centre = embeddings[members].mean(axis=0)
+        groups[members[((embeddings[members] - centre) ** 2).sum(axis=1).argmax()]] = empty
+    return groups
+
+
+def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, least_size: int) -> Int64:
+    """Merges the smallest category into its nearest until there are no more than `num_groups`, none small.
+
+    Args:
+        embeddings: [num_items, dim].
+        categories: [num_items] 0-based codes.
+        num_groups: most categories left.
+        least_size: categories below it are merged even if there are few.
+
+    Returns:
+        [num_items] codes 0..C-1, C <= num_groups.
+    """
+    _, categories = np.unique(categories, return_inverse=True)
+    sizes = np.bincount(categories)
+    centroids = group_centroids(embeddings, categories, len(sizes))
+    parent = np.arange(len(sizes))
+    alive = np.ones(len(sizes), bool)
+    while alive.sum() > 1:
+        living = np.flatnonzero(alive)
+        smallest = living[sizes[living].argmin()]
+        if alive.sum() <= num_groups and sizes[smallest] >= least_size:
+            break
+        others = living[living != smallest]
+        target = others[((centroids[others] - centroids[smallest]) ** 2).sum(axis=1).argmin()]
+        total = sizes[target] + sizes[smallest]
+        centroids[target] = (centroids[target] * sizes[target] + centroids[smallest] * sizes[smallest]) / total
+        sizes[target] = total
+        alive[smallest] = False
+        parent[parent == smallest] = target
+    return np.unique(parent[categories], return_inverse=True)[1]
+
+
+def split_categories(
+    embeddings: Float32, categories: Int64, num_groups: int, restarts: int, sample: int, seed: int
+) -> Int64:
+    """Cuts large categories by k-means until there are `num_groups`.
+
+    Parts are dealt out one at a time to the category with the largest parts (D'Hondt's method).
+    """
+    sizes = np.bincount(categories)
+    parts = np.ones(len(sizes), np.int64)
+    for _ in range(num_groups - len(sizes)):
+        splittable = np.where(parts < sizes, sizes / parts, -1.0)
+        parts[splittable.argmax()] += 1
+    groups = np.empty(len(categories), np.int64)
+    first = np.cumsum(parts) - parts
+    for category in range(len(sizes)):
+        members = np.flatnonzero(categories == category)
+        inside = np.zeros(len(members), np.int64)
+        if parts[category] > 1:
+            rows, count = embeddings[members], int(parts[category])
+            inside = nearest_centroid(rows, fit_centroids(rows, count, restarts, sample, seed))
+            inside = fill_empty(rows, inside, count)
+        groups[members] = first[category] + inside
+    return groups
