@@ -1,0 +1,146 @@
+"""What proves a servable right, proved right: it passes good ones and names what is wrong with bad ones."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contracts.layout import Workdir
+from serving.checks import Embedded, check_lists
+from serving.exact_merge import Corpus, exact_scores, exact_selection
+from serving.export import export
+from serving.local_client import Recommendations
+from serving.validate import REPORT_FILE, validate
+from tests.serving.conftest import MODEL, Trained, make_config, write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def quota_servable(trained: Trained, servable: Path) -> Path:
+    """The next version: another model, the other merge."""
+    config = make_config(merge="quota")
+    write_model(config, trained.workdir, "second", seed=2)
+    return export(config, trained.workdir, "second", "fingerprint")
+
+
+def test_versions_count_up(servable, quota_servable):
+    assert (servable.name, quota_servable.name) == ("1", "2")
+    assert sorted(path.name for path in servable.parent.parent.iterdir()) == [servable.parent.name]
+
+
+def test_a_good_servable_passes(trained, servable):
+    manifest = validate(trained.config, trained.workdir, servable, "fingerprint")
+    report = json.loads((trained.workdir.validation / REPORT_FILE).read_text())
+    assert manifest.counts["requests"] == report["requests"] > 0
+    assert report["failures"] == []
+    assert report["recall"] >= trained.config.serving.recall_target
+    assert report["max_score_error"] <= 1e-4
+
+
+def test_a_quota_servable_passes_and_fails_as_a_score_one(trained, quota_servable):
+    validate(make_config(merge="quota"), trained.workdir, quota_servable, "fingerprint")
+    with pytest.raises(ValueError, match="not fit to serve:\n  recall against the exact merge is"):
+        validate(make_config(merge="score"), trained.workdir, quota_servable, "fingerprint")
+
+
+def test_what_cannot_be_loaded_is_named(trained, tmp_path):
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        validate(trained.config, trained.workdir, tmp_path, "fingerprint")
+
+
+def test_two_versions_in_one_process_do_not_answer_for_each_other(servable, quota_servable, tmp_path):
+    report = tmp_path / "errors.json"
+    command = [sys.executable, "-m", "tests.serving.two_versions_process", servable, quota_servable, report]
+    process = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    errors = json.loads(report.read_text())
+    assert len(errors) == 8
+    assert max(errors.values()) < 1e-4, errors
+
+
+def perfect(merge: str) -> tuple[Corpus, list[str], Embedded, Recommendations]:
+    rng = np.random.default_rng(0)
+    corpus = Corpus(rng.normal(size=[30, 4]).astype(np.float32), np.repeat([0, 1, 2], 10).astype(np.int32))
+    intent = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], np.float32)
+    excluded = np.zeros([2, 30], bool)
+    excluded[0, [0, 11]] = True
+    requests = Embedded(rng.normal(size=[2, 3, 4]).astype(np.float32), intent, excluded)
+    scores = exact_scores(corpus, requests.queries, intent, 1.0)
+    selected = exact_selection(corpus, scores, excluded, intent, merge, 8, 1.0)
+    order = np.argsort(-np.where(selected, scores, -np.inf), axis=1)[:, :8]
+    ids = [f"item {index}" for index in range(30)]
+    lists = Recommendations(
+        np.array(ids, object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
+    )
+    return corpus, ids, requests, lists
+
+
+@pytest.mark.parametrize("merge", ["score", "quota"])
+def test_perfect_lists_pass(merge):
+    corpus, ids, requests, lists = perfect(merge)
+    verdict = check_lists(corpus, ids, requests, lists, merge, 8, 1.0, 1.0)
+    assert verdict.failures == []
+    assert verdict.recall == 1.0
+
+
+def broken(lists: Recommendations, damage: str) -> Recommendations:
+    ids, scores, groups = lists.item_ids.copy(), lists.scores.copy(), lists.group_ids.copy()
+    if damage == "group":
+        groups[1, 2] = (groups[1, 2] + 1) % 3
+    elif damage == "score":
+        scores[0, 0] += 0.01
+    elif damage == "history":
+        ids[0, 3] = "item 11"
+    elif damage == "twice":
+        ids[1, 5] = ids[1, 4]
+    elif damage == "order":
+        for values in (ids, scores, groups):
+            values[0] = values[0, ::-1]
+    elif damage == "short":
+        ids[0, -1], scores[0, -1], groups[0, -1] = "", -np.inf, -1
+    elif damage == "catalogue":
+        ids[0, 1] = "item 30"
+    elif damage == "absent":
+        ids[0, -1] = ""
+    return replace(lists, item_ids=ids, scores=scores, group_ids=groups)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("group", "not in the group that it claims: in 1 places, the first being place 2 of request 1"),
+        ("score", "a score differs from the formula"),
+        ("history", "an item of the history is returned"),
+        ("twice", "an item is returned twice"),
+        ("order", "scores do not descend"),
+        ("short", "a list is shorter or longer than asked for"),
+        ("catalogue", "an item is not in the catalogue"),
+        ("absent", "an absent place has a score or a group"),
+    ],
+)
+def test_each_damage_is_named(damage, message):
+    corpus, ids, requests, lists = perfect("score")
+    verdict = check_lists(corpus, ids, requests, broken(lists, damage), "score", 8, 1.0, 0.0)
+    assert any(message in failure for failure in verdict.failures), verdict.failures
+
+
+def test_low_recall_is_named():
+    corpus, ids, requests, _ = perfect("score")
+    scores = exact_scores(corpus, requests.queries, requests.intent, 1.0)
+    # The right order, but starting from the 5th best: half of the 8 wanted are there.
+    order = np.argsort(-np.where(requests.excluded, -np.inf, scores), axis=1)[:, 4:12]
+    lists = Recommendations(
+        np.array(ids, object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
+    )
+    verdict = check_lists(corpus, ids, requests, lists, "score", 8, 1.0, 0.95)
+    assert verdict.failures == ["recall against the exact merge is 0.5000, below 0.95"]
+
+
+def test_export_without_a_model_names_it(tmp_path, trained):
+    with pytest.raises(ValueError, match="no artifact at"):
+        export(trained.config, Workdir(tmp_path), MODEL, "fingerprint")
