@@ -23,12 +23,11 @@ class QueryTower(tf.keras.layers.Layer):
     def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator, name: str = "query_tower"):
         super().__init__(name=name)
         model, dim = config.model, config.model.embedding_dim
-        initializer = tf.keras.initializers.TruncatedNormal(stddev=0.02)
         self.max_length = config.windows.length
         self._dim = dim
-        self._start = self.add_weight(name="start", shape=[dim], initializer=initializer)
+        self._start = self.add_weight(name="start", shape=[dim], initializer=_small())
         self._positions = self.add_weight(
-            name="positions", shape=[config.windows.length + 1, dim], initializer=initializer
+            name="positions", shape=[config.windows.length + 1, dim], initializer=_small()
         )
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
         self._encoder = TransformerEncoder(
@@ -54,3 +53,8 @@ class QueryTower(tf.keras.layers.Layer):
         if self._features is None:
             return encoded
         return encoded + self._dropout(self._features(user_features), training=training)[:, None, :]
+
+
+def _small() -> tf.keras.initializers.Initializer:
+    # One instance a weight: an instance used twice gives both the same values.
+    return tf.keras.initializers.TruncatedNormal(stddev=0.02)

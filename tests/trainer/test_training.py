@@ -156,7 +156,9 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     manifest = train(config, workdir, "resumed", "run")
     assert manifest.counts["epochs"] == 4
     for left, right in zip(
-        embeddings(load_model(config, workdir, "whole")), embeddings(load_model(config, workdir, "resumed")), strict=True
+        embeddings(load_model(config, workdir, "whole")),
+        embeddings(load_model(config, workdir, "resumed")),
+        strict=True,
     ):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert not workdir.checkpoints("resumed").exists()
@@ -167,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> 
     spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
     log.item_features = {"price": (spec, np.full(60, np.nan, np.float32))}
     workdir = write_artifacts(log, tmp_path)
-    with pytest.raises(ValueError, match="loss of step 1 is not finite.*failed_batch.npz"):
+    with pytest.raises(ValueError, match=r"loss of step 1 is not finite.*failed_batch\.npz"):
         train(small_config(), workdir, "model", "x")
     saved = np.load(workdir.checkpoints("model") / "failed_batch.npz")
     assert saved["item_index"].shape == saved["is_target"].shape

@@ -19,12 +19,11 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     def __init__(self, specs: list[dict[str, Any]], dim: int, zero_init: bool = False, name: str = "features"):
         super().__init__(name=name)
         self._specs = specs
-        initializer = "zeros" if zero_init else tf.keras.initializers.TruncatedNormal(stddev=0.02)
         self._tables = {
             spec["name"]: self.add_weight(
                 name=spec["name"],
                 shape=[1 if spec["kind"] == "numeric" else spec["vocabulary_size"] + 1, dim],
-                initializer=initializer,
+                initializer="zeros" if zero_init else tf.keras.initializers.TruncatedNormal(stddev=0.02),
             )
             for spec in specs
         }
