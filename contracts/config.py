@@ -184,7 +184,7 @@ class LossConfig(Section):
     """Weights of the training objective's terms."""
 
     in_group_weight: float = Field(1.0, ge=0, description="softmax of the positive among its own group")
-    global_weight: float = Field(0.0, ge=0, description="softmax of the positive among in-group and easy negatives")
+    global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
     intent_weight: float = Field(1.0, ge=0, description="softmax of the positive's group among the groups")
     z_weight: float = Field(1e-3, ge=0, description="pulls log-partitions to 0, which makes scores comparable")
     in_group_pool: int = Field(256, ge=1, description="negatives of a group shared by the batch's positives of it")
@@ -197,7 +197,7 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """The optimisation."""
 
-    batch_size: int = Field(128, ge=1, description="windows of full length in a step; shorter ones are packed denser")
+    batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
     epochs: int = Field(30, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
