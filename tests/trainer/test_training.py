@@ -21,8 +21,8 @@ from trainer.training_state import TrainingState
 MIXED = {"loss": {"global_weight": 1.0}}
 SAMPLED = {"loss": {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}}
 VARIANTS = {
-    "mmoe": small_config(),
-    "mmoe, global term": small_config(training=MIXED),
+    "mmoe, in-group only": small_config(training={"loss": {"global_weight": 0.0}}),
+    "mmoe, in-group and global": small_config(training=MIXED),
     "mmoe, drawn pools": small_config(training=SAMPLED),
     "concat": small_config(model={"conditioning": "concat"}),
     "multiply": small_config(model={"conditioning": "multiply"}),
