@@ -50,7 +50,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.details.update(
             in_group_negatives=config.windows.in_group_negatives, easy_negatives=config.windows.easy_negatives
         )
-        logger.info("windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}")
+        logger.info(
+            "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
+        )
     return read_manifest(workdir.windows.path)
 
 

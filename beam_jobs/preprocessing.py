@@ -1,0 +1,99 @@
+"""The preprocessing functions that TFT traces: the one place that says what a raw feature becomes.
+
+The same graph runs in Beam over the whole table and inside the servable on a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from contracts.config import Feature
+
+Tensors = dict[str, tf.Tensor]
+
+
+def make_preprocessing_fn(
+    id_name: str, index_name: str, vocabulary: str, features: tuple[Feature, ...]
+) -> Callable[[Tensors], Tensors]:
+    """Builds a preprocessing function.
+
+    Args:
+        id_name: raw feature holding the id.
+        index_name: output holding its index.
+        vocabulary: text file, one id a line, in the order of the index.
+        features: side features.
+
+    Returns:
+        a function of raw features, each [batch_size], whose outputs are: `index_name` int64 [batch_size],
+        0 for an id outside the vocabulary; categorical int64 [batch_size] and tokens int64
+        [batch_size, max_tokens], 1.. by frequency and 0 for missing or unknown; numeric float32
+        [batch_size], z-score over the values present and 0 for a missing one.
+    """
+
+    def preprocessing_fn(inputs: Tensors) -> Tensors:
+        outputs = {index_name: _index(inputs[id_name], vocabulary, index_name)}
+        for feature in features:
+            raw = inputs[feature.name]
+            if feature.kind == "numeric":
+                outputs[feature.name] = _z_score(raw)
+            elif feature.kind == "categorical":
+                outputs[feature.name] = _vocabulary_index(raw, feature)
+            else:
+                outputs[feature.name] = _vocabulary_index(_split(raw, feature), feature)
+        return outputs
+
+    return preprocessing_fn
+
+
+def raw_feature_spec(id_name: str, features: tuple[Feature, ...]) -> dict[str, tf.io.FixedLenFeature]:
+    """Raw inputs: strings, but float32 for numeric features."""
+    spec = {id_name: tf.io.FixedLenFeature([], tf.string)}
+    for feature in features:
+        spec[feature.name] = tf.io.FixedLenFeature([], tf.float32 if feature.kind == "numeric" else tf.string)
+    return spec
+
+
+def vocabulary_name(feature: Feature) -> str:
+    """Name of a feature's vocabulary in the transform output."""
+    return f"{feature.name}_vocabulary"
+
+
+def _index(ids: tf.Tensor, vocabulary: str, name: str) -> tf.Tensor:
+    """The file becomes an asset of the graph, so the servable needs nothing beside itself."""
+
+    def table() -> tf.lookup.StaticHashTable:
+        initializer = tf.lookup.TextFileInitializer(
+            vocabulary, tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER
+        )
+        return tf.lookup.StaticHashTable(initializer, default_value=-1)
+
+    return tft.make_and_track_object(table, name=f"{name}_table").lookup(ids) + 1
+
+
+def _vocabulary_index(values: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """TFT leaves empty strings out of a vocabulary, so a missing value looks up as unknown."""
+    return 1 + tft.compute_and_apply_vocabulary(
+        values, default_value=-1, top_k=feature.max_vocabulary, vocab_filename=vocabulary_name(feature)
+    )
+
+
+def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """[batch_size] -> [batch_size, max_tokens], the first non-empty values of each cell, "" after them."""
+    ragged = tf.strings.split(cells, sep=feature.separator)
+    present = tf.ragged.boolean_mask(ragged, tf.not_equal(ragged, ""))
+    return present.to_tensor(default_value="", shape=[None, feature.max_tokens])
+
+
+def _z_score(values: tf.Tensor) -> tf.Tensor:
+    """(value - mean) / deviation over finite values; 0 for the others, and for all if they are equal."""
+    present = tf.math.is_finite(values)
+    wide = tf.cast(tf.where(present, values, 0.0), tf.float64)
+    ones = tf.cast(present, tf.float64)
+    count = tf.maximum(tft.sum(ones), 1.0)
+    mean = tft.sum(wide) / count
+    deviation = tf.sqrt(tft.sum(tf.square(wide - mean) * ones) / count)
+    scaled = tf.math.divide_no_nan(wide - mean, deviation)
+    return tf.where(present, tf.cast(scaled, tf.float32), 0.0)

@@ -1,0 +1,50 @@
+"""User and item tables as TFT reads them: every id of the vocabulary in its order, with raw features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_jobs.beam_run import write_parquet
+from beam_jobs.feature_tables import read_feature_table
+from contracts.config import FeatureTable
+
+ROWS_PER_BATCH = 1 << 15
+
+
+def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, field: str, path: Path) -> dict[str, int]:
+    """Joins `ids` with the feature table; returns counts of its rows that were left out.
+
+    Raises:
+        ValueError: the feature table cannot be read.
+    """
+    columns: dict[str, pa.Array] = {id_name: ids.cast(pa.binary())}
+    counts: dict[str, int] = {}
+    if table is not None:
+        rows = read_feature_table(table, field)
+        aligned = rows.aligned(ids)
+        columns.update({feature.name: aligned[feature.name] for feature in table.features})
+        counts = rows.counts
+    write_parquet(pa.table(columns), path)
+    return counts
+
+
+class ReadRawBatches(beam.DoFn):
+    """(path, first row) -> a record batch in which each value is a list of one: TFT's form of a scalar."""
+
+    def process(self, element: tuple[str, int]) -> Iterator[pa.RecordBatch]:
+        path, start = element
+        table = pq.read_table(path, use_threads=False).slice(start, ROWS_PER_BATCH)
+        yield as_scalar_lists(table)
+
+
+def as_scalar_lists(table: pa.Table) -> pa.RecordBatch:
+    """[num_rows] columns as lists of length 1."""
+    offsets = pa.array(np.arange(table.num_rows + 1), pa.int32())
+    columns = [pa.concat_arrays(column.chunks) for column in table.columns]
+    return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(offsets, c) for c in columns], table.column_names)

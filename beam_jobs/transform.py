@@ -1,0 +1,185 @@
+"""Transform: TFT graphs of the item and the user table, and both tables transformed by them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow_transform as tft
+import tensorflow_transform.beam as tft_beam
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
+from tfx_bsl.public import tfxio
+
+from beam_jobs.beam_run import pipeline, write_parquet
+from beam_jobs.payload import pack, unpack
+from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec, vocabulary_name
+from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
+from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.config import Config, Feature, FeatureTable
+from contracts.layout import Transform, Workdir
+from contracts.names import ItemColumn, UserColumn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """One of the two tables: where it comes from and where its graph and rows go."""
+
+    kind: str  # "item" or "user"
+    source: Path  # Parquet of the statistics, in the order of the index
+    vocabulary: Path
+    features: FeatureTable | None
+    field: str
+    graph: Path
+    output: Path
+
+    @property
+    def id_name(self) -> str:
+        return {"item": ItemColumn.ITEM_ID, "user": UserColumn.USER_ID}[self.kind]
+
+    @property
+    def index_name(self) -> str:
+        return f"{self.kind}_index"
+
+    @property
+    def columns(self) -> tuple[Feature, ...]:
+        return self.features.features if self.features is not None else ()
+
+
+class TransformTable(beam.PTransform):
+    """(path, first row) of a raw table -> its graph and its transformed rows, in the order of the index."""
+
+    def __init__(self, job: TableJob) -> None:
+        super().__init__()
+        self._job = job
+
+    def expand(self, starts: beam.PCollection) -> beam.PCollection:
+        job = self._job
+        schema = schema_utils.schema_from_feature_spec(raw_feature_spec(job.id_name, job.columns))
+        batches = starts | "ReadRaw" >> beam.ParDo(ReadRawBatches()).with_output_types(pa.RecordBatch)
+        preprocessing_fn = make_preprocessing_fn(job.id_name, job.index_name, str(job.vocabulary), job.columns)
+        (transformed, _), graph = (batches, _adapter_config(job)) | "Fit" >> tft_beam.AnalyzeAndTransformDataset(
+            preprocessing_fn, output_record_batches=True
+        )
+        graph | "WriteGraph" >> tft_beam.WriteTransformFn(str(job.graph))
+        raw = dataset_metadata.DatasetMetadata(schema)
+        raw | "WriteRawSchema" >> tft_beam.WriteMetadata(
+            str(job.graph / tft.TFTransformOutput.RAW_METADATA_DIR), starts.pipeline
+        )
+        return (
+            transformed
+            | "Pack" >> beam.ParDo(_PackBatch(job))
+            | "OneTable" >> beam.GroupByKey()
+            | "WriteTable" >> beam.ParDo(_WriteTable(str(job.output), job.index_name))
+        )
+
+
+def _adapter_config(job: TableJob) -> tfxio.TensorAdapterConfig:
+    """How record batches become tensors: each column a dense scalar."""
+    fields = [pa.field(job.id_name, pa.list_(pa.binary()))]
+    fields += [pa.field(f.name, pa.list_(pa.float32() if f.kind == "numeric" else pa.binary())) for f in job.columns]
+    return tfxio.TensorAdapterConfig(pa.schema(fields), {field.name: _dense_scalar(field.name) for field in fields})
+
+
+def _dense_scalar(column: str) -> schema_pb2.TensorRepresentation:
+    representation = schema_pb2.TensorRepresentation()
+    representation.dense_tensor.column_name = column
+    representation.dense_tensor.shape.SetInParent()
+    return representation
+
+
+class _PackBatch(beam.DoFn):
+    """Transformed record batch -> (0, packed table): scalars flat, tokens as fixed-size lists."""
+
+    def __init__(self, job: TableJob) -> None:
+        self._widths = {feature.name: feature.max_tokens for feature in job.columns if feature.kind == "tokens"}
+        self._names = [job.index_name, *(feature.name for feature in job.columns)]
+
+    def process(self, element: tuple[pa.RecordBatch, dict[str, Any]]) -> Iterator[tuple[int, bytes]]:
+        batch, _ = element
+        columns = {}
+        for name in self._names:
+            values = batch.column(batch.schema.get_field_index(name)).flatten()
+            width = self._widths.get(name)
+            columns[name] = pa.FixedSizeListArray.from_arrays(values, width) if width else values
+        yield 0, pack(pa.table(columns))
+
+
+class _WriteTable(beam.DoFn):
+    """(0, packed tables) -> one Parquet file, sorted by index."""
+
+    def __init__(self, path: str, index_name: str) -> None:
+        self._path = path
+        self._index_name = index_name
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
+        table = unpack(element[1]).combine_chunks()
+        order = np.argsort(table[self._index_name].to_numpy(), kind="stable")
+        write_parquet(table.take(pa.array(order)), Path(self._path))
+        yield table.num_rows
+
+
+def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Writes the `Transform` artifact.
+
+    Raises:
+        ValueError: a feature table is missing, unreadable or lacks a column.
+    """
+    read_manifest(workdir.item_statistics.path)
+    statistics = workdir.item_statistics
+    with writing(workdir.transform.path, Transform.KIND, fingerprint) as writer:
+        staged = Transform(writer.path)
+        jobs = [
+            TableJob("item", statistics.items, statistics.item_vocabulary.absolute(), config.data.item_features,
+                     "data.item_features", staged.item_graph, staged.items),
+            TableJob("user", statistics.users, statistics.user_vocabulary.absolute(), config.data.user_features,
+                     "data.user_features", staged.user_graph, staged.users),
+        ]  # fmt: skip
+        for job in jobs:
+            rows, left_out = _run_table(config, job, writer.path)
+            writer.counts[f"{job.kind}s"] = rows
+            writer.details[f"{job.kind}_table"] = left_out
+        write_json(
+            staged.feature_spec, {job.kind: [_spec(feature, job.graph) for feature in job.columns] for job in jobs}
+        )
+        writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
+        logger.info("transform: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
+    return read_manifest(workdir.transform.path)
+
+
+def _run_table(config: Config, job: TableJob, scratch: Path) -> tuple[int, dict[str, int]]:
+    ids = pq.read_table(job.source, columns=[job.id_name])[job.id_name]
+    raw_path = scratch / f"raw-{job.kind}.parquet"
+    left_out = write_raw_table(pa.concat_arrays(ids.chunks), job.id_name, job.features, job.field, raw_path)
+    starts = [(str(raw_path), start) for start in range(0, len(ids), ROWS_PER_BATCH)]
+    tft_scratch = scratch / f"tft-{job.kind}"
+    with tft_beam.Context(temp_dir=str(tft_scratch)), pipeline(config) as p:
+        p | "Batches" >> beam.Create(starts) | "Spread" >> beam.Reshuffle() | "Transform" >> TransformTable(job)
+    raw_path.unlink()
+    shutil.rmtree(tft_scratch, ignore_errors=True)
+    return len(ids), left_out
+
+
+def _spec(feature: Feature, graph: Path) -> dict[str, Any]:
+    """`vocabulary_size` counts the known values: indices are 0 (missing) to it."""
+    size = 0
+    if feature.kind != "numeric":
+        size = len(tft.TFTransformOutput(str(graph)).vocabulary_by_name(vocabulary_name(feature)))
+    width = feature.max_tokens if feature.kind == "tokens" else 1
+    return {"name": feature.name, "kind": feature.kind, "vocabulary_size": size, "max_tokens": width}
+
+
+if __name__ == "__main__":
+    from beam_jobs.command import main
+
+    main("beam_jobs.transform")
