@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import MAIN_MODEL, SINGLE_VECTOR_MODEL, Workdir
 from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -68,6 +69,23 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
             result.metrics[label] = measure(config, catalogue, users, lists)
             result.breakdowns[label] = break_down(catalogue, users, lists[BREAKDOWN_K])
     return result
+
+
+def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Evaluates the product and `evaluation.baselines` on the test split into `workdir.evaluation`.
+
+    Writes metrics.json (`Evaluation.metrics`) and breakdowns.json (`Evaluation.breakdowns`).
+    """
+    names = {"popularity": "popularity", "single_vector": SINGLE_VECTOR_MODEL}
+    models: dict[str, ModelKind] = {names[kind]: kind for kind in config.evaluation.baselines}
+    models[MAIN_MODEL] = "per_group"
+    with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
+        evaluation = evaluate(config, workdir, Split.TEST, models)
+        breakdowns = "breakdowns.json"
+        write_json(artifact.path / workdir.metrics.name, evaluation.metrics)
+        write_json(artifact.path / breakdowns, evaluation.breakdowns)
+        artifact.files += [workdir.metrics.name, breakdowns]
+    return read_manifest(workdir.evaluation)
 
 
 def lengths_to_measure(config: Config) -> list[int]:

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,12 +8,12 @@ import tensorflow as tf
 
 from contracts.artifact import ArtifactError
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
 from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, write_evaluation
 from trainer.input_pipeline import TrainingWindows
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, single_vector_config, train
@@ -221,3 +222,12 @@ def test_a_stray_shard_is_not_read(workdir: Workdir, tmp_path: Path) -> None:
     count = sum(len(batch.user_index) for batch in TrainingWindows(copy, 1000, 0).epoch(0))
     shutil.copy(copy.windows.shard(Split.TRAIN, 0, 1), copy.windows.shard(Split.TRAIN, 1, 2))
     assert sum(len(batch.user_index) for batch in TrainingWindows(copy, 1000, 0).epoch(0)) == count
+
+
+def test_write_evaluation_leaves_one_artifact(workdir: Workdir) -> None:
+    config = small_config(training={"epochs": 1}, evaluation={"baselines": ["popularity"]})
+    train(config, workdir, MAIN_MODEL, "x")
+    manifest = write_evaluation(config, workdir, "y")
+    assert (manifest.fingerprint, manifest.files) == ("y", ["breakdowns.json", "metrics.json"])
+    metrics = json.loads(workdir.metrics.read_text())
+    assert list(metrics) == ["popularity", "dnc/score", "dnc/quota"]
