@@ -37,9 +37,9 @@ class Found:
 class ScannIndexSet(tf.Module):
     """K ScaNN indexes as raw ops.
 
-    Every group's op carries a `shared_name` of its own, unique to this object. Without one, ops
-    loaded by `tf.saved_model.load` share a resource by name and answer from each other's index;
-    with one per group only, two versions loaded into a process would.
+    Every group's op carries a `shared_name` of its own, unique to this object. Without one, ops in
+    functions of their own (as TFRS's ScaNN layers are) share a resource under `tf.saved_model.load`
+    and answer from each other's index; a name rules that out however the graph is cut up.
     """
 
     def __init__(self, indexes: Sequence[GroupIndex], item_index: Sequence[np.ndarray], num_groups: int):
