@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.column_text import ID_PROBLEMS, check_ids, to_binary
 from beam_jobs.event_files import RawBatch
+from beam_jobs.payload import one_array
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
 from contracts.config import DataConfig
 from contracts.names import EventColumn
@@ -36,10 +37,10 @@ class ValidBatch:
 def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     """Converts a batch; a row that fails several checks is set aside for the first."""
     letters = _DeadLetters(batch.rows)
-    table = batch.table.combine_chunks()
+    table = batch.table
 
     def column(name: str) -> pa.Array:
-        return pa.concat_arrays(table[name].chunks) if table.num_rows else table[name].combine_chunks()
+        return one_array(table[name])
 
     users = _ids(column(data.columns.user_id), EventColumn.USER_ID, letters)
     items = _ids(column(data.columns.item_id), EventColumn.ITEM_ID, letters)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from beam_jobs.column_text import check_ids, to_binary
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import check_file
+from beam_jobs.payload import one_array
 from contracts.config import Feature, FeatureTable
 
 
@@ -54,7 +55,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
         wanted.setdefault(table.title, f"{field}.title")
     check_file(table.path, wanted, f"{field}.path")
     raw, malformed = _read(table.path, list(wanted), field)
-    ids = to_binary(_one_chunk(raw[table.id]))
+    ids = to_binary(one_array(raw[table.id]))
     sound = check_ids(ids) == 0
     _, first = np.unique(ids.dictionary_encode(null_encoding="encode").indices.to_numpy(), return_index=True)
     is_first = np.zeros(len(ids), bool)
@@ -62,7 +63,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     keep = pa.array(sound & is_first)
     kinds = {feature.name: feature for feature in table.features}
     columns = {
-        name: _feature_values(_one_chunk(raw[name]), kinds.get(name), f"{table.path}, column {name!r}").filter(keep)
+        name: _feature_values(one_array(raw[name]), kinds.get(name), f"{table.path}, column {name!r}").filter(keep)
         for name in wanted
         if name in kinds or name == table.title
     }
@@ -83,10 +84,6 @@ def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): get a whole copy") from None
     empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
     return pa.concat_tables([empty, *(b.table for b in batches)]), sum(len(b.bad_rows) for b in batches)
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _feature_values(column: pa.Array, feature: Feature | None, where: str) -> pa.Array:

@@ -25,6 +25,7 @@ from beam_jobs.partition import (
     nearest_centroid,
     split_categories,
 )
+from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
@@ -47,7 +48,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """
     events = read_manifest(workdir.events.path)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
-    item_ids = pa.concat_arrays(ids.chunks)
+    item_ids = one_array(ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
         raise ValueError(

@@ -19,7 +19,7 @@ from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import pack, unpack
+from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.splits import by_time, leave_one_out
 from contracts.config import DataConfig
 from contracts.layout import Events
@@ -109,8 +109,7 @@ def _describe(path: str, letters: pa.Table) -> list[str]:
 def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]]:
     if not events.num_rows:
         return
-    users = events[EventColumn.USER_ID].combine_chunks()
-    users = users.chunk(0) if isinstance(users, pa.ChunkedArray) else users
+    users = one_array(events[EventColumn.USER_ID])
     of_user = (hash_strings(users.dictionary) % np.uint64(num_buckets)).astype(np.int64)
     buckets = of_user[users.indices.to_numpy()]
     order = np.argsort(buckets, kind="stable")
@@ -131,7 +130,7 @@ class WriteBucket(beam.DoFn):
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
         bucket, payloads = element
         table, duplicates = order_events(unpack(payloads))
-        users = table[EventColumn.USER_ID].chunk(0).indices.to_numpy().astype(np.int64)
+        users = one_array(table[EventColumn.USER_ID]).indices.to_numpy().astype(np.int64)
         times = table[EventColumn.TIMESTAMP].to_numpy()
         levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
         splits = self._plan.assign(users, times, levels)
@@ -184,7 +183,7 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
 
 def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
     """Distinct ids in bytewise order, and each row's place among them."""
-    encoded = pa.concat_arrays(ids.chunks).dictionary_encode()
+    encoded = one_array(ids).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary.cast(pa.binary()))
     rank = np.empty(len(order), np.int64)
     rank[order.to_numpy()] = np.arange(len(order))
@@ -224,7 +223,7 @@ class TargetSeconds(beam.DoFn):
                 times = events.filter(target)[EventColumn.TIMESTAMP].to_numpy()
                 yield _pack_seconds(*np.unique(times // 1_000_000, return_counts=True))
         except ValueError:
-            return  # the main pass reads the file again, and reports it
+            pass  # the main pass reads the file again, and reports it
 
 
 def merge_seconds(payloads: Iterable[bytes]) -> bytes:

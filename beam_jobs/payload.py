@@ -21,3 +21,8 @@ def pack(table: pa.Table) -> bytes:
 def unpack(payloads: Iterable[bytes]) -> pa.Table:
     """Concatenates packed tables of one schema. Their order is not defined: sort what must be sorted."""
     return pa.concat_tables([pa.ipc.open_stream(payload).read_all() for payload in payloads])
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array, also when it has no chunk."""
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)

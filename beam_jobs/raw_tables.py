@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import write_parquet
 from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.payload import one_array
 from contracts.config import FeatureTable
 
 ROWS_PER_BATCH = 1 << 15
@@ -46,5 +47,5 @@ class ReadRawBatches(beam.DoFn):
 def as_scalar_lists(table: pa.Table) -> pa.RecordBatch:
     """[num_rows] columns as lists of length 1."""
     offsets = pa.array(np.arange(table.num_rows + 1), pa.int32())
-    columns = [pa.concat_arrays(column.chunks) for column in table.columns]
+    columns = [one_array(column) for column in table.columns]
     return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(offsets, c) for c in columns], table.column_names)

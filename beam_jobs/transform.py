@@ -20,7 +20,7 @@ from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 from tfx_bsl.public import tfxio
 
 from beam_jobs.beam_run import pipeline, write_parquet
-from beam_jobs.payload import pack, unpack
+from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec, vocabulary_name
 from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import Manifest, read_manifest, write_json, writing
@@ -160,7 +160,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 def _run_table(config: Config, job: TableJob, scratch: Path) -> tuple[int, dict[str, int]]:
     ids = pq.read_table(job.source, columns=[job.id_name])[job.id_name]
     raw_path = scratch / f"raw-{job.kind}.parquet"
-    left_out = write_raw_table(pa.concat_arrays(ids.chunks), job.id_name, job.features, job.field, raw_path)
+    left_out = write_raw_table(one_array(ids), job.id_name, job.features, job.field, raw_path)
     starts = [(str(raw_path), start) for start in range(0, len(ids), ROWS_PER_BATCH)]
     tft_scratch = scratch / f"tft-{job.kind}"
     with tft_beam.Context(temp_dir=str(tft_scratch)), pipeline(config) as p:

@@ -1,0 +1,123 @@
+"""Groups: company by brute force, k-means beside scikit-learn, categories, cold items, no empty group."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import make_blobs
+
+from beam_jobs import groups, ingest, statistics
+from beam_jobs.cooccurrence import UNIT, count_pairs
+from beam_jobs.partition import (
+    fill_empty,
+    fit_centroids,
+    merge_categories,
+    nearest_centroid,
+    split_categories,
+)
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import community_log, make_config, write_log
+
+
+def test_pairs_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    users, items = np.sort(rng.integers(0, 8, 80)), rng.integers(0, 12, 80)
+    expected: dict[tuple[int, int], int] = {}
+    for i in range(80):
+        for j in range(i + 1, min(i + 4, 80)):
+            if users[i] == users[j] and items[i] != items[j]:
+                pair = (int(min(items[i], items[j])), int(max(items[i], items[j])))
+                expected[pair] = expected.get(pair, 0) + round(UNIT / (j - i))
+    rows, columns, weights = count_pairs(users, items, 3)
+    assert dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), weights.tolist(), strict=True)) == expected
+
+
+def test_kmeans_is_within_two_percent_of_scikit_learn() -> None:
+    rows, _ = make_blobs(3_000, 8, centers=12, cluster_std=2.0, random_state=0)
+    rows = rows.astype(np.float32)
+    centroids = fit_centroids(rows, 12, restarts=4, sample=1_500, seed=0)
+    labels = nearest_centroid(rows, centroids)
+    np.testing.assert_array_equal(labels, ((rows[:, None] - centroids) ** 2).sum(-1).argmin(1))
+    inertia = ((rows - centroids[labels]) ** 2).sum()
+    assert inertia <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
+
+
+def test_empty_groups_are_filled_from_the_largest() -> None:
+    rows = np.array([[0.0], [0.1], [9.0], [5.0]], np.float32)
+    assert fill_empty(rows, np.array([0, 0, 0, 1]), 3).tolist() == [0, 0, 2, 1]
+    same = np.zeros((5, 2), np.float32)
+    assert sorted(np.bincount(fill_empty(same, np.zeros(5, np.int64), 5)).tolist()) == [1] * 5
+
+
+def test_merge_and_split_categories() -> None:
+    # Categories at 0 (six), 1 (one), 10 (three): the single one joins the near category, and the largest is cut.
+    rows = np.array([0, 0, 0, 0.2, 0.2, 0.2, 1, 10, 10, 10], np.float32)[:, None]
+    codes = np.array([0] * 6 + [1] + [2] * 3)
+    merged = merge_categories(rows, codes, 2, 0)
+    assert merged.tolist() == [0] * 7 + [1] * 3
+    parts = split_categories(rows, merged, 3, 2, 100, 0)
+    assert len(set(parts[:7])) == 2 and len(set(parts[7:])) == 1
+    assert not set(parts[:7]) & set(parts[7:])
+
+
+def _run(tmp_path: Path, **sections: dict[str, object]) -> tuple[Workdir, np.ndarray]:
+    log = community_log(tmp_path / "log.parquet")
+    half = ["left" if int(item) < 20 else "right" for item in range(42)]
+    half[40] = "right"  # items 40 and 41 are in no event; of 41 nothing is known
+    table = pa.table({"item_id": [str(i) for i in range(42)], "side": [*half[:41], ""]})
+    pq.write_table(table, tmp_path / "items.parquet")
+    features = {
+        "path": str(tmp_path / "items.parquet"),
+        "id": "item_id",
+        "features": [{"name": "side", "kind": "categorical"}],
+    }
+    config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": features}, **sections)
+    workdir = Workdir(tmp_path / "run")
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    table = pq.read_table(workdir.item_groups.groups)
+    by_item = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    assert table["item_id"].to_pylist() == pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    return workdir, np.array([by_item[str(item)] for item in range(42)])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "category", "hybrid"])
+def test_every_method_finds_the_two_communities(method: str, tmp_path: Path) -> None:
+    workdir, of_item = _run(tmp_path, groups={"method": method, "category": "side", "num_groups": 2})
+    assert len(set(of_item[:20])) == 1 and len(set(of_item[20:40])) == 1 and of_item[0] != of_item[20]
+    assert of_item[40] == of_item[20]  # no event, but of the right side
+    report = json.loads(workdir.item_groups.report.read_text())
+    assert report[of_item[0]]["label"] == "left" and report[of_item[20]]["label"] == "right"
+    assert sum(group["size"] for group in report) == 42
+
+
+def test_hybrid_reaches_more_groups_than_categories(tmp_path: Path) -> None:
+    _, of_item = _run(tmp_path, groups={"method": "hybrid", "category": "side", "num_groups": 5})
+    assert set(of_item) == set(range(5))
+    assert not set(of_item[:20]) & set(of_item[20:40])
+
+
+ERRORS = {
+    "K above the items": ({"num_groups": 43}, "43 is more than the 42 items"),
+    "K above the categories": ({"method": "category", "category": "side", "num_groups": 3}, "more than the 2 values"),
+    "no such feature": ({"method": "hybrid", "category": "colour", "num_groups": 2}, "groups.category='colour'"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_field_and_remedy(name: str, tmp_path: Path) -> None:
+    section, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        _run(tmp_path, groups=section)
+
+
+def test_log_without_any_company_still_gets_full_groups(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(9)])
+    workdir = Workdir(tmp_path / "run")
+    for job in (ingest, statistics, groups):
+        job.run(make_config(log, groups={"num_groups": 3}), workdir, "f")
+    assert set(pq.read_table(workdir.item_groups.groups)["group_id"].to_pylist()) == {0, 1, 2}

@@ -1,0 +1,198 @@
+"""Ingest: every bad input is a clear error or a counted dead letter, and every good row is kept."""
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import ingest
+from contracts.layout import Workdir
+from contracts.names import Split
+from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log
+
+GOOD = ["u1,a,100", "u1,b,200", "u2,a,300"]
+GOOD_EVENTS = {("u1", "a", 100_000_000), ("u1", "b", 200_000_000), ("u2", "a", 300_000_000)}
+
+# name -> (bytes among the good rows, reason of the dead letter)
+MALFORMED = {
+    "empty user": (b",a,5\n", "user_id missing"),
+    "empty item": (b"u,,5\n", "item_id missing"),
+    "no time": (b"u,a,\n", "timestamp missing"),
+    "time is text": (b"u,a,noon\n", "timestamp not a time"),
+    "time is NaN": (b"u,a,nan\n", "timestamp not a time"),
+    "time is infinite": (b"u,a,inf\n", "timestamp not a time"),
+    "time is negative": (b"u,a,-5\n", "timestamp negative"),
+    "no such date": (b"u,a,2023-02-29\n", "timestamp not a time"),
+    "no such hour": (b"u,a,2023-02-28T25:00:00\n", "timestamp not a time"),
+    "far future": (b"u,a,1e30\n", "timestamp after the year 9999"),
+    "not UTF-8 user": (b"\xff\xfe,a,5\n", "user_id not UTF-8"),
+    "not UTF-8 item": (b"u,caf\xe9,5\n", "item_id not UTF-8"),
+    "too few fields": (b"u,a\n", "not 3 fields"),
+    "too many fields": (b"u,a,5,6\n", "not 3 fields"),
+    "too few fields, not UTF-8": (b"\xff,a\n", "not 3 fields"),
+    "newline in id": (b'u,"a\nb",5\n', "item_id holds control characters"),
+    "NUL in id": (b"u\x00,a,5\n", "user_id holds control characters"),
+    "1 MB id": (b"u," + b"x" * (1 << 20) + b",5\n", "item_id longer than 1024 bytes"),
+    "quote never closed": (b'u,"a,5\n', "quote never closed"),
+    "repeated header": (HEADER.encode() + b"\n", "timestamp not a time"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_row_is_set_aside_and_good_rows_kept(name: str, tmp_path: Path) -> None:
+    bad, reason = MALFORMED[name]
+    body = f"{GOOD[0]}\n".encode() + bad + "".join(f"{line}\n" for line in GOOD[1:]).encode()
+    config = make_config(
+        write_log(tmp_path / "log.csv", body),
+        data={"max_dead_letter_fraction": 0.5},
+    )
+    workdir = Workdir(tmp_path / "run")
+    manifest = ingest.run(config, workdir, "f")
+    assert {(r["user_id"], r["item_id"], r["timestamp"]) for r in read_events(workdir)} == GOOD_EVENTS
+    assert [(letter["reason"], letter["row"]) for letter in dead_letters(workdir)] == [(reason, 2)]
+    assert manifest.counts["dead_letters"] == 1
+    assert manifest.details["dead_letter_reasons"] == {reason: 1}
+
+
+FINE = {
+    "BOM": b"\xef\xbb\xbf" + HEADER.encode() + b"\nu,a,5\n",
+    "CRLF": HEADER.encode() + b"\r\nu,a,5\r\n",
+    "no newline at the end": HEADER.encode() + b"\nu,a,5",
+    "blank lines": HEADER.encode() + b"\n\nu,a,5\n\n",
+    "quoted newline elsewhere": b'note,user_id,item_id,timestamp\n"x\n""y"", z",u,a,5\n',
+    "other order": b"timestamp,extra,item_id,user_id\n5,zz,a,u\n",
+    "milliseconds text": HEADER.encode() + b"\nu,a,5e0\n",
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_unusual_but_sound_csv(name: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(FINE[name])
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(make_config(tmp_path / "log.csv"), workdir, "f")
+    assert [(r["user_id"], r["item_id"], r["timestamp"]) for r in read_events(workdir)] == [("u", "a", 5_000_000)]
+    assert dead_letters(workdir) == []
+
+
+def _truncated_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"user_id": ["u"] * 999, "item_id": ["a"] * 999, "timestamp": [1] * 999}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _cut_gzip(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    body = "".join(f"{u},{u},{u}\n" for u in rng.integers(0, 10**9, 300_000))
+    data = gzip.compress(f"{HEADER}\n{body}".encode(), 1)
+    path.write_bytes(data[: len(data) - 5_000])
+
+
+# name -> (file name, writer, what the message must hold)
+UNUSABLE = {
+    "truncated Parquet": ("log.parquet", _truncated_parquet, ["log.parquet", "cannot be read"]),
+    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "whole copy"]),
+    "not gzip": ("log.csv.gz", lambda p: p.write_bytes(b"u,a,1"), ["log.csv.gz", "cannot be read"]),
+    "empty file": ("log.csv", lambda p: p.write_bytes(b""), ["log.csv", "no header"]),
+    "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
+    "directory": ("log.csv", lambda p: p.mkdir(), ["log.csv", "directory"]),
+    "unknown suffix": ("log.txt", lambda p: p.write_text("x"), ["log.txt", ".parquet"]),
+    "UTF-16": ("log.csv", lambda p: p.write_bytes((HEADER + "\nu,a,1\n").encode("utf-16")), ["UTF-16"]),
+    "missing column": ("log.csv", lambda p: p.write_text("user,item_id,timestamp\n"), ["data.columns.user_id"]),
+    "column twice": ("log.csv", lambda p: p.write_text("user_id,user_id,item_id,timestamp\n"), ["2 columns named"]),
+    "all rows bad": ("log.csv", lambda p: p.write_text(HEADER + "\nu,a,x\n"), ["no valid row", "not a time"]),
+    "nested column": (
+        "log.parquet",
+        lambda p: pq.write_table(pa.table({"user_id": [["u"]], "item_id": ["a"], "timestamp": [1]}), p),
+        ["cannot be read as text"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_unusable_input_is_a_clear_error(name: str, tmp_path: Path) -> None:
+    file_name, write, expected = UNUSABLE[name]
+    write(tmp_path / file_name)
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(ValueError) as caught:
+        ingest.run(make_config(tmp_path / file_name), workdir, "f")
+    for text in expected:
+        assert text in str(caught.value)
+    assert not workdir.events.path.exists()
+
+
+def test_no_file_matches(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file matches .*nothing"):
+        ingest.run(make_config(tmp_path / "nothing*.csv"), Workdir(tmp_path), "f")
+
+
+def test_too_many_dead_letters_stop_the_run(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [*GOOD, "u,a,never"])  # 1 of 4 = 25% > 5%
+    with pytest.raises(ValueError, match=r"1 of 4 rows \(25.0%\).*timestamp not a time: 1.*row 4.*'never'"):
+        ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
+
+
+def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:
+    write_log(tmp_path / "a.csv", ["u,a,1", "U,a,1", "u ,a,1", "😀,a,1"])
+    pq.write_table(
+        pa.table({"user_id": pa.array([7], pa.int16()), "item_id": [12], "timestamp": [1]}), tmp_path / "b.parquet"
+    )
+    config = make_config("x", data={"events": [str(tmp_path / "a.csv"), str(tmp_path / "b.parquet")], "num_buckets": 2})
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(config, workdir, "f")
+    assert {(r["user_id"], r["item_id"]) for r in read_events(workdir)} == {
+        ("u", "a"), ("U", "a"), ("u ", "a"), ("😀", "a"), ("7", "12"),
+    }  # fmt: skip
+
+
+def test_feedback_is_the_highest_level_that_applies_and_duplicates_keep_it(tmp_path: Path) -> None:
+    # exposure 0, click 1, buy 2: by event value, by flag, by rating.
+    lines = ["u,a,1,exposure,0,1", "u,b,2,exposure,true,1", "u,c,3,click,0,5", "u,a,1,click,FALSE,2", "u,d,4,wave,0,1"]
+    write_log(tmp_path / "log.csv", lines, header="user_id,item_id,timestamp,what,bought,stars")
+    config = make_config(
+        "x",
+        data={
+            "events": str(tmp_path / "log.csv"),
+            "columns": {"event": "what", "rating": "stars"},
+            "feedback": {
+                "levels": ["exposure", "click", "buy"],
+                "flags": {"click": "bought"},
+                "rating_thresholds": {"buy": 4.5},
+            },
+            "max_dead_letter_fraction": 0.3,
+        },
+    )
+    workdir = Workdir(tmp_path / "run")
+    manifest = ingest.run(config, workdir, "f")
+    assert [(r["item_id"], r["feedback_level"]) for r in read_events(workdir)] == [("a", 1), ("b", 1), ("c", 2)]
+    assert manifest.counts["duplicates"] == 1
+    assert dead_letters(workdir)[0]["reason"] == "event is not one of data.feedback.levels"
+    assert dead_letters(workdir)[0]["value"] == "wave"
+
+
+def test_time_protocol_by_quantiles(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1000 + i}" for i in range(100)])
+    workdir = Workdir(tmp_path / "run")
+    manifest = ingest.run(make_config(tmp_path / "log.csv", split={"protocol": "time"}), workdir, "f")
+    # The 80th of 100 events, 1 a second, is at 1079 and the 90th at 1089: each opens its split.
+    assert manifest.details["split"]["validation_start"] == 1079 * 10**6
+    assert manifest.details["split"]["test_start"] == 1089 * 10**6
+    splits = {r["item_id"]: r["split"] for r in read_events(workdir)}
+    assert splits["i78"] == Split.TRAIN and splits["i79"] == Split.VALIDATION and splits["i89"] == Split.TEST
+
+
+def test_rerun_is_byte_identical_and_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    lines = [f"u{u},i{i},{t}" for u, i, t in rng.integers(0, 20, (400, 3))]
+    write_log(tmp_path / "a.csv", lines)
+    write_log(tmp_path / "b.csv", lines[::-1])
+    hashes = []
+    for name in ("a", "b", "a"):
+        workdir = Workdir(tmp_path / f"run-{len(hashes)}")
+        ingest.run(make_config(tmp_path / f"{name}.csv"), workdir, "f")
+        files = sorted(workdir.events.path.glob("*.parquet"))
+        hashes.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert len(hashes[0]) == 3

@@ -1,0 +1,53 @@
+"""Times of every form against Python's datetime."""
+
+import datetime as dt
+
+import pyarrow as pa
+import pytest
+
+from beam_jobs.timestamps import TIME_PROBLEMS, parse_time, parse_times
+
+SECOND = 1_700_000_000
+
+CASES = {
+    "seconds": (pa.array([SECOND]), "auto", SECOND * 10**6),
+    "milliseconds": (pa.array([SECOND * 1000 + 7]), "auto", SECOND * 10**6 + 7000),
+    "microseconds": (pa.array([SECOND * 10**6 + 7]), "auto", SECOND * 10**6 + 7),
+    "nanoseconds": (pa.array([SECOND * 10**9 + 7999]), "auto", SECOND * 10**6 + 7),
+    "small milliseconds, named": (pa.array([5]), "ms", 5000),
+    "text of digits": (pa.array(["1700000000123"]), "auto", SECOND * 10**6 + 123_000),
+    "text of a float": (pa.array(["1.7e9"]), "auto", SECOND * 10**6),
+    "float": (pa.array([SECOND + 0.5]), "auto", SECOND * 10**6 + 500_000),
+    "Arrow milliseconds": (pa.array([SECOND * 1000], pa.timestamp("ms", "Europe/Paris")), "auto", SECOND * 10**6),
+    "date": (pa.array([dt.date(2024, 2, 29)]), "auto", 1_709_164_800 * 10**6),
+    "ISO date": (pa.array(["2024-02-29"]), "auto", 1_709_164_800 * 10**6),
+    "ISO with zone": (pa.array(["2024-02-29T02:00:00.25+02:00"]), "auto", 1_709_164_800 * 10**6 + 250_000),
+    "ISO west of UTC": (pa.array(["2024-02-28 18:30-0530"]), "auto", 1_709_164_800 * 10**6),
+    "ISO Z in a dictionary": (pa.array(["2024-02-29T00:00:00Z"]).dictionary_encode(), "auto", 1_709_164_800 * 10**6),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_known_times(name: str) -> None:
+    column, unit, expected = CASES[name]
+    micros, problems = parse_times(column, unit)
+    assert (micros.tolist(), problems.tolist()) == ([expected], [0])
+
+
+def test_iso_agrees_with_datetime_over_the_calendar() -> None:
+    moments = [dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc) + dt.timedelta(hours=1009 * k) for k in range(500)]
+    micros, problems = parse_times(pa.array([moment.isoformat() for moment in moments]), "auto")
+    assert not problems.any()
+    assert micros.tolist() == [int(moment.timestamp()) * 10**6 for moment in moments]
+
+
+def test_problems_are_told_apart() -> None:
+    _, problems = parse_times(pa.array(["", "x", "-1", "2024-13-01", "1e30", None]), "auto")
+    assert [TIME_PROBLEMS[code] for code in problems] == [
+        "missing", "not a time", "negative", "not a time", "after the year 9999", "missing",
+    ]  # fmt: skip
+
+
+def test_a_config_value_that_is_no_time_names_its_key() -> None:
+    with pytest.raises(ValueError, match=r"split\.test_start='soon'"):
+        parse_time("soon", "split.test_start")

@@ -1,0 +1,137 @@
+"""The graph that the servable applies gives exactly what Beam wrote."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+import tensorflow_transform as tft
+
+from beam_jobs import ingest, statistics, transform
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import make_config, write_log
+
+GENRES = ["", "a", "a|b", "b||c", "😀|a", "c|c|c|c|c", "zz"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    folder = tmp_path_factory.mktemp("transform")
+    rng = np.random.default_rng(0)
+    log = write_log(folder / "log.csv", [f"u{u},i{i},{t}" for u, i, t in rng.integers(0, 30, (300, 3))])
+    items = pa.table(
+        {
+            "id": [f"i{i}" for i in range(28)] + ["i0", "new"],
+            "genres": [GENRES[i % len(GENRES)] for i in range(30)],
+            "colour": pa.array([["red", "red", "blue", None, ""][i % 5] for i in range(30)]),
+            "price": pa.array([float(i) if i % 7 else float("nan") for i in range(30)]),
+        }
+    )
+    pq.write_table(items, folder / "items.parquet")
+    table = {
+        "path": str(folder / "items.parquet"),
+        "id": "id",
+        "features": [
+            {"name": "genres", "kind": "tokens", "max_tokens": 3},
+            {"name": "colour", "kind": "categorical"},
+            {"name": "price", "kind": "numeric"},
+        ],
+    }
+    config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": table})
+    workdir = Workdir(folder / "run")
+    for job in (ingest, statistics, transform):
+        job.run(config, workdir, "f")
+    return workdir
+
+
+def _layer(graph: Path) -> tf.keras.layers.Layer:
+    return tft.TFTransformOutput(str(graph)).transform_features_layer()
+
+
+def test_values_by_hand(finished: Workdir) -> None:
+    table = pq.read_table(finished.transform.items)
+    ids = pq.read_table(finished.item_statistics.items)["item_id"].to_pylist()
+    assert table["item_index"].to_pylist() == list(range(1, len(ids) + 1))
+    rows = dict(zip(ids, table.to_pylist(), strict=True))
+    assert len(rows) == 31  # 30 of the log and "new" of the table alone
+    # red is more frequent than blue; i3 has none; i28 and i29 have no row in the table (i0's second row is dropped)
+    assert [rows[i]["colour"] for i in ("i0", "i2", "i3", "i4", "i29")] == [1, 2, 0, 0, 0]
+    a, c = rows["i1"]["genres"][0], rows["i5"]["genres"][0]
+    assert rows["i1"]["genres"] == [a, 0, 0]
+    assert rows["i5"]["genres"] == [c, c, c]
+    assert rows["i3"]["genres"][1] == c  # "b||c": the empty value is no token
+    assert rows["i0"]["genres"] == [0, 0, 0]
+    prices = np.array([i for i in [*range(28), 29] if i % 7])
+    assert rows["i1"]["price"] == pytest.approx((1 - prices.mean()) / prices.std(), rel=1e-5)
+    assert rows["i7"]["price"] == 0.0
+
+
+def test_saved_graph_equals_beam_exactly(finished: Workdir) -> None:
+    """Random raw rows through the graph, one by one and together, and the table's own rows."""
+    rng = np.random.default_rng(1)
+    layer = _layer(finished.transform.item_graph)
+    written = pq.read_table(finished.transform.items)
+    ids = pq.read_table(finished.item_statistics.items)["item_id"].to_pylist()
+    place = {item: row for row, item in enumerate(ids)}
+    colours = ["red", "red", "blue", "", ""]
+    known = {f"i{i}": (GENRES[i % 7], colours[i % 5], float(i) if i % 7 else np.nan) for i in range(28)}
+    chosen = [str(item) for item in rng.choice(sorted(known), 60)]
+    raw = {
+        "item_id": tf.constant(chosen),
+        "genres": tf.constant([known[item][0] for item in chosen]),
+        "colour": tf.constant([known[item][1] for item in chosen]),
+        "price": tf.constant([known[item][2] for item in chosen], tf.float32),
+    }
+    got = layer(raw)
+    for name in ("item_index", "colour", "price"):
+        expected = written[name].to_numpy()[[place[item] for item in chosen]]
+        np.testing.assert_array_equal(got[name].numpy(), expected)
+        assert got[name].numpy().dtype == expected.dtype
+    expected_tokens = np.array([written["genres"][place[item]].as_py() for item in chosen])
+    np.testing.assert_array_equal(got["genres"].numpy(), expected_tokens)
+
+
+def test_unknown_and_odd_values_are_index_zero(finished: Workdir) -> None:
+    layer = _layer(finished.transform.item_graph)
+    got = layer(
+        {
+            "item_id": tf.constant(["", "no such", "I1", "i1 ", "😀"]),
+            "genres": tf.constant(["", "|", "nope|a", "|||||a", b"\xff"]),
+            "colour": tf.constant(["", "RED", " red", "😀", b"\xff\xfe"]),
+            "price": tf.constant([np.nan, np.inf, -np.inf, np.nan, np.nan], tf.float32),
+        }
+    )
+    assert got["item_index"].numpy().tolist() == [0] * 5
+    assert got["colour"].numpy().tolist() == [0] * 5
+    assert got["price"].numpy().tolist() == [0.0] * 5
+    a = int(layer(_one("a"))["genres"][0, 0])
+    assert a > 0
+    assert got["genres"].numpy().tolist() == [[0, 0, 0], [0, 0, 0], [0, a, 0], [a, 0, 0], [0, 0, 0]]
+
+
+def _one(genres: str) -> dict[str, tf.Tensor]:
+    raw = {"item_id": "i1", "genres": genres, "colour": ""}
+    return {name: tf.constant([value]) for name, value in raw.items()} | {"price": tf.constant([1.0])}
+
+
+def test_graph_needs_only_the_id_for_the_index(finished: Workdir) -> None:
+    got = _layer(finished.transform.item_graph)({"item_id": tf.constant(["i1", "?"])})
+    ids = pq.read_table(finished.item_statistics.items)["item_id"].to_pylist()
+    assert got["item_index"].numpy().tolist() == [ids.index("i1") + 1, 0]
+
+
+def test_user_graph_without_a_feature_table_maps_ids(finished: Workdir) -> None:
+    ids = pq.read_table(finished.item_statistics.users)["user_id"].to_pylist()
+    got = _layer(finished.transform.user_graph)({"user_id": tf.constant([ids[3], "nobody"])})
+    assert got["user_index"].numpy().tolist() == [4, 0]
+    assert pq.read_table(finished.transform.users)["user_index"].to_pylist() == list(range(1, len(ids) + 1))
+
+
+def test_feature_spec(finished: Workdir) -> None:
+    spec = json.loads(finished.transform.feature_spec.read_text())
+    assert spec["user"] == []
+    sizes = {entry["name"]: (entry["kind"], entry["vocabulary_size"], entry["max_tokens"]) for entry in spec["item"]}
+    assert sizes == {"genres": ("tokens", 5, 3), "colour": ("categorical", 2, 1), "price": ("numeric", 0, 1)}

@@ -1,0 +1,141 @@
+"""Windows by hand, records read back by TensorFlow, reruns byte by byte."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from beam_jobs import groups, ingest, statistics, windows
+from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.example_encoder import Ragged, encode_examples
+from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import EvaluationField, Split, WindowField
+from tests.beam_jobs.helpers import community_log, make_config, read_events
+
+
+def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:
+    """Reads with TensorFlow, which checks every CRC, and Google's own parser."""
+    if isinstance(records, bytes):
+        path.write_bytes(records)
+        dataset = tf.data.TFRecordDataset(str(path))
+    else:
+        dataset = tf.data.TFRecordDataset(str(records), compression_type="GZIP")
+    parsed = []
+    for record in dataset.as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        parsed.append({name: list(feature.int64_list.value) for name, feature in features.items()})
+    return parsed
+
+
+def test_encoder_against_the_proto_parser(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 40, 200)
+    big = np.array([0, 1, 127, 128, 16_383, 16_384, 2**31, 2**62])
+    values = rng.choice(big, lengths.sum())
+    scalars = rng.integers(0, 2**40, 200)
+    encoded = encode_examples({"a": Ragged(values, lengths), "second": Ragged.scalars(scalars)})
+    rows = np.split(values, np.cumsum(lengths)[:-1])
+    expected = [{"a": row.tolist(), "second": [scalar]} for row, scalar in zip(rows, scalars.tolist(), strict=True)]
+    assert _parse(encoded, tmp_path / "x") == expected
+
+
+def test_encoder_of_no_rows() -> None:
+    assert encode_examples({"a": Ragged(np.zeros(0, np.int64), np.zeros(0, np.int64))}) == b""
+
+
+def test_spans_by_hand() -> None:
+    # Users with 6, 1, 2 and 0 events, 2 targets a window. User 0: events 0..5, targets 1..5, from the end
+    # (4, 5), (2, 3), (1): contexts 3, 1, 0. User 1 (event 6) has none. User 2 (events 7, 8): target 8.
+    spans = window_spans(np.array([6, 1, 2, 0]), 2)
+    assert spans.starts.tolist() == [0, 1, 3, 7]
+    assert spans.num_targets.tolist() == [1, 2, 2, 1]
+    assert spans.positions().tolist() == [0, 1, 1, 2, 3, 3, 4, 5, 7, 8]
+    assert spans.target_positions().tolist() == [1, 2, 3, 4, 5, 8]
+
+
+def test_blocks_cover_every_user_once() -> None:
+    counts = np.array([3, 0, 9, 1, 1, 1, 0])
+    blocks = list(user_blocks(counts, 4))
+    assert [user for start, stop in blocks for user in range(start, stop)] == list(range(7))
+    assert all(counts[start:stop].sum() <= 4 or stop - start == 1 for start, stop in blocks)
+
+
+def test_evaluation_users_by_hand() -> None:
+    # user 0: trained on 5, 3, 5; validation 3 (seen), 8, 7, 8; test 9
+    # user 1: trained on 2; validation 2 only: nothing new.  user 2: no training, validation 4
+    users = np.array([0] * 8 + [1] * 2 + [2])
+    items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4])
+    splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1])
+    events = BucketEvents(users, items, np.arange(11), np.zeros(11, np.int64), splits, np.array([11, 12, 13]))
+    validation = evaluation_users(events, Split.VALIDATION, 2, 9)
+    rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
+    assert rows == {
+        EvaluationField.USER_INDEX: ([11], [1]),
+        EvaluationField.HISTORY_ITEM_INDEX: ([3, 5], [2]),
+        EvaluationField.SEEN_ITEM_INDEX: ([3, 5], [2]),
+        EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
+    }
+    assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
+    test = evaluation_users(events, Split.TEST, 2, 9)
+    assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
+    assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [3, 5, 7, 8]
+    assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workdir]:
+    folder = tmp_path_factory.mktemp("windows")
+    config = make_config(community_log(folder / "log.parquet"), windows={"length": 5, "in_group_negatives": 3})
+    workdir = Workdir(folder / "run")
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, workdir, "f")
+    return config, workdir
+
+
+def test_training_records_hold_each_positive_once_with_lawful_negatives(
+    finished: tuple[Config, Workdir], tmp_path: Path
+) -> None:
+    config, workdir = finished
+    item_ids = pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    user_ids = pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()
+    group_of = pq.read_table(workdir.item_groups.groups)["group_id"].to_pylist()
+    owned: dict[str, list[str]] = {}
+    for event in read_events(workdir):
+        if event["split"] == Split.TRAIN:
+            owned.setdefault(event["user_id"], []).append(event["item_id"])
+    targets: dict[str, list[str]] = {}
+    for shard in range(config.data.num_buckets):
+        for record in _parse(workdir.windows.shard(Split.TRAIN, shard, config.data.num_buckets), tmp_path):
+            user = user_ids[record[WindowField.USER_INDEX][0] - 1]
+            items = record[WindowField.ITEM_INDEX]
+            context = record[WindowField.NUM_CONTEXT][0]
+            assert context == 1 and 2 <= len(items) <= 6
+            targets.setdefault(user, []).extend(item_ids[item - 1] for item in items[context:])
+            assert record[WindowField.GROUP_ID] == [group_of[item - 1] for item in items]
+            in_group = np.reshape(record[WindowField.IN_GROUP_NEGATIVES], (len(items) - 1, 3))
+            for target, row in zip(items[1:], in_group, strict=True):
+                assert all(item == 0 or group_of[item - 1] == group_of[target - 1] for item in row)
+            drawn = [*in_group.ravel().tolist(), *record[WindowField.EASY_NEGATIVES]]
+            assert len(record[WindowField.EASY_NEGATIVES]) == (len(items) - 1) * 2
+            assert not {item_ids[item - 1] for item in drawn if item} & set(owned[user])
+    assert targets == {user: items[1:] for user, items in owned.items()}
+
+
+def test_rerun_is_byte_identical(finished: tuple[Config, Workdir]) -> None:
+    config, workdir = finished
+
+    def hashes() -> dict[str, str]:
+        files = sorted(workdir.windows.path.glob("*.gz"))
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = hashes()
+    windows.run(config, workdir, "again")
+    assert hashes() == before
+    assert len(before) == 9  # 3 buckets, 3 splits
+    windows.run(config.model_copy(update={"seed": 1}), workdir, "other")
+    assert hashes() != before
