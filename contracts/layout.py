@@ -107,7 +107,10 @@ class Transform:
 
     @property
     def feature_spec(self) -> Path:
-        """JSON: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}."""
+        """JSON: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}.
+
+        Indices run from 0 (missing or unknown) to vocabulary_size, which is 0 for a number.
+        """
         return self.path / "feature_spec.json"
 
 

@@ -48,7 +48,8 @@ class WindowField:
 
     A window holds n events; the last n - num_context are training targets, each predicted from the
     events before it in the window. Negatives are flat, target-major: target t's in-group negatives
-    are `in_group_negatives[t * N:(t + 1) * N]`.
+    are `in_group_negatives[t * N:(t + 1) * N]`. A negative is never one of the user's training items; where
+    the user has them all, `PADDING_INDEX` stands in its place.
     """
 
     USER_INDEX = "user_index"  # int64 [1]
