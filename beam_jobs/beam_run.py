@@ -1,13 +1,11 @@
-"""Running a pipeline on the configured runner, and getting small results back from any runner."""
+"""Running a job's steps on the configured runner, and getting small results back from any runner."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +14,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from contracts.config import Config
-
-logger = logging.getLogger(__name__)
+from contracts.config import BeamConfig
 
 
-@contextmanager
-def pipeline(config: Config) -> Iterator[beam.Pipeline]:
-    """A Beam pipeline with `config.beam`'s runner and options, run when the block ends."""
-    options = PipelineOptions([f"--runner={config.beam.runner}", *config.beam.options])
-    with beam.Pipeline(options=options) as built:
-        yield built
+def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, scratch: Path) -> list[Any]:
+    """Runs `steps` over `inputs`, each of which may go to another worker, and returns what they yield.
 
+    Args:
+        config: runner and its options.
+        inputs: paths and numbers, not data: Beam ships them inside the pipeline's definition.
+        steps: a transform that yields small JSON values.
+        scratch: directory that the workers can write to. The values come back through a file in it, since
+            not every runner hands elements back.
 
-class CollectSummaries(beam.PTransform):
-    """Writes a PCollection of small JSON values to one file: results that any runner can hand back."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = str(path)
-
-    def expand(self, summaries: beam.PCollection) -> beam.PCollection:
-        return (
-            summaries
-            | "Encode" >> beam.Map(json.dumps).with_output_types(str)
-            | "Gather" >> beam.combiners.ToList()
-            | "Write" >> beam.ParDo(_WriteLines(self._path))
+    Returns:
+        the values, in no particular order.
+    """
+    path = scratch / f"collected-{uuid.uuid4().hex[:8]}.jsonl"
+    options = PipelineOptions([f"--runner={config.runner}", *config.options])
+    with beam.Pipeline(options=options) as pipeline:
+        (
+            pipeline
+            | "Inputs" >> beam.Create(list(inputs))
+            | "Spread" >> beam.Reshuffle()
+            | steps
+            | "EncodeResults" >> beam.Map(json.dumps).with_output_types(str)
+            | "GatherResults" >> beam.combiners.ToList()
+            | "WriteResults" >> beam.ParDo(_WriteLines(str(path)))
         )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.unlink()
+    return [json.loads(line) for line in lines]
 
 
 class _WriteLines(beam.DoFn):
@@ -52,13 +54,6 @@ class _WriteLines(beam.DoFn):
     def process(self, lines: list[str]) -> Iterable[None]:
         write_whole(Path(self._path), lambda staging: staging.write_text("\n".join(lines), encoding="utf-8"))
         return ()
-
-
-def take_summaries(path: Path) -> list[Any]:
-    """Reads and removes what `CollectSummaries` wrote."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    path.unlink()
-    return [json.loads(line) for line in lines]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

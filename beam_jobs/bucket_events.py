@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam_jobs.payload import encode_ids, one_array
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, UserColumn
 
@@ -52,34 +53,23 @@ class Vocabulary:
     """Item and user ids of the statistics artifact: string -> index."""
 
     def __init__(self, statistics: ItemStatistics) -> None:
-        self.items = _ids(pq.read_table(statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False))
-        self.users = _ids(pq.read_table(statistics.users, columns=[UserColumn.USER_ID], use_threads=False))
+        items = pq.read_table(statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False)
+        users = pq.read_table(statistics.users, columns=[UserColumn.USER_ID], use_threads=False)
+        self.items, self.users = one_array(items.column(0)), one_array(users.column(0))
 
     def read_bucket(self, path: str) -> BucketEvents:
         """Reads a bucket file; its rows are in order already."""
         table = pq.read_table(path, use_threads=False)
-        user_ids, users = _encoded(table[EventColumn.USER_ID])
-        item_ids, items = _encoded(table[EventColumn.ITEM_ID])
+        user_ids, users = encode_ids(table[EventColumn.USER_ID])
+        item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         return BucketEvents(
             users=users,
-            items=_index(item_ids, self.items)[items] if len(items) else items,
+            items=_index(item_ids, self.items)[items],
             times=table[EventColumn.TIMESTAMP].to_numpy(),
             levels=table[EventColumn.FEEDBACK_LEVEL].to_numpy().astype(np.int64),
             splits=table[EventColumn.SPLIT].to_numpy().astype(np.int64),
             user_index=_index(user_ids, self.users),
         )
-
-
-def _ids(table: pa.Table) -> pa.Array:
-    return pa.concat_arrays(table.column(0).chunks) if table.num_rows else pa.array([], pa.string())
-
-
-def _encoded(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
-    """Distinct ids in order of appearance, and each row's place among them."""
-    if not len(ids):
-        return pa.array([], pa.string()), np.zeros(0, np.int64)
-    column = pa.concat_arrays([chunk.cast(pa.string()) for chunk in ids.chunks]).dictionary_encode()
-    return column.dictionary, column.indices.to_numpy().astype(np.int64)
 
 
 def _index(ids: pa.Array, vocabulary: pa.Array) -> Int64:

@@ -53,6 +53,20 @@ def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:
     return problems
 
 
+def to_numbers(values: pa.Array) -> npt.NDArray[np.float64]:
+    """[num_values] the numbers that a binary array spells; NaN where it spells none."""
+    encoded = pc.fill_null(values, b"").dictionary_encode()
+    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
+    return numbers[encoded.indices.to_numpy()] if len(numbers) else np.zeros(0)
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def utf8_mask(values: pa.Array) -> npt.NDArray[np.bool_]:
     """[num_values] whether each value of a binary array is UTF-8 (null is)."""
     mask = np.ones(len(values), bool)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.column_text import ID_PROBLEMS, check_ids, to_binary
+from beam_jobs.column_text import ID_PROBLEMS, check_ids, to_binary, to_numbers
 from beam_jobs.event_files import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
@@ -120,7 +120,7 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
         levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
     if feedback.rating_thresholds and data.columns.rating is not None:
         raw = column(data.columns.rating)
-        ratings = _ratings(to_binary(raw))
+        ratings = to_numbers(to_binary(raw))
         letters.add("rating", np.isnan(ratings).astype(np.int8), ("", "is not a number"), raw)
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
@@ -134,17 +134,3 @@ def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
     lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
     codes = np.array([-1 if value not in known else int(known.index(value) > 5) for value in lowered], np.int8)
     return codes[encoded.indices.to_numpy()] if len(codes) else np.zeros(0, np.int8)
-
-
-def _ratings(values: pa.Array) -> npt.NDArray[np.float64]:
-    """NaN where it is no number."""
-    encoded = pc.fill_null(values, b"").dictionary_encode()
-    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
-    return numbers[encoded.indices.to_numpy()] if len(numbers) else np.zeros(0)
-
-
-def _number(text: bytes) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_jobs.column_text import check_ids, to_binary
+from beam_jobs.column_text import check_ids, to_binary, to_numbers
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import check_file
 from beam_jobs.payload import one_array
@@ -108,13 +108,4 @@ def _to_float32(column: pa.Array) -> pa.Array:
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
         return pc.fill_null(numeric.cast(pa.float32(), safe=False), float("nan"))
-    encoded = pc.fill_null(to_binary(column), b"").dictionary_encode()
-    numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float32)
-    return pa.array(numbers[encoded.indices.to_numpy()] if len(numbers) else numbers)
-
-
-def _number(text: bytes) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+    return pa.array(to_numbers(to_binary(column)).astype(np.float32))

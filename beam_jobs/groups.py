@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries, write_parquet
-from beam_jobs.cooccurrence import CountCompany, company_matrix
+from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.cooccurrence import CountCompany, PairKeys
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
-from beam_jobs.item_embeddings import embed_cold, embed_company
+from beam_jobs.item_embeddings import embed_cold, embed_company, ppmi
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -46,7 +45,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ValueError: there are fewer items (or, of method category, categories) than groups, or
             `groups.category` is not an item feature.
     """
-    events = read_manifest(workdir.events.path)
+    read_manifest(workdir.item_statistics.path)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
     item_ids = one_array(ids)
     num_groups = config.groups.num_groups
@@ -57,8 +56,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
-        paths = [str(workdir.events.path / name) for name in events.files]
-        company = _count_company(config, workdir, paths, writer.path, len(item_ids))
+        company = _company(config, workdir, writer.path, len(item_ids))
         side = read_side_features(config.data.item_features, item_ids)
         embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
         warm = embeddings.any(axis=1)
@@ -86,24 +84,17 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     return read_manifest(workdir.item_groups.path)
 
 
-def _count_company(config: Config, workdir: Workdir, paths: list[str], scratch: Path, num_items: int) -> sp.csr_matrix:
-    summary_path = scratch / "blocks.jsonl"
-    level, window = config.data.feedback.target_level_index, config.groups.cooccurrence_window
-    with pipeline(config) as p:
-        (
-            p
-            | "Buckets" >> beam.Create(paths)
-            | "Spread" >> beam.Reshuffle()
-            | "Company" >> CountCompany(workdir.item_statistics, level, window, scratch / "company")
-            | "Blocks" >> CollectSummaries(summary_path)
-        )
-    blocks = sorted(take_summaries(summary_path))
-    if not blocks:
-        return sp.csr_matrix((num_items, num_items))
-    table = pa.concat_tables([pq.read_table(block) for block in blocks])
+def _company(config: Config, workdir: Workdir, scratch: Path, num_items: int) -> sp.csr_matrix:
+    """The PPMI matrix of the catalogue."""
+    events = read_manifest(workdir.events.path)
+    paths = [str(workdir.events.path / name) for name in events.files]
+    keys = PairKeys(num_items, config.groups.cooccurrence_window, config.data.num_buckets)
+    steps = CountCompany(workdir.item_statistics, config.data.feedback.target_level_index, keys, scratch / "company")
+    blocks = sorted(collect(config.beam, paths, steps, scratch))
+    matrix = ppmi(blocks, num_items)
     for block in blocks:
         Path(block).unlink()
-    return company_matrix(table, num_items)
+    return matrix
 
 
 def partition(config: Config, embeddings: Float32, placed: Bool, side: SideFeatures, item_ids: pa.Array) -> Int64:

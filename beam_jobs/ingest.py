@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 
-from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries
+from beam_jobs.beam_run import collect
 from beam_jobs.event_files import find_event_files
 from beam_jobs.ingest_steps import (
     ReadEvents,
@@ -17,10 +18,9 @@ from beam_jobs.ingest_steps import (
     TargetSeconds,
     WriteBucket,
     WriteDeadLetters,
-    WriteSeconds,
     empty_payload,
     merge_seconds,
-    read_seconds,
+    unpack_seconds,
 )
 from beam_jobs.splits import time_quantile
 from beam_jobs.timestamps import parse_time
@@ -68,19 +68,18 @@ class ValidateAndBucket(beam.PTransform):
 
 
 class CountTargetSeconds(beam.PTransform):
-    """Paths -> distinct seconds of target-level events with their counts, in one file."""
+    """Paths -> one pair of lists: the distinct seconds of target-level events, ascending, and their counts."""
 
-    def __init__(self, config: Config, output: Path) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self._config = config
-        self._output = str(output)
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
         return (
             paths
             | "ReadTimes" >> beam.ParDo(TargetSeconds(self._config.data))
             | "MergeTimes" >> beam.CombineGlobally(merge_seconds)
-            | "WriteTimes" >> beam.ParDo(WriteSeconds(self._output))
+            | "UnpackTimes" >> beam.Map(unpack_seconds)
         )
 
 
@@ -94,18 +93,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     paths = find_event_files(config.data)
     logger.info("ingest: %d file(s)", len(paths))
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
-        plan = _split_plan(config, paths, writer.path / "seconds.arrow")
+        plan = _split_plan(config, paths, writer.path)
         staged = Events(writer.path)
-        summary_path = writer.path / "summaries.jsonl"
-        with pipeline(config) as p:
-            (
-                p
-                | "Files" >> beam.Create(paths)
-                | "Spread" >> beam.Reshuffle()
-                | "ValidateAndBucket" >> ValidateAndBucket(config, staged, plan)
-                | "Summaries" >> CollectSummaries(summary_path)
-            )
-        summaries = take_summaries(summary_path)
+        summaries = collect(config.beam, paths, ValidateAndBucket(config, staged, plan), writer.path)
         files = [summary for summary in summaries if summary["kind"] == "file"]
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
@@ -132,11 +122,8 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     if split.protocol == "leave_one_out":
         return SplitPlan(target_level, split.min_user_events)
     if split.validation_start is None or split.test_start is None:
-        with pipeline(config) as p:
-            p | "Files" >> beam.Create(paths) | "Spread" >> beam.Reshuffle() | CountTargetSeconds(config, scratch)
-        seconds, counts = read_seconds(scratch)
-        scratch.unlink()
-        if not len(seconds):
+        [[seconds, counts]] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
+        if not seconds:
             raise ValueError(
                 f"no event of {', '.join(paths[:3])} reaches the level {config.data.feedback.levels[target_level]!r}: "
                 "check data.feedback and the timestamps, or lower data.feedback.target_level"
@@ -146,7 +133,9 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
         "test_start": (split.test_start, TEST_QUANTILE),
     }
     validation_start, test_start = (
-        time_quantile(seconds, counts, quantile) * 1_000_000 if text is None else parse_time(text, f"split.{name}")
+        time_quantile(np.array(seconds), np.array(counts), quantile) * 1_000_000
+        if text is None
+        else parse_time(text, f"split.{name}")
         for name, (text, quantile) in starts.items()
     )
     if validation_start > test_start:

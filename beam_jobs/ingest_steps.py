@@ -19,7 +19,7 @@ from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import one_array, pack, unpack
+from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from beam_jobs.splits import by_time, leave_one_out
 from contracts.config import DataConfig
 from contracts.layout import Events
@@ -183,12 +183,11 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
 
 def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
     """Distinct ids in bytewise order, and each row's place among them."""
-    encoded = one_array(ids).dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary.cast(pa.binary()))
+    distinct, places = encode_ids(ids)
+    order = pc.sort_indices(distinct.cast(pa.binary()))
     rank = np.empty(len(order), np.int64)
     rank[order.to_numpy()] = np.arange(len(order))
-    places = encoded.indices.to_numpy()
-    return encoded.dictionary.take(order), rank[places] if len(places) else np.zeros(0, np.int64)
+    return distinct.take(order), rank[places]
 
 
 class WriteDeadLetters(beam.DoFn):
@@ -240,18 +239,6 @@ def _pack_seconds(seconds: Int64, counts: Int64) -> bytes:
     return pack(pa.table([pa.array(seconds, pa.int64()), pa.array(counts, pa.int64())], _SECONDS_SCHEMA))
 
 
-class WriteSeconds(beam.DoFn):
-    """Packed seconds -> a file for the driver."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def process(self, payload: bytes) -> Iterator[None]:
-        write_whole(Path(self._path), lambda staging: staging.write_bytes(payload))
-        yield from ()
-
-
-def read_seconds(path: Path) -> tuple[Int64, Int64]:
-    """[num_distinct] sorted seconds and their counts, as `WriteSeconds` left them."""
-    table = unpack([path.read_bytes()])
-    return table["second"].to_numpy(), table["count"].to_numpy()
+def unpack_seconds(payload: bytes) -> list[list[int]]:
+    """[seconds, counts] of a packed table."""
+    return [column.to_pylist() for column in unpack([payload]).columns]

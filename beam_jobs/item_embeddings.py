@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
 Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 _RIDGE = 1.0
 _LEAST_NORM = 1e-6
 
 
-def ppmi(company: sp.csr_matrix) -> sp.csr_matrix:
-    """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j in company."""
-    totals = np.asarray(company.sum(axis=1)).ravel()
-    entries = company.tocoo()
-    values = np.log(entries.data * totals.sum() / (totals[entries.row] * totals[entries.col]))
-    positive = values > 0
-    rows, columns = entries.row[positive], entries.col[positive]
-    return sp.coo_matrix((values[positive].astype(np.float32), (rows, columns)), shape=company.shape).tocsr()
+def ppmi(blocks: Sequence[str], num_items: int) -> sp.csr_matrix:
+    """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j in company.
+
+    Args:
+        blocks: files of `CountCompany`; read one by one, twice, since only the positive entries need be kept.
+        num_items: size of the catalogue.
+
+    Returns:
+        symmetric [num_items, num_items].
+    """
+    totals = np.zeros(num_items)
+    for rows, columns, weights in map(_read_block, blocks):
+        totals += np.bincount(rows, weights, num_items) + np.bincount(columns, weights, num_items)
+    upper = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    for rows, columns, weights in map(_read_block, blocks):
+        values = np.log(weights * totals.sum() / (totals[rows] * totals[columns]))
+        kept = values > 0
+        upper.append((rows[kept], columns[kept], values[kept].astype(np.float32)))
+    row, column, value = (np.concatenate(parts) for parts in zip(*upper, strict=True))
+    both = np.concatenate([row, column]), np.concatenate([column, row])
+    return sp.coo_matrix((np.concatenate([value, value]), both), shape=(num_items, num_items)).tocsr()
 
 
-def embed_company(company: sp.csr_matrix, dim: int, seed: int) -> Float32:
+def _read_block(path: str) -> tuple[Int32, Int32, Int64]:
+    table = pq.read_table(path, use_threads=False)
+    return table["row"].to_numpy(), table["column"].to_numpy(), table["weight"].to_numpy()
+
+
+def embed_company(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
     """Rows of U sqrt(S) of the PPMI matrix's truncated SVD, L2-normalised (Levy & Goldberg 2014).
 
     The sign of each axis is fixed by its largest entry, so equal input gives equal output.
 
+    Args:
+        matrix: [num_items, num_items] of `ppmi`.
+        dim: axes of an embedding; those beyond the matrix's size are 0.
+        seed: of the SVD's random projection.
+
     Returns:
-        [num_items, dim] embeddings; 0 for items that keep no company. Axes beyond the matrix's size are 0.
+        [num_items, dim] embeddings; 0 for items that keep no company.
     """
-    num_items = company.shape[0]
+    num_items = matrix.shape[0]
     embeddings = np.zeros((num_items, dim), np.float32)
     rank = min(dim, num_items)
-    if company.nnz:
-        u, s, _ = randomized_svd(ppmi(company), n_components=rank, random_state=seed, n_iter=4)
+    if matrix.nnz:
+        u, s, _ = randomized_svd(matrix, n_components=rank, random_state=seed, n_iter=4)
         embeddings[:, :rank] = u * np.sqrt(s)
     return normalise_rows(embeddings)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -26,3 +28,10 @@ def unpack(payloads: Iterable[bytes]) -> pa.Table:
 def one_array(column: pa.ChunkedArray) -> pa.Array:
     """The column as one array, also when it has no chunk."""
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def encode_ids(ids: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Distinct ids that occur, in order of appearance, as strings, and each row's place among them."""
+    encoded = one_array(ids.cast(pa.string())).dictionary_encode()
+    places = encoded.indices.to_numpy() if len(encoded) else np.zeros(0)
+    return encoded.dictionary, places.astype(np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import apache_beam as beam
 import pyarrow as pa
 
-from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries
+from beam_jobs.beam_run import collect
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
 from contracts.artifact import Manifest, read_manifest, writing
@@ -61,17 +61,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         staged = ItemStatistics(writer.path)
         item_ids, item_counts = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
         user_ids, user_counts = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
-        summary_path = writer.path / "summaries.jsonl"
-        with pipeline(config) as p:
-            (
-                p
-                | "Buckets" >> beam.Create(paths)
-                | "Spread" >> beam.Reshuffle()
-                | "Count" >> CountItemsAndUsers(config, staged, item_ids, user_ids)
-                | "Summaries" >> CollectSummaries(summary_path)
-            )
-        for summary in take_summaries(summary_path):
-            writer.counts.update(summary)
+        for sizes in collect(config.beam, paths, CountItemsAndUsers(config, staged, item_ids, user_ids), writer.path):
+            writer.counts.update(sizes)
         for path in (item_ids, user_ids):
             if path:
                 Path(path).unlink()

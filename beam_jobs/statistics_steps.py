@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import pack, unpack
+from beam_jobs.payload import encode_ids, pack, unpack
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, Split, UserColumn
 
@@ -60,8 +60,8 @@ class CountBucket(beam.DoFn):
         table = pq.read_table(path, use_threads=False)
         levels, splits = (table[name].to_numpy() for name in (EventColumn.FEEDBACK_LEVEL, EventColumn.SPLIT))
         trained = (levels >= self._target_level) & (splits == Split.TRAIN)
-        items, item_of = _encode(table[EventColumn.ITEM_ID])
-        users, user_of = _encode(table[EventColumn.USER_ID])
+        items, item_of = encode_ids(table[EventColumn.ITEM_ID])
+        users, user_of = encode_ids(table[EventColumn.USER_ID])
         times = table[EventColumn.TIMESTAMP].to_numpy()
         first = np.full(len(items), np.iinfo(np.int64).max)
         last = np.full(len(items), np.iinfo(np.int64).min)
@@ -82,17 +82,6 @@ class CountBucket(beam.DoFn):
             yield partition, pack(counts.filter(pa.array(partitions == partition)))
         user_counts = pa.table([users, pa.array(np.bincount(user_of[trained], minlength=len(users)))], _USERS)
         yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(user_counts)))
-
-
-def _encode(ids: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """Distinct ids that occur, and each row's place among them."""
-    column = (
-        pa.concat_arrays([chunk.cast(pa.string()) for chunk in ids.chunks])
-        if ids.num_chunks
-        else pa.array([], pa.string())
-    )
-    encoded = column.dictionary_encode()
-    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
 
 
 class MergeCounts(beam.DoFn):

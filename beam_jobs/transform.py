@@ -19,7 +19,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 from tfx_bsl.public import tfxio
 
-from beam_jobs.beam_run import pipeline, write_parquet
+from beam_jobs.beam_run import collect, write_parquet
 from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec, vocabulary_name
 from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
@@ -163,8 +163,8 @@ def _run_table(config: Config, job: TableJob, scratch: Path) -> tuple[int, dict[
     left_out = write_raw_table(one_array(ids), job.id_name, job.features, job.field, raw_path)
     starts = [(str(raw_path), start) for start in range(0, len(ids), ROWS_PER_BATCH)]
     tft_scratch = scratch / f"tft-{job.kind}"
-    with tft_beam.Context(temp_dir=str(tft_scratch)), pipeline(config) as p:
-        p | "Batches" >> beam.Create(starts) | "Spread" >> beam.Reshuffle() | "Transform" >> TransformTable(job)
+    with tft_beam.Context(temp_dir=str(tft_scratch)):
+        collect(config.beam, starts, TransformTable(job), scratch)
     raw_path.unlink()
     shutil.rmtree(tft_scratch, ignore_errors=True)
     return len(ids), left_out

@@ -7,7 +7,7 @@ from collections import Counter
 
 import apache_beam as beam
 
-from beam_jobs.beam_run import CollectSummaries, pipeline, take_summaries
+from beam_jobs.beam_run import collect
 from beam_jobs.windows_steps import WriteWindows
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
@@ -28,18 +28,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     buckets = range(config.data.num_buckets)
     with writing(workdir.windows.path, Windows.KIND, fingerprint) as writer:
         staged = Windows(writer.path)
-        summary_path = writer.path / "summaries.jsonl"
-        with pipeline(config) as p:
-            (
-                p
-                | "Buckets" >> beam.Create([(b, str(workdir.events.bucket(b, len(buckets)))) for b in buckets])
-                | "Spread" >> beam.Reshuffle()
-                | "WriteWindows" >> beam.ParDo(WriteWindows(config, workdir, staged))
-                | "Summaries" >> CollectSummaries(summary_path)
-            )
+        paths = [(bucket, str(workdir.events.bucket(bucket, len(buckets)))) for bucket in buckets]
         totals: Counter[str] = Counter()
-        for summary in take_summaries(summary_path):
-            totals.update(summary)
+        for counts in collect(config.beam, paths, beam.ParDo(WriteWindows(config, workdir, staged)), writer.path):
+            totals.update(counts)
         if not totals["train_positives"]:
             raise ValueError(
                 f"no user of {workdir.events.path} has two events to train on (after the validation and test events "

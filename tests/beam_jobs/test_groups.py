@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
 from beam_jobs import groups, ingest, statistics
-from beam_jobs.cooccurrence import UNIT, count_pairs
+from beam_jobs.cooccurrence import UNIT, PairKeys
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -32,8 +32,15 @@ def test_pairs_against_a_loop() -> None:
             if users[i] == users[j] and items[i] != items[j]:
                 pair = (int(min(items[i], items[j])), int(max(items[i], items[j])))
                 expected[pair] = expected.get(pair, 0) + round(UNIT / (j - i))
-    rows, columns, weights = count_pairs(users, items, 3)
-    assert dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), weights.tolist(), strict=True)) == expected
+    pair_keys = PairKeys(num_items=12, window=3, num_blocks=5)
+    keys = pair_keys.of_events(users, items)
+    bounds = pair_keys.block_bounds(keys)
+    counted = {}
+    for block in range(5):
+        rows, columns, weights = pair_keys.sums(keys[bounds[block] : bounds[block + 1]])
+        assert (rows % 5 == block).all()
+        counted |= dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), weights.tolist(), strict=True))
+    assert counted == expected
 
 
 def test_kmeans_is_within_two_percent_of_scikit_learn() -> None:
