@@ -166,6 +166,9 @@ class ModelConfig(Section):
     feed_forward_multiple: int = Field(2, ge=1)
     dropout: float = Field(0.2, ge=0, lt=1)
     conditioning: Literal["mmoe", "concat", "multiply", "none"] = "mmoe"
+    conditioning_dropout: float = Field(
+        0.5, ge=0, lt=1, description="share of positives that train the shared vector instead of their group's"
+    )
     num_experts: int = Field(4, ge=1)
     expert_hidden_dim: int = Field(64, ge=1)
     use_item_features: bool = True

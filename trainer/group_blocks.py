@@ -20,11 +20,13 @@ class GroupBlocks(NamedTuple):
         row: int32 [num_blocks, BLOCK_SIZE], which of the n rows; 0 where there is none.
         group_id: int32 [num_blocks].
         weight: float32 [num_blocks, BLOCK_SIZE], 1 for a row, 0 for padding.
+        place_of_row: int32 [n], where each row lies in the flattened blocks.
     """
 
     row: tf.Tensor
     group_id: tf.Tensor
     weight: tf.Tensor
+    place_of_row: tf.Tensor
 
     @classmethod
     def of(cls, group_id: tf.Tensor, num_groups: int) -> GroupBlocks:
@@ -43,4 +45,5 @@ class GroupBlocks(NamedTuple):
             row=tf.reshape(row, [-1, BLOCK_SIZE]),
             group_id=tf.repeat(tf.range(num_groups), blocks),
             weight=tf.reshape(weight, [-1, BLOCK_SIZE]),
+            place_of_row=tf.scatter_nd(order[:, None], place, tf.shape(order)),
         )

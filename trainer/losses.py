@@ -28,6 +28,39 @@ def log_partition(
     return tf.reduce_logsumexp(tf.concat([positive_logit[..., None], corrected], axis=-1), axis=-1)
 
 
+def group_log_partitions(
+    queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, log_expected_count: tf.Tensor, masked: tf.Tensor
+) -> tf.Tensor:
+    """log sum_j e^{<e_{u,g}, v_j>} / E[count_j] over the candidates j of each group g.
+
+    One matrix product a group: every candidate meets its own group's vector only, nothing is padded.
+
+    Args:
+        queries: float32 [num_positives, num_groups, dim].
+        candidates: float32 [num_candidates, dim], sorted by group.
+        group_sizes: int32 [num_groups].
+        log_expected_count: float32 [num_candidates].
+        masked: bool, broadcastable to [num_positives, num_candidates]; True leaves a candidate out.
+
+    Returns:
+        float32 [num_positives, num_groups]; -inf for a group without candidates.
+    """
+    num_groups = queries.shape[1]
+    masked = tf.broadcast_to(masked, tf.stack([tf.shape(masked)[0], tf.shape(candidates)[0]]))
+    parts = zip(
+        tf.unstack(queries, axis=1),
+        tf.split(candidates, group_sizes, num=num_groups),
+        tf.split(log_expected_count, group_sizes, num=num_groups),
+        tf.split(masked, group_sizes, axis=1, num=num_groups),
+        strict=True,
+    )
+    partitions = []
+    for query, members, log_count, left_out in parts:
+        logits = tf.matmul(query, members, transpose_b=True) - log_count
+        partitions.append(tf.reduce_logsumexp(tf.where(left_out, logits.dtype.min, logits), axis=1))
+    return tf.stack(partitions, axis=1)
+
+
 def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Mean of [...] values by [...] weights; 0 where all weights are 0."""
     return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))

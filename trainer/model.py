@@ -17,8 +17,8 @@ from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.layers.shared_conditioning import SharedConditioning
-from trainer.losses import is_member, log_partition, weighted_mean, z_loss
-from trainer.negative_pools import CandidateGrid, NegativePools
+from trainer.losses import group_log_partitions, is_member, log_partition, weighted_mean, z_loss
+from trainer.negative_pools import CandidateGrid, NegativePools, SharedCandidates
 from trainer.query_tower import QueryTower
 
 
@@ -38,6 +38,7 @@ class TwoTowerModel(tfrs.Model):
         self.num_groups = catalogue.num_groups
         self.embedding_dim = config.model.embedding_dim
         self._loss_config = config.training.loss
+        self._conditioning_dropout = config.model.conditioning_dropout
         self._group_id = tf.constant(catalogue.group_id)
         self._user_features = {
             spec["name"]: tf.constant(catalogue.user_features[spec["name"]])
@@ -100,63 +101,98 @@ class TwoTowerModel(tfrs.Model):
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:
         """The objective ("loss") and its unweighted terms, each a scalar."""
         weights = self._loss_config
+        place = self._target_places(batch)
         target, queries = self._target_queries(batch, training)
         group = tf.gather(self._group_id, target)
-        blocks = GroupBlocks.of(group, self.num_groups)
-        log_intent = self._log_intent(queries)
-        terms = {"intent": -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))}
-        grid = self._pools(batch.in_group_negatives, batch.easy_negatives, self.generator)
-        grid_embedding = self._candidate_tower(grid.item_index)
-        masked = self._masked(batch, grid)
         positive = self._candidate_tower(target)
-        block_query = tf.gather(queries, blocks.row)
-        own = self._conditioning.own_group(block_query, blocks.group_id, training=training)
-        if weights.in_group_weight or weights.z_weight:
-            terms |= self._in_group_terms(blocks, own, positive, grid, grid_embedding, masked)
+        log_intent = self._log_intent(queries)
+        own_intent = tf.gather(log_intent, group, batch_dims=1)
+        grid, shared = self._pools(batch.in_group_negatives, batch.easy_negatives, self.generator)
+        terms = {"intent": -tf.reduce_mean(own_intent)}
+        keep = self._keep_conditioning(tf.shape(queries)[0], training)
         if weights.global_weight:
-            heads = self._conditioning.all_groups(queries, training=training)
-            own_head = tf.gather(heads, group, batch_dims=1)
-            positive_logit = tf.reduce_sum(own_head * positive, -1) + tf.gather(log_intent, group, batch_dims=1)
-            logits = tf.einsum("pkd,ksd->pks", heads, grid_embedding) + log_intent[:, :, None]
-            partition = log_partition(
-                positive_logit,
-                tf.reshape(logits, [tf.shape(logits)[0], -1]),
-                tf.reshape(grid.log_expected_count, [1, -1]),
-                tf.reshape(masked, [tf.shape(logits)[0], -1]),
+            heads = queries[:, None, :] + keep[:, None] * (
+                self._conditioning.all_groups(queries, training=training) - queries[:, None, :]
             )
-            terms["global"] = tf.reduce_mean(partition - positive_logit)
+            by_group = group_log_partitions(
+                heads,
+                self._candidate_tower(shared.item_index),
+                shared.group_sizes,
+                shared.log_expected_count,
+                self._masked_shared(batch, shared, place, target),
+            )
+        if weights.global_weight and self._pools.exact:
+            positive_logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
+            own = tf.gather(by_group, group, batch_dims=1)
+        else:
+            positive_logit, own = self._own_group(batch, grid, queries, keep, positive, target, group, training)
+        terms["in_group"] = tf.reduce_mean(own - positive_logit)
+        terms["z"] = z_loss(own, tf.ones_like(own))
+        if weights.global_weight:
+            is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
+            partition = tf.reduce_logsumexp(tf.where(is_own, own[:, None], by_group) + log_intent, axis=1)
+            terms["global"] = tf.reduce_mean(partition - positive_logit - own_intent)
         terms["loss"] = (
-            weights.in_group_weight * terms.get("in_group", 0.0)
+            weights.in_group_weight * terms["in_group"]
             + weights.global_weight * terms.get("global", 0.0)
             + weights.intent_weight * terms["intent"]
-            + weights.z_weight * terms.get("z", 0.0)
+            + weights.z_weight * terms["z"]
         )
         return terms
 
-    def _in_group_terms(
+    def _keep_conditioning(self, num_positives: tf.Tensor, training: bool) -> tf.Tensor:
+        """float32 [num_positives, 1]: 0 where a positive is trained on the shared vector (stochastic depth)."""
+        if not training or self._conditioning_dropout == 0:
+            return tf.ones([num_positives, 1])
+        return tf.cast(self.generator.uniform([num_positives, 1]) >= self._conditioning_dropout, tf.float32)
+
+    def _own_group(
         self,
-        blocks: GroupBlocks,
-        own: tf.Tensor,
-        positive: tf.Tensor,
+        batch: WindowBatch,
         grid: CandidateGrid,
-        grid_embedding: tf.Tensor,
-        masked: tf.Tensor,
-    ) -> dict[str, tf.Tensor]:
-        """Softmax of the positives among their own group's row of the grid, block by block."""
-        positive_logit = tf.reduce_sum(own * tf.gather(positive, blocks.row), axis=-1)
-        logits = tf.matmul(own, tf.gather(grid_embedding, blocks.group_id), transpose_b=True)
-        block_group = tf.broadcast_to(blocks.group_id[:, None], tf.shape(blocks.row))
-        place = tf.stack([blocks.row, block_group], axis=-1)
+        queries: tf.Tensor,
+        keep: tf.Tensor,
+        positive: tf.Tensor,
+        target: tf.Tensor,
+        group: tf.Tensor,
+        training: bool,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logit of each positive and log-partition of its own group's row of the grid, both [num_positives].
+
+        Positives are laid out in blocks that share a group, so that a positive computes its own
+        group's gate only and a block shares its group's candidates.
+        """
+        blocks = GroupBlocks.of(group, self.num_groups)
+        query = tf.gather(queries, blocks.row)
+        own = self._conditioning.own_group(query, blocks.group_id, training=training)
+        own = query + tf.gather(keep, blocks.row) * (own - query)
+        logit = tf.reduce_sum(own * tf.gather(positive, blocks.row), axis=-1)
+        candidates = self._candidate_tower(grid.item_index)
+        rows = tf.gather(grid.item_index, blocks.group_id)[:, None, :]
+        masked = (rows == 0) | (rows == tf.gather(target, blocks.row)[:, :, None])
+        if not self._pools.exact:
+            window = tf.gather(self._target_places(batch)[:, 0], blocks.row)
+            of_user = is_member(batch.item_index, tf.reshape(grid.item_index, [-1]))
+            of_user = tf.reshape(of_user, tf.concat([tf.shape(of_user)[:1], tf.shape(grid.item_index)], 0))
+            block_group = tf.broadcast_to(tf.cast(blocks.group_id, tf.int64)[:, None], tf.shape(window))
+            masked |= tf.gather_nd(of_user, tf.stack([window, block_group], axis=-1))
         partition = log_partition(
-            positive_logit,
-            logits,
+            logit,
+            tf.matmul(own, tf.gather(candidates, blocks.group_id), transpose_b=True),
             tf.gather(grid.log_expected_count, blocks.group_id)[:, None, :],
-            tf.gather_nd(masked, place),
+            masked,
         )
-        return {
-            "in_group": weighted_mean(partition - positive_logit, blocks.weight),
-            "z": z_loss(partition, blocks.weight),
-        }
+        at = blocks.place_of_row
+        return tf.gather(tf.reshape(logit, [-1]), at), tf.gather(tf.reshape(partition, [-1]), at)
+
+    def _masked_shared(
+        self, batch: WindowBatch, shared: SharedCandidates, place: tf.Tensor, target: tf.Tensor
+    ) -> tf.Tensor:
+        """bool [num_positives or 1, num_candidates]: of draws, the positive itself and the user's other items."""
+        if self._pools.exact:
+            return tf.zeros([1, tf.size(shared.item_index)], tf.bool)
+        of_user = tf.gather(is_member(batch.item_index, shared.item_index), place[:, 0])
+        return of_user | (shared.item_index == target[:, None])
 
     def _target_queries(self, batch: WindowBatch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Positives int64 [num_positives] and the queries before them, float32 [num_positives, dim]."""
@@ -173,14 +209,6 @@ class TwoTowerModel(tfrs.Model):
     def _target_places(self, batch: WindowBatch) -> tf.Tensor:
         """int64 [num_positives, 2]: (window, position) of the positives."""
         return tf.where(batch.is_target)
-
-    def _masked(self, batch: WindowBatch, grid: CandidateGrid) -> tf.Tensor:
-        """bool [num_positives, num_groups, width]: padding, the positive itself, the user's other items."""
-        candidates = tf.reshape(grid.item_index, [-1])
-        excluded = is_member(batch.item_index, candidates) | (candidates == 0)
-        by_positive = tf.gather(excluded, self._target_places(batch)[:, 0])
-        shape = tf.concat([tf.shape(by_positive)[:1], tf.shape(grid.item_index)], 0)
-        return tf.reshape(by_positive, shape)
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:
         return tf.nn.log_softmax(self._intent_logits(self._intent_hidden(query)))

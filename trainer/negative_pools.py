@@ -15,30 +15,46 @@ _NEVER = -1e9
 
 
 class CandidateGrid(NamedTuple):
-    """Candidates by group.
+    """What a positive is compared with inside its own group.
 
     Attributes:
         item_index: int64 [num_groups, width]; 0 where a row is shorter than the widest.
-        log_expected_count: float32 [num_groups, width], how often an item is expected in the grid,
-            log; 0 where the grid holds every item exactly once.
+        log_expected_count: float32 [num_groups, width], how often an item is expected in its row,
+            log; 0 where a row holds every item of its group exactly once.
     """
 
     item_index: tf.Tensor
     log_expected_count: tf.Tensor
 
 
+class SharedCandidates(NamedTuple):
+    """What every positive of a step is compared with, sorted by group.
+
+    Attributes:
+        item_index: int64 [num_candidates].
+        group_sizes: int32 [num_groups], candidates of each group.
+        log_expected_count: float32 [num_candidates], as in `CandidateGrid`.
+    """
+
+    item_index: tf.Tensor
+    group_sizes: tf.Tensor
+    log_expected_count: tf.Tensor
+
+
 class NegativePools:
-    """Builds the grid of a step: the whole catalogue where it is small, drawn negatives where not.
+    """Builds a step's candidates: the whole catalogue where it is small, drawn negatives where not.
 
     Drawn negatives come with the windows: in-group draws follow q(i | g), easy draws follow q(i).
-    Both share one grid, and an item's expected count there is that of the mixture,
+    A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
 
-    n_g being the in-group draws kept for group g and n_easy the easy draws kept. Weighing a draw by
-    1 / E[count_i] makes sums over the grid unbiased estimates of sums over the catalogue (the
-    balance heuristic of multiple importance sampling), whatever the mix of hard and easy. What is
-    neglected: the windows' writer rejects a user's own items, which other users then see less of.
+    times, n_g being the in-group draws kept for g and n_easy the easy draws kept; an item of another
+    group n_easy q_i times. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased
+    estimates of sums over the catalogue (the balance heuristic of multiple importance sampling),
+    whatever the mix of hard and easy. What is neglected: the windows' writer rejects a user's own
+    items, which other users then see less of. The cost a positive depends neither on K nor on the
+    size of the catalogue.
     """
 
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
@@ -52,29 +68,37 @@ class NegativePools:
         np.add.at(mass, catalogue.group_id[1:], probability[1:])
         self._log_probability = tf.constant(np.log(np.maximum(probability, 1e-30)), tf.float32)
         self._group_mass = tf.constant(np.maximum(mass, 1e-30), tf.float32)
-        self._whole_catalogue = tf.constant(_rows_by_group(catalogue)) if self.exact else None
+        self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
 
     def __call__(
         self, in_group_negatives: tf.Tensor, easy_negatives: tf.Tensor, generator: tf.random.Generator
-    ) -> CandidateGrid:
+    ) -> tuple[CandidateGrid, SharedCandidates]:
         """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows."""
         if self._whole_catalogue is not None:
-            return CandidateGrid(self._whole_catalogue, tf.zeros(tf.shape(self._whole_catalogue)))
+            return self._whole_catalogue
         hard, hard_group = self._in_group_draws(in_group_negatives, generator)
-        easy = tf.random.experimental.stateless_shuffle(easy_negatives, generator.make_seeds()[:, 0])
-        easy = easy[: self._easy_pool]
-        drawn = tf.concat([hard, easy], 0)
-        group = tf.concat([hard_group, tf.gather(self._group_id, easy)], 0)
-        item_index = _to_rows(drawn, group, self.num_groups)
+        easy = tf.boolean_mask(easy_negatives, easy_negatives > 0)
+        easy = tf.random.experimental.stateless_shuffle(easy, generator.make_seeds()[:, 0])[: self._easy_pool]
+        easy_group = tf.gather(self._group_id, easy)
+        order = tf.argsort(easy_group, stable=True)
+        easy, easy_group = tf.gather(easy, order), tf.gather(easy_group, order)
+        num_easy = tf.cast(tf.size(easy), tf.float32)
+        shared = SharedCandidates(
+            easy,
+            tf.math.bincount(easy_group, minlength=self.num_groups),
+            tf.math.log(num_easy + 1e-30) + tf.gather(self._log_probability, easy),
+        )
+        item_index = _to_rows(tf.concat([hard, easy], 0), tf.concat([hard_group, easy_group], 0), self.num_groups)
         num_hard = tf.cast(tf.math.bincount(hard_group, minlength=self.num_groups), tf.float32)
-        log_draws = tf.math.log(num_hard / self._group_mass + tf.cast(tf.size(easy), tf.float32) + 1e-30)
+        log_draws = tf.math.log(num_hard / self._group_mass + num_easy + 1e-30)
         log_count = log_draws[:, None] + tf.gather(self._log_probability, item_index)
-        return CandidateGrid(item_index, tf.where(item_index > 0, log_count, _NEVER))
+        return CandidateGrid(item_index, tf.where(item_index > 0, log_count, _NEVER)), shared
 
     def _in_group_draws(self, negatives: tf.Tensor, generator: tf.random.Generator) -> tuple[tf.Tensor, tf.Tensor]:
         """A random `in_group_pool` of each group's draws, and their groups."""
         if self._in_group_pool == 0:
             return negatives[:0], tf.zeros([0], tf.int32)
+        negatives = tf.boolean_mask(negatives, negatives > 0)
         negatives = tf.random.experimental.stateless_shuffle(negatives, generator.make_seeds()[:, 0])
         group = tf.gather(self._group_id, negatives)
         order = tf.argsort(group, stable=True)
@@ -98,12 +122,14 @@ def _to_rows(items: tf.Tensor, group: tf.Tensor, num_groups: int) -> tf.Tensor:
     return tf.scatter_nd(place, items, tf.stack([num_groups, width]))
 
 
-def _rows_by_group(catalogue: Catalogue) -> np.ndarray:
-    """Every item once: int64 [num_groups, size of the largest group], padded with 0."""
+def _whole_catalogue(catalogue: Catalogue) -> tuple[CandidateGrid, SharedCandidates]:
+    """Every item once."""
     group = catalogue.group_id[1:]
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=catalogue.num_groups)
     rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     rows = np.zeros((catalogue.num_groups, max(int(sizes.max()), 1)), np.int64)
     rows[group[order], rank] = order + 1
-    return rows
+    grid = CandidateGrid(tf.constant(rows), tf.zeros(rows.shape))
+    shared = SharedCandidates(tf.constant(order + 1), tf.constant(sizes, tf.int32), tf.zeros([len(order)]))
+    return grid, shared

@@ -6,7 +6,7 @@ from contracts.config import LossConfig
 from tests.trainer.artifacts import cyclic_log
 from trainer.catalogue import Catalogue
 from trainer.group_blocks import GroupBlocks
-from trainer.losses import is_member, log_partition, z_loss
+from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
 from trainer.negative_pools import NegativePools
 
 NUM_ITEMS, NUM_GROUPS = 60, 4
@@ -33,42 +33,74 @@ def test_exact_partition_is_the_softmax_of_numpy() -> None:
     np.testing.assert_allclose(partition, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
 
 
+def test_group_partitions_score_each_candidate_by_its_own_groups_vector() -> None:
+    rng = np.random.default_rng(0)
+    sizes, dim = [3, 0, 5, 1], 6
+    queries = rng.normal(size=(7, 4, dim)).astype(np.float32)
+    candidates = rng.normal(size=(9, dim)).astype(np.float32)
+    log_count = rng.normal(size=9).astype(np.float32)
+    masked = rng.random((7, 9)) < 0.2
+    partitions = group_log_partitions(
+        tf.constant(queries), tf.constant(candidates), tf.constant(sizes), tf.constant(log_count), tf.constant(masked)
+    ).numpy()
+    group_of = np.repeat(np.arange(4), sizes)
+    for user in range(7):
+        for group in range(4):
+            rows = (group_of == group) & ~masked[user]
+            expected = np.exp(candidates[rows] @ queries[user, group] - log_count[rows]).sum()
+            assert np.exp(partitions[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
+
+
 @pytest.mark.parametrize(("hard", "easy"), [(0, 4000), (6000, 4000), (6000, 50)], ids=["easy", "mixed", "mostly hard"])
-def test_drawn_pools_estimate_the_whole_partition_and_its_gradient(hard: int, easy: int) -> None:
+def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, easy: int) -> None:
     """A wrong sign of logQ, or a wrong mixture, is off by a factor here: q spans two orders of magnitude."""
     rng = np.random.default_rng(1)
-    probability = np.exp(rng.normal(size=NUM_ITEMS))
-    items = catalogue(probability)
+    items = catalogue(np.exp(rng.normal(size=NUM_ITEMS)))
     pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=1500, easy_pool=4000))
     query = tf.constant(rng.normal(size=[1, 8]), tf.float32)
     table = rng.normal(size=[NUM_ITEMS + 1, 8]).astype(np.float32) * 0.5
-    q = items.sampling_probability
+    q, target = items.sampling_probability, 7
+    own_group = items.group_id[target]
     by_group = [np.flatnonzero(items.group_id == group) for group in range(NUM_GROUPS)]
     draws = [rng.choice(rows, hard // NUM_GROUPS, p=q[rows] / q[rows].sum()) for rows in by_group]
-    grid = pools(
-        tf.constant(np.concatenate(draws), tf.int64),
-        tf.constant(rng.choice(NUM_ITEMS + 1, easy, p=q), tf.int64),
+    grid, shared = pools(
+        tf.constant(np.concatenate([*draws, [0, 0]]), tf.int64),  # 0: a negative that could not be drawn
+        tf.constant(np.concatenate([[0], rng.choice(NUM_ITEMS + 1, easy, p=q)]), tf.int64),
         tf.random.Generator.from_seed(0),
     )
-    target = 7
     with tf.GradientTape() as tape:
         tape.watch(query)
-        flat = tf.reshape(grid.item_index, [-1])
-        logits = tf.matmul(query, tf.gather(table, flat), transpose_b=True)
-        excluded = ((flat == 0) | (flat == target))[None]
-        positive = tf.linalg.matvec(query, table[target])
-        sampled = log_partition(positive, logits, tf.reshape(grid.log_expected_count, [1, -1]), excluded)
-    scores = query.numpy() @ table[1:].T
-    weights = np.exp(scores) / np.exp(scores).sum()
-    assert sampled.numpy()[0] == pytest.approx(np.log(np.exp(scores).sum()), abs=0.08)
-    np.testing.assert_allclose(tape.gradient(sampled, query).numpy(), weights @ table[1:], atol=0.08)
+        row = grid.item_index[own_group]
+        own = log_partition(
+            tf.linalg.matvec(query, table[target]),
+            tf.matmul(query, tf.gather(table, row), transpose_b=True),
+            grid.log_expected_count[own_group][None],
+            ((row == 0) | (row == target))[None],
+        )
+    scores = table @ query.numpy()[0]
+    members = by_group[own_group]
+    weights = np.exp(scores[members]) / np.exp(scores[members]).sum()
+    tolerance = 0.08 if hard or easy > 1000 else 1.0
+    assert own.numpy()[0] == pytest.approx(np.log(np.exp(scores[members]).sum()), abs=tolerance)
+    np.testing.assert_allclose(tape.gradient(own, query).numpy()[0], weights @ table[members], atol=tolerance)
+    if easy > 1000:
+        rest = group_log_partitions(
+            tf.repeat(query[:, None], NUM_GROUPS, axis=1),
+            tf.gather(table, shared.item_index),
+            shared.group_sizes,
+            shared.log_expected_count,
+            tf.zeros([1, 1], tf.bool),
+        )
+        expected = [np.log(np.exp(scores[rows]).sum()) for rows in by_group]
+        np.testing.assert_allclose(rest.numpy()[0], expected, atol=0.12)
 
 
-def test_small_catalogue_is_a_grid_of_every_item_once() -> None:
+def test_a_small_catalogue_is_compared_whole() -> None:
     items = catalogue(np.ones(NUM_ITEMS))
-    grid = NegativePools(items, LossConfig())(tf.zeros([0], tf.int64), tf.zeros([0], tf.int64), None)
-    for group, row in enumerate(grid.item_index.numpy()):
-        assert sorted(row[row > 0]) == np.flatnonzero(items.group_id == group).tolist()
+    grid, shared = NegativePools(items, LossConfig())(tf.zeros([0], tf.int64), tf.zeros([0], tf.int64), None)
+    rows = [np.flatnonzero(items.group_id == group).tolist() for group in range(NUM_GROUPS)]
+    assert [sorted(row[row > 0]) for row in grid.item_index.numpy()] == rows
+    assert [part.tolist() for part in np.split(shared.item_index.numpy(), np.cumsum(shared.group_sizes)[:-1])] == rows
 
 
 def test_membership_against_brute_force() -> None:
