@@ -14,6 +14,8 @@ from contracts.config import Feature
 
 Tensors = dict[str, tf.Tensor]
 
+_ROUNDING = 1e-12
+
 
 def make_preprocessing_fn(
     id_name: str, index_name: str, vocabulary: str, features: tuple[Feature, ...]
@@ -88,12 +90,18 @@ def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
 
 
 def _z_score(values: tf.Tensor) -> tf.Tensor:
-    """(value - mean) / deviation over finite values; 0 for the others, and for all if they are equal."""
+    """(value - mean) / deviation over finite values; 0 for the others, and for all if they are equal.
+
+    All sums are independent of each other, so TFT reads the table once. Squares of float32 are exact in
+    float64; a variance within the rounding of their sums is none.
+    """
     present = tf.math.is_finite(values)
     wide = tf.cast(tf.where(present, values, 0.0), tf.float64)
     ones = tf.cast(present, tf.float64)
     count = tf.maximum(tft.sum(ones), 1.0)
     mean = tft.sum(wide) / count
-    deviation = tf.sqrt(tft.sum(tf.square(wide - mean) * ones) / count)
+    mean_square = tft.sum(tf.square(wide)) / count
+    variance = mean_square - tf.square(mean)
+    deviation = tf.sqrt(tf.where(variance > _ROUNDING * mean_square, variance, 0.0))
     scaled = tf.math.divide_no_nan(wide - mean, deviation)
     return tf.where(present, tf.cast(scaled, tf.float32), 0.0)

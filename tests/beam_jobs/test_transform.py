@@ -28,6 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             "genres": [GENRES[i % len(GENRES)] for i in range(30)],
             "colour": pa.array([["red", "red", "blue", None, ""][i % 5] for i in range(30)]),
             "price": pa.array([float(i) if i % 7 else float("nan") for i in range(30)]),
+            "weight": [0.1] * 30,
         }
     )
     pq.write_table(items, folder / "items.parquet")
@@ -38,6 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             {"name": "genres", "kind": "tokens", "max_tokens": 3},
             {"name": "colour", "kind": "categorical"},
             {"name": "price", "kind": "numeric"},
+            {"name": "weight", "kind": "numeric"},
         ],
     }
     config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": table})
@@ -67,6 +69,7 @@ def test_values_by_hand(finished: Workdir) -> None:
     prices = np.array([i for i in [*range(28), 29] if i % 7])
     assert rows["i1"]["price"] == pytest.approx((1 - prices.mean()) / prices.std(), rel=1e-5)
     assert rows["i7"]["price"] == 0.0
+    assert {row["weight"] for row in rows.values()} == {0.0}  # one value throughout says nothing
 
 
 def test_saved_graph_equals_beam_exactly(finished: Workdir) -> None:
@@ -134,4 +137,9 @@ def test_feature_spec(finished: Workdir) -> None:
     spec = json.loads(finished.transform.feature_spec.read_text())
     assert spec["user"] == []
     sizes = {entry["name"]: (entry["kind"], entry["vocabulary_size"], entry["max_tokens"]) for entry in spec["item"]}
-    assert sizes == {"genres": ("tokens", 5, 3), "colour": ("categorical", 2, 1), "price": ("numeric", 0, 1)}
+    assert sizes == {
+        "genres": ("tokens", 5, 3),
+        "colour": ("categorical", 2, 1),
+        "price": ("numeric", 0, 1),
+        "weight": ("numeric", 0, 1),
+    }
