@@ -34,7 +34,7 @@ class Catalogue:
         self.item_index = {item: row + 1 for row, item in enumerate(items[ItemColumn.ITEM_ID].to_pylist())}
         self.user_index = {user: row + 1 for row, user in enumerate(users)}
         self.group_id = [-1, *groups]
-        self.members = {group: [] for group in set(groups)}
+        self.members: dict[int, list[int]] = {group: [] for group in set(groups)}
         self.cumulative: dict[int, list[float]] = {}
         for index, group in enumerate(groups, 1):
             self.members[group].append(index)
@@ -121,3 +121,15 @@ def run(config: Config, workdir: Workdir, out: Path) -> None:
                 str(out), file_name_suffix=".tfrecord.gz", num_shards=8, compression_type=CompressionTypes.GZIP
             )
         )
+
+
+def count(folder: Path) -> dict[str, int]:
+    """Windows and positives in the records that `run` wrote."""
+    counts = {"train_windows": 0, "train_positives": 0}
+    files = [str(path) for path in folder.glob("*.tfrecord.gz")]
+    for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        items, context = (features[name].int64_list.value for name in (WindowField.ITEM_INDEX, WindowField.NUM_CONTEXT))
+        counts["train_windows"] += 1
+        counts["train_positives"] += len(items) - context[0]
+    return counts

@@ -1,0 +1,222 @@
+"""The Beam side, raw CSV to TFRecords, job by job on one core, beside a job written as tutorials write it.
+
+    python benchmarks/beam.py [--rows N] [--naive-rows N] [--json PATH]
+
+The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh
+process pinned to one core; seconds are those of the job after its imports, peak RSS is the process's.
+The naive job (`benchmarks/naive_windows_job.py`) reads the same validated events and must write the
+same windows. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import importlib
+import json
+import logging
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+from contracts.config import Config
+from contracts.config_io import dump_config, load_config
+from contracts.layout import Workdir
+
+JOBS = ("ingest", "statistics", "groups", "transform", "windows")
+MATERIALISE, GZIP_6, NAIVE = "windows", "windows at gzip 6", "windows, naive (gzip 6)"
+ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
+CORE = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One job in its own process.
+
+    Attributes:
+        job: its name in the table.
+        seconds: wall time of the job, imports excluded.
+        cpu_seconds: of the same.
+        startup_seconds: imports.
+        peak_rss_gb: of the process, GiB.
+        windows, positives: what was written, of the jobs that write windows.
+    """
+
+    job: str
+    seconds: float
+    cpu_seconds: float
+    startup_seconds: float
+    peak_rss_gb: float
+    windows: int = 0
+    positives: int = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="events in the log (default: %(default)s)")
+    parser.add_argument("--naive-rows", type=int, help="events for the naive job (default: the same log)")
+    parser.add_argument("--json", type=Path, help="also write the result here, and the table beside it as .md")
+    parser.add_argument("--one", nargs=2, metavar=("JOB", "WORKDIR"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(dataclasses.asdict(measure(arguments.one[0], Workdir(Path(arguments.one[1]))))))
+        return
+    naive_rows = arguments.naive_rows or arguments.rows
+    with tempfile.TemporaryDirectory(prefix="beam-benchmark-") as folder:
+        log = make_log(arguments.rows, Path(folder) / "full")
+        measured = {job: in_fresh_process(job, log) for job in (*JOBS, GZIP_6)}
+        fast, naive_log = measured[MATERIALISE], log
+        if naive_rows != arguments.rows:
+            naive_log = make_log(naive_rows, Path(folder) / "small")
+            fast = [in_fresh_process(job, naive_log) for job in ("ingest", "statistics", "groups", MATERIALISE)][-1]
+        measured[NAIVE] = in_fresh_process(NAIVE, naive_log)
+    if (measured[NAIVE].windows, measured[NAIVE].positives) != (fast.windows, fast.positives):
+        sys.exit(f"the two jobs wrote different windows: {measured[NAIVE]} and {fast}")
+    result = summarise(arguments.rows, naive_rows, measured)
+    table = as_table(result, measured)
+    print(table)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        details = {**result, "jobs": [dataclasses.asdict(job) for job in measured.values()]}
+        arguments.json.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+        arguments.json.with_suffix(".md").write_text(table, encoding="utf-8")
+    print(json.dumps(result))
+
+
+def make_log(rows: int, folder: Path) -> Workdir:
+    """Generates the log, and a workdir beside it whose config reads it."""
+    from pipeline.datasets.synthetic import SyntheticLog, generate
+
+    users, items = max(rows // ROWS_PER_USER, 10), max(rows // ROWS_PER_ITEM, 100)
+    generate(SyntheticLog(num_events=rows, num_users=users, num_items=items, num_topics=20, num_files=8), folder)
+    config = Config.model_validate(
+        {
+            "data": {
+                "events": str(folder / "events-*.csv"),
+                "columns": {"event": "event"},
+                "feedback": {"levels": ["exposure", "click", "purchase"], "target_level": "click"},
+                "item_features": {
+                    "path": str(folder / "items.csv"),
+                    "id": "item_id",
+                    "features": [{"name": "category", "kind": "categorical"}, {"name": "price", "kind": "numeric"}],
+                },
+                "user_features": {
+                    "path": str(folder / "users.csv"),
+                    "id": "user_id",
+                    "features": [{"name": "country", "kind": "categorical"}],
+                },
+                "num_buckets": max(rows // ROWS_PER_BUCKET, 8),
+            },
+            "groups": {"num_groups": 20},
+        }
+    )
+    workdir = Workdir(folder / "run")
+    workdir.path.mkdir()
+    workdir.config.write_text(dump_config(config), encoding="utf-8")
+    return workdir
+
+
+def in_fresh_process(job: str, workdir: Workdir) -> Measurement:
+    command = [sys.executable, "-m", "benchmarks.beam", "--one", job, str(workdir.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    if done.returncode:
+        sys.exit(f"the job {job!r} failed:\n{done.stderr}")
+    measured = Measurement(**json.loads(done.stdout.splitlines()[-1]))
+    print(f"{job}: {measured.seconds:.2f} s", file=sys.stderr)
+    return measured
+
+
+def measure(job: str, workdir: Workdir) -> Measurement:
+    """Runs a job in this process."""
+    os.sched_setaffinity(0, {CORE})
+    logging.basicConfig(level=logging.WARNING)
+    started = time.monotonic()
+    if job == NAIVE:
+        module = importlib.import_module("benchmarks.naive_windows_job")
+    else:
+        module = importlib.import_module(f"beam_jobs.{job.split(maxsplit=1)[0]}")
+    if job == GZIP_6:
+        steps = importlib.import_module("beam_jobs.windows_steps")
+        steps.igzip = types.SimpleNamespace(compress=lambda data, _=0, *, mtime: gzip.compress(data, 6, mtime=mtime))  # type: ignore[attr-defined]
+    config = load_config(workdir.config)
+    begun, cpu = time.monotonic(), time.process_time()
+    counts: dict[str, Any] = {}
+    if job == NAIVE:
+        module.run(config, workdir, workdir.path / "naive" / "train")
+    else:
+        counts = module.run(config, workdir, "benchmark").counts
+    finished, cpu = time.monotonic(), time.process_time() - cpu
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    if job == NAIVE:
+        counts = module.count(workdir.path / "naive")
+    return Measurement(
+        job=job,
+        seconds=round(finished - begun, 3),
+        cpu_seconds=round(cpu, 3),
+        startup_seconds=round(begun - started, 3),
+        peak_rss_gb=round(rss, 3),
+        windows=counts.get("train_windows", 0),
+        positives=counts.get("train_positives", 0),
+    )
+
+
+def summarise(rows: int, naive_rows: int, measured: dict[str, Measurement]) -> dict[str, Any]:
+    rate = {job: measured[job].positives / measured[job].seconds for job in (MATERIALISE, GZIP_6, NAIVE)}
+    seconds = sum(measured[job].seconds for job in JOBS)
+    return {
+        "rows": rows,
+        "naive_rows": naive_rows,
+        "positives": measured[MATERIALISE].positives,
+        "materialise_positives_per_s": round(rate[MATERIALISE]),
+        "naive_positives_per_s": round(rate[NAIVE]),
+        "materialise_vs_naive": round(rate[MATERIALISE] / rate[NAIVE], 2),
+        "materialise_vs_naive_at_gzip_6": round(rate[GZIP_6] / rate[NAIVE], 2),
+        "raw_to_windows_events_per_s": round(rows / seconds),
+        "raw_to_windows_without_transform_events_per_s": round(rows / (seconds - measured["transform"].seconds)),
+        "raw_to_windows_events_per_cpu_s": round(rows / sum(measured[job].cpu_seconds for job in JOBS)),
+        "materialise_positives_per_cpu_s": round(measured[MATERIALISE].positives / measured[MATERIALISE].cpu_seconds),
+        "transform_seconds": measured["transform"].seconds,
+        "peak_rss_gb": max(measured[job].peak_rss_gb for job in JOBS),
+        "naive_peak_rss_gb": measured[NAIVE].peak_rss_gb,
+        "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def as_table(result: dict[str, Any], measured: dict[str, Measurement]) -> str:
+    lines = [
+        f"Beam side, {result['rows']:,} events, {result['machine']}, {result['date']}",
+        "",
+        "| job | seconds | CPU seconds | events/s | positives/s | peak RSS GiB | imports s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for job in measured.values():
+        rows = result["naive_rows"] if job.job == NAIVE else result["rows"]
+        positives = f"{job.positives / job.seconds:,.0f}" if job.positives else ""
+        lines.append(
+            f"| {job.job} | {job.seconds:.2f} | {job.cpu_seconds:.2f} | {rows / job.seconds:,.0f} | {positives} "
+            f"| {job.peak_rss_gb:.2f} | {job.startup_seconds:.1f} |"
+        )
+    lines += [
+        "",
+        f"- raw CSV to TFRecords: {result['raw_to_windows_events_per_s']:,} events/s "
+        f"({result['raw_to_windows_without_transform_events_per_s']:,} without transform, whose time is tracing graphs; "
+        f"{result['raw_to_windows_events_per_cpu_s']:,} per CPU second)",
+        f"- materialise: {result['materialise_vs_naive']}x naive, "
+        f"{result['materialise_vs_naive_at_gzip_6']}x at equal gzip level; "
+        f"{result['materialise_positives_per_cpu_s']:,} positives per CPU second",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
