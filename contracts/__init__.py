@@ -7,6 +7,7 @@ TensorFlow Recommenders. It must happen before the first `import tensorflow` of 
 import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow reports a missing GPU as an error; what fails for real is raised in Python, too.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"

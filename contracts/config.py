@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from contracts.names import RESERVED_FEATURE_NAMES
 
@@ -223,6 +223,12 @@ class ServingConfig(Section):
     """The servable."""
 
     model_name: str = Field("dnc", pattern=r"^[A-Za-z0-9_.-]+$")
+    indexes: tuple[Literal["scann", "exact"], ...] = Field(
+        ("scann", "exact"),
+        min_length=1,
+        description="servables to export: the first as <model_name>, each other as <model_name>_<index>; "
+        "scann needs a server with ScaNN's ops, exact runs on any",
+    )
     merge: Literal["quota", "score"] = Field("score", description="how the groups' results become one list")
     alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
     num_candidates: int = Field(100, ge=1, description="default M")
@@ -231,6 +237,20 @@ class ServingConfig(Section):
     hashing_min_items: int = Field(10_000, ge=1, description="groups from this size use asymmetric hashing")
     warmup_requests: int = Field(16, ge=1, le=1000)
     validation_requests: int = Field(256, ge=1)
+
+    def names(self) -> dict[str, str]:
+        """Index -> name of its servable, in the order of `indexes`."""
+        return {
+            index: self.model_name if place == 0 else f"{self.model_name}_{index}"
+            for place, index in enumerate(self.indexes)
+        }
+
+    @field_validator("indexes")
+    @classmethod
+    def _indexes_differ(cls, indexes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(indexes)) != len(indexes):
+            raise ValueError(f"serving.indexes must be distinct; got {list(indexes)}")
+        return indexes
 
 
 class BeamConfig(Section):

@@ -199,6 +199,11 @@ class Workdir:
         return self.evaluation / "metrics.json"
 
     @property
+    def plot(self) -> Path:
+        """PNG: recall and coverage of every model."""
+        return self.path / "metrics.png"
+
+    @property
     def export(self) -> Path:
         """Artifact that names the newest servable: details {"version", "path"}."""
         return self.path / "export"

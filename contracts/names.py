@@ -90,7 +90,11 @@ class Request:
 
 
 class Response:
-    """Outputs of the servable's signatures."""
+    """Outputs of the servable's signatures.
+
+    M, the width of serving_default's outputs, is the batch's largest `num_candidates`, but at most
+    the size of the catalogue: a request cannot make the server reserve more than it could answer.
+    """
 
     ITEM_IDS = "item_ids"  # string [B, M], "" = absent
     SCORES = "scores"  # float32 [B, M], -inf = absent

@@ -145,16 +145,17 @@ def query(
       dnc query -w runs/demo --user 42
       dnc query -w runs/demo --history 50,181,172 -m 20 --alpha 0.5
     """
-    from serving.local_client import ServableSession
-
     from pipeline.histories import history_of
     from pipeline.report import candidates_table
+    from serving.local_client import ServableSession
 
     if (user is None) == (history is None):
         raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")
     run_dir = Workdir(workdir)
     config = load_config(run_dir.config)
-    items = history_of(config, run_dir, user) if user is not None else [id_ for id_ in (history or "").split(",") if id_]
+    items = (
+        history_of(config, run_dir, user) if user is not None else [id_ for id_ in (history or "").split(",") if id_]
+    )
     with ServableSession(exported_servable(run_dir)) as session:
         answer = session.recommend([items], user_ids=[user or ""], num_candidates=num_candidates, alpha=alpha)
     found = answer.item_ids[0], answer.scores[0], answer.group_ids[0]

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -15,9 +16,12 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from pipeline.catalogue_titles import load_titles
 from pipeline.histories import example_user, history_of
+from pipeline.plots import plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
 
+_SHOWN_METRICS = ("recall_at", "ndcg_at", "catalog_coverage_at")
+_LEAST_SHOWN = 0.0005
 _SHOWN_CANDIDATES = 30
 _SHOWN_HISTORY = 8
 
@@ -25,6 +29,7 @@ _SHOWN_HISTORY = 8
 def print_report(config: Config, workdir: Workdir, results: list[StageResult], console: Console) -> None:
     """Prints what there is to see after the given stages."""
     if workdir.metrics.exists():
+        plot_metrics(workdir)
         console.print(metrics_table(workdir))
     if workdir.item_groups.report.exists():
         console.print(groups_table(workdir))
@@ -32,32 +37,55 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
     if artifact.find_manifest(workdir.validation):
         servable = exported_servable(workdir)
         console.print(example(config, workdir, servable))
-        console.print(Text(f"servable: {servable}", style="bold"))
+        console.print(f"plot:     {workdir.plot}")
+        console.print(f"servable: {servable}")
         console.print(f"ask it:   dnc query -w {workdir.path} --user {example_user(config, workdir)}")
 
 
 def metrics_table(workdir: Workdir) -> Table:
-    """Models by metrics, each value with its confidence interval."""
+    """Models by metrics (R recall, N NDCG, cov catalogue coverage); ± is half the confidence interval's width."""
     metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
-    names = [name for name in next(iter(metrics.values())) if any(name in model for model in metrics.values())]
-    table = Table(
-        title="Test split, ranking the whole catalogue, seen items removed (95% interval)", title_justify="left"
-    )
-    table.add_column("metric")
-    for model in metrics:
-        table.add_column(model, justify="right")
-    for name in names:
-        table.add_row(name, *(_interval(metrics[model].get(name)) for model in metrics))
+    shown = [name for name in _metric_order(metrics) if name.startswith(_SHOWN_METRICS)]
+    table = _table("Test users, whole catalogue ranked, seen items removed")
+    table.add_column("model", no_wrap=True)
+    for name in shown:
+        table.add_column(_heading(name), no_wrap=True)
+    for model, values in metrics.items():
+        table.add_row(model, *(_interval(values[name]) if name in values else "" for name in shown))
     return table
 
 
-def _interval(cell: dict[str, float] | None) -> str:
-    return "" if cell is None else f"{cell['value']:.4f} ({cell['low']:.3f}-{cell['high']:.3f})"
+def _heading(name: str) -> str:
+    return name.replace("recall_at_", "R@").replace("ndcg_at_", "N@").replace("catalog_coverage_at_", "cov@")
+
+
+def _metric_order(metrics: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Metric names by kind, then by k."""
+    names = {name for values in metrics.values() for name in values}
+    return sorted(names, key=lambda name: (_kind(name), int(name.rsplit("_", 1)[1])))
+
+
+def _kind(name: str) -> int:
+    kinds = [kind for kind, prefix in enumerate(_SHOWN_METRICS) if name.startswith(prefix)]
+    return kinds[0] if kinds else len(_SHOWN_METRICS)
+
+
+def _interval(cell: dict[str, float]) -> str:
+    half = (cell["high"] - cell["low"]) / 2
+    return _short(cell["value"]) + (f"\n±{_short(half)}" if half >= _LEAST_SHOWN else "")
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def groups_table(workdir: Workdir) -> Table:
     """Groups with size and label."""
-    table = Table(title="Item groups", title_justify="left")
+    table = _table("Item groups")
     for column in ("group", "items", "what it is about"):
         table.add_column(column, justify="left" if column.startswith("what") else "right")
     for group in json.loads(workdir.item_groups.report.read_text(encoding="utf-8")):
@@ -67,7 +95,7 @@ def groups_table(workdir: Workdir) -> Table:
 
 def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -> Table:
     """Stages with time (of the run that made the artifact), size on disk and counts."""
-    table = Table(title="Stages", title_justify="left")
+    table = _table("Stages")
     for column in ("stage", "seconds", "MiB", "holds"):
         table.add_column(column, justify="left" if column in ("stage", "holds") else "right")
     stages = {stage.name: stage for stage in STAGES}
@@ -76,7 +104,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
         manifests = [artifact.read_manifest(path) for path in paths]
         seconds = result.seconds if result.ran else sum(manifest.seconds for manifest in manifests)
         size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
-        holds = ", ".join(f"{value:,} {name}" for name, value in manifests[0].counts.items())
+        holds = ", ".join(f"{value:,} {name}" for name, value in manifests[0].counts.items() if value)
         note = "" if result.ran else " (kept)"
         table.add_row(result.name + note, f"{seconds:.1f}", f"{size / 2**20:.1f}", holds)
     return table
@@ -109,7 +137,7 @@ def candidates_table(
     for name, score, group in zip(_names(config, item_ids), scores, groups, strict=True):
         if group >= 0:
             rows[int(group)].append((name, float(score)))
-    table = Table(show_lines=True)
+    table = Table(show_lines=True, box=box.SIMPLE, pad_edge=False)
     table.add_column("group")
     table.add_column("candidates (score)")
     for group, members in rows.items():

@@ -84,11 +84,9 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.validate import validate
 
     servable = exported_servable(workdir)
-    with artifact.writing(workdir.validation, "validation", fingerprint) as writer:
-        report = validate(config, workdir, servable)
-        artifact.write_json(writer.path / "report.json", report)
-        writer.files.append("report.json")
-        add_metrics(workdir, SERVED_MODEL, evaluate_servable(config, workdir, servable, Split.TEST))
+    # Metrics first: the validation's manifest then says that both are there.
+    add_metrics(workdir, SERVED_MODEL, evaluate_servable(config, workdir, servable, Split.TEST))
+    validate(config, workdir, servable, fingerprint)
 
 
 def exported_servable(workdir: Workdir) -> Path:

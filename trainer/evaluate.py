@@ -39,8 +39,8 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears once a
-            merge, as "<name>/score" and "<name>/quota".
+        metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears under its name
+            as the servable merges it (`serving.merge`), and as "<name>_<merge>" under the other merge.
         breakdowns: model -> {"group", "user_activity"} -> label -> {"value", "count"}, of
             recall_at_100: by the target's group (mean over targets), and by terciles of the users'
             number of earlier items (mean over users).
@@ -142,4 +142,8 @@ def _ranked(
         model = load_model(single_vector_config(config), workdir, name)
         return [(name, ExactRanking(model, single, users).lists_of_lengths("score", 1.0, lengths))]
     ranking = ExactRanking(load_model(config, workdir, name), catalogue, users)
-    return [(f"{name}/{merge}", ranking.lists_of_lengths(merge, config.serving.alpha, lengths)) for merge in _MERGES]
+    labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
+    return [
+        (labels[merge], ranking.lists_of_lengths(merge, config.serving.alpha, lengths))
+        for merge in sorted(_MERGES, key=lambda merge: labels[merge])
+    ]

@@ -50,7 +50,7 @@ def test_groups_are_the_logs_topics(smoke: SmokeRun) -> None:
 
 
 def test_the_report_names_what_a_reader_looks_for(smoke: SmokeRun) -> None:
-    for words in ["recall_at_10", "popularity", "Item groups", "Stages", "servable:", "candidates, by group"]:
+    for words in ["R@10", "popularity", "Item groups", "Stages", "servable:", "candidates, by group"]:
         assert words in smoke.output
 
 

@@ -1,0 +1,36 @@
+"""The picture of a run: recall against the number of candidates, and the catalogue's coverage."""
+
+from __future__ import annotations
+
+import json
+
+from contracts.layout import Workdir
+
+_RECALL = "recall_at_"
+_COVERAGE = "catalog_coverage_at_"
+
+
+def plot_metrics(workdir: Workdir) -> None:
+    """Writes `workdir.plot` (PNG) from the run's metrics."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2], layout="constrained")
+    for model, values in metrics.items():
+        ks = sorted(int(name.removeprefix(_RECALL)) for name in values if name.startswith(_RECALL))
+        cells = [values[f"{_RECALL}{k}"] for k in ks]
+        line = left.plot(ks, [cell["value"] for cell in cells], marker="o", markersize=3, label=model)[0]
+        left.fill_between(
+            ks, [cell["low"] for cell in cells], [cell["high"] for cell in cells], alpha=0.12, color=line.get_color()
+        )
+        coverage = next(cell["value"] for name, cell in values.items() if name.startswith(_COVERAGE))
+        right.barh(model, coverage, color=line.get_color())
+    left.set(xscale="log", xlabel="candidates k", ylabel="recall@k, test users", title="Recall (95% interval)")
+    left.legend(frameon=False)
+    right.set(xlabel="share of the catalogue in any user's first 100", xlim=(0, 1), title="Coverage")
+    right.invert_yaxis()
+    figure.savefig(workdir.plot, dpi=110)
+    pyplot.close(figure)
