@@ -238,7 +238,7 @@ class ServingConfig(Section):
     warmup_requests: int = Field(16, ge=1, le=1000)
     validation_requests: int = Field(256, ge=1)
 
-    def names(self) -> dict[str, str]:
+    def servable_names(self) -> dict[str, str]:
         """Index -> name of its servable, in the order of `indexes`."""
         return {
             index: self.model_name if place == 0 else f"{self.model_name}_{index}"
