@@ -164,7 +164,7 @@ class ModelConfig(Section):
     num_layers: int = Field(2, ge=1)
     num_heads: int = Field(2, ge=1)
     feed_forward_multiple: int = Field(2, ge=1)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.4, ge=0, lt=1)
     conditioning: Literal["mmoe", "concat", "multiply", "none"] = "mmoe"
     conditioning_dropout: float = Field(
         0.5, ge=0, lt=1, description="share of positives that train the shared vector instead of their group's"
@@ -201,7 +201,7 @@ class TrainingConfig(Section):
     """The optimisation."""
 
     batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(60, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     early_stopping_patience: int = Field(4, ge=1, description="evaluations without a better validation recall")
