@@ -20,12 +20,10 @@ class UserRequests:
     Attributes:
         user_ids: of each user.
         histories: of each user, item ids, oldest first; what the tower reads comes last.
-        recent: of each user, the item ids that the tower reads.
     """
 
     user_ids: list[str]
     histories: list[list[str]]
-    recent: list[list[str]]
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -43,12 +41,11 @@ def user_requests(workdir: Workdir, catalogue: Catalogue, split: Split, limit: i
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
     user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])
-    histories, recents = [], []
+    histories = []
     for recent_row, seen_row in zip(_rows(recent), _rows(seen), strict=True):
         older = np.setdiff1d(seen_row, recent_row)
         histories.append(item_ids[np.concatenate([older, recent_row])].tolist())
-        recents.append(item_ids[recent_row].tolist())
-    return UserRequests(user_ids[users.user_index[rows]].tolist(), histories, recents)
+    return UserRequests(user_ids[users.user_index[rows]].tolist(), histories)
 
 
 def spaced_rows(num_rows: int, limit: int | None) -> np.ndarray:
