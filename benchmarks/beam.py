@@ -208,7 +208,7 @@ def as_table(result: dict[str, Any], measured: dict[str, Measurement]) -> str:
     lines += [
         "",
         f"- raw CSV to TFRecords: {result['raw_to_windows_events_per_s']:,} events/s "
-        f"({result['raw_to_windows_without_transform_events_per_s']:,} without transform, whose time is tracing graphs; "
+        f"({result['raw_to_windows_without_transform_events_per_s']:,} without transform, which mostly traces graphs; "
         f"{result['raw_to_windows_events_per_cpu_s']:,} per CPU second)",
         f"- materialise: {result['materialise_vs_naive']}x naive, "
         f"{result['materialise_vs_naive_at_gzip_6']}x at equal gzip level; "
