@@ -39,7 +39,7 @@ class AliasTables:
 
     def draw(self, groups: Int64, rng: np.random.Generator) -> Int64:
         """[num_draws] items, each from the group asked for. One uniform gives the slot and the coin."""
-        sizes = self.starts[groups + 1] - self.starts[groups]
+        sizes = np.diff(self.starts)[groups]
         place = rng.random(len(groups)) * sizes
         slot = np.minimum(place.astype(np.int64), sizes - 1)
         coin = place - slot

@@ -15,7 +15,8 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 _ROUNDS = 16  # of rejection, before the exact distribution of what is left is drawn from
-_BITMAP_CELLS = 1 << 26
+_BITMAP_BITS = 1 << 28  # 32 MiB
+_BIT = np.uint8(1) << np.arange(8, dtype=np.uint8)
 
 
 class NegativeSampler:
@@ -99,16 +100,18 @@ class OwnedItems:
         self._width = num_items + 1
         keys = users * self._width + items
         self.contains: Callable[[Int64, Int64], Bool]
-        if num_users * self._width <= _BITMAP_CELLS:
-            self._bitmap = np.zeros(num_users * self._width, bool)
-            self._bitmap[keys] = True
+        if num_users * self._width <= _BITMAP_BITS:
+            # One bit a pair: eight times less memory to clear, and more of it in the processor's cache.
+            self._bitmap = np.zeros(num_users * self._width // 8 + 1, np.uint8)
+            np.bitwise_or.at(self._bitmap, keys >> 3, _BIT[keys & 7])
             self.contains = self._in_bitmap
         else:
             self._keys = np.unique(keys)
             self.contains = self._in_keys
 
     def _in_bitmap(self, users: Int64, items: Int64) -> Bool:
-        return self._bitmap[users * self._width + items]
+        keys = users * self._width + items
+        return (self._bitmap[keys >> 3] & _BIT[keys & 7]) != 0
 
     def _in_keys(self, users: Int64, items: Int64) -> Bool:
         keys = users * self._width + items

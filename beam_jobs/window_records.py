@@ -73,6 +73,12 @@ def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
+def _distinct(keys: Int64) -> Int64:
+    """Sorted and distinct: by sorting, since NumPy's hashing is several times slower."""
+    ordered = np.sort(keys)
+    return ordered[np.flatnonzero(np.diff(ordered, prepend=-1))]
+
+
 @dataclass(frozen=True)
 class EvaluationUsers:
     """Records of a split, and who has none.
@@ -109,7 +115,7 @@ def evaluation_users(positives: BucketEvents, split: Split, length: int, num_ite
     width = num_items + 1
     past, present = positives.splits < split, positives.splits == split
     past_users, past_items = positives.users[past], positives.items[past]
-    seen = np.unique(past_users * width + past_items)
+    seen = _distinct(past_users * width + past_items)
     keys = positives.users[present] * width + positives.items[present]
     _, first = np.unique(keys, return_index=True)
     distinct = keys[np.sort(first)]  # chronological: the users are ascending already
