@@ -113,7 +113,9 @@ def _recall(
     regions = [corpus.group_ids == g for g in np.unique(corpus.group_ids)]
     for region in regions if merge == "quota" else [np.ones(formula.shape[1], bool)]:
         lowest = np.where(selected[:, region], formula[:, region], np.inf).min(axis=1, keepdims=True)
-        floor[:, region] = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
+        with np.errstate(invalid="ignore"):  # of a region that gives nothing, nothing is good: inf
+            tolerated = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
+        floor[:, region] = np.where(np.isinf(lowest), np.inf, tolerated)
     good = present & np.take_along_axis(formula >= floor, index, axis=1)
     wanted = selected.sum(axis=1)
     return (

@@ -17,7 +17,7 @@ REPORT_FILE = "report.json"
 
 
 def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str) -> Manifest:
-    """Loads the servable in a fresh process and checks its answers against brute force.
+    """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
     The report is `workdir.validation / "report.json"`.
 
@@ -53,5 +53,5 @@ def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str)
             )
         artifact.counts["requests"] = report["requests"]
         artifact.files += [REPORT_FILE, "config.yaml"]
-        artifact.details.update(recall=report["recall"], max_score_error=report["max_score_error"])
+        artifact.details.update(servables=report["servables"])
     return read_manifest(workdir.validation)

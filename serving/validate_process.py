@@ -1,6 +1,6 @@
 """The validation's own process: `python -m serving.validate_process WORKDIR SERVABLE CONFIG REPORT`.
 
-It loads the servable with TensorFlow's loaders only; nothing of the export is in its memory.
+It loads the servables with TensorFlow's loaders only; nothing of the export is in its memory.
 """
 
 from __future__ import annotations
@@ -16,59 +16,76 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import Response, Signature, Split
-from serving.checks import Embedded, check_lists
+from serving.checks import Embedded, Verdict, check_lists
 from serving.exact_merge import Corpus
-from serving.loaders import EagerServable
-from serving.local_client import Recommendations, ServableSession, decode, request_inputs
+from serving.export import exported_versions
+from serving.loaders import SCANN_OPS, CServable, EagerServable
+from serving.local_client import ServableSession, decode, request_inputs
 from serving.requests import UserRequests, user_requests
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 
 _BATCH = 64
+_OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
+"""What a server must have beside TensorFlow's own ops."""
 
 
 def main() -> None:
-    """Checks the servable and writes the report."""
+    """Checks the servables and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("workdir", "servable", "config", "report"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
     config = load_config(arguments.config)
-    write_json(arguments.report, check_servable(config, Workdir(arguments.workdir), arguments.servable))
+    write_json(arguments.report, check_servables(config, Workdir(arguments.workdir), arguments.servable))
 
 
-def check_servable(config: Config, workdir: Workdir, servable: Path) -> dict[str, Any]:
-    """The report: {"failures": [...], and what was measured}."""
+def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[str, Any]:
+    """The report on `servable` and those exported with it.
+
+    Returns:
+        {"requests": their number, "failures": one line each, "servables": {index: {"path",
+        "warmup_requests", "recall", "max_score_error", "loaders": {loader: what came of it}}}}.
+    """
     catalogue = Catalogue.for_config(config, workdir)
-    item_ids = catalogue.item_ids.tolist()
     requests = user_requests(workdir, catalogue, Split.TEST, config.serving.validation_requests)
-    eager = EagerServable(servable)
-    with ServableSession(servable) as session:
-        warmed = _replay_warmup(session, servable)
+    report: dict[str, Any] = {"requests": len(requests), "failures": [], "servables": {}}
+    for index, path in exported_versions(config, workdir, servable).items():
+        found, failures = _check_servable(config, catalogue, requests, index, path)
+        report["servables"][index] = found
+        report["failures"] += [f"{index}: {failure}" for failure in failures]
+    return report
+
+
+def _check_servable(
+    config: Config, catalogue: Catalogue, requests: UserRequests, index: str, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    item_ids = catalogue.item_ids.tolist()
+    batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
+    failures = []
+    with ServableSession(path) as session:
+        warmed = _replay_warmup(session, path)
+        if not warmed:
+            failures.append("the warm-up file holds no request")
         corpus = Corpus(*session.candidate_embedding(item_ids))
-        failures = [] if warmed else ["the warm-up file holds no request"]
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
-        recalls, errors, weights = [], [], []
-        for start in range(0, len(requests), _BATCH):
-            rows = slice(start, start + _BATCH)
-            verdict_failures, recall, error = _check_batch(config, corpus, item_ids, session, eager, requests, rows)
-            failures += verdict_failures
-            recalls.append(recall)
-            errors.append(error)
-            weights.append(len(requests.user_ids[rows]))
-    recall = float(np.average(recalls, weights=weights))
-    if recall < config.serving.recall_target:
-        failures.append(f"recall against the exact merge is {recall:.4f}, below {config.serving.recall_target}")
+        verdicts = [_check_batch(config, corpus, item_ids, session, requests, rows) for rows in batches]
+        loaders = _other_loaders(session, path, index, requests)
+    failures += [failure for verdict in verdicts for failure in verdict.failures]
+    failures += [f"{name}: {outcome}" for name, outcome in loaders.items() if outcome.startswith("differs")]
+    weights = [len(requests.user_ids[rows]) for rows in batches]
+    recall = float(np.average([verdict.recall for verdict in verdicts], weights=weights))
+    target = 1.0 if index == "exact" else config.serving.recall_target
+    if recall < target:
+        failures.append(f"recall against the exact merge is {recall:.4f}, below {target}")
     return {
-        "servable": str(servable),
-        "requests": len(requests),
+        "path": str(path),
         "warmup_requests": warmed,
         "recall": recall,
-        "max_score_error": max(errors),
-        "loaders": ["v1 Session", "tf.saved_model.load"],
-        "failures": failures,
-    }
+        "max_score_error": max(verdict.max_score_error for verdict in verdicts),
+        "loaders": loaders,
+    }, failures
 
 
 def _replay_warmup(session: ServableSession, servable: Path) -> int:
@@ -84,45 +101,51 @@ def _check_batch(
     corpus: Corpus,
     item_ids: list[str],
     session: ServableSession,
-    eager: EagerServable,
     requests: UserRequests,
     rows: slice,
-) -> tuple[list[str], float, float]:
-    """Failures, recall and largest score error of one batch."""
+) -> Verdict:
     histories, user_ids = requests.histories[rows], requests.user_ids[rows]
     queries, intent = session.query_embedding(histories, user_ids)
     index_of = {item: index for index, item in enumerate(item_ids)}
     excluded = np.zeros([len(histories), len(item_ids)], bool)
     for row, history in enumerate(histories):
         excluded[row, [index_of[item] for item in history]] = True
-    lists = session.recommend(histories, user_ids)
     serving = config.serving
-    verdict = check_lists(
+    return check_lists(
         corpus,
         item_ids,
         Embedded(queries, intent, excluded),
-        lists,
+        session.recommend(histories, user_ids),
         serving.merge,
         serving.num_candidates,
         serving.alpha,
         recall_target=0.0,  # a mean over all batches is held to the target
     )
-    other = eager.predict(Signature.SERVING_DEFAULT, request_inputs(histories, user_ids))
-    failures = verdict.failures + _compare_loaders(lists, other)
-    return failures, verdict.recall, verdict.max_score_error
 
 
-def _compare_loaders(lists: Recommendations, other: dict[str, np.ndarray]) -> list[str]:
-    same = np.array_equal(lists.item_ids, decode(other[Response.ITEM_IDS])) and np.allclose(
-        lists.scores, other[Response.SCORES], rtol=1e-5, atol=1e-5
-    )
-    if same:
-        return []
-    row = int(np.argmax((lists.item_ids != decode(other[Response.ITEM_IDS])).any(axis=1)))
-    return [
-        f"tf.saved_model.load and the v1 Session answer differently: request {row} gives "
-        f"{decode(other[Response.ITEM_IDS])[row, :5].tolist()} and {lists.item_ids[row, :5].tolist()}"
-    ]
+def _other_loaders(session: ServableSession, path: Path, index: str, requests: UserRequests) -> dict[str, str]:
+    """Loader -> whether it gives the session's answers to one batch."""
+    inputs = request_inputs(requests.histories[:_BATCH], requests.user_ids[:_BATCH])
+    answer = session.predict(Signature.SERVING_DEFAULT, inputs)
+    outcomes = {"tf.saved_model.load": _compare(answer, EagerServable(path).predict(Signature.SERVING_DEFAULT, inputs))}
+    if missing := CServable.missing():
+        outcomes["C API"] = f"skipped: {', '.join(str(file) for file in missing)} does not exist"
+    else:
+        other = CServable(path, _OP_LIBRARIES[index]).predict(Signature.SERVING_DEFAULT, inputs)
+        outcomes["C API"] = _compare(answer, other)
+    return outcomes
+
+
+def _compare(answer: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:
+    ids, other_ids = decode(answer[Response.ITEM_IDS]), decode(other[Response.ITEM_IDS])
+    if ids.shape != other_ids.shape:
+        return f"differs from the session: its lists are of shape {other_ids.shape}, not {ids.shape}"
+    close = np.isclose(answer[Response.SCORES], other[Response.SCORES], rtol=1e-5, atol=1e-5)
+    different = (ids != other_ids) | ~close | (answer[Response.GROUP_IDS] != other[Response.GROUP_IDS])
+    if not different.any():
+        return "same answers"
+    row = int(np.argmax(different.any(axis=1)))
+    return f"differs from the session: request {row} gives {other_ids[row, :5].tolist()}, not {ids[row, :5].tolist()}"
 
 
 if __name__ == "__main__":

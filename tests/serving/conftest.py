@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import pytest
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature, FeatureTable, ServingConfig, WindowsConfig
 from contracts.layout import Model, Workdir
-from serving.export import export
-from tests.serving.transform_graphs import write_item_graph, write_user_graph
+from serving.export import export, exported_versions
+from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
@@ -31,29 +33,41 @@ class Trained:
 
 
 def make_config(**serving: object) -> Config:
-    features = (Feature(name="gender", kind="categorical"), Feature(name="age", kind="numeric"))
+    features = (
+        Feature(name="gender", kind="categorical"),
+        Feature(name="tags", kind="tokens", max_tokens=MAX_TAGS),
+        Feature(name="age", kind="numeric"),
+    )
+    items = FeatureTable(path="unused.csv", id="item_id", features=(Feature(name="category", kind="categorical"),))
     settings = {"brute_force_max_items": 100, "hashing_min_items": 500, "num_candidates": 30, "warmup_requests": 4}
     return Config(
-        data=DataConfig(user_features=FeatureTable(path="unused.csv", id="user_id", features=features)),
+        data=DataConfig(
+            user_features=FeatureTable(path="unused.csv", id="user_id", features=features), item_features=items
+        ),
         windows=WindowsConfig(length=10),
         serving=ServingConfig(**{**settings, **serving}),
-    ).model_copy(update={})
+    )
 
 
 def make_log() -> Log:
     rng = np.random.default_rng(5)
     group_id = rng.permutation(np.repeat(np.arange(len(GROUP_SIZES)), GROUP_SIZES))
     sequences = [rng.permutation(len(group_id))[: rng.integers(5, 25)] + 1 for _ in range(NUM_USERS)]
-    gender = {"name": "gender", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
-    age = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
+    users = np.arange(NUM_USERS)
     return Log(
         sequences,
         group_id,
+        item_features={"category": (spec("category", "categorical", CATEGORIES), rng.integers(0, 4, len(group_id)))},
         user_features={
-            "gender": (gender, np.arange(NUM_USERS) % 2 + 1),
-            "age": (age, np.linspace(0.1, 0.9, NUM_USERS).astype(np.float32)),
+            "gender": (spec("gender", "categorical", GENDERS), users % 2 + 1),
+            "tags": (spec("tags", "tokens", TAGS, MAX_TAGS), np.stack([users % 3 + 1, users % 2 * 3], axis=1)),
+            "age": (spec("age", "numeric"), np.linspace(0.1, 0.9, NUM_USERS).astype(np.float32)),
         },
     )
+
+
+def spec(name: str, kind: str, values: Sequence[str] = (), max_tokens: int = 1) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "vocabulary_size": len(values), "max_tokens": max_tokens}
 
 
 def write_model(config: Config, workdir: Workdir, name: str, seed: int) -> None:
@@ -74,11 +88,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     scratch = tmp_path_factory.mktemp("vocabularies")
     users = [f"u{index}" for index in range(NUM_USERS)]
     write_item_graph(workdir.transform.item_graph, scratch, catalogue.item_ids.tolist())
-    write_user_graph(workdir.transform.user_graph, scratch, users, ["f"] * NUM_USERS, [30.0] * NUM_USERS)
+    write_user_graph(workdir.transform.user_graph, scratch, users)
     write_model(config, workdir, MODEL, seed=1)
     return Trained(config, workdir, catalogue)
 
 
 @pytest.fixture(scope="session")
-def servable(trained: Trained) -> Path:
-    return export(trained.config, trained.workdir, MODEL, "fingerprint")
+def servables(trained: Trained) -> dict[str, Path]:
+    """Index -> version directory."""
+    version = export(trained.config, trained.workdir, MODEL, "fingerprint")
+    return exported_versions(trained.config, trained.workdir, version)
+
+
+@pytest.fixture(scope="session")
+def servable(servables: dict[str, Path]) -> Path:
+    return servables["scann"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.names import Request, Response, Signature, Split
 from serving.checks import Embedded, check_lists
@@ -22,9 +23,9 @@ from trainer.ranking import encode_users
 from trainer.train import load_model
 
 
-@pytest.fixture(scope="module")
-def session(servable: Path):
-    with ServableSession(servable, num_threads=1) as loaded:
+@pytest.fixture(scope="module", params=["scann", "exact"])
+def session(servables: dict[str, Path], request: pytest.FixtureRequest):
+    with ServableSession(servables[request.param], num_threads=1) as loaded:
         yield loaded
 
 
@@ -45,6 +46,7 @@ def test_signatures_are_the_contract(session):
     optional = {
         "user_id": tf.string,
         "gender": tf.string,
+        "tags": tf.string,
         "age": tf.float32,
         "num_candidates": tf.int32,
         "alpha": tf.float32,
@@ -68,7 +70,7 @@ def test_signatures_are_the_contract(session):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.5])
-@pytest.mark.parametrize("num_candidates", [1, 10, 300, len(np.repeat(0, sum(GROUP_SIZES)))])
+@pytest.mark.parametrize("num_candidates", [1, 10, 300, sum(GROUP_SIZES)])
 def test_lists_are_the_exact_merge(session, trained, num_candidates, alpha):
     rng = np.random.default_rng(num_candidates)
     ids = trained.catalogue.item_ids
@@ -157,22 +159,57 @@ def test_query_embeddings_are_the_trainers(session, trained):
 
 
 def test_features_given_override_the_stored_ones(session):
-    # User u1 is stored as gender 2 ("m"), u0 as 1 ("f"); ages are stored scaled by 1/100.
+    # User u1 is stored as gender 2 ("m"), tags 2, 3 ("green", "blue"), and an age scaled by 1/100.
     age = float(np.linspace(0.1, 0.9, NUM_USERS).astype(np.float32)[1] * 100)
+    features = {"gender": ["m"], "tags": ["green|blue"], "age": [age]}
     stored, _ = session.query_embedding([["i1"]], ["u1"])
-    same, _ = session.query_embedding([["i1"]], ["nobody"], {"gender": ["m"], "age": [age]})
-    partly, _ = session.query_embedding([["i1"]], ["u1"], {"gender": [""], "age": [None]})
-    other, _ = session.query_embedding([["i1"]], ["u1"], {"gender": ["f"]})
+    same, _ = session.query_embedding([["i1"]], ["nobody"], features)
+    nothing, _ = session.query_embedding([["i1"]], ["u1"], {"gender": [""], "tags": [""], "age": [None]})
     np.testing.assert_allclose(same, stored, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(partly, stored, rtol=1e-5, atol=1e-6)
-    assert np.abs(other - stored).max() > 1e-3
+    np.testing.assert_allclose(nothing, stored, rtol=1e-5, atol=1e-6)
+    for name, value in {"gender": "f", "tags": "green|red", "age": 1.0}.items():
+        other, _ = session.query_embedding([["i1"]], ["u1"], {name: [value]})
+        assert np.abs(other - stored).max() > 1e-4, name
 
 
-def test_manifest_and_warmup(servable, session, trained):
-    manifest = json.loads((servable / MANIFEST_FILE).read_text())
-    structures = [group["structure"] for group in manifest["details"]["groups"]]
-    assert structures == ["brute_force", "brute_force", "brute_force", "tree", "tree_hashing"]
-    assert all(min(group["recall"].values()) >= 0.95 for group in manifest["details"]["groups"])
+def test_no_request_is_too_large_for_the_catalogue(session):
+    lists = session.recommend([["i1"], []], num_candidates=[2**31 - 1, 1])
+    assert lists.item_ids.shape == (2, sum(GROUP_SIZES))
+    assert (lists.item_ids != "").sum(axis=1).tolist() == [sum(GROUP_SIZES) - 1, 1]
+
+
+def test_exact_holds_plain_ops_only_and_scann_agrees_with_it(servables, trained):
+    """A server without ScaNN's ops loads the one; the other finds what it finds."""
+    ops = {index: operations(path) for index, path in servables.items()}
+    assert {index: sum(op.startswith("Scann>") for op in found) for index, found in ops.items()} == {
+        "scann": 2,
+        "exact": 0,
+    }
+    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    lists = []
+    for path in servables.values():
+        with ServableSession(path, num_threads=1) as session:
+            lists.append(session.recommend(requests.histories, requests.user_ids).item_ids)
+    shared = [len(set(ours) & set(theirs)) / len(theirs) for ours, theirs in zip(*lists, strict=True)]
+    assert np.mean(shared) >= trained.config.serving.recall_target
+
+
+def operations(path: Path) -> set[str]:
+    graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0].graph_def
+    bodies = [node for function in graph.library.function for node in function.node_def]
+    return {node.op for node in [*graph.node, *bodies]}
+
+
+def test_manifests(servables):
+    details = {index: json.loads((path / MANIFEST_FILE).read_text())["details"] for index, path in servables.items()}
+    assert [details[index]["index"] for index in servables] == ["scann", "exact"] == list(servables)
+    groups = details["scann"]["groups"]
+    assert [group["structure"] for group in groups] == [*["brute_force"] * 3, "tree", "tree_hashing"]
+    assert all(min(group["recall"].values()) >= 0.95 for group in groups)
+    assert [group["size"] for group in details["exact"]["groups"]] == [group["size"] for group in groups]
+
+
+def test_warmup(servable, session, trained):
     requests = list(read_warmup(servable))
     assert len(requests) == trained.config.serving.warmup_requests
     for signature, inputs in requests:

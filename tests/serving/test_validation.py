@@ -1,6 +1,7 @@
 """What proves a servable right, proved right: it passes good ones and names what is wrong with bad ones."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,39 +14,54 @@ from contracts.layout import Workdir
 from serving.checks import Embedded, check_lists
 from serving.exact_merge import Corpus, exact_scores, exact_selection
 from serving.export import export
+from serving.loaders import CServable
 from serving.local_client import Recommendations
 from serving.validate import REPORT_FILE, validate
+from serving.validate_process import check_servables
 from tests.serving.conftest import MODEL, Trained, make_config, write_model
 
 ROOT = Path(__file__).parents[2]
+QUOTA = make_config(merge="quota", indexes=["scann"])
 
 
 @pytest.fixture(scope="module")
 def quota_servable(trained: Trained, servable: Path) -> Path:
-    """The next version: another model, the other merge."""
-    config = make_config(merge="quota")
-    write_model(config, trained.workdir, "second", seed=2)
-    return export(config, trained.workdir, "second", "fingerprint")
+    """The next version: another model, the other merge, one index."""
+    write_model(QUOTA, trained.workdir, "second", seed=2)
+    return export(QUOTA, trained.workdir, "second", "fingerprint")
 
 
-def test_versions_count_up(servable, quota_servable):
-    assert (servable.name, quota_servable.name) == ("1", "2")
-    assert sorted(path.name for path in servable.parent.parent.iterdir()) == [servable.parent.name]
+def test_versions_count_up(servables, quota_servable):
+    assert [path.name for path in servables.values()] == ["1", "1"]
+    assert quota_servable == servables["scann"].with_name("2")
+    folder = quota_servable.parent.parent
+    assert sorted(path.name for path in folder.iterdir()) == [path.parent.name for path in servables.values()]
 
 
-def test_a_good_servable_passes(trained, servable):
-    manifest = validate(trained.config, trained.workdir, servable, "fingerprint")
+def test_good_servables_pass_under_three_loaders(trained, servables):
+    manifest = validate(trained.config, trained.workdir, servables["scann"], "fingerprint")
     report = json.loads((trained.workdir.validation / REPORT_FILE).read_text())
     assert manifest.counts["requests"] == report["requests"] > 0
     assert report["failures"] == []
-    assert report["recall"] >= trained.config.serving.recall_target
-    assert report["max_score_error"] <= 1e-4
+    assert report["servables"] == manifest.details["servables"]
+    assert {index: found["path"] for index, found in report["servables"].items()} == {
+        index: str(path.absolute()) for index, path in servables.items()
+    }
+    for index, least in {"scann": trained.config.serving.recall_target, "exact": 1.0}.items():
+        assert report["servables"][index]["recall"] >= least
+        assert report["servables"][index]["max_score_error"] <= 1e-4
+        assert report["servables"][index]["loaders"] == dict.fromkeys(["tf.saved_model.load", "C API"], "same answers")
 
 
-def test_a_quota_servable_passes_and_fails_as_a_score_one(trained, quota_servable):
-    validate(make_config(merge="quota"), trained.workdir, quota_servable, "fingerprint")
-    with pytest.raises(ValueError, match="not fit to serve:\n  recall against the exact merge is"):
-        validate(make_config(merge="score"), trained.workdir, quota_servable, "fingerprint")
+def test_a_quota_servable_passes_and_fails_as_a_score_one(trained, quota_servable, monkeypatch):
+    monkeypatch.setattr(CServable, "missing", lambda: [Path("libtensorflow_cc.so.2")])
+    report = check_servables(QUOTA, trained.workdir, quota_servable)
+    assert report["failures"] == []
+    skipped = "skipped: libtensorflow_cc.so.2 does not exist"
+    assert report["servables"]["scann"]["loaders"]["C API"] == skipped
+    report = check_servables(make_config(merge="score", indexes=["scann"]), trained.workdir, quota_servable)
+    assert report["failures"]
+    assert all(failure.startswith("scann: recall against the exact merge is") for failure in report["failures"])
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):
@@ -53,10 +69,21 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
         validate(trained.config, trained.workdir, tmp_path, "fingerprint")
 
 
-def test_two_versions_in_one_process_do_not_answer_for_each_other(servable, quota_servable, tmp_path):
+def test_without_scanns_ops_tensorflow_refuses_the_scann_servable(servable):
+    with pytest.raises(ValueError, match="Scann>"):
+        CServable(servable, op_libraries=()).predict("candidate_embedding", {"item_ids": np.array([b"i1"], object)})
+
+
+def test_two_versions_elsewhere_do_not_answer_for_each_other(trained, servable, quota_servable, tmp_path):
+    """A fresh process, the servables moved and the workdir gone: a version holds all that it needs."""
+    moved = [Path(shutil.copytree(path, tmp_path / path.name)) for path in (servable, quota_servable)]
     report = tmp_path / "errors.json"
-    command = [sys.executable, "-m", "tests.serving.two_versions_process", servable, quota_servable, report]
-    process = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.serving.two_versions_process", *moved, report]
+    hidden = trained.workdir.path.rename(trained.workdir.path.with_name("hidden"))
+    try:
+        process = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        hidden.rename(trained.workdir.path)
     assert process.returncode == 0, process.stderr[-2000:]
     errors = json.loads(report.read_text())
     assert len(errors) == 8
