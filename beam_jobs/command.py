@@ -30,7 +30,7 @@ def main(module: str) -> None:
         logging.getLogger("beam_jobs").setLevel(logging.INFO)
         try:
             config = load_config(config_path, overrides)
-            manifest = job.run(config, Workdir(workdir), fingerprint(module, config.model_dump(mode="json")))
+            manifest = job.run(config, Workdir(workdir.absolute()), fingerprint(module, config.model_dump(mode="json")))
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)

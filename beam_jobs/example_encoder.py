@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import google_crc32c
 import numpy as np
@@ -131,7 +131,7 @@ def _frame(records: list[bytes]) -> bytes:
     length_bytes = _rows(lengths[:, None].astype("<u8").view(np.uint8))
     length_crcs = _masked_crcs(length_bytes)
     pieces = zip(length_bytes, length_crcs, records, _masked_crcs(records), strict=True)
-    return b"".join(part for framed in pieces for part in framed)
+    return b"".join(chain.from_iterable(pieces))
 
 
 def _masked_crcs(chunks: list[bytes]) -> list[bytes]:
