@@ -109,7 +109,7 @@ def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
         queries, log_intent = (value.numpy()[0] for value in model.query_embeddings(tf.constant(history), {}))
         target = batch.item_index[row, position]
         group = catalogue.group_id[target]
-        others = np.setdiff1d(np.arange(1, catalogue.num_items + 1), batch.item_index[row])
+        others = np.setdiff1d(np.arange(1, catalogue.num_items + 1), [target])
         scores = (queries[catalogue.group_id] * items).sum(axis=1)
         joint = scores + log_intent[catalogue.group_id]
         same = others[catalogue.group_id[others] == group]
