@@ -1,0 +1,67 @@
+"""Properties of windows and negatives that hold for every log, not only for the examples one thinks of."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beam_jobs.negatives import NegativeSampler, OwnedItems
+from beam_jobs.splits import leave_one_out
+from beam_jobs.window_records import window_spans
+from contracts.names import PADDING_INDEX, Split
+
+COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)
+
+
+@given(counts=COUNTS, length=st.integers(1, 12))
+def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, length: int) -> None:
+    spans = window_spans(counts, length)
+    starts = np.cumsum(counts) - counts
+    user_of = np.repeat(np.arange(len(counts)), counts)
+    assert spans.target_positions().tolist() == [p for p in range(len(user_of)) if p not in set(starts[counts > 0])]
+    assert ((spans.num_targets >= 1) & (spans.num_targets <= length)).all()
+    last = spans.starts + spans.num_targets
+    assert (user_of[spans.starts] == user_of[last]).all()  # a window is one user's
+    # Only a user's oldest window may be short.
+    assert (spans.num_targets[1:] == length)[user_of[spans.starts[1:]] == user_of[spans.starts[:-1]]].all()
+
+
+@given(events=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), least=st.integers(3, 6))
+def test_nothing_later_than_a_target_is_trained_on(events: list[tuple[int, bool]], least: int) -> None:
+    events = sorted(events, key=lambda event: event[0])
+    users, targets = np.array([u for u, _ in events], int), np.array([t for _, t in events], bool)
+    splits = leave_one_out(users, targets, least)
+    for user in set(users.tolist()):
+        mine, is_target = splits[users == user], targets[users == user]
+        assert (np.diff(mine) >= 0).all()
+        held_out = [int((is_target & (mine == split)).sum()) for split in (Split.VALIDATION, Split.TEST)]
+        assert held_out == ([1, 1] if is_target.sum() >= least else [0, 0])
+
+
+@st.composite
+def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sampling weights over many orders of magnitude, groups, and (user, item) positives, up to owning everything."""
+    num_items = draw(st.integers(1, 40))
+    weights = np.exp(draw(st.lists(st.floats(-20, 20), min_size=num_items, max_size=num_items)))
+    groups = np.array(draw(st.lists(st.integers(0, 3), min_size=num_items, max_size=num_items)))
+    pair = st.tuples(st.integers(0, 2), st.integers(1, num_items))
+    pairs = np.array(draw(st.lists(pair, min_size=1, max_size=3 * num_items)))
+    return weights / weights.sum(), groups, pairs[:, 0], pairs[:, 1]
+
+
+@settings(deadline=None)
+@given(catalogue=catalogues(), number=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_negatives_are_lawful_for_any_catalogue(
+    catalogue: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], number: int, seed: int
+) -> None:
+    probabilities, groups, users, items = catalogue
+    sampler = NegativeSampler(probabilities, groups, 4)
+    owned = OwnedItems(users, items, 3, len(groups))
+    mine = {user: set(items[users == user].tolist()) for user in range(3)}
+    rng = np.random.default_rng(seed)
+    in_group = sampler.in_group(users, items, number, owned, rng).reshape(len(users), number)
+    easy = sampler.easy(users, number, owned, rng).reshape(len(users), number)
+    for user, item, hard_row, easy_row in zip(users.tolist(), items.tolist(), in_group, easy, strict=True):
+        group = set((np.flatnonzero(groups == groups[item - 1]) + 1).tolist())
+        for row, allowed in ((hard_row, group - mine[user]), (easy_row, set(range(1, len(groups) + 1)) - mine[user])):
+            # Padding stands exactly where no negative exists.
+            assert set(row.tolist()) <= (allowed or {PADDING_INDEX})
