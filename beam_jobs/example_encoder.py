@@ -91,18 +91,18 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
 def _varint_stream(values: Int64) -> tuple[bytes, Int64]:
     """Canonical varints of all values back to back, and the [num_values + 1] offsets."""
     largest = int(values.max(initial=0))
-    unsigned = values.astype(np.uint32 if largest < 1 << 32 else np.uint64)  # half the bytes to move, mostly
-    number = unsigned.dtype.type
+    narrow: npt.DTypeLike = np.uint32 if largest < 1 << 32 else np.uint64  # half the bytes to move, mostly
+    unsigned: npt.NDArray[np.unsignedinteger] = values.astype(narrow)
     num_steps = max(1, (largest.bit_length() + 6) // 7)
     width = np.ones(len(values), np.uint8)
     for step in range(1, num_steps):
-        width += unsigned >= number(1 << (7 * step))
+        width += unsigned >= 1 << (7 * step)
     offsets = np.zeros(len(values) + 1, np.int64)
     np.cumsum(width, out=offsets[1:])
     out = np.empty(offsets[-1], np.uint8)
     for step in range(num_steps):
         has_step: slice | Int64 = np.flatnonzero(width > step) if step else slice(None)
-        seven = ((unsigned[has_step] >> number(7 * step)) & number(0x7F)).astype(np.uint8)
+        seven = ((unsigned[has_step] >> 7 * step) & 0x7F).astype(np.uint8)
         more = (width[has_step] > step + 1).view(np.uint8) << np.uint8(7)
         out[offsets[:-1][has_step] + step] = seven | more
     return out.tobytes(), offsets
