@@ -4,6 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DATA := data/ml-100k
 RUN := runs/demo
+DEMO_FLAGS :=
 
 .PHONY: help demo test test-all lint lock clean
 help: ## Show the targets
@@ -18,7 +19,7 @@ $(INSTALLED): requirements.lock setup.py
 
 demo: $(INSTALLED) ## Fetch MovieLens-100K and run every stage on it into runs/demo
 	$(BIN)/dnc data ml-100k --out $(DATA)
-	$(BIN)/dnc run -c configs/ml-100k.yaml -w $(RUN)
+	$(BIN)/dnc run -c configs/ml-100k.yaml -w $(RUN) $(DEMO_FLAGS)
 
 test: $(INSTALLED) ## Run the tests (a few minutes)
 	$(BIN)/python -m pytest -m "not slow"

@@ -205,7 +205,7 @@ class Workdir:
 
     @property
     def export(self) -> Path:
-        """Artifact that names the newest servable: details {"version", "path"}."""
+        """Artifact that names the newest servable: details {"model_name", "version"}."""
         return self.path / "export"
 
     def servable(self, model_name: str) -> Path:

@@ -83,7 +83,8 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 
     resolved = load_config(config, overrides)
     click.echo(dump_config(resolved), err=True)
-    results = run_stages(STAGES, resolved, Workdir(workdir), first, last)
+    # Beam's workers may have another working directory.
+    results = run_stages(STAGES, resolved, Workdir(workdir.absolute()), first, last)
     print_report(resolved, Workdir(workdir), results, Console())
 
 

@@ -76,7 +76,7 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
     with artifact.writing(workdir.export, "export", fingerprint) as writer:
         version = export(config, workdir, MAIN_MODEL, fingerprint)
-        writer.details.update(version=int(version.name), path=str(version))
+        writer.details.update(model_name=version.parent.name, version=int(version.name))
 
 
 def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -95,7 +95,8 @@ def exported_servable(workdir: Workdir) -> Path:
     Raises:
         ArtifactError: nothing was exported yet.
     """
-    return Path(artifact.read_manifest(workdir.export).details["path"])
+    details = artifact.read_manifest(workdir.export).details
+    return workdir.servable(details["model_name"]) / str(details["version"])
 
 
 def add_metrics(workdir: Workdir, model: str, metrics: dict[str, dict[str, float]]) -> None:
