@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
+import logging
 
+from beam_jobs.feature_tables import read_feature_table
 from contracts.config import Config
+
+log = logging.getLogger(__name__)
 
 
 def load_titles(config: Config) -> dict[str, str]:
-    """item id -> title, empty where no item table with a `title` column is configured."""
+    """item id -> title; empty where no item table with a `title` column is configured, or it is gone since."""
     table = config.data.item_features
     if table is None or table.title is None:
         return {}
-    if table.path.endswith(".parquet"):
-        columns = pq.read_table(table.path, columns=[table.id, table.title])
-    else:
-        columns = pa_csv.read_csv(table.path).select([table.id, table.title])
-    ids = columns[table.id].cast("string").to_pylist()
-    return dict(zip(ids, columns[table.title].cast("string").to_pylist(), strict=True))
+    try:
+        rows = read_feature_table(table.model_copy(update={"features": ()}), "data.item_features")
+    except ValueError as error:
+        log.warning("items are shown by id: %s", error)
+        return {}
+    titles = rows.columns[table.title].to_pylist()
+    return {
+        item: (title or b"").decode(errors="replace") for item, title in zip(rows.ids.to_pylist(), titles, strict=True)
+    }
