@@ -29,7 +29,9 @@ def session(servables: dict[str, Path], request: pytest.FixtureRequest):
         yield loaded
 
 
-def check(session: ServableSession, trained: Trained, histories: list[list[str]], num_candidates: int, alpha: float):
+def assert_exact_merge(
+    session: ServableSession, trained: Trained, histories: list[list[str]], num_candidates: int, alpha: float
+):
     ids = trained.catalogue.item_ids.tolist()
     lists = session.recommend(histories, num_candidates=num_candidates, alpha=alpha)
     queries, intent = session.query_embedding(histories)
@@ -75,7 +77,7 @@ def test_lists_are_the_exact_merge(session, trained, num_candidates, alpha):
     rng = np.random.default_rng(num_candidates)
     ids = trained.catalogue.item_ids
     histories = [rng.choice(ids, size, replace=False).tolist() for size in (0, 1, 9, 40, 400)]
-    check(session, trained, histories, num_candidates, alpha)
+    assert_exact_merge(session, trained, histories, num_candidates, alpha)
 
 
 def test_rows_have_their_own_number_and_alpha(session):
@@ -119,7 +121,7 @@ def test_only_the_last_events_move_the_tower_but_all_are_excluded(session, train
 def test_history_of_ten_thousand_events(session, trained):
     ids = trained.catalogue.item_ids
     history = ids[np.random.default_rng(0).integers(0, len(ids) - 100, 10_000)].tolist()
-    lists = check(session, trained, [history, ["i1"]], 50, 1.0)
+    lists = assert_exact_merge(session, trained, [history, ["i1"]], 50, 1.0)
     assert (lists.item_ids[0] != "").all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import tensorflow as tf
 
 
@@ -17,6 +19,7 @@ class GroupConditioning(tf.keras.layers.Layer):
         self.num_groups = num_groups
         self.dim = dim
 
+    @abc.abstractmethod
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors for one group a block.
 
@@ -27,11 +30,10 @@ class GroupConditioning(tf.keras.layers.Layer):
         Returns:
             float32 [num_blocks, block_size, dim].
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
-        raise NotImplementedError
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
         """Mixture weights [num_blocks, block_size, num_experts], or None where there is no mixture."""
