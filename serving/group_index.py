@@ -162,7 +162,7 @@ def _tune(
     num_leaves: int,
     serving: ServingConfig,
 ) -> SearchParameters:
-    """The cheapest parameters whose recall reaches the target at a small and at the default k.
+    """The cheapest parameters whose recall reaches the target, with a margin for chance, at a small and the default k.
 
     Cost is counted in exact scores per query, not timed, so that a busy machine does not change
     what is built. Searching every leaf and scoring everything again is exact, so one candidate
@@ -180,8 +180,9 @@ def _tune(
             cost = _cost(size, leaves / num_leaves, factor, ks[-1])
             if best is not None and cost >= best[0]:
                 continue
-            recall = {k: _recall(searcher, queries, exact, k, leaves, reorder_count(factor, k, size)) for k in ks}
-            if min(recall.values()) >= serving.recall_target:
+            found = {k: _recall(searcher, queries, exact, k, leaves, reorder_count(factor, k, size)) for k in ks}
+            recall = {k: float(shares.mean()) for k, shares in found.items()}
+            if min(map(_lower_bound, found.values())) >= serving.recall_target:
                 best = cost, SearchParameters(leaves, num_leaves, factor, ks[-1], recall)
                 break
     if best is None:
@@ -203,10 +204,15 @@ def _cost(size: int, leaf_share: float, factor: float, k: int) -> float:
     return _num_leaves(size) + scanned + max(0, reorder_count(factor, k, size))
 
 
-def _recall(searcher: Any, queries: FloatArray, exact: FloatArray, k: int, leaves: int, reorder: int) -> float:
-    """Share of the exact top k found; an item that ties with the k-th counts as one of them."""
+def _recall(searcher: Any, queries: FloatArray, exact: FloatArray, k: int, leaves: int, reorder: int) -> FloatArray:
+    """[num_queries], shares of the exact top k found; an item that ties with the k-th counts as one of them."""
     found = scann_ops.scann_search_batched(searcher.searcher_handle, queries, k, reorder, leaves, False)
     scores = found.distances.numpy()
     kth = exact[:, k - 1 : k]
     tolerance = _SCORE_TOLERANCE * np.maximum(1.0, np.abs(kth))
-    return float(np.sum(np.nan_to_num(scores, nan=-np.inf) >= kth - tolerance) / (k * len(queries)))
+    return (np.nan_to_num(scores, nan=-np.inf) >= kth - tolerance).sum(axis=1) / np.float32(k)
+
+
+def _lower_bound(recall: FloatArray) -> float:
+    """Two standard errors below the mean: what other queries of the same kind may be expected to reach."""
+    return float(recall.mean() - 2 * recall.std() / math.sqrt(len(recall)))

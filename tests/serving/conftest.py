@@ -23,6 +23,8 @@ MODEL = "per_group"
 GROUP_SIZES = (1, 3, 80, 240, 620)
 """With the thresholds below: brute force, brute force, brute force, tree, tree with hashing."""
 NUM_USERS = 60
+TUNED_RECALL = 0.999
+"""Tuned above what tests assert: builds differ from machine to machine, and a few lists are a small sample."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture(scope="session")
 def servables(trained: Trained) -> dict[str, Path]:
     """Index -> version directory."""
-    version = export(trained.config, trained.workdir, MODEL, "fingerprint")
+    version = export(make_config(recall_target=TUNED_RECALL), trained.workdir, MODEL, "fingerprint")
     return exported_versions(trained.config, trained.workdir, version)
 
 
