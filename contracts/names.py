@@ -80,12 +80,22 @@ class Signature:
 
 
 class Request:
-    """Inputs of the servable's signatures (user features come under their own names)."""
+    """Inputs of the servable's signatures (user features come under their own names).
+
+    Every input may be left out; each row of one means the same whoever shares the batch. B is the
+    batch size, and an input of one row applies to all.
+    """
 
     HISTORY = "history"  # string [B, L], oldest first, "" = padding
     USER_ID = "user_id"  # string [B], "" = unknown
-    NUM_CANDIDATES = "num_candidates"  # int32 [B]
-    ALPHA = "alpha"  # float32 [B]
+    NUM_CANDIDATES = "num_candidates"  # int32 [B], M; 0 = the config's
+    ALPHA = "alpha"  # float32 [B], exponent of p(group | user); NaN = the config's
+    MERGE = "merge"  # string [B], quota | score | round_robin; "" = the config's
+    GROUP_BOOST = "group_boost"  # float32 [B, K], multiplies a group's share; 0 excludes the group, NaN = 1
+    GROUPS = "groups"  # int32 [B, G], the only groups that may answer; -1 = padding, none = all
+    MAX_GROUPS = "max_groups"  # int32 [B], search only so many, the likeliest; 0 = all
+    EXCLUDE_ITEM_IDS = "exclude_item_ids"  # string [B, E], not to be returned, beside the history; "" = padding
+    NUM_EXPLORATION = "num_exploration"  # int32 [B], places for items without training events
     ITEM_IDS = "item_ids"  # string [N], of candidate_embedding
 
 
@@ -105,11 +115,7 @@ class Response:
 
 RESERVED_FEATURE_NAMES = frozenset(
     {
-        Request.HISTORY,
-        Request.USER_ID,
-        Request.NUM_CANDIDATES,
-        Request.ALPHA,
-        Request.ITEM_IDS,
+        *(value for name, value in vars(Request).items() if not name.startswith("_")),
         EventColumn.ITEM_ID,
         ItemColumn.GROUP_ID,
     }
