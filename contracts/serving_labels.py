@@ -1,0 +1,80 @@
+"""Which versions of a servable take traffic: a small file beside the versions, written by whoever decides.
+
+    SERVABLE_BASE/serving.json    {"stable": 7, "canary": 8}
+
+`stable` answers requests that name no version, so writing a smaller number here is a rollback;
+`canary` answers those that ask for it by label. Without the file, the newest version is stable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from contracts.artifact import write_json
+from contracts.config import Section
+
+LABELS_FILE = "serving.json"
+STABLE, CANARY = "stable", "canary"
+
+
+class ServingLabels(Section):
+    """The labelled versions of one servable."""
+
+    stable: int = Field(ge=1)
+    canary: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _versions_differ(self) -> ServingLabels:
+        if self.stable == self.canary:
+            raise ValueError(f"stable and canary must be two versions, got {self.stable} for both; drop canary")
+        return self
+
+    def by_label(self) -> dict[str, int]:
+        """Label -> version."""
+        return {STABLE: self.stable} | ({} if self.canary is None else {CANARY: self.canary})
+
+
+def read_labels(base: Path) -> ServingLabels | None:
+    """The labels of the servable at `base`, the directory that holds its versions; None if there is no file.
+
+    Raises:
+        ValueError: the file is not of this form.
+    """
+    path = base / LABELS_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return ServingLabels.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise ValueError(
+            f"{path}: {field}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}; "
+            f'it must hold {{"stable": VERSION}}, or {{"stable": VERSION, "canary": VERSION}}'
+        ) from None
+
+
+def write_labels(base: Path, labels: ServingLabels) -> None:
+    """Writes the labels of the servable at `base`; a server that polls sees the old file or the new one."""
+    write_json(base / LABELS_FILE, labels.model_dump())
+
+
+def versions_on_disk(base: Path) -> list[int]:
+    """Numbers of the versions below `base`, ascending: what TF Serving takes for one."""
+    found = base.iterdir() if base.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit() and (path / "saved_model.pb").exists())
+
+
+def effective_labels(base: Path) -> ServingLabels | None:
+    """The labels of the file, else the newest version as stable; None if there is no version either.
+
+    Raises:
+        ValueError: the file is not of the form that `read_labels` wants.
+    """
+    labels = read_labels(base)
+    versions = versions_on_disk(base)
+    return labels or (ServingLabels(stable=versions[-1]) if versions else None)
