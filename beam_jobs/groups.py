@@ -26,6 +26,7 @@ from beam_jobs.partition import (
 )
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
+from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous, start_centroids
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, Workdir
@@ -34,6 +35,7 @@ from contracts.names import ItemColumn
 logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
@@ -42,12 +44,14 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `ItemGroups` artifact.
 
     Raises:
-        ValueError: there are fewer items (or, of method category, categories) than groups, or
-            `groups.category` is not an item feature.
+        ValueError: there are fewer items (or, of method category, categories) than groups,
+            `groups.category` is not an item feature, or `groups.previous` is not an item_groups artifact.
     """
     read_manifest(workdir.item_statistics.path)
-    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
-    item_ids = one_array(ids)
+    catalogue = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
+    item_ids = one_array(catalogue[ItemColumn.ITEM_ID])
+    weights = catalogue[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
+    previous = read_previous(config.groups.previous, item_ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
         raise ValueError(
@@ -61,12 +65,17 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
         warm = embeddings.any(axis=1)
         embeddings, placed = embed_cold(embeddings, side.matrix())
-        groups = partition(config, embeddings, placed, side, item_ids)
+        groups = partition(config, embeddings, placed, side, item_ids, weights, previous)
         np.save(staged.embeddings, embeddings)
         np.save(staged.centroids, group_centroids(embeddings, groups, num_groups))
         column = pa.array(groups.astype(np.int32))
         write_parquet(pa.table({ItemColumn.ITEM_ID: item_ids, ItemColumn.GROUP_ID: column}), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
+        if previous is not None:
+            writer.details["drift"] = drift(groups, previous, weights, num_groups)
+            for group, kept in zip(report, kept_shares(groups, previous, num_groups), strict=True):
+                group["kept"] = kept
+            logger.info("groups: since %s, %s", config.groups.previous, writer.details["drift"])
         write_json(staged.report, report)
         sizes = np.bincount(groups, minlength=num_groups)
         writer.counts.update(
@@ -97,17 +106,35 @@ def _company(config: Config, workdir: Workdir, scratch: Path, num_items: int) ->
     return matrix
 
 
-def partition(config: Config, embeddings: Float32, placed: Bool, side: SideFeatures, item_ids: pa.Array) -> Int64:
+def partition(
+    config: Config,
+    embeddings: Float32,
+    placed: Bool,
+    side: SideFeatures,
+    item_ids: pa.Array,
+    weights: Float64,
+    previous: PreviousGroups | None,
+) -> Int64:
     """[num_items] group of every item by `groups.method`; no group is empty.
 
-    Items that nothing is known of (`placed` false) are spread over all groups by a hash of their id, in
-    proportion to the groups' sizes: they never gather in a group of leftovers.
+    Items that nothing is known of (`placed` false) stay in the group that they were in, or are spread over all
+    groups by a hash of their id, in proportion to the groups' sizes: they never gather in a group of leftovers.
+
+    Args:
+        config: its sections groups and seed.
+        embeddings: [num_items, dim].
+        placed: [num_items] whether the embedding says anything.
+        side: item features.
+        item_ids: [num_items].
+        weights: [num_items] what each item counts where groups are matched with the previous ones.
+        previous: the last run's groups, if any.
     """
     settings, num_groups = config.groups, config.groups.num_groups
+    before = np.full(len(embeddings), -1) if previous is None else previous.kept(num_groups)
     groups = np.full(len(embeddings), -1)
     if settings.method == "kmeans":
         if placed.any():
-            centroids = _kmeans(config, embeddings[placed])
+            centroids = _kmeans(config, embeddings[placed], before[placed])
             groups[placed] = nearest_centroid(embeddings[placed], centroids)
     else:
         codes = side.feature(settings.category or "").first_codes(len(embeddings))
@@ -117,13 +144,17 @@ def partition(config: Config, embeddings: Float32, placed: Bool, side: SideFeatu
             members = (groups >= 0) & placed
             centroids = group_centroids(embeddings[members], groups[members], num_groups)
             groups[rest] = nearest_centroid(embeddings[rest], centroids)
+    if previous is not None:
+        groups = match_groups(groups, before, weights, num_groups)
+        groups = np.where(groups < 0, before, groups)
     groups = _spread(groups, num_groups, item_ids)
     return fill_empty(embeddings, groups, num_groups)
 
 
-def _kmeans(config: Config, embeddings: Float32) -> Float32:
+def _kmeans(config: Config, embeddings: Float32, before: Int64) -> Float32:
     settings = config.groups
-    return fit_centroids(embeddings, settings.num_groups, settings.restarts, settings.fit_sample, config.seed)
+    start = start_centroids(embeddings, before, settings.num_groups, config.seed) if (before >= 0).any() else None
+    return fit_centroids(embeddings, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
 
 
 def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:

@@ -12,17 +12,24 @@ Int64 = npt.NDArray[np.int64]
 _ASSIGN_ROWS = 8_192
 
 
-def fit_centroids(embeddings: Float32, num_groups: int, restarts: int, sample: int, seed: int) -> Float32:
+def fit_centroids(
+    embeddings: Float32, num_groups: int, restarts: int, sample: int, seed: int, start: Float32 | None = None
+) -> Float32:
     """[num_groups, dim] k-means centroids of at most `sample` rows drawn at random.
 
     With fewer distinct rows than groups, centroids coincide, and `fill_empty` gives each group its items.
+    From `start`, [num_groups, dim], there is one descent and no restart.
     """
     rows = embeddings
     if len(rows) > sample:
         rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), sample, replace=False))]
     distinct = np.unique(rows, axis=0)
     clusters = min(num_groups, len(distinct))
-    fitted = KMeans(clusters, n_init=restarts, random_state=seed).fit(rows).cluster_centers_
+    if start is not None and clusters == num_groups:
+        kmeans = KMeans(clusters, init=start, n_init=1, random_state=seed)
+    else:
+        kmeans = KMeans(clusters, n_init=restarts, random_state=seed)
+    fitted = kmeans.fit(rows).cluster_centers_
     return np.resize(fitted, (num_groups, embeddings.shape[1])).astype(np.float32)
 
 

@@ -140,6 +140,9 @@ class GroupsConfig(Section):
     cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
     fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
     restarts: int = Field(4, ge=1)
+    previous: str | None = Field(
+        None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
+    )
 
     @model_validator(mode="after")
     def _category_is_named(self) -> GroupsConfig:

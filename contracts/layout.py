@@ -75,7 +75,7 @@ class ItemGroups:
 
     @property
     def report(self) -> Path:
-        """JSON list, one object a group: group_id, size, label, top_items."""
+        """JSON list, one object a group: group_id, size, label, top_items, and with `groups.previous` kept."""
         return self.path / "report.json"
 
 

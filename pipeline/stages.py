@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from contracts import artifact
@@ -112,6 +113,13 @@ def _feature_tables(config: Config) -> tuple[str, ...]:
     return tuple(table.path for table in tables if table is not None)
 
 
+def _previous_groups(config: Config) -> tuple[str, ...]:
+    if config.groups.previous is None:
+        return ()
+    # Escaped, since sources are patterns: the directory is one path, whatever characters are in it.
+    return (glob.escape(str(Path(config.groups.previous) / artifact.MANIFEST_NAME)),)
+
+
 STAGES = (
     Stage(
         "ingest",
@@ -138,6 +146,7 @@ STAGES = (
         sections=("data", "groups", "seed"),
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_groups,
+        sources=_previous_groups,
     ),
     Stage(
         "transform",

@@ -1,0 +1,137 @@
+"""Stable group ids: today's groups take the names of the last run's groups that they overlap most with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from scipy.optimize import linear_sum_assignment
+
+from beam_jobs.partition import group_centroids
+from beam_jobs.payload import one_array
+from contracts.artifact import ArtifactError, read_manifest
+from contracts.layout import ItemGroups
+from contracts.names import ItemColumn
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PreviousGroups:
+    """The last run's groups, seen from today's catalogue.
+
+    Attributes:
+        of_item: [num_items] group that each of today's items was in, -1 for an item that is new.
+        sizes: [previous K] items of each group, those that are gone since included.
+    """
+
+    of_item: Int64
+    sizes: Int64
+
+    def kept(self, num_groups: int) -> Int64:
+        """[num_items] `of_item`, -1 also where the group's id no longer exists."""
+        return np.where(self.of_item < num_groups, self.of_item, -1)
+
+
+def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None:
+    """Reads the artifact that `groups.previous` names, if any.
+
+    Raises:
+        ValueError: it is no item_groups artifact.
+    """
+    if path is None:
+        return None
+    groups = ItemGroups(Path(path))
+    try:
+        kind = read_manifest(groups.path).kind
+    except ArtifactError as error:
+        raise ValueError(f"groups.previous: {error}; or set groups.previous to null to number groups anew") from None
+    if kind != ItemGroups.KIND:
+        raise ValueError(
+            f"groups.previous={path} holds {kind}, not {ItemGroups.KIND}: name an earlier run's item_groups directory"
+        )
+    table = pq.read_table(groups.groups)
+    previous = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
+    rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)
+    num_groups = len(np.load(groups.centroids, mmap_mode="r"))
+    return PreviousGroups(np.where(rows < 0, -1, previous[rows]), np.bincount(previous, minlength=num_groups))
+
+
+def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:
+    """[num_groups, dim] where k-means starts: the old groups' means in today's space.
+
+    Axes of two runs' embeddings mean different things, so old centroids themselves are of no use; the items
+    that both runs know carry them over, whatever the dimensions. Groups without such items start at items drawn
+    at random.
+
+    Args:
+        embeddings: [num_items, dim] of today.
+        of_item: [num_items] old group, -1 without one.
+        num_groups: K.
+        seed: of the draw.
+    """
+    shared = of_item >= 0
+    centroids = group_centroids(embeddings[shared], of_item[shared], num_groups)
+    missing = np.flatnonzero(np.bincount(of_item[shared], minlength=num_groups) == 0)
+    drawn = np.random.default_rng(seed).choice(len(embeddings), len(missing), replace=len(missing) > len(embeddings))
+    centroids[missing] = embeddings[drawn]
+    return centroids
+
+
+def match_groups(groups: Int64, of_item: Int64, weights: Float64, num_groups: int) -> Int64:
+    """Renames groups so that as much weight as possible stays in the group of its name.
+
+    The one-to-one naming of greatest total overlap is a linear assignment (Kuhn 1955; Crouse 2016).
+
+    Args:
+        groups: [num_items] 0..K-1, or -1.
+        of_item: [num_items] old group, -1 without one.
+        weights: [num_items] what an item counts: with training events, what most users see stays put.
+        num_groups: K.
+
+    Returns:
+        [num_items] the same partition under other names.
+    """
+    shared = (groups >= 0) & (of_item >= 0)
+    overlap = np.zeros((num_groups, num_groups))
+    np.add.at(overlap, (groups[shared], of_item[shared]), weights[shared])
+    _, names = linear_sum_assignment(overlap, maximize=True)
+    return np.where(groups >= 0, names[groups], -1)
+
+
+def drift(groups: Int64, previous: PreviousGroups, weights: Float64, num_groups: int) -> dict[str, float | int]:
+    """What changed since the last run.
+
+    Returns:
+        shared_items, new_items, gone_items; changed_share and changed_weight, the parts of the shared items and
+        of their `weights` that are in another group; size_shift, the total variation distance between the
+        groups' shares of the items then and now.
+    """
+    shared = previous.of_item >= 0
+    changed = shared & (groups != previous.of_item)
+    width = max(num_groups, len(previous.sizes))
+    now = np.bincount(groups, minlength=width) / len(groups)
+    then = np.pad(previous.sizes, (0, width - len(previous.sizes))) / previous.sizes.sum()
+    return {
+        "shared_items": int(shared.sum()),
+        "new_items": int((~shared).sum()),
+        "gone_items": int(previous.sizes.sum() - shared.sum()),
+        "changed_share": round(float(changed.sum() / max(shared.sum(), 1)), 6),
+        "changed_weight": round(float(weights[changed].sum() / max(weights[shared].sum(), 1e-9)), 6),
+        "size_shift": round(float(np.abs(now - then).sum() / 2), 6),
+    }
+
+
+def kept_shares(groups: Int64, previous: PreviousGroups, num_groups: int) -> list[float | None]:
+    """[num_groups] part of each old group's items, of those still there, that it still holds; None without any."""
+    shared = (previous.of_item >= 0) & (previous.of_item < num_groups)
+    before = np.bincount(previous.of_item[shared], minlength=num_groups)
+    stayed = np.bincount(groups[shared & (groups == previous.of_item)], minlength=num_groups)
+    return [round(s / b, 6) if b else None for s, b in zip(stayed.tolist(), before.tolist(), strict=True)]

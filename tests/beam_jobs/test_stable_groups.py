@@ -1,0 +1,96 @@
+"""Group ids across runs: matched by brute force over all namings, and through the whole job."""
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import groups, ingest, statistics
+from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, start_centroids
+from contracts.artifact import read_manifest
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import community_log, make_config, write_log
+
+
+def test_matching_keeps_the_most_weight_of_all_namings() -> None:
+    rng = np.random.default_rng(0)
+    now, before = rng.integers(-1, 5, 400), rng.integers(-1, 5, 400)
+    weights = rng.random(400) ** 4
+    renamed = match_groups(now, before, weights, 5)
+    stayed = weights[(renamed >= 0) & (renamed == before)].sum()
+    best = max(
+        weights[(now >= 0) & (np.array(naming)[now] == before) & (before >= 0)].sum()
+        for naming in permutations(range(5))
+    )
+    assert stayed == pytest.approx(best)
+    # The same partition: a name a group, and no name twice.
+    assert len({(a, b) for a, b in zip(now.tolist(), renamed.tolist(), strict=True)}) == 6
+
+
+def test_drift_by_hand() -> None:
+    # Old: items 0-3 in group 0, item 4 in 1, and one item of 1 that is gone. New: item 3 moves to 1; item 5 is new.
+    previous = PreviousGroups(np.array([0, 0, 0, 0, 1, -1]), np.array([4, 2]))
+    now, weights = np.array([0, 0, 0, 1, 1, 1]), np.array([1.0, 1.0, 1.0, 5.0, 2.0, 9.0])
+    assert drift(now, previous, weights, 2) == {
+        "shared_items": 5,
+        "new_items": 1,
+        "gone_items": 1,
+        "changed_share": 0.2,
+        "changed_weight": 0.5,  # 5 of 10
+        "size_shift": pytest.approx(4 / 6 - 3 / 6, abs=1e-6),
+    }
+    assert kept_shares(now, previous, 2) == [0.75, 1.0]
+
+
+def test_descent_starts_where_the_old_groups_are_today() -> None:
+    rows = np.array([[0.0], [2.0], [9.0], [5.0]], np.float32)
+    started = start_centroids(rows, np.array([0, 0, 2, -1]), 3, seed=0)
+    assert started[[0, 2], 0].tolist() == [1.0, 9.0]
+    assert started[1, 0] in rows  # nobody of group 1 is left
+
+
+def _run(folder: Path, log: Path, **settings: object) -> tuple[Workdir, dict[str, int]]:
+    workdir = Workdir(folder)
+    for job in (ingest, statistics, groups):
+        job.run(make_config(log, groups={"num_groups": 2, **settings}), workdir, "f")
+    table = pq.read_table(workdir.item_groups.groups)
+    return workdir, dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("dim", [8, 6], ids=["same dim", "other dim"])
+def test_a_second_run_keeps_the_ids(dim: int, tmp_path: Path) -> None:
+    first, before = _run(tmp_path / "first", community_log(tmp_path / "a.parquet"))
+    # The mirror image of the old ids, so that equal ids cannot be luck.
+    table = pq.read_table(first.item_groups.groups)
+    mirrored = pa.array(1 - table["group_id"].to_numpy(), pa.int32())
+    pq.write_table(table.set_column(1, "group_id", mirrored), first.item_groups.groups)
+    later = community_log(tmp_path / "b.parquet", num_items=44, seed=5)
+    second, after = _run(
+        tmp_path / "second", later, embedding_dim=dim, previous=str(first.item_groups.path), num_groups=2
+    )
+    shared = before.keys() & after.keys()
+    # Communities are items 0-19 and 20-39 at first, 0-21 and 22-43 later: items 20 and 21 go over.
+    moved = {item for item in shared if after[item] == before[item]}
+    assert moved <= {"20", "21"}
+    details = read_manifest(second.item_groups.path).details
+    assert details["drift"]["shared_items"] == len(shared)
+    assert details["drift"]["changed_share"] == round(len(moved) / len(shared), 6)
+
+
+def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(30)])
+    first, before = _run(tmp_path / "first", log, num_groups=3)
+    _, after = _run(tmp_path / "second", log, num_groups=3, previous=str(first.item_groups.path))
+    assert after == before and set(before.values()) == {0, 1, 2}
+
+
+def test_previous_must_be_groups(tmp_path: Path) -> None:
+    log = community_log(tmp_path / "a.parquet")
+    first, _ = _run(tmp_path / "first", log)
+    with pytest.raises(ValueError, match=r"groups\.previous=.*holds events, not item_groups"):
+        _run(tmp_path / "second", log, previous=str(first.events.path))
+    with pytest.raises(ValueError, match=r"groups\.previous: no artifact at .*nothing"):
+        _run(tmp_path / "second", log, previous=str(tmp_path / "nothing"))
