@@ -163,6 +163,12 @@ class WindowsConfig(Section):
 class ModelConfig(Section):
     """The two towers."""
 
+    user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
+        "transformer",
+        description="what reads a history; mind, comirec (several interests, ranked by the best) and user_id (matrix "
+        "factorisation, no history) are baselines of one group that cannot be served",
+    )
+    num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
     embedding_dim: int = Field(64, ge=2, description="D")
     num_layers: int = Field(2, ge=1)
     num_heads: int = Field(2, ge=1)
@@ -191,13 +197,34 @@ class LossConfig(Section):
 
     in_group_weight: float = Field(1.0, ge=0, description="softmax of the positive among its own group")
     global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
-    intent_weight: float = Field(1.0, ge=0, description="softmax of the positive's group among the groups")
+    intent_weight: float = Field(
+        1.0, ge=0, description="softmax of the positive's group among the groups; 0: all groups are equally likely"
+    )
     z_weight: float = Field(1e-3, ge=0, description="pulls log-partitions to 0, which makes scores comparable")
+    binary_weight: float = Field(
+        0.0, ge=0, description="cross-entropy of the positive and uniform negatives, each alone"
+    )
+    binary_negatives: int = Field(1, ge=1, description="of the binary term, per positive")
+    binary_calibration: float = Field(0.0, ge=0, le=1, description="t of gBCE (arXiv 2308.07192); 0 is plain BCE")
+    negatives: Literal["windows", "uniform", "popularity", "in_batch"] = Field(
+        "windows",
+        description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
+        "from the whole catalogue alone, or the batch's other positives; each with its logQ",
+    )
     in_group_pool: int = Field(256, ge=1, description="negatives of a group shared by the batch's positives of it")
     easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
     exact_softmax_max_items: int = Field(
         20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"
     )
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> LossConfig:
+        if not (self.in_group_weight or self.global_weight or self.binary_weight):
+            raise ValueError(
+                "one of training.loss.in_group_weight, global_weight and binary_weight must be positive: "
+                "the other terms alone do not train the towers"
+            )
+        return self
 
 
 class TrainingConfig(Section):
@@ -213,13 +240,29 @@ class TrainingConfig(Section):
     loss: LossConfig = LossConfig()
 
 
+BaselineName = Literal[
+    "popularity",
+    "matrix_factorisation",
+    "single_vector",
+    "single_vector_uniform",
+    "single_vector_popularity",
+    "single_vector_in_batch",
+    "single_vector_one_negative",
+    "single_vector_mixed",
+    "mind",
+    "comirec",
+]
+
+
 class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 
     ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
     bootstrap_samples: int = Field(1000, ge=0)
     confidence: float = Field(0.95, gt=0, lt=1)
-    baselines: tuple[Literal["popularity", "single_vector"], ...] = ("popularity", "single_vector")
+    baselines: tuple[BaselineName, ...] = Field(
+        ("popularity", "single_vector"), description="trained and measured beside the product; see trainer/baselines.py"
+    )
 
 
 class ServingConfig(Section):
@@ -277,3 +320,14 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
     beam: BeamConfig = BeamConfig()
+
+    @model_validator(mode="after")
+    def _baseline_towers_have_one_group(self) -> Config:
+        tower = self.model.user_tower
+        grouped = self.groups.num_groups > 1 or self.model.conditioning != "none"
+        if tower in {"mind", "comirec", "user_id"} and grouped:
+            raise ValueError(
+                f"model.user_tower={tower} is a baseline without groups: set groups.num_groups=1 and "
+                f"model.conditioning=none; got {self.groups.num_groups} and {self.model.conditioning}"
+            )
+        return self

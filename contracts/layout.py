@@ -143,9 +143,9 @@ class Model:
 
 
 MAIN_MODEL = "dnc"
-"""Name of the group-conditioned model among a run's models; its servable's metrics are `SERVED_MODEL`."""
+"""Name of the group-conditioned model among a run's models, of which the others are baselines, each under its own
+name; its servable's metrics are `SERVED_MODEL`."""
 SERVED_MODEL = "dnc_servable"
-SINGLE_VECTOR_MODEL = "single_vector"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, Workdir
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
 from contracts.names import Split
 from pipeline.stage import Stage
 
@@ -43,13 +43,10 @@ def _windows(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
 
 def _model_configs(config: Config) -> dict[str, Config]:
-    """The models to train: the product, and the baseline that it must beat."""
-    models = {MAIN_MODEL: config}
-    if "single_vector" in config.evaluation.baselines:
-        from trainer.train import single_vector_config
+    """The models to train: the product, and the baselines that it is measured against."""
+    from trainer.baselines import baseline_configs
 
-        models[SINGLE_VECTOR_MODEL] = single_vector_config(config)
-    return models
+    return {MAIN_MODEL: config, **baseline_configs(config)}
 
 
 def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -62,8 +59,7 @@ def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
 
 def _trained_models(config: Config, workdir: Workdir) -> tuple[Path, ...]:
-    names = [MAIN_MODEL] + ([SINGLE_VECTOR_MODEL] if "single_vector" in config.evaluation.baselines else [])
-    return tuple(workdir.model(name).path for name in names)
+    return tuple(workdir.model(name).path for name in _model_configs(config))
 
 
 def _evaluate(config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -166,7 +162,7 @@ STAGES = (
     ),
     Stage(
         "train",
-        "train the model and its single-vector baseline",
+        "train the model and its baselines",
         after=("transform", "windows"),
         sections=("model", "training", "seed"),
         outputs=_trained_models,

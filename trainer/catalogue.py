@@ -44,6 +44,7 @@ class Catalogue:
     user_features: dict[str, np.ndarray] = field(default_factory=dict)
     feature_spec: FeatureSpec = field(default_factory=lambda: {"user": [], "item": []})
     groups_match_windows: bool = True
+    num_users: int = 0
 
     @property
     def num_items(self) -> int:
@@ -73,6 +74,7 @@ class Catalogue:
             item_features=_read_features(workdir.transform.items, spec["item"]),
             user_features=_read_features(workdir.transform.users, spec["user"]),
             feature_spec=spec,
+            num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
         )
 
     @classmethod

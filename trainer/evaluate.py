@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SINGLE_VECTOR_MODEL, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
+from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import (
@@ -26,9 +27,10 @@ from trainer.metrics import (
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.scoring import Merge
-from trainer.train import load_model, single_vector_config
+from trainer.train import load_model
 
-ModelKind = Literal["popularity", "single_vector", "per_group"]
+PER_GROUP = "per_group"
+"""Kind of the product's own model; any other kind is a `BaselineName`."""
 
 BREAKDOWN_K = 100
 _MERGES: tuple[Merge, ...] = ("score", "quota")
@@ -50,13 +52,14 @@ class Evaluation:
     breakdowns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str, ModelKind]) -> Evaluation:
+def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str, str]) -> Evaluation:
     """Ranks the whole catalogue for the split's users with each model, and measures the lists.
 
     Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
-        models: name of a model under `workdir.models` -> its kind; popularity needs no model.
+        models: name of a model under `workdir.models` -> its kind, `PER_GROUP` or a `BaselineName`;
+            popularity needs no model.
 
     Raises:
         ArtifactError: a model or an artifact is missing.
@@ -76,9 +79,7 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
 
     Writes metrics.json (`Evaluation.metrics`) and breakdowns.json (`Evaluation.breakdowns`).
     """
-    names = {"popularity": "popularity", "single_vector": SINGLE_VECTOR_MODEL}
-    models: dict[str, ModelKind] = {names[kind]: kind for kind in config.evaluation.baselines}
-    models[MAIN_MODEL] = "per_group"
+    models = {name: str(name) for name in config.evaluation.baselines} | {MAIN_MODEL: PER_GROUP}
     with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, models)
         breakdowns = "breakdowns.json"
@@ -131,16 +132,16 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
 
 
 def _ranked(
-    config: Config, workdir: Workdir, name: str, kind: ModelKind, catalogue: Catalogue, users: EvaluationUsers
+    config: Config, workdir: Workdir, name: str, kind: str, catalogue: Catalogue, users: EvaluationUsers
 ) -> list[tuple[str, dict[int, np.ndarray]]]:
     lengths = lengths_to_measure(config)
-    if kind == "popularity":
+    if kind == UNTRAINED:
         longest = popularity_lists(catalogue, users, max(lengths))
         return [(name, {length: longest[:, :length] for length in lengths})]
-    if kind == "single_vector":
-        single = catalogue.with_single_group()
-        model = load_model(single_vector_config(config), workdir, name)
-        return [(name, ExactRanking(model, single, users).lists_of_lengths("score", 1.0, lengths))]
+    if kind != PER_GROUP:
+        trained = baseline_config(config, kind)
+        ranking = ExactRanking(load_model(trained, workdir, name), Catalogue.for_config(trained, workdir), users)
+        return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
     ranking = ExactRanking(load_model(config, workdir, name), catalogue, users)
     labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
     return [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from contracts.config import Config
+from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.candidate_tower import CandidateTower
 from trainer.catalogue import Catalogue
 from trainer.group_blocks import GroupBlocks
@@ -20,6 +23,7 @@ from trainer.layers.shared_conditioning import SharedConditioning
 from trainer.losses import group_log_partitions, is_member, log_partition, weighted_mean, z_loss
 from trainer.negative_pools import CandidateGrid, NegativePools, SharedCandidates
 from trainer.query_tower import QueryTower
+from trainer.user_id_tower import USER_INDEX, UserIdTower
 
 
 class TwoTowerModel(tfrs.Model):
@@ -33,9 +37,13 @@ class TwoTowerModel(tfrs.Model):
     - z: the variance of the in-group log-partitions, which makes groups' scores comparable.
     """
 
+    ranked_by: Literal["group", "best_vector"] = "group"
+    """Which of a user's vectors scores an item: that of the item's group, or the one that likes it best."""
+
     def __init__(self, config: Config, catalogue: Catalogue):
         super().__init__(name="two_tower_model")
-        self.num_groups = catalogue.num_groups
+        self.num_groups = self.num_vectors = catalogue.num_groups
+        self._num_items = catalogue.num_items
         self.embedding_dim = config.model.embedding_dim
         self._loss_config = config.training.loss
         self._conditioning_dropout = config.model.conditioning_dropout
@@ -48,10 +56,9 @@ class TwoTowerModel(tfrs.Model):
         self.generator = tf.random.Generator.from_seed(config.seed)
         self._pools = NegativePools(catalogue, config.training.loss)
         self._candidate_tower = CandidateTower(catalogue, config.model.embedding_dim, config.model.use_item_features)
-        self._query_tower = QueryTower(config, catalogue, self.generator)
+        self._query_tower = _query_tower(config, catalogue, self.generator)
         self._conditioning = _conditioning(config, catalogue.num_groups, self.generator)
-        self._intent_hidden = tf.keras.layers.Dense(self.embedding_dim, activation="gelu", name="intent_hidden")
-        self._intent_logits = tf.keras.layers.Dense(self.num_groups, name="intent_logits")
+        self._intent = _intent_head(self.embedding_dim, self.num_groups) if self._loss_config.intent_weight else None
         # One forward pass creates every weight, so that a new model can be saved or restored at once.
         self._embed(tf.zeros([1, 1], tf.int64), self.features_of_users(tf.zeros([1], tf.int64)))
 
@@ -61,7 +68,8 @@ class TwoTowerModel(tfrs.Model):
 
     def features_of_users(self, user_index: tf.Tensor) -> dict[str, tf.Tensor]:
         """The transformed features of users [batch_size]; unknown users (0) get zeros."""
-        return {name: tf.gather(table, user_index) for name, table in self._user_features.items()}
+        features = {name: tf.gather(table, user_index) for name, table in self._user_features.items()}
+        return features | ({USER_INDEX: user_index} if isinstance(self._query_tower, UserIdTower) else {})
 
     def query_embeddings(
         self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]
@@ -99,21 +107,43 @@ class TwoTowerModel(tfrs.Model):
         return self.loss_terms(inputs, training)["loss"]
 
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:
-        """The objective ("loss") and its unweighted terms, each a scalar."""
+        """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar."""
         weights = self._loss_config
         place = self._target_places(batch)
         target, queries = self._target_queries(batch, training)
         group = tf.gather(self._group_id, target)
-        positive = self._candidate_tower(target)
         log_intent = self._log_intent(queries)
-        own_intent = tf.gather(log_intent, group, batch_dims=1)
-        grid, shared = self._pools(batch.in_group_negatives, batch.easy_negatives, self.generator)
-        terms = {"intent": -tf.reduce_mean(own_intent)}
         keep = self._keep_conditioning(tf.shape(queries)[0], training)
-        if weights.global_weight:
-            heads = queries[:, None, :] + keep[:, None] * (
-                self._conditioning.all_groups(queries, training=training) - queries[:, None, :]
-            )
+        terms = {}
+        if weights.intent_weight:
+            terms["intent"] = -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))
+        if weights.in_group_weight or weights.global_weight:
+            terms |= self._softmax_terms(batch, place, target, group, queries, log_intent, keep, training)
+        if weights.binary_weight:
+            heads = self._heads(queries, keep, training)
+            terms["binary"] = self._binary_term(batch, place, target, group, heads, log_intent)
+        # A term without a weight is reported; left out of the sum, it costs no gradient.
+        weight = {name: getattr(weights, f"{name}_weight") for name in terms}
+        return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
+
+    def _softmax_terms(
+        self,
+        batch: WindowBatch,
+        place: tf.Tensor,
+        target: tf.Tensor,
+        group: tf.Tensor,
+        queries: tf.Tensor,
+        log_intent: tf.Tensor,
+        keep: tf.Tensor,
+        training: bool,
+    ) -> dict[str, tf.Tensor]:
+        """in_group, z and, if it has a weight, global."""
+        use_global, exact = self._loss_config.global_weight > 0, self._pools.exact
+        positive = self._candidate_tower(target)
+        grid, shared = self._pools(batch.in_group_negatives, batch.easy_negatives, target, self.generator)
+        # Of one group, a positive's own row of the grid holds all that there is.
+        if use_global and (exact or self.num_groups > 1):
+            heads = self._heads(queries, keep, training)
             by_group = group_log_partitions(
                 heads,
                 self._candidate_tower(shared.item_index),
@@ -121,24 +151,48 @@ class TwoTowerModel(tfrs.Model):
                 shared.log_expected_count,
                 self._masked_shared(batch, shared, place, target),
             )
-        if weights.global_weight and self._pools.exact:
+        if use_global and exact:
             positive_logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
             own = tf.gather(by_group, group, batch_dims=1)
         else:
             positive_logit, own = self._own_group(batch, grid, queries, keep, positive, target, group, training)
-        terms["in_group"] = tf.reduce_mean(own - positive_logit)
-        terms["z"] = z_loss(own, tf.ones_like(own))
-        if weights.global_weight:
-            is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
-            partition = tf.reduce_logsumexp(tf.where(is_own, own[:, None], by_group) + log_intent, axis=1)
+        terms = {"in_group": tf.reduce_mean(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
+        if use_global:
+            own_intent = tf.gather(log_intent, group, batch_dims=1)
+            if self.num_groups > 1:
+                is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
+                by_group = tf.where(is_own, own[:, None], by_group)
+            else:
+                by_group = own[:, None]
+            partition = tf.reduce_logsumexp(by_group + log_intent, axis=1)
             terms["global"] = tf.reduce_mean(partition - positive_logit - own_intent)
-        terms["loss"] = (
-            weights.in_group_weight * terms["in_group"]
-            + weights.global_weight * terms.get("global", 0.0)
-            + weights.intent_weight * terms["intent"]
-            + weights.z_weight * terms["z"]
-        )
         return terms
+
+    def _binary_term(
+        self,
+        batch: WindowBatch,
+        place: tf.Tensor,
+        target: tf.Tensor,
+        group: tf.Tensor,
+        heads: tf.Tensor,
+        log_intent: tf.Tensor,
+    ) -> tf.Tensor:
+        """Binary cross-entropy of s(u, positive) and of s(u, i) for uniform negatives i of each positive's own."""
+        number = self._loss_config.binary_negatives
+        negative = self.generator.uniform([tf.size(target), number], 1, self._num_items + 1, tf.int64)
+        of_user = tf.gather(batch.item_index, place[:, 0])
+        masked = tf.reduce_any(negative[:, :, None] == of_user[:, None, :], axis=-1)
+        items = tf.concat([target[:, None], negative], axis=1)
+        groups = tf.concat([group[:, None], tf.gather(self._group_id, negative)], axis=1)
+        logits = tf.einsum("pnd,pnd->pn", tf.gather(heads, groups, batch_dims=1), self._candidate_tower(items))
+        logits += tf.gather(log_intent, groups, batch_dims=1)
+        exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
+        return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], masked, exponent))
+
+    def _heads(self, queries: tf.Tensor, keep: tf.Tensor, training: bool) -> tf.Tensor:
+        """float32 [num_positives, num_groups, dim]: vectors for all groups, or the shared one where `keep` is 0."""
+        shared = queries[:, None, :]
+        return shared + keep[:, None] * (self._conditioning.all_groups(queries, training=training) - shared)
 
     def _keep_conditioning(self, num_positives: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, 1]: 0 where a positive is trained on the shared vector (stochastic depth)."""
@@ -196,28 +250,53 @@ class TwoTowerModel(tfrs.Model):
 
     def _target_queries(self, batch: WindowBatch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Positives int64 [num_positives] and the queries before them, float32 [num_positives, dim]."""
+        place = self._target_places(batch)
+        target = tf.gather_nd(batch.item_index, place)
+        return target, self._queries_of(batch, place, target, training)
+
+    def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
+        """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""
         encoded = self._query_tower(
             self._candidate_tower(batch.item_index[:, :-1]),
             self.features_of_users(batch.user_index),
             training=training,
         )
-        place = self._target_places(batch)
         # Position t of the encoder has seen t events: it predicts event t, counted from 0. The last
         # event is a target only.
-        return tf.gather_nd(batch.item_index, place), tf.gather_nd(encoded, place)
+        return tf.gather_nd(encoded, place)
 
     def _target_places(self, batch: WindowBatch) -> tf.Tensor:
         """int64 [num_positives, 2]: (window, position) of the positives."""
         return tf.where(batch.is_target)
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:
-        return tf.nn.log_softmax(self._intent_logits(self._intent_hidden(query)))
+        if self._intent is None:
+            return tf.fill([tf.shape(query)[0], self.num_groups], -math.log(self.num_groups))
+        return tf.nn.log_softmax(self._intent(query))
 
     def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        query, _ = self._last_query(history_index, user_features)
+        return self._conditioning.all_groups(query), self._log_intent(query)
+
+    def _last_query(
+        self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The query after the whole history, [batch_size, dim], and the number of its events, int32 [batch_size]."""
         encoded = self._query_tower(self._candidate_tower(history_index), user_features)
         length = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
-        query = tf.gather(encoded, length, batch_dims=1)
-        return self._conditioning.all_groups(query), self._log_intent(query)
+        return tf.gather(encoded, length, batch_dims=1), length
+
+
+def _intent_head(dim: int, num_groups: int) -> tf.keras.Sequential:
+    hidden = tf.keras.layers.Dense(dim, activation="gelu", name="intent_hidden")
+    return tf.keras.Sequential([hidden, tf.keras.layers.Dense(num_groups, name="intent_logits")], name="intent")
+
+
+def _query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:
+    model = config.model
+    if model.user_tower == "user_id":
+        return UserIdTower(catalogue.num_users, model.embedding_dim, model.dropout, generator)
+    return QueryTower(config, catalogue, generator)
 
 
 def _conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:

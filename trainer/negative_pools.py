@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
+from trainer.negative_samplers import negative_sampler, random_part
 
 _NEVER = -1e9
 """log expected count of an item that cannot be drawn: finite, so that masked places stay free of NaN."""
@@ -44,7 +45,8 @@ class SharedCandidates(NamedTuple):
 class NegativePools:
     """Builds a step's candidates: the whole catalogue where it is small, drawn negatives where not.
 
-    Drawn negatives come with the windows: in-group draws follow q(i | g), easy draws follow q(i).
+    In-group draws come with the windows and follow q(i | g); easy draws follow q(i), and come with
+    them too or from another `NegativeSampler`, which then has no in-group draws beside it.
     A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
@@ -60,10 +62,12 @@ class NegativePools:
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
         self.num_groups = catalogue.num_groups
         self.exact = catalogue.num_items <= loss.exact_softmax_max_items
-        self._in_group_pool = loss.in_group_pool if catalogue.groups_match_windows else 0
+        hard_draws = catalogue.groups_match_windows and loss.negatives == "windows"
+        self._in_group_pool = loss.in_group_pool if hard_draws else 0
         self._easy_pool = loss.easy_pool
         self._group_id = tf.constant(catalogue.group_id)
-        probability = catalogue.sampling_probability
+        self._sampler = negative_sampler(catalogue, loss)
+        probability = self._sampler.probability
         mass = np.zeros(catalogue.num_groups)
         np.add.at(mass, catalogue.group_id[1:], probability[1:])
         self._log_probability = tf.constant(np.log(np.maximum(probability, 1e-30)), tf.float32)
@@ -71,14 +75,17 @@ class NegativePools:
         self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
 
     def __call__(
-        self, in_group_negatives: tf.Tensor, easy_negatives: tf.Tensor, generator: tf.random.Generator
+        self,
+        in_group_negatives: tf.Tensor,
+        easy_negatives: tf.Tensor,
+        targets: tf.Tensor,
+        generator: tf.random.Generator,
     ) -> tuple[CandidateGrid, SharedCandidates]:
-        """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows."""
+        """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows with int64 [num_positives] targets."""
         if self._whole_catalogue is not None:
             return self._whole_catalogue
         hard, hard_group = self._in_group_draws(in_group_negatives, generator)
-        easy = tf.boolean_mask(easy_negatives, easy_negatives > 0)
-        easy = tf.random.experimental.stateless_shuffle(easy, generator.make_seeds()[:, 0])[: self._easy_pool]
+        easy = self._sampler.draw(easy_negatives, targets, self._easy_pool, generator)
         easy_group = tf.gather(self._group_id, easy)
         order = tf.argsort(easy_group, stable=True)
         easy, easy_group = tf.gather(easy, order), tf.gather(easy_group, order)
@@ -99,7 +106,7 @@ class NegativePools:
         if self._in_group_pool == 0:
             return negatives[:0], tf.zeros([0], tf.int32)
         negatives = tf.boolean_mask(negatives, negatives > 0)
-        negatives = tf.random.experimental.stateless_shuffle(negatives, generator.make_seeds()[:, 0])
+        negatives = random_part(negatives, tf.size(negatives), generator)
         group = tf.gather(self._group_id, negatives)
         order = tf.argsort(group, stable=True)
         negatives, group = tf.gather(negatives, order), tf.gather(group, order)

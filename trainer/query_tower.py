@@ -8,8 +8,13 @@ import tensorflow as tf
 
 from contracts.config import Config
 from trainer.catalogue import Catalogue
+from trainer.layers.comirec_encoder import ComiRecEncoder
 from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.gru_encoder import GRUEncoder
+from trainer.layers.mean_encoder import MeanEncoder
+from trainer.layers.mind_encoder import MINDEncoder
 from trainer.layers.random_dropout import RandomDropout
+from trainer.layers.sequence_encoder import SequenceEncoder
 from trainer.layers.transformer_encoder import TransformerEncoder
 
 
@@ -30,9 +35,7 @@ class QueryTower(tf.keras.layers.Layer):
             name="positions", shape=[config.windows.length + 1, dim], initializer=_small()
         )
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
-        self._encoder = TransformerEncoder(
-            model.num_layers, model.num_heads, dim, model.feed_forward_multiple * dim, model.dropout, generator
-        )
+        self.encoder = _sequence_encoder(config, generator)
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
         self._features = FeatureEmbedding(specs, dim, zero_init=True, name="user_features") if specs else None
 
@@ -44,15 +47,32 @@ class QueryTower(tf.keras.layers.Layer):
             user_features: name -> [batch_size] or [batch_size, max_tokens], transformed.
 
         Returns:
-            float32 [batch_size, length + 1, dim].
+            float32 [batch_size, length + 1, dim], or [batch_size, length + 1, num_interests, dim] of
+            an `InterestEncoder`.
         """
         batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
         start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
         tokens = tf.concat([start, history], axis=1) * self._dim**0.5 + self._positions[: length + 1]
-        encoded = self._encoder(self._dropout(tokens, training=training), training=training)
+        encoded = self.encoder(self._dropout(tokens, training=training), training=training)
         if self._features is None:
             return encoded
-        return encoded + self._dropout(self._features(user_features), training=training)[:, None, :]
+        features = self._dropout(self._features(user_features), training=training)
+        return encoded + tf.reshape(features, [batch_size, *[1] * (encoded.shape.rank - 2), self._dim])
+
+
+def _sequence_encoder(config: Config, generator: tf.random.Generator) -> SequenceEncoder:
+    model, dim = config.model, config.model.embedding_dim
+    feed_forward_dim = model.feed_forward_multiple * dim
+    if model.user_tower == "gru":
+        return GRUEncoder(model.num_layers, dim, model.dropout, generator)
+    if model.user_tower == "mean":
+        return MeanEncoder(model.num_layers, dim, feed_forward_dim, model.dropout, generator)
+    if model.user_tower == "mind":
+        length = config.windows.length + 1
+        return MINDEncoder(model.num_interests, length, dim, feed_forward_dim, model.dropout, generator)
+    if model.user_tower == "comirec":
+        return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
+    return TransformerEncoder(model.num_layers, model.num_heads, dim, feed_forward_dim, model.dropout, generator)
 
 
 def _small() -> tf.keras.initializers.Initializer:

@@ -19,12 +19,13 @@ _SCORES_PER_CHUNK = 8_000_000
 class ExactRanking:
     """Ranks every unseen item for every user, by one matrix product a group on items sorted by group.
 
+    A model of several interests is ranked by the best of them, one matrix product an interest.
     Ties are broken by a fixed random order of the items, so that a model that scores all alike
     performs at chance.
     """
 
     def __init__(self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers):
-        self._catalogue, self._users = catalogue, users
+        self._catalogue, self._users, self._ranked_by = catalogue, users, model.ranked_by
         self._queries, self._log_intent = encode_users(model, users)
         group = catalogue.group_id[1:]
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
@@ -66,13 +67,25 @@ class ExactRanking:
 
     def _scores(self, rows: np.ndarray, alpha: float) -> np.ndarray:
         """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""
-        scores = np.empty((len(rows), self._catalogue.num_items), np.float32)
-        bonus = alpha * floored_log_intent(self._log_intent[rows])
-        for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
-            np.matmul(self._queries[rows, group], self._embeddings[start:end].T, out=scores[:, start:end])
-            scores[:, start:end] += bonus[:, group, None]
+        if self._ranked_by == "best_vector":
+            scores = self._best_vector_scores(rows)
+        else:
+            scores = np.empty((len(rows), self._catalogue.num_items), np.float32)
+            bonus = alpha * floored_log_intent(self._log_intent[rows])
+            for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
+                np.matmul(self._queries[rows, group], self._embeddings[start:end].T, out=scores[:, start:end])
+                scores[:, start:end] += bonus[:, group, None]
         seen = self._users.seen.take(rows)
         scores[seen.row_ids(), self._column_of_item[seen.values]] = -np.inf
+        return scores
+
+    def _best_vector_scores(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [num_rows, num_items]: max over the active vectors."""
+        scores = np.full((len(rows), self._catalogue.num_items), -np.inf, np.float32)
+        for vector in range(self._queries.shape[1]):
+            active = np.flatnonzero(np.isfinite(self._log_intent[rows, vector]))
+            liked = self._queries[rows[active], vector] @ self._embeddings.T
+            scores[active] = np.maximum(scores[active], liked)
         return scores
 
     def _within_quota(self, scores: np.ndarray, rows: np.ndarray, alpha: float, length: int) -> np.ndarray:
@@ -99,9 +112,12 @@ class ExactRanking:
 
 
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings float32 [num_users, num_groups, dim] and log intent [num_users, num_groups]."""
-    queries = np.empty((len(users), model.num_groups, model.embedding_dim), np.float32)
-    log_intent = np.empty((len(users), model.num_groups), np.float32)
+    """Embeddings float32 [num_users, num_vectors, dim] and log intent [num_users, num_vectors].
+
+    A vector a group; of several interests, a vector each and 0 for an active one, -inf for another.
+    """
+    queries = np.empty((len(users), model.num_vectors, model.embedding_dim), np.float32)
+    log_intent = np.empty((len(users), model.num_vectors), np.float32)
     order = np.argsort(users.history.lengths, kind="stable")
     for start in range(0, len(order), 512):
         rows = order[start : start + 512]

@@ -13,6 +13,7 @@ from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
+from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.metrics import per_user_metrics
@@ -45,7 +46,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
-    model = TwoTowerModel(config, catalogue)
+    model = build_model(config, catalogue)
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         trainer = _Trainer(config, workdir, name, catalogue, model, fingerprint)
@@ -77,7 +78,7 @@ def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
     """
     artifact = workdir.model(name)
     read_manifest(artifact.path)
-    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    model = build_model(config, Catalogue.for_config(config, workdir))
     try:
         model.load_weights(str(artifact.weights))
     except (ValueError, KeyError, OSError) as error:
@@ -86,32 +87,6 @@ def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
             f"present catalogue ({error}): use the config in {artifact.path / 'config.json'}, or train again"
         ) from None
     return model
-
-
-def single_vector_config(config: Config) -> Config:
-    """The baseline: the same towers and budget, one vector a user, softmax over the whole catalogue.
-
-    The softmax is exact up to `training.loss.exact_softmax_max_items`; above, it has as many
-    negatives, drawn from the whole catalogue with exact logQ, as the per-group model's pools hold.
-    """
-    loss = config.training.loss
-    negatives = loss.easy_pool + loss.in_group_pool * config.groups.num_groups
-    loss = loss.model_copy(
-        update={
-            "in_group_weight": 0.0,
-            "global_weight": 1.0,
-            "intent_weight": 0.0,
-            "z_weight": 0.0,
-            "easy_pool": negatives,
-        }
-    )
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"conditioning": "none"}),
-            "groups": config.groups.model_copy(update={"num_groups": 1}),
-            "training": config.training.model_copy(update={"loss": loss}),
-        }
-    )
 
 
 class _Trainer:
@@ -216,8 +191,12 @@ class _Trainer:
 
 def _require_negatives(config: Config, catalogue: Catalogue) -> None:
     loss = config.training.loss
-    sampled = catalogue.num_items > loss.exact_softmax_max_items
-    if sampled and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
+    from_windows = (
+        loss.negatives == "windows"
+        and (loss.in_group_weight or loss.global_weight)
+        and catalogue.num_items > loss.exact_softmax_max_items
+    )
+    if from_windows and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
         raise ValueError(
             "a single-vector model on a catalogue larger than training.loss.exact_softmax_max_items="
             f"{loss.exact_softmax_max_items} learns from easy negatives: set windows.easy_negatives and "

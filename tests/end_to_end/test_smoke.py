@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contracts import artifact
-from contracts.layout import MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, Workdir
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
 from tests.end_to_end.conftest import SmokeRun, run_dnc
 
 METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "recall_at_500", "ndcg_at_10"]
@@ -19,7 +19,7 @@ def metrics(smoke: SmokeRun) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def test_every_model_has_every_metric_with_its_interval(metrics: dict) -> None:
-    assert {MAIN_MODEL, SERVED_MODEL, SINGLE_VECTOR_MODEL, "popularity"} <= set(metrics)
+    assert {MAIN_MODEL, SERVED_MODEL, "single_vector", "popularity"} <= set(metrics)
     for model in metrics:
         for metric in [*METRICS, "catalog_coverage_at_100"]:
             cell = metrics[model][metric]

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from contracts.config import LossConfig
 from tests.trainer.artifacts import cyclic_log
+from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
 from trainer.group_blocks import GroupBlocks
 from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
@@ -66,6 +69,7 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     grid, shared = pools(
         tf.constant(np.concatenate([*draws, [0, 0]]), tf.int64),  # 0: a negative that could not be drawn
         tf.constant(np.concatenate([[0], rng.choice(NUM_ITEMS + 1, easy, p=q)]), tf.int64),
+        tf.constant([target], tf.int64),
         tf.random.Generator.from_seed(0),
     )
     with tf.GradientTape() as tape:
@@ -95,9 +99,45 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
         np.testing.assert_allclose(rest.numpy()[0], expected, atol=0.12)
 
 
+@pytest.mark.parametrize("negatives", ["uniform", "popularity", "in_batch"])
+def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
+    rng = np.random.default_rng(2)
+    count = rng.integers(1, 50, NUM_ITEMS + 1)
+    count[0] = 0
+    items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=count)
+    loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, negatives=negatives)
+    targets = rng.choice(NUM_ITEMS + 1, 20_000, p=count / count.sum())
+    grid, shared = NegativePools(items, loss)(
+        tf.constant([3, 4], tf.int64),  # in-group draws of the windows: not used
+        tf.constant([5], tf.int64),
+        tf.constant(targets),
+        tf.random.Generator.from_seed(0),
+    )
+    assert int(tf.size(shared.item_index)) == 20_000
+    scores = rng.normal(size=NUM_ITEMS + 1)
+    drawn = grid.item_index.numpy()
+    log_count = np.where(drawn > 0, grid.log_expected_count.numpy(), np.inf)
+    estimate = np.exp(scores[drawn] - log_count).sum(axis=1)
+    exact = [np.exp(scores[items.group_id == group]).sum() for group in range(NUM_GROUPS)]
+    np.testing.assert_allclose(estimate, exact, rtol=0.1)
+
+
+def test_binary_loss_by_hand() -> None:
+    # beta log(1 + e^-2) + log(1 + e^1), the masked negative left out, over 3.
+    loss = binary_loss(tf.constant([2.0]), tf.constant([[1.0, 9.0]]), tf.constant([[False, True]]), 0.25)
+    assert float(loss[0]) == pytest.approx((0.25 * np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 3)
+
+
+# a = 4 / (101 - 1) = 0.04; t = 0: 1; t = 1: a; t = .5: .04 (.5 (1 - 25) + 25) = .52.
+@pytest.mark.parametrize(("calibration", "beta"), [(0.0, 1.0), (1.0, 0.04), (0.5, 0.52)])
+def test_gbce_exponent_by_hand(calibration: float, beta: float) -> None:
+    assert gbce_exponent(4, 101, calibration) == pytest.approx(beta)
+
+
 def test_a_small_catalogue_is_compared_whole() -> None:
     items = catalogue(np.ones(NUM_ITEMS))
-    grid, shared = NegativePools(items, LossConfig())(tf.zeros([0], tf.int64), tf.zeros([0], tf.int64), None)
+    nothing = tf.zeros([0], tf.int64)
+    grid, shared = NegativePools(items, LossConfig())(nothing, nothing, nothing, None)
     rows = [np.flatnonzero(items.group_id == group).tolist() for group in range(NUM_GROUPS)]
     assert [sorted(row[row > 0]) for row in grid.item_index.numpy()] == rows
     assert [part.tolist() for part in np.split(shared.item_index.numpy(), np.cumsum(shared.group_sizes)[:-1])] == rows

@@ -12,77 +12,17 @@ from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
 from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
+from tests.trainer.model_test import HISTORY, embeddings
+from trainer.baselines import baseline_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
 from trainer.input_pipeline import TrainingWindows
 from trainer.model import TwoTowerModel
-from trainer.train import load_model, single_vector_config, train
+from trainer.train import load_model, train
 from trainer.training_state import TrainingState
 
 MIXED = {"loss": {"global_weight": 1.0}}
 SAMPLED = {"loss": {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}}
-VARIANTS = {
-    "mmoe, in-group only": small_config(training={"loss": {"global_weight": 0.0}}),
-    "mmoe, in-group and global": small_config(training=MIXED),
-    "mmoe, drawn pools": small_config(training=SAMPLED),
-    "concat": small_config(model={"conditioning": "concat"}),
-    "multiply": small_config(model={"conditioning": "multiply"}),
-    "none": small_config(model={"conditioning": "none"}),
-    "single vector": single_vector_config(small_config()),
-    "single vector, drawn": single_vector_config(small_config(training=SAMPLED)),
-}
-HISTORY = tf.constant([[3, 4, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0]], tf.int64)
-
-
-def embeddings(model: TwoTowerModel) -> list[np.ndarray]:
-    queries, log_intent = model.query_embeddings(HISTORY, model.features_of_users(tf.constant([1, 2, 0], tf.int64)))
-    return [queries.numpy(), log_intent.numpy(), model.candidate_embeddings(tf.range(5)).numpy()]
-
-
-@pytest.fixture(scope="module")
-def featured(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
-    """A log with every kind of side feature."""
-    rng = np.random.default_rng(0)
-    log = cyclic_log(num_users=60)
-    tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "max_tokens": 3}
-    category = {"name": "country", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
-    number = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
-    log.item_features = {"genres": (tokens, rng.integers(0, 7, (60, 3)))}
-    log.user_features = {
-        "country": (category, rng.integers(0, 4, 60)),
-        "age": (number, rng.normal(size=60).astype(np.float32)),
-    }
-    return write_artifacts(log, tmp_path_factory.mktemp("featured"))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_model(variant: str, featured: Workdir) -> None:
-    """Fit, save, reload, same embeddings; an unknown batch size and length in a graph; train on."""
-    config = VARIANTS[variant]
-    manifest = train(config, featured, "model", "first")
-    assert set(manifest.files) == {"model.weights.h5", "history.json", "config.json"}
-    model, again = load_model(config, featured, "model"), load_model(config, featured, "model")
-    for left, right in zip(embeddings(model), embeddings(again), strict=True):
-        np.testing.assert_array_equal(left, right)
-        assert np.isfinite(left).all()
-    num_groups = config.groups.num_groups
-    graph = tf.function(model.query_embeddings, reduce_retracing=True)
-    for history in (HISTORY, HISTORY[:1, :2], HISTORY[:, :0]):
-        users = model.features_of_users(tf.zeros([len(history)], tf.int64))
-        queries, log_intent = graph(history, users)
-        assert queries.shape == (len(history), num_groups, 16)
-        np.testing.assert_allclose(np.exp(log_intent).sum(axis=1), 1, rtol=1e-5)
-    batch = next(TrainingWindows(featured, 100, 0).epoch(0))
-    before = float(model.compute_loss(batch))
-    optimizer = tf.keras.optimizers.Adam(0.01)
-    for _ in range(5):
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(batch, training=True)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(
-            [pair for pair in zip(gradients, model.trainable_variables, strict=True) if pair[0] is not None]
-        )
-    assert float(model.compute_loss(batch)) < before
 
 
 def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Workdir) -> None:
@@ -122,7 +62,7 @@ def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
 def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
     config = small_config(training={"epochs": 16, **MIXED})
     train(config, workdir, "dnc", "a")
-    train(single_vector_config(config), workdir, "single", "a")
+    train(baseline_config(config, "single_vector"), workdir, "single", "a")
     models = {"popularity": "popularity", "single": "single_vector", "dnc": "per_group"}
     result = evaluate(config, workdir, Split.TEST, models)
     recall = {name: table["recall_at_5"]["value"] for name, table in result.metrics.items()}

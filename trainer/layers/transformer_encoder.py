@@ -5,14 +5,11 @@ from __future__ import annotations
 import tensorflow as tf
 
 from trainer.layers.random_dropout import RandomDropout
+from trainer.layers.sequence_encoder import SequenceEncoder
 
 
-class TransformerEncoder(tf.keras.layers.Layer):
-    """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm).
-
-    Sequences are left-aligned, padding is on the right: the causal mask alone keeps padding out of
-    every real position, so that a row's outputs do not depend on how far its batch is padded.
-    """
+class TransformerEncoder(SequenceEncoder):
+    """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm)."""
 
     def __init__(
         self,
@@ -32,7 +29,6 @@ class TransformerEncoder(tf.keras.layers.Layer):
         self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="norm")
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Encodes float32 [batch_size, length, dim] into the same shape; position t sees 0..t."""
         hidden = inputs
         for block in self._blocks:
             hidden = block(hidden, training=training)

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.layers.comirec_encoder import ComiRecEncoder
+from trainer.layers.gru_encoder import GRUEncoder
+from trainer.layers.mean_encoder import MeanEncoder
+from trainer.layers.mind_encoder import MINDEncoder
+from trainer.layers.sequence_encoder import SequenceEncoder
+from trainer.layers.transformer_encoder import TransformerEncoder
+
+DIM, LENGTH, INTERESTS = 6, 9, 3
+
+
+def encoder(kind: str) -> SequenceEncoder:
+    generator = tf.random.Generator.from_seed(0)
+    layer: SequenceEncoder = {
+        "transformer": lambda: TransformerEncoder(1, 2, DIM, 2 * DIM, 0.0, generator),
+        "gru": lambda: GRUEncoder(1, DIM, 0.0, generator),
+        "mean": lambda: MeanEncoder(1, DIM, 2 * DIM, 0.0, generator),
+        "mind": lambda: MINDEncoder(INTERESTS, LENGTH, DIM, 2 * DIM, 0.0, generator),
+        "comirec": lambda: ComiRecEncoder(INTERESTS, DIM, 0.0, generator),
+    }[kind]()
+    layer(tf.zeros([1, 2, DIM]))
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.normal(size=weight.shape) for weight in layer.weights])
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "mind", "comirec"])
+def test_a_position_sees_what_came_before_it_and_nothing_else(kind: str) -> None:
+    layer = encoder(kind)
+    inputs = tf.random.stateless_normal([2, LENGTH, DIM], seed=[1, 2])
+    everything = layer(inputs).numpy()
+    for length in (1, 4, LENGTH):
+        np.testing.assert_allclose(layer(inputs[:, :length]), everything[:, :length], rtol=1e-3, atol=1e-4)
+    changed = layer(tf.concat([inputs[:, :4], inputs[:, 4:] ** 2], axis=1)).numpy()
+    assert np.abs(changed[:, 4:] - everything[:, 4:]).max() > 1e-2
+
+
+def test_mean_pooling_by_hand() -> None:
+    layer = MeanEncoder(1, 2, 2, 0.0, tf.random.Generator.from_seed(0))
+    inputs = tf.constant([[[2.0, 0.0], [0.0, 4.0]]])
+    layer(inputs)
+    layer.set_weights([np.ones_like(w) if "norm_1/gamma" in n else np.zeros_like(w) for n, w in named(layer)])
+    # Means (2, 0) and (1, 2); the blocks add 0; the last norm of a pair is (1, -1) or (-1, 1).
+    np.testing.assert_allclose(layer(inputs)[0], [[1, -1], [-1, 1]], atol=1e-4)
+
+
+def named(layer: tf.keras.layers.Layer) -> list[tuple[str, np.ndarray]]:
+    return [(weight.name, weight.numpy()) for weight in layer.weights]
+
+
+# max(1, min(K, log2 n)), rounded down, with K = 3.
+@pytest.mark.parametrize(("events", "interests"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 3), (999, 3)])
+def test_mind_has_more_interests_for_longer_histories(events: int, interests: int) -> None:
+    active = encoder("mind").active(tf.constant([events]))
+    assert active.numpy().tolist() == [[place < interests for place in range(INTERESTS)]]
+
+
+def test_mind_routes_as_the_paper_says() -> None:
+    """The last position's interests against loops over interests and behaviours."""
+    layer = encoder("mind")
+    weights = {name.split("/")[-1].split(":")[0]: value for name, value in named(layer)}
+    start, bilinear = weights["routing_start"], weights["bilinear"]
+    inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
+    routing = start.copy()
+    for _ in range(3):
+        share = np.exp(routing) / np.exp(routing).sum(axis=0)
+        capsules = []
+        for interest in range(INTERESTS):
+            total = sum(share[interest, place] * inputs[place] @ bilinear for place in range(LENGTH))
+            square = total @ total
+            capsules.append(square / (1 + square) * total / np.sqrt(square))
+        routing = routing + np.array(
+            [[capsule @ (inputs[place] @ bilinear) for place in range(LENGTH)] for capsule in capsules]
+        )
+    stacked = tf.constant(np.array(capsules, np.float32))
+    expected = stacked + layer._contract(layer._expand(stacked))
+    np.testing.assert_allclose(layer(inputs[None])[0, -1], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_comirec_attends_as_the_paper_says() -> None:
+    layer = encoder("comirec")
+    inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
+    logits = layer._heads(layer._hidden(inputs)).numpy()[:4]
+    attention = np.exp(logits) / np.exp(logits).sum(axis=0)
+    expected = layer._norm(tf.constant((attention.T @ inputs[:4])[None, None]))[0, 0]
+    np.testing.assert_allclose(layer(inputs[None])[0, 3], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_label_aware_attention_by_hand() -> None:
+    interests = tf.constant([[[3.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
+    active, target = tf.constant([[True, True, False]]), tf.constant([[1.0, 1.0]])
+    np.testing.assert_allclose(encoder("comirec").attend(interests, active, target), [[3, 0]])
+    # Affinities 3 and 1, squared: softmax(9, 1) = (1, e^-8) / (1 + e^-8).
+    other = np.exp(-8) / (1 + np.exp(-8))
+    np.testing.assert_allclose(encoder("mind").attend(interests, active, target), [[3 * (1 - other), other]], rtol=1e-5)

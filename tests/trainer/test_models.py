@@ -1,0 +1,114 @@
+"""Every model variant passes `model_test` on one log that has every oddity."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.config import BaselineName, Config
+from contracts.config_io import ConfigError, load_config
+from contracts.layout import Workdir
+from tests.trainer.artifacts import cyclic_log, write_artifacts
+from tests.trainer.conftest import small_config
+from tests.trainer.model_test import embeddings, model_test
+from trainer.baselines import baseline_config
+from trainer.build import build_model
+from trainer.catalogue import Catalogue
+from trainer.train import train
+
+SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}}
+
+
+def variant(**sections: dict) -> Config:
+    return small_config(**{**sections, "training": {"epochs": 1, **sections.get("training", {})}})
+
+
+PRODUCTS = {
+    "mmoe": variant(),
+    "mmoe, in-group only": variant(training={"loss": {"global_weight": 0.0}}),
+    "mmoe, drawn pools": variant(training=SAMPLED),
+    "mmoe, gru": variant(model={"user_tower": "gru"}),
+    "mmoe, mean pooling": variant(model={"user_tower": "mean"}),
+    "mmoe, gBCE": variant(training={"loss": {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}}),
+    "concat": variant(model={"conditioning": "concat"}),
+    "multiply": variant(model={"conditioning": "multiply"}),
+    "none": variant(model={"conditioning": "none"}),
+}
+BASELINES = [name for name in BaselineName.__args__ if name != "popularity"]
+VARIANTS = PRODUCTS | {name: baseline_config(variant(), name) for name in BASELINES}
+QUICK = {"mmoe", "mmoe, drawn pools", "mmoe, gru", "single_vector_one_negative", "mind", "matrix_factorisation"}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    """Every kind of side feature; a group and items without training events; a history of one group."""
+    rng = np.random.default_rng(0)
+    log = cyclic_log(num_users=60, num_items=50, num_groups=3)
+    log.group_id = np.concatenate([log.group_id, np.full(10, 3)])
+    log.sequences = [np.flatnonzero(log.group_id == 0)[:8] + 1, *log.sequences[1:]]
+    tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "max_tokens": 3}
+    category = {"name": "country", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
+    number = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
+    log.item_features = {"genres": (tokens, rng.integers(0, 7, (60, 3)))}
+    log.user_features = {
+        "country": (category, rng.integers(0, 4, 60)),
+        "age": (number, rng.normal(size=60).astype(np.float32)),
+    }
+    return write_artifacts(log, tmp_path_factory.mktemp("odd"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
+)
+def test_model(name: str, odd: Workdir) -> None:
+    model_test(VARIANTS[name], odd)
+
+
+def test_matrix_factorisation_tells_users_apart_and_reads_no_history(odd: Workdir) -> None:
+    model = build_model(VARIANTS["matrix_factorisation"], Catalogue.for_config(VARIANTS["matrix_factorisation"], odd))
+    features = model.features_of_users(tf.constant([1, 2, 0], tf.int64))
+    one, _ = model.query_embeddings(tf.constant([[3], [3], [3]], tf.int64), features)
+    other, _ = model.query_embeddings(tf.constant([[9, 8], [9, 8], [9, 8]], tf.int64), features)
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one[0] - one[1]).max() > 1e-3
+    np.testing.assert_array_equal(one[2], tf.zeros_like(one[2]))
+    with pytest.raises(ValueError, match="user_tower=user_id"):
+        model.query_embeddings(tf.constant([[3]], tf.int64), {})
+
+
+def test_a_baseline_tower_with_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"user_tower=mind .* set groups.num_groups=1"):
+        load_config(None, ["model.user_tower=mind"])
+
+
+def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
+    config = VARIANTS["single_vector_mixed"]
+    model = build_model(config, Catalogue.for_config(config, odd))
+    queries, log_intent, _ = embeddings(model)
+    np.testing.assert_array_equal(queries, np.repeat(queries[:, :1], 4, axis=1))
+    np.testing.assert_allclose(log_intent, -np.log(4), rtol=1e-6)
+
+
+def test_an_unknown_baseline_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'bpr' is not a baseline .* 'mind'"):
+        baseline_config(small_config(), "bpr")
+
+
+def test_an_objective_without_terms_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        load_config(None, ["training.loss.global_weight=0", "training.loss.in_group_weight=0"])
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model(odd: Workdir) -> None:
+    results = []
+    for name in ("left", "right"):
+        train(VARIANTS["mmoe, drawn pools"], odd, name, "x")
+        results.append(odd.model(name).history.read_text())
+    assert _without_times(results[0]) == pytest.approx(_without_times(results[1]), rel=1e-4)
+
+
+def _without_times(history: str) -> dict[str, float]:
+    import json
+
+    entry = json.loads(history)[-1]
+    return {key: value for key, value in entry.items() if not key.startswith(("seconds", "positives_per"))}

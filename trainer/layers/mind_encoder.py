@@ -1,0 +1,84 @@
+"""Interests by dynamic routing."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from trainer.layers.interest_encoder import InterestEncoder
+from trainer.layers.random_dropout import RandomDropout
+
+_ROUTING_ITERATIONS = 3
+_ATTENTION_POWER = 2.0
+
+
+class MINDEncoder(InterestEncoder):
+    """Multi-interest network with dynamic routing (Li et al., CIKM 2019, arXiv 1904.08030).
+
+    Behaviours are routed to K capsules through one shared bilinear map; a user of n events has
+    max(1, min(K, log2 n)) of them. Every prefix of the sequence is routed on its own, all in one
+    matrix product an iteration. The routing logits start from fixed random values, so that the same
+    history always gives the same interests.
+    """
+
+    def __init__(
+        self,
+        num_interests: int,
+        max_length: int,
+        dim: int,
+        feed_forward_dim: int,
+        dropout: float,
+        generator: tf.random.Generator,
+        name: str = "encoder",
+    ):
+        super().__init__(num_interests, name)
+        self._bilinear = self.add_weight(name="bilinear", shape=[dim, dim])
+        self._routing_start = self.add_weight(
+            name="routing_start",
+            shape=[num_interests, max_length],
+            initializer=tf.keras.initializers.RandomNormal(stddev=1.0),
+            trainable=False,
+        )
+        self._expand = tf.keras.layers.Dense(feed_forward_dim, activation="relu", name="expand")
+        self._contract = tf.keras.layers.Dense(dim, name="contract")
+        self._dropout = RandomDropout(dropout, generator, name="dropout")
+
+    def active(self, num_events: tf.Tensor) -> tf.Tensor:
+        # log2 n >= k, that is n >= 2^k, in whole numbers: floating logarithms of powers of 2 are not exact.
+        count = tf.reduce_sum(
+            tf.cast(tf.cast(num_events, tf.int64)[..., None] >= 2 ** tf.range(1, 31, dtype=tf.int64), tf.int32), -1
+        )
+        return tf.range(self.num_interests) < tf.maximum(count, 1)[..., None]
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        length = tf.shape(inputs)[1]
+        mapped = tf.matmul(inputs, self._bilinear)
+        fixed = tf.stop_gradient(mapped)
+        visible = tf.linalg.band_part(tf.ones([length, length]), -1, 0)
+        active = self.active(tf.range(length))[..., None]
+        routing = self._routing_start[None, None, :, :length]
+        capsules = self._capsules(fixed, routing, active, visible)
+        for iteration in range(1, _ROUTING_ITERATIONS):
+            routing = routing + tf.einsum("btkd,bld->btkl", capsules, fixed)
+            # Gradients flow through the last iteration only, as in the authors' code.
+            last = iteration == _ROUTING_ITERATIONS - 1
+            capsules = self._capsules(mapped if last else fixed, routing, active, visible)
+        return capsules + self._dropout(self._contract(self._expand(capsules)), training=training)
+
+    def _capsules(self, mapped: tf.Tensor, routing: tf.Tensor, active: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
+        """[batch_size, length, num_interests, dim]: squashed sums of the behaviours routed to each capsule."""
+        weights = tf.nn.softmax(tf.where(active, routing, routing.dtype.min), axis=-2)
+        weights = tf.broadcast_to(weights * visible[:, None, :], self._routing_shape(mapped))
+        total = tf.einsum("btkl,bld->btkd", weights, mapped)
+        square = tf.reduce_sum(tf.square(total), axis=-1, keepdims=True)
+        return total * (square / (1.0 + square)) * tf.math.rsqrt(square + 1e-9)
+
+    def _routing_shape(self, mapped: tf.Tensor) -> tf.Tensor:
+        batch_size, length = tf.shape(mapped)[0], tf.shape(mapped)[1]
+        return tf.stack([batch_size, length, self.num_interests, length])
+
+    def attend(self, interests: tf.Tensor, active: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        affinity = tf.einsum("pkd,pd->pk", interests, target)
+        # The sign survives the power, so that an opposed interest is not preferred.
+        logits = tf.sign(affinity) * tf.abs(affinity) ** _ATTENTION_POWER
+        weights = tf.nn.softmax(tf.where(active, logits, logits.dtype.min))
+        return tf.einsum("pk,pkd->pd", weights, interests)

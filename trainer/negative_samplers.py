@@ -1,0 +1,87 @@
+"""Where a step's whole-catalogue negatives come from, each with the probabilities that its logQ needs."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.config import LossConfig
+from trainer.catalogue import Catalogue
+
+
+class NegativeSampler(abc.ABC):
+    """Base: draws item_index by `probability`, float64 [num_items + 1], which sums to 1."""
+
+    def __init__(self, probability: np.ndarray):
+        self.probability = probability
+
+    @abc.abstractmethod
+    def draw(
+        self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
+    ) -> tf.Tensor:
+        """At most `size` draws.
+
+        Args:
+            easy_negatives: int64 [n], the windows' own draws, 0 where one could not be drawn.
+            targets: int64 [num_positives], the step's positives.
+
+        Returns:
+            int64 [<= size].
+        """
+
+
+class WindowSampler(NegativeSampler):
+    """A random part of the draws that came with the windows."""
+
+    def draw(
+        self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
+    ) -> tf.Tensor:
+        return random_part(tf.boolean_mask(easy_negatives, easy_negatives > 0), size, generator)
+
+
+class InBatchSampler(NegativeSampler):
+    """A random part of the step's positives: items turn up in proportion to their training events."""
+
+    def draw(
+        self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
+    ) -> tf.Tensor:
+        return random_part(targets, size, generator)
+
+
+class CatalogueSampler(NegativeSampler):
+    """Independent draws by any distribution, by inversion: O(log num_items) a draw."""
+
+    def __init__(self, probability: np.ndarray):
+        super().__init__(probability)
+        self._cumulative = tf.constant(np.cumsum(probability[1:]))
+
+    def draw(
+        self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
+    ) -> tf.Tensor:
+        uniform = generator.uniform([size], dtype=tf.float64) * self._cumulative[-1]
+        place = tf.searchsorted(self._cumulative, uniform, side="right", out_type=tf.int64)
+        return tf.minimum(place + 1, tf.size(self._cumulative, out_type=tf.int64))
+
+
+def negative_sampler(catalogue: Catalogue, loss: LossConfig) -> NegativeSampler:
+    """The sampler that `training.loss.negatives` names."""
+    if loss.negatives == "windows":
+        return WindowSampler(catalogue.sampling_probability)
+    if loss.negatives == "uniform":
+        return CatalogueSampler(uniform_probability(catalogue))
+    popularity = catalogue.train_count / max(catalogue.train_count.sum(), 1)
+    return CatalogueSampler(popularity) if loss.negatives == "popularity" else InBatchSampler(popularity)
+
+
+def uniform_probability(catalogue: Catalogue) -> np.ndarray:
+    """float64 [num_items + 1]: all items alike, padding never."""
+    probability = np.full(catalogue.num_items + 1, 1 / catalogue.num_items)
+    probability[0] = 0
+    return probability
+
+
+def random_part(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
+    """At most `size` of int64 [n] draws, in a random order."""
+    return tf.random.experimental.stateless_shuffle(draws, generator.make_seeds()[:, 0])[:size]
