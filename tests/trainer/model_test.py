@@ -74,7 +74,8 @@ def trains_on(model: TwoTowerModel, workdir: Workdir) -> None:
             variables = model.trainable_variables
             pairs = zip(tape.gradient(loss, variables), variables, strict=True)
             optimizer.apply_gradients([pair for pair in pairs if pair[0] is not None])
-        assert loss_of(model, batch) < before
+        # One user's batch has no in-batch negatives: its loss is 0 and stays so.
+        assert loss_of(model, batch) < before or before == 0
 
 
 def loss_of(model: TwoTowerModel, batch: object) -> float:
