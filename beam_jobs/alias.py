@@ -27,6 +27,7 @@ class AliasTables:
             groups: [num_items] group of each item.
             num_groups: groups without items are allowed, and cannot be drawn from.
         """
+        self._weights = weights
         self.items = np.argsort(groups, kind="stable")
         self.starts = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=num_groups))])
         self.keep = np.ones(len(weights))
@@ -39,17 +40,26 @@ class AliasTables:
 
     def draw(self, groups: Int64, rng: np.random.Generator) -> Int64:
         """[num_draws] items, each from the group asked for. One uniform gives the slot and the coin."""
-        sizes = np.diff(self.starts)[groups]
+        sizes = self.sizes[groups]
         place = rng.random(len(groups)) * sizes
         slot = np.minimum(place.astype(np.int64), sizes - 1)
         coin = place - slot
         slot += self.starts[groups]
         return self.items[np.where(coin < self.keep[slot], slot, self.alias[slot])]
 
+    @property
+    def sizes(self) -> Int64:
+        """[num_groups] items of each group."""
+        return np.diff(self.starts)
+
+    def of(self, group: int) -> tuple[Int64, Float64]:
+        """A group's items and their weights."""
+        items = self.items[self.starts[group] : self.starts[group + 1]]
+        return items, self._weights[items]
+
     def probabilities(self) -> Float64:
         """[num_items] exact probability of each item within its group, as the tables hold it."""
-        sizes = np.diff(self.starts)
-        size_of_slot = np.repeat(sizes, sizes)
+        size_of_slot = np.repeat(self.sizes, self.sizes)
         of_slot = self.keep / size_of_slot
         np.add.at(of_slot, self.alias, (1 - self.keep) / size_of_slot)
         result = np.empty_like(of_slot)

@@ -48,6 +48,19 @@ class BucketEvents:
             self.user_index,
         )
 
+    def of_users(self, start: int, stop: int) -> BucketEvents:
+        """The events of users `start` to `stop - 1`, who are renumbered from 0."""
+        first, last = np.searchsorted(self.users, [start, stop])
+        events = slice(first, last)
+        return BucketEvents(
+            self.users[events] - start,
+            self.items[events],
+            self.times[events],
+            self.levels[events],
+            self.splits[events],
+            self.user_index[start:stop],
+        )
+
 
 class Vocabulary:
     """Item and user ids of the statistics artifact: string -> index."""

@@ -1,13 +1,23 @@
-"""Negatives: in-group ones by popularity, easy ones over the catalogue, never the user's own positives."""
+"""Negatives of four kinds, each from its own distribution, never the user's own positives.
+
+| kind | drawn from | probability |
+|---|---|---|
+| in-group | the positive's group | train_count ** popularity_exponent |
+| easy | the whole catalogue | the same |
+| exposed | what the user was shown in training and never took | uniform |
+| mined | the positive's nearest wrong items under a model | uniform |
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.alias import AliasTables
+from beam_jobs.uniform import UniformLists
 from contracts.names import PADDING_INDEX
 
 Int64 = npt.NDArray[np.int64]
@@ -19,72 +29,108 @@ _BITMAP_BITS = 1 << 28  # 32 MiB
 _BIT = np.uint8(1) << np.arange(8, dtype=np.uint8)
 
 
-class NegativeSampler:
-    """Draws negatives from sampling probabilities, within groups or over the whole catalogue."""
+class Proposal(Protocol):
+    """A distribution over 0-based items for each key."""
 
-    def __init__(self, probabilities: Float64, groups: Int64, num_groups: int) -> None:
+    @property
+    def sizes(self) -> Int64:
+        """[num_keys] items that have a probability."""
+
+    def draw(self, keys: Int64, rng: np.random.Generator) -> Int64:
+        """[num_draws] items; no key's distribution may be empty."""
+
+    def of(self, key: int) -> tuple[Int64, Float64]:
+        """A key's items and their weights."""
+
+
+class NegativeSampler:
+    """Draws negatives.
+
+    Each method returns [num_targets * number] `item_index`, target-major. Where a user owns all that could be
+    drawn, no negative exists: `PADDING_INDEX` stands there.
+    """
+
+    def __init__(
+        self, probabilities: Float64, groups: Int64, num_groups: int, neighbors: UniformLists | None = None
+    ) -> None:
         """Builds alias tables.
 
         Args:
             probabilities: [num_items] of `item_index` 1..num_items, over the catalogue.
             groups: [num_items] group_id.
             num_groups: K.
+            neighbors: for each item the items that its mined negatives come from.
         """
-        self._probabilities = probabilities
         self._groups = groups
         self._in_group = AliasTables(probabilities, groups, num_groups)
         self._easy = AliasTables(probabilities, np.zeros_like(groups), 1)
+        self._neighbors = neighbors or UniformLists(np.zeros(0, np.int64), np.zeros_like(groups))
 
     def in_group(self, users: Int64, items: Int64, number: int, owned: OwnedItems, rng: np.random.Generator) -> Int64:
-        """[num_targets * number] `item_index`, target-major, from each target's own group.
-
-        Where a user owns every item of the group no negative exists: `PADDING_INDEX` stands there.
-        """
-        return self._draw(
-            self._in_group,
-            self._groups,
-            np.repeat(self._groups[items - 1], number),
-            np.repeat(users, number),
-            owned,
-            rng,
-        )
+        """From each target's own group."""
+        return draw_negatives(self._in_group, self._groups[items - 1], users, number, owned, rng)
 
     def easy(self, users: Int64, number: int, owned: OwnedItems, rng: np.random.Generator) -> Int64:
-        """[num_targets * number] `item_index` from the whole catalogue; see `in_group`."""
-        everything = np.zeros(len(users) * number, np.int64)
-        return self._draw(self._easy, np.zeros_like(self._groups), everything, np.repeat(users, number), owned, rng)
+        """From the whole catalogue."""
+        return draw_negatives(self._easy, np.zeros_like(users), users, number, owned, rng)
 
-    def _draw(
-        self,
-        tables: AliasTables,
-        group_of: Int64,
-        groups: Int64,
-        users: Int64,
-        owned: OwnedItems,
-        rng: np.random.Generator,
+    def exposed(
+        self, users: Int64, number: int, exposures: UniformLists, owned: OwnedItems, rng: np.random.Generator
     ) -> Int64:
-        drawn = tables.draw(groups, rng) + 1
-        rejected = np.flatnonzero(owned.contains(users, drawn))
-        for _ in range(_ROUNDS):
-            if not len(rejected):
-                return drawn
-            drawn[rejected] = tables.draw(groups[rejected], rng) + 1
-            rejected = rejected[owned.contains(users[rejected], drawn[rejected])]
-        # What is left is a user who owns nearly all of a group: draw from the remainder's distribution.
-        pairs, place = np.unique(np.stack([users[rejected], groups[rejected]]), axis=1, return_inverse=True)
-        for number, (user, group) in enumerate(pairs.T.tolist()):
-            chosen = rejected[place == number]
-            members = np.flatnonzero(group_of == group)
-            free = members[~owned.contains(np.full(len(members), user), members + 1)]
-            drawn[chosen] = self._from_remainder(free, len(chosen), rng)
-        return drawn
+        """From each user's list of `exposures`."""
+        return draw_negatives(exposures, users, users, number, owned, rng)
 
-    def _from_remainder(self, free: Int64, number: int, rng: np.random.Generator) -> Int64:
-        if not len(free):
-            return np.full(number, PADDING_INDEX)
-        cumulative = np.cumsum(self._probabilities[free])
-        place = np.searchsorted(cumulative, rng.random(number) * cumulative[-1], side="right")
-        return free[np.minimum(place, len(free) - 1)] + 1
+    def mined(self, users: Int64, items: Int64, number: int, owned: OwnedItems, rng: np.random.Generator) -> Int64:
+        """From each target's neighbours."""
+        return draw_negatives(self._neighbors, items - 1, users, number, owned, rng)
+
+
+def exposures_of(users: Int64, items: Int64, owned: OwnedItems, num_users: int) -> UniformLists:
+    """Each user's distinct items among (user, `item_index`) pairs that the user does not own."""
+    free = ~owned.contains(users, items)
+    pairs = np.unique(np.stack([users[free], items[free] - 1]), axis=1)
+    return UniformLists(pairs[1], np.bincount(pairs[0], minlength=num_users))
+
+
+def draw_negatives(
+    proposal: Proposal, keys: Int64, users: Int64, number: int, owned: OwnedItems, rng: np.random.Generator
+) -> Int64:
+    """[num_targets * number] `item_index` by a proposal, given that the user does not own it.
+
+    Rejection leaves the proposal's distribution restricted to what is not owned and normalised; who owns nearly
+    all is given a draw from that distribution itself after `_ROUNDS`, so the result is exact.
+
+    Args:
+        proposal: what to draw from.
+        keys: [num_targets] the proposal's key of each target.
+        users: [num_targets] as `owned` numbers them.
+        number: negatives a target.
+        owned: the users' own items.
+        rng: source of randomness.
+    """
+    keys, users = np.repeat(keys, number), np.repeat(users, number)
+    drawn = np.full(len(keys), PADDING_INDEX)
+    rejected = np.flatnonzero(proposal.sizes[keys] > 0)
+    for _ in range(_ROUNDS):
+        if not len(rejected):
+            return drawn
+        drawn[rejected] = proposal.draw(keys[rejected], rng) + 1
+        rejected = rejected[owned.contains(users[rejected], drawn[rejected])]
+    pairs, place = np.unique(np.stack([users[rejected], keys[rejected]]), axis=1, return_inverse=True)
+    for pair, (user, key) in enumerate(pairs.T.tolist()):
+        chosen = rejected[place == pair]
+        items, weights = proposal.of(key)
+        free = ~owned.contains(np.full(len(items), user), items + 1)
+        drawn[chosen] = _from_remainder(items[free], weights[free], len(chosen), rng)
+    return drawn
+
+
+def _from_remainder(items: Int64, weights: Float64, number: int, rng: np.random.Generator) -> Int64:
+    if not len(items):
+        return np.full(number, PADDING_INDEX)
+    cumulative = np.cumsum(weights)
+    place = np.searchsorted(cumulative, rng.random(number) * cumulative[-1], side="right")
+    return items[np.minimum(place, len(items) - 1)] + 1
 
 
 class OwnedItems:
@@ -106,7 +152,7 @@ class OwnedItems:
             np.bitwise_or.at(self._bitmap, keys >> 3, _BIT[keys & 7])
             self.contains = self._in_bitmap
         else:
-            self._keys = np.unique(keys)
+            self._keys = np.append(np.unique(keys), np.iinfo(np.int64).max)  # so that every search ends at a key
             self.contains = self._in_keys
 
     def _in_bitmap(self, users: Int64, items: Int64) -> Bool:
@@ -115,5 +161,5 @@ class OwnedItems:
 
     def _in_keys(self, users: Int64, items: Int64) -> Bool:
         keys = users * self._width + items
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return self._keys[place] == keys
+        found: Bool = self._keys[np.searchsorted(self._keys, keys)] == keys
+        return found

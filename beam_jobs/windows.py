@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
+from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
+from beam_jobs.payload import one_array
 from beam_jobs.windows_steps import WriteWindows
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Windows, Workdir
-from contracts.names import Split
+from contracts.names import ItemColumn, Split
 
 logger = logging.getLogger(__name__)
 
@@ -21,31 +25,56 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Windows` artifact from events, item statistics and item groups.
 
     Raises:
-        ValueError: an input artifact is missing, or no user has two positives to train on.
+        ValueError: an input artifact is missing, `windows.mined_from` is unusable, or no user has two positives
+            to train on.
     """
     for needed in (workdir.events.path, workdir.item_statistics.path, workdir.item_groups.path):
         read_manifest(needed)
     buckets = range(config.data.num_buckets)
     with writing(workdir.windows.path, Windows.KIND, fingerprint) as writer:
         staged = Windows(writer.path)
+        neighbors = _neighbors(config, workdir, writer.path)
         paths = [(bucket, str(workdir.events.bucket(bucket, len(buckets)))) for bucket in buckets]
         totals: Counter[str] = Counter()
-        for counts in collect(config.beam, paths, beam.ParDo(WriteWindows(config, workdir, staged)), writer.path):
+        steps = beam.ParDo(WriteWindows(config, workdir, staged, neighbors))
+        for counts in collect(config.beam, paths, steps, writer.path):
             totals.update(counts)
+        if neighbors is not None:
+            neighbors.unlink()
         if not totals["train_positives"]:
             raise ValueError(
                 f"no user of {workdir.events.path} has two events to train on (after the validation and test events "
                 "are set apart): give the log longer histories, or lower data.feedback.target_level"
             )
         writer.counts.update(totals)
-        writer.files = [staged.shard(split, bucket, len(buckets)).name for split in Split for bucket in buckets]
+        draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
+        writer.files = [
+            staged.shard(split, bucket, len(buckets), draw).name
+            for split in Split
+            for draw in range(draws[split])
+            for bucket in buckets
+        ]
         writer.details.update(
-            in_group_negatives=config.windows.in_group_negatives, easy_negatives=config.windows.easy_negatives
+            in_group_negatives=config.windows.in_group_negatives,
+            easy_negatives=config.windows.easy_negatives,
+            exposed_negatives=config.windows.exposed_negatives,
+            mined_negatives=config.windows.mined_negatives,
+            resamples=config.windows.resamples,
         )
         logger.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _neighbors(config: Config, workdir: Workdir, scratch: Path) -> Path | None:
+    """Where mined negatives come from, if any are wanted."""
+    settings = config.windows
+    if not settings.mined_negatives or settings.mined_from is None:
+        return None
+    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
+    embeddings = read_item_embeddings(settings.mined_from, one_array(ids))
+    return find_neighbors(config.beam, embeddings, settings.mined_neighbors, scratch)
 
 
 if __name__ == "__main__":

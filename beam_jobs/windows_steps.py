@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 from isal import igzip
 
 from beam_jobs.beam_run import write_whole
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
-from beam_jobs.negatives import NegativeSampler, OwnedItems
+from beam_jobs.mined_neighbors import neighbor_lists
+from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
 from contracts.config import Config
 from contracts.layout import Windows, Workdir
@@ -26,10 +29,11 @@ _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times fast
 class WriteWindows(beam.DoFn):
     """(bucket number, file) -> shards; yields counts."""
 
-    def __init__(self, config: Config, workdir: Workdir, windows: Windows) -> None:
+    def __init__(self, config: Config, workdir: Workdir, windows: Windows, neighbors: Path | None) -> None:
         self._config = config
         self._workdir = workdir
         self._windows = windows
+        self._neighbors = neighbors
 
     def setup(self) -> None:
         statistics, groups = self._workdir.item_statistics, self._workdir.item_groups
@@ -38,17 +42,26 @@ class WriteWindows(beam.DoFn):
         self._vocabulary = Vocabulary(statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
         self._sampler = NegativeSampler(
-            probabilities[ItemColumn.SAMPLING_PROBABILITY].to_numpy(), self._groups, self._config.groups.num_groups
+            probabilities[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
+            self._groups,
+            self._config.groups.num_groups,
+            None if self._neighbors is None else neighbor_lists(self._neighbors),
         )
 
     def process(self, element: tuple[int, str]) -> Iterator[dict[str, int]]:
         number, path = element
         events = self._vocabulary.read_bucket(path)
-        positives = events.where(events.levels >= self._config.data.feedback.target_level_index)
-        counts: Counter[str] = Counter()
+        is_positive = events.levels >= self._config.data.feedback.target_level_index
+        positives = events.where(is_positive)
         train = positives.where(positives.splits == Split.TRAIN)
-        rng = np.random.default_rng((self._config.seed, number))
-        self._write(Split.TRAIN, number, self._train_blocks(train, rng, counts))
+        exposures = events.where(~is_positive & (events.splits == Split.TRAIN))
+        counts: Counter[str] = Counter(users_without_targets=int((_events_per_user(train) < 2).sum()))
+        for draw in range(self._config.windows.resamples):
+            rng = np.random.default_rng((self._config.seed, number, draw))
+            # Each draw holds the same windows: what is counted is one.
+            of_draw: Counter[str] = Counter()
+            self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
+            counts.update(of_draw if draw == 0 else {})
         for split in (Split.VALIDATION, Split.TEST):
             users = evaluation_users(positives, split, self._config.windows.length, len(self._groups))
             self._write(split, number, iter([encode_examples(users.features)]))
@@ -62,44 +75,33 @@ class WriteWindows(beam.DoFn):
             )
         yield dict(counts)
 
-    def _write(self, split: Split, number: int, blocks: Iterator[bytes]) -> None:
+    def _write(self, split: Split, number: int, blocks: Iterator[bytes], draw: int = 0) -> None:
         """Gzip members side by side are one gzip file; an empty shard is one empty member."""
-        shard = self._windows.shard(split, number, self._config.data.num_buckets)
+        shard = self._windows.shard(split, number, self._config.data.num_buckets, draw)
         members = [igzip.compress(block, _GZIP_LEVEL, mtime=0) for block in blocks if block]
         write_whole(shard, lambda staging: staging.write_bytes(b"".join(members) or igzip.compress(b"", mtime=0)))
 
-    def _train_blocks(self, train: BucketEvents, rng: np.random.Generator, counts: Counter[str]) -> Iterator[bytes]:
-        num_users = len(train.user_index)
-        per_user = np.bincount(train.users, minlength=num_users)
-        counts["users_without_targets"] += int((per_user < 2).sum())
-        ends = np.concatenate([[0], np.cumsum(per_user)])
-        for start, stop in user_blocks(per_user, _BLOCK_EVENTS):
-            events = slice(ends[start], ends[stop])
-            block = BucketEvents(
-                users=train.users[events] - start,
-                items=train.items[events],
-                times=train.times[events],
-                levels=train.levels[events],
-                splits=train.splits[events],
-                user_index=train.user_index[start:stop],
-            )
-            yield encode_examples(self._window_features(block, rng, counts))
+    def _train_blocks(
+        self, train: BucketEvents, exposures: BucketEvents, rng: np.random.Generator, counts: Counter[str]
+    ) -> Iterator[bytes]:
+        for start, stop in user_blocks(_events_per_user(train), _BLOCK_EVENTS):
+            block = train.of_users(start, stop), exposures.of_users(start, stop)
+            yield encode_examples(self._window_features(*block, rng, counts))
 
     def _window_features(
-        self, block: BucketEvents, rng: np.random.Generator, counts: Counter[str]
+        self, block: BucketEvents, exposures: BucketEvents, rng: np.random.Generator, counts: Counter[str]
     ) -> dict[str, Ragged]:
         """`WindowField`s of all windows of a block of users."""
-        config, num_users = self._config.windows, len(block.user_index)
-        spans = window_spans(np.bincount(block.users, minlength=num_users), config.length)
+        num_users = len(block.user_index)
+        spans = window_spans(_events_per_user(block), self._config.windows.length)
         positions, targets = spans.positions(), spans.target_positions()
         lengths = spans.num_targets + 1
-        users, items = block.users[targets], block.items[targets]
         owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
-        in_group = self._sampler.in_group(users, items, config.in_group_negatives, owned, rng)
-        easy = self._sampler.easy(users, config.easy_negatives, owned, rng)
+        negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
-        counts["absent_negatives"] += int((in_group == PADDING_INDEX).sum() + (easy == PADDING_INDEX).sum())
+        for name, (_, drawn) in negatives.items():
+            counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
             WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[spans.starts]]),
             WindowField.NUM_CONTEXT: Ragged.scalars(np.ones(len(lengths), np.int64)),
@@ -107,6 +109,32 @@ class WriteWindows(beam.DoFn):
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
             WindowField.TIMESTAMP: Ragged(block.times[positions] // 1_000_000, lengths),
-            WindowField.IN_GROUP_NEGATIVES: Ragged(in_group, spans.num_targets * config.in_group_negatives),
-            WindowField.EASY_NEGATIVES: Ragged(easy, spans.num_targets * config.easy_negatives),
+            **{name: Ragged(drawn, spans.num_targets * number) for name, (number, drawn) in negatives.items()},
         }
+
+    def _negatives(
+        self,
+        users: npt.NDArray[np.int64],
+        items: npt.NDArray[np.int64],
+        exposures: BucketEvents,
+        owned: OwnedItems,
+        rng: np.random.Generator,
+    ) -> dict[str, tuple[int, npt.NDArray[np.int64]]]:
+        """`WindowField` -> how many a target, and the draws, of each kind that is configured."""
+        config, sampler = self._config.windows, self._sampler
+        drawn: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
+        if number := config.in_group_negatives:
+            drawn[WindowField.IN_GROUP_NEGATIVES] = number, sampler.in_group(users, items, number, owned, rng)
+        if number := config.easy_negatives:
+            drawn[WindowField.EASY_NEGATIVES] = number, sampler.easy(users, number, owned, rng)
+        if number := config.exposed_negatives:
+            lists = exposures_of(exposures.users, exposures.items, owned, len(exposures.user_index))
+            drawn[WindowField.EXPOSED_NEGATIVES] = number, sampler.exposed(users, number, lists, owned, rng)
+        if number := config.mined_negatives:
+            drawn[WindowField.MINED_NEGATIVES] = number, sampler.mined(users, items, number, owned, rng)
+        return drawn
+
+
+def _events_per_user(events: BucketEvents) -> npt.NDArray[np.int64]:
+    """[num_users]."""
+    return np.bincount(events.users, minlength=len(events.user_index))

@@ -157,7 +157,26 @@ class WindowsConfig(Section):
     length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
     in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
     easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
-    popularity_exponent: float = Field(0.5, ge=0, le=2, description="negatives are drawn by train_count ** this")
+    exposed_negatives: int = Field(
+        0, ge=0, description="per positive, of what the user was shown in training and never took (below target_level)"
+    )
+    mined_negatives: int = Field(0, ge=0, description="per positive, of its nearest wrong items by mined_from")
+    mined_from: str | None = Field(
+        None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
+    )
+    mined_neighbors: int = Field(50, ge=1, description="nearest items that mined negatives are drawn from, evenly")
+    popularity_exponent: float = Field(
+        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by train_count ** this"
+    )
+    resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
+
+    @model_validator(mode="after")
+    def _mined_has_a_source(self) -> WindowsConfig:
+        if self.mined_negatives and self.mined_from is None:
+            raise ValueError(
+                f"windows.mined_negatives={self.mined_negatives} needs windows.mined_from, a file of item embeddings"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -329,5 +348,14 @@ class Config(Section):
             raise ValueError(
                 f"model.user_tower={tower} is a baseline without groups: set groups.num_groups=1 and "
                 f"model.conditioning=none; got {self.groups.num_groups} and {self.model.conditioning}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exposures_exist(self) -> Config:
+        if self.windows.exposed_negatives and not self.data.feedback.target_level_index:
+            raise ValueError(
+                f"windows.exposed_negatives={self.windows.exposed_negatives} needs a level below "
+                f"data.feedback.target_level: name levels such as {['exposure', 'click']} and set target_level to click"
             )
         return self

@@ -121,8 +121,13 @@ class Windows:
     path: Path
     KIND = "windows"
 
-    def shard(self, split: Split, index: int, num_shards: int) -> Path:
-        return self.path / f"{split.name.lower()}-{index:05d}-of-{num_shards:05d}.tfrecord.gz"
+    @staticmethod
+    def prefix(split: Split, draw: int = 0) -> str:
+        """How the names of a split's shards begin; of the training split, those of one draw of negatives."""
+        return f"{split.name.lower()}-{draw}-"
+
+    def shard(self, split: Split, index: int, num_shards: int, draw: int = 0) -> Path:
+        return self.path / f"{self.prefix(split, draw)}{index:05d}-of-{num_shards:05d}.tfrecord.gz"
 
 
 @dataclass(frozen=True)

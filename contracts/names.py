@@ -43,13 +43,20 @@ class UserColumn:
     TRAIN_COUNT = "train_count"
 
 
+class EmbeddingColumn:
+    """Columns (Parquet) or arrays (npz) of a file of item embeddings, as `windows.mined_from` names it."""
+
+    ITEM_ID = "item_id"  # [n] text
+    EMBEDDING = "embedding"  # [n, dim] float
+
+
 class WindowField:
     """Fields of a training record: one window of a user's chronological events.
 
     A window holds n events; the last n - num_context are training targets, each predicted from the
     events before it in the window. Negatives are flat, target-major: target t's in-group negatives
     are `in_group_negatives[t * N:(t + 1) * N]`. A negative is never one of the user's training items; where
-    the user has them all, `PADDING_INDEX` stands in its place.
+    nothing else is left, `PADDING_INDEX` stands in its place. Kinds of which none is configured have no field.
     """
 
     USER_INDEX = "user_index"  # int64 [1]
@@ -60,6 +67,8 @@ class WindowField:
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
     IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [(n - num_context) * N]
     EASY_NEGATIVES = "easy_negatives"  # int64 [(n - num_context) * M]
+    EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [(n - num_context) * windows.exposed_negatives]
+    MINED_NEGATIVES = "mined_negatives"  # int64 [(n - num_context) * windows.mined_negatives]
 
 
 class EvaluationField:

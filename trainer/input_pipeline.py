@@ -78,14 +78,18 @@ class TrainingWindows:
     """
 
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
-        self._files = _files(workdir, Split.TRAIN)
+        self._draws = [
+            _files(workdir, Split.TRAIN, draw)
+            for draw in range(read_manifest(workdir.windows.path).details.get("resamples", 1))
+        ]
         self._events_per_batch = events_per_batch
         self._seed = seed
 
     def epoch(self, epoch: int) -> Iterator[WindowBatch]:
-        """The epoch's batches."""
+        """The epoch's batches, with the next of the draws of negatives that were written."""
         rng = np.random.default_rng([self._seed, epoch])
-        files = [self._files[index] for index in rng.permutation(len(self._files))]
+        shards = self._draws[epoch % len(self._draws)]
+        files = [shards[index] for index in rng.permutation(len(shards))]
         records = tf.data.TFRecordDataset(files, compression_type="GZIP").shuffle(
             4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False
         )
@@ -214,10 +218,10 @@ def _concatenate(parts: list[Ragged]) -> Ragged:
     return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _files(workdir: Workdir, split: Split) -> list[str]:
+def _files(workdir: Workdir, split: Split, draw: int = 0) -> list[str]:
     """The split's shards, by the manifest: files that it does not list are never read."""
     path: Path = workdir.windows.path
-    prefix = f"{split.name.lower()}-"
+    prefix = workdir.windows.prefix(split, draw)
     files = [str(path / name) for name in read_manifest(path).files if name.startswith(prefix)]
     if not files:
         raise ArtifactError(f"{path} lists no {split.name.lower()} shards: run the windows stage again")

@@ -1,0 +1,139 @@
+"""Each item's nearest other items under a trained model's embeddings: where mined negatives come from."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_jobs.beam_run import collect, write_whole
+from beam_jobs.event_files import is_parquet
+from beam_jobs.item_embeddings import normalise_rows
+from beam_jobs.uniform import UniformLists
+from contracts.config import BeamConfig
+from contracts.names import EmbeddingColumn
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_ROWS_PER_ELEMENT = 8_192
+_SCORES_AT_ONCE = 1 << 25  # 128 MiB
+
+
+def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
+    """[num_items, dim] embeddings of unit length in the order of `item_ids`; 0 for an item without one.
+
+    Raises:
+        ValueError: the file is unreadable, holds no [n, dim] finite numbers beside n distinct ids, or knows none
+            of the items.
+    """
+    try:
+        ids, vectors = _read(path)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
+        raise ValueError(
+            f"windows.mined_from: {path} cannot be read ({error}): it must be .npz or .parquet with "
+            f"{EmbeddingColumn.ITEM_ID!r}, [n] text, and {EmbeddingColumn.EMBEDDING!r}, [n, dim] numbers"
+        ) from None
+    if (
+        vectors.ndim != 2
+        or len(vectors) != len(ids)
+        or not np.isfinite(vectors).all()
+        or len(pc.unique(ids)) < len(ids)
+    ):
+        raise ValueError(
+            f"windows.mined_from: {path} holds {len(ids)} ids and embeddings of shape {vectors.shape}; "
+            "it needs distinct ids, and one row of finite numbers for each"
+        )
+    rows = pc.fill_null(pc.index_in(item_ids, ids), -1).to_numpy(zero_copy_only=False)
+    if not (rows >= 0).any():
+        raise ValueError(
+            f"windows.mined_from: {path} holds none of the log's {len(item_ids)} items (its first id is "
+            f"{ids[0].as_py() if len(ids) else None!r}): name the embeddings of a model of this catalogue"
+        )
+    aligned = np.zeros((len(item_ids), vectors.shape[1]), np.float32)
+    aligned[rows >= 0] = vectors[rows[rows >= 0]]
+    return normalise_rows(aligned)
+
+
+def _read(path: str) -> tuple[pa.Array, npt.NDArray[np.floating]]:
+    if is_parquet(path):
+        table = pq.read_table(path, columns=[EmbeddingColumn.ITEM_ID, EmbeddingColumn.EMBEDDING])
+        ids = table[EmbeddingColumn.ITEM_ID].combine_chunks().cast(pa.string())
+        column = table[EmbeddingColumn.EMBEDDING].combine_chunks()
+        flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+        return ids, flat.reshape(len(ids), -1)
+    with np.load(path, allow_pickle=False) as arrays:
+        return pa.array(arrays[EmbeddingColumn.ITEM_ID].astype(str).tolist(), pa.string()), arrays[
+            EmbeddingColumn.EMBEDDING
+        ]
+
+
+def find_neighbors(config: BeamConfig, embeddings: Float32, number: int, scratch: Path) -> Path:
+    """Writes [num_items, number] 0-based nearest items by cosine to an .npy below `scratch`, -1 = none.
+
+    The search is exact, and its cost quadratic in the catalogue: some minutes of one core for 100,000 items. Each
+    block of items is an element of its own, so that a cluster shares the work.
+    """
+    source = scratch / "mined_embeddings.npy"
+    np.save(source, embeddings)
+    starts = list(range(0, len(embeddings), _ROWS_PER_ELEMENT))
+    steps = beam.ParDo(_NeighborsOfBlock(str(source), number, str(scratch)))
+    blocks = [Path(path) for path in sorted(collect(config, starts, steps, scratch))]
+    joined = scratch / "mined_neighbors.npy"
+    np.save(joined, np.concatenate([np.load(block) for block in blocks]))
+    for path in (source, *blocks):
+        path.unlink()
+    return joined
+
+
+def neighbor_lists(path: Path) -> UniformLists:
+    """The file of `find_neighbors` as lists."""
+    neighbors = np.load(path, mmap_mode="r")
+    present = neighbors >= 0
+    return UniformLists(neighbors[present], present.sum(axis=1))
+
+
+class _NeighborsOfBlock(beam.DoFn):
+    """First row of a block -> file of its rows' neighbours."""
+
+    def __init__(self, source: str, number: int, scratch: str) -> None:
+        self._source = source
+        self._number = number
+        self._scratch = scratch
+
+    def process(self, start: int) -> Iterator[str]:
+        embeddings = np.load(self._source, mmap_mode="r")
+        found = nearest(np.asarray(embeddings), start, min(start + _ROWS_PER_ELEMENT, len(embeddings)), self._number)
+        path = Path(self._scratch) / f"mined-{start:012d}.npy"
+
+        def write(staging: Path) -> None:
+            with staging.open("wb") as stream:
+                np.save(stream, found)
+
+        write_whole(path, write)
+        yield str(path)
+
+
+def nearest(embeddings: Float32, start: int, stop: int, number: int) -> npt.NDArray[np.int32]:
+    """[stop - start, number] nearest other rows by inner product, in no order; -1 where a row or its like is 0."""
+    known = np.flatnonzero(embeddings.any(axis=1))
+    result = np.full((stop - start, number), -1, np.int32)
+    kept = min(number, len(known) - 1)
+    rows = known[(known >= start) & (known < stop)]
+    if kept < 1:
+        return result
+    candidates = embeddings[known]
+    step = max(1, _SCORES_AT_ONCE // len(known))
+    for first in range(0, len(rows), step):
+        block = rows[first : first + step]
+        scores = embeddings[block] @ candidates.T
+        scores[np.arange(len(block)), np.searchsorted(known, block)] = -np.inf
+        result[block - start, :kept] = known[np.argpartition(scores, -kept, axis=1)[:, -kept:]]
+    return result

@@ -1,0 +1,39 @@
+"""Uniform draws from lists of items, many at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+
+
+class UniformLists:
+    """One list of distinct items a key.
+
+    Attributes:
+        items: [total] the lists back to back; of any integer type, since neighbours of a large catalogue add up.
+        starts: [num_keys + 1] where each list starts, and where the last one ends.
+    """
+
+    def __init__(self, items: npt.NDArray[np.integer], sizes: Int64) -> None:
+        """Takes lists of `sizes` [num_keys], which may be empty, back to back."""
+        self.items = items
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+
+    @property
+    def sizes(self) -> Int64:
+        """[num_keys] items of each list."""
+        return np.diff(self.starts)
+
+    def draw(self, keys: Int64, rng: np.random.Generator) -> Int64:
+        """[num_draws] items, each from the list asked for, which is not empty."""
+        sizes = self.sizes[keys]
+        place = np.minimum((rng.random(len(keys)) * sizes).astype(np.int64), sizes - 1)
+        return self.items[self.starts[keys] + place].astype(np.int64)
+
+    def of(self, key: int) -> tuple[Int64, Float64]:
+        """A list's items and their weights."""
+        items = self.items[self.starts[key] : self.starts[key + 1]].astype(np.int64)
+        return items, np.ones(len(items))

@@ -1,0 +1,191 @@
+"""Exposed and mined negatives: their distributions, their sources, and how they reach the records."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from scipy.stats import chisquare
+
+from beam_jobs import groups, ingest, statistics, windows
+from beam_jobs.mined_neighbors import find_neighbors, nearest, neighbor_lists, read_item_embeddings
+from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
+from beam_jobs.uniform import UniformLists
+from contracts.config import BeamConfig, Config
+from contracts.layout import Workdir
+from contracts.names import PADDING_INDEX, Split, WindowField
+from tests.beam_jobs.helpers import make_config, read_events
+from trainer.input_pipeline import TrainingWindows
+
+DRAWS = 20_000
+
+
+def _sampler(neighbors: UniformLists | None = None) -> NegativeSampler:
+    return NegativeSampler(np.full(8, 1 / 8), np.zeros(8, np.int64), 1, neighbors)
+
+
+def test_exposed_negatives_are_uniform_over_what_was_shown_and_not_taken() -> None:
+    # User 0 was shown 1 (often), 2, 3 and 5, and took 3. User 1 was shown only what it took. User 2 nothing.
+    owned = OwnedItems(np.array([0, 1]), np.array([3, 4]), 3, 8)
+    shown = np.array([0, 0, 0, 0, 0, 0, 1]), np.array([1, 1, 1, 2, 3, 5, 4])
+    lists = exposures_of(*shown, owned, 3)
+    users = np.repeat([0, 1, 2], DRAWS)
+    drawn = _sampler().exposed(users, 2, lists, owned, np.random.default_rng(0)).reshape(3, -1)
+    counts = Counter(drawn[0].tolist())
+    assert set(counts) == {1, 2, 5}
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+    assert (drawn[1:] == PADDING_INDEX).all()
+
+
+def test_mined_negatives_are_uniform_over_the_neighbours_that_the_user_does_not_own() -> None:
+    # Item 1 has neighbours 2, 3, 4, 5; item 2 has 1 only; the user owns 1, 2 and 4.
+    neighbors = UniformLists(np.array([1, 2, 3, 4, 0]), np.array([4, 1, 0, 0, 0, 0, 0, 0]))
+    owned = OwnedItems(np.array([0, 0, 0]), np.array([1, 2, 4]), 1, 8)
+    targets = np.repeat([1, 2, 4], DRAWS)
+    drawn = _sampler(neighbors).mined(np.zeros_like(targets), targets, 2, owned, np.random.default_rng(1))
+    counts = Counter(drawn.reshape(3, -1)[0].tolist())
+    assert set(counts) == {3, 5}
+    assert chisquare(list(counts.values())).pvalue > 1e-4
+    assert (drawn.reshape(3, -1)[1:] == PADDING_INDEX).all()
+
+
+def test_neighbours_by_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("beam_jobs.mined_neighbors._ROWS_PER_ELEMENT", 17)
+    monkeypatch.setattr("beam_jobs.mined_neighbors._SCORES_AT_ONCE", 150)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 5))
+    vectors[7] = 0  # no embedding: no neighbours, and nobody's neighbour
+    np.savez(tmp_path / "e.npz", item_id=[f"i{row}" for row in range(60)], embedding=vectors)
+    embeddings = read_item_embeddings(str(tmp_path / "e.npz"), pa.array([f"i{row}" for row in range(60)]))
+    lists = neighbor_lists(find_neighbors(BeamConfig(), embeddings, 4, tmp_path))
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    cosine[:, 7] = -2
+    for item in range(60):
+        expected = [] if item == 7 else np.argsort(-cosine[item])[:4].tolist()
+        assert sorted(lists.of(item)[0].tolist()) == sorted(expected)
+    assert [path.name for path in tmp_path.glob("mined*")] == ["mined_neighbors.npy"]
+
+
+def test_fewer_items_than_neighbours() -> None:
+    assert nearest(np.eye(3, dtype=np.float32), 0, 3, 5).tolist() == [[1, 2, -1, -1, -1], [0, 2, -1, -1, -1],
+                                                                     [0, 1, -1, -1, -1]]  # fmt: skip
+    assert (nearest(np.zeros((3, 2), np.float32), 0, 3, 2) == -1).all()
+
+
+EMBEDDINGS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (lambda path: None, "cannot be read"),
+    "other arrays": (lambda path: np.savez(path, ids=["a"], vectors=[[1.0]]), "cannot be read"),
+    "pickled": (lambda path: np.savez(path, item_id=np.array(["a"], object), embedding=[[1.0]]), "cannot be read"),
+    "NaN": (lambda path: np.savez(path, item_id=["a"], embedding=[[np.nan]]), "finite"),
+    "id twice": (lambda path: np.savez(path, item_id=["a", "a"], embedding=[[1.0], [2.0]]), "distinct ids"),
+    "one number an item": (lambda path: np.savez(path, item_id=["a"], embedding=[1.0]), r"shape \(1,\)"),
+    "another catalogue": (lambda path: np.savez(path, item_id=["x"], embedding=[[1.0]]), "none of the log's 1 items"),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_unusable_embeddings_are_a_clear_error(name: str, tmp_path: Path) -> None:
+    write, message = EMBEDDINGS[name]
+    write(tmp_path / "e.npz")
+    with pytest.raises(ValueError, match=f"windows.mined_from.*{message}"):
+        read_item_embeddings(str(tmp_path / "e.npz"), pa.array(["a"]))
+
+
+def test_parquet_embeddings(tmp_path: Path) -> None:
+    table = pa.table({"item_id": ["b", "a"], "embedding": [[0.0, 2.0], [3.0, 4.0]]})
+    pq.write_table(table, tmp_path / "e.parquet")
+    read = read_item_embeddings(str(tmp_path / "e.parquet"), pa.array(["a", "c", "b"]))
+    np.testing.assert_allclose(read, [[0.6, 0.8], [0, 0], [0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"mined_negatives": 1}, "needs windows.mined_from"),
+        ({"exposed_negatives": 1}, "needs a level below"),
+    ],
+    ids=["mined", "exposed"],
+)
+def test_config_names_what_is_missing(section: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate({"windows": section})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workdir]:
+    """A log of exposures and clicks, all four kinds of negatives, drawn twice."""
+    folder = tmp_path_factory.mktemp("kinds")
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), 25)
+    table = pa.table(
+        {
+            "user_id": pa.array(users).cast(pa.string()),
+            "item_id": pa.array(rng.integers(0, 50, len(users))).cast(pa.string()),
+            "timestamp": pa.array(1_700_000_000 + rng.integers(0, 10**6, len(users))),
+            "event": pa.array(rng.choice(["exposure", "click"], len(users))),
+        }
+    )
+    pq.write_table(table, folder / "log.parquet")
+    np.savez(folder / "e.npz", item_id=[str(i) for i in range(50)], embedding=rng.normal(size=(50, 4)))
+    kinds = {"exposed_negatives": 3, "mined_negatives": 2, "mined_from": str(folder / "e.npz"), "mined_neighbors": 20}
+    config = make_config(
+        folder / "log.parquet",
+        data={
+            "events": str(folder / "log.parquet"),
+            "num_buckets": 2,
+            "columns": {"event": "event"},
+            "feedback": {"levels": ["exposure", "click"], "target_level": "click"},
+        },
+        windows={"length": 6, "in_group_negatives": 2, "resamples": 2, **kinds},
+    )
+    workdir = Workdir(folder / "run")
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, workdir, "f")
+    return config, workdir
+
+
+def _records(workdir: Workdir, draw: int) -> list[dict[str, list[int]]]:
+    parsed = []
+    for shard in range(2):
+        path = str(workdir.windows.shard(Split.TRAIN, shard, 2, draw))
+        for record in tf.data.TFRecordDataset(path, compression_type="GZIP").as_numpy_iterator():
+            features = tf.train.Example.FromString(record).features.feature
+            parsed.append({name: list(feature.int64_list.value) for name, feature in features.items()})
+    return parsed
+
+
+def test_records_hold_every_kind(finished: tuple[Config, Workdir]) -> None:
+    _, workdir = finished
+    item_ids = pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    user_ids = pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()
+    train = [event for event in read_events(workdir) if event["split"] == Split.TRAIN]
+    clicked = {(event["user_id"], event["item_id"]) for event in train if event["feedback_level"] == 1}
+    shown = {(event["user_id"], event["item_id"]) for event in train if event["feedback_level"] == 0}
+    for record in _records(workdir, 0):
+        user = user_ids[record[WindowField.USER_INDEX][0] - 1]
+        targets = len(record[WindowField.ITEM_INDEX]) - 1
+        exposed = {(user, item_ids[item - 1]) for item in record[WindowField.EXPOSED_NEGATIVES] if item}
+        mined = {(user, item_ids[item - 1]) for item in record[WindowField.MINED_NEGATIVES] if item}
+        assert len(record[WindowField.EXPOSED_NEGATIVES]) == 3 * targets
+        assert len(record[WindowField.MINED_NEGATIVES]) == 2 * targets
+        assert exposed <= shown - clicked and not mined & clicked
+        assert exposed or not {pair for pair in shown - clicked if pair[0] == user}
+
+
+def test_every_epoch_takes_the_next_draw_of_the_same_windows(finished: tuple[Config, Workdir]) -> None:
+    _, workdir = finished
+    first, second = _records(workdir, 0), _records(workdir, 1)
+    drawn = {name for name in first[0] if name.endswith("negatives")}
+    assert len(drawn) == 4
+    for one, other in zip(first, second, strict=True):
+        assert {name: one[name] for name in one.keys() - drawn} == {name: other[name] for name in other.keys() - drawn}
+    windows_read = TrainingWindows(workdir, 10**6, seed=0)
+    sums = [sum(int(batch.in_group_negatives.sum()) for batch in windows_read.epoch(epoch)) for epoch in range(4)]
+    of_draws = [sum(sum(record[WindowField.IN_GROUP_NEGATIVES]) for record in draw) for draw in (first, second)]
+    assert sums == of_draws * 2 and of_draws[0] != of_draws[1]
