@@ -12,6 +12,7 @@ import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.event_files import find_event_files
+from beam_jobs.id_shapes import merge_shapes
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -22,12 +23,15 @@ from beam_jobs.ingest_steps import (
     merge_seconds,
     unpack_seconds,
 )
+from beam_jobs.previous_span import PreviousSpan
+from beam_jobs.span_schema import infer_schema, write_schema
+from beam_jobs.span_statistics import Statistics, span_statistics, write_statistics
 from beam_jobs.splits import time_quantile
 from beam_jobs.timestamps import parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, Workdir
-from contracts.names import Split
+from contracts.names import EventColumn, Split
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +91,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Events` artifact.
 
     Raises:
-        ValueError: a file is missing, damaged or lacks a column; no row is valid; or more rows than
-            `data.max_dead_letter_fraction` are malformed.
+        ValueError: a file is missing, damaged or lacks a column; no row is valid; more rows than
+            `data.max_dead_letter_fraction` are malformed; or the log breaks the schema of `data.previous` or
+            drifts from it.
     """
     paths = find_event_files(config.data)
+    previous = PreviousSpan.read(config.data.previous)
     logger.info("ingest: %d file(s)", len(paths))
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
@@ -100,10 +106,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
         writer.counts.update(_counts(files, buckets))
+        statistics = _statistics(config, writer.counts, files, buckets)
+        schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
+        write_statistics(statistics, staged.statistics)
+        write_schema(schema, staged.schema)
         writer.details.update(
             dead_letter_reasons=dict(sorted(reasons.items())),
-            first_event=min(bucket["first"] for bucket in buckets if bucket["first"] is not None),
-            last_event=max(bucket["last"] for bucket in buckets if bucket["last"] is not None),
+            **_time_range(buckets),
             sources=paths,
             split={"protocol": config.split.protocol, **plan.describe()},
         )
@@ -170,6 +179,31 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
             "Mend the log or the columns' names, or raise that limit"
         )
     return reasons
+
+
+def _statistics(
+    config: Config, counts: dict[str, int], files: list[dict[str, Any]], buckets: list[dict[str, Any]]
+) -> Statistics:
+    shapes = {
+        f"{name}.shape": merge_shapes([file["shapes"][name] for file in files])
+        for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
+    }
+    of_level: Counter[str] = Counter()
+    for bucket in buckets:
+        of_level.update(dict(zip(config.data.feedback.levels, bucket["levels"], strict=False)))
+    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: {level: n for level, n in of_level.items() if n}}
+    times = _time_range(buckets)
+    return span_statistics(
+        counts["events"], histograms, times["first_event"], times["last_event"], counts["dead_letters"]
+    )
+
+
+def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
+    """Microseconds of the first and the last event."""
+    return {
+        "first_event": min(bucket["first"] for bucket in buckets if bucket["first"] is not None),
+        "last_event": max(bucket["last"] for bucket in buckets if bucket["last"] is not None),
+    }
 
 
 def _examples(files: list[dict[str, Any]]) -> str:

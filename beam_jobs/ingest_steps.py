@@ -19,6 +19,7 @@ from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
+from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from beam_jobs.splits import by_time, leave_one_out
 from contracts.config import DataConfig
@@ -77,6 +78,7 @@ class ReadEvents(beam.DoFn):
     def process(self, path: str) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
         reasons: Counter[str] = Counter()
         examples: list[str] = []
+        shapes: dict[str, list[dict[str, int]]] = {EventColumn.USER_ID: [], EventColumn.ITEM_ID: []}
         rows, error = 0, None
         try:
             for raw in read_batches(path, list(wanted_columns(self._data))):
@@ -90,13 +92,14 @@ class ReadEvents(beam.DoFn):
                     yield beam.pvalue.TaggedOutput(
                         self.DEAD_LETTERS, (0, pack(letters.add_column(0, "source", source)))
                     )
+                for name, of_batches in shapes.items():
+                    of_batches.append(id_shapes(one_array(batch.events[name]).dictionary))
                 yield from _by_bucket(batch.events, self._data.num_buckets)
         except ValueError as failure:  # reported by the driver, in plain words on any runner
             error = str(failure)
-        yield beam.pvalue.TaggedOutput(
-            self.SUMMARIES,
-            {"kind": "file", "source": path, "rows": rows, "reasons": reasons, "examples": examples, "error": error},
-        )
+        summary = {"kind": "file", "source": path, "rows": rows, "reasons": reasons, "examples": examples}
+        summary |= {"error": error, "shapes": {name: merge_shapes(parts) for name, parts in shapes.items()}}
+        yield beam.pvalue.TaggedOutput(self.SUMMARIES, summary)
 
 
 def _describe(path: str, letters: pa.Table) -> list[str]:
@@ -147,7 +150,8 @@ class WriteBucket(beam.DoFn):
             **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
         }
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
-        yield {"kind": "bucket", "bucket": bucket, "counts": counts, "first": first, "last": last}
+        of_level = np.bincount(levels).tolist()
+        yield {"kind": "bucket", "counts": counts, "first": first, "last": last, "levels": of_level}
 
 
 def order_events(events: pa.Table) -> tuple[pa.Table, int]:

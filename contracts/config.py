@@ -114,6 +114,13 @@ class DataConfig(Section):
     user_features: FeatureTable | None = None
     item_features: FeatureTable | None = None
     max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
+    previous: str | None = Field(
+        None, description="another run's events directory: its schema is enforced, its statistics are compared with"
+    )
+    max_drift: float = Field(
+        0.2, gt=0, le=1, description="change in the share of any value since data.previous that stops the run"
+    )
+    min_volume: float = Field(0.3, ge=0, description="events, as a share of data.previous's, below which the run stops")
     num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
 
 

@@ -23,6 +23,16 @@ class Events:
         """JSON lines: {"source", "row", "reason", "value"}."""
         return self.path / "dead_letters.jsonl"
 
+    @property
+    def schema(self) -> Path:
+        """Text form of TFX's Schema: inferred, or that of `data.previous`."""
+        return self.path / "schema.pbtxt"
+
+    @property
+    def statistics(self) -> Path:
+        """Text form of TFX's DatasetFeatureStatisticsList."""
+        return self.path / "statistics.pbtxt"
+
 
 @dataclass(frozen=True)
 class ItemStatistics:

@@ -109,11 +109,10 @@ def _feature_tables(config: Config) -> tuple[str, ...]:
     return tuple(table.path for table in tables if table is not None)
 
 
-def _previous_groups(config: Config) -> tuple[str, ...]:
-    if config.groups.previous is None:
-        return ()
+def _manifest_of(previous: str | None) -> tuple[str, ...]:
+    """What says whether the artifact of another run has changed."""
     # Escaped, since sources are patterns: the directory is one path, whatever characters are in it.
-    return (glob.escape(str(Path(config.groups.previous) / artifact.MANIFEST_NAME)),)
+    return () if previous is None else (glob.escape(str(Path(previous) / artifact.MANIFEST_NAME)),)
 
 
 STAGES = (
@@ -124,7 +123,7 @@ STAGES = (
         sections=("data", "split"),
         outputs=lambda config, workdir: (workdir.events.path,),
         run=_ingest,
-        sources=lambda config: config.data.events,
+        sources=lambda config: (*config.data.events, *_manifest_of(config.data.previous)),
     ),
     Stage(
         "statistics",
@@ -142,7 +141,7 @@ STAGES = (
         sections=("data", "groups", "seed"),
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_groups,
-        sources=_previous_groups,
+        sources=lambda config: _manifest_of(config.groups.previous),
     ),
     Stage(
         "transform",

@@ -1,0 +1,58 @@
+"""The last run's schema and statistics, which this run's log must agree with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
+from beam_jobs.span_statistics import Statistics, read_statistics
+from contracts.artifact import ArtifactError, read_manifest
+from contracts.config import DataConfig
+from contracts.layout import Events
+
+
+@dataclass(frozen=True)
+class PreviousSpan:
+    """What `data.previous` holds."""
+
+    path: str
+    schema: Schema
+    statistics: Statistics
+
+    @classmethod
+    def read(cls, path: str | None) -> PreviousSpan | None:
+        """Reads an events artifact, if one is named.
+
+        Raises:
+            ValueError: it is no events artifact.
+        """
+        if path is None:
+            return None
+        events = Events(Path(path))
+        try:
+            read_manifest(events.path)
+        except ArtifactError as error:
+            raise ValueError(f"data.previous: {error}; or set data.previous to null to infer a schema anew") from None
+        return cls(path, read_schema(events.schema), read_statistics(events.statistics))
+
+    def checked_schema(self, statistics: Statistics, data: DataConfig) -> Schema:
+        """The schema, to be carried on.
+
+        Raises:
+            ValueError: the data break it, or differ too much from the last span's.
+        """
+        anomalies = schema_anomalies(self.schema, statistics)
+        if anomalies:
+            raise ValueError(
+                f"data.events breaks the schema {Events(Path(self.path)).schema}: {'; '.join(anomalies)}. "
+                "Mend the log; or, if this is how it is now, edit the schema, or set data.previous to null"
+            )
+        drift = drift_anomalies(statistics, self.statistics, data.max_drift, data.min_volume)
+        if drift:
+            raise ValueError(
+                f"data.events differs from data.previous={self.path}: {'; '.join(drift)}. Mend the log; or, if this is "
+                f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
+                "set data.previous to null"
+            )
+        return self.schema

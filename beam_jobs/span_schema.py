@@ -1,0 +1,95 @@
+"""The schema of the log: inferred by the first run, carried on and enforced by those that name it as previous.
+
+It is TFX's schema proto in text form, so it can be read, edited and reviewed like code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_metadata.proto.v0.schema_pb2 import Schema
+
+from beam_jobs.span_statistics import Statistics, histograms_of, last_event
+from contracts.artifact import write_text
+
+_LEAST_DOMAIN_MASS = 0.95
+"""Share of a feature's values that must be of its domain; what an inferred schema says, until somebody edits it."""
+
+
+def infer_schema(statistics: Statistics) -> Schema:
+    """Every feature must be there, and the values that occur are its domain."""
+    schema = Schema()
+    for name, shares in histograms_of(statistics).items():
+        feature = schema.feature.add(name=name, type=schema_pb2.BYTES)
+        feature.presence.min_count = 1
+        feature.distribution_constraints.min_domain_mass = _LEAST_DOMAIN_MASS
+        feature.string_domain.value.extend(sorted(shares))
+    return schema
+
+
+def schema_anomalies(schema: Schema, statistics: Statistics) -> list[str]:
+    """Each way in which the data break the schema, in words."""
+    found = histograms_of(statistics)
+    anomalies = []
+    for feature in schema.feature:
+        shares = found.get(feature.name)
+        if not shares:
+            if feature.presence.min_count:
+                anomalies.append(f"{feature.name} is absent")
+            continue
+        strange = {value: share for value, share in shares.items() if value not in feature.string_domain.value}
+        if 1 - sum(strange.values()) < feature.distribution_constraints.min_domain_mass - 1e-9:
+            shown = ", ".join(f"{value!r} {share:.1%}" for value, share in _largest(strange))
+            anomalies.append(f"{feature.name}: {sum(strange.values()):.1%} of values are not of its domain ({shown})")
+    unknown = found.keys() - {feature.name for feature in schema.feature}
+    return anomalies + [f"{name} is not in the schema" for name in sorted(unknown)]
+
+
+def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_volume: float) -> list[str]:
+    """Each way in which the data differ too much from the last span's, in words.
+
+    Args:
+        now: of this span.
+        before: of the last one.
+        max_drift: greatest L-infinity distance between the shares of any value.
+        min_volume: least number of events as a share of the last span's.
+    """
+    anomalies = []
+    earlier = histograms_of(before)
+    for name, shares in histograms_of(now).items():
+        old = earlier.get(name, {})
+        change = {value: abs(shares.get(value, 0.0) - old.get(value, 0.0)) for value in shares.keys() | old.keys()}
+        [(value, distance), *_] = _largest(change)
+        if old and distance > max_drift:
+            anomalies.append(
+                f"{name}: the share of {value!r} went from {old.get(value, 0.0):.1%} to {shares.get(value, 0.0):.1%}"
+            )
+    if now.num_examples < min_volume * before.num_examples:
+        anomalies.append(f"events: {now.num_examples:,}, after {before.num_examples:,} in the last span")
+    if last_event(now) < last_event(before):
+        anomalies.append(f"timestamp: the last event is {(last_event(before) - last_event(now)) / 3.6e9:.1f} hours "
+                         "older than the last span's: is this an old log?")  # fmt: skip
+    return anomalies
+
+
+def _largest(shares: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))[:3]
+
+
+def write_schema(schema: Schema, path: Path) -> None:
+    """Text form, as `tfdv.load_schema_text` reads it."""
+    write_text(path, text_format.MessageToString(schema, as_utf8=True))
+
+
+def read_schema(path: Path) -> Schema:
+    """What `write_schema` wrote, perhaps edited since.
+
+    Raises:
+        ValueError: the file is missing or is none.
+    """
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), Schema())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ValueError(f"{path} holds no schema ({error}): mend it, or unset data.previous") from None
