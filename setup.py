@@ -33,6 +33,7 @@ setup(
             "dill",
             "google-crc32c",
             "isal",
+            "tensorflow-metadata==1.21.0",
             "scikit-learn",
             "scipy",
         ],
