@@ -24,11 +24,11 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import ServingConfig
-from serving.exact_merge import Corpus, exact_scores, exact_selection
+from serving.exact_merge import Asked, Corpus, exact_selection
 from serving.group_index import build_group_index
 from serving.index_set import ScannIndexSet
 from serving.local_client import ServableSession
-from serving.merge import group_budgets, select
+from serving.merge import MERGES, plan_groups, select
 
 DIM = 64
 SPREAD = 0.5
@@ -70,24 +70,24 @@ class Searcher(tf.Module):
 
 def bodies(num_candidates: int, num_groups: int) -> dict[str, Callable[..., Outputs]]:
     def one_index(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
-        found = indexes.search(queries, tf.constant([num_candidates]))
-        return {"items": found.item_index, "scores": found.scores}
+        found = indexes.search(queries, tf.fill([tf.shape(queries)[0], 1], num_candidates))
+        return {"items": found.items, "scores": found.scores}
 
     def naive(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
-        found = indexes.search(queries, tf.fill([num_groups], num_candidates))
+        found = indexes.search(queries, tf.fill([tf.shape(queries)[0], num_groups], num_candidates))
         scores = tf.where(tf.math.is_finite(found.scores), found.scores, -np.inf)
-        best, columns = tf.math.top_k(scores + tf.gather(log_intent, found.column_group, axis=1), num_candidates)
-        return {"items": tf.gather(found.item_index, columns, batch_dims=1), "scores": best}
+        best, columns = tf.math.top_k(scores + tf.gather(log_intent, found.group, batch_dims=1), num_candidates)
+        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
 
     def ours(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
         rows = tf.shape(queries)[0]
-        wanted, alpha = tf.fill([rows], num_candidates), tf.ones([rows])
+        wanted, merge = tf.fill([rows], num_candidates), tf.fill([rows], MERGES.index("quota"))
         available = tf.broadcast_to(tf.constant(indexes.group_sizes), [rows, num_groups])
-        budgets = group_budgets("quota", wanted, alpha, log_intent, available)
-        found = indexes.search(queries, tf.reduce_max(budgets, 0))
-        scores = found.scores + tf.gather(log_intent, found.column_group, axis=1)
-        best, columns = select(scores, found.column_group, tf.math.is_finite(scores), budgets, wanted)
-        return {"items": tf.gather(found.item_index, columns, batch_dims=1), "scores": best}
+        plan = plan_groups(merge, wanted, tf.zeros([rows], tf.int32), log_intent, log_intent, available)
+        found = indexes.search(queries, plan.budgets)
+        scores = found.scores + tf.gather(log_intent, found.group, batch_dims=1)
+        best, columns = select(found, scores, tf.math.is_finite(scores), merge, plan, wanted)
+        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
 
     return {"global": one_index, "naive": naive, "ours": ours}
 
@@ -133,15 +133,13 @@ def median_seconds(sessions: dict[str, ServableSession], data: Data, batch_size:
 def recalls(sessions: dict[str, ServableSession], data: Data, num_candidates: int) -> dict[str, float]:
     rows = np.arange(64)
     items = {n: s.predict("serving_default", inputs_of(data, n, rows))["items"] for n, s in sessions.items()}
-    corpus = Corpus(data.items, data.group_ids.astype(np.int32))
-    formula = exact_scores(corpus, data.queries[rows], data.intent[rows], 1.0)
-    excluded = np.zeros(formula.shape, bool)
+    corpus = Corpus(data.items, data.group_ids.astype(np.int32), np.zeros(len(data.items), bool))
+    excluded = np.zeros([len(rows), len(data.items)], bool)
     products = data.queries[rows, 0] @ data.items.T
-    wanted = {
-        "global": products >= -np.sort(-products, axis=1)[:, num_candidates - 1, None],
-        "naive": exact_selection(corpus, formula, excluded, data.intent[rows], "score", num_candidates, 1.0),
-        "ours": exact_selection(corpus, formula, excluded, data.intent[rows], "quota", num_candidates, 1.0),
-    }
+    wanted = {"global": products >= -np.sort(-products, axis=1)[:, num_candidates - 1, None]}
+    for name, merge in (("naive", "score"), ("ours", "quota")):
+        asked = Asked.alike(len(rows), len(data.members), merge, num_candidates, 1.0)
+        wanted[name] = exact_selection(corpus, data.queries[rows], data.intent[rows], excluded, asked).merged
     return {
         name: float(np.take_along_axis(wanted[name], found, axis=1).sum() / wanted[name].sum())
         for name, found in items.items()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.exact_merge import Corpus, exact_scores, exact_selection
+from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.local_client import Recommendations
-from serving.merge import Merge
 
 SCORE_TOLERANCE = 1e-4
 
@@ -21,7 +20,7 @@ class Embedded:
     Attributes:
         queries: float32 [batch_size, num_groups, dim].
         intent: float32 [batch_size, num_groups].
-        excluded: bool [batch_size, num_items], the items of each history.
+        excluded: bool [batch_size, num_items], the items that may not be returned.
     """
 
     queries: np.ndarray
@@ -49,52 +48,60 @@ def check_lists(
     item_ids: Sequence[str],
     requests: Embedded,
     lists: Recommendations,
-    merge: Merge,
-    num_candidates: int,
-    alpha: float,
+    asked: Asked,
     recall_target: float,
 ) -> Verdict:
-    """Checks the lists of one batch, asked for with the same M and alpha in every row.
+    """Checks the lists of one batch.
 
-    Checked: ids are of the catalogue, distinct, not of the history, in the group claimed; scores
-    are what the formula gives and descend; absent places come last, and only when nothing is left;
-    recall against the exact merge reaches the target.
+    Checked: ids are of the catalogue, distinct, not excluded, in the group claimed, and that group may
+    answer; scores are what the formula gives; lists are in their merge's order; absent places come last,
+    and only when nothing is left; as many cold items as asked for are there; recall against the exact
+    merge reaches the target.
     """
     index_of = {item: index for index, item in enumerate(item_ids)}
     index: np.ndarray = np.array([index_of.get(item, -1) for item in lists.item_ids.ravel()], np.int64).reshape(
         lists.scores.shape
     )
+    at = np.maximum(index, 0)
     present = lists.item_ids != ""
-    formula = exact_scores(corpus, requests.queries, requests.intent, alpha)
-    expected = np.take_along_axis(formula, np.maximum(index, 0), axis=1)
+    exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked)
+    expected = np.take_along_axis(exact.scores, at, axis=1)
     with np.errstate(invalid="ignore"):
         error = np.where(present, np.abs(lists.scores - expected) / np.maximum(1, np.abs(expected)), 0.0)
     ordered = np.sort(np.where(present, index, -1 - np.arange(index.shape[1])), axis=1)
     repeated = np.zeros_like(present)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    available = np.minimum(num_candidates, (~requests.excluded).sum(axis=1))
-    filled = np.arange(present.shape[1]) < available[:, None]
-    with np.errstate(invalid="ignore"):
-        rising = np.zeros_like(present)
-        rising[:, 1:] = lists.scores[:, 1:] > lists.scores[:, :-1]
-    absent_is_marked = (lists.group_ids == -1) & np.isneginf(lists.scores)
+    length = (exact.merged | exact.explored).sum(axis=1)
+    cold = (present & corpus.is_cold[at]).sum(axis=1, keepdims=True)
     problems = {
         "an item is not in the catalogue": present & (index < 0),
         "an item is not in the group that it claims": present & (lists.group_ids != corpus.group_ids[index]),
         f"a score differs from the formula by more than {SCORE_TOLERANCE}": ~(error <= SCORE_TOLERANCE),
-        "an item of the history is returned": present
-        & np.take_along_axis(requests.excluded, np.maximum(index, 0), axis=1),
+        "an excluded item is returned": present & np.take_along_axis(requests.excluded, at, axis=1),
+        "an item of a group that may not answer is returned": present & np.isneginf(expected),
         "an item is returned twice": repeated,
-        "scores do not descend": rising,
-        "a list is shorter or longer than asked for": present != filled,
-        "an absent place has a score or a group": ~present & ~absent_is_marked,
+        "a list is not in its merge's order": _out_of_order(lists, present, asked, exact),
+        "a list is shorter or longer than asked for": present != (np.arange(present.shape[1]) < length[:, None]),
+        "an absent place has a score or a group": ~present & ((lists.group_ids != -1) | ~np.isneginf(lists.scores)),
+        "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
-    selected = exact_selection(corpus, formula, requests.excluded, requests.intent, merge, num_candidates, alpha)
-    recall = _recall(corpus, formula, selected, np.maximum(index, 0), present, merge)
+    recall = _recall(corpus, exact, at, present, asked)
     if recall < recall_target:
         failures.append(f"recall against the exact merge is {recall:.4f}, below {recall_target}")
     return Verdict(failures, recall, float(error.max(initial=0.0)))
+
+
+def _out_of_order(lists: Recommendations, present: np.ndarray, asked: Asked, exact: Selection) -> np.ndarray:
+    """bool [batch_size, M]: a score above the one before it; of dealt lists, a turn before one that it follows."""
+    same = lists.group_ids[:, :, None] == lists.group_ids[:, None, :]
+    turn = np.tril(same, -1).sum(axis=2)
+    is_dealt = (asked.merge == "round_robin")[:, None]
+    places = np.where(is_dealt[:, 0], exact.merged.sum(axis=1), present.shape[1])
+    with np.errstate(invalid="ignore"):
+        wrong = np.where(is_dealt, np.diff(turn, axis=1) < 0, np.diff(lists.scores, axis=1) > 0)
+    wrong = np.pad(wrong, [[0, 0], [1, 0]])
+    return wrong & present & (np.arange(present.shape[1]) < places[:, None])
 
 
 def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
@@ -105,19 +112,22 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
     )
 
 
-def _recall(
-    corpus: Corpus, formula: np.ndarray, selected: np.ndarray, index: np.ndarray, present: np.ndarray, merge: Merge
-) -> float:
-    """Mean over rows; an item whose score ties with the last one of the exact merge counts as found."""
-    floor = np.full_like(formula, np.inf)
-    regions = [corpus.group_ids == g for g in np.unique(corpus.group_ids)]
-    for region in regions if merge == "quota" else [np.ones(formula.shape[1], bool)]:
-        lowest = np.where(selected[:, region], formula[:, region], np.inf).min(axis=1, keepdims=True)
+def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, asked: Asked) -> float:
+    """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
+
+    The last one is the lowest of all by score, of its group otherwise.
+    """
+    floor = np.full_like(exact.scores, np.inf)
+    lowest_of_all = np.where(exact.merged, exact.scores, np.inf).min(axis=1)
+    for group in np.unique(corpus.group_ids):
+        region = corpus.group_ids == group
+        lowest = np.where(exact.merged[:, region], exact.scores[:, region], np.inf).min(axis=1)
+        lowest = np.where(asked.merge == "score", lowest_of_all, lowest)[:, None]
         with np.errstate(invalid="ignore"):  # of a region that gives nothing, nothing is good: inf
             tolerated = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
         floor[:, region] = np.where(np.isinf(lowest), np.inf, tolerated)
-    good = present & np.take_along_axis(formula >= floor, index, axis=1)
-    wanted = selected.sum(axis=1)
+    good = present & np.take_along_axis(exact.explored | (exact.scores >= floor), index, axis=1)
+    wanted = (exact.merged | exact.explored).sum(axis=1)
     return (
         float(np.mean(np.minimum(good.sum(axis=1), wanted)[wanted > 0] / wanted[wanted > 0])) if wanted.any() else 1.0
     )

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import tensorflow as tf
 
-from serving.index_set import Found
+from serving.group_search import Found, search_groups
 
 
 class ExactIndexSet(tf.Module):
     """K matrices of embeddings, each searched by a product and a top-k."""
 
-    def __init__(self, embeddings: np.ndarray, item_index: Sequence[np.ndarray]):
+    def __init__(self, embeddings: np.ndarray, item_index: Sequence[np.ndarray], name: str = "index_set"):
         """Args:
 
         embeddings: float32 [num_items + 1, dim], by item_index.
         item_index: of each group, empty ones included, int32 [size], its items.
+        name: of the variables.
         """
-        super().__init__(name="index_set")
+        super().__init__(name=name)
         self.group_sizes = np.array([len(members) for members in item_index], np.int32)
+        self._searched = np.flatnonzero(self.group_sizes)
         # A variable a group: a slice of one matrix is copied on every request unless it happens to be aligned.
         self._embeddings = [
-            tf.Variable(embeddings[members], trainable=False, name=f"group_{group}")
-            for group, members in enumerate(item_index)
+            tf.Variable(embeddings[item_index[group]], trainable=False, name=f"group_{group}")
+            for group in self._searched.tolist()
         ]
         self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
-        self._offsets = np.cumsum(self.group_sizes) - self.group_sizes
+        self._offsets = (np.cumsum(self.group_sizes) - self.group_sizes)[self._searched]
 
-    def search(self, query_embeddings: tf.Tensor, num_neighbors: tf.Tensor) -> Found:
+    def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
         """As `ScannIndexSet.search`."""
-        queries = tf.unstack(query_embeddings, num=len(self.group_sizes), axis=1)
-        k = tf.unstack(tf.clip_by_value(num_neighbors, 1, np.maximum(self.group_sizes, 1)))
-        scores, rows, groups = [], [], []
-        for group in np.flatnonzero(self.group_sizes):
-            products = tf.matmul(queries[group], self._embeddings[group], transpose_b=True)
-            best, row = tf.math.top_k(products, k[group])
-            scores.append(best)
-            rows.append(row + self._offsets[group])
-            groups.append(tf.fill([k[group]], tf.cast(group, tf.int32)))
-        return Found(tf.concat(scores, 1), tf.gather(self._item_index, tf.concat(rows, 1)), tf.concat(groups, 0))
+        found = search_groups(query_embeddings, wanted, self.group_sizes, self._search_each, least_rows=0)
+        return replace(found, items=tf.gather(self._item_index, found.items))
+
+    def _search_each(self, queries: Sequence[tf.Tensor], k: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        results = []
+        for position, wanted in enumerate(tf.unstack(k)):
+            products = tf.matmul(queries[position], self._embeddings[position], transpose_b=True)
+            best, row = tf.math.top_k(products, wanted)
+            results.append((best, row + self._offsets[position]))
+        return results

@@ -1,4 +1,8 @@
-"""The servable's answer by brute force in NumPy, from the outputs of its two embedding signatures."""
+"""The servable's answer by brute force in NumPy, from the outputs of its two embedding signatures.
+
+Written from the definition of each merge, not from the graph: a list is what is left when every item
+is ranked.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.merge import Merge
-from trainer.scoring import fill_quotas, floored_log_intent, quotas
+from trainer.scoring import fill_quotas, floored_log_intent
 
 
 @dataclass(frozen=True)
@@ -17,58 +21,139 @@ class Corpus:
     Attributes:
         embeddings: float32 [num_items, dim].
         group_ids: int32 [num_items].
+        is_cold: bool [num_items], without training events.
     """
 
     embeddings: np.ndarray
     group_ids: np.ndarray
+    is_cold: np.ndarray
 
 
-def exact_scores(corpus: Corpus, queries: np.ndarray, intent: np.ndarray, alpha: float) -> np.ndarray:
-    """score(u, i) of every item, float32 [batch_size, num_items].
+@dataclass(frozen=True)
+class Asked:
+    """What each row asks of the merge.
+
+    Attributes:
+        num_candidates: int [batch_size], M.
+        alpha: float [batch_size].
+        merge: str [batch_size].
+        boost: float [batch_size, num_groups], 0 = the group may not answer.
+        max_groups: int [batch_size], 0 = all.
+        num_exploration: int [batch_size].
+    """
+
+    num_candidates: np.ndarray
+    alpha: np.ndarray
+    merge: np.ndarray
+    boost: np.ndarray
+    max_groups: np.ndarray
+    num_exploration: np.ndarray
+
+    @classmethod
+    def alike(cls, rows: int, num_groups: int, merge: Merge, num_candidates: int, alpha: float) -> Asked:
+        """The same of every row, and nothing else."""
+        return cls(
+            np.full(rows, num_candidates),
+            np.full(rows, alpha),
+            np.full(rows, merge, object),
+            np.ones([rows, num_groups]),
+            np.zeros(rows, int),
+            np.zeros(rows, int),
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the exact merge returns.
+
+    Attributes:
+        scores: float32 [batch_size, num_items], score(u, i); -inf where the group may not answer.
+        explored: bool [batch_size, num_items], chosen for exploration.
+        merged: bool [batch_size, num_items], chosen by the merge.
+    """
+
+    scores: np.ndarray
+    explored: np.ndarray
+    merged: np.ndarray
+
+
+def exact_selection(
+    corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, asked: Asked
+) -> Selection:
+    """Ranks every item.
 
     Args:
         corpus: the items.
         queries: float32 [batch_size, num_groups, dim].
         intent: float32 [batch_size, num_groups], p(group | user).
-        alpha: exponent of the intent.
+        excluded: bool [batch_size, num_items].
+        asked: of each row.
     """
+    with np.errstate(divide="ignore"):
+        log_intent, log_boost = floored_log_intent(np.log(intent)), np.log(asked.boost)
+    log_weight = asked.alpha[:, None] * log_intent + log_boost
+    scores = _scores(corpus, queries, log_weight)
+    allowed = ~excluded & np.isfinite(scores)
+    explored = allowed & (_rank(scores, allowed & corpus.is_cold) < asked.num_exploration[:, None])
+    explored &= corpus.is_cold
+    allowed &= ~explored
+    places = asked.num_candidates - explored.sum(axis=1)
+
+    available = _by_group(corpus, allowed, intent.shape[1])
+    preference = np.where(available > 0, log_intent + log_boost, -np.inf)
+    turn = np.argsort(np.argsort(-preference, axis=1, kind="stable"), axis=1)
+    probed = turn < np.where(asked.max_groups > 0, asked.max_groups, intent.shape[1])[:, None]
+    available = np.where(probed, available, 0)
+    allowed &= probed[:, corpus.group_ids]
+
+    in_group = _rank_in_group(corpus, scores, allowed)
+    dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
+    budgets = fill_quotas(_quotas(np.where(available > 0, log_weight, -np.inf), places), available, preference)
+    by_merge = {
+        "score": _rank(scores, allowed) < places[:, None],
+        "round_robin": _rank(-dealt.astype(np.float64), allowed) < places[:, None],
+        "quota": in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1),
+    }
+    merged = np.zeros_like(allowed)
+    for merge, chosen in by_merge.items():
+        merged |= (asked.merge == merge)[:, None] & chosen
+    return Selection(scores, explored, merged & allowed)
+
+
+def _scores(corpus: Corpus, queries: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+    """float32 [batch_size, num_items]."""
     scores = np.empty([len(queries), len(corpus.group_ids)], np.float32)
     for group in np.unique(corpus.group_ids):
         members = np.flatnonzero(corpus.group_ids == group)
         scores[:, members] = queries[:, group] @ corpus.embeddings[members].T
-    with np.errstate(divide="ignore"):
-        log_intent = floored_log_intent(np.log(intent))
-    return scores + (alpha * log_intent[:, corpus.group_ids]).astype(np.float32)
+    return scores + log_weight[:, corpus.group_ids].astype(np.float32)
 
 
-def exact_selection(
-    corpus: Corpus,
-    scores: np.ndarray,
-    excluded: np.ndarray,
-    intent: np.ndarray,
-    merge: Merge,
-    num_candidates: int,
-    alpha: float,
-) -> np.ndarray:
-    """bool [batch_size, num_items], the items that the exact merge returns; `excluded` is bool, likewise."""
-    allowed = np.where(excluded, -np.inf, scores)
-    if merge == "score":
-        return (_rank(allowed) < num_candidates) & ~excluded
-    with np.errstate(divide="ignore"):
-        log_intent = np.log(intent)
-    num_groups = intent.shape[1]
-    available = np.stack([(~excluded[:, corpus.group_ids == g]).sum(axis=1) for g in range(num_groups)], axis=1)
-    budgets = fill_quotas(quotas(log_intent, num_candidates, alpha), available, log_intent)
-    selected = np.zeros_like(excluded)
-    for group in range(num_groups):
+def _quotas(log_weight: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """places * weight / sum(weight), rounded by running totals: int64 [batch_size, num_groups]."""
+    largest = log_weight.max(axis=1, keepdims=True)
+    weights = np.exp(log_weight - np.where(np.isfinite(largest), largest, 0))
+    running = np.cumsum(weights, axis=1)
+    share = np.divide(running, running[:, -1:], out=np.zeros_like(running), where=running[:, -1:] > 0)
+    return np.diff(np.floor(places[:, None] * share + 0.5).astype(np.int64), axis=1, prepend=0)
+
+
+def _by_group(corpus: Corpus, allowed: np.ndarray, num_groups: int) -> np.ndarray:
+    """int64 [batch_size, num_groups]: items allowed."""
+    return np.stack([allowed[:, corpus.group_ids == g].sum(axis=1) for g in range(num_groups)], axis=1)
+
+
+def _rank_in_group(corpus: Corpus, scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    ranks = np.zeros(scores.shape, np.int64)
+    for group in np.unique(corpus.group_ids):
         members = np.flatnonzero(corpus.group_ids == group)
-        selected[:, members] = _rank(allowed[:, members]) < budgets[:, group : group + 1]
-    return selected & ~excluded
+        ranks[:, members] = _rank(scores[:, members], allowed[:, members])
+    return ranks
 
 
-def _rank(scores: np.ndarray) -> np.ndarray:
-    """int64 [batch_size, width]: 0 for the best of a row, and so on."""
-    order = np.argsort(-scores, axis=1, kind="stable")
+def _rank(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """int64 [batch_size, width]: 0 for the best of a row that is allowed, and so on; those not allowed come last."""
+    order = np.argsort(-np.where(allowed, scores, -np.inf), axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.broadcast_to(np.arange(scores.shape[1]), order.shape), axis=1)
     return ranks

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import tensorflow as tf
 
+from contracts.names import PADDING_INDEX
 
+
+@dataclass(frozen=True)
 class Exclusions:
     """Items excluded per row.
 
     A (row, item) pair is the number row * (num_items + 1) + item_index; the distinct pairs are
     sorted once, and every question is a binary search.
+
+    Attributes:
+        keys: int64, distinct, ascending.
+        num_rows: the batch size.
+        num_items: of the catalogue.
     """
 
-    def __init__(self, item_index: tf.RaggedTensor, num_items: int):
-        """Args:
+    keys: tf.Tensor
+    num_rows: tf.Tensor
+    num_items: int
 
-        item_index: int64 [batch_size, (any)], known items; repeats allowed.
-        num_items: items of the catalogue.
-        """
-        self._base = num_items + 1
-        self._num_rows = item_index.nrows()
-        distinct, _ = tf.unique(item_index.value_rowids() * self._base + item_index.values)
-        self._keys = tf.sort(distinct)
+    @classmethod
+    def of(cls, item_index: tf.Tensor, num_items: int) -> Exclusions:
+        """Excludes int [batch_size, width], 0 = padding, repeats allowed, each from its row."""
+        none = cls(tf.zeros([0], tf.int64), tf.shape(item_index)[0], num_items)
+        return none.adding(item_index)
+
+    def adding(self, item_index: tf.Tensor) -> Exclusions:
+        """The same and int [batch_size, width], 0 = padding."""
+        keys = tf.boolean_mask(self._keys_of(item_index), item_index != PADDING_INDEX)
+        distinct, _ = tf.unique(tf.concat([self.keys, keys], 0))
+        return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)
 
     def count_by_group(self, group_of_item: tf.Tensor, num_groups: int) -> tf.Tensor:
-        """int32 [num_items + 1] -> int32 [batch_size, num_groups]: distinct items excluded."""
-        row, item = self._keys // self._base, self._keys % self._base
-        place = row * num_groups + tf.cast(tf.gather(group_of_item, item), tf.int64)
-        counts = tf.math.unsorted_segment_sum(tf.ones_like(place, tf.int32), place, self._num_rows * num_groups)
+        """int32 [num_items + 1], -1 = of no group -> int32 [batch_size, num_groups]: distinct items excluded."""
+        base = self.num_items + 1
+        row, item = self.keys // base, self.keys % base
+        group = tf.cast(tf.gather(group_of_item, item), tf.int64)
+        place = tf.where(group < 0, tf.constant(-1, tf.int64), row * num_groups + group)
+        counts = tf.math.unsorted_segment_sum(tf.ones_like(place, tf.int32), place, self.num_rows * num_groups)
         return tf.reshape(counts, [-1, num_groups])
 
     def contains(self, item_index: tf.Tensor) -> tf.Tensor:
         """Int [batch_size, width] -> bool [batch_size, width]."""
-        rows = tf.range(self._num_rows, dtype=tf.int64)[:, None]
-        wanted = tf.reshape(rows * self._base + tf.cast(item_index, tf.int64), [-1])
-        keys = tf.concat([self._keys, [tf.int64.max]], 0)
+        keys = tf.concat([self.keys, [tf.int64.max]], 0)
+        wanted = tf.reshape(self._keys_of(item_index), [-1])
         found = tf.gather(keys, tf.searchsorted(keys, wanted)) == wanted
         return tf.reshape(found, tf.shape(item_index))
+
+    def _keys_of(self, item_index: tf.Tensor) -> tf.Tensor:
+        rows = tf.range(tf.cast(self.num_rows, tf.int64))[:, None]
+        return rows * (self.num_items + 1) + tf.cast(item_index, tf.int64)

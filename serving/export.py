@@ -20,6 +20,7 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
 from serving.exact_index import ExactIndexSet
+from serving.exploration import Exploration
 from serving.features import ItemLookup, UserFeatures, user_feature_configs
 from serving.group_index import GroupIndex, build_group_index
 from serving.index_set import ScannIndexSet
@@ -33,7 +34,7 @@ from trainer.ranking import encode_users
 from trainer.train import load_model
 
 MANIFEST_FILE = Path("assets.extra") / "manifest.json"
-FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + alpha * log max(p(g(i) | u), 1e-20)"
+FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + alpha * log max(p(g(i) | u), 1e-20) + log group_boost_g(i)"
 
 _TUNING_USERS = 256
 _EMBEDDING_CHUNK = 16_384
@@ -65,6 +66,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     item_lookup = ItemLookup(workdir.transform)
     user_features = UserFeatures(config, workdir.transform, catalogue)
     warmup = user_requests(workdir, catalogue, Split.VALIDATION, config.serving.warmup_requests)
+    exploration = Exploration(embeddings, catalogue.group_id, catalogue.train_count == 0, catalogue.num_groups)
     names = config.serving.servable_names()
     number = max(next_version(workdir.servable(name)) for name in names.values())
     for index, name in names.items():
@@ -77,7 +79,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         else:
             index_set = ExactIndexSet(embeddings, members)
             groups = [{"group_id": group, "size": len(items)} for group, items in enumerate(members) if len(items)]
-        retriever = Retriever(config, catalogue, model, item_lookup, user_features, index_set)
+        retriever = Retriever(config, catalogue, model, item_lookup, user_features, index_set, exploration)
         with _appearing(workdir.servable(name) / str(number)) as staging:
             save(retriever, staging)
             write_warmup(staging, warmup, name)

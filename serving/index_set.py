@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,26 +12,12 @@ import tensorflow as tf
 from scann.scann_ops.py import scann_ops
 
 from serving.group_index import SMALLEST_REORDER, GroupIndex
+from serving.group_search import Found, search_groups
 
 _CONSTANT_MAX_BYTES = 4096
 """Tensors up to this size are constants: reading a variable costs more than a small search."""
 
 _NEVER = np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the groups found, side by side; each group's columns are adjacent, best first.
-
-    Attributes:
-        scores: float32 [batch_size, width], inner products; NaN where a row has no result.
-        item_index: int32 [batch_size, width].
-        column_group: int32 [width], ascending.
-    """
-
-    scores: tf.Tensor
-    item_index: tf.Tensor
-    column_group: tf.Tensor
 
 
 class ScannIndexSet(tf.Module):
@@ -50,7 +36,6 @@ class ScannIndexSet(tf.Module):
         num_groups: K, empty groups included.
         """
         super().__init__(name="index_set")
-        self.num_groups = num_groups
         self._groups = np.array([index.group_id for index in indexes], np.int32)
         sizes = np.array([index.size for index in indexes], np.int32)
         self.group_sizes = np.zeros(num_groups, np.int32)
@@ -73,27 +58,20 @@ class ScannIndexSet(tf.Module):
             )
             self._constants.append({k: v for k, v in index.tensors.items() if k not in large})
 
-    def search(self, query_embeddings: tf.Tensor, num_neighbors: tf.Tensor) -> Found:
-        """The best items of every group.
+    def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
+        """The best items of every group, by item_index; see `search_groups`."""
+        # A tree cannot be asked by no row.
+        found = search_groups(query_embeddings, wanted, self.group_sizes, self._search_each, least_rows=1)
+        return replace(found, items=tf.gather(self._item_index, found.items))
 
-        Args:
-            query_embeddings: float32 [batch_size >= 1, num_groups, dim].
-            num_neighbors: int32 [num_groups], results wanted of each group by any row. As many are
-                returned, if the group has them; a group asked for none returns one column.
-        """
-        queries = tf.unstack(query_embeddings, num=self.num_groups, axis=1)
-        k = tf.clip_by_value(tf.gather(num_neighbors, self._groups), 1, self._sizes)
+    def _search_each(self, queries: Sequence[tf.Tensor], k: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
         plan = zip(tf.unstack(k), tf.unstack(self._reorder_counts(k)), tf.unstack(self._leaves(k)), strict=True)
-        scores, rows, groups = [], [], []
+        results = []
         for position, (wanted, reorder, leaves) in enumerate(plan):
-            group = int(self._groups[position])
-            found = scann_ops.scann_search_batched(
-                self._handle(position), queries[group], wanted, reorder, leaves, False
-            )
-            scores.append(found.distances)
-            rows.append(found.indices + self._offsets[position])
-            groups.append(tf.fill([tf.shape(found.distances)[1]], group))
-        return Found(tf.concat(scores, 1), tf.gather(self._item_index, tf.concat(rows, 1)), tf.concat(groups, 0))
+            handle = self._handle(position)
+            found = scann_ops.scann_search_batched(handle, queries[position], wanted, reorder, leaves, False)
+            results.append((found.distances, found.indices + self._offsets[position]))
+        return results
 
     def _handle(self, position: int) -> Any:
         tensors = {name: tf.constant(value) for name, value in self._constants[position].items()}

@@ -88,15 +88,37 @@ class ServableSession:
         histories: Sequence[Strings],
         user_ids: Strings | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
+        *,
         num_candidates: int | Sequence[int] | None = None,
         alpha: float | Sequence[float] | None = None,
+        merge: str | Strings | None = None,
+        group_boost: Sequence[Sequence[float]] | np.ndarray | None = None,
+        groups: Sequence[Sequence[int]] | None = None,
+        max_groups: int | Sequence[int] | None = None,
+        exclude_item_ids: Sequence[Strings] | None = None,
+        num_exploration: int | Sequence[int] | None = None,
     ) -> Recommendations:
-        """Candidates for users, one history (oldest first) a user; None means the servable's default."""
+        """Candidates for users, one history (oldest first) a user; None means the servable's default.
+
+        A single value applies to every user; `contracts.names.Request` says what each input does.
+        """
         inputs = request_inputs(histories, user_ids, features)
-        if num_candidates is not None:
-            inputs[Request.NUM_CANDIDATES] = np.broadcast_to(np.asarray(num_candidates, np.int32), [len(histories)])
-        if alpha is not None:
-            inputs[Request.ALPHA] = np.broadcast_to(np.asarray(alpha, np.float32), [len(histories)])
+        values: dict[str, tuple[Any, type]] = {
+            Request.NUM_CANDIDATES: (num_candidates, np.int32),
+            Request.ALPHA: (alpha, np.float32),
+            Request.MERGE: (merge, object),
+            Request.MAX_GROUPS: (max_groups, np.int32),
+            Request.NUM_EXPLORATION: (num_exploration, np.int32),
+        }
+        for name, (value, dtype) in values.items():
+            if value is not None:
+                inputs[name] = np.broadcast_to(np.asarray(value, dtype), [len(histories)])
+        if group_boost is not None:
+            inputs[Request.GROUP_BOOST] = np.asarray(group_boost, np.float32)
+        if groups is not None:
+            inputs[Request.GROUPS] = _padded(groups, -1, np.int32)
+        if exclude_item_ids is not None:
+            inputs[Request.EXCLUDE_ITEM_IDS] = _padded(exclude_item_ids, "", object)
         outputs = self.predict(Signature.SERVING_DEFAULT, inputs)
         return Recommendations(
             decode(outputs[Response.ITEM_IDS]), outputs[Response.SCORES], outputs[Response.GROUP_IDS]
@@ -124,17 +146,21 @@ def request_inputs(
     user_ids: Strings | None = None,
     features: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of serving_default and query_embedding: histories padded on the right, strings as bytes."""
-    length = max((len(history) for history in histories), default=0)
-    padded = np.full([len(histories), length], b"", object)
-    for row, history in enumerate(histories):
-        padded[row, : len(history)] = [item.encode() for item in history]
-    inputs = {Request.HISTORY: padded}
+    """Inputs of serving_default and query_embedding: histories padded on the right."""
+    inputs = {Request.HISTORY: _padded(histories, "", object)}
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():
         inputs[name] = _feature_input(values)
     return inputs
+
+
+def _padded(rows: Sequence[Sequence[Any]], padding: Any, dtype: type) -> np.ndarray:
+    """[number of rows, longest], strings as bytes."""
+    padded: np.ndarray = np.full([len(rows), max(map(len, rows), default=0)], padding, dtype)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return np.char.encode(padded.astype(str)).astype(object) if dtype is object else padded
 
 
 def _feature_input(values: Sequence[Any]) -> np.ndarray:

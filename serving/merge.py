@@ -1,91 +1,145 @@
 """The merge, in the graph: how many items each group may give, and one list out of what they gave.
 
-Scores are comparable across groups: score(u, i) = <e_{u,g(i)}, v_i> + alpha * log p(g(i) | u),
-with p floored at 1e-20. Merge "score" keeps the best M of all. Merge "quota" gives group g
-M_g = M * p_g^alpha / sum(p^alpha) places by cumulative rounding, so that they sum to exactly M.
-Either way the list is ordered by score.
+An operator's boost b_g and the intent make a group's weight, which is the same thing to every merge:
+
+    weight(u, g) = b_g * max(p(g | u), 1e-20)^alpha
+    score(u, i)  = <e_{u,g(i)}, v_i> + log weight(u, g(i))
+
+"score" keeps the best M of all groups. "quota" gives group g M * weight_g / sum(weight) places, by
+cumulative rounding, so that they sum to exactly M. "round_robin" deals: the likeliest group gives its
+best item, then the next group, and round again. A group that has no more items passes its places on.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import tensorflow as tf
 
-Merge = Literal["score", "quota"]
+from serving.group_search import Found
+
+Merge = Literal["quota", "score", "round_robin"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
+"""A merge's code in a graph is its place here."""
 
 LOG_PROBABILITY_FLOOR = math.log(1e-20)
 
 
-def group_budgets(
-    merge: Merge, num_candidates: tf.Tensor, alpha: tf.Tensor, intent_log_prob: tf.Tensor, available: tf.Tensor
-) -> tf.Tensor:
-    """The most items that each group may give to each list.
+@dataclass(frozen=True)
+class GroupPlan:
+    """What each row takes of each group, known before anything is searched.
 
-    They are known before anything is searched, so a group fetches no more than its lists need.
+    Attributes:
+        budgets: int32 [batch_size, num_groups], items that the group may give, at most what it has. Of
+            "quota" and "round_robin" they sum to M, or to everything available if that is less.
+        turn: int32 [batch_size, num_groups], the group's place in the order of preference.
+    """
+
+    budgets: tf.Tensor
+    turn: tf.Tensor
+
+
+def plan_groups(
+    merge: tf.Tensor,
+    num_candidates: tf.Tensor,
+    max_groups: tf.Tensor,
+    log_weight: tf.Tensor,
+    preference: tf.Tensor,
+    available: tf.Tensor,
+) -> GroupPlan:
+    """Shares M out among the groups.
 
     Args:
-        merge: "score" or "quota".
+        merge: int32 [batch_size], codes of `MERGES`.
         num_candidates: int32 [batch_size], M >= 0.
-        alpha: float32 [batch_size].
-        intent_log_prob: float32 [batch_size, num_groups], floored.
+        max_groups: int32 [batch_size], groups that may answer, 0 = all.
+        log_weight: float32 [batch_size, num_groups], see the module; -inf: the group may not answer.
+        preference: float32 [batch_size, num_groups], log(b_g p_g): which group comes first.
         available: int32 [batch_size, num_groups], items of the group that the row may be given.
-
-    Returns:
-        int32 [batch_size, num_groups], at most `available`. Of "quota", they sum to M, or to
-        everything available if that is less.
     """
-    if merge == "score":
-        return tf.minimum(num_candidates[:, None], available)
-    wanted = _cumulative_rounding(num_candidates, alpha, intent_log_prob)
-    granted = tf.minimum(wanted, available)
-    return granted + _hand_out(num_candidates - tf.reduce_sum(granted, 1), available - granted, intent_log_prob)
+    available = tf.where(tf.math.is_finite(log_weight), available, 0)
+    order = tf.argsort(tf.where(available > 0, preference, -math.inf), 1, direction="DESCENDING", stable=True)
+    turn = tf.argsort(order, 1)
+    num_groups = tf.shape(available)[1]
+    available = tf.where(turn < tf.where(max_groups > 0, max_groups, num_groups)[:, None], available, 0)
+
+    is_dealt = (merge == MERGES.index("round_robin"))[:, None]
+    level = _level(num_candidates, available)
+    granted = tf.minimum(tf.where(is_dealt, level, _quotas(num_candidates, log_weight, available)), available)
+    spare = tf.where(is_dealt, tf.cast(available > level, tf.int32), available - granted)
+    granted += _hand_out(num_candidates - tf.reduce_sum(granted, 1), spare, order, turn)
+    by_score = (merge == MERGES.index("score"))[:, None]
+    return GroupPlan(tf.where(by_score, tf.minimum(num_candidates[:, None], available), granted), turn)
 
 
-def _cumulative_rounding(num_candidates: tf.Tensor, alpha: tf.Tensor, intent_log_prob: tf.Tensor) -> tf.Tensor:
-    """M * p^alpha / sum(p^alpha) as integers that sum to M: differences of the rounded running total."""
-    share = tf.nn.softmax(tf.cast(alpha[:, None], tf.float64) * tf.cast(intent_log_prob, tf.float64))
-    running = tf.cumsum(share, axis=1)
-    running = tf.floor(tf.cast(num_candidates, tf.float64)[:, None] * running / running[:, -1:] + 0.5)
-    edges = tf.pad(tf.cast(running, tf.int32), [[0, 0], [1, 0]])
-    return edges[:, 1:] - edges[:, :-1]
+def _quotas(num_candidates: tf.Tensor, log_weight: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
+    """M * weight / sum(weight) as integers that sum to M: differences of the rounded running total.
+
+    A group that has nothing to give has no share; if no group has any, all are 0.
+    """
+    weight = tf.where(available > 0, tf.cast(log_weight, tf.float64), -math.inf)
+    largest = tf.reduce_max(weight, 1, keepdims=True)
+    running = tf.cumsum(tf.exp(weight - tf.where(tf.math.is_finite(largest), largest, 0.0)), 1)
+    share = tf.math.divide_no_nan(running, running[:, -1:])
+    edges = tf.cast(tf.floor(tf.cast(num_candidates, tf.float64)[:, None] * share + 0.5), tf.int32)
+    return edges - tf.pad(edges[:, :-1], [[0, 0], [1, 0]])
 
 
-def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, intent_log_prob: tf.Tensor) -> tf.Tensor:
-    """Gives `leftover` [batch_size] to groups with room `spare` [batch_size, num_groups], in order of intent."""
-    order = tf.argsort(intent_log_prob, axis=1, direction="DESCENDING", stable=True)
+def _level(num_candidates: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
+    """int32 [batch_size, 1]: the most full rounds that can be dealt with M items.
+
+    t rounds deal sum_g min(a_g, t) = min_i (P_i + (K - i) t) items, P_i being the sum of the i smallest
+    a_g, so the most rounds are max_i floor((M - P_i) / (K - i)).
+    """
+    num_groups = tf.shape(available)[1]
+    ascending = tf.sort(available, 1)
+    before = tf.cumsum(ascending, 1, exclusive=True)
+    return tf.reduce_max((num_candidates[:, None] - before) // (num_groups - tf.range(num_groups)), 1, keepdims=True)
+
+
+def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, order: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """Gives `leftover` [batch_size] to groups with room `spare` [batch_size, num_groups], in their order."""
     room = tf.gather(spare, order, batch_dims=1)
     before = tf.cumsum(room, axis=1, exclusive=True)
-    given = tf.clip_by_value(leftover[:, None] - before, 0, room)
-    return tf.gather(given, tf.argsort(order, axis=1), batch_dims=1)
+    given = tf.minimum(tf.maximum(leftover[:, None] - before, 0), room)
+    return tf.gather(given, turn, batch_dims=1)
 
 
 def select(
-    scores: tf.Tensor, column_group: tf.Tensor, allowed: tf.Tensor, budgets: tf.Tensor, num_candidates: tf.Tensor
+    found: Found,
+    scores: tf.Tensor,
+    allowed: tf.Tensor,
+    merge: tf.Tensor,
+    plan: GroupPlan,
+    num_candidates: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The columns of each row's list, best score first.
+    """The columns of each row's list, in the order of its merge: best score first, or as dealt.
 
     Args:
-        scores: float32 [batch_size, width], every group's results side by side, each group's best first.
-        column_group: int32 [width], the group of a column, ascending.
+        found: what every group found, each group's best first.
+        scores: float32 [batch_size, width], their scores.
         allowed: bool [batch_size, width], the column holds an item that the row may be given.
-        budgets: int32 [batch_size, num_groups].
+        merge: int32 [batch_size], codes of `MERGES`.
+        plan: of the groups in `found`.
         num_candidates: int32 [batch_size].
 
     Returns:
         float32 and int32 [batch_size, max(num_candidates)]: scores, -inf where absent, and columns.
     """
-    num_groups = tf.shape(budgets)[1]
     before = tf.cumsum(tf.cast(allowed, tf.int32), axis=1, exclusive=True)
-    starts = tf.minimum(tf.searchsorted(column_group, tf.range(num_groups)), tf.maximum(tf.size(column_group) - 1, 0))
-    rank_in_group = before - tf.gather(tf.gather(before, starts, axis=1), column_group, axis=1)
-    kept = allowed & (rank_in_group < tf.gather(budgets, column_group, axis=1))
-    scores = tf.where(kept, scores, -math.inf)
+    before_group = tf.gather(before, tf.minimum(found.starts, tf.shape(scores)[1] - 1), batch_dims=1)
+    rank = before - tf.gather(before_group, found.group, batch_dims=1)
+    kept = allowed & (rank < tf.gather(plan.budgets, found.group, batch_dims=1))
+    dealt = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
+    is_dealt = (merge == MERGES.index("round_robin"))[:, None]
+    key = tf.where(kept, tf.where(is_dealt, -tf.cast(dealt, tf.float32), scores), -math.inf)
 
     width = tf.reduce_max(num_candidates)
-    best, columns = tf.math.top_k(scores, tf.minimum(width, tf.shape(scores)[1]))
+    best, columns = tf.math.top_k(key, tf.minimum(width, tf.shape(key)[1]))
     missing = width - tf.shape(best)[1]
     best = tf.pad(best, [[0, 0], [0, missing]], constant_values=-math.inf)
     columns = tf.pad(columns, [[0, 0], [0, missing]])
-    return tf.where(tf.range(width) < num_candidates[:, None], best, -math.inf), columns
+    present = tf.math.is_finite(best) & (tf.range(width) < num_candidates[:, None])
+    return tf.where(present, tf.gather(scores, columns, batch_dims=1), -math.inf), columns

@@ -5,7 +5,9 @@ import pytest
 import tensorflow as tf
 
 from contracts.config import ServingConfig
+from serving.exact_index import ExactIndexSet
 from serving.group_index import GroupIndex, build_group_index, choose_structure
+from serving.group_search import Found
 from serving.index_set import ScannIndexSet
 
 DIM = 16
@@ -25,6 +27,12 @@ def build(size: int, group_id: int = 0) -> tuple[GroupIndex, np.ndarray, np.ndar
     return build_group_index(group_id, items, queries[:32], SERVING), items, queries[32:]
 
 
+def search(index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted: list) -> Found:
+    """`wanted` of each group by every row, or of each row and group."""
+    shape = queries.shape[:2]
+    return index_set.search(tf.constant(queries), tf.constant(np.broadcast_to(wanted, shape), tf.int32))
+
+
 @pytest.mark.parametrize(
     ("size", "structure"),
     [
@@ -41,9 +49,9 @@ def test_recall_on_queries_that_tuning_did_not_see(size, structure):
     assert min(index.parameters.recall.values()) >= SERVING.recall_target
     k = min(50, size)
     index_set = ScannIndexSet([index], [np.arange(1, size + 1, dtype=np.int32)], num_groups=1)
-    found = index_set.search(tf.constant(queries[:, None]), tf.constant([k]))
+    found = search(index_set, queries[:, None], [k])
     exact = queries @ items.T
-    rows = found.item_index.numpy() - 1
+    rows = found.items.numpy() - 1
     assert rows.shape == (32, k)
     np.testing.assert_allclose(found.scores, np.take_along_axis(exact, rows, axis=1), rtol=1e-4, atol=1e-4)
     kth = -np.sort(-exact, axis=1)[:, k - 1 : k]
@@ -57,10 +65,10 @@ def test_as_many_results_as_asked_for(size):
     index, _, queries = build(size)
     index_set = ScannIndexSet([index], [np.arange(size, dtype=np.int32)], num_groups=1)
     for k in (1, 700, size, size + 5):
-        found = index_set.search(tf.constant(queries[:3, None]), tf.constant([k]))
-        assert found.item_index.shape == (3, min(k, size))
+        found = search(index_set, queries[:3, None], [k])
+        assert found.items.shape == (3, min(k, size))
         assert np.isfinite(found.scores).all()
-        assert len(set(found.item_index.numpy()[0].tolist())) == min(k, size)
+        assert len(set(found.items.numpy()[0].tolist())) == min(k, size)
 
 
 def test_groups_do_not_answer_for_each_other_and_empty_ones_are_skipped():
@@ -70,12 +78,42 @@ def test_groups_do_not_answer_for_each_other_and_empty_ones_are_skipped():
     index_set = ScannIndexSet(built, [np.arange(40, dtype=np.int32), np.arange(100, 109, dtype=np.int32)], num_groups=4)
     assert index_set.group_sizes.tolist() == [40, 0, 9, 0]
     queries = np.random.default_rng(3).normal(size=[2, 4, DIM]).astype(np.float32)
-    found = index_set.search(tf.constant(queries), tf.constant([5, 0, 9, 7]))
-    assert found.column_group.numpy().tolist() == [0] * 5 + [2] * 9
+    found = search(index_set, queries, [5, 0, 99, 7])
+    assert found.group.numpy().tolist() == [[0] * 5 + [2] * 9] * 2
+    assert found.starts.numpy()[:, [0, 2]].tolist() == [[0, 5]] * 2
     expected = np.argsort(-(queries[:, 0] @ clustered(40, 0).T), axis=1)[:, :5]
-    assert found.item_index.numpy()[:, :5].tolist() == expected.tolist()
+    assert found.items.numpy()[:, :5].tolist() == expected.tolist()
     expected = 100 + np.argsort(-(queries[:, 2] @ clustered(9, 2).T), axis=1)
-    assert found.item_index.numpy()[:, 5:].tolist() == expected.tolist()
+    assert found.items.numpy()[:, 5:].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["scann", "exact"])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_row_gets_what_it_wants_of_each_group(kind, seed):
+    """Ragged wishes, groups that nobody asks, an empty group: against brute force, row by row."""
+    rng = np.random.default_rng(seed)
+    sizes = [40, 0, 9, 120]
+    items = [clustered(size, group) for group, size in enumerate(sizes)]
+    offsets = np.cumsum([1, *sizes[:-1]])
+    members = [np.arange(start, start + size, dtype=np.int32) for start, size in zip(offsets, sizes, strict=True)]
+    if kind == "scann":
+        built = [build_group_index(g, items[g], clustered(8), SERVING) for g in (0, 2, 3)]
+        index_set: ScannIndexSet | ExactIndexSet = ScannIndexSet(built, [members[g] for g in (0, 2, 3)], num_groups=4)
+    else:
+        index_set = ExactIndexSet(np.concatenate([np.zeros([1, DIM], np.float32), *items]), members)
+    queries = rng.normal(size=[5, 4, DIM]).astype(np.float32)
+    wanted = rng.integers(0, 60, [5, 4]) * (rng.random([5, 4]) < 0.6) * (rng.random(4) < 0.7)
+    found = search(index_set, queries, wanted)
+    for row in range(5):
+        expected = []
+        for group, size in enumerate(sizes):
+            best = np.argsort(-(queries[row, group] @ items[group].T))[: min(wanted[row, group], size)]
+            if len(best):
+                assert found.starts.numpy()[row, group] == len(expected)
+            expected += (offsets[group] + best).tolist()
+        present = np.isfinite(found.scores.numpy()[row])
+        assert found.items.numpy()[row][: len(expected)].tolist() == expected
+        assert present.tolist() == [place < len(expected) for place in range(len(present))]
 
 
 @pytest.mark.parametrize(
@@ -95,5 +133,5 @@ def test_identical_items_are_all_found():
     items = np.ones([1_200, DIM], np.float32)
     index = build_group_index(0, items, items[:4], SERVING)
     index_set = ScannIndexSet([index], [np.arange(1_200, dtype=np.int32)], num_groups=1)
-    found = index_set.search(tf.constant(items[:1, None]), tf.constant([600]))
-    assert len(set(found.item_index.numpy()[0].tolist())) == 600
+    found = search(index_set, items[:1, None], [600])
+    assert len(set(found.items.numpy()[0].tolist())) == 600

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.names import Request, Response, Signature, Split
-from serving.checks import Embedded, check_lists
-from serving.exact_merge import Corpus
 from serving.export import MANIFEST_FILE
+from serving.loaders import CServable
 from serving.local_client import Recommendations, ServableSession
 from serving.requests import user_requests
 from serving.servable_evaluation import evaluate_servable
 from serving.warmup import read_warmup
+from tests.serving.asking import check, corpus_of, random_controls
 from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained
 from trainer.evaluate import evaluate
 from trainer.input_pipeline import EvaluationUsers
@@ -30,59 +31,48 @@ def session(servables: dict[str, Path], request: pytest.FixtureRequest):
 
 
 def assert_exact_merge(
-    session: ServableSession, trained: Trained, histories: list[list[str]], num_candidates: int, alpha: float
-):
-    lists = session.recommend(histories, num_candidates=num_candidates, alpha=alpha)
-    assert_is_exact_merge(
-        session, trained, histories, lists, num_candidates, alpha, trained.config.serving.recall_target
+    session: ServableSession, trained: Trained, histories: list[list[str]], recall_target: float = 0.95, **controls: Any
+) -> Recommendations:
+    corpus = corpus_of(session, trained.catalogue)
+    verdict, lists = check(
+        session, corpus, trained.catalogue, trained.config.serving, histories, controls, recall_target
     )
+    assert verdict.failures == []
     return lists
 
 
-def assert_is_exact_merge(
-    session: ServableSession,
-    trained: Trained,
-    histories: list[list[str]],
-    lists: Recommendations,
-    num_candidates: int,
-    alpha: float,
-    recall_target: float,
-) -> None:
-    ids = trained.catalogue.item_ids.tolist()
-    queries, intent = session.query_embedding(histories)
-    excluded = np.array([[item in set(history) for item in ids] for history in histories])
-    embedded = Embedded(queries, intent, excluded)
-    corpus = Corpus(*session.candidate_embedding(ids))
-    merge = trained.config.serving.merge
-    verdict = check_lists(corpus, ids, embedded, lists, merge, num_candidates, alpha, recall_target)
-    assert verdict.failures == []
-
-
 def test_signatures_are_the_contract(session):
-    optional = {
+    query = {
+        "history": tf.string,
         "user_id": tf.string,
         "gender": tf.string,
         "tags": tf.string,
         "age": tf.float32,
+    }
+    merge = {
         "num_candidates": tf.int32,
         "alpha": tf.float32,
+        "merge": tf.string,
+        "group_boost": tf.float32,
+        "groups": tf.int32,
+        "max_groups": tf.int32,
+        "exclude_item_ids": tf.string,
+        "num_exploration": tf.int32,
     }
     expected = {
         Signature.SERVING_DEFAULT: (
-            {"history": tf.string, **optional},
+            {**query, **merge},
             {"item_ids": tf.string, "scores": tf.float32, "group_ids": tf.int32},
         ),
-        Signature.QUERY_EMBEDDING: (
-            {"history": tf.string, **optional},
-            {"embeddings": tf.float32, "intent": tf.float32},
-        ),
+        Signature.QUERY_EMBEDDING: (query, {"embeddings": tf.float32, "intent": tf.float32}),
         Signature.CANDIDATE_EMBEDDING: ({"item_ids": tf.string}, {"embeddings": tf.float32, "group_ids": tf.int32}),
     }
     for name, (inputs, outputs) in expected.items():
         definition = session.signatures[name]
         assert {n: tf.as_dtype(info.dtype) for n, info in definition.inputs.items()} == inputs
         assert {n: tf.as_dtype(info.dtype) for n, info in definition.outputs.items()} == outputs
-    assert set(session.signatures[Signature.SERVING_DEFAULT].defaults) == set(optional)
+        defaults = {} if name == Signature.CANDIDATE_EMBEDDING else inputs
+        assert set(definition.defaults) == set(defaults)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.5])
@@ -91,24 +81,18 @@ def test_lists_are_the_exact_merge(session, trained, num_candidates, alpha):
     rng = np.random.default_rng(num_candidates)
     ids = trained.catalogue.item_ids
     histories = [rng.choice(ids, size, replace=False).tolist() for size in (0, 1, 9, 40, 400)]
-    assert_exact_merge(session, trained, histories, num_candidates, alpha)
+    assert_exact_merge(session, trained, histories, num_candidates=num_candidates, alpha=alpha)
 
 
-def test_rows_have_their_own_number_and_alpha(session, trained):
-    """Each row against the exact merge of its own M and alpha.
-
-    Not against the row asked for alone: ScaNN scores hashes of a batch and of a single query by
-    different kernels, so an approximate index may find another item in other company.
-    """
-    histories, controls = [["i1", "i2"], ["i3"]], [(5, 0.0), (20, 2.0)]
-    together = session.recommend(
-        histories, num_candidates=[number for number, _ in controls], alpha=[alpha for _, alpha in controls]
-    )
-    assert (together.item_ids != "").sum(axis=1).tolist() == [5, 20]
-    fields = together.item_ids, together.scores, together.group_ids
-    for row, (number, alpha) in enumerate(controls):
-        lists = Recommendations(*(values[row : row + 1, :number] for values in fields))
-        assert_is_exact_merge(session, trained, histories[row : row + 1], lists, number, alpha, 0.8)
+@pytest.mark.parametrize("seed", range(12))
+def test_random_requests_are_the_exact_merge(session, trained, seed):
+    """Every control, each row its own, against brute force over the whole catalogue."""
+    rng = np.random.default_rng(seed)
+    ids = trained.catalogue.item_ids
+    histories = [rng.choice(ids, size, replace=False).tolist() for size in rng.choice([0, 1, 9, 40, 400], 6)]
+    # A few rows of an approximate index are a small sample; the exact one is held to its recall below.
+    lists = assert_exact_merge(session, trained, histories, 0.9, **random_controls(rng, 6, trained.catalogue))
+    assert lists.item_ids.shape[0] == 6
 
 
 def test_left_out_inputs_take_the_configs_defaults(session, trained):
@@ -143,7 +127,7 @@ def test_only_the_last_events_move_the_tower_but_all_are_excluded(session, train
 def test_history_of_ten_thousand_events(session, trained):
     ids = trained.catalogue.item_ids
     history = ids[np.random.default_rng(0).integers(0, len(ids) - 100, 10_000)].tolist()
-    lists = assert_exact_merge(session, trained, [history, ["i1"]], 50, 1.0)
+    lists = assert_exact_merge(session, trained, [history, ["i1"]], num_candidates=50)
     assert (lists.item_ids[0] != "").all()
 
 
@@ -246,6 +230,90 @@ def test_the_servables_metrics_are_the_exact_ones(servable, trained):
     exact = evaluate(trained.config, trained.workdir, Split.TEST, {MODEL: "per_group"}).metrics[MODEL]
     for k in (50, 100, 500):
         assert served[f"recall_at_{k}"]["value"] == pytest.approx(exact[f"recall_at_{k}"]["value"], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("controls", "like"),
+    [
+        pytest.param({"num_candidates": -5}, {}, id="negative M"),
+        pytest.param({"alpha": float("nan")}, {}, id="alpha NaN"),
+        pytest.param({"alpha": float("inf")}, {"alpha": 1000.0}, id="alpha without bound"),
+        pytest.param({"merge": ""}, {}, id="no merge"),
+        pytest.param({"merge": "avarage"}, None, id="a merge that there is not"),
+        pytest.param({"max_groups": -1}, {}, id="negative max_groups"),
+        pytest.param({"max_groups": 99}, {}, id="more groups than there are"),
+        pytest.param({"num_exploration": -1}, {}, id="negative exploration"),
+        pytest.param({"num_exploration": 10**6}, {"num_exploration": 30}, id="more exploration than M"),
+        pytest.param({"groups": [[-1, -7]]}, {}, id="groups of padding"),
+        pytest.param({"groups": [[2, 2, 77]]}, {"groups": [[2]]}, id="a group that there is not is as if absent"),
+        pytest.param({"groups": [[77]]}, None, id="only groups that there are not"),
+        pytest.param({"group_boost": [[0.0] * 5]}, None, id="all groups excluded"),
+        pytest.param({"group_boost": [[-1.0, 1, 1, 1, 1]]}, {"group_boost": [[0, 1, 1, 1, 1]]}, id="negative boost"),
+        pytest.param({"group_boost": [[float("nan")] * 5]}, {}, id="boost NaN"),
+        pytest.param({"exclude_item_ids": [["", "nobody"]]}, {}, id="excluding nothing known"),
+    ],
+)
+def test_values_out_of_range_follow_a_rule(session, trained, controls, like):
+    """None is an empty list; the neighbour in the batch does not notice."""
+    both = {name: [value] if not isinstance(value, list) else value for name, value in controls.items()}
+    neighbour = {"merge": "", "groups": [], "group_boost": [1.0] * 5, "exclude_item_ids": [], "alpha": 1.0}
+    both = {name: [*value, neighbour.get(name, 0)] for name, value in both.items()}
+    lists = session.recommend([["i5"], ["i6"]], **both)
+    expected = session.recommend(
+        [["i5"], ["i6"]],
+        **{
+            n: [v, neighbour.get(n, 0)] if not isinstance(v, list) else [*v, neighbour.get(n, 0)]
+            for n, v in (like or {}).items()
+        },
+    )
+    if like is None:
+        assert not (lists.item_ids[0] != "").any()
+    else:
+        assert lists.item_ids[0].tolist() == expected.item_ids[0].tolist()
+    assert (lists.item_ids[1] != "").sum() == trained.config.serving.num_candidates
+
+
+def test_negative_alpha_prefers_unlikely_groups(session, trained):
+    _, intent = session.query_embedding([["i5"]])
+    lists = assert_exact_merge(session, trained, [["i5"]], merge="quota", alpha=-1000.0, num_candidates=20)
+    unlikely = np.argsort(intent[0])
+    sizes = np.bincount(trained.catalogue.group_id[1:])
+    assert lists.group_ids[0, 0] in unlikely[: np.searchsorted(np.cumsum(sizes[unlikely]), 20) + 1]
+
+
+def test_any_input_may_be_left_out(session):
+    nothing = session.predict(Signature.SERVING_DEFAULT, {})
+    empty = session.predict(Signature.SERVING_DEFAULT, {Request.HISTORY: np.array([[b""]], object)})
+    assert nothing[Response.ITEM_IDS].tolist() == empty[Response.ITEM_IDS].tolist()
+    users = session.predict(Signature.SERVING_DEFAULT, {Request.USER_ID: np.array([b"u1", b"u2"], object)})
+    assert users[Response.SCORES].shape == nothing[Response.SCORES].repeat(2, axis=0).shape
+
+
+def test_a_feature_out_of_range_does_not_hurt_the_neighbours(session):
+    features = {"age": [float("nan"), float("inf"), 3e38, None]}
+    lists = session.recommend([["i1"]] * 4, features=features)
+    alone = session.recommend([["i1"]])
+    assert np.isfinite(lists.scores).all()
+    assert lists.item_ids[0].tolist() == lists.item_ids[1].tolist() == lists.item_ids[3].tolist()
+    assert set(lists.item_ids[0]) >= set(alone.item_ids[0][:20].tolist())
+
+
+@pytest.mark.parametrize("index", ["scann", "exact"])
+def test_wrong_shapes_are_errors_of_the_request(servables, index):
+    """Under the C API, which checks no shape before the graph does."""
+    servable = CServable(servables[index])
+    wrong = {
+        "history of rank 1": {Request.HISTORY: np.array([b"i1"], object)},
+        "boosts of another number of groups": {Request.GROUP_BOOST: np.ones([1, 3], np.float32)},
+        "batch sizes that differ": {
+            Request.USER_ID: np.array([b"u1"] * 3, object),
+            Request.ALPHA: np.ones(2, np.float32),
+        },
+    }
+    for what, inputs in wrong.items():
+        with pytest.raises(ValueError, match=r"ncompatible|not compatible"):
+            servable.predict(Signature.SERVING_DEFAULT, inputs)
+            pytest.fail(what)
 
 
 def test_unknown_signatures_inputs_and_paths_are_named(session, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.layout import Workdir
 from serving.checks import Embedded, check_lists
-from serving.exact_merge import Corpus, exact_scores, exact_selection
+from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.export import export
 from serving.loaders import CServable
 from serving.local_client import Recommendations
@@ -47,8 +47,10 @@ def test_good_servables_pass_under_three_loaders(trained, servables):
     assert {index: found["path"] for index, found in report["servables"].items()} == {
         index: str(path.absolute()) for index, path in servables.items()
     }
-    for index, least in {"scann": trained.config.serving.recall_target, "exact": 1.0}.items():
-        assert report["servables"][index]["recall"] >= least
+    for index, least in {"scann": trained.config.serving.recall_target, "exact": 0.995}.items():
+        recall = report["servables"][index]["recall"]
+        assert set(recall) == {"default", "score", "quota", "round_robin", "two groups", "exploration"}
+        assert min(recall.values()) >= least
         assert report["servables"][index]["max_score_error"] <= 1e-4
         assert report["servables"][index]["loaders"] == dict.fromkeys(["tf.saved_model.load", "C API"], "same answers")
 
@@ -61,7 +63,11 @@ def test_a_quota_servable_passes_and_fails_as_a_score_one(trained, quota_servabl
     assert report["servables"]["scann"]["loaders"]["C API"] == skipped
     report = check_servables(make_config(merge="score", indexes=["scann"]), trained.workdir, quota_servable)
     assert report["failures"]
-    assert all(failure.startswith("scann: recall against the exact merge is") for failure in report["failures"])
+    # Only what was left to the default is of another merge.
+    by_default = tuple(
+        f"scann: {name}: recall against the exact merge" for name in ("default", "two groups", "exploration")
+    )
+    assert all(failure.startswith(by_default) for failure in report["failures"]), report["failures"]
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):
@@ -90,27 +96,44 @@ def test_two_versions_elsewhere_do_not_answer_for_each_other(trained, servable, 
     assert max(errors.values()) < 1e-4, errors
 
 
-def perfect(merge: str) -> tuple[Corpus, list[str], Embedded, Recommendations]:
+def perfect(merge: str) -> tuple[Corpus, list[str], Embedded, Recommendations, Asked]:
     rng = np.random.default_rng(0)
-    corpus = Corpus(rng.normal(size=[30, 4]).astype(np.float32), np.repeat([0, 1, 2], 10).astype(np.int32))
+    is_cold = np.arange(30) % 5 == 0
+    corpus = Corpus(rng.normal(size=[30, 4]).astype(np.float32), np.repeat([0, 1, 2], 10).astype(np.int32), is_cold)
     intent = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], np.float32)
     excluded = np.zeros([2, 30], bool)
     excluded[0, [0, 11]] = True
     requests = Embedded(rng.normal(size=[2, 3, 4]).astype(np.float32), intent, excluded)
-    scores = exact_scores(corpus, requests.queries, intent, 1.0)
-    selected = exact_selection(corpus, scores, excluded, intent, merge, 8, 1.0)
-    order = np.argsort(-np.where(selected, scores, -np.inf), axis=1)[:, :8]
+    asked = replace(Asked.alike(2, 3, merge, 8, 1.0), num_exploration=np.array([3, 0]))
+    exact = exact_selection(corpus, requests.queries, intent, excluded, asked)
+    order = list_order(exact, corpus, intent, merge)[:, :8]
     ids = [f"item {index}" for index in range(30)]
     lists = Recommendations(
-        np.array(ids, object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
+        np.array(ids, object)[order], np.take_along_axis(exact.scores, order, axis=1), corpus.group_ids[order]
     )
-    return corpus, ids, requests, lists
+    return corpus, ids, requests, lists, asked
 
 
-@pytest.mark.parametrize("merge", ["score", "quota"])
+def list_order(exact: Selection, corpus: Corpus, intent: np.ndarray, merge: str) -> np.ndarray:
+    """By score; of round_robin by (explored, rank in group, turn)."""
+    chosen = exact.merged | exact.explored
+    if merge != "round_robin":
+        return np.argsort(-np.where(chosen, exact.scores, -np.inf), axis=1)
+    order = []
+    for row in range(2):
+        key = []
+        for item in np.flatnonzero(chosen[row]):
+            peers = exact.merged[row] & (corpus.group_ids == corpus.group_ids[item])
+            rank = (exact.scores[row, peers] > exact.scores[row, item]).sum()
+            key.append((exact.explored[row, item], rank, -intent[row, corpus.group_ids[item]], item))
+        order.append([entry[-1] for entry in sorted(key)])
+    return np.array(order)
+
+
+@pytest.mark.parametrize("merge", ["score", "quota", "round_robin"])
 def test_perfect_lists_pass(merge):
-    corpus, ids, requests, lists = perfect(merge)
-    verdict = check_lists(corpus, ids, requests, lists, merge, 8, 1.0, 1.0)
+    corpus, ids, requests, lists, asked = perfect(merge)
+    verdict = check_lists(corpus, ids, requests, lists, asked, 1.0)
     assert verdict.failures == []
     assert verdict.recall == 1.0
 
@@ -142,29 +165,45 @@ def broken(lists: Recommendations, damage: str) -> Recommendations:
     [
         ("group", "not in the group that it claims: in 1 places, the first being place 2 of request 1"),
         ("score", "a score differs from the formula"),
-        ("history", "an item of the history is returned"),
+        ("history", "an excluded item is returned"),
         ("twice", "an item is returned twice"),
-        ("order", "scores do not descend"),
+        ("order", "a list is not in its merge's order"),
         ("short", "a list is shorter or longer than asked for"),
         ("catalogue", "an item is not in the catalogue"),
         ("absent", "an absent place has a score or a group"),
     ],
 )
 def test_each_damage_is_named(damage, message):
-    corpus, ids, requests, lists = perfect("score")
-    verdict = check_lists(corpus, ids, requests, broken(lists, damage), "score", 8, 1.0, 0.0)
+    corpus, ids, requests, lists, asked = perfect("score")
+    verdict = check_lists(corpus, ids, requests, broken(lists, damage), asked, 0.0)
     assert any(message in failure for failure in verdict.failures), verdict.failures
 
 
+def test_what_was_asked_for_is_held_against_the_lists():
+    """The same lists, of requests that ask for something else."""
+    corpus, ids, requests, lists, asked = perfect("quota")
+    others = {
+        "a group that may not answer": replace(asked, boost=np.array([[1, 0, 1]] * 2)),
+        "a score differs from the formula": replace(asked, boost=np.array([[1, 2, 1]] * 2)),
+        "fewer cold items than asked for": replace(asked, num_exploration=np.array([3, 6])),
+        "a list is not in its merge's order": replace(asked, merge=np.array(["round_robin"] * 2, object)),
+        "recall against the exact merge": replace(asked, max_groups=np.array([1, 1])),
+    }
+    for message, other in others.items():
+        failures = check_lists(corpus, ids, requests, lists, other, 1.0).failures
+        assert any(message in failure for failure in failures), (message, failures)
+
+
 def test_low_recall_is_named():
-    corpus, ids, requests, _ = perfect("score")
-    scores = exact_scores(corpus, requests.queries, requests.intent, 1.0)
+    corpus, ids, requests, _, asked = perfect("score")
+    asked = replace(asked, num_exploration=np.zeros(2, int))
+    scores = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked).scores
     # The right order, but starting from the 5th best: half of the 8 wanted are there.
     order = np.argsort(-np.where(requests.excluded, -np.inf, scores), axis=1)[:, 4:12]
     lists = Recommendations(
         np.array(ids, object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
     )
-    verdict = check_lists(corpus, ids, requests, lists, "score", 8, 1.0, 0.95)
+    verdict = check_lists(corpus, ids, requests, lists, asked, 0.95)
     assert verdict.failures == ["recall against the exact merge is 0.5000, below 0.95"]
 
 

@@ -1,0 +1,69 @@
+"""What a request asks of the merge, row by row, with the config's values where a row says nothing.
+
+A value that makes no sense is answered by a rule, not by an error: rows of different callers share
+a server's batch, and an error would be everybody's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.config import ServingConfig
+from contracts.names import Request
+from serving.merge import MERGES
+
+MAX_ALPHA = 1000.0
+"""alpha is clipped to +-this: far beyond it, scores would overflow; the likeliest group has it all long before."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Of each row.
+
+    Attributes:
+        num_candidates: int32 [batch_size], M, at most the catalogue; 0 where the merge is unknown.
+        alpha: float32 [batch_size], finite.
+        merge: int32 [batch_size], code of `MERGES`.
+        log_boost: float32 [batch_size, num_groups], -inf: the group may not answer.
+        max_groups: int32 [batch_size], 0 = all.
+        num_exploration: int32 [batch_size], at most M.
+    """
+
+    num_candidates: tf.Tensor
+    alpha: tf.Tensor
+    merge: tf.Tensor
+    log_boost: tf.Tensor
+    max_groups: tf.Tensor
+    num_exploration: tf.Tensor
+
+    @classmethod
+    def of(cls, request: Mapping[str, tf.Tensor], serving: ServingConfig, num_items: int) -> Controls:
+        """Reads the inputs of serving_default."""
+        wanted, alpha, merge = (request[name] for name in (Request.NUM_CANDIDATES, Request.ALPHA, Request.MERGE))
+        is_merge = tf.where(merge == "", serving.merge, merge)[:, None] == np.array(MERGES, object)
+        wanted = tf.minimum(tf.where(wanted > 0, wanted, serving.num_candidates), num_items)
+        wanted = tf.where(tf.reduce_any(is_merge, 1), wanted, 0)
+        return cls(
+            num_candidates=wanted,
+            alpha=tf.clip_by_value(tf.where(tf.math.is_nan(alpha), serving.alpha, alpha), -MAX_ALPHA, MAX_ALPHA),
+            merge=tf.argmax(is_merge, 1, tf.int32),
+            log_boost=_log_boost(request[Request.GROUP_BOOST], request[Request.GROUPS]),
+            max_groups=request[Request.MAX_GROUPS],
+            num_exploration=tf.clip_by_value(request[Request.NUM_EXPLORATION], 0, wanted),
+        )
+
+
+def _log_boost(boost: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
+    """float32 [batch_size, num_groups] of `group_boost` likewise and `groups` int32 [batch_size, (any)].
+
+    A negative boost is as 0, an infinite one as the largest float.
+    """
+    log_boost = tf.math.log(tf.clip_by_value(tf.where(tf.math.is_nan(boost), 1.0, boost), 0.0, tf.float32.max))
+    listed = tf.reduce_any(groups[:, :, None] == tf.range(tf.shape(boost)[1]), axis=1)
+    listed |= ~tf.reduce_any(groups >= 0, axis=1, keepdims=True)
+    return tf.where(listed, log_boost, -math.inf)

@@ -1,0 +1,108 @@
+"""The inputs of the servable's signatures: their specs, and the values that stand for "not given"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from inspect import Signature as PythonSignature
+from typing import Any
+
+import tensorflow as tf
+
+from contracts.config import Feature
+from contracts.names import Request
+from serving.features import raw_dtype
+
+Tensors = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input.
+
+    Attributes:
+        name: in the signature.
+        dtype: of its values.
+        default: one row, for a request that leaves the input out.
+        columns: of a row: the number of groups, None for any number. Without, a row is one value.
+    """
+
+    name: str
+    dtype: tf.DType
+    default: Any
+    columns: tuple[int | None, ...] = ()
+
+    @property
+    def spec(self) -> tf.TensorSpec:
+        return tf.TensorSpec([None, *self.columns], self.dtype, self.name)
+
+
+def query_inputs(features: Sequence[Feature]) -> list[Input]:
+    """What the towers read."""
+    return [
+        Input(Request.HISTORY, tf.string, [""], (None,)),
+        Input(Request.USER_ID, tf.string, ""),
+        *(Input(f.name, raw_dtype(f), math.nan if raw_dtype(f).is_floating else "") for f in features),
+    ]
+
+
+def merge_inputs(num_groups: int) -> list[Input]:
+    """What steers the merge."""
+    return [
+        Input(Request.NUM_CANDIDATES, tf.int32, 0),
+        Input(Request.ALPHA, tf.float32, math.nan),
+        Input(Request.MERGE, tf.string, ""),
+        Input(Request.GROUP_BOOST, tf.float32, [1.0] * num_groups, (num_groups,)),
+        Input(Request.GROUPS, tf.int32, [-1], (None,)),
+        Input(Request.MAX_GROUPS, tf.int32, 0),
+        Input(Request.EXCLUDE_ITEM_IDS, tf.string, [""], (None,)),
+        Input(Request.NUM_EXPLORATION, tf.int32, 0),
+    ]
+
+
+def with_defaults(body: Callable[[Tensors], Tensors], inputs: Sequence[Input]) -> Any:
+    """A tf.function of `inputs`, which calls `body` with all of them at the request's batch size.
+
+    TensorFlow writes default arguments that are tensors into the signature, which a session and
+    TF Serving fill in. Inputs of one row, as the defaults are, apply to all rows; other numbers of
+    rows must be equal. An empty batch reaches `body` as one row of padding, because ScaNN's trees
+    fail on none, and its answer is cut to no row.
+    """
+
+    def function(*arguments: tf.Tensor) -> Tensors:
+        given = {
+            # A session checks no shape; without this, a wrong rank would surface in some inner op.
+            one.name: tf.ensure_shape(argument, one.spec.shape)
+            for one, argument in zip(inputs, arguments, strict=True)
+        }
+        rows = tf.stack([tf.shape(value)[0] for value in given.values()])
+        is_empty = tf.reduce_any(rows == 0)
+        request = tf.cond(is_empty, lambda: _one_row_at_least(given), lambda: given)
+        batch_size = tf.where(is_empty, 0, tf.reduce_max(rows))
+        shape = tf.maximum(batch_size, 1)[None]
+        request = {
+            name: tf.broadcast_to(value, tf.concat([shape, tf.shape(value)[1:]], 0)) for name, value in request.items()
+        }
+        return {name: value[:batch_size] for name, value in body(request).items()}
+
+    parameters = [
+        Parameter(
+            one.name,
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=tf.constant([one.default], one.dtype),
+            annotation=one.spec,
+        )
+        for one in inputs
+    ]
+    function.__signature__ = PythonSignature(parameters)  # type: ignore[attr-defined]
+    return tf.function(function, input_signature=[one.spec for one in inputs])
+
+
+def _one_row_at_least(values: Tensors) -> Tensors:
+    padded = {}
+    for name, value in values.items():
+        extra = tf.cast(tf.equal(tf.shape(value)[0], 0), tf.int32)
+        padded[name] = tf.pad(value, [[0, extra]] + [[0, 0]] * (value.shape.rank - 1))
+    return padded
