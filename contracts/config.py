@@ -258,6 +258,7 @@ class TrainingConfig(Section):
 
     batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
     epochs: int = Field(60, ge=1)
+    max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     early_stopping_patience: int = Field(4, ge=1, description="evaluations without a better validation recall")

@@ -50,20 +50,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def parse_assignments(overrides: Iterable[str]) -> dict[str, Any]:
+    """`a.b=c` texts as {"a.b": c}, the values being YAML.
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    return dict(_parse(override) for override in overrides)
+
+
+def _parse(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r} must have the form section.key=value, e.g. --set training.epochs=5")
-    *sections, leaf = key.strip().split(".")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, value = _parse(override)
+    *sections, leaf = key.split(".")
     node = tree
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+    node[leaf] = value
 
 
 def _explain(path: Path | None, error: ValidationError) -> str:

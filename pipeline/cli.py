@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import contracts
-from contracts.config_io import dump_config, load_config
+from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
 from pipeline.stages import STAGES, exported_servable
 
@@ -165,6 +166,54 @@ def query(
             click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
     else:
         Console().print(candidates_table(config, run_dir, *found))
+
+
+@main.command()
+@click.option(
+    "--config", "-c", type=click.Path(path_type=Path), required=True, help="YAML file; see configs/benchmark/."
+)
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Data and models; resumed from.")
+@click.option("--data", "paths", multiple=True, metavar="NAME=PATH", help="Where a data set lies; repeatable.")
+@click.option("--dataset", "datasets", multiple=True, help="Only this data set; repeatable.")
+@click.option("--model", "models", multiple=True, help="Only this model; repeatable.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="This seed instead of the file's; repeatable.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key in every run; repeatable.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Models trained at a time.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Default: WORKDIR/<config>.json; .md beside."
+)
+@reports_user_errors
+def benchmark(
+    config: Path,
+    workdir: Path,
+    paths: tuple[str, ...],
+    datasets: tuple[str, ...],
+    models: tuple[str, ...],
+    seeds: tuple[int, ...],
+    overrides: tuple[str, ...],
+    jobs: int,
+    json_path: Path | None,
+) -> None:
+    """Train and measure data sets x models x seeds; write the table as JSON and Markdown.
+
+    Runs that have a result in the workdir are not run again.
+
+    \b
+    Examples:
+      dnc benchmark -c configs/benchmark/quality.yaml -w runs/quality --data amazon-beauty=data/amazon-beauty
+      dnc benchmark -c configs/benchmark/quality.yaml -w runs/try --dataset ml-100k --seed 0 --set training.epochs=2
+    """
+    from pipeline.benchmark import run_benchmark
+    from pipeline.benchmark_config import load_benchmark
+    from pipeline.benchmark_table import write_tables
+
+    chosen = load_benchmark(config).restricted_to(datasets, models, seeds).with_paths(paths)
+    results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
+    # What was typed, but for the program's own path.
+    command = shlex.join(["dnc", *sys.argv[1:]])
+    markdown = write_tables(chosen, results, json_path or workdir / f"{config.stem}.json", command)
+    click.echo(markdown.read_text(encoding="utf-8"))
+    click.echo(f"written to {markdown} and {markdown.with_suffix('.json')}")
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,24 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     return result
 
 
+def evaluate_lists(
+    config: Config, workdir: Workdir, name: str | None, split: Split, merges: Sequence[tuple[Merge, float]]
+) -> list[MetricTable]:
+    """Metrics of one model under several merges, each (merge, alpha).
+
+    Args:
+        config: what the model was trained with; None as `name` is popularity.
+    """
+    catalogue, users = Catalogue.load(workdir), EvaluationUsers.load(workdir, split)
+    lengths = lengths_to_measure(config)
+    if name is None:
+        return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
+    ranking = ExactRanking(load_model(config, workdir, name), Catalogue.for_config(config, workdir), users)
+    return [
+        measure(config, catalogue, users, ranking.lists_of_lengths(merge, alpha, lengths)) for merge, alpha in merges
+    ]
+
+
 def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Evaluates the product and `evaluation.baselines` on the test split into `workdir.evaluation`.
 
@@ -136,8 +154,7 @@ def _ranked(
 ) -> list[tuple[str, dict[int, np.ndarray]]]:
     lengths = lengths_to_measure(config)
     if kind == UNTRAINED:
-        longest = popularity_lists(catalogue, users, max(lengths))
-        return [(name, {length: longest[:, :length] for length in lengths})]
+        return [(name, _popularity(catalogue, users, lengths))]
     if kind != PER_GROUP:
         trained = baseline_config(config, kind)
         ranking = ExactRanking(load_model(trained, workdir, name), Catalogue.for_config(trained, workdir), users)
@@ -148,3 +165,8 @@ def _ranked(
         (labels[merge], ranking.lists_of_lengths(merge, config.serving.alpha, lengths))
         for merge in sorted(_MERGES, key=lambda merge: labels[merge])
     ]
+
+
+def _popularity(catalogue: Catalogue, users: EvaluationUsers, lengths: Sequence[int]) -> dict[int, np.ndarray]:
+    longest = popularity_lists(catalogue, users, max(lengths))
+    return {length: longest[:, :length] for length in lengths}

@@ -116,7 +116,7 @@ class _Trainer:
         """Trains until the last epoch or until validation stops improving; keeps the best weights."""
         with TrainingProgress(self._name, self.state.epoch, self._config.epochs) as progress:
             while self.state.epoch < self._config.epochs:
-                if self.state.evaluations_since_best >= self._config.early_stopping_patience:
+                if self._is_over():
                     break
                 entry = self._run_epoch(self.state.epoch, progress)
                 self._log(entry)
@@ -128,6 +128,12 @@ class _Trainer:
                     else ""
                 )
         self.state.restore_best()
+
+    def _is_over(self) -> bool:
+        if self.state.evaluations_since_best >= self._config.early_stopping_patience:
+            return True
+        spent = sum(entry["seconds"] for entry in self.state.history)
+        return self._config.max_seconds is not None and spent >= self._config.max_seconds
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         started, positives = time.monotonic(), 0

@@ -1,0 +1,192 @@
+"""`dnc benchmark`: data sets x models x seeds -> one JSON file and one Markdown table.
+
+Resumable: each run's result lies in the workdir under the fingerprint of what made it, data stages
+and unfinished trainings go on where they were.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkModel, Merge, Overrides
+from pipeline.datasets import sequences
+from pipeline.runner import run_stages
+from pipeline.stages import STAGES
+from trainer.baselines import UNTRAINED, baseline_config
+
+log = logging.getLogger(__name__)
+
+_DATA_SECTIONS = ("data", "split", "groups", "windows")
+_LAST_DATA_STAGE = "windows"
+_BASELINE_MERGES = (Merge(merge="score", alpha=0.0),)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell: a model on a data set with a seed."""
+
+    dataset: str
+    model: str
+    seed: int
+    config: Config
+    workdir: Workdir
+    merges: tuple[Merge, ...]
+    seconds_of: str | None
+    trained: bool
+
+    @property
+    def name(self) -> str:
+        """Of the model in the workdir."""
+        label = "".join(letter if letter.isalnum() else "_" for letter in self.model)
+        return f"{label}-{artifact.fingerprint(self.model)[:6]}-seed{self.seed}"
+
+
+def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Overrides, jobs: int) -> list[dict[str, Any]]:
+    """Runs what has no result yet.
+
+    Args:
+        overrides: config keys of every run, over those of the file.
+        jobs: models trained at a time, each in its own process.
+
+    Returns:
+        One result a run: {"dataset", "model", "seed", "config", "epochs", "best_epoch", "seconds",
+        "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}}.
+    """
+    runs = [
+        _plan(benchmark, workdir, dataset, name, model, seed, overrides)
+        for dataset in benchmark.datasets
+        for seed in benchmark.seeds
+        for name, model in benchmark.all_models().items()
+    ]
+    for run in {str(run.workdir.path): run for run in runs}.values():
+        run_stages(STAGES, _data_config(run.config, benchmark.seeds[0]), run.workdir, last=_LAST_DATA_STAGE)
+    results: dict[tuple[str, str, int], dict[str, Any]] = {}
+    # A model whose time is another's follows it.
+    for phase in (
+        [run for run in runs if run.seconds_of is None],
+        [run for run in runs if run.seconds_of is not None],
+    ):
+        _run_all([_with_budget(run, results) for run in phase], workdir / "results", jobs, results)
+    return [results[run.dataset, run.model, run.seed] for run in runs]
+
+
+def _plan(
+    benchmark: BenchmarkConfig,
+    workdir: Path,
+    dataset: str,
+    name: str,
+    model: BenchmarkModel,
+    seed: int,
+    overrides: Overrides,
+) -> Run:
+    keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
+    config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
+    tree = config.model_dump(mode="json")
+    data = artifact.fingerprint({section: tree[section] for section in _DATA_SECTIONS})
+    trained = model.baseline != UNTRAINED
+    if model.baseline is not None and trained:
+        config = baseline_config(config, model.baseline)
+    return Run(
+        dataset=dataset,
+        model=name,
+        seed=seed,
+        config=config,
+        workdir=Workdir((workdir / dataset / data).absolute()),
+        merges=_BASELINE_MERGES if model.baseline is not None else benchmark.merges,
+        seconds_of=model.seconds_of,
+        trained=trained,
+    )
+
+
+def dataset_config(dataset: BenchmarkDataset, converted: Path, keys: Mapping[str, Any]) -> Config:
+    """The config that reads a data set, with `keys` over it. A sequence file is converted into `converted`."""
+    own = {
+        key: value.replace("{path}", dataset.path) if isinstance(value, str) else value
+        for key, value in dataset.set.items()
+    }
+    if dataset.sequences is not None:
+        sequences.convert(Path(dataset.path) / dataset.sequences, converted)
+        own = {"data.events": str(converted.absolute() / sequences.EVENTS), **own}
+    assignments = [f"{key}={json.dumps(value)}" for key, value in {**own, **keys}.items()]
+    return load_config(Path(dataset.config) if dataset.config else None, assignments)
+
+
+def _data_config(config: Config, seed: int) -> Config:
+    """All seeds share the data, so that what differs between them is the training."""
+    return config.model_copy(update={"seed": seed})
+
+
+def _with_budget(run: Run, results: Mapping[tuple[str, str, int], dict[str, Any]]) -> Run:
+    if run.seconds_of is None:
+        return run
+    seconds = results[run.dataset, run.seconds_of, run.seed]["seconds"]
+    training = run.config.training.model_copy(update={"max_seconds": seconds})
+    return replace(run, config=run.config.model_copy(update={"training": training}))
+
+
+def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = {}
+    # A process a run: TensorFlow gives memory back with the process only.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, max_tasks_per_child=1) as pool:
+        for run in runs:
+            key = run.dataset, run.model, run.seed
+            path = folder / f"{_fingerprint(run)}.json"
+            if path.exists():
+                results[key] = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                waiting[pool.submit(train_and_measure, run, _fingerprint(run))] = key, path
+        for number, future in enumerate(as_completed(waiting), 1):
+            key, path = waiting[future]
+            results[key] = future.result()
+            artifact.write_json(path, results[key])
+            log.info("benchmark: %d of %d done: %s, %s, seed %d", number, len(waiting), *key)
+
+
+def _fingerprint(run: Run) -> str:
+    windows = artifact.read_manifest(run.workdir.windows.path).fingerprint
+    tree = run.config.model_dump(mode="json")
+    sections = {section: tree[section] for section in ("seed", "model", "groups", "training", "evaluation")}
+    merges = [merge.model_dump() for merge in run.merges]
+    return artifact.fingerprint(run.dataset, run.model, windows, sections, merges)
+
+
+def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
+    """Trains a run's model, unless it is there, and measures it on the test split."""
+    from contracts.names import Split
+    from trainer.evaluate import evaluate_lists
+    from trainer.train import train
+
+    history: list[dict[str, Any]] = []
+    if run.trained:
+        found = artifact.find_manifest(run.workdir.model(run.name).path)
+        if found is None or found.fingerprint != fingerprint:
+            train(run.config, run.workdir, run.name, fingerprint)
+        history = json.loads(run.workdir.model(run.name).history.read_text(encoding="utf-8"))
+    pairs = [(merge.merge, merge.alpha) for merge in run.merges]
+    tables = evaluate_lists(run.config, run.workdir, run.name if run.trained else None, Split.TEST, pairs)
+    measured = [entry for entry in history if "validation_recall" in entry]
+    best = max(measured, key=lambda entry: entry["validation_recall"])["epoch"] if measured else 0
+    return {
+        "dataset": run.dataset,
+        "model": run.model,
+        "seed": run.seed,
+        "config": run.config.model_dump(mode="json"),
+        "epochs": len(history),
+        "best_epoch": best,
+        "seconds": sum(entry["seconds"] for entry in history[:best]),
+        "positives_per_second": history[-1]["positives_per_second"] if history else None,
+        "lists": {merge.label: table for merge, table in zip(run.merges, tables, strict=True)},
+    }

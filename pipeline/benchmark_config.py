@@ -1,0 +1,147 @@
+"""What a benchmark runs: data sets x models x seeds, as a YAML file below configs/benchmark/."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from contracts.config import BaselineName, Section
+from contracts.config_io import ConfigError
+
+Overrides = dict[str, Any]
+"""`section.key` -> value."""
+
+
+class BenchmarkDataset(Section):
+    """A data set: the config that reads it, or a sequence file (see `pipeline/datasets/sequences.py`)."""
+
+    path: str = Field(description="its directory; `dnc benchmark --data NAME=PATH` replaces it")
+    config: str | None = Field(None, description="YAML config")
+    sequences: str | None = Field(None, description="file below `path`")
+    set: Overrides = Field({}, description='config keys; "{path}" in a value stands for `path`')
+
+
+class BenchmarkModel(Section):
+    """A row of the table."""
+
+    baseline: BaselineName | None = Field(None, description="None: the product's own model")
+    set: Overrides = Field({}, description="config keys")
+    seconds_of: str | None = Field(
+        None, description="another model: train at most as long as it took to its best epoch, on the same data and seed"
+    )
+
+
+class Merge(Section):
+    """How the groups' results become one list."""
+
+    merge: Literal["score", "quota"] = "score"
+    alpha: float = Field(1.0, ge=0)
+
+    @property
+    def label(self) -> str:
+        """For tables: "score" or "quota", and alpha."""
+        return f"{self.merge} {self.alpha:g}"
+
+
+class BenchmarkConfig(Section):
+    """A table. Its models are those of `models`, then the product of `axes`."""
+
+    title: str
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    set: Overrides = Field({}, description="config keys of every run")
+    datasets: dict[str, BenchmarkDataset]
+    models: dict[str, BenchmarkModel] = Field({}, description="label -> model")
+    axes: tuple[dict[str, Overrides], ...] = Field((), description="each: label -> config keys")
+    merges: tuple[Merge, ...] = Field((Merge(),), description="of the product's own models")
+    metrics: tuple[str, ...] = (
+        "recall_at_10",
+        "recall_at_50",
+        "recall_at_100",
+        "recall_at_500",
+        "recall_at_1000",
+        "ndcg_at_10",
+        "catalog_coverage_at_100",
+    )
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> BenchmarkConfig:
+        models = self.all_models()
+        if not models or not self.datasets:
+            raise ValueError("a benchmark needs datasets, and models or axes")
+        for name, model in models.items():
+            if model.seconds_of is not None and (
+                model.seconds_of not in models or models[model.seconds_of].seconds_of is not None
+            ):
+                raise ValueError(f"models.{name}.seconds_of names {model.seconds_of!r}, which has no time of its own")
+        return self
+
+    def all_models(self) -> dict[str, BenchmarkModel]:
+        """Label -> model, in the table's order."""
+        result = dict(self.models)
+        for labels in itertools.product(*self.axes) if self.axes else ():
+            overrides: Overrides = {}
+            for axis, label in zip(self.axes, labels, strict=True):
+                overrides |= axis[label]
+            result[", ".join(labels)] = BenchmarkModel(set=overrides)
+        return result
+
+    def restricted_to(self, datasets: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> BenchmarkConfig:
+        """The same table with these data sets, models and seeds only; none named: all.
+
+        Raises:
+            ConfigError: there is no such data set or model.
+        """
+        everything = self.all_models()
+        _require_known("--dataset", datasets, self.datasets)
+        _require_known("--model", models, everything)
+        needed = {everything[name].seconds_of for name in models} | set(models)
+        return self.model_copy(
+            update={
+                "datasets": {name: value for name, value in self.datasets.items() if not datasets or name in datasets},
+                "models": {name: value for name, value in everything.items() if not models or name in needed},
+                "axes": (),
+                "seeds": tuple(seeds) or self.seeds,
+            }
+        )
+
+    def with_paths(self, paths: Sequence[str]) -> BenchmarkConfig:
+        """With directories of data sets from `NAME=PATH` texts.
+
+        Raises:
+            ConfigError: one has another form, or names no data set.
+        """
+        replaced = dict(path.partition("=")[::2] for path in paths)
+        _require_known("--data", list(replaced), self.datasets)
+        datasets = {
+            name: value.model_copy(update={"path": replaced.get(name) or value.path})
+            for name, value in self.datasets.items()
+        }
+        return self.model_copy(update={"datasets": datasets})
+
+
+def _require_known(option: str, names: Sequence[str], known: Mapping[str, object]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"{option} {unknown[0]!r} is not in the benchmark's file; it has {', '.join(known)}")
+
+
+def load_benchmark(path: Path) -> BenchmarkConfig:
+    """Reads a benchmark's YAML file.
+
+    Raises:
+        ConfigError: it is missing, not YAML, or a key or value is not valid.
+    """
+    try:
+        return BenchmarkConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read the benchmark {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigError("\n  ".join([f"{path} is not a valid benchmark:", *lines])) from None

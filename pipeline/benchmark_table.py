@@ -1,0 +1,124 @@
+"""A benchmark's results as JSON and Markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import contracts
+from contracts import artifact
+from pipeline.benchmark_config import BenchmarkConfig
+
+_SHORT = {"recall_at_": "R@", "ndcg_at_": "N@", "catalog_coverage_at_": "cov@", "gini_at_": "gini@"}
+Cell = dict[str, float]
+
+
+def write_tables(benchmark: BenchmarkConfig, results: list[dict[str, Any]], json_path: Path, command: str) -> Path:
+    """Writes `json_path` and the Markdown file beside it, whose path is returned."""
+    rows = summarise(benchmark, results)
+    about = {
+        "title": benchmark.title,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": command,
+        "seeds": list(benchmark.seeds),
+        "machine": machine(),
+        "code_version": contracts.__version__,
+    }
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_json(
+        json_path, {**about, "benchmark": benchmark.model_dump(mode="json"), "rows": rows, "runs": results}
+    )
+    markdown = json_path.with_suffix(".md")
+    artifact.write_text(markdown, _markdown(benchmark, rows, about))
+    return markdown
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were made on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "tensorflow": version("tensorflow"),
+    }
+
+
+def summarise(benchmark: BenchmarkConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a data set, model and merge: means over seeds.
+
+    A metric's cell holds the mean over seeds of its value and of the bootstrap interval over users
+    ("low", "high"), and the standard deviation between seeds ("sd", 0 of a single seed).
+    """
+    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        for label in result["lists"]:
+            runs[result["dataset"], result["model"], label].append(result)
+    order = {name: place for place, name in enumerate(benchmark.all_models())}
+    rows = []
+    for (dataset, model, label), group in sorted(runs.items(), key=lambda item: (item[0][0], order[item[0][1]])):
+        tables = [result["lists"][label] for result in group]
+        rows.append(
+            {
+                "dataset": dataset,
+                "model": model,
+                "lists": label,
+                "epochs": statistics.mean(result["best_epoch"] for result in group),
+                "seconds": statistics.mean(result["seconds"] for result in group),
+                "metrics": {name: _cell([table[name] for table in tables]) for name in tables[0]},
+            }
+        )
+    return rows
+
+
+def _cell(cells: list[Cell]) -> Cell:
+    values = [cell["value"] for cell in cells]
+    return {
+        "value": statistics.mean(values),
+        "low": statistics.mean(cell["low"] for cell in cells),
+        "high": statistics.mean(cell["high"] for cell in cells),
+        "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
+
+
+def _markdown(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    shown = [name for name in benchmark.metrics if any(name in row["metrics"] for row in rows)]
+    machine_text = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
+    parts = [
+        f"# {benchmark.title}\n",
+        f"`{about['command']}`, {about['date']}, seeds {about['seeds']}. {machine_text}.\n",
+        "Protocol: docs/evaluation.md, test users. A cell is the mean over seeds, ± half the bootstrap interval over "
+        "users, and in brackets the standard deviation between seeds. Epochs and seconds are those to the best "
+        "validation.\n",
+    ]
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        header = ["model", "lists", *(_heading(name) for name in shown), "epochs", "seconds"]
+        parts += [f"\n## {dataset}\n", _line(header), _line(["---"] * len(header))]
+        for row in rows:
+            if row["dataset"] == dataset:
+                cells = [_show(row["metrics"][name]) if name in row["metrics"] else "" for name in shown]
+                spent = [f"{row['epochs']:.0f}", f"{row['seconds']:.0f}"]
+                parts.append(_line([row["model"], row["lists"], *cells, *spent]))
+    return "\n".join(parts) + "\n"
+
+
+def _heading(name: str) -> str:
+    for long, short in _SHORT.items():
+        name = name.replace(long, short)
+    return name
+
+
+def _show(cell: Cell) -> str:
+    half, short = (cell["high"] - cell["low"]) / 2, f"{cell['value']:.4f}".removeprefix("0")
+    interval = f" ±{half:.4f}".replace("±0.", "±.") if half else ""
+    return short + interval + (f" ({cell['sd']:.4f})".replace("(0.", "(.") if cell["sd"] else "")
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,69 @@
+"""Published sequence files as event logs: order instead of time.
+
+Two layouts are in use: a line a user (`user item item ...`, oldest first: S3-Rec), and a line an event
+(`user item`, oldest first: SASRec, BERT4Rec). Events get their place in the user's sequence as time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contracts import artifact
+from contracts.names import EventColumn
+
+KIND = "dataset"
+EVENTS = "events.parquet"
+
+
+def convert(source: Path, out: Path) -> artifact.Manifest:
+    """Writes `out`/events.parquet (user_id, item_id, timestamp); an up-to-date one is kept.
+
+    Raises:
+        ValueError: the file is missing, empty or not of a known layout.
+    """
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise ValueError(f"cannot read the sequences {source}: {error.strerror}; name the file that has them") from None
+    fingerprint = artifact.fingerprint(str(source.resolve()), status.st_size, status.st_mtime_ns)
+    manifest = artifact.find_manifest(out)
+    if manifest and manifest.fingerprint == fingerprint:
+        return manifest
+    user, item = _read(source)
+    order = np.argsort(user, kind="stable")
+    lengths = np.unique(user, return_counts=True)[1]
+    place = np.arange(len(user)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    table = pa.table(
+        {
+            EventColumn.USER_ID: pa.array(user[order]).cast(pa.string()),
+            EventColumn.ITEM_ID: pa.array(item[order]).cast(pa.string()),
+            EventColumn.TIMESTAMP: pa.array(_FIRST_SECOND + place),
+        }
+    )
+    with artifact.writing(out, KIND, fingerprint) as writer:
+        pq.write_table(table, writer.path / EVENTS)
+        writer.files.append(EVENTS)
+        writer.counts |= {"events": len(user), "users": len(lengths), "items": len(np.unique(item))}
+    return artifact.read_manifest(out)
+
+
+_FIRST_SECOND = 1_000_000_000
+"""Times are read by their magnitude: this one is seconds, in 2001."""
+
+
+def _read(source: Path) -> tuple[np.ndarray, np.ndarray]:
+    """int64 users and items, one an event, each user's oldest first."""
+    lines = pd.Series(source.read_text(encoding="utf-8").splitlines()).str.split().dropna()
+    lines = lines[lines.str.len() > 0]
+    if lines.empty or lines.str.len().min() < 2:
+        raise ValueError(f"{source} must hold lines of a user and one or more items, separated by spaces")
+    events = pd.DataFrame({"user": lines.str[0], "item": lines.str[1:]}).explode("item")
+    try:
+        return events["user"].to_numpy(np.int64), events["item"].to_numpy(np.int64)
+    except ValueError as error:
+        raise ValueError(f"{source} must hold whole numbers for users and items ({error})") from None

@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from contracts.config_io import ConfigError
+from pipeline.benchmark_config import BenchmarkConfig, load_benchmark
+from pipeline.benchmark_table import summarise, write_tables
+from pipeline.cli import main
+from pipeline.datasets import sequences
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "benchmark").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_files_in_configs_are_valid(path: Path) -> None:
+    benchmark = load_benchmark(path)
+    assert len(benchmark.all_models()) >= 4
+
+
+def small(**keys: object) -> BenchmarkConfig:
+    tree = {"title": "t", "datasets": {"a": {"path": "x"}}, "models": {"one": {}, "two": {"seconds_of": "one"}}}
+    return BenchmarkConfig.model_validate({**tree, **keys})
+
+
+def test_axes_multiply_and_later_ones_win() -> None:
+    axes = [{"a": {"seed": 1}, "b": {"seed": 2}}, {"x": {"name": "x"}, "y": {"seed": 3}}]
+    models = small(axes=axes, models={}).all_models()
+    assert {name: model.set for name, model in models.items()} == {
+        "a, x": {"seed": 1, "name": "x"},
+        "a, y": {"seed": 3},
+        "b, x": {"seed": 2, "name": "x"},
+        "b, y": {"seed": 3},
+    }
+
+
+def test_a_part_of_a_table_keeps_the_model_whose_time_it_needs() -> None:
+    part = small().restricted_to([], ["two"], [7])
+    assert (list(part.models), part.seeds) == (["one", "two"], (7,))
+    assert small().with_paths(["a=there"]).datasets["a"].path == "there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((["b"], [], []), "--dataset 'b' is not in"), (([], ["three"], []), "--model 'three' is not in")],
+)
+def test_unknown_names_are_refused(arguments: tuple[list, list, list], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small().restricted_to(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {seconds_of: n}}", "names 'n', which has no time"),
+        ("title: t\ndatasets: {a: {path: x}}\nmodel: {}", "model: Extra inputs"),
+        ("title: [", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    result = CliRunner().invoke(main, ["benchmark", "-c", str(path), "-w", str(tmp_path)])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_means_and_deviations_over_seeds(tmp_path: Path) -> None:
+    def result(seed: int, value: float) -> dict:
+        cell = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        spent = {"best_epoch": 4, "seconds": 10.0}
+        return {"dataset": "a", "model": "one", "seed": seed, **spent, "lists": {"score 1": {"recall_at_10": cell}}}
+
+    # Mean of .2, .4 and .6 is .4, the sample's standard deviation .2.
+    results = [result(seed, value) for seed, value in enumerate([0.2, 0.4, 0.6])]
+    cell = summarise(small(), results)[0]["metrics"]["recall_at_10"]
+    assert cell == pytest.approx({"value": 0.4, "low": 0.3, "high": 0.5, "sd": 0.2})
+    markdown = write_tables(small(), results, tmp_path / "out.json", "dnc benchmark")
+    assert "| one | score 1 | .4000 ±.1000 (.2000) | 4 | 10 |" in markdown.read_text()
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {"machine", "date", "seeds", "command", "rows", "runs"} <= set(written)
+
+
+@pytest.mark.parametrize("text", ["1 5 6 7\n2 5\n", "1 5\n1 6\n2 5\n1 7\n"], ids=["a line a user", "a line an event"])
+def test_sequences_become_events_in_their_order(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text(text)
+    manifest = sequences.convert(tmp_path / "s.txt", tmp_path / "out")
+    events = pq.read_table(tmp_path / "out" / "events.parquet").to_pydict()
+    assert events["user_id"] == ["1", "1", "1", "2"]
+    assert events["item_id"] == ["5", "6", "7", "5"]
+    assert [time - events["timestamp"][0] for time in events["timestamp"]] == [0, 1, 2, 0]
+    assert manifest.counts == {"events": 4, "users": 2, "items": 3}
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "must hold lines"), ("1\n", "must hold lines"), ("a b\n", "whole")])
+def test_files_of_another_kind_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        sequences.convert(tmp_path / "s.txt", tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot read the sequences"):
+        sequences.convert(tmp_path / "missing.txt", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_table_is_made_and_resumed(tmp_path: Path) -> None:
+    lines = [f"{user} " + " ".join(str((user + step) % 40) for step in range(8)) for user in range(80)]
+    (tmp_path / "s.txt").write_text("\n".join(lines))
+    (tmp_path / "b.yaml").write_text(
+        f"""
+title: small
+seeds: [0]
+set: {{training.epochs: 1, model.num_layers: 1, groups.num_groups: 3, data.num_buckets: 1, evaluation.ks: [10]}}
+datasets: {{d: {{path: {tmp_path}, sequences: s.txt}}}}
+models:
+  base: {{baseline: single_vector_one_negative}}
+  groups: {{seconds_of: base}}
+merges: [{{merge: score}}, {{merge: quota, alpha: 0.5}}]
+"""
+    )
+    arguments = ["benchmark", "-c", str(tmp_path / "b.yaml"), "-w", str(tmp_path / "w")]
+    first = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert first.exit_code == 0
+    rows = json.loads((tmp_path / "w" / "b.json").read_text())["rows"]
+    assert [(row["model"], row["lists"]) for row in rows] == [
+        ("base", "score 0"),
+        ("groups", "score 1"),
+        ("groups", "quota 0.5"),
+    ]
+    again = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert json.loads((tmp_path / "w" / "b.json").read_text())["rows"] == rows
+    assert again.exit_code == 0
