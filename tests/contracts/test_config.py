@@ -8,7 +8,7 @@ import yaml
 from contracts.config import Config
 from contracts.config_io import ConfigError, dump_config, load_config
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
