@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from beam_jobs.balance import balance_groups
 from beam_jobs.beam_run import collect, write_parquet
 from beam_jobs.cooccurrence import CountCompany, PairKeys
+from beam_jobs.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
 from beam_jobs.item_embeddings import embed_cold, embed_company, ppmi
@@ -40,6 +43,25 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """What is known of the items.
+
+    Attributes:
+        embeddings: [num_items, dim].
+        placed: [num_items] whether the embedding says anything.
+        side: item features.
+        item_ids: [num_items].
+        weights: [num_items] what each item counts where groups are matched with the previous ones.
+    """
+
+    embeddings: Float32
+    placed: Bool
+    side: SideFeatures
+    item_ids: pa.Array
+    weights: Float64
+
+
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `ItemGroups` artifact.
 
@@ -48,9 +70,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             `groups.category` is not an item feature, or `groups.previous` is not an item_groups artifact.
     """
     read_manifest(workdir.item_statistics.path)
-    catalogue = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
-    item_ids = one_array(catalogue[ItemColumn.ITEM_ID])
-    weights = catalogue[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
+    items = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
+    item_ids = one_array(items[ItemColumn.ITEM_ID])
+    weights = items[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
     previous = read_previous(config.groups.previous, item_ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
@@ -65,7 +87,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
         warm = embeddings.any(axis=1)
         embeddings, placed = embed_cold(embeddings, side.matrix())
-        groups = partition(config, embeddings, placed, side, item_ids, weights, previous)
+        catalogue = Catalogue(embeddings, placed, side, item_ids, weights)
+        groups = partition(config, catalogue, previous, writer.path)
         np.save(staged.embeddings, embeddings)
         np.save(staged.centroids, group_centroids(embeddings, groups, num_groups))
         column = pa.array(groups.astype(np.int32))
@@ -106,38 +129,27 @@ def _company(config: Config, workdir: Workdir, scratch: Path, num_items: int) ->
     return matrix
 
 
-def partition(
-    config: Config,
-    embeddings: Float32,
-    placed: Bool,
-    side: SideFeatures,
-    item_ids: pa.Array,
-    weights: Float64,
-    previous: PreviousGroups | None,
-) -> Int64:
+def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | None, scratch: Path) -> Int64:
     """[num_items] group of every item by `groups.method`; no group is empty.
 
-    Items that nothing is known of (`placed` false) stay in the group that they were in, or are spread over all
-    groups by a hash of their id, in proportion to the groups' sizes: they never gather in a group of leftovers.
+    Items that nothing is known of stay in the group that they were in, or are spread over all groups by a hash of
+    their id, in proportion to the groups' sizes: they never gather in a group of leftovers.
 
     Args:
-        config: its sections groups and seed.
-        embeddings: [num_items, dim].
-        placed: [num_items] whether the embedding says anything.
-        side: item features.
-        item_ids: [num_items].
-        weights: [num_items] what each item counts where groups are matched with the previous ones.
+        config: its sections groups, beam and seed.
+        catalogue: the items.
         previous: the last run's groups, if any.
+        scratch: directory for what workers read and write.
     """
     settings, num_groups = config.groups, config.groups.num_groups
+    embeddings, placed = catalogue.embeddings, catalogue.placed
     before = np.full(len(embeddings), -1) if previous is None else previous.kept(num_groups)
     groups = np.full(len(embeddings), -1)
     if settings.method == "kmeans":
         if placed.any():
-            centroids = _kmeans(config, embeddings[placed], before[placed])
-            groups[placed] = nearest_centroid(embeddings[placed], centroids)
+            groups[placed] = _kmeans(config, embeddings[placed], before[placed], scratch)
     else:
-        codes = side.feature(settings.category or "").first_codes(len(embeddings))
+        codes = catalogue.side.feature(settings.category or "").first_codes(len(embeddings))
         groups = _by_category(config, embeddings, codes)
         rest = (groups < 0) & placed
         if rest.any() and (groups >= 0).any():
@@ -145,16 +157,23 @@ def partition(
             centroids = group_centroids(embeddings[members], groups[members], num_groups)
             groups[rest] = nearest_centroid(embeddings[rest], centroids)
     if previous is not None:
-        groups = match_groups(groups, before, weights, num_groups)
+        groups = match_groups(groups, before, catalogue.weights, num_groups)
         groups = np.where(groups < 0, before, groups)
-    groups = _spread(groups, num_groups, item_ids)
-    return fill_empty(embeddings, groups, num_groups)
+    groups = _spread(groups, num_groups, catalogue.item_ids)
+    groups = fill_empty(embeddings, groups, num_groups)
+    if settings.max_size_ratio is not None:
+        groups = balance_groups(embeddings, groups, num_groups, settings.max_size_ratio)
+    return groups
 
 
-def _kmeans(config: Config, embeddings: Float32, before: Int64) -> Float32:
+def _kmeans(config: Config, rows: Float32, before: Int64, scratch: Path) -> Int64:
+    """[num_rows] nearest centroid of a fit on a sample, refined over all rows if `groups.fit` says so."""
     settings = config.groups
-    start = start_centroids(embeddings, before, settings.num_groups, config.seed) if (before >= 0).any() else None
-    return fit_centroids(embeddings, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
+    start = start_centroids(rows, before, settings.num_groups, config.seed) if (before >= 0).any() else None
+    centroids = fit_centroids(rows, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
+    if settings.fit == "distributed":
+        centroids = refine_centroids(config.beam, rows, centroids, settings.iterations, scratch)
+    return assign_items(config.beam, rows, centroids, scratch)
 
 
 def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:

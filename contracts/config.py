@@ -147,6 +147,13 @@ class GroupsConfig(Section):
     cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
     fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
     restarts: int = Field(4, ge=1)
+    fit: Literal["sample", "distributed"] = Field(
+        "sample", description="distributed: from the sample's centroids, Lloyd's algorithm over all items, in Beam"
+    )
+    iterations: int = Field(20, ge=1, description="of groups.fit=distributed, at most")
+    max_size_ratio: float | None = Field(
+        None, gt=1, description="cap on a group's size in units of the mean size; items beyond it go to another group"
+    )
     previous: str | None = Field(
         None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
     )

@@ -1,0 +1,43 @@
+"""Groups of bounded size: what a group holds too much of goes to the nearest group that has room."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from beam_jobs.partition import group_centroids, nearest_with_distance
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size_ratio: float) -> Int64:
+    """[num_items] groups of at most `max_size_ratio` times the mean size.
+
+    In each round every group keeps what lies nearest to its centre, and the rest asks for the nearest group that was
+    not full before; each round fills one at least, so there are at most `num_groups` of them.
+
+    Args:
+        embeddings: [num_items, dim].
+        groups: [num_items] 0..K-1.
+        num_groups: K.
+        max_size_ratio: more than 1.
+    """
+    cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
+    centroids = group_centroids(embeddings, groups, num_groups)
+    distances = ((embeddings - centroids[groups]) ** 2).sum(axis=1)
+    groups, is_open = groups.copy(), np.ones(num_groups, bool)
+    while (surplus := _surplus(groups, distances, num_groups, cap)).size:
+        is_open &= np.bincount(groups, minlength=num_groups) < cap
+        places = np.flatnonzero(is_open)
+        nearest, distances[surplus] = nearest_with_distance(embeddings[surplus], centroids[places])
+        groups[surplus] = places[nearest]
+    return groups
+
+
+def _surplus(groups: Int64, distances: npt.NDArray[np.floating], num_groups: int, cap: int) -> Int64:
+    """Items beyond the `cap` nearest ones of each group."""
+    order = np.lexsort((distances, groups))
+    sizes = np.bincount(groups, minlength=num_groups)
+    rank = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[rank >= cap]

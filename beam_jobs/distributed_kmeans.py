@@ -1,0 +1,149 @@
+"""Lloyd's algorithm as Beam jobs: one pipeline an iteration, one partial sum a block of items."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+
+from beam_jobs.beam_run import collect, write_whole
+from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
+from beam_jobs.partition import nearest_with_distance
+from contracts.config import BeamConfig
+
+logger = logging.getLogger(__name__)
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_UNIT = 1 << 30
+"""Sums are whole multiples of 1 / _UNIT: the result does not depend on the order of the blocks."""
+
+_LEAST_GAIN = 1e-4  # relative, of inertia, that another iteration must promise
+
+
+def refine_centroids(config: BeamConfig, rows: Float32, start: Float32, iterations: int, scratch: Path) -> Float32:
+    """[num_groups, dim] centroids after at most `iterations` of Lloyd's algorithm over all rows.
+
+    Args:
+        config: runner and its options.
+        rows: [num_items, dim] of at most unit length.
+        start: [num_groups, dim] to descend from, such as a fit on a sample.
+        iterations: most of them; fewer where inertia no longer falls.
+        scratch: directory that the workers can read and write.
+    """
+    source, current = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
+    np.save(source, rows)
+    np.save(current, start)
+    before = np.inf
+    for iteration in range(iterations):
+        [result] = collect(config, blocks_of(str(source)), LloydStep(str(current)), scratch)
+        logger.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
+        if result["inertia"] > before * (1 - _LEAST_GAIN):
+            break
+        before = result["inertia"]
+    centroids: Float32 = np.load(current)
+    source.unlink()
+    current.unlink()
+    return centroids
+
+
+def assign_items(config: BeamConfig, rows: Float32, centroids: Float32, scratch: Path) -> Int64:
+    """[num_items] nearest centroid of each row, each block an element of its own."""
+    source, target = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
+    np.save(source, rows)
+    np.save(target, centroids)
+    paths = collect(config, blocks_of(str(source)), beam.ParDo(AssignBlock(str(target), str(scratch))), scratch)
+    groups = np.concatenate([np.load(path) for path in sorted(paths)]) if paths else np.zeros(0)
+    for path in (source, target, *map(Path, paths)):
+        path.unlink()
+    return groups.astype(np.int64)
+
+
+class LloydStep(beam.PTransform):
+    """Blocks -> the file of centroids replaced by the means of what is nearest to each; yields inertia."""
+
+    def __init__(self, centroids: str) -> None:
+        super().__init__()
+        self._centroids = centroids
+
+    def expand(self, blocks: beam.PCollection) -> beam.PCollection:
+        return (
+            blocks
+            | "SumBlocks" >> beam.ParDo(_SumBlock(self._centroids))
+            | "SumAll" >> beam.CombineGlobally(_SumArrays()).without_defaults()
+            | "WriteCentroids" >> beam.ParDo(_WriteCentroids(self._centroids))
+        )
+
+
+class _SumBlock(beam.DoFn):
+    """Block -> int64 [num_groups, dim + 2]: sums of the rows, their number, their squared distance."""
+
+    def __init__(self, centroids: str) -> None:
+        self._centroids = centroids
+
+    def process(self, block: EmbeddingBlock) -> Iterator[Int64]:
+        rows, centroids = block.read(), np.load(self._centroids)
+        groups, distances = nearest_with_distance(rows, centroids)
+        order = np.argsort(groups, kind="stable")
+        present, first = np.unique(groups[order], return_index=True)
+        columns = np.concatenate([rows, np.ones((len(rows), 1)), distances[:, None]], axis=1)[order]
+        sums = np.zeros((len(centroids), rows.shape[1] + 2), np.int64)
+        sums[present] = np.add.reduceat(np.rint(columns * _UNIT).astype(np.int64), first, axis=0)
+        yield sums
+
+
+class _SumArrays(beam.CombineFn):
+    """Sum of arrays of one shape."""
+
+    def create_accumulator(self) -> Any:
+        return 0
+
+    def add_input(self, accumulator: Any, array: Int64) -> Any:
+        return accumulator + array
+
+    def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
+        return sum(accumulators)
+
+    def extract_output(self, accumulator: Any) -> Any:
+        return accumulator
+
+
+class _WriteCentroids(beam.DoFn):
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def process(self, sums: Int64) -> Iterator[dict[str, float]]:
+        means = sums[:, :-2] / np.maximum(sums[:, -2:-1], 1)
+        # A centroid that nothing is near to stays: `fill_empty` gives its group an item in the end.
+        centroids = np.where(sums[:, -2:-1] > 0, means, np.load(self._path)).astype(np.float32)
+        _save(Path(self._path), centroids)
+        yield {"inertia": float(sums[:, -1].sum() / _UNIT)}
+
+
+class AssignBlock(beam.DoFn):
+    """Block -> file of its rows' groups."""
+
+    def __init__(self, centroids: str, folder: str) -> None:
+        self._centroids = centroids
+        self._folder = folder
+
+    def process(self, block: EmbeddingBlock) -> Iterator[str]:
+        groups, _ = nearest_with_distance(block.read(), np.load(self._centroids))
+        path = Path(self._folder) / f"assigned-{block.start:012d}.npy"
+        _save(path, groups.astype(np.int32))
+        yield str(path)
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    def write(staging: Path) -> None:
+        with staging.open("wb") as stream:
+            np.save(stream, array)
+
+    write_whole(path, write)

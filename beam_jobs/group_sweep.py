@@ -1,0 +1,98 @@
+"""Choice of K: fits k-means for each K on a run's item embeddings, and prints what it costs and gives."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import silhouette_score
+
+from beam_jobs.partition import fit_centroids, nearest_with_distance
+from contracts.artifact import read_manifest, write_json
+from contracts.config import GroupsConfig
+from contracts.layout import Workdir
+
+_SILHOUETTE_ITEMS = 5_000
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One K.
+
+    Attributes:
+        num_groups: K.
+        inertia: mean squared distance of an item to its centroid.
+        explained: 1 - inertia / inertia of one group.
+        largest, smallest: sizes, in units of the mean size.
+        silhouette: of a sample, -1..1; the higher, the better are items with their own group.
+        seconds: of the fit and the assignment.
+    """
+
+    num_groups: int
+    inertia: float
+    explained: float
+    largest: float
+    smallest: float
+    silhouette: float
+    seconds: float
+
+
+def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsConfig, seed: int) -> SweepRow:
+    """Fits and measures one K on embeddings [num_items, dim]."""
+    started = time.monotonic()
+    centroids = fit_centroids(rows, num_groups, settings.restarts, settings.fit_sample, seed)
+    groups, distances = nearest_with_distance(rows, centroids)
+    seconds = time.monotonic() - started
+    sizes = np.bincount(groups, minlength=num_groups) * num_groups / len(rows)
+    sample = np.random.default_rng(seed).permutation(len(rows))[:_SILHOUETTE_ITEMS]
+    distinct = len(np.unique(groups[sample]))
+    silhouette = silhouette_score(rows[sample], groups[sample]) if 1 < distinct < len(sample) else 0.0
+    return SweepRow(
+        num_groups=num_groups,
+        inertia=round(float(distances.mean()), 5),
+        explained=round(float(1 - distances.mean() / rows.var(axis=0).sum()), 4),
+        largest=round(float(sizes.max()), 3),
+        smallest=round(float(sizes.min()), 3),
+        silhouette=round(float(silhouette), 4),
+        seconds=round(seconds, 2),
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose groups job is done")
+@click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="also write the rows here")
+def main(workdir: Path, ks: str, seed: int, json_path: Path | None) -> None:
+    """The command; `help` is the module's docstring."""
+    try:
+        artifact = Workdir(workdir).item_groups
+        read_manifest(artifact.path)
+        rows = np.load(artifact.embeddings)
+        rows = rows[rows.any(axis=1)]
+        numbers = sorted({int(number) for number in ks.split(",")})
+        if not 1 <= numbers[0] <= numbers[-1] <= len(rows):
+            raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that have an embedding")
+    except ValueError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo("     K   inertia  explained  largest  smallest  silhouette  seconds")
+    result = []
+    for number in numbers:
+        row = sweep_row(rows, number, GroupsConfig(), seed)
+        click.echo(
+            f"{row.num_groups:6d}  {row.inertia:8.4f}  {row.explained:9.3f}  {row.largest:7.2f}  {row.smallest:8.2f}"
+            f"  {row.silhouette:10.3f}  {row.seconds:7.2f}"
+        )
+        result.append(vars(row))
+    if json_path is not None:
+        write_json(json_path, result)
+
+
+if __name__ == "__main__":
+    main()

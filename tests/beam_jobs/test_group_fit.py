@@ -1,0 +1,89 @@
+"""The ways to fit and bound groups: distributed k-means, assignment in Beam, balancing, the sweep over K."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.cluster import KMeans
+from sklearn.datasets import make_blobs
+
+from beam_jobs import embedding_blocks, group_sweep
+from beam_jobs.balance import balance_groups
+from beam_jobs.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.item_embeddings import normalise_rows
+from beam_jobs.partition import fit_centroids, nearest_with_distance
+from contracts.artifact import writing
+from contracts.config import BeamConfig
+from contracts.layout import Workdir
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    """3,000 rows of unit length around 12 centres that overlap."""
+    blobs, _ = make_blobs(3_000, 8, centers=12, cluster_std=2.0, random_state=0)
+    return normalise_rows(blobs)
+
+
+def _inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
+    return float(((rows[:, None] - centroids) ** 2).sum(-1).min(1).sum())
+
+
+def test_distributed_fit_is_within_two_percent_of_scikit_learn(
+    rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", 1_000)
+    best = KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
+    start = fit_centroids(rows, 12, restarts=2, sample=150, seed=0)  # rough, so that there is something to refine
+    refined = refine_centroids(BeamConfig(), rows, start, 12, tmp_path)
+    assert _inertia(rows, refined) <= 1.02 * best < 1.05 * best < _inertia(rows, start)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_do_not_change_the_fit(rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    for size in (700, 3_000):
+        monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", size)
+        fits.append(refine_centroids(BeamConfig(), rows, rows[:12].copy(), 2, tmp_path))
+    # The sums are exact; what is left is how a product of other shape rounds a distance.
+    np.testing.assert_allclose(fits[0], fits[1], atol=1e-3)
+
+
+def test_assignment_is_the_nearest_centroid(rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", 900)
+    groups = assign_items(BeamConfig(), rows, rows[:20].copy(), tmp_path)
+    squared = ((rows[:, None] - rows[:20]) ** 2).sum(-1)
+    np.testing.assert_allclose(squared[np.arange(len(rows)), groups], squared.min(axis=1), atol=1e-5)
+    np.testing.assert_allclose(nearest_with_distance(rows, rows[:20])[1], squared.min(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1.01, 1.2, 3.0])
+def test_no_group_exceeds_its_cap(rows: np.ndarray, ratio: float) -> None:
+    giant = np.where(np.arange(3_000) < 2_500, 0, np.arange(3_000) % 12)  # one group holds nearly everything
+    balanced = balance_groups(rows, giant, 12, ratio)
+    sizes = np.bincount(balanced, minlength=12)
+    assert sizes.sum() == 3_000 and sizes.max() <= np.ceil(250 * ratio)
+    assert (np.bincount(giant, minlength=12) > 0).tolist() == (sizes > 0).tolist()
+    assert balance_groups(rows, balanced, 12, ratio).tolist() == balanced.tolist()  # what fits stays
+
+
+def test_balance_moves_the_outlier_to_its_next_group() -> None:
+    rows = np.array([[0.0], [0.2], [0.3], [1.5], [5.0], [9.0]], np.float32)
+    # Cap ceil(2 * 1.3) = 3. Of group 0, whose centre is 0.5, item 3 lies farthest; of 5 and 9, 5 is nearer to it.
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 1, 2]), 3, 1.3).tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    with writing(workdir.item_groups.path, "item_groups", "f") as writer:
+        np.save(writer.path / workdir.item_groups.embeddings.name, rows)
+    arguments = ["--workdir", str(tmp_path), "--k", "12,2", "--json", str(tmp_path / "sweep.json")]
+    result = CliRunner().invoke(group_sweep.main, arguments)
+    assert result.exit_code == 0 and len(result.output.splitlines()) == 3
+    two, twelve = json.loads((tmp_path / "sweep.json").read_text())
+    assert (two["num_groups"], twelve["num_groups"]) == (2, 12)
+    assert twelve["explained"] > two["explained"] > 0 and two["largest"] >= 1 >= two["smallest"]
+    assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
+    refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "9000"])
+    assert refused.exit_code == 2 and "from 1 to 3000" in refused.output
