@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from contracts.config import Feature
+from contracts.layout import vocabulary_file
 
 Tensors = dict[str, tf.Tensor]
 
@@ -58,11 +59,6 @@ def raw_feature_spec(id_name: str, features: tuple[Feature, ...]) -> dict[str, t
     return spec
 
 
-def vocabulary_name(feature: Feature) -> str:
-    """Name of a feature's vocabulary in the transform output."""
-    return f"{feature.name}_vocabulary"
-
-
 def _index(ids: tf.Tensor, vocabulary: str, name: str) -> tf.Tensor:
     """The file becomes an asset of the graph, so the servable needs nothing beside itself."""
 
@@ -78,7 +74,7 @@ def _index(ids: tf.Tensor, vocabulary: str, name: str) -> tf.Tensor:
 def _vocabulary_index(values: tf.Tensor, feature: Feature) -> tf.Tensor:
     """TFT leaves empty strings out of a vocabulary, so a missing value looks up as unknown."""
     return 1 + tft.compute_and_apply_vocabulary(
-        values, default_value=-1, top_k=feature.max_vocabulary, vocab_filename=vocabulary_name(feature)
+        values, default_value=-1, top_k=feature.max_vocabulary, vocab_filename=vocabulary_file(feature.name)
     )
 
 

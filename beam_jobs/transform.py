@@ -21,11 +21,11 @@ from tfx_bsl.public import tfxio
 
 from beam_jobs.beam_run import collect, write_parquet
 from beam_jobs.payload import one_array, pack, unpack
-from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec, vocabulary_name
+from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec
 from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config, Feature, FeatureTable
-from contracts.layout import Transform, Workdir
+from contracts.layout import Transform, Workdir, vocabulary_file
 from contracts.names import ItemColumn, UserColumn
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def _spec(feature: Feature, graph: Path) -> dict[str, Any]:
     """`vocabulary_size` counts the known values: indices are 0 (missing) to it."""
     size = 0
     if feature.kind != "numeric":
-        size = len(tft.TFTransformOutput(str(graph)).vocabulary_by_name(vocabulary_name(feature)))
+        size = len(tft.TFTransformOutput(str(graph)).vocabulary_by_name(vocabulary_file(feature.name)))
     width = feature.max_tokens if feature.kind == "tokens" else 1
     return {"name": feature.name, "kind": feature.kind, "vocabulary_size": size, "max_tokens": width}
 

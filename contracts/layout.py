@@ -89,6 +89,11 @@ class ItemGroups:
         return self.path / "report.json"
 
 
+def vocabulary_file(feature: str) -> str:
+    """Name of a feature's vocabulary in the transform's graph: text, one value a line."""
+    return f"{feature}_vocabulary"
+
+
 @dataclass(frozen=True)
 class Transform:
     """TFT transform graphs of the user and the item table, and both tables transformed."""
@@ -105,6 +110,15 @@ class Transform:
     def user_graph(self) -> Path:
         """TFTransformOutput directory; maps user_id and user features."""
         return self.path / "users"
+
+    @property
+    def item_vocabularies(self) -> Path:
+        """Directory of the item features' vocabularies, see `vocabulary_file`; row r is index r + 1."""
+        return self.item_graph / "transform_fn" / "assets"
+
+    @property
+    def user_vocabularies(self) -> Path:
+        return self.user_graph / "transform_fn" / "assets"
 
     @property
     def items(self) -> Path:
@@ -230,3 +244,61 @@ class Workdir:
     @property
     def validation(self) -> Path:
         return self.path / "validation"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What `dnc retrain` keeps from run to run: spans ingested once, runs, and the versions that a server polls."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        """One `Workdir` a run."""
+        return self.path / "runs"
+
+    def run(self, run_id: str) -> Workdir:
+        return Workdir(self.runs / run_id)
+
+    @property
+    def spans(self) -> Path:
+        """One directory a span, which holds its `events` and its `profile`."""
+        return self.path / "spans"
+
+    def span(self, key: str) -> Workdir:
+        return Workdir(self.spans / key)
+
+    def servable(self, model_name: str) -> Path:
+        """Base path of a TF Serving model: holds one directory a version."""
+        return self.path / "servable" / model_name
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def lock_owner(self) -> Path:
+        """JSON: who holds the lock."""
+        return self.path / ".lock-owner.json"
+
+
+@dataclass(frozen=True)
+class RetrainRun:
+    """What a retrain adds to its workdir."""
+
+    workdir: Workdir
+
+    @property
+    def plan(self) -> Path:
+        """JSON: what the run set out to do; written once, so that a killed run is taken up as it was meant."""
+        return self.workdir.path / "plan.json"
+
+    @property
+    def record(self) -> Path:
+        """JSON: what came of it, with the whole lineage; a run without it is unfinished."""
+        return self.workdir.path / "record.json"
+
+    @property
+    def gate(self) -> Path:
+        """Artifact whose details are the gate's verdict."""
+        return self.workdir.path / "blessing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
 from trainer.training_state import TrainingState
+from trainer.warm_start import warm_start
 
 _BATCH_SIGNATURE = WindowBatch(
     user_index=tf.TensorSpec([None], tf.int64),
@@ -37,7 +39,8 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     """Trains a model and writes it to `workdir.model(name)`.
 
     Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops
-    early on validation recall at `training.monitor_k`; the best epoch's weights are kept.
+    early on validation recall at `training.monitor_k`; the best epoch's weights are kept. With
+    `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
 
     Raises:
         ValueError: a loss was NaN or infinite; the message names the step and the saved batch.
@@ -47,6 +50,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
     model = build_model(config, catalogue)
+    started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         trainer = _Trainer(config, workdir, name, catalogue, model, fingerprint)
@@ -61,7 +65,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
             "steps": int(trainer.state.step.numpy()),
             "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
         }
-        artifact.details |= {"best": trainer.state.best_epoch}
+        artifact.details |= {"best": trainer.state.best_epoch, "warm_start": started_from and asdict(started_from)}
     trainer.state.remove()
     return read_manifest(final.path)
 
@@ -115,6 +119,9 @@ class _Trainer:
     def run(self) -> None:
         """Trains until the last epoch or until validation stops improving; keeps the best weights."""
         with TrainingProgress(self._name, self.state.epoch, self._config.epochs) as progress:
+            if self._config.warm_start and not self.state.history:
+                # The start competes, too: training cannot end on weights that validate worse than it.
+                self.state.epoch_done({"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()})
             while self.state.epoch < self._config.epochs:
                 if self._is_over():
                     break

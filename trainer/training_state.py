@@ -41,7 +41,7 @@ class TrainingState:
     @property
     def epoch(self) -> int:
         """Epochs done."""
-        return len(self.history)
+        return self.history[-1]["epoch"] if self.history else 0
 
     @property
     def best_epoch(self) -> dict[str, Any] | None:
@@ -55,7 +55,7 @@ class TrainingState:
         best = self.best_epoch
         if best is None:
             return 0
-        return sum("validation_recall" in entry for entry in self.history[best["epoch"] :])
+        return sum("validation_recall" in entry for entry in self.history if entry["epoch"] > best["epoch"])
 
     def epoch_done(self, entry: dict[str, Any]) -> None:
         """Records an epoch's history entry, and its weights if its validation is the best so far."""

@@ -1,0 +1,115 @@
+"""Merge: the ingested spans of a rolling window become one `Events` artifact, without reading the log again.
+
+The newest span is the holdout. Its users are divided: some stop the training early, the others judge the
+model, so that training may go on up to the very start of the newest span.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.hashing import hash_strings
+from beam_jobs.ingest_steps import order_events
+from beam_jobs.payload import encode_ids
+from contracts.artifact import Manifest, read_manifest, writing
+from contracts.config import Config
+from contracts.layout import Events, Workdir
+from contracts.names import EventColumn, Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HoldoutPlan:
+    """Events from `start` (microseconds) are the holdout: of `validation_users` of the users validation, else test."""
+
+    start: int
+    validation_users: float
+    target_level: int
+
+    def assign(self, user_ids: pa.Array, user_of: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> Any:
+        """int8 [num_events] `Split`."""
+        # Buckets are cut by the hash's remainder; its upper half is independent of that.
+        uniform = (hash_strings(user_ids) >> np.uint64(32)).astype(np.float64) / 2.0**32
+        held_out = np.where(uniform < self.validation_users, int(Split.VALIDATION), int(Split.TEST))
+        return np.where(times >= self.start, held_out[user_of], int(Split.TRAIN)).astype(np.int8)
+
+
+class MergeBucket(beam.DoFn):
+    """Bucket number -> its Parquet file, made of the spans' files of that bucket; yields its summary."""
+
+    def __init__(self, spans: Sequence[Events], events: Events, num_buckets: int, plan: HoldoutPlan) -> None:
+        self._spans = tuple(spans)
+        self._events = events
+        self._num_buckets = num_buckets
+        self._plan = plan
+
+    def process(self, bucket: int) -> Iterator[dict[str, Any]]:
+        parts = [pq.read_table(span.bucket(bucket, self._num_buckets), use_threads=False) for span in self._spans]
+        # Spans may overlap: an event that two of them hold is one event.
+        table, duplicates = order_events(pa.concat_tables([part.drop_columns(EventColumn.SPLIT) for part in parts]))
+        user_ids, user_of = encode_ids(table[EventColumn.USER_ID])
+        times = table[EventColumn.TIMESTAMP].to_numpy()
+        splits = self._plan.assign(user_ids, user_of, times)
+        write_parquet(
+            table.append_column(EventColumn.SPLIT, pa.array(splits)), self._events.bucket(bucket, self._num_buckets)
+        )
+        trained = (table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self._plan.target_level) & (splits == Split.TRAIN)
+        per_user = np.bincount(user_of[trained], minlength=len(user_ids))
+        yield {
+            "events": table.num_rows,
+            "users": len(user_ids),
+            "duplicates": duplicates,
+            "users_without_targets": int((per_user < 2).sum()),
+            **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
+        }
+
+
+def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Path], holdout_start: int) -> Manifest:
+    """Writes the `Events` artifact of a window of spans.
+
+    Args:
+        spans: `Events` artifacts, oldest first, all of the config's number of buckets.
+        holdout_start: microseconds; the first moment of the holdout.
+
+    Raises:
+        ArtifactError: a span is not there.
+        ValueError: nothing lies before, or nothing after, the holdout's start.
+    """
+    sources = [read_manifest(span) for span in spans]
+    num_buckets = config.data.num_buckets
+    with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
+        staged = Events(writer.path)
+        plan = HoldoutPlan(holdout_start, config.retrain.validation_users, config.data.feedback.target_level_index)
+        merge = MergeBucket([Events(span) for span in spans], staged, num_buckets, plan)
+        totals: Counter[str] = Counter()
+        for summary in collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path):
+            totals.update(summary)
+        empty = [split.name.lower() for split in Split if not totals[f"{split.name.lower()}_events"]]
+        if empty:
+            raise ValueError(
+                f"the window of {len(spans)} spans leaves no {' and no '.join(empty)} events: give it more spans "
+                "(retrain.window_spans), or change retrain.validation_users"
+            )
+        writer.counts.update(totals)
+        writer.details.update(
+            sources=[str(span) for span in spans],
+            rows_read=sum(source.counts["rows"] for source in sources),
+            split={"protocol": "newest span", "holdout_start": holdout_start},
+        )
+        writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
+        staged.dead_letters.write_text("", encoding="utf-8")
+        logger.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
+    return read_manifest(workdir.events.path)

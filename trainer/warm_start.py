@@ -1,0 +1,236 @@
+"""Warm start: weights of an earlier run, carried over to another catalogue and another grouping by meaning.
+
+A row of a table means an item, a group or a feature's value, and its place differs from run to run.
+So rows are matched by item_id, by the groups' common items and by the vocabulary's value, never by place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import read_manifest
+from contracts.config import Config
+from contracts.layout import Workdir, vocabulary_file
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
+
+log = logging.getLogger(__name__)
+
+GROUP_AXIS = {"gate_kernel": 0, "gate_bias": 0, "group_hidden": 0, "group_scale": 0, "intent_logits/kernel": 1}
+"""Weights with a row a group, and the axis of it; intent_logits/bias has a rule of its own."""
+_INTENT_BIAS = "intent_logits/bias"
+_ITEM_TABLE = "id_embedding"
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What was carried over.
+
+    Attributes:
+        source: the earlier run's workdir.
+        kept_items, new_items: rows of the item table with and without a predecessor.
+        kept_groups: groups whose head continues that of the earlier group with most common items.
+        new_groups: groups that share no item with an earlier one.
+        kept_values: rows of feature tables whose value was known.
+        fresh: weights that start anew, since the two models hold them in other shapes.
+    """
+
+    source: str
+    kept_items: int
+    new_items: int
+    kept_groups: int
+    new_groups: int
+    kept_values: int
+    fresh: list[str]
+
+
+@dataclass(frozen=True)
+class GroupMatch:
+    """For each new group, the earlier group that it continues.
+
+    Attributes:
+        earlier: int64 [num_groups], -1 where no item is common.
+        log_share: float32 [num_groups], log of the share of the earlier group's items that went there:
+            where a group was split, its parts share its probability.
+    """
+
+    earlier: np.ndarray
+    log_share: np.ndarray
+
+
+def warm_start(
+    model: TwoTowerModel,
+    config: Config,
+    workdir: Workdir,
+    name: str,
+    load: Callable[[Config, Workdir, str], TwoTowerModel],
+) -> WarmStart:
+    """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
+
+    A new item with training events starts at the mean of its group's earlier items, one without at the
+    model's own initial value. A group that shares no item with an earlier one, an unknown feature value and a
+    weight of another shape keep their initial values.
+
+    Args:
+        name: of the model, in both runs.
+        load: `trainer.train.load_model`.
+
+    Raises:
+        ArtifactError: the earlier run lacks an artifact.
+        ValueError: its weights cannot be read.
+    """
+    earlier_workdir = Workdir(Path(config.training.warm_start or ""))
+    path = earlier_workdir.model(name).path
+    read_manifest(path)
+    earlier_config = Config.model_validate(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    earlier_model = load(earlier_config, earlier_workdir, name)
+    now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
+    items = _places(now.item_ids, earlier.item_ids)
+    groups = match_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
+    values = _feature_rows(now, earlier, workdir, earlier_workdir)
+    fresh, kept_values = [], 0
+    for layer, weights, sources in _paired_layers(model, earlier_model):
+        by_name = {_name(source): source for source in sources}
+        for weight in weights:
+            own_name, full_name = _name(weight), f"{layer}/{_name(weight)}"
+            source = by_name.get(own_name)
+            rows = values.get((layer, own_name))
+            if source is None:
+                fresh.append(full_name)
+                continue
+            carried = _carry(own_name, weight.numpy(), source.numpy(), items, groups, rows, now)
+            if carried is None:
+                fresh.append(full_name)
+                continue
+            weight.assign(carried)
+            kept_values += 0 if rows is None else int((rows >= 0).sum())
+    result = WarmStart(
+        source=str(earlier_workdir.path),
+        kept_items=int((items >= 0).sum()),
+        new_items=int((items < 0).sum()),
+        kept_groups=int((groups.earlier >= 0).sum()),
+        new_groups=int((groups.earlier < 0).sum()),
+        kept_values=kept_values,
+        fresh=fresh,
+    )
+    log.info("warm start: %d items kept, %d new; %d groups kept", result.kept_items, result.new_items, now.num_groups)
+    return result
+
+
+def match_groups(
+    group: np.ndarray, earlier_group: np.ndarray, items: np.ndarray, num_groups: int, num_earlier: int
+) -> GroupMatch:
+    """Matches groups by common items: each new group continues the earlier one with most of its items.
+
+    Args:
+        group: int [num_items], of the new run.
+        earlier_group: int [num_earlier_items].
+        items: int [num_items], row of the same item in the earlier run, -1 = new.
+    """
+    common = items >= 0
+    overlap = np.zeros((num_groups, num_earlier), np.int64)
+    np.add.at(overlap, (group[common], earlier_group[items[common]]), 1)
+    best = overlap.argmax(axis=1)
+    most = overlap[np.arange(num_groups), best]
+    share = most / np.maximum(overlap.sum(axis=0)[best], 1)
+    return GroupMatch(
+        earlier=np.where(most > 0, best, -1),
+        log_share=np.log(np.where(most > 0, share, 1.0)).astype(np.float32),
+    )
+
+
+def _carry(
+    name: str,
+    initial: np.ndarray,
+    source: np.ndarray,
+    items: np.ndarray,
+    groups: GroupMatch,
+    rows: np.ndarray | None,
+    catalogue: Catalogue,
+) -> np.ndarray | None:
+    """The weight's new value; None where it stays initial."""
+    if name == _ITEM_TABLE:
+        return _item_table(initial, source, items, catalogue) if initial.shape[1:] == source.shape[1:] else None
+    if rows is not None:
+        return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
+    if name == _INTENT_BIAS:
+        carried = _take(initial, source, groups.earlier, 0)
+        return None if carried is None else carried + groups.log_share
+    if name in GROUP_AXIS:
+        return _take(initial, source, groups.earlier, GROUP_AXIS[name])
+    return source if initial.shape == source.shape else None
+
+
+def _take(initial: np.ndarray, source: np.ndarray, rows: np.ndarray, axis: int) -> np.ndarray | None:
+    """`initial` with its slice r along `axis` replaced by slice rows[r] of `source`, where that is not -1."""
+    if np.delete(initial.shape, axis).tolist() != np.delete(source.shape, axis).tolist():
+        return None
+    result = np.moveaxis(initial.copy(), axis, 0)
+    result[rows >= 0] = np.moveaxis(source, axis, 0)[rows[rows >= 0]]
+    return np.moveaxis(result, 0, axis)
+
+
+def _item_table(initial: np.ndarray, source: np.ndarray, items: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+    known = items >= 0
+    result = initial.copy()
+    result[0] = source[0]
+    result[1:][known] = source[1:][items[known]]
+    group, trained = catalogue.group_id[1:], catalogue.train_count[1:] > 0
+    trusted = known & trained
+    sums = np.zeros((catalogue.num_groups, source.shape[1]), np.float32)
+    np.add.at(sums, group[trusted], result[1:][trusted])
+    counts = np.bincount(group[trusted], minlength=catalogue.num_groups)
+    means = sums / np.maximum(counts, 1)[:, None]
+    placed = ~known & trained & (counts[group] > 0)
+    result[1:][placed] = means[group[placed]]
+    return result
+
+
+def _places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """int64 [len(wanted)]: where each id is among the `known` ones, -1 = nowhere."""
+    place = {identity: row for row, identity in enumerate(known)}
+    return np.array([place.get(identity, -1) for identity in wanted], np.int64)
+
+
+def _feature_rows(
+    now: Catalogue, earlier: Catalogue, workdir: Workdir, earlier_workdir: Workdir
+) -> dict[tuple[str, str], np.ndarray]:
+    """(layer, feature) -> int64 [vocabulary_size]: each value's row in the earlier vocabulary, -1 = unknown."""
+    result = {}
+    for kind, layer in (("item", "candidate_tower"), ("user", "query_tower")):
+        known = {spec["name"]: spec for spec in earlier.feature_spec[kind]}
+        for spec in now.feature_spec[kind]:
+            before = known.get(spec["name"])
+            if spec["kind"] != "numeric" and before is not None and before["kind"] == spec["kind"]:
+                vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
+                result[layer, spec["name"]] = _places(*vocabularies)
+    return result
+
+
+def _vocabulary(workdir: Workdir, kind: str, feature: str) -> np.ndarray:
+    folder = workdir.transform.item_vocabularies if kind == "item" else workdir.transform.user_vocabularies
+    text = (folder / vocabulary_file(feature)).read_bytes()
+    return np.array(text.split(b"\n")[: text.count(b"\n")], object)
+
+
+def _paired_layers(
+    model: TwoTowerModel, earlier: TwoTowerModel
+) -> list[tuple[str, list[tf.Variable], list[tf.Variable]]]:
+    """(layer name, its trainable weights, those of the earlier model's layer of that name)."""
+    sources: dict[str, Any] = {layer.name: layer for layer in earlier.layers}
+    return [
+        (layer.name, layer.trainable_variables, sources[layer.name].trainable_variables if layer.name in sources else [])
+        for layer in model.layers
+    ]
+
+
+def _name(weight: tf.Variable) -> str:
+    return weight.name.removesuffix(":0")
