@@ -41,7 +41,7 @@ setup(
         "tune": ["optuna>=4"],
         "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
         "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "tenacity"],
-        "schedule": ["apscheduler>=3.10,<4", "tenacity"],
+        "schedule": ["apscheduler>=3.10,<4", "requests>=2", "tenacity"],
     },
     entry_points={"console_scripts": ["dnc = pipeline.cli:main"]},
     classifiers=["Programming Language :: Python :: 3", "Operating System :: POSIX :: Linux"],

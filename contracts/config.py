@@ -363,7 +363,7 @@ class GateConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided, of the paired bootstrap")
     bootstrap_samples: int = Field(1000, ge=100)
     max_drop: float = Field(
-        0.05, gt=0, lt=1, description="a fall of recall and NDCG by this share of the current value must be ruled out"
+        0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
     )
     max_gain: float = Field(2.0, gt=1, description="recall against the served model's: more is taken for a leak")
     max_recall: float = Field(0.98, gt=0, le=1, description="more is taken for a leak")
@@ -394,9 +394,13 @@ class RetrainConfig(Section):
         "default: a dated span when its day (UTC) is over, a numbered one at once",
     )
     validation_users: float = Field(
-        0.3, gt=0, lt=1, description="share of the users whose holdout events stop training early; the gate has the rest"
+        0.3,
+        gt=0,
+        lt=1,
+        description="share of the users whose holdout events stop training early; the gate has the rest",
     )
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
+    stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
     epochs: int = Field(6, ge=1, description="most epochs of a warm-started training")
     learning_rate: float | None = Field(None, gt=0, description="of a warm-started training; default: training's")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")

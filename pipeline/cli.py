@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,11 @@ from rich.logging import RichHandler
 import contracts
 from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
+from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES, exported_servable
 
-USER_ERROR = 2
 STAGE_NAMES = [stage.name for stage in STAGES]
-
-
-def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except ValueError as error:
-            if click.get_current_context().find_root().params["verbose"]:
-                raise
-            click.echo(f"dnc: {error}", err=True)
-            sys.exit(USER_ERROR)
-
-    return wrapper
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,18 +37,8 @@ def main(verbose: bool) -> None:
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _with_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file; see configs/."),
-        click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key; repeatable."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @main.command()
-@_with_config
+@with_config
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where every artifact goes.")
 @click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
@@ -121,6 +94,22 @@ def synthetic(out: Path, **sizes: Any) -> None:
     from pipeline.datasets.synthetic import SyntheticLog, generate
 
     manifest = generate(SyntheticLog(**sizes), out)
+    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+
+
+@data.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/drifting"), show_default=True)
+@click.option("--days", "num_days", type=click.IntRange(1), default=30, show_default=True)
+@click.option("--users", "num_users", type=click.IntRange(1), default=2_000, show_default=True)
+@click.option("--items", "num_items", type=click.IntRange(2), default=1_000, show_default=True)
+@click.option("--topics", "num_topics", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@reports_user_errors
+def drifting(out: Path, **sizes: Any) -> None:
+    """Generate a seeded log by days, with interests that drift, new items and new users."""
+    from pipeline.datasets.drifting import DriftingLog, generate
+
+    manifest = generate(DriftingLog(**sizes), out)
     click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
 
 
@@ -229,3 +218,11 @@ def doctor() -> None:
         if not finding.ok:
             click.echo(f"     remedy: {finding.remedy}")
     sys.exit(1 if problems else 0)
+
+
+for command in retraining.COMMANDS:
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

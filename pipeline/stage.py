@@ -52,11 +52,12 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
             stage.name,
             {section: tree[section] for section in stage.sections},
             [result[name] for name in stage.after],
-            [_identity(path) for pattern in stage.sources(config) for path in sorted(glob.glob(pattern))],
+            [file_identity(path) for pattern in stage.sources(config) for path in sorted(glob.glob(pattern))],
         )
     return result
 
 
-def _identity(path: str) -> tuple[str, int, int]:
+def file_identity(path: str) -> tuple[str, int, int]:
+    """What changes when the file is written anew."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -227,7 +227,11 @@ def _paired_layers(
     """(layer name, its trainable weights, those of the earlier model's layer of that name)."""
     sources: dict[str, Any] = {layer.name: layer for layer in earlier.layers}
     return [
-        (layer.name, layer.trainable_variables, sources[layer.name].trainable_variables if layer.name in sources else [])
+        (
+            layer.name,
+            layer.trainable_variables,
+            sources[layer.name].trainable_variables if layer.name in sources else [],
+        )
         for layer in model.layers
     ]
 

@@ -1,0 +1,188 @@
+"""The commands of retraining: retrain, versions, rollback, diff, lineage, schedule."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import Store
+from pipeline.cli_options import reports_user_errors, with_config
+
+EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
+"""Outcome -> exit code; 2 is a config or a command line that cannot be used."""
+
+log = logging.getLogger(__name__)
+
+_store_option = click.option(
+    "--store", "-s", "store_path", type=click.Path(path_type=Path), required=True, help="What is kept between runs."
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@with_config
+@_store_option
+@click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for catching up; default: the newest.")
+@click.option("--to", "last", help="Stop after this stage, before the push; calling again goes on.")
+@reports_user_errors
+def retrain(
+    config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None, last: str | None
+) -> None:
+    """Train on the newest spans, compare with what is served, push if it is good.
+
+    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON.
+
+    \b
+    Exit codes:
+      0 pushed      (or stopped by --to)
+      1 failed      what is served stays; the message says what to do
+      2 bad config
+      3 not blessed the gate refused the model; the reasons are in the JSON
+      4 nothing new the newest span was trained on already
+
+    \b
+    Examples:
+      dnc retrain -c configs/retrain.yaml -s store
+      dnc retrain -c configs/retrain.yaml -s store --set data.events='log/{date}/*.parquet' --span 2024-05-31
+    """
+    from pipeline.retraining.retrain import STEP_NAMES
+
+    if last is not None and last not in STEP_NAMES:
+        raise ValueError(f"--to {last} is not a stage: it must be one of {', '.join(STEP_NAMES)}")
+    outcome = _retrain(load_config(config, overrides), Store(store_path.absolute()), until, last)
+    click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
+    click.echo(_summary(outcome), err=True)
+    sys.exit(EXIT_CODES[outcome["outcome"]])
+
+
+def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
+    """The outcome; an error is one, too. The webhook hears of every end but a stop that was asked for."""
+    from pipeline.retraining.notify import notify
+    from pipeline.retraining.owner_lock import owning
+    from pipeline.retraining.retrain import Result
+    from pipeline.retraining.retrain import retrain as run
+
+    try:
+        with owning(store):
+            result = run(config, store, until, last)
+    except Exception as error:  # whatever it is, somebody must hear of it
+        expected = isinstance(error, ValueError)
+        if not expected:
+            log.exception("retrain failed")
+        result = Result("failed", reasons=[str(error) if expected else f"{type(error).__name__}: {error}"])
+    outcome = asdict(result)
+    outcome["seconds"] = round(result.seconds, 1)
+    if result.outcome != "stopped":
+        notify(config.retrain.webhook, outcome)
+    return outcome
+
+
+def _summary(outcome: dict[str, Any]) -> str:
+    span = f", span {outcome['span']}" if outcome["span"] else ""
+    lines = [f"{outcome['outcome'].replace('_', ' ')}{span}, {outcome['seconds']} s"]
+    if outcome["version"]:
+        lines[0] += f": version {outcome['version']} is {outcome['label']}"
+    lines += [f"  {reason}" for reason in outcome["reasons"]]
+    metrics = outcome["details"].get("metrics")
+    for model, values in (metrics or {}).items():
+        shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        lines.append(f"  {model}: {shown}")
+    return "\n".join(lines)
+
+
+@click.command()
+@_store_option
+@_json_option
+@reports_user_errors
+def versions(store_path: Path, as_json: bool) -> None:
+    """List what was trained, what is on disk, and which version serves."""
+    from pipeline.retraining.views import versions_json, versions_table
+
+    store = Store(store_path)
+    if as_json:
+        click.echo(json.dumps(versions_json(store), ensure_ascii=False))
+    else:
+        Console(width=160).print(versions_table(store))
+
+
+@click.command()
+@_store_option
+@click.argument("version", type=click.IntRange(1), required=False)
+@reports_user_errors
+def rollback(store_path: Path, version: int | None) -> None:
+    """Make VERSION the one that serves; without VERSION, the one before.
+
+    Takes effect on a running server at its next poll, also while a retrain is going on. While an older version is stable, the next retrain compares
+    with it and labels its own version canary; rolling "back" to the newest version lets retrains serve again.
+    """
+    from pipeline.retraining.publish import set_stable, version_before
+
+    store = Store(store_path)
+    labels = set_stable(store, version or version_before(store))
+    click.echo(f"version {labels.stable} is stable")
+
+
+@click.command()
+@_store_option
+@click.argument("first", type=click.IntRange(1))
+@click.argument("second", type=click.IntRange(1))
+@reports_user_errors
+def diff(store_path: Path, first: int, second: int) -> None:
+    """Compare two versions: metrics, config, groups, and the lists of the same users."""
+    from pipeline.retraining.views import difference, record_or_error
+
+    store = Store(store_path)
+    Console(width=160).print(difference(store, record_or_error(store, first), record_or_error(store, second)))
+
+
+@click.command()
+@_store_option
+@click.argument("version", type=click.IntRange(1))
+@_json_option
+@reports_user_errors
+def lineage(store_path: Path, version: int, as_json: bool) -> None:
+    """Show what a version was made of: spans, config, seed, code, machine, parents."""
+    from pipeline.retraining.views import lineage_tree, record_or_error
+
+    store = Store(store_path)
+    record = record_or_error(store, version)
+    if as_json:
+        click.echo(json.dumps(asdict(record), ensure_ascii=False))
+    else:
+        Console(width=160).print(lineage_tree(store, record))
+
+
+@click.command()
+@with_config
+@_store_option
+@click.option("--cron", required=True, help="Five fields, UTC, e.g. '0 4 * * *'.")
+@reports_user_errors
+def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, cron: str) -> None:
+    """Retrain by a cron expression, on this machine, until stopped."""
+    from pipeline.retraining.schedule import run_process, scheduler
+
+    load_config(config, overrides)
+    arguments = ["-s", str(store_path)]
+    arguments += ["-c", str(config)] if config else []
+    arguments += [word for override in overrides for word in ("--set", override)]
+    made = scheduler(cron, lambda: run_process(arguments))
+    click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, _utc_now())}", err=True)
+    made.start()
+
+
+def _utc_now() -> Any:
+    from datetime import datetime, timezone
+
+    return datetime.now(timezone.utc)
+
+
+COMMANDS = (retrain, versions, rollback, diff, lineage, schedule)

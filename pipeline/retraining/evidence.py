@@ -1,0 +1,115 @@
+"""Evidence: what candidate and reference answer for the same holdout users. Pure NumPy.
+
+Items are numbered by the candidate's catalogue, 1..num_items. An item that the reference alone knows gets
+a number above that, so that it takes a place and is never a target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's lists for the holdout's users.
+
+    Attributes:
+        lists: int64 [num_users, k], best first, 0 = absent, negative = no item at all (broken).
+        milliseconds: float64 [num_timed], of single requests; empty where nothing is served.
+    """
+
+    lists: np.ndarray
+    milliseconds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Who is asked, and what is known of the catalogue.
+
+    Attributes:
+        target_users: int64 [num_targets], ascending: the user of each target.
+        targets: int64 [num_targets], 1..num_items; none twice for a user.
+        num_seen: int64 [num_users]: items that the user's request excludes.
+        group_id: int64 [num_items + 1], the candidate's groups; row 0 is padding.
+        train_count: int64 [num_items + 1].
+    """
+
+    target_users: np.ndarray
+    targets: np.ndarray
+    num_seen: np.ndarray
+    group_id: np.ndarray
+    train_count: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        return len(self.num_seen)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.group_id) - 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the holdout.
+
+    Attributes:
+        recall, ndcg: float64 [num_users], at k and at 10.
+        hit: bool [num_targets].
+        group_places: float64 [num_groups], places that each group holds in all lists.
+    """
+
+    recall: np.ndarray
+    ndcg: np.ndarray
+    hit: np.ndarray
+    coverage: float
+    filled: float
+    cold_share: float
+    group_places: np.ndarray
+    milliseconds: float | None
+
+
+def measure(holdout: Holdout, answers: Answers) -> Measured:
+    """Measures the lists. A repeated item counts once, at its first place."""
+    lists = _without_repeats(answers.lists)
+    num_users, k = lists.shape
+    known = np.where((lists > 0) & (lists <= holdout.num_items), lists, 0)
+    width = max(int(lists.max(initial=0)), holdout.num_items) + 1
+    place_of = np.full(num_users * width, -1, np.int64)
+    rows, places = np.nonzero(lists > 0)
+    place_of[rows * width + lists[rows, places]] = places
+    place = place_of[holdout.target_users * width + holdout.targets]
+    hit = place >= 0
+    per_user = np.bincount(holdout.target_users, minlength=num_users)
+    recall = np.bincount(holdout.target_users, hit, num_users) / np.minimum(np.maximum(per_user, 1), k)
+    early = hit & (place < _NDCG_K)
+    gained = np.bincount(holdout.target_users, np.where(early, 1 / np.log2(np.maximum(place, 0) + 2.0), 0.0), num_users)
+    ideal = np.cumsum(1 / np.log2(np.arange(2, _NDCG_K + 2)))
+    ndcg = gained / ideal[np.clip(per_user, 1, _NDCG_K) - 1]
+    possible = np.minimum(k, holdout.num_items - holdout.num_seen).sum()
+    listed = known[known > 0]
+    num_groups = int(holdout.group_id.max()) + 1
+    return Measured(
+        recall=recall,
+        ndcg=ndcg,
+        hit=hit,
+        coverage=len(np.unique(listed)) / holdout.num_items,
+        filled=float((lists > 0).sum() / max(possible, 1)),
+        cold_share=float(np.mean(holdout.train_count[listed] == 0)) if len(listed) else 0.0,
+        group_places=np.bincount(holdout.group_id[listed], minlength=num_groups).astype(np.float64),
+        milliseconds=float(np.median(answers.milliseconds)) if len(answers.milliseconds) else None,
+    )
+
+
+_NDCG_K = 10
+
+
+def _without_repeats(lists: np.ndarray) -> np.ndarray:
+    """The lists with every later occurrence of an item, and every place that holds none, set to 0."""
+    order = np.argsort(lists, axis=1, kind="stable")
+    ordered = np.take_along_axis(lists, order, axis=1)
+    repeated = np.zeros(lists.shape, bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return np.where(repeated | (lists < 0), 0, lists)

@@ -1,0 +1,206 @@
+"""The gate: whether a candidate may be served. Floors of its own, and changes against a reference.
+
+The reference is the version that is served; before there is one, it is popularity, so that a change is
+always judged. A change passes where the paired bootstrap rules out, one-sided at `confidence`, a fall by more than
+`max_drop`: a small holdout that cannot tell is a reason to refuse. How often that refuses an equal model is
+stated in the verdict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from contracts.config import GateConfig
+from pipeline.retraining.evidence import Holdout, Measured
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition: `value` must not be below (`at_least`) or above (`at_most`) the limit."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool
+    explanation: str
+
+    @property
+    def passed(self) -> bool:
+        # A value that is not a number never passes.
+        return bool(self.value >= self.limit) if self.at_least else bool(self.value <= self.limit)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        blessed: all checks passed.
+        reference: what the candidate was compared with, e.g. "version 7" or "popularity".
+        equal_refused: chance that a candidate exactly as good as the reference is refused on this holdout.
+    """
+
+    blessed: bool
+    reference: str
+    checks: list[Check]
+    equal_refused: float
+
+    def reasons(self) -> list[str]:
+        """Failed checks in words."""
+        return [
+            f"{check.name} {check.value:.4g} is {'below' if check.at_least else 'above'} {check.limit:.4g}: "
+            f"{check.explanation}"
+            for check in self.checks
+            if not check.passed
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {**asdict(self), "checks": checks, "reasons": self.reasons()}
+
+
+def judge(
+    config: GateConfig,
+    holdout: Holdout,
+    candidate: Measured,
+    reference: Measured,
+    reference_name: str,
+    seed: int = 0,
+    index_recall: float | None = None,
+    recall_target: float = 0.0,
+) -> Verdict:
+    """Judges a candidate.
+
+    Args:
+        reference: measured on the same users; without `milliseconds` it is no served model.
+        index_recall: least recall of the candidate's indexes against exact search; None where it has none.
+        recall_target: what index_recall must reach.
+    """
+    served = reference.milliseconds is not None
+    checks = _floors(config, holdout, candidate, index_recall, recall_target)
+    low, error = relative_change(candidate.recall, reference.recall, config, seed)
+    explanation = f"a fall against {reference_name} cannot be ruled out"
+    checks.append(Check(f"recall_at_{config.k} change, low end", low, -config.max_drop, True, explanation))
+    checks.append(_group_recall(config, holdout, candidate, reference))
+    if served:
+        checks += _against_served(config, candidate, reference)
+    return Verdict(
+        blessed=all(check.passed for check in checks),
+        reference=reference_name,
+        checks=checks,
+        equal_refused=equal_refusal_rate(error, config),
+    )
+
+
+def relative_change(
+    candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int = 0
+) -> tuple[float, float]:
+    """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
+
+    Args:
+        candidate, reference: float [num_users], of the same users.
+    """
+    if not reference.mean():
+        return (0.0, 0.0) if not candidate.mean() else (np.inf, 0.0)
+    rng, num_users = np.random.default_rng(seed), len(reference)
+    both = np.stack([candidate, reference], axis=1)
+    means = np.concatenate(
+        [
+            rng.multinomial(num_users, np.full(num_users, 1 / num_users), size) @ both / num_users
+            for size in np.diff(np.append(np.arange(0, config.bootstrap_samples, 100), config.bootstrap_samples))
+        ]
+    )
+    change = means[:, 0] / np.maximum(means[:, 1], 1e-12) - 1
+    return float(np.quantile(change, 1 - config.confidence)), float(change.std())
+
+
+def equal_refusal_rate(error: float, config: GateConfig) -> float:
+    """P(low end < -max_drop) where the true change is 0 and its estimate is normal with that error."""
+    return float(norm.cdf(norm.ppf(config.confidence) - config.max_drop / max(error, 1e-12)))
+
+
+def _floors(
+    config: GateConfig, holdout: Holdout, candidate: Measured, index_recall: float | None, recall_target: float
+) -> list[Check]:
+    recall = float(candidate.recall.mean()) if holdout.num_users else 0.0
+    checks = [
+        Check("users", holdout.num_users, config.min_users, True, "the holdout is too small for a verdict"),
+        Check(f"recall_at_{config.k}", recall, config.min_recall, True, "the model finds next to nothing"),
+        Check(f"recall_at_{config.k} too good", recall, config.max_recall, False, "labels may have leaked"),
+        Check("coverage", candidate.coverage, config.min_coverage, True, "all users get the same few items"),
+        Check("filled", candidate.filled, config.min_filled, True, "places are empty, repeated, or hold no known item"),
+        Check("cold_share", candidate.cold_share, config.max_cold_share, False, "items that nobody trained fill lists"),
+        Check(
+            "group_presence",
+            _group_presence(config, holdout, candidate),
+            config.min_group_presence,
+            True,
+            "a group that users want is hardly ever listed",
+        ),
+    ]
+    if candidate.milliseconds is not None:
+        checks.append(
+            Check("latency_ms", candidate.milliseconds, config.max_latency_ms, False, "one request takes too long")
+        )
+    if index_recall is not None:
+        checks.append(
+            Check("index_recall", index_recall, recall_target, True, "an index misses what exact search finds")
+        )
+    return checks
+
+
+def _group_presence(config: GateConfig, holdout: Holdout, candidate: Measured) -> float:
+    """Of the groups with targets enough, the least share of places over share of targets."""
+    targets = np.bincount(holdout.group_id[holdout.targets], minlength=len(candidate.group_places))
+    judged = targets >= config.min_group_targets
+    if not judged.any():
+        return 1.0
+    wanted = targets / targets.sum()
+    given = candidate.group_places / max(candidate.group_places.sum(), 1)
+    return float((given[judged] / wanted[judged]).min())
+
+
+def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, reference: Measured) -> Check:
+    """The worst group's recall over the reference's on the same targets, each with the benefit of chance."""
+    group = holdout.group_id[holdout.targets]
+    num_groups = int(holdout.group_id.max()) + 1
+    targets = np.bincount(group, minlength=num_groups)
+    mine, theirs = (np.bincount(group, hit, num_groups) for hit in (candidate.hit, reference.hit))
+    judged = (targets >= config.min_group_targets) & (theirs > 0)
+    change = 0.0
+    if judged.any():
+        n, a, b = targets[judged], mine[judged], theirs[judged]
+        # Upper end of the ratio of two proportions: log-normal, half a hit added to each.
+        error = np.sqrt(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n)
+        tests = max(1, int(judged.sum()))
+        reach = norm.ppf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
+        change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * np.maximum(error, 0)) - 1).min())
+    return Check(
+        "worst group's recall change, high end", change, -config.max_group_drop, True, "one group is served much worse"
+    )
+
+
+def _against_served(config: GateConfig, candidate: Measured, reference: Measured) -> list[Check]:
+    theirs = float(reference.recall.mean())
+    gain = float(candidate.recall.mean()) / theirs if theirs else 1.0
+    checks = [
+        Check(
+            "recall gain", gain, config.max_gain, False, "so much better than the served model: labels may have leaked"
+        ),
+        Check(
+            "coverage change",
+            candidate.coverage / reference.coverage - 1 if reference.coverage else 0.0,
+            -config.max_coverage_drop,
+            True,
+            "far fewer items are shown than now",
+        ),
+    ]
+    if candidate.milliseconds is not None and reference.milliseconds:
+        ratio = candidate.milliseconds / reference.milliseconds
+        checks.append(Check("latency ratio", ratio, config.max_latency_ratio, False, "much slower than what is served"))
+    return checks

@@ -1,0 +1,110 @@
+"""Asks candidate and reference the same questions: the newest span's test users, through the servables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import Split
+from pipeline.retraining.evidence import Answers, Holdout
+
+if TYPE_CHECKING:
+    from serving.local_client import ServableSession
+
+_BATCH = 64
+_TIMED_REQUESTS = 60
+
+
+class HoldoutUsers:
+    """The test users of a run, with the requests that each of them would send."""
+
+    def __init__(self, workdir: Workdir):
+        """Reads the run's catalogue and test users.
+
+        Raises:
+            ArtifactError: an artifact is missing, or there is no test user.
+        """
+        from serving.requests import user_requests
+        from trainer.catalogue import Catalogue
+        from trainer.input_pipeline import EvaluationUsers
+
+        self._catalogue = Catalogue.load(workdir)
+        self._users = EvaluationUsers.load(workdir, Split.TEST)
+        self._requests = user_requests(workdir, self._catalogue, Split.TEST)
+        self._index_of = {item: index for index, item in enumerate(self._catalogue.item_ids, start=1)}
+
+    def holdout(self) -> Holdout:
+        users, catalogue = self._users, self._catalogue
+        return Holdout(
+            target_users=users.targets.row_ids(),
+            targets=users.targets.values,
+            num_seen=users.seen.lengths,
+            group_id=catalogue.group_id,
+            train_count=catalogue.train_count,
+        )
+
+    def popularity(self, k: int) -> Answers:
+        """The most popular unseen items: the reference before anything is served."""
+        from trainer.popularity import popularity_lists
+
+        return Answers(popularity_lists(self._catalogue, self._users, k), np.empty(0))
+
+    def ask(self, servables: Sequence[Path], k: int) -> list[Answers]:
+        """Each servable's answers to all users; single requests are timed in turn, so that load falls on all alike.
+
+        Raises:
+            ValueError: there is no servable at a path.
+        """
+        from serving.local_client import ServableSession
+
+        lists, milliseconds = [], []
+        sessions = []
+        try:
+            for path in servables:
+                sessions.append(ServableSession(path))
+                lists.append(self._lists(sessions[-1], k))
+            milliseconds = self._time(sessions, k)
+        finally:
+            for session in sessions:
+                session.close()
+        return [Answers(*pair) for pair in zip(lists, milliseconds, strict=True)]
+
+    def _lists(self, session: ServableSession, k: int) -> np.ndarray:
+        lists = np.zeros([len(self._requests), k], np.int64)
+        for start in range(0, len(self._requests), _BATCH):
+            rows = slice(start, start + _BATCH)
+            found = session.recommend(self._requests.histories[rows], self._requests.user_ids[rows], num_candidates=k)
+            # A place whose score is not a number holds nothing that can be ranked.
+            items = np.where(np.isfinite(found.scores), found.item_ids, "")
+            lists[rows, : items.shape[1]] = self._numbers(items)
+        return lists
+
+    def _numbers(self, item_ids: np.ndarray) -> np.ndarray:
+        """Items that the candidate's catalogue lacks get numbers above it, the same for both models."""
+        known = self._index_of
+        flat = [known.setdefault(item, len(known) + 1) if item else 0 for item in item_ids.ravel().tolist()]
+        return np.array(flat, np.int64).reshape(item_ids.shape)
+
+    def _time(self, sessions: Sequence[ServableSession], k: int) -> list[np.ndarray]:
+        spent: list[list[float]] = [[] for _ in sessions]
+        for row in range(min(_TIMED_REQUESTS, len(self._requests))):
+            for session, times in zip(sessions, spent, strict=True):
+                started = time.perf_counter()
+                session.recommend([self._requests.histories[row]], [self._requests.user_ids[row]], num_candidates=k)
+                times.append((time.perf_counter() - started) * 1000)
+        return [np.array(times[len(times) // 4 :]) for times in spent]  # the first ones warm up
+
+
+def index_recall(config: Config, workdir: Workdir) -> float | None:
+    """Least recall of the run's approximate indexes against exact search, from its validation."""
+    from contracts.artifact import read_manifest
+
+    servables = read_manifest(workdir.validation).details["servables"]
+    found = [servables[index]["recall"] for index in config.serving.indexes if "recall" in servables.get(index, {})]
+    return min(found, default=None)

@@ -1,0 +1,46 @@
+"""One retrain at a time on a store, with the name of who is at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from contracts import artifact
+from contracts.layout import Store
+from pipeline.retraining.records import now
+
+
+@contextmanager
+def owning(store: Store) -> Iterator[None]:
+    """Holds the store's lock.
+
+    The operating system lets go of it when the owner dies, however it dies: a dead owner's lock is free.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+    """
+    store.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.lock)
+    try:
+        with lock.acquire(timeout=0):
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+            artifact.write_json(store.lock_owner, owner)
+            try:
+                yield
+            finally:
+                store.lock_owner.unlink(missing_ok=True)
+    except Timeout:
+        raise ValueError(f"{store.path} is held by {_owner(store)}: wait for it, or use another store (-s)") from None
+
+
+def _owner(store: Store) -> str:
+    try:
+        owner = json.loads(store.lock_owner.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,129 @@
+"""The plan of one retrain: which spans, from which version, with which config. Written once, kept if killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import contracts
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, RetrainRun, Store
+from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.records import Record, last_version, record_of_version
+from pipeline.retraining.spans import Span
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run sets out to do.
+
+    Attributes:
+        run_id: names the run's directory: newest span and a hash of what goes in.
+        spans: keys of the spans of the window, oldest first; the last is the holdout.
+        left_out: key -> why an older span of the window is not used.
+        holdout_start: microseconds.
+        parent: the version that is served, which training starts from and the gate compares with.
+        parent_run: its run.
+        warm: whether training starts from the parent's weights.
+        held: whether somebody holds the stable version back, so that the new one becomes canary.
+        version: the number that the candidate gets if it passes.
+        notes: what a reader of the record should know.
+    """
+
+    run_id: str
+    spans: list[str]
+    left_out: dict[str, str]
+    holdout_start: int
+    parent: int | None
+    parent_run: str | None
+    warm: bool
+    held: bool
+    version: int
+    notes: list[str]
+
+
+def run_id_of(config: Config, spans: Sequence[Span]) -> str:
+    """The same spans, files, config and code give the same run."""
+    tree = config.model_dump(mode="json", exclude={"retrain": {"webhook", "keep_versions"}})
+    digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
+    return f"{spans[-1].key}-{digest[:8]}"
+
+
+def make_plan(
+    config: Config,
+    store: Store,
+    run_id: str,
+    spans: Sequence[str],
+    left_out: dict[str, str],
+    holdout_start: int,
+) -> Plan:
+    """The plan of a run, read where an earlier attempt has written it already."""
+    path = RetrainRun(store.run(run_id)).plan
+    if path.exists():
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    base = store.servable(config.serving.model_name)
+    labels, versions = effective_labels(base), versions_on_disk(base)
+    parent = record_of_version(store, labels.stable) if labels else None
+    warm, notes = _may_start_warm(config, store, parent)
+    if labels is not None and parent is None:
+        notes.append(f"version {labels.stable} is served, but no run of this store made it: training from scratch")
+    plan = Plan(
+        run_id=run_id,
+        spans=list(spans),
+        left_out=left_out,
+        holdout_start=holdout_start,
+        parent=labels.stable if labels else None,
+        parent_run=parent.run_id if parent else None,
+        warm=warm,
+        held=labels is not None and labels.stable < versions[-1],
+        version=max(last_version(store), *versions, 0) + 1,
+        notes=notes,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_json(path, asdict(plan))
+    return plan
+
+
+def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) -> Config:
+    """The config of the run's stages: the window's files, and what the parent hands on."""
+    retrain = config.retrain
+    updates: dict[str, Any] = {
+        "data": config.data.model_copy(
+            update={"events": tuple(path for span in spans if span.key in plan.spans for path in span.files)}
+        ),
+        "split": config.split.model_copy(update={"protocol": "time"}),
+        "evaluation": config.evaluation.model_copy(update={"baselines": ("popularity",)}),
+    }
+    if plan.parent_run is not None:
+        parent = store.run(plan.parent_run)
+        if retrain.stable_groups and artifact.find_manifest(parent.item_groups.path):
+            updates["groups"] = config.groups.model_copy(update={"previous": str(parent.item_groups.path)})
+        if plan.warm:
+            training: dict[str, Any] = {"warm_start": str(parent.path), "epochs": retrain.epochs, "evaluate_every": 1}
+            if retrain.learning_rate is not None:
+                training["learning_rate"] = retrain.learning_rate
+            updates["training"] = config.training.model_copy(update=training)
+    return config.model_copy(update=updates)
+
+
+def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:
+    """Whether the parent's weights fit, and why not."""
+    if parent is None or not config.retrain.warm_start:
+        return False, []
+    model = store.run(parent.run_id).model(MAIN_MODEL)
+    manifest = artifact.find_manifest(model.path)
+    if manifest is None:
+        return False, [f"the weights of version {parent.version} are gone: training from scratch"]
+    if manifest.code_version != contracts.__version__:
+        return False, [
+            f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "
+            "training from scratch"
+        ]
+    earlier = Config.model_validate(json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8")))
+    if earlier.model != config.model:
+        return False, [f"the config's section model is not that of version {parent.version}: training from scratch"]
+    return True, []

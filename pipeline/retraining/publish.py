@@ -1,0 +1,153 @@
+"""Publish: versions appear whole below the base path that servers poll, labels decide which of them serves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from contracts.config import Config
+from contracts.layout import RetrainRun, Store, Workdir
+from contracts.serving_labels import ServingLabels, effective_labels, read_labels, versions_on_disk, write_labels
+from pipeline.retraining.records import all_records
+
+_STAGING_MARK = ".staging-"
+_SAVED_MODEL = "saved_model.pb"
+
+
+def publish(
+    config: Config, store: Store, workdir: Workdir, exported: Path, version: int, parent: int | None, *, held: bool
+) -> str:
+    """Makes the run's servables version `version`, and labels it.
+
+    Every servable of the run gets the number, the main one last: what servers watch is complete when it
+    appears. Doing it again changes nothing.
+
+    Args:
+        exported: version directory that the run's export wrote, of the first index.
+        parent: the version that was stable when the run was planned: if another one is by now, somebody decided so.
+        held: somebody held the stable version back already then. In both cases the new one becomes canary.
+
+    Returns:
+        the label that the version got.
+    """
+    names = list(config.serving.servable_names().values())
+    for name in reversed(names):
+        _appear(workdir.servable(name) / exported.name, store.servable(name) / str(version))
+    label = "stable"
+    for name in reversed(names):
+        labels = read_labels(store.servable(name))
+        if labels is not None and labels.stable != version and (held or labels.stable != parent):
+            label = "canary"
+            write_labels(store.servable(name), ServingLabels(stable=labels.stable, canary=version))
+        else:
+            write_labels(store.servable(name), ServingLabels(stable=version))
+    return label
+
+
+def set_stable(store: Store, version: int) -> ServingLabels:
+    """Makes `version` the one that serves, in every servable of the store that has it; a canary stays, unless it is it.
+
+    Raises:
+        ValueError: no servable has that version.
+    """
+    bases = [path for path in sorted((store.path / "servable").glob("*")) if path.is_dir()]
+    having = [base for base in bases if version in versions_on_disk(base)]
+    if not having:
+        found = sorted({number for base in bases for number in versions_on_disk(base)})
+        raise ValueError(f"there is no version {version} in {store.path / 'servable'}; there are {found}")
+    for base in having:
+        labels = read_labels(base)
+        canary = labels.canary if labels is not None and labels.canary != version else None
+        write_labels(base, ServingLabels(stable=version, canary=canary))
+    return ServingLabels(stable=version)
+
+
+def version_before(store: Store) -> int:
+    """The newest version on disk that is older than the stable one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: set[int] = set()
+    for base in (store.path / "servable").glob("*"):
+        labels = effective_labels(base)
+        found |= {version for version in versions_on_disk(base) if labels and version < labels.stable}
+    if not found:
+        raise ValueError(f"{store.path / 'servable'} holds no version before the stable one: nothing to roll back to")
+    return max(found)
+
+
+def retain(config: Config, store: Store) -> list[int]:
+    """Deletes versions beyond `retrain.keep_versions` that no label names, and what their runs hold but the record.
+
+    Returns:
+        the versions that were deleted.
+    """
+    base = store.servable(config.serving.model_name)
+    versions = versions_on_disk(base)
+    labels = effective_labels(base)
+    labelled = set(labels.by_label().values()) if labels else set()
+    kept = set(versions[-config.retrain.keep_versions :]) | labelled
+    deleted = [version for version in versions if version not in kept]
+    for version in deleted:
+        for name in config.serving.servable_names().values():
+            _vanish(store.servable(name) / str(version))
+    records = all_records(store)
+    newest = max((record.created for record in records), default="")
+    for record in records:
+        # The newest run stays, whatever came of it: somebody will want to look.
+        if record.version not in kept and record.created != newest:
+            _keep_only_record(store, record.run_id)
+    return deleted
+
+
+def retain_spans(store: Store, keys: set[str]) -> None:
+    """Deletes the ingested spans that are not in `keys`: the window has left them behind."""
+    for path in store.spans.iterdir() if store.spans.is_dir() else ():
+        if path.name not in keys:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _appear(source: Path, version: Path) -> None:
+    """Copies beside the base path, `saved_model.pb` last, then renames: on any file system it is whole when seen."""
+    if version.exists():
+        return
+    base = version.parent
+    base.mkdir(parents=True, exist_ok=True)
+    for left in base.parent.glob(f"{base.name}{_STAGING_MARK}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = base.parent / f"{base.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"
+    try:
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
+        _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
+        os.rename(staging, version)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A servable's files are never written again, so that a hard link is as good as a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _vanish(version: Path) -> None:
+    """Renames away first: a server must not find half a version."""
+    if version.exists():
+        gone = version.parent.parent / f"{version.parent.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"
+        os.rename(version, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _keep_only_record(store: Store, run_id: str) -> None:
+    run = RetrainRun(store.run(run_id))
+    kept = {run.record, run.plan, run.workdir.config}
+    for path in run.workdir.path.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path not in kept:
+            path.unlink(missing_ok=True)

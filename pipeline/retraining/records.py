@@ -1,0 +1,129 @@
+"""Records: what came of each run, and where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import contracts
+from contracts import artifact
+from contracts.layout import RetrainRun, Store
+
+Outcome = Literal["pushed", "not_blessed"]
+
+_RECORDED_PACKAGES = ("tensorflow", "tensorflow-recommenders", "scann", "apache-beam", "tensorflow-transform", "numpy")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+        outcome: pushed, or not_blessed by the gate.
+        version: of the servable; None if nothing was pushed.
+        label: the label that the version got when it was pushed.
+        spans: key, files and numbers of each span that went in, oldest first.
+        left_out: key -> why an older span of the window did not.
+        parents: {"version", "run_id"} of the model that training started from and was compared with.
+        gate: the verdict, see `pipeline.retraining.gate.Verdict`.
+        metrics: the candidate's and the reference's, on the same holdout users.
+        config: the run's whole config; `seed` is in it.
+        stages: name -> fingerprint and seconds.
+        code, machine: what it ran on.
+    """
+
+    run_id: str
+    outcome: Outcome
+    version: int | None
+    label: str | None
+    created: str
+    seconds: float
+    spans: list[dict[str, Any]]
+    left_out: dict[str, str]
+    parents: dict[str, Any]
+    gate: dict[str, Any]
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    stages: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+def now() -> str:
+    """This moment, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def write_record(store: Store, record: Record) -> None:
+    """Ends the run: whoever sees the record knows that all else is done."""
+    artifact.write_json(RetrainRun(store.run(record.run_id)).record, asdict(record))
+
+
+def read_record(store: Store, run_id: str) -> Record | None:
+    """The record of a run; None where it is unfinished.
+
+    Raises:
+        ValueError: the file is not a record.
+    """
+    path = RetrainRun(store.run(run_id)).record
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a record ({error}): restore it, or delete the run's directory") from None
+
+
+def all_records(store: Store) -> list[Record]:
+    """Every finished run's, by time."""
+    ids = [path.name for path in store.runs.iterdir() if path.is_dir()] if store.runs.is_dir() else []
+    found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
+    return sorted(found, key=lambda record: (record.version or 0, record.created))
+
+
+def record_of_version(store: Store, version: int) -> Record | None:
+    """The record of the run that made a version."""
+    return next((record for record in all_records(store) if record.version == version), None)
+
+
+def last_version(store: Store) -> int:
+    """The largest version number ever given, 0 if none: a number is never given twice."""
+    return max((record.version or 0 for record in all_records(store)), default=0)
+
+
+def code() -> dict[str, str]:
+    """Versions of this project and of what it stands on, with the commit where this is a checkout."""
+    found = {"dnc-retrieval": contracts.__version__, "python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    root = Path(contracts.__file__).parent.parent
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        found["commit"] = done.stdout.strip()
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The host, for the lineage."""
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+    }

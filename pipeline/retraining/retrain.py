@@ -1,0 +1,224 @@
+"""`dnc retrain`: newest spans in; a better version, or none, out. Called again after any death, it goes on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
+from pipeline.retraining import records
+from pipeline.retraining.gate_stage import run_gate
+from pipeline.retraining.plan import Plan, make_plan, run_config, run_id_of
+from pipeline.retraining.publish import publish, retain, retain_spans
+from pipeline.retraining.records import Record, all_records, read_record, write_record
+from pipeline.retraining.span_profile import SpanProfile, as_json, profile_span, refusals
+from pipeline.retraining.spans import Span, find_spans
+from pipeline.runner import run_stages
+from pipeline.stage import Stage, fingerprints
+from pipeline.stages import STAGES, exported_servable
+
+log = logging.getLogger(__name__)
+
+GATE = "gate"
+STEP_NAMES = [stage.name for stage in STAGES] + [GATE]
+"""What a retrain can stop after; without a stop it pushes."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call came to.
+
+    Attributes:
+        outcome: pushed, not_blessed, nothing_new, stopped (as asked, before the push) or failed.
+        reasons: of everything but pushed, in words.
+    """
+
+    outcome: Literal["pushed", "not_blessed", "nothing_new", "stopped", "failed"]
+    run_id: str | None = None
+    version: int | None = None
+    label: str | None = None
+    span: str | None = None
+    reasons: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def retrain(config: Config, store: Store, until: str | None = None, last: str | None = None) -> Result:
+    """Trains on the newest complete spans, judges the result, and pushes it if it passes.
+
+    The caller holds the store's lock (`pipeline.retraining.owner_lock.owning`).
+
+    Args:
+        until: key of the newest span to consider; default: the newest.
+        last: one of `STEP_NAMES` to stop after.
+
+    Raises:
+        ValueError: the log, a span or the config cannot be used, or a stage refused its input.
+    """
+    started = time.monotonic()
+    spans = find_spans(config, until)
+    if not spans:
+        raise ValueError(
+            f"data.events={list(config.data.events)} has no complete span: check the path and {_markers(config)}"
+        )
+    window = spans[-config.retrain.window_spans :]
+    run_id = run_id_of(config, window)
+    idle = _nothing_new(store, window, run_id)
+    if idle:
+        return Result("nothing_new", run_id, span=window[-1].key, reasons=[idle], seconds=time.monotonic() - started)
+    profiles, left_out = _profile(config, store, window)
+    plan = make_plan(config, store, run_id, [profile.key for profile in profiles], left_out, profiles[-1].start)
+    for note in plan.notes:
+        log.warning("%s", note)
+    workdir = store.run(run_id)
+    resolved = run_config(config, store, plan, window)
+    stages = retrain_stages(store, plan)
+    results = run_stages(stages, resolved, workdir, last=last)
+    if last is not None:
+        return Result("stopped", run_id, span=plan.spans[-1], reasons=[f"after {last}, as asked"])
+    record = _finish(config, store, plan, resolved, stages, profiles, window, time.monotonic() - started)
+    ran = {result.name: round(result.seconds, 2) for result in results if result.ran}
+    return Result(
+        record.outcome, run_id, record.version, record.label, plan.spans[-1], record.gate["reasons"],
+        time.monotonic() - started, {"stages": ran, "metrics": record.metrics, "notes": record.notes},
+    )  # fmt: skip
+
+
+def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a run: the spans are merged where a log would be ingested, and the gate comes last."""
+
+    def merge(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        from beam_jobs import merge_spans
+
+        events = [store.span(key).events.path for key in plan.spans]
+        merge_spans.run(config, workdir, fingerprint, events, plan.holdout_start)
+
+    def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        run_gate(config, store, plan, workdir, fingerprint)
+
+    ingest, *rest = STAGES
+    return (
+        replace(ingest, summary="merge the window's spans", run=merge),
+        *rest,
+        Stage(
+            GATE,
+            "compare with what is served, on the newest span",
+            after=("validate",),
+            sections=("retrain",),
+            outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
+            run=gate,
+        ),
+    )
+
+
+def _markers(config: Config) -> str:
+    return (
+        f"retrain.complete_marker={config.retrain.complete_marker}" if config.retrain.complete_marker else "the dates"
+    )
+
+
+def _nothing_new(store: Store, window: Sequence[Span], run_id: str) -> str | None:
+    """Why there is nothing to do, or None."""
+    if len(window) < 2:
+        return f"only one complete span ({window[-1].key}): the newest is the holdout, so training needs an earlier one"
+    record = read_record(store, run_id)
+    if record is not None:
+        version = f", version {record.version}" if record.version else ""
+        return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
+    order = {span.key: span.order for span in window}
+    newer = [r for r in all_records(store) if _order(r.spans[-1]) > order[window[-1].key]]
+    if newer:
+        return f"span {window[-1].key} is older than {newer[-1].spans[-1]['key']}, which was trained on already"
+    return None
+
+
+def _order(span: dict[str, Any]) -> int:
+    return int(span["order"])
+
+
+def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
+    """Profiles of the spans that can be used, and why others cannot.
+
+    Raises:
+        ValueError: the newest span cannot be used, or no other can.
+    """
+    profiles: list[SpanProfile] = []
+    left_out: dict[str, str] = {}
+    for span in window:
+        try:
+            profile = profile_span(config, span, store.span(span.key))
+            reasons = refusals(profile, profiles, config.retrain.span)
+        except ValueError as error:
+            reasons = [str(error)]
+        if not reasons:
+            profiles.append(profile)
+        elif span is window[-1]:
+            raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
+        else:
+            left_out[span.key] = "; ".join(reasons)
+            log.warning("span %s is left out: %s", span.key, left_out[span.key])
+    if len(profiles) < 2:
+        raise ValueError(f"only span {profiles[-1].key} of the window can be used; left out: {left_out}")
+    return profiles, left_out
+
+
+def _finish(
+    config: Config,
+    store: Store,
+    plan: Plan,
+    resolved: Config,
+    stages: tuple[Stage, ...],
+    profiles: Sequence[SpanProfile],
+    window: Sequence[Span],
+    seconds: float,
+) -> Record:
+    """Pushes if the gate blessed, writes the record, tidies up."""
+    workdir = store.run(plan.run_id)
+    blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
+    label = None
+    if blessing["verdict"]["blessed"]:
+        label = publish(config, store, workdir, exported_servable(workdir), plan.version, plan.parent, held=plan.held)
+    files: dict[str, Span] = {span.key: span for span in window}
+    trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
+    record = Record(
+        run_id=plan.run_id,
+        outcome="pushed" if label else "not_blessed",
+        version=plan.version if label else None,
+        label=label,
+        created=records.now(),
+        seconds=round(seconds, 2),
+        spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].identity()[1:]} for p in profiles],
+        left_out=plan.left_out,
+        parents={"version": plan.parent, "run_id": plan.parent_run, "warm_start": trained["warm_start"]},
+        gate=blessing["verdict"],
+        metrics=blessing["metrics"],
+        config=resolved.model_dump(mode="json"),
+        stages=_stage_record(stages, resolved, workdir),
+        notes=plan.notes,
+        code=records.code(),
+        machine=records.machine(),
+    )
+    write_record(store, record)
+    retain(config, store)
+    retain_spans(store, {span.key for span in window})
+    return record
+
+
+def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:
+    wanted = fingerprints(stages, config)
+    found: dict[str, Any] = {}
+    for stage in stages:
+        paths: tuple[Path, ...] = stage.outputs(config, workdir)
+        manifests = [artifact.read_manifest(path) for path in paths]
+        found[stage.name] = {
+            "fingerprint": wanted[stage.name],
+            "seconds": round(sum(manifest.seconds for manifest in manifests), 2),
+            "counts": manifests[0].counts,
+        }
+    return found

@@ -1,0 +1,133 @@
+"""Spans: the event log in pieces by date or by number, found through `{date}` or `{span}` in data.events."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+
+from contracts.config import Config
+from pipeline.stage import file_identity
+
+DATE, NUMBER = "{date}", "{span}"
+_FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """One piece of the log.
+
+    Attributes:
+        order: what spans are sorted by: days since 0001-01-01, or the number.
+        key: `2024-05-31`, or the number as text; names the span's directory.
+        files: its files, sorted.
+    """
+
+    order: int
+    key: str
+    files: tuple[str, ...]
+
+    @property
+    def day(self) -> date | None:
+        """The date, of a dated span."""
+        return date.fromisoformat(self.key) if "-" in self.key else None
+
+    def identity(self) -> list[object]:
+        """What changes when a file of the span is added or written anew, e.g. by late data."""
+        return [self.key, *(file_identity(path) for path in self.files)]
+
+
+def find_spans(config: Config, until: str | None = None, now: datetime | None = None) -> list[Span]:
+    """The complete spans of the log, oldest first.
+
+    Args:
+        config: `data.events` with one of `{date}` (2024-05-31 or 20240531) and `{span}` (a number).
+        until: key of the newest span to consider, for catching up; default: the newest.
+        now: for tests; decides whether a date is over.
+
+    Raises:
+        ValueError: a pattern holds no placeholder, or they hold different ones; or `until` is not of their kind.
+    """
+    placeholder = _placeholder(config)
+    files: dict[int, list[str]] = defaultdict(list)
+    for pattern in config.data.events:
+        for path, order in _matches(pattern, placeholder):
+            files[order].append(path)
+    spans = [Span(order, _key(order, placeholder), tuple(sorted(files[order]))) for order in sorted(files)]
+    last = _order(until, placeholder) if until is not None else None
+    complete = _marked(config, placeholder)
+    today = (now or datetime.now(timezone.utc)).date()
+    return [
+        span
+        for span in spans
+        if (last is None or span.order <= last)
+        and (span.order in complete if complete is not None else span.day is None or span.day < today)
+    ]
+
+
+def _placeholder(config: Config) -> str:
+    found = {p for pattern in config.data.events for p in (DATE, NUMBER) if p in pattern}
+    bare = [pattern for pattern in config.data.events if not any(p in pattern for p in (DATE, NUMBER))]
+    if len(found) != 1 or bare:
+        raise ValueError(
+            f"data.events={list(config.data.events)} must name spans: put {DATE} (2024-05-31 or 20240531) or {NUMBER} "
+            "(a number) into each pattern, the same in all, e.g. data.events=log/{date}/*.parquet"
+        )
+    return found.pop()
+
+
+def _marked(config: Config, placeholder: str) -> set[int] | None:
+    marker = config.retrain.complete_marker
+    if marker is None:
+        return None
+    if placeholder not in marker:
+        raise ValueError(f"retrain.complete_marker={marker!r} must hold {placeholder}, as data.events does")
+    return {order for _, order in _matches(marker, placeholder)}
+
+
+def _matches(pattern: str, placeholder: str) -> list[tuple[str, int]]:
+    """(path, order) of the files of all spans of a pattern."""
+    head, *rest = pattern.split(placeholder)
+    # The first occurrence is captured; further ones must repeat it.
+    regex = glob_regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(glob_regex(part) for part in rest)
+    found = []
+    for path in glob.glob(pattern.replace(placeholder, "[0-9]*")):
+        match = re.fullmatch(regex, path)
+        order = _order_of_text(match["span"], placeholder) if match else None
+        if order is not None:
+            found.append((path, order))
+    return found
+
+
+def glob_regex(text: str) -> str:
+    """A glob as a regular expression: `*` and `?` do not cross a directory."""
+    pieces = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", text)
+    special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        special[piece] if piece in special else piece if piece.startswith("[") and len(piece) > 1 else re.escape(piece)
+        for piece in pieces
+    )
+
+
+def _order(key: str, placeholder: str) -> int:
+    order = _order_of_text(key, placeholder)
+    if order is None:
+        form = "a date, e.g. 2024-05-31" if placeholder == DATE else "a number"
+        raise ValueError(f"span {key!r} is not {form}, as data.events has spans by {placeholder}")
+    return order
+
+
+def _order_of_text(text: str, placeholder: str) -> int | None:
+    try:
+        if placeholder == NUMBER:
+            return int(text)
+        compact = text.replace("-", "")
+        return date(int(compact[:4]), int(compact[4:6]), int(compact[6:8])).toordinal()
+    except ValueError:
+        return None
+
+
+def _key(order: int, placeholder: str) -> str:
+    return date.fromordinal(order).isoformat() if placeholder == DATE else str(order)

@@ -1,0 +1,198 @@
+"""What people read: versions, lineage, and the difference of two versions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from contracts.layout import Store
+from contracts.names import ItemColumn
+from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.records import Record, all_records, record_of_version
+from pipeline.stages import exported_servable
+
+_DIFF_USERS = 5
+_DIFF_LENGTH = 10
+
+
+def record_or_error(store: Store, version: int) -> Record:
+    """The record of a version.
+
+    Raises:
+        ValueError: the store has no such version.
+    """
+    record = record_of_version(store, version)
+    if record is None:
+        known = [record.version for record in all_records(store) if record.version]
+        raise ValueError(f"{store.path} has no record of version {version}; it has {known or 'none yet'}")
+    return record
+
+
+def versions_table(store: Store) -> Table:
+    """Every run: its version, label, whether it is on disk, recall against its reference, spans."""
+    labels, on_disk = _labels(store)
+    table = Table("version", "label", "on disk", "outcome", "trained", "spans", "recall", "reference", box=None)
+    for record in all_records(store):
+        name = next(key for key in record.metrics["candidate"] if key.startswith("recall_at_"))
+        table.add_row(
+            str(record.version or "-"),
+            ", ".join(label for label, version in labels.items() if version == record.version) or "",
+            "yes" if record.version in on_disk else "",
+            record.outcome,
+            record.created,
+            f"{record.spans[0]['key']} .. {record.spans[-1]['key']}",
+            f"{record.metrics['candidate'][name]:.4f}",
+            f"{record.metrics['reference'][name]:.4f} ({record.gate['reference']})",
+        )
+    return table
+
+
+def versions_json(store: Store) -> list[dict[str, Any]]:
+    """The same for programs."""
+    labels, on_disk = _labels(store)
+    return [
+        {
+            "version": record.version,
+            "labels": [label for label, version in labels.items() if version == record.version],
+            "on_disk": record.version in on_disk,
+            "outcome": record.outcome,
+            "created": record.created,
+            "run_id": record.run_id,
+            "spans": [span["key"] for span in record.spans],
+            "metrics": record.metrics,
+        }
+        for record in all_records(store)
+    ]
+
+
+def lineage_tree(store: Store, record: Record) -> Tree:
+    """Where a version comes from, its parents' first version at the bottom."""
+    root = Tree(f"version {record.version} ({record.run_id}), {record.created}")
+    branch: Tree = root
+    seen: Record | None = record
+    while seen is not None:
+        _add_facts(branch, seen)
+        parent = seen.parents["version"]
+        seen = record_of_version(store, parent) if parent else None
+        if seen is not None:
+            branch = branch.add(f"parent: version {seen.version} ({seen.run_id}), {seen.created}")
+    return root
+
+
+def _add_facts(tree: Tree, record: Record) -> None:
+    events = sum(span["events"] for span in record.spans)
+    tree.add(f"spans: {record.spans[0]['key']} .. {record.spans[-1]['key']}, {len(record.spans)}, {events:,} events")
+    for key, reason in record.left_out.items():
+        tree.add(f"left out: {key}: {reason}")
+    warm = record.parents["warm_start"]
+    start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
+    tree.add(f"weights: {start}; seed {record.config['seed']}")
+    tree.add("code: " + ", ".join(f"{name} {version}" for name, version in record.code.items()))
+    tree.add(
+        f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"
+    )
+    tree.add(f"gate: against {record.gate['reference']}, {len(record.gate['checks'])} checks, {record.outcome}")
+    tree.add("stages: " + ", ".join(f"{name} {stage['seconds']} s" for name, stage in record.stages.items()))
+
+
+def difference(store: Store, first: Record, second: Record) -> Group:
+    """Two versions side by side: metrics, config, groups, and the lists of the same users."""
+    return Group(
+        _metrics_difference(first, second),
+        _config_difference(first, second),
+        *_artifact_difference(store, first, second),
+    )
+
+
+def _metrics_difference(first: Record, second: Record) -> Table:
+    table = Table("metric", f"version {first.version}", f"version {second.version}", "change", box=None)
+    for name, value in first.metrics["candidate"].items():
+        other = second.metrics["candidate"].get(name)
+        if value is not None and other is not None:
+            table.add_row(name, f"{value:,}", f"{other:,}", f"{other / value - 1:+.1%}" if value else "")
+    spans = [f"{record.spans[0]['key']} .. {record.spans[-1]['key']}" for record in (first, second)]
+    table.add_row("spans (last: holdout)", *spans, "")
+    return table
+
+
+def _config_difference(first: Record, second: Record) -> Text:
+    mine, theirs = _flat(first.config), _flat(second.config)
+    ignored = ("data.events", "training.warm_start", "groups.previous")
+    changed = [
+        f"  {key}: {mine.get(key)} -> {theirs.get(key)}"
+        for key in sorted({*mine, *theirs})
+        if mine.get(key) != theirs.get(key) and not key.startswith(ignored)
+    ]
+    return Text("config: " + ("\n" + "\n".join(changed) if changed else "the same"))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    result: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = json.dumps(value, ensure_ascii=False)
+    return result
+
+
+def _artifact_difference(store: Store, first: Record, second: Record) -> list[Table | Text]:
+    runs = [store.run(record.run_id) for record in (first, second)]
+    gone = [record.version for record, run in zip((first, second), runs, strict=True) if not run.export.exists()]
+    if gone:
+        return [Text(f"groups and lists: versions {gone} are past retrain.keep_versions, only their records are left")]
+    return [_groups_difference(store, first, second), _lists_difference(store, first, second)]
+
+
+def _groups_difference(store: Store, first: Record, second: Record) -> Text:
+    tables = [pq.read_table(store.run(record.run_id).item_groups.groups) for record in (first, second)]
+    before, after = (
+        dict(zip(table[ItemColumn.ITEM_ID].to_pylist(), table[ItemColumn.GROUP_ID].to_pylist(), strict=True))
+        for table in tables
+    )
+    common = before.keys() & after.keys()
+    moved = sum(before[item] != after[item] for item in common)
+    return Text(
+        f"groups: {len(common):,} items in both, {moved:,} in another group; "
+        f"{len(after.keys() - common):,} new items, {len(before.keys() - common):,} gone"
+    )
+
+
+def _lists_difference(store: Store, first: Record, second: Record) -> Table:
+    """The first items that both versions give to the same users of the second's holdout."""
+    from contracts.names import Split
+    from serving.local_client import ServableSession
+    from serving.requests import user_requests
+    from trainer.catalogue import Catalogue
+
+    workdir = store.run(second.run_id)
+    requests = user_requests(workdir, Catalogue.load(workdir), Split.TEST, _DIFF_USERS)
+    lists = []
+    for record in (first, second):
+        with ServableSession(exported_servable(store.run(record.run_id))) as session:
+            found = session.recommend(requests.histories, requests.user_ids, num_candidates=_DIFF_LENGTH)
+            lists.append(found.item_ids)
+    table = Table("user", f"version {first.version}", f"version {second.version}", "in both", box=None)
+    for user, mine, theirs in zip(requests.user_ids, *lists, strict=True):
+        both = len(np.intersect1d(mine, theirs))
+        table.add_row(user, " ".join(mine), " ".join(theirs), f"{both} of {_DIFF_LENGTH}")
+    return table
+
+
+def _labels(store: Store) -> tuple[dict[str, int], set[int]]:
+    """Label -> version, and the versions on disk, of the store's main servable."""
+    bases = [path for path in (store.path / "servable").glob("*") if path.is_dir()]
+    labels: dict[str, int] = {}
+    on_disk: set[int] = set()
+    for base in bases:
+        found = effective_labels(base)
+        labels |= found.by_label() if found else {}
+        on_disk |= set(versions_on_disk(base))
+    return labels, on_disk
