@@ -121,8 +121,9 @@ def versions(store_path: Path, as_json: bool) -> None:
 def rollback(store_path: Path, version: int | None) -> None:
     """Make VERSION the one that serves; without VERSION, the one before.
 
-    Takes effect on a running server at its next poll, also while a retrain is going on. While an older version is stable, the next retrain compares
-    with it and labels its own version canary; rolling "back" to the newest version lets retrains serve again.
+    Takes effect on a running server at its next poll, also while a retrain is going on. While an older version is
+    stable, the next retrain compares with it and labels its own version canary; going "back" to the newest version
+    lets retrains serve again.
     """
     from pipeline.retraining.publish import set_stable, version_before
 

@@ -1,0 +1,160 @@
+"""The gate on simulated models: broken ones are refused, better ones never, equal ones at the stated rate."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from contracts.config import GateConfig
+from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
+from pipeline.retraining.gate import Verdict, equal_refusal_rate, judge, relative_change
+
+USERS, ITEMS, GROUPS, K, TARGETS = 1200, 400, 4, 50, 2
+CONFIG = GateConfig(k=K, max_drop=0.1, min_coverage=0.2)
+
+
+@dataclass
+class World:
+    """Users with two targets each, and models that list a target with a given probability."""
+
+    holdout: Holdout
+    targets: np.ndarray  # [USERS, TARGETS]
+    rng: np.random.Generator
+
+    @classmethod
+    def make(cls, seed: int) -> "World":
+        rng = np.random.default_rng(seed)
+        targets = np.argsort(rng.random((USERS, ITEMS)), axis=1)[:, :TARGETS] + 1
+        group = np.concatenate([[-1], np.arange(ITEMS) % GROUPS]).astype(np.int32)
+        counts = np.concatenate([[0], np.full(ITEMS, 5)])
+        counts[-20:] = 0  # the last 20 items are cold
+        users = np.repeat(np.arange(USERS), TARGETS)
+        return cls(Holdout(users, targets.ravel(), np.zeros(USERS, np.int64), group, counts), targets, rng)
+
+    def model(self, probability: float) -> np.ndarray:
+        """Lists [USERS, K] that hold each target with that probability; the rest are warm non-targets."""
+        order = self.rng.random((USERS, ITEMS))
+        order[:, -20:] += 2
+        np.put_along_axis(order, self.targets - 1, 3.0, axis=1)
+        lists = np.argsort(order, axis=1)[:, :K] + 1
+        hit = self.rng.random((USERS, TARGETS)) < probability
+        places = np.argsort(self.rng.random((USERS, K)), axis=1)[:, :TARGETS]
+        chosen = np.where(hit, self.targets, np.take_along_axis(lists, places, axis=1))
+        np.put_along_axis(lists, places, chosen, axis=1)
+        return lists
+
+    def measured(self, lists: np.ndarray, milliseconds: float = 2.0) -> Measured:
+        return measure(self.holdout, Answers(lists, np.full(20, milliseconds)))
+
+    def judge(self, candidate: Measured, reference: Measured, **more: float) -> Verdict:
+        return judge(CONFIG, self.holdout, candidate, reference, "version 1", **more)
+
+
+def dead_group(world: World, lists: np.ndarray) -> np.ndarray:
+    """Items of group 2 give way to items of others that the list does not hold."""
+    order = world.rng.random((USERS, ITEMS))
+    order[:, world.holdout.group_id[1:] == 2] = 3
+    np.put_along_axis(order, lists - 1, np.where(world.holdout.group_id[lists] == 2, 3, -1.0), axis=1)
+    return np.argsort(order, axis=1)[:, :K] + 1
+
+
+BROKEN = {
+    "constant scores: one list for all": lambda w, lists: np.tile(lists[:1], (USERS, 1)),
+    "shuffled items": lambda w, lists: np.argsort(w.rng.random((USERS, ITEMS)), axis=1)[:, :K] + 1,
+    "one dead group": dead_group,
+    "labels leaked": lambda w, lists: w.model(0.99),
+    "users mixed up": lambda w, lists: np.roll(lists, 1, axis=0),
+    "one item repeated": lambda w, lists: np.where(np.arange(K) % 2, lists[:, :1], lists),
+    "scores not a number: empty lists": lambda w, lists: np.zeros_like(lists),
+    "half the places empty": lambda w, lists: np.where(np.arange(K) < K // 2, lists, 0),
+    "items that left the catalogue": lambda w, lists: np.where(np.arange(K) < 5, lists, lists + ITEMS),
+    "untrained items first": lambda w, lists: np.where(np.arange(K) < 30, ITEMS - np.arange(K) % 20, lists),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_model_is_refused(kind: str) -> None:
+    world = World.make(0)
+    reference = world.measured(world.model(0.4))
+    good = world.model(0.45)
+    assert world.judge(world.measured(good), reference).blessed
+    verdict = world.judge(world.measured(BROKEN[kind](world, good)), reference)
+    assert not verdict.blessed
+    assert verdict.reasons()
+
+
+def test_a_model_that_serves_badly_is_refused() -> None:
+    world = World.make(0)
+    reference, lists = world.measured(world.model(0.4)), world.model(0.45)
+    slow = world.judge(world.measured(lists, milliseconds=9.0), reference)  # 4.5 times the reference's
+    assert [check.name for check in slow.checks if not check.passed] == ["latency ratio"]
+    poor = world.judge(world.measured(lists), reference, index_recall=0.5, recall_target=0.95)
+    assert [check.name for check in poor.checks if not check.passed] == ["index_recall"]
+
+
+@pytest.mark.parametrize("kind", ["constant scores: one list for all", "shuffled items", "one dead group"])
+def test_a_broken_first_model_is_refused_without_a_served_one(kind: str) -> None:
+    world = World.make(0)
+    popularity = replace(world.measured(world.model(0.2)), milliseconds=None)
+    good = world.model(0.45)
+    assert world.judge(world.measured(good), popularity).blessed
+    assert not world.judge(world.measured(BROKEN[kind](world, good)), popularity).blessed
+
+
+def test_a_value_that_is_not_a_number_never_passes() -> None:
+    world = World.make(0)
+    reference = world.measured(world.model(0.4))
+    nothing = replace(world.measured(world.model(0.4)), coverage=float("nan"))
+    assert not world.judge(nothing, reference).blessed
+
+
+def test_a_better_model_is_never_refused() -> None:
+    """Better by the threshold: recall 0.44 against 0.40 is 10% more."""
+    verdicts = []
+    for seed in range(20):
+        world = World.make(seed)
+        verdicts.append(world.judge(world.measured(world.model(0.44)), world.measured(world.model(0.40))))
+    assert [verdict.reasons() for verdict in verdicts if not verdict.blessed] == []
+
+
+def test_an_equal_model_is_refused_at_the_stated_rate() -> None:
+    """400 pairs of equal models on 300 users, by their hits: recall of two targets at 0.4 each.
+
+    The error of the relative change is about sqrt(2 * 0.4 * 0.6 / 600) / 0.4 = 7%, so at max_drop 10% the
+    stated rate is Phi(1.645 - 0.1 / 0.07), about 0.59.
+    """
+    rng = np.random.default_rng(0)
+    config = CONFIG.model_copy(update={"bootstrap_samples": 400})
+    refused, stated = [], []
+    for trial in range(400):
+        mine, theirs = rng.binomial(TARGETS, 0.4, (2, 300)) / TARGETS
+        low, error = relative_change(mine, theirs, config, seed=trial)
+        refused.append(low < -config.max_drop)
+        stated.append(equal_refusal_rate(error, config))
+    assert np.mean(stated) == pytest.approx(0.59, abs=0.05)
+    # Standard error of the share of 400 is 0.025.
+    assert np.mean(refused) == pytest.approx(np.mean(stated), abs=0.09)
+
+
+def test_measures_agree_with_sets() -> None:
+    """Recall, coverage and filled places against a plain loop over users."""
+    world = World.make(3)
+    lists = world.model(0.5)
+    lists[0, :3] = [7, 7, 0]
+    measured = world.measured(lists)
+    expected = [
+        len(set(row.tolist()) & set(wanted.tolist())) / TARGETS
+        for row, wanted in zip(lists, world.targets, strict=True)
+    ]
+    np.testing.assert_allclose(measured.recall, expected)
+    assert measured.coverage == len(set(lists.ravel().tolist()) - {0}) / ITEMS
+    assert measured.filled == sum(len(set(row.tolist()) - {0}) for row in lists) / (USERS * K)
+
+
+def test_ndcg_of_a_hand_made_list() -> None:
+    """Targets at places 1 and 3 of two: (1 + 1 / log2(4)) / (1 + 1 / log2(3)) = 1.5 / 1.63093."""
+    holdout = Holdout(
+        np.array([0, 0]), np.array([5, 6]), np.array([0]), np.array([-1] + [0] * 8), np.array([0] + [1] * 8)
+    )
+    measured = measure(holdout, Answers(np.array([[5, 1, 6, 2]]), np.empty(0)))
+    np.testing.assert_allclose(measured.ndcg, [1.5 / 1.6309297535714574])

@@ -1,0 +1,151 @@
+"""Push, rollback and retention on a store of small files: what a polling server may see at any moment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import RetrainRun, Store, Workdir
+from contracts.serving_labels import ServingLabels, read_labels, versions_on_disk
+from pipeline.retraining.publish import publish, retain, set_stable, version_before
+from pipeline.retraining.records import Record, all_records, last_version, write_record
+
+CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
+NAMES = ["dnc", "dnc_exact"]
+
+
+def make_run(store: Store, number: int) -> Workdir:
+    workdir = store.run(f"run-{number}")
+    for name in NAMES:
+        servable = workdir.servable(name) / "1"
+        (servable / "variables").mkdir(parents=True)
+        (servable / "variables" / "data").write_text(f"weights {number}")
+        (servable / "saved_model.pb").write_text(f"graph {number}")
+    return workdir
+
+
+def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:
+    workdir = make_run(store, number)
+    label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
+    empty: dict[str, object] = {}
+    write_record(
+        store,
+        Record(
+            f"run-{number}",
+            "pushed",
+            number,
+            label,
+            f"2024-01-0{number}",
+            1.0,
+            [],
+            {},
+            empty,
+            empty,
+            empty,
+            empty,
+            empty,
+        ),
+    )
+    return label
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def stable(store: Store) -> list[ServingLabels | None]:
+    return [read_labels(store.servable(name)) for name in NAMES]
+
+
+def test_a_pushed_version_is_whole_and_stable_in_every_servable(store: Store) -> None:
+    assert push(store, 1, None) == "stable"
+    assert push(store, 2, 1) == "stable"
+    assert stable(store) == [ServingLabels(stable=2)] * 2
+    for name in NAMES:
+        assert versions_on_disk(store.servable(name)) == [1, 2]
+        assert (store.servable(name) / "2" / "variables" / "data").read_text() == "weights 2"
+    assert sorted(path.name for path in (store.path / "servable").iterdir()) == NAMES
+
+
+def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each file that the push touches, a poll finds no version, or a whole one."""
+    seen = []
+
+    def poll() -> None:
+        for name in NAMES:
+            for version in versions_on_disk(store.servable(name)):
+                files = [path for path in (store.servable(name) / str(version)).rglob("*") if path.is_file()]
+                seen.append(len(files))
+
+    link, rename = os.link, os.rename
+    monkeypatch.setattr(os, "link", lambda *names: (poll(), link(*names), poll()))
+    monkeypatch.setattr(os, "rename", lambda *names: (poll(), rename(*names), poll()))
+    push(store, 1, None)
+    assert set(seen) == {2}
+
+
+def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
+    push(store, 1, None)
+    inode = (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino
+    workdir = store.run("run-1")
+    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == "stable"
+    assert (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino == inode
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
+def test_what_a_dead_push_left_is_removed(store: Store) -> None:
+    left = store.path / "servable" / "dnc.staging-0123"
+    left.mkdir(parents=True)
+    push(store, 1, None)
+    assert not left.exists()
+
+
+def test_a_rollback_survives_the_next_push(store: Store) -> None:
+    push(store, 1, None)
+    push(store, 2, 1)
+    assert version_before(store) == 1
+    set_stable(store, 1)
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+    assert push(store, 3, 1, held=True) == "canary"
+    assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
+    set_stable(store, 3)
+    assert stable(store) == [ServingLabels(stable=3)] * 2
+    assert push(store, 4, 3) == "stable"
+
+
+def test_a_rollback_during_a_retrain_is_kept(store: Store) -> None:
+    """The run was planned while 2 was stable; meanwhile somebody went back to 1."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    set_stable(store, 1)
+    assert push(store, 3, 2) == "canary"
+    assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
+
+
+@pytest.mark.parametrize("version", [0, 9])
+def test_a_version_that_is_not_there_is_refused(store: Store, version: int) -> None:
+    push(store, 1, None)
+    with pytest.raises(ValueError, match=rf"there is no version {version} .* there are \[1\]"):
+        set_stable(store, version)
+
+
+def test_nothing_to_roll_back_to(store: Store) -> None:
+    push(store, 1, None)
+    with pytest.raises(ValueError, match="no version before the stable one"):
+        version_before(store)
+
+
+def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
+    for number in range(1, 4):
+        push(store, number, number - 1 or None)
+    set_stable(store, 1)
+    push(store, 4, 1, held=True)
+    assert retain(CONFIG, store) == [2]
+    assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4]
+    assert [record.version for record in all_records(store)] == [1, 2, 3, 4]
+    assert [path.name for path in store.run("run-2").path.iterdir()] == [RetrainRun(store.run("run-2")).record.name]
+    assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
+    assert last_version(store) == 4

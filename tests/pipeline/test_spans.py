@@ -1,0 +1,190 @@
+"""Spans: found, complete, profiled, refused."""
+
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from contracts import artifact
+from contracts.config import Config, SpanLimits
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from contracts.names import Split
+from pipeline.retraining.span_profile import SpanProfile, profile_span, refusals
+from pipeline.retraining.spans import Span, find_spans
+
+DAY = 86_400
+FIRST = 1_704_067_200  # 2024-01-01T00:00:00Z
+NOON = datetime(2024, 1, 5, 12, tzinfo=timezone.utc)
+
+
+def write_day(root: Path, day: int, events: int = 400, **changes: np.ndarray) -> Path:
+    """A day of 40 users and 30 items, one CSV."""
+    rng = np.random.default_rng(day)
+    columns = {
+        "user_id": np.char.add("u", rng.integers(0, 40, events).astype(str)),
+        "item_id": np.char.add("i", rng.integers(0, 30, events).astype(str)),
+        "timestamp": FIRST + day * DAY + np.sort(rng.integers(0, DAY, events)),
+    } | changes
+    path = root / f"2024-01-{day + 1:02d}" / "events.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pa_csv.write_csv(pa.table({name: pa.array(values) for name, values in columns.items()}), path)
+    return path
+
+
+def config_of(root: Path, *more: str) -> Config:
+    return load_config(None, [f"data.events='{root}/{{date}}/*.csv'", "data.num_buckets=2", *more])
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    for day in range(5):
+        write_day(tmp_path / "log", day)
+    return tmp_path / "log"
+
+
+def keys(config: Config, **arguments: object) -> list[str]:
+    return [span.key for span in find_spans(config, now=NOON, **arguments)]
+
+
+def test_a_dated_span_is_complete_when_its_day_is_over(log: Path) -> None:
+    assert keys(config_of(log)) == ["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-04"]
+    assert keys(config_of(log), until="2024-01-02") == ["2024-01-01", "2024-01-02"]
+
+
+def test_a_marker_decides_where_there_is_one(log: Path) -> None:
+    (log / "2024-01-02" / "_SUCCESS").touch()
+    assert keys(config_of(log, f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'")) == ["2024-01-02"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files", "expected"),
+    [
+        ("log-{span}.csv", ["log-2.csv", "log-10.csv", "log-x.csv"], ["2", "10"]),
+        ("{date}.csv", ["20240229.csv", "2024-02-28.csv", "20240231.csv"], ["2024-02-28", "2024-02-29"]),
+        ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-01-0.csv"], ["2024-01-01"]),
+        ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-02-0.csv"], []),
+    ],
+    ids=["numbers sort as numbers", "both forms of a date, none that never was", "repeated", "repeated, not the same"],
+)
+def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    assert [span.key for span in found] == expected
+
+
+@pytest.mark.parametrize("pattern", ["log/*.csv", "{date}/{span}.csv"])
+def test_a_pattern_without_one_placeholder_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"must name spans: put \{date\}"):
+        find_spans(load_config(None, [f"data.events='{pattern}'"]))
+
+
+def test_late_data_changes_a_spans_identity_only(log: Path) -> None:
+    before = {span.key: span.identity() for span in find_spans(config_of(log))}
+    pa_csv.write_csv(
+        pa.table({"user_id": ["u1"], "item_id": ["i1"], "timestamp": [FIRST + DAY]}), log / "2024-01-02/late.csv"
+    )
+    after = {span.key: span.identity() for span in find_spans(config_of(log))}
+    assert [key for key in before if before[key] != after[key]] == ["2024-01-02"]
+
+
+def profiles_of(config: Config, spans: list[Span], folder: Path) -> list[SpanProfile]:
+    return [profile_span(config, span, Workdir(folder / span.key)) for span in spans]
+
+
+def test_a_span_is_ingested_once(log: Path, tmp_path: Path) -> None:
+    config = config_of(log)
+    [span, *_] = find_spans(config)
+    profile = profile_span(config, span, Workdir(tmp_path / "span"))
+    assert (profile.key, profile.events, profile.users, profile.stray_share) == ("2024-01-01", 400, 40, 0.0)
+    first = artifact.read_manifest(tmp_path / "span" / "events").created
+    events = tmp_path / "span" / "events" / "events-00000-of-00002.parquet"
+    written = events.stat().st_mtime_ns
+    assert profile_span(config, span, Workdir(tmp_path / "span")) == profile
+    assert (artifact.read_manifest(tmp_path / "span" / "events").created, events.stat().st_mtime_ns) == (first, written)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("bots", "one user has 91% of the events"),
+        ("clock", "of the events lie more than a day outside the date"),
+        ("flood", r"events against a usual 4\d\d"),
+        ("trickle", "fewer than retrain.span.min_events=100"),
+        ("renamed", "100% of the events are on items that no earlier span"),
+        ("sound", None),
+    ],
+)
+def test_a_span_that_is_not_fit(log: Path, tmp_path: Path, kind: str, reason: str | None) -> None:
+    config = config_of(log, "retrain.span.max_user_share=0.2")
+    times = FIRST + 4 * DAY + np.arange(4000) * 20
+    written = {
+        "bots": {"events": 4000, "user_id": np.where(np.arange(4000) % 11, "bot", "u1"), "timestamp": times},
+        "clock": {"timestamp": FIRST + 4 * DAY + np.where(np.arange(400) < 40, 40 * DAY, np.arange(400))},
+        "flood": {"events": 4000, "timestamp": times},
+        "trickle": {"events": 60},
+        "renamed": {"item_id": np.char.add("new", np.arange(400).astype(str))},
+        "sound": {},
+    }
+    write_day(log, 4, **written[kind])  # type: ignore[arg-type]
+    *earlier, newest = profiles_of(config, find_spans(config), tmp_path / "spans")
+    found = refusals(newest, earlier, config.retrain.span)
+    assert bool(found) == (reason is not None)
+    if reason:
+        assert any(re.search(reason, text) for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_id,item_id,timestamp\n", "there are only headers"),
+        ("user,item,time\nu1,i1,5\n", "has no column 'user_id'"),
+    ],
+    ids=["empty", "other columns"],
+)
+def test_a_span_that_cannot_be_read(log: Path, tmp_path: Path, text: str, message: str) -> None:
+    (log / "2024-01-05" / "events.csv").write_text(text)
+    config = config_of(log)
+    with pytest.raises(ValueError, match=message):
+        profile_span(config, find_spans(config)[-1], Workdir(tmp_path / "span"))
+
+
+def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> None:
+    """Day 5 repeats day 4's events: the merge holds each event once, and the holdout is the newest span."""
+    from beam_jobs import merge_spans
+
+    table = pa_csv.read_csv(log / "2024-01-04" / "events.csv")
+    pa_csv.write_csv(
+        pa.concat_tables([table, pa_csv.read_csv(log / "2024-01-05" / "events.csv")]), log / "2024-01-05/events.csv"
+    )
+    config = config_of(log, "retrain.validation_users=0.5")
+    profiles = profiles_of(config, find_spans(config), tmp_path / "spans")
+    sources = [Workdir(tmp_path / "spans" / profile.key).events.path for profile in profiles]
+    start = (FIRST + 4 * DAY) * 1_000_000
+    manifest = merge_spans.run(config, Workdir(tmp_path / "run"), "x", sources, start)
+    merged = pa.concat_tables(
+        [pq.read_table(tmp_path / "run" / "events" / name).cast(_plain()) for name in manifest.files]
+    ).to_pandas()
+    raw = pa.concat_tables([pa_csv.read_csv(path) for path in sorted(log.glob("*/events.csv"))]).to_pandas()
+    assert len(merged) == len(raw.drop_duplicates()) == manifest.counts["events"]
+    held_out = merged[merged["timestamp"] >= start]
+    assert set(held_out["split"]) == {Split.VALIDATION, Split.TEST}
+    assert (merged[merged["timestamp"] < start]["split"] == Split.TRAIN).all()
+    assert (held_out.groupby("user_id")["split"].nunique() == 1).all()
+
+
+def _plain() -> pa.Schema:
+    names = ["user_id", "item_id", "timestamp", "feedback_level", "split"]
+    return pa.schema(list(zip(names, [pa.string(), pa.string(), pa.int64(), pa.int8(), pa.int8()], strict=True)))
+
+
+def test_limits_are_about_what_is_usual_only_where_that_is_known() -> None:
+    few = [SpanProfile("1", 1_000, 10, 0.01, 0.0, 0, "")]
+    assert refusals(SpanProfile("2", 90_000, 10, 0.01, 0.0, 0, ""), few, SpanLimits()) == []

@@ -1,0 +1,135 @@
+"""Warm start: the same items and users get the same scores, wherever catalogue and groups have moved them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from contracts.artifact import writing
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import Model, Workdir
+from tests.trainer.artifacts import Log, write_artifacts
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
+from trainer.train import load_model, train
+from trainer.warm_start import GROUP_AXIS, match_groups, warm_start
+
+NUM_ITEMS, NUM_GROUPS = 24, 3
+COLOURS = ["red", "green", "blue"]
+ITEM_SPEC = {"name": "colour", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
+
+
+def config_of(conditioning: str, *more: str) -> Config:
+    small = ["embedding_dim=8", "num_layers=1", "num_heads=1", "expert_hidden_dim=8", f"conditioning={conditioning}"]
+    return load_config(
+        None,
+        [*(f"model.{key}" for key in small), f"groups.num_groups={NUM_GROUPS}", "windows.length=10",
+         "training.epochs=2", "training.evaluate_every=1", *more],
+    )  # fmt: skip
+
+
+def make_run(root: Path, item_order: np.ndarray, group_of: np.ndarray, colour_order: list[str]) -> Workdir:
+    """A run whose item_index r + 1 is item `item_order[r]`; group and colour follow the item."""
+    rng = np.random.default_rng(0)
+    place = np.empty(len(item_order), np.int64)
+    place[item_order] = np.arange(len(item_order))
+    sequences = [place[rng.integers(0, NUM_ITEMS, 12)] + 1 for _ in range(40)]
+    colours = np.array([colour_order.index(COLOURS[item % 3]) + 1 for item in item_order])
+    log = Log(sequences, group_of[item_order], item_features={"colour": (ITEM_SPEC, colours)})
+    workdir = write_artifacts(log, root)
+    ids = [f"item-{item}" for item in item_order]
+    for path in (workdir.item_statistics.items, workdir.item_groups.groups):
+        columns = pq.read_table(path)
+        pq.write_table(columns.set_column(0, "item_id", pa.array(ids)), path)
+    folder = workdir.transform.item_vocabularies
+    folder.mkdir(parents=True)
+    (folder / "colour_vocabulary").write_text("".join(f"{colour}\n" for colour in colour_order))
+    return workdir
+
+
+def random_model(config: Config, workdir: Workdir) -> TwoTowerModel:
+    """A model with all weights random, saved as a finished one."""
+    model = TwoTowerModel(config, Catalogue.load(workdir))
+    rng = np.random.default_rng(1)
+    for weight in model.trainable_variables:
+        weight.assign(rng.normal(0, 0.3, weight.shape))
+    with writing(workdir.model("dnc").path, Model.KIND, "test") as artifact:
+        model.save_weights(str(Model(artifact.path).weights))
+        (artifact.path / "config.json").write_text(config.model_dump_json())
+    return model
+
+
+def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[str, np.ndarray]:
+    """item id -> [e_{u,g(i)} . v_i, log p(g(i) | u)]."""
+    catalogue = Catalogue.load(workdir)
+    place = {identity: index for index, identity in enumerate(catalogue.item_ids, start=1)}
+    index = tf.constant([[place[f"item-{item}"] for item in history]], tf.int64)
+    queries, intent = model.query_embeddings(index, model.features_of_users(tf.constant([1], tf.int64)))
+    items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1, dtype=tf.int64)).numpy()
+    group = catalogue.group_id[1:]
+    values = np.stack([(queries.numpy()[0, group] * items).sum(axis=1), intent.numpy()[0, group]], axis=1)
+    return dict(zip(catalogue.item_ids, values, strict=True))
+
+
+@pytest.mark.parametrize("conditioning", ["mmoe", "concat", "multiply", "none"])
+def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str) -> None:
+    """Items, groups and the colours' vocabulary are permuted, and two items are new in existing groups."""
+    rng = np.random.default_rng(2)
+    group_of = np.arange(NUM_ITEMS + 2) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
+    config = config_of(conditioning)
+    earlier = random_model(config, before)
+    renamed = np.array([2, 0, 1])[group_of]
+    after = make_run(tmp_path / "after", rng.permutation(NUM_ITEMS + 2), renamed, ["blue", "red", "green"])
+    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    model = TwoTowerModel(warm, Catalogue.load(after))
+    report = warm_start(model, warm, after, "dnc", load_model)
+    old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
+    for item, value in old.items():
+        np.testing.assert_allclose(new[item], value, atol=1e-5, err_msg=item)
+    assert (report.kept_items, report.new_items, report.kept_groups, report.fresh) == (NUM_ITEMS, 2, NUM_GROUPS, [])
+    assert report.kept_values == len(COLOURS)
+
+
+def test_a_split_group_shares_its_probability() -> None:
+    """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new."""
+    earlier = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    now = np.array([0, 0, 0, 0, 2, 2, 1, 1, 3])
+    match = match_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2)
+    assert match.earlier.tolist() == [0, 1, 0, -1]
+    np.testing.assert_allclose(np.exp(match.log_share), [4 / 6, 1, 2 / 6, 1], rtol=1e-6)
+
+
+def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:
+    """Seven groups, a number that no other dimension has: a weight with an axis of 7 must be matched by group."""
+    group_of = np.arange(NUM_ITEMS) % 7
+    workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), group_of, COLOURS)
+    for conditioning in ("mmoe", "concat", "multiply", "none"):
+        model = TwoTowerModel(config_of(conditioning, "groups.num_groups=7"), Catalogue.load(workdir))
+        for weight in model.trainable_variables:
+            name = weight.name.removesuffix(":0")
+            if 7 in weight.shape:
+                assert name == "intent_logits/bias" or weight.shape[GROUP_AXIS[name]] == 7
+
+
+def test_training_never_ends_worse_than_it_started(tmp_path: Path) -> None:
+    """A learning rate that ruins the model: epoch 0, the start, is the best, and its weights are kept."""
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), group_of, COLOURS)
+    config = config_of("mmoe", "training.monitor_k=3", "training.epochs=30", "training.early_stopping_patience=30")
+    train(config, workdir, "dnc", "first")
+    kept = [weight.numpy() for weight in load_model(config, workdir, "dnc").trainable_variables]
+    ruinous = {"learning_rate": 50.0, "epochs": 2, "warm_start": str(workdir.path)}
+    warm = config.model_copy(update={"training": config.training.model_copy(update=ruinous)})
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
+    train(warm, after, "dnc", "second")
+    history = json.loads(after.model("dnc").history.read_text())
+    assert [entry["epoch"] for entry in history] == [0, 1, 2]
+    assert history[0]["validation_recall"] >= max(entry["validation_recall"] for entry in history)
+    for weight, value in zip(load_model(warm, after, "dnc").trainable_variables, kept, strict=True):
+        np.testing.assert_allclose(weight.numpy(), value, atol=1e-6)
