@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir, vocabulary_file
+from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 
@@ -39,7 +41,7 @@ class WarmStart:
         kept_items, new_items: rows of the item table with and without a predecessor.
         kept_groups: groups whose head continues that of the earlier group with most common items.
         new_groups: groups that share no item with an earlier one.
-        kept_values: rows of feature tables whose value was known.
+        kept_values: rows of feature and user tables whose value was known.
         fresh: weights that start anew, since the two models hold them in other shapes.
     """
 
@@ -203,7 +205,7 @@ def _places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _feature_rows(
     now: Catalogue, earlier: Catalogue, workdir: Workdir, earlier_workdir: Workdir
 ) -> dict[tuple[str, str], np.ndarray]:
-    """(layer, feature) -> int64 [vocabulary_size]: each value's row in the earlier vocabulary, -1 = unknown."""
+    """(layer, weight) -> int64 [table rows - 1]: the row of each value or user in the earlier run, -1 = unknown."""
     result = {}
     for kind, layer in (("item", "candidate_tower"), ("user", "query_tower")):
         known = {spec["name"]: spec for spec in earlier.feature_spec[kind]}
@@ -212,6 +214,10 @@ def _feature_rows(
             if spec["kind"] != "numeric" and before is not None and before["kind"] == spec["kind"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
                 result[layer, spec["name"]] = _places(*vocabularies)
+    users = [
+        pq.read_table(run.item_statistics.users)[UserColumn.USER_ID].to_numpy() for run in (workdir, earlier_workdir)
+    ]
+    result["user_id_tower", "user_embedding"] = _places(*users)
     return result
 
 
