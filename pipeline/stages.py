@@ -158,6 +158,7 @@ STAGES = (
         sections=("windows", "seed"),
         outputs=lambda config, workdir: (workdir.windows.path,),
         run=_windows,
+        sources=lambda config: () if config.windows.mined_from is None else (glob.escape(config.windows.mined_from),),
     ),
     Stage(
         "train",

@@ -1,0 +1,36 @@
+"""Item embeddings leave a trained model as the file that mined negatives are drawn from."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from click.testing import CliRunner
+
+from contracts.artifact import write_json, writing
+from contracts.layout import Model, Workdir
+from tests.trainer.conftest import small_config
+from trainer.build import build_model
+from trainer.catalogue import Catalogue
+from trainer.item_embeddings import main
+
+
+def test_embeddings_are_the_models_in_the_order_of_the_ids(workdir: Workdir, tmp_path: Path) -> None:
+    config = small_config()
+    model = build_model(config, Catalogue.for_config(config, workdir))
+    with writing(workdir.model("to_mine").path, Model.KIND, "f") as artifact:
+        model.save_weights(str(Model(artifact.path).weights))
+        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
+    arguments = ["--workdir", str(workdir.path), "--model", "to_mine", "--out", str(tmp_path / "e.npz")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    ids = pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert arrays["item_id"].tolist() == ids
+        expected = model.candidate_embeddings(np.arange(1, len(ids) + 1)).numpy()
+        np.testing.assert_allclose(arrays["embedding"], expected, atol=1e-5)
+
+
+def test_no_such_model(workdir: Workdir, tmp_path: Path) -> None:
+    arguments = ["--workdir", str(workdir.path), "--model", "nobody", "--out", str(tmp_path / "e.npz")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "no artifact at" in result.output

@@ -1,0 +1,56 @@
+"""Writes a trained model's item embeddings, from which the next run can mine hard negatives (`windows.mined_from`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from contracts.artifact import read_manifest
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, Workdir
+from contracts.names import EmbeddingColumn, ItemColumn
+from trainer.train import load_model
+
+_CHUNK = 1 << 16
+
+
+def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
+    """Writes an npz of `EmbeddingColumn` arrays; returns how many items it holds.
+
+    Raises:
+        ArtifactError: there is no such model.
+    """
+    read_manifest(workdir.model(name).path)
+    config = Config.model_validate_json((workdir.model(name).path / "config.json").read_text(encoding="utf-8"))
+    model = load_model(config, workdir, name)
+    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
+    starts = range(1, len(ids) + 1, _CHUNK)
+    chunks = [tf.range(start, min(start + _CHUNK, len(ids) + 1), dtype=tf.int64) for start in starts]
+    embeddings = np.concatenate([model.candidate_embeddings(chunk).numpy() for chunk in chunks])
+    arrays: dict[str, Any] = {EmbeddingColumn.ITEM_ID: np.array(ids, str), EmbeddingColumn.EMBEDDING: embeddings}
+    np.savez(path, **arrays)
+    return len(ids)
+
+
+@click.command(help=__doc__)
+@click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose train stage is done")
+@click.option("--model", default=MAIN_MODEL, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npz to write")
+def main(workdir: Path, model: str, out: Path) -> None:
+    """The command; `help` is the module's docstring."""
+    try:
+        number = write_item_embeddings(Workdir(workdir.absolute()), model, out.with_suffix(".npz"))
+    except ValueError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(f"{out.with_suffix('.npz')}: {number:,} items")
+
+
+if __name__ == "__main__":
+    main()
