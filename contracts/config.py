@@ -334,6 +334,24 @@ class ServingConfig(Section):
         return indexes
 
 
+class ServerConfig(Section):
+    """`dnc serve`, a server of TF Serving's APIs. Names of settings that TF Serving has, too, are TF Serving's."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
+    rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
+    max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
+    batch_timeout_micros: int = Field(
+        0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
+    )
+    max_enqueued_batches: int = Field(8, ge=1, description="more requests than fill these are refused as overload")
+    num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
+    session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
+    max_request_bytes: int = Field(16 * 2**20, ge=1024)
+    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that brings none")
+    poll_seconds: float = Field(1.0, gt=0, description="how often the base paths are looked at for versions")
+
+
 class BeamConfig(Section):
     """How Beam jobs run."""
 
@@ -422,6 +440,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
+    server: ServerConfig = ServerConfig()
     beam: BeamConfig = BeamConfig()
     retrain: RetrainConfig = RetrainConfig()
 

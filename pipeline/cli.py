@@ -206,6 +206,43 @@ def benchmark(
 
 
 @main.command()
+@_with_config
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), help="Serve the servables of this run.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the versions below PATH as NAME; repeatable."
+)
+@reports_user_errors
+def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None, models: tuple[str, ...]) -> None:
+    """Serve servables by TF Serving's APIs: gRPC and REST, new versions taken up as they appear.
+
+    \b
+    Examples:
+      dnc serve -w runs/demo
+      dnc serve --model dnc=/models/dnc --set server.host=0.0.0.0 --set server.max_batch_size=32
+    """
+    from serving.server.run import serve
+
+    if workdir and not config and Workdir(workdir).config.exists():
+        config = Workdir(workdir).config
+    resolved = load_config(config, overrides)
+    bases = {name: Workdir(workdir).servable(name) for name in resolved.serving.servable_names().values() if workdir}
+    for model in models:
+        name, separator, path = model.partition("=")
+        if not separator or not name or not path:
+            raise ValueError(f"--model {model!r} must have the form NAME=PATH, e.g. --model dnc=/models/dnc")
+        bases[name] = Path(path)
+    if not bases:
+        raise ValueError("say what to serve: --workdir DIR, the directory of a run, or --model NAME=PATH")
+    serve(
+        bases,
+        resolved.server,
+        lambda at: click.echo(
+            f"{', '.join(bases)}: gRPC {at.host}:{at.grpc_port}, REST http://{at.host}:{at.rest_port}"
+        ),
+    )
+
+
+@main.command()
 @reports_user_errors
 def doctor() -> None:
     """Check that this machine can run the pipeline; say what to do where it cannot."""

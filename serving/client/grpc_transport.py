@@ -1,0 +1,69 @@
+"""Requests over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    model_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.client.transport import RetrievalError, Target
+from serving.tensors import to_proto
+
+_SIGNATURE_DEF = "signature_def"
+
+
+class GrpcTransport:
+    """A channel to one address."""
+
+    def __init__(self, address: str):
+        """`address`: host:port, or any target that gRPC resolves."""
+        options = [("grpc.max_receive_message_length", -1), ("grpc.lb_policy_name", "round_robin")]
+        self._channel = grpc.insecure_channel(address, options)
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+
+    def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=_spec(target), metadata_field=[_SIGNATURE_DEF]
+        )
+        response = _called(self._stub.GetModelMetadata, request, timeout)
+        found = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata[_SIGNATURE_DEF].Unpack(found)
+        return found.signature_def
+
+    def predict(
+        self, target: Target, signature: str, inputs: Mapping[str, np.ndarray], timeout: float
+    ) -> dict[str, np.ndarray]:
+        request = predict_pb2.PredictRequest(model_spec=_spec(target))
+        request.model_spec.signature_name = signature
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(to_proto(value))
+        response = _called(self._stub.Predict, request, timeout)
+        return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _spec(target: Target) -> Any:
+    spec = model_pb2.ModelSpec(name=target.model)
+    if target.version is not None:
+        spec.version.value = target.version
+    elif target.label is not None:
+        spec.version_label = target.label
+    return spec
+
+
+def _called(method: Callable[..., Any], request: Any, timeout: float) -> Any:
+    try:
+        return method(request, timeout=timeout)
+    except grpc.RpcError as error:
+        raise RetrievalError(error.code(), error.details()) from None

@@ -1,0 +1,92 @@
+"""Requests over REST, in the columnar form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import requests
+from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from serving.client.transport import Code, RetrievalError, Target
+
+_CODES = {
+    400: Code.INVALID_ARGUMENT,
+    404: Code.NOT_FOUND,
+    413: Code.INVALID_ARGUMENT,
+    429: Code.RESOURCE_EXHAUSTED,
+    501: Code.UNIMPLEMENTED,
+    503: Code.UNAVAILABLE,
+    504: Code.DEADLINE_EXCEEDED,
+}
+
+
+class RestTransport:
+    """A session with one address."""
+
+    def __init__(self, url: str):
+        """`url`: http://host:port."""
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+
+    def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
+        answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
+        response = json_format.ParseDict(
+            answer, get_model_metadata_pb2.GetModelMetadataResponse(), ignore_unknown_fields=True
+        )
+        found = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(found)
+        return found.signature_def
+
+    def predict(
+        self, target: Target, signature: str, inputs: Mapping[str, np.ndarray], timeout: float
+    ) -> dict[str, np.ndarray]:
+        body = {"signature_name": signature, "inputs": {name: _plain(value) for name, value in inputs.items()}}
+        answer = self._asked("POST", f"{_path(target)}:predict", timeout, json.dumps(body))
+        return {name: _array(value) for name, value in answer["outputs"].items()}
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _asked(self, method: str, path: str, timeout: float, body: str | None = None) -> Any:
+        try:
+            response = self._session.request(method, self._url + path, data=body, timeout=timeout)
+            answer = json.loads(response.content)
+        except requests.Timeout:
+            raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
+        except requests.RequestException as error:
+            raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
+        except ValueError:
+            raise RetrievalError(
+                Code.UNKNOWN, f"{self._url} does not speak JSON: status {response.status_code}"
+            ) from None
+        if response.status_code != requests.codes.ok:
+            raise RetrievalError(_CODES.get(response.status_code, Code.UNKNOWN), answer.get("error", ""))
+        return answer
+
+
+def _path(target: Target) -> str:
+    if target.version is not None:
+        return f"/v1/models/{target.model}/versions/{target.version}"
+    return f"/v1/models/{target.model}" + (f"/labels/{target.label}" if target.label is not None else "")
+
+
+def _plain(value: np.ndarray) -> Any:
+    """Lists of lists; bytes of UTF-8 as strings."""
+    if value.dtype != object:
+        return value.tolist()
+    flat = np.empty(value.size, object)
+    flat[:] = [item.decode() for item in value.ravel()]
+    return flat.reshape(value.shape).tolist()
+
+
+def _array(value: Any) -> np.ndarray:
+    array = np.array(value)
+    if array.dtype.kind != "U":
+        return array
+    flat = np.empty(array.size, object)
+    flat[:] = [item.encode() for item in array.ravel().tolist()]
+    return flat.reshape(array.shape)

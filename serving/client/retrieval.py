@@ -1,0 +1,219 @@
+"""What an application calls: histories in, candidates out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import tenacity
+import tensorflow as tf
+
+from contracts.names import Request, Response, Signature
+from serving.client.grpc_transport import GrpcTransport
+from serving.client.rest_transport import RestTransport
+from serving.client.transport import RETRIED, Code, RetrievalError, Target, Transport
+from serving.signature import Arrays, Input, SignatureSpec
+
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a call may take, its retries included."""
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One user's candidates, best first.
+
+    Attributes:
+        item_ids: the items.
+        scores: float32 [len(item_ids)], descending.
+        group_ids: int32 [len(item_ids)].
+    """
+
+    item_ids: list[str]
+    scores: np.ndarray
+    group_ids: np.ndarray
+
+
+class RetrievalClient:
+    """Asks one model of `dnc serve` or TF Serving. Use it as a context manager, or `close` it.
+
+    It sends every input of the signature with a row a user, what the caller leaves out being the
+    default that the servable's metadata names: TF Serving's REST wants all inputs, and its batches
+    want rows in all of them. And every input of any width begins with a place of padding, because
+    TF Serving, where it pads a batch, repeats the first value.
+
+    Overload and unreachable servers are asked again, with growing pauses, until the time is up.
+    """
+
+    def __init__(self, transport: Transport, target: Target, timeout: float = DEFAULT_TIMEOUT):
+        """Prepares to ask `target`; nothing is sent yet. `grpc` and `rest` are the usual ways here."""
+        self._transport = transport
+        self._target = target
+        self._timeout = timeout
+        self._specs: dict[str, SignatureSpec] = {}
+
+    @classmethod
+    def grpc(cls, address: str, model: str, *, timeout: float = DEFAULT_TIMEOUT, **which: Any) -> RetrievalClient:
+        """Over gRPC, at host:port; `which` is nothing, a `version` or a `label`."""
+        return cls(GrpcTransport(address), Target(model, **which), timeout)
+
+    @classmethod
+    def rest(cls, url: str, model: str, *, timeout: float = DEFAULT_TIMEOUT, **which: Any) -> RetrievalClient:
+        """Over REST, at http://host:port; `which` is nothing, a `version` or a `label`."""
+        return cls(RestTransport(url), Target(model, **which), timeout)
+
+    def __enter__(self) -> RetrievalClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._transport.close()
+
+    def recommend(
+        self, histories: Sequence[Sequence[str]], *, timeout: float | None = None, **inputs: Any
+    ) -> list[Candidates]:
+        """Candidates for each user.
+
+        Args:
+            histories: item ids, oldest first, a list a user.
+            timeout: seconds, retries included; default: the client's.
+            inputs: any other input of serving_default by its name (see `contracts.names.Request`):
+                one value for all users, or a value a user; of inputs with several values a user,
+                such as `groups`, a list a user.
+
+        Raises:
+            ValueError: the servable has no such input, or the value does not fit it.
+            RetrievalError: the server's refusal, or no answer in time.
+        """
+        outputs = self._call(Signature.SERVING_DEFAULT, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
+        fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
+        return [_candidates(*row) for row in zip(*fields, strict=True)]
+
+    def query_embedding(
+        self, histories: Sequence[Sequence[str]], *, timeout: float | None = None, **inputs: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [num_users, num_groups, dim] and p(group | user) [num_users, num_groups].
+
+        Arguments and errors are those of `recommend`.
+        """
+        outputs = self._call(Signature.QUERY_EMBEDDING, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
+        return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
+
+    def candidate_embedding(
+        self, item_ids: Sequence[str], *, timeout: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown.
+
+        Raises:
+            RetrievalError: as `recommend`.
+        """
+        outputs = self._call(Signature.CANDIDATE_EMBEDDING, {Request.ITEM_IDS: item_ids}, len(item_ids), timeout)
+        return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.GROUP_IDS].astype(np.int32)
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Returns once the model can be asked.
+
+        Raises:
+            RetrievalError: it cannot within `timeout` seconds.
+        """
+        ready = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(RetrievalError),
+            wait=tenacity.wait_fixed(0.2),
+            stop=tenacity.stop_after_delay(timeout),
+            reraise=True,
+        )
+        ready(self._transport.signatures, self._target, min(timeout, self._timeout))
+
+    def _call(
+        self, signature: str, given: Mapping[str, Any], rows: int, timeout: float | None
+    ) -> dict[str, np.ndarray]:
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        spec, is_fresh = self._spec(signature, deadline)
+        try:
+            return self._predict(spec, _arrays(spec, given, rows), deadline)
+        except RetrievalError as error:
+            # A new version may take other inputs than the one whose metadata is remembered.
+            if is_fresh or error.code not in (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
+                raise
+            del self._specs[signature]
+        spec, _ = self._spec(signature, deadline)
+        return self._predict(spec, _arrays(spec, given, rows), deadline)
+
+    def _spec(self, signature: str, deadline: float) -> tuple[SignatureSpec, bool]:
+        if signature in self._specs:
+            return self._specs[signature], False
+        found = _retried(lambda left: self._transport.signatures(self._target, left), deadline)
+        if signature not in found:
+            raise ValueError(f"{self._target.model} has no signature {signature!r}; it has {sorted(found)}")
+        self._specs[signature] = SignatureSpec(signature, found[signature])
+        return self._specs[signature], True
+
+    def _predict(self, spec: SignatureSpec, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
+        return _retried(lambda left: self._transport.predict(self._target, spec.name, inputs, left), deadline)
+
+
+def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
+    """`call`, with the seconds left as its argument, again and again while the server is overloaded or away."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.code in RETRIED),
+        wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
+        stop=lambda state: time.monotonic() + state.upcoming_sleep >= deadline,
+        reraise=True,
+    )
+    return retrying(lambda: call(max(deadline - time.monotonic(), 1e-3)))
+
+
+def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
+    for name in given:
+        if name not in spec.inputs:
+            raise ValueError(f"{spec.name} has no input {name!r}; it has {', '.join(spec.inputs)}")
+    inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items()}
+    return spec.complete(inputs)[0]
+
+
+def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
+    """A row a user; an input of any width is padded on the left, by one place at least."""
+    if len(spec.shape) == 1 or spec.shape[1] is not None:
+        array = _cast(spec, np.asarray(value, object))
+        return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
+    lists = list(value)
+    if lists and not any(isinstance(one, list | tuple | np.ndarray) for one in lists):
+        lists = [lists] * rows
+    if len(lists) != rows:
+        raise ValueError(f"input {spec.name!r} must have a list a user, {rows}; got {len(lists)}")
+    padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
+    for row, one in enumerate(lists):
+        padded[row, padded.shape[1] - len(one) :] = one
+    return _cast(spec, padded)
+
+
+def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
+    """To the input's dtype; None is what the servable takes for a missing value."""
+    flat = [spec.padding if value is None else value for value in values.ravel().tolist()]
+    try:
+        if spec.dtype == tf.string:
+            cast = np.empty(len(flat), object)
+            cast[:] = [value.encode() if isinstance(value, str) else bytes(value) for value in flat]
+        else:
+            cast = np.array(flat, spec.dtype.as_numpy_dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"input {spec.name!r} must hold {spec.dtype.name}: {error}") from None
+    return cast.reshape(values.shape)
+
+
+def _candidates(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> Candidates:
+    present = item_ids != b""
+    return Candidates(
+        [item.decode() for item in item_ids[present]],
+        scores[present].astype(np.float32),
+        group_ids[present].astype(np.int32),
+    )

@@ -1,0 +1,175 @@
+"""Dynamic micro-batching: requests that wait together run together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from contracts.config import ServerConfig
+from serving.server.errors import Code, RequestError, invalid
+from serving.server.metrics import Metrics
+from serving.signature import Arrays
+
+
+class Workers:
+    """The threads that run batches, shared by every signature of every version."""
+
+    def __init__(self, executor: Executor, num_threads: int):
+        self.executor = executor
+        self.free = asyncio.Semaphore(num_threads)
+
+
+@dataclass
+class _Waiting:
+    inputs: Arrays
+    rows: int
+    answer: asyncio.Future[Arrays]
+    since: float
+
+
+class Batcher:
+    """The queue of one signature of one version.
+
+    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows; with
+    `batch_timeout_micros` it waits for more, at most so long after its first request. Under load
+    batches grow by themselves, and a lone request waits for nobody.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Arrays]], list[Arrays]],
+        config: ServerConfig,
+        workers: Workers,
+        metrics: Metrics,
+    ):
+        """Starts the queue; needs a running loop.
+
+        Args:
+            run: answers several completed requests as one batch; called in a worker's thread.
+            config: sizes and times.
+            workers: the threads.
+            metrics: sizes and waits are counted there.
+        """
+        self._run = run
+        self._config = config
+        self._workers = workers
+        self._metrics = metrics
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._changed = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._task = asyncio.get_running_loop().create_task(self._dispatch())
+
+    async def submit(self, inputs: Arrays, rows: int, deadline: float) -> Arrays:
+        """The answer to a completed request.
+
+        Args:
+            inputs: as `SignatureSpec.complete` gives them.
+            rows: their number.
+            deadline: in the loop's time.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, more rows than a batch has; RESOURCE_EXHAUSTED, the queue
+                is full; DEADLINE_EXCEEDED; or what the graph makes of the request.
+        """
+        config = self._config
+        if rows > config.max_batch_size:
+            raise invalid(
+                f"the request has {rows} rows, more than max_batch_size={config.max_batch_size}; send several requests"
+            )
+        if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
+            raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(inputs, rows, loop.create_future(), time.perf_counter())
+        timer = loop.call_at(deadline, _expire, waiting.answer)
+        self._waiting.append(waiting)
+        self._rows += rows
+        self._changed.set()
+        try:
+            return await waiting.answer
+        finally:
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Stops once everything has been answered. Nothing may be submitted any more."""
+        while self._waiting or self._running:
+            await asyncio.sleep(0.001)
+        self._task.cancel()
+
+    async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._gather()
+            await self._workers.free.acquire()
+            batch = self._take()
+            if not batch:
+                self._workers.free.release()
+                continue
+            self._metrics.batch_rows.observe(sum(waiting.rows for waiting in batch))
+            started = time.perf_counter()
+            for waiting in batch:
+                self._metrics.queue_seconds.observe(started - waiting.since)
+            running = loop.create_task(self._answer(batch))
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
+
+    async def _gather(self) -> None:
+        """Returns when there is a batch to run."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        timeout = self._config.batch_timeout_micros / 1e6
+        while self._waiting and self._rows < self._config.max_batch_size:
+            left = self._waiting[0].since + timeout - time.perf_counter()
+            if left <= 0:
+                break
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except asyncio.TimeoutError:
+                break
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, without requests that nobody waits for any more."""
+        batch: list[_Waiting] = []
+        rows = 0
+        while self._waiting and rows + self._waiting[0].rows <= self._config.max_batch_size:
+            waiting = self._waiting.popleft()
+            self._rows -= waiting.rows
+            if not waiting.answer.done():
+                batch.append(waiting)
+                rows += waiting.rows
+        return batch
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        """Runs a batch. Where it fails, each of its requests runs alone: one must not fail another."""
+        try:
+            answers = await self._in_thread(batch)
+            if len(batch) > 1 and isinstance(answers[0], RequestError):
+                answers = [answer for waiting in batch for answer in await self._in_thread([waiting])]
+        finally:
+            self._workers.free.release()
+        for waiting, answer in zip(batch, answers, strict=True):
+            if waiting.answer.done():
+                continue
+            if isinstance(answer, RequestError):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)
+
+    async def _in_thread(self, batch: list[_Waiting]) -> Sequence[Arrays | RequestError]:
+        """An answer to each request, or to each the error that they all failed of."""
+        inputs = [waiting.inputs for waiting in batch]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers.executor, self._run, inputs)
+        except RequestError as error:
+            return [error] * len(batch)
+
+
+def _expire(answer: asyncio.Future[Arrays]) -> None:
+    if not answer.done():
+        answer.set_exception(RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the answer was there"))

@@ -1,0 +1,55 @@
+"""What can go wrong with a request, in gRPC's codes; REST answers with the HTTP status that TF Serving maps each to."""
+
+from __future__ import annotations
+
+import grpc
+import tensorflow as tf
+
+Code = grpc.StatusCode
+
+HTTP_STATUS = {
+    Code.OK: 200,
+    Code.CANCELLED: 499,
+    Code.UNKNOWN: 500,
+    Code.INVALID_ARGUMENT: 400,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.FAILED_PRECONDITION: 400,
+    Code.ABORTED: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 500,
+    Code.UNAUTHENTICATED: 401,
+}
+"""As `ToHTTPStatusCode` in TF Serving's model_servers/http_server.cc."""
+
+_CODES = {code.value[0]: code for code in Code}
+
+
+class RequestError(Exception):
+    """A request that cannot be answered.
+
+    Attributes:
+        code: gRPC's status code.
+        message: for the client: what is wrong, with the received value, and the remedy.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def invalid(message: str) -> RequestError:
+    """INVALID_ARGUMENT."""
+    return RequestError(Code.INVALID_ARGUMENT, message)
+
+
+def from_tensorflow(error: tf.errors.OpError) -> RequestError:
+    """TensorFlow's error codes are gRPC's."""
+    return RequestError(_CODES.get(error.error_code, Code.UNKNOWN), error.message)

@@ -1,0 +1,174 @@
+"""gRPC: TF Serving's PredictionService and ModelService."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_pb2,
+    predict_pb2,
+)
+
+from serving.server.errors import Code, RequestError, invalid
+from serving.server.metrics import Metrics
+from serving.server.models import Models, signature_name
+from serving.server.reload import reload_labels
+from serving.tensors import to_array, to_proto
+
+_log = logging.getLogger(__name__)
+_Method = Callable[[Any, float | None], Awaitable[Any]]
+"""A request and the seconds that the client leaves -> its response; raises RequestError."""
+SIGNATURE_DEF = "signature_def"
+"""The one metadata field there is."""
+
+
+class GrpcApi:
+    """The methods. Requests come as bytes, so that what is no proto is the client's mistake and not ours."""
+
+    def __init__(self, models: Models, metrics: Metrics, max_elements: int):
+        """`max_elements`: most elements of a request's tensor."""
+        self._models = models
+        self._metrics = metrics
+        self._max_elements = max_elements
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """A handler for each service; the methods that it leaves out, for Examples, are UNIMPLEMENTED."""
+        services: dict[str, dict[str, tuple[Any, _Method]]] = {
+            "tensorflow.serving.PredictionService": {
+                "Predict": (predict_pb2.PredictRequest, self._measured_predict),
+                "GetModelMetadata": (get_model_metadata_pb2.GetModelMetadataRequest, self._metadata),
+            },
+            "tensorflow.serving.ModelService": {
+                "GetModelStatus": (get_model_status_pb2.GetModelStatusRequest, self._status),
+                "HandleReloadConfigRequest": (model_management_pb2.ReloadConfigRequest, self._reload),
+            },
+        }
+        return [
+            grpc.method_handlers_generic_handler(
+                service,
+                {name: grpc.unary_unary_rpc_method_handler(_served(*method)) for name, method in methods.items()},
+            )
+            for service, methods in services.items()
+        ]
+
+    async def _measured_predict(self, request: Any, seconds_left: float | None) -> Any:
+        with self._metrics.measured(request.model_spec.name, "GRPC"):
+            return await self._predict(request, seconds_left)
+
+    async def _predict(self, request: Any, seconds_left: float | None) -> Any:
+        spec = request.model_spec
+        version = self._models.find(spec)
+        signature = version.signature(signature_name(spec))
+        for name in request.output_filter:
+            if name not in signature.outputs:
+                raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
+        try:
+            inputs = {name: to_array(name, tensor, self._max_elements) for name, tensor in request.inputs.items()}
+        except ValueError as error:
+            raise invalid(str(error)) from None
+        outputs = await self._models.predict(version, signature, inputs, seconds_left)
+        response = predict_pb2.PredictResponse(model_spec=resolved(spec.name, version.number, signature.name))
+        for name in request.output_filter or outputs:
+            response.outputs[name].CopyFrom(to_proto(outputs[name]))
+        return response
+
+    async def _metadata(self, request: Any, seconds_left: float | None) -> Any:
+        return model_metadata(self._models, request)
+
+    async def _status(self, request: Any, seconds_left: float | None) -> Any:
+        return model_status(self._models, request)
+
+    async def _reload(self, request: Any, seconds_left: float | None) -> Any:
+        response = model_management_pb2.ReloadConfigResponse()
+        try:
+            await reload_labels(self._models, request.config)
+        except RequestError as error:
+            response.status.error_code = error.code.value[0]
+            response.status.error_message = error.message
+        return response
+
+
+def model_metadata(models: Models, request: Any) -> Any:
+    """GetModelMetadataResponse: the signatures of a version.
+
+    Raises:
+        RequestError: as `Models.find`; INVALID_ARGUMENT, another field than signature_def.
+    """
+    if not request.metadata_field:
+        raise invalid(f"GetModelMetadataRequest must name at least one metadata_field: {SIGNATURE_DEF}")
+    for field in request.metadata_field:
+        if field != SIGNATURE_DEF:
+            raise invalid(f"Metadata field with value {field} is not supported; there is {SIGNATURE_DEF}")
+    version = models.find(request.model_spec)
+    response = get_model_metadata_pb2.GetModelMetadataResponse(
+        model_spec=resolved(request.model_spec.name, version.number)
+    )
+    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=version.definitions)
+    response.metadata[SIGNATURE_DEF].Pack(signatures)
+    return response
+
+
+def model_status(models: Models, request: Any) -> Any:
+    """GetModelStatusResponse: the states of versions.
+
+    Raises:
+        RequestError: as `Models.status`.
+    """
+    return get_model_status_pb2.GetModelStatusResponse(model_version_status=models.status(request.model_spec))
+
+
+def resolved(name: str, version: int, signature: str = "") -> Any:
+    """The ModelSpec of an answer: what answered, not what was asked for."""
+    spec = model_pb2.ModelSpec(name=name, signature_name=signature)
+    spec.version.value = version
+    return spec
+
+
+async def start_grpc(models: Models, metrics: Metrics, host: str, port: int, max_bytes: int) -> tuple[Any, int]:
+    """The started grpc.aio server, and its port.
+
+    Raises:
+        ValueError: the port cannot be had.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    server.add_generic_rpc_handlers(GrpcApi(models, metrics, max_elements=max_bytes).handlers())
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise ValueError(f"cannot listen on {host}:{port} ({error}); set server.grpc_port to a free one") from None
+    await server.start()
+    return server, bound
+
+
+def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
+    async def handler(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            request = message.FromString(body)
+        except DecodeError:
+            error = invalid(f"the message is not a {message.DESCRIPTOR.full_name}")
+        else:
+            try:
+                answer = await method(request, context.time_remaining())
+                return answer.SerializeToString()
+            except RequestError as refused:
+                error = refused
+            except Exception:
+                _log.exception("a request failed")
+                error = RequestError(Code.INTERNAL, "internal error; see the server's log")
+        await context.abort(error.code, error.message)
+        raise error  # abort has raised
+
+    return handler

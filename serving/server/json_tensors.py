@@ -1,0 +1,171 @@
+"""TF Serving's JSON: a request's rows (`instances`) or columns (`inputs`), and the answer in the same form."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.names import Signature
+from serving.server.errors import invalid
+from serving.signature import Arrays, Input, SignatureSpec
+
+Format = Literal["instances", "inputs"]
+_ANSWER: dict[Format, str] = {"instances": "predictions", "inputs": "outputs"}
+_BYTES_SUFFIX = "_bytes"
+"""Strings of outputs so named are bytes: they are written in base64."""
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a predict request; NaN, Infinity and -Infinity are numbers, as in TF Serving.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is not a JSON object in UTF-8.
+    """
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise invalid("JSON Parse error: nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
+        raise invalid(f"JSON Parse error: {error}") from None
+    if not isinstance(value, dict):
+        raise invalid(f"the request must be a JSON object with 'instances' or 'inputs', got {_kind(value)}")
+    return value
+
+
+def requested_signature(body: Mapping[str, Any]) -> str:
+    """The signature's name, serving_default if there is none.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, it is not a string.
+    """
+    name = body.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(f"'signature_name' must be a string, got {_kind(name)}")
+    return name or Signature.SERVING_DEFAULT
+
+
+def request_arrays(body: Mapping[str, Any], signature: SignatureSpec) -> tuple[Arrays, Format]:
+    """The inputs of a request, and the form that it has.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, the message names the input and what is wrong with it.
+    """
+    given = [form for form in _ANSWER if form in body]
+    if len(given) != 1:
+        raise invalid(f"the request must have exactly one of 'instances' and 'inputs', got {given or 'neither'}")
+    form = given[0]
+    columns = _columns(body["instances"], signature) if form == "instances" else _named(body["inputs"], signature)
+    for name in columns:
+        if name not in signature.inputs:
+            raise invalid(f"{signature.name} has no input {name!r}; it has {', '.join(signature.inputs)}")
+    return {name: _array(signature.inputs[name], value) for name, value in columns.items()}, form
+
+
+def response_body(outputs: Mapping[str, np.ndarray], form: Format) -> bytes:
+    """The answer: `predictions`, a list of rows, or `outputs`, by name; without names if there is but one."""
+    columns = {name: _plain(name, value) for name, value in outputs.items()}
+    answer: Any
+    if len(columns) == 1:
+        (answer,) = columns.values()
+    elif form == "inputs":
+        answer = columns
+    else:
+        answer = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return json.dumps({_ANSWER[form]: answer}, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _columns(instances: Any, signature: SignatureSpec) -> dict[str, Any]:
+    if not isinstance(instances, list) or not instances:
+        raise invalid(f"'instances' must be a list with a value a row, got {_kind(instances)}")
+    if not any(_is_named(row) for row in instances):
+        return {_only_input(signature, "instances"): instances}
+    names = list(instances[0]) if _is_named(instances[0]) else []
+    for place, row in enumerate(instances):
+        if not _is_named(row) or set(row) != set(names):
+            raise invalid(f"'instances' must be objects with the same keys; element {place} differs from the first")
+    return {name: [row[name] for row in instances] for name in names}
+
+
+def _named(inputs: Any, signature: SignatureSpec) -> dict[str, Any]:
+    return inputs if _is_named(inputs) else {_only_input(signature, "inputs"): inputs}
+
+
+def _only_input(signature: SignatureSpec, key: str) -> str:
+    """The input that a value without a name is for: the only one that has no default."""
+    needed = [name for name, spec in signature.inputs.items() if spec.default is None] or list(signature.inputs)
+    if len(needed) != 1:
+        raise invalid(f"'{key}' must name its inputs: {signature.name} has {', '.join(signature.inputs)}")
+    return needed[0]
+
+
+def _array(spec: Input, value: Any) -> np.ndarray:
+    rank = len(spec.shape)
+    leaves, shape = [value], []
+    for depth in range(rank):
+        if not all(isinstance(leaf, list) for leaf in leaves):
+            raise invalid(f"input {spec.name!r} must be a list nested {rank} deep, is one {depth} deep")
+        sizes = {len(leaf) for leaf in leaves}
+        if len(sizes) > 1:
+            raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and of {max(sizes)} values; pad the shorter")
+        shape.append(sizes.pop() if sizes else 0)
+        leaves = [item for leaf in leaves for item in leaf]
+    if spec.dtype == tf.string:
+        flat = np.empty([len(leaves)], object)
+        flat[:] = [_text(spec.name, leaf) for leaf in leaves]
+        return flat.reshape(shape)
+    kinds = {type(leaf) for leaf in leaves}
+    allowed = {bool} if spec.dtype == tf.bool else {int, float} if spec.dtype.is_floating else {int}
+    if not kinds <= allowed:
+        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
+        raise invalid(f"input {spec.name!r} must hold {spec.dtype.name}, got {_kind(wrong)}")
+    try:
+        with np.errstate(over="raise"):
+            return np.array(leaves, spec.dtype.as_numpy_dtype).reshape(shape)
+    except (OverflowError, FloatingPointError):
+        raise invalid(f"input {spec.name!r} has a value that {spec.dtype.name} does not hold") from None
+
+
+def _text(name: str, value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
+        try:
+            return base64.b64decode(value["b64"], validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise invalid(f"input {name!r} has a value that is not base64: {error}") from None
+    raise invalid(f"input {name!r} must hold strings, got {_kind(value)}")
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) != {"b64"}
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return "an empty list" if value == [] else names.get(type(value), "null")
+
+
+def _plain(name: str, value: np.ndarray) -> Any:
+    """Lists of lists. A float32 is written by its own shortest digits, not by those of its double."""
+    if value.dtype == object:
+        encode = _base64 if name.endswith(_BYTES_SUFFIX) else _decoded
+        flat = np.empty(value.size, object)
+        flat[:] = [encode(item) for item in value.ravel()]
+        return flat.reshape(value.shape).tolist()
+    if value.dtype == np.float32:
+        return value.astype("U32").astype(np.float64).tolist()
+    return value.tolist()
+
+
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _base64(value: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(value).decode()}

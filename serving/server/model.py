@@ -1,0 +1,181 @@
+"""A served model: the versions at one base path, loaded and unloaded as the labels say."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorflow_serving.apis import get_model_status_pb2, status_pb2
+
+from contracts.config import ServerConfig
+from contracts.serving_labels import STABLE, effective_labels, versions_on_disk
+from serving.server.batcher import Workers
+from serving.server.errors import Code, RequestError, invalid
+from serving.server.metrics import Metrics
+from serving.server.version import LoadedServable, Version
+
+_log = logging.getLogger(__name__)
+State = get_model_status_pb2.ModelVersionStatus
+
+
+@dataclass(frozen=True)
+class _Failure:
+    modified: float
+    message: str
+
+
+class ServedModel:
+    """One model name. `refresh` brings the loaded versions to what `serving.json` or the disk says."""
+
+    def __init__(
+        self, name: str, base: Path, config: ServerConfig, workers: Workers, loader: Executor, metrics: Metrics
+    ):
+        """Prepares to serve the versions below `base`; `loader` is where versions are loaded."""
+        self.name = name
+        self.base = base
+        self._config = config
+        self._workers = workers
+        self._loader = loader
+        self._metrics = metrics
+        self._versions: dict[int, Version] = {}
+        self._labels: dict[str, int] = {}
+        self._failures: dict[int, _Failure] = {}
+        self._loading: set[int] = set()
+        self._draining: dict[int, asyncio.Task[None]] = {}
+        self._complaints: list[str] = []
+
+    async def refresh(self) -> None:
+        """Loads what is wanted and not there, then moves the labels, then drains what nobody wants.
+
+        A label moves only to a version that is loaded, warmed up and ready, so requests never wait
+        for a load, and a version that cannot be loaded leaves everything as it was.
+        """
+        try:
+            labels = effective_labels(self.base)
+        except (ValueError, OSError) as error:
+            self._complain([str(error)])
+            return
+        wanted = labels.by_label() if labels else {}
+        for number in dict.fromkeys(wanted.values()):
+            await self._load(number)
+        for label, number in wanted.items():
+            if number in self._versions:
+                self._labels[label] = number
+                self._metrics.serving.labels(self.name, label).set(number)
+        self._complain(
+            [self._why_not(label, number) for label, number in wanted.items() if self._labels.get(label) != number]
+        )
+        for label in set(self._labels) - set(wanted) - ({STABLE} if not wanted else set()):
+            del self._labels[label]
+            self._metrics.serving.remove(self.name, label)
+        for number in set(self._versions) - set(self._labels.values()):
+            self._drain(number)
+
+    def require(self) -> None:
+        """Raises ValueError if no version answers."""
+        if STABLE not in self._labels:
+            raise ValueError("; ".join(self._complaints))
+
+    def find(self, number: int | None = None, label: str | None = None) -> Version:
+        """The version of that number, or of that label; of neither, the stable one.
+
+        Raises:
+            RequestError: NOT_FOUND, or of a label INVALID_ARGUMENT, as TF Serving.
+        """
+        if number is None:
+            if (label or STABLE) not in self._labels:
+                if label is None:
+                    raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Latest({self.name})")
+                raise invalid(f"Unrecognized servable version label: {label}; {self.name} has {sorted(self._labels)}")
+            number = self._labels[label or STABLE]
+        if number not in self._versions:
+            raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {number})")
+        return self._versions[number]
+
+    def label(self, label: str) -> int:
+        """The number behind a label.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, there is no such label.
+        """
+        return self.find(label=label).number
+
+    def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
+        """The state of every version that is on disk or in memory, the newest first."""
+        states = {
+            **dict.fromkeys(versions_on_disk(self.base), State.END),
+            **dict.fromkeys(self._loading, State.LOADING),
+            **dict.fromkeys(self._versions, State.AVAILABLE),
+            **dict.fromkeys(self._draining, State.UNLOADING),
+        }
+        statuses = []
+        for number in sorted(states, reverse=True):
+            status = State(version=number, state=states[number], status=status_pb2.StatusProto())
+            if number in self._failures:
+                status.status.error_code = Code.INVALID_ARGUMENT.value[0]
+                status.status.error_message = self._failures[number].message
+            statuses.append(status)
+        return statuses
+
+    async def close(self) -> None:
+        """Drains every version."""
+        self._labels.clear()
+        for number in list(self._versions):
+            self._drain(number)
+        await asyncio.gather(*self._draining.values())
+
+    async def _load(self, number: int) -> None:
+        path = self.base / str(number)
+        modified = _modified(path)
+        failure = self._failures.get(number)
+        if number in self._versions or not modified or (failure and failure.modified == modified):
+            return
+        self._loading.add(number)
+        loop = asyncio.get_running_loop()
+        try:
+            servable = await loop.run_in_executor(self._loader, LoadedServable, path, self._config.session_threads)
+        except ValueError as error:
+            self._failures[number] = _Failure(modified, str(error))
+            self._metrics.loads.labels(self.name, "failure").inc()
+            return
+        finally:
+            self._loading.discard(number)
+        self._failures.pop(number, None)
+        self._metrics.loads.labels(self.name, "success").inc()
+        self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
+        _log.info("%s: version %d is loaded", self.name, number)
+
+    def _drain(self, number: int) -> None:
+        version = self._versions.pop(number)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._draining.pop(number, None)
+            _log.info("%s: version %d is unloaded", self.name, number)
+
+        self._draining[number] = asyncio.get_running_loop().create_task(version.drain())
+        self._draining[number].add_done_callback(done)
+
+    def _why_not(self, label: str, number: int) -> str:
+        if number in self._failures:
+            reason = self._failures[number].message
+        else:
+            reason = f"there is no version {number} below {self.base}; it has {versions_on_disk(self.base)}"
+        return f"{self.name}: the label {label} cannot move to version {number}: {reason}"
+
+    def _complain(self, complaints: list[str]) -> None:
+        """Logs what is wrong once, not at every poll."""
+        for complaint in complaints:
+            if complaint not in self._complaints:
+                _log.warning("%s", complaint)
+        self._complaints = complaints
+
+
+def _modified(version: Path) -> float:
+    """When a version's graph was written; 0 if there is none."""
+    try:
+        return (version / "saved_model.pb").stat().st_mtime
+    except OSError:
+        return 0.0

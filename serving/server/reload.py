@@ -1,0 +1,56 @@
+"""HandleReloadConfigRequest: labels set from afar.
+
+TF Serving keeps a reloaded config until it restarts. Here it is written to `serving.json`, so that
+there is one place to look at, and a restart changes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tensorflow_serving.apis import model_pb2
+
+from contracts.serving_labels import CANARY, LABELS_FILE, STABLE, ServingLabels, versions_on_disk, write_labels
+from serving.server.errors import Code, RequestError, invalid
+from serving.server.model import ServedModel
+from serving.server.models import Models
+
+
+async def reload_labels(models: Models, config: Any) -> None:
+    """Applies a ModelServerConfig: each model's labels, or without labels the newest version.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT, NOT_FOUND or FAILED_PRECONDITION; nothing is changed then.
+    """
+    if not config.HasField("model_config_list") or not config.model_config_list.config:
+        raise invalid("the config must have a model_config_list with the models to relabel")
+    changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
+    planned = [(model, _labels(model, one)) for model, one in changes]
+    for model, labels in planned:
+        try:
+            if labels is None:
+                (model.base / LABELS_FILE).unlink(missing_ok=True)
+            else:
+                write_labels(model.base, labels)
+        except OSError as error:
+            raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {model.base / LABELS_FILE}: {error}") from None
+        await model.refresh()
+
+
+def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
+    if config.base_path and Path(config.base_path).absolute() != model.base.absolute():
+        raise invalid(f"{model.name} is served from {model.base}; a reload cannot move it to {config.base_path}")
+    labels = dict(config.version_labels)
+    if not labels:
+        return None
+    if not {STABLE} <= set(labels) <= {STABLE, CANARY}:
+        raise invalid(f"{model.name}: version_labels must be {STABLE} and perhaps {CANARY}; got {sorted(labels)}")
+    on_disk = versions_on_disk(model.base)
+    for label, version in labels.items():
+        if version not in on_disk:
+            raise invalid(f"{model.name}: label {label} names version {version}; there are {on_disk}")
+    try:
+        return ServingLabels(**labels)
+    except ValueError as error:
+        raise invalid(f"{model.name}: {error}") from None

@@ -1,0 +1,146 @@
+"""REST, as TF Serving has it:
+
+GET  /v1/models/NAME[/versions/N|/labels/L]             states
+GET  /v1/models/NAME[/versions/N|/labels/L]/metadata    signatures
+POST /v1/models/NAME[/versions/N|/labels/L]:predict     a prediction
+GET  /monitoring/prometheus/metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
+
+from contracts.config import ServerConfig
+from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
+from serving.server.grpc_api import SIGNATURE_DEF, model_metadata, model_status
+from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
+from serving.server.metrics import CONTENT_TYPE, Metrics
+from serving.server.models import Models
+
+_log = logging.getLogger(__name__)
+METRICS_PATH = "/monitoring/prometheus/metrics"
+_PATH = re.compile(
+    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+    r"(?P<what>:predict|/metadata|)"
+)
+_MAX_VERSION = 2**63 - 1
+
+
+class RestApi:
+    """The handlers."""
+
+    def __init__(self, models: Models, metrics: Metrics, config: ServerConfig):
+        self._models = models
+        self._metrics = metrics
+        self._config = config
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=self._config.max_request_bytes, middlewares=[_errors_as_json])
+        app.router.add_get(METRICS_PATH, self._page)
+        app.router.add_route("*", "/{path:.*}", self._dispatch)
+        return app
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _dispatch(self, request: web.Request) -> web.Response:
+        matched = _PATH.fullmatch(request.path)
+        method = "POST" if matched and matched["what"] == ":predict" else "GET"
+        if not matched or request.method != method:
+            raise invalid(f"Malformed request: {request.method} {request.path}")
+        spec = _model_spec(matched)
+        if matched["what"] == ":predict":
+            with self._metrics.measured(spec.name, "REST"):
+                body = await self._predict(spec, request)
+            return web.Response(body=body, content_type="application/json")
+        answer: Any
+        if matched["what"] == "/metadata":
+            asked = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[SIGNATURE_DEF])
+            answer = model_metadata(self._models, asked)
+        else:
+            answer = model_status(self._models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
+        text = json_format.MessageToJson(
+            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return web.Response(text=text, content_type="application/json")
+
+    async def _predict(self, spec: Any, request: web.Request) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.request_timeout_seconds
+        version = self._models.find(spec)
+        body = parse_body(await _read(request, self._config))
+        signature = version.signature(requested_signature(body))
+        inputs, form = request_arrays(body, signature)
+        outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())
+        return response_body(outputs, form)
+
+
+def _model_spec(matched: re.Match[str]) -> Any:
+    spec = model_pb2.ModelSpec(name=matched["name"])
+    if matched["version"]:
+        number = int(matched["version"][:20])
+        if number > _MAX_VERSION:
+            raise invalid(f"Malformed request: version {matched['version'][:30]} is not a 64-bit number")
+        spec.version.value = number
+    elif matched["label"]:
+        spec.version_label = matched["label"]
+    return spec
+
+
+async def _read(request: web.Request, config: ServerConfig) -> bytes:
+    try:
+        return await asyncio.wait_for(request.read(), config.request_timeout_seconds)
+    except asyncio.TimeoutError:
+        raise RequestError(
+            Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"
+        ) from None
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Every error is `{"error": "..."}` with the status that TF Serving gives it."""
+    try:
+        return await handler(request)
+    except RequestError as error:
+        return _error(HTTP_STATUS[error.code], error.message)
+    except web.HTTPRequestEntityTooLarge as error:
+        return _error(error.status, f"{error.text}; set server.max_request_bytes to allow more")
+    except web.HTTPException as error:
+        return _error(error.status, error.reason)
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        return _error(HTTP_STATUS[Code.INTERNAL], "internal error; see the server's log")
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.Response(status=status, text=json.dumps({"error": message}), content_type="application/json")
+
+
+async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[web.AppRunner, int]:
+    """The started server, and its port.
+
+    Raises:
+        ValueError: the port cannot be had.
+    """
+    runner = web.AppRunner(RestApi(models, metrics, config).application(), access_log=None, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.host, config.rest_port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ValueError(
+            f"cannot listen on {config.host}:{config.rest_port} ({error.strerror}); set server.rest_port to a free one"
+        ) from None
+    return runner, runner.addresses[0][1]

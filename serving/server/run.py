@@ -1,0 +1,87 @@
+"""The server as a whole: models, gRPC and REST in one loop, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.config import ServerConfig
+from contracts.serving_labels import effective_labels
+from serving.server.grpc_api import start_grpc
+from serving.server.metrics import Metrics
+from serving.server.models import Models
+from serving.server.rest_api import start_rest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a started server listens."""
+
+    host: str
+    grpc_port: int
+    rest_port: int
+
+
+def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes the requests that are in and returns.
+
+    Args:
+        bases: model name -> directory that holds its versions.
+        config: ports, limits and times.
+        on_start: called once the server answers.
+
+    Raises:
+        ValueError: a base path has no version that can be served, or a port cannot be had.
+    """
+    for name, base in bases.items():
+        if effective_labels(base) is None:
+            raise ValueError(
+                f"no version of {name} below {base}: it must hold numbered directories with a saved_model.pb; "
+                "run the export stage"
+            )
+    asyncio.run(_serve_until_signalled(bases, config, on_start))
+
+
+@asynccontextmanager
+async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncIterator[tuple[Models, Listening]]:
+    """A server in this loop; versions are loaded when it yields, and drained when it is left.
+
+    Raises:
+        ValueError: a port cannot be had.
+    """
+    metrics = Metrics(frozenset(bases))
+    async with Models(bases, config, metrics) as models:
+        rest, rest_port = await start_rest(models, metrics, config)
+        try:
+            grpc_server, grpc_port = await start_grpc(
+                models, metrics, config.host, config.grpc_port, config.max_request_bytes
+            )
+            try:
+                yield models, Listening(config.host, grpc_port, rest_port)
+            finally:
+                await grpc_server.stop(config.request_timeout_seconds)
+        finally:
+            await rest.cleanup()
+
+
+async def _serve_until_signalled(
+    bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(bases, config) as (models, listening):
+        models.require_all()
+        gc.freeze()  # what is imported stays; the collections after versions come and go need not look at it
+        on_start(listening)
+        await stop.wait()
+        _log.info("stopping: finishing the requests that are in")

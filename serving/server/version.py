@@ -1,0 +1,150 @@
+"""One loaded version of a servable, and the requests that are in it."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import scann  # noqa: F401  (registers the ops that the servable holds)
+import tensorflow as tf
+
+from contracts.config import ServerConfig
+from serving.server.batcher import Batcher, Workers
+from serving.server.errors import Code, RequestError, from_tensorflow, invalid
+from serving.server.metrics import Metrics
+from serving.signature import Arrays, SignatureSpec
+from serving.warmup import WARMUP_FILE, read_warmup
+
+_log = logging.getLogger(__name__)
+v1 = tf.compat.v1
+
+
+class LoadedServable:
+    """A version in a session of its own, which frees the memory when it is closed."""
+
+    def __init__(self, path: Path, num_threads: int):
+        """Loads a version directory and replays its warm-up requests.
+
+        Raises:
+            ValueError: there is no servable, or it cannot be served; the message says why.
+        """
+        options = v1.ConfigProto(
+            intra_op_parallelism_threads=num_threads,
+            inter_op_parallelism_threads=num_threads,
+            use_per_session_threads=num_threads > 0,
+        )
+        self._session = v1.Session(graph=tf.Graph(), config=options)
+        try:
+            with self._session.graph.as_default():
+                meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
+            self.definitions = dict(meta_graph.signature_def)
+            self.signatures = {
+                name: SignatureSpec(name, definition)
+                for name, definition in self.definitions.items()
+                if definition.inputs and definition.outputs
+            }
+            self._calls = {name: self._callable(spec) for name, spec in self.signatures.items()}
+            for signature, inputs in read_warmup(path) if (path / WARMUP_FILE).exists() else ():
+                self.run(signature, [self.signatures[signature].complete(inputs)[0]])
+        except (tf.errors.OpError, OSError, RuntimeError, KeyError, ValueError, RequestError) as error:
+            self._session.close()
+            raise ValueError(f"{path} cannot be served: {error}") from error
+
+    def run(self, signature: str, requests: Sequence[Arrays]) -> list[Arrays]:
+        """Answers several completed requests as one batch.
+
+        Raises:
+            RequestError: of the code that TensorFlow gives.
+        """
+        spec = self.signatures[signature]
+        batch = spec.join(requests)
+        try:
+            values = self._calls[signature](*batch.values())
+        except tf.errors.OpError as error:
+            raise from_tensorflow(error) from None
+        except Exception as error:
+            _log.exception("a batch of %s failed", signature)
+            raise RequestError(Code.INTERNAL, f"{type(error).__name__} in {signature}; see the server's log") from error
+        sizes = [len(next(iter(request.values()))) for request in requests]
+        if any(not value.ndim or len(value) != sum(sizes) for value in values):
+            shapes = {name: list(value.shape) for name, value in zip(spec.outputs, values, strict=True)}
+            raise RequestError(Code.INTERNAL, f"{signature} gave outputs without a row a query: {shapes}")
+        parts = [np.split(value, np.cumsum(sizes)[:-1]) for value in values]
+        return [dict(zip(spec.outputs, answer, strict=True)) for answer in zip(*parts, strict=True)]
+
+    def close(self) -> None:
+        """Frees the memory: a graph's Python objects hold each other, and malloc keeps what TensorFlow frees."""
+        self._calls = {}
+        self._session.close()
+        del self._session
+        gc.collect()
+        _trim_heap()
+
+    def _callable(self, spec: SignatureSpec) -> Callable[..., list[np.ndarray]]:
+        return self._session.make_callable(
+            list(spec.outputs.values()), [value.tensor for value in spec.inputs.values()]
+        )
+
+
+def _trim_heap() -> None:
+    """Gives freed memory back to the system, where the C library is one that can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+class Version:
+    """A version that takes requests, until it is drained."""
+
+    def __init__(self, number: int, servable: LoadedServable, config: ServerConfig, workers: Workers, metrics: Metrics):
+        """Starts the queues; needs a running loop."""
+        self.number = number
+        self.definitions = servable.definitions
+        self._servable = servable
+        self._in_flight = 0
+        self._batchers = {
+            name: Batcher(partial(servable.run, name), config, workers, metrics) for name in servable.signatures
+        }
+
+    def signature(self, name: str) -> SignatureSpec:
+        """The signature of that name.
+
+        Raises:
+            RequestError: FAILED_PRECONDITION, as TF Serving; there is none.
+        """
+        if name not in self._servable.signatures:
+            known = ", ".join(sorted(self._servable.signatures))
+            raise RequestError(
+                Code.FAILED_PRECONDITION, f"version {self.number} has no signature {name!r}; it has {known}"
+            )
+        return self._servable.signatures[name]
+
+    async def predict(self, signature: SignatureSpec, given: Mapping[str, np.ndarray], deadline: float) -> Arrays:
+        """All outputs for a request's inputs; `deadline` is in the loop's time.
+
+        Raises:
+            RequestError: the request is wrong, too late, or one too many.
+        """
+        try:
+            inputs, rows = signature.complete(given)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+        self._in_flight += 1
+        try:
+            return await self._batchers[signature.name].submit(inputs, rows, deadline)
+        finally:
+            self._in_flight -= 1
+
+    async def drain(self) -> None:
+        """Waits for the requests that are in it, then frees the memory. No new ones may come."""
+        while self._in_flight:
+            await asyncio.sleep(0.01)
+        for batcher in self._batchers.values():
+            await batcher.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._servable.close)

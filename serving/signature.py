@@ -1,0 +1,132 @@
+"""What a signature takes, and how a request becomes rows that can share a batch with anybody's.
+
+Server and client both stand on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a signature.
+
+    Attributes:
+        name: by which requests call it.
+        tensor: the graph's tensor.
+        dtype: of the tensor.
+        shape: with None for sizes that are left open; the first is the batch's.
+        default: [1, ...], the rows of a request that leaves the input out; None if it must not.
+        padding: fills shorter rows up to the longest of a batch.
+    """
+
+    name: str
+    tensor: str
+    dtype: tf.DType
+    shape: tuple[int | None, ...]
+    default: np.ndarray | None
+    padding: Any
+
+
+class SignatureSpec:
+    """A signature's inputs and outputs.
+
+    Every request is brought to the same form, all inputs with a row a query: what is left out is
+    the signature's default, which the SavedModel carries. So all requests can share batches.
+    """
+
+    def __init__(self, name: str, definition: Any):
+        """Reads a SignatureDef.
+
+        Raises:
+            ValueError: an input has no dimension for the batch.
+        """
+        for key, info in definition.inputs.items():
+            if info.tensor_shape.unknown_rank or not info.tensor_shape.dim:
+                raise ValueError(f"the signature {name} cannot be batched: its {key!r} has no dimension for rows")
+        self.name = name
+        self.inputs = {key: _input(key, info, definition.defaults) for key, info in sorted(definition.inputs.items())}
+        self.outputs = {key: info.name for key, info in sorted(definition.outputs.items())}
+
+    def complete(self, given: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
+        """Every input with as many rows as the request has, and that number.
+
+        An input of one row applies to all rows of the request, as in the graph.
+
+        Raises:
+            ValueError: an input is unknown, missing, or of another dtype or shape.
+        """
+        for name in given:
+            if name not in self.inputs:
+                raise ValueError(f"{self.name} has no input {name!r}; it has {', '.join(self.inputs)}")
+        values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
+        rows = _rows(values)
+        completed = {}
+        for name, spec in self.inputs.items():
+            value = values.get(name, spec.default)
+            if value is None:
+                raise ValueError(f"{self.name} needs the input {name!r}, which the request leaves out")
+            completed[name] = value if len(value) == rows else np.broadcast_to(value, [rows, *value.shape[1:]])
+        return completed, rows
+
+    def join(self, requests: Sequence[Arrays]) -> Arrays:
+        """One batch of several completed requests, their rows after one another, the shorter ones padded."""
+        if len(requests) == 1:
+            return requests[0]
+        return {
+            name: _concatenate([request[name] for request in requests], spec.padding)
+            for name, spec in self.inputs.items()
+        }
+
+
+def _input(name: str, info: Any, defaults: Mapping[str, Any]) -> Input:
+    dtype = tf.as_dtype(info.dtype)
+    default = tf.make_ndarray(defaults[name]) if name in defaults else None
+    if default is not None and default.size:
+        padding = default.ravel()[0]
+    else:
+        padding = b"" if dtype == tf.string else dtype.as_numpy_dtype(0)
+    shape = tuple(None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim)
+    return Input(name, info.name, dtype, shape, default, padding)
+
+
+def _rows(given: Mapping[str, np.ndarray]) -> int:
+    """The batch size: the one number of rows that is not 1."""
+    sizes = {name: len(value) for name, value in given.items()}
+    distinct = set(sizes.values()) - {1}
+    if len(distinct) > 1:
+        raise ValueError(
+            f"the inputs have different numbers of rows: {sizes}; give each as many as the request has, or 1"
+        )
+    return distinct.pop() if distinct else 1
+
+
+def _checked(spec: Input, value: np.ndarray) -> np.ndarray:
+    expected = f"{spec.dtype.name} {['?' if size is None else size for size in spec.shape]}"
+    if tf.as_dtype(value.dtype) != spec.dtype:
+        raise ValueError(f"input {spec.name!r} must be {expected}, got {tf.as_dtype(value.dtype).name}")
+    fits = all(size in (None, got) for size, got in zip(spec.shape, value.shape, strict=False))
+    if value.ndim != len(spec.shape) or not fits:
+        raise ValueError(f"input {spec.name!r} must be {expected}, got the shape {list(value.shape)}")
+    return value
+
+
+def _concatenate(values: Sequence[np.ndarray], padding: Any) -> np.ndarray:
+    first = values[0]
+    if first.ndim == 1 or all(value.shape[1:] == first.shape[1:] for value in values):
+        return np.concatenate(values)
+    widest = np.max([value.shape[1:] for value in values], axis=0)
+    joined = np.full([sum(map(len, values)), *widest], padding, first.dtype)
+    start = 0
+    for value in values:
+        joined[(slice(start, start + len(value)), *map(slice, value.shape[1:]))] = value
+        start += len(value)
+    return joined

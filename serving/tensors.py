@@ -1,0 +1,54 @@
+"""TensorProto to and from NumPy, safe for what a stranger sends and fast for what is sent all day."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+
+
+def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np.ndarray:
+    """The array of a TensorProto; strings are bytes in an object array.
+
+    Args:
+        name: of the input, for messages.
+        tensor: as received. Fewer values than the shape has mean that the last one repeats, so a
+            few bytes can stand for any number of elements.
+        max_elements: more are refused.
+
+    Raises:
+        ValueError: the proto is not a tensor.
+    """
+    if tensor.tensor_shape.unknown_rank:
+        raise ValueError(f"input {name!r}: the shape has an unknown rank; send the tensor's own shape")
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    size = math.prod(shape)
+    if min(shape, default=0) < 0 or len(shape) > 8:
+        raise ValueError(f"input {name!r}: the shape {shape[:9]} is not one of a tensor")
+    if size > max_elements:
+        raise ValueError(f"input {name!r}: the shape {shape} has {size} elements, more than the {max_elements} allowed")
+    if len(tensor.string_val) == size and tensor.dtype == tf.string.as_datatype_enum:
+        flat = np.empty([size], object)
+        flat[:] = list(tensor.string_val)
+        return flat.reshape(shape)
+    try:
+        return tf.make_ndarray(tensor).reshape(shape)
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+        raise ValueError(f"input {name!r} is not a tensor of shape {shape}: {error}") from None
+
+
+def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """Strings go value by value, numbers as one block of bytes."""
+    proto = tensor_pb2.TensorProto(
+        dtype=tf.as_dtype(array.dtype).as_datatype_enum,
+        tensor_shape=tensor_shape_pb2.TensorShapeProto(
+            dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in array.shape]
+        ),
+    )
+    if array.dtype == object:
+        proto.string_val.extend(array.ravel().tolist())
+    else:
+        proto.tensor_content = array.tobytes()
+    return proto

@@ -1,0 +1,148 @@
+"""Micro-batching, with a graph that is a Python function."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from contracts.config import ServerConfig
+from serving.server.batcher import Batcher, Workers
+from serving.server.errors import Code, RequestError, invalid
+from serving.server.metrics import Metrics
+from serving.signature import Arrays
+
+Body = Callable[["Graph", Batcher], object]
+
+
+class Graph:
+    """Doubles x, and remembers its batches. It waits for `gate`, and refuses negative numbers."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+        assert self.gate.wait(10)
+        self.batches.append([int(value) for request in requests for value in request["x"]])
+        if min(self.batches[-1]) < 0:
+            raise invalid("negative")
+        return [{"y": request["x"] * 2} for request in requests]
+
+
+def run(body: Body, **config: object) -> Graph:
+    graph = Graph()
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            settings = ServerConfig(**{"max_batch_size": 4, "max_enqueued_batches": 2, **config})
+            batcher = Batcher(graph.run, settings, Workers(pool, 1), Metrics([]))
+            await body(graph, batcher)
+            await batcher.close()
+
+    asyncio.run(main())
+    return graph
+
+
+def ask(batcher: Batcher, *values: int, seconds: float = 10.0) -> asyncio.Future[Arrays]:
+    loop = asyncio.get_running_loop()
+    return asyncio.ensure_future(batcher.submit({"x": np.array(values)}, len(values), loop.time() + seconds))
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+
+
+def test_what_waits_together_runs_together_and_each_gets_its_own():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        first = ask(batcher, 0)
+        await settle()
+        rest = [ask(batcher, 1, 2), ask(batcher, 3), ask(batcher, 4, 5)]
+        await settle()
+        graph.gate.set()
+        answers = await asyncio.gather(first, *rest)
+        assert [answer["y"].tolist() for answer in answers] == [[0], [2, 4], [6], [8, 10]]
+
+    # 1, 2 and 3 make three rows; 4, 5 would make five, more than max_batch_size.
+    assert run(body).batches == [[0], [1, 2, 3], [4, 5]]
+
+
+def test_with_a_timeout_a_batch_waits_for_company_but_not_when_it_is_full():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        started = asyncio.get_running_loop().time()
+        futures = [ask(batcher, 1)]
+        await asyncio.sleep(0.01)
+        futures.append(ask(batcher, 2))
+        await asyncio.gather(*futures)
+        assert asyncio.get_running_loop().time() - started >= 0.2
+        started = asyncio.get_running_loop().time()
+        await asyncio.gather(*(ask(batcher, value) for value in range(4)))
+        assert asyncio.get_running_loop().time() - started < 0.2
+
+    assert run(body, batch_timeout_micros=200_000).batches == [[1, 2], [0, 1, 2, 3]]
+
+
+def test_one_bad_request_does_not_fail_its_company():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        futures = [ask(batcher, 7)]
+        await settle()
+        futures += [ask(batcher, 1), ask(batcher, -1), ask(batcher, 2)]
+        await settle()
+        graph.gate.set()
+        answers = await asyncio.gather(*futures, return_exceptions=True)
+        assert [answer["y"].tolist() for answer in (answers[0], answers[1], answers[3])] == [[14], [2], [4]]
+        assert isinstance(answers[2], RequestError)
+        assert answers[2].code == Code.INVALID_ARGUMENT
+
+    assert run(body).batches == [[7], [1, -1, 2], [1], [-1], [2]]
+
+
+def test_a_full_queue_refuses_and_takes_again_when_there_is_room():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        waiting = [ask(batcher, 0)]
+        await settle()
+        waiting += [ask(batcher, value) for value in range(8)]  # 2 batches of 4
+        await settle()
+        with pytest.raises(RequestError, match="overload: 8 rows are waiting") as full:
+            await ask(batcher, 9)
+        assert full.value.code == Code.RESOURCE_EXHAUSTED
+        graph.gate.set()
+        await asyncio.gather(*waiting)
+        assert (await ask(batcher, 9))["y"].tolist() == [18]
+
+    run(body)
+
+
+def test_late_and_abandoned_requests_are_not_run():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        first = ask(batcher, 0)
+        await settle()
+        late, abandoned, kept = ask(batcher, 1, seconds=0.01), ask(batcher, 2), ask(batcher, 3)
+        await settle()
+        abandoned.cancel()
+        with pytest.raises(RequestError) as raised:
+            await late
+        assert raised.value.code == Code.DEADLINE_EXCEEDED
+        graph.gate.set()
+        await asyncio.gather(first, kept)
+
+    assert run(body).batches == [[0], [3]]
+
+
+def test_a_request_larger_than_a_batch_is_refused():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        with pytest.raises(RequestError, match="5 rows, more than max_batch_size=4") as raised:
+            await ask(batcher, 1, 2, 3, 4, 5)
+        assert raised.value.code == Code.INVALID_ARGUMENT
+
+    assert run(body).batches == []

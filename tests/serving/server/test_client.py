@@ -1,0 +1,162 @@
+"""The client, over both transports, against the session; and what it does when the server does not answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts.names import Request, Response, Signature
+from serving.client import RetrievalClient, RetrievalError
+from serving.client.transport import Code, Target
+from serving.local_client import ServableSession
+
+
+@pytest.fixture(scope="module", params=["grpc", "rest"])
+def client(server, request):
+    make, at = {
+        "grpc": (RetrievalClient.grpc, server.address),
+        "rest": (RetrievalClient.rest, server.url),
+    }[request.param]
+    with make(at, "dnc_exact", timeout=30) as made:
+        made.wait_until_ready(30)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def session(servables):
+    with ServableSession(servables["exact"], num_threads=1) as loaded:
+        yield loaded
+
+
+def test_lists_are_the_sessions(client, session):
+    histories, users = [["i1", "i2"], [], ["i3", "nobody", "i4"]], ["u1", "", "u2"]
+    found = client.recommend(histories, user_id=users, num_candidates=[3, 5, 4], alpha=0.5)
+    expected = session.recommend(histories, users, num_candidates=[3, 5, 4], alpha=0.5)
+    for row, (size, candidates) in enumerate(zip([3, 5, 4], found, strict=True)):
+        assert candidates.item_ids == expected.item_ids[row, :size].tolist()
+        np.testing.assert_allclose(candidates.scores, expected.scores[row, :size], rtol=1e-4, atol=1e-4)
+        assert candidates.group_ids.tolist() == expected.group_ids[row, :size].tolist()
+        assert (candidates.scores.dtype, candidates.group_ids.dtype) == (np.float32, np.int32)
+
+
+def test_features_are_inputs_by_name_and_none_is_a_missing_value(client, session):
+    features = {"gender": ["m", None], "age": [30.0, None]}
+    served, intent = client.query_embedding([["i1"], ["i1"]], **features)
+    expected = session.query_embedding([["i1"], ["i1"]], features=features)
+    np.testing.assert_allclose(served, expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(intent, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_candidate_embedding(client, session):
+    embeddings, groups = client.candidate_embedding(["i5", "nobody"])
+    expected = session.candidate_embedding(["i5", "nobody"])
+    np.testing.assert_allclose(embeddings, expected[0], rtol=1e-5, atol=1e-5)
+    assert groups.tolist() == expected[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"nope": 1}, "has no input 'nope'; it has .*alpha"),
+        ({"num_candidates": "many"}, "'num_candidates' must hold int32"),
+        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha'|broadcast"),
+    ],
+    ids=["unknown", "type", "rows"],
+)
+def test_wrong_inputs_are_named(client, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        client.recommend([["i1"], ["i2"]], **inputs)
+
+
+def test_a_refusal_is_raised_at_once(client):
+    with pytest.raises(RetrievalError, match="max_batch_size=64") as raised:
+        client.recommend([["i1"]] * 65)
+    assert raised.value.code == Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
+    make, at = (
+        (RetrievalClient.grpc, "127.0.0.1:9") if transport == "grpc" else (RetrievalClient.rest, "http://127.0.0.1:9")
+    )
+    started = time.monotonic()
+    with make(at, "dnc", timeout=0.5) as client, pytest.raises(RetrievalError) as raised:
+        client.recommend([["i1"]])
+    assert raised.value.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
+    assert time.monotonic() - started < 3
+
+
+def test_a_version_and_a_label_exclude_each_other():
+    with pytest.raises(ValueError, match="a version or a label, not both"):
+        Target("dnc", version=1, label="stable")
+
+
+class Recorded:
+    """A transport with the servable's metadata, which fails as it is told, and keeps what it was sent."""
+
+    def __init__(self, signatures: Mapping[str, Any], *failures: Code):
+        self.definitions = signatures
+        self.failures = list(failures)
+        self.sent: list[Mapping[str, np.ndarray]] = []
+        self.metadata_calls = 0
+
+    def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
+        self.metadata_calls += 1
+        return self.definitions
+
+    def predict(self, target: Target, signature: str, inputs: Mapping[str, np.ndarray], timeout: float):
+        self.sent.append(inputs)
+        if self.failures:
+            raise RetrievalError(self.failures.pop(0), "as told")
+        rows = len(inputs[Request.HISTORY])
+        return {
+            Response.ITEM_IDS: np.array([[b"a", b""]] * rows, object),
+            Response.SCORES: np.array([[1.0, -np.inf]] * rows),
+            Response.GROUP_IDS: np.array([[0, -1]] * rows),
+        }
+
+    def close(self) -> None: ...
+
+
+def test_overload_and_absence_are_asked_again(session):
+    transport = Recorded(session.signatures, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+    (found,) = RetrievalClient(transport, Target("dnc")).recommend([["i1"]])
+    assert found.item_ids == ["a"]
+    assert len(transport.sent) == 3
+
+
+def test_retries_end_with_the_time(session):
+    transport = Recorded(session.signatures, *[Code.UNAVAILABLE] * 1000)
+    with pytest.raises(RetrievalError, match="UNAVAILABLE"):
+        RetrievalClient(transport, Target("dnc"), timeout=0.3).recommend([["i1"]])
+    assert 2 <= len(transport.sent) < 100
+
+
+def test_metadata_is_read_again_when_a_new_version_refuses_the_old_inputs(session):
+    transport = Recorded(session.signatures)
+    client = RetrievalClient(transport, Target("dnc"))
+    client.recommend([["i1"]])
+    client.recommend([["i1"]])
+    assert transport.metadata_calls == 1
+    transport.failures.append(Code.INVALID_ARGUMENT)
+    client.recommend([["i1"]])
+    assert (transport.metadata_calls, len(transport.sent)) == (2, 4)
+    transport.failures += [Code.INVALID_ARGUMENT] * 2
+    with pytest.raises(RetrievalError):
+        client.recommend([["i1"]])
+
+
+def test_every_input_is_sent_with_a_row_a_user_and_padding_first(session):
+    """What TF Serving needs: REST wants every input; its batches pad with the first value of a tensor."""
+    transport = Recorded(session.signatures)
+    RetrievalClient(transport, Target("dnc")).recommend([["i1", "i2"], ["i3"]], num_candidates=5)
+    (sent,) = transport.sent
+    assert set(sent) == set(session.signatures[Signature.SERVING_DEFAULT].inputs)
+    assert {name: len(value) for name, value in sent.items()} == dict.fromkeys(sent, 2)
+    assert sent[Request.HISTORY].tolist() == [[b"", b"i1", b"i2"], [b"", b"", b"i3"]]
+    assert sent[Request.NUM_CANDIDATES].tolist() == [5, 5]
+    assert np.isnan(sent[Request.ALPHA]).all()

@@ -1,0 +1,223 @@
+"""The official stubs against the server, answers against the session's own."""
+
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from contracts.names import Request, Response, Signature
+from serving.local_client import ServableSession, request_inputs
+from serving.server.errors import Code
+
+AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+
+
+@pytest.fixture(scope="module")
+def predict(server):
+    with server.channel() as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def models(server):
+    with server.channel() as channel:
+        yield model_service_pb2_grpc.ModelServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def session(servables: dict[str, Path]):
+    with ServableSession(servables["exact"], num_threads=1) as loaded:
+        yield loaded
+
+
+def request(inputs, model="dnc_exact", signature="", **spec) -> predict_pb2.PredictRequest:
+    message = predict_pb2.PredictRequest()
+    message.model_spec.name = model
+    message.model_spec.signature_name = signature
+    if "version" in spec:
+        message.model_spec.version.value = spec["version"]
+    if "label" in spec:
+        message.model_spec.version_label = spec["label"]
+    for name, value in inputs.items():
+        message.inputs[name].CopyFrom(value if isinstance(value, tf.compat.v1.Tensor) else tf.make_tensor_proto(value))
+    return message
+
+
+def arrays(response) -> dict[str, np.ndarray]:
+    return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
+
+
+def assert_same(answer: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(answer) == set(expected)
+    for name, value in expected.items():
+        assert answer[name].dtype == value.dtype
+        if value.dtype == np.float32:
+            np.testing.assert_allclose(answer[name], value, rtol=1e-4, atol=1e-4)
+        else:
+            assert answer[name].tolist() == value.tolist()
+
+
+@pytest.mark.parametrize("signature", ["", Signature.SERVING_DEFAULT, Signature.QUERY_EMBEDDING])
+def test_answers_are_the_sessions(predict, session, signature):
+    inputs = request_inputs([["i1", "i2"], ["i3"]], ["u1", "nobody"])
+    if signature != Signature.QUERY_EMBEDDING:
+        inputs[Request.NUM_CANDIDATES] = np.array([7, 4], np.int32)
+    response = predict.Predict(request(inputs, signature=signature))
+    assert_same(arrays(response), session.predict(signature or Signature.SERVING_DEFAULT, inputs))
+    assert response.model_spec.version.value == 1
+    assert response.model_spec.signature_name == (signature or Signature.SERVING_DEFAULT)
+
+
+def test_candidate_embedding(predict, session):
+    inputs = {Request.ITEM_IDS: np.array([b"i4", b"nobody"], object)}
+    response = predict.Predict(request(inputs, signature=Signature.CANDIDATE_EMBEDDING))
+    assert_same(arrays(response), session.predict(Signature.CANDIDATE_EMBEDDING, inputs))
+
+
+def test_output_filter(predict):
+    message = request(request_inputs([["i1"]]))
+    message.output_filter.append(Response.SCORES)
+    assert list(predict.Predict(message).outputs) == [Response.SCORES]
+
+
+@pytest.mark.parametrize("spec", [{"version": 1}, {"label": "stable"}, {}])
+def test_versions_are_named_by_number_or_label(predict, spec):
+    assert predict.Predict(request(request_inputs([["i1"]]), **spec)).model_spec.version.value == 1
+
+
+def test_an_empty_batch_has_an_empty_answer(predict):
+    answer = arrays(predict.Predict(request({Request.HISTORY: np.full([0, 3], b"", object)})))
+    assert {name: len(value) for name, value in answer.items()} == dict.fromkeys(answer, 0)
+
+
+def tensor(dtype: int, shape: list[int], **values) -> tf.compat.v1.Tensor:
+    from tensorflow.core.framework import tensor_pb2
+
+    proto = tensor_pb2.TensorProto(dtype=dtype, **values)
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+FLOAT, INT32, STRING = (tf.as_dtype(name).as_datatype_enum for name in ("float32", "int32", "string"))
+HISTORY = {Request.HISTORY: [["i1"]]}
+REFUSED = {
+    "no model": (HISTORY, {"model": ""}, Code.INVALID_ARGUMENT, "Missing ModelSpec"),
+    "unknown model": (HISTORY, {"model": "nope"}, Code.NOT_FOUND, "model nope"),
+    "unknown version": (HISTORY, {"version": 9}, Code.NOT_FOUND, r"Specific\(dnc_exact, 9\)"),
+    "unknown label": (HISTORY, {"label": "beta"}, Code.INVALID_ARGUMENT, "label: beta"),
+    "unknown signature": (HISTORY, {"signature": "nope"}, Code.FAILED_PRECONDITION, "no signature 'nope'"),
+    "unknown input": ({**HISTORY, "nope": [1]}, {}, Code.INVALID_ARGUMENT, "no input 'nope'"),
+    "wrong dtype": ({**HISTORY, "alpha": [1]}, {}, Code.INVALID_ARGUMENT, "'alpha' must be float32"),
+    "wrong rank": ({Request.HISTORY: ["i1"]}, {}, Code.INVALID_ARGUMENT, "'history' must be string"),
+    "scalar": ({**HISTORY, "alpha": 1.0}, {}, Code.INVALID_ARGUMENT, "'alpha' must be float32"),
+    "rows differ": (
+        {Request.HISTORY: [["i1"]] * 3, "alpha": [1.0, 2.0]},
+        {},
+        Code.INVALID_ARGUMENT,
+        "different numbers of rows",
+    ),
+    "too many rows": ({Request.HISTORY: [["i1"]] * 65}, {}, Code.INVALID_ARGUMENT, "max_batch_size=64"),
+    "huge shape": (
+        {Request.HISTORY: tensor(STRING, [2**31, 2**20], string_val=[b"i1"])},
+        {},
+        Code.INVALID_ARGUMENT,
+        "elements, more than",
+    ),
+    "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not one of a tensor"),
+    "values do not fill the shape": (
+        {**HISTORY, "alpha": tensor(FLOAT, [3], tensor_content=b"abc")},
+        {},
+        Code.INVALID_ARGUMENT,
+        "'alpha' is not a tensor",
+    ),
+    "unknown dtype": ({Request.HISTORY: tensor(99, [1, 1])}, {}, Code.INVALID_ARGUMENT, "'history' is not a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_request_is_refused(predict, name):
+    inputs, spec, code, message = REFUSED[name]
+    protos = {k: v if not isinstance(v, list | float) else tf.make_tensor_proto(v) for k, v in inputs.items()}
+    refused = request({}, **spec)
+    for key, proto in protos.items():
+        refused.inputs[key].CopyFrom(proto)
+    with pytest.raises(grpc.RpcError, match=message) as raised:
+        predict.Predict(refused)
+    assert raised.value.code() == code
+
+
+def test_odd_but_allowed_requests_are_answered(predict, session, trained):
+    """Unknown ids only, a history of 10,000, NaN and negative alpha, an M above the catalogue."""
+    ids = trained.catalogue.item_ids
+    histories = [["nobody"], ids[np.arange(10_000) % 500].tolist(), ["i1"], ["i2"]]
+    inputs = request_inputs(histories)
+    inputs[Request.ALPHA] = np.array([1.0, 1.0, np.nan, -1.0], np.float32)
+    inputs[Request.NUM_CANDIDATES] = np.array([2**31 - 1, 3, 3, -5], np.int32)
+    answer = arrays(predict.Predict(request(inputs)))
+    assert_same(answer, session.predict(Signature.SERVING_DEFAULT, inputs))
+
+
+def test_other_methods_are_unimplemented(predict):
+    with pytest.raises(grpc.RpcError) as raised:
+        predict.Classify(predict_pb2.PredictRequest())
+    assert raised.value.code() == Code.UNIMPLEMENTED
+
+
+def test_a_message_above_the_limit_is_refused(server, predict):
+    with pytest.raises(grpc.RpcError) as raised:
+        predict.Predict(request({Request.HISTORY: [["x" * 2**20]]}))
+    assert raised.value.code() == Code.RESOURCE_EXHAUSTED
+
+
+def test_bytes_that_are_no_proto_are_refused(server):
+    with server.channel() as channel:
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(b"\xff\xff\xff no proto")
+    assert raised.value.code() == Code.INVALID_ARGUMENT
+
+
+def test_a_deadline_that_passed_is_said_so(predict):
+    with pytest.raises(grpc.RpcError) as raised:
+        predict.Predict(request(request_inputs([["i1"]])), timeout=1e-4)
+    assert raised.value.code() == Code.DEADLINE_EXCEEDED
+
+
+def test_metadata_has_the_signatures_with_their_defaults(predict, session):
+    asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    asked.model_spec.name = "dnc_exact"
+    response = predict.GetModelMetadata(asked)
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert response.metadata["signature_def"].Unpack(signatures)
+    assert dict(signatures.signature_def) == dict(session.signatures)
+    assert response.model_spec.version.value == 1
+
+
+@pytest.mark.parametrize("fields", [[], ["nope"]])
+def test_metadata_of_another_field_is_refused(predict, fields):
+    asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
+    asked.model_spec.name = "dnc"
+    with pytest.raises(grpc.RpcError, match="signature_def") as raised:
+        predict.GetModelMetadata(asked)
+    assert raised.value.code() == Code.INVALID_ARGUMENT
+
+
+def test_status(models):
+    asked = get_model_status_pb2.GetModelStatusRequest()
+    asked.model_spec.name = "dnc"
+    (status,) = models.GetModelStatus(asked).model_version_status
+    assert (status.version, status.state, status.status.error_code) == (1, AVAILABLE, 0)
+    asked.model_spec.version.value = 7
+    with pytest.raises(grpc.RpcError, match="version 7 of model dnc") as raised:
+        models.GetModelStatus(asked)
+    assert raised.value.code() == Code.NOT_FOUND

@@ -1,0 +1,160 @@
+"""Versions come and go, labels move, and no request notices."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, write_labels
+from serving.client import RetrievalClient, RetrievalError
+from serving.server.errors import Code
+from tests.serving.server.conftest import LiveServer, add_version
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def states(server: LiveServer, path: str = "") -> dict[int, str]:
+    answer = requests.get(f"{server.url}/v1/models/dnc{path}", timeout=10).json()
+    return {int(one["version"]): one["state"] for one in answer.get("model_version_status", [])}
+
+
+def test_a_new_version_takes_over_without_a_failed_request(serve, base, servable):
+    server = serve(base)
+    stop, failures, answered = threading.Event(), [], [0]
+
+    def load() -> None:
+        with RetrievalClient.grpc(server.address, "dnc") as client:
+            while not stop.is_set():
+                try:
+                    assert len(client.recommend([["i1"]], num_candidates=5)[0].item_ids) == 5
+                    answered[0] += 1
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in (2, 3):
+        add_version(base, number, servable)
+        expected = {**dict.fromkeys(range(1, number), "END"), number: "AVAILABLE"}
+        eventually(lambda expected=expected: states(server) == expected)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert answered[0] > 10
+
+
+def test_labels_pin_versions_and_a_smaller_stable_is_a_rollback(serve, base, servable):
+    for number in (2, 3):
+        add_version(base, number, servable)
+    write_labels(base, ServingLabels(stable=2, canary=3))
+    server = serve(base)
+    assert states(server) == {3: "AVAILABLE", 2: "AVAILABLE", 1: "END"}
+    assert states(server, "/labels/canary") == {3: "AVAILABLE"}
+    with RetrievalClient.rest(server.url, "dnc", label="canary") as canary:
+        assert canary.recommend([["i1"]])
+    write_labels(base, ServingLabels(stable=1))
+    eventually(lambda: states(server) == {3: "END", 2: "END", 1: "AVAILABLE"})
+    assert states(server, "/labels/stable") == {1: "AVAILABLE"}
+    with RetrievalClient.grpc(server.address, "dnc", label="canary") as canary, pytest.raises(RetrievalError) as gone:
+        canary.recommend([["i1"]])
+    assert gone.value.code == Code.INVALID_ARGUMENT
+    (base / LABELS_FILE).unlink()
+    eventually(lambda: states(server) == {3: "AVAILABLE", 2: "END", 1: "END"})
+
+
+@pytest.mark.parametrize("damage", ["not a SavedModel", "labels are no JSON", "labels name no version", "all are gone"])
+def test_what_is_wrong_on_disk_leaves_what_is_served(serve, base, damage, caplog):
+    server = serve(base)
+    if damage == "not a SavedModel":
+        (base / "2").mkdir()
+        (base / "2" / "saved_model.pb").write_bytes(b"\xffnonsense")
+        message = "cannot be served"
+    elif damage == "labels are no JSON":
+        (base / LABELS_FILE).write_text("{stable: 1")
+        message = f"{LABELS_FILE}: the file: "
+    elif damage == "labels name no version":
+        write_labels(base, ServingLabels(stable=7))
+        message = "there is no version 7"
+    else:
+        shutil.rmtree(base)
+        message = ""
+    eventually(lambda: message in caplog.text)
+    time.sleep(0.3)
+    with RetrievalClient.grpc(server.address, "dnc") as client:
+        assert client.recommend([["i1"]])
+    assert caplog.text.count(message) == 1 or not message
+
+
+def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, base, servable):
+    server = serve(base)
+    (base / "2").mkdir()
+    (base / "2" / "saved_model.pb").write_bytes(b"\xffnonsense")
+
+    def error() -> str:
+        answer = requests.get(f"{server.url}/v1/models/dnc/versions/2", timeout=10).json()
+        return answer["model_version_status"][0]["status"]["error_message"]
+
+    eventually(lambda: "cannot be served" in error())
+    shutil.rmtree(base / "2")
+    add_version(base, 2, servable)
+    eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+    assert error() == ""
+
+
+def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
+    add_version(base, 2, servable)
+    server = serve(base)
+    with server.channel() as channel:
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+
+        def reload(**labels: int) -> str:
+            request = model_management_pb2.ReloadConfigRequest()
+            config = request.config.model_config_list.config.add(name="dnc", base_path=str(base))
+            config.version_labels.update(labels)
+            return models.HandleReloadConfigRequest(request).status.error_message
+
+        assert reload(stable=1, canary=2) == ""
+        assert states(server) == {2: "AVAILABLE", 1: "AVAILABLE"}
+        assert read_labels(base) == ServingLabels(stable=1, canary=2)
+        assert "names version 9" in reload(stable=9)
+        assert "must be stable and perhaps canary" in reload(beta=1)
+        assert "two versions" in reload(stable=1, canary=1)
+        assert read_labels(base) == ServingLabels(stable=1, canary=2)
+        assert reload() == ""
+        assert read_labels(base) is None
+        eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_swaps(serve, base, servable):
+    """Without a collection, a swap of this servable leaves 18 MB. benchmarks/soak.py runs longer."""
+    server = serve(base)
+
+    def swap(to: int) -> int:
+        add_version(base, to, servable)
+        eventually(lambda: states(server).get(to) == "AVAILABLE")
+        shutil.rmtree(base / str(to - 1))
+        eventually(lambda: states(server) == {to: "AVAILABLE"})
+        return resident_kib()
+
+    sizes = [swap(to) for to in range(2, 10)]
+    assert sizes[-1] - sizes[3] < 4 * 9_000
+
+
+def resident_kib() -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1])
