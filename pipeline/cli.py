@@ -206,7 +206,7 @@ def benchmark(
 
 
 @main.command()
-@_with_config
+@with_config
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), help="Serve the servables of this run.")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the versions below PATH as NAME; repeatable."
