@@ -10,9 +10,10 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
-import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -83,8 +84,14 @@ def read_csv_batches(path: str, columns: Sequence[str], block_bytes: int = BLOCK
                 return
 
 
-def _open(path: str) -> BinaryIO:
-    return gzip.open(path, "rb") if path.lower().endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
+@contextmanager
+def _open(path: str) -> Iterator[BinaryIO]:
+    """The file's bytes, gzip undone; damage is an OSError, whichever library finds it."""
+    try:
+        with gzip.open(path, "rb") if path.lower().endswith(".gz") else Path(path).open("rb") as stream:
+            yield stream  # type: ignore[misc]
+    except zlib.error as error:
+        raise OSError(f"damaged gzip data: {error}") from None
 
 
 def _split_header(block: bytes, path: str) -> tuple[list[str], bytes]:
@@ -95,7 +102,10 @@ def _split_header(block: bytes, path: str) -> tuple[list[str], bytes]:
     if not line.strip():
         raise ValueError(f"{path} has no header line: the first line must name the columns")
     text = line.decode("utf-8", errors="replace")
-    return next(csv.reader(io.StringIO(text))), rest
+    try:
+        return next(csv.reader([text])), rest
+    except csv.Error as error:
+        raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({error}): mend it") from None
 
 
 def _last_record_end(block: bytes) -> int:

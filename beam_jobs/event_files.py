@@ -75,7 +75,21 @@ def find_event_files(data: DataConfig) -> list[str]:
     wanted = wanted_columns(data)
     for path in paths:
         check_file(path, wanted, "data.events")
+        _check_flat(path, wanted)
     return paths
+
+
+def _check_flat(path: str, wanted: dict[str, str]) -> None:
+    """Refuses lists and structs, which no id, time or level can be read from."""
+    if is_csv(path):
+        return
+    schema = pq.read_schema(path)
+    for name, key in wanted.items():
+        if pa.types.is_nested(schema.field(name).type):
+            raise ValueError(
+                f"{path}: column {name!r} ({key}) is of type {schema.field(name).type} and cannot be read as text; "
+                "write one value a row, or name another column"
+            )
 
 
 def check_file(path: str, wanted: dict[str, str], field: str) -> None:
