@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-BLOCK_SIZE = 32
+BLOCK_SIZE = 16
 """Rows a block. Padding is at most this much a group, however skewed the groups are."""
 
 

@@ -25,7 +25,7 @@ def log_partition(
         float32 [...].
     """
     corrected = tf.where(masked, candidate_logits.dtype.min, candidate_logits - log_expected_count)
-    return tf.reduce_logsumexp(tf.concat([positive_logit[..., None], corrected], axis=-1), axis=-1)
+    return tf.reduce_logsumexp(tf.stack([positive_logit, tf.reduce_logsumexp(corrected, axis=-1)]), axis=0)
 
 
 def group_log_partitions(
@@ -86,8 +86,14 @@ def is_member(rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     Returns:
         bool [num_rows, num_values].
     """
-    num_rows, length = tf.shape(rows)[0], tf.shape(rows)[1]
-    ordered = tf.sort(rows, axis=1)
-    tiled = tf.tile(values[None, :], [num_rows, 1])
-    place = tf.minimum(tf.searchsorted(ordered, tiled), length - 1)
-    return tf.gather(ordered, place, batch_dims=1) == tiled
+    # Looking the few rows' elements up among the many values is cheaper than the reverse.
+    order = tf.argsort(values)
+    ordered = tf.gather(values, order)
+    wanted = tf.reshape(rows, [-1])
+    first = tf.searchsorted(ordered, wanted)
+    count = tf.searchsorted(ordered, wanted, side="right") - first
+    row_id = tf.repeat(tf.repeat(tf.range(tf.shape(rows)[0]), tf.shape(rows)[1]), count)
+    within = tf.range(tf.size(row_id)) - tf.repeat(tf.cumsum(count, exclusive=True), count)
+    found = tf.stack([row_id, tf.gather(order, tf.repeat(first, count) + within)], axis=1)
+    absent = tf.zeros([tf.shape(rows)[0], tf.size(values)], tf.bool)
+    return tf.tensor_scatter_nd_update(absent, found, tf.ones([tf.size(row_id)], tf.bool))

@@ -20,7 +20,7 @@ from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.layers.shared_conditioning import SharedConditioning
-from trainer.losses import group_log_partitions, is_member, log_partition, weighted_mean, z_loss
+from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
 from trainer.negative_pools import CandidateGrid, NegativePools, SharedCandidates
 from trainer.query_tower import QueryTower
 from trainer.user_id_tower import USER_INDEX, UserIdTower
@@ -46,7 +46,8 @@ class TwoTowerModel(tfrs.Model):
         self._num_items = catalogue.num_items
         self.embedding_dim = config.model.embedding_dim
         self._loss_config = config.training.loss
-        self._conditioning_dropout = config.model.conditioning_dropout
+        shared = config.model.conditioning == "none"
+        self._conditioning_dropout = 0.0 if shared else config.model.conditioning_dropout
         self._group_id = tf.constant(catalogue.group_id)
         self._user_features = {
             spec["name"]: tf.constant(catalogue.user_features[spec["name"]])
@@ -96,11 +97,8 @@ class TwoTowerModel(tfrs.Model):
         0 is an expert per group; log(num_experts) is gates that do not choose.
         """
         target, queries = self._target_queries(batch, training=False)
-        blocks = GroupBlocks.of(tf.gather(self._group_id, target), self.num_groups)
-        gates = self._conditioning.gates(tf.gather(queries, blocks.row), blocks.group_id)
-        if gates is None:
-            return None
-        return weighted_mean(-tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1), blocks.weight)
+        gates = self._conditioning.gates(queries, tf.gather(self._group_id, target))
+        return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
 
     def compute_loss(self, inputs: WindowBatch, training: bool = False) -> tf.Tensor:
         """The objective: a scalar."""
@@ -213,13 +211,17 @@ class TwoTowerModel(tfrs.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Logit of each positive and log-partition of its own group's row of the grid, both [num_positives].
 
-        Positives are laid out in blocks that share a group, so that a positive computes its own
-        group's gate only and a block shares its group's candidates.
+        A positive computes its own group's vector only, or none where it trains the shared one. Then positives
+        are laid out in blocks that share a group's candidates.
         """
+        if training and self._conditioning_dropout:
+            kept = tf.where(keep[:, 0] > 0)
+            conditioned = self._conditioning.own_group(tf.gather_nd(queries, kept), tf.gather_nd(group, kept), training)
+            queries = tf.tensor_scatter_nd_update(queries, kept, conditioned)
+        else:
+            queries = self._conditioning.own_group(queries, group, training)
         blocks = GroupBlocks.of(group, self.num_groups)
-        query = tf.gather(queries, blocks.row)
-        own = self._conditioning.own_group(query, blocks.group_id, training=training)
-        own = query + tf.gather(keep, blocks.row) * (own - query)
+        own = tf.gather(queries, blocks.row)
         logit = tf.reduce_sum(own * tf.gather(positive, blocks.row), axis=-1)
         candidates = self._candidate_tower(grid.item_index)
         rows = tf.gather(grid.item_index, blocks.group_id)[:, None, :]

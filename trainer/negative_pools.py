@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
-from trainer.negative_samplers import negative_sampler, random_part
+from trainer.negative_samplers import negative_sampler
 
 _NEVER = -1e9
 """log expected count of an item that cannot be drawn: finite, so that masked places stay free of NaN."""
@@ -106,9 +106,9 @@ class NegativePools:
         if self._in_group_pool == 0:
             return negatives[:0], tf.zeros([0], tf.int32)
         negatives = tf.boolean_mask(negatives, negatives > 0)
-        negatives = random_part(negatives, tf.size(negatives), generator)
         group = tf.gather(self._group_id, negatives)
-        order = tf.argsort(group, stable=True)
+        # By group, and at random within a group: one sort does both.
+        order = tf.argsort(tf.cast(group, tf.float32) + generator.uniform(tf.shape(group)))
         negatives, group = tf.gather(negatives, order), tf.gather(group, order)
         kept = _rank_in_group(group, self.num_groups) < self._in_group_pool
         return negatives[kept], group[kept]

@@ -17,6 +17,7 @@ from contracts.names import Split
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.lazy_adam import LazyAdam
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
@@ -24,7 +25,7 @@ from trainer.ranking import ExactRanking
 from trainer.training_state import TrainingState
 from trainer.warm_start import warm_start
 
-_BATCH_SIGNATURE = WindowBatch(
+BATCH_SIGNATURE = WindowBatch(
     user_index=tf.TensorSpec([None], tf.int64),
     item_index=tf.TensorSpec([None, None], tf.int64),
     is_target=tf.TensorSpec([None, None], tf.bool),
@@ -108,13 +109,13 @@ class _Trainer:
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
         self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION)
-        self._optimizer = tf.keras.optimizers.Adam(
+        self._optimizer = LazyAdam(
             config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
         )
         self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
-        self._step = tf.function(self._train_step, input_signature=[_BATCH_SIGNATURE])
+        self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE])
 
     def run(self) -> None:
         """Trains until the last epoch or until validation stops improving; keeps the best weights."""

@@ -37,7 +37,7 @@ class ConcatConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return self._residual(query, tf.gather(self._group_hidden, group_id)[:, None, :], training)
+        return self._residual(query, tf.gather(self._group_hidden, group_id), training)
 
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         return self._residual(query[:, None, :], self._group_hidden, training)

@@ -10,8 +10,8 @@ import tensorflow as tf
 class GroupConditioning(tf.keras.layers.Layer):
     """Base: turns an encoded query h_u into e_{u,g}, the user's vector for group g.
 
-    Two entry points give the same vectors. Training needs a positive's own group only, and has its
-    positives sorted into blocks that share a group; serving needs all groups.
+    Two entry points give the same vectors. Training needs a positive's own group only; serving and the
+    global term need all groups.
     """
 
     def __init__(self, num_groups: int, dim: int, name: str):
@@ -21,14 +21,14 @@ class GroupConditioning(tf.keras.layers.Layer):
 
     @abc.abstractmethod
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Vectors for one group a block.
+        """Vectors for one group each.
 
         Args:
-            query: float32 [num_blocks, block_size, dim].
-            group_id: int32 [num_blocks], the group that a block's queries are about.
+            query: float32 [num_positives, dim].
+            group_id: int32 [num_positives], the group that a query is about.
 
         Returns:
-            float32 [num_blocks, block_size, dim].
+            float32 [num_positives, dim].
         """
 
     @abc.abstractmethod
@@ -36,6 +36,6 @@ class GroupConditioning(tf.keras.layers.Layer):
         """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
-        """Mixture weights [num_blocks, block_size, num_experts], or None where there is no mixture."""
+        """Mixture weights [num_positives, num_experts], or None where there is no mixture."""
         del query, group_id
         return None

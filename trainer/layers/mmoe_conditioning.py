@@ -48,14 +48,14 @@ class MMoEConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
-        logits = tf.matmul(query, tf.gather(self._gate_kernel, group_id))
-        return tf.nn.softmax(logits + tf.gather(self._gate_bias, group_id)[:, None, :])
+        logits = tf.reduce_sum(query[:, :, None] * tf.gather(self._gate_kernel, group_id), axis=1)
+        return tf.nn.softmax(logits + tf.gather(self._gate_bias, group_id))
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
         # Gates scale the hidden units, then one matrix product sums over experts and units.
         gated = hidden * self.gates(query, group_id)[..., None]
-        flat = tf.reshape(gated, tf.concat([tf.shape(query)[:-1], [self._num_experts * self._hidden_dim]], 0))
+        flat = tf.reshape(gated, [-1, self._num_experts * self._hidden_dim])
         return query + tf.matmul(flat, tf.reshape(self._expert_output, [-1, self.dim]))
 
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -64,8 +64,6 @@ class MMoEConditioning(GroupConditioning):
         return query[:, None, :] + tf.matmul(tf.nn.softmax(logits), experts)
 
     def _hidden(self, query: tf.Tensor, training: bool) -> tf.Tensor:
-        """[..., dim] -> [..., num_experts, hidden_dim]."""
+        """[num_queries, dim] -> [num_queries, num_experts, hidden_dim]."""
         hidden = tf.nn.gelu(tf.matmul(query, self._expert_kernel) + self._expert_bias)
-        hidden = self._dropout(hidden, training=training)
-        shape = tf.concat([tf.shape(query)[:-1], [self._num_experts, self._hidden_dim]], 0)
-        return tf.reshape(hidden, shape)
+        return tf.reshape(self._dropout(hidden, training=training), [-1, self._num_experts, self._hidden_dim])

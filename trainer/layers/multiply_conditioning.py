@@ -15,7 +15,7 @@ class MultiplyConditioning(GroupConditioning):
         self._group_scale = self.add_weight(name="group_scale", shape=[num_groups, dim], initializer="ones")
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return query * tf.gather(self._group_scale, group_id)[:, None, :]
+        return query * tf.gather(self._group_scale, group_id)
 
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         return query[:, None, :] * self._group_scale

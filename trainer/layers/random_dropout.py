@@ -6,19 +6,24 @@ import tensorflow as tf
 
 
 class RandomDropout(tf.keras.layers.Layer):
-    """Dropout drawn from a given generator.
+    """Dropout drawn from a given generator, at a rate rounded to 256ths.
 
     Keras' own dropout keeps its random state where no checkpoint reaches it, so that a resumed run
-    would differ from an uninterrupted one.
+    would differ from an uninterrupted one. A random byte decides on an element: random numbers are
+    the dearest part of dropout, and four bytes come for one of them.
     """
 
     def __init__(self, rate: float, generator: tf.random.Generator, name: str | None = None):
         super().__init__(name=name)
-        self.rate = rate
+        self._dropped = round(rate * 256)
         self._generator = generator
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if not training or self.rate == 0:
+        if not training or self._dropped == 0:
             return inputs
-        keep = self._generator.uniform(tf.shape(inputs)) >= self.rate
-        return tf.where(keep, inputs / (1.0 - self.rate), tf.zeros_like(inputs))
+        shape = tf.shape(inputs)
+        size = tf.reduce_prod(shape)
+        words = self._generator.uniform_full_int([(size + 3) // 4], tf.uint32)
+        bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], shape)
+        keep = tf.cast(bits >= self._dropped, inputs.dtype)
+        return inputs * keep * (256 / (256 - self._dropped))

@@ -1,0 +1,249 @@
+"""Positives a second of the model family, every contestant on the same batches and interleaved.
+
+    python -m benchmarks.training
+
+Batches are windows of random users over a Zipf-like catalogue, drawn in memory: what is measured is
+the training step (forward, backward, update), not the reading. Every contestant has the same encoder,
+and as many negatives a positive. Times are medians of interleaved steps; a ratio is of such medians.
+The roofline counts a positive's multiply-adds, forward, of the parts that differ; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import write_json
+from contracts.config import Config
+from pipeline.benchmark_table import machine
+from trainer.build import build_model
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import WindowBatch
+from trainer.lazy_adam import LazyAdam
+from trainer.model import TwoTowerModel
+from trainer.train import BATCH_SIGNATURE
+
+LENGTH, WINDOWS, IN_GROUP, EASY = 50, 32, 8, 2
+SMALL, LARGE = 10_000, 1_000_000
+
+
+def catalogue(num_items: int, num_groups: int) -> Catalogue:
+    rng = np.random.default_rng(0)
+    popularity = 1 / (1 + rng.permutation(num_items)) ** 0.8
+    group_id = rng.integers(0, num_groups, num_items + 1).astype(np.int32)
+    group_id[0] = -1
+    count = np.concatenate([[0], np.ceil(popularity * 1e5)]).astype(np.int64)
+    return Catalogue(
+        item_ids=np.arange(num_items).astype(object),
+        group_id=group_id,
+        num_groups=num_groups,
+        train_count=count,
+        sampling_probability=np.sqrt(count) / np.sqrt(count).sum(),
+    )
+
+
+def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
+    """Packed windows: each holds LENGTH targets and their negatives."""
+    rng = np.random.default_rng(seed)
+    cumulative = np.cumsum(items.sampling_probability)
+    order = np.argsort(items.group_id[1:], kind="stable") + 1
+    first = np.searchsorted(items.group_id[order], np.arange(items.num_groups))
+    sizes = np.bincount(items.group_id[1:], minlength=items.num_groups)
+    result = []
+    for _ in range(number):
+        events = np.searchsorted(cumulative, rng.random((WINDOWS, LENGTH + 1))).clip(1)
+        group = items.group_id[np.repeat(events[:, 1:].ravel(), IN_GROUP)]
+        hard = order[first[group] + (rng.random(len(group)) * sizes[group]).astype(int)]
+        is_target = np.ones(events.shape, bool)
+        is_target[:, 0] = False
+        easy = np.searchsorted(cumulative, rng.random(EASY * WINDOWS * LENGTH)).clip(1)
+        result.append(WindowBatch(np.zeros(WINDOWS, np.int64), events, is_target, hard, easy))
+    return result
+
+
+def unpacked(batch: WindowBatch) -> WindowBatch:
+    """One record a positive: each repeats the history before it. As many windows as fit in a batch's events."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(np.arange(WINDOWS), LENGTH)
+    ends = np.tile(np.arange(1, LENGTH + 1), WINDOWS)
+    chosen = rng.permutation(len(rows))[:WINDOWS]
+    position = np.arange(LENGTH + 1)
+    is_target = position == ends[chosen, None]
+    items = np.where(position <= ends[chosen, None], batch.item_index[rows[chosen]], 0)
+    return WindowBatch(batch.user_index, items, is_target, batch.in_group_negatives, batch.easy_negatives)
+
+
+@dataclass
+class Contestant:
+    """A model, its training step, and the batches that it is fed."""
+
+    model: TwoTowerModel
+    step: Callable[[WindowBatch], tf.Tensor]
+    batches: list[WindowBatch]
+
+    @property
+    def positives(self) -> int:
+        return int(self.batches[0].is_target.sum())
+
+
+def contestant(items: Catalogue, data: list[WindowBatch], model: dict[str, Any], loss: dict[str, Any]) -> Contestant:
+    tree = {
+        "groups": {"num_groups": items.num_groups},
+        "windows": {"length": LENGTH},
+        "model": model,
+        "training": {"loss": {"exact_softmax_max_items": 0, **loss}},
+    }
+    built = build_model(Config.model_validate(tree), items)
+    optimizer = LazyAdam(1e-3, beta_2=0.98)
+    optimizer.build(built.trainable_variables)
+
+    def step(batch: WindowBatch) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            loss_value = built.loss_terms(batch, training=True)["loss"]
+        gradients = tape.gradient(loss_value, built.trainable_variables)
+        optimizer.apply_gradients(
+            [p for p in zip(gradients, built.trainable_variables, strict=True) if p[0] is not None]
+        )
+        return loss_value
+
+    return Contestant(built, tf.function(step, input_signature=[BATCH_SIGNATURE]), data)
+
+
+def contestants() -> dict[str, Contestant]:
+    """The product's objective is in-group + global + intent; "in group" is the paper's, in-group + intent."""
+    defaults = Config().training.loss
+    own = defaults.in_group_pool + defaults.easy_pool // 10
+    single_loss = {"in_group_weight": 0, "intent_weight": 0, "z_weight": 0}
+    in_group = {"global_weight": 0, "z_weight": 0}
+    result = {}
+    for num_items, groups in ((SMALL, 10), (SMALL, 100)):
+        items = catalogue(num_items, groups)
+        data = batches(items, 4, 1)
+        one = replace(items, group_id=np.minimum(items.group_id, 0), num_groups=1, groups_match_windows=False)
+        if groups == 10:
+            result["single"] = contestant(one, data, {"conditioning": "none"}, {**single_loss, "easy_pool": own})
+            result["unpacked"] = replace(result["single"], batches=[unpacked(batch) for batch in data])
+            result["multiply"] = contestant(items, data, {"conditioning": "multiply"}, in_group)
+            everything = defaults.in_group_pool + defaults.easy_pool
+            result["single_global"] = contestant(
+                one, data, {"conditioning": "none"}, {**single_loss, "easy_pool": everything}
+            )
+        result[f"mmoe_k{groups}"] = contestant(items, data, {}, in_group)
+        result[f"mmoe_k{groups}_global"] = contestant(items, data, {}, {})
+    large = catalogue(LARGE, 10)
+    result["mmoe_1m"] = contestant(large, batches(large, 4, 1), {}, in_group)
+    return result
+
+
+def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, float]:
+    """Median seconds a positive; steps take turns, so that a slow moment of the machine hits all alike."""
+    for one in found.values():
+        for batch in one.batches[:2]:
+            one.step(batch)
+    times: dict[str, list[float]] = {name: [] for name in found}
+    started, turn = time.monotonic(), 0
+    while time.monotonic() - started < seconds or turn < 5:
+        for name, one in found.items():
+            batch = one.batches[turn % len(one.batches)]
+            begun = time.perf_counter()
+            float(one.step(batch))
+            times[name].append((time.perf_counter() - begun) / one.positives)
+        turn += 1
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def multiply_adds(num_groups: int, negatives: int, conditioning: str) -> dict[str, int]:
+    """Of one positive, forward: encoder, own group's vector, intent head, logits."""
+    model = Config().model
+    dim, layers, experts = model.embedding_dim, model.num_layers, model.num_experts
+    encoder = layers * (4 * dim * dim + 2 * model.feed_forward_multiple * dim * dim + 2 * (LENGTH + 1) * dim)
+    # Positives that train the shared vector (conditioning dropout) have no experts to run.
+    share = 1 - model.conditioning_dropout
+    own = {
+        "none": 0,
+        "multiply": int(share * dim),
+        "mmoe": int(share * experts * (2 * dim * model.expert_hidden_dim + dim)),
+    }[conditioning]
+    intent = dim * dim + dim * num_groups if num_groups > 1 else 0
+    return {"encoder": encoder, "own_vector": own, "intent": intent, "logits": negatives * dim}
+
+
+def activations(num_groups: int, negatives: int, conditioning: str) -> int:
+    """Bytes that a positive's forward pass writes at least once: outputs of matrix products, norms and softmaxes."""
+    model = Config().model
+    dim = model.embedding_dim
+    block = 9 * dim + 2 * model.feed_forward_multiple * dim + 2 * model.num_heads * (LENGTH + 1)
+    share = 1 - model.conditioning_dropout
+    own = {"none": 0, "multiply": dim, "mmoe": 3 * model.num_experts * model.expert_hidden_dim + dim}[conditioning]
+    intent = 2 * dim + 2 * num_groups if num_groups > 1 else 0
+    return int(4 * (model.num_layers * block + share * own + intent + 3 * negatives))
+
+
+def roofline() -> dict[str, Any]:
+    """What arithmetic and memory alone would allow: ratios to the single vector's, equal negatives."""
+    loss = Config().training.loss
+    own = loss.in_group_pool + loss.easy_pool // 10
+    single = sum(multiply_adds(1, own, "none").values())
+    table: dict[str, Any] = {}
+    for name, groups, kind in (
+        ("single", 1, "none"),
+        ("multiply", 10, "multiply"),
+        ("mmoe_k10", 10, "mmoe"),
+        ("mmoe_k100", 100, "mmoe"),
+    ):
+        parts, written = multiply_adds(groups, own, kind), activations(groups, own, kind)
+        bounds = {
+            "arithmetic_bound": round(single / sum(parts.values()), 3),
+            "memory_bound": round(activations(1, own, "none") / written, 3),
+        }
+        table[name] = {**parts, "bytes": written, **bounds}
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120, help="of interleaved measuring, after warm-up")
+    parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within and between ops")
+    parser.add_argument("--json", type=Path, help="write the result here; a Markdown table goes beside it")
+    arguments = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+    seconds = median_seconds(contestants(), arguments.seconds)
+    ratios = {
+        "mmoe_vs_single_k10": seconds["single"] / seconds["mmoe_k10"],
+        "mmoe_vs_single_k100": seconds["single"] / seconds["mmoe_k100"],
+        "multiply_vs_single": seconds["single"] / seconds["multiply"],
+        "packed_vs_unpacked": seconds["unpacked"] / seconds["single"],
+        "cost_1m_items_vs_10k": seconds["mmoe_1m"] / seconds["mmoe_k10"],
+        "mmoe_global_vs_single_k10": seconds["single_global"] / seconds["mmoe_k10_global"],
+        "mmoe_global_vs_single_k100": seconds["single_global"] / seconds["mmoe_k100_global"],
+    }
+    rates = {name: round(1 / value) for name, value in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name:20s} {rate:>9,} positives/s")
+    print("multiply-adds a positive, forward:", json.dumps(roofline()))
+    result = {name: round(value, 3) for name, value in ratios.items()}
+    if arguments.json:
+        write(arguments.json, result, rates)
+    print(json.dumps(result))
+
+
+def write(path: Path, result: dict[str, float], rates: dict[str, int]) -> None:
+    write_json(path, {**result, "positives_per_second": rates, "roofline": roofline(), "machine": machine()})
+    lines = ["# Training speed", "", "| contestant | positives/s |", "| --- | --- |"]
+    lines += [f"| {name} | {rate:,} |" for name, rate in rates.items()]
+    lines += ["", "| ratio | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in result.items())]
+    lines += ["", f"Multiply-adds a positive, forward: `{json.dumps(roofline())}`", "", f"Machine: {machine()}", ""]
+    path.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

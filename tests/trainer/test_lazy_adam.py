@@ -1,0 +1,22 @@
+import numpy as np
+import tensorflow as tf
+
+from trainer.lazy_adam import LazyAdam
+
+
+def test_a_step_that_reads_every_row_is_adams_and_another_leaves_rows_alone() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(5, 3)).astype(np.float32)
+    lazy, dense = tf.Variable(start), tf.Variable(start)
+    lazily, plainly = LazyAdam(0.1, beta_2=0.98), tf.keras.optimizers.Adam(0.1, beta_2=0.98)
+    for _ in range(3):
+        gradient = rng.normal(size=(5, 3)).astype(np.float32)
+        # Row 2 comes in two parts, which add up.
+        rows = np.array([4, 2, 0, 1, 3, 2])
+        values = gradient[rows] * np.array([1, 0.25, 1, 1, 1, 0.75])[:, None]
+        lazily.apply_gradients([(tf.IndexedSlices(tf.constant(values, tf.float32), tf.constant(rows), [5, 3]), lazy)])
+        plainly.apply_gradients([(tf.constant(gradient), dense)])
+    np.testing.assert_allclose(lazy, dense, rtol=1e-4, atol=1e-5)
+    before = lazy.numpy()
+    lazily.apply_gradients([(tf.IndexedSlices(tf.ones([1, 3]), tf.constant([2]), [5, 3]), lazy)])
+    assert np.flatnonzero(np.abs(lazy.numpy() - before).max(axis=1) > 0).tolist() == [2]
