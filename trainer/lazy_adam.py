@@ -29,7 +29,5 @@ class LazyAdam(tf.keras.optimizers.Adam):
         velocity += (tf.square(values) - velocity) * (1 - self.beta_2)
         first.scatter_update(tf.IndexedSlices(momentum, rows))
         second.scatter_update(tf.IndexedSlices(velocity, rows))
-        change = (
-            tf.cast(self.learning_rate, variable.dtype) * correction * momentum / (tf.sqrt(velocity) + self.epsilon)
-        )
+        change = rate * momentum / (tf.sqrt(velocity) + self.epsilon)
         variable.scatter_sub(tf.IndexedSlices(change, rows))
