@@ -25,6 +25,7 @@ Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
 _ROUNDS = 16  # of rejection, before the exact distribution of what is left is drawn from
+_TILE = 1 << 12  # targets whose draws are made and checked while they are in the processor's cache
 _BITMAP_BITS = 1 << 28  # 32 MiB
 _BIT = np.uint8(1) << np.arange(8, dtype=np.uint8)
 
@@ -36,8 +37,8 @@ class Proposal(Protocol):
     def sizes(self) -> Int64:
         """[num_keys] items that have a probability."""
 
-    def draw(self, keys: Int64, rng: np.random.Generator) -> Int64:
-        """[num_draws] items; no key's distribution may be empty."""
+    def draw(self, keys: Int64, number: int, rng: np.random.Generator) -> Int64:
+        """[len(keys), number] items; no key's distribution may be empty."""
 
     def of(self, key: int) -> tuple[Int64, Float64]:
         """A key's items and their weights."""
@@ -108,15 +109,27 @@ def draw_negatives(
         owned: the users' own items.
         rng: source of randomness.
     """
-    keys, users = np.repeat(keys, number), np.repeat(users, number)
-    drawn = np.full(len(keys), PADDING_INDEX)
-    rejected = np.flatnonzero(proposal.sizes[keys] > 0)
+    possible = proposal.sizes[keys] > 0
+    if not possible.all():
+        result = np.full((len(keys), number), PADDING_INDEX)
+        drawn = draw_negatives(proposal, keys[possible], users[possible], number, owned, rng)
+        result[possible] = drawn.reshape(-1, number)
+        return result.ravel()
+    drawn, parts = np.empty(len(keys) * number, np.int64), [np.zeros(0, np.int64)]
+    for start in range(0, len(keys), _TILE):
+        tile = slice(start, start + _TILE)
+        items = proposal.draw(keys[tile], number, rng) + 1
+        drawn[start * number : start * number + items.size] = items.ravel()
+        parts.append(np.flatnonzero(owned.contains(users[tile, None], items)) + start * number)
+    rejected = np.concatenate(parts)
     for _ in range(_ROUNDS):
         if not len(rejected):
             return drawn
-        drawn[rejected] = proposal.draw(keys[rejected], rng) + 1
-        rejected = rejected[owned.contains(users[rejected], drawn[rejected])]
-    pairs, place = np.unique(np.stack([users[rejected], keys[rejected]]), axis=1, return_inverse=True)
+        target = rejected // number
+        drawn[rejected] = proposal.draw(keys[target], 1, rng)[:, 0] + 1
+        rejected = rejected[owned.contains(users[target], drawn[rejected])]
+    target = rejected // number
+    pairs, place = np.unique(np.stack([users[target], keys[target]]), axis=1, return_inverse=True)
     for pair, (user, key) in enumerate(pairs.T.tolist()):
         chosen = rejected[place == pair]
         items, weights = proposal.of(key)
@@ -145,6 +158,7 @@ class OwnedItems:
         """
         self._width = num_items + 1
         keys = users * self._width + items
+        # (users, items) -> whether owned, of any shapes that go together.
         self.contains: Callable[[Int64, Int64], Bool]
         if num_users * self._width <= _BITMAP_BITS:
             # One bit a pair: eight times less memory to clear, and more of it in the processor's cache.

@@ -27,11 +27,10 @@ class UniformLists:
         """[num_keys] items of each list."""
         return np.diff(self.starts)
 
-    def draw(self, keys: Int64, rng: np.random.Generator) -> Int64:
-        """[num_draws] items, each from the list asked for, which is not empty."""
-        sizes = self.sizes[keys]
-        place = np.minimum((rng.random(len(keys)) * sizes).astype(np.int64), sizes - 1)
-        return self.items[self.starts[keys] + place].astype(np.int64)
+    def draw(self, keys: Int64, number: int, rng: np.random.Generator) -> Int64:
+        """[num_keys_asked, number] items, a row from each list asked for, which is not empty."""
+        place = (rng.random((len(keys), number)) * self.sizes[keys][:, None]).astype(np.int64)
+        return self.items[self.starts[keys][:, None] + place].astype(np.int64)
 
     def of(self, key: int) -> tuple[Int64, Float64]:
         """A list's items and their weights."""

@@ -54,7 +54,8 @@ class WriteWindows(beam.DoFn):
         is_positive = events.levels >= self._config.data.feedback.target_level_index
         positives = events.where(is_positive)
         train = positives.where(positives.splits == Split.TRAIN)
-        exposures = events.where(~is_positive & (events.splits == Split.TRAIN))
+        wanted = bool(self._config.windows.exposed_negatives)
+        exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
         counts: Counter[str] = Counter(users_without_targets=int((_events_per_user(train) < 2).sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
