@@ -1,0 +1,187 @@
+"""What `dnc serve` costs: its throughput against the session's own, and its latency at half load.
+
+    python -m benchmarks.server --items 100000 --groups 32 --json benchmarks/results/server.json
+
+The server is a process of its own, asked over gRPC by this one, a user a request. TensorFlow has one
+thread in either. Measured in turns, three times, and the medians reported:
+- session: batches of 64 users, one after another, in this process, without a server;
+- server: 64 requests in flight, each followed by the next (closed loop);
+- half load: requests at random times (Poisson) at half the server's throughput (open loop), each
+  latency from the time when the request was due.
+The last line is JSON; compare ratios of one run, not times of two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from tensorflow_serving.apis import predict_pb2
+
+from benchmarks.servable_of_size import HISTORY, make_servable
+from contracts.names import Signature
+from serving.local_client import request_inputs
+from serving.server.version import LoadedServable
+from serving.tensors import to_proto
+
+BATCH = 64
+METHOD = "/tensorflow.serving.PredictionService/Predict"
+ROOT = Path(__file__).parent.parent
+
+
+@contextlib.contextmanager
+def served(base: Path, *settings: str) -> Iterator[str]:
+    """A server process; yields its gRPC address."""
+    flags = [flag for setting in ("grpc_port=0", "rest_port=0", *settings) for flag in ("--set", f"server.{setting}")]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert process.stdout
+        found = re.search(r"gRPC (\S+),", process.stdout.readline())
+        if not found:
+            raise RuntimeError("the server did not start; see its error above")
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def make_requests(num_items: int, count: int = 256) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    rows = [[f"i{item}" for item in rng.integers(1, num_items + 1, HISTORY)] for _ in range(count)]
+    return [request_inputs([row]) for row in rows]
+
+
+def as_bytes(inputs: dict[str, np.ndarray]) -> bytes:
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "dnc"
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(to_proto(value))
+    return request.SerializeToString()
+
+
+def session_rows_per_second(servable: LoadedServable, requests: list[Any], seconds: float) -> float:
+    spec = servable.signatures[Signature.SERVING_DEFAULT]
+    batch = spec.join([spec.complete(request)[0] for request in requests[:BATCH]])
+    started, batches = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        servable.run(Signature.SERVING_DEFAULT, [batch])
+        batches += 1
+    return batches * BATCH / (time.perf_counter() - started)
+
+
+async def closed_loop(address: str, bodies: list[bytes], concurrency: int, seconds: float) -> float:
+    """Requests per second with so many in flight."""
+    async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
+        predict = channel.unary_unary(METHOD)
+        end, answered = time.perf_counter() + seconds, 0
+
+        async def ask(place: int) -> None:
+            nonlocal answered
+            while time.perf_counter() < end:
+                await predict(bodies[place % len(bodies)])
+                answered += 1
+                place += concurrency
+
+        started = time.perf_counter()
+        await asyncio.gather(*(ask(place) for place in range(concurrency)))
+        return answered / (time.perf_counter() - started)
+
+
+async def open_loop(address: str, bodies: list[bytes], rate: float, seconds: float) -> np.ndarray:
+    """Latencies in ms of requests that come at random, `rate` a second."""
+    rng = np.random.default_rng(2)
+    due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
+    async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
+        predict = channel.unary_unary(METHOD)
+        await predict(bodies[0])
+        started = time.perf_counter()
+
+        async def ask(place: int) -> float:
+            await predict(bodies[place % len(bodies)])
+            return time.perf_counter() - started - due[place]
+
+        tasks = []
+        for place, when in enumerate(due):
+            await asyncio.sleep(max(0.0, started + when - time.perf_counter()))
+            tasks.append(asyncio.create_task(ask(place)))
+        return np.array(await asyncio.gather(*tasks)) * 1e3
+
+
+def measure(version: Path, num_items: int, seconds: float, rounds: int) -> dict[str, float]:
+    requests = make_requests(num_items)
+    bodies = [as_bytes(request) for request in requests]
+    servable = LoadedServable(version, num_threads=1)
+    found: dict[str, list[float]] = {name: [] for name in ("session", "server", "p50", "p99", "tail")}
+    with served(version.parent, "session_threads=1", f"max_batch_size={BATCH}") as address:
+        asyncio.run(closed_loop(address, bodies, BATCH, 2.0))
+        session_rows_per_second(servable, requests, 1.0)
+        for _ in range(rounds):
+            found["session"].append(session_rows_per_second(servable, requests, seconds))
+            found["server"].append(asyncio.run(closed_loop(address, bodies, BATCH, seconds)))
+            latencies = asyncio.run(open_loop(address, bodies, found["server"][-1] / 2, seconds))
+            p50, p99 = np.percentile(latencies, [50, 99])
+            for name, value in (("p50", p50), ("p99", p99), ("tail", p99 / p50)):
+                found[name].append(float(value))
+    median = {name: float(np.median(values)) for name, values in found.items()}
+    return {
+        "server_vs_session": float(np.median(np.divide(found["server"], found["session"]))),
+        "p99_over_p50_half_load": median["tail"],
+        "session_rows_per_second": median["session"],
+        "server_requests_per_second": median["server"],
+        "half_load_p50_ms": median["p50"],
+        "half_load_p99_ms": median["p99"],
+    }
+
+
+def markdown(arguments: argparse.Namespace, result: dict[str, float]) -> str:
+    lines = [
+        f"`dnc serve` with an `{arguments.index}` servable of {arguments.items:,} items in {arguments.groups} groups, "
+        f"M = {arguments.candidates}, one TensorFlow thread.",
+        "",
+        "| measured | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.3g} |" for name, value in result.items()),
+        "",
+        "Command: `python -m benchmarks.server " + " ".join(sys.argv[1:]) + "`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--index", choices=["scann", "exact"], default="scann")
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--candidates", type=int, default=640, help="M")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; there are nine")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--servable", type=Path, help="a version directory to use instead of making one")
+    parser.add_argument("--json", type=Path, help="also write the result here, and as Markdown beside")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        version = arguments.servable or make_servable(
+            Path(scratch), arguments.index, arguments.items, arguments.groups, arguments.candidates
+        )
+        result = measure(version, arguments.items, arguments.seconds, arguments.rounds)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        arguments.json.with_suffix(".md").write_text(markdown(arguments, result), encoding="utf-8")
+    print(markdown(arguments, result))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
