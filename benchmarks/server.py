@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,27 @@ METHOD = "/tensorflow.serving.PredictionService/Predict"
 ROOT = Path(__file__).parent.parent
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server process: where it listens, and what it is."""
+
+    address: str
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def served(base: Path, *settings: str) -> Iterator[str]:
-    """A server process; yields its gRPC address."""
+def served(base: Path, *settings: str) -> Iterator[Served]:
+    """A server of the versions below `base`, with further `server.*` settings."""
     flags = [flag for setting in ("grpc_port=0", "rest_port=0", *settings) for flag in ("--set", f"server.{setting}")]
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout
-        found = re.search(r"gRPC (\S+),", process.stdout.readline())
+        found = re.search(r"gRPC (\S+), REST (\S+)", process.stdout.readline())
         if not found:
             raise RuntimeError("the server did not start; see its error above")
-        yield found[1]
+        yield Served(found[1], found[2], process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -125,13 +135,13 @@ def measure(version: Path, num_items: int, seconds: float, rounds: int) -> dict[
     bodies = [as_bytes(request) for request in requests]
     servable = LoadedServable(version, num_threads=1)
     found: dict[str, list[float]] = {name: [] for name in ("session", "server", "p50", "p99", "tail")}
-    with served(version.parent, "session_threads=1", f"max_batch_size={BATCH}") as address:
-        asyncio.run(closed_loop(address, bodies, BATCH, 2.0))
+    with served(version.parent, "session_threads=1", f"max_batch_size={BATCH}") as server:
+        asyncio.run(closed_loop(server.address, bodies, BATCH, 2.0))
         session_rows_per_second(servable, requests, 1.0)
         for _ in range(rounds):
             found["session"].append(session_rows_per_second(servable, requests, seconds))
-            found["server"].append(asyncio.run(closed_loop(address, bodies, BATCH, seconds)))
-            latencies = asyncio.run(open_loop(address, bodies, found["server"][-1] / 2, seconds))
+            found["server"].append(asyncio.run(closed_loop(server.address, bodies, BATCH, seconds)))
+            latencies = asyncio.run(open_loop(server.address, bodies, found["server"][-1] / 2, seconds))
             p50, p99 = np.percentile(latencies, [50, 99])
             for name, value in (("p50", p50), ("p99", p99), ("tail", p99 / p50)):
                 found[name].append(float(value))

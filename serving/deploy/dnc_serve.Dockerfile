@@ -1,0 +1,16 @@
+# `dnc serve`, which has ScaNN's ops: serves both servables.
+#   docker build -f serving/deploy/dnc_serve.Dockerfile -t dnc-serve .
+FROM python:3.11-slim
+WORKDIR /dnc
+COPY requirements.lock setup.py README.md ./
+RUN pip install --no-cache-dir --no-deps -r requirements.lock
+COPY contracts contracts
+COPY beam_jobs beam_jobs
+COPY trainer trainer
+COPY serving serving
+COPY pipeline pipeline
+RUN pip install --no-cache-dir --no-deps . && python -m compileall -q /usr/local/lib/python3.11/site-packages
+RUN useradd --create-home dnc
+USER dnc
+EXPOSE 8500 8501
+ENTRYPOINT ["dnc", "serve"]

@@ -1,0 +1,161 @@
+"""serving/deploy: configs against the protos that TF Serving reads, manifests against each other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from contracts.serving_labels import ServingLabels, write_labels
+from serving.deploy.models_config import main, models_config
+from serving.server.rest_api import METRICS_PATH
+from tests.serving.server.conftest import add_version
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "serving" / "deploy"
+MANIFESTS = ["kubernetes-exact.yaml", "kubernetes-scann.yaml"]
+FLAGS = {
+    "port",
+    "rest_api_port",
+    "rest_api_timeout_in_ms",
+    "model_config_file",
+    "model_config_file_poll_wait_seconds",
+    "allow_version_labels_for_unavailable_models",
+    "enable_batching",
+    "batching_parameters_file",
+    "monitoring_config_file",
+    "tensorflow_intra_op_parallelism",
+}
+"""Of tensorflow_model_server (model_servers/main.cc), those that are used."""
+FIELD = descriptor_pb2.FieldDescriptorProto
+INT64 = ".google.protobuf.Int64Value"
+FIELDS = {
+    # servables/tensorflow/session_bundle_config.proto
+    "BatchingParameters": [
+        ("max_batch_size", 1, INT64),
+        ("batch_timeout_micros", 2, INT64),
+        ("max_enqueued_batches", 3, INT64),
+        ("num_batch_threads", 4, INT64),
+        ("pad_variable_length_inputs", 7, FIELD.TYPE_BOOL),
+    ],
+    # config/monitoring_config.proto
+    "PrometheusConfig": [("enable", 1, FIELD.TYPE_BOOL), ("path", 2, FIELD.TYPE_STRING)],
+    "MonitoringConfig": [("prometheus_config", 1, ".tensorflow.serving.PrometheusConfig")],
+}
+"""The protos that tensorflow-serving-api leaves out: name, number and type of the fields that are used."""
+
+
+@pytest.fixture(scope="module")
+def messages() -> dict[str, Any]:
+    file = descriptor_pb2.FileDescriptorProto(name="used.proto", package="tensorflow.serving", syntax="proto3")
+    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
+    for name, fields in FIELDS.items():
+        message = file.message_type.add(name=name)
+        for field, number, kind in fields:
+            typed = {"type_name": kind, "type": FIELD.TYPE_MESSAGE} if isinstance(kind, str) else {"type": kind}
+            message.field.add(name=field, number=number, label=FIELD.LABEL_OPTIONAL, **typed)
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
+        for name in FIELDS
+    }
+
+
+def test_models_config():
+    config = text_format.Parse((DEPLOY / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    (model,) = config.model_config_list.config
+    assert (model.name, model.base_path, model.model_platform) == ("dnc", "/models/dnc", "tensorflow")
+    assert model.model_version_policy.latest.num_versions == 1
+
+
+def test_batching_config(messages):
+    config = text_format.Parse((DEPLOY / "batching.config").read_text(), messages["BatchingParameters"]())
+    assert config.max_batch_size.value == 64
+    assert config.pad_variable_length_inputs
+
+
+def test_monitoring_config(messages):
+    config = text_format.Parse((DEPLOY / "monitoring.config").read_text(), messages["MonitoringConfig"]())
+    assert config.prometheus_config.enable
+    assert config.prometheus_config.path == METRICS_PATH
+
+
+def test_models_config_follows_the_labels(tmp_path, servable):
+    for number in (1, 2, 3):
+        add_version(tmp_path / "dnc", number, servable)
+    newest = text_format.Parse(
+        models_config({"dnc": tmp_path / "dnc"}, PurePosixPath("/m")), model_server_config_pb2.ModelServerConfig()
+    ).model_config_list.config[0]
+    assert newest.base_path == "/m/dnc"
+    assert dict(newest.version_labels) == {"stable": 3}
+    write_labels(tmp_path / "dnc", ServingLabels(stable=1, canary=3))
+    run = CliRunner().invoke(main, [f"dnc={tmp_path / 'dnc'}"])
+    pinned = text_format.Parse(run.stdout, model_server_config_pb2.ModelServerConfig()).model_config_list.config[0]
+    assert list(pinned.model_version_policy.specific.versions) == [1, 3]
+    assert dict(pinned.version_labels) == {"stable": 1, "canary": 3}
+    run = CliRunner().invoke(main, [f"dnc={tmp_path}"])
+    assert run.exit_code == 2
+    assert "no version of dnc" in run.stderr
+
+
+def servers() -> dict[str, tuple[str, list[str]]]:
+    """Image and arguments of everything that runs TF Serving."""
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["exact"]
+    found = {"docker-compose": (compose["image"], compose["command"])}
+    for name in MANIFESTS:
+        (deployment, _) = yaml.safe_load_all((DEPLOY / name).read_text())
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        found[name] = container["image"], container["args"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["docker-compose", *MANIFESTS])
+def test_servers_have_known_flags_and_files_that_exist(name):
+    _, arguments = servers()[name]
+    flags = dict(argument.removeprefix("--").split("=") for argument in arguments)
+    assert set(flags) == FLAGS
+    for value in flags.values():
+        if value.startswith("/config/"):
+            assert (DEPLOY / Path(value).name).exists()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests_agree_with_themselves(name):
+    deployment, service = yaml.safe_load_all((DEPLOY / name).read_text())
+    template = deployment["spec"]["template"]
+    assert (
+        service["spec"]["selector"] == template["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
+    )
+    (container,) = template["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        one["name"] for one in template["spec"]["volumes"]
+    }
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/dnc/metadata"
+    assert template["metadata"]["annotations"]["prometheus.io/path"] == METRICS_PATH
+
+
+def test_the_images_have_the_tensorflow_that_wrote_the_servable():
+    pinned = re.search(r"tensorflow==(\S+?)\"", (ROOT / "setup.py").read_text())
+    scann = re.search(r"scann==(\S+?)\"", (ROOT / "setup.py").read_text())
+    recipe = (DEPLOY / "tf_serving_scann.Dockerfile").read_text()
+    assert pinned
+    assert scann
+    assert set(re.findall(r"TF_SERVING_VERSION=(\S+)", recipe)) == {pinned[1]}
+    assert f"ScaNN {scann[1]}" in recipe
+    assert {image.split(":")[1] for image, _ in servers().values()} == {pinned[1]}
+
+
+def test_what_the_image_copies_exists():
+    for source in re.findall(r"^COPY (.+) \S+$", (DEPLOY / "dnc_serve.Dockerfile").read_text(), re.MULTILINE):
+        for path in source.split():
+            assert (ROOT / path).exists(), path
