@@ -1,0 +1,63 @@
+"""Apache Airflow: one task a stage of `dnc retrain`, with retries and catch-up.
+
+Every task is the same idempotent command with another stopping point, so a retried or cleared task goes
+on where the last one stopped. Copy or link this file into the DAGs folder of an Airflow (2.4 or later) whose workers
+share the store's file system; Airflow needs nothing of this project but the `dnc` command. Settings come
+from the environment of the workers and the scheduler:
+
+    DNC           path of the command (default: dnc)
+    DNC_CONFIG    the YAML config
+    DNC_STORE     the store
+    DNC_DIRECTORY working directory, which relative paths of the config start from
+    DNC_START     first date to catch up from, e.g. 2024-05-31 (default: 2024-01-01)
+    DNC_CRON      when a day's run starts (default: 04:00 UTC)
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from datetime import datetime, timedelta, timezone
+
+try:
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:  # Airflow 2
+    from airflow.operators.bash import BashOperator
+from airflow import DAG
+
+STAGES = (
+    "ingest", "statistics", "groups", "transform", "windows", "train", "evaluate", "export", "validate", "gate", "push",
+)  # fmt: skip
+NOTHING_NEW, NOT_BLESSED = 4, 3
+"""Exit codes of `dnc retrain` that are no failure: the task is skipped, and so are those after it."""
+
+
+def command(stage: str) -> str:
+    """The shell command of a stage's task; the last one stops nowhere."""
+    words = [os.environ.get("DNC", "dnc"), "retrain", "-c", os.environ.get("DNC_CONFIG", "configs/retrain.yaml")]
+    words += ["-s", os.environ.get("DNC_STORE", "store")]
+    words += [] if stage == "push" else ["--to", stage]
+    return f"{shlex.join(words)} --span {{{{ ds }}}}"
+
+
+with DAG(
+    dag_id="dnc_retrain",
+    description="Daily retraining of the retrieval model",
+    schedule=os.environ.get("DNC_CRON", "0 4 * * *"),
+    start_date=datetime.fromisoformat(os.environ.get("DNC_START", "2024-01-01")).replace(tzinfo=timezone.utc),
+    catchup=True,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=5), "depends_on_past": False},
+) as dag:
+    previous = None
+    for name in STAGES:
+        task = BashOperator(
+            task_id=name,
+            bash_command=command(name),
+            cwd=os.environ.get("DNC_DIRECTORY"),
+            append_env=True,
+            skip_on_exit_code=[NOTHING_NEW, NOT_BLESSED],
+        )
+        if previous is not None:
+            previous >> task
+        previous = task

@@ -1,0 +1,146 @@
+"""`dnc retrain` from end to end, in fresh processes, as a scheduler calls it."""
+
+import json
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from contracts.layout import Store
+from contracts.serving_labels import ServingLabels, read_labels
+from pipeline.retraining.owner_lock import owning
+from pipeline.retraining.records import record_of_version
+from tests.pipeline.retrain_log import DAYS, make_log
+
+
+class Calls:
+    """Calls `dnc` on one store."""
+
+    def __init__(self, folder: Path):
+        self.config = make_log(folder)
+        self.store = Store(folder / "store")
+
+    def dnc(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "pipeline.cli", command, "-s", str(self.store.path), *arguments]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    def retrain(self, span: str, *arguments: str) -> tuple[int, dict]:
+        done = self.dnc("retrain", "-c", str(self.config), "--span", span, *arguments)
+        assert done.stdout.count("\n") == 1, done.stderr[-3000:]
+        return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_week_of_retraining(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    base = calls.store.servable("dnc")
+
+    code, outcome = calls.retrain(DAYS[2])
+    assert (code, outcome["outcome"], outcome["version"], outcome["label"]) == (0, "pushed", 1, "stable"), outcome
+    code, outcome = calls.retrain(DAYS[2])
+    assert (code, outcome["outcome"]) == (4, "nothing_new")
+    code, outcome = calls.retrain(DAYS[1])
+    assert code == 4
+    assert "older than 2024-01-03" in outcome["reasons"][0]
+
+    # Stage by stage, as a scheduler with a task a stage does: only the last call pushes.
+    assert calls.retrain(DAYS[3], "--to", "windows")[1]["outcome"] == "stopped"
+    assert calls.retrain(DAYS[3], "--to", "gate")[1]["outcome"] == "stopped"
+    assert read_labels(base) == ServingLabels(stable=1)
+    code, outcome = calls.retrain(DAYS[3])
+    assert (code, outcome["version"], outcome["details"]["stages"]) == (0, 2, {})
+    record = record_of_version(calls.store, 2)
+    assert record is not None
+    assert record.parents["version"] == 1
+    assert record.parents["warm_start"]["kept_groups"] == 4
+    assert [span["key"] for span in record.spans] == DAYS[1:4]
+    assert record.stages["ingest"]["counts"]["events"] == sum(span["events"] for span in record.spans)
+
+    assert "version 1 is stable" in calls.dnc("rollback").stdout
+    code, outcome = calls.retrain(DAYS[4])
+    assert (code, outcome["version"], outcome["label"]) == (0, 3, "canary")
+    assert read_labels(base) == ServingLabels(stable=1, canary=3)
+    assert calls.dnc("rollback", "3").returncode == 0
+
+    refused = ["--set", "retrain.gate.min_recall=1"]
+    code, outcome = calls.retrain(DAYS[5], *refused)
+    assert (code, outcome["outcome"], outcome["version"]) == (3, "not_blessed", None)
+    assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
+    assert read_labels(base) == ServingLabels(stable=3)
+
+    shown = calls.dnc("versions", "--json")
+    assert [(row["version"], row["labels"]) for row in json.loads(shown.stdout)][-1] == (3, ["stable"])
+    tree = calls.dnc("lineage", "3").stdout
+    assert "parent: version 1" in tree
+    assert "seed 0" in tree
+    assert "of 10" in calls.dnc("diff", "1", "3").stdout
+    assert calls.dnc("lineage", "9").returncode == 2
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Calls:
+    return Calls(tmp_path)
+
+
+def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path: Path) -> None:
+    """The webhook hears of it, too."""
+    heard: list[dict] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Webhook)
+    Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "log" / DAYS[2] / "events.parquet").write_bytes(b"PAR1 no more")
+    code, outcome = calls.retrain(DAYS[2], "--set", f"retrain.webhook=http://127.0.0.1:{server.server_port}/")
+    server.shutdown()
+    assert (code, outcome["outcome"]) == (1, "failed")
+    assert f"span {DAYS[2]} is not fit to train on" in outcome["reasons"][0]
+    assert heard == [outcome]
+
+
+def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
+    code, outcome = calls.retrain(DAYS[0])
+    assert code == 4
+    assert "only one complete span" in outcome["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "retrain.gate.k=0"], "retrain.gate.k"),
+        (["--to", "lunch"], "--to lunch is not a stage"),
+    ],
+)
+def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: str) -> None:
+    done = calls.dnc("retrain", "-c", str(calls.config), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:
+    with owning(calls.store):
+        code, outcome = calls.retrain(DAYS[2])
+    assert code == 1
+    assert "is held by process" in outcome["reasons"][0]
+
+
+def test_a_dead_owners_lock_is_free(calls: Calls) -> None:
+    script = (
+        "import os; from pathlib import Path; from contracts.layout import Store\n"
+        "from pipeline.retraining.owner_lock import owning\n"
+        f"with owning(Store(Path({str(calls.store.path)!r}))): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert calls.store.lock_owner.exists()
+    with owning(calls.store):
+        pass

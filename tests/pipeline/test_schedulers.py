@@ -1,0 +1,105 @@
+"""The schedulers: cron times, one run at a time, and the files for Airflow and Kubernetes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from contracts.layout import Store
+from pipeline.retraining.commands import EXIT_CODES
+from pipeline.retraining.records import all_records
+from pipeline.retraining.retrain import STEP_NAMES
+from pipeline.retraining.schedule import scheduler
+from tests.pipeline.retrain_log import DAYS, make_log
+
+SCHEDULERS = Path("pipeline/schedulers")
+
+
+def test_cron_times_are_utc() -> None:
+    made = scheduler("30 4 * * mon", lambda: None, BackgroundScheduler)
+    at = made.get_jobs()[0].trigger.get_next_fire_time(None, datetime(2024, 5, 31, tzinfo=timezone.utc))
+    assert at == datetime(2024, 6, 3, 4, 30, tzinfo=timezone.utc)  # the Monday after that Friday
+
+
+@pytest.mark.parametrize("cron", ["tomorrow", "61 * * * *", "* * * *"])
+def test_what_is_not_cron_is_refused(cron: str) -> None:
+    with pytest.raises(ValueError, match=r"--cron .* give five fields"):
+        scheduler(cron, lambda: None)
+
+
+def test_runs_do_not_overlap() -> None:
+    """A job of half a second that is due ten times a second never meets itself."""
+    running, most, runs = 0, 0, 0
+    guard = threading.Lock()
+
+    def job() -> None:
+        nonlocal running, most, runs
+        with guard:
+            running += 1
+            most, runs = max(most, running), runs + 1
+        time.sleep(0.5)
+        with guard:
+            running -= 1
+
+    made = scheduler("* * * * *", job, BackgroundScheduler)
+    made.reschedule_job("retrain", trigger="interval", seconds=0.1)
+    made.start()
+    time.sleep(1.8)
+    made.shutdown()
+    assert most == 1
+    assert runs >= 2
+
+
+def test_the_cronjob_retries_what_a_retry_can_change() -> None:
+    manifest = yaml.safe_load((SCHEDULERS / "kubernetes_cronjob.yaml").read_text())
+    job = manifest["spec"]["jobTemplate"]["spec"]
+    [rule] = job["podFailurePolicy"]["rules"]
+    assert set(rule["onExitCodes"]["values"]) == {2, EXIT_CODES["not_blessed"], EXIT_CODES["nothing_new"]}
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy needs it
+
+
+def test_the_dag_has_a_task_for_each_stage() -> None:
+    text = (SCHEDULERS / "airflow_dag.py").read_text()
+    namespace: dict = {}
+    start = text.index("STAGES = (")
+    exec(text[start : text.index(")", start) + 1], namespace)
+    assert list(namespace["STAGES"]) == [*STEP_NAMES, "push"]
+
+
+def airflow() -> str | None:
+    return os.environ.get("AIRFLOW") or shutil.which("airflow")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(airflow() is None, reason="no airflow on PATH: install apache-airflow in a venv, set AIRFLOW to it")
+def test_airflow_runs_the_dag(tmp_path: Path) -> None:
+    config = make_log(tmp_path)
+    dnc = tmp_path / "dnc"
+    dnc.write_text(f'#!/bin/sh\nPYTHONPATH={Path.cwd()} exec {sys.executable} -m pipeline.cli "$@"\n')
+    dnc.chmod(0o755)
+    (tmp_path / "airflow" / "dags").mkdir(parents=True)
+    shutil.copy(SCHEDULERS / "airflow_dag.py", tmp_path / "airflow" / "dags")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "DNC": str(dnc),
+        "DNC_CONFIG": str(config),
+        "DNC_STORE": str(tmp_path / "store"),
+        "DNC_DIRECTORY": str(Path.cwd()),
+        "DNC_START": (datetime.fromisoformat(DAYS[2]) - timedelta(days=1)).date().isoformat(),
+    }
+    for arguments in (["db", "migrate"], ["dags", "test", "dnc_retrain", DAYS[2]]):
+        done = subprocess.run(
+            [str(airflow()), *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+        (tmp_path / "airflow.log").write_text(done.stdout + done.stderr)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert [(record.outcome, record.version) for record in all_records(Store(tmp_path / "store"))] == [("pushed", 1)]
