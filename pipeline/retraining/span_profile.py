@@ -78,7 +78,7 @@ def refusals(profile: SpanProfile, earlier: Sequence[SpanProfile], limits: SpanL
         found.append(f"{profile.events:,} events, fewer than retrain.span.min_events={limits.min_events:,}")
     if profile.max_user_share > limits.max_user_share:
         found.append(
-            f"one user has {profile.max_user_share:.0%} of the events, more than "
+            f"one user has {profile.max_user_share:.1%} of the events, more than "
             f"retrain.span.max_user_share={limits.max_user_share}: a bot, or a wrong user id"
         )
     if profile.stray_share > limits.max_stray_share:

@@ -26,6 +26,7 @@ def make_log(folder: Path) -> Path:
             "evaluation.bootstrap_samples=0",
             "serving.validation_requests=16",
             "retrain.window_spans=3",
+            "retrain.span.max_user_share=0.2",
             "retrain.epochs=2",
             "retrain.gate.k=20",
             "retrain.gate.max_drop=0.5",

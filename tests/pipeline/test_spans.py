@@ -114,7 +114,7 @@ def test_a_span_is_ingested_once(log: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("bots", "one user has 91% of the events"),
+        ("bots", "one user has 90.9% of the events"),
         ("clock", "of the events lie more than a day outside the date"),
         ("flood", r"events against a usual 4\d\d"),
         ("trickle", "fewer than retrain.span.min_events=100"),
