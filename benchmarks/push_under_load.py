@@ -1,0 +1,158 @@
+"""Pushes and rollbacks under a running server that answers requests all the while: none may fail.
+
+    python -m benchmarks.push_under_load --servable DIR [--pushes 30] [--rollbacks 5] [--json PATH]
+
+`dnc serve` follows a store's base path. Clients ask it over gRPC without pause, while the given version directory is
+published again and again under new numbers by the code of `dnc retrain`, old versions are deleted by its retention,
+and every sixth push is followed by a rollback of one version and the way back. Each step waits until the server
+has loaded the version that is to be stable, and answers for it and for the label. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import Store
+from contracts.names import Request
+from pipeline.retraining.publish import publish, retain, set_stable
+from serving.client.retrieval import RetrievalClient
+from serving.client.transport import RetrievalError
+from serving.local_client import decode
+from serving.warmup import read_warmup
+
+NAME = "dnc"
+CLIENTS = 2
+PATIENCE_SECONDS = 120
+
+
+@dataclass
+class Load:
+    """Clients that ask without pause, and what came of it."""
+
+    address: str
+    histories: list[list[str]]
+    requests: int = 0
+    failures: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+
+    def ask(self, stop: threading.Event, offset: int) -> None:
+        with RetrievalClient.grpc(self.address, NAME, timeout=30.0) as client:
+            turn = offset
+            while not stop.is_set():
+                turn += 1
+                started = time.monotonic()
+                try:
+                    [found] = client.recommend([self.histories[turn % len(self.histories)]])
+                    if not found.item_ids:
+                        self.failures.append("an empty list")
+                except RetrievalError as error:
+                    self.failures.append(str(error))
+                self.requests += 1
+                self.slowest = max(self.slowest, time.monotonic() - started)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(address: str, version: int, history: list[str]) -> None:
+    """Until the server answers by that version's number; versions that are not loaded yet are asked for in vain."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with (
+        RetrievalClient.grpc(address, NAME, timeout=2.0, label="stable") as stable,
+        RetrievalClient.grpc(address, NAME, timeout=2.0, version=version) as wanted,
+    ):
+        while True:
+            try:
+                wanted.recommend([history])
+                stable.recommend([history])
+                return
+            except RetrievalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servable", type=Path, required=True, help="a version directory")
+    parser.add_argument("--pushes", type=int, default=30)
+    parser.add_argument("--rollbacks", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    arguments = parser.parse_args()
+    config = load_config(None, ["serving.indexes=[scann]", "retrain.keep_versions=3"])
+    warmup = [decode(inputs[Request.HISTORY])[0].tolist() for _, inputs in read_warmup(arguments.servable)]
+    histories = [[item for item in history if item] for history in warmup]
+    histories = [history for history in histories if history]
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+        source = store.run("run")
+        exported = source.servable(NAME) / "1"
+        shutil.copytree(arguments.servable, exported)
+        publish(config, store, source, exported, 1, None, held=False)
+        ports = [free_port(), free_port()]
+        words = ["--model", f"{NAME}={store.servable(NAME)}", "--set", "server.poll_seconds=0.2"]
+        words += ["--set", f"server.grpc_port={ports[0]}", "--set", f"server.rest_port={ports[1]}"]
+        server = subprocess.Popen([sys.executable, "-m", "pipeline.cli", "serve", *words])
+        try:
+            load = Load(f"127.0.0.1:{ports[0]}", histories)
+            wait_for(load.address, 1, histories[0])
+            result = push_and_roll_back(config, store, exported, load, arguments.pushes, arguments.rollbacks)
+        finally:
+            server.terminate()
+            server.wait()
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(
+            json.dumps(result | {"failures": load.failures[:10]}, indent=2) + "\n", encoding="utf-8"
+        )
+    print(json.dumps(result))
+
+
+def push_and_roll_back(
+    config: Config, store: Store, exported: Path, load: Load, pushes: int, rollbacks: int
+) -> dict[str, float]:
+    stop = threading.Event()
+    clients = [threading.Thread(target=load.ask, args=(stop, number * 7)) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    every, rolled = max(1, pushes // max(rollbacks, 1)), 0
+    started = time.monotonic()
+    for version in range(2, pushes + 2):
+        publish(config, store, store.run("run"), exported, version, version - 1, held=False)
+        wait_for(load.address, version, load.histories[0])
+        if version % every == 0 and rolled < rollbacks:
+            for number in (version - 1, version):
+                set_stable(store, number)
+                wait_for(load.address, number, load.histories[0])
+            rolled += 1
+        retain(config, store)
+    stop.set()
+    for client in clients:
+        client.join()
+    return {
+        "pushes": pushes,
+        "rollbacks": rolled,
+        "requests": load.requests,
+        "failed": len(load.failures),
+        "slowest_seconds": round(load.slowest, 3),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
