@@ -96,6 +96,24 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: 
     assert report.kept_values == len(COLOURS)
 
 
+def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:
+    """Half of the items are new, and what was group 2 is now in group 1; scores of the others stay."""
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    config = config_of("mmoe")
+    earlier = random_model(config, before)
+    merged = np.minimum(np.arange(2 * NUM_ITEMS) % NUM_GROUPS, 1)
+    merged[-1] = 2
+    after = make_run(tmp_path / "after", np.arange(2 * NUM_ITEMS), merged, COLOURS)
+    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    model = TwoTowerModel(warm, Catalogue.load(after))
+    report = warm_start(model, warm, after, "dnc", load_model)
+    assert (report.kept_items, report.new_items, report.kept_groups, report.new_groups) == (NUM_ITEMS, NUM_ITEMS, 2, 1)
+    old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
+    for item in range(0, NUM_ITEMS, NUM_GROUPS):  # group 0, whose head goes on as it was
+        np.testing.assert_allclose(new[f"item-{item}"][0], old[f"item-{item}"][0], atol=1e-5)
+    assert np.isfinite(list(new.values())).all()
+
+
 def test_a_split_group_shares_its_probability() -> None:
     """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new."""
     earlier = np.array([0, 0, 0, 0, 0, 0, 1, 1])

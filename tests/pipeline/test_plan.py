@@ -1,0 +1,125 @@
+"""The plan of a run: parent, version number, warm or not; and that a second attempt keeps it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import contracts
+from contracts import artifact
+from contracts.config import Config
+from contracts.config_io import load_config
+from contracts.layout import MAIN_MODEL, Model, Store
+from contracts.serving_labels import ServingLabels, write_labels
+from pipeline.retraining.plan import Plan, make_plan, run_config, run_id_of
+from pipeline.retraining.records import Record, write_record
+from pipeline.retraining.spans import Span
+
+CONFIG = load_config(None, ["retrain.epochs=3"])
+
+
+def pushed(store: Store, version: int, config: Config = CONFIG) -> None:
+    """A version on disk, with its record and its model."""
+    servable = store.servable("dnc") / str(version)
+    servable.mkdir(parents=True)
+    (servable / "saved_model.pb").touch()
+    run = store.run(f"run-{version}")
+    with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
+        (writer.path / "config.json").write_text(config.model_dump_json())
+    empty: dict[str, object] = {}
+    record = Record(f"run-{version}", "pushed", version, "stable", "", 1.0, [], {}, empty, empty, empty, empty, empty)
+    write_record(store, record)
+
+
+def plan_of(store: Store, config: Config = CONFIG, run_id: str = "new") -> Plan:
+    return make_plan(config, store, run_id, ["1", "2"], {}, 5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def test_without_a_served_version_training_starts_from_scratch(store: Store) -> None:
+    plan = plan_of(store)
+    assert (plan.parent, plan.warm, plan.version, plan.held, plan.notes) == (None, False, 1, False, [])
+    assert run_config(CONFIG, store, plan, []).training == CONFIG.training
+
+
+def test_the_stable_version_is_the_parent(store: Store) -> None:
+    pushed(store, 1)
+    pushed(store, 2)
+    plan = plan_of(store)
+    assert (plan.parent, plan.parent_run, plan.warm, plan.version, plan.held) == (2, "run-2", True, 3, False)
+    training = run_config(CONFIG, store, plan, []).training
+    assert (training.warm_start, training.epochs) == (str(store.run("run-2").path), 3)
+
+
+def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows(store: Store) -> None:
+    pushed(store, 1)
+    pushed(store, 2)
+    write_labels(store.servable("dnc"), ServingLabels(stable=1))
+    plan = plan_of(store)
+    assert (plan.parent, plan.version, plan.held) == (1, 3, True)
+
+
+def older_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(contracts, "__version__", "9.0")
+    return CONFIG
+
+
+def other_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    return load_config(None, ["model.embedding_dim=32"])
+
+
+def weights_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    (store.run("run-1").model(MAIN_MODEL).path / artifact.MANIFEST_NAME).unlink()
+    return CONFIG
+
+
+def no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    (store.run("run-1").path / "record.json").unlink()
+    return CONFIG
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (older_code, "version 1 is of code version 0.1.0, this is 9.0: training from scratch"),
+        (other_model, "section model is not that of version 1"),
+        (weights_gone, "the weights of version 1 are gone"),
+        (no_record, "version 1 is served, but no run of this store made it"),
+    ],
+)
+def test_weights_that_do_not_fit_are_left(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Store, pytest.MonkeyPatch], Config],
+    note: str,
+) -> None:
+    pushed(store, 1)
+    plan = plan_of(store, change(store, monkeypatch))
+    assert (plan.parent, plan.warm, plan.version) == (1, False, 2)
+    assert note in plan.notes[0]
+
+
+def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
+    pushed(store, 1)
+    first = plan_of(store)
+    pushed(store, 2)
+    assert plan_of(store) == first
+    assert plan_of(store, run_id="other").version == 3
+    assert json.loads((store.run("new").path / "plan.json").read_text())["version"] == 2
+
+
+def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
+    log = tmp_path / "a.csv"
+    log.write_text("1")
+    span = Span(1, "1", (str(log),))
+    first = run_id_of(CONFIG, [span])
+    assert first.startswith("1-")
+    assert run_id_of(load_config(None, ["retrain.epochs=3", "retrain.webhook=http://x"]), [span]) == first
+    assert run_id_of(load_config(None, ["retrain.epochs=4"]), [span]) != first
+    log.write_text("12")
+    assert run_id_of(CONFIG, [span]) != first
