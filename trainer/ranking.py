@@ -11,9 +11,10 @@ from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
 from trainer.model import TwoTowerModel
 from trainer.scoring import Merge, fill_quotas, floored_log_intent, quotas
+from trainer.top_k import top_k
 
-_SCORES_PER_CHUNK = 8_000_000
-"""User-item scores held at once (float32, a few copies)."""
+_SCORES_PER_CHUNK = 1_000_000
+"""User-item scores held at once (float32, a few copies): few enough for the caches to help."""
 
 
 class ExactRanking:
@@ -36,7 +37,7 @@ class ExactRanking:
         self._column_of_item = np.zeros(catalogue.num_items + 1, np.int64)
         self._column_of_item[self._items] = np.arange(catalogue.num_items)
         # Across groups, ties are settled by the random order too.
-        self._shuffled = np.argsort(tie_break[self._items - 1])
+        self._tie_break = tie_break[self._items - 1]
 
     def lists(self, merge: Merge, alpha: float, length: int) -> np.ndarray:
         """int64 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
@@ -98,17 +99,17 @@ class ExactRanking:
         for group, (start, end) in enumerate(bounds):
             width = int(min(taken[:, group].max(), end - start))
             if width:
-                values, columns = tf.math.top_k(scores[:, start:end], width)
-                kept = np.where(np.arange(width) < taken[:, group, None], values.numpy(), -np.inf)
-                np.put_along_axis(result[:, start:end], columns.numpy().astype(np.int64), kept, axis=1)
+                of_group = scores[:, start:end]
+                columns = top_k(of_group, width)
+                values = np.take_along_axis(of_group, columns, axis=1)
+                kept = np.where(np.arange(width) < taken[:, group, None], values, -np.inf)
+                np.put_along_axis(result[:, start:end], columns, kept, axis=1)
         return result
 
     def _best(self, scores: np.ndarray, length: int) -> np.ndarray:
         length = min(length, self._catalogue.num_items)
-        # top_k breaks ties by the lower column, so columns are first put in the random order.
-        values, columns = tf.math.top_k(scores[:, self._shuffled], length)
-        items = self._items[self._shuffled[columns.numpy()]]
-        return np.where(np.isfinite(values.numpy()), items, 0)
+        columns = top_k(scores, length, self._tie_break)
+        return np.where(np.isfinite(np.take_along_axis(scores, columns, axis=1)), self._items[columns], 0)
 
 
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,137 @@
+"""Users a second of exact full-ranking evaluation, against TFRS' FactorizedTopK, in one run and interleaved.
+
+    python -m benchmarks.evaluation
+
+Both get the same user and item vectors of a single-vector model, rank every item for every user and
+report recall at the same k with one target a user. TFRS reads candidates from a dataset, as its
+guide does (`FactorizedTopK(candidates=items.batch(...))`). Recall is checked against NumPy: a
+full stable sort of float64 scores; the vectors have small whole coordinates, so that scores are exact
+in float32 and in float64 alike, and the random order that settles ties is the same. Seen items are
+none, since TFRS cannot leave them out. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import write_json
+from pipeline.benchmark_table import machine
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.metrics import per_user_metrics
+from trainer.ranking import ExactRanking
+
+KS = (10, 50, 100, 500, 1000)
+DIM = 64
+TFRS_BATCH, CANDIDATE_BATCH = 128, 128
+"""Batches of users and of candidates, as in TFRS' documentation."""
+
+
+class GivenVectors:
+    """A model whose embeddings are given: what `ExactRanking` needs of one."""
+
+    ranked_by = "group"
+    num_groups = num_vectors = 1
+    embedding_dim = DIM
+
+    def __init__(self, users: np.ndarray, items: np.ndarray):
+        self._users, self._items = (
+            tf.constant(users),
+            tf.constant(np.concatenate([np.zeros((1, DIM), np.float32), items])),
+        )
+
+    def features_of_users(self, user_index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"user_index": user_index}
+
+    def query_embeddings(self, history: tf.Tensor, features: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        queries = tf.gather(self._users, features["user_index"])[:, None]
+        return queries, tf.zeros([tf.shape(queries)[0], 1])
+
+    def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self._items, item_index)
+
+
+def ragged(rows: np.ndarray) -> Ragged:
+    return Ragged(rows.ravel(), np.arange(len(rows) + 1) * rows.shape[1])
+
+
+def ours(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
+    lists = ExactRanking(model, catalogue, users).lists("score", 0.0, max(KS))
+    found = per_user_metrics(lists, users.targets, KS)
+    return {f"recall_at_{k}": float(found[f"recall_at_{k}"].mean()) for k in KS}
+
+
+def theirs(users: np.ndarray, items: np.ndarray, targets: np.ndarray) -> None:
+    import tensorflow_recommenders as tfrs
+
+    candidates = tf.data.Dataset.from_tensor_slices(items).batch(CANDIDATE_BATCH)
+    metric = tfrs.metrics.FactorizedTopK(candidates=candidates, ks=KS)
+    for start in range(0, len(users), TFRS_BATCH):
+        rows = slice(start, start + TFRS_BATCH)
+        metric.update_state(users[rows], items[targets[rows] - 1])
+    metric.result()
+
+
+def by_numpy(users: np.ndarray, items: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    tie_break = np.random.default_rng(0).permutation(len(items))
+    scores = users.astype(np.float64) @ items.T.astype(np.float64)
+    order = np.lexsort([np.broadcast_to(tie_break, scores.shape), -scores]) + 1
+    place = np.argmax(order == targets[:, None], axis=1)
+    return {f"recall_at_{k}": float((place < k).mean()) for k in KS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--users", type=int, default=4_096, help="ranked by us; TFRS gets the first --tfrs-users")
+    parser.add_argument("--tfrs-users", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+    rng = np.random.default_rng(0)
+    items = rng.integers(-4, 5, (arguments.items, DIM)).astype(np.float32)
+    vectors = rng.integers(-4, 5, (arguments.users, DIM)).astype(np.float32)
+    targets = rng.integers(1, arguments.items + 1, arguments.users)
+    # Some of a target's coordinates are its user's, so that recall is neither 0 nor 1.
+    shared = rng.random(vectors.shape) < 0.25
+    vectors = np.where(shared, items[targets - 1], vectors)
+    group_id = np.zeros(arguments.items + 1, np.int32)
+    catalogue = Catalogue(np.arange(arguments.items).astype(object), group_id, 1, group_id, group_id)
+    nothing = Ragged(np.zeros(0, np.int64), np.zeros(arguments.users + 1, np.int64))
+    users = EvaluationUsers(np.arange(arguments.users), nothing, nothing, ragged(targets[:, None]))
+    model = GivenVectors(vectors, items)
+    some = slice(0, arguments.tfrs_users)
+    times: dict[str, list[float]] = {"ours": [], "tfrs": []}
+    for _ in range(arguments.rounds):
+        begun = time.perf_counter()
+        found = ours(model, catalogue, users)
+        times["ours"].append((time.perf_counter() - begun) / arguments.users)
+        begun = time.perf_counter()
+        theirs(vectors[some], items, targets[some])
+        times["tfrs"].append((time.perf_counter() - begun) / arguments.tfrs_users)
+    rate = {name: round(1 / float(np.median(values))) for name, values in times.items()}
+    few = (part.take(np.arange(arguments.tfrs_users)) for part in (nothing, nothing, users.targets))
+    equal = ours(model, catalogue, EvaluationUsers(users.user_index[some], *few)) == by_numpy(
+        vectors[some], items, targets[some]
+    )
+    print(f"{arguments.items:,} items: ours {rate['ours']:,} users/s, FactorizedTopK {rate['tfrs']:,} users/s; {found}")
+    result = {"evaluation_vs_tfrs": round(rate["ours"] / rate["tfrs"], 1), "equal_to_numpy": bool(equal)}
+    if arguments.json:
+        about = {"items": arguments.items, "users_per_second": rate, "recall": found, "machine": machine()}
+        write_json(arguments.json, {**result, **about})
+        rows = "\n".join(f"| {name} | {value:,} |" for name, value in rate.items())
+        text = f"# Evaluation speed\n\n| | users/s |\n| --- | --- |\n{rows}\n\n`{json.dumps(result)}`\n\n{about}\n"
+        arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
