@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +83,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
+        started = time.monotonic()
         company = _company(config, workdir, writer.path, len(item_ids))
         side = read_side_features(config.data.item_features, item_ids)
         embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
         warm = embeddings.any(axis=1)
         embeddings, placed = embed_cold(embeddings, side.matrix())
+        writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
         catalogue = Catalogue(embeddings, placed, side, item_ids, weights)
         groups = partition(config, catalogue, previous, writer.path)
         np.save(staged.embeddings, embeddings)

@@ -27,12 +27,15 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 MATERIALISE, GZIP_6, NAIVE = "windows", "windows at gzip 6", "windows, naive (gzip 6)"
+ASSIGN, ASSIGN_ITEMS, ASSIGN_DIM, ASSIGN_GROUPS = "assignment", 1_000_000, 64, 1_000
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
 CORE = 0
 
@@ -48,6 +51,7 @@ class Measurement:
         startup_seconds: imports.
         peak_rss_gb: of the process, GiB.
         windows, positives: what was written, of the jobs that write windows.
+        embedding_seconds: of the groups job, what its item embeddings took.
     """
 
     job: str
@@ -57,6 +61,7 @@ class Measurement:
     peak_rss_gb: float
     windows: int = 0
     positives: int = 0
+    embedding_seconds: float = 0.0
 
 
 def main() -> None:
@@ -73,6 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="beam-benchmark-") as folder:
         log = make_log(arguments.rows, Path(folder) / "full")
         measured = {job: in_fresh_process(job, log) for job in JOBS}
+        assignment = in_fresh_process(ASSIGN, log)
         # Both windows jobs have fixed costs, so they are compared on one log, whatever its size.
         compared = {MATERIALISE: measured[MATERIALISE]}
         if naive_rows != arguments.rows:
@@ -82,7 +88,7 @@ def main() -> None:
     fast, naive = compared[MATERIALISE], compared[NAIVE]
     if (naive.windows, naive.positives) != (fast.windows, fast.positives):
         sys.exit(f"the two jobs wrote different windows: {naive} and {fast}")
-    result = summarise(arguments.rows, naive_rows, measured, compared)
+    result = summarise(arguments.rows, naive_rows, measured, compared, assignment)
     tables = [as_table(arguments.rows, measured), as_table(naive_rows, compared)]
     text = f"# The Beam side on {result['machine']}, {result['date']}\n\n" + "\n".join(tables) + "\n" + in_words(result)
     print(text)
@@ -143,6 +149,8 @@ def measure(job: str, workdir: Workdir) -> Measurement:
     os.sched_setaffinity(0, {CORE})
     logging.basicConfig(level=logging.WARNING)
     started = time.monotonic()
+    if job == ASSIGN:
+        return measure_assignment(workdir)
     if job == NAIVE:
         module = importlib.import_module("benchmarks.naive_windows_job")
     else:
@@ -153,10 +161,12 @@ def measure(job: str, workdir: Workdir) -> Measurement:
     config = load_config(workdir.config)
     begun, cpu = time.monotonic(), time.process_time()
     counts: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     if job == NAIVE:
         module.run(config, workdir, workdir.path / "naive" / "train")
     else:
-        counts = module.run(config, workdir, "benchmark").counts
+        manifest = module.run(config, workdir, "benchmark")
+        counts, details = manifest.counts, manifest.details
     finished, cpu = time.monotonic(), time.process_time() - cpu
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     if job == NAIVE:
@@ -169,12 +179,32 @@ def measure(job: str, workdir: Workdir) -> Measurement:
         peak_rss_gb=round(rss, 3),
         windows=counts.get("train_windows", 0),
         positives=counts.get("train_positives", 0),
+        embedding_seconds=details.get("embedding_seconds", 0.0),
     )
 
 
+def measure_assignment(workdir: Workdir) -> Measurement:
+    """Assigns random items to their nearest of random centroids, in Beam; the time is that of the whole step."""
+    from beam_jobs.distributed_kmeans import assign_items
+    from contracts.config import BeamConfig
+
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(ASSIGN_ITEMS, ASSIGN_DIM)).astype(np.float32)
+    begun, cpu = time.monotonic(), time.process_time()
+    assign_items(BeamConfig(), items, items[:ASSIGN_GROUPS].copy(), workdir.path)
+    seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    return Measurement(ASSIGN, round(seconds, 3), round(cpu, 3), 0.0, round(rss, 3))
+
+
 def summarise(
-    rows: int, naive_rows: int, measured: dict[str, Measurement], compared: dict[str, Measurement]
+    rows: int,
+    naive_rows: int,
+    measured: dict[str, Measurement],
+    compared: dict[str, Measurement],
+    assignment: Measurement,
 ) -> dict[str, Any]:
+    """What the last line holds."""
     seconds = sum(measured[job].seconds for job in JOBS)
     fast, gzip_6, naive = (compared[job] for job in (MATERIALISE, GZIP_6, NAIVE))
     return {
@@ -189,6 +219,10 @@ def summarise(
         "raw_to_windows_events_per_s": round(rows / seconds),
         "raw_to_windows_without_transform_events_per_s": round(rows / (seconds - measured["transform"].seconds)),
         "raw_to_windows_events_per_cpu_s": round(rows / sum(measured[job].cpu_seconds for job in JOBS)),
+        "statistics_rows_per_s": round(rows / measured["statistics"].seconds),
+        "embedding_seconds_per_million_rows": round(measured["groups"].embedding_seconds / rows * 1e6, 2),
+        "assignment_items_per_s": round(ASSIGN_ITEMS / assignment.seconds),
+        "assignment_items_per_cpu_s": round(ASSIGN_ITEMS / assignment.cpu_seconds),
         "transform_seconds": measured["transform"].seconds,
         "peak_rss_gb": max(measured[job].peak_rss_gb for job in JOBS),
         "naive_peak_rss_gb": naive.peak_rss_gb,
@@ -216,6 +250,10 @@ def in_words(result: dict[str, Any]) -> str:
         f"- raw CSV to TFRecords: {result['raw_to_windows_events_per_s']:,} events/s "
         f"({result['raw_to_windows_without_transform_events_per_s']:,} without transform, which mostly traces graphs; "
         f"{result['raw_to_windows_events_per_cpu_s']:,} per CPU second)\n"
+        f"- vocabularies and statistics: {result['statistics_rows_per_s']:,} rows/s; item embeddings: "
+        f"{result['embedding_seconds_per_million_rows']} s per million rows; assignment of {ASSIGN_ITEMS:,} items of "
+        f"{ASSIGN_DIM} dimensions to {ASSIGN_GROUPS:,} groups: {result['assignment_items_per_s']:,} items/s "
+        f"({result['assignment_items_per_cpu_s']:,} per CPU second)\n"
         f"- materialise: {result['materialise_vs_naive']}x naive, "
         f"{result['materialise_vs_naive_at_gzip_6']}x at equal gzip level, "
         f"{result['materialise_vs_naive_in_cpu_seconds']}x in CPU seconds, which other programs on the core disturb "
