@@ -316,6 +316,10 @@ class ServingConfig(Section):
     recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
     brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
     hashing_min_items: int = Field(10_000, ge=1, description="groups from this size use asymmetric hashing")
+    int8: bool = Field(
+        False,
+        description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores to some 1%",
+    )
     warmup_requests: int = Field(16, ge=1, le=1000)
     validation_requests: int = Field(256, ge=1)
 

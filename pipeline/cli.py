@@ -62,6 +62,30 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
     print_report(resolved, Workdir(workdir), results, Console())
 
 
+@main.command()
+@with_config
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where every artifact goes.")
+@click.option("--model", "trained", type=click.Path(path_type=Path), required=True, help="A finished run: its model.")
+@reports_user_errors
+def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
+    """Serve today's items by a model that is already trained: the next version, without training.
+
+    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over.
+
+    \b
+    Example:
+      dnc index -c configs/events.yaml --set data.events='today/*.csv' \
+        --set groups.previous=runs/mine/item_groups -w runs/today --model runs/mine
+    """
+    from pipeline.index_refresh import refresh_index
+
+    found = refresh_index(load_config(config, overrides), Workdir(workdir.absolute()), Workdir(trained))
+    click.echo(
+        f"{found.version}: {found.kept_items:,} items that the model knows and {found.new_items:,} new ones; "
+        f"{len(found.rebuilt_groups)} of {found.num_groups} groups indexed anew"
+    )
+
+
 @main.group()
 def data() -> None:
     """Get a data set to run on."""

@@ -11,6 +11,8 @@ from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.local_client import Recommendations
 
 SCORE_TOLERANCE = 1e-4
+INT8_SCORE_TOLERANCE = 3e-2
+"""Of indexes that score by 8-bit vectors."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def check_lists(
     lists: Recommendations,
     asked: Asked,
     recall_target: float,
+    tolerance: float = SCORE_TOLERANCE,
 ) -> Verdict:
     """Checks the lists of one batch.
 
@@ -76,7 +79,7 @@ def check_lists(
     problems = {
         "an item is not in the catalogue": present & (index < 0),
         "an item is not in the group that it claims": present & (lists.group_ids != corpus.group_ids[index]),
-        f"a score differs from the formula by more than {SCORE_TOLERANCE}": ~(error <= SCORE_TOLERANCE),
+        f"a score differs from the formula by more than {tolerance}": ~(error <= tolerance),
         "an excluded item is returned": present & np.take_along_axis(requests.excluded, at, axis=1),
         "an item of a group that may not answer is returned": present & np.isneginf(expected),
         "an item is returned twice": repeated,
@@ -86,7 +89,7 @@ def check_lists(
         "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
-    recall = _recall(corpus, exact, at, present, asked)
+    recall = _recall(corpus, exact, at, present, asked, tolerance)
     if recall < recall_target:
         failures.append(f"recall against the exact merge is {recall:.4f}, below {recall_target}")
     return Verdict(failures, recall, float(error.max(initial=0.0)))
@@ -112,7 +115,9 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
     )
 
 
-def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, asked: Asked) -> float:
+def _recall(
+    corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, asked: Asked, tolerance: float
+) -> float:
     """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
 
     The last one is the lowest of all by score, of its group otherwise.
@@ -124,7 +129,7 @@ def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.nda
         lowest = np.where(exact.merged[:, region], exact.scores[:, region], np.inf).min(axis=1)
         lowest = np.where(asked.merge == "score", lowest_of_all, lowest)[:, None]
         with np.errstate(invalid="ignore"):  # of a region that gives nothing, nothing is good: inf
-            tolerated = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
+            tolerated = lowest - tolerance * np.maximum(1, np.abs(lowest))
         floor[:, region] = np.where(np.isinf(lowest), np.inf, tolerated)
     good = present & np.take_along_axis(exact.explored | (exact.scores >= floor), index, axis=1)
     wanted = (exact.merged | exact.explored).sum(axis=1)

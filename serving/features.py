@@ -10,15 +10,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from contracts.config import Config, Feature
-from contracts.layout import Transform
-from contracts.names import PADDING_INDEX, EventColumn, Request
+from contracts.layout import Workdir
+from contracts.names import Request
 from trainer.catalogue import Catalogue
 
-ITEM_INDEX = "item_index"
-USER_INDEX = "user_index"
 _TRANSFORM_FN = "transform_fn"
 
 
@@ -61,19 +60,31 @@ class TransformGraph(tf.Module):
         }
         return self._loaded.transform_fn({**{name: raw[name] for name in self._inputs if name in raw}, **missing})
 
+    def of_arrays(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same of arrays [num_rows]."""
+        return {name: output.numpy() for name, output in self({n: tf.constant(v) for n, v in raw.items()}).items()}
 
-class ItemLookup(tf.Module):
-    """item_id -> item_index, by the transform graph's own vocabulary."""
 
-    def __init__(self, transform: Transform):
-        super().__init__(name="item_lookup")
-        self._graph = TransformGraph(transform.item_graph)
+class VocabularyLookup(tf.Module):
+    """item_id -> item_index, or user_id -> user_index."""
 
-    def __call__(self, item_ids: tf.Tensor) -> tf.Tensor:
+    def __init__(self, vocabulary: Path):
+        """`vocabulary` is one of `ItemStatistics`, which is saved along as an asset."""
+        super().__init__(name="vocabulary_lookup")
+        self._table = tf.lookup.StaticHashTable(
+            tf.lookup.TextFileInitializer(
+                str(vocabulary.absolute()),
+                tf.string,
+                tf.lookup.TextFileIndex.WHOLE_LINE,
+                tf.int64,
+                tf.lookup.TextFileIndex.LINE_NUMBER,
+            ),
+            default_value=-1,
+        )
+
+    def __call__(self, ids: tf.Tensor) -> tf.Tensor:
         """String, any shape -> int64, same shape; 0 for "" and for unknown ids."""
-        flat = tf.reshape(item_ids, [-1])
-        index = tf.reshape(self._graph({EventColumn.ITEM_ID: flat})[ITEM_INDEX], tf.shape(item_ids))
-        return tf.where(item_ids == "", tf.constant(PADDING_INDEX, tf.int64), tf.cast(index, tf.int64))
+        return self._table.lookup(ids) + 1
 
 
 class UserFeatures(tf.Module):
@@ -83,10 +94,11 @@ class UserFeatures(tf.Module):
     user, it is missing (zeros).
     """
 
-    def __init__(self, config: Config, transform: Transform, catalogue: Catalogue):
+    def __init__(self, config: Config, workdir: Workdir, catalogue: Catalogue):
         super().__init__(name="user_features")
         self.configs = user_feature_configs(config)
-        self._graph = TransformGraph(transform.user_graph)
+        self._graph = TransformGraph(workdir.transform.user_graph)
+        self._lookup = VocabularyLookup(workdir.item_statistics.user_vocabulary)
         self._stored = {
             feature.name: tf.Variable(catalogue.user_features[feature.name], trainable=False, name=feature.name)
             for feature in self.configs
@@ -97,7 +109,7 @@ class UserFeatures(tf.Module):
         if not self.configs:
             return {}
         outputs = self._graph({Request.USER_ID: user_id, **raw})
-        user_index = tf.where(user_id == "", tf.constant(PADDING_INDEX, tf.int64), outputs[USER_INDEX])
+        user_index = self._lookup(user_id)
         return {
             feature.name: self._given_or_stored(raw[feature.name], outputs[feature.name], feature.name, user_index)
             for feature in self.configs

@@ -8,15 +8,17 @@ tree with threads of its own), so an index is judged by its recall, never by its
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from scann.scann_ops.py import scann_ops
+from scann.scann_ops.py import scann_builder, scann_ops
 
+from contracts.artifact import fingerprint
 from contracts.config import ServingConfig
 
 Structure = Literal["brute_force", "tree", "tree_hashing"]
@@ -40,31 +42,28 @@ _REORDER_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
 _HASHED_SCORE_COST = 1 / 16
 """Cost of scoring one hash, in exact scores: two dimensions a code of 4 bits, looked up in registers."""
 
-_SMALL_K = 10
-SMALLEST_REORDER = 10
-"""Items that hashing fetches at least: a short list is not left to the hashes alone."""
+_SMALLEST_K = 10
+"""The first of the tuned ks, which double from there: a group is asked for its quota, be it 3 items or 300."""
 
-_SCORE_TOLERANCE = 1e-5
+_SCORE_TOLERANCE = {"float32": 1e-5, "int8": 2e-2}
+"""How far a score may lie below the k-th best and count as a tie with it, by what results are scored with."""
 
 
 @dataclass(frozen=True)
-class SearchParameters:
-    """How much of an index a search looks at.
+class SearchPoint:
+    """How much of an index a search for up to k items looks at.
 
     Attributes:
-        leaves: leaves searched, of `num_leaves`; -1 for brute force.
-        num_leaves: leaves of the tree; 0 for brute force.
-        reorder_factor: hashing fetches `reorder_factor * k` items by hash and keeps the k best by
-            exact score; 0 where there are no hashes, inf for the whole group.
-        tuned_k: the largest k that the parameters were tuned for.
-        recall: {k: measured share of the exact top k that is found}.
+        k: results.
+        leaves: leaves searched; -1 for brute force.
+        reorder: items fetched by hash, of which the k best by their vectors are kept; -1 without hashes.
+        recall: measured share of the exact top k that is found.
     """
 
+    k: int
     leaves: int = -1
-    num_leaves: int = 0
-    reorder_factor: float = 0.0
-    tuned_k: int = 0
-    recall: dict[int, float] = field(default_factory=dict)
+    reorder: int = -1
+    recall: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,44 @@ class GroupIndex:
         size: items of the group.
         structure: see the module.
         tensors: arguments of `TensorsToScann`.
-        parameters: tuned search parameters.
-        leaf_sizes: int64 [num_leaves], items of each leaf.
+        points: tuned searches, of ascending k.
+        leaf_sizes: int64 [num_leaves], items of each leaf; empty for brute force.
+        fingerprint: of the embeddings and the settings that it was built from.
     """
 
     group_id: int
     size: int
     structure: Structure
     tensors: dict[str, npt.NDArray[Any]]
-    parameters: SearchParameters
+    points: tuple[SearchPoint, ...]
     leaf_sizes: npt.NDArray[np.int64]
+    fingerprint: str
 
     def describe(self) -> dict[str, Any]:
         """The manifest's entry of this group (JSON values)."""
-        parameters = asdict(self.parameters)
-        if math.isinf(self.parameters.reorder_factor):
-            parameters["reorder_factor"] = "all"
-        return {"group_id": self.group_id, "size": self.size, "structure": self.structure, **parameters}
+        return {
+            "group_id": self.group_id,
+            "size": self.size,
+            "structure": self.structure,
+            "num_leaves": len(self.leaf_sizes),
+            "points": [asdict(point) for point in self.points],
+        }
+
+
+def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
+    """What an index of a group is made of. A change of it means that the index must be built anew."""
+    settings = serving.model_dump(mode="json", include=set(_SETTINGS))
+    return fingerprint(settings, hashlib.sha256(embeddings.tobytes()).hexdigest())
+
+
+_SETTINGS = (
+    "num_candidates",
+    "recall_target",
+    "brute_force_max_items",
+    "hashing_min_items",
+    "int8",
+)
+"""Fields of ServingConfig that an index depends on."""
 
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:
@@ -125,25 +145,26 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
             "the model diverged in training, lower training.learning_rate and train again"
         )
     structure = choose_structure(size, serving)
-    searcher = _build_searcher(embeddings, structure)
+    searcher = _build_searcher(embeddings, structure, int8=serving.int8)
     state = scann_ops.scann_to_tensors(searcher.searcher_handle)
     tensors = {name: np.asarray(tensor.numpy()) for name, tensor in zip(_HANDLE_ARGUMENTS, state, strict=True)}
     num_leaves = _num_leaves(size) if structure != "brute_force" else 0
     try:
-        parameters = _tune(searcher, embeddings, queries, structure, num_leaves, serving)
+        points = _tune(searcher, embeddings, queries, structure, num_leaves, serving)
     finally:
         tf.raw_ops.DestroyResourceOp(resource=searcher.searcher_handle, ignore_lookup_error=True)
     leaf_sizes = np.bincount(tensors["datapoint_to_token"], minlength=num_leaves) if num_leaves else np.zeros(0, int)
-    return GroupIndex(group_id, size, structure, tensors, parameters, leaf_sizes.astype(np.int64))
+    made_of = index_fingerprint(embeddings, serving)
+    return GroupIndex(group_id, size, structure, tensors, points, leaf_sizes.astype(np.int64), made_of)
 
 
 def _num_leaves(size: int) -> int:
     return max(1, min(size, round(math.sqrt(size))))
 
 
-def _build_searcher(embeddings: FloatArray, structure: Structure) -> Any:
+def _build_searcher(embeddings: FloatArray, structure: Structure, int8: bool) -> Any:
     size = len(embeddings)
-    builder = scann_ops.builder(embeddings, min(size, _SMALL_K), "dot_product").set_n_training_threads(1)
+    builder = scann_ops.builder(embeddings, min(size, _SMALLEST_K), "dot_product").set_n_training_threads(1)
     if structure == "brute_force":
         return builder.score_brute_force().build()
     leaves = _num_leaves(size)
@@ -151,7 +172,8 @@ def _build_searcher(embeddings: FloatArray, structure: Structure) -> Any:
     if structure == "tree":
         return builder.score_brute_force().build()
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-    return builder.reorder(min(size, 4 * _SMALL_K)).build()
+    quantize = scann_builder.ReorderType.INT8 if int8 else scann_builder.ReorderType.FLOAT32
+    return builder.reorder(min(size, 4 * _SMALLEST_K), quantize=quantize).build()
 
 
 def _tune(
@@ -161,29 +183,53 @@ def _tune(
     structure: Structure,
     num_leaves: int,
     serving: ServingConfig,
-) -> SearchParameters:
-    """The cheapest parameters whose recall reaches the target, with a margin for chance, at a small and the default k.
-
-    Cost is counted in exact scores per query, not timed, so that a busy machine does not change
-    what is built. Searching every leaf and scoring everything again is exact, so one candidate
-    always qualifies.
-    """
+) -> tuple[SearchPoint, ...]:
+    """For each k, the cheapest search whose recall reaches the target, with a margin for chance."""
     size = len(embeddings)
-    ks = sorted({min(_SMALL_K, size), min(serving.num_candidates, size)})
+    largest = min(serving.num_candidates, size)
     if structure == "brute_force":
-        return SearchParameters(tuned_k=ks[-1], recall=dict.fromkeys(ks, 1.0))
+        return (SearchPoint(largest),)
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
     exact = np.sort(queries @ embeddings.T, axis=1)[:, ::-1]
-    best: tuple[float, SearchParameters] | None = None
-    for leaves in sorted({max(1, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
+    tolerance = _SCORE_TOLERANCE["int8" if serving.int8 and structure == "tree_hashing" else "float32"]
+    points: list[SearchPoint] = []
+    k = min(_SMALLEST_K, largest)
+    while not points or points[-1].k < largest:
+        fewest_leaves = points[-1].leaves if points else 1  # more results need no fewer leaves
+        points.append(_cheapest(searcher, queries, exact, k, fewest_leaves, num_leaves, structure, tolerance, serving))
+        k = min(2 * k, largest)
+    return tuple(points)
+
+
+def _cheapest(
+    searcher: Any,
+    queries: FloatArray,
+    exact: FloatArray,
+    k: int,
+    fewest_leaves: int,
+    num_leaves: int,
+    structure: Structure,
+    tolerance: float,
+    serving: ServingConfig,
+) -> SearchPoint:
+    """Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
+
+    Searching every leaf and scoring everything again is exact, so one candidate always qualifies.
+    """
+    size = exact.shape[1]
+    best: tuple[float, SearchPoint] | None = None
+    recall = 0.0
+    for leaves in sorted({max(fewest_leaves, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
         for factor in _REORDER_FACTORS if structure == "tree_hashing" else (0.0,):
-            cost = _cost(size, leaves / num_leaves, factor, ks[-1])
+            reorder = min(size, max(_SMALLEST_K, math.ceil(min(factor, size) * k))) if factor else -1
+            scanned = size * leaves / num_leaves * (_HASHED_SCORE_COST if factor else 1.0)
+            cost = num_leaves + scanned + max(0, reorder)
             if best is not None and cost >= best[0]:
                 continue
-            found = {k: _recall(searcher, queries, exact, k, leaves, reorder_count(factor, k, size)) for k in ks}
-            recall = {k: float(shares.mean()) for k, shares in found.items()}
-            if min(map(_lower_bound, found.values())) >= serving.recall_target:
-                best = cost, SearchParameters(leaves, num_leaves, factor, ks[-1], recall)
+            found = _recall(searcher, queries, exact, k, leaves, reorder, tolerance)
+            recall = float(found.mean())
+            if _lower_bound(found) >= serving.recall_target:
+                best = cost, SearchPoint(k, leaves, reorder, recall)
                 break
     if best is None:
         raise ValueError(
@@ -193,24 +239,15 @@ def _tune(
     return best[1]
 
 
-def reorder_count(factor: float, k: int, size: int) -> int:
-    """Items fetched by hash for k results: -1 (none are scored again) without hashes."""
-    return -1 if factor == 0 else min(size, max(SMALLEST_REORDER, math.ceil(min(factor, size) * k)))
-
-
-def _cost(size: int, leaf_share: float, factor: float, k: int) -> float:
-    """Exact scores per query: centroids, the leaves' items (by hash if there are hashes), those scored again."""
-    scanned = size * leaf_share * (_HASHED_SCORE_COST if factor else 1.0)
-    return _num_leaves(size) + scanned + max(0, reorder_count(factor, k, size))
-
-
-def _recall(searcher: Any, queries: FloatArray, exact: FloatArray, k: int, leaves: int, reorder: int) -> FloatArray:
+def _recall(
+    searcher: Any, queries: FloatArray, exact: FloatArray, k: int, leaves: int, reorder: int, tolerance: float
+) -> FloatArray:
     """[num_queries], shares of the exact top k found; an item that ties with the k-th counts as one of them."""
     found = scann_ops.scann_search_batched(searcher.searcher_handle, queries, k, reorder, leaves, False)
     scores = found.distances.numpy()
     kth = exact[:, k - 1 : k]
-    tolerance = _SCORE_TOLERANCE * np.maximum(1.0, np.abs(kth))
-    return (np.nan_to_num(scores, nan=-np.inf) >= kth - tolerance).sum(axis=1) / np.float32(k)
+    allowance = tolerance * np.maximum(1.0, np.abs(kth))
+    return (np.nan_to_num(scores, nan=-np.inf) >= kth - allowance).sum(axis=1) / np.float32(k)
 
 
 def _lower_bound(recall: FloatArray) -> float:

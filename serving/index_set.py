@@ -11,13 +11,18 @@ import numpy as np
 import tensorflow as tf
 from scann.scann_ops.py import scann_ops
 
-from serving.group_index import SMALLEST_REORDER, GroupIndex
+from serving.group_index import GroupIndex
 from serving.group_search import Found, search_groups
 
 _CONSTANT_MAX_BYTES = 4096
 """Tensors up to this size are constants: reading a variable costs more than a small search."""
 
 _NEVER = np.iinfo(np.int32).max
+
+
+def is_constant(tensor: np.ndarray) -> bool:
+    """Whether a tensor of an index is a constant of the graph, rather than a variable."""
+    return tensor.dtype.kind in "OS" or tensor.nbytes <= _CONSTANT_MAX_BYTES
 
 
 class ScannIndexSet(tf.Module):
@@ -43,16 +48,17 @@ class ScannIndexSet(tf.Module):
         self._sizes = sizes
         self._offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
         self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
-        self._parameters = [index.parameters for index in indexes]
+        self._tuned_k, self._tuned_leaves, self._tuned_reorder = (
+            _tuned(indexes, field) for field in ("k", "leaves", "reorder")
+        )
+        self._num_leaves = np.array([len(index.leaf_sizes) for index in indexes], np.int32)
         self._coverage = _coverage(indexes)
         export_name = uuid.uuid4().hex
         self._shared_names = [f"{export_name}/group-{index.group_id}" for index in indexes]
         self._variables: list[dict[str, tf.Variable]] = []
         self._constants: list[dict[str, np.ndarray]] = []
         for index in indexes:
-            large = {
-                k: v for k, v in index.tensors.items() if v.dtype.kind not in "OS" and v.nbytes > _CONSTANT_MAX_BYTES
-            }
+            large = {name: tensor for name, tensor in index.tensors.items() if not is_constant(tensor)}
             self._variables.append(
                 {k: tf.Variable(v, trainable=False, name=f"group_{index.group_id}_{k}") for k, v in large.items()}
             )
@@ -65,9 +71,10 @@ class ScannIndexSet(tf.Module):
         return replace(found, items=tf.gather(self._item_index, found.items))
 
     def _search_each(self, queries: Sequence[tf.Tensor], k: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        plan = zip(tf.unstack(k), tf.unstack(self._reorder_counts(k)), tf.unstack(self._leaves(k)), strict=True)
+        leaves_of, reorder_of = self._searches(k)
+        plan = zip(tf.unstack(k), tf.unstack(leaves_of), tf.unstack(reorder_of), strict=True)
         results = []
-        for position, (wanted, reorder, leaves) in enumerate(plan):
+        for position, (wanted, leaves, reorder) in enumerate(plan):
             handle = self._handle(position)
             found = scann_ops.scann_search_batched(handle, queries[position], wanted, reorder, leaves, False)
             results.append((found.distances, found.indices + self._offsets[position]))
@@ -78,25 +85,31 @@ class ScannIndexSet(tf.Module):
         tensors.update({name: variable.read_value() for name, variable in self._variables[position].items()})
         return scann_ops.tensors_to_scann(**tensors, shared_name=self._shared_names[position])
 
-    def _reorder_counts(self, k: tf.Tensor) -> tf.Tensor:
-        """int32 [num_indexes] -> items fetched by hash; as `group_index.reorder_count`."""
-        factors = np.array([parameters.reorder_factor for parameters in self._parameters], np.float32)
-        factors = np.minimum(factors, self._sizes)
-        wanted = tf.cast(tf.math.ceil(tf.cast(k, tf.float32) * factors), tf.int32)
-        return tf.where(factors > 0, tf.minimum(tf.maximum(wanted, SMALLEST_REORDER), self._sizes), -1)
+    def _searches(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """k int32 [num_indexes] -> leaves to search and items to fetch by hash, likewise; -1 where there are none.
 
-    def _leaves(self, k: tf.Tensor) -> tf.Tensor:
-        """int32 [num_indexes] -> leaves to search, enough to hold k items whichever they are.
-
-        Up to the k that the index was tuned for, the tuned number; beyond, more in proportion.
+        Those of the first point that was tuned for k or more; beyond the last, more in proportion. The
+        leaves are always enough to hold k items, whichever they are.
         """
-        tuned = np.array([parameters.leaves for parameters in self._parameters], np.float32)
-        tuned_k = np.array([parameters.tuned_k for parameters in self._parameters], np.float32)
-        total = np.array([parameters.num_leaves for parameters in self._parameters], np.int32)
-        scaled = tf.math.ceil(tuned * tf.maximum(1.0, tf.cast(k, tf.float32) / tuned_k))
+        point = tf.reduce_sum(tf.cast(self._tuned_k < k[:, None], tf.int32), 1, keepdims=True)
+        tuned_k, leaves, reorder = (
+            tf.gather(values, tf.minimum(point, values.shape[1] - 1), batch_dims=1)[:, 0]
+            for values in (self._tuned_k, self._tuned_leaves, self._tuned_reorder)
+        )
+        ratio = tf.maximum(1.0, tf.cast(k, tf.float32) / tf.cast(tuned_k, tf.float32))
+        scaled = [tf.cast(tf.math.ceil(ratio * tf.cast(values, tf.float32)), tf.int32) for values in (leaves, reorder)]
         enough = tf.searchsorted(self._coverage, k[:, None])[:, 0] + 1
-        leaves = tf.minimum(tf.maximum(tf.cast(tf.minimum(scaled, total), tf.int32), enough), total)
-        return tf.where(total > 0, leaves, -1)
+        return (
+            tf.where(leaves > 0, tf.minimum(tf.maximum(scaled[0], enough), self._num_leaves), -1),
+            tf.where(reorder > 0, tf.minimum(scaled[1], self._sizes), -1),
+        )
+
+
+def _tuned(indexes: Sequence[GroupIndex], field: str) -> np.ndarray:
+    """int32 [num_indexes, most points]: a field of each point, the last one repeated."""
+    width = max((len(index.points) for index in indexes), default=1)
+    rows = [[getattr(point, field) for point in index.points] for index in indexes]
+    return np.array([row + row[-1:] * (width - len(row)) for row in rows], np.int32)
 
 
 def _coverage(indexes: Sequence[GroupIndex]) -> np.ndarray:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import scann
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 import contracts
+from serving.signatures import read_signatures
 
 
 class EagerServable:
@@ -27,7 +27,7 @@ class EagerServable:
 
     def __init__(self, path: Path):
         self._module = tf.saved_model.load(str(path))
-        self.signatures = _signatures(path)
+        self.signatures = read_signatures(path)
 
     def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Calls a signature; inputs that are left out take their defaults."""
@@ -51,7 +51,7 @@ class CServable:
         """Prepares to load `path`, a version directory; without `op_libraries`, TensorFlow has its own ops only."""
         self._path = path
         self._op_libraries = op_libraries
-        self.signatures = _signatures(path)
+        self.signatures = read_signatures(path)
 
     @staticmethod
     def missing() -> list[Path]:
@@ -87,11 +87,6 @@ class CServable:
                 raise ValueError(f"TensorFlow's C API cannot serve {self._path}: {process.stderr[-2000:]}")
             answer = json.loads(answer_path.read_text(encoding="utf-8"))
         return {name: _from_json(answer[tensor]) for name, tensor in outputs.items()}
-
-
-def _signatures(path: Path) -> Mapping[str, Any]:
-    saved = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
-    return saved.meta_graphs[0].signature_def
 
 
 def _tensorflow_libraries() -> dict[str, Path]:

@@ -13,7 +13,7 @@ from contracts.names import PADDING_INDEX, Request, Response, Signature
 from serving.controls import Controls
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration, Explored
-from serving.features import ItemLookup, UserFeatures
+from serving.features import UserFeatures, VocabularyLookup
 from serving.group_search import Found
 from serving.merge import LOG_PROBABILITY_FLOOR, MERGES, plan_groups, select
 from serving.request_inputs import merge_inputs, query_inputs, with_defaults
@@ -37,7 +37,7 @@ class Retriever(tf.Module):
         config: Config,
         catalogue: Catalogue,
         model: TwoTowerModel,
-        item_lookup: ItemLookup,
+        item_lookup: VocabularyLookup,
         user_features: UserFeatures,
         index_set: IndexSet,
         exploration: Exploration,

@@ -18,13 +18,13 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import Response, Signature, Split
-from serving.checks import Embedded, Verdict, check_lists
+from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
-from serving.export import exported_versions
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.local_client import ServableSession, decode, request_inputs
 from serving.merge import MERGES
 from serving.requests import UserRequests, user_requests
+from serving.versions import exported_versions
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 
@@ -57,7 +57,8 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
 
     Returns:
         {"requests": their number, "failures": one line each, "servables": {index: {"path",
-        "warmup_requests", "recall": {way of asking: recall}, "max_score_error",
+        "warmup_requests", "recall": the least, "recalls": {way of asking: recall},
+        "max_score_error",
         "loaders": {loader: what came of it}}}}.
     """
     catalogue = Catalogue.for_config(config, workdir)
@@ -100,7 +101,8 @@ def _check_servable(
     return {
         "path": str(path),
         "warmup_requests": warmed,
-        "recall": recalls,
+        "recall": min(recalls.values()),
+        "recalls": recalls,
         "max_score_error": max(verdict.max_score_error for found in verdicts.values() for verdict in found),
         "loaders": loaders,
     }, failures
@@ -139,6 +141,7 @@ def _check_batch(
         session.recommend(histories, user_ids, **controls),
         asked,
         recall_target=0.0,  # a mean over all batches is held to the target
+        tolerance=INT8_SCORE_TOLERANCE if serving.int8 else SCORE_TOLERANCE,
     )
 
 

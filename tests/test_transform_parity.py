@@ -22,7 +22,7 @@ from beam_jobs.preprocessing import raw_feature_spec
 from contracts.config import Config, FeatureTable
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
-from serving.features import ItemLookup, TransformGraph, UserFeatures
+from serving.features import TransformGraph, UserFeatures, VocabularyLookup
 from trainer.catalogue import Catalogue
 
 ODD = [
@@ -110,9 +110,9 @@ class Run:
         for job in (ingest, statistics, groups, transform, windows):
             job.run(self.config, self.workdir, "fingerprint")
         self.catalogue = Catalogue.load(self.workdir)
-        self.item_lookup = ItemLookup(self.workdir.transform)
+        self.item_lookup = VocabularyLookup(self.workdir.item_statistics.item_vocabulary)
         self.user_graph = TransformGraph(self.workdir.transform.user_graph)
-        self.user_features = UserFeatures(self.config, self.workdir.transform, self.catalogue)
+        self.user_features = UserFeatures(self.config, self.workdir, self.catalogue)
 
     def records(self, split: Split) -> list[dict[str, list[int]]]:
         found = []

@@ -13,7 +13,8 @@ import pytest
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature, FeatureTable, ServingConfig, WindowsConfig
 from contracts.layout import Model, Workdir
-from serving.export import export, exported_versions
+from serving.export import export
+from serving.versions import exported_versions
 from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.catalogue import Catalogue

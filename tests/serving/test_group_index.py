@@ -46,7 +46,8 @@ def search(index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted
 def test_recall_on_queries_that_tuning_did_not_see(size, structure):
     index, items, queries = build(size)
     assert index.structure == structure == choose_structure(size, SERVING)
-    assert min(index.parameters.recall.values()) >= SERVING.recall_target
+    assert [point.k for point in index.points][-1] == min(50, size)
+    assert min(point.recall for point in index.points) >= SERVING.recall_target
     k = min(50, size)
     index_set = ScannIndexSet([index], [np.arange(1, size + 1, dtype=np.int32)], num_groups=1)
     found = search(index_set, queries[:, None], [k])

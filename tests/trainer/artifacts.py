@@ -69,8 +69,10 @@ def _write_tables(log: Log, workdir: Workdir, counts: np.ndarray, probability: n
         statistics = ItemStatistics(artifact.path)
         table = {"item_id": item_ids, "train_count": counts, "total_count": counts}
         pq.write_table(pa.table({**table, "sampling_probability": probability}), statistics.items)
+        statistics.item_vocabulary.write_text("".join(f"{item}\n" for item in item_ids), encoding="utf-8")
         users = {"user_id": [f"u{index}" for index in range(num_users)], "train_count": np.ones(num_users, np.int64)}
         pq.write_table(pa.table(users), statistics.users)
+        statistics.user_vocabulary.write_text("".join(f"u{index}\n" for index in range(num_users)), encoding="utf-8")
     with writing(workdir.item_groups.path, ItemGroups.KIND, "test") as artifact:
         groups = {"item_id": item_ids, "group_id": log.group_id.astype(np.int32)}
         pq.write_table(pa.table(groups), ItemGroups(artifact.path).groups)

@@ -1,0 +1,109 @@
+"""`dnc index`: a new version of the servable for today's items and groups, of a model that is already trained."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, Workdir
+from pipeline.applied_transform import apply_transform
+from pipeline.runner import run_stages
+from pipeline.stage import Stage
+from pipeline.stages import STAGES, exported_servable
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What came out.
+
+    Attributes:
+        version: the version directory.
+        kept_items, new_items: of the catalogue, known and unknown to the model.
+        num_groups: K.
+        rebuilt_groups: those whose index was built anew; the others' was taken from the last version.
+    """
+
+    version: Path
+    kept_items: int
+    new_items: int
+    num_groups: int
+    rebuilt_groups: list[int]
+
+
+def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refreshed:
+    """Runs the stages up to the windows on the config's data, and exports `trained`'s model for its catalogue.
+
+    Args:
+        config: sections data and groups say which items there are and where they belong; the model's
+            sections are those that it was trained with.
+        workdir: where every artifact goes.
+        trained: the run that holds the model. It is not changed.
+
+    Raises:
+        ValueError: a stage refused its input; the model does not fit; clients of the last version would break.
+    """
+    if trained.path.resolve() == workdir.path.resolve():
+        raise ValueError(
+            f"-w and --model both name {workdir.path}: an index refresh reads the trained run and writes another one"
+        )
+    artifact.read_manifest(trained.model(MAIN_MODEL).path)
+    training = config.training.model_copy(update={"warm_start": str(trained.path.absolute())})
+    run_stages(_stages(trained), config.model_copy(update={"training": training}), workdir)
+    return _outcome(workdir)
+
+
+def _stages(trained: Workdir) -> tuple[Stage, ...]:
+    """Those of a run, with the transform and the model taken over instead of fitted, and no evaluation."""
+    by_name = {stage.name: stage for stage in STAGES}
+    transform = replace(
+        by_name["transform"],
+        summary=f"apply the transform graphs of {trained.path} to this catalogue",
+        run=functools.partial(_apply_transform, trained),
+        sources=lambda config: (str(trained.transform.path / artifact.MANIFEST_NAME),),
+    )
+    carry = replace(
+        by_name["train"],
+        name="carry",
+        summary=f"take the model of {trained.path} for this catalogue",
+        outputs=lambda config, workdir: (workdir.model(MAIN_MODEL).path,),
+        run=_carry,
+        sources=lambda config: (str(trained.model(MAIN_MODEL).path / artifact.MANIFEST_NAME),),
+    )
+    export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")
+    validate = replace(by_name["validate"], after=("export",), run=_validate)
+    data = [by_name[name] for name in ("ingest", "statistics", "groups")]
+    return (*data, transform, by_name["windows"], carry, export, validate)
+
+
+def _apply_transform(trained: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> None:
+    apply_transform(config, workdir, trained, fingerprint)
+
+
+def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from trainer.carry_over import carry_over
+
+    carry_over(config, workdir, MAIN_MODEL, fingerprint)
+
+
+def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from serving.validate import validate
+
+    validate(config, workdir, exported_servable(workdir), fingerprint)
+
+
+def _outcome(workdir: Workdir) -> Refreshed:
+    from serving.export import read_servable_manifest
+
+    version = exported_servable(workdir)
+    counts = artifact.read_manifest(workdir.model(MAIN_MODEL).path).counts
+    manifest = read_servable_manifest(version)
+    return Refreshed(
+        version=version,
+        kept_items=counts["kept_items"],
+        new_items=counts["new_items"],
+        num_groups=manifest.counts["groups"],
+        rebuilt_groups=manifest.details.get("rebuilt_groups", []),
+    )

@@ -1,0 +1,88 @@
+"""All groups' indexes of a model: its items embedded, each group built and tuned, or taken from the last version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.config import ServingConfig
+from contracts.layout import Workdir
+from contracts.names import Split
+from serving.group_index import GroupIndex, build_group_index, index_fingerprint
+from serving.requests import spaced_rows
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers
+from trainer.model import TwoTowerModel
+from trainer.ranking import encode_users
+
+_TUNING_USERS = 128
+_EMBEDDING_CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class BuiltIndexes:
+    """The indexes of the groups that are not empty, in order of group_id.
+
+    Attributes:
+        indexes: one a group.
+        rebuilt: the groups whose index is not the last version's.
+    """
+
+    indexes: list[GroupIndex]
+    rebuilt: list[int]
+
+
+def group_members(catalogue: Catalogue) -> list[np.ndarray]:
+    """Of each group, int32 [size], its items by item_index, in order of item_id: the same in every run."""
+    by_id = np.argsort(catalogue.item_ids.astype(str), kind="stable").astype(np.int32) + 1
+    group = catalogue.group_id[by_id]
+    return [by_id[group == one] for one in range(catalogue.num_groups)]
+
+
+def embed_catalogue(model: TwoTowerModel, num_items: int) -> np.ndarray:
+    """float32 [num_items + 1, dim], row 0 being padding."""
+    starts = range(0, num_items + 1, _EMBEDDING_CHUNK)
+    chunks = [tf.range(start, min(start + _EMBEDDING_CHUNK, num_items + 1), dtype=tf.int64) for start in starts]
+    return np.concatenate([model.candidate_embeddings(chunk).numpy() for chunk in chunks])
+
+
+def tuning_queries(workdir: Workdir, model: TwoTowerModel) -> np.ndarray:
+    """float32 [num_queries, num_groups, dim], of validation users, evenly spaced."""
+    users = EvaluationUsers.load(workdir, Split.VALIDATION)
+    rows = spaced_rows(len(users), _TUNING_USERS)
+    sample = EvaluationUsers(
+        users.user_index[rows], users.history.take(rows), users.seen.take(rows), users.targets.take(rows)
+    )
+    return encode_users(model, sample)[0]
+
+
+def build_indexes(
+    serving: ServingConfig,
+    queries: np.ndarray,
+    embeddings: np.ndarray,
+    members: Sequence[np.ndarray],
+    earlier: Mapping[str, GroupIndex],
+) -> BuiltIndexes:
+    """The ScaNN index of every group that is not empty.
+
+    Args:
+        serving: thresholds and the recall target.
+        queries: float32 [num_queries, num_groups, dim] to tune on.
+        embeddings: float32 [num_items + 1, dim], by item_index.
+        members: of each group, int32 [size], its items.
+        earlier: fingerprint -> index; one of the same fingerprint is taken as it is.
+    """
+    indexes, rebuilt = [], []
+    for group, items in enumerate(members):
+        if not len(items):
+            continue
+        vectors = embeddings[items]
+        known = earlier.get(index_fingerprint(vectors, serving))
+        if known is None:
+            rebuilt.append(group)
+            known = build_group_index(group, vectors, np.ascontiguousarray(queries[:, group]), serving)
+        indexes.append(replace(known, group_id=group))
+    return BuiltIndexes(indexes, rebuilt)

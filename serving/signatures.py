@@ -1,0 +1,60 @@
+"""The signatures of a SavedModel, and whether clients of one version can talk to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+
+def read_signatures(version: Path) -> Mapping[str, Any]:
+    """Name -> SignatureDef of a version directory, read from the file: nothing is loaded."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    return {
+        name: definition
+        for name, definition in saved.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")  # __saved_model_init_op
+    }
+
+
+def require_compatible(old: Path, new: Path, model_name: str) -> None:
+    """Every request that `old` answers, `new` must answer, with all that clients read of the response.
+
+    Raises:
+        ValueError: a signature, an input or an output is gone or of another type or rank, or an input
+            that could be left out must be given now.
+    """
+    before, after = read_signatures(old), read_signatures(new)
+    problems = [problem for name in sorted(before) for problem in _problems(name, before[name], after.get(name))]
+    if problems:
+        raise ValueError(
+            f"clients of {old} would break:\n  " + "\n  ".join(problems) + "\nKeep what the last version has, or "
+            f"export as another model: set serving.model_name to something else than {model_name}"
+        )
+
+
+def _problems(name: str, old: Any, new: Any | None) -> list[str]:
+    if new is None:
+        return [f"signature {name} is gone"]
+    problems = []
+    for kind in ("inputs", "outputs"):
+        before, after = getattr(old, kind), getattr(new, kind)
+        for key in sorted(before):
+            what = f"{name}: {kind[:-1]} {key!r}"
+            if key not in after:
+                problems.append(f"{what} is gone")
+            elif _form(before[key]) != _form(after[key]):
+                problems.append(f"{what} is {_form(after[key])}, was {_form(before[key])}")
+    optional = set(new.defaults)
+    for key in sorted(new.inputs):
+        if key not in optional and (key not in old.inputs or key in old.defaults):
+            problems.append(f"{name}: input {key!r} must be given now")
+    return problems
+
+
+def _form(tensor: Any) -> str:
+    """E.g. "float32 of rank 2"."""
+    return f"{tf.as_dtype(tensor.dtype).name} of rank {len(tensor.tensor_shape.dim)}"

@@ -1,0 +1,110 @@
+"""What a new version takes over from the last one, and what it must not take away from its clients."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
+from serving.index_set import ScannIndexSet
+from serving.index_store import read_indexes
+from serving.signatures import require_compatible
+from tests.serving.conftest import GROUP_SIZES, MODEL, TUNED_RECALL, Trained, make_config
+from trainer.train import load_model
+
+SERVING = make_config(recall_target=TUNED_RECALL).serving
+
+
+@pytest.fixture(scope="module")
+def parts(trained: Trained) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    model = load_model(trained.config, trained.workdir, MODEL)
+    embeddings = embed_catalogue(model, trained.catalogue.num_items)
+    return tuning_queries(trained.workdir, model), embeddings, group_members(trained.catalogue)
+
+
+def test_unchanged_groups_are_taken_over(servable, parts):
+    queries, embeddings, members = parts
+    stored = read_indexes(servable)
+    assert len(stored) == len(GROUP_SIZES)
+    assert build_indexes(SERVING, queries, embeddings, members, stored).rebuilt == []
+    moved = embeddings.copy()
+    moved[members[3][7]] *= 1.01
+    assert build_indexes(SERVING, queries, moved, members, stored).rebuilt == [3]
+    fewer = [items[1:] if group == 2 else items for group, items in enumerate(members)]
+    assert build_indexes(SERVING, queries, embeddings, fewer, stored).rebuilt == [2]
+    other = make_config(recall_target=0.5).serving
+    assert build_indexes(other, queries, embeddings, members, stored).rebuilt == list(range(len(GROUP_SIZES)))
+
+
+def test_a_stored_index_searches_as_a_built_one(servable, parts):
+    queries, embeddings, members = parts
+    indexes = build_indexes(SERVING, queries, embeddings, members, read_indexes(servable)).indexes
+    found = ScannIndexSet(indexes, members, len(members)).search(
+        tf.constant(queries[:4]), tf.fill([4, len(members)], 10)
+    )
+    for row in range(4):
+        scores = np.einsum("wd,wd->w", embeddings[found.items.numpy()[row]], queries[row, found.group.numpy()[row]])
+        np.testing.assert_allclose(found.scores.numpy()[row], scores, rtol=1e-4, atol=1e-4)
+        for group, items in enumerate(members):
+            best = np.sort(embeddings[items] @ queries[row, group])[::-1][:10]
+            mine = found.scores.numpy()[row][found.group.numpy()[row] == group]
+            assert np.mean(mine >= best[-1] - 1e-4) >= 0.8
+
+
+def changed(version: Path, folder: Path, change) -> Path:
+    """A version whose serving_default is changed."""
+    path = Path(shutil.copytree(version, folder / "changed")) / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    change(saved.meta_graphs[0].signature_def)
+    path.write_bytes(saved.SerializeToString())
+    return path.parent
+
+
+def drop_signature(signatures):
+    del signatures["query_embedding"]
+
+
+def drop_input(signatures):
+    del signatures["serving_default"].inputs["alpha"]
+
+
+def drop_output(signatures):
+    del signatures["serving_default"].outputs["scores"]
+
+
+def change_dtype(signatures):
+    signatures["serving_default"].inputs["num_candidates"].dtype = tf.int64.as_datatype_enum
+
+
+def change_rank(signatures):
+    signatures["serving_default"].outputs["group_ids"].tensor_shape.dim.add().size = 3
+
+
+def drop_default(signatures):
+    del signatures["serving_default"].defaults["merge"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_signature, "signature query_embedding is gone"),
+        (drop_input, "serving_default: input 'alpha' is gone"),
+        (drop_output, "serving_default: output 'scores' is gone"),
+        (change_dtype, "input 'num_candidates' is int64 of rank 1, was int32 of rank 1"),
+        (change_rank, "output 'group_ids' is int32 of rank 3, was int32 of rank 2"),
+        (drop_default, "input 'merge' must be given now"),
+    ],
+)
+def test_what_clients_would_miss_is_named(servable, tmp_path, change, message):
+    version = changed(servable, tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        require_compatible(servable, version, "dnc")
+
+
+def test_more_to_ask_for_breaks_nobody(servable, tmp_path):
+    older = changed(servable, tmp_path, drop_input)
+    require_compatible(older, servable, "dnc")
+    require_compatible(servable, servable, "dnc")

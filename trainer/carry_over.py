@@ -1,0 +1,50 @@
+"""A trained model on another catalogue, without training: new items are placed by what is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.config import Config
+from contracts.layout import Model, Workdir
+from trainer.build import build_model
+from trainer.catalogue import Catalogue
+from trainer.train import load_model
+from trainer.warm_start import warm_start
+
+
+def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
+    """Writes the model of the run `training.warm_start` as `workdir.model(name)`, for `workdir`'s catalogue.
+
+    Items that both runs know keep their vectors; `warm_start` says where the others start.
+
+    Raises:
+        ArtifactError: an artifact is missing.
+        ValueError: the two models differ in more than items, groups and feature values.
+    """
+    tf.keras.utils.set_random_seed(config.seed)
+    model = build_model(config, Catalogue.for_config(config, workdir))
+    carried = warm_start(model, config, workdir, name, load_model)
+    if carried.fresh:
+        raise ValueError(
+            f"the model in {carried.source} has no weights of the shape that this config needs for "
+            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's sections model and "
+            "data.*_features, or train with training.warm_start"
+        )
+    final = workdir.model(name)
+    with writing(final.path, Model.KIND, fingerprint) as artifact:
+        staged = Model(artifact.path)
+        model.save_weights(str(staged.weights))
+        write_json(staged.history, [])
+        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
+        artifact.files += [staged.weights.name, staged.history.name, "config.json"]
+        artifact.counts |= {
+            "kept_items": carried.kept_items,
+            "new_items": carried.new_items,
+            "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
+        }
+        artifact.details |= {"warm_start": asdict(carried)}
+    return read_manifest(final.path)
