@@ -52,45 +52,55 @@ def test_descent_starts_where_the_old_groups_are_today() -> None:
     assert started[1, 0] in rows  # nobody of group 1 is left
 
 
-def _run(folder: Path, log: Path, **settings: object) -> tuple[Workdir, dict[str, int]]:
-    workdir = Workdir(folder)
-    for job in (ingest, statistics, groups):
-        job.run(make_config(log, groups={"num_groups": 2, **settings}), workdir, "f")
+def _prepare(folder: Path, log: Path) -> Workdir:
+    """A workdir whose groups job can run."""
+    for job in (ingest, statistics):
+        job.run(make_config(log), Workdir(folder), "f")
+    return Workdir(folder)
+
+
+def _groups(workdir: Workdir, **settings: object) -> dict[str, int]:
+    groups.run(make_config("unused", groups=settings), workdir, "f")
     table = pq.read_table(workdir.item_groups.groups)
-    return workdir, dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    return dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workdir, Workdir]:
+    """A finished run whose communities are items 0-19 and 20-39, and a later one with 0-21 and 22-43."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = _prepare(folder / "first", community_log(folder / "a.parquet"))
+    _groups(first, num_groups=2)
+    return first, _prepare(folder / "second", community_log(folder / "b.parquet", num_items=44, seed=5))
 
 
 @pytest.mark.parametrize("dim", [8, 6], ids=["same dim", "other dim"])
-def test_a_second_run_keeps_the_ids(dim: int, tmp_path: Path) -> None:
-    first, before = _run(tmp_path / "first", community_log(tmp_path / "a.parquet"))
+def test_a_second_run_keeps_the_ids(dim: int, runs: tuple[Workdir, Workdir]) -> None:
+    first, second = runs
     # The mirror image of the old ids, so that equal ids cannot be luck.
     table = pq.read_table(first.item_groups.groups)
-    mirrored = pa.array(1 - table["group_id"].to_numpy(), pa.int32())
-    pq.write_table(table.set_column(1, "group_id", mirrored), first.item_groups.groups)
-    later = community_log(tmp_path / "b.parquet", num_items=44, seed=5)
-    second, after = _run(
-        tmp_path / "second", later, embedding_dim=dim, previous=str(first.item_groups.path), num_groups=2
-    )
+    table = table.set_column(1, "group_id", pa.array(1 - table["group_id"].to_numpy(), pa.int32()))
+    pq.write_table(table, first.item_groups.groups)
+    before = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    after = _groups(second, num_groups=2, embedding_dim=dim, previous=str(first.item_groups.path))
     shared = before.keys() & after.keys()
-    # Communities are items 0-19 and 20-39 at first, 0-21 and 22-43 later: items 20 and 21 go over.
-    moved = {item for item in shared if after[item] == before[item]}
-    assert moved <= {"20", "21"}
-    details = read_manifest(second.item_groups.path).details
-    assert details["drift"]["shared_items"] == len(shared)
-    assert details["drift"]["changed_share"] == round(len(moved) / len(shared), 6)
+    moved = {item for item in shared if after[item] != before[item]}
+    assert moved <= {"20", "21"}  # which went over to the other community
+    drifted = read_manifest(second.item_groups.path).details["drift"]
+    assert drifted["shared_items"] == len(shared)
+    assert drifted["changed_share"] == pytest.approx(len(moved) / len(shared), abs=1e-6)
 
 
 def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:
-    log = write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(30)])
-    first, before = _run(tmp_path / "first", log, num_groups=3)
-    _, after = _run(tmp_path / "second", log, num_groups=3, previous=str(first.item_groups.path))
+    workdir = _prepare(tmp_path / "run", write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(30)]))
+    before = _groups(workdir, num_groups=3)
+    after = _groups(workdir, num_groups=3, previous=str(workdir.item_groups.path))
     assert after == before and set(before.values()) == {0, 1, 2}
 
 
-def test_previous_must_be_groups(tmp_path: Path) -> None:
-    log = community_log(tmp_path / "a.parquet")
-    first, _ = _run(tmp_path / "first", log)
+def test_previous_must_be_groups(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:
+    first, second = runs
     with pytest.raises(ValueError, match=r"groups\.previous=.*holds events, not item_groups"):
-        _run(tmp_path / "second", log, previous=str(first.events.path))
+        _groups(second, previous=str(first.events.path))
     with pytest.raises(ValueError, match=r"groups\.previous: no artifact at .*nothing"):
-        _run(tmp_path / "second", log, previous=str(tmp_path / "nothing"))
+        _groups(second, previous=str(tmp_path / "nothing"))
