@@ -132,9 +132,10 @@ def soak(version: Path, arguments: argparse.Namespace, log: Callable[[str], None
         bodies = [as_bytes(request) for request in make_requests(arguments.items)]
         asyncio.run(closed_loop(server.address, bodies, BATCH, 2.0))
         capacity = asyncio.run(closed_loop(server.address, bodies, BATCH, 10.0))
-        log(f"capacity {capacity:.0f} requests/s with {BATCH} in flight; asking {LOAD * capacity:.0f} a second")
+        rate = arguments.rate or LOAD * capacity
+        log(f"capacity {capacity:.0f} requests/s with {BATCH} in flight; asking {rate:.0f} a second")
         run = Soak(server, base, arguments.items, log)
-        asyncio.run(run.run(LOAD * capacity, arguments.minutes * 60, arguments.swap_seconds))
+        asyncio.run(run.run(rate, arguments.minutes * 60, arguments.swap_seconds))
     for failure, count in run.failures.most_common():
         log(f"failed {count} times: {failure}")
     memory = run.memory_mib
@@ -155,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--swap-seconds", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, help="requests a second instead of 80%% of what it can")
     parser.add_argument("--index", choices=["scann", "exact"], default="scann")
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--groups", type=int, default=16)

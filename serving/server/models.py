@@ -110,7 +110,8 @@ class Models:
             RequestError: as `Version.predict`.
         """
         most = self._config.request_timeout_seconds
-        left = most if seconds_left is None else min(seconds_left, most)
+        # A little before the client's own deadline: past it, gRPC drops the call as CANCELLED and says no reason.
+        left = most if seconds_left is None else min(seconds_left - min(0.01, seconds_left / 10), most)
         return await version.predict(signature, inputs, asyncio.get_running_loop().time() + left)
 
     async def _follow(self) -> None:

@@ -134,7 +134,9 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     Raises:
         ValueError: the port cannot be had.
     """
-    runner = web.AppRunner(RestApi(models, metrics, config).application(), access_log=None, handler_cancellation=True)
+    runner = web.AppRunner(
+        RestApi(models, metrics, config).application(), access_log=None, handler_cancellation=True, lingering_time=1.0
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.rest_port).start()

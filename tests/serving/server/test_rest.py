@@ -1,0 +1,243 @@
+"""REST: TF Serving's documented forms, its statuses, and clients that misbehave."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+
+import numpy as np
+import pytest
+import requests
+
+from contracts.names import Response, Signature
+from serving.local_client import ServableSession, decode
+from serving.server.rest_api import METRICS_PATH
+
+MODEL = "/v1/models/dnc_exact"
+
+
+@pytest.fixture(scope="module")
+def session(servables):
+    with ServableSession(servables["exact"], num_threads=1) as loaded:
+        yield loaded
+
+
+def post(server, body, path=f"{MODEL}:predict", **kwargs) -> requests.Response:
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    return requests.post(server.url + path, data=data, timeout=60, **kwargs)
+
+
+def test_rows_and_columns_are_two_forms_of_the_sessions_answer(server, session):
+    histories, wanted = [["i1", "i2"], ["i3", ""]], [2, 3]
+    expected = session.recommend(histories, num_candidates=wanted)
+    columns = {
+        Response.GROUP_IDS: expected.group_ids.tolist(),
+        Response.ITEM_IDS: expected.item_ids.tolist(),
+        Response.SCORES: [pytest.approx(row, rel=1e-4) for row in expected.scores.tolist()],
+    }
+    answer = post(server, {"inputs": {"history": histories, "num_candidates": wanted}})
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.json() == {"outputs": columns}
+    rows = [{"history": history, "num_candidates": number} for history, number in zip(histories, wanted, strict=True)]
+    expected_rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    answer = post(server, {"instances": rows, "signature_name": Signature.SERVING_DEFAULT})
+    assert answer.json() == {"predictions": expected_rows}
+
+
+def test_an_only_input_needs_no_name(server, session):
+    embeddings, groups = session.candidate_embedding(["i4", "nobody"])
+    signature = {"signature_name": Signature.CANDIDATE_EMBEDDING}
+    for body in ({"instances": ["i4", "nobody"]}, {"instances": [{"item_ids": "i4"}, {"item_ids": "nobody"}]}):
+        rows = post(server, {**signature, **body}).json()["predictions"]
+        assert [row["group_ids"] for row in rows] == groups.tolist()
+        np.testing.assert_allclose([row["embeddings"] for row in rows], embeddings, rtol=1e-6)
+    in_base64 = {"b64": base64.b64encode(b"i4").decode()}
+    columns = post(server, {**signature, "inputs": [in_base64, "nobody"]}).json()["outputs"]
+    assert columns["group_ids"] == groups.tolist()
+
+
+def test_nan_is_a_number_and_absent_scores_are_minus_infinity(server, trained):
+    everything = trained.catalogue.item_ids.tolist()
+    body = json.dumps({"inputs": {"history": [everything], "num_candidates": [2], "alpha": [float("nan")]}})
+    assert "NaN" in body
+    answer = post(server, body.encode())
+    assert "-Infinity" in answer.text
+    assert decode(np.array(answer.json()["outputs"]["item_ids"], "S").astype(object)).tolist() == [["", ""]]
+
+
+@pytest.mark.parametrize("path", ["/versions/1", "/labels/stable", ""])
+def test_versions_are_named_by_the_path(server, path):
+    url = f"{server.url}{MODEL}{path}"
+    assert post(server, {"inputs": {"history": [["i1"]]}}, f"{MODEL}{path}:predict").ok
+    status = requests.get(url, timeout=10).json()["model_version_status"]
+    assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
+    metadata = requests.get(f"{url}/metadata", timeout=10).json()
+    assert metadata["model_spec"] == {"name": "dnc_exact", "version": "1", "signature_name": ""}
+    signatures = metadata["metadata"]["signature_def"]["signature_def"]
+    history = signatures["serving_default"]["inputs"]["history"]
+    assert history["dtype"] == "DT_STRING"
+    assert [dim["size"] for dim in history["tensor_shape"]["dim"]] == ["-1", "-1"]
+
+
+HISTORY = {"history": [["i1"]]}
+REFUSED = {
+    "nothing": (b"", 400, "JSON Parse error"),
+    "not JSON": (b'{"inputs": ', 400, "JSON Parse error"),
+    "not UTF-8": (b'{"inputs": "\xff"}', 400, "JSON Parse error"),
+    "deep": (b"[" * 100_000, 400, "nested too deeply|JSON Parse error"),
+    "a number of 10,000 digits": (b'{"inputs": {"alpha": [' + b"9" * 10_000 + b"]}}", 400, "JSON Parse error"),
+    "not an object": ([1], 400, "must be a JSON object"),
+    "neither form": ({}, 400, "exactly one of"),
+    "both forms": ({"inputs": HISTORY, "instances": [HISTORY]}, 400, "exactly one of"),
+    "no rows": ({"instances": []}, 400, "an empty list"),
+    "rows of two kinds": ({"instances": [{"history": ["i1"]}, ["i1"]]}, 400, "element 1 differs"),
+    "rows with other keys": ({"instances": [{"history": ["i1"]}, {"alpha": 1.0}]}, 400, "element 1 differs"),
+    "no such input": ({"inputs": {**HISTORY, "nope": 1}}, 400, "no input 'nope'"),
+    "ragged": ({"inputs": {"history": [["i1"], ["i1", "i2"]]}}, 400, "pad the shorter"),
+    "too flat": ({"inputs": {"history": ["i1"]}}, 400, "nested 2 deep, is one 1 deep"),
+    "too deep": ({"inputs": {"history": [[["i1"]]]}}, 400, "must hold strings, got a list"),
+    "null": ({"inputs": {"history": [[None]]}}, 400, "must hold strings, got null"),
+    "bad base64": ({"inputs": {"history": [[{"b64": "?"}]]}}, 400, "not base64"),
+    "text for a number": ({"inputs": {**HISTORY, "alpha": ["1"]}}, 400, "'alpha' must hold float32, got a string"),
+    "fraction for a whole number": ({"inputs": {**HISTORY, "num_candidates": [1.5]}}, 400, "must hold int32"),
+    "boolean for a number": ({"inputs": {**HISTORY, "num_candidates": [True]}}, 400, "got a boolean"),
+    "too large a number": ({"inputs": {**HISTORY, "num_candidates": [2**40]}}, 400, "int32 does not hold"),
+    "signature that is no text": ({"inputs": HISTORY, "signature_name": 3}, 400, "must be a string"),
+    "unknown signature": ({"inputs": HISTORY, "signature_name": "nope"}, 400, "no signature 'nope'"),
+    "65 rows": ({"inputs": {"history": [["i1"]] * 65}}, 400, "max_batch_size=64"),
+    "above the limit": (b" " * (2**20 + 1), 413, "max_request_bytes"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_body_is_refused_with_a_reason(server, name):
+    body, status, message = REFUSED[name]
+    answer = post(server, body)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+    assert any(part in answer.json()["error"] for part in message.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 400),
+        ("GET", "/v1/models", 400),
+        ("GET", "/v1/models/nope", 404),
+        ("GET", "/v1/models/dnc/versions/7", 404),
+        ("GET", "/v1/models/dnc/versions/x", 400),
+        ("GET", "/v1/models/dnc/versions/99999999999999999999999", 400),
+        ("GET", "/v1/models/dnc/labels/beta", 400),
+        ("GET", "/v1/models/dnc:predict", 400),
+        ("POST", "/v1/models/dnc", 400),
+        ("POST", "/v1/models/nope:predict", 404),
+        ("POST", "/v1/models/dnc/versions/7:predict", 404),
+        ("POST", "/v1/models/dnc:classify", 400),
+        ("DELETE", "/v1/models/dnc", 400),
+    ],
+)
+def test_a_wrong_path_is_refused_with_a_reason(server, method, path, status):
+    answer = requests.request(method, server.url + path, data="{}", timeout=10)
+    assert answer.status_code == status
+    assert answer.json()["error"]
+
+
+def assert_alive(server) -> None:
+    assert post(server, {"inputs": HISTORY}).status_code == 200
+
+
+def connect(server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def head(length: int) -> bytes:
+    return f"POST {MODEL}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_a_body_of_100_megabytes_is_refused_without_being_kept(server):
+    with connect(server) as client:
+        client.sendall(head(100_000_000))
+        chunk = b" " * 2**16
+        answer = b""
+        try:
+            for _ in range(100_000_000 // len(chunk)):
+                client.sendall(chunk)
+        except OSError:
+            pass  # the server closed the connection: it had said enough
+        try:
+            answer = client.recv(4096)
+        except OSError:
+            answer = b"HTTP/1.1 413"
+        assert not answer or b" 413 " in answer or answer.endswith(b"413")
+    assert_alive(server)
+
+
+def test_clients_that_send_half_a_request_and_go_leave_nothing_behind(server):
+    for rest in (b"", b'{"inputs"', b"x" * 50):
+        with connect(server) as client:
+            client.sendall(head(100) + rest)
+    assert_alive(server)
+
+
+def test_a_client_that_closes_its_half_still_gets_its_answer_or_none_and_others_theirs(server):
+    body = json.dumps({"inputs": HISTORY}).encode()
+    with connect(server) as client:
+        client.sendall(head(len(body)) + body)
+        client.shutdown(socket.SHUT_WR)
+        answer = client.recv(16)
+    assert answer in (b"",) or answer.startswith(b"HTTP/1.1 200")
+    assert_alive(server)
+
+
+def test_what_is_not_http_is_refused(server):
+    with connect(server) as client:
+        client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.0 400")
+    assert_alive(server)
+
+
+def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
+    server = serve(base, request_timeout_seconds=1.0)
+    with connect(server) as client:
+        client.sendall(head(1000).replace(b"dnc_exact", b"dnc") + b'{"inputs": ')
+        answered = post(server, {"inputs": HISTORY}, "/v1/models/dnc:predict")
+        assert answered.status_code == 200
+        started = time.monotonic()
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b"the body did not arrive" in answer + client.recv(4096)
+        assert time.monotonic() - started < 15
+
+
+def test_overload_is_429_and_passes(serve, base):
+    server = serve(base, max_batch_size=1, max_enqueued_batches=1)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(24) as pool:
+        ask = lambda _: post(server, {"inputs": HISTORY}, "/v1/models/dnc:predict")  # noqa: E731
+        answers = list(pool.map(ask, range(120)))
+    counts = {status: sum(answer.status_code == status for answer in answers) for status in (200, 429)}
+    assert sum(counts.values()) == 120
+    assert min(counts.values()) > 0
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert "overload" in refused.json()["error"]
+    assert post(server, {"inputs": HISTORY}, "/v1/models/dnc:predict").status_code == 200
+
+
+def test_metrics_count_requests_by_outcome(serve, base):
+    server = serve(base)
+    for body in ({"inputs": HISTORY}, {"inputs": HISTORY}, {}):
+        post(server, body, "/v1/models/dnc:predict")
+    post(server, {}, "/v1/models/stranger:predict")
+    page = requests.get(server.url + METRICS_PATH, timeout=10)
+    assert page.headers["Content-Type"].startswith("text/plain")
+    lines = page.text.splitlines()
+    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="OK"} 2.0' in lines
+    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="INVALID_ARGUMENT"} 1.0' in lines
+    assert ':tensorflow:serving:request_count_total{model_name="",status="NOT_FOUND"} 1.0' in lines
+    assert 'dnc_serving_version{label="stable",model_name="dnc"} 1.0' in lines
+    assert ":tensorflow:serving:batching_session:processed_batch_size_count 2.0" in lines
+    assert "stranger" not in page.text
