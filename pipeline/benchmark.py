@@ -21,25 +21,23 @@ from contracts.config_io import load_config
 from contracts.layout import Workdir
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkModel, Merge, Overrides
 from pipeline.datasets import sequences
-from pipeline.runner import run_stages
-from pipeline.stages import STAGES
+from pipeline.shared_data import data_workdir, prepare_data
 from trainer.baselines import UNTRAINED, baseline_config
 
 log = logging.getLogger(__name__)
 
-_DATA_SECTIONS = ("data", "split", "groups", "windows")
-_LAST_DATA_STAGE = "windows"
 _BASELINE_MERGES = (Merge(merge="score", alpha=0.0),)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One cell: a model on a data set with a seed."""
+    """One cell: a model on a data set with a seed; `data_config` is the product's, whose groups the data has."""
 
     dataset: str
     model: str
     seed: int
     config: Config
+    data_config: Config
     workdir: Workdir
     merges: tuple[Merge, ...]
     seconds_of: str | None
@@ -70,7 +68,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
         for name, model in benchmark.all_models().items()
     ]
     for run in {str(run.workdir.path): run for run in runs}.values():
-        run_stages(STAGES, _data_config(run.config, benchmark.seeds[0]), run.workdir, last=_LAST_DATA_STAGE)
+        prepare_data(run.data_config, run.workdir, benchmark.seeds[0])
     results: dict[tuple[str, str, int], dict[str, Any]] = {}
     # A model whose time is another's follows it.
     for phase in (
@@ -92,17 +90,15 @@ def _plan(
 ) -> Run:
     keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
     config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
-    tree = config.model_dump(mode="json")
-    data = artifact.fingerprint({section: tree[section] for section in _DATA_SECTIONS})
     trained = model.baseline != UNTRAINED
-    if model.baseline is not None and trained:
-        config = baseline_config(config, model.baseline)
+    of_baseline = model.baseline is not None and trained
     return Run(
         dataset=dataset,
         model=name,
         seed=seed,
-        config=config,
-        workdir=Workdir((workdir / dataset / data).absolute()),
+        config=baseline_config(config, str(model.baseline)) if of_baseline else config,
+        data_config=config,
+        workdir=data_workdir(config, workdir / dataset),
         merges=_BASELINE_MERGES if model.baseline is not None else benchmark.merges,
         seconds_of=model.seconds_of,
         trained=trained,
@@ -120,11 +116,6 @@ def dataset_config(dataset: BenchmarkDataset, converted: Path, keys: Mapping[str
         own = {"data.events": str(converted.absolute() / sequences.EVENTS), **own}
     assignments = [f"{key}={json.dumps(value)}" for key, value in {**own, **keys}.items()]
     return load_config(Path(dataset.config) if dataset.config else None, assignments)
-
-
-def _data_config(config: Config, seed: int) -> Config:
-    """All seeds share the data, so that what differs between them is the training."""
-    return config.model_copy(update={"seed": seed})
 
 
 def _with_budget(run: Run, results: Mapping[tuple[str, str, int], dict[str, Any]]) -> Run:

@@ -267,6 +267,27 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 
 
 @main.command()
+@with_config
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="The study; resumed from.")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Finished trials to reach.")
+@reports_user_errors
+def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:
+    """Search K, alpha, the loss terms' shares and the rates for the best validation recall.
+
+    Test users are not looked at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
+
+    \b
+    Example:
+      dnc tune -c configs/ml-100k.yaml -w runs/tuned --trials 30
+    """
+    from pipeline.tuner import tune as search
+
+    found = search(load_config(config, overrides), workdir, trials)
+    click.echo(f"best of {found.trials} trials: validation recall@{found.config.training.monitor_k} {found.recall:.4f}")
+    click.echo(f"run it: dnc run -c {found.path} -w WORKDIR")
+
+
+@main.command()
 @reports_user_errors
 def doctor() -> None:
     """Check that this machine can run the pipeline; say what to do where it cannot."""

@@ -1,0 +1,28 @@
+"""Training data that many models share: made once for each config of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import Workdir
+from pipeline.runner import run_stages
+from pipeline.stages import STAGES
+
+_SECTIONS = ("data", "split", "groups", "windows")
+_LAST_STAGE = "windows"
+
+
+def data_workdir(config: Config, root: Path) -> Workdir:
+    """Where below `root` the data of `config` lies: the same for configs that differ in the model only."""
+    tree = config.model_dump(mode="json")
+    return Workdir((root / artifact.fingerprint({section: tree[section] for section in _SECTIONS})).absolute())
+
+
+def prepare_data(config: Config, workdir: Workdir, seed: int) -> None:
+    """Runs the stages up to the windows, if they are not up to date.
+
+    `seed` stands in for the config's, so that models of several seeds differ in their training only.
+    """
+    run_stages(STAGES, config.model_copy(update={"seed": seed}), workdir, last=_LAST_STAGE)

@@ -1,0 +1,136 @@
+"""`dnc tune`: a search over K, alpha, the terms' shares and the rates, judged on validation users only.
+
+optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
+gets more trials, goes on. The merge and alpha cost no training, so each trial takes their best.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.config_io import dump_config, load_config
+from contracts.layout import Workdir
+from pipeline.shared_data import data_workdir, prepare_data
+from trainer.scoring import Merge
+
+log = logging.getLogger(__name__)
+
+_KINDS: tuple[Merge, ...] = ("score", "quota")
+_MERGES = tuple((merge, alpha) for merge in _KINDS for alpha in (0.0, 0.5, 1.0, 1.5, 2.0))
+_GROUPS = (5, 10, 20, 40, 80)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was found.
+
+    Attributes:
+        config: the best trial's, whole.
+        recall: its validation recall at `training.monitor_k`.
+        trials: finished trials of the study.
+        path: YAML file that holds `config`.
+    """
+
+    config: Config
+    recall: float
+    trials: int
+    path: Path
+
+
+def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
+    """Searches until the study in `workdir` has `num_trials` finished trials; writes best.yaml and trials.json.
+
+    Raises:
+        ValueError: the data cannot be prepared, or a model's loss is not finite.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    name = artifact.fingerprint(config.model_dump(mode="json"))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(workdir / "study.log"))),
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=config.seed),
+        load_if_exists=True,
+    )
+    while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
+        study.optimize(lambda trial: _objective(trial, config, workdir), n_trials=1)
+        log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
+    return _write(study, config, workdir)
+
+
+def suggest(trial: optuna.trial.BaseTrial, config: Config) -> dict[str, Any]:
+    """A trial's config keys; the search's ranges are here."""
+    loss = "training.loss"
+    found: dict[str, Any] = {
+        f"{loss}.in_group_weight": trial.suggest_float("in_group_weight", 0.1, 3.0, log=True),
+        f"{loss}.global_weight": trial.suggest_float("global_weight", 0.1, 3.0, log=True),
+        f"{loss}.intent_weight": trial.suggest_float("intent_weight", 0.1, 3.0, log=True),
+        "training.learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
+        "model.dropout": trial.suggest_float("dropout", 0.1, 0.6),
+        "model.conditioning_dropout": trial.suggest_float("conditioning_dropout", 0.0, 0.8),
+    }
+    # The number of a category's groups is not free.
+    if config.groups.method == "kmeans":
+        found["groups.num_groups"] = trial.suggest_categorical("num_groups", list(_GROUPS))
+    return found
+
+
+def with_keys(config: Config, keys: dict[str, Any]) -> Config:
+    """`config` with `section.key` values replaced, validated anew."""
+    tree = config.model_dump(mode="json")
+    for key, value in keys.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    return Config.model_validate(tree)
+
+
+def _objective(trial: optuna.Trial, config: Config, workdir: Path) -> float:
+    chosen = with_keys(config, suggest(trial, config))
+    data = data_workdir(chosen, workdir / "data")
+    prepare_data(chosen, data, chosen.seed)
+    # A process a trial: TensorFlow gives memory back with the process only.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        recalls = pool.submit(train_and_validate, chosen, data, f"trial-{trial.number}").result()
+    best = max(range(len(_MERGES)), key=recalls.__getitem__)
+    merge, alpha = _MERGES[best]
+    trial.set_user_attr("keys", {**suggest(trial, config), "serving.merge": merge, "serving.alpha": alpha})
+    return recalls[best]
+
+
+def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
+    """Validation recall at `training.monitor_k` under each merge and alpha that is tried."""
+    from contracts.names import Split
+    from trainer.evaluate import evaluate_lists
+    from trainer.train import train
+
+    k = config.training.monitor_k
+    evaluation = config.evaluation.model_copy(update={"ks": (k,), "bootstrap_samples": 0})
+    config = config.model_copy(update={"evaluation": evaluation})
+    train(config, workdir, name, artifact.fingerprint(config.model_dump(mode="json")))
+    tables = evaluate_lists(config, workdir, name, Split.VALIDATION, _MERGES)
+    return [table[f"recall_at_{k}"]["value"] for table in tables]
+
+
+def _write(study: optuna.Study, config: Config, workdir: Path) -> Tuned:
+    finished = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    ranked = sorted(finished, key=lambda trial: -(trial.value or 0.0))
+    rows = [{"trial": trial.number, "recall": trial.value, **trial.user_attrs["keys"]} for trial in ranked]
+    artifact.write_json(workdir / "trials.json", rows)
+    path = workdir / "best.yaml"
+    artifact.write_text(path, dump_config(with_keys(config, study.best_trial.user_attrs["keys"])))
+    return Tuned(load_config(path), study.best_value, len(finished), path)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from contracts.config import Config
+from contracts.config_io import load_config
+from pipeline import tuner
+from pipeline.tuner import suggest, tune, with_keys
+
+
+def test_a_config_takes_every_key_that_is_tried() -> None:
+    trial = optuna.trial.FixedTrial(
+        {
+            "in_group_weight": 0.5,
+            "global_weight": 2.0,
+            "intent_weight": 1.5,
+            "learning_rate": 2e-3,
+            "dropout": 0.3,
+            "conditioning_dropout": 0.1,
+            "num_groups": 20,
+        }
+    )
+    config = with_keys(Config(), suggest(trial, Config()))
+    assert (config.training.loss.in_group_weight, config.training.loss.global_weight) == (0.5, 2.0)
+    assert (config.model.dropout, config.training.learning_rate, config.groups.num_groups) == (0.3, 2e-3, 20)
+
+
+def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training stubbed by a formula: recall grows with dropout, and quota at alpha 0.5 is best."""
+    seen = []
+
+    def objective(trial: optuna.Trial, config: Config, workdir: Path) -> float:
+        keys = suggest(trial, config)
+        seen.append(keys)
+        trial.set_user_attr("keys", {**keys, "serving.merge": "quota", "serving.alpha": 0.5})
+        return float(keys["model.dropout"])
+
+    monkeypatch.setattr(tuner, "_objective", objective)
+    tune(Config(), tmp_path, 3)
+    found = tune(Config(), tmp_path, 5)
+    assert (found.trials, len(seen)) == (5, 5)
+    assert found.recall == max(keys["model.dropout"] for keys in seen)
+    best = load_config(found.path)
+    assert (best.serving.merge, best.serving.alpha, best.model.dropout) == ("quota", 0.5, found.recall)
+
+
+@pytest.mark.slow
+def test_one_trial_from_the_log(tmp_path: Path) -> None:
+    steps = np.arange(8)
+    users, items = np.repeat(np.arange(60), 8), (np.repeat(np.arange(60), 8) + np.tile(steps, 60)) % 30
+    table = {"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 10**9 + np.tile(steps, 60)}
+    pq.write_table(pa.table(table), tmp_path / "events.parquet")
+    keys = ["data.num_buckets=1", "training.epochs=1", "model.num_layers=1", "groups.method=kmeans"]
+    config = load_config(None, [f"data.events={tmp_path / 'events.parquet'}", *keys])
+    found = tune(config, tmp_path / "study", 1)
+    assert 0 <= found.recall <= 1
+    assert (tmp_path / "study" / "trials.json").exists()
