@@ -1,6 +1,7 @@
 """`dnc retrain` from end to end, in fresh processes, as a scheduler calls it."""
 
 import json
+import os
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,16 +9,18 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from click.testing import CliRunner, Result
 
 from contracts.layout import Store
 from contracts.serving_labels import ServingLabels, read_labels
+from pipeline.cli import main
 from pipeline.retraining.owner_lock import owning
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
 
 
 class Calls:
-    """Calls `dnc` on one store."""
+    """Calls `dnc` on one store: in a process of its own, or, where nothing is trained, in this one."""
 
     def __init__(self, folder: Path):
         self.config = make_log(folder)
@@ -31,6 +34,10 @@ class Calls:
         done = self.dnc("retrain", "-c", str(self.config), "--span", span, *arguments)
         assert done.stdout.count("\n") == 1, done.stderr[-3000:]
         return done.returncode, json.loads(done.stdout)
+
+    def here(self, *arguments: str) -> Result:
+        words = ["retrain", "-s", str(self.store.path), "-c", str(self.config), *arguments]
+        return CliRunner().invoke(main, words)
 
 
 @pytest.mark.slow
@@ -101,17 +108,18 @@ def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path:
     server = HTTPServer(("127.0.0.1", 0), Webhook)
     Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "log" / DAYS[2] / "events.parquet").write_bytes(b"PAR1 no more")
-    code, outcome = calls.retrain(DAYS[2], "--set", f"retrain.webhook=http://127.0.0.1:{server.server_port}/")
+    done = calls.here("--span", DAYS[2], "--set", f"retrain.webhook=http://127.0.0.1:{server.server_port}/")
     server.shutdown()
-    assert (code, outcome["outcome"]) == (1, "failed")
+    outcome = json.loads(done.stdout)
+    assert (done.exit_code, outcome["outcome"]) == (1, "failed")
     assert f"span {DAYS[2]} is not fit to train on" in outcome["reasons"][0]
     assert heard == [outcome]
 
 
 def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
-    code, outcome = calls.retrain(DAYS[0])
-    assert code == 4
-    assert "only one complete span" in outcome["reasons"][0]
+    done = calls.here("--span", DAYS[0])
+    assert done.exit_code == 4
+    assert "only one complete span" in json.loads(done.stdout)["reasons"][0]
 
 
 @pytest.mark.parametrize(
@@ -122,16 +130,16 @@ def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
     ],
 )
 def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: str) -> None:
-    done = calls.dnc("retrain", "-c", str(calls.config), *arguments)
-    assert done.returncode == 2
+    done = calls.here(*arguments)
+    assert done.exit_code == 2
     assert message in done.stderr
 
 
 def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:
     with owning(calls.store):
-        code, outcome = calls.retrain(DAYS[2])
-    assert code == 1
-    assert "is held by process" in outcome["reasons"][0]
+        done = calls.here("--span", DAYS[2])
+    assert done.exit_code == 1
+    assert f"is held by process {os.getpid()} on" in json.loads(done.stdout)["reasons"][0]
 
 
 def test_a_dead_owners_lock_is_free(calls: Calls) -> None:
