@@ -1,6 +1,6 @@
 """Replays days of a log: a warm-started retrain every day against one from scratch.
 
-    python -m benchmarks.retrain_days [--days N] [--log drifting|kuairand] [--path DIR] [--json PATH]
+    python -m benchmarks.retrain_days [--days N] [--users N] [--log drifting|kuairand] [--path DIR] [--json PATH]
 
 All arms begin as copies of one store with one model, and retrain on every one of the last N days:
 - warm: from the last version's weights, groups continued;
@@ -8,8 +8,8 @@ All arms begin as copies of one store with one model, and retrain on every one o
 - refitted (--refitted): as warm, but groups are fitted anew every day.
 Recall@100 is that of the exported servable on the users of the newest day, which no arm has trained on; the
 ratio's interval is a paired bootstrap over the users of all days. Times are wall seconds of `dnc retrain`'s work in
-this process, from finding the spans to the push. The last arm of the drifting log repeats the last day with ten times
-as many days of history before it. The last line is JSON.
+this process, from finding the spans to the push. On the drifting log, the last day is retrained once more with ten
+times as many days of log before it. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Arm:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--days", type=int, default=2, help="days to replay at the log's end (default 2)")
+    parser.add_argument("--days", type=int, default=1, help="days to replay at the log's end (default 1)")
+    parser.add_argument("--users", type=int, default=8_000, help="of the drifting log (default 8000)")
+    parser.add_argument("--repeats", type=int, default=1, help="of each history length (default 1)")
     parser.add_argument("--log", choices=["drifting", "kuairand"], default="drifting")
     parser.add_argument("--path", type=Path, help="of kuairand: directory of log_standard_*.parquet and the tables")
     parser.add_argument("--refitted", action="store_true", help="also the arm whose groups are fitted anew")
@@ -83,11 +85,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        config = prepare(arguments.log, arguments.path, folder / "log", arguments.overrides)
+        config = prepare(arguments.log, arguments.path, folder / "log", arguments.users, arguments.overrides)
         arms = replay(config, folder, arguments.days, refitted=arguments.refitted)
         result = compare(arms, config.seed)
         if arguments.log == "drifting":
-            result["time_at_10x_history"] = time_at_10x_history(config, folder)
+            result["time_at_10x_history"] = time_at_10x_history(
+                config, Store(folder / "first"), folder, arguments.repeats
+            )
     table = as_table(arms, result)
     print(table)
     if arguments.json:
@@ -99,11 +103,13 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def prepare(log: str, source: Path | None, folder: Path, overrides: list[str]) -> Config:
+def prepare(log: str, source: Path | None, folder: Path, users: int, overrides: list[str]) -> Config:
     """Lays the log out by days below `folder`; returns the config that reads it."""
     events = f"data.events='{folder}/{{date}}/events.parquet'"
     if log == "drifting":
-        drifting.generate(drifting.DriftingLog(num_days=10 * HISTORY_WINDOW), folder)
+        drifting.generate(
+            drifting.DriftingLog(num_days=10 * HISTORY_WINDOW, num_users=users, num_items=users // 4), folder
+        )
         own = [events, f"data.item_features.path={folder}/items.csv"]
         return load_config(Path("configs/retrain.yaml"), [*own, *overrides])
     if source is None:
@@ -167,22 +173,20 @@ def interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def time_at_10x_history(config: Config, folder: Path, repeats: int = 2) -> float:
+def time_at_10x_history(config: Config, first: Store, folder: Path, repeats: int) -> float:
     """Wall time of the last day's warm retrain with 40 days of log over that with 4; the least of `repeats` each.
 
-    The window is the same 4 days: what lies before it is neither read nor kept.
+    The window is the same 4 days: what lies before it is neither read nor kept. Both begin with `first`, the
+    store with one version, and have one day to ingest.
     """
     config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"window_spans": HISTORY_WINDOW})})
     spans = find_spans(config)
-    base = Store(folder / "history")
-    if retrain(config, base, until=spans[-2].key).outcome != "pushed":
-        raise ValueError("the model before the last day was not pushed")
     seconds: dict[str, list[float]] = {"long": [], "short": []}
     for repeat in range(repeats):
         for name in ("long", "short"):
             store = Store(folder / f"history-{name}-{repeat}")
-            shutil.copytree(base.path, store.path)
-            hidden = hide_days(spans[: -HISTORY_WINDOW - 1]) if name == "short" else []
+            shutil.copytree(first.path, store.path)
+            hidden = hide_days(spans[:-HISTORY_WINDOW]) if name == "short" else []
             try:
                 seconds[name].append(timed(retrain(config, store)))
             finally:

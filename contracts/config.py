@@ -423,7 +423,7 @@ class RetrainConfig(Section):
     )
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
     stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
-    epochs: int = Field(6, ge=1, description="most epochs of a warm-started training")
+    epochs: int = Field(4, ge=1, description="most epochs of a warm-started training")
     learning_rate: float | None = Field(None, gt=0, description="of a warm-started training; default: training's")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
     webhook: str | None = Field(None, description="URL that gets the outcome as JSON by POST")
