@@ -146,6 +146,10 @@ def chain(number: int, base: Store, config: Path, folder: Path, times: dict[str,
     last = run(config, store, DAYS[3])
     stop.set()
     watcher.join()
+    print(
+        f"chain {number}: killed in {', '.join(hit)}; then {last['outcome']}; {len(watch.problems)} problems",
+        flush=True,
+    )
     return {"hit": hit, "last": last, "looks": watch.looks, "problems": watch.problems, "outcome": outcome_of(store)}
 
 
