@@ -82,6 +82,9 @@ def version_before(store: Store) -> int:
 def retain(config: Config, store: Store) -> list[int]:
     """Deletes versions beyond `retrain.keep_versions` that no label names, and what their runs hold but the record.
 
+    Runs without a record go, too: the caller holds the lock and has finished its own, so nobody will take them up
+    but a call with the same input, which can begin anew.
+
     Returns:
         the versions that were deleted.
     """
@@ -100,6 +103,10 @@ def retain(config: Config, store: Store) -> list[int]:
         # The newest run stays, whatever came of it: somebody will want to look.
         if record.version not in kept and record.created != newest:
             _keep_only_record(store, record.run_id)
+    recorded = {record.run_id for record in records}
+    for path in store.runs.iterdir():
+        if path.name not in recorded:
+            shutil.rmtree(path, ignore_errors=True)
     return deleted
 
 
