@@ -22,7 +22,6 @@ from pipeline.retraining.owner_lock import owning
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
 
-
 Damage = Callable[[h5py.Dataset, int], None]
 
 
