@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+from filelock import FileLock, Timeout
 
 from contracts.artifact import fingerprint
 from contracts.config_io import load_config
@@ -30,7 +31,13 @@ def main(module: str) -> None:
         logging.getLogger("beam_jobs").setLevel(logging.INFO)
         try:
             config = load_config(config_path, overrides)
-            manifest = job.run(config, Workdir(workdir.absolute()), fingerprint(module, config.model_dump(mode="json")))
+            run = Workdir(workdir.absolute())
+            run.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(run.lock).acquire(timeout=0):
+                manifest = job.run(config, run, fingerprint(module, config.model_dump(mode="json")))
+        except Timeout:
+            click.echo(f"error: another run holds {workdir}: wait for it, or give this one its own directory", err=True)
+            sys.exit(2)
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)

@@ -188,6 +188,11 @@ class Workdir:
         return self.path / "config.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by whoever writes below the workdir."""
+        return self.path / ".lock"
+
+    @property
     def events(self) -> Events:
         return Events(self.path / "events")
 

@@ -40,7 +40,7 @@ def run_stages(
     """
     selected = _between(stages, first, last)
     workdir.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workdir.path / ".lock")
+    lock = FileLock(workdir.lock)
     try:
         with lock.acquire(timeout=0):
             artifact.write_text(workdir.config, dump_config(config))

@@ -103,7 +103,7 @@ def test_from_after_to_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> 
 def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
     workdir = Workdir(tmp_path / "run")
     workdir.path.mkdir()
-    with FileLock(workdir.path / ".lock"), pytest.raises(ValueError, match="another run holds"):
+    with FileLock(workdir.lock), pytest.raises(ValueError, match="another run holds"):
         run_stages(stages, Config(), workdir)
     assert journal == []
     run_stages(stages, Config(), workdir)

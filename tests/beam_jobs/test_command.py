@@ -1,0 +1,20 @@
+"""A job as a program: its exit code and its words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from contracts.layout import Workdir
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_second_run_on_a_workdir_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "beam_jobs.ingest", "--workdir", str(tmp_path)]
+    with FileLock(Workdir(tmp_path).lock):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "another run holds" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [Workdir(tmp_path).lock]
