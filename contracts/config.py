@@ -446,6 +446,17 @@ class Config(Section):
     serving: ServingConfig = ServingConfig()
     server: ServerConfig = ServerConfig()
     beam: BeamConfig = BeamConfig()
+
+    @property
+    def intent_in_score(self) -> bool:
+        """Whether s(u, i) = <e_{u,g(i)}, v_i> + log p(g(i) | u), instead of the inner product alone.
+
+        A term of the loss that compares items of all groups makes their inner products comparable. Softmaxes
+        within groups do not: there p(i | u) = p(g | u) p(i | g, u) has to bring the groups together.
+        """
+        loss = self.training.loss
+        return loss.global_weight == 0 and loss.binary_weight == 0
+
     retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ class Asked:
         boost: float [batch_size, num_groups], 0 = the group may not answer.
         max_groups: int [batch_size], 0 = all.
         num_exploration: int [batch_size].
+        intent_in_score: of the model, see `Config`.
     """
 
     num_candidates: np.ndarray
@@ -48,9 +49,18 @@ class Asked:
     boost: np.ndarray
     max_groups: np.ndarray
     num_exploration: np.ndarray
+    intent_in_score: bool
 
     @classmethod
-    def alike(cls, rows: int, num_groups: int, merge: Merge, num_candidates: int, alpha: float) -> Asked:
+    def alike(
+        cls,
+        rows: int,
+        num_groups: int,
+        merge: Merge,
+        num_candidates: int,
+        alpha: float,
+        intent_in_score: bool = False,
+    ) -> Asked:
         """The same of every row, and nothing else."""
         return cls(
             np.full(rows, num_candidates),
@@ -59,6 +69,7 @@ class Asked:
             np.ones([rows, num_groups]),
             np.zeros(rows, int),
             np.zeros(rows, int),
+            intent_in_score,
         )
 
 
@@ -92,7 +103,7 @@ def exact_selection(
     with np.errstate(divide="ignore"):
         log_intent, log_boost = floored_log_intent(np.log(intent)), np.log(asked.boost)
     log_weight = asked.alpha[:, None] * log_intent + log_boost
-    scores = _scores(corpus, queries, log_weight)
+    scores = _scores(corpus, queries, log_boost + log_intent * asked.intent_in_score)
     allowed = ~excluded & np.isfinite(scores)
     explored = allowed & (_rank(scores, allowed & corpus.is_cold) < asked.num_exploration[:, None])
     explored &= corpus.is_cold
@@ -120,13 +131,13 @@ def exact_selection(
     return Selection(scores, explored, merged & allowed)
 
 
-def _scores(corpus: Corpus, queries: np.ndarray, log_weight: np.ndarray) -> np.ndarray:
+def _scores(corpus: Corpus, queries: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """float32 [batch_size, num_items]."""
     scores = np.empty([len(queries), len(corpus.group_ids)], np.float32)
     for group in np.unique(corpus.group_ids):
         members = np.flatnonzero(corpus.group_ids == group)
         scores[:, members] = queries[:, group] @ corpus.embeddings[members].T
-    return scores + log_weight[:, corpus.group_ids].astype(np.float32)
+    return scores + offset[:, corpus.group_ids].astype(np.float32)
 
 
 def _quotas(log_weight: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -49,16 +49,19 @@ class Exploration(tf.Module):
         self._index_set = ExactIndexSet(embeddings, members, name="cold_items") if any(map(len, members)) else None
 
     def choose(
-        self, queries: tf.Tensor, log_weight: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
+        self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
     ) -> Explored:
-        """The best `num_exploration` int32 [batch_size] cold items of groups whose log_weight is finite."""
+        """The best `num_exploration` int32 [batch_size] cold items.
+
+        `offset` float32 [batch_size, num_groups] is added to a group's scores; -inf leaves the group out.
+        """
         rows = tf.shape(queries)[0]
 
         def nothing() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             return tf.zeros([rows, 0]), tf.zeros([rows, 0], tf.int32), exclusions.keys
 
         def best() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            scores, items = self._best(queries, log_weight, num_exploration, exclusions)
+            scores, items = self._best(queries, offset, num_exploration, exclusions)
             return scores, items, exclusions.adding(items).keys
 
         if self._index_set is None:
@@ -68,13 +71,13 @@ class Exploration(tf.Module):
         return Explored(scores, items, Exclusions(keys, exclusions.num_rows, exclusions.num_items))
 
     def _best(
-        self, queries: tf.Tensor, log_weight: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
+        self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
     ) -> tuple[tf.Tensor, tf.Tensor]:
         assert self._index_set is not None
         excluded = exclusions.count_by_group(tf.constant(self._group_id), self._num_groups)
-        asked = (num_exploration > 0)[:, None] & tf.math.is_finite(log_weight)
+        asked = (num_exploration > 0)[:, None] & tf.math.is_finite(offset)
         found = self._index_set.search(queries, tf.where(asked, num_exploration[:, None] + excluded, 0))
-        scores = found.scores + tf.gather(log_weight, found.group, batch_dims=1)
+        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
         scores = tf.where(tf.math.is_finite(scores) & ~exclusions.contains(found.items), scores, -math.inf)
         width = tf.minimum(tf.reduce_max(num_exploration), tf.shape(scores)[1])
         scores, columns = tf.math.top_k(scores, width)

@@ -31,7 +31,8 @@ from trainer.model import TwoTowerModel
 from trainer.train import load_model
 
 MANIFEST_FILE = Path("assets.extra") / "manifest.json"
-FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + alpha * log max(p(g(i) | u), 1e-20) + log group_boost_g(i)"
+FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + log group_boost_g(i)"
+INTENT_TERM = " + log max(p(g(i) | u), 1e-20)"
 
 
 def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) -> Path:
@@ -141,7 +142,7 @@ def _details(config: Config) -> dict[str, Any]:
     return {
         "embedding_dim": config.model.embedding_dim,
         "merge": serving.merge,
-        "formula": FORMULA,
+        "formula": FORMULA + INTENT_TERM * config.intent_in_score,
         "defaults": {"num_candidates": serving.num_candidates, "alpha": serving.alpha},
         "recall_target": serving.recall_target,
         "user_features": [feature.name for feature in user_feature_configs(config)],

@@ -1,9 +1,12 @@
 """The merge, in the graph: how many items each group may give, and one list out of what they gave.
 
-An operator's boost b_g and the intent make a group's weight, which is the same thing to every merge:
+An operator's boost b_g counts in both, a group's share and its items' scores:
 
     weight(u, g) = b_g * max(p(g | u), 1e-20)^alpha
-    score(u, i)  = <e_{u,g(i)}, v_i> + log weight(u, g(i))
+    score(u, i)  = <e_{u,g(i)}, v_i> + log b_g(i)
+
+and + log max(p(g(i) | u), 1e-20) in the score of a model whose groups compare by it alone
+(`Config.intent_in_score`).
 
 "score" keeps the best M of all groups. "quota" gives group g M * weight_g / sum(weight) places, by
 cumulative rounding, so that they sum to exactly M. "round_robin" deals: the likeliest group gives its

@@ -44,6 +44,7 @@ class Retriever(tf.Module):
     ):
         super().__init__(name="retriever")
         self._serving = config.serving
+        self._intent_in_score = config.intent_in_score
         self._tower_length = config.windows.length
         self._num_groups = catalogue.num_groups
         self._num_items = catalogue.num_items
@@ -79,11 +80,11 @@ class Retriever(tf.Module):
         history = self._item_lookup(request[Request.HISTORY])
         queries, log_intent = self._embed(history, request)
         controls = Controls.of(request, self._serving, self._num_items)
-        log_weight = controls.alpha[:, None] * log_intent + controls.log_boost
+        offset = controls.log_boost + log_intent if self._intent_in_score else controls.log_boost
         excluded_ids = self._item_lookup(request[Request.EXCLUDE_ITEM_IDS])
         exclusions = Exclusions.of(tf.concat([history, excluded_ids], 1), self._num_items)
-        explored = self._exploration.choose(queries, log_weight, controls.num_exploration, exclusions)
-        scores, item_index = self._merged(queries, log_intent, log_weight, controls, explored)
+        explored = self._exploration.choose(queries, offset, controls.num_exploration, exclusions)
+        scores, item_index = self._merged(queries, log_intent, offset, controls, explored)
         return {
             Response.ITEM_IDS: tf.gather(self._item_ids, item_index),
             Response.SCORES: scores,
@@ -94,7 +95,7 @@ class Retriever(tf.Module):
         self,
         queries: tf.Tensor,
         log_intent: tf.Tensor,
-        log_weight: tf.Tensor,
+        offset: tf.Tensor,
         controls: Controls,
         explored: Explored,
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -106,12 +107,12 @@ class Retriever(tf.Module):
             controls.merge,
             num_merged,
             controls.max_groups,
-            log_weight,
+            controls.alpha[:, None] * log_intent + controls.log_boost,
             log_intent + controls.log_boost,
             self._index_set.group_sizes - excluded,
         )
         found = self._index_set.search(queries, tf.where(plan.budgets > 0, plan.budgets + excluded, 0))
-        scores = found.scores + tf.gather(log_weight, found.group, batch_dims=1)
+        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
         allowed = tf.math.is_finite(scores) & ~exclusions.contains(found.items)
         scores, columns = select(found, scores, allowed, controls.merge, plan, num_merged)
         items = tf.where(tf.math.is_finite(scores), tf.gather(found.items, columns, batch_dims=1), PADDING_INDEX)

@@ -132,8 +132,16 @@ def _check_batch(
     for row, history in enumerate(histories):
         excluded[row, [index_of[item] for item in history]] = True
     serving = config.serving
-    alike = Asked.alike(len(histories), intent.shape[1], serving.merge, serving.num_candidates, serving.alpha)
-    asked = replace(alike, **{name: np.full(len(histories), value) for name, value in controls.items()})
+    alike = Asked.alike(
+        len(histories),
+        intent.shape[1],
+        serving.merge,
+        serving.num_candidates,
+        serving.alpha,
+        config.intent_in_score,
+    )
+    per_row: dict[str, Any] = {name: np.full(len(histories), value) for name, value in controls.items()}
+    asked = replace(alike, **per_row)
     return check_lists(
         corpus,
         item_ids,

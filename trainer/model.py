@@ -27,13 +27,15 @@ from trainer.user_id_tower import USER_INDEX, UserIdTower
 
 
 class TwoTowerModel(tfrs.Model):
-    """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i> + log p(g(i) | u).
+    """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
 
     The objective is a weighted sum of
     - in-group: -log softmax of the positive among its own group's candidates;
     - global: -log softmax of s(u, positive) among s(u, candidates of all groups), each candidate
       scored by its own group's vector. With one group this is the single-vector softmax;
-    - intent: -log p(g(positive) | u);
+    - intent: -log p(g(positive) | u), for merges by quota. Its head reads the query and does not shape it;
+      without a term that compares groups it does, and log p(g(i) | u) is part of the score
+      (`Config.intent_in_score`);
     - z: the variance of the in-group log-partitions, which makes groups' scores comparable.
     """
 
@@ -46,6 +48,7 @@ class TwoTowerModel(tfrs.Model):
         self._num_items = catalogue.num_items
         self.embedding_dim = config.model.embedding_dim
         self._loss_config = config.training.loss
+        self.intent_in_score = config.intent_in_score
         shared = config.model.conditioning == "none"
         self._conditioning_dropout = 0.0 if shared else config.model.conditioning_dropout
         self._group_id = tf.constant(catalogue.group_id)
@@ -110,16 +113,16 @@ class TwoTowerModel(tfrs.Model):
         place = self._target_places(batch)
         target, queries = self._target_queries(batch, training)
         group = tf.gather(self._group_id, target)
-        log_intent = self._log_intent(queries)
+        log_intent = self._log_intent(queries if self.intent_in_score else tf.stop_gradient(queries))
         keep = self._keep_conditioning(tf.shape(queries)[0], training)
         terms = {}
         if weights.intent_weight:
             terms["intent"] = -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            terms |= self._softmax_terms(batch, place, target, group, queries, log_intent, keep, training)
+            terms |= self._softmax_terms(batch, place, target, group, queries, keep, training)
         if weights.binary_weight:
             heads = self._heads(queries, keep, training)
-            terms["binary"] = self._binary_term(batch, place, target, group, heads, log_intent)
+            terms["binary"] = self._binary_term(batch, place, target, group, heads)
         # A term without a weight is reported; left out of the sum, it costs no gradient.
         weight = {name: getattr(weights, f"{name}_weight") for name in terms}
         return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
@@ -131,7 +134,6 @@ class TwoTowerModel(tfrs.Model):
         target: tf.Tensor,
         group: tf.Tensor,
         queries: tf.Tensor,
-        log_intent: tf.Tensor,
         keep: tf.Tensor,
         training: bool,
     ) -> dict[str, tf.Tensor]:
@@ -156,14 +158,13 @@ class TwoTowerModel(tfrs.Model):
             positive_logit, own = self._own_group(batch, grid, queries, keep, positive, target, group, training)
         terms = {"in_group": tf.reduce_mean(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
         if use_global:
-            own_intent = tf.gather(log_intent, group, batch_dims=1)
             if self.num_groups > 1:
                 is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
                 by_group = tf.where(is_own, own[:, None], by_group)
             else:
                 by_group = own[:, None]
-            partition = tf.reduce_logsumexp(by_group + log_intent, axis=1)
-            terms["global"] = tf.reduce_mean(partition - positive_logit - own_intent)
+            partition = tf.reduce_logsumexp(by_group, axis=1)
+            terms["global"] = tf.reduce_mean(partition - positive_logit)
         return terms
 
     def _binary_term(
@@ -173,7 +174,6 @@ class TwoTowerModel(tfrs.Model):
         target: tf.Tensor,
         group: tf.Tensor,
         heads: tf.Tensor,
-        log_intent: tf.Tensor,
     ) -> tf.Tensor:
         """Binary cross-entropy of s(u, positive) and of s(u, i) for uniform negatives i of each positive's own."""
         number = self._loss_config.binary_negatives
@@ -183,7 +183,6 @@ class TwoTowerModel(tfrs.Model):
         items = tf.concat([target[:, None], negative], axis=1)
         groups = tf.concat([group[:, None], tf.gather(self._group_id, negative)], axis=1)
         logits = tf.einsum("pnd,pnd->pn", tf.gather(heads, groups, batch_dims=1), self._candidate_tower(items))
-        logits += tf.gather(log_intent, groups, batch_dims=1)
         exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
         return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], masked, exponent))
 

@@ -27,6 +27,7 @@ class ExactRanking:
 
     def __init__(self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers):
         self._catalogue, self._users, self._ranked_by = catalogue, users, model.ranked_by
+        self._intent_in_score = model.intent_in_score
         self._queries, self._log_intent = encode_users(model, users)
         group = catalogue.group_id[1:]
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
@@ -44,14 +45,14 @@ class ExactRanking:
         return self.lists_of_lengths(merge, alpha, [length])[length]
 
     def lists_of_lengths(self, merge: Merge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-        """Lists as they are when M candidates are asked for, for each M in `lengths`.
+        """Lists as they are when M candidates are asked for, for each M in `lengths`; `alpha` shapes quotas.
 
         A shorter score list is a prefix of a longer one; a shorter quota list is not.
         """
         parts: dict[int, list[np.ndarray]] = {length: [] for length in lengths}
         longest = max(lengths)
         for rows in self._chunks():
-            scores = self._scores(rows, alpha)
+            scores = self._scores(rows)
             best = self._best(scores, longest) if merge == "score" else None
             for length in lengths:
                 if best is None:
@@ -66,16 +67,17 @@ class ExactRanking:
         for start in range(0, len(self._users), size):
             yield np.arange(start, min(start + size, len(self._users)))
 
-    def _scores(self, rows: np.ndarray, alpha: float) -> np.ndarray:
+    def _scores(self, rows: np.ndarray) -> np.ndarray:
         """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""
         if self._ranked_by == "best_vector":
             scores = self._best_vector_scores(rows)
         else:
             scores = np.empty((len(rows), self._catalogue.num_items), np.float32)
-            bonus = alpha * floored_log_intent(self._log_intent[rows])
+            log_intent = floored_log_intent(self._log_intent[rows])
             for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
                 np.matmul(self._queries[rows, group], self._embeddings[start:end].T, out=scores[:, start:end])
-                scores[:, start:end] += bonus[:, group, None]
+                if self._intent_in_score:
+                    scores[:, start:end] += log_intent[:, group, None]
         seen = self._users.seen.take(rows)
         scores[seen.row_ids(), self._column_of_item[seen.values]] = -np.inf
         return scores

@@ -2,7 +2,11 @@
 
 The score of item i for user u, with e the user's vector for the item's group and p the intent:
 
-    score(u, i) = <e_{u,g(i)}, v_i> + alpha * log max(p(g(i) | u), 1e-20)
+    score(u, i) = <e_{u,g(i)}, v_i>
+
+of a model trained to compare items of all groups; else (`Config.intent_in_score`)
+
+    score(u, i) = <e_{u,g(i)}, v_i> + log max(p(g(i) | u), 1e-20)
 
 merge "score": the M items of the highest score.
 merge "quota": group g gets M_g places, in proportion to p(g | u)^alpha (alpha 0: equal shares,

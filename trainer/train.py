@@ -32,8 +32,6 @@ BATCH_SIGNATURE = WindowBatch(
     in_group_negatives=tf.TensorSpec([None], tf.int64),
     easy_negatives=tf.TensorSpec([None], tf.int64),
 )
-_MERGE_EXPONENT = 1.0
-"""alpha of validation: scores are trained to be calibrated at 1."""
 
 
 def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
@@ -181,7 +179,7 @@ class _Trainer:
 
     def _validation_recall(self) -> float:
         k = self._config.monitor_k
-        lists = ExactRanking(self._model, self._catalogue, self._validation).lists("score", _MERGE_EXPONENT, k)
+        lists = ExactRanking(self._model, self._catalogue, self._validation).lists("score", 0.0, k)
         return float(per_user_metrics(lists, self._validation.targets, [k])[f"recall_at_{k}"].mean())
 
     def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:

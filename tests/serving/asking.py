@@ -47,7 +47,7 @@ def asked_of(controls: dict[str, Any], rows: int, num_groups: int, serving: Serv
             boost[row, np.setdiff1d(np.arange(num_groups), named)] = 0
     values = {name: np.broadcast_to(controls.get(name, getattr(default, name)), [rows]) for name in _PER_ROW}
     values["num_exploration"] = np.minimum(values["num_exploration"], values["num_candidates"])
-    return Asked(boost=boost, **values)
+    return Asked(boost=boost, intent_in_score=False, **values)
 
 
 _PER_ROW = ("num_candidates", "alpha", "merge", "max_groups", "num_exploration")
