@@ -46,17 +46,29 @@ def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
     in_group, overall = [], []
     for row, position in np.argwhere(batch.is_target):
         history = batch.item_index[row : row + 1, :position]
-        queries, log_intent = (value.numpy()[0] for value in model.query_embeddings(tf.constant(history), {}))
+        queries = model.query_embeddings(tf.constant(history), {})[0].numpy()[0]
         target = batch.item_index[row, position]
         group = catalogue.group_id[target]
         others = np.setdiff1d(np.arange(1, catalogue.num_items + 1), [target])
         scores = (queries[catalogue.group_id] * items).sum(axis=1)
-        joint = scores + log_intent[catalogue.group_id]
         same = others[catalogue.group_id[others] == group]
         in_group.append(np.log(np.exp(scores[[target, *same]]).sum()) - scores[target])
-        overall.append(np.log(np.exp(joint[[target, *others]]).sum()) - joint[target])
+        overall.append(np.log(np.exp(scores[[target, *others]]).sum()) - scores[target])
     assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
     assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
+
+
+@pytest.mark.parametrize(("global_weight", "shapes"), [(1.0, False), (0.0, True)])
+def test_intent_shapes_the_towers_only_where_the_score_holds_it(
+    global_weight: float, shapes: bool, workdir: Workdir
+) -> None:
+    config = small_config(training={"loss": {"global_weight": global_weight}})
+    model = TwoTowerModel(config, Catalogue.load(workdir))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    with tf.GradientTape() as tape:
+        intent = model.loss_terms(batch, training=False)["intent"]
+    id_table = next(weight for weight in model.trainable_variables if "id_embedding" in weight.name)
+    assert (tape.gradient(intent, id_table) is not None) == shapes == model.intent_in_score
 
 
 def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
