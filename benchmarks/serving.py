@@ -1,14 +1,21 @@
 """Search and merge over K groups against one index of everything, in one run and interleaved.
 
-    python -m benchmarks.serving --items 20000 --groups 10
+    python -m benchmarks.serving --items 100000 --groups 32 --json benchmarks/results/serving-100k-32.json
+    python -m benchmarks.serving --servable runs/demo/servable/dnc/1
 
-Three graphs, each a SavedModel in a session of one thread, over the same clustered embeddings:
-- global: one ScaNN index of all items, one vector a user, M results: what a single-vector servable does;
-- naive: an index a group, each asked for M, then a top-k over K x M: what K TFRS layers do;
-- ours: an index a group, each asked for its quota, and the servable's own merge by quota.
-All indexes are raw ops, tuned to the same target by the same code. Times are medians of interleaved
-calls, the session's own cost included; the last line is JSON. Recall is each graph's own: against
-exact search by the rule that it follows (its vectors, its merge), so it may lie above the target.
+The first compares, over the same clustered embeddings (d=64) and to the same recall target,
+- global: one TFRS ScaNN layer of all items, one vector a user: what a single-vector servable does;
+- tfrs: a TFRS ScaNN layer a group, each asked for M / K, merged by score;
+- ours: the servable's search and merge by quota, all groups;
+- ours_top: the same of the likeliest K / 4 groups, at equal M;
+- exact: as ours, on plain TensorFlow ops (recall 1);
+- faiss (IVF) and hnswlib on one index of everything, where they are installed.
+Graphs are SavedModels in v1 sessions of one thread. Times are medians of interleaved calls, the
+session's own cost included (the cost of a call that does nothing is printed). Recall is each one's own:
+against exact search by the rule that it follows (its vectors, its merge). --json PATH also writes
+PATH's .md and .png; the last line is JSON. Compare ratios of one run, not times of two.
+
+The second says where the time of a real servable goes: towers against search and merge.
 """
 
 from __future__ import annotations
@@ -17,160 +24,234 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.serving_contenders import (
+    Contender,
+    Graph,
+    build_all,
+    global_tfrs,
+    libraries,
+    ours,
+    save_and_load,
+    tfrs_layers,
+)
+from benchmarks.serving_data import Data
 from contracts.config import ServingConfig
+from contracts.names import Request, Signature
+from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Asked, Corpus, exact_selection
-from serving.group_index import build_group_index
 from serving.index_set import ScannIndexSet
 from serving.local_client import ServableSession
-from serving.merge import MERGES, plan_groups, select
+from serving.warmup import read_warmup
 
-DIM = 64
-SPREAD = 0.5
-Outputs = dict[str, tf.Tensor]
-
-
-class Data:
-    """Items in K groups of clusters, and users with a vector near an item of each group."""
-
-    def __init__(self, num_items: int, num_groups: int, num_users: int = 256):
-        rng = np.random.default_rng(0)
-        centres = rng.normal(0, 1, [num_groups, 40, DIM])
-        self.group_ids = np.sort(rng.choice(num_groups, num_items, p=rng.dirichlet(np.full(num_groups, 3.0))))
-        cluster = rng.integers(0, 40, num_items)
-        self.items = self._near(rng, centres[self.group_ids, cluster])
-        self.members = [np.flatnonzero(self.group_ids == g).astype(np.int32) for g in range(num_groups)]
-        picks = np.stack([rng.choice(items, num_users) for items in self.members], axis=1)
-        self.queries = self._near(rng, self.items[picks])
-        logits = rng.normal(0, 1, [num_users, num_groups])
-        self.intent = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32)
-
-    @staticmethod
-    def _near(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
-        return (points + rng.normal(0, SPREAD, points.shape)).astype(np.float32)
+_WARM_UP_CALLS = 3
+_RECALL_USERS = 64
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-class Searcher(tf.Module):
-    """A function to save, with the indexes that it searches."""
-
-    def __init__(self, indexes: ScannIndexSet, body: Callable[[ScannIndexSet, tf.Tensor, tf.Tensor], Outputs], k: int):
-        super().__init__()
-        self.indexes = indexes
-        specs = [
-            tf.TensorSpec([None, k, DIM], tf.float32, "queries"),
-            tf.TensorSpec([None, k], tf.float32, "log_intent"),
-        ]
-        self.search = tf.function(lambda queries, log_intent: body(indexes, queries, log_intent), specs)
-
-
-def bodies(num_candidates: int, num_groups: int) -> dict[str, Callable[..., Outputs]]:
-    def one_index(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
-        found = indexes.search(queries, tf.fill([tf.shape(queries)[0], 1], num_candidates))
-        return {"items": found.items, "scores": found.scores}
-
-    def naive(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
-        found = indexes.search(queries, tf.fill([tf.shape(queries)[0], num_groups], num_candidates))
-        scores = tf.where(tf.math.is_finite(found.scores), found.scores, -np.inf)
-        best, columns = tf.math.top_k(scores + tf.gather(log_intent, found.group, batch_dims=1), num_candidates)
-        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
-
-    def ours(indexes: ScannIndexSet, queries: tf.Tensor, log_intent: tf.Tensor) -> Outputs:
-        rows = tf.shape(queries)[0]
-        wanted, merge = tf.fill([rows], num_candidates), tf.fill([rows], MERGES.index("quota"))
-        available = tf.broadcast_to(tf.constant(indexes.group_sizes), [rows, num_groups])
-        plan = plan_groups(merge, wanted, tf.zeros([rows], tf.int32), log_intent, log_intent, available)
-        found = indexes.search(queries, plan.budgets)
-        scores = found.scores + tf.gather(log_intent, found.group, batch_dims=1)
-        best, columns = select(found, scores, tf.math.is_finite(scores), merge, plan, wanted)
-        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
-
-    return {"global": one_index, "naive": naive, "ours": ours}
-
-
-def load_all(data: Data, num_candidates: int, scratch: Path) -> dict[str, ServableSession]:
-    num_groups = len(data.members)
-    serving = ServingConfig(num_candidates=num_candidates)
-    everything = np.arange(len(data.items), dtype=np.int32)
-    single = ScannIndexSet([build_group_index(0, data.items, data.queries[:, 0], serving)], [everything], 1)
-    indexes = [
-        build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:, g]), serving)
-        for g, items in enumerate(data.members)
-    ]
-    sessions = {}
-    for name, body in bodies(num_candidates, num_groups).items():
-        index_set = single if name == "global" else ScannIndexSet(indexes, data.members, num_groups)
-        searcher = Searcher(index_set, body, 1 if name == "global" else num_groups)
-        options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
-        tf.saved_model.save(searcher, str(scratch / name), signatures=searcher.search, options=options)
-        sessions[name] = ServableSession(scratch / name, num_threads=1)
-    return sessions
-
-
-def inputs_of(data: Data, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
-    width = 1 if name == "global" else len(data.members)
-    return {"queries": data.queries[rows, :width], "log_intent": np.log(data.intent[rows, :width])}
-
-
-def median_seconds(sessions: dict[str, ServableSession], data: Data, batch_size: int, repeats: int) -> dict[str, float]:
-    rng = np.random.default_rng(batch_size)
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for repeat in range(repeats + 3):
-        rows = rng.choice(len(data.queries), batch_size)
-        for name, session in sessions.items():
-            inputs = inputs_of(data, name, rows)
-            started = time.perf_counter()
-            session.predict("serving_default", inputs)
-            if repeat >= 3:  # the first calls warm up
-                times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
-def recalls(sessions: dict[str, ServableSession], data: Data, num_candidates: int) -> dict[str, float]:
-    rows = np.arange(64)
-    items = {n: s.predict("serving_default", inputs_of(data, n, rows))["items"] for n, s in sessions.items()}
-    corpus = Corpus(data.items, data.group_ids.astype(np.int32), np.zeros(len(data.items), bool))
-    excluded = np.zeros([len(rows), len(data.items)], bool)
-    products = data.queries[rows, 0] @ data.items.T
-    wanted = {"global": products >= -np.sort(-products, axis=1)[:, num_candidates - 1, None]}
-    for name, merge in (("naive", "score"), ("ours", "quota")):
-        asked = Asked.alike(len(rows), len(data.members), merge, num_candidates, 1.0)
-        wanted[name] = exact_selection(corpus, data.queries[rows], data.intent[rows], excluded, asked).merged
-    return {
-        name: float(np.take_along_axis(wanted[name], found, axis=1).sum() / wanted[name].sum())
-        for name, found in items.items()
+def contenders(
+    data: Data, serving: ServingConfig, scratch: Path, with_tfrs_layers: bool
+) -> tuple[dict[str, Contender], dict[str, float]]:
+    """All that can be measured here, and the seconds that building and loading took."""
+    num_groups, m = len(data.members), serving.num_candidates
+    started = time.perf_counter()
+    single, groups = build_all(data, serving)
+    seconds = {"build": time.perf_counter() - started}
+    everybody = np.zeros(len(data.queries), np.int32)
+    own = {"queries": data.queries, "log_intent": np.log(data.intent), "max_groups": everybody}
+    alone = {**own, "queries": data.global_queries, "log_intent": np.zeros_like(data.intent[:, :1])}
+    nothing = lambda queries, log_intent, max_groups: {"items": max_groups}  # noqa: E731
+    noop, _ = save_and_load(tf.Module(), nothing, num_groups, scratch / "noop")
+    session, seconds["load global"] = global_tfrs(data, single, m, scratch / "global")
+    index_set = ScannIndexSet(groups, data.members, num_groups)
+    mine, seconds["load ours"] = ours(index_set, m, scratch / "ours")
+    exact, seconds["load exact"] = ours(ExactIndexSet(data.items, data.members), m, scratch / "exact")
+    found: dict[str, Contender] = {
+        "noop": Graph(noop, own),
+        "global": Graph(session, alone),
+        "ours": Graph(mine, own),
+        "ours_top": Graph(mine, {**own, "max_groups": everybody + max(1, num_groups // 4)}),
+        "exact": Graph(exact, own),
     }
+    if with_tfrs_layers:
+        layers, seconds["load tfrs"] = tfrs_layers(data, groups, m, scratch / "tfrs")
+        found["tfrs"] = Graph(layers, own)
+    return {**found, **libraries(data, m, serving.recall_target)}, seconds
+
+
+def median_microseconds(
+    found: Mapping[str, Contender], num_users: int, batch_size: int, seconds: float, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Of one call each, in turn, for as long as `seconds` allow, ten rounds at least."""
+    rng = np.random.default_rng(batch_size)
+    times: dict[str, list[float]] = {name: [] for name in found}
+    started, rounds = time.perf_counter(), 0
+    while rounds < _WARM_UP_CALLS + 10 or time.perf_counter() - started < seconds:
+        rows = rng.choice(num_users, batch_size)
+        for name, contender in found.items():
+            before = clock()
+            contender.search(rows)
+            if rounds >= _WARM_UP_CALLS:
+                times[name].append(clock() - before)
+        rounds += 1
+    return {name: float(np.median(values)) * 1e6 for name, values in times.items()}
+
+
+def recalls(found: Mapping[str, Contender], data: Data, num_candidates: int) -> dict[str, float]:
+    """Share of what exact search by a contender's own rule returns."""
+    rows = np.arange(_RECALL_USERS)
+    num_groups = len(data.members)
+    corpus = Corpus(data.items, data.group_ids, np.zeros(len(data.items), bool))
+    excluded = np.zeros([len(rows), len(data.items)], bool)
+    products = data.global_queries[rows, 0] @ data.items.T
+    of_all = products >= -np.partition(-products, num_candidates - 1, axis=1)[:, num_candidates - 1, None]
+    by_quota = Asked.alike(len(rows), num_groups, "quota", num_candidates, 1.0)
+    few = np.full(len(rows), max(1, num_groups // 4))
+    of_groups, of_few, of_score = (
+        exact_selection(corpus, data.queries[rows], data.intent[rows], excluded, asked).merged
+        for asked in (
+            by_quota,
+            replace(by_quota, max_groups=few),
+            replace(by_quota, merge=np.full(len(rows), "score", object)),
+        )
+    )
+    wanted = {"ours": of_groups, "exact": of_groups, "ours_top": of_few, "tfrs": of_score}
+    result = {}
+    for name, contender in found.items():
+        if name != "noop":
+            hits = np.take_along_axis(wanted.get(name, of_all), contender.search(rows).astype(np.int64), axis=1)
+            result[name] = float(hits.sum() / wanted.get(name, of_all).sum())
+    return result
+
+
+def summary(
+    items: int, groups: int, times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float]
+) -> dict[str, Any]:
+    """The last line: ratios to the global index, recalls, and the microseconds of a single request."""
+    line: dict[str, Any] = {"items": items, "groups": groups}
+    for batch_size, of_batch in times.items():
+        for key, name in (("all_groups", "ours"), ("top_groups", "ours_top"), ("exact", "exact"), ("tfrs", "tfrs")):
+            if name in of_batch:
+                line[f"{key}_b{batch_size}_vs_global"] = round(of_batch[name] / of_batch["global"], 3)
+        line[f"all_groups_b{batch_size}_us"] = round(of_batch["ours"] - of_batch["noop"])
+    if 1 in times:
+        net = (times[1]["exact"] - times[1]["noop"]) / 1e6
+        line["exact_b1_gb_per_s"] = round(items * 64 * 4 / net / 1e9, 2)
+    return {**line, **{f"recall_{_LABELS.get(name, name)}": round(value, 4) for name, value in recall.items()}}
+
+
+_LABELS = {"ours": "all", "ours_top": "top"}
+
+
+def table(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float]) -> str:
+    """Markdown: a row a contender; microseconds a call, and the ratio to the global index."""
+    sizes = list(times)
+    lines = ["| | recall | " + " | ".join(f"batch {size}, µs | vs global" for size in sizes) + " |"]
+    lines.append("|---|---" + "|---|---" * len(sizes) + "|")
+    for name in times[sizes[0]]:
+        cells = [f"{times[size][name]:,.0f} | {times[size][name] / times[size]['global']:.2f}" for size in sizes]
+        shown = f"{recall[name]:.3f}" if name in recall else ""
+        lines.append(f"| {name} | {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float], path: Path) -> None:
+    """Recall against latency per user, a panel a batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(times), figsize=(4 * len(times), 3.5), sharey=True, squeeze=False)
+    for panel, (size, of_batch) in zip(panels[0], times.items(), strict=True):
+        for name, value in recall.items():
+            panel.scatter(of_batch[name] / size, value)
+            panel.annotate(name, (of_batch[name] / size, value), fontsize=8)
+        panel.set(xscale="log", xlabel=f"µs a user, batch {size}")
+    panels[0][0].set_ylabel("recall")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
+    """Medians of a servable's whole answer and of its towers alone, on its own warm-up requests."""
+    _, inputs = list(read_warmup(servable))[-1]
+    line: dict[str, Any] = {}
+    with ServableSession(servable, num_threads=1) as session:
+        for size in batch_sizes:
+            fed = {name: np.resize(value, (size, *value.shape[1:])) for name, value in inputs.items()}
+            asked = {Signature.SERVING_DEFAULT: fed, Signature.QUERY_EMBEDDING: fed}
+            asked["no history"] = {Request.HISTORY: np.full([size, 1], b"", object)}
+            times: dict[str, list[float]] = {name: [] for name in asked}
+            started = time.perf_counter()
+            while time.perf_counter() - started < seconds:
+                for name, one in asked.items():
+                    before = time.perf_counter()
+                    session.predict(name if name != "no history" else Signature.SERVING_DEFAULT, one)
+                    times[name].append(time.perf_counter() - before)
+            whole, towers = (float(np.median(times[name])) * 1e6 for name in list(asked)[:2])
+            line[f"b{size}_us"], line[f"b{size}_towers_share"] = round(whole), round(towers / whole, 3)
+            line[f"b{size}_no_history_us"] = round(float(np.median(times["no history"])) * 1e6)
+            print(f"batch {size:3}: {whole:9,.0f} µs, towers {towers:9,.0f}, search and merge {whole - towers:9,.0f}")
+    return line
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Builds, measures, prints and writes."""
+    data = Data(arguments.items, arguments.groups)
+    serving = ServingConfig(
+        num_candidates=arguments.candidates, recall_target=arguments.recall_target, int8=arguments.int8
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        found, seconds = contenders(data, serving, Path(scratch), not arguments.no_tfrs_layers)
+        print(", ".join(f"{what} {value:.2f} s" for what, value in seconds.items()))
+        recall = recalls(found, data, arguments.candidates)
+        times = {
+            size: median_microseconds(found, len(data.queries), size, arguments.seconds, _CLOCKS[arguments.clock])
+            for size in arguments.batches
+        }
+    shown = table(times, recall)
+    print(shown)
+    line = summary(arguments.items, arguments.groups, times, recall) | {"clock": arguments.clock}
+    line |= {f"{what.replace(' ', '_')}_s": round(value, 2) for what, value in seconds.items()}
+    if arguments.json:
+        title = f"# Serving, {arguments.items:,} items, {arguments.groups} groups, M = {arguments.candidates}\n\n"
+        command = f"`python -m benchmarks.serving --items {arguments.items} --groups {arguments.groups}`"
+        arguments.json.with_suffix(".md").write_text(f"{title}{command}\n\n{shown}\n", encoding="utf-8")
+        plot(times, recall, arguments.json.with_suffix(".png"))
+    return line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--groups", type=int, default=10)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--candidates", type=int, default=640, help="M")
-    parser.add_argument("--repeats", type=int, default=100, help="timed calls of each graph and batch size")
-    parser.add_argument("--json", type=Path, help="also write the last line here")
+    parser.add_argument("--recall-target", type=float, default=0.95)
+    parser.add_argument("--int8", action="store_true", help="score by 8-bit vectors, as serving.int8")
+    parser.add_argument("--no-tfrs-layers", action="store_true", help="leave the K TFRS layers out")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each batch size")
+    parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall", help="cpu: on a machine that is shared")
+    parser.add_argument("--servable", type=Path, help="measure this version directory instead")
+    parser.add_argument("--json", type=Path, help="also write the last line here, and a table and a plot beside it")
     arguments = parser.parse_args()
-    data = Data(arguments.items, arguments.groups)
-    with tempfile.TemporaryDirectory() as scratch:
-        sessions = load_all(data, arguments.candidates, Path(scratch))
-        found = recalls(sessions, data, arguments.candidates)
-        result: dict[str, float] = {"items": arguments.items, "groups": arguments.groups}
-        for batch_size in (1, 8, 64):
-            seconds = median_seconds(sessions, data, batch_size, arguments.repeats)
-            for name, value in seconds.items():
-                print(f"batch {batch_size:3}  {name:7} {value * 1e6:9.0f} µs  recall {found[name]:.3f}")
-            result[f"all_groups_b{batch_size}_vs_global"] = round(seconds["ours"] / seconds["global"], 3)
-            result[f"naive_b{batch_size}_vs_global"] = round(seconds["naive"] / seconds["global"], 3)
-            result[f"all_groups_b{batch_size}_us"] = round(seconds["ours"] * 1e6)
-    result |= {"recall_all": round(found["ours"], 4), "recall_global": round(found["global"], 4)}
-    line = json.dumps(result)
+    if arguments.servable:
+        line = shares(arguments.servable, arguments.batches, arguments.seconds)
+    else:
+        line = compare(arguments)
+    text = json.dumps(line)
     if arguments.json:
-        arguments.json.write_text(line + "\n", encoding="utf-8")
-    print(line)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""What the serving benchmark compares: graphs in sessions of one thread, and libraries in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+import contracts  # noqa: F401  (selects Keras 2, which TensorFlow Recommenders needs)
+from benchmarks.serving_data import DIM, Data
+from contracts.config import ServingConfig
+from serving.exact_index import ExactIndexSet
+from serving.group_index import GroupIndex, build_group_index
+from serving.index_set import ScannIndexSet
+from serving.local_client import ServableSession
+from serving.merge import MERGES, plan_groups, select
+
+Outputs = dict[str, tf.Tensor]
+
+
+class Contender(Protocol):
+    """One way to M candidates."""
+
+    def search(self, rows: np.ndarray) -> np.ndarray:
+        """Items int [len(rows), M] of users."""
+        ...
+
+
+class Graph:
+    """A SavedModel in a v1 session, the loader of TF Serving."""
+
+    def __init__(self, session: ServableSession, inputs: dict[str, np.ndarray]):
+        self._session, self._inputs = session, inputs
+
+    def search(self, rows: np.ndarray) -> np.ndarray:
+        inputs = {name: values[rows] for name, values in self._inputs.items()}
+        return self._session.predict("serving_default", inputs)["items"]
+
+
+class Library:
+    """An index of everything in this process."""
+
+    def __init__(self, queries: np.ndarray, find: Callable[[np.ndarray], np.ndarray]):
+        self._queries, self._find = queries, find
+
+    def search(self, rows: np.ndarray) -> np.ndarray:
+        return self._find(self._queries[rows])
+
+
+def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, path: Path) -> tuple[Any, float]:
+    """A session on `body(queries, log_intent, max_groups)`, and the seconds that loading took."""
+    specs = [
+        tf.TensorSpec([None, width, DIM], tf.float32, "queries"),
+        tf.TensorSpec([None, width], tf.float32, "log_intent"),
+        tf.TensorSpec([None], tf.int32, "max_groups"),
+    ]
+    module.search_all = tf.function(body, specs)
+    options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
+    tf.saved_model.save(module, str(path), signatures=module.search_all, options=options)
+    started = time.perf_counter()
+    session = ServableSession(path, num_threads=1)
+    return session, time.perf_counter() - started
+
+
+def build_all(data: Data, serving: ServingConfig) -> tuple[GroupIndex, list[GroupIndex]]:
+    """One tuned index of everything, and one a group, by the same code to the same target."""
+    single = build_group_index(0, data.items, data.global_queries[:128, 0], serving)
+    groups = [
+        build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:128, g]), serving)
+        for g, items in enumerate(data.members)
+    ]
+    return single, groups
+
+
+def tfrs_layer(index: GroupIndex, items: np.ndarray, k: int) -> tf.Module:
+    """TFRS's ScaNN layer with the parameters that our index was tuned to for k."""
+    import tensorflow_recommenders as tfrs
+
+    point = next((point for point in index.points if point.k >= k), index.points[-1])
+    num_leaves = max(1, len(index.leaf_sizes))
+    layer = tfrs.layers.factorized_top_k.ScaNN(
+        k=min(k, len(items)),
+        distance_measure="dot_product",
+        num_leaves=num_leaves,
+        num_leaves_to_search=point.leaves if point.leaves > 0 else num_leaves,
+        num_reordering_candidates=point.reorder if point.reorder > 0 else min(len(items), 4 * k),
+    )
+    return layer.index(tf.constant(items))
+
+
+def global_tfrs(data: Data, single: GroupIndex, num_candidates: int, path: Path) -> tuple[Any, float]:
+    """One index of everything, one vector a user."""
+    module = tf.Module()
+    module.layer = tfrs_layer(single, data.items, num_candidates)
+
+    def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
+        scores, items = module.layer(queries[:, 0])
+        return {"items": items, "scores": scores}
+
+    return save_and_load(module, body, 1, path)
+
+
+def tfrs_layers(data: Data, groups: Sequence[GroupIndex], num_candidates: int, path: Path) -> tuple[Any, float]:
+    """A TFRS layer a group, each asked for M / K: k is fixed when a layer is built. Merged by score."""
+    k = -(-num_candidates // len(groups))
+    module = tf.Module()
+    module.layers = [tfrs_layer(index, data.items[data.members[g]], k) for g, index in enumerate(groups)]
+    starts = [int(items[0]) for items in data.members]
+
+    def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
+        found = [layer(queries[:, g]) for g, layer in enumerate(module.layers)]
+        scores = tf.concat([one + log_intent[:, g : g + 1] for g, (one, _) in enumerate(found)], 1)
+        items = tf.concat([rows + starts[g] for g, (_, rows) in enumerate(found)], 1)
+        best, columns = tf.math.top_k(scores, tf.minimum(num_candidates, tf.shape(scores)[1]))
+        return {"items": tf.gather(items, columns, batch_dims=1), "scores": best}
+
+    return save_and_load(module, body, len(groups), path)
+
+
+def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Path) -> tuple[Any, float]:
+    """The servable's own search and merge by quota."""
+    module = tf.Module()
+    module.index_set = index_set
+    num_groups = len(index_set.group_sizes)
+
+    def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
+        rows = tf.shape(queries)[0]
+        wanted, merge = tf.fill([rows], num_candidates), tf.fill([rows], MERGES.index("quota"))
+        available = tf.broadcast_to(tf.constant(index_set.group_sizes), [rows, num_groups])
+        plan = plan_groups(merge, wanted, max_groups, log_intent, log_intent, available)
+        found = index_set.search(queries, plan.budgets)
+        scores = found.scores + tf.gather(log_intent, found.group, batch_dims=1)
+        best, columns = select(found, scores, tf.math.is_finite(scores), merge, plan, wanted)
+        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
+
+    return save_and_load(module, body, num_groups, path)
+
+
+def libraries(data: Data, num_candidates: int, recall_target: float) -> dict[str, Library]:
+    """faiss and hnswlib, where they are installed (the `benchmark` extra), on one index of everything."""
+    found = {}
+    for name, build in (("faiss", _faiss), ("hnswlib", _hnswlib)):
+        try:
+            found[name] = build(data, num_candidates, recall_target)
+        except ImportError:
+            print(f"{name} is not installed, left out: pip install '.[benchmark]'")
+    return found
+
+
+def _faiss(data: Data, num_candidates: int, recall_target: float) -> Library:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    lists = max(1, round(4 * np.sqrt(len(data.items)))) if len(data.items) > 10_000 else 64
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, lists, faiss.METRIC_INNER_PRODUCT)
+    index.train(data.items[:: max(1, len(data.items) // 100_000)])
+    index.add(data.items)
+
+    def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
+        index.nprobe = min(effort, lists)
+        return lambda queries: index.search(queries, num_candidates)[1]
+
+    return _tuned(data, num_candidates, recall_target, with_effort)
+
+
+def _hnswlib(data: Data, num_candidates: int, recall_target: float) -> Library:
+    import hnswlib
+
+    index = hnswlib.Index("ip", DIM)
+    index.init_index(len(data.items), M=16, ef_construction=200)
+    index.set_num_threads(1)
+    index.add_items(data.items)
+
+    def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
+        index.set_ef(max(effort, num_candidates))
+        return lambda queries: index.knn_query(queries, k=num_candidates)[0]
+
+    return _tuned(data, num_candidates, recall_target, with_effort)
+
+
+def _tuned(
+    data: Data,
+    num_candidates: int,
+    recall_target: float,
+    with_effort: Callable[[int], Callable[[np.ndarray], np.ndarray]],
+) -> Library:
+    """The least effort, doubling, that reaches the target on the users that ours are tuned on."""
+    queries = data.global_queries[:, 0]
+    products = queries[:128] @ data.items.T
+    kth = -np.partition(-products, num_candidates - 1, axis=1)[:, num_candidates - 1, None]
+    for effort in (4 * 2**step for step in range(16)):
+        find = with_effort(effort)
+        if np.mean(np.take_along_axis(products, find(queries[:128]).astype(np.int64), axis=1) >= kth) >= recall_target:
+            break
+    return Library(queries, find)
