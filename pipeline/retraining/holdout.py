@@ -106,5 +106,4 @@ def index_recall(config: Config, workdir: Workdir) -> float | None:
     from contracts.artifact import read_manifest
 
     servables = read_manifest(workdir.validation).details["servables"]
-    found = [recall for index in config.serving.indexes for recall in servables[index]["recall"].values()]
-    return min(found, default=None)
+    return min((servables[index]["recall"] for index in config.serving.indexes), default=None)
