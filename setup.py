@@ -40,7 +40,7 @@ setup(
         "train": TENSORFLOW,
         "tune": ["optuna>=4"],
         "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
-        "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "tenacity"],
+        "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "requests>=2", "tenacity"],
         "benchmark": ["faiss-cpu", "hnswlib", "matplotlib"],
         "schedule": ["apscheduler>=3.10,<4", "requests>=2", "tenacity"],
     },
