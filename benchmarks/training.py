@@ -65,7 +65,8 @@ def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
         is_target = np.ones(events.shape, bool)
         is_target[:, 0] = False
         easy = np.searchsorted(cumulative, rng.random(EASY * WINDOWS * LENGTH)).clip(1)
-        result.append(WindowBatch(np.zeros(WINDOWS, np.int64), events, is_target, hard, easy))
+        nothing = np.zeros_like(events)
+        result.append(WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing[:, :, None]))
     return result
 
 
@@ -78,7 +79,7 @@ def unpacked(batch: WindowBatch) -> WindowBatch:
     position = np.arange(LENGTH + 1)
     is_target = position == ends[chosen, None]
     items = np.where(position <= ends[chosen, None], batch.item_index[rows[chosen]], 0)
-    return WindowBatch(batch.user_index, items, is_target, batch.in_group_negatives, batch.easy_negatives)
+    return batch._replace(item_index=items, is_target=is_target)
 
 
 @dataclass

@@ -239,6 +239,11 @@ class LossConfig(Section):
     )
     binary_negatives: int = Field(1, ge=1, description="of the binary term, per positive")
     binary_calibration: float = Field(0.0, ge=0, le=1, description="t of gBCE (arXiv 2308.07192); 0 is plain BCE")
+    hierarchy_weight: float = Field(
+        0.0, ge=0, description="each positive above the user's items of lower feedback levels, above random ones"
+    )
+    hierarchy: Literal["softmax", "pairwise"] = Field("softmax", description="form of the hierarchy term")
+    hierarchy_random: int = Field(4, ge=1, description="random items per positive in the hierarchy term")
     negatives: Literal["windows", "uniform", "popularity", "in_batch"] = Field(
         "windows",
         description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
@@ -252,10 +257,10 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> LossConfig:
-        if not (self.in_group_weight or self.global_weight or self.binary_weight):
+        if not (self.in_group_weight or self.global_weight or self.binary_weight or self.hierarchy_weight):
             raise ValueError(
-                "one of training.loss.in_group_weight, global_weight and binary_weight must be positive: "
-                "the other terms alone do not train the towers"
+                "one of training.loss.in_group_weight, global_weight, binary_weight and hierarchy_weight must be "
+                "positive: the other terms alone do not train the towers"
             )
         return self
 

@@ -28,6 +28,9 @@ class WindowBatch(NamedTuple):
             user without history.
         in_group_negatives: int64 [n], draws from the groups of the windows' targets.
         easy_negatives: int64 [m], draws from the whole catalogue.
+        feedback_level: int64 [batch_size, length], 0 where there is no event.
+        exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], of each target what
+            the user was shown and did not take; 0 = none.
     """
 
     user_index: np.ndarray
@@ -35,6 +38,8 @@ class WindowBatch(NamedTuple):
     is_target: np.ndarray
     in_group_negatives: np.ndarray
     easy_negatives: np.ndarray
+    feedback_level: np.ndarray
+    exposed_negatives: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,19 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     num_context = chunk[WindowField.NUM_CONTEXT].values[rows]
     item_index = items.padded()
     position = np.arange(item_index.shape[1])
+    predicted = (position >= num_context[:, None]) & (position < items.lengths[:, None])
+    exposed = chunk[WindowField.EXPOSED_NEGATIVES].take(rows).values
+    exposed_negatives = np.zeros((*item_index.shape, max(1, len(exposed) // int(predicted.sum()))), np.int64)
+    if len(exposed):
+        exposed_negatives[predicted] = exposed.reshape(int(predicted.sum()), -1)
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
-        is_target=((position >= num_context[:, None]) & (position < items.lengths[:, None])) | (position == 0),
+        is_target=predicted | (position == 0),
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
+        feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),
+        exposed_negatives=exposed_negatives,
     )
 
 
@@ -188,6 +200,8 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             WindowField.NUM_CONTEXT,
             WindowField.IN_GROUP_NEGATIVES,
             WindowField.EASY_NEGATIVES,
+            WindowField.FEEDBACK_LEVEL,
+            WindowField.EXPOSED_NEGATIVES,
         ),
     )
 

@@ -10,19 +10,16 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from contracts.config import Config
+from contracts.names import PADDING_INDEX
 from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.candidate_tower import CandidateTower
 from trainer.catalogue import Catalogue
 from trainer.group_blocks import GroupBlocks
+from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
-from trainer.layers.concat_conditioning import ConcatConditioning
-from trainer.layers.group_conditioning import GroupConditioning
-from trainer.layers.mmoe_conditioning import MMoEConditioning
-from trainer.layers.multiply_conditioning import MultiplyConditioning
-from trainer.layers.shared_conditioning import SharedConditioning
 from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
+from trainer.model_parts import conditioning, intent_head, query_tower
 from trainer.negative_pools import CandidateGrid, NegativePools, SharedCandidates
-from trainer.query_tower import QueryTower
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 
 
@@ -60,9 +57,9 @@ class TwoTowerModel(tfrs.Model):
         self.generator = tf.random.Generator.from_seed(config.seed)
         self._pools = NegativePools(catalogue, config.training.loss)
         self._candidate_tower = CandidateTower(catalogue, config.model.embedding_dim, config.model.use_item_features)
-        self._query_tower = _query_tower(config, catalogue, self.generator)
-        self._conditioning = _conditioning(config, catalogue.num_groups, self.generator)
-        self._intent = _intent_head(self.embedding_dim, self.num_groups) if self._loss_config.intent_weight else None
+        self._query_tower = query_tower(config, catalogue, self.generator)
+        self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
+        self._intent = intent_head(self.embedding_dim, self.num_groups) if self._loss_config.intent_weight else None
         # One forward pass creates every weight, so that a new model can be saved or restored at once.
         self._embed(tf.zeros([1, 1], tf.int64), self.features_of_users(tf.zeros([1], tf.int64)))
 
@@ -120,9 +117,12 @@ class TwoTowerModel(tfrs.Model):
             terms["intent"] = -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
             terms |= self._softmax_terms(batch, place, target, group, queries, keep, training)
-        if weights.binary_weight:
+        if weights.binary_weight or weights.hierarchy_weight:
             heads = self._heads(queries, keep, training)
-            terms["binary"] = self._binary_term(batch, place, target, group, heads)
+        if weights.binary_weight:
+            terms["binary"] = self._binary_term(batch, place, target, heads)
+        if weights.hierarchy_weight:
+            terms["hierarchy"] = self._hierarchy_term(batch, place, target, heads)
         # A term without a weight is reported; left out of the sum, it costs no gradient.
         weight = {name: getattr(weights, f"{name}_weight") for name in terms}
         return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
@@ -167,24 +167,43 @@ class TwoTowerModel(tfrs.Model):
             terms["global"] = tf.reduce_mean(partition - positive_logit)
         return terms
 
-    def _binary_term(
-        self,
-        batch: WindowBatch,
-        place: tf.Tensor,
-        target: tf.Tensor,
-        group: tf.Tensor,
-        heads: tf.Tensor,
-    ) -> tf.Tensor:
-        """Binary cross-entropy of s(u, positive) and of s(u, i) for uniform negatives i of each positive's own."""
+    def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
+        """Binary cross-entropy of <e, v> of the positive and of uniform negatives of each positive's own."""
         number = self._loss_config.binary_negatives
-        negative = self.generator.uniform([tf.size(target), number], 1, self._num_items + 1, tf.int64)
-        of_user = tf.gather(batch.item_index, place[:, 0])
-        masked = tf.reduce_any(negative[:, :, None] == of_user[:, None, :], axis=-1)
-        items = tf.concat([target[:, None], negative], axis=1)
-        groups = tf.concat([group[:, None], tf.gather(self._group_id, negative)], axis=1)
-        logits = tf.einsum("pnd,pnd->pn", tf.gather(heads, groups, batch_dims=1), self._candidate_tower(items))
+        negative = self._random_items(batch, place, number)
+        logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
         exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
-        return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], masked, exponent))
+        return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
+
+    def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
+        """Each positive and its exposed negatives, above all items of lower levels: the window's, exposed, random."""
+        window, exposed = place[:, 0], tf.gather_nd(batch.exposed_negatives, place)
+        others = tf.gather(batch.item_index, window)
+        others = tf.where(others == target[:, None], tf.zeros_like(others), others)
+        drawn = self._random_items(batch, place, self._loss_config.hierarchy_random)
+        event_level = tf.cast(batch.feedback_level, tf.int32)
+        levels = [
+            tf.gather_nd(event_level, place)[:, None],
+            tf.zeros(tf.shape(exposed), tf.int32),
+            tf.gather(event_level, window),
+            tf.fill(tf.shape(drawn), RANDOM_LEVEL),
+        ]
+        items = tf.concat([target[:, None], exposed, others, drawn], axis=1)
+        level = tf.where(items != PADDING_INDEX, tf.concat(levels, axis=1), PADDING_LEVEL)
+        num_anchors = 1 + tf.shape(exposed)[1]
+        return hierarchy_loss(self._scores_of(items, heads), level, num_anchors, self._loss_config.hierarchy)
+
+    def _random_items(self, batch: WindowBatch, place: tf.Tensor, number: int) -> tf.Tensor:
+        """int64 [num_positives, number], uniform; 0 where an item of the window's user was drawn."""
+        drawn = self.generator.uniform([tf.shape(place)[0], number], 1, self._num_items + 1, tf.int64)
+        of_user = tf.gather(batch.item_index, place[:, 0])
+        rejected = tf.reduce_any(drawn[:, :, None] == of_user[:, None, :], axis=-1)
+        return tf.where(rejected, tf.zeros_like(drawn), drawn)
+
+    def _scores_of(self, items: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
+        """<e_{u,g(i)}, v_i> of int64 [num_positives, n] items of each positive's own, float32 of the same shape."""
+        group = tf.maximum(tf.gather(self._group_id, items), 0)
+        return tf.einsum("pnd,pnd->pn", tf.gather(heads, group, batch_dims=1), self._candidate_tower(items))
 
     def _heads(self, queries: tf.Tensor, keep: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, num_groups, dim]: vectors for all groups, or the shared one where `keep` is 0."""
@@ -286,28 +305,3 @@ class TwoTowerModel(tfrs.Model):
         encoded = self._query_tower(self._candidate_tower(history_index), user_features)
         length = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
         return tf.gather(encoded, length, batch_dims=1), length
-
-
-def _intent_head(dim: int, num_groups: int) -> tf.keras.Sequential:
-    hidden = tf.keras.layers.Dense(dim, activation="gelu", name="intent_hidden")
-    return tf.keras.Sequential([hidden, tf.keras.layers.Dense(num_groups, name="intent_logits")], name="intent")
-
-
-def _query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:
-    model = config.model
-    if model.user_tower == "user_id":
-        return UserIdTower(catalogue.num_users, model.embedding_dim, model.dropout, generator)
-    return QueryTower(config, catalogue, generator)
-
-
-def _conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:
-    model = config.model
-    if model.conditioning == "none":
-        return SharedConditioning(num_groups, model.embedding_dim, name="shared")
-    if model.conditioning == "multiply":
-        return MultiplyConditioning(num_groups, model.embedding_dim)
-    if model.conditioning == "concat":
-        return ConcatConditioning(num_groups, model.embedding_dim, model.expert_hidden_dim, model.dropout, generator)
-    return MMoEConditioning(
-        num_groups, model.embedding_dim, model.num_experts, model.expert_hidden_dim, model.dropout, generator
-    )

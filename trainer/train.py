@@ -31,6 +31,8 @@ BATCH_SIGNATURE = WindowBatch(
     is_target=tf.TensorSpec([None, None], tf.bool),
     in_group_negatives=tf.TensorSpec([None], tf.int64),
     easy_negatives=tf.TensorSpec([None], tf.int64),
+    feedback_level=tf.TensorSpec([None, None], tf.int64),
+    exposed_negatives=tf.TensorSpec([None, None, None], tf.int64),
 )
 
 

@@ -28,6 +28,7 @@ class Log:
     window_length: int = 10
     in_group_negatives: int = 4
     easy_negatives: int = 2
+    exposed_negatives: int = 0  # of a target: itself, so that a test sees where they land
     popularity_exponent: float = 0.5
     item_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     user_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
@@ -117,6 +118,8 @@ def _training_examples(log: Log, probability: np.ndarray, rng: np.random.Generat
                 WindowField.IN_GROUP_NEGATIVES: np.concatenate(hard),
                 WindowField.EASY_NEGATIVES: easy,
             }
+            if log.exposed_negatives:
+                fields[WindowField.EXPOSED_NEGATIVES] = np.repeat(window[1:], log.exposed_negatives)
             examples.append(_example(fields))
     return examples
 

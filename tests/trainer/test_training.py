@@ -183,3 +183,14 @@ def test_write_evaluation_leaves_one_artifact(workdir: Workdir) -> None:
     assert (manifest.fingerprint, manifest.files) == ("y", ["breakdowns.json", "metrics.json"])
     metrics = json.loads(workdir.metrics.read_text())
     assert list(metrics) == ["popularity", "dnc", "dnc_quota"]
+
+
+def test_exposed_negatives_lie_at_their_targets(tmp_path: Path) -> None:
+    workdir = write_artifacts(cyclic_log(num_users=20, exposed_negatives=2), tmp_path)
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    predicted = batch.is_target.copy()
+    predicted[:, 0] = False
+    assert batch.exposed_negatives.shape == (*batch.item_index.shape, 2)
+    np.testing.assert_array_equal(
+        batch.exposed_negatives, np.where(predicted, batch.item_index, 0)[:, :, None].repeat(2, 2)
+    )

@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.hierarchy_loss import PADDING_LEVEL, hierarchy_loss
+
+# A purchase (2), an exposure (0), a click (1), a random item (-1), padding.
+LOGITS, LEVELS = [2.0, 0.5, 1.0, -1.0, 9.0], [2, 0, 1, -1, PADDING_LEVEL]
+
+
+@pytest.mark.parametrize("kind", ["softmax", "pairwise"])
+def test_levels_are_compared_downwards_only(kind: str) -> None:
+    """Anchors are the purchase, above the exposure, click and random item, and the exposure, above the random one."""
+    loss = hierarchy_loss(tf.constant([LOGITS]), tf.constant([LEVELS]), 2, kind)
+    if kind == "softmax":
+        purchase = np.log(np.exp([2, 0.5, 1, -1]).sum()) - 2
+        exposure = np.log(np.exp([0.5, -1]).sum()) - 0.5
+    else:
+        purchase = np.mean([np.log1p(np.exp(other - 2)) for other in (0.5, 1, -1)])
+        exposure = np.log1p(np.exp(-1 - 0.5))
+    assert float(loss) == pytest.approx((purchase + exposure) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "pairwise"])
+def test_nothing_below_adds_nothing_and_no_nan(kind: str) -> None:
+    logits = tf.Variable([[3.0, 4.0]])
+    with tf.GradientTape() as tape:
+        loss = hierarchy_loss(logits, tf.constant([[1, 1]]), 1, kind)
+    assert float(loss) == 0
+    assert not np.isnan(tape.gradient(loss, logits)).any()

@@ -1,0 +1,43 @@
+"""The model's parts, as the config names them."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from contracts.config import Config
+from trainer.catalogue import Catalogue
+from trainer.layers.concat_conditioning import ConcatConditioning
+from trainer.layers.group_conditioning import GroupConditioning
+from trainer.layers.mmoe_conditioning import MMoEConditioning
+from trainer.layers.multiply_conditioning import MultiplyConditioning
+from trainer.layers.shared_conditioning import SharedConditioning
+from trainer.query_tower import QueryTower
+from trainer.user_id_tower import UserIdTower
+
+
+def intent_head(dim: int, num_groups: int) -> tf.keras.Sequential:
+    """Logits of p(group | user), from the query."""
+    hidden = tf.keras.layers.Dense(dim, activation="gelu", name="intent_hidden")
+    return tf.keras.Sequential([hidden, tf.keras.layers.Dense(num_groups, name="intent_logits")], name="intent")
+
+
+def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:
+    """What encodes users."""
+    model = config.model
+    if model.user_tower == "user_id":
+        return UserIdTower(catalogue.num_users, model.embedding_dim, model.dropout, generator)
+    return QueryTower(config, catalogue, generator)
+
+
+def conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:
+    """What makes a query one vector per group."""
+    model = config.model
+    if model.conditioning == "none":
+        return SharedConditioning(num_groups, model.embedding_dim, name="shared")
+    if model.conditioning == "multiply":
+        return MultiplyConditioning(num_groups, model.embedding_dim)
+    if model.conditioning == "concat":
+        return ConcatConditioning(num_groups, model.embedding_dim, model.expert_hidden_dim, model.dropout, generator)
+    return MMoEConditioning(
+        num_groups, model.embedding_dim, model.num_experts, model.expert_hidden_dim, model.dropout, generator
+    )
