@@ -460,7 +460,7 @@ class Config(Section):
         within groups do not: there p(i | u) = p(g | u) p(i | g, u) has to bring the groups together.
         """
         loss = self.training.loss
-        return loss.global_weight == 0 and loss.binary_weight == 0
+        return loss.global_weight == 0 and loss.binary_weight == 0 and loss.hierarchy_weight == 0
 
     retrain: RetrainConfig = RetrainConfig()
 
