@@ -213,6 +213,7 @@ class ModelConfig(Section):
     )
     num_experts: int = Field(4, ge=1)
     expert_hidden_dim: int = Field(64, ge=1)
+    history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
     use_item_features: bool = True
     use_user_features: bool = True
 
@@ -277,6 +278,8 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(2, ge=1, description="epochs between validations")
     monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
+    mixed_precision: bool = Field(False, description="the user tower's transformer computes in bfloat16")
+    jit_compile: bool = Field(False, description="XLA compiles the user tower's encoder, once per batch shape")
     loss: LossConfig = LossConfig()
 
 
@@ -463,6 +466,14 @@ class Config(Section):
         return loss.global_weight == 0 and loss.binary_weight == 0 and loss.hierarchy_weight == 0
 
     retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _mixed_precision_is_known(self) -> Config:
+        if self.training.mixed_precision and self.model.user_tower != "transformer":
+            raise ValueError(
+                f"training.mixed_precision works with model.user_tower=transformer only; got {self.model.user_tower}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _baseline_towers_have_one_group(self) -> Config:

@@ -18,8 +18,9 @@ from trainer.group_blocks import GroupBlocks
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
 from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
-from trainer.model_parts import conditioning, intent_head, query_tower
-from trainer.negative_pools import CandidateGrid, NegativePools, SharedCandidates
+from trainer.model_parts import conditioning, group_tokens, intent_head, query_tower
+from trainer.negative_pools import CandidateGrid, NegativePools
+from trainer.negative_samplers import uniform_unseen
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 
 
@@ -57,6 +58,7 @@ class TwoTowerModel(tfrs.Model):
         self.generator = tf.random.Generator.from_seed(config.seed)
         self._pools = NegativePools(catalogue, config.training.loss)
         self._candidate_tower = CandidateTower(catalogue, config.model.embedding_dim, config.model.use_item_features)
+        self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
         self._intent = intent_head(self.embedding_dim, self.num_groups) if self._loss_config.intent_weight else None
@@ -107,7 +109,7 @@ class TwoTowerModel(tfrs.Model):
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:
         """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar."""
         weights = self._loss_config
-        place = self._target_places(batch)
+        place = tf.where(batch.is_target)
         target, queries = self._target_queries(batch, training)
         group = tf.gather(self._group_id, target)
         log_intent = self._log_intent(queries if self.intent_in_score else tf.stop_gradient(queries))
@@ -149,7 +151,7 @@ class TwoTowerModel(tfrs.Model):
                 self._candidate_tower(shared.item_index),
                 shared.group_sizes,
                 shared.log_expected_count,
-                self._masked_shared(batch, shared, place, target),
+                self._pools.masked(shared, batch.item_index, place[:, 0], target),
             )
         if use_global and exact:
             positive_logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
@@ -170,7 +172,7 @@ class TwoTowerModel(tfrs.Model):
     def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Binary cross-entropy of <e, v> of the positive and of uniform negatives of each positive's own."""
         number = self._loss_config.binary_negatives
-        negative = self._random_items(batch, place, number)
+        negative = uniform_unseen(self.generator, self._num_items, tf.gather(batch.item_index, place[:, 0]), number)
         logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
         exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
         return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
@@ -180,7 +182,9 @@ class TwoTowerModel(tfrs.Model):
         window, exposed = place[:, 0], tf.gather_nd(batch.exposed_negatives, place)
         others = tf.gather(batch.item_index, window)
         others = tf.where(others == target[:, None], tf.zeros_like(others), others)
-        drawn = self._random_items(batch, place, self._loss_config.hierarchy_random)
+        drawn = uniform_unseen(
+            self.generator, self._num_items, tf.gather(batch.item_index, window), self._loss_config.hierarchy_random
+        )
         event_level = tf.cast(batch.feedback_level, tf.int32)
         levels = [
             tf.gather_nd(event_level, place)[:, None],
@@ -192,13 +196,6 @@ class TwoTowerModel(tfrs.Model):
         level = tf.where(items != PADDING_INDEX, tf.concat(levels, axis=1), PADDING_LEVEL)
         num_anchors = 1 + tf.shape(exposed)[1]
         return hierarchy_loss(self._scores_of(items, heads), level, num_anchors, self._loss_config.hierarchy)
-
-    def _random_items(self, batch: WindowBatch, place: tf.Tensor, number: int) -> tf.Tensor:
-        """int64 [num_positives, number], uniform; 0 where an item of the window's user was drawn."""
-        drawn = self.generator.uniform([tf.shape(place)[0], number], 1, self._num_items + 1, tf.int64)
-        of_user = tf.gather(batch.item_index, place[:, 0])
-        rejected = tf.reduce_any(drawn[:, :, None] == of_user[:, None, :], axis=-1)
-        return tf.where(rejected, tf.zeros_like(drawn), drawn)
 
     def _scores_of(self, items: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """<e_{u,g(i)}, v_i> of int64 [num_positives, n] items of each positive's own, float32 of the same shape."""
@@ -245,7 +242,7 @@ class TwoTowerModel(tfrs.Model):
         rows = tf.gather(grid.item_index, blocks.group_id)[:, None, :]
         masked = (rows == 0) | (rows == tf.gather(target, blocks.row)[:, :, None])
         if not self._pools.exact:
-            window = tf.gather(self._target_places(batch)[:, 0], blocks.row)
+            window = tf.gather(tf.where(batch.is_target)[:, 0], blocks.row)
             of_user = is_member(batch.item_index, tf.reshape(grid.item_index, [-1]))
             of_user = tf.reshape(of_user, tf.concat([tf.shape(of_user)[:1], tf.shape(grid.item_index)], 0))
             block_group = tf.broadcast_to(tf.cast(blocks.group_id, tf.int64)[:, None], tf.shape(window))
@@ -259,35 +256,28 @@ class TwoTowerModel(tfrs.Model):
         at = blocks.place_of_row
         return tf.gather(tf.reshape(logit, [-1]), at), tf.gather(tf.reshape(partition, [-1]), at)
 
-    def _masked_shared(
-        self, batch: WindowBatch, shared: SharedCandidates, place: tf.Tensor, target: tf.Tensor
-    ) -> tf.Tensor:
-        """bool [num_positives or 1, num_candidates]: of draws, the positive itself and the user's other items."""
-        if self._pools.exact:
-            return tf.zeros([1, tf.size(shared.item_index)], tf.bool)
-        of_user = tf.gather(is_member(batch.item_index, shared.item_index), place[:, 0])
-        return of_user | (shared.item_index == target[:, None])
-
     def _target_queries(self, batch: WindowBatch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """Positives int64 [num_positives] and the queries before them, float32 [num_positives, dim]."""
-        place = self._target_places(batch)
+        place = tf.where(batch.is_target)
         target = tf.gather_nd(batch.item_index, place)
         return target, self._queries_of(batch, place, target, training)
 
     def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""
-        encoded = self._query_tower(
-            self._candidate_tower(batch.item_index[:, :-1]),
-            self.features_of_users(batch.user_index),
-            training=training,
-        )
+        users = self.features_of_users(batch.user_index)
+        encoded = self._query_tower(self._history_tokens(batch.item_index[:, :-1]), users, training=training)
         # Position t of the encoder has seen t events: it predicts event t, counted from 0. The last
         # event is a target only.
         return tf.gather_nd(encoded, place)
 
-    def _target_places(self, batch: WindowBatch) -> tf.Tensor:
-        """int64 [num_positives, 2]: (window, position) of the positives."""
-        return tf.where(batch.is_target)
+    def _history_tokens(self, item_index: tf.Tensor) -> tf.Tensor:
+        """Embeddings of events, float32 [batch_size, length, dim]; with `model.history_groups`, of their groups too."""
+        tokens = self._candidate_tower(item_index)
+        return (
+            tokens
+            if self._group_tokens is None
+            else tokens + self._group_tokens(tf.gather(self._group_id, item_index) + 1)
+        )
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:
         if self._intent is None:
@@ -302,6 +292,6 @@ class TwoTowerModel(tfrs.Model):
         self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The query after the whole history, [batch_size, dim], and the number of its events, int32 [batch_size]."""
-        encoded = self._query_tower(self._candidate_tower(history_index), user_features)
+        encoded = self._query_tower(self._history_tokens(history_index), user_features)
         length = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
         return tf.gather(encoded, length, batch_dims=1), length

@@ -21,6 +21,13 @@ def intent_head(dim: int, num_groups: int) -> tf.keras.Sequential:
     return tf.keras.Sequential([hidden, tf.keras.layers.Dense(num_groups, name="intent_logits")], name="intent")
 
 
+def group_tokens(config: Config, num_groups: int) -> tf.keras.layers.Embedding | None:
+    """What an event's group adds to its token, by group_id + 1; it starts at zero."""
+    if not config.model.history_groups:
+        return None
+    return tf.keras.layers.Embedding(num_groups + 1, config.model.embedding_dim, "zeros", name="group_tokens")
+
+
 def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:
     """What encodes users."""
     model = config.model

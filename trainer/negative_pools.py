@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
+from trainer.losses import is_member
 from trainer.negative_samplers import negative_sampler
 
 _NEVER = -1e9
@@ -100,6 +101,18 @@ class NegativePools:
         log_draws = tf.math.log(num_hard / self._group_mass + num_easy + 1e-30)
         log_count = log_draws[:, None] + tf.gather(self._log_probability, item_index)
         return CandidateGrid(item_index, tf.where(item_index > 0, log_count, _NEVER)), shared
+
+    def masked(self, shared: SharedCandidates, items: tf.Tensor, window: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """bool [num_positives or 1, num_candidates]: of draws, the positive itself and its window's other items.
+
+        Args:
+            items: int64 [num_windows, length].
+            window, target: int64 [num_positives].
+        """
+        if self.exact:
+            return tf.zeros([1, tf.size(shared.item_index)], tf.bool)
+        of_user = tf.gather(is_member(items, shared.item_index), window)
+        return of_user | (shared.item_index == target[:, None])
 
     def _in_group_draws(self, negatives: tf.Tensor, generator: tf.random.Generator) -> tuple[tf.Tensor, tf.Tensor]:
         """A random `in_group_pool` of each group's draws, and their groups."""

@@ -85,3 +85,14 @@ def uniform_probability(catalogue: Catalogue) -> np.ndarray:
 def random_part(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
     """At most `size` of int64 [n] draws, in a random order."""
     return tf.random.experimental.stateless_shuffle(draws, generator.make_seeds()[:, 0])[:size]
+
+
+def uniform_unseen(generator: tf.random.Generator, num_items: int, seen: tf.Tensor, number: int) -> tf.Tensor:
+    """Uniform draws for each row of int64 [num_rows, length] `seen`; 0 where one of the row's items was drawn.
+
+    Returns:
+        int64 [num_rows, number].
+    """
+    drawn = generator.uniform([tf.shape(seen)[0], number], 1, num_items + 1, tf.int64)
+    rejected = tf.reduce_any(drawn[:, :, None] == seen[:, None, :], axis=-1)
+    return tf.where(rejected, tf.zeros_like(drawn), drawn)

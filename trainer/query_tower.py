@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import tensorflow as tf
 
@@ -35,7 +36,10 @@ class QueryTower(tf.keras.layers.Layer):
             name="positions", shape=[config.windows.length + 1, dim], initializer=_small()
         )
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
-        self.encoder = _sequence_encoder(config, generator)
+        with _precision(config):
+            self.encoder = _sequence_encoder(config, generator)
+        # Compiled, or not: the same function.
+        self._encode = tf.function(self.encoder, jit_compile=True) if config.training.jit_compile else self.encoder
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
         self._features = FeatureEmbedding(specs, dim, zero_init=True, name="user_features") if specs else None
 
@@ -53,11 +57,22 @@ class QueryTower(tf.keras.layers.Layer):
         batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
         start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
         tokens = tf.concat([start, history], axis=1) * self._dim**0.5 + self._positions[: length + 1]
-        encoded = self.encoder(self._dropout(tokens, training=training), training=training)
+        encoded = tf.cast(self._encode(self._dropout(tokens, training=training), training=training), tf.float32)
         if self._features is None:
             return encoded
         features = self._dropout(self._features(user_features), training=training)
         return encoded + tf.reshape(features, [batch_size, *[1] * (encoded.shape.rank - 2), self._dim])
+
+
+@contextmanager
+def _precision(config: Config) -> Iterator[None]:
+    """Layers built inside compute in bfloat16 where the config says so; their weights stay float32."""
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if config.training.mixed_precision else "float32")
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
 
 
 def _sequence_encoder(config: Config, generator: tf.random.Generator) -> SequenceEncoder:

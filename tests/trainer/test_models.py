@@ -31,6 +31,9 @@ PRODUCTS = {
     "mmoe, gBCE": variant(training={"loss": {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}}),
     "mmoe, hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0}}),
     "mmoe, pairwise hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0, "hierarchy": "pairwise"}}),
+    "mmoe, groups of the history": variant(model={"history_groups": True}),
+    "mmoe, bfloat16": variant(training={"mixed_precision": True}),
+    "mmoe, XLA": variant(training={"jit_compile": True}),
     "concat": variant(model={"conditioning": "concat"}),
     "multiply": variant(model={"conditioning": "multiply"}),
     "none": variant(model={"conditioning": "none"}),
@@ -88,6 +91,20 @@ def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
     queries, log_intent, _ = embeddings(model)
     np.testing.assert_array_equal(queries, np.repeat(queries[:, :1], 4, axis=1))
     np.testing.assert_allclose(log_intent, -np.log(4), rtol=1e-6)
+
+
+def test_bfloat16_is_for_transformers() -> None:
+    with pytest.raises(ConfigError, match=r"works with model.user_tower=transformer only; got gru"):
+        load_config(None, ["model.user_tower=gru", "training.mixed_precision=true"])
+
+
+def test_bfloat16_changes_the_encoders_arithmetic_not_its_weights(odd: Workdir) -> None:
+    exact = build_model(variant(), Catalogue.load(odd))
+    rounded = build_model(variant(training={"mixed_precision": True}), Catalogue.load(odd))
+    rounded.set_weights(exact.get_weights())
+    assert all(weight.dtype != tf.bfloat16 for weight in rounded.weights)
+    difference = np.abs(embeddings(exact)[0] - embeddings(rounded)[0]).max()
+    assert 0 < difference < 0.1
 
 
 def test_an_unknown_baseline_is_refused() -> None:
