@@ -35,7 +35,7 @@ from pipeline.retraining.retrain import STEP_NAMES
 from tests.pipeline.retrain_log import DAYS, make_log
 
 STAGE_LINE = re.compile(r"\[\d+/\d+\] (\w+)")
-TRIES = 5
+TRIES, STEP_KIB, ROOM = 5, 512, "512m"
 
 
 @dataclass
@@ -111,7 +111,7 @@ def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.
         running = found[1] if found else running
         after_gate = stage == "push" and "gate: done" in line
         if deadline is None and (running == stage or after_gate or stage == "start"):
-            deadline = rng.uniform(0, seconds)
+            deadline = rng.uniform(0, 0.6 * seconds)  # stages are faster now and then
             killer = threading.Timer(deadline, os.killpg, (process.pid, signal.SIGKILL))
             killer.start()
     code = process.wait()
@@ -161,21 +161,21 @@ def mounted(arguments: list[str], target: Path) -> bool:
 def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
     """The store on a file system with less and less short of enough room: fails, then, with room, ends well."""
     target = folder / "small-disk"
-    size = sum(path.stat().st_size for path in base.path.rglob("*") if path.is_file()) >> 10
-    if not mounted(["-t", "tmpfs", "-o", f"size={size + 256}k", "tmpfs"], target):
+    if not mounted(["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"], target):
         return {"left_out": "no right to mount"}
     try:
         store = Store(target / "store")
         shutil.copytree(base.path, store.path)
+        used = shutil.disk_usage(target).used >> 10
         watch = Watch(store)
         codes, reasons = [], []
         for extra in range(TRIES):
-            subprocess.run(["mount", "-o", f"remount,size={size + 256 + 512 * extra}k", str(target)], check=True)
+            subprocess.run(["mount", "-o", f"remount,size={used + 256 + STEP_KIB * extra}k", str(target)], check=True)
             last = run(config, store, DAYS[3])
             watch.look()
             codes.append(last["code"])
             reasons += last["reasons"][:1]
-        subprocess.run(["mount", "-o", "remount,size=512m", str(target)], check=True)
+        subprocess.run(["mount", "-o", f"remount,size={ROOM}", str(target)], check=True)
         last = run(config, store, DAYS[3])
         watch.look()
         return {
@@ -192,7 +192,7 @@ def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
 def read_only(base: Store, config: Path, folder: Path) -> dict[str, Any]:
     """The store's file system turns read-only, then writable again."""
     target = folder / "read-only"
-    if not mounted(["-t", "tmpfs", "-o", "size=512m", "tmpfs"], target):
+    if not mounted(["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"], target):
         return {"left_out": "no right to mount"}
     try:
         store = Store(target / "store")
@@ -225,9 +225,13 @@ def main() -> None:
         undisturbed = run(config, calm, DAYS[3])
         whole = time.monotonic() - started
         expected = outcome_of(calm)
+        print(f"undisturbed: {json.dumps(expected)}", flush=True)
         times = {stage: undisturbed["details"]["stages"].get(stage, 0.2) for stage in STEP_NAMES}
         chains = [chain(number, base, config, folder, times) for number in range(arguments.chains)]
-        faults = {"full disk": full_disk(base, config, folder), "read-only": read_only(base, config, folder)}
+        faults = {}
+        for name, fault in (("read-only", read_only), ("full disk", full_disk)):
+            faults[name] = fault(base, config, folder)
+            print(f"{name}: {json.dumps(faults[name])}", flush=True)
     runs = [*chains, *(fault for fault in faults.values() if "left_out" not in fault)]
     result = {
         "kills": sum(len(item["hit"]) for item in chains),
