@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -168,7 +167,7 @@ def measure(job: str, workdir: Workdir) -> Measurement:
         manifest = module.run(config, workdir, "benchmark")
         counts, details = manifest.counts, manifest.details
     finished, cpu = time.monotonic(), time.process_time() - cpu
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    rss = peak_rss_gb()
     if job == NAIVE:
         counts = module.count(workdir.path / "naive")
     return Measurement(
@@ -183,6 +182,13 @@ def measure(job: str, workdir: Workdir) -> Measurement:
     )
 
 
+def peak_rss_gb() -> float:
+    """GiB. Not getrusage's ru_maxrss, which a child takes over from the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / (1 << 20)
+
+
 def measure_assignment(workdir: Workdir) -> Measurement:
     """Assigns random items to their nearest of random centroids, in Beam; the time is that of the whole step."""
     from beam_jobs.distributed_kmeans import assign_items
@@ -193,7 +199,7 @@ def measure_assignment(workdir: Workdir) -> Measurement:
     begun, cpu = time.monotonic(), time.process_time()
     assign_items(BeamConfig(), items, items[:ASSIGN_GROUPS].copy(), workdir.path)
     seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    rss = peak_rss_gb()
     return Measurement(ASSIGN, round(seconds, 3), round(cpu, 3), 0.0, round(rss, 3))
 
 
