@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
-from serving.group_search import Found, search_groups
+from serving.group_search import Found, Jobs, Results, search_groups
 
 
 class ExactIndexSet(tf.Module):
@@ -30,17 +30,18 @@ class ExactIndexSet(tf.Module):
             for group in self._searched.tolist()
         ]
         self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
-        self._offsets = (np.cumsum(self.group_sizes) - self.group_sizes)[self._searched]
+        self._offsets = (np.cumsum(self.group_sizes) - self.group_sizes).astype(np.int32)
 
     def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
         """As `ScannIndexSet.search`."""
-        found = search_groups(query_embeddings, wanted, self.group_sizes, self._search_each, least_rows=0)
-        return replace(found, items=tf.gather(self._item_index, found.items))
+        found = search_groups(query_embeddings, wanted, self.group_sizes, self._search_each, in_order=True)
+        items = tf.gather(self._item_index, found.items + tf.gather(self._offsets, found.group))
+        return replace(found, items=items)
 
-    def _search_each(self, queries: Sequence[tf.Tensor], k: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        results = []
-        for position, wanted in enumerate(tf.unstack(k)):
-            products = tf.matmul(queries[position], self._embeddings[position], transpose_b=True)
-            best, row = tf.math.top_k(products, wanted)
-            results.append((best, row + self._offsets[position]))
-        return results
+    def _search_each(self, jobs: Jobs) -> Results:
+        num_groups = len(self._embeddings)
+        rows, k = tf.split(jobs.queries, jobs.num_rows, num=num_groups), tf.unstack(jobs.k, num=num_groups)
+        found = []
+        for queries, embeddings, wanted in zip(rows, self._embeddings, k, strict=True):
+            found.append(tf.math.top_k(tf.matmul(queries, embeddings, transpose_b=True), wanted))
+        return Results.of(found)

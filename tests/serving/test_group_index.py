@@ -106,15 +106,15 @@ def test_each_row_gets_what_it_wants_of_each_group(kind, seed):
     wanted = rng.integers(0, 60, [5, 4]) * (rng.random([5, 4]) < 0.6) * (rng.random(4) < 0.7)
     found = search(index_set, queries, wanted)
     for row in range(5):
-        expected = []
+        items_found, in_row = found.items.numpy()[row], 0
         for group, size in enumerate(sizes):
             best = np.argsort(-(queries[row, group] @ items[group].T))[: min(wanted[row, group], size)]
-            if len(best):
-                assert found.starts.numpy()[row, group] == len(expected)
-            expected += (offsets[group] + best).tolist()
+            start = found.starts.numpy()[row, group]
+            assert items_found[start : start + len(best)].tolist() == (offsets[group] + best).tolist()
+            assert (found.group.numpy()[row, start : start + len(best)] == group).all()
+            in_row += len(best)
         present = np.isfinite(found.scores.numpy()[row])
-        assert found.items.numpy()[row][: len(expected)].tolist() == expected
-        assert present.tolist() == [place < len(expected) for place in range(len(present))]
+        assert present.tolist() == [place < in_row for place in range(len(present))]
 
 
 @pytest.mark.parametrize(
