@@ -28,7 +28,11 @@ class _Failure:
 
 
 class ServedModel:
-    """One model name. `refresh` brings the loaded versions to what `serving.json` or the disk says."""
+    """One model name. `refresh` brings the loaded versions to what `serving.json` or the disk says.
+
+    Attributes:
+        complaints: why labels are not where the last refresh was to move them.
+    """
 
     def __init__(
         self, name: str, base: Path, config: ServerConfig, workers: Workers, loader: Executor, metrics: Metrics
@@ -45,7 +49,8 @@ class ServedModel:
         self._failures: dict[int, _Failure] = {}
         self._loading: set[int] = set()
         self._draining: dict[int, asyncio.Task[None]] = {}
-        self._complaints: list[str] = []
+        self.complaints: list[str] = []
+        self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
         """Loads what is wanted and not there, then moves the labels, then drains what nobody wants.
@@ -53,6 +58,10 @@ class ServedModel:
         A label moves only to a version that is loaded, warmed up and ready, so requests never wait
         for a load, and a version that cannot be loaded leaves everything as it was.
         """
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             labels = effective_labels(self.base)
         except (ValueError, OSError) as error:
@@ -77,7 +86,7 @@ class ServedModel:
     def require(self) -> None:
         """Raises ValueError if no version answers."""
         if STABLE not in self._labels:
-            raise ValueError("; ".join(self._complaints))
+            raise ValueError("; ".join(self.complaints))
 
     def find(self, number: int | None = None, label: str | None = None) -> Version:
         """The version of that number, or of that label; of neither, the stable one.
@@ -108,8 +117,8 @@ class ServedModel:
         states = {
             **dict.fromkeys(versions_on_disk(self.base), State.END),
             **dict.fromkeys(self._loading, State.LOADING),
-            **dict.fromkeys(self._versions, State.AVAILABLE),
             **dict.fromkeys(self._draining, State.UNLOADING),
+            **dict.fromkeys(self._versions, State.AVAILABLE),
         }
         statuses = []
         for number in sorted(states, reverse=True):
@@ -168,9 +177,9 @@ class ServedModel:
     def _complain(self, complaints: list[str]) -> None:
         """Logs what is wrong once, not at every poll."""
         for complaint in complaints:
-            if complaint not in self._complaints:
+            if complaint not in self.complaints:
                 _log.warning("%s", complaint)
-        self._complaints = complaints
+        self.complaints = complaints
 
 
 def _modified(version: Path) -> float:

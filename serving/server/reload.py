@@ -21,7 +21,8 @@ async def reload_labels(models: Models, config: Any) -> None:
     """Applies a ModelServerConfig: each model's labels, or without labels the newest version.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, NOT_FOUND or FAILED_PRECONDITION; nothing is changed then.
+        RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, the
+            file cannot be written, or a version cannot be loaded and the label waits for it.
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
@@ -36,6 +37,8 @@ async def reload_labels(models: Models, config: Any) -> None:
         except OSError as error:
             raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {model.base / LABELS_FILE}: {error}") from None
         await model.refresh()
+        if model.complaints:
+            raise RequestError(Code.FAILED_PRECONDITION, "; ".join(model.complaints))
 
 
 def _labels(model: ServedModel, config: Any) -> ServingLabels | None:

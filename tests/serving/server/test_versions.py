@@ -134,6 +134,11 @@ def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
         assert "must be stable and perhaps canary" in reload(beta=1)
         assert "two versions" in reload(stable=1, canary=1)
         assert read_labels(base) == ServingLabels(stable=1, canary=2)
+        (base / "3").mkdir()
+        (base / "3" / "saved_model.pb").write_bytes(b"\xffnonsense")
+        assert "cannot move to version 3" in reload(stable=3)
+        assert states(server, "/labels/stable") == {1: "AVAILABLE"}
+        shutil.rmtree(base / "3")
         assert reload() == ""
         assert read_labels(base) is None
         eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
