@@ -176,10 +176,11 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
     if judged.any():
         n, a, b = targets[judged], mine[judged], theirs[judged]
         # Upper end of the ratio of two proportions: log-normal, half a hit added to each.
-        error = np.sqrt(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n)
+        # Where both find (nearly) all, the added halves make the variance negative: there it is none.
+        error = np.sqrt(np.maximum(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n, 0))
         tests = max(1, int(judged.sum()))
         reach = norm.ppf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
-        change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * np.maximum(error, 0)) - 1).min())
+        change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * error) - 1).min())
     return Check(
         "worst group's recall change, high end", change, -config.max_group_drop, True, "one group is served much worse"
     )

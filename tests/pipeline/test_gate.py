@@ -108,6 +108,13 @@ def test_a_value_that_is_not_a_number_never_passes() -> None:
     assert not world.judge(nothing, reference).blessed
 
 
+def test_models_that_find_everything_are_equal_in_every_group() -> None:
+    world = World.make(0)
+    perfect = world.measured(world.model(1.0))
+    verdict = world.judge(perfect, perfect)
+    assert [check.name for check in verdict.checks if not check.passed] == [f"recall_at_{K} too good"]
+
+
 def test_a_better_model_is_never_refused() -> None:
     """Better by the threshold: recall 0.44 against 0.40 is 10% more."""
     verdicts = []
