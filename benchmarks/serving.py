@@ -191,12 +191,14 @@ def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[s
             asked = {Signature.SERVING_DEFAULT: fed, Signature.QUERY_EMBEDDING: fed}
             asked["no history"] = {Request.HISTORY: np.full([size, 1], b"", object)}
             times: dict[str, list[float]] = {name: [] for name in asked}
-            started = time.perf_counter()
-            while time.perf_counter() - started < seconds:
+            started, rounds = time.perf_counter(), 0
+            while rounds < _WARM_UP_CALLS + 10 or time.perf_counter() - started < seconds:
                 for name, one in asked.items():
                     before = time.perf_counter()
                     session.predict(name if name != "no history" else Signature.SERVING_DEFAULT, one)
-                    times[name].append(time.perf_counter() - before)
+                    if rounds >= _WARM_UP_CALLS:
+                        times[name].append(time.perf_counter() - before)
+                rounds += 1
             whole, towers = (float(np.median(times[name])) * 1e6 for name in list(asked)[:2])
             line[f"b{size}_us"], line[f"b{size}_towers_share"] = round(whole), round(towers / whole, 3)
             line[f"b{size}_no_history_us"] = round(float(np.median(times["no history"])) * 1e6)
