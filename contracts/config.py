@@ -229,7 +229,7 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Weights of the training objective's terms."""
 
-    in_group_weight: float = Field(1.0, ge=0, description="softmax of the positive among its own group")
+    in_group_weight: float = Field(0.2, ge=0, description="softmax of the positive among its own group")
     global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
     intent_weight: float = Field(
         1.0, ge=0, description="softmax of the positive's group among the groups; 0: all groups are equally likely"

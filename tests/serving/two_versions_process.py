@@ -29,7 +29,6 @@ def main() -> None:
             index = np.char.lstrip(lists[Response.ITEM_IDS].astype("S8"), b"i").astype(np.int64) - 1
             group = lists[Response.GROUP_IDS]
             expected = np.einsum("bmd,bmd->bm", query[Response.EMBEDDINGS][row, group], items[index])
-            expected = expected + np.log(np.maximum(query[Response.INTENT], 1e-20))[row, group]
             errors[f"{loader.__name__}-{version}"] = float(np.abs(expected - lists[Response.SCORES]).max())
     report.write_text(json.dumps(errors))
 
