@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from contracts.artifact import writing
+from contracts.artifact import read_manifest, writing
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
@@ -148,6 +148,9 @@ def test_training_never_ends_worse_than_it_started(tmp_path: Path) -> None:
     train(warm, after, "dnc", "second")
     history = json.loads(after.model("dnc").history.read_text())
     assert [entry["epoch"] for entry in history] == [0, 1, 2]
-    assert history[0]["validation_recall"] >= max(entry["validation_recall"] for entry in history)
-    for weight, value in zip(load_model(warm, after, "dnc").trainable_variables, kept, strict=True):
-        np.testing.assert_allclose(weight.numpy(), value, atol=1e-6)
+    best = max(history, key=lambda entry: entry["validation_recall"])  # the first of equals
+    assert read_manifest(after.model("dnc").path).details["best"]["epoch"] == best["epoch"]
+    start = load_model(warm, after, "dnc").trainable_variables
+    same = [np.allclose(weight.numpy(), value, atol=1e-6) for weight, value in zip(start, kept, strict=True)]
+    # On so small a log a ruined model may do better by luck; the start is kept exactly where none did.
+    assert all(same) == (best["epoch"] == 0)
