@@ -108,3 +108,5 @@ def test_more_to_ask_for_breaks_nobody(servable, tmp_path):
     older = changed(servable, tmp_path, drop_input)
     require_compatible(older, servable, "dnc")
     require_compatible(servable, servable, "dnc")
+    with pytest.raises(ValueError, match="input 'alpha' is gone"):
+        require_compatible(servable, older, "dnc")
