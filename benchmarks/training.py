@@ -66,7 +66,9 @@ def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
         is_target[:, 0] = False
         easy = np.searchsorted(cumulative, rng.random(EASY * WINDOWS * LENGTH)).clip(1)
         nothing = np.zeros_like(events)
-        result.append(WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing[:, :, None]))
+        result.append(
+            WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing[:, :, None], nothing[:, :, None])
+        )
     return result
 
 

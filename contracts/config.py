@@ -207,15 +207,27 @@ class ModelConfig(Section):
     num_heads: int = Field(2, ge=1)
     feed_forward_multiple: int = Field(2, ge=1)
     dropout: float = Field(0.4, ge=0, lt=1)
-    conditioning: Literal["mmoe", "concat", "multiply", "none"] = "mmoe"
+    conditioning: Literal["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"] = Field(
+        "mmoe",
+        description="how a user gets a vector per group: mmoe, concat and multiply from the one encoded query; "
+        "concat_tokens and multiply_tokens before the encoder, which then runs once a group",
+    )
     conditioning_dropout: float = Field(
-        0.5, ge=0, lt=1, description="share of positives that train the shared vector instead of their group's"
+        0.5,
+        ge=0,
+        lt=1,
+        description="of mmoe, concat and multiply: share of positives that train the shared vector, not their group's",
     )
     num_experts: int = Field(4, ge=1)
     expert_hidden_dim: int = Field(64, ge=1)
     history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
     use_item_features: bool = True
     use_user_features: bool = True
+
+    @property
+    def reads_groups_first(self) -> bool:
+        """Whether the encoder is told the group, and so runs once a group."""
+        return self.conditioning in {"concat_tokens", "multiply_tokens"}
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -240,6 +252,9 @@ class LossConfig(Section):
     )
     binary_negatives: int = Field(1, ge=1, description="of the binary term, per positive")
     binary_calibration: float = Field(0.0, ge=0, le=1, description="t of gBCE (arXiv 2308.07192); 0 is plain BCE")
+    choice_weight: float = Field(
+        0.0, ge=0, description="softmax of the positive among its own exposed and mined negatives of the windows"
+    )
     hierarchy_weight: float = Field(
         0.0, ge=0, description="each positive above the user's items of lower feedback levels, above random ones"
     )
@@ -261,7 +276,7 @@ class LossConfig(Section):
         if not (self.in_group_weight or self.global_weight or self.binary_weight or self.hierarchy_weight):
             raise ValueError(
                 "one of training.loss.in_group_weight, global_weight, binary_weight and hierarchy_weight must be "
-                "positive: the other terms alone do not train the towers"
+                "positive: the other terms alone do not train the towers on all items"
             )
         return self
 
@@ -483,6 +498,16 @@ class Config(Section):
             raise ValueError(
                 f"model.user_tower={tower} is a baseline without groups: set groups.num_groups=1 and "
                 f"model.conditioning=none; got {self.groups.num_groups} and {self.model.conditioning}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_exist(self) -> Config:
+        weight, windows = self.training.loss.choice_weight, self.windows
+        if weight and not (windows.exposed_negatives or windows.mined_negatives):
+            raise ValueError(
+                f"training.loss.choice_weight={weight} needs negatives of each positive's own: set "
+                "windows.exposed_negatives or windows.mined_negatives to at least 1"
             )
         return self
 

@@ -31,6 +31,8 @@ class WindowBatch(NamedTuple):
         feedback_level: int64 [batch_size, length], 0 where there is no event.
         exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], of each target what
             the user was shown and did not take; 0 = none.
+        mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], of each target items near it
+            that the user did not take; 0 = none.
     """
 
     user_index: np.ndarray
@@ -40,6 +42,7 @@ class WindowBatch(NamedTuple):
     easy_negatives: np.ndarray
     feedback_level: np.ndarray
     exposed_negatives: np.ndarray
+    mined_negatives: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,6 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     item_index = items.padded()
     position = np.arange(item_index.shape[1])
     predicted = (position >= num_context[:, None]) & (position < items.lengths[:, None])
-    exposed = chunk[WindowField.EXPOSED_NEGATIVES].take(rows).values
-    exposed_negatives = np.zeros((*item_index.shape, max(1, len(exposed) // int(predicted.sum()))), np.int64)
-    if len(exposed):
-        exposed_negatives[predicted] = exposed.reshape(int(predicted.sum()), -1)
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
@@ -147,8 +146,18 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
         feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),
-        exposed_negatives=exposed_negatives,
+        exposed_negatives=_at_targets(chunk[WindowField.EXPOSED_NEGATIVES].take(rows).values, predicted),
+        mined_negatives=_at_targets(chunk[WindowField.MINED_NEGATIVES].take(rows).values, predicted),
     )
+
+
+def _at_targets(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Target-major [num_targets * n] values at their targets, [batch_size, length, max(1, n)], 0 elsewhere."""
+    num_targets = int(predicted.sum())
+    result = np.zeros((*predicted.shape, max(1, len(values) // num_targets)), np.int64)
+    if len(values):
+        result[predicted] = values.reshape(num_targets, -1)
+    return result
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,7 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             WindowField.EASY_NEGATIVES,
             WindowField.FEEDBACK_LEVEL,
             WindowField.EXPOSED_NEGATIVES,
+            WindowField.MINED_NEGATIVES,
         ),
     )
 

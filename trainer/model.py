@@ -14,6 +14,7 @@ from contracts.names import PADDING_INDEX
 from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.candidate_tower import CandidateTower
 from trainer.catalogue import Catalogue
+from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
@@ -22,6 +23,7 @@ from trainer.model_parts import conditioning, group_tokens, intent_head, query_t
 from trainer.negative_pools import CandidateGrid, NegativePools
 from trainer.negative_samplers import uniform_unseen
 from trainer.user_id_tower import USER_INDEX, UserIdTower
+from trainer.user_vectors import ConditionedVectors, UserVectors
 
 
 class TwoTowerModel(tfrs.Model):
@@ -31,6 +33,7 @@ class TwoTowerModel(tfrs.Model):
     - in-group: -log softmax of the positive among its own group's candidates;
     - global: -log softmax of s(u, positive) among s(u, candidates of all groups), each candidate
       scored by its own group's vector. With one group this is the single-vector softmax;
+    - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`;
     - intent: -log p(g(positive) | u), for merges by quota. Its head reads the query and does not shape it;
       without a term that compares groups it does, and log p(g(i) | u) is part of the score
       (`Config.intent_in_score`);
@@ -47,8 +50,8 @@ class TwoTowerModel(tfrs.Model):
         self.embedding_dim = config.model.embedding_dim
         self._loss_config = config.training.loss
         self.intent_in_score = config.intent_in_score
-        shared = config.model.conditioning == "none"
-        self._conditioning_dropout = 0.0 if shared else config.model.conditioning_dropout
+        after_encoder = config.model.conditioning != "none" and not config.model.reads_groups_first
+        self._conditioning_dropout = config.model.conditioning_dropout if after_encoder else 0.0
         self._group_id = tf.constant(catalogue.group_id)
         self._user_features = {
             spec["name"]: tf.constant(catalogue.user_features[spec["name"]])
@@ -98,7 +101,9 @@ class TwoTowerModel(tfrs.Model):
 
         0 is an expert per group; log(num_experts) is gates that do not choose.
         """
-        target, queries = self._target_queries(batch, training=False)
+        place = tf.where(batch.is_target)
+        target = tf.gather_nd(batch.item_index, place)
+        queries = self._queries_of(batch, place, target, training=False)
         gates = self._conditioning.gates(queries, tf.gather(self._group_id, target))
         return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
 
@@ -110,21 +115,23 @@ class TwoTowerModel(tfrs.Model):
         """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar."""
         weights = self._loss_config
         place = tf.where(batch.is_target)
-        target, queries = self._target_queries(batch, training)
+        target = tf.gather_nd(batch.item_index, place)
+        vectors = self._vectors(batch, place, target, training)
         group = tf.gather(self._group_id, target)
-        log_intent = self._log_intent(queries if self.intent_in_score else tf.stop_gradient(queries))
-        keep = self._keep_conditioning(tf.shape(queries)[0], training)
+        log_intent = self._log_intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
         terms = {}
         if weights.intent_weight:
             terms["intent"] = -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            terms |= self._softmax_terms(batch, place, target, group, queries, keep, training)
-        if weights.binary_weight or weights.hierarchy_weight:
-            heads = self._heads(queries, keep, training)
+            terms |= self._softmax_terms(batch, place, target, group, vectors)
+        if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:
+            heads = vectors.all_groups()
         if weights.binary_weight:
             terms["binary"] = self._binary_term(batch, place, target, heads)
         if weights.hierarchy_weight:
             terms["hierarchy"] = self._hierarchy_term(batch, place, target, heads)
+        if weights.choice_weight:
+            terms["choice"] = self._choice_term(batch, place, target, heads)
         # A term without a weight is reported; left out of the sum, it costs no gradient.
         weight = {name: getattr(weights, f"{name}_weight") for name in terms}
         return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
@@ -135,9 +142,7 @@ class TwoTowerModel(tfrs.Model):
         place: tf.Tensor,
         target: tf.Tensor,
         group: tf.Tensor,
-        queries: tf.Tensor,
-        keep: tf.Tensor,
-        training: bool,
+        vectors: UserVectors,
     ) -> dict[str, tf.Tensor]:
         """in_group, z and, if it has a weight, global."""
         use_global, exact = self._loss_config.global_weight > 0, self._pools.exact
@@ -145,7 +150,7 @@ class TwoTowerModel(tfrs.Model):
         grid, shared = self._pools(batch.in_group_negatives, batch.easy_negatives, target, self.generator)
         # Of one group, a positive's own row of the grid holds all that there is.
         if use_global and (exact or self.num_groups > 1):
-            heads = self._heads(queries, keep, training)
+            heads = vectors.all_groups()
             by_group = group_log_partitions(
                 heads,
                 self._candidate_tower(shared.item_index),
@@ -157,7 +162,7 @@ class TwoTowerModel(tfrs.Model):
             positive_logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
             own = tf.gather(by_group, group, batch_dims=1)
         else:
-            positive_logit, own = self._own_group(batch, grid, queries, keep, positive, target, group, training)
+            positive_logit, own = self._own_group(batch, grid, vectors.own_group(group), positive, target, group)
         terms = {"in_group": tf.reduce_mean(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
         if use_global:
             if self.num_groups > 1:
@@ -202,39 +207,40 @@ class TwoTowerModel(tfrs.Model):
         group = tf.maximum(tf.gather(self._group_id, items), 0)
         return tf.einsum("pnd,pnd->pn", tf.gather(heads, group, batch_dims=1), self._candidate_tower(items))
 
-    def _heads(self, queries: tf.Tensor, keep: tf.Tensor, training: bool) -> tf.Tensor:
-        """float32 [num_positives, num_groups, dim]: vectors for all groups, or the shared one where `keep` is 0."""
-        shared = queries[:, None, :]
-        return shared + keep[:, None] * (self._conditioning.all_groups(queries, training=training) - shared)
+    def _choice_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
+        """Each positive among its own exposed negatives, and among its own mined ones."""
+        losses = []
+        for of_targets in (batch.exposed_negatives, batch.mined_negatives):
+            negative = tf.gather_nd(of_targets, place)
+            logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
+            masked = (negative == PADDING_INDEX) | (negative == target[:, None])
+            losses.append(choice_loss(logits[:, 0], logits[:, 1:], masked))
+        return tf.add_n(losses)
 
-    def _keep_conditioning(self, num_positives: tf.Tensor, training: bool) -> tf.Tensor:
-        """float32 [num_positives, 1]: 0 where a positive is trained on the shared vector (stochastic depth)."""
-        if not training or self._conditioning_dropout == 0:
-            return tf.ones([num_positives, 1])
-        return tf.cast(self.generator.uniform([num_positives, 1]) >= self._conditioning_dropout, tf.float32)
+    def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
+        """The users' vectors before the positives `target` at `place`, int64 [num_positives, 2]."""
+        shared = self._queries_of(batch, place, target, training)
+        kept = None
+        if training and self._conditioning_dropout:
+            kept = self.generator.uniform([tf.shape(shared)[0]]) >= self._conditioning_dropout
+        return ConditionedVectors(shared, self._conditioning, kept, training)
 
     def _own_group(
         self,
         batch: WindowBatch,
         grid: CandidateGrid,
         queries: tf.Tensor,
-        keep: tf.Tensor,
         positive: tf.Tensor,
         target: tf.Tensor,
         group: tf.Tensor,
-        training: bool,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Logit of each positive and log-partition of its own group's row of the grid, both [num_positives].
 
-        A positive computes its own group's vector only, or none where it trains the shared one. Then positives
-        are laid out in blocks that share a group's candidates.
+        Positives are laid out in blocks that share a group's candidates.
+
+        Args:
+            queries: float32 [num_positives, dim], each for the positive's own group.
         """
-        if training and self._conditioning_dropout:
-            kept = tf.where(keep[:, 0] > 0)
-            conditioned = self._conditioning.own_group(tf.gather_nd(queries, kept), tf.gather_nd(group, kept), training)
-            queries = tf.tensor_scatter_nd_update(queries, kept, conditioned)
-        else:
-            queries = self._conditioning.own_group(queries, group, training)
         blocks = GroupBlocks.of(group, self.num_groups)
         own = tf.gather(queries, blocks.row)
         logit = tf.reduce_sum(own * tf.gather(positive, blocks.row), axis=-1)
@@ -255,12 +261,6 @@ class TwoTowerModel(tfrs.Model):
         )
         at = blocks.place_of_row
         return tf.gather(tf.reshape(logit, [-1]), at), tf.gather(tf.reshape(partition, [-1]), at)
-
-    def _target_queries(self, batch: WindowBatch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Positives int64 [num_positives] and the queries before them, float32 [num_positives, dim]."""
-        place = tf.where(batch.is_target)
-        target = tf.gather_nd(batch.item_index, place)
-        return target, self._queries_of(batch, place, target, training)
 
     def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""

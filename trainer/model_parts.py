@@ -37,9 +37,9 @@ def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Gener
 
 
 def conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:
-    """What makes a query one vector per group."""
+    """What makes a query one vector per group, after the encoder."""
     model = config.model
-    if model.conditioning == "none":
+    if model.conditioning == "none" or model.reads_groups_first:
         return SharedConditioning(num_groups, model.embedding_dim, name="shared")
     if model.conditioning == "multiply":
         return MultiplyConditioning(num_groups, model.embedding_dim)

@@ -10,12 +10,15 @@ import tensorflow as tf
 from contracts.config import Config
 from trainer.catalogue import Catalogue
 from trainer.layers.comirec_encoder import ComiRecEncoder
+from trainer.layers.concat_tokens import ConcatTokens
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.layers.gru_encoder import GRUEncoder
 from trainer.layers.mean_encoder import MeanEncoder
 from trainer.layers.mind_encoder import MINDEncoder
+from trainer.layers.multiply_tokens import MultiplyTokens
 from trainer.layers.random_dropout import RandomDropout
 from trainer.layers.sequence_encoder import SequenceEncoder
+from trainer.layers.token_conditioning import TokenConditioning
 from trainer.layers.transformer_encoder import TransformerEncoder
 
 
@@ -35,6 +38,7 @@ class QueryTower(tf.keras.layers.Layer):
         self._positions = self.add_weight(
             name="positions", shape=[config.windows.length + 1, dim], initializer=_small()
         )
+        self._condition = _token_conditioning(config, catalogue.num_groups)
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
         with _precision(config):
             self.encoder = _sequence_encoder(config, generator)
@@ -43,12 +47,19 @@ class QueryTower(tf.keras.layers.Layer):
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
         self._features = FeatureEmbedding(specs, dim, zero_init=True, name="user_features") if specs else None
 
-    def call(self, history: tf.Tensor, user_features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+    def call(
+        self,
+        history: tf.Tensor,
+        user_features: Mapping[str, tf.Tensor],
+        training: bool = False,
+        group_id: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Queries after 0, 1, .. length events.
 
         Args:
             history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
             user_features: name -> [batch_size] or [batch_size, max_tokens], transformed.
+            group_id: int32 [batch_size], what a `TokenConditioning` conditions on; None: no group.
 
         Returns:
             float32 [batch_size, length + 1, dim], or [batch_size, length + 1, num_interests, dim] of
@@ -56,7 +67,10 @@ class QueryTower(tf.keras.layers.Layer):
         """
         batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
         start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
-        tokens = tf.concat([start, history], axis=1) * self._dim**0.5 + self._positions[: length + 1]
+        tokens = tf.concat([start, history], axis=1)
+        if self._condition is not None and group_id is not None:
+            tokens = self._condition(tokens, group_id)
+        tokens = tokens * self._dim**0.5 + self._positions[: length + 1]
         encoded = tf.cast(self._encode(self._dropout(tokens, training=training), training=training), tf.float32)
         if self._features is None:
             return encoded
@@ -88,6 +102,13 @@ def _sequence_encoder(config: Config, generator: tf.random.Generator) -> Sequenc
     if model.user_tower == "comirec":
         return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
     return TransformerEncoder(model.num_layers, model.num_heads, dim, feed_forward_dim, model.dropout, generator)
+
+
+def _token_conditioning(config: Config, num_groups: int) -> TokenConditioning | None:
+    if not config.model.reads_groups_first:
+        return None
+    layer = MultiplyTokens if config.model.conditioning == "multiply_tokens" else ConcatTokens
+    return layer(num_groups, config.model.embedding_dim)
 
 
 def _small() -> tf.keras.initializers.Initializer:

@@ -26,7 +26,15 @@ from trainer.model import TwoTowerModel
 
 log = logging.getLogger(__name__)
 
-GROUP_AXIS = {"gate_kernel": 0, "gate_bias": 0, "group_hidden": 0, "group_scale": 0, "intent_logits/kernel": 1}
+GROUP_AXIS = {
+    "gate_kernel": 0,
+    "gate_bias": 0,
+    "group_hidden": 0,
+    "group_scale": 0,
+    "token_offset": 0,
+    "token_scale": 0,
+    "intent_logits/kernel": 1,
+}
 """Weights with a row a group, and the axis of it; intent_logits/bias has a rule of its own."""
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from contracts.artifact import writing
-from contracts.config import Config, DataConfig, Feature, FeatureTable, ServingConfig, WindowsConfig
+from contracts.config import Config, DataConfig, Feature, FeatureTable, ModelConfig, ServingConfig, WindowsConfig
 from contracts.layout import Model, Workdir
 from serving.export import export
 from serving.versions import exported_versions
 from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
+from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.model import TwoTowerModel
 
 MODEL = "per_group"
 GROUP_SIZES = (1, 3, 80, 240, 620)
@@ -35,7 +35,7 @@ class Trained:
     catalogue: Catalogue
 
 
-def make_config(**serving: object) -> Config:
+def make_config(model: dict[str, Any] | None = None, **serving: object) -> Config:
     features = (
         Feature(name="gender", kind="categorical"),
         Feature(name="tags", kind="tokens", max_tokens=MAX_TAGS),
@@ -48,6 +48,7 @@ def make_config(**serving: object) -> Config:
             user_features=FeatureTable(path="unused.csv", id="user_id", features=features), item_features=items
         ),
         windows=WindowsConfig(length=10),
+        model=ModelConfig(**(model or {})),
         serving=ServingConfig(**{**settings, **serving}),
     )
 
@@ -75,7 +76,7 @@ def spec(name: str, kind: str, values: Sequence[str] = (), max_tokens: int = 1) 
 
 def write_model(config: Config, workdir: Workdir, name: str, seed: int) -> None:
     """A model of random weights, large enough that groups, users and items differ."""
-    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    model = build_model(config, Catalogue.for_config(config, workdir))
     rng = np.random.default_rng(seed)
     for variable in model.trainable_variables:
         variable.assign(rng.normal(0, 0.25, variable.shape).astype(np.float32))

@@ -29,6 +29,7 @@ class Log:
     in_group_negatives: int = 4
     easy_negatives: int = 2
     exposed_negatives: int = 0  # of a target: itself, so that a test sees where they land
+    mined_negatives: int = 0  # of a target: the items after it in the catalogue, 0 after the last one
     popularity_exponent: float = 0.5
     item_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     user_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
@@ -120,6 +121,9 @@ def _training_examples(log: Log, probability: np.ndarray, rng: np.random.Generat
             }
             if log.exposed_negatives:
                 fields[WindowField.EXPOSED_NEGATIVES] = np.repeat(window[1:], log.exposed_negatives)
+            if log.mined_negatives:
+                near = window[1:, None] + np.arange(1, log.mined_negatives + 1)
+                fields[WindowField.MINED_NEGATIVES] = np.where(near <= log.num_items, near, 0).ravel()
             examples.append(_example(fields))
     return examples
 

@@ -3,10 +3,12 @@ import pytest
 import tensorflow as tf
 
 from trainer.layers.concat_conditioning import ConcatConditioning
+from trainer.layers.concat_tokens import ConcatTokens
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
+from trainer.layers.multiply_tokens import MultiplyTokens
 from trainer.layers.random_dropout import RandomDropout
 from trainer.layers.shared_conditioning import SharedConditioning
 from trainer.layers.transformer_encoder import TransformerEncoder
@@ -65,6 +67,20 @@ def test_mmoe_against_a_loop_over_experts() -> None:
             hidden = tf.nn.gelu(query @ weights["expert_kernel"][:, part] + weights["expert_bias"][part]).numpy()
             expected += gate[expert] / gate.sum() * (hidden @ weights["expert_output"][expert])
         np.testing.assert_allclose(vectors[group], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_are_conditioned_by_hand() -> None:
+    tokens = tf.constant([[[1.0, 2.0], [3.0, 4.0]]] * 3)
+    multiply, concat = MultiplyTokens(2, 2), ConcatTokens(2, 2)
+    for layer in (multiply, concat):
+        np.testing.assert_array_equal(layer(tokens, tf.constant([0, 1, 2])), tokens)
+        layer.set_weights([np.array([[10.0, 20.0], [5.0, 6.0]])])
+    # Of groups 1, 0 and none.
+    group = tf.constant([1, 0, 2])
+    scaled = [[[5, 12], [15, 24]], [[10, 40], [30, 80]], [[1, 2], [3, 4]]]
+    np.testing.assert_array_equal(multiply(tokens, group), scaled)
+    joined = [[[6, 8], [3, 4]], [[11, 22], [3, 4]], [[1, 2], [3, 4]]]
+    np.testing.assert_array_equal(concat(tokens, group), joined)
 
 
 def encoder() -> TransformerEncoder:

@@ -8,6 +8,7 @@ from contracts.config import LossConfig
 from tests.trainer.artifacts import cyclic_log
 from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
+from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
 from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
 from trainer.negative_pools import NegativePools
@@ -132,6 +133,42 @@ def test_binary_loss_by_hand() -> None:
 @pytest.mark.parametrize(("calibration", "beta"), [(0.0, 1.0), (1.0, 0.04), (0.5, 0.52)])
 def test_gbce_exponent_by_hand(calibration: float, beta: float) -> None:
     assert gbce_exponent(4, 101, calibration) == pytest.approx(beta)
+
+
+def test_choice_loss_by_numpy() -> None:
+    """A negative masked, and a positive without negatives, which the mean leaves out."""
+    rng = np.random.default_rng(0)
+    positive, negatives = rng.normal(size=4).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
+    masked = np.array([[False] * 3, [False, True, False], [True] * 3, [True, False, True]])
+    expected = [
+        np.log(np.exp(positive[row]) + np.exp(negatives[row][~masked[row]]).sum()) - positive[row] for row in (0, 1, 3)
+    ]
+    loss = choice_loss(tf.constant(positive), tf.constant(negatives), tf.constant(masked))
+    assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert float(choice_loss(tf.constant(positive), tf.constant(negatives), tf.ones([4, 3], tf.bool))) == 0
+
+
+def test_choices_without_correction_recover_the_scores() -> None:
+    """Choices by a softmax over all; each seen with two of the positive's mutual neighbours: the fit finds the scores.
+
+    Items 0..3 are mutual neighbours, 4..5 too. The least of the loss over scores must keep each cluster's differences.
+    """
+    rng = np.random.default_rng(1)
+    scores = np.array([0.0, 1.0, -1.0, 0.5, 0.3, -0.7], np.float32)
+    clusters = [0, 1, 2, 3], [4, 5]
+    near = {item: [other for other in members if other != item] for members in clusters for item in members}
+    chosen = rng.choice(6, 20_000, p=np.exp(scores) / np.exp(scores).sum())
+    mined = tf.constant(np.array([rng.choice(near[item], 2, replace=len(near[item]) < 2) for item in chosen]))
+    fitted, optimizer = tf.Variable(tf.zeros([6])), tf.keras.optimizers.Adam(0.1)
+    duplicate = mined[:, 1:] == mined[:, :1]
+    masked = tf.concat([tf.zeros_like(duplicate), duplicate], axis=1)
+    for _ in range(150):
+        with tf.GradientTape() as tape:
+            loss = choice_loss(tf.gather(fitted, chosen), tf.gather(fitted, mined), masked)
+        optimizer.apply_gradients([(tape.gradient(loss, fitted), fitted)])
+    for members in clusters:
+        difference = fitted.numpy()[members] - scores[members]
+        np.testing.assert_allclose(difference, difference.mean(), atol=0.08)
 
 
 def test_a_small_catalogue_is_compared_whole() -> None:

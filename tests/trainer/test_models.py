@@ -34,20 +34,37 @@ PRODUCTS = {
     "mmoe, groups of the history": variant(model={"history_groups": True}),
     "mmoe, bfloat16": variant(training={"mixed_precision": True}),
     "mmoe, XLA": variant(training={"jit_compile": True}),
+    "mmoe, exposed and mined negatives": variant(
+        windows={"mined_negatives": 2, "mined_from": "unread.npz"}, training={"loss": {"choice_weight": 1.0}}
+    ),
     "concat": variant(model={"conditioning": "concat"}),
     "multiply": variant(model={"conditioning": "multiply"}),
+    "concat before the encoder": variant(model={"conditioning": "concat_tokens"}),
+    "multiply before the encoder": variant(model={"conditioning": "multiply_tokens"}),
+    "multiply before the encoder, drawn pools": variant(model={"conditioning": "multiply_tokens"}, training=SAMPLED),
+    "concat before the encoder, gru": variant(model={"conditioning": "concat_tokens", "user_tower": "gru"}),
     "none": variant(model={"conditioning": "none"}),
 }
 BASELINES = [name for name in BaselineName.__args__ if name != "popularity"]
 VARIANTS = PRODUCTS | {name: baseline_config(variant(), name) for name in BASELINES}
-QUICK = {"mmoe", "mmoe, drawn pools", "mmoe, gru", "single_vector_one_negative", "mind", "matrix_factorisation"}
+QUICK = {
+    "mmoe",
+    "mmoe, drawn pools",
+    "mmoe, gru",
+    "mmoe, exposed and mined negatives",
+    "concat before the encoder",
+    "multiply before the encoder, drawn pools",
+    "single_vector_one_negative",
+    "mind",
+    "matrix_factorisation",
+}
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     """Every kind of side feature; a group and items without training events; a history of one group."""
     rng = np.random.default_rng(0)
-    log = cyclic_log(num_users=60, num_items=50, num_groups=3)
+    log = cyclic_log(num_users=60, num_items=50, num_groups=3, exposed_negatives=1, mined_negatives=2)
     log.group_id = np.concatenate([log.group_id, np.full(10, 3)])
     log.sequences = [np.flatnonzero(log.group_id == 0)[:8] + 1, *log.sequences[1:]]
     tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "max_tokens": 3}

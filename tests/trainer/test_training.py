@@ -14,8 +14,10 @@ from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from tests.trainer.model_test import HISTORY, embeddings
 from trainer.baselines import baseline_config
+from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
+from trainer.group_first_model import GroupFirstModel
 from trainer.input_pipeline import TrainingWindows
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
@@ -56,6 +58,51 @@ def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
         overall.append(np.log(np.exp(scores[[target, *others]]).sum()) - scores[target])
     assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
     assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
+
+
+@pytest.mark.parametrize("conditioning", ["multiply_tokens", "concat_tokens"])
+def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(conditioning: str, workdir: Workdir) -> None:
+    """Of each window one group has its own vector, as serving computes it; the others have the shared one."""
+    config = small_config(training=MIXED, model={"conditioning": conditioning, "dropout": 0.0})
+    catalogue = Catalogue.load(workdir)
+    model = build_model(config, catalogue)
+    assert isinstance(model, GroupFirstModel)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_variables:
+        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    state = model.generator.state.numpy()
+    sampled = model.sampled_group(batch).numpy()
+    model.generator.reset(state)
+    terms = model.loss_terms(batch, training=False)
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    in_group, overall, intents = [], [], []
+    for row, position in np.argwhere(batch.is_target):
+        target = batch.item_index[row, position]
+        own, intent = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})
+        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()
+        vectors = np.repeat(shared, catalogue.num_groups, axis=0)
+        vectors[sampled[row]] = own.numpy()[0, sampled[row]]
+        scores = (vectors[catalogue.group_id] * items).sum(axis=1)[1:]
+        group = catalogue.group_id[target]
+        in_group.append(np.log(np.exp(scores[catalogue.group_id[1:] == group]).sum()) - scores[target - 1])
+        overall.append(np.log(np.exp(scores).sum()) - scores[target - 1])
+        intents.append(-intent.numpy()[0, group])
+    assert np.abs(own.numpy()[0] - shared).max() > 1e-2, "the groups' vectors are all the shared one"
+    for name, values in {"in_group": in_group, "global": overall, "intent": intents}.items():
+        assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
+
+
+def test_a_windows_group_is_drawn_in_proportion_to_its_targets(workdir: Workdir) -> None:
+    catalogue = Catalogue.load(workdir)
+    model = build_model(small_config(model={"conditioning": "multiply_tokens"}), catalogue)
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    of_target = np.where(batch.is_target, catalogue.group_id[batch.item_index], -1)
+    expected = (of_target[:, :, None] == np.arange(4)).sum(axis=1) / batch.is_target.sum(axis=1, keepdims=True)
+    drawn = np.mean([tf.one_hot(model.sampled_group(batch), 4).numpy() for _ in range(400)], axis=0)
+    # Four standard errors of a share of 400 draws.
+    np.testing.assert_allclose(drawn, expected, atol=4 * 0.5 / 20)
+    assert (drawn[expected == 0] == 0).all()
 
 
 @pytest.mark.parametrize(("global_weight", "shapes"), [(1.0, False), (0.0, True)])
@@ -183,6 +230,32 @@ def test_write_evaluation_leaves_one_artifact(workdir: Workdir) -> None:
     assert (manifest.fingerprint, manifest.files) == ("y", ["breakdowns.json", "metrics.json"])
     metrics = json.loads(workdir.metrics.read_text())
     assert list(metrics) == ["popularity", "dnc", "dnc_quota"]
+
+
+def test_the_models_choice_term_is_that_of_numpy(tmp_path: Path) -> None:
+    workdir = write_artifacts(cyclic_log(num_users=40, exposed_negatives=1, mined_negatives=3), tmp_path)
+    config = small_config(
+        model={"dropout": 0.0, "conditioning": "multiply"},
+        windows={"mined_negatives": 3, "mined_from": "unread.npz"},
+        training={"loss": {"choice_weight": 1.0}},
+    )
+    catalogue = Catalogue.load(workdir)
+    model = build_model(config, catalogue)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_variables:
+        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    expected = []
+    for row, position in np.argwhere(batch.is_target):
+        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
+        mined = batch.mined_negatives[row, position]
+        if mined.any():
+            choice = np.array([batch.item_index[row, position], *mined[mined > 0]])
+            scores = (queries[catalogue.group_id[choice]] * items[choice]).sum(axis=1)
+            expected.append(np.log(np.exp(scores).sum()) - scores[0])
+    # The exposed negatives of this log are the positives themselves: accidental hits, all masked.
+    assert float(model.loss_terms(batch, training=False)["choice"]) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_exposed_negatives_lie_at_their_targets(tmp_path: Path) -> None:

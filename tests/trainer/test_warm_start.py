@@ -14,6 +14,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
+from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
@@ -54,7 +55,7 @@ def make_run(root: Path, item_order: np.ndarray, group_of: np.ndarray, colour_or
 
 def random_model(config: Config, workdir: Workdir) -> TwoTowerModel:
     """A model with all weights random, saved as a finished one."""
-    model = TwoTowerModel(config, Catalogue.load(workdir))
+    model = build_model(config, Catalogue.load(workdir))
     rng = np.random.default_rng(1)
     for weight in model.trainable_variables:
         weight.assign(rng.normal(0, 0.3, weight.shape))
@@ -76,7 +77,10 @@ def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[s
     return dict(zip(catalogue.item_ids, values, strict=True))
 
 
-@pytest.mark.parametrize("conditioning", ["mmoe", "concat", "multiply", "none"])
+CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"]
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str) -> None:
     """Items, groups and the colours' vocabulary are permuted, and two items are new in existing groups."""
     rng = np.random.default_rng(2)
@@ -87,7 +91,7 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: 
     renamed = np.array([2, 0, 1])[group_of]
     after = make_run(tmp_path / "after", rng.permutation(NUM_ITEMS + 2), renamed, ["blue", "red", "green"])
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
-    model = TwoTowerModel(warm, Catalogue.load(after))
+    model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc", load_model)
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
     for item, value in old.items():
@@ -105,7 +109,7 @@ def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> 
     merged[-1] = 2
     after = make_run(tmp_path / "after", np.arange(2 * NUM_ITEMS), merged, COLOURS)
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
-    model = TwoTowerModel(warm, Catalogue.load(after))
+    model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc", load_model)
     assert (report.kept_items, report.new_items, report.kept_groups, report.new_groups) == (NUM_ITEMS, NUM_ITEMS, 2, 1)
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
@@ -127,8 +131,8 @@ def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:
     """Seven groups, a number that no other dimension has: a weight with an axis of 7 must be matched by group."""
     group_of = np.arange(NUM_ITEMS) % 7
     workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), group_of, COLOURS)
-    for conditioning in ("mmoe", "concat", "multiply", "none"):
-        model = TwoTowerModel(config_of(conditioning, "groups.num_groups=7"), Catalogue.load(workdir))
+    for conditioning in CONDITIONINGS:
+        model = build_model(config_of(conditioning, "groups.num_groups=7"), Catalogue.load(workdir))
         for weight in model.trainable_variables:
             name = weight.name.removesuffix(":0")
             if 7 in weight.shape:

@@ -1,0 +1,40 @@
+"""Models whose towers read a request otherwise, exported and served."""
+
+import numpy as np
+import pytest
+
+from contracts.names import Split
+from serving.export import export
+from serving.local_client import ServableSession
+from serving.requests import user_requests
+from tests.serving.asking import check, corpus_of
+from tests.serving.conftest import Trained, make_config, write_model
+from trainer.input_pipeline import EvaluationUsers
+from trainer.ranking import encode_users
+from trainer.train import load_model
+
+VARIANTS = {
+    "group before the encoder": {"conditioning": "multiply_tokens"},
+    "group as a token": {"conditioning": "concat_tokens", "user_tower": "gru"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) -> None:
+    """The trainer's vectors for every group, and lists that are the exact merge."""
+    model = name.replace(" ", "_")
+    config = make_config(VARIANTS[name], indexes=("exact",), model_name=model)
+    write_model(config, trained.workdir, model, seed=3)
+    version = export(config, trained.workdir, model, "fingerprint")
+    users = EvaluationUsers.load(trained.workdir, Split.TEST)
+    queries, log_intent = encode_users(load_model(config, trained.workdir, model), users)
+    assert np.abs(queries - queries[:, :1]).max() > 1e-2, "all groups have the same vector"
+    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    with ServableSession(version, num_threads=1) as session:
+        served, intent = session.query_embedding(requests.histories, requests.user_ids)
+        np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
+        corpus = corpus_of(session, trained.catalogue)
+        histories = [["i1", "nobody", "i7"], [], ["i2"]]
+        verdict, _ = check(session, corpus, trained.catalogue, config.serving, histories, {}, 1.0)
+        assert verdict.failures == []

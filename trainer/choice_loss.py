@@ -1,0 +1,28 @@
+"""Softmax of a positive among the items that it was really chosen from."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from trainer.losses import log_partition
+
+
+def choice_loss(positive_logit: tf.Tensor, negative_logits: tf.Tensor, masked: tf.Tensor) -> tf.Tensor:
+    """-log e^{s_p} / (e^{s_p} + sum_j e^{s_j}) over a positive's own negatives j: a conditional logit.
+
+    Exposed negatives are a uniform sample of what the user chose from, mined ones of the positive's nearest
+    items. The correction of a sampled set D is log pi(D | i), of drawing it were i the positive (McFadden 1978).
+    It is the same for all i in D and cancels: for exposures always, for mined items where nearness is mutual.
+    Hence no logQ, and one softmax a kind.
+
+    Args:
+        positive_logit: float32 [num_positives].
+        negative_logits: float32 [num_positives, num_negatives].
+        masked: bool [num_positives, num_negatives]; True leaves a negative out.
+
+    Returns:
+        A scalar: the mean over positives that have a negative.
+    """
+    partition = log_partition(positive_logit, negative_logits, tf.zeros([]), masked)
+    counted = tf.cast(tf.reduce_any(~masked, axis=1), tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum((partition - positive_logit) * counted), tf.reduce_sum(counted))

@@ -1,0 +1,66 @@
+"""A model whose encoder reads the history anew for every group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from trainer.input_pipeline import WindowBatch
+from trainer.model import TwoTowerModel
+from trainer.user_vectors import OneGroupVectors, UserVectors
+
+
+class GroupFirstModel(TwoTowerModel):
+    """e_{u,g} = encoder(history conditioned on g), by a `TokenConditioning`; h_u = encoder(history).
+
+    A training step encodes each window twice, for any K: for no group, and for one, drawn from the groups of its
+    targets in proportion to their number. That group's vector scores the group's candidates for all the
+    window's positives; h_u stands in for the other groups, and is what the intent is read from. Every answer
+    encodes the history K + 1 times, in one batch.
+    """
+
+    def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
+        group = self.sampled_group(batch)
+        users = self.features_of_users(batch.user_index)
+        encoded = self._encode(self._history_tokens(batch.item_index[:, :-1]), users, self._or_none(group), training)
+        shared, conditioned = tf.gather_nd(encoded[0], place), tf.gather_nd(encoded[1], place)
+        return OneGroupVectors(shared, conditioned, tf.gather(group, place[:, 0]), self.num_groups)
+
+    def sampled_group(self, batch: WindowBatch) -> tf.Tensor:
+        """int32 [batch_size]: the group of one of each window's targets, drawn evenly."""
+        num_targets = tf.reduce_sum(tf.cast(batch.is_target, tf.int32), axis=1)
+        uniform = self.generator.uniform(tf.shape(num_targets))
+        drawn = tf.minimum(tf.cast(uniform * tf.cast(num_targets, tf.float32), tf.int32), num_targets - 1)
+        rank = tf.cumsum(tf.cast(batch.is_target, tf.int32), axis=1, exclusive=True)
+        place = tf.argmax(batch.is_target & (rank == drawn[:, None]), axis=1)
+        return tf.gather(self._group_id, tf.gather(batch.item_index, place, batch_dims=1))
+
+    def _or_none(self, group_id: tf.Tensor) -> tf.Tensor:
+        """int32 [batch_size] -> [2, batch_size]: no group, and the group."""
+        return tf.stack([tf.fill(tf.shape(group_id), self.num_groups), group_id])
+
+    def _encode(
+        self, history: tf.Tensor, users: Mapping[str, tf.Tensor], group_id: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """All readings of [batch_size, length, dim] histories in one batch of the encoder.
+
+        Args:
+            group_id: int32 [num_readings, batch_size].
+
+        Returns:
+            float32 [num_readings, batch_size, length + 1, dim].
+        """
+        readings, batch_size = tf.unstack(tf.shape(group_id))
+        history = tf.tile(history, [readings, 1, 1])
+        users = {name: tf.tile(value, [readings] + [1] * (value.shape.rank - 1)) for name, value in users.items()}
+        encoded = self._query_tower(history, users, training=training, group_id=tf.reshape(group_id, [-1]))
+        return tf.reshape(encoded, [readings, batch_size, -1, self.embedding_dim])
+
+    def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        group_id = tf.repeat(tf.range(self.num_groups + 1)[:, None], tf.shape(history_index)[0], axis=1)
+        encoded = self._encode(self._history_tokens(history_index), user_features, group_id, training=False)
+        num_events = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
+        last = tf.gather(tf.transpose(encoded, [1, 2, 0, 3]), num_events, batch_dims=1)
+        vectors = tf.ensure_shape(last[:, : self.num_groups], [None, self.num_groups, self.embedding_dim])
+        return vectors, self._log_intent(last[:, self.num_groups])

@@ -1,0 +1,77 @@
+"""A step's user vectors: one per group for each positive, computed only where they are asked for."""
+
+from __future__ import annotations
+
+import abc
+
+import tensorflow as tf
+
+from trainer.layers.group_conditioning import GroupConditioning
+
+
+class UserVectors(abc.ABC):
+    """Base: the vectors e_{u,g} of the users of a step's positives.
+
+    Attributes:
+        shared: float32 [num_positives, dim], the query that belongs to no group.
+    """
+
+    def __init__(self, shared: tf.Tensor):
+        self.shared = shared
+
+    @abc.abstractmethod
+    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
+        """Vectors for one group each: int32 [num_positives] -> float32 [num_positives, dim]."""
+
+    @abc.abstractmethod
+    def all_groups(self) -> tf.Tensor:
+        """Vectors for all groups: float32 [num_positives, num_groups, dim]."""
+
+
+class ConditionedVectors(UserVectors):
+    """Vectors by a `GroupConditioning`; the shared one for every group where a positive's conditioning is dropped.
+
+    Dropping is stochastic depth: what a group's vector learns stays near what all users' vectors learn.
+    """
+
+    def __init__(
+        self, shared: tf.Tensor, conditioning: GroupConditioning, kept: tf.Tensor | None = None, training: bool = False
+    ):
+        """`kept`: bool [num_positives], False where a positive trains the shared vector; None keeps all."""
+        super().__init__(shared)
+        self._conditioning, self._kept, self._training = conditioning, kept, training
+
+    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
+        if self._kept is None:
+            return self._conditioning.own_group(self.shared, group_id, self._training)
+        place = tf.where(self._kept)
+        query, group = tf.gather_nd(self.shared, place), tf.gather_nd(group_id, place)
+        return tf.tensor_scatter_nd_update(
+            self.shared, place, self._conditioning.own_group(query, group, self._training)
+        )
+
+    def all_groups(self) -> tf.Tensor:
+        vectors = self._conditioning.all_groups(self.shared, self._training)
+        if self._kept is None:
+            return vectors
+        shared = self.shared[:, None, :]
+        return shared + tf.cast(self._kept, tf.float32)[:, None, None] * (vectors - shared)
+
+
+class OneGroupVectors(UserVectors):
+    """Vectors of an encoder that has read each window twice: without a group, and for one group of its own.
+
+    The other groups are represented by the shared vector.
+    """
+
+    def __init__(self, shared: tf.Tensor, conditioned: tf.Tensor, group_id: tf.Tensor, num_groups: int):
+        """`conditioned`: float32 [num_positives, dim], for the groups int32 [num_positives]."""
+        super().__init__(shared)
+        self._conditioned, self._group_id, self._num_groups = conditioned, group_id, num_groups
+
+    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
+        return tf.where((group_id == self._group_id)[:, None], self._conditioned, self.shared)
+
+    def all_groups(self) -> tf.Tensor:
+        is_its_group = tf.one_hot(self._group_id, self._num_groups, on_value=True, off_value=False)
+        return tf.where(is_its_group[:, :, None], self._conditioned[:, None, :], self.shared[:, None, :])
