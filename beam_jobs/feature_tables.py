@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from beam_jobs.column_text import check_ids, to_binary, to_numbers
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import check_file
 from beam_jobs.payload import one_array
+from beam_jobs.vector_column import from_matrix, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
 
 
@@ -22,8 +24,9 @@ class FeatureRows:
 
     Attributes:
         ids: [num_rows] distinct sound ids, string.
-        columns: column name -> [num_rows]; float32 for numeric features, else binary.
-        counts: rows that were left out, by reason.
+        columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
+            binary.
+        counts: rows that were left out, by reason, and malformed vectors, by feature.
     """
 
     ids: pa.Array
@@ -33,10 +36,7 @@ class FeatureRows:
     def aligned(self, ids: pa.Array) -> dict[str, pa.Array]:
         """The columns in the order of `ids`; an id without a row has "" or NaN."""
         places = pc.index_in(ids, self.ids)
-        return {
-            name: pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
-            for name, column in self.columns.items()
-        }
+        return {name: _taken(column, places) for name, column in self.columns.items()}
 
 
 def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
@@ -62,17 +62,28 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     is_first[first] = True
     keep = pa.array(sound & is_first)
     kinds = {feature.name: feature for feature in table.features}
-    columns = {
-        name: _feature_values(one_array(raw[name]), kinds.get(name), f"{table.path}, column {name!r}").filter(keep)
-        for name in wanted
-        if name in kinds or name == table.title
-    }
     counts = {
         "malformed_rows": malformed,
         "unusable_ids": int((~sound).sum()),
         "repeated_ids": int((sound & ~is_first).sum()),
     }
+    columns = {}
+    for name in wanted:
+        if name in kinds or name == table.title:
+            where = f"{table.path}, column {name!r}"
+            values, is_malformed = _feature_values(one_array(raw[name]), kinds.get(name), where)
+            columns[name] = values.filter(keep)
+            if is_malformed is not None:
+                counts[f"malformed_{name}"] = int((is_malformed & np.asarray(keep)).sum())
     return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts)
+
+
+def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
+    """The values at `places`; where a place is null, "" or NaN."""
+    if pa.types.is_fixed_size_list(column.type):
+        vectors = np.concatenate([to_matrix(column), np.full((1, column.type.list_size), np.nan, np.float32)])
+        return from_matrix(vectors[pc.fill_null(places, -1).to_numpy(zero_copy_only=False)])
+    return pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
 
 
 def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
@@ -86,20 +97,24 @@ def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
     return pa.concat_tables([empty, *(b.table for b in batches)]), sum(len(b.bad_rows) for b in batches)
 
 
-def _feature_values(column: pa.Array, feature: Feature | None, where: str) -> pa.Array:
-    """float32 of a numeric feature (NaN where there is no number), binary of all else."""
-    if feature is not None and feature.kind == "numeric":
-        return _to_float32(column)
+def _feature_values(
+    column: pa.Array, feature: Feature | None, where: str
+) -> tuple[pa.Array, npt.NDArray[np.bool_] | None]:
+    """float32 of a numeric feature (NaN where there is no number), vectors as `to_vectors` has them, else binary.
+
+    And, of vectors, which are malformed.
+    """
+    name = "title" if feature is None else feature.kind
     kind = column.type
     try:
-        if (
-            feature is not None
-            and feature.kind == "tokens"
-            and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
-        ):
+        if feature is not None and name == "vector":
+            return to_vectors(column, feature)
+        if name == "numeric":
+            return _to_float32(column), None
+        if feature is not None and name == "tokens" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
             joined = pc.binary_join(column.cast(pa.list_(pa.string())), feature.separator)
-            return pc.fill_null(joined.cast(pa.binary()), b"")
-        return pc.fill_null(to_binary(column), b"")
+            return pc.fill_null(joined.cast(pa.binary()), b""), None
+        return pc.fill_null(to_binary(column), b""), None
     except ValueError as error:
         raise ValueError(f"{where}: {error}; use a plain column") from None
 

@@ -16,6 +16,7 @@ from contracts.layout import vocabulary_file
 Tensors = dict[str, tf.Tensor]
 
 _ROUNDING = 1e-12
+_NO_WORD = r"[^\pL\pN]+"
 
 
 def make_preprocessing_fn(
@@ -31,9 +32,10 @@ def make_preprocessing_fn(
 
     Returns:
         a function of raw features, each [batch_size], whose outputs are: `index_name` int64 [batch_size],
-        0 for an id outside the vocabulary; categorical int64 [batch_size] and tokens int64
+        0 for an id outside the vocabulary; categorical int64 [batch_size], tokens and text int64
         [batch_size, max_tokens], 1.. by frequency and 0 for missing or unknown; numeric float32
-        [batch_size], z-score over the values present and 0 for a missing one.
+        [batch_size], z-score over the values present and 0 for a missing one; vector float32 [batch_size, dim],
+        the z-score of each column over sqrt(dim), so that a vector weighs about as much as a number.
     """
 
     def preprocessing_fn(inputs: Tensors) -> Tensors:
@@ -42,6 +44,8 @@ def make_preprocessing_fn(
             raw = inputs[feature.name]
             if feature.kind == "numeric":
                 outputs[feature.name] = _z_score(raw)
+            elif feature.kind == "vector":
+                outputs[feature.name] = _z_score(raw) / feature.dim**0.5
             elif feature.kind == "categorical":
                 outputs[feature.name] = _vocabulary_index(raw, feature)
             else:
@@ -52,10 +56,10 @@ def make_preprocessing_fn(
 
 
 def raw_feature_spec(id_name: str, features: tuple[Feature, ...]) -> dict[str, tf.io.FixedLenFeature]:
-    """Raw inputs: strings, but float32 for numeric features."""
+    """Raw inputs: strings, but float32 for numeric and vector features."""
     spec = {id_name: tf.io.FixedLenFeature([], tf.string)}
     for feature in features:
-        spec[feature.name] = tf.io.FixedLenFeature([], tf.float32 if feature.kind == "numeric" else tf.string)
+        spec[feature.name] = tf.io.FixedLenFeature(feature.raw_shape, tf.float32 if feature.is_number else tf.string)
     return spec
 
 
@@ -79,8 +83,15 @@ def _vocabulary_index(values: tf.Tensor, feature: Feature) -> tf.Tensor:
 
 
 def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
-    """[batch_size] -> [batch_size, max_tokens], the first non-empty values of each cell, "" after them."""
-    ragged = tf.strings.split(cells, sep=feature.separator)
+    """[batch_size] -> [batch_size, max_tokens], the first non-empty values of each cell, "" after them.
+
+    Of a text, values are runs of letters and digits, in lower case.
+    """
+    if feature.kind == "text":
+        lower = tf.strings.lower(tf.strings.unicode_transcode(cells, "UTF-8", "UTF-8"), encoding="utf-8")
+        ragged = tf.strings.split(tf.strings.regex_replace(lower, _NO_WORD, " "), sep=" ")
+    else:
+        ragged = tf.strings.split(cells, sep=feature.separator)
     present = tf.ragged.boolean_mask(ragged, tf.not_equal(ragged, ""))
     return present.to_tensor(default_value="", shape=[None, feature.max_tokens])
 
@@ -88,16 +99,25 @@ def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
 def _z_score(values: tf.Tensor) -> tf.Tensor:
     """(value - mean) / deviation over finite values; 0 for the others, and for all if they are equal.
 
+    Of [batch_size, dim] vectors, column by column. A vector is either finite or missing as a whole.
+
     All sums are independent of each other, so TFT reads the table once. Squares of float32 are exact in
     float64; a variance within the rounding of their sums is none.
     """
     present = tf.math.is_finite(values)
+    if values.shape.rank == 2:
+        present = tf.broadcast_to(tf.reduce_all(present, axis=1, keepdims=True), tf.shape(values))
     wide = tf.cast(tf.where(present, values, 0.0), tf.float64)
     ones = tf.cast(present, tf.float64)
-    count = tf.maximum(tft.sum(ones), 1.0)
-    mean = tft.sum(wide) / count
-    mean_square = tft.sum(tf.square(wide)) / count
+    count = tf.maximum(_column_sum(ones), 1.0)
+    mean = _column_sum(wide) / count
+    mean_square = _column_sum(tf.square(wide)) / count
     variance = mean_square - tf.square(mean)
     deviation = tf.sqrt(tf.where(variance > _ROUNDING * mean_square, variance, 0.0))
     scaled = tf.math.divide_no_nan(wide - mean, deviation)
     return tf.where(present, tf.cast(scaled, tf.float32), 0.0)
+
+
+def _column_sum(values: tf.Tensor) -> tf.Tensor:
+    """Over all rows of the table: a scalar, or [dim] of vectors."""
+    return tft.sum(values, reduce_instance_dims=False)

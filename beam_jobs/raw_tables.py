@@ -36,16 +36,20 @@ def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, fie
 
 
 class ReadRawBatches(beam.DoFn):
-    """(path, first row) -> a record batch in which each value is a list of one: TFT's form of a scalar."""
+    """(path, first row) -> a record batch in which each scalar is a list of one: TFT's form of it."""
 
     def process(self, element: tuple[str, int]) -> Iterator[pa.RecordBatch]:
         path, start = element
         table = pq.read_table(path, use_threads=False).slice(start, ROWS_PER_BATCH)
-        yield as_scalar_lists(table)
+        yield as_lists(table)
 
 
-def as_scalar_lists(table: pa.Table) -> pa.RecordBatch:
-    """[num_rows] columns as lists of length 1."""
-    offsets = pa.array(np.arange(table.num_rows + 1), pa.int32())
-    columns = [one_array(column) for column in table.columns]
-    return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(offsets, c) for c in columns], table.column_names)
+def as_lists(table: pa.Table) -> pa.RecordBatch:
+    """Columns of scalars as lists of length 1, of fixed-size lists as lists."""
+    return pa.RecordBatch.from_arrays([_as_list(one_array(column)) for column in table.columns], table.column_names)
+
+
+def _as_list(column: pa.Array) -> pa.Array:
+    is_vector = pa.types.is_fixed_size_list(column.type)
+    values, size = (column.flatten(), column.type.list_size) if is_vector else (column, 1)
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(column) + 1) * size, pa.int32()), values)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.vector_column import to_matrix
 from contracts.config import Feature, FeatureTable
 
 Int64 = npt.NDArray[np.int64]
@@ -48,8 +49,8 @@ class SideFeatures:
 
     Attributes:
         num_items: size of the catalogue.
-        tokens: categorical and tokens features.
-        numbers: name -> [num_items] float32, NaN where there is none.
+        tokens: categorical, tokens and text features.
+        numbers: name -> [num_items, dim] float32, NaN where there is none; of a numeric feature, dim is 1.
         titles: [num_items] readable names, "" where there is none.
     """
 
@@ -81,12 +82,13 @@ class SideFeatures:
             ones = np.ones(int(kept.sum()), np.float32)
             blocks.append(sp.csr_matrix((ones, (feature.items[kept], feature.codes[kept])), shape=shape))
         for numbers in self.numbers.values():
-            present = np.isfinite(numbers)
-            scaled = np.zeros(self.num_items, np.float32)
+            present = np.isfinite(numbers).all(axis=1)
+            scaled = np.zeros(numbers.shape, np.float32)
             if present.any():
-                spread = float(numbers[present].std()) or 1.0
-                scaled[present] = (numbers[present] - numbers[present].mean()) / spread
-            blocks.append(sp.csr_matrix(scaled[:, None]))
+                known = numbers[present].astype(np.float64)
+                spread, deviation = known.std(axis=0), known - known.mean(axis=0)
+                scaled[present] = deviation / np.where(spread > 0, spread, 1.0) / numbers.shape[1] ** 0.5
+            blocks.append(sp.csr_matrix(scaled))
         return sp.hstack(blocks, format="csr")
 
 
@@ -100,12 +102,8 @@ def read_side_features(table: FeatureTable | None, item_ids: pa.Array) -> SideFe
     if table is None:
         return SideFeatures(num_items, [], {}, [""] * num_items)
     columns = read_feature_table(table, "data.item_features").aligned(item_ids)
-    tokens = [_tokens(feature, columns[feature.name]) for feature in table.features if feature.kind != "numeric"]
-    numbers = {
-        feature.name: columns[feature.name].to_numpy(zero_copy_only=False)
-        for feature in table.features
-        if feature.kind == "numeric"
-    }
+    tokens = [_tokens(feature, columns[feature.name]) for feature in table.features if not feature.is_number]
+    numbers = {feature.name: _matrix(columns[feature.name]) for feature in table.features if feature.is_number}
     titles = [""] * num_items
     if table.title is not None:
         raw = columns[table.title]
@@ -116,8 +114,27 @@ def read_side_features(table: FeatureTable | None, item_ids: pa.Array) -> SideFe
     return SideFeatures(num_items, tokens, numbers, titles)
 
 
+def _matrix(column: pa.Array) -> npt.NDArray[np.float32]:
+    """[num_items, dim]."""
+    if pa.types.is_fixed_size_list(column.type):
+        return to_matrix(column)
+    numbers: npt.NDArray[np.float32] = column.to_numpy(zero_copy_only=False)
+    return numbers[:, None]
+
+
+def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
+    """The values of each cell as lists, as the transform's graph splits it; None where a cell is one value."""
+    if feature.kind == "tokens":
+        return pc.split_pattern(column, feature.separator.encode())
+    if feature.kind == "text":
+        text = pa.array([cell.decode("utf-8", "replace") for cell in column.to_pylist()], pa.string())
+        words = pc.replace_substring_regex(pc.utf8_lower(text), r"[^\pL\pN]+", " ")
+        return pc.split_pattern(words.cast(pa.binary()), b" ")
+    return None
+
+
 def _tokens(feature: Feature, column: pa.Array) -> TokenFeature:
-    lists = pc.split_pattern(column, feature.separator.encode()) if feature.kind == "tokens" else None
+    lists = _split(column, feature)
     if lists is None:
         flat, items = column, np.arange(len(column))
     else:

@@ -85,24 +85,27 @@ class TransformTable(beam.PTransform):
 
 
 def _adapter_config(job: TableJob) -> tfxio.TensorAdapterConfig:
-    """How record batches become tensors: each column a dense scalar."""
+    """How record batches become tensors: each column dense."""
     fields = [pa.field(job.id_name, pa.list_(pa.binary()))]
-    fields += [pa.field(f.name, pa.list_(pa.float32() if f.kind == "numeric" else pa.binary())) for f in job.columns]
-    return tfxio.TensorAdapterConfig(pa.schema(fields), {field.name: _dense_scalar(field.name) for field in fields})
+    fields += [pa.field(f.name, pa.list_(pa.float32() if f.is_number else pa.binary())) for f in job.columns]
+    shapes: dict[str, tuple[int, ...]] = {job.id_name: (), **{f.name: f.raw_shape for f in job.columns}}
+    return tfxio.TensorAdapterConfig(pa.schema(fields), {name: _dense(name, shape) for name, shape in shapes.items()})
 
 
-def _dense_scalar(column: str) -> schema_pb2.TensorRepresentation:
+def _dense(column: str, shape: tuple[int, ...]) -> schema_pb2.TensorRepresentation:
     representation = schema_pb2.TensorRepresentation()
     representation.dense_tensor.column_name = column
     representation.dense_tensor.shape.SetInParent()
+    for size in shape:
+        representation.dense_tensor.shape.dim.add(size=size)
     return representation
 
 
 class _PackBatch(beam.DoFn):
-    """Transformed record batch -> (0, packed table): scalars flat, tokens as fixed-size lists."""
+    """Transformed record batch -> (0, packed table): scalars flat, tokens and vectors as fixed-size lists."""
 
     def __init__(self, job: TableJob) -> None:
-        self._widths = {feature.name: feature.max_tokens for feature in job.columns if feature.kind == "tokens"}
+        self._widths = {feature.name: feature.width for feature in job.columns}
         self._names = [job.index_name, *(feature.name for feature in job.columns)]
 
     def process(self, element: tuple[pa.RecordBatch, dict[str, Any]]) -> Iterator[tuple[int, bytes]]:
@@ -171,12 +174,11 @@ def _run_table(config: Config, job: TableJob, scratch: Path) -> tuple[int, dict[
 
 
 def _spec(feature: Feature, graph: Path) -> dict[str, Any]:
-    """`vocabulary_size` counts the known values: indices are 0 (missing) to it."""
-    size = 0
-    if feature.kind != "numeric":
+    """`vocabulary_size` counts the known values: indices are 0 (missing) to it. A text is tokens by now."""
+    size, kind = 0, "tokens" if feature.kind == "text" else feature.kind
+    if not feature.is_number:
         size = len(tft.TFTransformOutput(str(graph)).vocabulary_by_name(vocabulary_file(feature.name)))
-    width = feature.max_tokens if feature.kind == "tokens" else 1
-    return {"name": feature.name, "kind": feature.kind, "vocabulary_size": size, "max_tokens": width}
+    return {"name": feature.name, "kind": kind, "vocabulary_size": size, "width": feature.width or 1}
 
 
 if __name__ == "__main__":

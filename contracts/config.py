@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from contracts.names import RESERVED_FEATURE_NAMES
 
@@ -79,10 +79,41 @@ class Feature(Section):
     """One side feature, a column of a user or item table."""
 
     name: str
-    kind: Literal["categorical", "tokens", "numeric"]
-    separator: str = Field("|", description="of kind tokens: what separates the values in a cell")
-    max_tokens: int = Field(8, ge=1, description="of kind tokens: values kept per row")
-    max_vocabulary: int = Field(10_000, ge=1, description="of kinds categorical, tokens: most frequent values kept")
+    kind: Literal["categorical", "tokens", "text", "numeric", "vector"] = Field(
+        description="one value; several values; words, in any case; a number; a dense vector such as an embedding"
+    )
+    separator: Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)] = Field(
+        "|", description="of kinds tokens, vector: what separates the values in a cell of text; may be a space"
+    )
+    max_tokens: int = Field(8, ge=1, description="of kinds tokens, text: values kept per row")
+    max_vocabulary: int = Field(
+        10_000, ge=1, description="of kinds categorical, tokens, text: most frequent values kept"
+    )
+    dim: int = Field(0, ge=0, description="of kind vector: its length; another length is a missing value")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are float32, of which TFT makes no vocabulary."""
+        return self.kind in {"numeric", "vector"}
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Of a row's raw value."""
+        return (self.dim,) if self.kind == "vector" else ()
+
+    @property
+    def width(self) -> int | None:
+        """Of a row's transformed value; None where it is a scalar."""
+        return {"tokens": self.max_tokens, "text": self.max_tokens, "vector": self.dim}.get(self.kind)
+
+    @model_validator(mode="after")
+    def _vector_has_a_length(self) -> Feature:
+        if (self.kind == "vector") != (self.dim > 0):
+            raise ValueError(
+                f"the feature {self.name!r} of kind {self.kind} has dim={self.dim}: a vector needs its length, "
+                "and nothing else has one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _name_is_free(self) -> Feature:
@@ -221,6 +252,12 @@ class ModelConfig(Section):
     num_experts: int = Field(4, ge=1)
     expert_hidden_dim: int = Field(64, ge=1)
     history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
+    oov_buckets: int = Field(
+        0,
+        ge=0,
+        description="rows for events of ids outside the vocabulary, by a hash of the id; 0: a history lacks them",
+    )
+    oov_rate: float = Field(0.05, gt=0, lt=1, description="share of a history's events that train their id's bucket")
     use_item_features: bool = True
     use_user_features: bool = True
 
@@ -293,6 +330,9 @@ class TrainingConfig(Section):
     evaluate_every: int = Field(2, ge=1, description="epochs between validations")
     monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
+    replicas: int = Field(
+        1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"
+    )
     mixed_precision: bool = Field(False, description="the user tower's transformer computes in bfloat16")
     jit_compile: bool = Field(False, description="XLA compiles the user tower's encoder, once per batch shape")
     loss: LossConfig = LossConfig()

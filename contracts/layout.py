@@ -131,9 +131,10 @@ class Transform:
 
     @property
     def feature_spec(self) -> Path:
-        """JSON: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}.
+        """JSON: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
 
-        Indices run from 0 (missing or unknown) to vocabulary_size, which is 0 for a number.
+        Kinds are categorical, tokens, numeric and vector. Indices run from 0 (missing or unknown) to
+        vocabulary_size, which is 0 for numbers. A row holds `width` values.
         """
         return self.path / "feature_spec.json"
 

@@ -64,13 +64,20 @@ def _transformed(
     parts: dict[str, list[np.ndarray]] = {feature.name: [] for feature in table.features}
     for start in range(0, max(len(ids), 1), _ROWS_AT_ONCE):
         rows = raw.slice(start, _ROWS_AT_ONCE)
-        outputs = transform.of_arrays({name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names})
+        outputs = transform.of_arrays({name: _raw(rows[name]) for name in rows.column_names})
         for name, found in parts.items():
             found.append(outputs[name])
     return {name: _column(np.concatenate(found)) for name, found in parts.items()}
 
 
+def _raw(column: pa.ChunkedArray) -> np.ndarray:
+    """[num_rows], or, of vectors, [num_rows, dim]."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy(zero_copy_only=False)
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+
+
 def _column(values: np.ndarray) -> pa.Array:
-    """[num_rows], or, of tokens, [num_rows, max_tokens] as lists of fixed size."""
+    """[num_rows], or, of tokens and vectors, [num_rows, width] as lists of fixed size."""
     flat = pa.array(values.ravel())
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

@@ -28,7 +28,7 @@ def user_feature_configs(config: Config) -> tuple[Feature, ...]:
 
 def raw_dtype(feature: Feature) -> tf.DType:
     """The dtype of a feature in a request."""
-    return tf.float32 if feature.kind == "numeric" else tf.string
+    return tf.float32 if feature.is_number else tf.string
 
 
 class TransformGraph(tf.Module):
@@ -48,13 +48,13 @@ class TransformGraph(tf.Module):
         (self._inputs,), _ = self._loaded.transform_fn.structured_input_signature
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Raw inputs [batch_size] by name -> outputs by name.
+        """Raw inputs [batch_size], of vectors [batch_size, dim], by name -> outputs by name.
 
         An input that is left out is fed one missing value, so an output that is made of it has one
         row and no meaning: each output is made of the input of its name alone.
         """
         missing = {
-            name: tf.constant([math.nan if spec.dtype.is_floating else ""], spec.dtype)
+            name: tf.fill([1, *spec.shape[1:]], tf.constant(math.nan if spec.dtype.is_floating else "", spec.dtype))
             for name, spec in self._inputs.items()
             if name not in raw
         }
@@ -105,7 +105,7 @@ class UserFeatures(tf.Module):
         }
 
     def __call__(self, user_id: tf.Tensor, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """String [batch_size] and name -> [batch_size] -> name -> [batch_size] or [batch_size, max_tokens]."""
+        """User ids, string [batch_size], and raw features by name -> [batch_size] or [batch_size, width] by name."""
         if not self.configs:
             return {}
         outputs = self._graph({Request.USER_ID: user_id, **raw})
@@ -118,5 +118,7 @@ class UserFeatures(tf.Module):
     def _given_or_stored(self, raw: tf.Tensor, given: tf.Tensor, name: str, user_index: tf.Tensor) -> tf.Tensor:
         stored = tf.gather(self._stored[name], user_index)
         is_given = tf.math.is_finite(raw) if raw.dtype.is_floating else raw != ""
+        if raw.shape.rank == 2:  # a vector is given whole or not at all
+            is_given = tf.reduce_all(is_given, axis=1)
         is_given = tf.reshape(is_given, [-1] + [1] * (stored.shape.rank - 1))
         return tf.where(is_given, tf.cast(tf.reshape(given, tf.shape(stored)), stored.dtype), stored)

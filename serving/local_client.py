@@ -164,10 +164,11 @@ def _padded(rows: Sequence[Sequence[Any]], padding: Any, dtype: type) -> np.ndar
 
 
 def _feature_input(values: Sequence[Any]) -> np.ndarray:
-    """None is a missing value: "" among strings, NaN among numbers."""
+    """None is a missing value: "" among strings, NaN among numbers, a vector of NaN among vectors."""
     if any(isinstance(value, str) for value in values):
         return np.array([(value or "").encode() for value in values], object)
-    return np.array([math.nan if value is None else value for value in values], np.float32)
+    shape = next((np.shape(value) for value in values if value is not None), ())
+    return np.array([np.full(shape, math.nan) if value is None else value for value in values], np.float32)
 
 
 def decode(ids: np.ndarray) -> np.ndarray:

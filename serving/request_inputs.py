@@ -44,8 +44,14 @@ def query_inputs(features: Sequence[Feature]) -> list[Input]:
     return [
         Input(Request.HISTORY, tf.string, [""], (None,)),
         Input(Request.USER_ID, tf.string, ""),
-        *(Input(f.name, raw_dtype(f), math.nan if raw_dtype(f).is_floating else "") for f in features),
+        *(Input(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features),
     ]
+
+
+def _missing(feature: Feature) -> Any:
+    if feature.kind == "vector":
+        return [math.nan] * feature.dim
+    return math.nan if feature.is_number else ""
 
 
 def merge_inputs(num_groups: int) -> list[Input]:

@@ -19,6 +19,7 @@ from serving.merge import LOG_PROBABILITY_FLOOR, MERGES, plan_groups, select
 from serving.request_inputs import merge_inputs, query_inputs, with_defaults
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
+from trainer.oov_buckets import bucket_index
 
 
 class IndexSet(Protocol):
@@ -46,6 +47,7 @@ class Retriever(tf.Module):
         self._serving = config.serving
         self._intent_in_score = config.intent_in_score
         self._tower_length = config.windows.length
+        self._num_buckets = config.model.oov_buckets
         self._num_groups = catalogue.num_groups
         self._num_items = catalogue.num_items
         # Keras would trace and save every layer's own functions; the variables are all a graph needs.
@@ -141,8 +143,12 @@ class Retriever(tf.Module):
 
         Args:
             history: int64 [batch_size, length], item_index, oldest first, 0 = padding or unknown, anywhere.
-            request: the other inputs by name.
+            request: all inputs by name.
         """
+        if self._num_buckets:
+            ids = request[Request.HISTORY]
+            bucket = bucket_index(ids, self._num_items, self._num_buckets)
+            history = tf.where((history == PADDING_INDEX) & (ids != ""), bucket, history)
         known = tf.ragged.boolean_mask(history, history != PADDING_INDEX)
         recent = known[:, -self._tower_length :].to_tensor(PADDING_INDEX)
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}

@@ -50,6 +50,8 @@ FEATURES = [
     {"name": "words", "kind": "tokens", "separator": ".", "max_tokens": 2, "max_vocabulary": 5},
     {"name": "colour", "kind": "categorical", "max_vocabulary": 6},
     {"name": "size", "kind": "numeric"},
+    {"name": "title", "kind": "text", "max_tokens": 4, "max_vocabulary": 30},
+    {"name": "picture", "kind": "vector", "dim": 3},
 ]
 
 
@@ -75,12 +77,14 @@ class RawValues:
             "words": ".".join(self._rng.choice(tokens, self._rng.integers(0, 4))),
             "colour": self._rng.choice(["", *ODD]),
             "size": self._rng.choice([np.nan, np.inf, -np.inf, 0.0, *self._rng.normal(0, 1e3, 8)]),
+            "title": " ".join(self._rng.choice(["ÉTÉ", "Straße", "3rd", "x-Ray", *ODD], self._rng.integers(0, 6))),
+            "picture": self._rng.choice([np.nan, 0.0, 1e20, -7.5, 0.1], 3, p=[0.1, 0.2, 0.05, 0.3, 0.35]).tolist(),
         }
 
 
 def feature_table(path: Path, id_name: str, ids: list[str], source: RawValues) -> tuple[dict[str, Any], list[dict]]:
     """Writes a table with a row for most ids; returns its config and the row of every id."""
-    absent = {"tags": "", "words": "", "colour": "", "size": np.nan}
+    absent = {"tags": "", "words": "", "colour": "", "size": np.nan, "title": "", "picture": [np.nan] * 3}
     rows = [absent if index % 9 == 0 else source.row() for index, _ in enumerate(ids)]
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in absent}
     table = pa.table({id_name: ids} | columns)
@@ -135,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def tensors(rows: list[dict[str, Any]]) -> dict[str, tf.Tensor]:
-    dtypes = {"size": tf.float32}
+    dtypes = {"size": tf.float32, "picture": tf.float32}
     return {name: tf.constant([row[name] for row in rows], dtypes.get(name, tf.string)) for name in rows[0]}
 
 
@@ -157,7 +161,8 @@ def test_every_user_row_is_what_a_request_gives(run: Run):
     raw = tensors([order[user] for user in users])
     written = {name: values[1:] for name, values in run.catalogue.user_features.items()}
     assert_same(run.user_features(tf.constant(users), raw), written, list(raw))
-    nothing = tensors([{"tags": "", "words": "", "colour": "", "size": np.nan}] * len(users))
+    absent = {"tags": "", "words": "", "colour": "", "size": np.nan, "title": "", "picture": [np.nan] * 3}
+    nothing = tensors([absent] * len(users))
     assert_same(run.user_features(tf.constant(users), nothing), written, list(raw))
     assert run.user_index(users) == list(range(1, len(users) + 1))
 

@@ -13,15 +13,19 @@ class CandidateTower(tf.keras.layers.Layer):
     """v_i = id embedding + side features.
 
     The tower owns the items' transformed features, so that item_index is its only input. An item
-    without training events starts from an id embedding of zero: its features alone place it.
+    without training events starts from an id embedding of zero: its features alone place it. After the items
+    come `num_buckets` rows of `OOVBuckets`, which have no features.
     """
 
-    def __init__(self, catalogue: Catalogue, dim: int, use_features: bool, name: str = "candidate_tower"):
+    def __init__(
+        self, catalogue: Catalogue, dim: int, use_features: bool, num_buckets: int = 0, name: str = "candidate_tower"
+    ):
         super().__init__(name=name)
-        seen = tf.constant(catalogue.train_count > 0, tf.float32)[:, None]
+        self._num_items = catalogue.num_items
+        seen = tf.constant(np.append(catalogue.train_count > 0, np.ones(num_buckets)), tf.float32)[:, None]
         self._id_table = self.add_weight(
             name="id_embedding",
-            shape=[catalogue.num_items + 1, dim],
+            shape=[catalogue.num_items + 1 + num_buckets, dim],
             initializer=lambda shape, dtype: seen * tf.random.truncated_normal(shape, stddev=0.02, dtype=dtype),
         )
         specs = catalogue.feature_spec["item"] if use_features else []
@@ -39,11 +43,12 @@ class CandidateTower(tf.keras.layers.Layer):
             trainable=False,
         )
 
-    def call(self, item_index: tf.Tensor) -> tf.Tensor:
-        """int64 [...] -> float32 [..., dim]."""
-        embedding = tf.gather(self._id_table, item_index)
+    def call(self, item_index: tf.Tensor, id_row: tf.Tensor | None = None) -> tf.Tensor:
+        """int64 [...] -> float32 [..., dim]; `id_row`, of the same shape, replaces the items' rows of the id table."""
+        embedding = tf.gather(self._id_table, item_index if id_row is None else id_row)
         if self._features is None:
             return embedding
-        flat = tf.reshape(item_index, [-1])
+        # A bucket has the features of padding: none.
+        flat = tf.reshape(tf.where(item_index > self._num_items, tf.zeros_like(item_index), item_index), [-1])
         features = self._features({name: tf.gather(table, flat) for name, table in self._feature_tables.items()})
         return embedding + tf.reshape(features, tf.shape(embedding))

@@ -31,7 +31,7 @@ class Catalogue:
         sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.
-        feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "max_tokens"}.
+        feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
     """
 
@@ -121,13 +121,13 @@ def _read_features(path: Path, specs: list[dict[str, Any]]) -> dict[str, np.ndar
 
 
 def _feature_array(column: pa.ChunkedArray, spec: dict[str, Any]) -> np.ndarray:
-    """[num_rows + 1] (numeric: float32, categorical: int64) or [num_rows + 1, max_tokens] int64."""
-    dtype = np.float32 if spec["kind"] == "numeric" else np.int64
+    """[num_rows + 1] or, of tokens and vectors, [num_rows + 1, width]; numbers are float32, indices int64."""
+    dtype = np.float32 if spec["kind"] in {"numeric", "vector"} else np.int64
     if isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         values = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(dtype)
         values = values.reshape(len(column), -1)
     else:
         values = column.to_numpy(zero_copy_only=False).astype(dtype)
-    if spec["kind"] != "tokens":
+    if spec["kind"] not in {"tokens", "vector"}:
         values = values.reshape(len(column))
     return np.concatenate([np.zeros((1, *values.shape[1:]), dtype), values])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from trainer.losses import log_partition
+from trainer.replicas import mean_over_replicas
 
 
 def choice_loss(positive_logit: tf.Tensor, negative_logits: tf.Tensor, masked: tf.Tensor) -> tf.Tensor:
@@ -21,8 +21,8 @@ def choice_loss(positive_logit: tf.Tensor, negative_logits: tf.Tensor, masked: t
         masked: bool [num_positives, num_negatives]; True leaves a negative out.
 
     Returns:
-        A scalar: the mean over positives that have a negative.
+        A scalar: the mean over positives that have a negative, this replica's part of it.
     """
-    partition = log_partition(positive_logit, negative_logits, tf.zeros([]), masked)
+    others = tf.reduce_logsumexp(tf.where(masked, negative_logits.dtype.min, negative_logits), axis=1)
     counted = tf.cast(tf.reduce_any(~masked, axis=1), tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum((partition - positive_logit) * counted), tf.reduce_sum(counted))
+    return mean_over_replicas(tf.nn.softplus(others - positive_logit), counted)

@@ -23,7 +23,8 @@ class GroupFirstModel(TwoTowerModel):
     def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
         group = self.sampled_group(batch)
         users = self.features_of_users(batch.user_index)
-        encoded = self._encode(self._history_tokens(batch.item_index[:, :-1]), users, self._or_none(group), training)
+        history = self._history_tokens(batch.item_index[:, :-1], training)
+        encoded = self._encode(history, users, self._or_none(group), training)
         shared, conditioned = tf.gather_nd(encoded[0], place), tf.gather_nd(encoded[1], place)
         return OneGroupVectors(shared, conditioned, tf.gather(group, place[:, 0]), self.num_groups)
 

@@ -6,6 +6,8 @@ from typing import Literal
 
 import tensorflow as tf
 
+from trainer.replicas import mean_over_replicas
+
 RANDOM_LEVEL = -1
 """Level of an item that the user was never shown."""
 PADDING_LEVEL = tf.int32.max
@@ -28,7 +30,7 @@ def hierarchy_loss(
         kind: which loss.
 
     Returns:
-        A scalar: the mean over anchors that have something below them.
+        A scalar: the mean over anchors that have something below them, this replica's part of it.
     """
     anchor, level = logits[:, :num_anchors], levels[:, :num_anchors]
     real = level < PADDING_LEVEL
@@ -40,4 +42,4 @@ def hierarchy_loss(
         margins = tf.where(below, tf.nn.softplus(logits[:, None, :] - anchor[:, :, None]), 0.0)
         loss = tf.math.divide_no_nan(tf.reduce_sum(margins, axis=2), tf.reduce_sum(tf.cast(below, tf.float32), axis=2))
     counted = tf.cast(tf.reduce_any(below, axis=2), tf.float32)
-    return tf.math.divide_no_nan(tf.reduce_sum(tf.where(counted > 0, loss, 0.0)), tf.reduce_sum(counted))
+    return mean_over_replicas(tf.where(counted > 0, loss, 0.0), counted)

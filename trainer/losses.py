@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.replicas import mean_over_replicas, sum_over_replicas
+
 
 def log_partition(
     positive_logit: tf.Tensor, candidate_logits: tf.Tensor, log_expected_count: tf.Tensor, masked: tf.Tensor
@@ -61,19 +63,14 @@ def group_log_partitions(
     return tf.stack(partitions, axis=1)
 
 
-def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Mean of [...] values by [...] weights; 0 where all weights are 0."""
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))
-
-
 def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Variance of the log-partitions around their mean.
+    """Variance of the log-partitions around their mean, this replica's part of it.
 
     Groups' scores can be compared where their partitions agree; a constant that all share cancels
     in the merge, so it is left free.
     """
-    center = tf.stop_gradient(weighted_mean(log_partition_value, weights))
-    return weighted_mean(tf.square(log_partition_value - center), weights)
+    center = sum_over_replicas(mean_over_replicas(tf.stop_gradient(log_partition_value), weights))
+    return mean_over_replicas(tf.square(log_partition_value - center), weights)
 
 
 def is_member(rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
@@ -19,9 +20,10 @@ from trainer.group_blocks import GroupBlocks
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
 from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
-from trainer.model_parts import conditioning, group_tokens, intent_head, query_tower
+from trainer.model_parts import conditioning, group_tokens, intent_head, oov_buckets, query_tower
 from trainer.negative_pools import CandidateGrid, NegativePools
 from trainer.negative_samplers import uniform_unseen
+from trainer.replicas import mean_over_replicas
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
 
@@ -52,7 +54,8 @@ class TwoTowerModel(tfrs.Model):
         self.intent_in_score = config.intent_in_score
         after_encoder = config.model.conditioning != "none" and not config.model.reads_groups_first
         self._conditioning_dropout = config.model.conditioning_dropout if after_encoder else 0.0
-        self._group_id = tf.constant(catalogue.group_id)
+        # A bucket of unknown ids has no group.
+        self._group_id = tf.constant(np.append(catalogue.group_id, np.full(config.model.oov_buckets, -1, np.int32)))
         self._user_features = {
             spec["name"]: tf.constant(catalogue.user_features[spec["name"]])
             for spec in (catalogue.feature_spec["user"] if config.model.use_user_features else [])
@@ -60,7 +63,11 @@ class TwoTowerModel(tfrs.Model):
         # Dropout and pools draw from here; train() keeps its state in the checkpoint.
         self.generator = tf.random.Generator.from_seed(config.seed)
         self._pools = NegativePools(catalogue, config.training.loss)
-        self._candidate_tower = CandidateTower(catalogue, config.model.embedding_dim, config.model.use_item_features)
+        model = config.model
+        self._candidate_tower = CandidateTower(
+            catalogue, model.embedding_dim, model.use_item_features, model.oov_buckets
+        )
+        self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
@@ -84,8 +91,8 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             history_index: int64 [batch_size, length <= windows.length], oldest first, left-aligned,
-                0 = padding. A row may be empty.
-            user_features: name -> [batch_size] or [batch_size, max_tokens], transformed.
+                0 = padding, `bucket_index` of an unknown id. A row may be empty.
+            user_features: name -> [batch_size] or [batch_size, width], transformed.
 
         Returns:
             float32 [batch_size, num_groups, dim] and float32 [batch_size, num_groups].
@@ -112,7 +119,10 @@ class TwoTowerModel(tfrs.Model):
         return self.loss_terms(inputs, training)["loss"]
 
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:
-        """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar."""
+        """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar.
+
+        Of several replicas, each has its windows' part; the parts sum to what one device computes of all windows.
+        """
         weights = self._loss_config
         place = tf.where(batch.is_target)
         target = tf.gather_nd(batch.item_index, place)
@@ -121,7 +131,7 @@ class TwoTowerModel(tfrs.Model):
         log_intent = self._log_intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
         terms = {}
         if weights.intent_weight:
-            terms["intent"] = -tf.reduce_mean(tf.gather(log_intent, group, batch_dims=1))
+            terms["intent"] = -mean_over_replicas(tf.gather(log_intent, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
             terms |= self._softmax_terms(batch, place, target, group, vectors)
         if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:
@@ -163,7 +173,7 @@ class TwoTowerModel(tfrs.Model):
             own = tf.gather(by_group, group, batch_dims=1)
         else:
             positive_logit, own = self._own_group(batch, grid, vectors.own_group(group), positive, target, group)
-        terms = {"in_group": tf.reduce_mean(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
+        terms = {"in_group": mean_over_replicas(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
         if use_global:
             if self.num_groups > 1:
                 is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
@@ -171,7 +181,7 @@ class TwoTowerModel(tfrs.Model):
             else:
                 by_group = own[:, None]
             partition = tf.reduce_logsumexp(by_group, axis=1)
-            terms["global"] = tf.reduce_mean(partition - positive_logit)
+            terms["global"] = mean_over_replicas(partition - positive_logit)
         return terms
 
     def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
@@ -180,7 +190,7 @@ class TwoTowerModel(tfrs.Model):
         negative = uniform_unseen(self.generator, self._num_items, tf.gather(batch.item_index, place[:, 0]), number)
         logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
         exponent = gbce_exponent(number, self._num_items, self._loss_config.binary_calibration)
-        return tf.reduce_mean(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
+        return mean_over_replicas(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
 
     def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Each positive and its exposed negatives, above all items of lower levels: the window's, exposed, random."""
@@ -265,14 +275,15 @@ class TwoTowerModel(tfrs.Model):
     def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""
         users = self.features_of_users(batch.user_index)
-        encoded = self._query_tower(self._history_tokens(batch.item_index[:, :-1]), users, training=training)
+        encoded = self._query_tower(self._history_tokens(batch.item_index[:, :-1], training), users, training=training)
         # Position t of the encoder has seen t events: it predicts event t, counted from 0. The last
         # event is a target only.
         return tf.gather_nd(encoded, place)
 
-    def _history_tokens(self, item_index: tf.Tensor) -> tf.Tensor:
+    def _history_tokens(self, item_index: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Embeddings of events, float32 [batch_size, length, dim]; with `model.history_groups`, of their groups too."""
-        tokens = self._candidate_tower(item_index)
+        rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
+        tokens = self._candidate_tower(item_index, rows)
         return (
             tokens
             if self._group_tokens is None

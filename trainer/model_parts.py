@@ -11,6 +11,7 @@ from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.layers.shared_conditioning import SharedConditioning
+from trainer.oov_buckets import OOVBuckets
 from trainer.query_tower import QueryTower
 from trainer.user_id_tower import UserIdTower
 
@@ -26,6 +27,12 @@ def group_tokens(config: Config, num_groups: int) -> tf.keras.layers.Embedding |
     if not config.model.history_groups:
         return None
     return tf.keras.layers.Embedding(num_groups + 1, config.model.embedding_dim, "zeros", name="group_tokens")
+
+
+def oov_buckets(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> OOVBuckets | None:
+    """What stands for events of unknown items; None where a history lacks them."""
+    model = config.model
+    return OOVBuckets(catalogue, model.oov_buckets, model.oov_rate, generator) if model.oov_buckets else None
 
 
 def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:

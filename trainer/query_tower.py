@@ -58,7 +58,7 @@ class QueryTower(tf.keras.layers.Layer):
 
         Args:
             history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
-            user_features: name -> [batch_size] or [batch_size, max_tokens], transformed.
+            user_features: name -> [batch_size] or [batch_size, width], transformed.
             group_id: int32 [batch_size], what a `TokenConditioning` conditions on; None: no group.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
+from trainer.replicas import part_of_replica, strategy_of
 from trainer.training_state import TrainingState
 from trainer.warm_start import warm_start
 
@@ -51,11 +53,13 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
-    model = build_model(config, catalogue)
+    strategy = strategy_of(config.training.replicas)
+    with strategy.scope():
+        model = build_model(config, catalogue)
     started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
-        trainer = _Trainer(config, workdir, name, catalogue, model, fingerprint)
+        trainer = _Trainer(config, workdir, name, catalogue, model, strategy, fingerprint)
         trainer.run()
         staged = Model(artifact.path)
         model.save_weights(str(staged.weights))
@@ -105,15 +109,18 @@ class _Trainer:
         name: str,
         catalogue: Catalogue,
         model: TwoTowerModel,
+        strategy: tf.distribute.Strategy,
         fingerprint: str,
     ):
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
+        self._strategy = strategy
         self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION)
-        self._optimizer = LazyAdam(
-            config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
-        )
-        self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
+        with strategy.scope():
+            self._optimizer = LazyAdam(
+                config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
+            )
+            self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE])
@@ -169,16 +176,26 @@ class _Trainer:
         return entry
 
     def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            terms = self._model.loss_terms(batch, training=True)
-        variables = self._model.trainable_variables
-        gradients = tape.gradient(terms["loss"], variables)
-        pairs = [pair for pair in zip(gradients, variables, strict=True) if pair[0] is not None]
+        """One step of all replicas: each its part of the batch, then all the same update."""
+        parts, gradients = self._strategy.run(self._gradients, args=(batch,))
+        terms = {name: self._strategy.reduce(tf.distribute.ReduceOp.SUM, part, None) for name, part in parts.items()}
         # A step whose loss is not finite changes nothing, so that the state saved with it is usable.
         if tf.math.is_finite(terms["loss"]):
-            self._optimizer.apply_gradients(pairs)
+            self._strategy.run(self._apply, args=(gradients,))
             self.state.step.assign_add(1)
         return terms
+
+    def _gradients(self, batch: WindowBatch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        """A replica's terms, and the gradients of those trainable variables that the loss depends on."""
+        with tf.GradientTape() as tape:
+            terms = self._model.loss_terms(part_of_replica(batch), training=True)
+        gradients = tape.gradient(terms["loss"], self._model.trainable_variables)
+        self._is_trained = [gradient is not None for gradient in gradients]
+        return terms, [gradient for gradient in gradients if gradient is not None]
+
+    def _apply(self, gradients: list[tf.Tensor]) -> None:
+        trained = itertools.compress(self._model.trainable_variables, self._is_trained)
+        self._optimizer.apply_gradients(list(zip(gradients, trained, strict=True)))
 
     def _validation_recall(self) -> float:
         k = self._config.monitor_k

@@ -116,7 +116,7 @@ def warm_start(
             if source is None:
                 fresh.append(full_name)
                 continue
-            carried = _carry(own_name, weight.numpy(), source.numpy(), items, groups, rows, now)
+            carried = _carry(own_name, weight.numpy(), source.numpy(), items, groups, rows, now, earlier.num_items)
             if carried is None:
                 fresh.append(full_name)
                 continue
@@ -165,10 +165,13 @@ def _carry(
     groups: GroupMatch,
     rows: np.ndarray | None,
     catalogue: Catalogue,
+    num_earlier: int,
 ) -> np.ndarray | None:
     """The weight's new value; None where it stays initial."""
     if name == _ITEM_TABLE:
-        return _item_table(initial, source, items, catalogue) if initial.shape[1:] == source.shape[1:] else None
+        if initial.shape[1:] != source.shape[1:]:
+            return None
+        return _item_table(initial, source, items, catalogue, num_earlier)
     if rows is not None:
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
@@ -188,19 +191,26 @@ def _take(initial: np.ndarray, source: np.ndarray, rows: np.ndarray, axis: int) 
     return np.moveaxis(result, 0, axis)
 
 
-def _item_table(initial: np.ndarray, source: np.ndarray, items: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+def _item_table(
+    initial: np.ndarray, source: np.ndarray, items: np.ndarray, catalogue: Catalogue, num_earlier: int
+) -> np.ndarray:
+    """Rows of padding, of the items, and of buckets, which are hashes of ids and mean the same in equal numbers."""
     known = items >= 0
     result = initial.copy()
+    buckets = source[num_earlier + 1 :]
+    if len(buckets) == len(initial) - 1 - len(items):
+        result[len(items) + 1 :] = buckets
     result[0] = source[0]
-    result[1:][known] = source[1:][items[known]]
+    result[1 : len(items) + 1][known] = source[1:][items[known]]
     group, trained = catalogue.group_id[1:], catalogue.train_count[1:] > 0
     trusted = known & trained
     sums = np.zeros((catalogue.num_groups, source.shape[1]), np.float32)
-    np.add.at(sums, group[trusted], result[1:][trusted])
+    of_items = result[1 : len(items) + 1]
+    np.add.at(sums, group[trusted], of_items[trusted])
     counts = np.bincount(group[trusted], minlength=catalogue.num_groups)
     means = sums / np.maximum(counts, 1)[:, None]
     placed = ~known & trained & (counts[group] > 0)
-    result[1:][placed] = means[group[placed]]
+    of_items[placed] = means[group[placed]]
     return result
 
 
@@ -219,7 +229,7 @@ def _feature_rows(
         known = {spec["name"]: spec for spec in earlier.feature_spec[kind]}
         for spec in now.feature_spec[kind]:
             before = known.get(spec["name"])
-            if spec["kind"] != "numeric" and before is not None and before["kind"] == spec["kind"]:
+            if spec["vocabulary_size"] and before is not None and before["kind"] == spec["kind"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
                 result[layer, spec["name"]] = _places(*vocabularies)
     users = [

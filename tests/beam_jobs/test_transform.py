@@ -11,9 +11,13 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from beam_jobs import ingest, statistics, transform
+from contracts.artifact import read_manifest
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
 
+# Of each, the first four are vectors; the others are missing, or malformed: too short, too long, not finite, no number.
+LOOKS = [[1, 2], [3, 4], [5, 0], [0, -1], None, [], [1], [1, 2, 3], [1, None], [np.nan, 2], [np.inf, 2], [1e300, 2]]
+COVERS = ["1 2 3", "4 5 6", "0 0 1e3", "-1 +2 .5", "", None, "1 2", "1 2 3 4", "1 2 x", "1  3", "nan 1 2", "1e99 0 0"]
 GENRES = ["", "a", "a|b", "b||c", "😀|a", "c|c|c|c|c", "zz"]
 
 
@@ -29,6 +33,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             "colour": pa.array([["red", "red", "blue", None, ""][i % 5] for i in range(30)]),
             "price": pa.array([float(i) if i % 7 else float("nan") for i in range(30)]),
             "weight": [0.1] * 30,
+            "title": [["The Red BOOK, 2nd", "book; RED!", "", None, "...", "ÉTÉ été"][i % 6] for i in range(30)],
+            "look": pa.array([LOOKS[i % len(LOOKS)] for i in range(30)], pa.list_(pa.float64())),
+            "cover": [COVERS[i % len(COVERS)] for i in range(30)],
         }
     )
     pq.write_table(items, folder / "items.parquet")
@@ -40,6 +47,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             {"name": "colour", "kind": "categorical"},
             {"name": "price", "kind": "numeric"},
             {"name": "weight", "kind": "numeric"},
+            {"name": "title", "kind": "text", "max_tokens": 3},
+            {"name": "look", "kind": "vector", "dim": 2},
+            {"name": "cover", "kind": "vector", "dim": 3, "separator": " "},
         ],
     }
     config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": table})
@@ -69,7 +79,29 @@ def test_values_by_hand(finished: Workdir) -> None:
     prices = np.array([i for i in [*range(28), 29] if i % 7])
     assert rows["i1"]["price"] == pytest.approx((1 - prices.mean()) / prices.std(), rel=1e-5)
     assert rows["i7"]["price"] == 0.0
+    red, book = rows["i1"]["title"][1], rows["i1"]["title"][0]
+    assert rows["i0"]["title"][1:] == [red, book]  # "2nd" is the fourth word of three
+    assert rows["i1"]["title"] == [book, red, 0]
+    assert rows["i5"]["title"][0] == rows["i5"]["title"][1] > 0  # in lower case, "ÉTÉ" is "été"
+    assert [rows[f"i{i}"]["title"] for i in (2, 3, 4)] == [[0, 0, 0]] * 3
     assert {row["weight"] for row in rows.values()} == {0.0}  # one value throughout says nothing
+
+
+@pytest.mark.parametrize(("name", "cells", "separator"), [("look", LOOKS, None), ("cover", COVERS, " ")])
+def test_vectors_are_scaled_whole_or_missing(finished: Workdir, name: str, cells: list, separator: str | None) -> None:
+    """i28 and i29 have no row in the table; row 28 repeats i0, and "new" has the last row."""
+    ids = pq.read_table(finished.item_statistics.items)["item_id"].to_pylist()
+    rows = dict(zip(ids, pq.read_table(finished.transform.items)[name].to_pylist(), strict=True))
+    sound = [cell.split(separator) if separator else cell for cell in cells[:4]]
+    of_item = {f"i{i}": sound[i % 12] for i in range(28) if i % 12 < 4}
+    assert "new" not in of_item  # its cell, of row 29, is malformed or missing
+    known = np.array(list(of_item.values()), np.float32)
+    expected = (known - known.mean(axis=0)) / known.std(axis=0) / np.sqrt(known.shape[1])
+    np.testing.assert_allclose([rows[item] for item in of_item], expected, rtol=1e-4, atol=1e-6)
+    assert {tuple(row) for item, row in rows.items() if item not in of_item} == {(0.0,) * known.shape[1]}
+    # Rows 4..11 of each twelve lack a vector; two kinds of them are empty cells, not malformed ones.
+    left_out = read_manifest(finished.transform.path).details["item_table"]
+    assert left_out[f"malformed_{name}"] == sum(i % 12 >= 6 for i in [*range(28), 29])
 
 
 def test_saved_graph_equals_beam_exactly(finished: Workdir) -> None:
@@ -136,10 +168,13 @@ def test_user_graph_without_a_feature_table_maps_ids(finished: Workdir) -> None:
 def test_feature_spec(finished: Workdir) -> None:
     spec = json.loads(finished.transform.feature_spec.read_text())
     assert spec["user"] == []
-    sizes = {entry["name"]: (entry["kind"], entry["vocabulary_size"], entry["max_tokens"]) for entry in spec["item"]}
+    sizes = {entry["name"]: (entry["kind"], entry["vocabulary_size"], entry["width"]) for entry in spec["item"]}
     assert sizes == {
         "genres": ("tokens", 5, 3),
         "colour": ("categorical", 2, 1),
         "price": ("numeric", 0, 1),
         "weight": ("numeric", 0, 1),
+        "title": ("tokens", 4, 3),
+        "look": ("vector", 0, 2),
+        "cover": ("vector", 0, 3),
     }

@@ -70,8 +70,8 @@ def make_log() -> Log:
     )
 
 
-def spec(name: str, kind: str, values: Sequence[str] = (), max_tokens: int = 1) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "vocabulary_size": len(values), "max_tokens": max_tokens}
+def spec(name: str, kind: str, values: Sequence[str] = (), width: int = 1) -> dict[str, Any]:
+    return {"name": name, "kind": kind, "vocabulary_size": len(values), "width": width}
 
 
 def write_model(config: Config, workdir: Workdir, name: str, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from contracts.names import Split
 from serving.export import export
@@ -10,12 +11,14 @@ from serving.requests import user_requests
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.input_pipeline import EvaluationUsers
+from trainer.oov_buckets import bucket_index
 from trainer.ranking import encode_users
 from trainer.train import load_model
 
 VARIANTS = {
     "group before the encoder": {"conditioning": "multiply_tokens"},
     "group as a token": {"conditioning": "concat_tokens", "user_tower": "gru"},
+    "buckets of unknown ids": {"oov_buckets": 7},
 }
 
 
@@ -38,3 +41,22 @@ def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) ->
         histories = [["i1", "nobody", "i7"], [], ["i2"]]
         verdict, _ = check(session, corpus, trained.catalogue, config.serving, histories, {}, 1.0)
         assert verdict.failures == []
+
+
+def test_an_unknown_id_in_a_history_is_its_bucket(trained: Trained) -> None:
+    """At its place in the history, padding aside; and it is no item, so that nothing is excluded by it."""
+    config = make_config({"oov_buckets": 7}, indexes=("exact",), model_name="unknown_ids")
+    write_model(config, trained.workdir, "unknown_ids", seed=4)
+    version = export(config, trained.workdir, "unknown_ids", "fingerprint")
+    model, num_items = load_model(config, trained.workdir, "unknown_ids"), trained.catalogue.num_items
+    users = model.features_of_users(tf.zeros([1], tf.int64))
+    with ServableSession(version, num_threads=1) as session:
+        for unknown in ("nobody", "another", "neu\u00e9"):
+            bucket = int(bucket_index(tf.constant(unknown), num_items, 7))
+            expected, _ = model.query_embeddings(tf.constant([[1, bucket, 7]]), users)
+            served, _ = session.query_embedding([["", "i1", unknown, "", "i7"]])
+            np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-4)
+            without, _ = session.query_embedding([["i1", "i7"]])
+            assert np.abs(served - without).max() > 1e-3
+        lists = session.recommend([["nobody"]], num_candidates=num_items)
+        assert (lists.item_ids != "").sum() == num_items

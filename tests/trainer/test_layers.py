@@ -120,6 +120,7 @@ def test_feature_embedding_by_hand() -> None:
         {"name": "genres", "kind": "tokens", "vocabulary_size": 3},
         {"name": "age", "kind": "numeric"},
         {"name": "country", "kind": "categorical", "vocabulary_size": 2},
+        {"name": "cover", "kind": "vector", "width": 3},
     ]
     layer = FeatureEmbedding(specs, 2)
     layer.set_weights(
@@ -127,14 +128,16 @@ def test_feature_embedding_by_hand() -> None:
             np.array([[9, 9], [1, 0], [0, 1], [5, 5]]),
             np.array([[10, 20]]),
             np.array([[9, 9], [100, 100], [200, 200]]),
+            np.array([[1, 0], [0, 1], [1000, 2000]]),
         ]
     )
     features = {
         "genres": tf.constant([[1, 2, 0], [0, 0, 0]], tf.int64),
         "age": tf.constant([0.5, 0.0]),
         "country": tf.constant([2, 0], tf.int64),
+        "cover": tf.constant([[7.0, 8.0, 1.0], [0.0, 0.0, 0.0]]),
     }
-    # Row 0: mean of genres 1 and 2 (.5, .5) + age (5, 10) + country (200, 200). Row 1: nothing known.
-    np.testing.assert_allclose(layer(features), [[205.5, 210.5], [0, 0]])
+    # Row 0: mean of genres 1 and 2 (.5, .5) + age (5, 10) + country (200, 200) + cover (1007, 2008). Row 1: nothing.
+    np.testing.assert_allclose(layer(features), [[1212.5, 2218.5], [0, 0]])
     with pytest.raises(ValueError, match="country"):
         layer({"genres": features["genres"], "age": features["age"]})

@@ -32,6 +32,7 @@ PRODUCTS = {
     "mmoe, hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0}}),
     "mmoe, pairwise hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0, "hierarchy": "pairwise"}}),
     "mmoe, groups of the history": variant(model={"history_groups": True}),
+    "mmoe, OOV buckets": variant(model={"oov_buckets": 3, "oov_rate": 0.3}),
     "mmoe, bfloat16": variant(training={"mixed_precision": True}),
     "mmoe, XLA": variant(training={"jit_compile": True}),
     "mmoe, exposed and mined negatives": variant(
@@ -52,6 +53,7 @@ QUICK = {
     "mmoe, drawn pools",
     "mmoe, gru",
     "mmoe, exposed and mined negatives",
+    "mmoe, OOV buckets",
     "concat before the encoder",
     "multiply before the encoder, drawn pools",
     "single_vector_one_negative",
@@ -67,10 +69,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
     log = cyclic_log(num_users=60, num_items=50, num_groups=3, exposed_negatives=1, mined_negatives=2)
     log.group_id = np.concatenate([log.group_id, np.full(10, 3)])
     log.sequences = [np.flatnonzero(log.group_id == 0)[:8] + 1, *log.sequences[1:]]
-    tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "max_tokens": 3}
-    category = {"name": "country", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
-    number = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
-    log.item_features = {"genres": (tokens, rng.integers(0, 7, (60, 3)))}
+    tokens = {"name": "genres", "kind": "tokens", "vocabulary_size": 6, "width": 3}
+    category = {"name": "country", "kind": "categorical", "vocabulary_size": 3, "width": 1}
+    number = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "width": 1}
+    vector = {"name": "picture", "kind": "vector", "vocabulary_size": 0, "width": 5}
+    log.item_features = {
+        "genres": (tokens, rng.integers(0, 7, (60, 3))),
+        "picture": (vector, rng.normal(size=(60, 5)).astype(np.float32)),
+    }
     log.user_features = {
         "country": (category, rng.integers(0, 4, 60)),
         "age": (number, rng.normal(size=60).astype(np.float32)),

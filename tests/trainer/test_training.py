@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
 
 def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
     log = cyclic_log(num_users=30)
-    spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "max_tokens": 1}
+    spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "width": 1}
     log.item_features = {"price": (spec, np.full(60, np.nan, np.float32))}
     workdir = write_artifacts(log, tmp_path)
     with pytest.raises(ValueError, match=r"loss of step 1 is not finite.*failed_batch\.npz"):

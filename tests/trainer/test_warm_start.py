@@ -22,7 +22,7 @@ from trainer.warm_start import GROUP_AXIS, match_groups, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
-ITEM_SPEC = {"name": "colour", "kind": "categorical", "vocabulary_size": 3, "max_tokens": 1}
+ITEM_SPEC = {"name": "colour", "kind": "categorical", "vocabulary_size": 3, "width": 1}
 
 
 def config_of(conditioning: str, *more: str) -> Config:
@@ -98,6 +98,25 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: 
         np.testing.assert_allclose(new[item], value, atol=1e-5, err_msg=item)
     assert (report.kept_items, report.new_items, report.kept_groups, report.fresh) == (NUM_ITEMS, 2, NUM_GROUPS, [])
     assert report.kept_values == len(COLOURS)
+
+
+def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> None:
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS + 5), np.arange(NUM_ITEMS + 5) % NUM_GROUPS, COLOURS)
+    earlier = table_of(random_model(config_of("none", "model.oov_buckets=3"), before))
+    for buckets in (3, 2):
+        warm = config_of("none", f"model.oov_buckets={buckets}", f"training.warm_start={before.path}")
+        model = build_model(warm, Catalogue.load(after))
+        initial = table_of(model)
+        warm_start(model, warm, after, "dnc", load_model)
+        table = table_of(model)
+        np.testing.assert_array_equal(table[1 : NUM_ITEMS + 1], earlier[1 : NUM_ITEMS + 1])
+        expected = earlier if buckets == 3 else initial
+        np.testing.assert_array_equal(table[-buckets:], expected[-buckets:])
+
+
+def table_of(model: TwoTowerModel) -> np.ndarray:
+    return next(weight.numpy() for weight in model.trainable_variables if "id_embedding" in weight.name)
 
 
 def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:

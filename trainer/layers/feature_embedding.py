@@ -12,7 +12,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     """The sum of a vector per side feature.
 
     categorical: an embedding row; tokens: the mean of their rows; numeric: a direction times the
-    value. Value 0 of a categorical or a token (missing, unknown) contributes nothing. With
+    value; vector: a linear map. Value 0 of a categorical or a token (missing, unknown) contributes nothing. With
     `zero_init` a model starts as if there were no features.
     """
 
@@ -22,14 +22,14 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         self._tables = {
             spec["name"]: self.add_weight(
                 name=spec["name"],
-                shape=[1 if spec["kind"] == "numeric" else spec["vocabulary_size"] + 1, dim],
+                shape=[_num_rows(spec), dim],
                 initializer="zeros" if zero_init else tf.keras.initializers.TruncatedNormal(stddev=0.02),
             )
             for spec in specs
         }
 
     def call(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Embeds features of shape [num_rows] or, of kind tokens, [num_rows, max_tokens].
+        """Embeds features of shape [num_rows] or, of kinds tokens and vector, [num_rows, width].
 
         Returns:
             float32 [num_rows, dim].
@@ -46,8 +46,16 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         table = self._tables[spec["name"]]
         if spec["kind"] == "numeric":
             return tf.cast(values, tf.float32)[:, None] * table
+        if spec["kind"] == "vector":
+            return tf.matmul(values, table)
         known = tf.cast(values > 0, tf.float32)[..., None]
         rows = tf.gather(table, values) * known
         if spec["kind"] == "categorical":
             return rows
         return tf.math.divide_no_nan(tf.reduce_sum(rows, axis=1), tf.reduce_sum(known, axis=1))
+
+
+def _num_rows(spec: dict[str, Any]) -> int:
+    if spec["kind"] == "numeric":
+        return 1
+    return int(spec["width"] if spec["kind"] == "vector" else spec["vocabulary_size"] + 1)

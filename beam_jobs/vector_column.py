@@ -1,0 +1,66 @@
+"""Columns of dense vectors, such as text or image embeddings: one width, and either whole or missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.column_text import to_binary, to_numbers
+from contracts.config import Feature
+
+Float32 = npt.NDArray[np.float32]
+
+
+def to_vectors(column: pa.Array, feature: Feature) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """The column's cells as vectors: lists of numbers, or text that `feature.separator` joins.
+
+    Returns:
+        Fixed-size lists of float32, a missing or malformed cell being all NaN; and bool [num_rows], which cells
+        hold something but not `feature.dim` finite numbers.
+
+    Raises:
+        ValueError: the column is of a type that holds no numbers.
+    """
+    present = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    lists = column.filter(pa.array(present))  # a null fixed-size list has values
+    lists = lists if _is_list(column.type) else _split(lists, feature.separator)
+    numbers = _numbers(pc.list_flatten(lists))
+    rows = np.flatnonzero(present)[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
+    lengths = np.bincount(rows, minlength=len(column))
+    sound = lengths == feature.dim
+    np.logical_and.at(sound, rows, np.isfinite(numbers))
+    vectors = np.full((len(column), feature.dim), np.nan, np.float32)
+    vectors[sound] = numbers[sound[rows]].reshape(-1, feature.dim)
+    return from_matrix(vectors), ~sound & (lengths > 0)
+
+
+def from_matrix(vectors: Float32) -> pa.Array:
+    """[num_rows, dim] as fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
+
+
+def to_matrix(column: pa.Array) -> Float32:
+    """Fixed-size lists without nulls as [num_rows, dim]."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _split(column: pa.Array, separator: str) -> pa.Array:
+    """Text cells as lists of their parts; "" and what has no text as empty lists."""
+    text = pc.fill_null(to_binary(column), b"")
+    parts = pc.split_pattern(text, separator.encode())
+    return pc.if_else(pc.equal(text, pa.scalar(b"", pa.binary())), pa.scalar([], parts.type), parts)
+
+
+def _numbers(values: pa.Array) -> Float32:
+    kind = values.type
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and its cell malformed
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            numbers = pc.fill_null(values.cast(pa.float64(), safe=False), float("nan"))
+            return numbers.to_numpy(zero_copy_only=False).astype(np.float32)
+        return to_numbers(to_binary(values)).astype(np.float32)

@@ -1,0 +1,57 @@
+"""Vectors from any column that may hold them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.vector_column import to_matrix, to_vectors
+from contracts.config import Feature, FeatureTable
+
+NUMBERS = [[1.0, 2.0], None, [3.0, -4.5], [0.0, 1e-3]]
+COLUMNS = {
+    "list": pa.array(NUMBERS, pa.list_(pa.float64())),
+    "large list": pa.array(NUMBERS, pa.large_list(pa.float32())),
+    "fixed-size list": pa.array(NUMBERS, pa.list_(pa.float64(), 2)),
+    "list of text": pa.array([cell and [str(value) for value in cell] for cell in NUMBERS]),
+    "text": pa.array(["1 2", None, "3 -4.5", "0.0 1e-3"]),
+    "text of few values": pa.array(["1 2", None, "3 -4.5", "0 .001"]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("start", [0, 1])
+def test_every_form_gives_the_same_vectors(name: str, start: int) -> None:
+    """Also of a slice, whose values lie elsewhere in memory."""
+    feature = Feature(name="look", kind="vector", dim=2, separator=" ")
+    vectors, is_malformed = to_vectors(COLUMNS[name].slice(start), feature)
+    expected = [cell or [np.nan] * 2 for cell in NUMBERS[start:]]
+    np.testing.assert_array_equal(to_matrix(vectors), np.array(expected, np.float32))
+    assert not is_malformed.any()
+
+
+def test_whole_numbers_and_what_float32_cannot_hold() -> None:
+    feature = Feature(name="look", kind="vector", dim=1)
+    cells = pa.array([[2**40], [7], [None], []], pa.list_(pa.int64()))
+    vectors, is_malformed = to_vectors(cells, feature)
+    np.testing.assert_array_equal(to_matrix(vectors)[:, 0], np.array([2**40, 7, np.nan, np.nan], np.float32))
+    assert is_malformed.tolist() == [False, False, True, False]
+    vectors, is_malformed = to_vectors(pa.array([[1e300], [-1e300], [1e-300]]), feature)
+    np.testing.assert_array_equal(to_matrix(vectors)[:, 0], np.array([np.nan, np.nan, 0], np.float32))
+    assert is_malformed.tolist() == [True, True, False]
+
+
+def test_a_column_of_no_numbers_is_an_error_that_names_it(tmp_path) -> None:
+    path = tmp_path / "items.parquet"
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": ["a"], "look": pa.array([{"x": 1}])}), path)
+    table = FeatureTable(path=str(path), id="id", features=(Feature(name="look", kind="vector", dim=2),))
+    with pytest.raises(ValueError, match=r"items.parquet, column 'look': .*struct"):
+        read_feature_table(table, "data.item_features")
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("vector", 0), ("numeric", 3)])
+def test_only_a_vector_has_a_length(kind: str, dim: int) -> None:
+    with pytest.raises(ValueError, match="a vector needs its length"):
+        Feature(name="look", kind=kind, dim=dim)

@@ -1,0 +1,42 @@
+"""Two replicas take the steps of one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from trainer.replicas import mean_over_replicas, strategy_of
+
+
+# In batches of one window, the second replica has none.
+@pytest.mark.parametrize("batch_size", [32, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_replicas_train_as_one_device_does(batch_size: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.trainer.replicas_process", str(tmp_path), str(batch_size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    histories = json.loads(done.stdout.splitlines()[-1])
+    assert len(histories["on_1"]) == len(histories["on_2"]) == 2
+    for one, two in zip(histories["on_1"], histories["on_2"], strict=True):
+        for term in ("loss", "in_group", "global", "intent", "z", "choice"):
+            assert two[term] == pytest.approx(one[term], rel=1e-4), term
+    assert histories["on_1"][1]["loss"] < histories["on_1"][0]["loss"]
+    one, two = (np.load(tmp_path / f"on_{replicas}.npz") for replicas in (1, 2))
+    for name in one.files:
+        np.testing.assert_allclose(two[name], one[name], atol=2e-3, err_msg=name)
+
+
+def test_more_replicas_than_devices_are_refused() -> None:
+    tf.config.list_logical_devices()  # from here on, TensorFlow has the devices that it has
+    with pytest.raises(ValueError, match=r"training.replicas=64 needs as many devices, and this process has"):
+        strategy_of(64)
+
+
+def test_on_one_device_the_part_is_the_mean() -> None:
+    values, weights = tf.constant([1.0, 2.0, 9.0]), tf.constant([1.0, 1.0, 0.0])
+    assert float(mean_over_replicas(values)) == pytest.approx(4.0)
+    assert float(mean_over_replicas(values, weights)) == pytest.approx(1.5)
+    assert float(mean_over_replicas(values, tf.zeros([3]))) == 0.0
