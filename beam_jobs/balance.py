@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from beam_jobs.partition import group_centroids, nearest_with_distance
+from beam_jobs.partition import group_centroids, nearest_centroid, squared_distances
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -25,13 +25,13 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
     """
     cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
     centroids = group_centroids(embeddings, groups, num_groups)
-    distances = ((embeddings - centroids[groups]) ** 2).sum(axis=1)
+    distances = squared_distances(embeddings, centroids, groups)
     groups, is_open = groups.copy(), np.ones(num_groups, bool)
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:
         is_open &= np.bincount(groups, minlength=num_groups) < cap
         places = np.flatnonzero(is_open)
-        nearest, distances[surplus] = nearest_with_distance(embeddings[surplus], centroids[places])
-        groups[surplus] = places[nearest]
+        groups[surplus] = places[nearest_centroid(embeddings[surplus], centroids[places])]
+        distances[surplus] = squared_distances(embeddings[surplus], centroids, groups[surplus])
     return groups
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from beam_jobs.beam_run import collect, write_whole
 from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
-from beam_jobs.partition import nearest_with_distance
+from beam_jobs.partition import nearest_centroid, squared_distances
 from contracts.config import BeamConfig
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class _SumBlock(beam.DoFn):
 
     def process(self, block: EmbeddingBlock) -> Iterator[Int64]:
         rows, centroids = block.read(), np.load(self._centroids)
-        groups, distances = nearest_with_distance(rows, centroids)
+        groups = nearest_centroid(rows, centroids)
+        distances = squared_distances(rows, centroids, groups)
         order = np.argsort(groups, kind="stable")
         present, first = np.unique(groups[order], return_index=True)
         columns = np.concatenate([rows, np.ones((len(rows), 1)), distances[:, None]], axis=1)[order]
@@ -135,7 +136,7 @@ class AssignBlock(beam.DoFn):
         self._folder = folder
 
     def process(self, block: EmbeddingBlock) -> Iterator[str]:
-        groups, _ = nearest_with_distance(block.read(), np.load(self._centroids))
+        groups = nearest_centroid(block.read(), np.load(self._centroids))
         path = Path(self._folder) / f"assigned-{block.start:012d}.npy"
         _save(path, groups.astype(np.int32))
         yield str(path)

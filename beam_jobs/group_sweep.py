@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import silhouette_score
 
-from beam_jobs.partition import fit_centroids, nearest_with_distance
+from beam_jobs.partition import fit_centroids, nearest_centroid, squared_distances
 from contracts.artifact import read_manifest, write_json
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
@@ -46,7 +46,8 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
     """Fits and measures one K on embeddings [num_items, dim]."""
     started = time.monotonic()
     centroids = fit_centroids(rows, num_groups, settings.restarts, settings.fit_sample, seed)
-    groups, distances = nearest_with_distance(rows, centroids)
+    groups = nearest_centroid(rows, centroids)
+    distances = squared_distances(rows, centroids, groups)
     seconds = time.monotonic() - started
     sizes = np.bincount(groups, minlength=num_groups) * num_groups / len(rows)
     sample = np.random.default_rng(seed).permutation(len(rows))[:_SILHOUETTE_ITEMS]

@@ -34,26 +34,32 @@ def fit_centroids(
 
 
 def nearest_centroid(embeddings: Float32, centroids: Float32) -> Int64:
-    """[num_items] the centroid at the least Euclidean distance."""
-    return nearest_with_distance(embeddings, centroids)[0]
+    """[num_items] the centroid at the least Euclidean distance.
 
-
-def nearest_with_distance(embeddings: Float32, centroids: Float32) -> tuple[Int64, Float32]:
-    """[num_items] the centroid at the least Euclidean distance, and [num_items] that distance squared.
-
-    |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and the term of c alone is one more column of the product. Tiles of a
-    size that stays in the processor's cache.
+    |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): |x|^2 is the same for all, and the term of c alone is one more column of
+    the product, so one product and one argmax are all. Tiles are made in place, of a size that stays in the
+    processor's cache: fresh memory for each would cost as much as the argmax.
     """
     columns = np.concatenate([centroids, -(centroids**2).sum(axis=1, keepdims=True) / 2], axis=1).T.astype(np.float32)
-    nearest, score = np.zeros(len(embeddings), np.int64), np.zeros(len(embeddings), np.float32)
+    nearest = np.empty(len(embeddings), np.int64)
     tile = np.ones((_ASSIGN_ROWS, len(columns)), np.float32)
+    scores = np.empty((_ASSIGN_ROWS, len(centroids)), np.float32)
     for start in range(0, len(embeddings), _ASSIGN_ROWS):
         rows = embeddings[start : start + _ASSIGN_ROWS]
         tile[: len(rows), :-1] = rows
-        scores = tile[: len(rows)] @ columns
-        nearest[start : start + len(rows)] = best = scores.argmax(axis=1)
-        score[start : start + len(rows)] = scores[np.arange(len(rows)), best]
-    return nearest, np.maximum((embeddings**2).sum(axis=1) - 2 * score, 0)
+        np.matmul(tile, columns, out=scores)
+        scores[: len(rows)].argmax(axis=1, out=nearest[start : start + len(rows)])
+    return nearest
+
+
+def squared_distances(embeddings: Float32, centroids: Float32, nearest: Int64) -> Float32:
+    """[num_items] squared Euclidean distance of each row to the centroid that `nearest` names."""
+    distances = np.empty(len(embeddings), np.float32)
+    for start in range(0, len(embeddings), _ASSIGN_ROWS):
+        rows = slice(start, start + _ASSIGN_ROWS)
+        away = embeddings[rows] - centroids[nearest[rows]]
+        np.einsum("ij,ij->i", away, away, out=distances[rows])
+    return distances
 
 
 def group_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:

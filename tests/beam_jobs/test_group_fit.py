@@ -13,7 +13,7 @@ from beam_jobs import embedding_blocks, group_sweep
 from beam_jobs.balance import balance_groups
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.item_embeddings import normalise_rows
-from beam_jobs.partition import fit_centroids, nearest_with_distance
+from beam_jobs.partition import fit_centroids, squared_distances
 from contracts.artifact import writing
 from contracts.config import BeamConfig
 from contracts.layout import Workdir
@@ -55,7 +55,7 @@ def test_assignment_is_the_nearest_centroid(rows: np.ndarray, tmp_path: Path, mo
     groups = assign_items(BeamConfig(), rows, rows[:20].copy(), tmp_path)
     squared = ((rows[:, None] - rows[:20]) ** 2).sum(-1)
     np.testing.assert_allclose(squared[np.arange(len(rows)), groups], squared.min(axis=1), atol=1e-5)
-    np.testing.assert_allclose(nearest_with_distance(rows, rows[:20])[1], squared.min(axis=1), atol=1e-5)
+    np.testing.assert_allclose(squared_distances(rows, rows[:20], groups), squared.min(axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [1.01, 1.2, 3.0])
