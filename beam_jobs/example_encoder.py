@@ -2,23 +2,28 @@
 
 Building protos in Python costs some 25 µs a record. Here every feature of all records becomes one
 varint stream, every length field is a varint of fixed width (zero-padded, which the protocol buffer
-encoding allows), and a record is a join of slices.
+encoding allows, as it does for large values), and a record is a join of slices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, pairwise
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Int64 = npt.NDArray[np.int64]
 
 _LENGTH_WIDTH = 4
 """Bytes of a length field: up to 2**28 - 1."""
+
+_TABLE_BITS = 21
+"""Numbers below 2 ** this have their varints, of at most three bytes, in a table."""
 
 _BYTES_1 = b"\x0a"  # field 1, length-delimited: Example.features, Features.feature, map key, Int64List.value
 _BYTES_2 = b"\x12"  # field 2, length-delimited: map value
@@ -89,28 +94,34 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
 
 
 def _varint_stream(values: Int64) -> tuple[bytes, Int64]:
-    """Canonical varints of all values back to back, and the [num_values + 1] offsets."""
-    largest = int(values.max(initial=0))
-    narrow: npt.DTypeLike = np.uint32 if largest < 1 << 32 else np.uint64  # half the bytes to move, mostly
-    unsigned: npt.NDArray[np.unsignedinteger] = values.astype(narrow)
-    num_steps = max(1, (largest.bit_length() + 6) // 7)
-    width = np.ones(len(values), np.uint8)
-    for step in range(1, num_steps):
-        width += unsigned >= 1 << (7 * step)
-    offsets = np.zeros(len(values) + 1, np.int64)
-    np.cumsum(width, out=offsets[1:])
-    out = np.empty(offsets[-1], np.uint8)
-    for step in range(num_steps):
-        has_step: slice | Int64 = np.flatnonzero(width > step) if step else slice(None)
-        seven = ((unsigned[has_step] >> 7 * step) & 0x7F).astype(np.uint8)
-        more = (width[has_step] > step + 1).view(np.uint8) << np.uint8(7)
-        out[offsets[:-1][has_step] + step] = seven | more
-    return out.tobytes(), offsets
+    """Varints of all values back to back, and the [num_values + 1] offsets.
+
+    Small values, nearly all there are, are looked up in a table, three times faster than to work their bits out;
+    large ones (times) all get the width of the largest.
+    """
+    bits = int(values.max(initial=0)).bit_length()
+    if bits <= _TABLE_BITS:
+        _, offsets, stream = _varint_table(bits).take(pa.array(values)).buffers()
+        return stream.to_pybytes() if stream else b"", np.frombuffer(offsets, np.int64)[: len(values) + 1]
+    width = -(-bits // 7)
+    return _fixed_varint(values, width).tobytes(), np.arange(len(values) + 1) * width
 
 
-def _fixed_varint(values: Int64) -> npt.NDArray[np.uint8]:
-    """[num_rows] -> [num_rows, _LENGTH_WIDTH]: zero-padded varints."""
-    shifts = 7 * np.arange(_LENGTH_WIDTH)
+@lru_cache(maxsize=_TABLE_BITS + 1)
+def _varint_table(bits: int) -> pa.LargeBinaryArray:
+    """[2 ** bits] the shortest varint of each number."""
+    numbers = np.arange(1 << bits)
+    width = 1 + (numbers >= 1 << 7) + (numbers >= 1 << 14)
+    stream = b"".join(_fixed_varint(numbers[width == w], w).tobytes() for w in (1, 2, 3))
+    offsets = np.concatenate([[0], np.cumsum(width)])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(numbers), [None, pa.py_buffer(offsets), pa.py_buffer(stream)]
+    )
+
+
+def _fixed_varint(values: Int64, width: int = _LENGTH_WIDTH) -> npt.NDArray[np.uint8]:
+    """[num_rows] -> [num_rows, width]: zero-padded varints."""
+    shifts = 7 * np.arange(width)
     out = ((values[:, None] >> shifts) & 0x7F).astype(np.uint8)
     out[:, :-1] |= 0x80
     return out

@@ -32,11 +32,12 @@ def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:
     return parsed
 
 
-def test_encoder_against_the_proto_parser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21, 2**31, 2**62])
+def test_encoder_against_the_proto_parser(largest: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 40, 200)
-    big = np.array([0, 1, 127, 128, 16_383, 16_384, 2**31, 2**62])
-    values = rng.choice(big, lengths.sum())
+    edges = np.array([0, 1, 127, 128, 16_383, 16_384, largest])
+    values = rng.choice(edges[edges <= largest], lengths.sum())
     scalars = rng.integers(0, 2**40, 200)
     encoded = encode_examples({"a": Ragged(values, lengths), "second": Ragged.scalars(scalars)})
     rows = np.split(values, np.cumsum(lengths)[:-1])
