@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.event_files import find_event_files
+from beam_jobs.feature_statistics import feature_statistics
 from beam_jobs.id_shapes import merge_shapes
 from beam_jobs.ingest_steps import (
     ReadEvents,
@@ -25,7 +27,7 @@ from beam_jobs.ingest_steps import (
 )
 from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
-from beam_jobs.span_statistics import Statistics, span_statistics, write_statistics
+from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
 from beam_jobs.splits import time_quantile
 from beam_jobs.timestamps import parse_time
 from contracts.artifact import Manifest, read_manifest, writing
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
+_EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
 
 
 class ValidateAndBucket(beam.PTransform):
@@ -91,12 +94,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Events` artifact.
 
     Raises:
-        ValueError: a file is missing, damaged or lacks a column; no row is valid; more rows than
-            `data.max_dead_letter_fraction` are malformed; or the log breaks the schema of `data.previous` or
-            drifts from it.
+        ValueError: a file or a feature table is missing, damaged or lacks a column; no row is valid; more rows than
+            `data.max_dead_letter_fraction` are malformed; or log or tables break the schema of `data.previous` or
+            drift from it.
     """
     paths = find_event_files(config.data)
     previous = PreviousSpan.read(config.data.previous)
+    of_tables = list(feature_statistics(config.data))  # before the log, since they take a moment
     logger.info("ingest: %d file(s)", len(paths))
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
@@ -106,13 +110,15 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
         writer.counts.update(_counts(files, buckets))
-        statistics = _statistics(config, writer.counts, files, buckets)
+        statistics = [_statistics(config, writer.counts, files, buckets), *of_tables]
         schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
         write_statistics(statistics, staged.statistics)
         write_schema(schema, staged.schema)
+        times = _time_range(buckets)
+        _check_times(config, plan, writer.counts, **times)
         writer.details.update(
             dead_letter_reasons=dict(sorted(reasons.items())),
-            **_time_range(buckets),
+            **times,
             sources=paths,
             split={"protocol": config.split.protocol, **plan.describe()},
         )
@@ -191,9 +197,9 @@ def _statistics(
     of_level: Counter[str] = Counter()
     for bucket in buckets:
         of_level.update(dict(zip(config.data.feedback.levels, bucket["levels"], strict=False)))
-    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: {level: n for level, n in of_level.items() if n}}
+    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: dict(of_level)}
     times = _time_range(buckets)
-    return span_statistics(
+    return event_statistics(
         counts["events"], histograms, times["first_event"], times["last_event"], counts["dead_letters"]
     )
 
@@ -204,6 +210,25 @@ def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
         "first_event": min(bucket["first"] for bucket in buckets if bucket["first"] is not None),
         "last_event": max(bucket["last"] for bucket in buckets if bucket["last"] is not None),
     }
+
+
+def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
+    """Refuses a split without training events, and warns of dates that are hardly meant.
+
+    A number like 20240131, a date, reads as a second of 1970 too, and nobody's log began then.
+    """
+    first, last = (str(np.datetime64(moment, "us").astype("datetime64[s]")) for moment in (first_event, last_event))
+    if not counts["train_events"]:
+        start = np.datetime64(plan.validation_start or first_event, "us").astype("datetime64[s]")
+        raise ValueError(
+            f"split.validation_start={start} leaves no event to train on: the log runs from {first} to {last}; "
+            "set a later one, or split.protocol=leave_one_out"
+        )
+    if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
+        logger.warning(
+            "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601",
+            first, last, config.data.timestamp_unit,
+        )  # fmt: skip
 
 
 def _examples(files: list[dict[str, Any]]) -> str:

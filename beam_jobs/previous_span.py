@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class PreviousSpan:
 
     path: str
     schema: Schema
-    statistics: Statistics
+    statistics: Sequence[Statistics]
 
     @classmethod
     def read(cls, path: str | None) -> PreviousSpan | None:
@@ -36,7 +37,7 @@ class PreviousSpan:
             raise ValueError(f"data.previous: {error}; or set data.previous to null to infer a schema anew") from None
         return cls(path, read_schema(events.schema), read_statistics(events.statistics))
 
-    def checked_schema(self, statistics: Statistics, data: DataConfig) -> Schema:
+    def checked_schema(self, statistics: Sequence[Statistics], data: DataConfig) -> Schema:
         """The schema, to be carried on.
 
         Raises:
@@ -45,13 +46,19 @@ class PreviousSpan:
         anomalies = schema_anomalies(self.schema, statistics)
         if anomalies:
             raise ValueError(
-                f"data.events breaks the schema {Events(Path(self.path)).schema}: {'; '.join(anomalies)}. "
-                "Mend the log; or, if this is how it is now, edit the schema, or set data.previous to null"
+                f"the data break the schema {Events(Path(self.path)).schema}: {'; '.join(anomalies)}. "
+                "Mend them; or, if this is how it is now, edit the schema, or set data.previous to null"
             )
-        drift = drift_anomalies(statistics, self.statistics, data.max_drift, data.min_volume)
+        before = {dataset.name: dataset for dataset in self.statistics}
+        drift = [
+            anomaly
+            for dataset in statistics
+            if dataset.name in before
+            for anomaly in drift_anomalies(dataset, before[dataset.name], data.max_drift, data.min_volume)
+        ]
         if drift:
             raise ValueError(
-                f"data.events differs from data.previous={self.path}: {'; '.join(drift)}. Mend the log; or, if this is "
+                f"the data differ from data.previous={self.path}: {'; '.join(drift)}. Mend them; or, if this is "
                 f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
                 "set data.previous to null"
             )

@@ -102,7 +102,7 @@ def read_side_features(table: FeatureTable | None, item_ids: pa.Array) -> SideFe
     if table is None:
         return SideFeatures(num_items, [], {}, [""] * num_items)
     columns = read_feature_table(table, "data.item_features").aligned(item_ids)
-    tokens = [_tokens(feature, columns[feature.name]) for feature in table.features if not feature.is_number]
+    tokens = [take_apart(feature, columns[feature.name]) for feature in table.features if not feature.is_number]
     numbers = {feature.name: _matrix(columns[feature.name]) for feature in table.features if feature.is_number}
     titles = [""] * num_items
     if table.title is not None:
@@ -133,7 +133,8 @@ def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
     return None
 
 
-def _tokens(feature: Feature, column: pa.Array) -> TokenFeature:
+def take_apart(feature: Feature, column: pa.Array) -> TokenFeature:
+    """A column of a feature table by its values; an empty one is none."""
     lists = _split(column, feature)
     if lists is None:
         flat, items = column, np.arange(len(column))

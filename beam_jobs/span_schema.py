@@ -1,43 +1,51 @@
-"""The schema of the log: inferred by the first run, carried on and enforced by those that name it as previous.
+"""The schema of the log and the feature tables, inferred by the first run and enforced by those that name it.
 
 It is TFX's schema proto in text form, so it can be read, edited and reviewed like code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_metadata.proto.v0.schema_pb2 import Schema
 
-from beam_jobs.span_statistics import Statistics, histograms_of, last_event
+from beam_jobs.span_statistics import OTHER, Statistics, histograms_of, last_event
 from contracts.artifact import write_text
 
 _LEAST_DOMAIN_MASS = 0.95
 """Share of a feature's values that must be of its domain; what an inferred schema says, until somebody edits it."""
 
 
-def infer_schema(statistics: Statistics) -> Schema:
-    """Every feature must be there, and the values that occur are its domain."""
+def infer_schema(statistics: Sequence[Statistics]) -> Schema:
+    """Every feature must be there, and the values that occur are its domain, if there are not too many to list."""
     schema = Schema()
-    for name, shares in histograms_of(statistics).items():
+    for name, shares in _all_histograms(statistics).items():
         feature = schema.feature.add(name=name, type=schema_pb2.BYTES)
         feature.presence.min_count = 1
-        feature.distribution_constraints.min_domain_mass = _LEAST_DOMAIN_MASS
-        feature.string_domain.value.extend(sorted(shares))
+        if OTHER not in shares:
+            feature.distribution_constraints.min_domain_mass = _LEAST_DOMAIN_MASS
+            feature.string_domain.value.extend(sorted(shares))
     return schema
 
 
-def schema_anomalies(schema: Schema, statistics: Statistics) -> list[str]:
+def _all_histograms(statistics: Sequence[Statistics]) -> dict[str, dict[str, float]]:
+    return {name: shares for dataset in statistics for name, shares in histograms_of(dataset).items()}
+
+
+def schema_anomalies(schema: Schema, statistics: Sequence[Statistics]) -> list[str]:
     """Each way in which the data break the schema, in words."""
-    found = histograms_of(statistics)
+    found = _all_histograms(statistics)
     anomalies = []
     for feature in schema.feature:
         shares = found.get(feature.name)
         if not shares:
             if feature.presence.min_count:
                 anomalies.append(f"{feature.name} is absent")
+            continue
+        if not feature.HasField("string_domain"):
             continue
         strange = {value: share for value, share in shares.items() if value not in feature.string_domain.value}
         if 1 - sum(strange.values()) < feature.distribution_constraints.min_domain_mass - 1e-9:
@@ -48,13 +56,13 @@ def schema_anomalies(schema: Schema, statistics: Statistics) -> list[str]:
 
 
 def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_volume: float) -> list[str]:
-    """Each way in which the data differ too much from the last span's, in words.
+    """Each way in which a data set differs too much from the last span's, in words.
 
     Args:
         now: of this span.
         before: of the last one.
         max_drift: greatest L-infinity distance between the shares of any value.
-        min_volume: least number of events as a share of the last span's.
+        min_volume: least number of events or rows as a share of the last span's.
     """
     anomalies = []
     earlier = histograms_of(before)
@@ -67,10 +75,11 @@ def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_v
                 f"{name}: the share of {value!r} went from {old.get(value, 0.0):.1%} to {shares.get(value, 0.0):.1%}"
             )
     if now.num_examples < min_volume * before.num_examples:
-        anomalies.append(f"events: {now.num_examples:,}, after {before.num_examples:,} in the last span")
-    if last_event(now) < last_event(before):
-        anomalies.append(f"timestamp: the last event is {(last_event(before) - last_event(now)) / 3.6e9:.1f} hours "
-                         "older than the last span's: is this an old log?")  # fmt: skip
+        anomalies.append(f"{now.name}: {now.num_examples:,}, after {before.num_examples:,} in the last span")
+    last, last_before = last_event(now), last_event(before)
+    if last is not None and last_before is not None and last < last_before:
+        anomalies.append(f"timestamp: the last event is {(last_before - last) / 3.6e9:.1f} hours older than the last "
+                         "span's: is this an old log?")  # fmt: skip
     return anomalies
 
 

@@ -1,8 +1,11 @@
-"""Statistics of one ingest as TFX's statistics proto, which TensorFlow Data Validation and Facets show."""
+"""Statistics of one ingest as TFX's statistics protos, which TensorFlow Data Validation and Facets show.
+
+One data set is the events, each feature table is one more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -12,12 +15,29 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 from contracts.artifact import write_text
 
 TIMESTAMP = "timestamp"
+MISSING, OTHER = "(missing)", "(other)"
+"""Values of a histogram: rows that have none, and all values too rare to be listed."""
 
 
-def span_statistics(
+def dataset_statistics(name: str, rows: int, histograms: Mapping[str, Mapping[str, int]]) -> Statistics:
+    """Builds a proto from histograms: feature name -> value -> count."""
+    statistics = Statistics(name=name, num_examples=rows)
+    for column, histogram in histograms.items():
+        feature = statistics.features.add(name=column, type=statistics_pb2.FeatureNameStatistics.STRING)
+        feature.string_stats.common_stats.num_non_missing = sum(histogram.values())
+        present = [(value, count) for value, count in histogram.items() if count]
+        feature.string_stats.unique = len(present)
+        for rank, (value, count) in enumerate(sorted(present, key=lambda pair: (-pair[1], pair[0]))):
+            feature.string_stats.rank_histogram.buckets.add(
+                low_rank=rank, high_rank=rank, label=value, sample_count=count
+            )
+    return statistics
+
+
+def event_statistics(
     events: int, histograms: Mapping[str, Mapping[str, int]], first: int, last: int, dead_letters: int
 ) -> Statistics:
-    """Builds the proto.
+    """Those of the log.
 
     Args:
         events: valid events.
@@ -25,15 +45,7 @@ def span_statistics(
         first, last: microseconds of the earliest and the latest event.
         dead_letters: rows that were set aside.
     """
-    statistics = Statistics(name="events", num_examples=events)
-    for name, histogram in histograms.items():
-        feature = statistics.features.add(name=name, type=statistics_pb2.FeatureNameStatistics.STRING)
-        feature.string_stats.common_stats.num_non_missing = sum(histogram.values())
-        feature.string_stats.unique = len(histogram)
-        for rank, (value, count) in enumerate(sorted(histogram.items(), key=lambda pair: (-pair[1], pair[0]))):
-            feature.string_stats.rank_histogram.buckets.add(
-                low_rank=rank, high_rank=rank, label=value, sample_count=count
-            )
+    statistics = dataset_statistics("events", events, histograms)
     times = statistics.features.add(name=TIMESTAMP, type=statistics_pb2.FeatureNameStatistics.INT)
     times.num_stats.min, times.num_stats.max = first, last
     times.num_stats.common_stats.num_non_missing = events
@@ -53,18 +65,19 @@ def histograms_of(statistics: Statistics) -> dict[str, dict[str, float]]:
     }
 
 
-def last_event(statistics: Statistics) -> int:
-    """Microseconds of the latest event."""
-    return max(int(feature.num_stats.max) for feature in statistics.features if feature.name == TIMESTAMP)
+def last_event(statistics: Statistics) -> int | None:
+    """Microseconds of the latest event; None of a feature table."""
+    times = [int(feature.num_stats.max) for feature in statistics.features if feature.name == TIMESTAMP]
+    return max(times, default=None)
 
 
-def write_statistics(statistics: Statistics, path: Path) -> None:
-    """Text form of a list of one, as `tfdv.load_stats_text` reads it."""
-    listed = statistics_pb2.DatasetFeatureStatisticsList(datasets=[statistics])
+def write_statistics(statistics: Iterable[Statistics], path: Path) -> None:
+    """Text form, as `tfdv.load_stats_text` reads it."""
+    listed = statistics_pb2.DatasetFeatureStatisticsList(datasets=statistics)
     write_text(path, text_format.MessageToString(listed, as_utf8=True))
 
 
-def read_statistics(path: Path) -> Statistics:
+def read_statistics(path: Path) -> list[Statistics]:
     """What `write_statistics` wrote.
 
     Raises:
@@ -72,6 +85,6 @@ def read_statistics(path: Path) -> Statistics:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return text_format.Parse(text, statistics_pb2.DatasetFeatureStatisticsList()).datasets[0]
-    except (OSError, UnicodeDecodeError, text_format.ParseError, IndexError) as error:
+        return list(text_format.Parse(text, statistics_pb2.DatasetFeatureStatisticsList()).datasets)
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"{path} holds no statistics ({error}): run ingest again, or unset data.previous") from None

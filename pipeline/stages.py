@@ -123,7 +123,11 @@ STAGES = (
         sections=("data", "split"),
         outputs=lambda config, workdir: (workdir.events.path,),
         run=_ingest,
-        sources=lambda config: (*config.data.events, *_manifest_of(config.data.previous)),
+        sources=lambda config: (
+            *config.data.events,
+            *_feature_tables(config),
+            *_manifest_of(config.data.previous),
+        ),
     ),
     Stage(
         "statistics",

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from beam_jobs import ingest
+from beam_jobs.feature_statistics import magnitudes, value_counts
 from beam_jobs.id_shapes import id_shapes
-from beam_jobs.span_schema import read_schema
-from beam_jobs.span_statistics import histograms_of, read_statistics
-from contracts.config import Config
+from beam_jobs.span_schema import infer_schema, read_schema, schema_anomalies
+from beam_jobs.span_statistics import dataset_statistics, histograms_of, read_statistics
+from contracts.config import Config, Feature
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
 
@@ -45,7 +47,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
 
 
 def test_first_run_infers_schema_and_statistics(first: Workdir) -> None:
-    shares = histograms_of(read_statistics(first.events.statistics))
+    [events] = read_statistics(first.events.statistics)
+    shares = histograms_of(events)
     assert shares == {
         "user_id.shape": {"a9": 1.0},
         "item_id.shape": {"9": 1.0},
@@ -63,7 +66,10 @@ def test_a_like_span_passes_and_carries_the_schema_on(first: Workdir, tmp_path: 
 
 # name -> (the log's difference, what the message must hold)
 STOPPED: dict[str, tuple[dict[str, object], str]] = {
-    "integers became floats": ({"users": "{}.0", "day": 1}, r"breaks the schema.*user_id.shape: 100.0%.*'9.9' 100.0%"),
+    "integers became floats": (
+        {"users": "{}.0", "day": 1},
+        r"the data break the schema.*user_id.shape: 100.0%.*'9.9' 100.0%",
+    ),
     "clicks doubled": ({"clicks": 8, "day": 1}, r"the share of 'click' went from 40.0% to 80.0%.*data.max_drift=0.2"),
     "most rows are missing": ({"rows": 10, "day": 1}, r"events: 10, after 40.*data.min_volume=0.3"),
     "an old log": ({"day": -1}, r"the last event is 24.0 hours older"),
@@ -84,3 +90,95 @@ def test_previous_must_be_whole(first: Workdir, tmp_path: Path) -> None:
     log = _log(tmp_path, "log.csv")
     with pytest.raises(ValueError, match=r"data\.previous: no artifact at"):
         ingest.run(_config(log, previous=str(tmp_path)), Workdir(tmp_path / "run"), "f")
+
+
+ITEMS = [
+    f"i{item},{'shoes' if item % 4 else 'hats'},{10 + item}.5,{'red|blue' if item % 2 else ''}" for item in range(40)
+]
+
+
+def _with_items(folder: Path, lines: list[str], previous: Workdir | None = None) -> Workdir:
+    """Ingests a log beside an item table of id, category, price and colours."""
+    folder.mkdir(exist_ok=True)
+    log = _log(folder, "log.csv", day=0 if previous is None else 1)
+    features = [
+        {"name": "category", "kind": "categorical"},
+        {"name": "price", "kind": "numeric"},
+        {"name": "colours", "kind": "tokens"},
+    ]
+    path = write_log(folder / "items.csv", lines, "item,category,price,colours")
+    table = {"path": str(path), "id": "item", "features": features}
+    workdir = Workdir(folder / "run")
+    named = {} if previous is None else {"previous": str(previous.events.path)}
+    ingest.run(_config(log, item_features=table, **named), workdir, "f")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def with_items(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
+    return _with_items(tmp_path_factory.mktemp("items"), ITEMS)
+
+
+def test_feature_tables_are_in_schema_and_statistics(with_items: Workdir, tmp_path: Path) -> None:
+    events, items = read_statistics(with_items.events.statistics)
+    assert (events.name, items.name, items.num_examples) == ("events", "item_features", 40)
+    # Prices 10.5 to 49.5; every second item has both colours, so 20 + 20 tokens and 20 rows without.
+    assert histograms_of(items) == {
+        "item_features.item.shape": {"a9": 1.0},
+        "item_features.category": {"shoes": 0.75, "hats": 0.25},
+        "item_features.price": {"1e1": 1.0},
+        "item_features.colours": {"(missing)": 1 / 3, "blue": 1 / 3, "red": 1 / 3},
+    }
+    again = _with_items(tmp_path / "again", ITEMS, with_items)
+    assert again.events.schema.read_text() == with_items.events.schema.read_text()
+
+
+# name -> (the new table, what the message must hold)
+BROKEN_TABLES = {
+    "ids look different": ([line[1:] for line in ITEMS], r"item_features.item.shape: 100.0%.*'9' 100.0%"),
+    "a new category": (
+        [line.replace("hats", "caps") for line in ITEMS],
+        r"item_features.category: 25.0%.*'caps' 25.0%",
+    ),
+    "prices in cents": (
+        [line.replace(".5,", "50,") for line in ITEMS],
+        r"item_features.price: 100.0% of values.*'1e3' 100.0%",
+    ),
+    "prices missing": (
+        [line if item % 10 else line.replace(f"{10 + item}.5", "") for item, line in enumerate(ITEMS)],
+        r"item_features.price: 10.0% of values.*'\(missing\)' 10.0%",
+    ),
+    "colours lost": ([line.replace("red|blue", "red") for line in ITEMS], r"share of 'blue' went from 33.3% to 0.0%"),
+    "most rows lost": (ITEMS[:8], r"item_features: 8, after 40 in the last span"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_TABLES)
+def test_what_stops_a_feature_table(name: str, with_items: Workdir, tmp_path: Path) -> None:
+    lines, message = BROKEN_TABLES[name]
+    with pytest.raises(ValueError, match=message):
+        _with_items(tmp_path / "next", lines, with_items)
+
+
+def test_a_column_of_very_many_values_has_no_domain() -> None:
+    column = pa.array([f"{value % 3_000}".encode() for value in range(30_000)])
+    found = histograms_of(
+        dataset_statistics("items", 30_000, {"brand": value_counts(column, Feature(name="brand", kind="categorical"))})
+    )["brand"]
+    assert len(found) == 1_001 and found["(other)"] == pytest.approx(2 / 3)
+    schema = infer_schema([dataset_statistics("items", 30_000, {"brand": {"(other)": 2, "0": 1}})])
+    assert schema_anomalies(schema, [dataset_statistics("items", 3, {"brand": {"new": 3}})]) == []
+    assert schema_anomalies(schema, [dataset_statistics("items", 3, {})]) == ["brand is absent"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0.0, -0.0], {"0": 2}),
+        ([9.99, 10.0, -250.0, 0.004], {"1e0": 1, "1e1": 1, "-1e2": 1, "1e-3": 1}),
+        ([float("nan"), float("inf"), 1.0], {"(missing)": 2, "1e0": 1}),
+        ([], {}),
+    ],
+)
+def test_magnitudes(numbers: list[float], expected: dict[str, int]) -> None:
+    assert {value: count for value, count in magnitudes(np.array(numbers, np.float32)).items() if count} == expected

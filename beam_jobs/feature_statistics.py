@@ -1,0 +1,65 @@
+"""Statistics of a feature table: what its ids look like, and what values its columns hold and lack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.id_shapes import id_shapes, merge_shapes
+from beam_jobs.side_features import take_apart
+from beam_jobs.span_statistics import MISSING, OTHER, Statistics, dataset_statistics
+from beam_jobs.vector_column import to_matrix
+from contracts.config import DataConfig, Feature
+
+_MOST_VALUES = 1_000  # of a column; the others are one
+
+
+def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
+    """One data set a configured feature table, called as its section of the config.
+
+    Raises:
+        ValueError: a table cannot be read.
+    """
+    for name, table in (("user_features", data.user_features), ("item_features", data.item_features)):
+        if table is None:
+            continue
+        rows = read_feature_table(table, f"data.{name}")
+        histograms = {f"{name}.{table.id}.shape": merge_shapes([id_shapes(rows.ids)])}
+        for feature in table.features:
+            histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
+        yield dataset_statistics(name, len(rows.ids), histograms)
+
+
+def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:
+    if feature.kind == "numeric":
+        return magnitudes(column.to_numpy(zero_copy_only=False))
+    if feature.kind == "vector":
+        return magnitudes(np.linalg.norm(to_matrix(column), axis=1))
+    if feature.kind == "text":  # new words are no anomaly
+        missing = pc.sum(pc.equal(pc.binary_length(column), 0)).as_py() or 0
+        return {"(text)": len(column) - missing, MISSING: missing}
+    return value_counts(column, feature)
+
+
+def value_counts(column: pa.Array, feature: Feature) -> dict[str, int]:
+    """How often each of the most frequent values occurs, of tokens each by itself, and how many rows have none."""
+    tokens = take_apart(feature, column)
+    counts = np.bincount(tokens.codes, minlength=len(tokens.values))
+    common = dict(zip(tokens.values[:_MOST_VALUES], counts[:_MOST_VALUES].tolist(), strict=True))
+    return {**common, OTHER: int(counts[_MOST_VALUES:].sum()), MISSING: len(column) - len(np.unique(tokens.items))}
+
+
+def magnitudes(numbers: npt.NDArray[np.floating]) -> dict[str, int]:
+    """Numbers, or lengths of vectors, by sign and power of ten: a price in cents instead of dollars moves by two."""
+    finite = np.isfinite(numbers)
+    present = numbers[finite]
+    power = np.floor(np.log10(np.abs(present[present != 0]).astype(np.float64))).astype(np.int64)
+    powers, counts = np.unique(np.stack([np.sign(present[present != 0]), power]), axis=1, return_counts=True)
+    names = [f"{'-' if sign < 0 else ''}1e{exponent:.0f}" for sign, exponent in powers.T.tolist()]
+    found = dict(zip(names, counts.tolist(), strict=True))
+    return {**found, "0": int((present == 0).sum()), MISSING: int((~finite).sum())}
