@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
@@ -36,7 +37,6 @@ JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 MATERIALISE, GZIP_6, NAIVE = "windows", "windows at gzip 6", "windows, naive (gzip 6)"
 ASSIGN, ASSIGN_ITEMS, ASSIGN_DIM, ASSIGN_GROUPS = "assignment", 1_000_000, 64, 1_000
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
-CORE = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Measurement:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="events in the log (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=5_000_000, help="events in the log (default: %(default)s)")
     parser.add_argument("--naive-rows", type=int, help="events for the naive job (default: the same log)")
     parser.add_argument("--json", type=Path, help="also write the result here, and the table beside it as .md")
     parser.add_argument("--one", nargs=2, metavar=("JOB", "WORKDIR"), help=argparse.SUPPRESS)
@@ -145,7 +145,7 @@ def in_fresh_process(job: str, workdir: Workdir) -> Measurement:
 
 def measure(job: str, workdir: Workdir) -> Measurement:
     """Runs a job in this process."""
-    os.sched_setaffinity(0, {CORE})
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     logging.basicConfig(level=logging.WARNING)
     started = time.monotonic()
     if job == ASSIGN:
@@ -233,8 +233,15 @@ def summarise(
         "peak_rss_gb": max(measured[job].peak_rss_gb for job in JOBS),
         "naive_peak_rss_gb": naive.peak_rss_gb,
         "machine": f"{platform.machine()}, 1 of {os.cpu_count()} cores, load average {os.getloadavg()[1]:.1f}",
+        "blas_kernel": blas_kernel(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def blas_kernel() -> str:
+    """Which of its kernels NumPy's BLAS has chosen, or been told to choose: assignment is a matrix product."""
+    found = threadpoolctl.threadpool_info()
+    return ", ".join(library["architecture"] for library in found if library["user_api"] == "blas")
 
 
 def as_table(rows: int, measured: dict[str, Measurement]) -> str:
@@ -259,7 +266,7 @@ def in_words(result: dict[str, Any]) -> str:
         f"- vocabularies and statistics: {result['statistics_rows_per_s']:,} rows/s; item embeddings: "
         f"{result['embedding_seconds_per_million_rows']} s per million rows; assignment of {ASSIGN_ITEMS:,} items of "
         f"{ASSIGN_DIM} dimensions to {ASSIGN_GROUPS:,} groups: {result['assignment_items_per_s']:,} items/s "
-        f"({result['assignment_items_per_cpu_s']:,} per CPU second)\n"
+        f"({result['assignment_items_per_cpu_s']:,} per CPU second; BLAS kernel {result['blas_kernel']})\n"
         f"- materialise: {result['materialise_vs_naive']}x naive, "
         f"{result['materialise_vs_naive_at_gzip_6']}x at equal gzip level, "
         f"{result['materialise_vs_naive_in_cpu_seconds']}x in CPU seconds, which other programs on the core disturb "
