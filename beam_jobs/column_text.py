@@ -16,8 +16,9 @@ _OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG = range(5)
 def to_binary(column: pa.Array) -> pa.Array:
     """The column's values as text bytes; null where there is no value.
 
-    Integers become their decimal form, and so do whole floats: pandas turns an integer column with
-    gaps into floats. Lists of strings are not values: see `feature_tables`.
+    Integers become their decimal form, and so do whole floats and decimals: pandas turns an integer column
+    with gaps into floats, and databases export numbers as decimals. Lists of strings are not values: see
+    `feature_tables`.
 
     Raises:
         ValueError: the column is of a type that has no plain text.
@@ -27,16 +28,38 @@ def to_binary(column: pa.Array) -> pa.Array:
         return to_binary(column.dictionary_decode())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.cast(pa.binary())
-    if pa.types.is_floating(kind):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
-        whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
-        as_integer = pc.if_else(whole, column, pa.scalar(0, kind)).cast(pa.int64()).cast(pa.string())
-        return pc.if_else(whole, as_integer, column.cast(pa.string())).cast(pa.binary())
-    if pa.types.is_nested(kind) or pa.types.is_null(kind):
-        if pa.types.is_null(kind):
-            return pa.nulls(len(column), pa.binary())
+    if pa.types.is_nested(kind):
         raise ValueError(f"a column of type {kind} cannot be read as text")
-    return column.cast(pa.string()).cast(pa.binary())
+    if isinstance(kind, pa.UuidType):
+        text = pa.array([value and str(value) for value in column.to_pylist()], pa.string())
+    elif pa.types.is_floating(kind):
+        text = _float_text(column.cast(pa.float32()) if pa.types.is_float16(kind) else column)
+    elif pa.types.is_decimal(kind):
+        text = pc.replace_substring_regex(column.cast(pa.string()), r"\.0+$", "")
+    else:
+        text = column.cast(pa.string())
+    return text.cast(pa.binary())
+
+
+def _float_text(column: pa.Array) -> pa.Array:
+    """Whole numbers as integers, NaN as null."""
+    kind = column.type
+    column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+    whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2.0**53))
+    as_integer = pc.if_else(whole, column, pa.scalar(0, kind)).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(whole, as_integer, column.cast(pa.string()))
+
+
+def is_inexact(column: pa.Array) -> npt.NDArray[np.bool_]:
+    """[num_rows] whether a value is a float too large to tell an integer from the next.
+
+    Such are what pandas makes of 64-bit ids in a column with gaps: two users may have become one.
+    """
+    if not pa.types.is_floating(column.type):
+        return np.zeros(len(column), bool)
+    limit = 2.0 ** {16: 11, 32: 24, 64: 53}[column.type.bit_width]
+    values = column.to_numpy(zero_copy_only=False)
+    return np.abs(values) >= limit
 
 
 def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:

@@ -28,8 +28,19 @@ BLOCK_BYTES = 8 << 20
 _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x00end of block\x00"
-_QUOTED_FIELD = re.compile(rb'(?:^|(?<=[,\n\r]))"(?:[^"]|"")*"')
-_OPENING_QUOTE = re.compile(rb'(?:^|(?<=[,\n\r]))"')
+_HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_SEPARATORS = (",", ";", "\t", "|")
+_MAGIC = {
+    b"\x1f\x8b": "gzip data: call it .csv.gz",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it, or compress it with gzip",
+    b"BZh": "bzip2 data: unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "xz data: unpack it, or compress it with gzip",
+    b"PAR1": "Parquet: call it .parquet",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
 
 
 @dataclass
@@ -48,12 +59,12 @@ class CsvBatch:
 
 
 def is_csv(path: str) -> bool:
-    """Whether the name says CSV, plain or gzip."""
-    return path.lower().endswith((".csv", ".csv.gz"))
+    """Whether the name says CSV or its sister with tabs, plain or gzip."""
+    return path.lower().endswith(_SUFFIXES)
 
 
 def read_csv_header(path: str) -> list[str]:
-    """The column names.
+    """The column names, without spaces around them.
 
     Raises:
         ValueError: the file is empty or not UTF-8 text.
@@ -72,8 +83,8 @@ def read_csv_batches(path: str, columns: Sequence[str], block_bytes: int = BLOCK
     """
     with _open(path) as stream:
         block = stream.read(max(block_bytes, 1 << 20))
-        header, block = _split_header(block, path)
-        parser = _BlockParser(len(header), {name: header.index(name) for name in columns})
+        header, separator, block = _split_header(block, path)
+        parser = _BlockParser(len(header), {name: header.index(name) for name in columns}, separator)
         while True:
             more = stream.read(block_bytes)
             cut = _last_record_end(block) if more else len(block)
@@ -94,18 +105,35 @@ def _open(path: str) -> Iterator[BinaryIO]:
         raise OSError(f"damaged gzip data: {error}") from None
 
 
-def _split_header(block: bytes, path: str) -> tuple[list[str], bytes]:
-    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path} is UTF-16 text: save it as UTF-8")
+def _split_header(block: bytes, path: str) -> tuple[list[str], str, bytes]:
+    """The column names, what separates them, and the bytes after them.
+
+    The separator is the one that makes most of the header: a log that is read has three columns at least, and a
+    name that holds a separator is quoted.
+    """
+    for magic, what in _MAGIC.items():
+        if block.startswith(magic):
+            raise ValueError(f"{path} is {what}")
     block = block.removeprefix(b"\xef\xbb\xbf")
-    line, _, rest = block.partition(b"\n")
+    end = len(_HEADER.match(block)[0])  # type: ignore[index]
+    line, rest = block[:end], block[end + 1 :]
+    if block.startswith(b'"', end):
+        raise ValueError(f"{path}: a quote of the header line {line[:80]!r} never closes: mend it")
     if not line.strip():
         raise ValueError(f"{path} has no header line: the first line must name the columns")
-    text = line.decode("utf-8", errors="replace")
-    try:
-        return next(csv.reader([text])), rest
-    except csv.Error as error:
-        raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({error}): mend it") from None
+    text = line.rstrip(b"\r").decode("utf-8", errors="replace")
+    if "\r" in text and end == len(block):
+        raise ValueError(f"{path}: its lines end with a carriage return alone, as on old Macs: save it with line feeds")
+    headers, problem = {}, None
+    for separator in _SEPARATORS:
+        try:
+            headers[separator] = next(csv.reader([text], delimiter=separator))
+        except csv.Error as error:
+            problem = problem or error
+    if not headers:
+        raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({problem}): mend it")
+    separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
+    return [name.strip() for name in headers[separator]], separator, rest
 
 
 def _last_record_end(block: bytes) -> int:
@@ -123,11 +151,12 @@ def _last_record_end(block: bytes) -> int:
 class _BlockParser:
     """Parses whole records, numbering the rows of a file as it goes."""
 
-    def __init__(self, num_fields: int, wanted: dict[str, int]) -> None:
+    def __init__(self, num_fields: int, wanted: dict[str, int], separator: str) -> None:
         self._num_fields = num_fields
         self._wanted = wanted
         self._names = [str(index) for index in range(num_fields)]
-        self._sentinel_row = b",".join([_SENTINEL] * num_fields) + b"\n"
+        self._separator = separator
+        self._sentinel_row = separator.encode().join([_SENTINEL] * num_fields) + b"\n"
         self._next_row = 1
 
     def parse(self, block: bytes) -> CsvBatch:
@@ -167,7 +196,7 @@ class _BlockParser:
         table, invalid = self._parse_raw(text)
         if table is not None:
             return table, invalid, None
-        culprit = _unclosed_line(text)
+        culprit = _unclosed_line(text, self._separator)
         end = text.find(b"\n", culprit) + 1 or len(text)
         table, invalid = self._parse_raw(text[:culprit])
         if table is None:
@@ -188,7 +217,9 @@ class _BlockParser:
         table = pa_csv.read_csv(
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names),
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=self._separator, newlines_in_values=True, invalid_row_handler=skip
+            ),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=[str(index) for index in self._wanted.values()],
                 column_types={name: pa.binary() for name in self._names},
@@ -215,9 +246,10 @@ def _mark_invalid_bytes(text: bytes) -> bytes:
     return text
 
 
-def _unclosed_line(text: bytes) -> int:
+def _unclosed_line(text: bytes, separator: str) -> int:
     """Start of the line that opens the quote which nothing closes."""
-    blanked = _QUOTED_FIELD.sub(lambda match: b" " * len(match.group()), text)
-    opening = _OPENING_QUOTE.search(blanked)
+    opens = rb'(?:^|(?<=[%s\n\r]))"' % separator.encode()
+    blanked = re.sub(opens + rb'(?:[^"]|"")*"', lambda match: b" " * len(match.group()), text)
+    opening = re.search(opens, blanked)
     position = opening.start() if opening else text.rfind(b'"')
     return text.rfind(b"\n", 0, max(position, 0)) + 1

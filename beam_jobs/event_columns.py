@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.column_text import ID_PROBLEMS, check_ids, to_binary, to_numbers
+from beam_jobs.column_text import ID_PROBLEMS, check_ids, is_inexact, to_binary, to_numbers
 from beam_jobs.event_files import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
@@ -17,6 +17,8 @@ from contracts.config import DataConfig
 from contracts.names import EventColumn
 
 _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
+
+_INEXACT = ("", "is a float that has lost digits: write ids as integers or text")
 
 DEAD_LETTER_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
 
@@ -95,6 +97,7 @@ def _letters(rows: list[int], reasons: list[str], values: list[str]) -> pa.Table
 
 def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryArray:
     """Checks the distinct values once, not each row's."""
+    letters.add(field, is_inexact(column).astype(np.int8), _INEXACT, column)
     encoded = to_binary(column).dictionary_encode(null_encoding="encode")
     indices = encoded.indices.to_numpy()
     problems = check_ids(encoded.dictionary)

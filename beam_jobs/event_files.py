@@ -16,6 +16,7 @@ from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from contracts.config import DataConfig
 
 PARQUET_BATCH_ROWS = 1 << 18
+_SHOWN_COLUMNS = 30
 
 
 @dataclass
@@ -83,11 +84,11 @@ def _check_flat(path: str, wanted: dict[str, str]) -> None:
     """Refuses lists and structs, which no id, time or level can be read from."""
     if is_csv(path):
         return
-    schema = pq.read_schema(path)
+    types = {field.name.strip(): field.type for field in pq.read_schema(path)}
     for name, key in wanted.items():
-        if pa.types.is_nested(schema.field(name).type):
+        if pa.types.is_nested(types[name]):
             raise ValueError(
-                f"{path}: column {name!r} ({key}) is of type {schema.field(name).type} and cannot be read as text; "
+                f"{path}: column {name!r} ({key}) is of type {types[name]} and cannot be read as text; "
                 "write one value a row, or name another column"
             )
 
@@ -106,8 +107,10 @@ def check_file(path: str, wanted: dict[str, str], field: str) -> None:
         raise ValueError(f"{field}: {path} cannot be read ({error}): is it whole, and of the format it says?") from None
     for name, key in wanted.items():
         if name not in found:
+            more = f" and {len(found) - _SHOWN_COLUMNS:,} more" if len(found) > _SHOWN_COLUMNS else ""
             raise ValueError(
-                f"{path} has no column {name!r} ({key}); its columns are {found}: set {key} to one of them"
+                f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
+                f"set {key} to one of them"
             )
         if found.count(name) > 1:
             raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
@@ -124,13 +127,19 @@ def read_batches(path: str, columns: Sequence[str]) -> Iterator[RawBatch]:
             for batch in read_csv_batches(path, columns):
                 yield RawBatch(batch.table, batch.rows, batch.bad_rows)
             return
-        row = 1
-        for record_batch in pq.ParquetFile(path).iter_batches(PARQUET_BATCH_ROWS, columns=list(columns)):
+        row, file = 1, pq.ParquetFile(path)
+        for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
             table = pa.Table.from_batches([record_batch])
+            table = table.rename_columns([name.strip() for name in table.column_names])
             yield RawBatch(table, np.arange(row, row + table.num_rows), [])
             row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path} cannot be read to its end ({error}): get a whole copy, or leave it out") from None
+
+
+def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
+    """What the file calls `columns`, which are without spaces around them."""
+    return [name for name in file.schema_arrow.names if name.strip() in columns]
 
 
 def is_parquet(path: str) -> bool:
@@ -142,5 +151,7 @@ def _column_names(path: str, field: str) -> list[str]:
     if is_csv(path):
         return read_csv_header(path)
     if is_parquet(path):
-        return list(pq.ParquetFile(path).schema_arrow.names)
-    raise ValueError(f"{field}: {path} is neither .csv, .csv.gz nor .parquet: convert it, or rename it to what it is")
+        return [name.strip() for name in pq.ParquetFile(path).schema_arrow.names]
+    raise ValueError(
+        f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: convert it, or rename it to what it is"
+    )

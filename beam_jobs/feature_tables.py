@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.column_text import check_ids, to_binary, to_numbers
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
-from beam_jobs.event_files import check_file
+from beam_jobs.event_files import check_file, parquet_columns
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
@@ -89,7 +89,9 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
 def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
     try:
         if not is_csv(path):
-            return pq.read_table(path, columns=columns, use_threads=False), 0
+            file = pq.ParquetFile(path)
+            table = file.read(columns=parquet_columns(file, columns), use_threads=False)
+            return table.rename_columns([name.strip() for name in table.column_names]), 0
         batches = list(read_csv_batches(path, columns))
     except (OSError, EOFError, pa.ArrowInvalid) as error:
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): get a whole copy") from None

@@ -47,8 +47,11 @@ def parse_times(column: pa.Array, unit: str) -> tuple[Int64, Int8]:
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy()
         return _judge(micros, np.where(missing, _MISSING, _OK).astype(np.int8))
+    if pa.types.is_duration(column.type):
+        return np.zeros(len(column), np.int64), np.where(missing, _MISSING, _NOT_A_TIME).astype(np.int8)
     if pa.types.is_integer(column.type):
-        wide = column.fill_null(0).cast(pa.int64(), safe=False).to_numpy()
+        values = column.fill_null(0).to_numpy()
+        wide = np.minimum(values, values.dtype.type(min(np.iinfo(values.dtype).max, 2**63 - 1))).astype(np.int64)
         return _judge(_scale_integers(wide, unit), np.where(missing, _MISSING, _OK).astype(np.int8))
     if pa.types.is_floating(column.type):
         micros, problems = _scale_floats(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), unit)

@@ -42,9 +42,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         if neighbors is not None:
             neighbors.unlink()
         if not totals["train_positives"]:
+            level = config.data.feedback.levels[config.data.feedback.target_level_index]
             raise ValueError(
-                f"no user of {workdir.events.path} has two events to train on (after the validation and test events "
-                "are set apart): give the log longer histories, or lower data.feedback.target_level"
+                f"no user of {workdir.events.path} has two events of level {level!r} to train on (after the validation "
+                "and test events are set apart): give the log longer histories, or lower data.feedback.target_level"
             )
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
@@ -61,6 +62,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             mined_negatives=config.windows.mined_negatives,
             resamples=config.windows.resamples,
         )
+        for split in (Split.VALIDATION, Split.TEST):
+            if not totals[f"{split.name.lower()}_users"]:
+                logger.warning("windows: no user has a new item in the %s split: nothing can be measured on it",
+                               split.name.lower())  # fmt: skip
         logger.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )

@@ -136,7 +136,7 @@ class FeatureTable(Section):
 class DataConfig(Section):
     """Where the log is and how to read it."""
 
-    events: Strings = Field((), description="files or glob patterns, CSV or Parquet by suffix")
+    events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
         "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"

@@ -200,7 +200,7 @@ def file_cases() -> Iterator[Case]:
         for other, content in whole.items():
             if other != f"log.{suffix}" and (other, suffix) != ("log.csv.gz", "csv"):
                 yield Case("wrong format", f"{other[4:]} called .{suffix}", {f"log.{suffix}": content}, None)
-    for suffix in ("txt", "json", "xlsx", "tsv", "orc", "csv.zip", "avro"):
+    for suffix in ("txt", "json", "xlsx", "orc", "csv.zip", "csv.zst", "csv.bak", "avro", "pq"):
         yield Case("unknown suffix", suffix, {f"log.{suffix}": body}, None)
     for encoding in ("utf-16", "utf-16-le", "utf-32", "cp037"):
         yield Case("encoding", encoding, {"log.csv": body.decode().encode(encoding)}, None)
@@ -237,7 +237,105 @@ def odd_cases() -> Iterator[Case]:
     yield Case("mixed files", "CSV and Parquet with other columns", {"log-1.csv": first, "log-2.parquet": rest}, 0)
 
 
-FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (row_cases, column_cases, file_cases, odd_cases)
+def typed_cases() -> Iterator[Case]:
+    """Parquet's other ways to write an id or a time."""
+    ids, items, times = ["u1", "u1", "u2"], ["a", "b", "a"], [100, 200, 300]
+    plain: dict[str, Any] = {"user_id": ids, "item_id": items, "timestamp": times}
+    numbers = tuple((user[1:], item, time) for user, item, time in GOOD_ROWS)  # users 1, 1, 2
+    seconds, wide = pa.array(times).cast(pa.timestamp("s")), pa.decimal128(38, 10)
+    sound: dict[str, tuple[str, Any, tuple[tuple[str, str, int], ...]]] = {
+        "dictionary": ("user_id", pa.array(ids).dictionary_encode(), GOOD_ROWS),
+        "dictionary of integers": ("user_id", pa.array([1, 1, 2]).dictionary_encode(), numbers),
+        "large strings": ("user_id", pa.array(ids, pa.large_string()), GOOD_ROWS),
+        "string views": ("user_id", pa.array(ids, pa.string_view()), GOOD_ROWS),
+        "fixed-size binary": ("user_id", pa.array([b"u1", b"u1", b"u2"], pa.binary(2)), GOOD_ROWS),
+        "decimals": ("user_id", pa.array([1, 1, 2]).cast(pa.decimal128(19, 0)), numbers),
+        "decimals with a point": ("user_id", pa.array([1, 1, 2]).cast(wide), numbers),
+        "float16": ("user_id", pa.array(np.array([1, 1, 2], np.float16)), numbers),
+        "float64": ("user_id", pa.array([1.0, 1.0, 2.0]), numbers),
+        "uint64": ("user_id", pa.array([1, 1, 2], pa.uint64()), numbers),
+        "int8 times": ("timestamp", pa.array([100, 100, 100], pa.int8()),
+                       tuple((user, item, 100_000_000) for user, item, _ in GOOD_ROWS)),
+        "decimal times": ("timestamp", pa.array(times).cast(wide), GOOD_ROWS),
+        "dates": ("timestamp", pa.array([0, 0, 1], pa.date32()),
+                  (("u1", "a", 0), ("u1", "b", 0), ("u2", "a", 86_400_000_000))),
+    }  # fmt: skip
+    for unit in ("s", "ms", "us", "ns"):
+        for zone in ("", "UTC", "America/New_York", "+05:30"):
+            typed = seconds.cast(pa.timestamp("s", zone or None)).cast(pa.timestamp(unit, zone or None))
+            sound[f"timestamp[{unit}, {zone}]"] = ("timestamp", typed, GOOD_ROWS)
+    for name, (column, values, kept) in sound.items():
+        yield Case("odd type", name, {"log.parquet": _parquet(**{**plain, column: values})}, 0, kept)
+    uuids = pa.array([bytes(range(16))] * 3, pa.uuid())
+    as_text = tuple(("00010203-0405-0607-0809-0a0b0c0d0e0f", item, time) for _, item, time in GOOD_ROWS)
+    yield Case("odd type", "UUIDs", {"log.parquet": _parquet(**{**plain, "user_id": uuids})}, 0, as_text)
+    lossy = {"float64": pa.array([2.0**53, 1.0, 2.0]), "float32": pa.array([2.0**24, 1.0, 2.0], pa.float32())}
+    for name, values in lossy.items():
+        content = _parquet(**{**plain, "user_id": values})
+        yield Case("bad cell", f"{name} beyond its digits", {"log.parquet": content}, 1, numbers[1:])
+    untimely = {"durations": pa.array(times, pa.duration("s")), "times of day": pa.array(times, pa.time32("s"))}
+    for name, values in {**untimely, "booleans": pa.array([True, False, True])}.items():
+        content = _parquet(**{**plain, "timestamp": values})
+        yield Case("bad cell", f"{name} as timestamp", {"log.parquet": content}, 3, ())
+    spaced = {f" {name} ": values for name, values in plain.items()}
+    yield Case("odd layout", "spaces around Parquet's names", {"log.parquet": _parquet(**spaced)}, 0)
+
+
+def exported_cases() -> Iterator[Case]:
+    """Text as other programs write it."""
+    body = b"\n".join([HEADER, *GOOD, b""])
+    for name, separator in (("semicolons", b";"), ("tabs", b"\t"), ("bars", b"|")):
+        written = body.replace(b",", separator)
+        yield Case("odd layout", f"{name} as separators", {"log.csv": written}, 0)
+        packed = gzip.compress(written.replace(b"u1", b'"u1"'), mtime=0)
+        yield Case("odd layout", f"{name} as separators, quoted, gzip", {"log.tsv.gz": packed}, 0)
+        unclosed = b"\n".join([HEADER, GOOD[0], b'u,"a,5', *GOOD[1:], b""]).replace(b",", separator)
+        yield Case("bad row", f"quote never closed between {name}", {"log.csv": unclosed}, 1)
+        few = b"\n".join([HEADER, GOOD[0], b"u,a", *GOOD[1:], b""]).replace(b",", separator)
+        yield Case("bad row", f"too few fields between {name}", {"log.csv": few}, 1)
+    names = {
+        "spaces around names": b" user_id , item_id,timestamp \n",
+        "spaces inside the quotes of names": b'"user_id ",item_id," timestamp"\n',
+    }
+    for name, header in names.items():
+        yield Case("odd layout", name, {"log.csv": header + b"\n".join(GOOD)}, 0)
+    noted = HEADER + b',"two\nlines"\n' + b"\n".join(row + b",x" for row in GOOD)
+    yield Case("odd layout", "a line end in a name", {"log.csv": noted}, 0)
+    indexed = b"," + HEADER + b"\n" + b"\n".join(b"%d," % n + row for n, row in enumerate(GOOD))
+    yield Case("odd layout", "pandas' index", {"log.csv": indexed}, 0)
+    wide = HEADER + b"," + b",".join(b"c%d" % n for n in range(5_000)) + b"\n"
+    wide += b"\n".join(row + b"," * 5_000 for row in GOOD)
+    yield Case("odd layout", "5,003 columns", {"log.csv": wide}, 0)
+    strange = HEADER.replace(b"user_id", b"who") + wide[len(HEADER) :]
+    yield Case("missing column", "one of 5,003", {"log.csv": strange}, None)
+    yield Case("missing column", "one column", {"log.csv": b"user_id\nu1\n"}, None)
+    yield Case("missing column", "a comment above the header", {"log.csv": b"# exported\n" + body}, None)
+    yield Case("missing column", "no header", {"log.csv": b"\n".join(GOOD)}, None)
+    yield Case("missing column", "Git LFS's pointer", {"log.csv": b"version https://git-lfs.github.com/spec\n"}, None)
+    yield Case("missing column", "a web page", {"log.csv": b"<!DOCTYPE html>\n<html></html>\n"}, None)
+    stray = HEADER.replace(b"item", b'"item')
+    yield Case(
+        "missing column", "a quote in the header that never closes", {"log.csv": stray + b"\n" + b"u,a,5\n" * 9}, None
+    )
+    yield Case("wrong format", "lines end as on old Macs", {"log.csv": body.replace(b"\n", b"\r")}, None)
+    for name, magic in {"zip": b"PK\x03\x04", "Zstandard": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ\0"}.items():
+        yield Case("wrong format", f"{name} called .csv", {"log.csv": magic + body}, None)
+    floats = _parquet(user_id=[1.0], item_id=["b"], timestamp=[200])
+    files = {"log-1.csv": HEADER + b"\n1,a,100\n", "log-2.parquet": floats,
+             "log-3.tsv": HEADER.replace(b",", b"\t") + b"\n1\ta\t300\n"}  # fmt: skip
+    one = (("1", "a", 100_000_000), ("1", "b", 200_000_000), ("1", "a", 300_000_000))
+    yield Case("mixed files", "one user as text, float and text again", files, 0, one)
+    yield Case("mixed files", "Spark's marker beside the data", {"log-1.csv": body, "log_SUCCESS": b""}, None)
+
+
+FAMILIES: tuple[Callable[[], Iterator[Case]], ...] = (
+    row_cases,
+    column_cases,
+    typed_cases,
+    file_cases,
+    odd_cases,
+    exported_cases,
+)
 
 
 def all_cases() -> list[Case]:

@@ -183,6 +183,36 @@ def test_time_protocol_by_quantiles(tmp_path: Path) -> None:
     assert splits["i78"] == Split.TRAIN and splits["i79"] == Split.VALIDATION and splits["i89"] == Split.TEST
 
 
+@pytest.mark.parametrize(
+    ("lines", "split"),
+    [
+        ([f"u{i % 3},i{i},1700000000" for i in range(100)], {}),  # all quantiles of one moment are that moment
+        (
+            [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)],
+            {"validation_start": "2001-01-01", "test_start": "2002-01-01"},
+        ),
+    ],
+)
+def test_a_split_without_training_events_is_refused(lines: list[str], split: dict[str, str], tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", lines)
+    config = make_config(tmp_path / "log.csv", split={"protocol": "time", **split})
+    with pytest.raises(ValueError, match=r"leaves no event to train on: the log runs from 2023-11-14T22:13:20 to 2023"):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [("20240131", "1970-08-23"), ("4102444800", "2100-01-01"), ("1700000000", None), ("2024-01-31", None)],
+)
+def test_dates_that_are_hardly_meant_are_said(
+    time: str, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i},a,{time}" for i in range(3)])
+    ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
+    warnings = [record.getMessage() for record in caplog.records if "timestamp_unit" in record.getMessage()]
+    assert (said is None and not warnings) or (said is not None and said in warnings[0])
+
+
 def test_rerun_is_byte_identical_and_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     lines = [f"u{u},i{i},{t}" for u, i, t in rng.integers(0, 20, (400, 3))]

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from beam_jobs import ingest
-from beam_jobs.feature_statistics import magnitudes, value_counts
+from beam_jobs.feature_statistics import feature_statistics, magnitudes, value_counts
 from beam_jobs.id_shapes import id_shapes
 from beam_jobs.span_schema import infer_schema, read_schema, schema_anomalies
 from beam_jobs.span_statistics import dataset_statistics, histograms_of, read_statistics
-from contracts.config import Config, Feature
+from contracts.config import Config, DataConfig, Feature
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
 
@@ -158,6 +158,25 @@ def test_what_stops_a_feature_table(name: str, with_items: Workdir, tmp_path: Pa
     lines, message = BROKEN_TABLES[name]
     with pytest.raises(ValueError, match=message):
         _with_items(tmp_path / "next", lines, with_items)
+
+
+def test_vectors_by_length_and_text_by_presence(tmp_path: Path) -> None:
+    # Lengths 5 and 50; the third vector is too short, which makes it a missing one.
+    (tmp_path / "items.csv").write_text("item,vector,title\na,3 4,One two\nb,30 40,\nc,3,Three\n")
+    table = {
+        "path": str(tmp_path / "items.csv"),
+        "id": "item",
+        "features": [
+            {"name": "vector", "kind": "vector", "dim": 2, "separator": " "},
+            {"name": "title", "kind": "text"},
+        ],
+    }
+    [found] = feature_statistics(DataConfig.model_validate({"item_features": table}))
+    assert histograms_of(found) == {
+        "item_features.item.shape": {"a": 1.0},
+        "item_features.vector": {"1e0": 1 / 3, "1e1": 1 / 3, "(missing)": 1 / 3},
+        "item_features.title": {"(text)": 2 / 3, "(missing)": 1 / 3},
+    }
 
 
 def test_a_column_of_very_many_values_has_no_domain() -> None:
