@@ -32,9 +32,13 @@ class PreviousSpan:
             return None
         events = Events(Path(path))
         try:
-            read_manifest(events.path)
+            manifest = read_manifest(events.path)
         except ArtifactError as error:
             raise ValueError(f"data.previous: {error}; or set data.previous to null to infer a schema anew") from None
+        if manifest.kind != Events.KIND:
+            raise ValueError(
+                f"data.previous={path} holds {manifest.kind}, not {Events.KIND}: name an earlier run's events directory"
+            )
         return cls(path, read_schema(events.schema), read_statistics(events.statistics))
 
     def checked_schema(self, statistics: Sequence[Statistics], data: DataConfig) -> Schema:

@@ -11,6 +11,7 @@ from beam_jobs.feature_statistics import feature_statistics, magnitudes, value_c
 from beam_jobs.id_shapes import id_shapes
 from beam_jobs.span_schema import infer_schema, read_schema, schema_anomalies
 from beam_jobs.span_statistics import dataset_statistics, histograms_of, read_statistics
+from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
@@ -90,6 +91,14 @@ def test_previous_must_be_whole(first: Workdir, tmp_path: Path) -> None:
     log = _log(tmp_path, "log.csv")
     with pytest.raises(ValueError, match=r"data\.previous: no artifact at"):
         ingest.run(_config(log, previous=str(tmp_path)), Workdir(tmp_path / "run"), "f")
+
+
+def test_previous_must_be_events(first: Workdir, tmp_path: Path) -> None:
+    with writing(tmp_path / "groups", "item_groups", "f"):
+        pass
+    config = _config(_log(tmp_path, "log.csv"), previous=str(tmp_path / "groups"))
+    with pytest.raises(ValueError, match=r"data\.previous=.* holds item_groups, not events"):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 
 ITEMS = [
