@@ -258,6 +258,9 @@ class ModelConfig(Section):
         description="rows for events of ids outside the vocabulary, by a hash of the id; 0: a history lacks them",
     )
     oov_rate: float = Field(0.05, gt=0, lt=1, description="share of a history's events that train their id's bucket")
+    use_cooccurrence: bool = Field(
+        True, description="the embeddings that groups are made from are a feature of the item tower"
+    )
     use_item_features: bool = True
     use_user_features: bool = True
 

@@ -10,15 +10,24 @@ from trainer.layers.feature_embedding import FeatureEmbedding
 
 
 class CandidateTower(tf.keras.layers.Layer):
-    """v_i = id embedding + side features.
+    """v_i = id embedding + side features + projected co-occurrence embedding.
 
     The tower owns the items' transformed features, so that item_index is its only input. An item
     without training events starts from an id embedding of zero: its features alone place it. After the items
     come `num_buckets` rows of `OOVBuckets`, which have no features.
+
+    The co-occurrence embedding says which items an item occurs with, of few events too little to learn from
+    by gradient steps; groups are made from it, so it is there before the training starts.
     """
 
     def __init__(
-        self, catalogue: Catalogue, dim: int, use_features: bool, num_buckets: int = 0, name: str = "candidate_tower"
+        self,
+        catalogue: Catalogue,
+        dim: int,
+        use_features: bool,
+        use_cooccurrence: bool = True,
+        num_buckets: int = 0,
+        name: str = "candidate_tower",
     ):
         super().__init__(name=name)
         self._num_items = catalogue.num_items
@@ -33,6 +42,12 @@ class CandidateTower(tf.keras.layers.Layer):
             spec["name"]: self._constant_table(spec["name"], catalogue.item_features[spec["name"]]) for spec in specs
         }
         self._features = FeatureEmbedding(specs, dim, zero_init=True, name="item_features") if specs else None
+        self._cooccurrence: tf.Variable | None = None
+        if use_cooccurrence and catalogue.cooccurrence.shape[1]:
+            self._cooccurrence = self._constant_table("cooccurrence", catalogue.cooccurrence)
+            self._projection = self.add_weight(
+                name="cooccurrence_projection", shape=[catalogue.cooccurrence.shape[1], dim], initializer="zeros"
+            )
 
     def _constant_table(self, name: str, values: np.ndarray) -> tf.Variable:
         return self.add_weight(
@@ -46,9 +61,12 @@ class CandidateTower(tf.keras.layers.Layer):
     def call(self, item_index: tf.Tensor, id_row: tf.Tensor | None = None) -> tf.Tensor:
         """int64 [...] -> float32 [..., dim]; `id_row`, of the same shape, replaces the items' rows of the id table."""
         embedding = tf.gather(self._id_table, item_index if id_row is None else id_row)
-        if self._features is None:
-            return embedding
         # A bucket has the features of padding: none.
         flat = tf.reshape(tf.where(item_index > self._num_items, tf.zeros_like(item_index), item_index), [-1])
-        features = self._features({name: tf.gather(table, flat) for name, table in self._feature_tables.items()})
-        return embedding + tf.reshape(features, tf.shape(embedding))
+        if self._features is not None:
+            features = self._features({name: tf.gather(table, flat) for name, table in self._feature_tables.items()})
+            embedding += tf.reshape(features, tf.shape(embedding))
+        if self._cooccurrence is not None:
+            projected = tf.matmul(tf.gather(self._cooccurrence, flat), self._projection)
+            embedding += tf.reshape(projected, tf.shape(embedding))
+        return embedding

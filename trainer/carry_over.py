@@ -27,7 +27,7 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     """
     tf.keras.utils.set_random_seed(config.seed)
     model = build_model(config, Catalogue.for_config(config, workdir))
-    carried = warm_start(model, config, workdir, name, load_model)
+    carried = warm_start(model, config, workdir, name, load_model, frozen=True)
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "

@@ -32,6 +32,9 @@ class Catalogue:
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.
         feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
+        cooccurrence: float32 [num_items + 1, embedding_dim of the groups], what groups are made from: an item's
+            place among the items that it occurs with in training, or where its side features lead; no axes if the
+            grouping wrote none.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
     """
 
@@ -43,6 +46,7 @@ class Catalogue:
     item_features: dict[str, np.ndarray] = field(default_factory=dict)
     user_features: dict[str, np.ndarray] = field(default_factory=dict)
     feature_spec: FeatureSpec = field(default_factory=lambda: {"user": [], "item": []})
+    cooccurrence: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), np.float32))
     groups_match_windows: bool = True
     num_users: int = 0
 
@@ -74,6 +78,7 @@ class Catalogue:
             item_features=_read_features(workdir.transform.items, spec["item"]),
             user_features=_read_features(workdir.transform.users, spec["user"]),
             feature_spec=spec,
+            cooccurrence=_cooccurrence(workdir, len(items)),
             num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
         )
 
@@ -106,6 +111,12 @@ def _num_groups(workdir: Workdir, group_id: np.ndarray) -> int:
     if workdir.item_groups.centroids.exists():
         return max(found, len(np.load(workdir.item_groups.centroids, mmap_mode="r")))
     return found
+
+
+def _cooccurrence(workdir: Workdir, num_items: int) -> np.ndarray:
+    path = workdir.item_groups.embeddings
+    rows = np.load(path) if path.exists() else np.zeros((num_items, 0), np.float32)
+    return np.concatenate([np.zeros((1, rows.shape[1]), np.float32), rows])
 
 
 def _padded(column: pa.ChunkedArray, dtype: type) -> np.ndarray:

@@ -65,7 +65,7 @@ class TwoTowerModel(tfrs.Model):
         self._pools = NegativePools(catalogue, config.training.loss)
         model = config.model
         self._candidate_tower = CandidateTower(
-            catalogue, model.embedding_dim, model.use_item_features, model.oov_buckets
+            catalogue, model.embedding_dim, model.use_item_features, model.use_cooccurrence, model.oov_buckets
         )
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         self._group_tokens = group_tokens(config, catalogue.num_groups)

@@ -38,6 +38,7 @@ GROUP_AXIS = {
 """Weights with a row a group, and the axis of it; intent_logits/bias has a rule of its own."""
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
+_COOCCURRENCE = "cooccurrence_of_items"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def warm_start(
     workdir: Workdir,
     name: str,
     load: Callable[[Config, Workdir, str], TwoTowerModel],
+    frozen: bool = False,
 ) -> WarmStart:
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
 
@@ -92,6 +94,7 @@ def warm_start(
     Args:
         name: of the model, in both runs.
         load: `trainer.train.load_model`.
+        frozen: no training follows: items that both runs know keep the very vectors that they had.
 
     Raises:
         ArtifactError: the earlier run lacks an artifact.
@@ -122,6 +125,7 @@ def warm_start(
                 continue
             weight.assign(carried)
             kept_values += 0 if rows is None else int((rows >= 0).sum())
+    _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
         source=str(earlier_workdir.path),
         kept_items=int((items >= 0).sum()),
@@ -212,6 +216,37 @@ def _item_table(
     placed = ~known & trained & (counts[group] > 0)
     of_items[placed] = means[group[placed]]
     return result
+
+
+def _continue_axes(model: TwoTowerModel, earlier: TwoTowerModel, items: np.ndarray, frozen: bool) -> None:
+    """Turns today's co-occurrence embeddings onto the axes that the carried-over projection reads."""
+    table, source = _cooccurrence(model), _cooccurrence(earlier)
+    if table is None or source is None or table.shape[1] != source.shape[1]:
+        return
+    rows, before = table.numpy()[1:], source.numpy()[1:]
+    known = items >= 0
+    rows = rows @ rotation(rows[known], before[items[known]])
+    if frozen:
+        rows[known] = before[items[known]]
+    table.assign(np.concatenate([np.zeros_like(rows[:1]), rows]))
+
+
+def rotation(rows: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """The orthogonal [dim, dim] R that minimises |rows R - onto| (Procrustes; Schoenemann 1966).
+
+    The axes of an SVD are those of its day: up to a rotation, two days' embeddings of the same items agree.
+
+    Args:
+        rows, onto: [num_items, dim], of the same items.
+    """
+    left, _, right = np.linalg.svd(rows.T @ onto)
+    turned: np.ndarray = left @ right
+    return turned
+
+
+def _cooccurrence(model: TwoTowerModel) -> tf.Variable | None:
+    weights = [weight for layer in model.layers for weight in layer.non_trainable_variables]
+    return next((weight for weight in weights if _name(weight) == _COOCCURRENCE), None)
 
 
 def _places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ class Log:
     popularity_exponent: float = 0.5
     item_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     user_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
+    cooccurrence: np.ndarray | None = None  # [num_items, axes]
 
     @property
     def num_items(self) -> int:
@@ -78,6 +79,8 @@ def _write_tables(log: Log, workdir: Workdir, counts: np.ndarray, probability: n
     with writing(workdir.item_groups.path, ItemGroups.KIND, "test") as artifact:
         groups = {"item_id": item_ids, "group_id": log.group_id.astype(np.int32)}
         pq.write_table(pa.table(groups), ItemGroups(artifact.path).groups)
+        if log.cooccurrence is not None:
+            np.save(ItemGroups(artifact.path).embeddings, log.cooccurrence)
     with writing(workdir.transform.path, Transform.KIND, "test") as artifact:
         transform = Transform(artifact.path)
         pq.write_table(_feature_table("item_index", log.num_items, log.item_features), transform.items)

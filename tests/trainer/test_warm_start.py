@@ -34,14 +34,25 @@ def config_of(conditioning: str, *more: str) -> Config:
     )  # fmt: skip
 
 
-def make_run(root: Path, item_order: np.ndarray, group_of: np.ndarray, colour_order: list[str]) -> Workdir:
-    """A run whose item_index r + 1 is item `item_order[r]`; group and colour follow the item."""
+def make_run(
+    root: Path, item_order: np.ndarray, group_of: np.ndarray, colour_order: list[str], axes: np.ndarray | None = None
+) -> Workdir:
+    """A run whose item_index r + 1 is item `item_order[r]`; group, colour and co-occurrence follow the item.
+
+    `axes`: orthogonal [4, 4], what this run's SVD turned the co-occurrence embeddings by.
+    """
     rng = np.random.default_rng(0)
     place = np.empty(len(item_order), np.int64)
     place[item_order] = np.arange(len(item_order))
     sequences = [place[rng.integers(0, NUM_ITEMS, 12)] + 1 for _ in range(40)]
     colours = np.array([colour_order.index(COLOURS[item % 3]) + 1 for item in item_order])
-    log = Log(sequences, group_of[item_order], item_features={"colour": (ITEM_SPEC, colours)})
+    company = np.random.default_rng(3).normal(size=(2 * NUM_ITEMS, 4)).astype(np.float32)[item_order]
+    log = Log(
+        sequences,
+        group_of[item_order],
+        item_features={"colour": (ITEM_SPEC, colours)},
+        cooccurrence=company @ (np.eye(4, dtype=np.float32) if axes is None else axes),
+    )
     workdir = write_artifacts(log, root)
     ids = [f"item-{item}" for item in item_order]
     for path in (workdir.item_statistics.items, workdir.item_groups.groups):
@@ -82,14 +93,15 @@ CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens
 
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str) -> None:
-    """Items, groups and the colours' vocabulary are permuted, and two items are new in existing groups."""
+    """Items, groups, the colours' vocabulary and the axes of the SVD are others, and two items are new."""
     rng = np.random.default_rng(2)
     group_of = np.arange(NUM_ITEMS + 2) % NUM_GROUPS
     before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
     config = config_of(conditioning)
     earlier = random_model(config, before)
     renamed = np.array([2, 0, 1])[group_of]
-    after = make_run(tmp_path / "after", rng.permutation(NUM_ITEMS + 2), renamed, ["blue", "red", "green"])
+    axes = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
+    after = make_run(tmp_path / "after", rng.permutation(NUM_ITEMS + 2), renamed, ["blue", "red", "green"], axes)
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
     model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc", load_model)
@@ -117,6 +129,26 @@ def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> No
 
 def table_of(model: TwoTowerModel) -> np.ndarray:
     return next(weight.numpy() for weight in model.trainable_variables if "id_embedding" in weight.name)
+
+
+def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None:
+    """Today's co-occurrence of an item is another than yesterday's; an index refresh must not move the item."""
+    rng = np.random.default_rng(4)
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
+    config = config_of("mmoe")
+    earlier = random_model(config, before)
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
+    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32))
+    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    vectors = {}
+    for frozen in (True, False):
+        model = build_model(warm, Catalogue.load(after))
+        warm_start(model, warm, after, "dnc", load_model, frozen=frozen)
+        vectors[frozen] = model.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
+    known = earlier.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
+    np.testing.assert_allclose(vectors[True], known, atol=1e-6)
+    assert np.abs(vectors[False] - known)[1:].max() > 0.1
 
 
 def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:
