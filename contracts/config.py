@@ -327,10 +327,17 @@ class TrainingConfig(Section):
     batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
     epochs: int = Field(60, ge=1)
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
+    learning_rate_drops: int = Field(2, ge=0, description="plateaus that training goes on from; the next one ends it")
     weight_decay: float = Field(0.0, ge=0)
-    early_stopping_patience: int = Field(4, ge=1, description="evaluations without a better validation recall")
-    evaluate_every: int = Field(2, ge=1, description="epochs between validations")
+    early_stopping_patience: int = Field(
+        2,
+        ge=1,
+        description="evaluations without a better validation recall: a plateau, from which training goes back to its "
+        "best weights and on at a lower rate, or ends",
+    )
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
     monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
@@ -490,7 +497,7 @@ class RetrainConfig(Section):
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
     stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
     epochs: int = Field(4, ge=1, description="most epochs of a warm-started training")
-    learning_rate: float | None = Field(None, gt=0, description="of a warm-started training; default: training's")
+    learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
     webhook: str | None = Field(None, description="URL that gets the outcome as JSON by POST")
     span: SpanLimits = SpanLimits()

@@ -126,17 +126,18 @@ class _Trainer:
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE])
 
     def run(self) -> None:
-        """Trains until the last epoch or until validation stops improving; keeps the best weights."""
+        """Trains until the last epoch or the last plateau of the validation; keeps the best weights."""
         with TrainingProgress(self._name, self.state.epoch, self._config.epochs) as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
-                self.state.epoch_done({"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()})
+                start = {"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()}
+                self.state.epoch_done(start, self._config.early_stopping_patience)
             while self.state.epoch < self._config.epochs:
                 if self._is_over():
                     break
                 entry = self._run_epoch(self.state.epoch, progress)
                 self._log(entry)
-                self.state.epoch_done(entry)
+                self.state.epoch_done(entry, self._config.early_stopping_patience)
                 best = self.state.best_epoch
                 progress.epoch_done(
                     f"recall@{self._config.monitor_k} {best['validation_recall']:.4f} (epoch {best['epoch']})"
@@ -146,13 +147,15 @@ class _Trainer:
         self.state.restore_best()
 
     def _is_over(self) -> bool:
-        if self.state.evaluations_since_best >= self._config.early_stopping_patience:
+        if self.state.plateaus > self._config.learning_rate_drops:
             return True
         spent = sum(entry["seconds"] for entry in self.state.history)
         return self._config.max_seconds is not None and spent >= self._config.max_seconds
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         started, positives = time.monotonic(), 0
+        rate = self._config.learning_rate * self._config.learning_rate_drop**self.state.plateaus
+        self._optimizer.learning_rate.assign(rate)
         sums: dict[str, float] = {}
         batch = None
         for batch in self._batches.epoch(epoch):
@@ -168,6 +171,7 @@ class _Trainer:
         seconds = time.monotonic() - started
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
+        entry["learning_rate"] = rate
         entropy = self._model.gate_entropy(batch)
         if entropy is not None:
             entry["gate_entropy"] = float(entropy)

@@ -50,20 +50,30 @@ class TrainingState:
         return max(measured, key=lambda entry: entry["validation_recall"], default=None)
 
     @property
-    def evaluations_since_best(self) -> int:
-        """Validations after the best one."""
-        best = self.best_epoch
-        if best is None:
-            return 0
-        return sum("validation_recall" in entry for entry in self.history if entry["epoch"] > best["epoch"])
+    def plateaus(self) -> int:
+        """How often training went back to its best weights."""
+        return sum(entry.get("plateau", False) for entry in self.history)
 
-    def epoch_done(self, entry: dict[str, Any]) -> None:
-        """Records an epoch's history entry, and its weights if its validation is the best so far."""
+    def evaluations_without_better(self) -> int:
+        """Validations after the best one, and after the last plateau."""
+        best = self.best_epoch
+        marks = [entry["epoch"] for entry in self.history if entry is best or entry.get("plateau")]
+        return sum("validation_recall" in entry for entry in self.history if entry["epoch"] > max(marks, default=0))
+
+    def epoch_done(self, entry: dict[str, Any], patience: int) -> None:
+        """Records an epoch's history entry, and its weights if its validation is the best so far.
+
+        After `patience` validations without a better one the entry is marked as a plateau, and the best weights
+        are back. A run that is resumed after a kill is where it would have been: all of it is in the checkpoint.
+        """
         self.history.append(entry)
         if self.best_epoch is entry:
             staging = self._path / "best.staging.weights.h5"
             self._model.save_weights(str(staging))
             staging.replace(self._best_weights)
+        if self.evaluations_without_better() >= patience:
+            entry["plateau"] = True
+            self.restore_best()
         self._history_json.assign(json.dumps(self.history))
         self._manager.save()
 

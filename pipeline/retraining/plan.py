@@ -104,8 +104,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
             updates["groups"] = config.groups.model_copy(update={"previous": str(parent.item_groups.path)})
         if plan.warm:
             training: dict[str, Any] = {"warm_start": str(parent.path), "epochs": retrain.epochs, "evaluate_every": 1}
-            if retrain.learning_rate is not None:
-                training["learning_rate"] = retrain.learning_rate
+            training["learning_rate"] = retrain.learning_rate
             updates["training"] = config.training.model_copy(update=training)
     return config.model_copy(update=updates)
 

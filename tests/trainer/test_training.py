@@ -18,8 +18,10 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
 from trainer.group_first_model import GroupFirstModel
-from trainer.input_pipeline import TrainingWindows
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
+from trainer.ranking import ExactRanking
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
 
@@ -141,12 +143,13 @@ class Killed(Exception):
 
 
 def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(training={"epochs": 4, **SAMPLED})
+    """Every validation is a plateau but the best: the weights that a run goes back to are part of what is resumed."""
+    config = small_config(training={"epochs": 4, "early_stopping_patience": 1, "learning_rate_drops": 9, **SAMPLED})
     train(config, workdir, "whole", "run")
     save = TrainingState.epoch_done
 
-    def killed(self: TrainingState, entry: dict) -> None:
-        save(self, entry)
+    def killed(self: TrainingState, entry: dict, patience: int) -> None:
+        save(self, entry, patience)
         if self.epoch == 2:
             raise Killed
 
@@ -162,6 +165,27 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     ):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert not workdir.checkpoints("resumed").exists()
+
+
+def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdir) -> None:
+    settings = {"epochs": 40, "evaluate_every": 1, "early_stopping_patience": 2, "monitor_k": 3}
+    rates = {"learning_rate": 0.3, "learning_rate_drop": 0.1, "learning_rate_drops": 2}
+    config = small_config(training={**settings, **rates})
+    train(config, workdir, "model", "a")
+    history = json.loads(workdir.model("model").history.read_text())
+    best, waited, plateaus = -1.0, 0, 0
+    for entry in history:
+        assert entry["learning_rate"] == pytest.approx(0.3 * 0.1**plateaus)
+        waited = 0 if entry["validation_recall"] > best else waited + 1
+        best = max(best, entry["validation_recall"])
+        assert entry.get("plateau", False) == (waited == 2)
+        if waited == 2:
+            waited, plateaus = 0, plateaus + 1
+    assert plateaus == 3
+    assert history[-1]["plateau"]
+    users = EvaluationUsers.load(workdir, Split.VALIDATION)
+    lists = ExactRanking(load_model(config, workdir, "model"), Catalogue.load(workdir), users).lists("score", 0.0, 3)
+    assert float(per_user_metrics(lists, users.targets, [3])["recall_at_3"].mean()) == pytest.approx(best)
 
 
 def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
