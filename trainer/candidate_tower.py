@@ -70,3 +70,18 @@ class CandidateTower(tf.keras.layers.Layer):
             projected = tf.matmul(tf.gather(self._cooccurrence, flat), self._projection)
             embedding += tf.reshape(projected, tf.shape(embedding))
         return embedding
+
+
+class FixedCandidates(tf.keras.layers.Layer):
+    """What serving needs of an item tower that learns no more: every item's vector, in one table."""
+
+    def __init__(self, embeddings: np.ndarray, name: str = "candidate_tower"):
+        """`embeddings`: float32 [num_items + 1, dim], by item_index."""
+        super().__init__(name=name)
+        self._table = self.add_weight(
+            name="embeddings", shape=embeddings.shape, initializer=lambda shape, dtype: embeddings, trainable=False
+        )
+
+    def call(self, item_index: tf.Tensor) -> tf.Tensor:
+        """int64 [...] -> float32 [..., dim]."""
+        return tf.gather(self._table, item_index)

@@ -13,7 +13,7 @@ import tensorflow_recommenders as tfrs
 from contracts.config import Config
 from contracts.names import PADDING_INDEX
 from trainer.binary_loss import binary_loss, gbce_exponent
-from trainer.candidate_tower import CandidateTower
+from trainer.candidate_tower import CandidateTower, FixedCandidates
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
@@ -102,6 +102,13 @@ class TwoTowerModel(tfrs.Model):
     def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:
         """int64 [num_items] -> float32 [num_items, dim]."""
         return self._candidate_tower(item_index)
+
+    def fix_candidates(self, embeddings: np.ndarray) -> None:
+        """Replaces the item tower by its answers, float32 [num_items + 1, dim]: no features to look up and no id table
+        to hold beside them. Nothing can be trained afterwards.
+        """
+        del self._candidate_tower
+        self._candidate_tower = FixedCandidates(embeddings)
 
     def gate_entropy(self, batch: WindowBatch) -> tf.Tensor | None:
         """Mean entropy (nats) of the experts' gates over a batch; None without a mixture of experts.
