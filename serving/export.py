@@ -55,8 +55,8 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     """
     catalogue = Catalogue.for_config(config, workdir)
     model = load_model(config, workdir, model_name)
+    model.fix_candidates()
     embeddings = embed_catalogue(model, catalogue.num_items)
-    model.fix_candidates(embeddings)
     parts = _Parts(
         config=config,
         catalogue=catalogue,

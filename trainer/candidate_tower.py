@@ -8,6 +8,8 @@ import tensorflow as tf
 from trainer.catalogue import Catalogue
 from trainer.layers.feature_embedding import FeatureEmbedding
 
+_ROWS_AT_ONCE = 16_384
+
 
 class CandidateTower(tf.keras.layers.Layer):
     """v_i = id embedding + side features + projected co-occurrence embedding.
@@ -49,6 +51,11 @@ class CandidateTower(tf.keras.layers.Layer):
                 name="cooccurrence_projection", shape=[catalogue.cooccurrence.shape[1], dim], initializer="zeros"
             )
 
+    @property
+    def num_rows(self) -> int:
+        """Padding, items and buckets."""
+        return int(self._id_table.shape[0])
+
     def _constant_table(self, name: str, values: np.ndarray) -> tf.Variable:
         return self.add_weight(
             name=f"{name}_of_items",
@@ -73,15 +80,18 @@ class CandidateTower(tf.keras.layers.Layer):
 
 
 class FixedCandidates(tf.keras.layers.Layer):
-    """What serving needs of an item tower that learns no more: every item's vector, in one table."""
+    """What serving needs of an item tower that learns no more: its vectors, in one table."""
 
-    def __init__(self, embeddings: np.ndarray, name: str = "candidate_tower"):
-        """`embeddings`: float32 [num_items + 1, dim], by item_index."""
+    def __init__(self, tower: CandidateTower, name: str = "candidate_tower"):
         super().__init__(name=name)
+        starts = range(0, tower.num_rows, _ROWS_AT_ONCE)
+        chunks = [tf.range(start, min(start + _ROWS_AT_ONCE, tower.num_rows), dtype=tf.int64) for start in starts]
+        vectors = tf.concat([tower(chunk) for chunk in chunks], 0)
         self._table = self.add_weight(
-            name="embeddings", shape=embeddings.shape, initializer=lambda shape, dtype: embeddings, trainable=False
+            name="embeddings", shape=vectors.shape, initializer=lambda shape, dtype: vectors, trainable=False
         )
 
-    def call(self, item_index: tf.Tensor) -> tf.Tensor:
-        """int64 [...] -> float32 [..., dim]."""
+    def call(self, item_index: tf.Tensor, id_row: tf.Tensor | None = None) -> tf.Tensor:
+        """As `CandidateTower.call` outside training, where `id_row` can only be `item_index`."""
+        del id_row
         return tf.gather(self._table, item_index)

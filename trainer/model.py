@@ -103,12 +103,11 @@ class TwoTowerModel(tfrs.Model):
         """int64 [num_items] -> float32 [num_items, dim]."""
         return self._candidate_tower(item_index)
 
-    def fix_candidates(self, embeddings: np.ndarray) -> None:
-        """Replaces the item tower by its answers, float32 [num_items + 1, dim]: no features to look up and no id table
-        to hold beside them. Nothing can be trained afterwards.
-        """
+    def fix_candidates(self) -> None:
+        """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train."""
+        fixed = FixedCandidates(self._candidate_tower)
         del self._candidate_tower
-        self._candidate_tower = FixedCandidates(embeddings)
+        self._candidate_tower = fixed
 
     def gate_entropy(self, batch: WindowBatch) -> tf.Tensor | None:
         """Mean entropy (nats) of the experts' gates over a batch; None without a mixture of experts.
