@@ -92,6 +92,6 @@ class FixedCandidates(tf.keras.layers.Layer):
         )
 
     def call(self, item_index: tf.Tensor, id_row: tf.Tensor | None = None) -> tf.Tensor:
-        """As `CandidateTower.call` outside training, where `id_row` can only be `item_index`."""
+        """As `CandidateTower.call`; without buckets there is no `id_row`."""
         del id_row
         return tf.gather(self._table, item_index)

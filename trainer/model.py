@@ -104,10 +104,14 @@ class TwoTowerModel(tfrs.Model):
         return self._candidate_tower(item_index)
 
     def fix_candidates(self) -> None:
-        """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train."""
-        fixed = FixedCandidates(self._candidate_tower)
-        del self._candidate_tower
-        self._candidate_tower = fixed
+        """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train.
+
+        With `model.oov_buckets` it stays: there a cold item of a history has another vector than as a candidate.
+        """
+        if self._oov_buckets is None:
+            fixed = FixedCandidates(self._candidate_tower)
+            del self._candidate_tower
+            self._candidate_tower = fixed
 
     def gate_entropy(self, batch: WindowBatch) -> tf.Tensor | None:
         """Mean entropy (nats) of the experts' gates over a batch; None without a mixture of experts.
