@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import scipy.sparse as sp
 
 from beam_jobs.balance import balance_groups
 from beam_jobs.beam_run import collect, write_parquet
@@ -20,6 +19,7 @@ from beam_jobs.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
 from beam_jobs.item_embeddings import embed_cold, embed_company, ppmi
+from beam_jobs.kept_groups import keep_groups
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -30,8 +30,9 @@ from beam_jobs.partition import (
 )
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
+from beam_jobs.span_company import MergeCompany, sources_of
 from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous, start_centroids
-from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.artifact import ArtifactWriter, Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, Workdir
 from contracts.names import ItemColumn
@@ -42,6 +43,14 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Items:
+    """[num_items] ids, and [num_items] what each counts where groups are matched with the previous ones."""
+
+    ids: pa.Array
+    weights: Float64
 
 
 @dataclass(frozen=True)
@@ -83,53 +92,117 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
-        started = time.monotonic()
-        company = _company(config, workdir, writer.path, len(item_ids))
         side = read_side_features(config.data.item_features, item_ids)
-        embeddings = embed_company(company, config.groups.embedding_dim, config.seed)
-        warm = embeddings.any(axis=1)
-        embeddings, placed = embed_cold(embeddings, side.matrix())
-        writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
-        catalogue = Catalogue(embeddings, placed, side, item_ids, weights)
-        groups = partition(config, catalogue, previous, writer.path)
+        fitted = _kept(config, workdir, previous, side, item_ids, writer) or _fitted(
+            config, workdir, previous, side, Items(item_ids, weights), writer
+        )
+        embeddings, groups, settled = fitted
         np.save(staged.embeddings, embeddings)
         np.save(staged.centroids, group_centroids(embeddings, groups, num_groups))
-        column = pa.array(groups.astype(np.int32))
-        write_parquet(pa.table({ItemColumn.ITEM_ID: item_ids, ItemColumn.GROUP_ID: column}), staged.groups)
+        columns = {
+            ItemColumn.ITEM_ID: item_ids,
+            ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),
+            ItemColumn.SETTLED: pa.array(settled),
+        }
+        write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
         if previous is not None:
-            writer.details["drift"] = drift(groups, previous, weights, num_groups)
+            writer.details["drift"] |= drift(groups, previous, weights, num_groups)
             for group, kept in zip(report, kept_shares(groups, previous, num_groups), strict=True):
                 group["kept"] = kept
             logger.info("groups: since %s, %s", config.groups.previous, writer.details["drift"])
         write_json(staged.report, report)
-        sizes = np.bincount(groups, minlength=num_groups)
-        writer.counts.update(
-            items=len(groups),
-            groups=num_groups,
-            smallest_group=int(sizes.min()),
-            largest_group=int(sizes.max()),
-            items_with_company=int(warm.sum()),
-            items_placed_by_side_features=int((placed & ~warm).sum()),
-            items_placed_by_hash=int((~placed).sum()),
-        )
+        _count(writer, embeddings, groups, settled, num_groups)
         writer.details["labels"] = [group["label"] for group in report]
         writer.files = [path.name for path in (staged.groups, staged.embeddings, staged.centroids, staged.report)]
-        logger.info("groups: %d items in %d groups of %d to %d", len(groups), num_groups, sizes.min(), sizes.max())
     return read_manifest(workdir.item_groups.path)
 
 
-def _company(config: Config, workdir: Workdir, scratch: Path, num_items: int) -> sp.csr_matrix:
-    """The PPMI matrix of the catalogue."""
+def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: Bool, num_groups: int) -> None:
+    sizes = np.bincount(groups, minlength=num_groups)
+    placed = embeddings.any(axis=1)
+    writer.counts.update(
+        items=len(groups),
+        groups=num_groups,
+        smallest_group=int(sizes.min()),
+        largest_group=int(sizes.max()),
+        items_with_company=int(settled.sum()),
+        items_placed_by_side_features=int((placed & ~settled).sum()),
+        items_placed_by_hash=int((~placed).sum()),
+    )
+    logger.info("groups: %d items in %d groups of %d to %d", len(groups), num_groups, sizes.min(), sizes.max())
+
+
+Placed = tuple[Float32, Int64, Bool]
+"""Embeddings [num_items, dim], groups [num_items], and [num_items] whether company placed the item."""
+
+
+def _kept(
+    config: Config,
+    workdir: Workdir,
+    previous: PreviousGroups | None,
+    side: SideFeatures,
+    item_ids: pa.Array,
+    writer: ArtifactWriter,
+) -> Placed | None:
+    """The last run's groups with the new items in them; None where there are none to keep, or they have drifted."""
+    settings = config.groups
+    if previous is None:
+        return None
+    writer.details["drift"] = {"kept": False, "drift": None}
+    if not settings.refit_drift or not previous.fits(settings):
+        return None
+    blocks = count_company(config, workdir, writer.path, len(item_ids), settings.since)
+    found = keep_groups(previous, blocks, side)
+    for block in blocks:
+        Path(block).unlink()
+    groups = _spread(found.groups, settings.num_groups, item_ids)
+    # A group whose items are all gone, or a group beyond the cap, is for a fit to mend.
+    sizes = np.bincount(groups, minlength=settings.num_groups)
+    cap = (settings.max_size_ratio or np.inf) * len(groups) / settings.num_groups
+    good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= np.ceil(cap)
+    writer.details["drift"] = {"kept": bool(good), "drift": round(found.drift, 6)}
+    writer.details["company"] = found.as_json()
+    return (found.embeddings, groups, found.settled) if good else None
+
+
+def _fitted(
+    config: Config,
+    workdir: Workdir,
+    previous: PreviousGroups | None,
+    side: SideFeatures,
+    items: Items,
+    writer: ArtifactWriter,
+) -> Placed:
+    """Groups of the company of all training events."""
+    started = time.monotonic()
+    blocks = count_company(config, workdir, writer.path, len(items.ids), None)
+    matrix = ppmi(blocks, len(items.ids))
+    for block in blocks:
+        Path(block).unlink()
+    embeddings = embed_company(matrix, config.groups.embedding_dim, config.seed)
+    warm: Bool = np.any(embeddings != 0, axis=1)
+    embeddings, placed = embed_cold(embeddings, side.matrix())
+    writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
+    writer.details["company"] = {"within": None, "expected": None}
+    catalogue = Catalogue(embeddings, placed, side, items.ids, items.weights)
+    return embeddings, partition(config, catalogue, previous, writer.path), warm
+
+
+def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None) -> list[str]:
+    """Files of the company of the training events: summed over spans where those were counted, else counted.
+
+    Args:
+        since: only of spans that begin then or later, where there are spans.
+    """
     events = read_manifest(workdir.events.path)
+    if "spans" in events.details:
+        merge = MergeCompany(workdir.item_statistics, config.data.num_buckets, scratch / "company")
+        return sorted(collect(config.beam, sources_of(events.details, since), merge, scratch))
     paths = [str(workdir.events.path / name) for name in events.files]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, config.data.num_buckets)
     steps = CountCompany(workdir.item_statistics, config.data.feedback.target_level_index, keys, scratch / "company")
-    blocks = sorted(collect(config.beam, paths, steps, scratch))
-    matrix = ppmi(blocks, num_items)
-    for block in blocks:
-        Path(block).unlink()
-    return matrix
+    return sorted(collect(config.beam, paths, steps, scratch))
 
 
 def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | None, scratch: Path) -> Int64:

@@ -30,10 +30,10 @@ def ppmi(blocks: Sequence[str], num_items: int) -> sp.csr_matrix:
         symmetric [num_items, num_items].
     """
     totals = np.zeros(num_items)
-    for rows, columns, weights in map(_read_block, blocks):
+    for rows, columns, weights in map(read_block, blocks):
         totals += np.bincount(rows, weights, num_items) + np.bincount(columns, weights, num_items)
     upper = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
-    for rows, columns, weights in map(_read_block, blocks):
+    for rows, columns, weights in map(read_block, blocks):
         values = np.log(weights * totals.sum() / (totals[rows] * totals[columns]))
         kept = values > 0
         upper.append((rows[kept], columns[kept], values[kept].astype(np.float32)))
@@ -42,7 +42,8 @@ def ppmi(blocks: Sequence[str], num_items: int) -> sp.csr_matrix:
     return sp.coo_matrix((np.concatenate([value, value]), both), shape=(num_items, num_items)).tocsr()
 
 
-def _read_block(path: str) -> tuple[Int32, Int32, Int64]:
+def read_block(path: str) -> tuple[Int32, Int32, Int64]:
+    """Rows, columns and weights of a file of `CountCompany` or `MergeCompany`."""
     table = pq.read_table(path, use_threads=False)
     return table["row"].to_numpy(), table["column"].to_numpy(), table["weight"].to_numpy()
 

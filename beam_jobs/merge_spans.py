@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -23,9 +22,10 @@ from beam_jobs.beam_run import collect, write_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.ingest_steps import order_events
 from beam_jobs.payload import encode_ids
+from beam_jobs.span_company import count_new_company
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
-from contracts.layout import Events, Workdir
+from contracts.layout import Events, SpanParts, Workdir
 from contracts.names import EventColumn, Split
 
 logger = logging.getLogger(__name__)
@@ -77,23 +77,26 @@ class MergeBucket(beam.DoFn):
         }
 
 
-def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Path], holdout_start: int) -> Manifest:
-    """Writes the `Events` artifact of a window of spans.
+def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[SpanParts], holdout_start: int) -> Manifest:
+    """Writes the `Events` artifact of a window of spans, and beside new spans the company that they brought.
+
+    The artifact's details say where statistics and company can be had without counting again: "counts" are sources
+    of `CountBucket`, "spans" name each span's company.
 
     Args:
-        spans: `Events` artifacts, oldest first, all of the config's number of buckets.
+        spans: oldest first, all of the config's number of buckets.
         holdout_start: microseconds; the first moment of the holdout.
 
     Raises:
         ArtifactError: a span is not there.
         ValueError: nothing lies before, or nothing after, the holdout's start.
     """
-    sources = [read_manifest(span) for span in spans]
+    sources = [read_manifest(span.events.path) for span in spans]
     num_buckets = config.data.num_buckets
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         staged = Events(writer.path)
         plan = HoldoutPlan(holdout_start, config.retrain.validation_users, config.data.feedback.target_level_index)
-        merge = MergeBucket([Events(span) for span in spans], staged, num_buckets, plan)
+        merge = MergeBucket([span.events for span in spans], staged, num_buckets, plan)
         totals: Counter[str] = Counter()
         for summary in collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path):
             totals.update(summary)
@@ -104,8 +107,14 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Path
                 "(retrain.window_spans), or change retrain.validation_users"
             )
         writer.counts.update(totals)
+        company = count_new_company(config, spans, holdout_start, writer.path)
+        starts = [read_manifest(span.profile).details["start"] for span in spans]
+        # An event that two spans hold is one event: their counts do not add up.
+        counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
         writer.details.update(
-            sources=[str(span) for span in spans],
+            counts=counts,
+            spans=[{"company": str(path), "start": start} for path, start in zip(company, starts, strict=True)],
+            sources=[str(span.events.path) for span in spans],
             rows_read=sum(source.counts["rows"] for source in sources),
             split={"protocol": "newest span", "holdout_start": holdout_start},
         )
@@ -113,3 +122,15 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Path
         staged.dead_letters.write_text("", encoding="utf-8")
         logger.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)
+
+
+def _counts(spans: Sequence[SpanParts], events: Sequence[Manifest], holdout_start: int) -> list[dict[str, Any]]:
+    """Sources of `CountBucket`: the counts of spans that end before the holdout, and the files of those that do not."""
+    found: list[dict[str, Any]] = []
+    for span, manifest in zip(spans, events, strict=True):
+        if manifest.details["last_event"] < holdout_start:
+            found.append({"items": str(span.items), "users": str(span.users)})
+        else:
+            paths = [str(span.events.path / name) for name in manifest.files]
+            found += [{"events": path, "before": holdout_start} for path in paths]
+    return found

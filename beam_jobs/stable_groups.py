@@ -15,12 +15,14 @@ from scipy.optimize import linear_sum_assignment
 from beam_jobs.partition import group_centroids
 from beam_jobs.payload import one_array
 from contracts.artifact import ArtifactError, read_manifest
+from contracts.config import GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,26 @@ class PreviousGroups:
     Attributes:
         of_item: [num_items] group that each of today's items was in, -1 for an item that is new.
         sizes: [previous K] items of each group, those that are gone since included.
+        settled: [num_items] items that company had placed.
+        embeddings: [num_items, previous dim] of today's items, 0 where the last run did not have them.
+        centroids: [previous K, previous dim].
+        expected_within: share of company within groups that is usual, see `beam_jobs.kept_groups`; None if unknown.
     """
 
     of_item: Int64
     sizes: Int64
+    settled: Bool
+    embeddings: Float32
+    centroids: Float32
+    expected_within: float | None = None
+
+    def fits(self, groups: GroupsConfig) -> bool:
+        """Whether they can be kept under this config: another K or another space asks for another fit.
+
+        Groups of categories are what the categories say, and are told anew each time.
+        """
+        same = self.centroids.shape == (groups.num_groups, groups.embedding_dim)
+        return same and groups.method == "kmeans" and bool(self.settled.any())
 
     def kept(self, num_groups: int) -> Int64:
         """[num_items] `of_item`, -1 also where the group's id no longer exists."""
@@ -50,18 +68,31 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         return None
     groups = ItemGroups(Path(path))
     try:
-        kind = read_manifest(groups.path).kind
+        manifest = read_manifest(groups.path)
     except ArtifactError as error:
         raise ValueError(f"groups.previous: {error}; or set groups.previous to null to number groups anew") from None
-    if kind != ItemGroups.KIND:
+    if manifest.kind != ItemGroups.KIND:
         raise ValueError(
-            f"groups.previous={path} holds {kind}, not {ItemGroups.KIND}: name an earlier run's item_groups directory"
+            f"groups.previous={path} holds {manifest.kind}, not {ItemGroups.KIND}: name an earlier run's item_groups "
+            "directory"
         )
     table = pq.read_table(groups.groups)
     previous = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)
-    num_groups = len(np.load(groups.centroids, mmap_mode="r"))
-    return PreviousGroups(np.where(rows < 0, -1, previous[rows]), np.bincount(previous, minlength=num_groups))
+    centroids, embeddings = np.load(groups.centroids), np.load(groups.embeddings)
+    known = rows >= 0
+    # An artifact of older code does not say who is settled: its groups are continued by a fit.
+    settled = np.zeros(len(previous), bool)
+    if ItemColumn.SETTLED in table.column_names:
+        settled = table[ItemColumn.SETTLED].to_numpy()
+    return PreviousGroups(
+        of_item=np.where(known, previous[rows], -1),
+        sizes=np.bincount(previous, minlength=len(centroids)),
+        settled=known & settled[rows],
+        embeddings=np.where(known[:, None], embeddings[rows], 0),
+        centroids=centroids,
+        expected_within=manifest.details.get("company", {}).get("expected"),
+    )
 
 
 def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:

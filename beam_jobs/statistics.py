@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class CountItemsAndUsers(beam.PTransform):
-    """Bucket files -> items.parquet, users.parquet and both vocabularies; yields their sizes."""
+    """Sources of counts (`CountBucket`) -> items.parquet, users.parquet and both vocabularies; yields their sizes."""
 
     def __init__(self, config: Config, statistics: ItemStatistics, known_items: str, known_users: str) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class CountItemsAndUsers(beam.PTransform):
         self._known_items = known_items
         self._known_users = known_users
 
-    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+    def expand(self, sources: beam.PCollection) -> beam.PCollection:
         target_level = self._config.data.feedback.target_level_index
-        counted = paths | "CountBuckets" >> beam.ParDo(
+        counted = sources | "CountBuckets" >> beam.ParDo(
             CountBucket(target_level, self._config.data.num_buckets)
         ).with_outputs(CountBucket.USERS, main="items")
         items = (
@@ -56,12 +56,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ValueError: there are no events, or a feature table cannot be read.
     """
     events = read_manifest(workdir.events.path)
-    paths = [str(workdir.events.path / name) for name in events.files]
+    # Merged spans were counted one by one already.
+    sources = events.details.get("counts") or [{"events": str(workdir.events.path / name)} for name in events.files]
     with writing(workdir.item_statistics.path, ItemStatistics.KIND, fingerprint) as writer:
         staged = ItemStatistics(writer.path)
         item_ids, item_counts = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
         user_ids, user_counts = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
-        for sizes in collect(config.beam, paths, CountItemsAndUsers(config, staged, item_ids, user_ids), writer.path):
+        for sizes in collect(config.beam, sources, CountItemsAndUsers(config, staged, item_ids, user_ids), writer.path):
             writer.counts.update(sizes)
         for path in (item_ids, user_ids):
             if path:

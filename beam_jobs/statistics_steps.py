@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import encode_ids, pack, unpack
+from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, Split, UserColumn
 
@@ -33,12 +34,12 @@ _ITEMS = pa.schema(
 _USERS = pa.schema([(UserColumn.USER_ID, pa.string()), (UserColumn.TRAIN_COUNT, pa.int64())])
 
 
-_AGGREGATES = (
-    (ItemColumn.TRAIN_COUNT, "sum"),
-    (ItemColumn.TOTAL_COUNT, "sum"),
-    (ItemColumn.FIRST_SEEN, "min"),
-    (ItemColumn.LAST_SEEN, "max"),
-)
+_AGGREGATES = {
+    ItemColumn.TRAIN_COUNT: "sum",
+    ItemColumn.TOTAL_COUNT: "sum",
+    ItemColumn.FIRST_SEEN: "min",
+    ItemColumn.LAST_SEEN: "max",
+}
 
 
 def sampling_probabilities(train_counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.float64]:
@@ -47,8 +48,38 @@ def sampling_probabilities(train_counts: npt.NDArray[np.int64], exponent: float)
     return weights / weights.sum()
 
 
+def count_events(table: pa.Table, trained: npt.NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:
+    """Counts of the items and of the users of some events, one row each.
+
+    Args:
+        table: `EventColumn`s.
+        trained: [num_events] which events are training positives.
+    """
+    items, item_of = encode_ids(table[EventColumn.ITEM_ID])
+    users, user_of = encode_ids(table[EventColumn.USER_ID])
+    times = table[EventColumn.TIMESTAMP].to_numpy()
+    first = np.full(len(items), np.iinfo(np.int64).max)
+    last = np.full(len(items), np.iinfo(np.int64).min)
+    np.minimum.at(first, item_of, times)
+    np.maximum.at(last, item_of, times)
+    counts = [
+        np.bincount(item_of[trained], minlength=len(items)),
+        np.bincount(item_of, minlength=len(items)),
+        first,
+        last,
+    ]
+    of_users = pa.array(np.bincount(user_of[trained], minlength=len(users)))
+    return pa.table([items, *map(pa.array, counts)], _ITEMS), pa.table([users, of_users], _USERS)
+
+
 class CountBucket(beam.DoFn):
-    """Bucket file -> (partition of items, packed item counts); users' counts on a side output."""
+    """Source of counts -> (partition of items, packed item counts); users' counts on a side output.
+
+    A source is one of
+        {"events": a bucket's file}, whose events' splits say what is trained on;
+        {"events": a file of a span, "before": microseconds}, of which earlier events are trained on;
+        {"items": file, "users": file}, a span's `SpanParts`, all of which is trained on.
+    """
 
     USERS = "users"
 
@@ -56,42 +87,40 @@ class CountBucket(beam.DoFn):
         self._target_level = target_level
         self._num_partitions = num_partitions
 
-    def process(self, path: str) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
-        table = pq.read_table(path, use_threads=False)
-        levels, splits = (table[name].to_numpy() for name in (EventColumn.FEEDBACK_LEVEL, EventColumn.SPLIT))
-        trained = (levels >= self._target_level) & (splits == Split.TRAIN)
-        items, item_of = encode_ids(table[EventColumn.ITEM_ID])
-        users, user_of = encode_ids(table[EventColumn.USER_ID])
-        times = table[EventColumn.TIMESTAMP].to_numpy()
-        first = np.full(len(items), np.iinfo(np.int64).max)
-        last = np.full(len(items), np.iinfo(np.int64).min)
-        np.minimum.at(first, item_of, times)
-        np.maximum.at(last, item_of, times)
-        counts = pa.table(
-            [
-                items,
-                pa.array(np.bincount(item_of[trained], minlength=len(items))),
-                pa.array(np.bincount(item_of, minlength=len(items))),
-                pa.array(first),
-                pa.array(last),
-            ],
-            _ITEMS,
+    def process(self, source: dict[str, Any]) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
+        items, users = self._counts(source)
+        partitions = (hash_strings(one_array(items[ItemColumn.ITEM_ID])) % np.uint64(self._num_partitions)).astype(
+            np.int64
         )
-        partitions = (hash_strings(items) % np.uint64(self._num_partitions)).astype(np.int64)
         for partition in np.unique(partitions).tolist():
-            yield partition, pack(counts.filter(pa.array(partitions == partition)))
-        user_counts = pa.table([users, pa.array(np.bincount(user_of[trained], minlength=len(users)))], _USERS)
-        yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(user_counts)))
+            yield partition, pack(items.filter(pa.array(partitions == partition)))
+        yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(users)))
+
+    def _counts(self, source: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
+        if "items" in source:
+            items, users = (pq.read_table(source[name], use_threads=False) for name in ("items", "users"))
+            return items.cast(_ITEMS), users.cast(_USERS)
+        table = pq.read_table(source["events"], use_threads=False)
+        trained = table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self._target_level
+        if "before" in source:
+            trained &= table[EventColumn.TIMESTAMP].to_numpy() < source["before"]
+        else:
+            trained &= table[EventColumn.SPLIT].to_numpy() == Split.TRAIN
+        return count_events(table, trained)
 
 
 class MergeCounts(beam.DoFn):
     """(partition, packed counts) -> (0, packed counts), one row an item."""
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
-        table = unpack(element[1])
-        merged = table.group_by(ItemColumn.ITEM_ID, use_threads=False).aggregate(list(_AGGREGATES))
-        order = [ItemColumn.ITEM_ID, *(f"{name}_{how}" for name, how in _AGGREGATES)]
-        yield 0, pack(merged.select(order).rename_columns(_ITEMS.names))
+        yield 0, pack(_summed(unpack(element[1]), _ITEMS))
+
+
+def _summed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """One row an id."""
+    identity, *names = schema.names
+    merged = table.group_by(identity, use_threads=False).aggregate([(name, _AGGREGATES[name]) for name in names])
+    return merged.select([identity, *(f"{name}_{_AGGREGATES[name]}" for name in names)]).rename_columns(schema.names)
 
 
 class WriteItems(beam.DoFn):
@@ -125,7 +154,8 @@ class WriteUsers(beam.DoFn):
         self._known_ids = known_ids
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, int]]:
-        table = _with_known_ids(unpack(element[1]), self._known_ids, _USERS)
+        # A user is in one bucket, but may be in many spans.
+        table = _with_known_ids(_summed(unpack(element[1]), _USERS), self._known_ids, _USERS)
         table = _by_count(table, UserColumn.TRAIN_COUNT, UserColumn.USER_ID)
         write_parquet(table, self._statistics.users)
         _write_vocabulary(table[UserColumn.USER_ID], self._statistics.user_vocabulary)

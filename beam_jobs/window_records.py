@@ -20,20 +20,39 @@ class WindowSpans:
     """Training windows over a user-sorted array of positives.
 
     Attributes:
-        starts: [num_windows] place of the context event, one before the first target.
-        num_targets: [num_windows] targets that follow it, 1..length.
+        starts: [num_windows] place of the first event.
+        num_context: [num_windows] events before the first target, at least 1.
+        num_targets: [num_windows] targets that follow them, 1..length.
     """
 
     starts: Int64
+    num_context: Int64
     num_targets: Int64
 
+    @property
+    def lengths(self) -> Int64:
+        """[num_windows] events of each window, context included."""
+        return self.num_context + self.num_targets
+
     def positions(self) -> Int64:
-        """[sum(num_targets + 1)] places of all windows' events, context included."""
-        return ragged_range(self.starts, self.num_targets + 1)
+        """[sum(lengths)] places of all windows' events."""
+        return ragged_range(self.starts, self.lengths)
 
     def target_positions(self) -> Int64:
         """[sum(num_targets)] places of all windows' targets."""
-        return ragged_range(self.starts + 1, self.num_targets)
+        return ragged_range(self.starts + self.num_context, self.num_targets)
+
+    def since(self, times: Int64, moment: int) -> WindowSpans:
+        """The windows that end at or after `moment`, their earlier targets turned into context.
+
+        Args:
+            times: of the array of positives, ascending within a user.
+        """
+        window = np.repeat(np.arange(len(self.starts)), self.num_targets)
+        num_old = np.bincount(window[times[self.target_positions()] < moment], minlength=len(self.starts))
+        kept = num_old < self.num_targets
+        moved = num_old[kept]
+        return WindowSpans(self.starts[kept], self.num_context[kept] + moved, self.num_targets[kept] - moved)
 
 
 def window_spans(counts: Int64, length: int) -> WindowSpans:
@@ -53,7 +72,7 @@ def window_spans(counts: Int64, length: int) -> WindowSpans:
     from_end = windows[user] - 1 - ragged_range(np.zeros(len(counts), np.int64), windows)
     stop = ends[user] - from_end * length
     first_target = np.maximum(stop - length, ends[user] - targets[user])
-    return WindowSpans(starts=first_target - 1, num_targets=stop - first_target)
+    return WindowSpans(first_target - 1, np.ones(len(stop), np.int64), stop - first_target)
 
 
 def ragged_range(starts: Int64, lengths: Int64) -> Int64:

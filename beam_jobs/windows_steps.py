@@ -95,8 +95,9 @@ class WriteWindows(beam.DoFn):
         """`WindowField`s of all windows of a block of users."""
         num_users = len(block.user_index)
         spans = window_spans(_events_per_user(block), self._config.windows.length)
-        positions, targets = spans.positions(), spans.target_positions()
-        lengths = spans.num_targets + 1
+        if self._config.windows.since is not None:
+            spans = spans.since(block.times, self._config.windows.since)
+        positions, targets, lengths = spans.positions(), spans.target_positions(), spans.lengths
         owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
         counts["train_windows"] += len(lengths)
@@ -105,7 +106,7 @@ class WriteWindows(beam.DoFn):
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
             WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[spans.starts]]),
-            WindowField.NUM_CONTEXT: Ragged.scalars(np.ones(len(lengths), np.int64)),
+            WindowField.NUM_CONTEXT: Ragged.scalars(spans.num_context),
             WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),

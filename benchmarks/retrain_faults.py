@@ -1,18 +1,21 @@
 """Kills and disk faults at every stage of a retrain: what is served stays whole, and the end result is the same.
 
-    python -m benchmarks.retrain_faults [--chains N] [--json PATH]
+    python -m benchmarks.retrain_faults [--chains N] [--first N] [--no-disks] [--json PATH]
 
-A small log; one day is pushed as version 1, and the next day's retrain is the one that suffers. A chain is
-that retrain killed by SIGKILL (its whole process group) once in each stage, at a random moment of the stage, and each
-time started again; the last start is left alone. After every kill, and while the retrain runs, the served
-version is looked at. At the end, metrics, counts and versions must equal those of a retrain that nobody disturbed.
-Then the same under a full disk and a read-only one (both need the right to mount, else they are left out and said so).
-The last line is JSON.
+A small log; one day is pushed as version 1, and the next day's retrain is the one that suffers. A chain is that
+retrain killed by SIGKILL (its whole process group) once before the first stage, once in each stage and once in the
+push, at a random moment of each, and each time started again; the last start is left alone. While all this goes on,
+the served version is looked at every 20 ms. At the end metrics, counts, versions, and the bytes of events, statistics,
+groups and training records must equal those of a retrain that nobody disturbed. Then the same on a full disk (a tmpfs
+that has room for a part of what the retrain writes, more at each try) and on one that turns read-only; both need the
+right to mount, else they are left out and said so. With --json, portions add up: a later call with another --first
+adds its chains to the file's. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -28,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contracts import artifact
 from contracts.layout import Store
 from contracts.serving_labels import effective_labels, versions_on_disk
 from pipeline.retraining.records import record_of_version
@@ -35,7 +39,10 @@ from pipeline.retraining.retrain import STEP_NAMES
 from tests.pipeline.retrain_log import DAYS, make_log
 
 STAGE_LINE = re.compile(r"\[\d+/\d+\] (\w+)")
-TRIES, STEP_KIB, ROOM = 5, 512, "512m"
+ROOM = "512m"
+DISK_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of what a retrain writes: what fits on the disk at each try."""
+BYTE_IDENTICAL = ("events", "item_statistics", "item_groups", "windows")
 
 
 @dataclass
@@ -125,12 +132,24 @@ def outcome_of(store: Store) -> dict[str, Any]:
     record = record_of_version(store, 2)
     assert record is not None, "version 2 was never pushed"
     metrics = {name: value for name, value in record.metrics["candidate"].items() if name != "latency_ms"}
+    workdir = store.run(record.run_id).path
+    digests = {name: digest_of(workdir / name) for name in BYTE_IDENTICAL}
     return {
         "metrics": metrics,
+        "digests": digests,
         "counts": {name: stage["counts"] for name, stage in record.stages.items()},
         "versions": versions_on_disk(store.servable("dnc")),
         "stable": effective_labels(store.servable("dnc")).stable,  # type: ignore[union-attr]
     }
+
+
+def digest_of(folder: Path) -> str:
+    """Of the bytes of an artifact's data files."""
+    digest = hashlib.sha256()
+    for name in artifact.read_manifest(folder).files:
+        if not name.endswith((".json", ".pbtxt")):
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def chain(number: int, base: Store, config: Path, folder: Path, times: dict[str, float]) -> dict[str, Any]:
@@ -158,8 +177,12 @@ def mounted(arguments: list[str], target: Path) -> bool:
     return subprocess.run(["mount", *arguments, str(target)], capture_output=True, check=False).returncode == 0
 
 
+def size_kib(path: Path) -> int:
+    return int(subprocess.run(["du", "-sk", str(path)], capture_output=True, text=True, check=True).stdout.split()[0])
+
+
 def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
-    """The store on a file system with less and less short of enough room: fails, then, with room, ends well."""
+    """The store on a file system with room for a part of the run: it fails; then, with room for all, it ends well."""
     target = folder / "small-disk"
     if not mounted(["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"], target):
         return {"left_out": "no right to mount"}
@@ -167,10 +190,12 @@ def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
         store = Store(target / "store")
         shutil.copytree(base.path, store.path)
         used = shutil.disk_usage(target).used >> 10
+        growth = size_kib(folder / "calm") - size_kib(base.path)
         watch = Watch(store)
         codes, reasons = [], []
-        for extra in range(TRIES):
-            subprocess.run(["mount", "-o", f"remount,size={used + 256 + STEP_KIB * extra}k", str(target)], check=True)
+        for share in DISK_SHARES:
+            room = max(used + int(share * growth), shutil.disk_usage(target).used >> 10)
+            subprocess.run(["mount", "-o", f"remount,size={room + 8}k", str(target)], check=True)
             last = run(config, store, DAYS[3])
             watch.look()
             codes.append(last["code"])
@@ -213,7 +238,9 @@ def read_only(base: Store, config: Path, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chains", type=int, default=4, help="retrains killed once in each stage (default 4)")
-    parser.add_argument("--json", type=Path, help="also write the log here, and a table beside it as .md")
+    parser.add_argument("--first", type=int, default=0, help="number of the first chain, which seeds its moments")
+    parser.add_argument("--no-disks", action="store_true", help="leave out the full and the read-only disk")
+    parser.add_argument("--json", type=Path, help="add the log to this file, and write a table beside it as .md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -227,47 +254,69 @@ def main() -> None:
         expected = outcome_of(calm)
         print(f"undisturbed: {json.dumps(expected)}", flush=True)
         times = {stage: undisturbed["details"]["stages"].get(stage, 0.2) for stage in STEP_NAMES}
-        chains = [chain(number, base, config, folder, times) for number in range(arguments.chains)]
+        numbers = range(arguments.first, arguments.first + arguments.chains)
+        chains = [chain(number, base, config, folder, times) | {"number": number} for number in numbers]
         faults = {}
-        for name, fault in (("read-only", read_only), ("full disk", full_disk)):
+        for name, fault in {} if arguments.no_disks else {"read-only": read_only, "full disk": full_disk}.items():
             faults[name] = fault(base, config, folder)
             print(f"{name}: {json.dumps(faults[name])}", flush=True)
+    found = {"undisturbed_seconds": round(whole, 1), "expected": expected, "chains": chains, "faults": faults}
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        found = added_to(arguments.json, found)
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        arguments.json.with_suffix(".md").write_text(as_table(found), encoding="utf-8")
+    print(as_table(found))
+    print(json.dumps(summary(found)))
+
+
+def added_to(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found now, beside what an earlier portion has written."""
+    if not path.exists():
+        return found
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before["expected"] != found["expected"]:
+        raise SystemExit(f"{path} is of another retrain: delete it, or name another file")
+    numbers = {item["number"] for item in found["chains"]}
+    kept = [item for item in before["chains"] if item["number"] not in numbers]
+    chains = sorted([*kept, *found["chains"]], key=lambda item: int(item["number"]))
+    return found | {"chains": chains, "faults": before["faults"] | found["faults"]}
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    chains, faults, expected = found["chains"], found["faults"], found["expected"]
     runs = [*chains, *(fault for fault in faults.values() if "left_out" not in fault)]
-    result = {
-        "kills": sum(len(item["hit"]) for item in chains),
-        "stages_hit": sorted({stage for item in chains for stage in item["hit"] if "(" not in stage}),
+    hits = [stage for item in chains for stage in item["hit"] if "(" not in stage]
+    return {
+        "kills": len(hits),
+        "stages_hit": sorted(set(hits)),
         "looks_at_the_served_version": sum(item["looks"] for item in chains),
         "problems": sum(len(item["problems"]) for item in runs),
         "differ_from_undisturbed": sum(item["outcome"] != expected for item in runs),
         "disk_faults": {name: fault.get("left_out") or fault["codes"] for name, fault in faults.items()},
     }
-    table = as_table(chains, faults, expected, whole)
-    print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        log = {"result": result, "expected": expected, "chains": chains, "faults": faults}
-        arguments.json.write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(table, encoding="utf-8")
-    print(json.dumps(result))
 
 
-def as_table(chains: list[dict[str, Any]], faults: dict[str, Any], expected: dict[str, Any], whole: float) -> str:
+def as_table(found: dict[str, Any]) -> str:
+    expected = found["expected"]
     lines = [
-        f"Undisturbed: {whole:.0f} s, {expected['metrics']}",
+        f"Undisturbed: {found['undisturbed_seconds']:.0f} s, {expected['metrics']}",
         "",
         "| disturbed by | in | looks | problems | same as undisturbed |",
         "|---|---|---|---|---|",
     ]
-    for item in chains:
+    for item in found["chains"]:
         same = item["outcome"] == expected
         lines.append(f"| SIGKILL | {', '.join(item['hit'])} | {item['looks']:,} | {len(item['problems'])} | {same} |")
-    for name, fault in faults.items():
+    for name, fault in found["faults"].items():
         if "left_out" in fault:
             lines.append(f"| {name} | left out: {fault['left_out']} | | | |")
         else:
-            codes = ", ".join(f"exit {code}" for code in fault["codes"])
+            codes = ", ".join(f"exit {code}" for code in [*fault["codes"], fault["last"]["code"]])
             lines.append(f"| {name} | {codes} | | {len(fault['problems'])} | {fault['outcome'] == expected} |")
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"- {name}: {value}" for name, value in summary(found).items())]
+    reasons = {reason.split("\n")[0] for fault in found["faults"].values() for reason in fault.get("reasons", [])}
+    return "\n".join([*lines, *(f"- said: {reason}" for reason in sorted(reasons))]) + "\n"
 
 
 if __name__ == "__main__":

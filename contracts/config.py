@@ -188,6 +188,16 @@ class GroupsConfig(Section):
     previous: str | None = Field(
         None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
     )
+    since: int | None = Field(
+        None, description="microseconds: where groups are kept, company from then on tells where new items belong"
+    )
+    refit_drift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="groups of groups.previous are kept, and new items join them, until the share of company within "
+        "groups has fallen by this; 0: they are fitted anew each time",
+    )
 
     @model_validator(mode="after")
     def _category_is_named(self) -> GroupsConfig:
@@ -214,6 +224,9 @@ class WindowsConfig(Section):
         0.5, ge=0, le=2, description="in-group and easy negatives are drawn by train_count ** this"
     )
     resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
+    since: int | None = Field(
+        None, description="microseconds: only events from then on are training targets, earlier ones are their context"
+    )
 
     @model_validator(mode="after")
     def _mined_has_a_source(self) -> WindowsConfig:
@@ -439,6 +452,9 @@ class BeamConfig(Section):
 class SpanLimits(Section):
     """What a span of events must look like before a model is trained on it."""
 
+    schema_of_last: bool = Field(
+        True, description="the schema of the span before is enforced, and drift beyond data.max_drift refused"
+    )
     min_events: int = Field(100, ge=1)
     max_volume_ratio: float = Field(5.0, gt=1, description="events against the median of the window, either way")
     max_user_share: float = Field(0.05, gt=0, le=1, description="of one user's events in the span: a bot, a bad join")
@@ -496,6 +512,9 @@ class RetrainConfig(Section):
     )
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
     stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
+    replay_spans: int = Field(
+        1, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
+    )
     epochs: int = Field(4, ge=1, description="most epochs of a warm-started training")
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")

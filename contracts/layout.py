@@ -70,7 +70,7 @@ class ItemGroups:
 
     @property
     def groups(self) -> Path:
-        """Parquet: item_id, group_id; row r is item_index r + 1."""
+        """Parquet: item_id, group_id, settled; row r is item_index r + 1."""
         return self.path / "groups.parquet"
 
     @property
@@ -137,6 +137,39 @@ class Transform:
         vocabulary_size, which is 0 for numbers. A row holds `width` values.
         """
         return self.path / "feature_spec.json"
+
+
+@dataclass(frozen=True)
+class SpanParts:
+    """What is kept of a span, so that nothing of it is counted twice."""
+
+    path: Path
+    PROFILE_KIND = "span_profile"
+    COMPANY_KIND = "span_company"
+
+    @property
+    def events(self) -> Events:
+        return Events(self.path / "events")
+
+    @property
+    def profile(self) -> Path:
+        """Artifact: what the span looks like, and its counts."""
+        return self.path / "profile"
+
+    @property
+    def items(self) -> Path:
+        """Parquet: item_id, train_count (target-level events), total_count, first_seen, last_seen."""
+        return self.profile / "items.parquet"
+
+    @property
+    def users(self) -> Path:
+        """Parquet: user_id, train_count (target-level events)."""
+        return self.profile / "users.parquet"
+
+    @property
+    def company(self) -> Path:
+        """Artifact of `beam_jobs.span_company`."""
+        return self.path / "company"
 
 
 @dataclass(frozen=True)
@@ -268,11 +301,11 @@ class Store:
 
     @property
     def spans(self) -> Path:
-        """One directory a span, which holds its `events` and its `profile`."""
+        """One directory a span: its `SpanParts`."""
         return self.path / "spans"
 
-    def span(self, key: str) -> Workdir:
-        return Workdir(self.spans / key)
+    def span(self, key: str) -> SpanParts:
+        return SpanParts(self.spans / key)
 
     def servable(self, model_name: str) -> Path:
         """Base path of a TF Serving model: holds one directory a version."""

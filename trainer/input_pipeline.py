@@ -24,8 +24,8 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
-        is_target: bool [batch_size, length]. The first event is one too: it trains the query of a
-            user without history.
+        is_target: bool [batch_size, length]. The first event is one too, unless other context follows it: it
+            trains the query of a user without history.
         in_group_negatives: int64 [n], draws from the groups of the windows' targets.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
@@ -142,7 +142,7 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
-        is_target=predicted | (position == 0),
+        is_target=predicted | ((position == 0) & (num_context[:, None] == 1)),
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
         feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),

@@ -18,6 +18,15 @@ from pipeline.retraining.spans import Span
 
 
 @dataclass(frozen=True)
+class SpanStart:
+    """A span that can be used: its key, its first moment in microseconds, and the identities of its files."""
+
+    key: str
+    start: int
+    files: list[Any]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run sets out to do.
 
@@ -26,6 +35,8 @@ class Plan:
         spans: keys of the spans of the window, oldest first; the last is the holdout.
         left_out: key -> why an older span of the window is not used.
         holdout_start: microseconds.
+        news_start: microseconds; the parent has not learnt from the events from then on. None: from no event.
+        since: the same, `retrain.replay_spans` spans earlier: where a warm-started training begins to learn.
         parent: the version that is served, which training starts from and the gate compares with.
         parent_run: its run.
         warm: whether training starts from the parent's weights.
@@ -38,6 +49,8 @@ class Plan:
     spans: list[str]
     left_out: dict[str, str]
     holdout_start: int
+    news_start: int | None
+    since: int | None
     parent: int | None
     parent_run: str | None
     warm: bool
@@ -57,11 +70,15 @@ def make_plan(
     config: Config,
     store: Store,
     run_id: str,
-    spans: Sequence[str],
+    spans: Sequence[SpanStart],
     left_out: dict[str, str],
-    holdout_start: int,
 ) -> Plan:
-    """The plan of a run, read where an earlier attempt has written it already."""
+    """The plan of a run, read where an earlier attempt has written it already.
+
+    Args:
+        spans: those of the window that can be used, oldest first.
+        left_out: why the others cannot.
+    """
     path = RetrainRun(store.run(run_id)).plan
     if path.exists():
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
@@ -73,9 +90,11 @@ def make_plan(
         notes.append(f"version {labels.stable} is served, but no run of this store made it: training from scratch")
     plan = Plan(
         run_id=run_id,
-        spans=list(spans),
+        spans=[span.key for span in spans],
         left_out=left_out,
-        holdout_start=holdout_start,
+        holdout_start=spans[-1].start,
+        news_start=_learn_from(spans[:-1], parent, 0) if parent else None,
+        since=_learn_from(spans[:-1], parent, config.retrain.replay_spans) if parent and warm else None,
         parent=labels.stable if labels else None,
         parent_run=parent.run_id if parent else None,
         warm=warm,
@@ -86,6 +105,21 @@ def make_plan(
     path.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_json(path, asdict(plan))
     return plan
+
+
+def _learn_from(spans: Sequence[SpanStart], parent: Record, replay: int) -> int | None:
+    """Where the events begin that the parent has not learnt from, and `replay` spans before.
+
+    The parent's last span was its holdout, so it is new to training; and so is a span whose files have changed.
+
+    Args:
+        spans: those that training may see, oldest first.
+    """
+    known = {span["key"]: span["files"] for span in parent.spans[:-1]}
+    new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
+    first = max(min(new, default=len(spans) - 1) - replay, 0)
+    # From the window's first span on means: from all events, also those that lie before its start.
+    return spans[first].start if first else None
 
 
 def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) -> Config:
@@ -101,11 +135,13 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
     if plan.parent_run is not None:
         parent = store.run(plan.parent_run)
         if retrain.stable_groups and artifact.find_manifest(parent.item_groups.path):
-            updates["groups"] = config.groups.model_copy(update={"previous": str(parent.item_groups.path)})
+            stable = {"previous": str(parent.item_groups.path), "since": plan.news_start}
+            updates["groups"] = config.groups.model_copy(update=stable)
         if plan.warm:
             training: dict[str, Any] = {"warm_start": str(parent.path), "epochs": retrain.epochs, "evaluate_every": 1}
             training["learning_rate"] = retrain.learning_rate
             updates["training"] = config.training.model_copy(update=training)
+            updates["windows"] = config.windows.model_copy(update={"since": plan.since})
     return config.model_copy(update=updates)
 
 

@@ -33,7 +33,8 @@ class Record:
         label: the label that the version got when it was pushed.
         spans: key, files and numbers of each span that went in, oldest first.
         left_out: key -> why an older span of the window did not.
-        parents: {"version", "run_id"} of the model that training started from and was compared with.
+        parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
+            weights was kept ("warm_start"), and whether its groups were ("groups").
         gate: the verdict, see `pipeline.retraining.gate.Verdict`.
         metrics: the candidate's and the reference's, on the same holdout users.
         config: the run's whole config; `seed` is in it.

@@ -14,7 +14,7 @@ from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate
-from pipeline.retraining.plan import Plan, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import publish, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.retraining.span_profile import SpanProfile, as_json, profile_span, refusals
@@ -73,7 +73,9 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
     if idle:
         return Result("nothing_new", run_id, span=window[-1].key, reasons=[idle], seconds=time.monotonic() - started)
     profiles, left_out = _profile(config, store, window)
-    plan = make_plan(config, store, run_id, [profile.key for profile in profiles], left_out, profiles[-1].start)
+    files = {span.key: span.files_json() for span in window}
+    usable = [SpanStart(profile.key, profile.start, files[profile.key]) for profile in profiles]
+    plan = make_plan(config, store, run_id, usable, left_out)
     for note in plan.notes:
         log.warning("%s", note)
     workdir = store.run(run_id)
@@ -96,8 +98,8 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
     def merge(config: Config, workdir: Workdir, fingerprint: str) -> None:
         from beam_jobs import merge_spans
 
-        events = [store.span(key).events.path for key in plan.spans]
-        merge_spans.run(config, workdir, fingerprint, events, plan.holdout_start)
+        spans = [store.span(key) for key in plan.spans]
+        merge_spans.run(config, workdir, fingerprint, spans, plan.holdout_start)
 
     def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
         run_gate(config, store, plan, workdir, fingerprint)
@@ -151,8 +153,9 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
     profiles: list[SpanProfile] = []
     left_out: dict[str, str] = {}
     for span in window:
+        before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
         try:
-            profile = profile_span(config, span, store.span(span.key))
+            profile = profile_span(config, span, store.span(span.key), before)
             reasons = refusals(profile, profiles, config.retrain.span)
         except ValueError as error:
             reasons = [str(error)]
@@ -193,9 +196,14 @@ def _finish(
         label=label,
         created=records.now(),
         seconds=round(seconds, 2),
-        spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].identity()[1:]} for p in profiles],
+        spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].files_json()} for p in profiles],
         left_out=plan.left_out,
-        parents={"version": plan.parent, "run_id": plan.parent_run, "warm_start": trained["warm_start"]},
+        parents={
+            "version": plan.parent,
+            "run_id": plan.parent_run,
+            "warm_start": trained["warm_start"],
+            "groups": artifact.read_manifest(workdir.item_groups.path).details.get("drift"),
+        },
         gate=blessing["verdict"],
         metrics=blessing["metrics"],
         config=resolved.model_dump(mode="json"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, time, timezone
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +13,20 @@ import pyarrow.parquet as pq
 
 from contracts import artifact
 from contracts.config import Config, SpanLimits
-from contracts.layout import Workdir
-from contracts.names import EventColumn
+from contracts.layout import SpanParts, Workdir
+from contracts.names import EventColumn, ItemColumn
 from pipeline.retraining.spans import Span
 
-KIND = "span_profile"
-_ITEMS = "items.parquet"
 _DAY = 86_400 * 1_000_000
+_PLAIN = pa.schema(
+    [
+        (EventColumn.USER_ID, pa.string()),
+        (EventColumn.ITEM_ID, pa.string()),
+        (EventColumn.TIMESTAMP, pa.int64()),
+        (EventColumn.FEEDBACK_LEVEL, pa.int8()),
+        (EventColumn.SPLIT, pa.int8()),
+    ]
+)
 _LEAST_EARLIER = 3
 """Spans that it takes to say what is usual."""
 _EARLY = 0.01
@@ -35,7 +41,7 @@ class SpanProfile:
         max_user_share: share of the events that are the busiest user's.
         stray_share: of a dated span, share of the events more than a day outside its date.
         start: microseconds; the moment by which 1% of the events had happened.
-        items: Parquet file (item_id, count).
+        items: Parquet file, see `SpanParts.items`.
     """
 
     key: str
@@ -47,28 +53,44 @@ class SpanProfile:
     items: str
 
 
-def profile_span(config: Config, span: Span, workdir: Workdir) -> SpanProfile:
-    """Ingests and measures the span into `workdir`, or reads what an earlier run left there.
+def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts | None = None) -> SpanProfile:
+    """Ingests, measures and counts the span into `parts`, or reads what an earlier run left there.
+
+    Args:
+        before: the span before it: when this one arrives, its schema is carried on, and drift from it is refused.
 
     Raises:
-        ValueError: the span cannot be ingested: a column is missing, rows are malformed, there are none.
+        ValueError: the span cannot be ingested (a column is missing, rows are malformed, there are none), or it
+            breaks the schema.
     """
     from beam_jobs import ingest
+    from beam_jobs.statistics_steps import count_events
 
     data = config.data.model_copy(update={"events": span.files, "user_features": None, "item_features": None})
     own = Config(data=data, beam=config.beam)
     wanted = artifact.fingerprint(data.model_dump(mode="json"), span.identity())
-    found = artifact.find_manifest(workdir.events.path)
+    found = artifact.find_manifest(parts.events.path)
     if found is None or found.fingerprint != wanted:
-        found = ingest.run(own, workdir, wanted)
-    path = workdir.path / "profile"
-    profile = artifact.find_manifest(path)
+        # Not of the fingerprint: which span lies before it changes nothing in what is written.
+        found = ingest.run(_compared(own, before), Workdir(parts.path), wanted)
+    profile = artifact.find_manifest(parts.profile)
     if profile is None or profile.fingerprint != wanted:
-        with artifact.writing(path, KIND, wanted) as writer:
-            writer.details = _measure(span, [workdir.events.path / name for name in found.files], writer.path / _ITEMS)
-            writer.files.append(_ITEMS)
-        profile = artifact.read_manifest(path)
-    return SpanProfile(items=str(path / _ITEMS), **profile.details)
+        table = pa.concat_tables([pq.read_table(parts.events.path / name).cast(_PLAIN) for name in found.files])
+        levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
+        items, users = count_events(table, levels >= data.feedback.target_level_index)
+        with artifact.writing(parts.profile, SpanParts.PROFILE_KIND, wanted) as writer:
+            for counts, path in ((items, parts.items), (users, parts.users)):
+                pq.write_table(counts, writer.path / path.name)
+                writer.files.append(path.name)
+            writer.details = _measure(span, table)
+        profile = artifact.read_manifest(parts.profile)
+    return SpanProfile(items=str(parts.items), **profile.details)
+
+
+def _compared(config: Config, before: SpanParts | None) -> Config:
+    if before is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"previous": str(before.events.path)})})
 
 
 def refusals(profile: SpanProfile, earlier: Sequence[SpanProfile], limits: SpanLimits) -> list[str]:
@@ -105,35 +127,23 @@ def refusals(profile: SpanProfile, earlier: Sequence[SpanProfile], limits: SpanL
 
 def new_item_share(profile: SpanProfile, earlier: Sequence[SpanProfile]) -> float:
     """Share of the span's events on items that no `earlier` span holds."""
-    known = pa.chunked_array([pq.read_table(span.items)["item_id"].combine_chunks() for span in earlier])
+    known = pa.chunked_array([pq.read_table(span.items)[ItemColumn.ITEM_ID].combine_chunks() for span in earlier])
     items = pq.read_table(profile.items)
-    new = items.filter(pc.invert(pc.is_in(items["item_id"], known)))
-    return float(np.sum(new["count"].to_numpy()) / max(profile.events, 1))
+    new = items.filter(pc.invert(pc.is_in(items[ItemColumn.ITEM_ID], known)))
+    return float(np.sum(new[ItemColumn.TOTAL_COUNT].to_numpy()) / max(profile.events, 1))
 
 
-def _measure(span: Span, files: Sequence[Path], items_path: Path) -> dict[str, object]:
-    columns = [EventColumn.USER_ID, EventColumn.ITEM_ID, EventColumn.TIMESTAMP]
-    parts = [pq.read_table(path, columns=columns) for path in files]
-    texts = [pa.table([part[name].cast("string") for name in columns[:2]], columns[:2]) for part in parts]
-    # A user is in one bucket only, so the busiest of each bucket are enough.
-    busiest = max(_counts(text, EventColumn.USER_ID).to_numpy().max(initial=0) for text in texts)
-    users = sum(len(_counts(text, EventColumn.USER_ID)) for text in texts)
-    items = pa.concat_tables(texts).group_by(EventColumn.ITEM_ID).aggregate([([], "count_all")])
-    items = items.rename_columns(["item_id", "count"]).sort_by("item_id")
-    pq.write_table(items, items_path)
-    times = np.concatenate([part[EventColumn.TIMESTAMP].to_numpy() for part in parts])
+def _measure(span: Span, table: pa.Table) -> dict[str, object]:
+    per_user = table.group_by(EventColumn.USER_ID).aggregate([([], "count_all")])["count_all"].to_numpy()
+    times = table[EventColumn.TIMESTAMP].to_numpy()
     return {
         "key": span.key,
         "events": len(times),
-        "users": users,
-        "max_user_share": float(busiest) / max(len(times), 1),
+        "users": len(per_user),
+        "max_user_share": float(per_user.max(initial=0)) / max(len(times), 1),
         "stray_share": _stray_share(span, times),
         "start": int(np.quantile(times, _EARLY, method="lower")),
     }
-
-
-def _counts(table: pa.Table, column: str) -> pa.ChunkedArray:
-    return table.group_by(column).aggregate([([], "count_all")])["count_all"]
 
 
 def _stray_share(span: Span, times: np.ndarray) -> float:

@@ -36,7 +36,11 @@ class Span:
 
     def identity(self) -> list[object]:
         """What changes when a file of the span is added or written anew, e.g. by late data."""
-        return [self.key, *(file_identity(path) for path in self.files)]
+        return [self.key, *self.files_json()]
+
+    def files_json(self) -> list[list[object]]:
+        """The identities of its files, as a record holds them."""
+        return [list(file_identity(path)) for path in self.files]
 
 
 def find_spans(config: Config, until: str | None = None, now: datetime | None = None) -> list[Span]:

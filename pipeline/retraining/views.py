@@ -94,6 +94,11 @@ def _add_facts(tree: Tree, record: Record) -> None:
     warm = record.parents["warm_start"]
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
     tree.add(f"weights: {start}; seed {record.config['seed']}")
+    groups = record.parents.get("groups")
+    if groups:
+        kept = "kept" if groups["kept"] else "fitted anew"
+        fallen = "not measured" if groups["drift"] is None else f"fell by {groups['drift']:.1%}"
+        tree.add(f"groups: {kept}, company within them {fallen}; {groups['new_items']} items new")
     tree.add("code: " + ", ".join(f"{name} {version}" for name, version in record.code.items()))
     tree.add(
         f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"

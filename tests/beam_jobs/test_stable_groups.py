@@ -32,7 +32,8 @@ def test_matching_keeps_the_most_weight_of_all_namings() -> None:
 
 def test_drift_by_hand() -> None:
     # Old: items 0-3 in group 0, item 4 in 1, and one item of 1 that is gone. New: item 3 moves to 1; item 5 is new.
-    previous = PreviousGroups(np.array([0, 0, 0, 0, 1, -1]), np.array([4, 2]))
+    nothing = np.zeros((6, 1), np.float32)
+    previous = PreviousGroups(np.array([0, 0, 0, 0, 1, -1]), np.array([4, 2]), np.ones(6, bool), nothing, nothing[:2])
     now, weights = np.array([0, 0, 0, 1, 1, 1]), np.array([1.0, 1.0, 1.0, 5.0, 2.0, 9.0])
     assert drift(now, previous, weights, 2) == {
         "shared_items": 5,

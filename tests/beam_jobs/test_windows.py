@@ -59,6 +59,21 @@ def test_spans_by_hand() -> None:
     assert spans.target_positions().tolist() == [1, 2, 3, 4, 5, 8]
 
 
+def test_spans_since_a_moment_by_hand() -> None:
+    # The users above at 1 event a time unit: 0..5, 6, 7..8. From 4 on, user 0's window (4, 5) is kept whole; of
+    # (2, 3) and (1) nothing; user 2's target 8 is kept. From 5 on, 4 is context, too.
+    spans, times = window_spans(np.array([6, 1, 2, 0]), 2), np.arange(9)
+    kept = spans.since(times, 4)
+    assert (kept.starts.tolist(), kept.num_context.tolist(), kept.num_targets.tolist()) == ([3, 7], [1, 1], [2, 1])
+    kept = spans.since(times, 5)
+    assert (kept.starts.tolist(), kept.num_context.tolist(), kept.num_targets.tolist()) == ([3, 7], [2, 1], [1, 1])
+    assert kept.positions().tolist() == [3, 4, 5, 7, 8]
+    assert kept.target_positions().tolist() == [5, 8]
+    assert len(spans.since(times, 99).starts) == 0
+    whole = spans.since(times, 0)
+    assert whole.target_positions().tolist() == spans.target_positions().tolist()
+
+
 def test_blocks_cover_every_user_once() -> None:
     counts = np.array([3, 0, 9, 1, 1, 1, 0])
     blocks = list(user_blocks(counts, 4))

@@ -1,7 +1,8 @@
 """The plan of a run: parent, version number, warm or not; and that a second attempt keeps it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,18 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Model, Store
 from contracts.serving_labels import ServingLabels, write_labels
-from pipeline.retraining.plan import Plan, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.spans import Span
 
 CONFIG = load_config(None, ["retrain.epochs=3"])
 
 
-def pushed(store: Store, version: int, config: Config = CONFIG) -> None:
+SPANS = [SpanStart(str(number), number * 10, [[f"{number}.csv", 1, 1]]) for number in range(1, 7)]
+"""Six spans of a file each, that begin at 10, 20, ..., 60."""
+
+
+def pushed(store: Store, version: int, config: Config = CONFIG, spans: Sequence[SpanStart] = ()) -> None:
     """A version on disk, with its record and its model."""
     servable = store.servable("dnc") / str(version)
     servable.mkdir(parents=True)
@@ -28,12 +33,15 @@ def pushed(store: Store, version: int, config: Config = CONFIG) -> None:
     with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
         (writer.path / "config.json").write_text(config.model_dump_json())
     empty: dict[str, object] = {}
-    record = Record(f"run-{version}", "pushed", version, "stable", "", 1.0, [], {}, empty, empty, empty, empty, empty)
+    of_spans = [{"key": span.key, "files": span.files} for span in spans]
+    record = Record(
+        f"run-{version}", "pushed", version, "stable", "", 1.0, of_spans, {}, empty, empty, empty, empty, empty
+    )
     write_record(store, record)
 
 
 def plan_of(store: Store, config: Config = CONFIG, run_id: str = "new") -> Plan:
-    return make_plan(config, store, run_id, ["1", "2"], {}, 5)
+    return make_plan(config, store, run_id, [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])], {})
 
 
 @pytest.fixture
@@ -123,3 +131,25 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     assert run_id_of(load_config(None, ["retrain.epochs=4"]), [span]) != first
     log.write_text("12")
     assert run_id_of(CONFIG, [span]) != first
+
+
+# name -> (the parent's spans, today's, news_start, since)
+LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None, int | None]] = {
+    "a day later": (SPANS[:5], SPANS[1:], 50, 40),  # 5 was the holdout, 6 is; one span is seen again
+    "two days missed": (SPANS[:3], SPANS, 30, 20),
+    "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files=[["3.csv", 2, 2]]), *SPANS[3:]], 30, 20),
+    "nothing in common": (SPANS[:2], SPANS[3:], None, None),  # from the window's first span on: from all events
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: str) -> None:
+    before, now, news_start, since = LEARNT[name]
+    pushed(store, 1, spans=before)
+    plan = make_plan(CONFIG, store, "new", now, {})
+    assert (plan.news_start, plan.since) == (news_start, since)
+    config = run_config(CONFIG, store, plan, [])
+    assert (config.windows.since, config.groups.since) == (since, None)
+    cold = load_config(None, ["retrain.warm_start=false"])
+    plan = make_plan(cold, store, "cold", now, {})
+    assert (plan.news_start, plan.since) == (news_start, None)

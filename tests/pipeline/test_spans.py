@@ -13,7 +13,7 @@ import pytest
 from contracts import artifact
 from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
-from contracts.layout import Workdir
+from contracts.layout import SpanParts, Workdir
 from contracts.names import Split
 from pipeline.retraining.span_profile import SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
@@ -96,18 +96,18 @@ def test_late_data_changes_a_spans_identity_only(log: Path) -> None:
 
 
 def profiles_of(config: Config, spans: list[Span], folder: Path) -> list[SpanProfile]:
-    return [profile_span(config, span, Workdir(folder / span.key)) for span in spans]
+    return [profile_span(config, span, SpanParts(folder / span.key)) for span in spans]
 
 
 def test_a_span_is_ingested_once(log: Path, tmp_path: Path) -> None:
     config = config_of(log)
     [span, *_] = find_spans(config)
-    profile = profile_span(config, span, Workdir(tmp_path / "span"))
+    profile = profile_span(config, span, SpanParts(tmp_path / "span"))
     assert (profile.key, profile.events, profile.users, profile.stray_share) == ("2024-01-01", 400, 40, 0.0)
     first = artifact.read_manifest(tmp_path / "span" / "events").created
     events = tmp_path / "span" / "events" / "events-00000-of-00002.parquet"
     written = events.stat().st_mtime_ns
-    assert profile_span(config, span, Workdir(tmp_path / "span")) == profile
+    assert profile_span(config, span, SpanParts(tmp_path / "span")) == profile
     assert (artifact.read_manifest(tmp_path / "span" / "events").created, events.stat().st_mtime_ns) == (first, written)
 
 
@@ -153,7 +153,20 @@ def test_a_span_that_cannot_be_read(log: Path, tmp_path: Path, text: str, messag
     (log / "2024-01-05" / "events.csv").write_text(text)
     config = config_of(log)
     with pytest.raises(ValueError, match=message):
-        profile_span(config, find_spans(config)[-1], Workdir(tmp_path / "span"))
+        profile_span(config, find_spans(config)[-1], SpanParts(tmp_path / "span"))
+
+
+def test_a_span_keeps_the_schema_of_the_last(log: Path, tmp_path: Path) -> None:
+    """Users are suddenly numbers: an ingest alone would take them, a span that follows another does not."""
+    write_day(log, 4, user_id=np.arange(400) % 40)
+    config = config_of(log)
+    last, newest = (SpanParts(tmp_path / name) for name in ("4", "5"))
+    *_, fourth, fifth = find_spans(config)
+    profile_span(config, fourth, last)
+    with pytest.raises(ValueError, match=r"break the schema .*user_id.shape: 100.0% of values"):
+        profile_span(config, fifth, newest, last)
+    assert profile_span(config, fifth, newest).events == 400
+    assert profile_span(config, fifth, newest, last).events == 400  # taken once, it is not asked again
 
 
 def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> None:
@@ -166,7 +179,7 @@ def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> 
     )
     config = config_of(log, "retrain.validation_users=0.5")
     profiles = profiles_of(config, find_spans(config), tmp_path / "spans")
-    sources = [Workdir(tmp_path / "spans" / profile.key).events.path for profile in profiles]
+    sources = [SpanParts(tmp_path / "spans" / profile.key) for profile in profiles]
     start = (FIRST + 4 * DAY) * 1_000_000
     manifest = merge_spans.run(config, Workdir(tmp_path / "run"), "x", sources, start)
     merged = pa.concat_tables(

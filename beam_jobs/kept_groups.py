@@ -1,0 +1,96 @@
+"""Groups that are kept: new items join the last run's groups, as long as those still describe who keeps company.
+
+How well they do is the share of company within groups. What the groups were fitted to flatters them, so the measure
+begins with the first company after the fit; where later company has fallen below it by `groups.refit_drift`, the
+groups are fitted anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from beam_jobs.item_embeddings import embed_cold, normalise_rows, ppmi, read_block
+from beam_jobs.partition import nearest_centroid
+from beam_jobs.side_features import SideFeatures
+from beam_jobs.stable_groups import PreviousGroups
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class KeptGroups:
+    """Today's catalogue in yesterday's groups.
+
+    Attributes:
+        groups: [num_items], -1 for an item that nothing is known of.
+        embeddings: [num_items, dim], in the space of the fit.
+        settled: [num_items] items that company has placed, at the fit or since.
+        within: share of the new company that is within groups; None without company.
+        expected: that of the first company after the fit; None if this is the first.
+    """
+
+    groups: Int64
+    embeddings: Float32
+    settled: Bool
+    within: float | None
+    expected: float | None
+
+    @property
+    def drift(self) -> float:
+        """By how much the share has fallen, relative to what is expected."""
+        if not self.expected or self.within is None:
+            return 0.0
+        return max(0.0, 1 - self.within / self.expected)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the artifact's details, where the next run finds what to expect."""
+        return {"within": self.within, "expected": self.expected if self.expected is not None else self.within}
+
+
+def keep_groups(previous: PreviousGroups, blocks: Sequence[str], side: SideFeatures) -> KeptGroups:
+    """Places what is new, and measures how well the groups fit.
+
+    A settled item stays. Another one that has come to keep company lies at the PPMI-weighted mean of its company,
+    in the group of the nearest centroid; one without company stays where it was, or goes where its side features lead.
+
+    Args:
+        previous: the last run's groups.
+        blocks: files of `CountCompany` or `MergeCompany`: the company since then.
+        side: item features.
+    """
+    embeddings, settled = previous.embeddings.copy(), previous.settled.copy()
+    num_items = len(embeddings)
+    company = ppmi(blocks, num_items)[:, np.flatnonzero(settled)]
+    folded = normalise_rows(_product(company, embeddings[settled]))
+    joining = ~settled & folded.any(axis=1)
+    embeddings[joining] = folded[joining]
+    embeddings[~settled & ~joining] = 0
+    settled = settled | joining
+    embeddings, placed = embed_cold(embeddings, side.matrix())
+    nearest = nearest_centroid(embeddings, previous.centroids)
+    kept = previous.settled | (~joining & (previous.of_item >= 0))
+    groups = np.where(kept, previous.of_item, np.where(placed, nearest, -1))
+    within = company_within(blocks, groups)
+    return KeptGroups(groups, embeddings, settled, within, previous.expected_within)
+
+
+def company_within(blocks: Sequence[str], groups: Int64) -> float | None:
+    """Share of the company's weight that is between items of one group; None without company."""
+    inside = total = 0
+    for rows, columns, weights in map(read_block, blocks):
+        inside += int(weights[groups[rows] == groups[columns]].sum())
+        total += int(weights.sum())
+    return inside / total if total else None
+
+
+def _product(matrix: sp.csr_matrix, rows: Float32) -> Float32:
+    found: Float32 = np.asarray(matrix @ rows, np.float32)
+    return found

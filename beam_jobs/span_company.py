@@ -1,0 +1,233 @@
+"""Company by spans: which pairs of items a span's arrival adds, counted once and kept beside the span.
+
+A user's events are taken in the order of their arrival: span by span, by time within a span. A pair belongs to the
+span of its later event; how many spans earlier its other event arrived is kept with it, so that a pair whose
+earlier event the window has left behind is left out. The sum over a window's spans is then what `CountCompany`
+counts in the merged events, as long as time and arrival agree.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.cooccurrence import UNIT
+from beam_jobs.payload import encode_ids, one_array, pack, unpack
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import ItemStatistics, SpanParts
+from contracts.names import EventColumn, ItemColumn
+
+Int64 = npt.NDArray[np.int64]
+
+LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
+"""Columns: the pair's items, how many spans before the pair's own the earlier event arrived, whole units of weight."""
+
+
+def count_new_company(config: Config, spans: Sequence[SpanParts], holdout_start: int, scratch: Path) -> list[Path]:
+    """Counts the company of those spans that were not counted yet in this neighbourhood.
+
+    Args:
+        spans: of the window, oldest first.
+        holdout_start: microseconds; events from then on are not trained on, and keep no company.
+        scratch: directory that workers can write to.
+
+    Returns:
+        [num_spans] the spans' company artifacts.
+    """
+    wanted = [_fingerprint(config, span) for span in spans]
+    stale = [
+        place
+        for place, span in enumerate(spans)
+        if not _is_current(artifact.find_manifest(span.company), wanted, place, holdout_start)
+    ]
+    if stale:
+        folders = {place: scratch / f"company-{place}" for place in stale}
+        for folder in folders.values():
+            folder.mkdir()
+        count = CountSpanCompany(config, spans, holdout_start, folders)
+        found = collect(config.beam, list(range(config.data.num_buckets)), beam.ParDo(count), scratch)
+        for place, folder in folders.items():
+            with artifact.writing(spans[place].company, SpanParts.COMPANY_KIND, wanted[place]) as writer:
+                for path in sorted(folder.iterdir()):
+                    shutil.move(path, writer.path / path.name)
+                    writer.files.append(path.name)
+                writer.details = {
+                    "before": wanted[:place],
+                    "holdout_start": holdout_start,
+                    "left_out": sum(summary[str(place)] for summary in found),
+                }
+            shutil.rmtree(folder)
+    return [span.company for span in spans]
+
+
+def _fingerprint(config: Config, span: SpanParts) -> str:
+    events = artifact.read_manifest(span.events.path).fingerprint
+    return artifact.fingerprint(events, config.groups.cooccurrence_window, config.data.feedback.target_level_index)
+
+
+def _is_current(manifest: artifact.Manifest | None, wanted: list[str], place: int, holdout_start: int) -> bool:
+    """Whether what was counted holds for this window.
+
+    It holds for a shorter past, too: what lies further back than the window can be told by its distance. Unless
+    events of the span were left out, which depends on the past and on the holdout.
+    """
+    if manifest is None or manifest.fingerprint != wanted[place]:
+        return False
+    before: list[str] = manifest.details["before"]
+    if manifest.details["left_out"]:
+        return before == wanted[:place] and manifest.details["holdout_start"] == holdout_start
+    return len(before) >= place and before[len(before) - place :] == wanted[:place]
+
+
+@dataclass(frozen=True)
+class _Arrivals:
+    """Training positives of a bucket in the order of (user, span, time), each array [num_events]."""
+
+    users: Int64
+    items: Int64
+    spans: Int64
+    item_ids: pa.Array
+
+
+class CountSpanCompany(beam.DoFn):
+    """Bucket -> a file of pairs for each wanted span; yields how many events each had to leave out."""
+
+    def __init__(
+        self, config: Config, spans: Sequence[SpanParts], holdout_start: int, folders: dict[int, Path]
+    ) -> None:
+        self._spans = tuple(spans)
+        self._num_buckets = config.data.num_buckets
+        self._target_level = config.data.feedback.target_level_index
+        self._window = config.groups.cooccurrence_window
+        self._holdout_start = holdout_start
+        self._folders = folders
+
+    def process(self, bucket: int) -> Iterator[dict[str, int]]:
+        arrivals, left_out = self._read(bucket)
+        for place, folder in self._folders.items():
+            write_parquet(self._pairs(arrivals, place), folder / f"pairs-{bucket:05d}.parquet")
+        yield {str(place): int(left_out[place]) for place in self._folders}
+
+    def _read(self, bucket: int) -> tuple[_Arrivals, Int64]:
+        columns = [EventColumn.USER_ID, EventColumn.ITEM_ID, EventColumn.TIMESTAMP, EventColumn.FEEDBACK_LEVEL]
+        positive = pc.field(EventColumn.FEEDBACK_LEVEL) >= self._target_level
+        paths = [span.events.bucket(bucket, self._num_buckets) for span in self._spans]
+        parts = [pq.read_table(path, columns=columns, filters=positive, use_threads=False) for path in paths]
+        span = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
+        table = pa.concat_tables([part.drop_columns(EventColumn.FEEDBACK_LEVEL) for part in parts])
+        _, users = encode_ids(table[EventColumn.USER_ID])
+        item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
+        times = table[EventColumn.TIMESTAMP].to_numpy()
+        # An event that arrives again is not new company: of equal ones the first span's stays.
+        order = np.lexsort((span, items, times, users))
+        again = np.zeros(len(order), bool)
+        again[order[1:]] = (np.diff(users[order]) == 0) & (np.diff(times[order]) == 0) & (np.diff(items[order]) == 0)
+        kept = ~again & (times < self._holdout_start)
+        left_out = np.bincount(span[~kept], minlength=len(parts))
+        rows = np.flatnonzero(kept)
+        rows = rows[np.lexsort((span[rows], users[rows]))]  # stable: within a span the files are in order
+        return _Arrivals(users[rows], items[rows], span[rows], item_ids), left_out
+
+    def _pairs(self, arrivals: _Arrivals, place: int) -> pa.Table:
+        users, items, spans = arrivals.users, arrivals.items, arrivals.spans
+        num_items, num_spans = max(len(arrivals.item_ids), 1), len(self._spans)
+        later = np.flatnonzero(spans == place)
+        keys, weights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for distance in range(1, self._window + 1):
+            right = later[later >= distance]
+            left = right - distance
+            company = (users[left] == users[right]) & (items[left] != items[right])
+            left, right = left[company], right[company]
+            low, high = np.minimum(items[left], items[right]), np.maximum(items[left], items[right])
+            keys.append((low * num_items + high) * num_spans + place - spans[left])
+            weights.append(np.full(len(left), round(UNIT / distance), np.int64))
+        distinct, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+        sums = np.zeros(len(distinct), np.int64)
+        np.add.at(sums, inverse, np.concatenate(weights))
+        pairs, back = np.divmod(distinct, num_spans)
+        low, high = np.divmod(pairs, num_items)
+        ids = [
+            pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), arrivals.item_ids) for codes in (low, high)
+        ]
+        return pa.table({LOW: ids[0], HIGH: ids[1], BACK: pa.array(back.astype(np.int32)), WEIGHT: pa.array(sums)})
+
+
+class MergeCompany(beam.PTransform):
+    """(file of pairs, reach) -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
+
+    def __init__(self, statistics: ItemStatistics, num_blocks: int, output: Path) -> None:
+        super().__init__()
+        self._statistics = statistics
+        self._num_blocks = num_blocks
+        self._output = str(output)
+
+    def expand(self, sources: beam.PCollection) -> beam.PCollection:
+        return (
+            sources
+            | "ReadPairs" >> beam.ParDo(_ReadPairs(self._statistics, self._num_blocks))
+            | "ByBlock" >> beam.GroupByKey()
+            | "SumPairs" >> beam.ParDo(_SumPairs(self._output))
+        )
+
+
+class _ReadPairs(beam.DoFn):
+    """(file of pairs, spans of the window that lie before its span) -> (block, packed pairs of item numbers)."""
+
+    def __init__(self, statistics: ItemStatistics, num_blocks: int) -> None:
+        self._statistics = statistics
+        self._num_blocks = num_blocks
+
+    def setup(self) -> None:
+        ids = pq.read_table(self._statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False)
+        self._ids = one_array(ids.column(0))
+
+    def process(self, element: tuple[str, int]) -> Iterator[tuple[int, bytes]]:
+        path, reach = element
+        table = pq.read_table(path, filters=pc.field(BACK) <= reach, use_threads=False)
+        numbers = [pc.index_in(table[name].cast(pa.string()), self._ids).to_numpy() for name in (LOW, HIGH)]
+        row, column = np.minimum(*numbers), np.maximum(*numbers)
+        pairs = pa.table({"row": row, "column": column, "weight": table[WEIGHT]})
+        block = row % self._num_blocks
+        for number in np.unique(block).tolist():
+            yield number, pack(pairs.filter(pa.array(block == number)))
+
+
+class _SumPairs(beam.DoFn):
+    """(block, packed pairs) -> the block's file, each pair once."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+
+    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
+        block, payloads = element
+        summed = unpack(payloads).group_by(["row", "column"], use_threads=False).aggregate([("weight", "sum")])
+        table = summed.select(["row", "column", "weight_sum"]).rename_columns(["row", "column", "weight"])
+        path = f"{self._output}-{block:06d}.parquet"
+        write_parquet(table.sort_by([("row", "ascending"), ("column", "ascending")]), Path(path))
+        yield path
+
+
+def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, int]]:
+    """(file of pairs, reach) of the spans that a merged `Events` artifact names.
+
+    Args:
+        since: microseconds; only of spans that begin then or later.
+    """
+    found = []
+    for reach, span in enumerate(details["spans"]):
+        if since is None or span["start"] >= since:
+            folder = Path(span["company"])
+            found += [(str(folder / name), reach) for name in artifact.read_manifest(folder).files]
+    return found

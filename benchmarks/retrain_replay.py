@@ -1,0 +1,231 @@
+"""The parts of `retrain_days`: logs laid out by days, runs of `dnc retrain`, and what is compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.config_io import dump_config, load_config
+from contracts.layout import MAIN_MODEL, Store
+from pipeline.datasets import drifting
+from pipeline.retraining.evidence import measure
+from pipeline.retraining.holdout import HoldoutUsers
+from pipeline.retraining.records import read_record
+from pipeline.retraining.spans import find_spans
+from pipeline.stages import exported_servable
+
+K = 100
+HISTORY_WINDOW = 3
+LENIENT = [
+    "retrain.gate.max_drop=0.9",
+    "retrain.gate.max_group_drop=0.99",
+    "retrain.gate.min_group_presence=0",
+    "retrain.gate.min_coverage=0",
+    "retrain.gate.max_cold_share=1",
+    "retrain.gate.max_latency_ratio=100",
+    "retrain.gate.max_latency_ms=10000",
+]
+"""What is compared is training: the gate lets through what a busy machine or a small log would have it refuse."""
+_COLUMNS = ["user_id", "video_id", "time_ms", "is_click", "long_view"]
+
+
+@dataclass
+class Run:
+    """One call of `dnc retrain`.
+
+    Attributes:
+        wall: seconds of the process.
+        stages: name -> seconds of each stage.
+        epochs: that were trained.
+        recall: [num_users] of the servable on the newest day.
+    """
+
+    run_id: str
+    outcome: str
+    wall: float
+    stages: dict[str, float]
+    epochs: int
+    best_epoch: int
+    groups: dict[str, Any]
+    recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass
+class Day:
+    """What was run on a day; `stale_recall` is yesterday's model's on the same users, [num_users]."""
+
+    key: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    stale_recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def line(self) -> str:
+        shown = [f"{name} {run.recall.mean():.4f} in {run.wall:.1f} s ({run.epochs} epochs, best {run.best_epoch}, "
+                 f"training {run.stages['train']:.1f} s) {run.outcome}" for name, run in self.runs.items()]  # fmt: skip
+        return f"{self.key}: yesterday's model {self.stale_recall.mean():.4f}; " + "; ".join(shown)
+
+    def as_json(self) -> dict[str, Any]:
+        runs = {
+            name: {
+                "recall": round(float(run.recall.mean()), 5),
+                "seconds": round(run.wall, 2),
+                "stages": run.stages,
+                "epochs": run.epochs,
+                "best_epoch": run.best_epoch,
+                "outcome": run.outcome,
+                "groups": run.groups,
+            }
+            for name, run in self.runs.items()
+        }
+        stale = round(float(self.stale_recall.mean()), 5)
+        return {"day": self.key, "users": len(self.stale_recall), "yesterdays_model": stale, "runs": runs}
+
+
+def dump(config: Config, folder: Path) -> Path:
+    """The config as a file."""
+    path = folder / "retrain.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    return path
+
+
+def lay_out_drifting(folder: Path, days: int, users: int, overrides: list[str]) -> Config:
+    """Generates the log below `folder`; returns the config that reads it."""
+    drifting.generate(drifting.DriftingLog(num_days=days, num_users=users, num_items=users // 4), folder)
+    own = [f"data.events='{folder}/{{date}}/events.parquet'", f"data.item_features.path={folder}/items.csv"]
+    return load_config(Path("configs/retrain.yaml"), [*own, *LENIENT, *overrides])
+
+
+def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]) -> Config:
+    """The last `days` days of KuaiRand's standard log, a file a day; its dates are China's, the times UTC."""
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(source.glob("log_standard_*.parquet"))])
+    for day in sorted(pc.unique(table["date"]).to_pylist())[-days:]:
+        (folder / str(day)).mkdir(parents=True)
+        rows = table.filter(pc.equal(table["date"], day)).select(_COLUMNS)
+        pq.write_table(rows, folder / str(day) / "events.parquet")
+    own = [
+        f"data.events='{folder}/{{date}}/events.parquet'",
+        f"data.item_features.path={next(source.glob('video_features_basic_pure.csv*'))}",
+        f"data.user_features.path={next(source.glob('user_features_pure.csv*'))}",
+        "data.num_buckets=4",
+        "serving.indexes=[scann]",
+        "serving.validation_requests=64",
+        "evaluation.ks=[100]",
+        "evaluation.bootstrap_samples=0",
+        "retrain.window_spans=7",
+    ]
+    return load_config(Path("configs/kuairand.yaml"), [*own, *LENIENT, *overrides])
+
+
+def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | None = None) -> Run:
+    """One `dnc retrain --span DAY` in a process of its own.
+
+    Raises:
+        RuntimeError: it ended without a new version.
+    """
+    words = [sys.executable, "-m", "pipeline.cli", "retrain", "-c", str(config), "-s", str(store.path), "--span", day]
+    words += [word for override in overrides or [] for word in ("--set", override)]
+    started = time.monotonic()
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    wall = time.monotonic() - started
+    outcome = json.loads(done.stdout) if done.stdout else {"outcome": "died", "reasons": done.stderr[-2000:]}
+    if outcome["outcome"] != "pushed":
+        raise RuntimeError(f"{day}: {outcome['outcome']}: {outcome['reasons']}")
+    model = artifact.read_manifest(store.run(outcome["run_id"]).model(MAIN_MODEL).path)
+    groups = artifact.read_manifest(store.run(outcome["run_id"]).item_groups.path).details.get("drift", {})
+    epoch = (model.details["best"] or {"epoch": 0})["epoch"]
+    return Run(
+        outcome["run_id"], outcome["outcome"], wall, outcome["details"]["stages"], model.counts["epochs"], epoch, groups
+    )
+
+
+def recall_of(store: Store, run_id: str) -> np.ndarray:
+    """[num_users] recall@K of a run's servable on its own newest day."""
+    workdir = store.run(run_id)
+    users = HoldoutUsers(workdir)
+    [answers] = users.ask([exported_servable(workdir)], K)
+    return measure(users.holdout(), answers).recall
+
+
+def versions_on_same_users(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """[num_users] recall@K of a run's servable and of its parent's, on the run's newest day."""
+    workdir, record = store.run(run_id), read_record(store, run_id)
+    assert record is not None
+    users = HoldoutUsers(workdir)
+    parent = exported_servable(store.run(record.parents["run_id"]))
+    answers = users.ask([exported_servable(workdir), parent], K)
+    mine, theirs = (measure(users.holdout(), answer).recall for answer in answers)
+    return mine, theirs
+
+
+def compare(days: list[Day], seed: int) -> dict[str, Any]:
+    """Ratios over the compared days, and of the warm model to yesterday's over all days."""
+    compared = [day for day in days if "scratch" in day.runs]
+    result: dict[str, Any] = {"compared_days": [day.key for day in compared]}
+    for name, one, other in (("warm_vs_scratch", "warm", "scratch"), ("kept_vs_refitted_groups", "warm", "refitted")):
+        pairs = [np.stack([day.runs[one].recall, day.runs[other].recall], axis=1) for day in compared]
+        result |= ratios(name, pairs, seed)
+        runs = [(day.runs[one], day.runs[other]) for day in compared]
+        result[f"{name}_time"] = round(sum(a.wall for a, _ in runs) / sum(b.wall for _, b in runs), 4)
+        spent = [(a.stages["train"], b.stages["train"]) for a, b in runs]
+        result[f"{name}_training_time"] = round(sum(a for a, _ in spent) / sum(b for _, b in spent), 4)
+    pairs = [np.stack([day.runs["warm"].recall, day.stale_recall], axis=1) for day in days]
+    return result | ratios("warm_vs_yesterdays_model", pairs, seed)
+
+
+def ratios(name: str, pairs: list[np.ndarray], seed: int) -> dict[str, Any]:
+    """Ratio of the columns' means over all users of all days, with its 95% interval (users drawn with replacement)."""
+    every = np.concatenate(pairs)
+    rng, count = np.random.default_rng(seed), len(every)
+    means = np.stack([rng.multinomial(count, np.full(count, 1 / count)) @ every for _ in range(1000)])
+    low, high = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
+    ratio = every[:, 0].mean() / every[:, 1].mean()
+    return {
+        f"{name}_recall": round(float(ratio), 4),
+        f"{name}_recall_95": [round(float(low), 4), round(float(high), 4)],
+    }
+
+
+def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, Any]:
+    """Seconds of one more day, warm, with a window of 3 days and with one of 30: the least of `repeats` each.
+
+    Each has a store of its own, whose first model is of the day before and of the same window; it has few epochs,
+    since only the day after is timed.
+    """
+    spans = find_spans(config)
+    stores: dict[int, tuple[Path, Store]] = {}
+    found: dict[int, list[Run]] = {}
+    for window in (HISTORY_WINDOW, 10 * HISTORY_WINDOW):
+        store = Store(folder / f"window-{window}")
+        own = config.model_copy(
+            update={"retrain": config.retrain.model_copy(update={"window_spans": window, "epochs": 4})}
+        )
+        path = dump(own, store.path.parent).rename(folder / f"window-{window}.yaml")
+        short = own.model_copy(update={"training": own.training.model_copy(update={"epochs": 2})})
+        daily_retrain(dump(short, folder), store, spans[-2].key)
+        stores[window], found[window] = (path, store), []
+    for repeat in range(repeats):
+        for window, (path, store) in stores.items():
+            copy = Store(folder / f"copy-{window}-{repeat}")
+            shutil.copytree(store.path, copy.path)
+            # As many epochs in both, so that what differs is the history.
+            found[window].append(daily_retrain(path, copy, spans[-1].key, ["training.early_stopping_patience=99"]))
+            shutil.rmtree(copy.path)
+    best = {window: min(runs, key=lambda run: run.wall) for window, runs in found.items()}
+    short, long = (best[window] for window in sorted(best))
+    rows = {
+        str(window): {"seconds": round(run.wall, 2), "stages": run.stages, "epochs": run.epochs}
+        for window, run in best.items()
+    }
+    return {"ratio": round(long.wall / short.wall, 4), "windows": rows}

@@ -1,0 +1,111 @@
+"""Groups kept from run to run: who joins where, and when they are fitted anew."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import groups, ingest, statistics
+from beam_jobs.kept_groups import company_within, keep_groups
+from beam_jobs.side_features import read_side_features
+from beam_jobs.stable_groups import PreviousGroups
+from contracts.artifact import read_manifest
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import community_log, make_config
+
+
+def write_block(path: Path, pairs: list[tuple[int, int, int]]) -> str:
+    columns = zip(*pairs, strict=True)
+    pq.write_table(pa.table(dict(zip(("row", "column", "weight"), map(list, columns), strict=True))), path)
+    return str(path)
+
+
+def previous_of(expected: float | None = None) -> PreviousGroups:
+    """Items 0-1 are settled in group 0, 2-3 in group 1; 4 is in 0 by a hash; 5 and 6 are new."""
+    embeddings = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
+    return PreviousGroups(
+        of_item=np.array([0, 0, 1, 1, 0, -1, -1]),
+        sizes=np.array([3, 2]),
+        settled=np.array([True] * 4 + [False] * 3),
+        embeddings=embeddings,
+        centroids=np.eye(2, dtype=np.float32),
+        expected_within=expected,
+    )
+
+
+def test_items_join_the_group_of_their_company(tmp_path: Path) -> None:
+    ids = pa.array([str(item) for item in range(7)])
+    block = write_block(
+        tmp_path / "block.parquet", [(0, 1, 60), (2, 3, 20), (2, 4, 30), (3, 5, 30), (0, 5, 10), (1, 2, 10)]
+    )
+    found = keep_groups(previous_of(), [block], read_side_features(None, ids))
+    # 4 leaves the group that a hash gave it for that of its company, 5 joins where most of its company is.
+    assert found.groups.tolist() == [0, 0, 1, 1, 1, 1, -1]
+    assert found.settled.tolist() == [True] * 6 + [False]
+    assert np.array_equal(found.embeddings[:4], previous_of().embeddings[:4])
+    # Within: 60 + 20 + 30 + 30 of 160.
+    assert found.within == pytest.approx(140 / 160)
+    assert found.drift == 0
+    assert found.as_json()["expected"] == found.within
+
+
+def test_drift_is_the_fall_of_company_within_groups(tmp_path: Path) -> None:
+    block = write_block(tmp_path / "block.parquet", [(0, 1, 30), (0, 2, 70)])
+    side = read_side_features(None, pa.array([str(item) for item in range(7)]))
+    found = keep_groups(previous_of(expected=0.5), [block], side)
+    assert found.within == pytest.approx(0.3)
+    assert found.drift == pytest.approx(0.4)
+    assert found.as_json()["expected"] == 0.5
+    assert keep_groups(previous_of(expected=0.2), [block], side).drift == 0
+    assert company_within([], np.zeros(7, np.int64)) is None
+
+
+def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 0.1) -> Workdir:
+    workdir = Workdir(folder)
+    settings = {"previous": None if previous is None else str(previous.item_groups.path), "refit_drift": refit_drift}
+    config = make_config(log, groups=settings)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    return workdir
+
+
+def groups_of(workdir: Workdir) -> dict[str, int]:
+    table = pq.read_table(workdir.item_groups.groups)
+    return dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+
+
+def drift_of(workdir: Workdir) -> dict[str, float]:
+    found: dict[str, float] = read_manifest(workdir.item_groups.path).details["drift"]
+    return found
+
+
+def test_groups_are_kept_until_company_has_moved(tmp_path: Path) -> None:
+    """Two communities; then four items more in each; then users who mix everything."""
+    first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None)
+    grown = day(tmp_path / "2", larger_log(tmp_path / "2.parquet"), first)
+    before, after = groups_of(first), groups_of(grown)
+    assert drift_of(grown)["kept"]
+    assert drift_of(grown)["changed_share"] == 0
+    assert {after[str(item)] for item in range(40, 44)} == {before["0"]}
+    assert {after[str(item)] for item in range(44, 48)} == {before["20"]}
+    mixed = pq.read_table(tmp_path / "2.parquet").to_pandas()
+    mixed["user_id"] = np.random.default_rng(1).permutation(mixed["user_id"].to_numpy())
+    mixed.to_parquet(tmp_path / "3.parquet")
+    moved = day(tmp_path / "3", tmp_path / "3.parquet", grown)
+    assert not drift_of(moved)["kept"]
+    assert drift_of(moved)["drift"] > 0.3
+    # A fit begins the measure anew, and refit_drift=0 fits each time.
+    assert day(tmp_path / "4", tmp_path / "3.parquet", moved).item_groups.path.exists()
+    assert not drift_of(day(tmp_path / "5", tmp_path / "2.parquet", first, refit_drift=0))["kept"]
+
+
+def larger_log(path: Path) -> Path:
+    """The communities' log, and in every third event an item of four new ones of the user's community."""
+    community_log(path)
+    table = pq.read_table(path).to_pandas()
+    new = 40 + 4 * (table["user_id"].astype(int) % 2) + np.arange(len(table)) % 4
+    table.loc[::3, "item_id"] = new[::3].astype(str)
+    table.to_parquet(path)
+    return path

@@ -1,0 +1,120 @@
+"""Counts by spans against counting the merged log anew, while the window moves, data come late and spans overlap."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import groups, merge_spans, statistics
+from beam_jobs.item_embeddings import read_block
+from contracts.artifact import read_manifest
+from contracts.config import Config
+from contracts.layout import SpanParts, Workdir
+from pipeline.retraining.span_profile import profile_span
+from pipeline.retraining.spans import Span
+from tests.beam_jobs.helpers import make_config
+
+DAY = 86_400
+FIRST = 1_704_067_200
+
+
+class Spans:
+    """Days of a random log of 30 users and 15 items, half of whose events count as positives."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        feedback = {"levels": ["exposure", "click"], "flags": {"click": "click"}, "target_level": "click"}
+        self.config = make_config("unused", data={"feedback": feedback})
+        for day in range(5):
+            self.write(day)
+
+    def write(self, day: int, seed: int = 0, extra: pa.Table | None = None) -> None:
+        rng = np.random.default_rng([day, seed])
+        table = pa.table(
+            {
+                "user_id": np.char.add("u", rng.integers(0, 30, 200).astype(str)),
+                "item_id": np.char.add("i", rng.integers(0, 15, 200).astype(str)),
+                "timestamp": FIRST + day * DAY + rng.integers(0, DAY, 200),
+                "click": rng.random(200) < 0.5,
+            }
+        )
+        pq.write_table(pa.concat_tables([table, *([extra] if extra else [])]), self.folder / f"{day}.parquet")
+
+    def read(self, day: int) -> pa.Table:
+        return pq.read_table(self.folder / f"{day}.parquet")
+
+    def merged(self, days: list[int], name: str, store: str = "store") -> Workdir:
+        """The window's events, the newest day being the holdout."""
+        config, workdir = self.config, Workdir(self.folder / name)
+        parts = [SpanParts(self.folder / store / str(day)) for day in days]
+        for day, part in zip(days, parts, strict=True):
+            profile_span(config, Span(day, str(day), (str(self.folder / f"{day}.parquet"),)), part)
+        merge_spans.run(config, workdir, "x", parts, (FIRST + days[-1] * DAY) * 1_000_000)
+        return workdir
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> Spans:
+    return Spans(tmp_path)
+
+
+def summed_and_recounted(config: Config, workdir: Workdir) -> list[tuple[dict[str, list[object]], np.ndarray]]:
+    """(statistics, company [num_items, num_items]) from the spans' counts, and from the merged events alone."""
+    found = []
+    for _ in range(2):
+        statistics.run(config, workdir, "f")
+        tables = [
+            pq.read_table(path).to_pydict() for path in (workdir.item_statistics.items, workdir.item_statistics.users)
+        ]
+        num_items = read_manifest(workdir.item_statistics.path).counts["items"]
+        company = np.zeros((num_items, num_items), np.int64)
+        for rows, columns, weights in map(
+            read_block, groups.count_company(config, workdir, workdir.path, num_items, None)
+        ):
+            assert (rows < columns).all()
+            np.add.at(company, (rows, columns), weights)
+        found.append(({**tables[0], **tables[1]}, company))
+        forget_spans(workdir)
+    return found
+
+
+def forget_spans(workdir: Workdir) -> None:
+    """Makes the merged events look like an ingested log."""
+    path = workdir.events.path / "manifest.json"
+    path.write_text(path.read_text().replace('"counts": [', '"ignored": [').replace('"spans": [', '"also": ['))
+
+
+def assert_same(config: Config, workdir: Workdir) -> None:
+    summed, recounted = summed_and_recounted(config, workdir)
+    assert summed[0] == recounted[0]
+    assert np.array_equal(summed[1], recounted[1])
+    assert summed[1].sum() > 0
+
+
+def test_sums_over_spans_are_the_counts_of_the_log_while_the_window_moves(spans: Spans) -> None:
+    assert_same(spans.config, spans.merged([0, 1, 2], "first"))
+    company = SpanParts(spans.folder / "store" / "1").company
+    counted = read_manifest(company).created, (company / "manifest.json").stat().st_mtime_ns
+    assert read_manifest(company).details["left_out"] == 0
+    workdir = spans.merged([1, 2, 3], "second")
+    assert read_manifest(workdir.events.path).details["counts"]
+    assert_same(spans.config, workdir)
+    # Day 1 has lost the day before it, and yet was not counted again.
+    assert (read_manifest(company).created, (company / "manifest.json").stat().st_mtime_ns) == counted
+    assert_same(spans.config, spans.merged([0, 1, 2, 3], "longer"))
+
+
+def test_late_data_of_an_older_span_are_counted(spans: Spans) -> None:
+    spans.merged([0, 1, 2], "first")
+    spans.write(1, seed=1)
+    assert_same(spans.config, spans.merged([1, 2, 3], "second"))
+
+
+def test_a_span_that_repeats_the_last_is_not_counted_twice(spans: Spans) -> None:
+    spans.write(2, extra=spans.read(1))
+    workdir = spans.merged([0, 1, 2, 3], "run")
+    assert read_manifest(workdir.events.path).counts["duplicates"] == 200
+    assert read_manifest(workdir.events.path).details["counts"] == []
+    assert_same(spans.config, workdir)
