@@ -20,6 +20,8 @@ from serving.local_client import ServableSession
 from serving.merge import MERGES, plan_groups, select
 
 Outputs = dict[str, tf.Tensor]
+TUNING_USERS = 128
+"""The first users are those that indexes are tuned on."""
 
 
 class Contender(Protocol):
@@ -68,9 +70,9 @@ def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, p
 
 def build_all(data: Data, serving: ServingConfig) -> tuple[GroupIndex, list[GroupIndex]]:
     """One tuned index of everything, and one a group, by the same code to the same target."""
-    single = build_group_index(0, data.items, data.global_queries[:128, 0], serving)
+    single = build_group_index(0, data.items, data.global_queries[:TUNING_USERS, 0], serving)
     groups = [
-        build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:128, g]), serving)
+        build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:TUNING_USERS, g]), serving)
         for g, items in enumerate(data.members)
     ]
     return single, groups
@@ -190,10 +192,13 @@ def _tuned(
 ) -> Library:
     """The least effort, doubling, that reaches the target on the users that ours are tuned on."""
     queries = data.global_queries[:, 0]
-    products = queries[:128] @ data.items.T
+    products = queries[:TUNING_USERS] @ data.items.T
     kth = -np.partition(-products, num_candidates - 1, axis=1)[:, num_candidates - 1, None]
     for effort in (4 * 2**step for step in range(16)):
         find = with_effort(effort)
-        if np.mean(np.take_along_axis(products, find(queries[:128]).astype(np.int64), axis=1) >= kth) >= recall_target:
+        if (
+            np.mean(np.take_along_axis(products, find(queries[:TUNING_USERS]).astype(np.int64), axis=1) >= kth)
+            >= recall_target
+        ):
             break
     return Library(queries, find)

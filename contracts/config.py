@@ -401,7 +401,6 @@ class ServingConfig(Section):
     num_candidates: int = Field(100, ge=1, description="default M")
     recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
     brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
-    hashing_min_items: int = Field(10_000, ge=1, description="groups from this size use asymmetric hashing")
     int8: bool = Field(
         False,
         description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores to some 1%",

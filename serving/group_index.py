@@ -1,13 +1,14 @@
 """One group's ScaNN index: structure chosen by size, search parameters tuned to a recall target.
 
 A group of up to `brute_force_max_items` is searched exactly. Above, a k-means tree prunes most of
-the group; from `hashing_min_items` on, the leaves hold asymmetric hashes and the best of them are
-scored again with the exact vectors. Builds are not reproducible to the bit (ScaNN trains its
-tree with threads of its own), so an index is judged by its recall, never by its ids.
+the group, its leaves hold asymmetric hashes, and the best of them are scored again with the exact
+vectors. Builds are not reproducible to the bit (ScaNN trains its tree with threads of its own), so an
+index is judged by its recall, never by its ids.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 from dataclasses import asdict, dataclass
@@ -21,10 +22,10 @@ from scann.scann_ops.py import scann_builder, scann_ops
 from contracts.artifact import fingerprint
 from contracts.config import ServingConfig
 
-Structure = Literal["brute_force", "tree", "tree_hashing"]
+Structure = Literal["brute_force", "tree_hashing"]
 FloatArray = npt.NDArray[np.float32]
 
-_HANDLE_ARGUMENTS = (
+HANDLE_ARGUMENTS = (
     "scann_config",
     "serialized_partitioner",
     "datapoint_to_token",
@@ -37,16 +38,22 @@ _HANDLE_ARGUMENTS = (
 )
 """Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them."""
 
-_LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
-_REORDER_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
+_LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
 _HASHED_SCORE_COST = 1 / 16
 """Cost of scoring one hash, in exact scores: two dimensions a code of 4 bits, looked up in registers."""
 
-_SMALLEST_K = 10
-"""The first of the tuned ks, which double from there: a group is asked for its quota, be it 3 items or 300."""
+_LEAVES_OF_ROOT = 0.5
+"""Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
 
-_SCORE_TOLERANCE = {"float32": 1e-5, "int8": 2e-2}
-"""How far a score may lie below the k-th best and count as a tie with it, by what results are scored with."""
+_SMALLEST_K = 2
+"""The first of the tuned ks: a group is asked for its quota, be it 3 items or 300."""
+
+_BUILT_FOR = 10
+"""Results by default; every search says its own."""
+
+_TIE = 1e-5
+"""How far a score may lie below the k-th best, relative to it, and count as a tie with it."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,6 @@ _SETTINGS = (
     "num_candidates",
     "recall_target",
     "brute_force_max_items",
-    "hashing_min_items",
     "int8",
 )
 """Fields of ServingConfig that an index depends on."""
@@ -117,9 +123,7 @@ _SETTINGS = (
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:
     """The structure for a group of `size` items."""
-    if size <= serving.brute_force_max_items:
-        return "brute_force"
-    return "tree" if size < serving.hashing_min_items else "tree_hashing"
+    return "brute_force" if size <= serving.brute_force_max_items else "tree_hashing"
 
 
 def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig) -> GroupIndex:
@@ -147,7 +151,7 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
     structure = choose_structure(size, serving)
     searcher = _build_searcher(embeddings, structure, int8=serving.int8)
     state = scann_ops.scann_to_tensors(searcher.searcher_handle)
-    tensors = {name: np.asarray(tensor.numpy()) for name, tensor in zip(_HANDLE_ARGUMENTS, state, strict=True)}
+    tensors = {name: np.asarray(tensor.numpy()) for name, tensor in zip(HANDLE_ARGUMENTS, state, strict=True)}
     num_leaves = _num_leaves(size) if structure != "brute_force" else 0
     try:
         points = _tune(searcher, embeddings, queries, structure, num_leaves, serving)
@@ -159,21 +163,19 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
 
 
 def _num_leaves(size: int) -> int:
-    return max(1, min(size, round(math.sqrt(size))))
+    return max(1, round(_LEAVES_OF_ROOT * math.sqrt(size)))
 
 
 def _build_searcher(embeddings: FloatArray, structure: Structure, int8: bool) -> Any:
     size = len(embeddings)
-    builder = scann_ops.builder(embeddings, min(size, _SMALLEST_K), "dot_product").set_n_training_threads(1)
+    builder = scann_ops.builder(embeddings, min(size, _BUILT_FOR), "dot_product").set_n_training_threads(1)
     if structure == "brute_force":
         return builder.score_brute_force().build()
     leaves = _num_leaves(size)
     builder = builder.tree(leaves, leaves, training_sample_size=min(size, 100_000))
-    if structure == "tree":
-        return builder.score_brute_force().build()
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
     quantize = scann_builder.ReorderType.INT8 if int8 else scann_builder.ReorderType.FLOAT32
-    return builder.reorder(min(size, 4 * _SMALLEST_K), quantize=quantize).build()
+    return builder.reorder(min(size, 4 * _BUILT_FOR), quantize=quantize).build()
 
 
 def _tune(
@@ -190,66 +192,84 @@ def _tune(
     if structure == "brute_force":
         return (SearchPoint(largest),)
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
-    exact = np.sort(queries @ embeddings.T, axis=1)[:, ::-1]
-    tolerance = _SCORE_TOLERANCE["int8" if serving.int8 and structure == "tree_hashing" else "float32"]
+    sample = _Sample(searcher, queries, queries @ embeddings.T, serving.recall_target)
     points: list[SearchPoint] = []
-    k = min(_SMALLEST_K, largest)
-    while not points or points[-1].k < largest:
+    for k in _tuned_ks(largest):
         fewest_leaves = points[-1].leaves if points else 1  # more results need no fewer leaves
-        points.append(_cheapest(searcher, queries, exact, k, fewest_leaves, num_leaves, structure, tolerance, serving))
-        k = min(2 * k, largest)
+        points.append(_cheapest(sample, k, fewest_leaves, num_leaves))
     return tuple(points)
 
 
-def _cheapest(
-    searcher: Any,
-    queries: FloatArray,
-    exact: FloatArray,
-    k: int,
-    fewest_leaves: int,
-    num_leaves: int,
-    structure: Structure,
-    tolerance: float,
-    serving: ServingConfig,
-) -> SearchPoint:
+def _tuned_ks(largest: int) -> list[int]:
+    """2, 3, 4, 6, 8, 12, ... up to `largest`: a search for k is as thorough as the next of these needs."""
+    ks = [_SMALLEST_K]
+    while ks[-1] < largest:
+        ks += [ks[-1] * 3 // 2, ks[-1] * 2]
+    return [k for k in ks if k < largest] + [largest]
+
+
+def _cheapest(sample: _Sample, k: int, fewest_leaves: int, num_leaves: int) -> SearchPoint:
     """Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
 
     Searching every leaf and scoring everything again is exact, so one candidate always qualifies.
     """
-    size = exact.shape[1]
+    size = sample.exact.shape[1]
     best: tuple[float, SearchPoint] | None = None
-    recall = 0.0
+    least = sample.least_scores(k)
     for leaves in sorted({max(fewest_leaves, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
-        for factor in _REORDER_FACTORS if structure == "tree_hashing" else (0.0,):
-            reorder = min(size, max(_SMALLEST_K, math.ceil(min(factor, size) * k))) if factor else -1
-            scanned = size * leaves / num_leaves * (_HASHED_SCORE_COST if factor else 1.0)
-            cost = num_leaves + scanned + max(0, reorder)
-            if best is not None and cost >= best[0]:
-                continue
-            found = _recall(searcher, queries, exact, k, leaves, reorder, tolerance)
-            recall = float(found.mean())
-            if _lower_bound(found) >= serving.recall_target:
-                best = cost, SearchPoint(k, leaves, reorder, recall)
-                break
+        reorders = sorted({min(size, math.ceil(min(factor, size) * k)) for factor in _REORDER_FACTORS})
+        cost = num_leaves + size * leaves / num_leaves * _HASHED_SCORE_COST
+        affordable = [reorder for reorder in reorders if best is None or cost + reorder < best[0]]
+        found = sample.fewest_reordered(k, least, leaves, affordable)
+        if found is not None:
+            best = cost + found.reorder, found
     if best is None:
         raise ValueError(
-            f"a group of {size} items does not reach serving.recall_target={serving.recall_target} with every leaf "
-            f"searched (last measured: {recall}); lower the target or raise serving.brute_force_max_items"
+            f"a group of {size} items does not reach serving.recall_target={sample.target} for {k} results with every "
+            "leaf searched; lower the target, raise serving.brute_force_max_items or turn serving.int8 off"
         )
     return best[1]
 
 
-def _recall(
-    searcher: Any, queries: FloatArray, exact: FloatArray, k: int, leaves: int, reorder: int, tolerance: float
-) -> FloatArray:
-    """[num_queries], shares of the exact top k found; an item that ties with the k-th counts as one of them."""
-    found = scann_ops.scann_search_batched(searcher.searcher_handle, queries, k, reorder, leaves, False)
-    scores = found.distances.numpy()
-    kth = exact[:, k - 1 : k]
-    allowance = tolerance * np.maximum(1.0, np.abs(kth))
-    return (np.nan_to_num(scores, nan=-np.inf) >= kth - allowance).sum(axis=1) / np.float32(k)
+@dataclass(frozen=True)
+class _Sample:
+    """Queries whose exact answers are known.
 
+    Attributes:
+        searcher: ScaNN's, of the group.
+        queries: [num_queries, dim].
+        exact: [num_queries, size], the inner products with every item.
+        target: least recall.
+    """
 
-def _lower_bound(recall: FloatArray) -> float:
-    """Two standard errors below the mean: what other queries of the same kind may be expected to reach."""
-    return float(recall.mean() - 2 * recall.std() / math.sqrt(len(recall)))
+    searcher: Any
+    queries: FloatArray
+    exact: FloatArray
+    target: float
+
+    def least_scores(self, k: int) -> FloatArray:
+        """[num_queries, 1]: an item of at least this score is one of the k best, or ties with the last of them."""
+        kth = -np.partition(-self.exact, k - 1, axis=1)[:, k - 1 : k]
+        return np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32)
+
+    def fewest_reordered(self, k: int, least: FloatArray, leaves: int, reorders: list[int]) -> SearchPoint | None:
+        """The first of ascending `reorders` that reaches the target, if one does: more never find less."""
+        found: dict[int, SearchPoint] = {}
+
+        def reaches(place: int) -> bool:
+            recall = self._recall(k, least, leaves, reorders[place])
+            found[place] = SearchPoint(k, leaves, reorders[place], float(recall.mean()))
+            # A standard error below the mean; the margins of many groups even out.
+            return bool(recall.mean() - recall.std() / math.sqrt(len(recall)) >= self.target)
+
+        if not reorders or not reaches(len(reorders) - 1):
+            return None
+        return found[bisect.bisect_left(range(len(reorders) - 1), True, key=reaches)] if len(reorders) > 1 else found[0]
+
+    def _recall(self, k: int, least: FloatArray, leaves: int, reorder: int) -> npt.NDArray[np.float64]:
+        """[num_queries], shares of the exact top k found."""
+        found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
+        # By the exact scores of what was found: ScaNN's own may be of 8-bit vectors.
+        scores = np.take_along_axis(self.exact, found.indices.numpy().astype(np.int64), axis=1)
+        is_found = np.isfinite(found.distances.numpy())
+        return (is_found & (scores >= least)).sum(axis=1) / k

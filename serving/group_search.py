@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+_LEVELS = (1, 3)
+"""In averages of what the batch's rows want of a group: rows that want more are searched apart, for more."""
+
 
 @dataclass(frozen=True)
 class Jobs:
-    """Searches to do, each of one group for some rows.
+    """Searches to do, each of one group for some rows: those of all groups that are not empty, level by level.
 
     Attributes:
         queries: float32 [num_queries, dim], by job.
-        num_rows: int32 [num_jobs], queries of each job.
-        place: int32 [num_jobs], its group's place among those that are not empty.
+        num_rows: int32 [num_jobs], queries of each job, may be 0.
         k: int32 [num_jobs], results wanted.
-        is_asked: bool [num_jobs], whether any row wants them.
     """
 
     queries: tf.Tensor
     num_rows: tf.Tensor
-    place: tf.Tensor
     k: tf.Tensor
-    is_asked: tf.Tensor
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Results:
     Attributes:
         scores: float32 [num_results].
         items: int32 [num_results], as the search names them.
-        sizes: int32 [num_jobs], results of each job, its rows' together; may be 0 where no row asked.
+        sizes: int32 [num_jobs], results of each job, its rows' together.
     """
 
     scores: tf.Tensor
@@ -54,13 +55,11 @@ class Results:
 
 Search = Callable[[Jobs], Results]
 
-_LIGHT = 3
-"""A row that wants at most 1 / _LIGHT of what another one wants of a group is searched apart from it, for less."""
 
-
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """What the groups found for each row, side by side; each group's columns are adjacent, best first.
+
+    A row has at least what it wants of a group, as far as there is, and may have more.
 
     Attributes:
         scores: float32 [batch_size, width >= 1], inner products; NaN where there is no result.
@@ -76,43 +75,39 @@ class Found:
 
 
 def search_groups(
-    query_embeddings: tf.Tensor, wanted: tf.Tensor, group_sizes: np.ndarray, search: Search, in_order: bool
+    query_embeddings: tf.Tensor, wanted: tf.Tensor, group_sizes: np.ndarray, search: Search, by_level: bool
 ) -> Found:
-    """Searches each group for the rows that want something of it.
-
-    A row's results are cut to what it wants itself. In order, job p is group p of those that are not
-    empty, for as many results as any row wants. Otherwise a group is searched in two jobs, a light one
-    for the rows that want little of it and a heavy one for the others: one row's large quota makes
-    neither the others' searches nor their lists wider. Jobs that a row asks for then come first, so that
-    a search can skip the others without looking at each.
+    """Searches each group for the rows that want something of it, and cuts each row's results to what it wants.
 
     Args:
         query_embeddings: float32 [batch_size >= 1, num_groups, dim].
         wanted: int32 [batch_size, num_groups], results wanted.
         group_sizes: int32 [num_groups]; empty groups are not searched.
         search: does the jobs.
-        in_order: else, a job that no row asks for is given one row, the first: a tree cannot be asked by none.
+        by_level: a group is searched in several jobs, by how much rows want of it, so that one row's large
+            quota makes neither the others' searches nor their lists wider; else in one.
     """
     groups = np.flatnonzero(group_sizes).astype(np.int32)
-    of_group = tf.transpose(tf.minimum(tf.gather(wanted, groups, axis=1), group_sizes[groups]))
-    if in_order:
-        place, counts = tf.range(len(groups)), of_group
-        is_asked = tf.reduce_any(counts > 0, axis=1)
-        searched = counts > 0
-    else:
-        is_light = of_group * _LIGHT <= tf.reduce_max(of_group, axis=1, keepdims=True)
-        counts = tf.concat([tf.where(is_light, 0, of_group), tf.where(is_light, of_group, 0)], 0)
-        is_asked = tf.reduce_any(counts > 0, axis=1)
-        order = tf.argsort(tf.cast(is_asked, tf.int32), direction="DESCENDING", stable=True)
-        place, counts, is_asked = order % len(groups), tf.gather(counts, order), tf.gather(is_asked, order)
-        searched = (counts > 0) | (~is_asked[:, None] & (tf.range(tf.shape(counts)[1]) == 0))
+    counts = tf.transpose(tf.minimum(tf.gather(wanted, groups, axis=1), group_sizes[groups]))
+    if by_level:
+        counts = _of_each_level(counts)
+    searched = counts > 0
+    group_of_job = np.tile(groups, 1 + len(_LEVELS) if by_level else 1)
     pairs = tf.where(searched)  # (job, row), by job
-    group = tf.gather(groups.astype(np.int64), tf.gather(place, pairs[:, 0]))
+    group = tf.gather(group_of_job.astype(np.int64), pairs[:, 0])
     queries = tf.gather_nd(query_embeddings, tf.stack([pairs[:, 1], group], axis=1))
     num_rows = tf.reduce_sum(tf.cast(searched, tf.int32), axis=1)
-    k = tf.maximum(tf.reduce_max(counts, axis=1), 1)
-    results = search(Jobs(queries, num_rows, place, k, is_asked))
-    return _side_by_side(results, searched, num_rows, counts, tf.gather(groups, place), len(group_sizes))
+    results = search(Jobs(queries, num_rows, tf.reduce_max(counts, axis=1)))
+    return _side_by_side(results, searched, num_rows, counts, group_of_job, len(group_sizes))
+
+
+def _of_each_level(counts: tf.Tensor) -> tf.Tensor:
+    """int32 [num_groups, batch_size] -> [num_levels * num_groups, batch_size]: each count in its level, 0 elsewhere."""
+    asked = tf.math.count_nonzero(counts, dtype=tf.int32)
+    average = tf.maximum(tf.reduce_sum(counts) // tf.maximum(asked, 1), 1)
+    edges = [0, *(level * average for level in _LEVELS), tf.int32.max]
+    of_level = [tf.where((counts > low) & (counts <= high), counts, 0) for low, high in itertools.pairwise(edges)]
+    return tf.concat(of_level, 0)
 
 
 def _side_by_side(
@@ -120,7 +115,7 @@ def _side_by_side(
     searched: tf.Tensor,
     num_rows: tf.Tensor,
     counts: tf.Tensor,
-    group_of_job: tf.Tensor,
+    group_of_job: np.ndarray,
     num_groups: int,
 ) -> Found:
     """Gathers each row's columns out of the jobs' [rows, width] results.

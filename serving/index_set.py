@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -14,28 +15,19 @@ from scann.scann_ops.py import scann_ops
 
 from serving.group_index import GroupIndex
 from serving.group_search import Found, Jobs, Results, search_groups
+from serving.scann_resource import ScannResource
 
-_CONSTANT_MAX_BYTES = 4096
-"""Tensors up to this size are constants: reading a variable costs more than a small search."""
-
-_CHUNKS = 8
-"""A quarter of the groups, asked by a single row, is one chunk."""
-
-_NEVER = np.iinfo(np.int32).max
+_FEW = 4
+"""A single row that asks at most 1 / _FEW of the groups is answered without a look at the others."""
 
 
-def is_constant(tensor: np.ndarray) -> bool:
-    """Whether a tensor of an index is a constant of the graph, rather than a variable."""
-    return tensor.dtype.kind in "OS" or tensor.nbytes <= _CONSTANT_MAX_BYTES
+def asset_name(group_id: int) -> str:
+    """The file of an index among a SavedModel's assets."""
+    return f"group-{group_id}.scann"
 
 
 class ScannIndexSet(tf.Module):
-    """K ScaNN indexes as raw ops.
-
-    Every group's op carries a `shared_name` of its own, unique to this object. Without one, ops in
-    functions of their own (as TFRS's ScaNN layers are) share a resource under `tf.saved_model.load`
-    and answer from each other's index; a name rules that out however the graph is cut up.
-    """
+    """K ScaNN indexes as raw ops, each a `ScannResource`."""
 
     def __init__(self, indexes: Sequence[GroupIndex], item_index: Sequence[np.ndarray], num_groups: int):
         """Args:
@@ -46,106 +38,166 @@ class ScannIndexSet(tf.Module):
         """
         super().__init__(name="index_set")
         self._groups = np.array([index.group_id for index in indexes], np.int32)
-        sizes = np.array([index.size for index in indexes], np.int32)
+        self._sizes = np.array([index.size for index in indexes], np.int32)
         self.group_sizes = np.zeros(num_groups, np.int32)
-        self.group_sizes[self._groups] = sizes
-        self._sizes = sizes
+        self.group_sizes[self._groups] = self._sizes
         self._offset_of_group = (np.cumsum(self.group_sizes) - self.group_sizes).astype(np.int32)
         self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
-        self._tuned = _tuned_points(indexes)
-        self._num_leaves = np.array([len(index.leaf_sizes) for index in indexes], np.int32)
-        self._coverage = _coverage(indexes)
+        self._steps = _steps(indexes)
+        # [num_indexes * num_steps] each, index by index
+        self._leaves, self._reorder = (_by_step(indexes, self._steps)[:, :, one].ravel() for one in range(2))
+        self._scratch = tempfile.TemporaryDirectory()  # until the SavedModel is written
         export_name = uuid.uuid4().hex
-        self._shared_names = [f"{export_name}/group-{index.group_id}" for index in indexes]
-        self._variables: list[dict[str, tf.Variable]] = []
-        self._constants: list[dict[str, np.ndarray]] = []
-        for index in indexes:
-            large = {name: tensor for name, tensor in index.tensors.items() if not is_constant(tensor)}
-            self._variables.append(
-                {k: tf.Variable(v, trainable=False, name=f"group_{index.group_id}_{k}") for k, v in large.items()}
+        self._resources = [
+            ScannResource(
+                index.tensors,
+                f"{export_name}/group-{index.group_id}",
+                Path(self._scratch.name) / asset_name(index.group_id),
             )
-            self._constants.append({k: v for k, v in index.tensors.items() if k not in large})
+            for index in indexes
+        ]
 
     def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
-        """The best items of every group, by item_index; see `search_groups`."""
-        found = search_groups(query_embeddings, wanted, self.group_sizes, self._search_each, in_order=False)
+        """The best items of every group, by item_index; see `search_groups` for a batch.
+
+        A batch of one is not laid out, which would cost as much as the searches. Of a group that the row
+        does not ask for it may get an item: to leave one group out costs more.
+
+        Args:
+            query_embeddings: float32 [batch_size >= 1, num_groups, dim].
+            wanted: int32 [batch_size, num_groups], results wanted.
+        """
+        few = len(self._groups) // _FEW
+        is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= few
+        branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
+        branches = [partial(self._of_few, few) if few else self._of_all, self._of_all, self._of_batch]
+        found = Found(*_switch(branch, branches, query_embeddings, wanted))
         items = tf.gather(self._item_index, found.items + tf.gather(self._offset_of_group, found.group))
-        return replace(found, items=items)
+        return found._replace(items=items)
 
-    def _search_each(self, jobs: Jobs) -> Results:
-        """Jobs name their index by its resource handle, so a request decides which are searched at all.
+    def _of_batch(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+        return search_groups(queries, wanted, self.group_sizes, self._search_jobs, by_level=True)
 
-        An op call costs as much as a small search: jobs are cut into chunks, and a chunk that begins with
-        a job that no row asks for is not entered. Few tensors cross into a chunk, since each costs as well.
-        """
-        num_jobs = 2 * len(self._groups)
-        handles = tf.gather(tf.stack([self._handle(position) for position in range(len(self._groups))]), jobs.place)
-        leaves, reorder = self._searches(jobs.place, jobs.k)
-        last_row = tf.cumsum(jobs.num_rows)
+    def _of_all(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+        place = np.arange(len(self._groups), dtype=np.int32)
+        return self._of_row(self._handles(), place, self._wanted_of_row(wanted), queries)
 
-        def search(start: int, stop: int) -> list[tf.Tensor]:
-            part = slice(start, stop)
-            first_row = last_row[start] - jobs.num_rows[start]
-            queries = tf.split(jobs.queries[first_row : last_row[stop - 1]], jobs.num_rows[part], num=stop - start)
-            columns = [tf.unstack(values[part], num=stop - start) for values in (handles, jobs.k, reorder, leaves)]
-            found = [
-                scann_ops.scann_search_batched(handle, rows, k, num_reorder, num_leaves, False)
-                for rows, handle, k, num_reorder, num_leaves in zip(queries, *columns, strict=True)
-            ]
-            results = Results.of([(one.distances, one.indices) for one in found])
-            return [results.scores, results.items, results.sizes]
+    def _of_few(self, few: int, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+        k, place = tf.math.top_k(self._wanted_of_row(wanted), few)
+        handles = tf.unstack(tf.gather(tf.stack(self._handles()), place))
+        return self._of_row(handles, place, k, queries)
 
-        def nothing(start: int, stop: int) -> list[tf.Tensor]:
-            return [tf.zeros([0]), tf.zeros([0], tf.int32), tf.zeros([stop - start], tf.int32)]
+    def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
+        """int32 [num_indexes] of [1, num_groups]."""
+        wanted = tf.minimum(wanted[0], self.group_sizes)
+        return tf.gather(wanted, self._groups) if len(self._groups) < len(self.group_sizes) else wanted
 
-        chunks = []
-        size = -(-num_jobs // _CHUNKS)
-        for start in range(0, num_jobs, size):
-            bounds = start, min(start + size, num_jobs)
-            chunks.append(tf.cond(jobs.is_asked[start], partial(search, *bounds), partial(nothing, *bounds)))
-        return Results(*(tf.concat(parts, 0) for parts in zip(*chunks, strict=True)))
-
-    def _handle(self, position: int) -> Any:
-        tensors = {name: tf.constant(value) for name, value in self._constants[position].items()}
-        tensors.update({name: variable.read_value() for name, variable in self._variables[position].items()})
-        return scann_ops.tensors_to_scann(**tensors, shared_name=self._shared_names[position])
-
-    def _searches(self, place: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indexes and k int32 [num_jobs] -> leaves to search and items to fetch by hash, -1 where there are none.
-
-        Those of the first point that was tuned for k or more; beyond the last, more in proportion. The
-        leaves are always enough to hold k items, whichever they are.
-        """
-        tuned = tf.gather(self._tuned, place)
-        point = tf.reduce_sum(tf.cast(tuned[:, :, 0] < k[:, None], tf.int32), 1)
-        tuned_k, leaves, reorder = tf.unstack(
-            tf.gather(tuned, tf.minimum(point, self._tuned.shape[1] - 1), batch_dims=1), axis=1
-        )
-        ratio = tf.maximum(1.0, tf.cast(k, tf.float32) / tf.cast(tuned_k, tf.float32))
-        scaled = [tf.cast(tf.math.ceil(ratio * tf.cast(values, tf.float32)), tf.int32) for values in (leaves, reorder)]
-        enough = tf.searchsorted(tf.gather(self._coverage, place), k[:, None])[:, 0] + 1
-        num_leaves, sizes = tf.gather(self._num_leaves, place), tf.gather(self._sizes, place)
-        return (
-            tf.where(leaves > 0, tf.minimum(tf.maximum(scaled[0], enough), num_leaves), -1),
-            tf.where(reorder > 0, tf.minimum(scaled[1], sizes), -1),
+    def _of_row(
+        self, handles: Sequence[tf.Tensor], place: np.ndarray | tf.Tensor, k: tf.Tensor, queries: tf.Tensor
+    ) -> Found:
+        """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
+        k = tf.maximum(k, 1)
+        group = tf.gather(self._groups, place)
+        rows = tf.split(tf.gather(queries[0], group), len(handles))
+        columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k))]
+        found = [_search(*asked) for asked in zip(handles, rows, *columns, strict=True)]
+        widths = tf.stack([tf.size(one) for _, one in found])
+        ends = tf.cumsum(widths)
+        items = tf.concat([one for _, one in found], 1)
+        slot = tf.searchsorted(ends, tf.range(tf.size(items)), side="right")
+        starts = tf.scatter_nd(tf.expand_dims(group, 1), ends - widths, [len(self.group_sizes)])
+        return Found(
+            scores=tf.concat([one for one, _ in found], 1),
+            items=items,
+            group=tf.gather(group, slot)[None],
+            starts=starts[None],
         )
 
+    def _search_jobs(self, jobs: Jobs) -> Results:
+        """A job that no row asks for is skipped: an op call costs as much as a small search."""
+        handles = self._handles()
+        num_jobs = jobs.num_rows.shape[0]
+        place = np.arange(num_jobs, dtype=np.int32) % len(handles)
+        rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)
+        columns = [tf.unstack(values) for values in (jobs.num_rows > 0, jobs.k, *self._searches(place, jobs.k))]
+        found = []
+        for job, (queries, is_asked, k, leaves, reorder) in enumerate(zip(rows, *columns, strict=True)):
+            search = partial(_search, handles[place[job]], queries, k, leaves, reorder)
+            found.append(tf.cond(is_asked, search, _search_nothing))
+        return Results.of(found)
 
-def _tuned_points(indexes: Sequence[GroupIndex]) -> np.ndarray:
-    """int32 [num_indexes, most points, 3]: k, leaves and reorder of each point, the last one repeated."""
-    width = max((len(index.points) for index in indexes), default=1)
-    rows = [[(point.k, point.leaves, point.reorder) for point in index.points] for index in indexes]
-    return np.array([row + row[-1:] * (width - len(row)) for row in rows], np.int32)
+    def _handles(self) -> list[tf.Tensor]:
+        return [resource.handle() for resource in self._resources]
+
+    def _searches(self, place: np.ndarray | tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Indexes and k, int32 [num_jobs] -> leaves to search and items to fetch by hash, -1 where there are none."""
+        step = place * len(self._steps) + tf.searchsorted(self._steps, k)
+        return tf.gather(self._leaves, step), tf.gather(self._reorder, step)
 
 
-def _coverage(indexes: Sequence[GroupIndex]) -> np.ndarray:
-    """int32 [num_indexes, max leaves]: the fewest items that l + 1 leaves hold, padded by the largest int.
+def _switch(
+    branch: tf.Tensor,
+    branches: Sequence[Callable[[tf.Tensor, tf.Tensor], Found]],
+    queries: tf.Tensor,
+    wanted: tf.Tensor,
+) -> Sequence[tf.Tensor]:
+    """branches[branch](queries, wanted).
 
-    A tree that searches fewer leaves than needed returns fewer results than asked for; the sum of
-    its smallest leaves bounds that from below.
+    `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
+    taken, which takes longer than a single row's searches.
     """
-    width = max(1, *(len(index.leaf_sizes) for index in indexes)) if indexes else 1
-    coverage = np.full([len(indexes), width], _NEVER, np.int32)
-    for row, index in enumerate(indexes):
-        coverage[row, : len(index.leaf_sizes)] = np.cumsum(np.sort(index.leaf_sizes))
-    return coverage
+    if tf.executing_eagerly():
+        return branches[int(branch)](queries, wanted)
+    specs = [tf.TensorSpec.from_tensor(queries), tf.TensorSpec.from_tensor(wanted)]
+    functions = [tf.function(lambda *given, one=one: tuple(one(*given)), specs) for one in branches]
+    return tf.raw_ops.Case(
+        branch_index=branch,
+        input=[queries, wanted],
+        Tout=[tf.float32, tf.int32, tf.int32, tf.int32],
+        branches=[function.get_concrete_function() for function in functions],
+        output_shapes=[[None, None]] * 4,
+    )
+
+
+def _search(
+    handle: tf.Tensor, queries: tf.Tensor, k: tf.Tensor, leaves: tf.Tensor, reorder: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores and items [num_queries, at most k]; a tree cannot be asked by no query."""
+    found = scann_ops.scann_search_batched(handle, queries, k, reorder, leaves, False)
+    return found.distances, found.indices
+
+
+def _search_nothing() -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.zeros([0, 0]), tf.zeros([0, 0], tf.int32)
+
+
+def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
+    """int32, ascending: a search for k is as thorough as the first of these that is k or more needs."""
+    tuned = {point.k for index in indexes for point in index.points}
+    largest = max((index.size for index in indexes), default=1)
+    steps = sorted(tuned)
+    while steps[-1] < largest:
+        steps.append(2 * steps[-1])
+    return np.array(steps, np.int32)
+
+
+def _by_step(indexes: Sequence[GroupIndex], steps: np.ndarray) -> np.ndarray:
+    """int32 [num_indexes, num_steps, 2]: leaves and reorder of each step."""
+    return np.array(
+        [[_thoroughness(index, int(min(step, index.size))) for step in steps] for index in indexes], np.int32
+    )
+
+
+def _thoroughness(index: GroupIndex, k: int) -> tuple[int, int]:
+    """Leaves to search and items to fetch by hash for k results, -1 where there are none.
+
+    Those of the first point that was tuned for k or more; beyond the last, more in proportion. The leaves
+    are always enough to hold k items, whichever they are.
+    """
+    if index.structure == "brute_force":
+        return -1, -1
+    point = next((point for point in index.points if point.k >= k), index.points[-1])
+    ratio = max(1.0, k / point.k)
+    enough = int(np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k)) + 1
+    leaves = min(max(math.ceil(ratio * point.leaves), enough), len(index.leaf_sizes))
+    return leaves, min(math.ceil(ratio * point.reorder), index.size)

@@ -37,7 +37,8 @@ class GroupPlan:
     Attributes:
         budgets: int32 [batch_size, num_groups], items that the group may give, at most what it has. Of
             "quota" and "round_robin" they sum to M, or to everything available if that is less.
-        turn: int32 [batch_size, num_groups], the group's place in the order of preference.
+        turn: int32 [batch_size, num_groups], the group's place in the order of preference, where a row is
+            dealt; without such a row, of no meaning.
     """
 
     budgets: tf.Tensor
@@ -63,6 +64,28 @@ def plan_groups(
         available: int32 [batch_size, num_groups], items of the group that the row may be given.
     """
     available = tf.where(tf.math.is_finite(log_weight), available, 0)
+    quotas = _quotas(num_candidates, log_weight, available)
+    is_plain = tf.reduce_all(quotas <= available) & tf.reduce_all(max_groups <= 0) & ~_is_dealt(merge)
+
+    def in_order() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return _plan_in_order(merge, num_candidates, max_groups, log_weight, preference, available)
+
+    # The order of preference costs as much as all the rest, and most batches have no use for it.
+    plain = quotas, tf.zeros_like(quotas), available
+    granted, turn, available = tf.cond(is_plain, lambda: plain, in_order)
+    by_score = (merge == MERGES.index("score"))[:, None]
+    return GroupPlan(tf.where(by_score, tf.minimum(num_candidates[:, None], available), granted), turn)
+
+
+def _plan_in_order(
+    merge: tf.Tensor,
+    num_candidates: tf.Tensor,
+    max_groups: tf.Tensor,
+    log_weight: tf.Tensor,
+    preference: tf.Tensor,
+    available: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Items granted by quota or dealt, turns, and what is left available, whatever the rows ask for."""
     order = tf.argsort(tf.where(available > 0, preference, -math.inf), 1, direction="DESCENDING", stable=True)
     turn = tf.argsort(order, 1)
     num_groups = tf.shape(available)[1]
@@ -73,8 +96,12 @@ def plan_groups(
     granted = tf.minimum(tf.where(is_dealt, level, _quotas(num_candidates, log_weight, available)), available)
     spare = tf.where(is_dealt, tf.cast(available > level, tf.int32), available - granted)
     granted += _hand_out(num_candidates - tf.reduce_sum(granted, 1), spare, order, turn)
-    by_score = (merge == MERGES.index("score"))[:, None]
-    return GroupPlan(tf.where(by_score, tf.minimum(num_candidates[:, None], available), granted), turn)
+    return granted, turn, available
+
+
+def _is_dealt(merge: tf.Tensor) -> tf.Tensor:
+    """Whether any row is."""
+    return tf.reduce_any(merge == MERGES.index("round_robin"))
 
 
 def _quotas(num_candidates: tf.Tensor, log_weight: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
@@ -133,16 +160,19 @@ def select(
     """
     before = tf.cumsum(tf.cast(allowed, tf.int32), axis=1, exclusive=True)
     before_group = tf.gather(before, tf.minimum(found.starts, tf.shape(scores)[1] - 1), batch_dims=1)
-    rank = before - tf.gather(before_group, found.group, batch_dims=1)
-    kept = allowed & (rank < tf.gather(plan.budgets, found.group, batch_dims=1))
-    dealt = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
-    is_dealt = (merge == MERGES.index("round_robin"))[:, None]
-    key = tf.where(kept, tf.where(is_dealt, -tf.cast(dealt, tf.float32), scores), -math.inf)
+    kept = allowed & (before < tf.gather(before_group + plan.budgets, found.group, batch_dims=1))
+    any_dealt = _is_dealt(merge)
 
+    def with_dealt() -> tf.Tensor:
+        rank = before - tf.gather(before_group, found.group, batch_dims=1)
+        dealt = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
+        return tf.where((merge == MERGES.index("round_robin"))[:, None], -tf.cast(dealt, tf.float32), scores)
+
+    key = tf.where(kept, tf.cond(any_dealt, with_dealt, lambda: scores), -math.inf)
     width = tf.reduce_max(num_candidates)
     best, columns = tf.math.top_k(key, tf.minimum(width, tf.shape(key)[1]))
-    missing = width - tf.shape(best)[1]
-    best = tf.pad(best, [[0, 0], [0, missing]], constant_values=-math.inf)
-    columns = tf.pad(columns, [[0, 0], [0, missing]])
+    missing = [[0, 0], [0, width - tf.shape(best)[1]]]
+    best, columns = tf.pad(best, missing, constant_values=-math.inf), tf.pad(columns, missing)
     present = tf.math.is_finite(best) & (tf.range(width) < num_candidates[:, None])
-    return tf.where(present, tf.gather(scores, columns, batch_dims=1), -math.inf), columns
+    listed = tf.cond(any_dealt, lambda: tf.gather(scores, columns, batch_dims=1), lambda: best)
+    return tf.where(present, listed, -math.inf), columns

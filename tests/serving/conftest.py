@@ -22,7 +22,7 @@ from trainer.catalogue import Catalogue
 
 MODEL = "per_group"
 GROUP_SIZES = (1, 3, 80, 240, 620)
-"""With the thresholds below: brute force, brute force, brute force, tree, tree with hashing."""
+"""With the threshold below, the last two have a tree."""
 NUM_USERS = 60
 TUNED_RECALL = 0.999
 """Tuned above what tests assert: builds differ from machine to machine, and a few lists are a small sample."""
@@ -42,7 +42,7 @@ def make_config(model: dict[str, Any] | None = None, **serving: object) -> Confi
         Feature(name="age", kind="numeric"),
     )
     items = FeatureTable(path="unused.csv", id="item_id", features=(Feature(name="category", kind="categorical"),))
-    settings = {"brute_force_max_items": 100, "hashing_min_items": 500, "num_candidates": 30, "warmup_requests": 4}
+    settings = {"brute_force_max_items": 100, "num_candidates": 30, "warmup_requests": 4}
     return Config(
         data=DataConfig(
             user_features=FeatureTable(path="unused.csv", id="user_id", features=features), item_features=items

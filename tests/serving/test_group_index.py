@@ -39,7 +39,7 @@ def search(index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted
         pytest.param(1, "brute_force", id="one item"),
         pytest.param(7, "brute_force", id="tiny"),
         pytest.param(1_000, "brute_force", id="brute force at its largest"),
-        pytest.param(1_001, "tree", id="tree at its smallest"),
+        pytest.param(1_001, "tree_hashing", id="hashing at its smallest"),
         pytest.param(10_001, "tree_hashing", id="hashing"),
     ],
 )
@@ -115,6 +115,22 @@ def test_each_row_gets_what_it_wants_of_each_group(kind, seed):
             in_row += len(best)
         present = np.isfinite(found.scores.numpy()[row])
         assert present.tolist() == [place < in_row for place in range(len(present))]
+
+
+@pytest.mark.parametrize("size", [4_096, 5_001])
+@pytest.mark.parametrize("k", [1, 2, 60, 70, 4_000])
+def test_the_best_of_a_large_group_in_two_stages(size, k):
+    """Few and many blocks of it, sizes with and without a block cut short; scores below zero, a row that wants less."""
+    items = np.concatenate([np.zeros([1, DIM], np.float32), clustered(size)])
+    items[:, -1] = -30.0
+    queries = np.abs(clustered(3, seed=9))
+    index_set = ExactIndexSet(items, [np.arange(1, size + 1, dtype=np.int32)])
+    found = search(index_set, queries[:, None], [[k], [k], [1]])
+    for row, wanted in enumerate([k, k, 1]):
+        scores, rows = queries[row] @ items.T, found.items.numpy()[row, :wanted]
+        assert len(set(rows.tolist()) - {0}) == wanted
+        np.testing.assert_allclose(scores[rows], np.sort(scores[1:])[::-1][:wanted], rtol=1e-5)
+        np.testing.assert_allclose(found.scores[row, :wanted], scores[rows], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

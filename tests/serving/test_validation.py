@@ -14,6 +14,7 @@ from contracts.layout import Workdir
 from serving.checks import Embedded, check_lists
 from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.export import export
+from serving.index_store import read_indexes
 from serving.loaders import CServable
 from serving.local_client import Recommendations
 from serving.validate import REPORT_FILE, validate
@@ -68,6 +69,20 @@ def test_a_quota_servable_passes_and_fails_as_a_score_one(trained, quota_servabl
         f"scann: {name}: recall against the exact merge" for name in ("default", "two groups", "exploration")
     )
     assert all(failure.startswith(by_default) for failure in report["failures"]), report["failures"]
+
+
+def test_scores_of_8_bit_vectors_are_near_and_find_the_same(trained, monkeypatch):
+    config = make_config(int8=True, indexes=["scann"], model_name="small")
+    version = export(config, trained.workdir, MODEL, "fingerprint")
+    monkeypatch.setattr(CServable, "missing", lambda: [Path("libtensorflow_cc.so.2")])
+    report = check_servables(config, trained.workdir, version)
+    assert report["failures"] == []
+    # Not as near as floats: what was asked for is what was built.
+    assert 1e-4 < report["servables"]["scann"]["max_score_error"] <= 3e-2
+    large = [group for group in read_indexes(version).values() if group.structure == "tree_hashing"]
+    assert [group.size for group in large] == [240, 620]
+    assert all(group.tensors["int8_dataset"].shape[0] == group.size for group in large)
+    assert all(group.tensors["x"].size <= 1 for group in large)
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):

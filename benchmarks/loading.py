@@ -1,0 +1,72 @@
+"""What loading a servable costs a fresh process: seconds, and memory after the first answer.
+
+    python -m benchmarks.loading SAVED_MODEL
+
+Memory is the growth of the resident set from before the load to after one request of zeros, in a v1
+session of one thread. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from contracts.names import Signature
+from serving.local_client import ServableSession
+
+_ROOT = Path(__file__).parent.parent
+_MIB = 2**20
+
+
+def loading(path: Path) -> dict[str, float]:
+    """Measures in a fresh process: load_s, first_call_s, memory_mib."""
+    command = [sys.executable, "-m", "benchmarks.loading", str(path)]
+    output = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    measured: dict[str, float] = json.loads(output.splitlines()[-1])
+    return measured
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Of this process, which has loaded nothing else."""
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:  # TensorFlow's own pools are not the servable's
+        session.run(tf.constant(0))
+    before = _resident_bytes()
+    started = time.perf_counter()
+    servable = ServableSession(path, num_threads=1)
+    loaded = time.perf_counter()
+    inputs = servable.signatures[Signature.SERVING_DEFAULT].inputs
+    shapes = {name: [max(1, dim.size) for dim in info.tensor_shape.dim] for name, info in inputs.items()}
+    zeros = {name: np.zeros(shapes[name], tf.as_dtype(info.dtype).as_numpy_dtype) for name, info in inputs.items()}
+    servable.predict(Signature.SERVING_DEFAULT, zeros)
+    answered = time.perf_counter()
+    return {
+        "load_s": round(loaded - started, 3),
+        "first_call_s": round(answered - loaded, 3),
+        "memory_mib": round((_resident_bytes() - before) / _MIB, 1),
+    }
+
+
+def _resident_bytes() -> int:
+    """Without what was freed and not yet given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("saved_model", type=Path)
+    print(json.dumps(measure(parser.parse_args().saved_model)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The serving benchmark over sizes and numbers of groups: one command, one table.
+
+    python -m benchmarks.serving_table --out benchmarks/results
+
+Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
+writes serving.json (a line a run), serving.md and serving.png (recall against latency, a panel a run)
+to --out. From --int8-from items on, results are scored by 8-bit vectors, as serving.int8 is for large
+corpora. K TFRS layers are measured where K is at most --tfrs-max-groups: they take long to save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parent.parent
+_CONTENDERS = ("global", "all", "top", "exact", "tfrs")
+_RATIOS = ("all_groups", "top_groups", "exact", "tfrs")
+Line = dict[str, Any]
+
+
+def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
+    """One run's line."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "line.json"
+        command = [sys.executable, "-m", "benchmarks.serving", "--items", str(num_items), "--groups", str(num_groups)]
+        command += ["--seconds", str(arguments.seconds), "--json", str(path)]
+        command += ["--int8"] if num_items >= arguments.int8_from else []
+        command += ["--no-tfrs-layers"] if num_groups > arguments.tfrs_max_groups else []
+        subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        line: Line = json.loads(path.read_text(encoding="utf-8"))
+        return line
+
+
+def table(lines: list[Line]) -> str:
+    """Markdown, a row a run."""
+    sizes = [1, 8, 64]
+    head = ["items", "K", "8 bit", "µs, batch 1"]
+    head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS") for size in sizes]
+    head += ["recall all", "top", "global", "exact / bandwidth", "load s", "memory / embeddings"]
+    rows = []
+    for line in lines:
+        cells = [f"{line['items']:,}", line["groups"], "yes" if line["int8"] else "", line["all_groups_b1_us"]]
+        cells += [_number(line.get(f"{name}_b{size}_vs_global")) for name in _RATIOS for size in sizes]
+        cells += [_number(line[f"recall_{name}"], 3) for name in ("all", "top", "global")]
+        cells += [_number(line[name]) for name in ("exact_b1_vs_bandwidth", "load_s", "memory_vs_embeddings")]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def plot(lines: list[Line], path: Path) -> None:
+    """Recall against latency of a single request, relative to the global index, a panel a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    items, groups = (sorted({line[name] for line in lines}) for name in ("items", "groups"))
+    figure, panels = pyplot.subplots(
+        len(items), len(groups), figsize=(3.4 * len(groups), 2.8 * len(items)), sharey=True, squeeze=False
+    )
+    ratios = dict(zip(_CONTENDERS, (None, *_RATIOS), strict=True))
+    for line in lines:
+        panel = panels[items.index(line["items"])][groups.index(line["groups"])]
+        for name, key in ratios.items():
+            if f"recall_{name}" not in line:
+                continue
+            for size, marker in ((1, "o"), (64, "s")):
+                ratio = line[f"{key}_b{size}_vs_global"] if key else 1.0
+                panel.scatter(ratio, line[f"recall_{name}"], marker=marker, color=f"C{_CONTENDERS.index(name)}")
+                panel.annotate(f"{name} {size}", (ratio, line[f"recall_{name}"]), fontsize=6)
+        panel.set(xscale="log", title=f"{line['items']:,} items, {line['groups']} groups")
+        panel.set_xlabel("time / global index (o: batch 1, square: 64)", fontsize=7)
+        panel.set_ylabel("recall", fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000])
+    parser.add_argument("--groups", type=int, nargs="+", default=[10, 32, 100])
+    parser.add_argument("--int8-from", type=int, default=1_000_000)
+    parser.add_argument("--tfrs-max-groups", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each batch size of a run")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    started, lines = time.perf_counter(), []
+    for num_items in arguments.items:
+        for num_groups in arguments.groups:
+            lines.append(run(num_items, num_groups, arguments))
+            print(json.dumps(lines[-1]), flush=True)
+    shown = table(lines)
+    command = f"`python -m benchmarks.serving_table {' '.join(sys.argv[1:])}`".replace(" `", "`")
+    title = "# Serving: times against one global index, M = 640, d = 64, one thread\n\n"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (arguments.out / "serving.json").write_text(text, encoding="utf-8")
+    note = (
+        f"{command}, {time.perf_counter() - started:.0f} s. Columns b1, b8, b64: time / global index at that batch.\n"
+    )
+    (arguments.out / "serving.md").write_text(f"{title}{note}\n{shown}\n", encoding="utf-8")
+    plot(lines, arguments.out / "serving.png")
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()
