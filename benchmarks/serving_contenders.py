@@ -70,7 +70,8 @@ def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, p
 
 def build_all(data: Data, serving: ServingConfig) -> tuple[GroupIndex, list[GroupIndex]]:
     """One tuned index of everything, and one a group, by the same code to the same target."""
-    single = build_group_index(0, data.items, data.global_queries[:TUNING_USERS, 0], serving)
+    queries = data.global_queries[:TUNING_USERS, 0]
+    single = build_group_index(0, data.items, queries, serving, smallest_k=serving.num_candidates)
     groups = [
         build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:TUNING_USERS, g]), serving)
         for g, items in enumerate(data.members)

@@ -46,7 +46,7 @@ _HASHED_SCORE_COST = 1 / 16
 _LEAVES_OF_ROOT = 0.5
 """Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
 
-_SMALLEST_K = 2
+SMALLEST_K = 2
 """The first of the tuned ks: a group is asked for its quota, be it 3 items or 300."""
 
 _BUILT_FOR = 10
@@ -64,7 +64,7 @@ class SearchPoint:
         k: results.
         leaves: leaves searched; -1 for brute force.
         reorder: items fetched by hash, of which the k best by their vectors are kept; -1 without hashes.
-        recall: measured share of the exact top k that is found.
+        recall: measured share of the exact top k that is found; with 8-bit vectors, of the top k by those.
     """
 
     k: int
@@ -126,7 +126,9 @@ def choose_structure(size: int, serving: ServingConfig) -> Structure:
     return "brute_force" if size <= serving.brute_force_max_items else "tree_hashing"
 
 
-def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig) -> GroupIndex:
+def build_group_index(
+    group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig, smallest_k: int = SMALLEST_K
+) -> GroupIndex:
     """Builds and tunes the index of one group.
 
     Args:
@@ -135,6 +137,7 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
         queries: [num_queries, dim] query embeddings for this group, from real users. With none,
             the items themselves stand in for queries.
         serving: thresholds and the recall target.
+        smallest_k: the first k to tune for.
 
     Raises:
         ValueError: the group is empty (ScaNN cannot hold it; leave it out), or an embedding is not finite.
@@ -154,7 +157,9 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
     tensors = {name: np.asarray(tensor.numpy()) for name, tensor in zip(HANDLE_ARGUMENTS, state, strict=True)}
     num_leaves = _num_leaves(size) if structure != "brute_force" else 0
     try:
-        points = _tune(searcher, embeddings, queries, structure, num_leaves, serving)
+        points = _tune(
+            searcher, _scored_vectors(embeddings, tensors), queries, structure, num_leaves, serving, smallest_k
+        )
     finally:
         tf.raw_ops.DestroyResourceOp(resource=searcher.searcher_handle, ignore_lookup_error=True)
     leaf_sizes = np.bincount(tensors["datapoint_to_token"], minlength=num_leaves) if num_leaves else np.zeros(0, int)
@@ -178,6 +183,13 @@ def _build_searcher(embeddings: FloatArray, structure: Structure, int8: bool) ->
     return builder.reorder(min(size, 4 * _BUILT_FOR), quantize=quantize).build()
 
 
+def _scored_vectors(embeddings: FloatArray, tensors: dict[str, npt.NDArray[Any]]) -> FloatArray:
+    """[size, dim], what results are scored by in the end: of 8-bit vectors no search can find more than they tell."""
+    if not tensors["int8_dataset"].ndim:
+        return embeddings
+    return np.asarray(tensors["int8_dataset"] / tensors["int8_multipliers"], np.float32)
+
+
 def _tune(
     searcher: Any,
     embeddings: FloatArray,
@@ -185,6 +197,7 @@ def _tune(
     structure: Structure,
     num_leaves: int,
     serving: ServingConfig,
+    smallest_k: int,
 ) -> tuple[SearchPoint, ...]:
     """For each k, the cheapest search whose recall reaches the target, with a margin for chance."""
     size = len(embeddings)
@@ -194,15 +207,15 @@ def _tune(
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
     sample = _Sample(searcher, queries, queries @ embeddings.T, serving.recall_target)
     points: list[SearchPoint] = []
-    for k in _tuned_ks(largest):
+    for k in _tuned_ks(smallest_k, largest):
         fewest_leaves = points[-1].leaves if points else 1  # more results need no fewer leaves
         points.append(_cheapest(sample, k, fewest_leaves, num_leaves))
     return tuple(points)
 
 
-def _tuned_ks(largest: int) -> list[int]:
+def _tuned_ks(smallest: int, largest: int) -> list[int]:
     """2, 3, 4, 6, 8, 12, ... up to `largest`: a search for k is as thorough as the next of these needs."""
-    ks = [_SMALLEST_K]
+    ks = [smallest]
     while ks[-1] < largest:
         ks += [ks[-1] * 3 // 2, ks[-1] * 2]
     return [k for k in ks if k < largest] + [largest]
@@ -226,7 +239,7 @@ def _cheapest(sample: _Sample, k: int, fewest_leaves: int, num_leaves: int) -> S
     if best is None:
         raise ValueError(
             f"a group of {size} items does not reach serving.recall_target={sample.target} for {k} results with every "
-            "leaf searched; lower the target, raise serving.brute_force_max_items or turn serving.int8 off"
+            "leaf searched; lower the target or raise serving.brute_force_max_items"
         )
     return best[1]
 
@@ -269,7 +282,6 @@ class _Sample:
     def _recall(self, k: int, least: FloatArray, leaves: int, reorder: int) -> npt.NDArray[np.float64]:
         """[num_queries], shares of the exact top k found."""
         found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
-        # By the exact scores of what was found: ScaNN's own may be of 8-bit vectors.
         scores = np.take_along_axis(self.exact, found.indices.numpy().astype(np.int64), axis=1)
         is_found = np.isfinite(found.distances.numpy())
         return (is_found & (scores >= least)).sum(axis=1) / k
