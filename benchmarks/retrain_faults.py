@@ -181,6 +181,12 @@ def size_kib(path: Path) -> int:
     return int(subprocess.run(["du", "-sk", str(path)], capture_output=True, text=True, check=True).stdout.split()[0])
 
 
+def said(outcome: dict[str, Any], disk: Path) -> list[str]:
+    """The first line of an outcome's reason, in words that are the same on every machine."""
+    first = [reason.split("\n")[0].replace(str(disk), "DISK") for reason in outcome["reasons"][:1]]
+    return [re.sub(r"-[0-9a-f]{8}\b", "-*", reason) for reason in first]
+
+
 def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
     """The store on a file system with room for a part of the run: it fails; then, with room for all, it ends well."""
     target = folder / "small-disk"
@@ -199,7 +205,7 @@ def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
             last = run(config, store, DAYS[3])
             watch.look()
             codes.append(last["code"])
-            reasons += last["reasons"][:1]
+            reasons += said(last, target)
         subprocess.run(["mount", "-o", f"remount,size={ROOM}", str(target)], check=True)
         last = run(config, store, DAYS[3])
         watch.look()
@@ -229,7 +235,7 @@ def read_only(base: Store, config: Path, folder: Path) -> dict[str, Any]:
         subprocess.run(["mount", "-o", "remount,rw", str(target)], check=True)
         last = run(config, store, DAYS[3])
         watch.look()
-        found = {"codes": [first["code"]], "reasons": first["reasons"], "last": last}
+        found = {"codes": [first["code"]], "reasons": said(first, target), "last": last}
         return found | {"problems": watch.problems, "outcome": outcome_of(store)}
     finally:
         subprocess.run(["umount", str(target)], check=False)
