@@ -2,11 +2,13 @@
 
     python -m benchmarks.evaluation
 
-Both get the same user and item vectors of a single-vector model, rank every item for every user and
-report recall at the same k with one target a user. TFRS reads candidates from a dataset, as its
-guide does (`FactorizedTopK(candidates=items.batch(...))`). Recall is checked against NumPy: a
-full stable sort of float64 scores; the vectors have small whole coordinates, so that scores are exact
-in float32 and in float64 alike, and the random order that settles ties is the same. Seen items are
+Both get the same user and item vectors of a single-vector model, score every item for every user and
+report recall at the same k with one target a user. Ours is what validates a model in training: exact
+places of the targets, without sorting anybody's list; `lists` is what the final evaluation takes, the
+best 1000 of every user in order. TFRS reads candidates from a dataset, as its guide does
+(`FactorizedTopK(candidates=items.batch(...))`), or all at once from its BruteForce layer. Recall is checked
+against NumPy: a full stable sort of float64 scores; the vectors have small whole coordinates, so that scores
+are exact in float32 and in float64 alike, and the random order that settles ties is the same. Seen items are
 none, since TFRS cannot leave them out. The last line is JSON.
 """
 
@@ -24,7 +26,7 @@ from contracts.artifact import write_json
 from pipeline.benchmark_table import machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
-from trainer.metrics import per_user_metrics
+from trainer.metrics import per_user_metrics, recall_of_places
 from trainer.ranking import ExactRanking
 
 KS = (10, 50, 100, 500, 1000)
@@ -37,6 +39,7 @@ class GivenVectors:
     """A model whose embeddings are given: what `ExactRanking` needs of one."""
 
     ranked_by = "group"
+    intent_in_score = False
     num_groups = num_vectors = 1
     embedding_dim = DIM
 
@@ -62,15 +65,23 @@ def ragged(rows: np.ndarray) -> Ragged:
 
 
 def ours(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
+    places = ExactRanking(model, catalogue, users).target_places()
+    return {f"recall_at_{k}": float(recall_of_places(places, users.targets, k).mean()) for k in KS}
+
+
+def our_lists(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
     lists = ExactRanking(model, catalogue, users).lists("score", 0.0, max(KS))
     found = per_user_metrics(lists, users.targets, KS)
     return {f"recall_at_{k}": float(found[f"recall_at_{k}"].mean()) for k in KS}
 
 
-def theirs(users: np.ndarray, items: np.ndarray, targets: np.ndarray) -> None:
+def theirs(users: np.ndarray, items: np.ndarray, targets: np.ndarray, brute_force: bool) -> None:
     import tensorflow_recommenders as tfrs
 
-    candidates = tf.data.Dataset.from_tensor_slices(items).batch(CANDIDATE_BATCH)
+    if brute_force:
+        candidates = tfrs.layers.factorized_top_k.BruteForce(k=max(KS)).index(items)
+    else:
+        candidates = tf.data.Dataset.from_tensor_slices(items).batch(CANDIDATE_BATCH)
     metric = tfrs.metrics.FactorizedTopK(candidates=candidates, ks=KS)
     for start in range(0, len(users), TFRS_BATCH):
         rows = slice(start, start + TFRS_BATCH)
@@ -109,21 +120,29 @@ def main() -> None:
     users = EvaluationUsers(np.arange(arguments.users), nothing, nothing, ragged(targets[:, None]))
     model = GivenVectors(vectors, items)
     some = slice(0, arguments.tfrs_users)
-    times: dict[str, list[float]] = {"ours": [], "tfrs": []}
+    times: dict[str, list[float]] = {"ours": [], "lists": [], "tfrs": [], "tfrs_brute_force": []}
     for _ in range(arguments.rounds):
         begun = time.perf_counter()
         found = ours(model, catalogue, users)
         times["ours"].append((time.perf_counter() - begun) / arguments.users)
         begun = time.perf_counter()
-        theirs(vectors[some], items, targets[some])
-        times["tfrs"].append((time.perf_counter() - begun) / arguments.tfrs_users)
+        listed = our_lists(model, catalogue, users)
+        times["lists"].append((time.perf_counter() - begun) / arguments.users)
+        for name in ("tfrs", "tfrs_brute_force"):
+            begun = time.perf_counter()
+            theirs(vectors[some], items, targets[some], brute_force=name == "tfrs_brute_force")
+            times[name].append((time.perf_counter() - begun) / arguments.tfrs_users)
     rate = {name: round(1 / float(np.median(values))) for name, values in times.items()}
     few = (part.take(np.arange(arguments.tfrs_users)) for part in (nothing, nothing, users.targets))
-    equal = ours(model, catalogue, EvaluationUsers(users.user_index[some], *few)) == by_numpy(
-        vectors[some], items, targets[some]
-    )
-    print(f"{arguments.items:,} items: ours {rate['ours']:,} users/s, FactorizedTopK {rate['tfrs']:,} users/s; {found}")
-    result = {"evaluation_vs_tfrs": round(rate["ours"] / rate["tfrs"], 1), "equal_to_numpy": bool(equal)}
+    expected = by_numpy(vectors[some], items, targets[some])
+    equal = listed == found and ours(model, catalogue, EvaluationUsers(users.user_index[some], *few)) == expected
+    print(f"{arguments.items:,} items, users/s: {rate}; {found}")
+    result = {
+        "evaluation_vs_tfrs": round(rate["ours"] / rate["tfrs"], 1),
+        "evaluation_vs_tfrs_brute_force": round(rate["ours"] / rate["tfrs_brute_force"], 1),
+        "lists_vs_tfrs": round(rate["lists"] / rate["tfrs"], 1),
+        "equal_to_numpy": bool(equal),
+    }
     if arguments.json:
         about = {"items": arguments.items, "users_per_second": rate, "recall": found, "machine": machine()}
         write_json(arguments.json, {**result, **about})

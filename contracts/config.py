@@ -263,7 +263,7 @@ class ModelConfig(Section):
         description="of mmoe, concat and multiply: share of positives that train the shared vector, not their group's",
     )
     num_experts: int = Field(4, ge=1)
-    expert_hidden_dim: int = Field(64, ge=1)
+    expert_hidden_dim: int = Field(16, ge=1)
     history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
     oov_buckets: int = Field(
         0,
@@ -318,7 +318,9 @@ class LossConfig(Section):
         description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
         "from the whole catalogue alone, or the batch's other positives; each with its logQ",
     )
-    in_group_pool: int = Field(256, ge=1, description="negatives of a group shared by the batch's positives of it")
+    in_group_pool: int = Field(
+        1024, ge=1, description="in-group negatives of a step, each shared by the batch's positives of its group"
+    )
     easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
     exact_softmax_max_items: int = Field(
         20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"

@@ -44,7 +44,7 @@ def baseline_config(config: Config, name: str) -> Config:
     groups: dict[str, Any] = {}
     if name != _KEEPS_GROUPS:
         pools = config.training.loss
-        loss = {"easy_pool": pools.easy_pool + pools.in_group_pool * config.groups.num_groups, **loss}
+        loss = {"easy_pool": pools.easy_pool + pools.in_group_pool, **loss}
         groups = {"num_groups": 1}
     return config.model_copy(
         update={

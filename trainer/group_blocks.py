@@ -6,44 +6,55 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-BLOCK_SIZE = 16
-"""Rows a block. Padding is at most this much a group, however skewed the groups are."""
+_LEAST_BLOCK = 8
+_BLOCKS_A_GROUP = 2
 
 
 class GroupBlocks(NamedTuple):
-    """A layout of n rows in blocks.
+    """A layout of n rows in blocks, a few a group: padding is at most a block a group, however skewed groups are.
 
     A matrix product of a block with its group's candidates shares them among the block's rows, so
     that no row has a copy of its own.
 
     Attributes:
-        row: int32 [num_blocks, BLOCK_SIZE], which of the n rows; 0 where there is none.
+        row: int32 [num_blocks, block_size], which of the n rows; 0 where there is none.
         group_id: int32 [num_blocks].
-        weight: float32 [num_blocks, BLOCK_SIZE], 1 for a row, 0 for padding.
         place_of_row: int32 [n], where each row lies in the flattened blocks.
     """
 
     row: tf.Tensor
     group_id: tf.Tensor
-    weight: tf.Tensor
     place_of_row: tf.Tensor
+
+    def of_groups(self, values: tf.Tensor) -> tf.Tensor:
+        """Each block's group's part of float32 [num_groups, ...]: [num_blocks, ...].
+
+        A product with indicators, because its gradient is one too: adding the blocks' gradients up row by row
+        takes several times as long.
+        """
+        num_groups = tf.shape(values)[0]
+        indicator = tf.one_hot(self.group_id, num_groups)
+        parts = tf.matmul(indicator, tf.reshape(values, [num_groups, -1]))
+        return tf.reshape(parts, tf.concat([tf.shape(self.group_id), tf.shape(values)[1:]], 0))
 
     @classmethod
     def of(cls, group_id: tf.Tensor, num_groups: int) -> GroupBlocks:
         """Lays out rows of the groups `group_id`, int32 [n]."""
+        number = tf.size(group_id)
+        if num_groups == 1:
+            row = tf.range(number)
+            return cls(row=row[None], group_id=tf.zeros([1], tf.int32), place_of_row=row)
+        block_size = tf.maximum(_LEAST_BLOCK, number // (_BLOCKS_A_GROUP * num_groups))
         order = tf.argsort(group_id, stable=True)
         ordered = tf.gather(group_id, order)
         sizes = tf.math.bincount(group_id, minlength=num_groups)
-        blocks = (sizes + BLOCK_SIZE - 1) // BLOCK_SIZE
+        blocks = (sizes + block_size - 1) // block_size
         first_row = tf.cumsum(sizes, exclusive=True)
-        first_place = tf.cumsum(blocks, exclusive=True) * BLOCK_SIZE
-        place = tf.range(tf.size(order)) + tf.gather(first_place - first_row, ordered)
-        shape = tf.stack([tf.reduce_sum(blocks) * BLOCK_SIZE])
-        row = tf.scatter_nd(place[:, None], order, shape)
-        weight = tf.scatter_nd(place[:, None], tf.ones(tf.shape(order)), shape)
+        first_place = tf.cumsum(blocks, exclusive=True) * block_size
+        place = tf.range(number) + tf.gather(first_place - first_row, ordered)
+        row = tf.scatter_nd(place[:, None], order, tf.stack([tf.reduce_sum(blocks) * block_size]))
         return cls(
-            row=tf.reshape(row, [-1, BLOCK_SIZE]),
+            row=tf.reshape(row, [-1, block_size]),
             group_id=tf.repeat(tf.range(num_groups), blocks),
-            weight=tf.reshape(weight, [-1, BLOCK_SIZE]),
             place_of_row=tf.scatter_nd(order[:, None], place, tf.shape(order)),
         )

@@ -7,33 +7,63 @@ import tensorflow as tf
 from trainer.replicas import mean_over_replicas, sum_over_replicas
 
 
-def log_partition(
-    positive_logit: tf.Tensor, candidate_logits: tf.Tensor, log_expected_count: tf.Tensor, masked: tf.Tensor
-) -> tf.Tensor:
-    """log(e^{s_p} + sum_j e^{s_j} / E[count_j]) over the candidates that are not masked.
+@tf.custom_gradient
+def log_sum_exp(logits: tf.Tensor) -> tf.Tensor:
+    """log sum_j e^{l_j} over the last axis; -inf where it has no elements.
 
-    This is the logQ correction (Bengio and Senecal 2008; Yi et al., RecSys 2019): the correction is
-    *subtracted* from a drawn candidate's logit. The positive is there with certainty and gets none,
-    and its copies among the draws are masked. The sum estimates the softmax's whole partition
-    without bias.
+    The softmax, which the gradient needs, is one kernel; the partition is read off its largest share.
+    `tf.reduce_logsumexp` makes a pass over memory for each of max, difference, exp and sum, and again for
+    the gradient.
 
     Args:
-        positive_logit: float32 [...].
-        candidate_logits: float32 [..., num_candidates].
-        log_expected_count: float32, broadcastable to candidate_logits.
-        masked: bool, broadcastable to candidate_logits; True leaves a candidate out.
+        logits: float32 [..., num_candidates].
 
     Returns:
         float32 [...].
     """
-    corrected = tf.where(masked, candidate_logits.dtype.min, candidate_logits - log_expected_count)
-    return tf.reduce_logsumexp(tf.stack([positive_logit, tf.reduce_logsumexp(corrected, axis=-1)]), axis=0)
+    shares = tf.nn.softmax(logits)
+    return _partition_of_shares(logits, shares), lambda upstream: upstream[..., None] * shares
+
+
+@tf.custom_gradient
+def log_sum_exp_of_products(queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+    """log sum_j e^{<q, v_j>}: `log_sum_exp` of a matrix product.
+
+    The gradient is two matrix products of the shares, with the upstream gradient on the small factors: nothing
+    else passes over the logits, which are by far the largest matrix of a step.
+
+    Args:
+        queries: float32 [num_queries, dim].
+        candidates: float32 [num_candidates, dim].
+
+    Returns:
+        float32 [num_queries]; -inf without candidates.
+    """
+    logits = tf.matmul(queries, candidates, transpose_b=True)
+    shares = tf.nn.softmax(logits)
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        weight = upstream[:, None]
+        return weight * tf.matmul(shares, candidates), tf.matmul(shares, weight * queries, transpose_a=True)
+
+    return _partition_of_shares(logits, shares), gradient
+
+
+def _partition_of_shares(logits: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:
+    # log Z = l_j - log share_j for any j; the largest share is at least 1 / num_candidates.
+    largest = tf.maximum(tf.reduce_max(shares, axis=-1), logits.dtype.as_numpy_dtype(1e-30))
+    return tf.reduce_max(logits, axis=-1) - tf.math.log(largest)
+
+
+def log_add_exp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """log(e^left + e^right), elementwise; `left` must be finite."""
+    return left + tf.nn.softplus(right - left)
 
 
 def group_log_partitions(
-    queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, log_expected_count: tf.Tensor, masked: tf.Tensor
+    queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, correction: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """log sum_j e^{<e_{u,g}, v_j>} / E[count_j] over the candidates j of each group g.
+    """log sum_j e^{<e_{u,g}, v_j> + correction_j} over the candidates j of each group g.
 
     One matrix product a group: every candidate meets its own group's vector only, nothing is padded.
 
@@ -41,26 +71,19 @@ def group_log_partitions(
         queries: float32 [num_positives, num_groups, dim].
         candidates: float32 [num_candidates, dim], sorted by group.
         group_sizes: int32 [num_groups].
-        log_expected_count: float32 [num_candidates].
-        masked: bool, broadcastable to [num_positives, num_candidates]; True leaves a candidate out.
+        correction: float32 [num_positives or 1, num_candidates]: -log E[count_j], and hugely negative where a
+            candidate is left out; None where every candidate is there once.
 
     Returns:
         float32 [num_positives, num_groups]; -inf for a group without candidates.
     """
     num_groups = queries.shape[1]
-    masked = tf.broadcast_to(masked, tf.stack([tf.shape(masked)[0], tf.shape(candidates)[0]]))
-    parts = zip(
-        tf.unstack(queries, axis=1),
-        tf.split(candidates, group_sizes, num=num_groups),
-        tf.split(log_expected_count, group_sizes, num=num_groups),
-        tf.split(masked, group_sizes, axis=1, num=num_groups),
-        strict=True,
-    )
-    partitions = []
-    for query, members, log_count, left_out in parts:
-        logits = tf.matmul(query, members, transpose_b=True) - log_count
-        partitions.append(tf.reduce_logsumexp(tf.where(left_out, logits.dtype.min, logits), axis=1))
-    return tf.stack(partitions, axis=1)
+    of_groups = zip(tf.unstack(queries, axis=1), tf.split(candidates, group_sizes, num=num_groups), strict=True)
+    if correction is None:
+        return tf.stack([log_sum_exp_of_products(query, members) for query, members in of_groups], axis=1)
+    corrections = tf.split(correction, group_sizes, axis=1, num=num_groups)
+    logits = [tf.matmul(query, members, transpose_b=True) for query, members in of_groups]
+    return tf.stack([log_sum_exp(a + b) for a, b in zip(logits, corrections, strict=True)], axis=1)
 
 
 def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

@@ -41,6 +41,14 @@ def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     return hit[:, :k].sum(axis=1) / np.minimum(k, num_targets)
 
 
+def recall_of_places(places: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
+    """`recall_at_k` of targets at known places, int64 [number of targets], from 0."""
+    found = np.flatnonzero(places < k)
+    # A target that is named twice counts once.
+    rows = np.unique(targets.row_ids()[found] * k + places[found]) // k
+    return np.bincount(rows, minlength=len(targets)) / np.minimum(k, targets.lengths)
+
+
 def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     """float64 [num_users]: sum of 1 / log2(place + 1) over hits, over that of a perfect list."""
     discount = 1 / np.log2(np.arange(2, k + 2))

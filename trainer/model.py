@@ -16,14 +16,14 @@ from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.candidate_tower import CandidateTower, FixedCandidates
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
-from trainer.group_blocks import GroupBlocks
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
-from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
+from trainer.losses import log_sum_exp, z_loss
 from trainer.model_parts import conditioning, group_tokens, intent_head, oov_buckets, query_tower
-from trainer.negative_pools import CandidateGrid, NegativePools
+from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 from trainer.replicas import mean_over_replicas
+from trainer.softmax_terms import SoftmaxTerms
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
 
@@ -62,16 +62,17 @@ class TwoTowerModel(tfrs.Model):
         }
         # Dropout and pools draw from here; train() keeps its state in the checkpoint.
         self.generator = tf.random.Generator.from_seed(config.seed)
-        self._pools = NegativePools(catalogue, config.training.loss)
         model = config.model
         self._candidate_tower = CandidateTower(
             catalogue, model.embedding_dim, model.use_item_features, model.use_cooccurrence, model.oov_buckets
         )
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
+        pools = NegativePools(catalogue, config.training.loss)
+        self._softmax = SoftmaxTerms(pools, self._candidate_tower, config.training.loss.global_weight > 0)
         self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
-        self._intent = intent_head(self.embedding_dim, self.num_groups) if self._loss_config.intent_weight else None
+        self._intent = intent_head(self.num_groups) if self._loss_config.intent_weight else None
         # One forward pass creates every weight, so that a new model can be saved or restored at once.
         self._embed(tf.zeros([1, 1], tf.int64), self.features_of_users(tf.zeros([1], tf.int64)))
 
@@ -138,12 +139,15 @@ class TwoTowerModel(tfrs.Model):
         target = tf.gather_nd(batch.item_index, place)
         vectors = self._vectors(batch, place, target, training)
         group = tf.gather(self._group_id, target)
-        log_intent = self._log_intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
         terms = {}
-        if weights.intent_weight:
-            terms["intent"] = -mean_over_replicas(tf.gather(log_intent, group, batch_dims=1))
+        if self._intent is not None:
+            logits = self._intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
+            terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            terms |= self._softmax_terms(batch, place, target, group, vectors)
+            logit, own, everything = self._softmax(batch, place, target, group, vectors, self.generator)
+            terms |= {"in_group": mean_over_replicas(own - logit), "z": z_loss(own, tf.ones_like(own))}
+            if everything is not None:
+                terms["global"] = mean_over_replicas(everything - logit)
         if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:
             heads = vectors.all_groups()
         if weights.binary_weight:
@@ -155,44 +159,6 @@ class TwoTowerModel(tfrs.Model):
         # A term without a weight is reported; left out of the sum, it costs no gradient.
         weight = {name: getattr(weights, f"{name}_weight") for name in terms}
         return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
-
-    def _softmax_terms(
-        self,
-        batch: WindowBatch,
-        place: tf.Tensor,
-        target: tf.Tensor,
-        group: tf.Tensor,
-        vectors: UserVectors,
-    ) -> dict[str, tf.Tensor]:
-        """in_group, z and, if it has a weight, global."""
-        use_global, exact = self._loss_config.global_weight > 0, self._pools.exact
-        positive = self._candidate_tower(target)
-        grid, shared = self._pools(batch.in_group_negatives, batch.easy_negatives, target, self.generator)
-        # Of one group, a positive's own row of the grid holds all that there is.
-        if use_global and (exact or self.num_groups > 1):
-            heads = vectors.all_groups()
-            by_group = group_log_partitions(
-                heads,
-                self._candidate_tower(shared.item_index),
-                shared.group_sizes,
-                shared.log_expected_count,
-                self._pools.masked(shared, batch.item_index, place[:, 0], target),
-            )
-        if use_global and exact:
-            positive_logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
-            own = tf.gather(by_group, group, batch_dims=1)
-        else:
-            positive_logit, own = self._own_group(batch, grid, vectors.own_group(group), positive, target, group)
-        terms = {"in_group": mean_over_replicas(own - positive_logit), "z": z_loss(own, tf.ones_like(own))}
-        if use_global:
-            if self.num_groups > 1:
-                is_own = tf.one_hot(group, self.num_groups, on_value=True, off_value=False)
-                by_group = tf.where(is_own, own[:, None], by_group)
-            else:
-                by_group = own[:, None]
-            partition = tf.reduce_logsumexp(by_group, axis=1)
-            terms["global"] = mean_over_replicas(partition - positive_logit)
-        return terms
 
     def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Binary cross-entropy of <e, v> of the positive and of uniform negatives of each positive's own."""
@@ -244,43 +210,6 @@ class TwoTowerModel(tfrs.Model):
         if training and self._conditioning_dropout:
             kept = self.generator.uniform([tf.shape(shared)[0]]) >= self._conditioning_dropout
         return ConditionedVectors(shared, self._conditioning, kept, training)
-
-    def _own_group(
-        self,
-        batch: WindowBatch,
-        grid: CandidateGrid,
-        queries: tf.Tensor,
-        positive: tf.Tensor,
-        target: tf.Tensor,
-        group: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logit of each positive and log-partition of its own group's row of the grid, both [num_positives].
-
-        Positives are laid out in blocks that share a group's candidates.
-
-        Args:
-            queries: float32 [num_positives, dim], each for the positive's own group.
-        """
-        blocks = GroupBlocks.of(group, self.num_groups)
-        own = tf.gather(queries, blocks.row)
-        logit = tf.reduce_sum(own * tf.gather(positive, blocks.row), axis=-1)
-        candidates = self._candidate_tower(grid.item_index)
-        rows = tf.gather(grid.item_index, blocks.group_id)[:, None, :]
-        masked = (rows == 0) | (rows == tf.gather(target, blocks.row)[:, :, None])
-        if not self._pools.exact:
-            window = tf.gather(tf.where(batch.is_target)[:, 0], blocks.row)
-            of_user = is_member(batch.item_index, tf.reshape(grid.item_index, [-1]))
-            of_user = tf.reshape(of_user, tf.concat([tf.shape(of_user)[:1], tf.shape(grid.item_index)], 0))
-            block_group = tf.broadcast_to(tf.cast(blocks.group_id, tf.int64)[:, None], tf.shape(window))
-            masked |= tf.gather_nd(of_user, tf.stack([window, block_group], axis=-1))
-        partition = log_partition(
-            logit,
-            tf.matmul(own, tf.gather(candidates, blocks.group_id), transpose_b=True),
-            tf.gather(grid.log_expected_count, blocks.group_id)[:, None, :],
-            masked,
-        )
-        at = blocks.place_of_row
-        return tf.gather(tf.reshape(logit, [-1]), at), tf.gather(tf.reshape(partition, [-1]), at)
 
     def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""

@@ -16,10 +16,9 @@ from trainer.query_tower import QueryTower
 from trainer.user_id_tower import UserIdTower
 
 
-def intent_head(dim: int, num_groups: int) -> tf.keras.Sequential:
+def intent_head(num_groups: int) -> tf.keras.layers.Dense:
     """Logits of p(group | user), from the query."""
-    hidden = tf.keras.layers.Dense(dim, activation="gelu", name="intent_hidden")
-    return tf.keras.Sequential([hidden, tf.keras.layers.Dense(num_groups, name="intent_logits")], name="intent")
+    return tf.keras.layers.Dense(num_groups, name="intent_logits")
 
 
 def group_tokens(config: Config, num_groups: int) -> tf.keras.layers.Embedding | None:
@@ -51,7 +50,8 @@ def conditioning(config: Config, num_groups: int, generator: tf.random.Generator
     if model.conditioning == "multiply":
         return MultiplyConditioning(num_groups, model.embedding_dim)
     if model.conditioning == "concat":
-        return ConcatConditioning(num_groups, model.embedding_dim, model.expert_hidden_dim, model.dropout, generator)
+        hidden_dim = model.num_experts * model.expert_hidden_dim
+        return ConcatConditioning(num_groups, model.embedding_dim, hidden_dim, model.dropout, generator)
     return MMoEConditioning(
         num_groups, model.embedding_dim, model.num_experts, model.expert_hidden_dim, model.dropout, generator
     )

@@ -1,4 +1,4 @@
-"""Candidates that a step's positives are compared with, laid out as one row a group."""
+"""Candidates that a step's positives are compared with."""
 
 from __future__ import annotations
 
@@ -10,44 +10,41 @@ import tensorflow as tf
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
 from trainer.losses import is_member
-from trainer.negative_samplers import negative_sampler
+from trainer.negative_samplers import evenly_spread, negative_sampler
 
-_NEVER = -1e9
-"""log expected count of an item that cannot be drawn: finite, so that masked places stay free of NaN."""
+LEFT_OUT = -1e9
+"""Added to the logit of a candidate that is none: finite, so that a row of nothing else stays free of NaN."""
 
 
-class CandidateGrid(NamedTuple):
-    """What a positive is compared with inside its own group.
+class Candidates(NamedTuple):
+    """What a step's positives are compared with: of their own group, and of all groups.
 
     Attributes:
-        item_index: int64 [num_groups, width]; 0 where a row is shorter than the widest.
-        log_expected_count: float32 [num_groups, width], how often an item is expected in its row,
-            log; 0 where a row holds every item of its group exactly once.
+        item_index: int64 [num_candidates], in-group draws, then those of all groups, sorted by group; or the
+            whole catalogue, sorted by group.
+        rows: int32 [num_groups, width], places in `item_index` of what a group's positives are compared with
+            inside their group; any place where a row is shorter than the widest.
+        row_correction: float32 [num_groups, width], -log of how often an item is expected in its row;
+            0 where a row holds every item of its group exactly once, `LEFT_OUT` where it is shorter.
+        shared_from: where the candidates of all groups begin in `item_index`.
+        shared_sizes: int32 [num_groups], how many of them each group has.
+        shared_correction: float32 [num_shared], as `row_correction`.
     """
 
     item_index: tf.Tensor
-    log_expected_count: tf.Tensor
-
-
-class SharedCandidates(NamedTuple):
-    """What every positive of a step is compared with, sorted by group.
-
-    Attributes:
-        item_index: int64 [num_candidates].
-        group_sizes: int32 [num_groups], candidates of each group.
-        log_expected_count: float32 [num_candidates], as in `CandidateGrid`.
-    """
-
-    item_index: tf.Tensor
-    group_sizes: tf.Tensor
-    log_expected_count: tf.Tensor
+    rows: tf.Tensor
+    row_correction: tf.Tensor
+    shared_from: tf.Tensor
+    shared_sizes: tf.Tensor
+    shared_correction: tf.Tensor
 
 
 class NegativePools:
     """Builds a step's candidates: the whole catalogue where it is small, drawn negatives where not.
 
     In-group draws come with the windows and follow q(i | g); easy draws follow q(i), and come with
-    them too or from another `NegativeSampler`, which then has no in-group draws beside it.
+    them too or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
+    step keeps a part, evenly spread over the windows' draws: a group keeps its share of the positives.
     A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
@@ -56,8 +53,8 @@ class NegativePools:
     group n_easy q_i times. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased
     estimates of sums over the catalogue (the balance heuristic of multiple importance sampling),
     whatever the mix of hard and easy. What is neglected: the windows' writer rejects a user's own
-    items, which other users then see less of. The cost a positive depends neither on K nor on the
-    size of the catalogue.
+    items, which other users then see less of. A step reads and updates the embeddings of as many
+    candidates whatever K and the size of the catalogue are.
     """
 
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
@@ -81,75 +78,97 @@ class NegativePools:
         easy_negatives: tf.Tensor,
         targets: tf.Tensor,
         generator: tf.random.Generator,
-    ) -> tuple[CandidateGrid, SharedCandidates]:
+    ) -> Candidates:
         """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows with int64 [num_positives] targets."""
         if self._whole_catalogue is not None:
             return self._whole_catalogue
-        hard, hard_group = self._in_group_draws(in_group_negatives, generator)
+        hard = evenly_spread(in_group_negatives, self._in_group_pool, generator)
         easy = self._sampler.draw(easy_negatives, targets, self._easy_pool, generator)
-        easy_group = tf.gather(self._group_id, easy)
-        order = tf.argsort(easy_group, stable=True)
-        easy, easy_group = tf.gather(easy, order), tf.gather(easy_group, order)
-        num_easy = tf.cast(tf.size(easy), tf.float32)
-        shared = SharedCandidates(
-            easy,
-            tf.math.bincount(easy_group, minlength=self.num_groups),
-            tf.math.log(num_easy + 1e-30) + tf.gather(self._log_probability, easy),
+        easy = tf.gather(easy, tf.argsort(tf.gather(self._group_id, easy), stable=True))
+        item_index = tf.concat([hard, easy], 0)
+        group = tf.gather(self._group_id, item_index)
+        num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
+        easy_sizes = tf.math.bincount(group[num_hard:], minlength=self.num_groups)
+        hard_sizes = tf.math.bincount(group[:num_hard], minlength=self.num_groups)
+        rows, filled = _to_rows(group, easy_sizes + hard_sizes)
+        log_probability = tf.gather(self._log_probability, item_index)
+        log_draws = tf.math.log(tf.cast(hard_sizes, tf.float32) / self._group_mass + num_easy + 1e-30)
+        row_correction = -log_draws[:, None] - tf.gather(log_probability, rows)
+        return Candidates(
+            item_index,
+            rows,
+            tf.where(filled, row_correction, LEFT_OUT),
+            num_hard,
+            easy_sizes,
+            -tf.math.log(num_easy + 1e-30) - log_probability[num_hard:],
         )
-        item_index = _to_rows(tf.concat([hard, easy], 0), tf.concat([hard_group, easy_group], 0), self.num_groups)
-        num_hard = tf.cast(tf.math.bincount(hard_group, minlength=self.num_groups), tf.float32)
-        log_draws = tf.math.log(num_hard / self._group_mass + num_easy + 1e-30)
-        log_count = log_draws[:, None] + tf.gather(self._log_probability, item_index)
-        return CandidateGrid(item_index, tf.where(item_index > 0, log_count, _NEVER)), shared
 
-    def masked(self, shared: SharedCandidates, items: tf.Tensor, window: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """bool [num_positives or 1, num_candidates]: of draws, the positive itself and its window's other items.
+    def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
+        """bool [num_windows, num_candidates]: which draws are a window's own; a positive is of its window.
+
+        They are left out of what the window's positives are compared with. None of a whole catalogue.
 
         Args:
             items: int64 [num_windows, length].
-            window, target: int64 [num_positives].
         """
-        if self.exact:
-            return tf.zeros([1, tf.size(shared.item_index)], tf.bool)
-        of_user = tf.gather(is_member(items, shared.item_index), window)
-        return of_user | (shared.item_index == target[:, None])
-
-    def _in_group_draws(self, negatives: tf.Tensor, generator: tf.random.Generator) -> tuple[tf.Tensor, tf.Tensor]:
-        """A random `in_group_pool` of each group's draws, and their groups."""
-        if self._in_group_pool == 0:
-            return negatives[:0], tf.zeros([0], tf.int32)
-        negatives = tf.boolean_mask(negatives, negatives > 0)
-        group = tf.gather(self._group_id, negatives)
-        # By group, and at random within a group: one sort does both.
-        order = tf.argsort(tf.cast(group, tf.float32) + generator.uniform(tf.shape(group)))
-        negatives, group = tf.gather(negatives, order), tf.gather(group, order)
-        kept = _rank_in_group(group, self.num_groups) < self._in_group_pool
-        return negatives[kept], group[kept]
+        return None if self.exact else is_member(items, candidates.item_index)
 
 
-def _rank_in_group(sorted_group: tf.Tensor, num_groups: int) -> tf.Tensor:
-    """Place of each element among those of its group; `sorted_group` is int32 [n], ascending."""
-    first = tf.cumsum(tf.math.bincount(sorted_group, minlength=num_groups), exclusive=True)
-    return tf.range(tf.size(sorted_group)) - tf.gather(first, sorted_group)
+def shared_correction(candidates: Candidates, own_items: tf.Tensor | None, window: tf.Tensor) -> tf.Tensor | None:
+    """What is added to logits of candidates of all groups: float32 [num_positives, num_shared], or None for nothing.
+
+    Args:
+        own_items: see `NegativePools.own_items`.
+        window: int64 [num_positives].
+    """
+    if own_items is None:
+        return None
+    of_window = tf.where(own_items[:, candidates.shared_from :], LEFT_OUT, candidates.shared_correction)
+    return tf.gather(of_window, window)
 
 
-def _to_rows(items: tf.Tensor, group: tf.Tensor, num_groups: int) -> tf.Tensor:
-    """[n] items and their groups -> [num_groups, width], padded with 0."""
+def row_correction(
+    candidates: Candidates, own_items: tf.Tensor | None, window: tf.Tensor, group_id: tf.Tensor
+) -> tf.Tensor:
+    """What is added to logits of a group's row: float32 [num_blocks, block_size or 1, width].
+
+    Args:
+        own_items: see `NegativePools.own_items`.
+        window: int64 [num_blocks, block_size].
+        group_id: int32 [num_blocks], the group that a block is compared with.
+    """
+    if own_items is None:
+        return tf.gather(candidates.row_correction, group_id)[:, None, :]
+    of_window = tf.where(tf.gather(own_items, candidates.rows, axis=1), LEFT_OUT, candidates.row_correction)
+    group = tf.broadcast_to(tf.cast(group_id, tf.int64)[:, None], tf.shape(window))
+    return tf.gather_nd(of_window, tf.stack([window, group], axis=-1))
+
+
+def _to_rows(group: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Places of the elements of each group, int32 [num_groups, width], and which of them are filled, bool.
+
+    Args:
+        group: int32 [n].
+        sizes: int32 [num_groups], elements of each.
+    """
     order = tf.argsort(group, stable=True)
-    items, group = tf.gather(items, order), tf.gather(group, order)
-    width = tf.maximum(tf.reduce_max(tf.math.bincount(group, minlength=num_groups)), 1)
-    place = tf.stack([group, _rank_in_group(group, num_groups)], axis=1)
-    return tf.scatter_nd(place, items, tf.stack([num_groups, width]))
+    column = tf.range(tf.maximum(tf.reduce_max(sizes), 1))
+    place = tf.cumsum(sizes, exclusive=True)[:, None] + column
+    return tf.gather(order, tf.minimum(place, tf.size(order) - 1)), column < sizes[:, None]
 
 
-def _whole_catalogue(catalogue: Catalogue) -> tuple[CandidateGrid, SharedCandidates]:
+def _whole_catalogue(catalogue: Catalogue) -> Candidates:
     """Every item once."""
     group = catalogue.group_id[1:]
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=catalogue.num_groups)
-    rank = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    rows = np.zeros((catalogue.num_groups, max(int(sizes.max()), 1)), np.int64)
-    rows[group[order], rank] = order + 1
-    grid = CandidateGrid(tf.constant(rows), tf.zeros(rows.shape))
-    shared = SharedCandidates(tf.constant(order + 1), tf.constant(sizes, tf.int32), tf.zeros([len(order)]))
-    return grid, shared
+    column = np.arange(max(int(sizes.max()), 1))
+    rows = np.minimum((np.cumsum(sizes) - sizes)[:, None] + column, len(order) - 1)
+    return Candidates(
+        tf.constant(order + 1),
+        tf.constant(rows, tf.int32),
+        tf.constant(np.where(column < sizes[:, None], 0, LEFT_OUT), tf.float32),
+        tf.constant(0),
+        tf.constant(sizes, tf.int32),
+        tf.zeros([len(order)]),
+    )

@@ -33,21 +33,21 @@ class NegativeSampler(abc.ABC):
 
 
 class WindowSampler(NegativeSampler):
-    """A random part of the draws that came with the windows."""
+    """A part of the draws that came with the windows."""
 
     def draw(
         self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
     ) -> tf.Tensor:
-        return random_part(tf.boolean_mask(easy_negatives, easy_negatives > 0), size, generator)
+        return evenly_spread(easy_negatives, size, generator)
 
 
 class InBatchSampler(NegativeSampler):
-    """A random part of the step's positives: items turn up in proportion to their training events."""
+    """A part of the step's positives: items turn up in proportion to their training events."""
 
     def draw(
         self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
     ) -> tf.Tensor:
-        return random_part(targets, size, generator)
+        return evenly_spread(targets, size, generator)
 
 
 class CatalogueSampler(NegativeSampler):
@@ -82,9 +82,18 @@ def uniform_probability(catalogue: Catalogue) -> np.ndarray:
     return probability
 
 
-def random_part(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
-    """At most `size` of int64 [n] draws, in a random order."""
-    return tf.random.experimental.stateless_shuffle(draws, generator.make_seeds()[:, 0])[:size]
+def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
+    """At most `size` of int64 [n] draws, evenly spaced from a random start, less those that are 0.
+
+    Every draw is as likely to be kept, whatever it drew; draws lie in order of the positives that they
+    were made for, so that every part of the batch keeps its share. (A shuffle would cost as much as it keeps few.)
+    """
+    number = tf.size(draws)
+    kept = tf.minimum(number, size)
+    stride = tf.cast(number, tf.float64) / tf.cast(tf.maximum(kept, 1), tf.float64)
+    place = (tf.cast(tf.range(kept), tf.float64) + generator.uniform([], dtype=tf.float64)) * stride
+    part = tf.gather(draws, tf.minimum(tf.cast(place, tf.int32), number - 1))
+    return tf.boolean_mask(part, part > 0)
 
 
 def uniform_unseen(generator: tf.random.Generator, num_items: int, seen: tf.Tensor, number: int) -> tf.Tensor:

@@ -62,6 +62,32 @@ class ExactRanking:
                     parts[length].append(best[:, :length])
         return {length: np.concatenate(part) for length, part in parts.items()}
 
+    def target_places(self) -> np.ndarray:
+        """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
+
+        A place is a count of better items: no list has to be sorted to find it. A target that is in no
+        list, because it was seen, has place num_items.
+        """
+        parts = []
+        for rows in self._chunks():
+            scores, targets = self._scores(rows), self._users.targets.take(rows)
+            columns = self._column_of_item[targets.values]
+            own = scores[targets.row_ids(), columns]
+            places = [
+                self._place(scores[row], column, score)
+                for row, column, score in zip(targets.row_ids(), columns, own, strict=True)
+            ]
+            listed = np.isfinite(own) & (targets.values > 0)
+            parts.append(np.where(listed, np.array(places, np.int64), self._catalogue.num_items))
+        return np.concatenate(parts)
+
+    def _place(self, scores: np.ndarray, column: int, score: np.float32) -> int:
+        above, reached = int(np.count_nonzero(scores > score)), int(np.count_nonzero(scores >= score))
+        if reached - above == 1:
+            return above
+        tied = np.flatnonzero(scores == score)
+        return above + int(np.count_nonzero(self._tie_break[tied] < self._tie_break[column]))
+
     def _chunks(self) -> Iterator[np.ndarray]:
         size = max(1, _SCORES_PER_CHUNK // self._catalogue.num_items)
         for start in range(0, len(self._users), size):

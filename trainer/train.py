@@ -19,7 +19,7 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
-from trainer.metrics import per_user_metrics
+from trainer.metrics import recall_of_places
 from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
@@ -203,8 +203,8 @@ class _Trainer:
 
     def _validation_recall(self) -> float:
         k = self._config.monitor_k
-        lists = ExactRanking(self._model, self._catalogue, self._validation).lists("score", 0.0, k)
-        return float(per_user_metrics(lists, self._validation.targets, [k])[f"recall_at_{k}"].mean())
+        places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
+        return float(recall_of_places(places, self._validation.targets, k).mean())
 
     def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:
         if np.isfinite(terms["loss"]):

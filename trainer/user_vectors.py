@@ -42,20 +42,12 @@ class ConditionedVectors(UserVectors):
         self._conditioning, self._kept, self._training = conditioning, kept, training
 
     def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
-        if self._kept is None:
-            return self._conditioning.own_group(self.shared, group_id, self._training)
-        place = tf.where(self._kept)
-        query, group = tf.gather_nd(self.shared, place), tf.gather_nd(group_id, place)
-        return tf.tensor_scatter_nd_update(
-            self.shared, place, self._conditioning.own_group(query, group, self._training)
-        )
+        vectors = self._conditioning.own_group(self.shared, group_id, self._training)
+        return vectors if self._kept is None else tf.where(self._kept[:, None], vectors, self.shared)
 
     def all_groups(self) -> tf.Tensor:
         vectors = self._conditioning.all_groups(self.shared, self._training)
-        if self._kept is None:
-            return vectors
-        shared = self.shared[:, None, :]
-        return shared + tf.cast(self._kept, tf.float32)[:, None, None] * (vectors - shared)
+        return vectors if self._kept is None else tf.where(self._kept[:, None, None], vectors, self.shared[:, None, :])
 
 
 class OneGroupVectors(UserVectors):

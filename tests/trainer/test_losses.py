@@ -10,8 +10,16 @@ from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
-from trainer.losses import group_log_partitions, is_member, log_partition, z_loss
-from trainer.negative_pools import NegativePools
+from trainer.losses import (
+    group_log_partitions,
+    is_member,
+    log_add_exp,
+    log_sum_exp,
+    log_sum_exp_of_products,
+    z_loss,
+)
+from trainer.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
+from trainer.negative_samplers import evenly_spread
 
 NUM_ITEMS, NUM_GROUPS = 60, 4
 
@@ -33,7 +41,7 @@ def test_exact_partition_is_the_softmax_of_numpy() -> None:
     target = rng.integers(0, NUM_ITEMS, 5)
     masked = np.arange(NUM_ITEMS)[None] == target[:, None]
     positive = tf.constant(logits[np.arange(5), target])
-    partition = log_partition(positive, tf.constant(logits), tf.zeros([1, NUM_ITEMS]), tf.constant(masked))
+    partition = log_add_exp(positive, log_sum_exp(tf.constant(np.where(masked, LEFT_OUT, logits), tf.float32)))
     np.testing.assert_allclose(partition, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
 
 
@@ -44,15 +52,39 @@ def test_group_partitions_score_each_candidate_by_its_own_groups_vector() -> Non
     candidates = rng.normal(size=(9, dim)).astype(np.float32)
     log_count = rng.normal(size=9).astype(np.float32)
     masked = rng.random((7, 9)) < 0.2
-    partitions = group_log_partitions(
-        tf.constant(queries), tf.constant(candidates), tf.constant(sizes), tf.constant(log_count), tf.constant(masked)
-    ).numpy()
     group_of = np.repeat(np.arange(4), sizes)
+    factors = tf.constant(queries), tf.constant(candidates), tf.constant(sizes)
+    corrected = group_log_partitions(*factors, tf.constant(np.where(masked, LEFT_OUT, -log_count), tf.float32)).numpy()
+    plain = group_log_partitions(*factors).numpy()
     for user in range(7):
         for group in range(4):
             rows = (group_of == group) & ~masked[user]
             expected = np.exp(candidates[rows] @ queries[user, group] - log_count[rows]).sum()
-            assert np.exp(partitions[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
+            assert np.exp(corrected[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
+            expected = np.exp(candidates[group_of == group] @ queries[user, group]).sum()
+            assert np.exp(plain[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0], ids=["mild", "exp would overflow"])
+def test_log_sum_exp_and_its_gradient_against_tensorflows(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    queries = tf.constant(rng.normal(size=(6, 4)) * scale, tf.float32)
+    candidates = tf.constant(rng.normal(size=(9, 4)), tf.float32)
+    upstream = tf.constant(rng.normal(size=6), tf.float32)
+    results = []
+    for function in (
+        lambda: tf.reduce_logsumexp(tf.matmul(queries, candidates, transpose_b=True), axis=1),
+        lambda: log_sum_exp(tf.matmul(queries, candidates, transpose_b=True)),
+        lambda: log_sum_exp_of_products(queries, candidates),
+    ):
+        with tf.GradientTape() as tape:
+            tape.watch([queries, candidates])
+            value = function()
+        results.append([value, *tape.gradient(value, [queries, candidates], upstream)])
+    for result in results[1:]:
+        for found, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert log_sum_exp(tf.zeros([2, 0])).numpy().tolist() == [-np.inf, -np.inf]
 
 
 @pytest.mark.parametrize(("hard", "easy"), [(0, 4000), (6000, 4000), (6000, 50)], ids=["easy", "mixed", "mostly hard"])
@@ -60,14 +92,14 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     """A wrong sign of logQ, or a wrong mixture, is off by a factor here: q spans two orders of magnitude."""
     rng = np.random.default_rng(1)
     items = catalogue(np.exp(rng.normal(size=NUM_ITEMS)))
-    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=1500, easy_pool=4000))
+    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=6000, easy_pool=4000))
     query = tf.constant(rng.normal(size=[1, 8]), tf.float32)
     table = rng.normal(size=[NUM_ITEMS + 1, 8]).astype(np.float32) * 0.5
     q, target = items.sampling_probability, 7
     own_group = items.group_id[target]
     by_group = [np.flatnonzero(items.group_id == group) for group in range(NUM_GROUPS)]
     draws = [rng.choice(rows, hard // NUM_GROUPS, p=q[rows] / q[rows].sum()) for rows in by_group]
-    grid, shared = pools(
+    candidates = pools(
         tf.constant(np.concatenate([*draws, [0, 0]]), tf.int64),  # 0: a negative that could not be drawn
         tf.constant(np.concatenate([[0], rng.choice(NUM_ITEMS + 1, easy, p=q)]), tf.int64),
         tf.constant([target], tf.int64),
@@ -75,12 +107,10 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     )
     with tf.GradientTape() as tape:
         tape.watch(query)
-        row = grid.item_index[own_group]
-        own = log_partition(
-            tf.linalg.matvec(query, table[target]),
-            tf.matmul(query, tf.gather(table, row), transpose_b=True),
-            grid.log_expected_count[own_group][None],
-            ((row == 0) | (row == target))[None],
+        row = tf.gather(candidates.item_index, candidates.rows[own_group])
+        logits = tf.matmul(query, tf.gather(table, row), transpose_b=True) + candidates.row_correction[own_group]
+        own = log_add_exp(
+            tf.linalg.matvec(query, table[target]), log_sum_exp(tf.where(row == target, LEFT_OUT, logits))
         )
     scores = table @ query.numpy()[0]
     members = by_group[own_group]
@@ -91,10 +121,9 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     if easy > 1000:
         rest = group_log_partitions(
             tf.repeat(query[:, None], NUM_GROUPS, axis=1),
-            tf.gather(table, shared.item_index),
-            shared.group_sizes,
-            shared.log_expected_count,
-            tf.zeros([1, 1], tf.bool),
+            tf.gather(table, candidates.item_index[candidates.shared_from :]),
+            candidates.shared_sizes,
+            candidates.shared_correction[None],
         )
         expected = [np.log(np.exp(scores[rows]).sum()) for rows in by_group]
         np.testing.assert_allclose(rest.numpy()[0], expected, atol=0.12)
@@ -108,17 +137,16 @@ def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
     items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=count)
     loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, negatives=negatives)
     targets = rng.choice(NUM_ITEMS + 1, 20_000, p=count / count.sum())
-    grid, shared = NegativePools(items, loss)(
+    candidates = NegativePools(items, loss)(
         tf.constant([3, 4], tf.int64),  # in-group draws of the windows: not used
         tf.constant([5], tf.int64),
         tf.constant(targets),
         tf.random.Generator.from_seed(0),
     )
-    assert int(tf.size(shared.item_index)) == 20_000
+    assert candidates.shared_sizes.numpy().sum() == len(candidates.item_index) == 20_000
     scores = rng.normal(size=NUM_ITEMS + 1)
-    drawn = grid.item_index.numpy()
-    log_count = np.where(drawn > 0, grid.log_expected_count.numpy(), np.inf)
-    estimate = np.exp(scores[drawn] - log_count).sum(axis=1)
+    drawn = candidates.item_index.numpy()[candidates.rows.numpy()]
+    estimate = np.exp(scores[drawn] + candidates.row_correction.numpy()).sum(axis=1)
     exact = [np.exp(scores[items.group_id == group]).sum() for group in range(NUM_GROUPS)]
     np.testing.assert_allclose(estimate, exact, rtol=0.1)
 
@@ -174,10 +202,56 @@ def test_choices_without_correction_recover_the_scores() -> None:
 def test_a_small_catalogue_is_compared_whole() -> None:
     items = catalogue(np.ones(NUM_ITEMS))
     nothing = tf.zeros([0], tf.int64)
-    grid, shared = NegativePools(items, LossConfig())(nothing, nothing, nothing, None)
-    rows = [np.flatnonzero(items.group_id == group).tolist() for group in range(NUM_GROUPS)]
-    assert [sorted(row[row > 0]) for row in grid.item_index.numpy()] == rows
-    assert [part.tolist() for part in np.split(shared.item_index.numpy(), np.cumsum(shared.group_sizes)[:-1])] == rows
+    candidates = NegativePools(items, LossConfig())(nothing, nothing, nothing, None)
+    expected = [np.flatnonzero(items.group_id == group).tolist() for group in range(NUM_GROUPS)]
+    item, filled = candidates.item_index.numpy(), candidates.row_correction.numpy() == 0
+    rows = [sorted(item[row[real]]) for row, real in zip(candidates.rows.numpy(), filled, strict=True)]
+    assert rows == expected
+    assert [part.tolist() for part in np.split(item, np.cumsum(candidates.shared_sizes)[:-1])] == expected
+
+
+def test_a_part_of_the_draws_is_even_and_any_draw_is_as_likely_in_it() -> None:
+    draws, generator = np.arange(1, 51) * (np.arange(50) % 7 > 0), tf.random.Generator.from_seed(0)
+    counts = np.zeros(51)
+    for _ in range(3000):
+        part = evenly_spread(tf.constant(draws), 20, generator).numpy()
+        assert (part > 0).all()
+        # 20 of 50: of any 10 neighbours, 4.
+        assert np.abs(np.histogram(part, np.arange(1, 52, 10))[0] - 4).max() <= 2
+        counts[part] += 1
+    # Binomial(3000, .4) has a standard deviation of 27.
+    assert np.abs(counts[draws[draws > 0]] - 1200).max() < 5 * 27
+    np.testing.assert_array_equal(evenly_spread(tf.constant(draws), 99, generator), draws[draws > 0])
+    assert len(evenly_spread(tf.zeros([0], tf.int64), 20, generator)) == 0
+
+
+def test_a_windows_own_items_are_left_out_of_its_draws() -> None:
+    items = catalogue(np.ones(NUM_ITEMS))
+    rng = np.random.default_rng(0)
+    windows = rng.integers(1, NUM_ITEMS + 1, (3, 8))
+    loss = LossConfig(exact_softmax_max_items=0, in_group_pool=100, easy_pool=50)
+    hard, easy = rng.integers(1, NUM_ITEMS + 1, 200), rng.integers(1, NUM_ITEMS + 1, 50)
+    pools = NegativePools(items, loss)
+    generator = tf.random.Generator.from_seed(0)
+    candidates = pools(tf.constant(hard), tf.constant(easy), tf.constant([1], tf.int64), generator)
+    item = candidates.item_index.numpy()
+    own_items = pools.own_items(candidates, tf.constant(windows))
+    window = np.array([2, 0, 0, 1])
+    found = shared_correction(candidates, own_items, tf.constant(window)).numpy()
+    shared = item[int(candidates.shared_from) :]
+    assert sorted(shared) == sorted(easy)
+    left_out = (windows[window][:, :, None] == shared).any(axis=1)
+    assert (found[left_out] < -1e8).all()
+    np.testing.assert_allclose(found[~left_out], -np.log(50 / NUM_ITEMS), rtol=1e-4)
+    group = np.array([1, 3])
+    found = row_correction(candidates, own_items, tf.constant(window.reshape(2, 2)), tf.constant(group, tf.int32))
+    for block, row in enumerate(candidates.rows.numpy()[group]):
+        number = (items.group_id[item] == group[block]).sum()
+        assert (items.group_id[item[row[:number]]] == group[block]).all()
+        for place, values in enumerate(found.numpy()[block]):
+            kept = values[:number] > -1e8
+            assert (values[number:] < -1e8).all()
+            assert (kept == ~np.isin(item[row[:number]], windows[window[2 * block + place]])).all()
 
 
 def test_membership_against_brute_force() -> None:
@@ -190,10 +264,14 @@ def test_membership_against_brute_force() -> None:
 def test_blocks_hold_every_row_once_and_never_mix_groups() -> None:
     group = np.random.default_rng(0).choice(5, 300, p=[0.7, 0.0, 0.1, 0.19, 0.01]).astype(np.int32)
     blocks = GroupBlocks.of(tf.constant(group), 5)
-    real = blocks.weight.numpy() > 0
-    rows = blocks.row.numpy()[real]
-    assert sorted(rows) == list(range(300))
-    assert (group[rows] == np.broadcast_to(blocks.group_id.numpy()[:, None], real.shape)[real]).all()
+    place, (_, block_size) = blocks.place_of_row.numpy(), blocks.row.shape
+    assert (blocks.row.numpy().ravel()[place] == np.arange(300)).all()
+    assert (blocks.group_id.numpy()[place // block_size] == group).all()
+    assert len(blocks.group_id) * block_size < 300 + 5 * block_size
+    values = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(blocks.of_groups(tf.constant(values)), values[blocks.group_id.numpy()])
+    single = GroupBlocks.of(tf.zeros([7], tf.int32), 1)
+    assert single.row.numpy().tolist() == [list(range(7))] == [single.place_of_row.numpy().tolist()]
 
 
 def test_z_loss_is_free_of_a_shared_constant() -> None:

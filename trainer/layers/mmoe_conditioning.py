@@ -12,7 +12,7 @@ class MMoEConditioning(GroupConditioning):
     """e_{u,g} = h_u + sum_n gate_g(h_u)_n expert_n(h_u), gate_g(h) = softmax(G_g h + b_g).
 
     Multi-gate mixture of experts (Ma et al., KDD 2018) on top of a shared encoder. All experts are
-    one matrix product; a positive computes its own group's gate only. The experts' output starts at
+    one matrix product. The experts' output starts at
     zero, so that training starts from the single vector, and their hidden units are dropped out:
     without both, the heads overfit sparse logs.
     """
@@ -48,8 +48,7 @@ class MMoEConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
-        logits = tf.reduce_sum(query[:, :, None] * tf.gather(self._gate_kernel, group_id), axis=1)
-        return tf.nn.softmax(logits + tf.gather(self._gate_bias, group_id))
+        return tf.nn.softmax(tf.gather(self._gate_logits(query), group_id, batch_dims=1))
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
@@ -60,8 +59,15 @@ class MMoEConditioning(GroupConditioning):
 
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         experts = tf.einsum("bnh,nhd->bnd", self._hidden(query, training), self._expert_output)
-        logits = tf.einsum("bd,kdn->bkn", query, self._gate_kernel) + self._gate_bias
-        return query[:, None, :] + tf.matmul(tf.nn.softmax(logits), experts)
+        return query[:, None, :] + tf.matmul(tf.nn.softmax(self._gate_logits(query)), experts)
+
+    def _gate_logits(self, query: tf.Tensor) -> tf.Tensor:
+        """[num_queries, dim] -> [num_queries, num_groups, num_experts], of all groups: one product.
+
+        A kernel a positive would be gathered, and its gradient scattered, for more than that costs.
+        """
+        kernel = tf.reshape(tf.transpose(self._gate_kernel, [1, 0, 2]), [self.dim, -1])
+        return tf.reshape(tf.matmul(query, kernel), [-1, *self._gate_bias.shape]) + self._gate_bias
 
     def _hidden(self, query: tf.Tensor, training: bool) -> tf.Tensor:
         """[num_queries, dim] -> [num_queries, num_experts, hidden_dim]."""

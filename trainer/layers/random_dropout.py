@@ -25,5 +25,5 @@ class RandomDropout(tf.keras.layers.Layer):
         size = tf.reduce_prod(shape)
         words = self._generator.uniform_full_int([(size + 3) // 4], tf.uint32)
         bits = tf.reshape(tf.reshape(tf.bitcast(words, tf.uint8), [-1])[:size], shape)
-        keep = tf.cast(bits >= self._dropped, inputs.dtype)
-        return inputs * keep * (256 / (256 - self._dropped))
+        scale = tf.constant(256 / (256 - self._dropped), inputs.dtype)
+        return inputs * tf.where(bits >= self._dropped, scale, tf.zeros([], inputs.dtype))

@@ -66,11 +66,10 @@ class _Block(tf.keras.layers.Layer):
         head_dim = self._dim // self._num_heads
         projected = tf.reshape(self._query_key_value(inputs), [batch_size, length, 3, self._num_heads, head_dim])
         query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
-        logits = tf.matmul(query, key, transpose_b=True) * head_dim**-0.5
+        logits = tf.matmul(query * head_dim**-0.5, key, transpose_b=True)
         position = tf.range(length)
-        # Position t always sees itself, so no row of the softmax is empty.
-        visible = position[None, :] <= position[:, None]
-        logits = tf.where(visible, logits, logits.dtype.min)
-        attended = tf.matmul(tf.nn.softmax(logits), value)
+        # Position t always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing.
+        future = tf.where(position[None, :] <= position[:, None], tf.zeros([], logits.dtype), -1e9)
+        attended = tf.matmul(tf.nn.softmax(logits + future), value)
         merged = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [batch_size, length, self._dim])
         return self._attention_output(merged)
