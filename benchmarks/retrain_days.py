@@ -19,7 +19,9 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.retrain_replay import (
     HISTORY_WINDOW,
@@ -64,33 +66,40 @@ def main() -> None:
             least = 0 if arguments.no_history else 10 * HISTORY_WINDOW + 1
             num_days = max(arguments.days or 30, least)
             config = lay_out_drifting(folder / "log", num_days, arguments.users, arguments.overrides)
-        days = replay(config, folder, arguments.replay, arguments.compare)
-        result = compare(days, config.seed)
+        # The short part first: a long one that is cut off leaves what it has.
         history = {}
         if arguments.log == "drifting" and not arguments.no_history:
             history = time_by_window(config, folder)
-            result["time_at_10x_history"] = history["ratio"]
-    table = as_table(arguments.log, days, result, history)
-    print(table)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        details = {"log": arguments.log, "result": result, "history": history, "days": [day.as_json() for day in days]}
-        arguments.json.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(table, encoding="utf-8")
-        draw(days, arguments.json.with_suffix(".png"), arguments.log)
+        days: list[Day] = []
+        for day in replay(config, folder, arguments.replay, arguments.compare):
+            days.append(day)
+            result = compare(days, config.seed) | ({"time_at_10x_history": history["ratio"]} if history else {})
+            if arguments.json:
+                write(arguments.json, arguments.log, days, result, history)
+    print(as_table(arguments.log, days, result, history))
     print(json.dumps(result))
 
 
-def replay(config: Config, folder: Path, num_days: int | None, num_compared: int) -> list[Day]:
+def write(path: Path, log: str, days: list[Day], result: dict[str, Any], history: dict[str, Any]) -> None:
+    """What is known so far: JSON, and beside it a table and a plot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    details = {"log": log, "result": result, "history": history, "days": [day.as_json() for day in days]}
+    path.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(as_table(log, days, result, history), encoding="utf-8")
+    draw(days, path.with_suffix(".png"), log)
+
+
+def replay(config: Config, folder: Path, num_days: int | None, num_compared: int) -> Iterator[Day]:
     """The last `num_days` days warm; on `num_compared` of them the other arms, too."""
     spans = find_spans(config)
     store, path = Store(folder / "warm"), dump(config, folder)
     first = max(config.retrain.window_spans - 1, len(spans) - num_days - 1 if num_days else 0)
     begun = daily_retrain(path, store, spans[first].key)
-    print(f"first model: {begun.wall:.1f} s", flush=True)
+    print(f"first model: {begun.wall:.1f} s, {begun.outcome}", flush=True)
+    if begun.outcome != "pushed":
+        raise SystemExit("the first model was not pushed: there is nothing to start from")
     rest = spans[first + 1 :]
     every = max(len(rest) // num_compared, 1) if num_compared else len(rest) + 1
-    days = []
     for place, span in enumerate(rest):
         day = Day(span.key)
         compared = (len(rest) - 1 - place) % every == 0 and (len(rest) - 1 - place) // every < num_compared
@@ -103,8 +112,7 @@ def replay(config: Config, folder: Path, num_days: int | None, num_compared: int
         day.runs["warm"] = daily_retrain(path, store, span.key)
         day.runs["warm"].recall, day.stale_recall = versions_on_same_users(store, day.runs["warm"].run_id)
         print(day.line(), flush=True)
-        days.append(day)
-    return days
+        yield day
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ LENIENT = [
     "retrain.gate.max_group_drop=0.99",
     "retrain.gate.min_group_presence=0",
     "retrain.gate.min_coverage=0",
+    "retrain.gate.max_coverage_drop=0.99",
     "retrain.gate.max_cold_share=1",
     "retrain.gate.max_latency_ratio=100",
     "retrain.gate.max_latency_ms=10000",
@@ -132,7 +133,7 @@ def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | N
     """One `dnc retrain --span DAY` in a process of its own.
 
     Raises:
-        RuntimeError: it ended without a new version.
+        RuntimeError: it ended without a new model.
     """
     words = [sys.executable, "-m", "pipeline.cli", "retrain", "-c", str(config), "-s", str(store.path), "--span", day]
     words += [word for override in overrides or [] for word in ("--set", override)]
@@ -140,11 +141,13 @@ def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | N
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     wall = time.monotonic() - started
     outcome = json.loads(done.stdout) if done.stdout else {"outcome": "died", "reasons": done.stderr[-2000:]}
-    if outcome["outcome"] != "pushed":
+    if outcome["outcome"] not in ("pushed", "not_blessed"):
         raise RuntimeError(f"{day}: {outcome['outcome']}: {outcome['reasons']}")
     model = artifact.read_manifest(store.run(outcome["run_id"]).model(MAIN_MODEL).path)
     groups = artifact.read_manifest(store.run(outcome["run_id"]).item_groups.path).details.get("drift", {})
     epoch = (model.details["best"] or {"epoch": 0})["epoch"]
+    if outcome["reasons"]:
+        print(f"{day}: {outcome['outcome']}: {outcome['reasons']}", flush=True)
     return Run(
         outcome["run_id"], outcome["outcome"], wall, outcome["details"]["stages"], model.counts["epochs"], epoch, groups
     )
@@ -174,6 +177,8 @@ def compare(days: list[Day], seed: int) -> dict[str, Any]:
     compared = [day for day in days if "scratch" in day.runs]
     result: dict[str, Any] = {"compared_days": [day.key for day in compared]}
     for name, one, other in (("warm_vs_scratch", "warm", "scratch"), ("kept_vs_refitted_groups", "warm", "refitted")):
+        if not compared:
+            continue
         pairs = [np.stack([day.runs[one].recall, day.runs[other].recall], axis=1) for day in compared]
         result |= ratios(name, pairs, seed)
         runs = [(day.runs[one], day.runs[other]) for day in compared]
