@@ -28,9 +28,13 @@ def test_every_case(family, tmp_path: Path) -> None:  # type: ignore[no-untyped-
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(junk=st.binary(max_size=60).filter(lambda junk: b'"' not in junk))
-def test_no_junk_line_takes_good_rows_with_it(junk: bytes, tmp_path: Path) -> None:
-    body = b"\n".join([HEADER, GOOD[0], junk, *GOOD[1:], b""])
+@given(
+    junk=st.binary(max_size=60).filter(lambda junk: b'"' not in junk),
+    separator=st.sampled_from([b",", b";", b"\t", b"|"]),
+)
+def test_no_junk_line_takes_good_rows_with_it(junk: bytes, separator: bytes, tmp_path: Path) -> None:
+    before, *after = (line.replace(b",", separator) for line in GOOD)
+    body = b"\n".join([HEADER.replace(b",", separator), before, junk, *after, b""])
     for left in tmp_path.iterdir():
         left.unlink()
     found = outcome(Case("junk", "junk", {"log.csv": body}, None), tmp_path)
