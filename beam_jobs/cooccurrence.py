@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from beam_jobs.beam_run import write_parquet
 from beam_jobs.bucket_events import Vocabulary
+from beam_jobs.payload import pack_sorted, unpack_sorted
 from contracts.layout import ItemStatistics
 from contracts.names import Split
 
@@ -102,7 +103,7 @@ class CountCompany(beam.PTransform):
 
 
 class _FindPairs(beam.DoFn):
-    """Bucket file -> (block, keys as bytes)."""
+    """Bucket file -> (block, packed keys)."""
 
     def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys) -> None:
         self._statistics = statistics
@@ -118,11 +119,11 @@ class _FindPairs(beam.DoFn):
         keys = self._keys.of_events(train.users, train.items - 1)
         bounds = self._keys.block_bounds(keys)
         for block in np.flatnonzero(np.diff(bounds)).tolist():
-            yield block, keys[bounds[block] : bounds[block + 1]].tobytes()
+            yield block, pack_sorted(keys[bounds[block] : bounds[block + 1]])
 
 
 class _SumBlock(beam.DoFn):
-    """(block, keys as bytes) -> the block's file."""
+    """(block, packed keys) -> the block's file."""
 
     def __init__(self, keys: PairKeys, output: str) -> None:
         self._keys = keys
@@ -130,7 +131,7 @@ class _SumBlock(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         block, payloads = element
-        keys = np.sort(np.concatenate([np.frombuffer(payload, np.int64) for payload in payloads]))
+        keys = np.sort(np.concatenate([unpack_sorted(payload) for payload in payloads]))
         rows, columns, weights = self._keys.sums(keys)
         path = f"{self._output}-{block:06d}.parquet"
         table = pa.table({"row": rows.astype(np.int32), "column": columns.astype(np.int32), "weight": weights})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +201,9 @@ def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: in
         merge = MergeCompany(workdir.item_statistics, config.data.num_buckets, scratch / "company")
         return sorted(collect(config.beam, sources_of(events.details, since), merge, scratch))
     paths = [str(workdir.events.path / name) for name in events.files]
-    keys = PairKeys(num_items, config.groups.cooccurrence_window, config.data.num_buckets)
+    # Every bucket sends something to every block: as many blocks as buckets would be too much post.
+    num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
+    keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
     steps = CountCompany(workdir.item_statistics, config.data.feedback.target_level_index, keys, scratch / "company")
     return sorted(collect(config.beam, paths, steps, scratch))
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+_CODEC = pa.Codec("zstd")
 _ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
 """A twelfth more time to ingest, for a third less memory and much less to send between workers."""
 
@@ -26,6 +27,18 @@ def pack(table: pa.Table) -> bytes:
 def unpack(payloads: Iterable[bytes]) -> pa.Table:
     """Concatenates packed tables of one schema. Their order is not defined: sort what must be sorted."""
     return pa.concat_tables([pa.ipc.open_stream(payload).read_all() for payload in payloads])
+
+
+def pack_sorted(numbers: npt.NDArray[np.int64]) -> bytes:
+    """Ascending numbers, not negative, as the steps between them: compressed, a byte or two each."""
+    steps = np.diff(numbers, prepend=0).tobytes()
+    return len(steps).to_bytes(8, "little") + _CODEC.compress(steps, asbytes=True)
+
+
+def unpack_sorted(payload: bytes) -> npt.NDArray[np.int64]:
+    """What `pack_sorted` packed."""
+    size = int.from_bytes(payload[:8], "little")
+    return np.cumsum(np.frombuffer(_CODEC.decompress(payload[8:], size, asbytes=True), np.int64))
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:

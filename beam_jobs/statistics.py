@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import apache_beam as beam
@@ -30,9 +31,11 @@ class CountItemsAndUsers(beam.PTransform):
 
     def expand(self, sources: beam.PCollection) -> beam.PCollection:
         target_level = self._config.data.feedback.target_level_index
-        counted = sources | "CountBuckets" >> beam.ParDo(
-            CountBucket(target_level, self._config.data.num_buckets)
-        ).with_outputs(CountBucket.USERS, main="items")
+        # Every bucket sends something to every partition: as many partitions as buckets would be too much post.
+        partitions = math.isqrt(self._config.data.num_buckets) + 1
+        counted = sources | "CountBuckets" >> beam.ParDo(CountBucket(target_level, partitions)).with_outputs(
+            CountBucket.USERS, main="items"
+        )
         items = (
             counted.items
             | "ByItem" >> beam.GroupByKey()

@@ -92,8 +92,10 @@ class CountBucket(beam.DoFn):
         partitions = (hash_strings(one_array(items[ItemColumn.ITEM_ID])) % np.uint64(self._num_partitions)).astype(
             np.int64
         )
-        for partition in np.unique(partitions).tolist():
-            yield partition, pack(items.filter(pa.array(partitions == partition)))
+        ordered = items.take(pa.array(np.argsort(partitions, kind="stable")))
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(partitions, minlength=self._num_partitions))])
+        for partition in np.flatnonzero(np.diff(bounds)).tolist():
+            yield partition, pack(ordered.slice(bounds[partition], bounds[partition + 1] - bounds[partition]))
         yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(users)))
 
     def _counts(self, source: dict[str, Any]) -> tuple[pa.Table, pa.Table]:

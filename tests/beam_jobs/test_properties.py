@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs.negatives import NegativeSampler, OwnedItems
+from beam_jobs.payload import pack_sorted, unpack_sorted
 from beam_jobs.splits import leave_one_out
 from beam_jobs.window_records import window_spans
 from contracts.names import PADDING_INDEX, Split
@@ -65,3 +66,9 @@ def test_negatives_are_lawful_for_any_catalogue(
         for row, allowed in ((hard_row, group - mine[user]), (easy_row, set(range(1, len(groups) + 1)) - mine[user])):
             # Padding stands exactly where no negative exists.
             assert set(row.tolist()) <= (allowed or {PADDING_INDEX})
+
+
+@given(st.lists(st.integers(0, 2**62)))
+def test_sorted_numbers_survive_their_packing(numbers: list[int]) -> None:
+    ordered = np.sort(np.array(numbers, np.int64))
+    assert unpack_sorted(pack_sorted(ordered)).tolist() == ordered.tolist()
