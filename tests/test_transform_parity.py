@@ -22,8 +22,12 @@ from beam_jobs.preprocessing import raw_feature_spec
 from contracts.config import Config, FeatureTable
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
+from serving.export import export
 from serving.features import TransformGraph, UserFeatures, VocabularyLookup
+from serving.local_client import ServableSession
+from serving.signature import SignatureSpec
 from trainer.catalogue import Catalogue
+from trainer.train import train
 
 ODD = [
     "😀",
@@ -225,3 +229,40 @@ def test_records_hold_the_indices_that_a_request_gets(run: Run):
         if len(history) > 3:  # one training event alone makes no window
             assert train[user][WindowField.ITEM_INDEX] == index[1:-2]
     assert len(train) == sum(len(history) > 3 for history in run.histories.values())
+
+
+def test_the_servable_takes_every_kind_of_feature(run: Run):
+    """A stranger with a known user's features gets the user's vectors; each feature left out or changed counts."""
+    tree = run.config.model_dump()
+    small = {"embedding_dim": 16, "num_layers": 1, "expert_hidden_dim": 16}
+    training = {"epochs": 2, "learning_rate": 0.01}
+    serving = {"indexes": ["exact"], "num_candidates": 5}
+    config = Config.model_validate({**tree, "model": small, "training": training, "serving": serving})
+    train(config, run.workdir, "dnc", "fingerprint")
+    version = export(config, run.workdir, "dnc", "fingerprint")
+    rows = dict(zip(run.users, run.user_rows, strict=True))
+    # Of each feature, the first user for whom it is something; and a user who has all that is a number.
+    indexed = pq.read_table(run.workdir.item_statistics.users)["user_id"].to_pylist()
+    features = run.catalogue.user_features.items()
+    known = {name: values[1:].reshape(len(indexed), -1).any(axis=1) for name, values in features}
+    told = {name: rows[indexed[int(np.argmax(is_known))]][name] for name, is_known in known.items()}
+    user = indexed[int(np.argmax(known["picture"] & known["size"]))]
+    row, picture = rows[user], told.pop("picture")
+    with ServableSession(version, num_threads=1) as session:
+        stored, _ = session.query_embedding([[], []], [user, "stranger"])
+        given, _ = session.query_embedding([[]], ["stranger"], {name: [value] for name, value in row.items()})
+        np.testing.assert_allclose(given[0], stored[0], rtol=1e-4, atol=1e-5)
+        assert np.abs(stored[0] - stored[1]).max() > 1e-4
+        nothing = {name: [None if name == "size" else ""] for name in told}
+        missing, _ = session.query_embedding([[]], [user], nothing)
+        np.testing.assert_allclose(missing[0], stored[0], rtol=1e-4, atol=1e-5)
+        two, _ = session.query_embedding([[], []], ["stranger", user], {"picture": [picture, None]})
+        np.testing.assert_allclose(two[1], stored[0], rtol=1e-4, atol=1e-5)
+        assert np.abs(two[0] - stored[1]).max() > 1e-4
+        for name, value in told.items():
+            other, _ = session.query_embedding([[]], ["stranger"], {name: [value]})
+            assert np.abs(other[0] - stored[1]).max() > 1e-5, name
+        spec = SignatureSpec("query_embedding", session.signatures["query_embedding"])
+        assert spec.inputs["picture"].shape == (None, 3)
+        with pytest.raises(ValueError, match=r"'picture' must be float32 \['\?', 3\], got the shape \[1, 2\]"):
+            spec.complete({"picture": np.zeros([1, 2], np.float32)})

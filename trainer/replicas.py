@@ -26,7 +26,9 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
             f"training.replicas={replicas} needs as many devices, and this process has {len(devices)} {kind}(s): "
             "lower it" + (", or start with the train stage (dnc run --from train)" if kind == "CPU" else "")
         )
-    return tf.distribute.MirroredStrategy([device.name for device in devices[:replicas]])
+    # Replicas touch different numbers of rows of the tables, which TensorFlow's collectives fail to gather at times.
+    names, reduction = [device.name for device in devices[:replicas]], tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
 
 
 def _split_cpu(replicas: int) -> None:

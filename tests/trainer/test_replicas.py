@@ -19,14 +19,16 @@ def test_two_replicas_train_as_one_device_does(batch_size: int, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     histories = json.loads(done.stdout.splitlines()[-1])
-    assert len(histories["on_1"]) == len(histories["on_2"]) == 2
-    for one, two in zip(histories["on_1"], histories["on_2"], strict=True):
-        for term in ("loss", "in_group", "global", "intent", "z", "choice"):
-            assert two[term] == pytest.approx(one[term], rel=1e-4), term
+    expected = np.load(tmp_path / "on_1.npz")
+    assert [entry["epoch"] for entry in histories["on_1"]] == [1, 2]
     assert histories["on_1"][1]["loss"] < histories["on_1"][0]["loss"]
-    one, two = (np.load(tmp_path / f"on_{replicas}.npz") for replicas in (1, 2))
-    for name in one.files:
-        np.testing.assert_allclose(two[name], one[name], atol=2e-3, err_msg=name)
+    for name in ("on_2", "on_2_resumed"):
+        for one, two in zip(histories["on_1"], histories[name], strict=True):
+            for term in ("epoch", "loss", "in_group", "global", "intent", "z", "choice"):
+                assert two[term] == pytest.approx(one[term], rel=1e-4), (name, term)
+        weights = np.load(tmp_path / f"{name}.npz")
+        for key in expected.files:
+            np.testing.assert_allclose(weights[key], expected[key], atol=2e-3, err_msg=f"{name}, {key}")
 
 
 def test_more_replicas_than_devices_are_refused() -> None:
