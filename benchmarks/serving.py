@@ -56,7 +56,8 @@ from serving.local_client import ServableSession
 from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3
-_RECALL_USERS = 64
+_RECALL_PRODUCTS = 6_400_000
+"""Recall is measured on as many users as make so many pairs with the items, at least 16 and at most 64."""
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -110,7 +111,8 @@ def median_microseconds(
 
 def recalls(found: Mapping[str, Contender], data: Data, num_candidates: int) -> dict[str, float]:
     """Share of what exact search by a contender's own rule returns, on users that nothing was tuned on."""
-    rows = np.arange(TUNING_USERS, TUNING_USERS + _RECALL_USERS)
+    num_users = min(64, max(16, _RECALL_PRODUCTS // len(data.items)))
+    rows = np.arange(TUNING_USERS, TUNING_USERS + num_users)
     num_groups = len(data.members)
     corpus = Corpus(data.items, data.group_ids, np.zeros(len(data.items), bool))
     excluded = np.zeros([len(rows), len(data.items)], bool)
@@ -214,19 +216,21 @@ def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[s
         for size in batch_sizes:
             fed = {name: np.resize(value, (size, *value.shape[1:])) for name, value in inputs.items()}
             asked = {Signature.SERVING_DEFAULT: fed, Signature.QUERY_EMBEDDING: fed}
+            asked["quota"] = {**fed, Request.MERGE: np.full([size], b"quota", object)}
             asked["no history"] = {Request.HISTORY: np.full([size, 1], b"", object)}
             times: dict[str, list[float]] = {name: [] for name in asked}
             started, rounds = time.perf_counter(), 0
             while rounds < _WARM_UP_CALLS + 10 or time.perf_counter() - started < seconds:
                 for name, one in asked.items():
                     before = time.perf_counter()
-                    session.predict(name if name != "no history" else Signature.SERVING_DEFAULT, one)
+                    session.predict(name if name in session.signatures else Signature.SERVING_DEFAULT, one)
                     if rounds >= _WARM_UP_CALLS:
                         times[name].append(time.perf_counter() - before)
                 rounds += 1
             whole, towers = (float(np.median(times[name])) * 1e6 for name in list(asked)[:2])
             line[f"b{size}_us"], line[f"b{size}_towers_share"] = round(whole), round(towers / whole, 3)
-            line[f"b{size}_no_history_us"] = round(float(np.median(times["no history"])) * 1e6)
+            for name in ("quota", "no history"):
+                line[f"b{size}_{name.replace(' ', '_')}_us"] = round(float(np.median(times[name])) * 1e6)
             print(f"batch {size:3}: {whole:9,.0f} µs, towers {towers:9,.0f}, search and merge {whole - towers:9,.0f}")
     return line
 

@@ -5,7 +5,7 @@
 Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
 writes serving.json (a line a run), serving.md and serving.png (recall against latency, a panel a run)
 to --out. From --int8-from items on, results are scored by 8-bit vectors, as serving.int8 is for large
-corpora. K TFRS layers are measured where K is at most --tfrs-max-groups: they take long to save.
+corpora. K TFRS layers, each of which is built again, are measured up to --tfrs-max-items and --tfrs-max-groups.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
         command = [sys.executable, "-m", "benchmarks.serving", "--items", str(num_items), "--groups", str(num_groups)]
         command += ["--seconds", str(arguments.seconds), "--json", str(path)]
         command += ["--int8"] if num_items >= arguments.int8_from else []
-        command += ["--no-tfrs-layers"] if num_groups > arguments.tfrs_max_groups else []
+        with_tfrs = num_groups <= arguments.tfrs_max_groups and num_items <= arguments.tfrs_max_items
+        command += [] if with_tfrs else ["--no-tfrs-layers"]
         subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         line: Line = json.loads(path.read_text(encoding="utf-8"))
         return line
@@ -93,7 +94,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="+", default=[10, 32, 100])
     parser.add_argument("--int8-from", type=int, default=1_000_000)
     parser.add_argument("--tfrs-max-groups", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each batch size of a run")
+    parser.add_argument("--tfrs-max-items", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing for each batch size of a run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     started, lines = time.perf_counter(), []
