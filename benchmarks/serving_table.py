@@ -22,6 +22,7 @@ from typing import Any
 _ROOT = Path(__file__).parent.parent
 _CONTENDERS = ("global", "all", "top", "exact", "tfrs")
 _RATIOS = ("all_groups", "top_groups", "exact", "tfrs")
+_TICKS = (0.5, 1, 2, 4, 8, 16)
 Line = dict[str, Any]
 
 
@@ -78,12 +79,17 @@ def plot(lines: list[Line], path: Path) -> None:
                 continue
             for size, marker in ((1, "o"), (64, "s")):
                 ratio = line[f"{key}_b{size}_vs_global"] if key else 1.0
-                panel.scatter(ratio, line[f"recall_{name}"], marker=marker, color=f"C{_CONTENDERS.index(name)}")
-                panel.annotate(f"{name} {size}", (ratio, line[f"recall_{name}"]), fontsize=6)
-        panel.set(xscale="log", title=f"{line['items']:,} items, {line['groups']} groups")
-        panel.set_xlabel("time / global index (o: batch 1, square: 64)", fontsize=7)
+                color = f"C{_CONTENDERS.index(name)}"
+                panel.scatter(ratio, line[f"recall_{name}"], 18, color, marker, label=f"{name}, batch {size}")
+        panel.set_xscale("log")
+        panel.set_xticks(_TICKS, map(str, _TICKS))
+        panel.set_xticks([], minor=True)
+        panel.set_title(f"{line['items']:,} items, {line['groups']} groups", fontsize=8)
+        panel.set_xlabel("time / global index", fontsize=7)
         panel.set_ylabel("recall", fontsize=7)
-    figure.tight_layout()
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=5, fontsize=6, loc="lower center")
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
