@@ -10,7 +10,8 @@ store is copied, and the day is retrained there once more
 Recall@100 is that of the exported servable on the test users of the newest day, whom no arm has seen; the ratio's
 interval is a paired bootstrap over the users of all compared days. Times are the wall seconds of whole processes,
 start and imports included; those of training alone are given beside them. On the drifting log, one day more is
-retrained with a window of 3 days and with one of 30. The last line is JSON.
+retrained with a window of 3 days and with one of 30, by the small model of configs/retrain.yaml, which looks back on 20
+events; the replay's is the product's default. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from benchmarks.retrain_replay import (
     HISTORY_WINDOW,
+    PRODUCT_MODEL,
     Day,
     compare,
     daily_retrain,
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--path", type=Path, help="of kuairand: directory of log_standard_*.parquet and the tables")
     parser.add_argument("--days", type=int, help="of the log (default: 30 drifting, 14 kuairand)")
     parser.add_argument("--replay", type=int, help="of these, retrain on the last so many (default: all that can be)")
-    parser.add_argument("--users", type=int, default=8_000, help="of the drifting log (default 8000)")
+    parser.add_argument("--users", type=int, default=16_000, help="of the drifting log (default 16000)")
     parser.add_argument("--compare", type=int, default=3, help="days with the other arms beside (default 3)")
     parser.add_argument("--no-history", action="store_true", help="leave out the window of ten times the days")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
@@ -65,11 +67,12 @@ def main() -> None:
         else:
             least = 0 if arguments.no_history else 10 * HISTORY_WINDOW + 1
             num_days = max(arguments.days or 30, least)
-            config = lay_out_drifting(folder / "log", num_days, arguments.users, arguments.overrides)
+            small = lay_out_drifting(folder / "log", num_days, arguments.users, arguments.overrides)
+            config = lay_out_drifting(folder / "log", num_days, arguments.users, [*PRODUCT_MODEL, *arguments.overrides])
         # The short part first: a long one that is cut off leaves what it has.
         history = {}
         if arguments.log == "drifting" and not arguments.no_history:
-            history = time_by_window(config, folder)
+            history = time_by_window(small, folder)
         days: list[Day] = []
         for day in replay(config, folder, arguments.replay, arguments.compare):
             days.append(day)

@@ -40,6 +40,8 @@ LENIENT = [
     "retrain.gate.max_latency_ms=10000",
 ]
 """What is compared is training: the gate lets through what a busy machine or a small log would have it refuse."""
+PRODUCT_MODEL = ["model.embedding_dim=64", "model.num_layers=2", "windows.length=50"]
+"""The product's default, where retrain.yaml's model is small, so that the example is quick."""
 _COLUMNS = ["user_id", "video_id", "time_ms", "is_click", "long_view"]
 
 
@@ -105,8 +107,6 @@ def lay_out_drifting(folder: Path, days: int, users: int, overrides: list[str]) 
     """Generates the log below `folder`; returns the config that reads it."""
     drifting.generate(drifting.DriftingLog(num_days=days, num_users=users, num_items=users // 4), folder)
     own = [f"data.events='{folder}/{{date}}/events.parquet'", f"data.item_features.path={folder}/items.csv"]
-    # retrain.yaml's model is small, so that the example is quick; this is the product's default.
-    own += ["model.embedding_dim=64", "model.num_layers=2", "windows.length=50"]
     return load_config(Path("configs/retrain.yaml"), [*own, *LENIENT, *overrides])
 
 

@@ -514,7 +514,7 @@ class RetrainConfig(Section):
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
     stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
     replay_spans: int = Field(
-        1, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
+        0, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
     )
     epochs: int = Field(4, ge=1, description="most epochs of a warm-started training")
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
