@@ -179,7 +179,7 @@ def multiply_adds(num_groups: int, negatives: int, conditioning: str) -> dict[st
     model = Config().model
     dim, layers, experts = model.embedding_dim, model.num_layers, model.num_experts
     encoder = layers * (4 * dim * dim + 2 * model.feed_forward_multiple * dim * dim + 2 * (LENGTH + 1) * dim)
-    own = {"none": 0, "multiply": dim, "mmoe": experts * dim * (2 * model.expert_hidden_dim + num_groups)}
+    own = {"none": 0, "multiply": dim, "mmoe": experts * dim * (2 * model.expert_hidden_dim + 1)}
     intent = dim * num_groups if num_groups > 1 else 0
     return {"encoder": encoder, "own_vector": own[conditioning], "intent": intent, "logits": negatives * dim}
 
@@ -189,7 +189,7 @@ def activations(num_groups: int, negatives: int, conditioning: str) -> int:
     model = Config().model
     dim = model.embedding_dim
     block = 9 * dim + 2 * model.feed_forward_multiple * dim + 2 * model.num_heads * (LENGTH + 1)
-    mmoe = 3 * model.num_experts * model.expert_hidden_dim + 2 * num_groups * model.num_experts + dim
+    mmoe = 3 * model.num_experts * model.expert_hidden_dim + 2 * model.num_experts + dim
     own = {"none": 0, "multiply": dim, "mmoe": mmoe}[conditioning]
     intent = 2 * num_groups if num_groups > 1 else 0
     return 4 * (model.num_layers * block + own + intent + 3 * negatives)

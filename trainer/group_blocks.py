@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from trainer.index_ops import count, repeat
+
 _LEAST_BLOCK = 8
 _BLOCKS_A_GROUP = 2
 
@@ -47,7 +49,7 @@ class GroupBlocks(NamedTuple):
         block_size = tf.maximum(_LEAST_BLOCK, number // (_BLOCKS_A_GROUP * num_groups))
         order = tf.argsort(group_id, stable=True)
         ordered = tf.gather(group_id, order)
-        sizes = tf.math.bincount(group_id, minlength=num_groups)
+        sizes = count(group_id, num_groups)
         blocks = (sizes + block_size - 1) // block_size
         first_row = tf.cumsum(sizes, exclusive=True)
         first_place = tf.cumsum(blocks, exclusive=True) * block_size
@@ -55,6 +57,6 @@ class GroupBlocks(NamedTuple):
         row = tf.scatter_nd(place[:, None], order, tf.stack([tf.reduce_sum(blocks) * block_size]))
         return cls(
             row=tf.reshape(row, [-1, block_size]),
-            group_id=tf.repeat(tf.range(num_groups), blocks),
+            group_id=repeat(tf.range(num_groups), blocks),
             place_of_row=tf.scatter_nd(order[:, None], place, tf.shape(order)),
         )

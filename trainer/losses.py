@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import tensorflow as tf
 
 from trainer.replicas import mean_over_replicas, sum_over_replicas
@@ -60,30 +62,33 @@ def log_add_exp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return left + tf.nn.softplus(right - left)
 
 
-def group_log_partitions(
-    queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, correction: tf.Tensor | None = None
-) -> tf.Tensor:
-    """log sum_j e^{<e_{u,g}, v_j> + correction_j} over the candidates j of each group g.
-
-    One matrix product a group: every candidate meets its own group's vector only, nothing is padded.
+def group_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
+    """log sum_j e^{<e_{u,g}, v_j>} over the candidates j of each group g.
 
     Args:
         queries: float32 [num_positives, num_groups, dim].
         candidates: float32 [num_candidates, dim], sorted by group.
         group_sizes: int32 [num_groups].
-        correction: float32 [num_positives or 1, num_candidates]: -log E[count_j], and hugely negative where a
-            candidate is left out; None where every candidate is there once.
 
     Returns:
         float32 [num_positives, num_groups]; -inf for a group without candidates.
     """
+    of_groups = _by_group(queries, candidates, group_sizes)
+    return tf.stack([log_sum_exp_of_products(query, members) for query, members in of_groups], axis=1)
+
+
+def group_scores(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
+    """<e_{u,g(j)}, v_j>, float32 [num_positives, num_candidates]; arguments as of `group_log_partitions`."""
+    of_groups = _by_group(queries, candidates, group_sizes)
+    return tf.concat([tf.matmul(query, members, transpose_b=True) for query, members in of_groups], axis=1)
+
+
+def _by_group(
+    queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Each group's vectors and candidates: one matrix product a group, and nothing is padded."""
     num_groups = queries.shape[1]
-    of_groups = zip(tf.unstack(queries, axis=1), tf.split(candidates, group_sizes, num=num_groups), strict=True)
-    if correction is None:
-        return tf.stack([log_sum_exp_of_products(query, members) for query, members in of_groups], axis=1)
-    corrections = tf.split(correction, group_sizes, axis=1, num=num_groups)
-    logits = [tf.matmul(query, members, transpose_b=True) for query, members in of_groups]
-    return tf.stack([log_sum_exp(a + b) for a, b in zip(logits, corrections, strict=True)], axis=1)
+    return zip(tf.unstack(queries, axis=1), tf.split(candidates, group_sizes, num=num_groups), strict=True)
 
 
 def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -94,26 +99,3 @@ def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """
     center = sum_over_replicas(mean_over_replicas(tf.stop_gradient(log_partition_value), weights))
     return mean_over_replicas(tf.square(log_partition_value - center), weights)
-
-
-def is_member(rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Whether each value occurs in each row.
-
-    Args:
-        rows: int64 [num_rows, length].
-        values: int64 [num_values].
-
-    Returns:
-        bool [num_rows, num_values].
-    """
-    # Looking the few rows' elements up among the many values is cheaper than the reverse.
-    order = tf.argsort(values)
-    ordered = tf.gather(values, order)
-    wanted = tf.reshape(rows, [-1])
-    first = tf.searchsorted(ordered, wanted)
-    count = tf.searchsorted(ordered, wanted, side="right") - first
-    row_id = tf.repeat(tf.repeat(tf.range(tf.shape(rows)[0]), tf.shape(rows)[1]), count)
-    within = tf.range(tf.size(row_id)) - tf.repeat(tf.cumsum(count, exclusive=True), count)
-    found = tf.stack([row_id, tf.gather(order, tf.repeat(first, count) + within)], axis=1)
-    absent = tf.zeros([tf.shape(rows)[0], tf.size(values)], tf.bool)
-    return tf.tensor_scatter_nd_update(absent, found, tf.ones([tf.size(row_id)], tf.bool))

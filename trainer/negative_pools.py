@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
-from trainer.losses import is_member
+from trainer.index_ops import count, is_member
 from trainer.negative_samplers import evenly_spread, negative_sampler
 
 LEFT_OUT = -1e9
@@ -88,8 +88,8 @@ class NegativePools:
         item_index = tf.concat([hard, easy], 0)
         group = tf.gather(self._group_id, item_index)
         num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
-        easy_sizes = tf.math.bincount(group[num_hard:], minlength=self.num_groups)
-        hard_sizes = tf.math.bincount(group[:num_hard], minlength=self.num_groups)
+        easy_sizes = count(group[num_hard:], self.num_groups)
+        hard_sizes = count(group[:num_hard], self.num_groups)
         rows, filled = _to_rows(group, easy_sizes + hard_sizes)
         log_probability = tf.gather(self._log_probability, item_index)
         log_draws = tf.math.log(tf.cast(hard_sizes, tf.float32) / self._group_mass + num_easy + 1e-30)
@@ -114,16 +114,14 @@ class NegativePools:
         return None if self.exact else is_member(items, candidates.item_index)
 
 
-def shared_correction(candidates: Candidates, own_items: tf.Tensor | None, window: tf.Tensor) -> tf.Tensor | None:
-    """What is added to logits of candidates of all groups: float32 [num_positives, num_shared], or None for nothing.
+def shared_correction(candidates: Candidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """What is added to logits of draws of all groups: float32 [num_positives, num_shared].
 
     Args:
         own_items: see `NegativePools.own_items`.
         window: int64 [num_positives].
     """
-    if own_items is None:
-        return None
-    of_window = tf.where(own_items[:, candidates.shared_from :], LEFT_OUT, candidates.shared_correction)
+    of_window = _left_out(own_items[:, candidates.shared_from :]) + candidates.shared_correction
     return tf.gather(of_window, window)
 
 
@@ -139,9 +137,13 @@ def row_correction(
     """
     if own_items is None:
         return tf.gather(candidates.row_correction, group_id)[:, None, :]
-    of_window = tf.where(tf.gather(own_items, candidates.rows, axis=1), LEFT_OUT, candidates.row_correction)
+    of_window = _left_out(tf.gather(own_items, candidates.rows, axis=1)) + candidates.row_correction
     group = tf.broadcast_to(tf.cast(group_id, tf.int64)[:, None], tf.shape(window))
     return tf.gather_nd(of_window, tf.stack([window, group], axis=-1))
+
+
+def _left_out(which: tf.Tensor) -> tf.Tensor:
+    return tf.cast(which, tf.float32) * LEFT_OUT
 
 
 def _to_rows(group: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

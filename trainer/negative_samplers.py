@@ -93,7 +93,7 @@ def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -
     stride = tf.cast(number, tf.float64) / tf.cast(tf.maximum(kept, 1), tf.float64)
     place = (tf.cast(tf.range(kept), tf.float64) + generator.uniform([], dtype=tf.float64)) * stride
     part = tf.gather(draws, tf.minimum(tf.cast(place, tf.int32), number - 1))
-    return tf.boolean_mask(part, part > 0)
+    return tf.gather(part, tf.where(part > 0)[:, 0])
 
 
 def uniform_unseen(generator: tf.random.Generator, num_items: int, seen: tf.Tensor, number: int) -> tf.Tensor:

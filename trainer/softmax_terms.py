@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from trainer.candidate_tower import CandidateTower
 from trainer.group_blocks import GroupBlocks
+from trainer.index_ops import repeat
 from trainer.input_pipeline import WindowBatch
 from trainer.losses import group_log_partitions, log_add_exp, log_sum_exp
-from trainer.negative_pools import Candidates, NegativePools, row_correction, shared_correction
+from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
 
 
@@ -50,14 +51,11 @@ class SoftmaxTerms:
         if not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return logit, own, own if self._use_global else None
-        by_group = group_log_partitions(
-            vectors.all_groups(),
-            embeddings[candidates.shared_from :],
-            candidates.shared_sizes,
-            shared_correction(candidates, own_items, place[:, 0]),
-        )
-        is_own = tf.one_hot(group, self._num_groups, on_value=True, off_value=False)
-        return logit, own, log_sum_exp(tf.where(is_own, own[:, None], by_group))
+        scores = vectors.scores(embeddings[candidates.shared_from :], candidates.shared_sizes)
+        scores += shared_correction(candidates, own_items, place[:, 0])
+        group_of_candidate = repeat(tf.range(self._num_groups), candidates.shared_sizes)
+        others = tf.where(group_of_candidate == group[:, None], LEFT_OUT, scores)
+        return logit, own, log_add_exp(own, log_sum_exp(others))
 
     def _own_partition(
         self,

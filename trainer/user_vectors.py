@@ -7,6 +7,7 @@ import abc
 import tensorflow as tf
 
 from trainer.layers.group_conditioning import GroupConditioning
+from trainer.losses import group_scores
 
 
 class UserVectors(abc.ABC):
@@ -27,6 +28,18 @@ class UserVectors(abc.ABC):
     def all_groups(self) -> tf.Tensor:
         """Vectors for all groups: float32 [num_positives, num_groups, dim]."""
 
+    def scores(self, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
+        """Inner products of candidates with each user's vector for the candidate's group.
+
+        Args:
+            candidates: float32 [num_candidates, dim], sorted by group.
+            group_sizes: int32 [num_groups].
+
+        Returns:
+            float32 [num_positives, num_candidates].
+        """
+        return group_scores(self.all_groups(), candidates, group_sizes)
+
 
 class ConditionedVectors(UserVectors):
     """Vectors by a `GroupConditioning`; the shared one for every group where a positive's conditioning is dropped.
@@ -43,11 +56,22 @@ class ConditionedVectors(UserVectors):
 
     def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
         vectors = self._conditioning.own_group(self.shared, group_id, self._training)
-        return vectors if self._kept is None else tf.where(self._kept[:, None], vectors, self.shared)
+        if self._kept is None:
+            return vectors
+        # Arithmetic, because a broadcast selection is several times as slow, forward and backward.
+        return self.shared + tf.cast(self._kept, tf.float32)[:, None] * (vectors - self.shared)
 
     def all_groups(self) -> tf.Tensor:
         vectors = self._conditioning.all_groups(self.shared, self._training)
         return vectors if self._kept is None else tf.where(self._kept[:, None, None], vectors, self.shared[:, None, :])
+
+    def scores(self, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
+        if self._kept is None:
+            return self._conditioning.scores(self.shared, candidates, group_sizes, self._training)
+        place = tf.where(self._kept)
+        query = tf.gather_nd(self.shared, place)
+        conditioned = self._conditioning.scores(query, candidates, group_sizes, self._training)
+        return tf.tensor_scatter_nd_update(tf.matmul(self.shared, candidates, transpose_b=True), place, conditioned)
 
 
 class OneGroupVectors(UserVectors):

@@ -1,11 +1,16 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer.layers import mmoe_conditioning
 from trainer.layers.concat_conditioning import ConcatConditioning
 from trainer.layers.concat_tokens import ConcatTokens
 from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.gelu import gelu
 from trainer.layers.group_conditioning import GroupConditioning
+from trainer.layers.layer_norm import LayerNorm
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.layers.multiply_tokens import MultiplyTokens
@@ -51,6 +56,19 @@ def test_training_starts_from_the_single_vector(kind: str) -> None:
     query = tf.random.stateless_normal([7, DIM], seed=[1, 2])
     vectors = conditioning(kind).all_groups(query)
     np.testing.assert_allclose(vectors, np.repeat(query[:, None], GROUPS, axis=1), atol=1e-6)
+
+
+@KINDS
+@pytest.mark.parametrize("many", [False, True], ids=["few groups", "many groups"])
+def test_scores_and_own_vectors_are_those_of_all_groups(kind: str, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmoe_conditioning, "_MANY_GROUPS", GROUPS if many else GROUPS + 1)
+    layer, sizes = randomized(conditioning(kind)), [3, 0, 1, 5, 2]
+    query = tf.random.stateless_normal([6, DIM], seed=[1, 2])
+    candidates = tf.random.stateless_normal([11, DIM], seed=[3, 4])
+    expected = np.einsum("pnd,nd->pn", np.repeat(layer.all_groups(query), sizes, axis=1), candidates)
+    np.testing.assert_allclose(layer.scores(query, candidates, tf.constant(sizes)), expected, rtol=1e-3, atol=1e-3)
+    own = layer.own_group(query, tf.constant([4, 0, 0, 3, 2, 1]))
+    np.testing.assert_allclose(own, layer.all_groups(query).numpy()[range(6), [4, 0, 0, 3, 2, 1]], rtol=1e-4, atol=1e-4)
 
 
 def test_mmoe_against_a_loop_over_experts() -> None:
@@ -101,6 +119,38 @@ def test_padding_on_the_right_changes_nothing() -> None:
     layer, inputs = encoder(), tf.random.stateless_normal([2, 4, DIM], seed=[1, 2])
     longer = tf.pad(inputs, [[0, 0], [0, 5], [0, 0]])
     np.testing.assert_allclose(layer(inputs), layer(longer)[:, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gelu_and_its_gradient_are_tensorflows(training: bool) -> None:
+    same_with_gradients(lambda inputs: gelu(inputs, training), tf.nn.gelu, lambda function: [])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layer_norm_and_its_gradients_are_those_of_keras(training: bool) -> None:
+    layers = [LayerNorm(), tf.keras.layers.LayerNormalization(epsilon=1e-6)]
+    for layer in layers:
+        layer.build(tf.TensorShape([None, None, DIM]))
+        randomized(layer)
+    ours, reference = layers
+    same_with_gradients(
+        lambda inputs: ours(inputs, training=training),
+        reference,
+        lambda function: [layers[function is reference].gamma, layers[function is reference].beta],
+    )
+
+
+def same_with_gradients(ours: Callable, reference: Callable, weights: Callable) -> None:
+    inputs = tf.constant(np.random.default_rng(0).normal(1, 3, (5, 7, DIM)), tf.float32)
+    upstream = tf.random.stateless_normal(inputs.shape, seed=[1, 2])
+    results = []
+    for function in (ours, reference):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value = function(inputs)
+        results.append([value, *tape.gradient(value, [inputs, *weights(function)], upstream)])
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_keeps_the_mean_and_repeats_from_a_restored_generator() -> None:

@@ -10,9 +10,10 @@ from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
+from trainer.index_ops import count, is_member, repeat
 from trainer.losses import (
     group_log_partitions,
-    is_member,
+    group_scores,
     log_add_exp,
     log_sum_exp,
     log_sum_exp_of_products,
@@ -45,24 +46,17 @@ def test_exact_partition_is_the_softmax_of_numpy() -> None:
     np.testing.assert_allclose(partition, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
 
 
-def test_group_partitions_score_each_candidate_by_its_own_groups_vector() -> None:
+def test_each_candidate_meets_its_own_groups_vector() -> None:
     rng = np.random.default_rng(0)
     sizes, dim = [3, 0, 5, 1], 6
     queries = rng.normal(size=(7, 4, dim)).astype(np.float32)
     candidates = rng.normal(size=(9, dim)).astype(np.float32)
-    log_count = rng.normal(size=9).astype(np.float32)
-    masked = rng.random((7, 9)) < 0.2
-    group_of = np.repeat(np.arange(4), sizes)
     factors = tf.constant(queries), tf.constant(candidates), tf.constant(sizes)
-    corrected = group_log_partitions(*factors, tf.constant(np.where(masked, LEFT_OUT, -log_count), tf.float32)).numpy()
-    plain = group_log_partitions(*factors).numpy()
-    for user in range(7):
-        for group in range(4):
-            rows = (group_of == group) & ~masked[user]
-            expected = np.exp(candidates[rows] @ queries[user, group] - log_count[rows]).sum()
-            assert np.exp(corrected[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
-            expected = np.exp(candidates[group_of == group] @ queries[user, group]).sum()
-            assert np.exp(plain[user, group]) == pytest.approx(expected, rel=1e-4), (user, group)
+    expected = np.einsum("pnd,nd->pn", np.repeat(queries, sizes, axis=1), candidates)
+    np.testing.assert_allclose(group_scores(*factors), expected, rtol=1e-4, atol=1e-5)
+    partitions = np.exp(group_log_partitions(*factors))
+    for group, part in enumerate(np.split(expected, np.cumsum(sizes)[:-1], axis=1)):
+        np.testing.assert_allclose(partitions[:, group], np.exp(part).sum(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0], ids=["mild", "exp would overflow"])
@@ -119,14 +113,12 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     assert own.numpy()[0] == pytest.approx(np.log(np.exp(scores[members]).sum()), abs=tolerance)
     np.testing.assert_allclose(tape.gradient(own, query).numpy()[0], weights @ table[members], atol=tolerance)
     if easy > 1000:
-        rest = group_log_partitions(
-            tf.repeat(query[:, None], NUM_GROUPS, axis=1),
-            tf.gather(table, candidates.item_index[candidates.shared_from :]),
-            candidates.shared_sizes,
-            candidates.shared_correction[None],
-        )
+        rest = table[candidates.item_index[int(candidates.shared_from) :]] @ query.numpy()[0]
+        weight = np.exp(rest + candidates.shared_correction.numpy())
+        group_of = np.repeat(np.arange(NUM_GROUPS), candidates.shared_sizes)
+        found = np.log(np.bincount(group_of, weight, NUM_GROUPS))
         expected = [np.log(np.exp(scores[rows]).sum()) for rows in by_group]
-        np.testing.assert_allclose(rest.numpy()[0], expected, atol=0.12)
+        np.testing.assert_allclose(found, expected, atol=0.12)
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "popularity", "in_batch"])
@@ -259,6 +251,14 @@ def test_membership_against_brute_force() -> None:
     rows, values = rng.integers(0, 30, (20, 7)), rng.integers(0, 40, 50)
     expected = (rows[:, :, None] == values).any(axis=1)
     assert (is_member(tf.constant(rows), tf.constant(values)).numpy() == expected).all()
+
+
+def test_counts_and_repetitions_against_numpy() -> None:
+    values = np.array([3, 0, 3, 3, 1], np.int32)
+    np.testing.assert_array_equal(count(tf.constant(values), 6), np.bincount(values, minlength=6))
+    times = np.array([0, 2, 0, 0, 3, 1, 0], np.int32)
+    np.testing.assert_array_equal(repeat(tf.range(7), tf.constant(times)), np.repeat(np.arange(7), times))
+    assert repeat(tf.range(2), tf.zeros([2], tf.int32)).shape == (0,)
 
 
 def test_blocks_hold_every_row_once_and_never_mix_groups() -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.layers.gelu import gelu
 from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.random_dropout import RandomDropout
+
+_MANY_GROUPS = 32
+"""From this number of groups on, a gate a positive is cheaper than one product for all groups' gates, and scoring
+a few hundred candidates by expert than a vector a group."""
 
 
 class MMoEConditioning(GroupConditioning):
@@ -48,7 +53,10 @@ class MMoEConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
-        return tf.nn.softmax(tf.gather(self._gate_logits(query), group_id, batch_dims=1))
+        if self.num_groups < _MANY_GROUPS:
+            return tf.nn.softmax(tf.gather(self._gate_logits(query), group_id, batch_dims=1))
+        kernel = tf.gather(self._gate_kernel, group_id)
+        return tf.nn.softmax(tf.linalg.matvec(kernel, query, transpose_a=True) + tf.gather(self._gate_bias, group_id))
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
@@ -57,19 +65,33 @@ class MMoEConditioning(GroupConditioning):
         flat = tf.reshape(gated, [-1, self._num_experts * self._hidden_dim])
         return query + tf.matmul(flat, tf.reshape(self._expert_output, [-1, self.dim]))
 
+    def scores(
+        self, query: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        if self.num_groups < _MANY_GROUPS:
+            return super().scores(query, candidates, group_sizes, training)
+        # <h + sum_n gate_n expert_n, v> = <h, v> + sum_n gate_n <expert_n, v>: no vector of a group is made.
+        of_experts = tf.matmul(tf.reshape(self._experts(query, training), [-1, self.dim]), candidates, transpose_b=True)
+        gates = tf.transpose(tf.nn.softmax(self._gate_logits(query)), [0, 2, 1])
+        # A product with indicators, because its gradient is one too.
+        indicator = tf.repeat(tf.eye(self.num_groups), group_sizes, axis=1)
+        of_gates = tf.matmul(tf.reshape(gates, [-1, self.num_groups]), indicator)
+        mixed = tf.reshape(of_gates * of_experts, [-1, self._num_experts, tf.shape(candidates)[0]])
+        return tf.matmul(query, candidates, transpose_b=True) + tf.reduce_sum(mixed, axis=1)
+
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
-        experts = tf.einsum("bnh,nhd->bnd", self._hidden(query, training), self._expert_output)
-        return query[:, None, :] + tf.matmul(tf.nn.softmax(self._gate_logits(query)), experts)
+        return query[:, None, :] + tf.matmul(tf.nn.softmax(self._gate_logits(query)), self._experts(query, training))
+
+    def _experts(self, query: tf.Tensor, training: bool) -> tf.Tensor:
+        """[num_queries, dim] -> [num_queries, num_experts, dim]."""
+        return tf.einsum("bnh,nhd->bnd", self._hidden(query, training), self._expert_output)
 
     def _gate_logits(self, query: tf.Tensor) -> tf.Tensor:
-        """[num_queries, dim] -> [num_queries, num_groups, num_experts], of all groups: one product.
-
-        A kernel a positive would be gathered, and its gradient scattered, for more than that costs.
-        """
+        """[num_queries, dim] -> [num_queries, num_groups, num_experts], of all groups: one product."""
         kernel = tf.reshape(tf.transpose(self._gate_kernel, [1, 0, 2]), [self.dim, -1])
         return tf.reshape(tf.matmul(query, kernel), [-1, *self._gate_bias.shape]) + self._gate_bias
 
     def _hidden(self, query: tf.Tensor, training: bool) -> tf.Tensor:
         """[num_queries, dim] -> [num_queries, num_experts, hidden_dim]."""
-        hidden = tf.nn.gelu(tf.matmul(query, self._expert_kernel) + self._expert_bias)
+        hidden = gelu(tf.matmul(query, self._expert_kernel) + self._expert_bias, training)
         return tf.reshape(self._dropout(hidden, training=training), [-1, self._num_experts, self._hidden_dim])

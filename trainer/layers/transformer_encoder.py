@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.layers.gelu import gelu
+from trainer.layers.layer_norm import LayerNorm
 from trainer.layers.random_dropout import RandomDropout
 from trainer.layers.sequence_encoder import SequenceEncoder
 
@@ -26,13 +28,13 @@ class TransformerEncoder(SequenceEncoder):
             _Block(num_heads, dim, feed_forward_dim, dropout, generator, name=f"block_{index}")
             for index in range(num_layers)
         ]
-        self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="norm")
+        self._norm = LayerNorm(name="norm")
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = inputs
         for block in self._blocks:
             hidden = block(hidden, training=training)
-        return self._norm(hidden)
+        return self._norm(hidden, training=training)
 
 
 class _Block(tf.keras.layers.Layer):
@@ -47,18 +49,19 @@ class _Block(tf.keras.layers.Layer):
     ):
         super().__init__(name=name)
         self._num_heads, self._dim = num_heads, dim
-        self._attention_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="attention_norm")
-        self._feed_forward_norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="feed_forward_norm")
+        self._attention_norm = LayerNorm(name="attention_norm")
+        self._feed_forward_norm = LayerNorm(name="feed_forward_norm")
         self._query_key_value = tf.keras.layers.Dense(3 * dim, use_bias=False, name="query_key_value")
         self._attention_output = tf.keras.layers.Dense(dim, use_bias=False, name="attention_output")
-        self._expand = tf.keras.layers.Dense(feed_forward_dim, activation="gelu", name="expand")
+        self._expand = tf.keras.layers.Dense(feed_forward_dim, name="expand")
         self._contract = tf.keras.layers.Dense(dim, name="contract")
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        attended = self._attend(self._attention_norm(inputs))
+        attended = self._attend(self._attention_norm(inputs, training=training))
         hidden = inputs + self._dropout(attended, training=training)
-        projected = self._contract(self._expand(self._feed_forward_norm(hidden)))
+        expanded = self._expand(self._feed_forward_norm(hidden, training=training))
+        projected = self._contract(gelu(expanded, training))
         return hidden + self._dropout(projected, training=training)
 
     def _attend(self, inputs: tf.Tensor) -> tf.Tensor:
