@@ -102,8 +102,8 @@ def run(config: Path, store: Store, day: str) -> dict[str, Any]:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout) | {"code": done.returncode}
-    except ValueError:
-        raise RuntimeError(done.stderr[-2000:]) from None
+    except ValueError:  # it died without a word
+        return {"code": done.returncode, "outcome": "died", "reasons": done.stderr.strip().splitlines()[-1:]}
 
 
 def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.Random) -> str:
@@ -111,20 +111,25 @@ def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.
     process = start(config, store)
     assert process.stderr is not None
     running = "start"
-    deadline: float | None = None
     killer: threading.Timer | None = None
+    if stage == "start":
+        killer = kill_later(process, rng.uniform(0, seconds))
     for line in process.stderr:
         found = STAGE_LINE.search(line)
         running = found[1] if found else running
-        after_gate = stage == "push" and "gate: done" in line
-        if deadline is None and (running == stage or after_gate or stage == "start"):
-            deadline = rng.uniform(0, 0.6 * seconds)  # stages are faster now and then
-            killer = threading.Timer(deadline, os.killpg, (process.pid, signal.SIGKILL))
-            killer.start()
+        running = "push" if "gate: done" in line else running
+        if killer is None and running == stage:
+            killer = kill_later(process, rng.uniform(0, 0.6 * seconds))  # stages are faster now and then
     code = process.wait()
     if killer is not None:
         killer.cancel()
     return running if code == -signal.SIGKILL else f"{running} (was over before the kill)"
+
+
+def kill_later(process: subprocess.Popen[str], seconds: float) -> threading.Timer:
+    killer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+    killer.start()
+    return killer
 
 
 def outcome_of(store: Store) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from contracts.layout import Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.train import load_model
+from trainer.training_state import save_weights
 from trainer.warm_start import warm_start
 
 
@@ -37,7 +38,7 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         staged = Model(artifact.path)
-        model.save_weights(str(staged.weights))
+        save_weights(model, staged.weights)
         write_json(staged.history, [])
         write_json(artifact.path / "config.json", config.model_dump(mode="json"))
         artifact.files += [staged.weights.name, staged.history.name, "config.json"]

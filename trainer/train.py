@@ -24,7 +24,7 @@ from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
 from trainer.replicas import part_of_replica, strategy_of
-from trainer.training_state import TrainingState
+from trainer.training_state import TrainingState, save_weights
 from trainer.warm_start import warm_start
 
 BATCH_SIGNATURE = WindowBatch(
@@ -62,7 +62,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         trainer = _Trainer(config, workdir, name, catalogue, model, strategy, fingerprint)
         trainer.run()
         staged = Model(artifact.path)
-        model.save_weights(str(staged.weights))
+        save_weights(model, staged.weights)
         write_json(staged.history, trainer.state.history)
         write_json(artifact.path / "config.json", config.model_dump(mode="json"))
         artifact.files += [staged.weights.name, staged.history.name, "config.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from trainer.model import TwoTowerModel
+
+
+def save_weights(model: TwoTowerModel, path: Path) -> None:
+    """Writes the weights as HDF5, whose library brings the process down on a full disk: made elsewhere, then copied.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / path.name
+        model.save_weights(str(made))
+        shutil.copyfile(made, path)
 
 
 class TrainingState:
@@ -69,7 +82,7 @@ class TrainingState:
         self.history.append(entry)
         if self.best_epoch is entry:
             staging = self._path / "best.staging.weights.h5"
-            self._model.save_weights(str(staging))
+            save_weights(self._model, staging)
             staging.replace(self._best_weights)
         if self.evaluations_without_better() >= patience:
             entry["plateau"] = True
