@@ -220,7 +220,7 @@ def benchmark(
     from pipeline.benchmark_config import load_benchmark
     from pipeline.benchmark_table import write_tables
 
-    chosen = load_benchmark(config).restricted_to(datasets, models, seeds).with_paths(paths)
+    chosen = load_benchmark(config).with_paths(paths).restricted_to(datasets, models, seeds)
     results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
     # What was typed, but for the program's own path.
     command = shlex.join(["dnc", *sys.argv[1:]])
