@@ -1,0 +1,117 @@
+"""The typed config tree. It refuses unknown keys; every default of the project lives here.
+
+Read and override it with `contracts.config_io`.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from contracts.config.data import (
+    BeamConfig,
+    DataConfig,
+    EventColumns,
+    Feature,
+    FeatureTable,
+    FeedbackConfig,
+    GroupsConfig,
+    SplitConfig,
+    WindowsConfig,
+)
+from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
+from contracts.config.section import Instant, Section, Strings
+from contracts.config.serving import ServerConfig, ServingConfig
+from contracts.config.training import BaselineName, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
+
+__all__ = [
+    "BaselineName",
+    "BeamConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "EventColumns",
+    "Feature",
+    "FeatureTable",
+    "FeedbackConfig",
+    "GateConfig",
+    "GroupsConfig",
+    "Instant",
+    "LossConfig",
+    "ModelConfig",
+    "RetrainConfig",
+    "Section",
+    "ServerConfig",
+    "ServingConfig",
+    "SpanLimits",
+    "SplitConfig",
+    "Strings",
+    "TrainingConfig",
+    "WindowsConfig",
+]
+
+
+class Config(Section):
+    """The whole tree."""
+
+    name: str = "dnc"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    groups: GroupsConfig = GroupsConfig()
+    windows: WindowsConfig = WindowsConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
+    server: ServerConfig = ServerConfig()
+    beam: BeamConfig = BeamConfig()
+
+    @property
+    def intent_in_score(self) -> bool:
+        """Whether s(u, i) = <e_{u,g(i)}, v_i> + log p(g(i) | u), instead of the inner product alone.
+
+        A term of the loss that compares items of all groups makes their inner products comparable. Softmaxes
+        within groups do not: there p(i | u) = p(g | u) p(i | g, u) has to bring the groups together.
+        """
+        loss = self.training.loss
+        return loss.global_weight == 0 and loss.binary_weight == 0 and loss.hierarchy_weight == 0
+
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _mixed_precision_is_known(self) -> Config:
+        if self.training.mixed_precision and self.model.user_tower != "transformer":
+            raise ValueError(
+                f"training.mixed_precision works with model.user_tower=transformer only; got {self.model.user_tower}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_towers_have_one_group(self) -> Config:
+        tower = self.model.user_tower
+        grouped = self.groups.num_groups > 1 or self.model.conditioning != "none"
+        if tower in {"mind", "comirec", "user_id"} and grouped:
+            raise ValueError(
+                f"model.user_tower={tower} is a baseline without groups: set groups.num_groups=1 and "
+                f"model.conditioning=none; got {self.groups.num_groups} and {self.model.conditioning}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choices_exist(self) -> Config:
+        weight, windows = self.training.loss.choice_weight, self.windows
+        if weight and not (windows.exposed_negatives or windows.mined_negatives):
+            raise ValueError(
+                f"training.loss.choice_weight={weight} needs negatives of each positive's own: set "
+                "windows.exposed_negatives or windows.mined_negatives to at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exposures_exist(self) -> Config:
+        if self.windows.exposed_negatives and not self.data.feedback.target_level_index:
+            raise ValueError(
+                f"windows.exposed_negatives={self.windows.exposed_negatives} needs a level below "
+                f"data.feedback.target_level: name levels such as {['exposure', 'click']} and set target_level to click"
+            )
+        return self

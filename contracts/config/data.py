@@ -1,0 +1,219 @@
+"""Settings of the Beam side: the log, the split, the groups, the training windows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from contracts.config.section import Instant, Section, Strings
+from contracts.names import RESERVED_FEATURE_NAMES
+
+
+class EventColumns(Section):
+    """Names of the log's columns."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    event: str | None = Field(None, description="column holding a feedback level's name (see data.feedback.levels)")
+    rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
+
+
+class FeedbackConfig(Section):
+    """Ordered feedback levels, and how a row of the log gets one.
+
+    A row's level is the highest that applies: its `event` value's, that of any boolean column in
+    `flags` that is true, or the highest rating threshold that it reaches; else the lowest level.
+    """
+
+    levels: Strings = Field(("interaction",), description="lowest first, e.g. [exposure, click, purchase]")
+    flags: dict[str, str] = Field({}, description="level -> boolean column")
+    rating_thresholds: dict[str, float] = Field({}, description="level -> least rating")
+    target_level: str | None = Field(
+        None, description="lowest level that is a positive (history and target); default: the lowest level"
+    )
+
+    @property
+    def target_level_index(self) -> int:
+        """Index into `levels` of the lowest level that counts as a positive."""
+        return 0 if self.target_level is None else self.levels.index(self.target_level)
+
+    @model_validator(mode="after")
+    def _levels_are_known(self) -> FeedbackConfig:
+        if not self.levels or len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"data.feedback.levels must be distinct names, lowest first; got {self.levels}")
+        named = [*self.flags, *self.rating_thresholds, *([self.target_level] if self.target_level else [])]
+        for level in named:
+            if level not in self.levels:
+                raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")
+        return self
+
+
+class Feature(Section):
+    """One side feature, a column of a user or item table."""
+
+    name: str
+    kind: Literal["categorical", "tokens", "text", "numeric", "vector"] = Field(
+        description="one value; several values; words, in any case; a number; a dense vector such as an embedding"
+    )
+    separator: Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)] = Field(
+        "|", description="of kinds tokens, vector: what separates the values in a cell of text; may be a space"
+    )
+    max_tokens: int = Field(8, ge=1, description="of kinds tokens, text: values kept per row")
+    max_vocabulary: int = Field(
+        10_000, ge=1, description="of kinds categorical, tokens, text: most frequent values kept"
+    )
+    dim: int = Field(0, ge=0, description="of kind vector: its length; another length is a missing value")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether values are float32, of which TFT makes no vocabulary."""
+        return self.kind in {"numeric", "vector"}
+
+    @property
+    def raw_shape(self) -> tuple[int, ...]:
+        """Of a row's raw value."""
+        return (self.dim,) if self.kind == "vector" else ()
+
+    @property
+    def width(self) -> int | None:
+        """Of a row's transformed value; None where it is a scalar."""
+        return {"tokens": self.max_tokens, "text": self.max_tokens, "vector": self.dim}.get(self.kind)
+
+    @model_validator(mode="after")
+    def _vector_has_a_length(self) -> Feature:
+        if (self.kind == "vector") != (self.dim > 0):
+            raise ValueError(
+                f"the feature {self.name!r} of kind {self.kind} has dim={self.dim}: a vector needs its length, "
+                "and nothing else has one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Feature:
+        if self.name in RESERVED_FEATURE_NAMES:
+            raise ValueError(
+                f"a feature may not be called {self.name!r}, a name that the servable uses; rename the column"
+            )
+        return self
+
+
+class FeatureTable(Section):
+    """A table with one row a user or an item: Parquet or CSV."""
+
+    path: str
+    id: str = Field(description="column holding the user or item id")
+    features: tuple[Feature, ...] = ()
+    title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
+
+
+class DataConfig(Section):
+    """Where the log is and how to read it."""
+
+    events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
+    columns: EventColumns = EventColumns()
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"
+    )
+    feedback: FeedbackConfig = FeedbackConfig()
+    user_features: FeatureTable | None = None
+    item_features: FeatureTable | None = None
+    max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
+    previous: str | None = Field(
+        None, description="another run's events directory: its schema is enforced, its statistics are compared with"
+    )
+    max_drift: float = Field(
+        0.2, gt=0, le=1, description="change in the share of any value since data.previous that stops the run"
+    )
+    min_volume: float = Field(0.3, ge=0, description="events, as a share of data.previous's, below which the run stops")
+    num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
+
+
+class SplitConfig(Section):
+    """The evaluation protocol.
+
+    leave_one_out: a user's last positive is the test target, the one before it the validation target.
+    time: positives from `validation_start` are validation targets, from `test_start` test targets.
+    """
+
+    protocol: Literal["leave_one_out", "time"] = "leave_one_out"
+    validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
+    test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
+    min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer positives only train")
+
+
+class GroupsConfig(Section):
+    """How items are partitioned into K groups."""
+
+    method: Literal["kmeans", "category", "hybrid"] = "kmeans"
+    num_groups: int = Field(10, ge=1, description="K")
+    category: str | None = Field(None, description="item feature that defines the groups of category and hybrid")
+    embedding_dim: int = Field(64, ge=2)
+    cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
+    fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
+    restarts: int = Field(4, ge=1)
+    fit: Literal["sample", "distributed"] = Field(
+        "sample", description="distributed: from the sample's centroids, Lloyd's algorithm over all items, in Beam"
+    )
+    iterations: int = Field(20, ge=1, description="of groups.fit=distributed, at most")
+    max_size_ratio: float | None = Field(
+        None, gt=1, description="cap on a group's size in units of the mean size; items beyond it go to another group"
+    )
+    previous: str | None = Field(
+        None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
+    )
+    since: int | None = Field(
+        None, description="microseconds: where groups are kept, company from then on tells where new items belong"
+    )
+    refit_drift: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="groups of groups.previous are kept, and new items join them, until the share of company within "
+        "groups has fallen by this; 0: they are fitted anew each time",
+    )
+
+    @model_validator(mode="after")
+    def _category_is_named(self) -> GroupsConfig:
+        if self.method != "kmeans" and not self.category:
+            raise ValueError(f"groups.method={self.method} needs groups.category, the name of an item feature")
+        return self
+
+
+class WindowsConfig(Section):
+    """Training records: windows of a user's events with negatives."""
+
+    length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
+    in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
+    easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
+    exposed_negatives: int = Field(
+        0, ge=0, description="per positive, of what the user was shown in training and never took (below target_level)"
+    )
+    mined_negatives: int = Field(0, ge=0, description="per positive, of its nearest wrong items by mined_from")
+    mined_from: str | None = Field(
+        None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
+    )
+    mined_neighbors: int = Field(50, ge=1, description="nearest items that mined negatives are drawn from, evenly")
+    popularity_exponent: float = Field(
+        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by train_count ** this"
+    )
+    resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
+    since: int | None = Field(
+        None, description="microseconds: only events from then on are training targets, earlier ones are their context"
+    )
+
+    @model_validator(mode="after")
+    def _mined_has_a_source(self) -> WindowsConfig:
+        if self.mined_negatives and self.mined_from is None:
+            raise ValueError(
+                f"windows.mined_negatives={self.mined_negatives} needs windows.mined_from, a file of item embeddings"
+            )
+        return self
+
+
+class BeamConfig(Section):
+    """How Beam jobs run."""
+
+    runner: str = "FnApiRunner"
+    options: Strings = Field((), description="further pipeline options, e.g. --direct_num_workers=4")

@@ -1,0 +1,81 @@
+"""Settings of scheduled retraining."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from contracts.config.section import Section
+
+
+class SpanLimits(Section):
+    """What a span of events must look like before a model is trained on it."""
+
+    schema_of_last: bool = Field(
+        True, description="the schema of the span before is enforced, and drift beyond data.max_drift refused"
+    )
+    min_events: int = Field(100, ge=1)
+    max_volume_ratio: float = Field(5.0, gt=1, description="events against the median of the window, either way")
+    max_user_share: float = Field(0.05, gt=0, le=1, description="of one user's events in the span: a bot, a bad join")
+    max_new_item_share: float = Field(0.5, gt=0, le=1, description="of events on items that no earlier span has")
+    max_stray_share: float = Field(
+        0.01, ge=0, le=1, description="of a dated span's events more than a day outside its date: a clock that jumped"
+    )
+
+
+class GateConfig(Section):
+    """What a candidate must show before it is pushed.
+
+    Changes are against the model that is served; before the first push, against popularity.
+    """
+
+    k: int = Field(100, ge=1, description="length of the lists that are compared")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided, of the paired bootstrap")
+    bootstrap_samples: int = Field(1000, ge=100)
+    max_drop: float = Field(
+        0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
+    )
+    max_gain: float = Field(2.0, gt=1, description="recall against the served model's: more is taken for a leak")
+    max_recall: float = Field(0.98, gt=0, le=1, description="more is taken for a leak")
+    min_recall: float = Field(0.01, ge=0, le=1)
+    min_users: int = Field(50, ge=1, description="holdout users that a verdict needs")
+    min_coverage: float = Field(0.02, ge=0, le=1, description="of the catalogue, in all lists together")
+    max_coverage_drop: float = Field(0.5, gt=0, lt=1, description="relative to the served model's")
+    min_filled: float = Field(0.99, ge=0, le=1, description="share of the asked places that hold distinct known items")
+    min_group_targets: int = Field(30, ge=1, description="holdout targets that a group's checks need")
+    min_group_presence: float = Field(
+        0.05, ge=0, le=1, description="a group's share of places over its share of targets, of the worst group"
+    )
+    max_group_drop: float = Field(
+        0.5, gt=0, lt=1, description="a fall of a group's recall by this share, beyond chance, is refused"
+    )
+    max_cold_share: float = Field(0.5, ge=0, le=1, description="share of places held by items without training events")
+    max_latency_ratio: float = Field(3.0, gt=1, description="time per request against the served model's")
+    max_latency_ms: float = Field(100.0, gt=0, description="time per request, one request at a time")
+
+
+class RetrainConfig(Section):
+    """`dnc retrain`: data.events must hold {date} or {span}, e.g. log/{date}/*.parquet."""
+
+    window_spans: int = Field(14, ge=2, description="newest spans that a run reads: the last one is the holdout")
+    complete_marker: str | None = Field(
+        None,
+        description="file that exists once a span is whole, e.g. log/{date}/_SUCCESS; "
+        "default: a dated span when its day (UTC) is over, a numbered one at once",
+    )
+    validation_users: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="share of the users whose holdout events stop training early; the gate has the rest",
+    )
+    warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
+    stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
+    replay_spans: int = Field(
+        0, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
+    )
+    epochs: int = Field(4, ge=1, description="most epochs of a warm-started training")
+    learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
+    keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
+    webhook: str | None = Field(None, description="URL that gets the outcome as JSON by POST")
+    span: SpanLimits = SpanLimits()
+    gate: GateConfig = GateConfig()

@@ -1,0 +1,30 @@
+"""What every section of the config tree is made of."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Strings = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""One string or a list of strings."""
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, date | int | float) else value
+
+
+Instant = Annotated[str, BeforeValidator(_as_text)]
+"""A point in time: ISO 8601 (YAML reads a bare date as one) or seconds, ms, us or ns since 1970-01-01 UTC."""
+
+
+class Section(BaseModel):
+    """A node of the tree: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)

@@ -1,0 +1,64 @@
+"""Settings of the servable and of the server."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from contracts.config.section import Section
+
+
+class ServingConfig(Section):
+    """The servable."""
+
+    model_name: str = Field("dnc", pattern=r"^[A-Za-z0-9_.-]+$")
+    indexes: tuple[Literal["scann", "exact"], ...] = Field(
+        ("scann", "exact"),
+        min_length=1,
+        description="servables to export: the first as <model_name>, each other as <model_name>_<index>; "
+        "scann needs a server with ScaNN's ops, exact runs on any",
+    )
+    merge: Literal["quota", "score"] = Field("score", description="how the groups' results become one list")
+    alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
+    num_candidates: int = Field(100, ge=1, description="default M")
+    recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
+    brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
+    int8: bool = Field(
+        False,
+        description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores to some 1%",
+    )
+    warmup_requests: int = Field(16, ge=1, le=1000)
+    validation_requests: int = Field(256, ge=1)
+
+    def servable_names(self) -> dict[str, str]:
+        """Index -> name of its servable, in the order of `indexes`."""
+        return {
+            index: self.model_name if place == 0 else f"{self.model_name}_{index}"
+            for place, index in enumerate(self.indexes)
+        }
+
+    @field_validator("indexes")
+    @classmethod
+    def _indexes_differ(cls, indexes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(indexes)) != len(indexes):
+            raise ValueError(f"serving.indexes must be distinct; got {list(indexes)}")
+        return indexes
+
+
+class ServerConfig(Section):
+    """`dnc serve`, a server of TF Serving's APIs. Names of settings that TF Serving has, too, are TF Serving's."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
+    rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
+    max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
+    batch_timeout_micros: int = Field(
+        0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
+    )
+    max_enqueued_batches: int = Field(8, ge=1, description="more requests than fill these are refused as overload")
+    num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
+    session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
+    max_request_bytes: int = Field(16 * 2**20, ge=1024)
+    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that brings none")
+    poll_seconds: float = Field(1.0, gt=0, description="how often the base paths are looked at for versions")

@@ -1,0 +1,160 @@
+"""Settings of the model, its training and its evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from contracts.config.section import Section
+
+
+class ModelConfig(Section):
+    """The two towers."""
+
+    user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
+        "transformer",
+        description="what reads a history; mind, comirec (several interests, ranked by the best) and user_id (matrix "
+        "factorisation, no history) are baselines of one group that cannot be served",
+    )
+    num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
+    embedding_dim: int = Field(64, ge=2, description="D")
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(2, ge=1)
+    feed_forward_multiple: int = Field(2, ge=1)
+    dropout: float = Field(0.4, ge=0, lt=1)
+    conditioning: Literal["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"] = Field(
+        "mmoe",
+        description="how a user gets a vector per group: mmoe, concat and multiply from the one encoded query; "
+        "concat_tokens and multiply_tokens before the encoder, which then runs once a group",
+    )
+    conditioning_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="of mmoe, concat and multiply: share of positives that train the shared vector, not their group's",
+    )
+    num_experts: int = Field(4, ge=1)
+    expert_hidden_dim: int = Field(16, ge=1)
+    history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
+    oov_buckets: int = Field(
+        0,
+        ge=0,
+        description="rows for events of ids outside the vocabulary, by a hash of the id; 0: a history lacks them",
+    )
+    oov_rate: float = Field(0.05, gt=0, lt=1, description="share of a history's events that train their id's bucket")
+    use_cooccurrence: bool = Field(
+        True, description="the embeddings that groups are made from are a feature of the item tower"
+    )
+    use_item_features: bool = True
+    use_user_features: bool = True
+
+    @property
+    def reads_groups_first(self) -> bool:
+        """Whether the encoder is told the group, and so runs once a group."""
+        return self.conditioning in {"concat_tokens", "multiply_tokens"}
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"model.embedding_dim={self.embedding_dim} must be a multiple of model.num_heads={self.num_heads}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Weights of the training objective's terms."""
+
+    in_group_weight: float = Field(0.2, ge=0, description="softmax of the positive among its own group")
+    global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
+    intent_weight: float = Field(
+        1.0, ge=0, description="softmax of the positive's group among the groups; 0: all groups are equally likely"
+    )
+    z_weight: float = Field(1e-3, ge=0, description="pulls log-partitions to 0, which makes scores comparable")
+    binary_weight: float = Field(
+        0.0, ge=0, description="cross-entropy of the positive and uniform negatives, each alone"
+    )
+    binary_negatives: int = Field(1, ge=1, description="of the binary term, per positive")
+    binary_calibration: float = Field(0.0, ge=0, le=1, description="t of gBCE (arXiv 2308.07192); 0 is plain BCE")
+    choice_weight: float = Field(
+        0.0, ge=0, description="softmax of the positive among its own exposed and mined negatives of the windows"
+    )
+    hierarchy_weight: float = Field(
+        0.0, ge=0, description="each positive above the user's items of lower feedback levels, above random ones"
+    )
+    hierarchy: Literal["softmax", "pairwise"] = Field("softmax", description="form of the hierarchy term")
+    hierarchy_random: int = Field(4, ge=1, description="random items per positive in the hierarchy term")
+    negatives: Literal["windows", "uniform", "popularity", "in_batch"] = Field(
+        "windows",
+        description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
+        "from the whole catalogue alone, or the batch's other positives; each with its logQ",
+    )
+    in_group_pool: int = Field(
+        1024, ge=1, description="in-group negatives of a step, each shared by the batch's positives of its group"
+    )
+    easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
+    exact_softmax_max_items: int = Field(
+        20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> LossConfig:
+        if not (self.in_group_weight or self.global_weight or self.binary_weight or self.hierarchy_weight):
+            raise ValueError(
+                "one of training.loss.in_group_weight, global_weight, binary_weight and hierarchy_weight must be "
+                "positive: the other terms alone do not train the towers on all items"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """The optimisation."""
+
+    batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
+    epochs: int = Field(60, ge=1)
+    max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
+    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
+    learning_rate_drops: int = Field(2, ge=0, description="plateaus that training goes on from; the next one ends it")
+    weight_decay: float = Field(0.0, ge=0)
+    early_stopping_patience: int = Field(
+        2,
+        ge=1,
+        description="evaluations without a better validation recall: a plateau, from which training goes back to its "
+        "best weights and on at a lower rate, or ends",
+    )
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
+    warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
+    replicas: int = Field(
+        1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"
+    )
+    mixed_precision: bool = Field(False, description="the user tower's transformer computes in bfloat16")
+    jit_compile: bool = Field(False, description="XLA compiles the user tower's encoder, once per batch shape")
+    loss: LossConfig = LossConfig()
+
+
+BaselineName = Literal[
+    "popularity",
+    "matrix_factorisation",
+    "single_vector",
+    "single_vector_uniform",
+    "single_vector_popularity",
+    "single_vector_in_batch",
+    "single_vector_one_negative",
+    "single_vector_mixed",
+    "mind",
+    "comirec",
+]
+
+
+class EvaluationConfig(Section):
+    """What is measured, always by ranking the whole catalogue."""
+
+    ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
+    bootstrap_samples: int = Field(1000, ge=0)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    baselines: tuple[BaselineName, ...] = Field(
+        ("popularity", "single_vector"), description="trained and measured beside the product; see trainer/baselines.py"
+    )
