@@ -35,7 +35,9 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
         command += ["--int8"] if num_items >= arguments.int8_from else []
         with_tfrs = num_groups <= arguments.tfrs_max_groups and num_items <= arguments.tfrs_max_items
         command += [] if with_tfrs else ["--no-tfrs-layers"]
-        subprocess.run(command, cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=_ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-3000:]}")
         line: Line = json.loads(path.read_text(encoding="utf-8"))
         return line
 
@@ -80,7 +82,9 @@ def plot(lines: list[Line], path: Path) -> None:
             for size, marker in ((1, "o"), (64, "s")):
                 ratio = line[f"{key}_b{size}_vs_global"] if key else 1.0
                 color = f"C{_CONTENDERS.index(name)}"
-                panel.scatter(ratio, line[f"recall_{name}"], 18, color, marker, label=f"{name}, batch {size}")
+                panel.scatter(
+                    ratio, line[f"recall_{name}"], s=18, c=color, marker=marker, label=f"{name}, batch {size}"
+                )
         panel.set_xscale("log")
         panel.set_xticks(_TICKS, map(str, _TICKS))
         panel.set_xticks([], minor=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from scann.scann_ops.py import scann_ops
 
 from serving.group_index import GroupIndex
 from serving.group_search import Found, Jobs, Results, search_groups
-from serving.scann_resource import ScannResource
+from serving.scann_resource import ScannResources
 
 _FEW = 4
 """A single row that asks at most 1 / _FEW of the groups is answered without a look at the others."""
@@ -27,7 +26,7 @@ def asset_name(group_id: int) -> str:
 
 
 class ScannIndexSet(tf.Module):
-    """K ScaNN indexes as raw ops, each a `ScannResource`."""
+    """K ScaNN indexes as raw ops, made by `ScannResources`."""
 
     def __init__(self, indexes: Sequence[GroupIndex], item_index: Sequence[np.ndarray], num_groups: int):
         """Args:
@@ -47,15 +46,9 @@ class ScannIndexSet(tf.Module):
         # [num_indexes * num_steps] each, index by index
         self._leaves, self._reorder = (_by_step(indexes, self._steps)[:, :, one].ravel() for one in range(2))
         self._scratch = tempfile.TemporaryDirectory()  # until the SavedModel is written
-        export_name = uuid.uuid4().hex
-        self._resources = [
-            ScannResource(
-                index.tensors,
-                f"{export_name}/group-{index.group_id}",
-                Path(self._scratch.name) / asset_name(index.group_id),
-            )
-            for index in indexes
-        ]
+        self._resources = ScannResources(
+            {asset_name(index.group_id): index.tensors for index in indexes}, Path(self._scratch.name)
+        )
 
     def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
         """The best items of every group, by item_index; see `search_groups` for a batch.
@@ -80,11 +73,11 @@ class ScannIndexSet(tf.Module):
 
     def _of_all(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
         place = np.arange(len(self._groups), dtype=np.int32)
-        return self._of_row(self._handles(), place, self._wanted_of_row(wanted), queries)
+        return self._of_row(self._resources.handles(), place, self._wanted_of_row(wanted), queries)
 
     def _of_few(self, few: int, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
         k, place = tf.math.top_k(self._wanted_of_row(wanted), few)
-        handles = tf.unstack(tf.gather(tf.stack(self._handles()), place))
+        handles = tf.unstack(tf.gather(tf.stack(self._resources.handles()), place))
         return self._of_row(handles, place, k, queries)
 
     def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
@@ -115,19 +108,18 @@ class ScannIndexSet(tf.Module):
 
     def _search_jobs(self, jobs: Jobs) -> Results:
         """A job that no row asks for is skipped: an op call costs as much as a small search."""
-        handles = self._handles()
+        handles = self._resources.handles()
         num_jobs = jobs.num_rows.shape[0]
         place = np.arange(num_jobs, dtype=np.int32) % len(handles)
         rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)
         columns = [tf.unstack(values) for values in (jobs.num_rows > 0, jobs.k, *self._searches(place, jobs.k))]
-        found = []
-        for job, (queries, is_asked, k, leaves, reorder) in enumerate(zip(rows, *columns, strict=True)):
-            search = partial(_search, handles[place[job]], queries, k, leaves, reorder)
-            found.append(tf.cond(is_asked, search, _search_nothing))
-        return Results.of(found)
-
-    def _handles(self) -> list[tf.Tensor]:
-        return [resource.handle() for resource in self._resources]
+        search = _search_if_asked(jobs.queries.shape[1])
+        return Results.of(
+            [
+                search(is_asked, handles[place[job]], queries, k, leaves, reorder)
+                for job, (queries, is_asked, k, leaves, reorder) in enumerate(zip(rows, *columns, strict=True))
+            ]
+        )
 
     def _searches(self, place: np.ndarray | tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Indexes and k, int32 [num_jobs] -> leaves to search and items to fetch by hash, -1 where there are none."""
@@ -167,8 +159,33 @@ def _search(
     return found.distances, found.indices
 
 
-def _search_nothing() -> tuple[tf.Tensor, tf.Tensor]:
+def _search_nothing(*_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.zeros([0, 0]), tf.zeros([0, 0], tf.int32)
+
+
+def _search_if_asked(dim: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """(is_asked, arguments of `_search`) -> what it finds, or nothing.
+
+    All jobs share two functions. `tf.cond` makes two a job, and loading a servable takes seconds where there
+    are hundreds of them.
+    """
+    if tf.executing_eagerly():
+        return lambda is_asked, *given: _search(*given) if is_asked else _search_nothing()
+    number = tf.TensorSpec([], tf.int32)
+    specs = [tf.TensorSpec([], tf.resource), tf.TensorSpec([None, dim], tf.float32), number, number, number]
+    functions = [tf.function(one, specs).get_concrete_function() for one in (_search, _search_nothing)]
+
+    def search(is_asked: tf.Tensor, *given: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.raw_ops.If(
+            cond=is_asked,
+            input=given,
+            Tout=[tf.float32, tf.int32],
+            then_branch=functions[0],
+            else_branch=functions[1],
+            output_shapes=[[None, None]] * 2,
+        )
+
+    return search
 
 
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
