@@ -12,6 +12,7 @@ from serving.index_set import ScannIndexSet
 
 DIM = 16
 SERVING = ServingConfig(num_candidates=50)
+TUNING_QUERIES = 128
 
 
 def clustered(size: int, seed: int = 0) -> np.ndarray:
@@ -23,8 +24,9 @@ def clustered(size: int, seed: int = 0) -> np.ndarray:
 def build(size: int, group_id: int = 0) -> tuple[GroupIndex, np.ndarray, np.ndarray]:
     items = clustered(size)
     rng = np.random.default_rng(1)
-    queries = (items[rng.integers(0, size, 64)] + rng.normal(0, 0.3, [64, DIM])).astype(np.float32)
-    return build_group_index(group_id, items, queries[:32], SERVING), items, queries[32:]
+    num_queries = TUNING_QUERIES + 512
+    queries = (items[rng.integers(0, size, num_queries)] + rng.normal(0, 0.3, [num_queries, DIM])).astype(np.float32)
+    return build_group_index(group_id, items, queries[:TUNING_QUERIES], SERVING), items, queries[TUNING_QUERIES:]
 
 
 def search(index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted: list) -> Found:
@@ -53,10 +55,11 @@ def test_recall_on_queries_that_tuning_did_not_see(size, structure):
     found = search(index_set, queries[:, None], [k])
     exact = queries @ items.T
     rows = found.items.numpy() - 1
-    assert rows.shape == (32, k)
+    assert rows.shape == (512, k)
     np.testing.assert_allclose(found.scores, np.take_along_axis(exact, rows, axis=1), rtol=1e-4, atol=1e-4)
     kth = -np.sort(-exact, axis=1)[:, k - 1 : k]
-    # Other queries than the tuned-on ones: a sampling allowance of 3 points.
+    # Shares vary by .06 from query to query, so by .006 over 128 and .003 over 512, and ScaNN's trees vary from
+    # build to build: 3 points are more than four standard errors.
     assert np.mean(found.scores.numpy() >= kth - 1e-4) >= SERVING.recall_target - 0.03
 
 
