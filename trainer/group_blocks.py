@@ -28,17 +28,6 @@ class GroupBlocks(NamedTuple):
     group_id: tf.Tensor
     place_of_row: tf.Tensor
 
-    def of_groups(self, values: tf.Tensor) -> tf.Tensor:
-        """Each block's group's part of float32 [num_groups, ...]: [num_blocks, ...].
-
-        A product with indicators, because its gradient is one too: adding the blocks' gradients up row by row
-        takes several times as long.
-        """
-        num_groups = tf.shape(values)[0]
-        indicator = tf.one_hot(self.group_id, num_groups)
-        parts = tf.matmul(indicator, tf.reshape(values, [num_groups, -1]))
-        return tf.reshape(parts, tf.concat([tf.shape(self.group_id), tf.shape(values)[1:]], 0))
-
     @classmethod
     def of(cls, group_id: tf.Tensor, num_groups: int) -> GroupBlocks:
         """Lays out rows of the groups `group_id`, int32 [n]."""

@@ -71,7 +71,7 @@ class SoftmaxTerms:
         Positives are laid out in blocks that share a group's candidates.
         """
         blocks = GroupBlocks.of(group, self._num_groups)
-        members = blocks.of_groups(tf.gather(embeddings, candidates.rows))
+        members = tf.gather(embeddings, tf.gather(candidates.rows, blocks.group_id))
         logits = tf.matmul(tf.gather(queries, blocks.row), members, transpose_b=True)
         logits += row_correction(candidates, own_items, tf.gather(window, blocks.row), blocks.group_id)
         return tf.gather(tf.reshape(log_sum_exp(logits), [-1]), blocks.place_of_row)

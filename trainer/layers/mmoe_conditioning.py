@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from trainer.group_blocks import GroupBlocks
 from trainer.layers.gelu import gelu
 from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.random_dropout import RandomDropout
 
 _MANY_GROUPS = 32
-"""From this number of groups on, a gate a positive is cheaper than one product for all groups' gates, and scoring
-a few hundred candidates by expert than a vector a group."""
+"""From this number of groups on, positives sorted by group and multiplied by their own gate alone are cheaper than one
+product for all groups' gates, and scoring a few hundred candidates by expert than a vector a group."""
 
 
 class MMoEConditioning(GroupConditioning):
@@ -55,8 +56,10 @@ class MMoEConditioning(GroupConditioning):
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
         if self.num_groups < _MANY_GROUPS:
             return tf.nn.softmax(tf.gather(self._gate_logits(query), group_id, batch_dims=1))
-        kernel = tf.gather(self._gate_kernel, group_id)
-        return tf.nn.softmax(tf.linalg.matvec(kernel, query, transpose_a=True) + tf.gather(self._gate_bias, group_id))
+        blocks = GroupBlocks.of(group_id, self.num_groups)
+        kernel, bias = tf.gather(self._gate_kernel, blocks.group_id), tf.gather(self._gate_bias, blocks.group_id)
+        logits = tf.matmul(tf.gather(query, blocks.row), kernel) + bias[:, None, :]
+        return tf.nn.softmax(tf.gather(tf.reshape(logits, [-1, self._num_experts]), blocks.place_of_row))
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
