@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from contracts import storage
 from contracts.config import BeamConfig
 
 
@@ -41,10 +39,10 @@ def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, s
             | steps
             | "EncodeResults" >> beam.ParDo(_EncodeResult())
             | "GatherResults" >> beam.GroupByKey()
-            | "WriteResults" >> beam.ParDo(_WriteLines(str(path)))
+            | "WriteResults" >> beam.ParDo(_WriteLines(path))
         )
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
+    lines = storage.read_text(path).splitlines() if storage.exists(path) else []
+    storage.remove(path)
     return [json.loads(line) for line in lines]
 
 
@@ -65,25 +63,9 @@ class _EncodeResult(beam.DoFn):
 class _WriteLines(beam.DoFn):
     """(0, lines) -> a file; without lines there is none."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def process(self, element: tuple[int, Iterable[str]]) -> Iterable[None]:
-        lines = list(element[1])
-        write_whole(Path(self._path), lambda staging: staging.write_text("\n".join(lines), encoding="utf-8"))
+        storage.write_text(self._path, "\n".join(element[1]))
         return ()
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name beside `path`, then renames: a retried bundle never leaves half a file."""
-    staging = path.with_name(f"{path.name}.staging-{uuid.uuid4().hex[:8]}")
-    try:
-        write(staging)
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """One Parquet file, whole or absent."""
-    write_whole(path, lambda staging: pq.write_table(table, staging, compression="zstd", compression_level=1))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from beam_jobs.files import read_parquet
 from beam_jobs.payload import encode_ids, one_array
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, UserColumn
+from contracts.storage import local
 
 Int64 = npt.NDArray[np.int64]
 
@@ -66,13 +68,13 @@ class Vocabulary:
     """Item and user ids of the statistics artifact: string -> index."""
 
     def __init__(self, statistics: ItemStatistics) -> None:
-        items = pq.read_table(statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False)
-        users = pq.read_table(statistics.users, columns=[UserColumn.USER_ID], use_threads=False)
+        items = read_parquet(local(statistics.items), columns=[ItemColumn.ITEM_ID])
+        users = read_parquet(local(statistics.users), columns=[UserColumn.USER_ID])
         self.items, self.users = one_array(items.column(0)), one_array(users.column(0))
 
-    def read_bucket(self, path: str) -> BucketEvents:
+    def read_bucket(self, path: Path) -> BucketEvents:
         """Reads a bucket file; its rows are in order already."""
-        table = pq.read_table(path, use_threads=False)
+        table = read_parquet(path)
         user_ids, users = encode_ids(table[EventColumn.USER_ID])
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         return BucketEvents(

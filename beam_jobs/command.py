@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import click
-from filelock import FileLock, Timeout
 
+from contracts import storage
 from contracts.artifact import fingerprint
 from contracts.config_io import load_config
 from contracts.layout import Workdir
+from contracts.lock import holding
 
 
 def main(module: str) -> None:
@@ -24,20 +25,17 @@ def main(module: str) -> None:
 
     @click.command(help=job.__doc__)
     @click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML file; default: all defaults")
-    @click.option("--workdir", required=True, type=click.Path(path_type=Path), help="the run's directory")
+    @click.option("--workdir", required=True, type=storage.as_path, help="the run's directory, or a URL such as gs://")
     @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="overrides a key of the config")
     def command(config_path: Path | None, workdir: Path, overrides: tuple[str, ...]) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
         logging.getLogger("beam_jobs").setLevel(logging.INFO)
         try:
             config = load_config(config_path, overrides)
+            storage.connect(config.beam.options)
             run = Workdir(workdir.absolute())
-            run.path.mkdir(parents=True, exist_ok=True)
-            with FileLock(run.lock).acquire(timeout=0):
+            with holding(run):
                 manifest = job.run(config, run, fingerprint(module, config.model_dump(mode="json")))
-        except Timeout:
-            click.echo(f"error: another run holds {workdir}: wait for it, or give this one its own directory", err=True)
-            sys.exit(2)
         except ValueError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from beam_jobs.beam_run import write_parquet
 from beam_jobs.bucket_events import Vocabulary
+from beam_jobs.files import write_parquet
 from beam_jobs.payload import pack_sorted, unpack_sorted
 from contracts.layout import ItemStatistics
 from contracts.names import Split
@@ -91,7 +91,7 @@ class CountCompany(beam.PTransform):
         self._statistics = statistics
         self._target_level = target_level
         self._keys = keys
-        self._output = str(output)
+        self._output = output
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
         return (
@@ -113,7 +113,7 @@ class _FindPairs(beam.DoFn):
     def setup(self) -> None:
         self._vocabulary = Vocabulary(self._statistics)
 
-    def process(self, path: str) -> Iterator[tuple[int, bytes]]:
+    def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
         events = self._vocabulary.read_bucket(path)
         train = events.where((events.levels >= self._target_level) & (events.splits == Split.TRAIN))
         keys = self._keys.of_events(train.users, train.items - 1)
@@ -125,7 +125,7 @@ class _FindPairs(beam.DoFn):
 class _SumBlock(beam.DoFn):
     """(block, packed keys) -> the block's file."""
 
-    def __init__(self, keys: PairKeys, output: str) -> None:
+    def __init__(self, keys: PairKeys, output: Path) -> None:
         self._keys = keys
         self._output = output
 
@@ -133,7 +133,7 @@ class _SumBlock(beam.DoFn):
         block, payloads = element
         keys = np.sort(np.concatenate([unpack_sorted(payload) for payload in payloads]))
         rows, columns, weights = self._keys.sums(keys)
-        path = f"{self._output}-{block:06d}.parquet"
+        path = self._output.with_name(f"{self._output.name}-{block:06d}.parquet")
         table = pa.table({"row": rows.astype(np.int32), "column": columns.astype(np.int32), "weight": weights})
-        write_parquet(table, Path(path))
-        yield path
+        write_parquet(table, path)
+        yield str(path)

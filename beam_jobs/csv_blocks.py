@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -23,6 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+
+from contracts.storage import as_path, open_binary
 
 BLOCK_BYTES = 8 << 20
 _INVALID = "\U0010ffff".encode()
@@ -99,8 +100,12 @@ def read_csv_batches(path: str, columns: Sequence[str], block_bytes: int = BLOCK
 def _open(path: str) -> Iterator[BinaryIO]:
     """The file's bytes, gzip undone; damage is an OSError, whichever library finds it."""
     try:
-        with gzip.open(path, "rb") if path.lower().endswith(".gz") else Path(path).open("rb") as stream:
-            yield stream  # type: ignore[misc]
+        with open_binary(as_path(path)) as stream:
+            if path.lower().endswith(".gz"):
+                with gzip.open(stream) as content:
+                    yield content  # type: ignore[misc]
+            else:
+                yield stream
     except zlib.error as error:
         raise OSError(f"damaged gzip data: {error}") from None
 

@@ -12,10 +12,12 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 
-from beam_jobs.beam_run import collect, write_whole
+from beam_jobs.beam_run import collect
 from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
+from beam_jobs.files import read_array, write_array
 from beam_jobs.partition import nearest_centroid, squared_distances
 from contracts.config import BeamConfig
+from contracts.storage import as_path, remove
 
 logger = logging.getLogger(__name__)
 
@@ -39,37 +41,36 @@ def refine_centroids(config: BeamConfig, rows: Float32, start: Float32, iteratio
         scratch: directory that the workers can read and write.
     """
     source, current = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
-    np.save(source, rows)
-    np.save(current, start)
+    write_array(source, rows)
+    write_array(current, start)
     before = np.inf
     for iteration in range(iterations):
-        [result] = collect(config, blocks_of(str(source)), LloydStep(str(current)), scratch)
+        [result] = collect(config, blocks_of(source, len(rows)), LloydStep(current), scratch)
         logger.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
         if result["inertia"] > before * (1 - _LEAST_GAIN):
             break
         before = result["inertia"]
-    centroids: Float32 = np.load(current)
-    source.unlink()
-    current.unlink()
+    centroids: Float32 = read_array(current)
+    remove(source, current)
     return centroids
 
 
 def assign_items(config: BeamConfig, rows: Float32, centroids: Float32, scratch: Path) -> Int64:
     """[num_items] nearest centroid of each row, each block an element of its own."""
     source, target = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
-    np.save(source, rows)
-    np.save(target, centroids)
-    paths = collect(config, blocks_of(str(source)), beam.ParDo(AssignBlock(str(target), str(scratch))), scratch)
-    groups = np.concatenate([np.load(path) for path in sorted(paths)]) if paths else np.zeros(0)
-    for path in (source, target, *map(Path, paths)):
-        path.unlink()
+    write_array(source, rows)
+    write_array(target, centroids)
+    blocks = blocks_of(source, len(rows))
+    paths = [as_path(path) for path in collect(config, blocks, beam.ParDo(AssignBlock(target, scratch)), scratch)]
+    groups = np.concatenate([read_array(path) for path in sorted(paths)]) if paths else np.zeros(0)
+    remove(source, target, *paths)
     return groups.astype(np.int64)
 
 
 class LloydStep(beam.PTransform):
     """Blocks -> the file of centroids replaced by the means of what is nearest to each; yields inertia."""
 
-    def __init__(self, centroids: str) -> None:
+    def __init__(self, centroids: Path) -> None:
         super().__init__()
         self._centroids = centroids
 
@@ -85,11 +86,11 @@ class LloydStep(beam.PTransform):
 class _SumBlock(beam.DoFn):
     """Block -> int64 [num_groups, dim + 2]: sums of the rows, their number, their squared distance."""
 
-    def __init__(self, centroids: str) -> None:
+    def __init__(self, centroids: Path) -> None:
         self._centroids = centroids
 
     def process(self, block: EmbeddingBlock) -> Iterator[Int64]:
-        rows, centroids = block.read(), np.load(self._centroids)
+        rows, centroids = block.read(), read_array(self._centroids)
         groups = nearest_centroid(rows, centroids)
         distances = squared_distances(rows, centroids, groups)
         order = np.argsort(groups, kind="stable")
@@ -117,34 +118,26 @@ class _SumArrays(beam.CombineFn):
 
 
 class _WriteCentroids(beam.DoFn):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def process(self, sums: Int64) -> Iterator[dict[str, float]]:
         means = sums[:, :-2] / np.maximum(sums[:, -2:-1], 1)
         # A centroid that nothing is near to stays: `fill_empty` gives its group an item in the end.
-        centroids = np.where(sums[:, -2:-1] > 0, means, np.load(self._path)).astype(np.float32)
-        _save(Path(self._path), centroids)
+        centroids = np.where(sums[:, -2:-1] > 0, means, read_array(self._path)).astype(np.float32)
+        write_array(self._path, centroids)
         yield {"inertia": float(sums[:, -1].sum() / _UNIT)}
 
 
 class AssignBlock(beam.DoFn):
     """Block -> file of its rows' groups."""
 
-    def __init__(self, centroids: str, folder: str) -> None:
+    def __init__(self, centroids: Path, folder: Path) -> None:
         self._centroids = centroids
         self._folder = folder
 
     def process(self, block: EmbeddingBlock) -> Iterator[str]:
-        groups = nearest_centroid(block.read(), np.load(self._centroids))
-        path = Path(self._folder) / f"assigned-{block.start:012d}.npy"
-        _save(path, groups.astype(np.int32))
+        groups = nearest_centroid(block.read(), read_array(self._centroids))
+        path = self._folder / f"assigned-{block.start:012d}.npy"
+        write_array(path, groups.astype(np.int32))
         yield str(path)
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    def write(staging: Path) -> None:
-        with staging.open("wb") as stream:
-            np.save(stream, array)
-
-    write_whole(path, write)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from contracts.storage import local
 
 ROWS_PER_BLOCK = 1 << 17
 
@@ -14,16 +17,15 @@ ROWS_PER_BLOCK = 1 << 17
 class EmbeddingBlock:
     """Rows `start` to `stop - 1` of a file."""
 
-    path: str
+    path: Path
     start: int
     stop: int
 
     def read(self) -> npt.NDArray[np.float32]:
         """[stop - start, dim]."""
-        return np.asarray(np.load(self.path, mmap_mode="r")[self.start : self.stop])
+        return np.asarray(np.load(local(self.path), mmap_mode="r")[self.start : self.stop])
 
 
-def blocks_of(path: str) -> list[EmbeddingBlock]:
-    """All rows of a file, in order."""
-    rows = len(np.load(path, mmap_mode="r"))
+def blocks_of(path: Path, rows: int) -> list[EmbeddingBlock]:
+    """All of a file's rows, in order."""
     return [EmbeddingBlock(path, start, min(start + ROWS_PER_BLOCK, rows)) for start in range(0, rows, ROWS_PER_BLOCK)]

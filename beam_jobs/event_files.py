@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from contracts.config import DataConfig
+from contracts.storage import as_path, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _SHOWN_COLUMNS = 30
@@ -68,7 +68,7 @@ def find_event_files(data: DataConfig) -> list[str]:
         raise ValueError("data.events is empty: name the log's files, e.g. --set data.events='log/*.csv'")
     paths = []
     for pattern in data.events:
-        found = sorted(glob.glob(pattern, recursive=True))
+        found = matching(pattern)
         if not found:
             raise ValueError(f"data.events: no file matches {pattern!r} (looked in {os.getcwd()}): check the path")
         paths += found
@@ -84,7 +84,8 @@ def _check_flat(path: str, wanted: dict[str, str]) -> None:
     """Refuses lists and structs, which no id, time or level can be read from."""
     if is_csv(path):
         return
-    types = {field.name.strip(): field.type for field in pq.read_schema(path)}
+    with open_binary(as_path(path)) as stream:
+        types = {field.name.strip(): field.type for field in pq.read_schema(stream)}
     for name, key in wanted.items():
         if pa.types.is_nested(types[name]):
             raise ValueError(
@@ -127,12 +128,13 @@ def read_batches(path: str, columns: Sequence[str]) -> Iterator[RawBatch]:
             for batch in read_csv_batches(path, columns):
                 yield RawBatch(batch.table, batch.rows, batch.bad_rows)
             return
-        row, file = 1, pq.ParquetFile(path)
-        for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
-            table = pa.Table.from_batches([record_batch])
-            table = table.rename_columns([name.strip() for name in table.column_names])
-            yield RawBatch(table, np.arange(row, row + table.num_rows), [])
-            row += table.num_rows
+        with reading(as_path(path)) as copy:
+            row, file = 1, pq.ParquetFile(copy)
+            for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
+                table = pa.Table.from_batches([record_batch])
+                table = table.rename_columns([name.strip() for name in table.column_names])
+                yield RawBatch(table, np.arange(row, row + table.num_rows), [])
+                row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path} cannot be read to its end ({error}): get a whole copy, or leave it out") from None
 
@@ -151,7 +153,8 @@ def _column_names(path: str, field: str) -> list[str]:
     if is_csv(path):
         return read_csv_header(path)
     if is_parquet(path):
-        return [name.strip() for name in pq.ParquetFile(path).schema_arrow.names]
+        with open_binary(as_path(path)) as stream:
+            return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]
     raise ValueError(
         f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: convert it, or rename it to what it is"
     )

@@ -16,6 +16,7 @@ from beam_jobs.event_files import check_file, parquet_columns
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
+from contracts.storage import as_path, reading
 
 
 @dataclass
@@ -89,8 +90,9 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
 def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
     try:
         if not is_csv(path):
-            file = pq.ParquetFile(path)
-            table = file.read(columns=parquet_columns(file, columns), use_threads=False)
+            with reading(as_path(path)) as copy:
+                file = pq.ParquetFile(copy)
+                table = file.read(columns=parquet_columns(file, columns), use_threads=False)
             return table.rename_columns([name.strip() for name in table.column_names]), 0
         batches = list(read_csv_batches(path, columns))
     except (OSError, EOFError, pa.ArrowInvalid) as error:

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import silhouette_score
 
+from beam_jobs.files import read_array
 from beam_jobs.partition import fit_centroids, nearest_centroid, squared_distances
-from contracts.artifact import read_manifest, write_json
+from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
-from contracts.layout import Workdir
+from contracts.layout import ItemGroups, Workdir
+from contracts.storage import as_path
 
 _SILHOUETTE_ITEMS = 5_000
 
@@ -65,16 +67,16 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
 
 
 @click.command(help=__doc__)
-@click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose groups job is done")
+@click.option("--workdir", required=True, type=as_path, help="a run whose groups job is done")
 @click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="also write the rows here")
 def main(workdir: Path, ks: str, seed: int, json_path: Path | None) -> None:
     """The command; `help` is the module's docstring."""
     try:
-        artifact = Workdir(workdir).item_groups
+        artifact = ItemGroups(current(Workdir(workdir).item_groups.path))
         read_manifest(artifact.path)
-        rows = np.load(artifact.embeddings)
+        rows = read_array(artifact.embeddings)
         rows = rows[rows.any(axis=1)]
         numbers = sorted({int(number) for number in ks.split(",")})
         if not 1 <= numbers[0] <= numbers[-1] <= len(rows):

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from beam_jobs.balance import balance_groups
-from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import CountCompany, PairKeys
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.files import read_parquet, write_array, write_parquet
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
 from beam_jobs.item_embeddings import embed_cold, embed_company, ppmi
@@ -33,10 +33,11 @@ from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
 from beam_jobs.span_company import MergeCompany, sources_of
 from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous, start_centroids
-from contracts.artifact import ArtifactWriter, Manifest, read_manifest, write_json, writing
+from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
-from contracts.layout import ItemGroups, Workdir
+from contracts.layout import ItemGroups, ItemStatistics, Workdir
 from contracts.names import ItemColumn
+from contracts.storage import as_path, remove
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ValueError: there are fewer items (or, of method category, categories) than groups,
             `groups.category` is not an item feature, or `groups.previous` is not an item_groups artifact.
     """
-    read_manifest(workdir.item_statistics.path)
-    items = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
+    statistics = ItemStatistics(current(workdir.item_statistics.path))
+    read_manifest(statistics.path)
+    items = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
     item_ids = one_array(items[ItemColumn.ITEM_ID])
     weights = items[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
     previous = read_previous(config.groups.previous, item_ids)
@@ -98,8 +100,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             config, workdir, previous, side, Items(item_ids, weights), writer
         )
         embeddings, groups, settled = fitted
-        np.save(staged.embeddings, embeddings)
-        np.save(staged.centroids, group_centroids(embeddings, groups, num_groups))
+        write_array(staged.embeddings, embeddings)
+        write_array(staged.centroids, group_centroids(embeddings, groups, num_groups))
         columns = {
             ItemColumn.ITEM_ID: item_ids,
             ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),
@@ -155,8 +157,7 @@ def _kept(
         return None
     blocks = count_company(config, workdir, writer.path, len(item_ids), settings.since)
     found = keep_groups(previous, blocks, side)
-    for block in blocks:
-        Path(block).unlink()
+    remove(*blocks)
     groups = _spread(found.groups, settings.num_groups, item_ids)
     # A group whose items are all gone, or a group beyond the cap, is for a fit to mend.
     sizes = np.bincount(groups, minlength=settings.num_groups)
@@ -179,8 +180,7 @@ def _fitted(
     started = time.monotonic()
     blocks = count_company(config, workdir, writer.path, len(items.ids), None)
     matrix = ppmi(blocks, len(items.ids))
-    for block in blocks:
-        Path(block).unlink()
+    remove(*blocks)
     embeddings = embed_company(matrix, config.groups.embedding_dim, config.seed)
     warm: Bool = np.any(embeddings != 0, axis=1)
     embeddings, placed = embed_cold(embeddings, side.matrix())
@@ -190,22 +190,23 @@ def _fitted(
     return embeddings, partition(config, catalogue, previous, writer.path), warm
 
 
-def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None) -> list[str]:
+def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None) -> list[Path]:
     """Files of the company of the training events: summed over spans where those were counted, else counted.
 
     Args:
         since: only of spans that begin then or later, where there are spans.
     """
-    events = read_manifest(workdir.events.path)
+    statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
+    events = read_manifest(folder)
     if "spans" in events.details:
-        merge = MergeCompany(workdir.item_statistics, config.data.num_buckets, scratch / "company")
-        return sorted(collect(config.beam, sources_of(events.details, since), merge, scratch))
-    paths = [str(workdir.events.path / name) for name in events.files]
+        merge = MergeCompany(statistics, config.data.num_buckets, scratch / "company")
+        return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
+    paths = [folder / name for name in events.files]
     # Every bucket sends something to every block: as many blocks as buckets would be too much post.
     num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    steps = CountCompany(workdir.item_statistics, config.data.feedback.target_level_index, keys, scratch / "company")
-    return sorted(collect(config.beam, paths, steps, scratch))
+    steps = CountCompany(statistics, config.data.feedback.target_level_index, keys, scratch / "company")
+    return sorted(map(as_path, collect(config.beam, paths, steps, scratch)))
 
 
 def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | None, scratch: Path) -> Int64:

@@ -34,6 +34,7 @@ from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
+from contracts.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class ValidateAndBucket(beam.PTransform):
         letters = (
             read[ReadEvents.DEAD_LETTERS]
             | "ToOneFile" >> beam.GroupByKey()
-            | "WriteDeadLetters" >> beam.ParDo(WriteDeadLetters(str(self._events.dead_letters)))
+            | "WriteDeadLetters" >> beam.ParDo(WriteDeadLetters(self._events.dead_letters))
         )
         return (read[ReadEvents.SUMMARIES], buckets, letters) | "AllSummaries" >> beam.Flatten()
 
@@ -125,8 +126,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.files = [
             staged.bucket(bucket, config.data.num_buckets).name for bucket in range(config.data.num_buckets)
         ]
-        if not staged.dead_letters.exists():
-            staged.dead_letters.write_text("", encoding="utf-8")
+        if not any(summary["kind"] == "dead_letters" for summary in summaries):
+            write_text(staged.dead_letters, "")
         logger.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
     return read_manifest(workdir.events.path)
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.beam_run import write_parquet, write_whole
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
+from beam_jobs.files import write_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
@@ -25,6 +25,7 @@ from beam_jobs.splits import by_time, leave_one_out
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.names import EventColumn, Split
+from contracts.storage import write_whole
 
 Int64 = npt.NDArray[np.int64]
 
@@ -197,7 +198,7 @@ def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
 class WriteDeadLetters(beam.DoFn):
     """(0, packed dead letters) -> one file of JSON lines, sorted by source and row."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
@@ -208,7 +209,7 @@ class WriteDeadLetters(beam.DoFn):
                 for batch in letters.to_batches(max_chunksize=1 << 14):
                     stream.writelines(json.dumps(letter, ensure_ascii=False) + "\n" for letter in batch.to_pylist())
 
-        write_whole(Path(self._path), write)
+        write_whole(self._path, write)
         yield {"kind": "dead_letters", "rows": letters.num_rows}
 
 

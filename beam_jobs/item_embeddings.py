@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
+
+from beam_jobs.files import read_parquet
+from contracts.storage import local
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -19,7 +22,7 @@ _RIDGE = 1.0
 _LEAST_NORM = 1e-6
 
 
-def ppmi(blocks: Sequence[str], num_items: int) -> sp.csr_matrix:
+def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
     """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j in company.
 
     Args:
@@ -42,9 +45,9 @@ def ppmi(blocks: Sequence[str], num_items: int) -> sp.csr_matrix:
     return sp.coo_matrix((np.concatenate([value, value]), both), shape=(num_items, num_items)).tocsr()
 
 
-def read_block(path: str) -> tuple[Int32, Int32, Int64]:
+def read_block(path: Path) -> tuple[Int32, Int32, Int64]:
     """Rows, columns and weights of a file of `CountCompany` or `MergeCompany`."""
-    table = pq.read_table(path, use_threads=False)
+    table = read_parquet(local(path))
     return table["row"].to_numpy(), table["column"].to_numpy(), table["weight"].to_numpy()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class KeptGroups:
         return {"within": self.within, "expected": self.expected if self.expected is not None else self.within}
 
 
-def keep_groups(previous: PreviousGroups, blocks: Sequence[str], side: SideFeatures) -> KeptGroups:
+def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
     """Places what is new, and measures how well the groups fit.
 
     A settled item stays. Another one that has come to keep company lies at the PPMI-weighted mean of its company,
@@ -82,7 +83,7 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[str], side: SideFeatu
     return KeptGroups(groups, embeddings, settled, within, previous.expected_within)
 
 
-def company_within(blocks: Sequence[str], groups: Int64) -> float | None:
+def company_within(blocks: Sequence[Path], groups: Int64) -> float | None:
     """Share of the company's weight that is between items of one group; None without company."""
     inside = total = 0
     for rows, columns, weights in map(read_block, blocks):

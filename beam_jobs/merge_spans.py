@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.beam_run import collect
+from beam_jobs.files import write_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.ingest_steps import order_events
 from beam_jobs.payload import encode_ids
@@ -27,6 +28,7 @@ from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, SpanParts, Workdir
 from contracts.names import EventColumn, Split
+from contracts.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
             split={"protocol": "newest span", "holdout_start": holdout_start},
         )
         writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
-        staged.dead_letters.write_text("", encoding="utf-8")
+        write_text(staged.dead_letters, "")
         logger.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)
 

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_jobs.beam_run import collect, write_whole
+from beam_jobs.beam_run import collect
 from beam_jobs.event_files import is_parquet
+from beam_jobs.files import read_array, write_array
 from beam_jobs.item_embeddings import normalise_rows
 from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig
 from contracts.names import EmbeddingColumn
+from contracts.storage import StorageError, as_path, local, reading, remove
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -35,7 +37,10 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
             of the items.
     """
     try:
-        ids, vectors = _read(path)
+        with reading(as_path(path)) as copy:
+            ids, vectors = _read(copy)
+    except StorageError:
+        raise
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise ValueError(
             f"windows.mined_from: {path} cannot be read ({error}): it must be .npz or .parquet with "
@@ -62,8 +67,8 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     return normalise_rows(aligned)
 
 
-def _read(path: str) -> tuple[pa.Array, npt.NDArray[np.floating]]:
-    if is_parquet(path):
+def _read(path: Path) -> tuple[pa.Array, npt.NDArray[np.floating]]:
+    if is_parquet(path.name):
         table = pq.read_table(path, columns=[EmbeddingColumn.ITEM_ID, EmbeddingColumn.EMBEDDING])
         ids = table[EmbeddingColumn.ITEM_ID].combine_chunks().cast(pa.string())
         column = table[EmbeddingColumn.EMBEDDING].combine_chunks()
@@ -82,20 +87,19 @@ def find_neighbors(config: BeamConfig, embeddings: Float32, number: int, scratch
     block of items is an element of its own, so that a cluster shares the work.
     """
     source = scratch / "mined_embeddings.npy"
-    np.save(source, embeddings)
+    write_array(source, embeddings)
     starts = list(range(0, len(embeddings), _ROWS_PER_ELEMENT))
-    steps = beam.ParDo(_NeighborsOfBlock(str(source), number, str(scratch)))
-    blocks = [Path(path) for path in sorted(collect(config, starts, steps, scratch))]
+    steps = beam.ParDo(_NeighborsOfBlock(source, number, scratch))
+    blocks = [as_path(path) for path in sorted(collect(config, starts, steps, scratch))]
     joined = scratch / "mined_neighbors.npy"
-    np.save(joined, np.concatenate([np.load(block) for block in blocks]))
-    for path in (source, *blocks):
-        path.unlink()
+    write_array(joined, np.concatenate([read_array(block) for block in blocks]))
+    remove(source, *blocks)
     return joined
 
 
 def neighbor_lists(path: Path) -> UniformLists:
     """The file of `find_neighbors` as lists."""
-    neighbors = np.load(path, mmap_mode="r")
+    neighbors = np.load(local(path), mmap_mode="r")
     present = neighbors >= 0
     return UniformLists(neighbors[present], present.sum(axis=1))
 
@@ -103,21 +107,16 @@ def neighbor_lists(path: Path) -> UniformLists:
 class _NeighborsOfBlock(beam.DoFn):
     """First row of a block -> file of its rows' neighbours."""
 
-    def __init__(self, source: str, number: int, scratch: str) -> None:
+    def __init__(self, source: Path, number: int, scratch: Path) -> None:
         self._source = source
         self._number = number
         self._scratch = scratch
 
     def process(self, start: int) -> Iterator[str]:
-        embeddings = np.load(self._source, mmap_mode="r")
+        embeddings = np.load(local(self._source), mmap_mode="r")
         found = nearest(np.asarray(embeddings), start, min(start + _ROWS_PER_ELEMENT, len(embeddings)), self._number)
-        path = Path(self._scratch) / f"mined-{start:012d}.npy"
-
-        def write(staging: Path) -> None:
-            with staging.open("wb") as stream:
-                np.save(stream, found)
-
-        write_whole(path, write)
+        path = self._scratch / f"mined-{start:012d}.npy"
+        write_array(path, found)
         yield str(path)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
 from beam_jobs.span_statistics import Statistics, read_statistics
-from contracts.artifact import ArtifactError, read_manifest
+from contracts.artifact import ArtifactError, current, read_manifest
 from contracts.config import DataConfig
 from contracts.layout import Events
+from contracts.storage import as_path
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PreviousSpan:
         """
         if path is None:
             return None
-        events = Events(Path(path))
+        events = Events(current(as_path(path)))
         try:
             manifest = read_manifest(events.path)
         except ArtifactError as error:
@@ -50,7 +50,7 @@ class PreviousSpan:
         anomalies = schema_anomalies(self.schema, statistics)
         if anomalies:
             raise ValueError(
-                f"the data break the schema {Events(Path(self.path)).schema}: {'; '.join(anomalies)}. "
+                f"the data break the schema {Events(current(as_path(self.path))).schema}: {'; '.join(anomalies)}. "
                 "Mend them; or, if this is how it is now, edit the schema, or set data.previous to null"
             )
         before = {dataset.name: dataset for dataset in self.statistics}

@@ -8,12 +8,12 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from beam_jobs.beam_run import write_parquet
 from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.payload import one_array
 from contracts.config import FeatureTable
+from contracts.storage import local
 
 ROWS_PER_BATCH = 1 << 15
 
@@ -38,9 +38,9 @@ def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, fie
 class ReadRawBatches(beam.DoFn):
     """(path, first row) -> a record batch in which each scalar is a list of one: TFT's form of it."""
 
-    def process(self, element: tuple[str, int]) -> Iterator[pa.RecordBatch]:
+    def process(self, element: tuple[Path, int]) -> Iterator[pa.RecordBatch]:
         path, start = element
-        table = pq.read_table(path, use_threads=False).slice(start, ROWS_PER_BATCH)
+        table = read_parquet(local(path)).slice(start, ROWS_PER_BATCH)
         yield as_lists(table)
 
 

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import UNIT
+from beam_jobs.files import write_parquet
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from contracts import artifact
 from contracts.config import Config
@@ -171,7 +172,7 @@ class MergeCompany(beam.PTransform):
         super().__init__()
         self._statistics = statistics
         self._num_blocks = num_blocks
-        self._output = str(output)
+        self._output = output
 
     def expand(self, sources: beam.PCollection) -> beam.PCollection:
         return (
@@ -207,16 +208,16 @@ class _ReadPairs(beam.DoFn):
 class _SumPairs(beam.DoFn):
     """(block, packed pairs) -> the block's file, each pair once."""
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: Path) -> None:
         self._output = output
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         block, payloads = element
         summed = unpack(payloads).group_by(["row", "column"], use_threads=False).aggregate([("weight", "sum")])
         table = summed.select(["row", "column", "weight_sum"]).rename_columns(["row", "column", "weight"])
-        path = f"{self._output}-{block:06d}.parquet"
-        write_parquet(table.sort_by([("row", "ascending"), ("column", "ascending")]), Path(path))
-        yield path
+        path = self._output.with_name(f"{self._output.name}-{block:06d}.parquet")
+        write_parquet(table.sort_by([("row", "ascending"), ("column", "ascending")]), path)
+        yield str(path)
 
 
 def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_metadata.proto.v0.schema_pb2 import Schema
 
 from beam_jobs.span_statistics import OTHER, Statistics, histograms_of, last_event
-from contracts.artifact import write_text
+from contracts.storage import read_text, write_text
 
 _LEAST_DOMAIN_MASS = 0.95
 """Share of a feature's values that must be of its domain; what an inferred schema says, until somebody edits it."""
@@ -99,6 +99,6 @@ def read_schema(path: Path) -> Schema:
         ValueError: the file is missing or is none.
     """
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), Schema())
+        return text_format.Parse(read_text(path), Schema())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"{path} holds no schema ({error}): mend it, or unset data.previous") from None

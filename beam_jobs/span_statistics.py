@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import statistics_pb2
 from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics as Statistics
 
-from contracts.artifact import write_text
+from contracts.storage import read_text, write_text
 
 TIMESTAMP = "timestamp"
 MISSING, OTHER = "(missing)", "(other)"
@@ -84,7 +84,7 @@ def read_statistics(path: Path) -> list[Statistics]:
         ValueError: the file is missing or is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         return list(text_format.Parse(text, statistics_pb2.DatasetFeatureStatisticsList()).datasets)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ValueError(f"{path} holds no statistics ({error}): run ingest again, or unset data.previous") from None

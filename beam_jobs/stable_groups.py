@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from scipy.optimize import linear_sum_assignment
 
+from beam_jobs.files import read_array, read_parquet
 from beam_jobs.partition import group_centroids
 from beam_jobs.payload import one_array
-from contracts.artifact import ArtifactError, read_manifest
+from contracts.artifact import ArtifactError, current, read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
+from contracts.storage import as_path
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -66,7 +66,7 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     """
     if path is None:
         return None
-    groups = ItemGroups(Path(path))
+    groups = ItemGroups(current(as_path(path)))
     try:
         manifest = read_manifest(groups.path)
     except ArtifactError as error:
@@ -76,10 +76,10 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
             f"groups.previous={path} holds {manifest.kind}, not {ItemGroups.KIND}: name an earlier run's item_groups "
             "directory"
         )
-    table = pq.read_table(groups.groups)
+    table = read_parquet(groups.groups)
     previous = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)
-    centroids, embeddings = np.load(groups.centroids), np.load(groups.embeddings)
+    centroids, embeddings = read_array(groups.centroids), read_array(groups.embeddings)
     known = rows >= 0
     # An artifact of older code does not say who is settled: its groups are continued by a fit.
     settled = np.zeros(len(previous), bool)

@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from beam_jobs.beam_run import collect
 from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.files import write_parquet
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
-from contracts.artifact import Manifest, read_manifest, writing
+from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config, FeatureTable
 from contracts.layout import ItemStatistics, Workdir
+from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ logger = logging.getLogger(__name__)
 class CountItemsAndUsers(beam.PTransform):
     """Sources of counts (`CountBucket`) -> items.parquet, users.parquet and both vocabularies; yields their sizes."""
 
-    def __init__(self, config: Config, statistics: ItemStatistics, known_items: str, known_users: str) -> None:
+    def __init__(
+        self, config: Config, statistics: ItemStatistics, known_items: Path | None, known_users: Path | None
+    ) -> None:
         super().__init__()
         self._config = config
         self._statistics = statistics
@@ -60,30 +64,28 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """
     events = read_manifest(workdir.events.path)
     # Merged spans were counted one by one already.
-    sources = events.details.get("counts") or [{"events": str(workdir.events.path / name)} for name in events.files]
+    folder = current(workdir.events.path)
+    sources = events.details.get("counts") or [{"events": str(folder / name)} for name in events.files]
     with writing(workdir.item_statistics.path, ItemStatistics.KIND, fingerprint) as writer:
         staged = ItemStatistics(writer.path)
         item_ids, item_counts = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
         user_ids, user_counts = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
         for sizes in collect(config.beam, sources, CountItemsAndUsers(config, staged, item_ids, user_ids), writer.path):
             writer.counts.update(sizes)
-        for path in (item_ids, user_ids):
-            if path:
-                Path(path).unlink()
+        remove(*(path for path in (item_ids, user_ids) if path is not None))
         writer.details.update(item_table=item_counts, user_table=user_counts)
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
         logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.item_statistics.path)
 
 
-def _known_ids(table: FeatureTable | None, field: str, path: Path) -> tuple[str, dict[str, int]]:
-    """A file with the ids of a feature table ("" without one), and what was left out."""
+def _known_ids(table: FeatureTable | None, field: str, path: Path) -> tuple[Path | None, dict[str, int]]:
+    """A file with the ids of a feature table (None without one), and what was left out."""
     if table is None:
-        return "", {}
+        return None, {}
     rows = read_feature_table(table, field)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.schema([("id", pa.string())])) as stream:
-        stream.write_table(pa.table({"id": rows.ids}))
-    return str(path), rows.counts
+    write_parquet(pa.table({"id": rows.ids}), path)
+    return path, rows.counts
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from beam_jobs.beam_run import write_parquet, write_whole
+from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, Split, UserColumn
+from contracts.storage import as_path, write_text
 
 _LEAST_COUNT = 0.5
 """An item never seen in training still gets drawn, half as often as one seen once (at exponent 1)."""
@@ -100,9 +100,9 @@ class CountBucket(beam.DoFn):
 
     def _counts(self, source: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
         if "items" in source:
-            items, users = (pq.read_table(source[name], use_threads=False) for name in ("items", "users"))
+            items, users = (read_parquet(as_path(source[name])) for name in ("items", "users"))
             return items.cast(_ITEMS), users.cast(_USERS)
-        table = pq.read_table(source["events"], use_threads=False)
+        table = read_parquet(as_path(source["events"]))
         trained = table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self._target_level
         if "before" in source:
             trained &= table[EventColumn.TIMESTAMP].to_numpy() < source["before"]
@@ -128,7 +128,7 @@ def _summed(table: pa.Table, schema: pa.Schema) -> pa.Table:
 class WriteItems(beam.DoFn):
     """(0, packed counts) -> items.parquet and the item vocabulary."""
 
-    def __init__(self, statistics: ItemStatistics, exponent: float, known_ids: str) -> None:
+    def __init__(self, statistics: ItemStatistics, exponent: float, known_ids: Path | None) -> None:
         self._statistics = statistics
         self._exponent = exponent
         self._known_ids = known_ids
@@ -151,7 +151,7 @@ class WriteItems(beam.DoFn):
 class WriteUsers(beam.DoFn):
     """(0, packed counts) -> users.parquet and the user vocabulary."""
 
-    def __init__(self, statistics: ItemStatistics, known_ids: str) -> None:
+    def __init__(self, statistics: ItemStatistics, known_ids: Path | None) -> None:
         self._statistics = statistics
         self._known_ids = known_ids
 
@@ -164,12 +164,11 @@ class WriteUsers(beam.DoFn):
         yield {"users": table.num_rows}
 
 
-def _with_known_ids(table: pa.Table, path: str, schema: pa.Schema) -> pa.Table:
+def _with_known_ids(table: pa.Table, path: Path | None, schema: pa.Schema) -> pa.Table:
     """Adds the ids of a feature table that the log does not hold, with counts of 0 and null times."""
-    if not path:
+    if path is None:
         return table
-    with pa.OSFile(path) as source:
-        ids = pa.ipc.open_stream(source).read_all()["id"]
+    ids = read_parquet(path)["id"]
     new = ids.filter(pc.invert(pc.is_in(ids, table[schema.names[0]])))
     empty = [
         pa.nulls(len(new), field.type)
@@ -187,5 +186,4 @@ def _by_count(table: pa.Table, count: str, identity: str) -> pa.Table:
 
 
 def _write_vocabulary(ids: pa.ChunkedArray, path: Path) -> None:
-    text = "".join(f"{value}\n" for value in ids.to_pylist())
-    write_whole(path, lambda staging: staging.write_bytes(text.encode("utf-8")))
+    write_text(path, "".join(f"{value}\n" for value in ids.to_pylist()))

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import tensorflow as tf
 import tensorflow_transform as tft
 import tensorflow_transform.beam as tft_beam
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import dataset_metadata, schema_utils
 from tfx_bsl.public import tfxio
 
-from beam_jobs.beam_run import collect, write_parquet
+from beam_jobs.beam_run import collect
+from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.preprocessing import make_preprocessing_fn, raw_feature_spec
 from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
-from contracts.artifact import Manifest, read_manifest, write_json, writing
-from contracts.config import Config, Feature, FeatureTable
-from contracts.layout import Transform, Workdir, vocabulary_file
+from contracts.artifact import Manifest, current, read_manifest, write_json, writing
+from contracts.config import BeamConfig, Config, Feature, FeatureTable
+from contracts.layout import ItemStatistics, Transform, Workdir, vocabulary_file
 from contracts.names import ItemColumn, UserColumn
+from contracts.storage import RemotePath, local, remove, remove_tree, store_tree, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ class TableJob:
 
     kind: str  # "item" or "user"
     source: Path  # Parquet of the statistics, in the order of the index
-    vocabulary: Path
+    vocabulary: Path  # that TensorFlow can open
     features: FeatureTable | None
     field: str
     graph: Path
@@ -80,7 +83,7 @@ class TransformTable(beam.PTransform):
             transformed
             | "Pack" >> beam.ParDo(_PackBatch(job))
             | "OneTable" >> beam.GroupByKey()
-            | "WriteTable" >> beam.ParDo(_WriteTable(str(job.output), job.index_name))
+            | "WriteTable" >> beam.ParDo(_WriteTable(job.output, job.index_name))
         )
 
 
@@ -121,14 +124,14 @@ class _PackBatch(beam.DoFn):
 class _WriteTable(beam.DoFn):
     """(0, packed tables) -> one Parquet file, sorted by index."""
 
-    def __init__(self, path: str, index_name: str) -> None:
+    def __init__(self, path: Path, index_name: str) -> None:
         self._path = path
         self._index_name = index_name
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
         table = unpack(element[1]).combine_chunks()
         order = np.argsort(table[self._index_name].to_numpy(), kind="stable")
-        write_parquet(table.take(pa.array(order)), Path(self._path))
+        write_parquet(table.take(pa.array(order)), self._path)
         yield table.num_rows
 
 
@@ -138,8 +141,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     Raises:
         ValueError: a feature table is missing, unreadable or lacks a column.
     """
-    read_manifest(workdir.item_statistics.path)
-    statistics = workdir.item_statistics
+    statistics = ItemStatistics(current(workdir.item_statistics.path))
+    read_manifest(statistics.path)
     with writing(workdir.transform.path, Transform.KIND, fingerprint) as writer:
         staged = Transform(writer.path)
         jobs = [
@@ -148,29 +151,56 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             TableJob("user", statistics.users, statistics.user_vocabulary.absolute(), config.data.user_features,
                      "data.user_features", staged.user_graph, staged.users),
         ]  # fmt: skip
+        specs = {}
         for job in jobs:
-            rows, left_out = _run_table(config, job, writer.path)
-            writer.counts[f"{job.kind}s"] = rows
-            writer.details[f"{job.kind}_table"] = left_out
-        write_json(
-            staged.feature_spec, {job.kind: [_spec(feature, job.graph) for feature in job.columns] for job in jobs}
-        )
+            done = _run_table(config, job, writer.path)
+            writer.counts[f"{job.kind}s"] = done.rows
+            writer.details[f"{job.kind}_table"] = done.left_out
+            specs[job.kind] = done.specs
+        write_json(staged.feature_spec, specs)
         writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
         logger.info("transform: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.transform.path)
 
 
-def _run_table(config: Config, job: TableJob, scratch: Path) -> tuple[int, dict[str, int]]:
-    ids = pq.read_table(job.source, columns=[job.id_name])[job.id_name]
+@dataclass(frozen=True)
+class TableDone:
+    """Rows of a transformed table, rows of its feature table that were left out, and what its features became."""
+
+    rows: int
+    left_out: dict[str, int]
+    specs: list[dict[str, Any]]
+
+
+def _run_table(config: Config, job: TableJob, scratch: Path) -> TableDone:
+    """Runs one table on the configured runner, or where TensorFlow cannot open the artifact's scheme, in this process.
+
+    TFT exchanges its graphs between steps as files that TensorFlow writes and reads, and TensorFlow has no file
+    system for s3 or hdfs. The tables are as long as the catalogue, not the log, so that one machine will do.
+    """
+    if not isinstance(scratch, RemotePath) or scratch.scheme in tf.io.gfile.get_registered_schemes():
+        return _transform(config.beam, job, scratch)
+    with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
+        here = Path(folder)
+        graph, output = here / job.graph.name, here / job.output.name
+        moved = replace(job, vocabulary=local(job.vocabulary), graph=graph, output=output)
+        done = _transform(BeamConfig(), moved, here)
+        store_tree(graph, job.graph)
+        write_whole(job.output, lambda staging: shutil.copyfile(output, staging))
+    return done
+
+
+def _transform(beam_config: BeamConfig, job: TableJob, scratch: Path) -> TableDone:
+    ids = read_parquet(job.source, columns=[job.id_name])[job.id_name]
     raw_path = scratch / f"raw-{job.kind}.parquet"
     left_out = write_raw_table(one_array(ids), job.id_name, job.features, job.field, raw_path)
-    starts = [(str(raw_path), start) for start in range(0, len(ids), ROWS_PER_BATCH)]
+    starts = [(raw_path, start) for start in range(0, len(ids), ROWS_PER_BATCH)]
     tft_scratch = scratch / f"tft-{job.kind}"
     with tft_beam.Context(temp_dir=str(tft_scratch)):
-        collect(config.beam, starts, TransformTable(job), scratch)
-    raw_path.unlink()
-    shutil.rmtree(tft_scratch, ignore_errors=True)
-    return len(ids), left_out
+        collect(beam_config, starts, TransformTable(job), scratch)
+    remove(raw_path)
+    remove_tree(tft_scratch)
+    return TableDone(len(ids), left_out, [_spec(feature, job.graph) for feature in job.columns])
 
 
 def _spec(feature: Feature, graph: Path) -> dict[str, Any]:

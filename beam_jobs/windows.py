@@ -7,16 +7,17 @@ from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
-import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
+from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.windows_steps import WriteWindows
-from contracts.artifact import Manifest, read_manifest, writing
+from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config
-from contracts.layout import Windows, Workdir
+from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
 from contracts.names import ItemColumn, Split
+from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +29,21 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ValueError: an input artifact is missing, `windows.mined_from` is unusable, or no user has two positives
             to train on.
     """
-    for needed in (workdir.events.path, workdir.item_statistics.path, workdir.item_groups.path):
-        read_manifest(needed)
+    events, statistics = Events(current(workdir.events.path)), ItemStatistics(current(workdir.item_statistics.path))
+    groups = ItemGroups(current(workdir.item_groups.path))
+    for needed in (events, statistics, groups):
+        read_manifest(needed.path)
     buckets = range(config.data.num_buckets)
     with writing(workdir.windows.path, Windows.KIND, fingerprint) as writer:
         staged = Windows(writer.path)
-        neighbors = _neighbors(config, workdir, writer.path)
-        paths = [(bucket, str(workdir.events.bucket(bucket, len(buckets)))) for bucket in buckets]
+        neighbors = _neighbors(config, statistics, writer.path)
+        paths = [(bucket, events.bucket(bucket, len(buckets))) for bucket in buckets]
         totals: Counter[str] = Counter()
-        steps = beam.ParDo(WriteWindows(config, workdir, staged, neighbors))
+        steps = beam.ParDo(WriteWindows(config, statistics, groups, staged, neighbors))
         for counts in collect(config.beam, paths, steps, writer.path):
             totals.update(counts)
         if neighbors is not None:
-            neighbors.unlink()
+            remove(neighbors)
         if not totals["train_positives"]:
             level = config.data.feedback.levels[config.data.feedback.target_level_index]
             raise ValueError(
@@ -72,12 +75,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     return read_manifest(workdir.windows.path)
 
 
-def _neighbors(config: Config, workdir: Workdir, scratch: Path) -> Path | None:
+def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Path | None:
     """Where mined negatives come from, if any are wanted."""
     settings = config.windows
     if not settings.mined_negatives or settings.mined_from is None:
         return None
-    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
+    ids = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
     embeddings = read_item_embeddings(settings.mined_from, one_array(ids))
     return find_neighbors(config.beam, embeddings, settings.mined_neighbors, scratch)
 

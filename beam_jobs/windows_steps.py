@@ -9,18 +9,18 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from isal import igzip
 
-from beam_jobs.beam_run import write_whole
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
+from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
 from contracts.config import Config
-from contracts.layout import Windows, Workdir
+from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, ItemColumn, Split, WindowField
+from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
@@ -29,17 +29,19 @@ _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times fast
 class WriteWindows(beam.DoFn):
     """(bucket number, file) -> shards; yields counts."""
 
-    def __init__(self, config: Config, workdir: Workdir, windows: Windows, neighbors: Path | None) -> None:
+    def __init__(
+        self, config: Config, statistics: ItemStatistics, groups: ItemGroups, windows: Windows, neighbors: Path | None
+    ) -> None:
         self._config = config
-        self._workdir = workdir
+        self._statistics = statistics
+        self._item_groups = groups
         self._windows = windows
         self._neighbors = neighbors
 
     def setup(self) -> None:
-        statistics, groups = self._workdir.item_statistics, self._workdir.item_groups
-        probabilities = pq.read_table(statistics.items, columns=[ItemColumn.SAMPLING_PROBABILITY])
-        table = pq.read_table(groups.groups, columns=[ItemColumn.GROUP_ID])
-        self._vocabulary = Vocabulary(statistics)
+        probabilities = read_parquet(local(self._statistics.items), columns=[ItemColumn.SAMPLING_PROBABILITY])
+        table = read_parquet(local(self._item_groups.groups), columns=[ItemColumn.GROUP_ID])
+        self._vocabulary = Vocabulary(self._statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
         self._sampler = NegativeSampler(
             probabilities[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
@@ -48,7 +50,7 @@ class WriteWindows(beam.DoFn):
             None if self._neighbors is None else neighbor_lists(self._neighbors),
         )
 
-    def process(self, element: tuple[int, str]) -> Iterator[dict[str, int]]:
+    def process(self, element: tuple[int, Path]) -> Iterator[dict[str, int]]:
         number, path = element
         events = self._vocabulary.read_bucket(path)
         is_positive = events.levels >= self._config.data.feedback.target_level_index

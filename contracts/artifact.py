@@ -2,6 +2,10 @@
 
 An artifact is written beside its final place and renamed. A directory without a manifest is not an
 artifact: readers refuse it, writers replace it.
+
+Object stores cannot rename a directory. There, each artifact holds its generations, directories that are written
+once, and a small object that names the current one and is replaced last. What a killed run left, or a worker
+that outlived it still writes, is a generation that nothing names.
 """
 
 from __future__ import annotations
@@ -13,15 +17,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import contracts
+from contracts import storage
 
 MANIFEST_NAME = "manifest.json"
-_STAGING_MARK = ".staging-"
+_CURRENT = "current.txt"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: there is no complete artifact at `path`.
     """
     try:
-        return Manifest(**json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8")))
+        return Manifest(**json.loads(storage.read_text(current(path) / MANIFEST_NAME)))
+    except storage.StorageError:
+        raise
     except FileNotFoundError:
         raise ArtifactError(f"no artifact at {path}: run the stage that writes it") from None
     except (ValueError, TypeError) as error:
@@ -82,6 +89,16 @@ def find_manifest(path: Path) -> Manifest | None:
         return None
 
 
+def current(path: Path) -> Path:
+    """Where the files of the artifact at `path` are now: there, or in an object store in its current generation.
+
+    A plain copy of an artifact in an object store has no generations.
+    """
+    if not storage.is_remote(path) or not storage.exists(path / _CURRENT):
+        return path
+    return path / storage.read_text(path / _CURRENT).strip()
+
+
 @dataclass
 class ArtifactWriter:
     """What a stage fills in while it writes into `path`, the staging directory."""
@@ -94,16 +111,13 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter]:
-    """Writes an artifact: yields a staging directory, then renames it to `final`.
+    """Writes an artifact: yields a directory to write into, then makes it what is at `final`.
 
-    On an exception the staging directory is removed and `final` is left as it was. Staging
-    directories that a killed run left behind are removed first.
+    On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
+    first.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f"{final.name}{_STAGING_MARK}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    writer = ArtifactWriter(final.with_name(f"{final.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"))
-    writer.path.mkdir()
+    _remove_leftovers(final)
+    writer = ArtifactWriter(_begin(final))
     started = time.monotonic()
     try:
         yield writer
@@ -116,15 +130,72 @@ def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter
             seconds=round(time.monotonic() - started, 3),
         )
         write_json(writer.path / MANIFEST_NAME, asdict(manifest))
-        replace_directory(writer.path, final)
-    finally:
-        shutil.rmtree(writer.path, ignore_errors=True)
+        _put(writer.path, final)
+    except BaseException:
+        with suppress(storage.StorageError):  # the error that is under way says more
+            storage.remove_tree(writer.path)
+        raise
+    if storage.is_remote(final):
+        _remove_others(final, writer.path)
+
+
+def fetch(source: Path, final: Path) -> Manifest:
+    """Copies the artifact at `source`, in an object store, to the local `final`, which appears whole or not at all.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    now = current(source)
+    manifest = read_manifest(now)
+    if find_manifest(final) != manifest:
+        _remove_leftovers(final)
+        staging = _begin(final)
+        try:
+            storage.fetch_tree(now, staging)
+            replace_directory(staging, final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _begin(final: Path) -> Path:
+    """A directory for what shall be at `final`."""
+    name = uuid.uuid4().hex[:8]
+    if storage.is_remote(final):
+        return final / name
+    staging = final.with_name(f"{final.name}{storage.STAGING_MARK}{name}")
+    staging.mkdir()
+    return staging
+
+
+def _remove_leftovers(final: Path) -> None:
+    if not storage.is_remote(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left in final.parent.glob(f"{final.name}{storage.STAGING_MARK}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    elif (kept := current(final)) != final:
+        _remove_others(final, kept)
+    elif find_manifest(final) is None:
+        storage.remove_tree(final)
+
+
+def _put(staging: Path, final: Path) -> None:
+    """Makes what was written what is at `final`."""
+    if storage.is_remote(final):
+        storage.write_text(final / _CURRENT, staging.name)
+    else:
+        replace_directory(staging, final)
+
+
+def _remove_others(final: Path, kept: Path) -> None:
+    """Removes all generations but one, and what a plain copy left."""
+    storage.remove(*(path for path in storage.tree(final) if not {kept, final / _CURRENT} & {path, *path.parents}))
 
 
 def replace_directory(source: Path, final: Path) -> None:
     """Renames `source` to `final`, an existing `final` having been moved out of the way and removed."""
     if final.exists():
-        old = final.with_name(f"{final.name}{_STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
+        old = final.with_name(f"{final.name}{storage.STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
         os.rename(final, old)
         os.rename(source, final)
         shutil.rmtree(old, ignore_errors=True)
@@ -134,11 +205,4 @@ def replace_directory(source: Path, final: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside `path`, then renames it into place."""
-    staging = path.with_name(f"{path.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    storage.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

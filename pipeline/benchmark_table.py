@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import contracts
-from contracts import artifact
+from contracts import artifact, storage
 from pipeline.benchmark_config import BenchmarkConfig
 
 _SHORT = {"recall_at_": "R@", "ndcg_at_": "N@", "catalog_coverage_at_": "cov@", "gini_at_": "gini@"}
@@ -35,7 +35,7 @@ def write_tables(benchmark: BenchmarkConfig, results: list[dict[str, Any]], json
         json_path, {**about, "benchmark": benchmark.model_dump(mode="json"), "rows": rows, "runs": results}
     )
     markdown = json_path.with_suffix(".md")
-    artifact.write_text(markdown, _markdown(benchmark, rows, about))
+    storage.write_text(markdown, _markdown(benchmark, rows, about))
     return markdown
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import contracts
+from contracts import storage
 from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
 from pipeline.cli_options import reports_user_errors, with_config
@@ -39,7 +40,9 @@ def main(verbose: bool) -> None:
 
 @main.command()
 @with_config
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where every artifact goes.")
+@click.option(
+    "--workdir", "-w", type=storage.as_path, required=True, help="Where every artifact goes: a path or a URL."
+)
 @click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
@@ -57,9 +60,33 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 
     resolved = load_config(config, overrides)
     click.echo(dump_config(resolved), err=True)
+    storage.connect(resolved.beam.options)
     # Beam's workers may have another working directory.
     results = run_stages(STAGES, resolved, Workdir(workdir.absolute()), first, last)
     print_report(resolved, Workdir(workdir), results, Console())
+
+
+@main.command()
+@click.argument("source", type=storage.as_path)
+@with_config
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where the copies go.")
+@reports_user_errors
+def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir: Path) -> None:
+    """Copy the Beam side's artifacts from SOURCE, a workdir in an object store, to go on with them here.
+
+    What is here already is not copied again; a stage is up to date here as it was there. The config is asked for
+    `beam.options` alone, which say how to reach the store.
+
+    \b
+    Example:
+      dnc fetch gs://bucket/run -w runs/mine
+      dnc run -c my.yaml -w runs/mine
+    """
+    from pipeline.runner import fetch_artifacts
+
+    storage.connect(load_config(config, overrides).beam.options)
+    for name, manifest in fetch_artifacts(STAGES, Workdir(source), Workdir(workdir.absolute())).items():
+        click.echo(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in manifest.counts.items()))
 
 
 @main.command()

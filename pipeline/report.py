@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import Workdir
 from pipeline.catalogue_titles import load_titles
@@ -28,6 +28,10 @@ _SHOWN_HISTORY = 8
 
 def print_report(config: Config, workdir: Workdir, results: list[StageResult], console: Console) -> None:
     """Prints what there is to see after the given stages."""
+    if storage.is_remote(workdir.path):
+        console.print(stages_table(config, workdir, results))
+        console.print(f"go on:    dnc fetch {workdir.path} -w DIR")
+        return
     if workdir.metrics.exists():
         plot_metrics(workdir)
         console.print(metrics_table(workdir))
@@ -94,7 +98,7 @@ def groups_table(workdir: Workdir) -> Table:
 
 
 def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -> Table:
-    """Stages with time (of the run that made the artifact), size on disk and counts."""
+    """Stages with time (of the run that made the artifact), size and counts."""
     table = _table("Stages")
     for column in ("stage", "seconds", "MiB", "holds"):
         table.add_column(column, justify="left" if column in ("stage", "holds") else "right")
@@ -103,7 +107,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
         paths = stages[result.name].outputs(config, workdir)
         manifests = [artifact.read_manifest(path) for path in paths]
         seconds = result.seconds if result.ran else sum(manifest.seconds for manifest in manifests)
-        size = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+        size = sum(map(storage.tree_bytes, paths))
         holds = ", ".join(f"{value:,} {name}" for name, value in manifests[0].counts.items() if value)
         note = "" if result.ran else " (kept)"
         table.add_row(result.name + note, f"{seconds:.1f}", f"{size / 2**20:.1f}", holds)

@@ -6,12 +6,11 @@ import logging
 import time
 from dataclasses import dataclass
 
-from filelock import FileLock, Timeout
-
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.config import Config
 from contracts.config_io import dump_config
 from contracts.layout import Workdir
+from contracts.lock import holding
 from pipeline.stage import Stage, fingerprints
 
 log = logging.getLogger(__name__)
@@ -39,23 +38,48 @@ def run_stages(
             stage refused its input.
     """
     selected = _between(stages, first, last)
-    workdir.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(workdir.lock)
-    try:
-        with lock.acquire(timeout=0):
-            artifact.write_text(workdir.config, dump_config(config))
-            _require_inputs(stages, selected, config, workdir)
-            wanted = fingerprints(stages, config)
-            results = []
-            for stage in selected:
-                position = f"[{stages.index(stage) + 1}/{len(stages)}]"
-                forced = stage.name == first
-                results.append(_run_stage(stage, position, config, workdir, wanted[stage.name], forced=forced))
-            return results
-    except Timeout:
+    _require_reach(selected, workdir)
+    with holding(workdir):
+        storage.write_text(workdir.config, dump_config(config))
+        _require_inputs(stages, selected, config, workdir)
+        wanted = fingerprints(stages, config)
+        results = []
+        for stage in selected:
+            position = f"[{stages.index(stage) + 1}/{len(stages)}]"
+            forced = stage.name == first
+            results.append(_run_stage(stage, position, config, workdir, wanted[stage.name], forced=forced))
+        return results
+
+
+def _require_reach(selected: tuple[Stage, ...], workdir: Workdir) -> None:
+    near = [stage.name for stage in selected if not stage.remote]
+    if near and storage.is_remote(workdir.path):
         raise ValueError(
-            f"another run holds {workdir.path}: wait for it, or give this one its own directory (-w)"
-        ) from None
+            f"stage {near[0]} needs a local workdir, and {workdir.path} is in an object store: run the Beam stages "
+            f"there (--to windows), copy them with `dnc fetch {workdir.path} -w DIR`, and go on in DIR"
+        )
+
+
+def fetch_artifacts(stages: tuple[Stage, ...], source: Workdir, workdir: Workdir) -> dict[str, artifact.Manifest]:
+    """Copies what the stages that run on object stores have written there to a local workdir, by stage.
+
+    Raises:
+        ValueError: `source` is no URL, holds nothing, or another run holds the workdir.
+    """
+    if not storage.is_remote(source.path):
+        raise ValueError(
+            f"{source.path} is no URL of an object store: name the workdir of the run, e.g. gs://bucket/run"
+        )
+    fetched = {}
+    with holding(workdir):
+        for stage in stages:
+            if stage.remote:
+                [remote], [here] = (stage.outputs(Config(), place) for place in (source, workdir))
+                if artifact.find_manifest(remote) is not None:
+                    fetched[stage.name] = artifact.fetch(remote, here)
+    if not fetched:
+        raise ValueError(f"{source.path} holds no artifact: is it the workdir of a run of `dnc run` or `beam_jobs`?")
+    return fetched
 
 
 def _between(stages: tuple[Stage, ...], first: str | None, last: str | None) -> tuple[Stage, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import contracts
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import Workdir
 
@@ -26,6 +24,7 @@ class Stage:
         outputs: the artifacts that it writes.
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
+        remote: whether its workdir may be in an object store.
     """
 
     name: str
@@ -35,6 +34,7 @@ class Stage:
     outputs: Callable[[Config, Workdir], tuple[Path, ...]]
     run: Callable[[Config, Workdir, str], None]
     sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
+    remote: bool = False
 
     def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:
         """Whether every output exists whole and was made from the same inputs and config."""
@@ -52,12 +52,6 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
             stage.name,
             {section: tree[section] for section in stage.sections},
             [result[name] for name in stage.after],
-            [file_identity(path) for pattern in stage.sources(config) for path in sorted(glob.glob(pattern))],
+            [identity for pattern in stage.sources(config) for identity in storage.identities(pattern)],
         )
     return result
-
-
-def file_identity(path: str) -> tuple[str, int, int]:
-    """What changes when the file is written anew."""
-    status = os.stat(path)
-    return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
 from contracts.names import Split
+from contracts.storage import as_path
 from pipeline.stage import Stage
 
 
@@ -112,7 +114,9 @@ def _feature_tables(config: Config) -> tuple[str, ...]:
 def _manifest_of(previous: str | None) -> tuple[str, ...]:
     """What says whether the artifact of another run has changed."""
     # Escaped, since sources are patterns: the directory is one path, whatever characters are in it.
-    return () if previous is None else (glob.escape(str(Path(previous) / artifact.MANIFEST_NAME)),)
+    if previous is None:
+        return ()
+    return (glob.escape(str(artifact.current(as_path(previous)) / artifact.MANIFEST_NAME)),)
 
 
 STAGES = (
@@ -123,6 +127,7 @@ STAGES = (
         sections=("data", "split"),
         outputs=lambda config, workdir: (workdir.events.path,),
         run=_ingest,
+        remote=True,
         sources=lambda config: (
             *config.data.events,
             *_feature_tables(config),
@@ -136,6 +141,7 @@ STAGES = (
         sections=("data", "windows"),
         outputs=lambda config, workdir: (workdir.item_statistics.path,),
         run=_statistics,
+        remote=True,
         sources=_feature_tables,
     ),
     Stage(
@@ -145,6 +151,7 @@ STAGES = (
         sections=("data", "groups", "seed"),
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_groups,
+        remote=True,
         sources=lambda config: _manifest_of(config.groups.previous),
     ),
     Stage(
@@ -154,6 +161,7 @@ STAGES = (
         sections=("data",),
         outputs=lambda config, workdir: (workdir.transform.path,),
         run=_transform,
+        remote=True,
     ),
     Stage(
         "windows",
@@ -162,6 +170,7 @@ STAGES = (
         sections=("windows", "seed"),
         outputs=lambda config, workdir: (workdir.windows.path,),
         run=_windows,
+        remote=True,
         sources=lambda config: () if config.windows.mined_from is None else (glob.escape(config.windows.mined_from),),
     ),
     Stage(

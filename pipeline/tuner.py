@@ -17,7 +17,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
@@ -132,5 +132,5 @@ def _write(study: optuna.Study, config: Config, workdir: Path) -> Tuned:
     rows = [{"trial": trial.number, "recall": trial.value, **trial.user_attrs["keys"]} for trial in ranked]
     artifact.write_json(workdir / "trials.json", rows)
     path = workdir / "best.yaml"
-    artifact.write_text(path, dump_config(with_keys(config, study.best_trial.user_attrs["keys"])))
+    storage.write_text(path, dump_config(with_keys(config, study.best_trial.user_attrs["keys"])))
     return Tuned(load_config(path), study.best_value, len(finished), path)

@@ -1,0 +1,41 @@
+"""The kinds of files that jobs exchange, wherever they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contracts.storage import reading, write_whole
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """One Parquet file, whole or absent."""
+    write_whole(path, lambda staging: pq.write_table(table, staging, compression="zstd", compression_level=1))
+
+
+def read_parquet(path: Path, **options: Any) -> pa.Table:
+    """All of a Parquet file, or what `options` of pyarrow's `read_table` leave of it."""
+    with reading(path) as file:
+        return pq.read_table(file, use_threads=False, **options)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """One .npy file, whole or absent."""
+
+    def write(staging: Path) -> None:
+        with staging.open("wb") as stream:
+            np.save(stream, array)
+
+    write_whole(path, write)
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """An .npy file's array, in memory."""
+    with reading(path) as file:
+        array: npt.NDArray[Any] = np.load(file)
+        return array

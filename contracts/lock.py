@@ -1,0 +1,121 @@
+"""One writer a workdir: a second run is refused.
+
+On a POSIX file system the kernel's file lock decides, and ends with the process that holds it. Object stores have no
+such thing. There the holder keeps counting in an object beside the artifacts; whoever finds that object watches it,
+and takes it over only if it stands still, as a killed run leaves it. Reading and then writing is two steps, so that
+two runs which start within the same moment may both go on: each then writes generations of its own, and of each
+artifact the last one to end is kept, whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from contracts import storage
+from contracts.layout import Workdir
+
+logger = logging.getLogger(__name__)
+
+_BEAT_SECONDS = 5.0
+_DEAD_AFTER = 5  # beats
+
+
+@contextmanager
+def holding(workdir: Workdir) -> Iterator[None]:
+    """Holds the workdir, which is made if it is not there.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    if storage.is_remote(workdir.path):
+        with _beating(workdir):
+            yield
+        return
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workdir.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise _busy(workdir) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _busy(workdir: Workdir, owner: str = "another run") -> ValueError:
+    return ValueError(f"{owner} holds {workdir.path}: wait for it, or give this one its own directory (--workdir)")
+
+
+@contextmanager
+def _beating(workdir: Workdir) -> Iterator[None]:
+    _wait_for_dead(workdir)
+    token, over = uuid.uuid4().hex, threading.Event()
+    _write(workdir.lock, token, 0)
+    beats = threading.Thread(target=_beat, args=(workdir.lock, token, over), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beats.join()
+        if _is_ours(workdir.lock, token):
+            storage.remove(workdir.lock)
+
+
+def _wait_for_dead(workdir: Workdir) -> None:
+    """Returns once nobody holds the workdir."""
+    found = _read(workdir.lock)
+    for beat in range(_DEAD_AFTER):
+        if found is None:
+            return
+        if beat == 0:
+            logger.info("%s has a lock of %s: waiting to see whether it lives", workdir.path, found["owner"])
+        time.sleep(_BEAT_SECONDS)
+        seen = _read(workdir.lock)
+        if seen not in (found, None):
+            raise _busy(workdir, f"another run ({found['owner']})")
+        found = seen
+
+
+def _beat(lock: Path, token: str, over: threading.Event) -> None:
+    count = 0
+    while not over.wait(_BEAT_SECONDS):
+        count += 1
+        try:
+            if not _is_ours(lock, token):
+                logger.error("another run took %s over: of each artifact the last one to end is kept", lock.parent)
+                return
+            _write(lock, token, count)
+        except storage.StorageError as error:  # the run's own reads and writes will say so, if it lasts
+            logger.warning("%s", error)
+
+
+def _is_ours(lock: Path, token: str) -> bool:
+    found = _read(lock)
+    return found is None or found["token"] == token
+
+
+def _read(lock: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(storage.read_text(lock))
+        return found
+    except FileNotFoundError:
+        return None
+
+
+def _write(lock: Path, token: str, count: int) -> None:
+    owner = f"{socket.gethostname()}, process {os.getpid()}"
+    storage.write_text(lock, json.dumps({"owner": owner, "token": token, "count": count}))

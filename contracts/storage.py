@@ -1,0 +1,278 @@
+"""Where files lie: on a POSIX file system, or below a URL of an object store.
+
+On a POSIX file system everything happens in place: names are opened as they are, and writers rename. An object
+store takes and gives whole objects: what is read is copied to this machine first, and what is written is made here
+and sent when it is whole.
+
+Object stores are reached through `provide`, since the libraries that know them are not this package's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import glob
+import os
+import re
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
+from typing import Any, BinaryIO, NoReturn, Protocol
+
+STAGING_MARK = ".staging-"
+_URL = re.compile(r"[a-zA-Z][-a-zA-Z0-9+.]*://")
+
+
+class StorageError(ValueError):
+    """A path cannot be reached; the message names it and the remedy."""
+
+
+class RemotePath(PosixPath):
+    """A URL, such as s3://bucket/run, that is taken apart and joined like a path, and never opened as one.
+
+    Whatever would open it raises `StorageError`: the functions of this module read and write it.
+    """
+
+    @property
+    def scheme(self) -> str:
+        return self.parts[0].removesuffix(":")
+
+    def __str__(self) -> str:
+        scheme, _, rest = super().__str__().partition(":/")  # pathlib makes one slash of two
+        return f"{scheme}://{rest}"
+
+    def is_absolute(self) -> bool:
+        return True
+
+    def absolute(self) -> RemotePath:
+        return self
+
+    def resolve(self, strict: bool = False) -> RemotePath:
+        return self
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise StorageError(f"{self} is in an object store, and this needs a local file: copy the run with `dnc fetch`")
+
+    __fspath__ = exists = is_dir = is_file = iterdir = glob = rglob = _refuse
+
+
+def as_path(path: str | Path) -> Path:
+    """A path, or of a URL a `RemotePath`."""
+    return RemotePath(path) if _URL.match(str(path)) else Path(path)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the path is a URL."""
+    return isinstance(path, RemotePath)
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as listed: its URL, its size in bytes, and what changes when it is written anew."""
+
+    url: str
+    size: int
+    version: str
+
+
+class ObjectStore(Protocol):
+    """What is needed of an object store. Errors are `StorageError`s."""
+
+    def exists(self, url: str) -> bool: ...
+
+    def open(self, url: str) -> BinaryIO:
+        """A stream to read, which can seek."""
+
+    def upload(self, source: Path, url: str) -> None:
+        """Makes or replaces an object; nobody sees a part of it."""
+
+    def match(self, pattern: str) -> list[StoredObject]:
+        """Objects by name; `*` stays within a directory, `**` does not."""
+
+    def remove(self, urls: Sequence[str]) -> None:
+        """Removes objects; one that is not there is no error."""
+
+
+Factory = Callable[[tuple[str, ...] | None], ObjectStore]
+
+_factory: Factory | None = None
+_options: tuple[str, ...] | None = None
+
+
+def provide(factory: Factory) -> None:
+    """Says what opens the object stores, given the options of `connect`; called whenever one is needed."""
+    global _factory  # noqa: PLW0603
+    _factory = factory
+
+
+def connect(options: Sequence[str]) -> None:
+    """Says how to reach object stores: `beam.options`. Workers need not, since their harness has them."""
+    global _options  # noqa: PLW0603
+    _options = tuple(options)
+
+
+def _store(path: object) -> ObjectStore:
+    if _factory is None:
+        raise StorageError(
+            f"{path} is in an object store, which the Beam side reads: `pip install .[beam]`, or copy it"
+        )
+    return _factory(_options)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The file's bytes, from the start on; nothing is copied beforehand."""
+    return _store(path).open(str(path)) if is_remote(path) else path.open("rb")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Path]:
+    """The name of a file with this content for the time of the block: of a remote one a copy."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
+        copy = Path(folder) / path.name
+        _download(path, copy)
+        yield copy
+
+
+def local(path: Path) -> Path:
+    """As `reading`, for as long as the process lives: of files that do not change, and are read again."""
+    return _kept.get(path) if is_remote(path) else path
+
+
+def _download(path: Path, copy: Path) -> None:
+    with _store(path).open(str(path)) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+class _KeptCopies:
+    """Copies of remote files, each made once a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._copies: dict[Path, Path] = {}
+        self._folder: str | None = None
+
+    def get(self, path: Path) -> Path:
+        with self._lock:  # one at a time: several threads of a worker ask for the same file
+            if path not in self._copies:
+                if self._folder is None:
+                    self._folder = tempfile.mkdtemp(prefix="dnc-")
+                    atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+                copy = Path(self._folder) / str(len(self._copies)) / path.name  # some names become a graph's assets
+                copy.parent.mkdir()
+                _download(path, copy)
+                self._copies[path] = copy
+            return self._copies[path]
+
+
+_kept = _KeptCopies()
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a name to write to, then puts that file at `path`: a retried bundle leaves no half a file."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
+            made = Path(folder) / path.name
+            write(made)
+            _store(path).upload(made, str(path))
+        return
+    staging = path.with_name(f"{path.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+    try:
+        write(staging)
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file, whole or absent."""
+    write_whole(path, lambda staging: staging.write_text(text, encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if is_remote(path) and not exists(path):
+        raise FileNotFoundError(str(path))
+    with open_binary(path) as stream:
+        return stream.read().decode("utf-8")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file."""
+    return _store(path).exists(str(path)) if is_remote(path) else path.exists()
+
+
+def remove(*paths: Path) -> None:
+    """Removes files, if they are there."""
+    remote = [str(path) for path in paths if is_remote(path)]
+    if remote:
+        _store(remote[0]).remove(remote)
+    for path in paths:
+        if not is_remote(path):
+            path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes all that lies below `path`."""
+    if is_remote(path):
+        remove(*tree(path))
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def store_tree(folder: Path, target: Path) -> None:
+    """Copies the files below a local `folder` to the same names below `target`."""
+    for source in sorted(folder.rglob("*")):
+        if source.is_file():
+            write_whole(target / source.relative_to(folder), lambda made, source=source: shutil.copyfile(source, made))  # type: ignore[misc]
+
+
+def fetch_tree(path: Path, folder: Path) -> None:
+    """Copies the files below a remote `path` to the same names below a local `folder`."""
+    for found in tree(path):
+        copy = folder.joinpath(*found.parts[len(path.parts) :])
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _download(found, copy)
+
+
+def tree_bytes(path: Path) -> int:
+    """Size of all files below `path`."""
+    if is_remote(path):
+        return sum(found.size for found in _store(path).match(f"{path}/**"))
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def tree(path: Path) -> list[Path]:
+    """All files below a remote `path`."""
+    return [as_path(found.url) for found in _store(path).match(f"{path}/**")]
+
+
+def matching(pattern: str) -> list[str]:
+    """Names of the files that match, sorted; `**` descends."""
+    if not is_remote(as_path(pattern)):
+        return sorted(glob.glob(pattern, recursive=True))
+    return sorted(found.url for found in _store(pattern).match(pattern))
+
+
+def identities(pattern: str) -> list[tuple[str, int, int | str]]:
+    """Name, size and version of each file that matches: what changes when one is written anew."""
+    if is_remote(as_path(pattern)):
+        found = sorted(_store(pattern).match(pattern), key=lambda stored: stored.url)
+        return [(stored.url, stored.size, stored.version) for stored in found]
+    return [file_identity(path) for path in matching(pattern)]
+
+
+def file_identity(path: str) -> tuple[str, int, int]:
+    """Name, size and time of a local file: what changes when it is written anew."""
+    status = os.stat(path)
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -1,0 +1,64 @@
+"""URLs as paths that nobody opens by mistake."""
+
+import copy
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contracts.layout import Workdir
+from contracts.storage import RemotePath, StorageError, as_path, matching, write_text, write_whole
+
+URL = "s3://bucket/some run"
+
+
+def test_a_url_survives_what_paths_go_through() -> None:
+    run = as_path(URL)
+    assert isinstance(run, RemotePath) and run.scheme == "s3"
+    table = Workdir(run).item_statistics.items
+    assert str(table) == f"{URL}/item_statistics/items.parquet"
+    assert str(table.with_name("x.txt").parent) == f"{URL}/item_statistics"
+    assert (table.name, table.suffix) == ("items.parquet", ".parquet")
+    for same in (as_path(str(table)), pickle.loads(pickle.dumps(table)), copy.deepcopy(table), table.absolute()):
+        assert same == table and hash(same) == hash(table) and str(same) == str(table)
+        assert isinstance(same, RemotePath)
+
+
+@pytest.mark.parametrize("path", ["runs/mine", "/tmp/a:b", "s3:/bucket", "a://", "C:/x"])
+def test_what_is_no_url_is_a_path(path: str) -> None:
+    assert isinstance(as_path(path), RemotePath) == (path == "a://")
+
+
+@pytest.mark.parametrize("use", [open, os.stat, os.listdir, os.fspath, lambda path: os.replace("/tmp/x", path)])
+def test_nothing_opens_a_url_as_a_file(use: Callable[[Path], object]) -> None:
+    with pytest.raises(StorageError, match=f"{URL}/x is in an object store.*dnc fetch"):
+        use(as_path(URL) / "x")
+
+
+@pytest.mark.parametrize("method", ["exists", "is_dir", "is_file", "iterdir", "mkdir", "read_bytes", "stat", "unlink"])
+def test_nor_do_its_own_methods(method: str) -> None:
+    with pytest.raises(StorageError, match=f"{URL}/x is in an object store.*dnc fetch"):
+        getattr(as_path(URL) / "x", method)()
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+
+    def broken(staging: Path) -> None:
+        staging.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "a.txt", broken)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_patterns_descend(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "deep/c.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert matching(f"{tmp_path}/*.csv") == [f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"]
+    assert matching(f"{tmp_path}/**/*.csv") == [f"{tmp_path}/{name}" for name in ("a.csv", "b.csv", "deep/c.csv")]
