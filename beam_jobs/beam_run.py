@@ -29,21 +29,37 @@ def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, s
         the values, in no particular order.
     """
     path = scratch / f"collected-{uuid.uuid4().hex[:8]}.jsonl"
-    options = PipelineOptions([f"--runner={config.runner}", *config.options])
-    with beam.Pipeline(options=options) as pipeline:
-        (
-            pipeline
-            | "Inputs" >> beam.Create(list(enumerate(inputs)))
-            | "Spread" >> beam.GroupByKey()
-            | "Single" >> beam.ParDo(_Single())
-            | steps
-            | "EncodeResults" >> beam.ParDo(_EncodeResult())
-            | "GatherResults" >> beam.GroupByKey()
-            | "WriteResults" >> beam.ParDo(_WriteLines(path))
-        )
+    try:
+        with _pipeline(config, scratch) as pipeline:
+            (
+                pipeline
+                | "Inputs" >> beam.Create(list(enumerate(inputs)))
+                | "Spread" >> beam.GroupByKey()
+                | "Single" >> beam.ParDo(_Single())
+                | steps
+                | "EncodeResults" >> beam.ParDo(_EncodeResult())
+                | "GatherResults" >> beam.GroupByKey()
+                | "WriteResults" >> beam.ParDo(_WriteLines(path))
+            )
+    except ImportError as error:
+        raise ValueError(f"beam.runner={config.runner} needs a package that is missing ({error}): install it") from None
     lines = storage.read_text(path).splitlines() if storage.exists(path) else []
     storage.remove(path)
     return [json.loads(line) for line in lines]
+
+
+def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
+    """An empty pipeline.
+
+    Raises:
+        ValueError: the runner's workers cannot reach `scratch`, or Beam refuses the runner or its options.
+    """
+    if config.runner == "DataflowRunner" and not storage.is_remote(scratch):
+        raise ValueError(
+            f"beam.runner=DataflowRunner: its workers cannot reach {scratch.parent}: give a workdir in Cloud Storage, "
+            "e.g. --workdir gs://bucket/run, and name log and tables by gs:// URLs, too"
+        )
+    return beam.Pipeline(options=PipelineOptions([f"--runner={config.runner}", *config.options]))
 
 
 class _Single(beam.DoFn):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from contracts.config import DataConfig
-from contracts.storage import as_path, matching, open_binary, reading
+from contracts.storage import as_path, is_remote, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _SHOWN_COLUMNS = 30
@@ -70,7 +70,8 @@ def find_event_files(data: DataConfig) -> list[str]:
     for pattern in data.events:
         found = matching(pattern)
         if not found:
-            raise ValueError(f"data.events: no file matches {pattern!r} (looked in {os.getcwd()}): check the path")
+            where = "" if is_remote(as_path(pattern)) else f" (looked in {os.getcwd()})"
+            raise ValueError(f"data.events: no file matches {pattern!r}{where}: check the path")
         paths += found
     paths = sorted(set(paths))
     wanted = wanted_columns(data)

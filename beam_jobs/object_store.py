@@ -13,6 +13,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from beam_jobs.s3_system import S3System
 from contracts.storage import StorageError, StoredObject
 
 _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}  # else Beam unpacks by the name's ending
@@ -31,47 +32,62 @@ _UNKNOWN = "Beam knows gs, s3, hdfs and azfs, each with the package for it; --be
 class BeamStore:
     """`contracts.storage.ObjectStore` of Beam's file systems."""
 
+    def __init__(self, options: PipelineOptions | None) -> None:
+        self._options = options
+        self._s3: S3System | None = None
+        self._checked: set[str] = set()
+
     def exists(self, url: str) -> bool:
-        with _explained(url, "looked for"):
-            return bool(FileSystems.exists(url))
+        with self._reaching(url, "looked for") as s3:
+            return s3.exists(url) if s3 else bool(FileSystems.exists(url))
 
     def open(self, url: str) -> BinaryIO:
-        with _explained(url, "read"):
-            stream: BinaryIO = FileSystems.open(url, **_RAW)
+        with self._reaching(url, "read") as s3:
+            stream: BinaryIO = s3.open(url) if s3 else FileSystems.open(url, **_RAW)
             return stream
 
     def upload(self, source: Path, url: str) -> None:
-        with _explained(url, "written"), source.open("rb") as content, FileSystems.create(url, **_RAW) as target:
-            shutil.copyfileobj(content, target, 1 << 20)
+        with self._reaching(url, "written") as s3, source.open("rb") as content:
+            if s3 and not source.stat().st_size:
+                s3.create_empty(url)
+                return
+            with s3.create(url) if s3 else FileSystems.create(url, **_RAW) as target:
+                shutil.copyfileobj(content, target, 1 << 20)
 
     def match(self, pattern: str) -> list[StoredObject]:
-        with _explained(pattern, "listed"):
-            [found] = FileSystems.match([pattern])
-            return [
-                StoredObject(entry.path, entry.size_in_bytes, str(entry.last_updated_in_seconds))
-                for entry in found.metadata_list
-            ]
+        with self._reaching(pattern, "listed") as s3:
+            found = s3.match(pattern) if s3 else FileSystems.match([pattern])[0].metadata_list
+            return [StoredObject(each.path, each.size_in_bytes, str(each.last_updated_in_seconds)) for each in found]
 
     def remove(self, urls: Sequence[str]) -> None:
         if urls:
-            with _explained(urls[0], "removed"):
-                FileSystems.delete(list(urls))
+            with self._reaching(urls[0], "removed") as s3:
+                s3.delete(urls) if s3 else FileSystems.delete(list(urls))
 
+    @contextmanager
+    def _reaching(self, url: str, what: str) -> Iterator[S3System | None]:
+        """Each client has errors of its own, of no common class: whatever one of them raises is said in words."""
+        try:
+            if self._options is not None:
+                FileSystems.set_options(self._options)  # each pipeline sets its own
+            yield self._s3_of(url) if url.startswith("s3://") else None
+        except Exception as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            remedy = _REMEDIES.get(url.partition("://")[0], _UNKNOWN)
+            raise StorageError(f"{url} cannot be {what} ({cause}): {remedy}") from error
 
-@contextmanager
-def _explained(url: str, what: str) -> Iterator[None]:
-    """Each client has errors of its own, without a common class: all that one of them raises is said in words."""
-    try:
-        yield
-    except Exception as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        remedy = _REMEDIES.get(url.partition("://")[0], _UNKNOWN)
-        raise StorageError(f"{url} cannot be {what} ({cause}): {remedy}") from error
+    def _s3_of(self, url: str) -> S3System:
+        if self._s3 is None:
+            # A worker in a thread of a pool hears of no options: then the environment says how to reach the store.
+            self._s3 = S3System(self._options or FileSystems.get_filesystem(url)._options or {})
+        bucket = url.split("/")[2]
+        if bucket not in self._checked:
+            self._s3.check_bucket(url)
+            self._checked.add(bucket)
+        return self._s3
 
 
 @functools.lru_cache(1)
 def open_store(options: tuple[str, ...] | None) -> BeamStore:
     """The stores that a pipeline with these options reaches; None on a worker, whose harness has set them."""
-    if options is not None:
-        FileSystems.set_options(PipelineOptions(list(options)))
-    return BeamStore()
+    return BeamStore(None if options is None else PipelineOptions(list(options)))

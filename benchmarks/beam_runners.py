@@ -1,9 +1,10 @@
 """The Beam side's files on one worker, on several, and through a job server with a worker pool: the same hashes?
 
-    python -m benchmarks.beam_runners [--markdown PATH]
+    python -m benchmarks.beam_runners [--s3] [--markdown PATH]
 
 PortableRunner against a job server with an EXTERNAL environment is how Flink and Spark run Python pipelines: the
-workers are other processes, which get the steps over gRPC and nothing else.
+workers are other processes, which get the steps over gRPC and nothing else. `--s3` does all of it again with log and
+workdir in an S3 server on this machine (`pip install boto3 'moto[server]'`): nothing is shared but that.
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from contracts.artifact import read_manifest
+import beam_jobs  # noqa: F401  (with it, `storage` reads object stores)
+from contracts import storage
+from contracts.artifact import current, read_manifest
 from contracts.config import Config
-from contracts.config_io import dump_config
-from contracts.layout import Workdir
+from contracts.config_io import dump_config, load_config
+from contracts.layout import Events, Workdir
 
-JOBS = ("ingest", "statistics", "groups", "windows")
+JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 ROOT = Path(__file__).parents[1]
 # The pool starts workers by name, so the interpreter's own directory must come first on PATH.
 ENVIRONMENT = {
@@ -38,18 +43,22 @@ ENVIRONMENT = {
 }
 JOB_TIMEOUT = 180  # seconds: a worker that cannot start leaves the submitter waiting for ever
 START_TIMEOUT = 60
-ONE_WORKER = {"runner": "FnApiRunner"}
+ONE_WORKER = ("--runner=FnApiRunner",)
 SEVERAL = {
-    f"FnApiRunner, 2 workers, {mode}": {
-        "runner": "FnApiRunner",
-        "options": f"[--direct_num_workers=2, --direct_running_mode={mode}]",
-    }
+    f"FnApiRunner, 2 workers, {mode}": (*ONE_WORKER, "--direct_num_workers=2", f"--direct_running_mode={mode}")
     for mode in ("multi_processing", "multi_threading")
 }
+BUCKET = "s3://bucket"
 
 
-def write_config(folder: Path) -> Path:
-    """A config of three files with ties in time, duplicates and malformed rows, all four kinds of negatives."""
+def write_config(folder: Path, place: str | None = None) -> Path:
+    """A config of three files with ties in time, duplicates and malformed rows, all four kinds of negatives.
+
+    Args:
+        folder: where it and the files are written.
+        place: where the config says that the files are; default: there.
+    """
+    place = place or str(folder)
     rng = np.random.default_rng(0)
     for number in range(3):
         lines = [f"u{u},i{i},{t},{'click' if t % 3 else 'exposure'}" for u, i, t in rng.integers(0, 40, (700, 3))]
@@ -57,63 +66,124 @@ def write_config(folder: Path) -> Path:
         (folder / f"log-{number}.csv").write_text(text, encoding="utf-8")
     np.savez(folder / "e.npz", item_id=[f"i{i}" for i in range(40)], embedding=rng.normal(size=(40, 4)))
     data = {
-        "events": str(folder / "log-*.csv"),
+        "events": f"{place}/log-*.csv",
         "num_buckets": 3,
         "columns": {"event": "event"},
         "feedback": {"levels": ["exposure", "click"], "target_level": "click"},
     }
-    negatives = {"exposed_negatives": 2, "mined_negatives": 2, "mined_from": str(folder / "e.npz"), "resamples": 2}
+    negatives = {"exposed_negatives": 2, "mined_negatives": 2, "mined_from": f"{place}/e.npz", "resamples": 2}
     groups = {"num_groups": 2, "embedding_dim": 8, "fit": "distributed"}
     config = Config.model_validate({"data": data, "groups": groups, "windows": negatives})
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return folder / "config.yaml"
 
 
-def run_jobs(config_path: Path, folder: Path, beam: dict[str, str]) -> dict[str, bytes]:
+def run_jobs(config_path: Path, workdir: Path, options: Sequence[str]) -> dict[str, bytes]:
     """Each job as its own program; returns the artifacts' files, gzip undone.
+
+    Args:
+        config_path: of `write_config`.
+        workdir: a directory, or a URL.
+        options: of Beam, the runner first.
 
     Raises:
         RuntimeError: a job failed.
     """
-    for job in JOBS:
-        command = [sys.executable, "-m", f"beam_jobs.{job}", "--config", str(config_path), "--workdir", str(folder)]
-        command += [part for key, value in beam.items() for part in ("--set", f"beam.{key}={value}")]
-        done = subprocess.run(
-            command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=JOB_TIMEOUT, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{job}: {done.stderr[-3000:]}")
-    workdir = Workdir(folder)
-    contents = {"dead_letters": workdir.events.dead_letters.read_bytes()}
-    for artifact in (workdir.events, workdir.item_statistics, workdir.item_groups, workdir.windows):
-        for name in read_manifest(artifact.path).files:
-            data = (artifact.path / name).read_bytes()
-            contents[f"{artifact.KIND}/{name}"] = gzip.decompress(data) if name.endswith(".gz") else data
-    return contents
+    runner, *others = options
+    beam = [f"beam.runner={runner.removeprefix('--runner=')}", f"beam.options={json.dumps(others)}"]
+    with tempfile.TemporaryDirectory(prefix="driver-") as scratch:
+        for job in JOBS:
+            command = [
+                sys.executable,
+                "-m",
+                f"beam_jobs.{job}",
+                "--config",
+                str(config_path),
+                "--workdir",
+                str(workdir),
+            ]
+            command += [part for key in beam for part in ("--set", key)]
+            done = subprocess.run(
+                command,
+                env={**ENVIRONMENT, "TMPDIR": scratch},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=JOB_TIMEOUT,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(f"{job}: {done.stderr[-3000:]}")
+    storage.connect(others)
+    return contents(workdir, load_config(config_path).data.events[0].rpartition("/")[0])
 
 
-def run_on_a_job_server(config_path: Path, folder: Path) -> dict[str, bytes]:
-    """`run_jobs` on a PortableRunner whose job server and EXTERNAL worker pool are started for it."""
-    server, pool = _free_port(), _free_port()
-    staging = f"--staging_dir={folder / 'staging'}"
-    with (
-        _service("apache_beam.runners.portability.local_job_service_main", f"--port={server}", staging),
-        _service("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool}"),
-    ):
-        _wait_for(server)
-        _wait_for(pool)
-        options = (
-            f"[--job_endpoint=localhost:{server}, --environment_type=EXTERNAL, '--environment_config=localhost:{pool}']"
-        )
-        return run_jobs(config_path, folder / "run", {"runner": "PortableRunner", "options": options})
+def contents(workdir: Path, log: str) -> dict[str, bytes]:
+    """All data files of the artifacts, gzip undone, and the dead letters, which name their files, without `log`."""
+    run = Workdir(workdir)
+    found = {}
+    for artifact in (run.events, run.item_statistics, run.item_groups, run.transform, run.windows):
+        folder = current(artifact.path)
+        letters = [Events(folder).dead_letters.name] if artifact.KIND == Events.KIND else []
+        for name in [*letters, *read_manifest(folder).files]:
+            with storage.open_binary(folder / name) as stream:
+                data = stream.read()
+            data = data.replace(log.encode(), b"log") if name in letters else data
+            found[f"{artifact.KIND}/{name}"] = gzip.decompress(data) if name.endswith(".gz") else data
+    return found
 
 
 @contextlib.contextmanager
-def _service(module: str, *arguments: str) -> Iterator[None]:
+def job_server(folder: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[str, ...]]:
+    """Options of a PortableRunner whose job server and EXTERNAL worker pool run for the time of the block.
+
+    The workers have another working directory than the submitter, and another directory for temporary files.
+
+    Args:
+        folder: for their files.
+        environment: variables of the workers, which are threads of the pool and hear of no pipeline options.
+    """
+    server, pool, elsewhere = free_port(), free_port(), folder / "worker"
+    elsewhere.mkdir(parents=True)
+    staging = f"--staging_dir={folder / 'staging'}"
+    with (
+        service("apache_beam.runners.portability.local_job_service_main", f"--port={server}", staging, cwd=elsewhere),
+        service(
+            "apache_beam.runners.worker.worker_pool_main",
+            f"--service_port={pool}",
+            cwd=elsewhere,
+            environment=environment,
+        ),
+    ):
+        wait_for(server)
+        wait_for(pool)
+        endpoints = f"--job_endpoint=localhost:{server}", f"--environment_config=localhost:{pool}"
+        yield "--runner=PortableRunner", "--environment_type=EXTERNAL", *endpoints
+
+
+@contextlib.contextmanager
+def s3_server(files: Path) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
+    """Options, and environment, that reach an S3 server which holds the files of a folder below `BUCKET`/log."""
+    port = free_port()
+    reach = ("--s3_access_key_id=key", "--s3_secret_access_key=secret", "--s3_region_name=us-east-1")
+    options = (*reach, f"--s3_endpoint_url=http://localhost:{port}")
+    with service("moto.server", f"--port={port}", cwd=files):
+        wait_for(port)
+        request = urllib.request.Request(f"http://localhost:{port}/{BUCKET.removeprefix('s3://')}", method="PUT")
+        urllib.request.urlopen(request, timeout=START_TIMEOUT).close()
+        storage.connect(options)
+        storage.store_tree(files, storage.as_path(f"{BUCKET}/log"))
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        yield options, {**keys, "AWS_ENDPOINT_URL_S3": f"http://localhost:{port}"}
+
+
+@contextlib.contextmanager
+def service(module: str, *arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+    """Another program for the time of the block; `cwd` is its place for temporary files, too."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        env=ENVIRONMENT,
-        cwd=ROOT,
+        env={**ENVIRONMENT, **(environment or {}), "TMPDIR": str(cwd)},
+        cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -126,13 +196,19 @@ def _service(module: str, *arguments: str) -> Iterator[None]:
         process.wait(10)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Returns once somebody listens.
+
+    Raises:
+        RuntimeError: nobody does for too long.
+    """
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
@@ -141,18 +217,41 @@ def _wait_for(port: int) -> None:
     raise RuntimeError(f"nothing listens on port {port} after {START_TIMEOUT} s")
 
 
+def all_runs(folder: Path, *, s3: bool) -> dict[str, dict[str, bytes]]:
+    """What each way to run the jobs has written."""
+    (folder / "log").mkdir(parents=True)
+    config_path = write_config(folder / "log")
+    runs = {"FnApiRunner": run_jobs(config_path, folder / "one", ONE_WORKER)}
+    for number, (runner, options) in enumerate(SEVERAL.items()):
+        runs[runner] = run_jobs(config_path, folder / f"several-{number}", options)
+    with job_server(folder / "server") as options:
+        runs["PortableRunner, job server, EXTERNAL pool"] = run_jobs(config_path, folder / "portable", options)
+    if s3:
+        runs |= s3_runs(folder / "s3")
+    return runs
+
+
+def s3_runs(folder: Path) -> dict[str, dict[str, bytes]]:
+    """As `all_runs`, with log and workdir in an S3 server."""
+    ways = {"FnApiRunner": ONE_WORKER, "2 processes": SEVERAL["FnApiRunner, 2 workers, multi_processing"]}
+    (folder / "log").mkdir(parents=True)
+    config_path = write_config(folder / "log", f"{BUCKET}/log")
+    with s3_server(folder / "log") as (reach, environment), job_server(folder / "server", environment) as portable:
+        ways["EXTERNAL pool"] = portable
+        return {
+            f"s3://, {name}": run_jobs(config_path, storage.as_path(f"{BUCKET}/{number}"), (*way, *reach))
+            for number, (name, way) in enumerate(ways.items())
+        }
+
+
 def main() -> None:
     """Prints a table of hashes, and writes it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--s3", action="store_true", help="again with log and workdir in an S3 server")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config_path = write_config(folder)
-        runs = {"FnApiRunner": run_jobs(config_path, folder / "one", ONE_WORKER)}
-        for number, (runner, beam) in enumerate(SEVERAL.items()):
-            runs[runner] = run_jobs(config_path, folder / f"several-{number}", beam)
-        runs["PortableRunner, job server, EXTERNAL pool"] = run_on_a_job_server(config_path, folder / "portable")
+        runs = all_runs(Path(name), s3=arguments.s3)
     reference = runs["FnApiRunner"]
     others = [runner for runner in runs if runner != "FnApiRunner"]
     lines = ["# One log, four ways to run the jobs", "", f"| file, gzip undone | SHA-256 | {' | '.join(others)} |"]

@@ -94,9 +94,12 @@ def current(path: Path) -> Path:
 
     A plain copy of an artifact in an object store has no generations.
     """
-    if not storage.is_remote(path) or not storage.exists(path / _CURRENT):
+    if not storage.is_remote(path):
         return path
-    return path / storage.read_text(path / _CURRENT).strip()
+    try:
+        return path / storage.read_text(path / _CURRENT)
+    except FileNotFoundError:
+        return path
 
 
 @dataclass

@@ -201,10 +201,13 @@ def read_text(path: Path) -> str:
     Raises:
         FileNotFoundError: there is none.
     """
-    if is_remote(path) and not exists(path):
-        raise FileNotFoundError(str(path))
-    with open_binary(path) as stream:
-        return stream.read().decode("utf-8")
+    try:
+        with open_binary(path) as stream:
+            return stream.read().decode("utf-8")
+    except StorageError:
+        if exists(path):
+            raise
+        raise FileNotFoundError(str(path)) from None
 
 
 def exists(path: Path) -> bool:
@@ -248,13 +251,13 @@ def fetch_tree(path: Path, folder: Path) -> None:
 def tree_bytes(path: Path) -> int:
     """Size of all files below `path`."""
     if is_remote(path):
-        return sum(found.size for found in _store(path).match(f"{path}/**"))
+        return sum(found.size for found in _store(path).match(f"{glob.escape(str(path))}/**"))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def tree(path: Path) -> list[Path]:
     """All files below a remote `path`."""
-    return [as_path(found.url) for found in _store(path).match(f"{path}/**")]
+    return [as_path(found.url) for found in _store(path).match(f"{glob.escape(str(path))}/**")]
 
 
 def matching(pattern: str) -> list[str]:

@@ -1,16 +1,15 @@
 """An object store for tests, as strict as the real ones: whole objects under flat keys, no directory, no rename.
 
 Beam finds it as `strict://`. Objects lie under hashed names in the folder of `ROOT`, so that whoever takes a URL for a
-path of this machine finds nothing. `file://` is the same with objects where TensorFlow's own `file://` looks.
+path of this machine finds nothing. `file://localhost/` is the same with objects where TensorFlow's own `file://` looks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-import time
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,13 @@ ROOT = "STRICT_STORE_ROOT"
 
 
 class StrictFileSystem(FileSystem):
-    """`strict://bucket/key`."""
+    """`strict://bucket/key`.
+
+    Attributes:
+        changes_left: after as many objects were written or removed, nothing can be reached; None for no limit.
+    """
+
+    changes_left: int | None = None
 
     @classmethod
     def scheme(cls) -> str:
@@ -50,16 +55,26 @@ class StrictFileSystem(FileSystem):
 
     def _object(self, url: str) -> Path:
         assert url.startswith(f"{self.scheme()}://") and "//" not in url.split("://", 1)[1], url
+        if StrictFileSystem.changes_left == 0:
+            raise ConnectionError("the store cannot be reached")
         return Path(os.environ[ROOT]) / hashlib.sha256(url.encode()).hexdigest()
 
+    def _urls(self) -> list[str]:
+        return [path.read_text() for path in Path(os.environ[ROOT]).glob("*.url")]
+
     def _list(self, dir_or_prefix: str) -> Iterator[FileMetadata]:
-        for listed in Path(os.environ[ROOT]).glob("*.json"):
-            entry = json.loads(listed.read_text())
-            if entry["url"].startswith(dir_or_prefix) and self._object(entry["url"]).exists():
-                yield self.metadata(entry["url"])
+        for url in self._urls():
+            if url.startswith(dir_or_prefix) and self._object(url).is_file():
+                yield self.metadata(url)
 
     def create(self, path: str, *_: Any, **__: Any) -> BinaryIO:
-        return _Upload(self._object(path), path)
+        return _Upload(self, path)
+
+    def put(self, url: str, content: bytes) -> None:
+        target = self._object(url)
+        _replace(target.with_suffix(".url"), url.encode())
+        _replace(target, content)
+        _count_change()
 
     def open(self, path: str, *_: Any, **__: Any) -> BinaryIO:
         if not self.exists(path):
@@ -86,35 +101,14 @@ class StrictFileSystem(FileSystem):
         for path in paths:
             assert not path.endswith("/"), path
             self._object(path).unlink(missing_ok=True)
-
-
-class _Upload(io.BytesIO):
-    """What is written is an object once it is closed, as of real stores; a process that dies before leaves nothing."""
-
-    def __init__(self, target: Path, url: str) -> None:
-        super().__init__()
-        self._target = target
-        self._url = url
-
-    def close(self) -> None:
-        if not self.closed:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            for path, content in ((self._target.with_suffix(".json"), json.dumps({"url": self._url}).encode()),
-                                  (self._target, self.getvalue())):  # fmt: skip
-                staging = path.with_name(f"{uuid.uuid4().hex}.part")
-                staging.write_bytes(content)
-                staging.replace(path)
-            _record("put", self._url)
-        super().close()
-
-
-def _record(what: str, url: str) -> None:
-    with (Path(os.environ[ROOT]) / "log.txt").open("a") as log:
-        log.write(f"{time.time():.3f} {what} {url}\n")
+            _count_change()
 
 
 class SharedFileSystem(StrictFileSystem):
-    """`file://localhost/path`, which TensorFlow opens, too, as it opens gs://."""
+    """`file://localhost/path`, which TensorFlow opens, too, as it opens gs://.
+
+    TFT writes its vocabularies by Beam's own text sink, which renames files one by one, as real stores let it.
+    """
 
     @classmethod
     def scheme(cls) -> str:
@@ -125,8 +119,47 @@ class SharedFileSystem(StrictFileSystem):
         assert path.is_relative_to(os.environ[ROOT]), url
         return path
 
-    def _list(self, dir_or_prefix: str) -> Iterator[FileMetadata]:
-        for path in Path(os.environ[ROOT]).rglob("*"):
-            url = f"file://localhost{path}"
-            if path.is_file() and url.startswith(dir_or_prefix):
-                yield self.metadata(url)
+    def _urls(self) -> list[str]:
+        return [f"file://localhost{path}" for path in Path(os.environ[ROOT]).rglob("*") if path.is_file()]
+
+    def put(self, url: str, content: bytes) -> None:
+        _replace(self._object(url), content)
+
+    def mkdirs(self, path: str) -> None:
+        pass
+
+    def rename(self, source_file_names: list[str], destination_file_names: list[str]) -> None:
+        for source, target in zip(source_file_names, destination_file_names, strict=True):
+            assert self._object(source).is_file(), source
+            self._object(target).parent.mkdir(parents=True, exist_ok=True)
+            self._object(source).replace(self._object(target))
+
+    def delete(self, paths: list[str]) -> None:
+        for path in paths:
+            shutil.rmtree(self._object(path)) if path.endswith("/") else self._object(path).unlink(missing_ok=True)
+
+
+class _Upload(io.BytesIO):
+    """What is written is an object once it is closed, as of real stores; a process that dies before leaves nothing."""
+
+    def __init__(self, system: StrictFileSystem, url: str) -> None:
+        super().__init__()
+        self._system = system
+        self._url = url
+
+    def close(self) -> None:
+        if not self.closed:
+            self._system.put(self._url, self.getvalue())
+        super().close()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{uuid.uuid4().hex}")
+    staging.write_bytes(content)
+    staging.replace(path)
+
+
+def _count_change() -> None:
+    if StrictFileSystem.changes_left is not None:
+        StrictFileSystem.changes_left -= 1
