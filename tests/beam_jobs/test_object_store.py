@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import bz2
 import gzip
+import importlib.util
 import zlib
 from pathlib import Path
 
@@ -259,3 +260,33 @@ def unpacked(step: beam_runner_api_pb2.PTransform) -> bytes:
     pickled = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload).do_fn.payload
     data = base64.b64decode(pickled)
     return zlib.decompress(data) if data[:1] == b"x" else bz2.decompress(data)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("gs://bucket/run", ["gs://bucket/run/.lock", "pip install 'apache-beam[gcp]'", "gcloud auth"]),
+        ("s3://bucket/run", ["s3://bucket/run/.lock", "pip install 'apache-beam[aws]'", "AWS_ACCESS_KEY_ID"]),
+        ("hdfs://bucket/run", ["hdfs://bucket/run/.lock", "pip install 'apache-beam[hadoop]'", "--hdfs_host"]),
+        ("nope://bucket/run", ["nope://bucket/run/.lock", "Beam knows gs, s3, hdfs and azfs"]),
+    ],
+)
+def test_a_store_that_cannot_be_reached_ends_the_run_with_the_remedy(
+    url: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here for want of a package, or with it of keys, which look the same from outside."""
+    if url.startswith("gs://") and importlib.util.find_spec("google.cloud.storage"):
+        pytest.skip("Google's client looks for keys on the network, for minutes")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    done = CliRunner().invoke(main, ["run", "-c", "configs/smoke.yaml", "-w", url, "--to", "ingest"])
+    assert done.exit_code == 2 and all(word in done.output for word in words), done.output
+    assert "Traceback" not in done.output
+
+
+def test_dataflow_is_refused_a_workdir_that_its_workers_cannot_reach(log: Path, tmp_path: Path) -> None:
+    tree = config_of(log, str(log)).model_dump(mode="json")
+    tree["beam"] = {"runner": "DataflowRunner", "options": []}
+    with pytest.raises(ValueError, match="workers cannot reach .*give a workdir in Cloud Storage"):
+        ingest.run(Config.model_validate(tree), Workdir(tmp_path / "run"), "fingerprint")
