@@ -6,15 +6,18 @@ import base64
 import bz2
 import gzip
 import importlib.util
+import re
 import zlib
 from pathlib import Path
 
 import pytest
+from apache_beam.internal import pickler
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from click.testing import CliRunner
 
 from beam_jobs import groups, ingest, statistics, transform, windows
+from beam_jobs.ingest_steps import WriteDeadLetters
 from benchmarks.beam_runners import write_config
 from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest
@@ -244,9 +247,17 @@ def test_every_pipeline_is_one_that_dataflow_takes(
         bounds = {pcollection.is_bounded for pcollection in pipeline.components.pcollections.values()}
         assert bounds == {beam_runner_api_pb2.IsBounded.BOUNDED}
         sent = b"".join(map(unpacked, pipeline.components.transforms.values()))
-        assert place.encode() in sent
-        here = sent.replace(place.encode(), b"")
-        assert [name for name in (str(tmp_path), str(log), "/dnc-") if name.encode() in here] == []
+        assert b"RemotePath" in sent
+        assert local_files(sent, tmp_path, log) == []
+    # A pipeline on a local disk would be found out.
+    pickled = zlib.decompress(base64.b64decode(pickler.dumps(WriteDeadLetters(tmp_path), use_zlib=True)))
+    assert local_files(pickled, tmp_path, log) == ["PosixPath"]
+
+
+def local_files(sent: bytes, *folders: Path) -> list[str]:
+    """What names a file of this machine: a path, which is pickled in parts, or a text that begins with a folder."""
+    found = [name for name in ("PosixPath", "/dnc-") if name.encode() in sent]
+    return found + [str(path) for path in folders if re.search(b"(?<!localhost)" + re.escape(bytes(path)), sent)]
 
 
 def image_of(environment: beam_runner_api_pb2.Environment) -> str:
@@ -288,5 +299,5 @@ def test_a_store_that_cannot_be_reached_ends_the_run_with_the_remedy(
 def test_dataflow_is_refused_a_workdir_that_its_workers_cannot_reach(log: Path, tmp_path: Path) -> None:
     tree = config_of(log, str(log)).model_dump(mode="json")
     tree["beam"] = {"runner": "DataflowRunner", "options": []}
-    with pytest.raises(ValueError, match="workers cannot reach .*give a workdir in Cloud Storage"):
+    with pytest.raises(ValueError, match=r"workers cannot reach .*give a workdir in Cloud Storage"):
         ingest.run(Config.model_validate(tree), Workdir(tmp_path / "run"), "fingerprint")
