@@ -200,6 +200,16 @@ class EvaluationUsers:
         )
 
 
+def training_events(workdir: Workdir) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every event of the training windows, context or target: user_index, item_index and second, each int64 [n]."""
+    wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP)
+    # All draws of negatives hold the same windows.
+    records = tf.data.TFRecordDataset(_files(workdir, Split.TRAIN), compression_type="GZIP").batch(_CHUNK)
+    for chunk in records.map(lambda serialized: _parse(serialized, wanted)).with_options(_no_autotune()):
+        user, item, second = (_to_ragged(chunk[name]) for name in wanted)
+        yield np.repeat(user.values, item.lengths), item.values, second.values
+
+
 def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
     return _parse(
         serialized,

@@ -71,6 +71,7 @@ def judge(
     reference: Measured,
     reference_name: str,
     seed: int = 0,
+    leaked: int | None = None,
     index_recall: float | None = None,
     recall_target: float = 0.0,
 ) -> Verdict:
@@ -78,6 +79,7 @@ def judge(
 
     Args:
         reference: measured on the same users; without `milliseconds` it is no served model.
+        leaked: events of the holdout that the candidate was trained on; None where nobody looked.
         index_recall: least recall of the candidate's indexes against exact search; None where it has none.
         recall_target: what index_recall must reach.
     """
@@ -87,6 +89,8 @@ def judge(
     explanation = f"a fall against {reference_name} cannot be ruled out"
     checks.append(Check(f"recall_at_{config.k} change, low end", low, -config.max_drop, True, explanation))
     checks.append(_group_recall(config, holdout, candidate, reference))
+    if leaked is not None:
+        checks.append(Check("holdout events in training", leaked, 0, False, "the model was shown the answers"))
     if served:
         checks += _against_served(config, candidate, reference)
     return Verdict(

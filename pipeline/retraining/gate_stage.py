@@ -9,7 +9,7 @@ from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
-from pipeline.retraining.holdout import HoldoutUsers, index_recall
+from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.plan import Plan
 from pipeline.stages import exported_servable
 
@@ -35,6 +35,7 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
             theirs,
             name,
             seed=config.seed,
+            leaked=holdout_events_in_training(workdir, plan.holdout_start),
             index_recall=index_recall(config, workdir),
             recall_target=config.serving.recall_target,
         )

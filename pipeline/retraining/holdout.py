@@ -101,6 +101,28 @@ class HoldoutUsers:
         return [np.array(times[len(times) // 4 :]) for times in spent]  # the first ones warm up
 
 
+def holdout_events_in_training(workdir: Workdir, start: int) -> int:
+    """How many events of the training windows belong to the holdout.
+
+    Those are the events from `start` (microseconds) on, and at whatever time the test users' targets. A target is an
+    item that its user has not met in training, so of an honest run the number is 0, whatever the data.
+
+    Raises:
+        ArtifactError: there is no test user.
+    """
+    from trainer.input_pipeline import EvaluationUsers, training_events
+
+    users = EvaluationUsers.load(workdir, Split.TEST)
+    targets = np.stack([users.user_index[users.targets.row_ids()], users.targets.values], axis=1)
+    width = int(targets[:, 1].max(initial=0)) + 1
+    keys, count = np.unique(targets @ [width, 1]), 0
+    for user, item, second in training_events(workdir):
+        is_target = (item < width) & np.isin(user * width + item, keys)
+        # Seconds are cut off, so the one that holds `start` may be before it.
+        count += int(np.sum(is_target | (second > start // 1_000_000)))
+    return count
+
+
 def index_recall(config: Config, workdir: Workdir) -> float | None:
     """Least recall of the run's indexes against exact search, over all ways of asking, from its validation."""
     from contracts.artifact import read_manifest

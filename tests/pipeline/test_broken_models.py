@@ -119,13 +119,11 @@ def test_a_model_that_is_broken_after_training_is_not_pushed(trained: Trained, d
 
 def test_a_model_that_was_shown_the_answers_is_not_pushed(trained: Trained, tmp_path: Path) -> None:
     """Its training split holds the holdout's events. So small a model learns half of them by heart: a gain of 1.6,
-    which the default limit of 2 would take for progress. Whoever knows their own days sets a limit of their own.
+    within the default limit of 2, so it is known by what it was trained on.
     """
     store = trained.begin()
     longer = ["retrain.epochs=200", "training.early_stopping_patience=200", "retrain.learning_rate=0.02"]
-    leaky = [
-        word for setting in [*longer, "retrain.gate.k=5", "retrain.gate.max_gain=1.4"] for word in ("--set", setting)
-    ]
+    leaky = [word for setting in [*longer, "retrain.gate.k=5"] for word in ("--set", setting)]
     run_id = trained.retrain(DAYS[3], "--to", "groups", *leaky)["run_id"]
     workdir, kept = store.run(run_id), tmp_path / "kept"
     kept.mkdir()
@@ -146,4 +144,4 @@ def test_a_model_that_was_shown_the_answers_is_not_pushed(trained: Trained, tmp_
         shutil.copy(path, workdir.windows.path)
     outcome = trained.retrain(DAYS[3], *leaky)
     assert outcome["outcome"] == "not_blessed", outcome
-    assert any("leak" in reason for reason in outcome["reasons"]), outcome["reasons"]
+    assert any("shown the answers" in reason for reason in outcome["reasons"]), outcome

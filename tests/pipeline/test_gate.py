@@ -92,6 +92,14 @@ def test_a_model_that_serves_badly_is_refused() -> None:
     assert [check.name for check in poor.checks if not check.passed] == ["index_recall"]
 
 
+def test_a_model_that_was_trained_on_the_holdout_is_refused_however_little_it_gained() -> None:
+    world = World.make(0)
+    reference, better = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    assert world.judge(better, reference, leaked=0).blessed
+    shown = world.judge(better, reference, leaked=1)
+    assert [check.name for check in shown.checks if not check.passed] == ["holdout events in training"]
+
+
 @pytest.mark.parametrize("kind", ["constant scores: one list for all", "shuffled items", "one dead group"])
 def test_a_broken_first_model_is_refused_without_a_served_one(kind: str) -> None:
     world = World.make(0)

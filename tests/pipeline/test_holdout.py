@@ -1,0 +1,101 @@
+"""Events of the holdout among the training windows: none in honest runs, every one of them in a leaky one."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from beam_jobs import groups, merge_spans, statistics, windows
+from contracts.config import Config
+from contracts.layout import SpanParts, Workdir
+from contracts.names import EventColumn, Split
+from pipeline.retraining.holdout import holdout_events_in_training
+from pipeline.retraining.span_profile import profile_span
+from pipeline.retraining.spans import Span
+from tests.beam_jobs.helpers import make_config
+
+DAY, FIRST = 86_400, 1_704_067_200
+START = (FIRST + 2 * DAY) * 1_000_000
+TRIALS = 20
+
+
+def log_of(seed: int) -> list[pa.Table]:
+    """Three days of users who come back to items, and a third day's events that were in the second day's file, too."""
+    rng, days = np.random.default_rng(seed), []
+    for day in range(3):
+        columns = {
+            "user_id": np.char.add("u", rng.integers(0, 25, 150).astype(str)),
+            "item_id": np.char.add("i", rng.integers(0, 40, 150).astype(str)),
+            "timestamp": FIRST + day * DAY + rng.integers(0, DAY, 150),
+        }
+        days.append(pa.table({name: pa.array(values) for name, values in columns.items()}))
+    early = days[2].slice(0, 20)  # the same users and items, stamped a day earlier
+    at = early.schema.get_field_index("timestamp")
+    shifted = early.set_column(at, "timestamp", pa.array(early["timestamp"].to_numpy() - DAY))
+    return [days[0], pa.concat_tables([days[1], shifted]), days[2]]
+
+
+def run_up_to_windows(folder: Path, seed: int) -> tuple[Config, Workdir]:
+    config, workdir = make_config("unused", seed=seed), Workdir(folder / "run")
+    parts = [SpanParts(folder / "spans" / str(day)) for day in range(3)]
+    for day, (part, table) in enumerate(zip(parts, log_of(seed), strict=True)):
+        pq.write_table(table, folder / f"{day}.parquet")
+        profile_span(config, Span(day, str(day), (str(folder / f"{day}.parquet"),)), part)
+    merge_spans.run(config, workdir, "x", parts, START)
+    for stage in (statistics, groups, windows):
+        stage.run(config, workdir, "x")
+    return config, workdir
+
+
+def events_of(paths: list[Path]) -> list[tuple[int, int, int]]:
+    """(user, item, second) of each event of training shards, read one record at a time."""
+    found = []
+    for path in paths:
+        for record in tf.data.TFRecordDataset(str(path), compression_type="GZIP").as_numpy_iterator():
+            fields = tf.train.Example.FromString(record).features.feature
+            [user] = fields["user_index"].int64_list.value
+            items, seconds = (fields[name].int64_list.value for name in ("item_index", "timestamp"))
+            found += [(user, item, second) for item, second in zip(items, seconds, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, TRIALS))])
+def test_an_honest_run_has_none_and_a_leaky_one_all(tmp_path: Path, seed: int) -> None:
+    config, workdir = run_up_to_windows(tmp_path, seed)
+    assert holdout_events_in_training(workdir, START) == 0
+    # The leak: all events are called training, and the windows of that replace the honest ones.
+    honest = {path: path.read_bytes() for path in workdir.windows.path.glob("*") if not path.name.startswith("train-")}
+    for path in workdir.events.path.glob("*.parquet"):
+        table = pq.read_table(path)
+        at = table.schema.get_field_index(EventColumn.SPLIT)
+        train = pa.array(np.full(len(table), int(Split.TRAIN), np.int8))
+        pq.write_table(table.set_column(at, EventColumn.SPLIT, train), path)
+    windows.run(config, workdir, "leaky")
+    for path, content in honest.items():
+        path.write_bytes(content)
+    expected = sum(
+        second * 1_000_000 >= START for *_, second in events_of(sorted(workdir.windows.path.glob("train-0-*")))
+    )
+    assert holdout_events_in_training(workdir, START) == expected > 0
+
+
+def test_a_target_that_was_trained_on_under_an_earlier_time_is_found(tmp_path: Path) -> None:
+    """No event of the holdout's days is among the windows: it is the user and the item that tell."""
+    _, workdir = run_up_to_windows(tmp_path, 0)
+    path = next(path for path in sorted(workdir.windows.path.glob("test-0-*")) if _records(path))
+    records = [tf.train.Example.FromString(record) for record in _records(path)]
+    user, seen = (records[0].features.feature[name].int64_list.value for name in ("user_index", "seen_item_index"))
+    records[0].features.feature["target_item_index"].int64_list.value[:] = [seen[0]]
+    with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+        for record in records:
+            writer.write(record.SerializeToString())
+    events = events_of(sorted(workdir.windows.path.glob("train-0-*")))
+    expected = sum((of, item) == (user[0], seen[0]) for of, item, _ in events)
+    assert holdout_events_in_training(workdir, START) == expected > 0
+
+
+def _records(path: Path) -> list[bytes]:
+    return list(tf.data.TFRecordDataset(str(path), compression_type="GZIP").as_numpy_iterator())
