@@ -66,7 +66,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     from beam_jobs import ingest
     from beam_jobs.statistics_steps import count_events
 
-    data = config.data.model_copy(update={"events": span.files, "user_features": None, "item_features": None})
+    data = config.data.model_copy(update={"events": span.files})
     own = Config(data=data, beam=config.beam)
     wanted = artifact.fingerprint(data.model_dump(mode="json"), span.identity())
     found = artifact.find_manifest(parts.events.path)

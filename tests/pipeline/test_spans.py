@@ -169,6 +169,27 @@ def test_a_span_keeps_the_schema_of_the_last(log: Path, tmp_path: Path) -> None:
     assert profile_span(config, fifth, newest, last).events == 400  # taken once, it is not asked again
 
 
+def test_a_feature_table_keeps_the_schema_that_it_had_with_the_last_span(log: Path, tmp_path: Path) -> None:
+    """The catalogue's topics are renamed between two spans whose events are alike."""
+    items = tmp_path / "items.csv"
+    table = [f"data.item_features.path={items}", "data.item_features.id=item_id"]
+    table += ["data.item_features.features=[{name: topic, kind: categorical}]"]
+    config = config_of(log, *table)
+
+    def write(topics: str) -> None:
+        items.write_text("item_id,topic\n" + "".join(f"i{row},{topics[row % 2]}\n" for row in range(30)))
+
+    last, newest = (SpanParts(tmp_path / name) for name in ("4", "5"))
+    *_, fourth, fifth = find_spans(config)
+    write("ab")
+    profile_span(config, fourth, last)
+    write("xy")
+    with pytest.raises(ValueError, match=r"break the schema .*item_features.topic: 100.0% of values"):
+        profile_span(config, fifth, newest, last)
+    write("ab")
+    assert profile_span(config, fifth, newest, last).events == 400
+
+
 def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> None:
     """Day 5 repeats day 4's events: the merge holds each event once, and the holdout is the newest span."""
     from beam_jobs import merge_spans
