@@ -7,13 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.windows_steps import WriteWindows
-from contracts.artifact import Manifest, current, read_manifest, writing
+from contracts.artifact import Manifest, NothingToLearn, current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
 from contracts.names import ItemColumn, Split
@@ -26,8 +27,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Windows` artifact from events, item statistics and item groups.
 
     Raises:
-        ValueError: an input artifact is missing, `windows.mined_from` is unusable, or no user has two positives
-            to train on.
+        NothingToLearn: no user has two positives to train on, the later one since `windows.since`.
+        ValueError: an input artifact is missing, or `windows.mined_from` is unusable.
     """
     events, statistics = Events(current(workdir.events.path)), ItemStatistics(current(workdir.item_statistics.path))
     groups = ItemGroups(current(workdir.item_groups.path))
@@ -46,9 +47,11 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             remove(neighbors)
         if not totals["train_positives"]:
             level = config.data.feedback.levels[config.data.feedback.target_level_index]
-            raise ValueError(
-                f"no user of {workdir.events.path} has two events of level {level!r} to train on (after the validation "
-                "and test events are set apart): give the log longer histories, or lower data.feedback.target_level"
+            since = "" if config.windows.since is None else f", the later one since {_moment(config.windows.since)},"
+            raise NothingToLearn(
+                f"no user of {workdir.events.path} has two events of level {level!r}{since} to train on (after the "
+                "validation and test events are set apart): give the log longer histories, or lower "
+                "data.feedback.target_level"
             )
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
@@ -73,6 +76,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _moment(microseconds: int) -> str:
+    return str(np.datetime64(microseconds, "us").astype("datetime64[s]"))
 
 
 def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Path | None:

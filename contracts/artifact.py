@@ -57,6 +57,10 @@ class ArtifactError(ValueError):
     """An artifact is missing, half-written, or of another kind."""
 
 
+class NothingToLearn(ValueError):
+    """The data hold no target to train on."""
+
+
 def fingerprint(*parts: object) -> str:
     """A stable hash of JSON-like values."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)

@@ -141,7 +141,7 @@ def _switch(
     if tf.executing_eagerly():
         return branches[int(branch)](queries, wanted)
     specs = [tf.TensorSpec.from_tensor(queries), tf.TensorSpec.from_tensor(wanted)]
-    functions = [tf.function(lambda *given, one=one: tuple(one(*given)), specs) for one in branches]
+    functions = [tf.function(lambda *given, one=one: tuple(one(*given)), specs, autograph=False) for one in branches]
     return tf.raw_ops.Case(
         branch_index=branch,
         input=[queries, wanted],
@@ -173,7 +173,7 @@ def _search_if_asked(dim: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
         return lambda is_asked, *given: _search(*given) if is_asked else _search_nothing()
     number = tf.TensorSpec([], tf.int32)
     specs = [tf.TensorSpec([], tf.resource), tf.TensorSpec([None, dim], tf.float32), number, number, number]
-    functions = [tf.function(one, specs).get_concrete_function() for one in (_search, _search_nothing)]
+    functions = [tf.function(one, specs, autograph=False).get_concrete_function() for one in (_search, _search_nothing)]
 
     def search(is_asked: tf.Tensor, *given: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.raw_ops.If(

@@ -103,7 +103,7 @@ def with_defaults(body: Callable[[Tensors], Tensors], inputs: Sequence[Input]) -
         for one in inputs
     ]
     function.__signature__ = PythonSignature(parameters)  # type: ignore[attr-defined]
-    return tf.function(function, input_signature=[one.spec for one in inputs])
+    return tf.function(function, input_signature=[one.spec for one in inputs], autograph=False)
 
 
 def _one_row_at_least(values: Tensors) -> Tensors:

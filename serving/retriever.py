@@ -73,7 +73,9 @@ class Retriever(tf.Module):
             Signature.SERVING_DEFAULT: with_defaults(self.retrieve, [*query, *merge_inputs(self._num_groups)]),
             Signature.QUERY_EMBEDDING: with_defaults(self.embed_query, query),
             Signature.CANDIDATE_EMBEDDING: tf.function(
-                candidate_embedding, input_signature=[tf.TensorSpec([None], tf.string, Request.ITEM_IDS)]
+                candidate_embedding,
+                input_signature=[tf.TensorSpec([None], tf.string, Request.ITEM_IDS)],
+                autograph=False,
             ),
         }
 

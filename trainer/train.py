@@ -123,7 +123,7 @@ class _Trainer:
             self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
-        self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE])
+        self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best weights."""
@@ -183,10 +183,13 @@ class _Trainer:
         """One step of all replicas: each its part of the batch, then all the same update."""
         parts, gradients = self._strategy.run(self._gradients, args=(batch,))
         terms = {name: self._strategy.reduce(tf.distribute.ReduceOp.SUM, part, None) for name, part in parts.items()}
-        # A step whose loss is not finite changes nothing, so that the state saved with it is usable.
-        if tf.math.is_finite(terms["loss"]):
+
+        def update() -> tf.Tensor:
             self._strategy.run(self._apply, args=(gradients,))
-            self.state.step.assign_add(1)
+            return self.state.step.assign_add(1)
+
+        # A step whose loss is not finite changes nothing, so that the state saved with it is usable.
+        tf.cond(tf.math.is_finite(terms["loss"]), update, lambda: self.state.step)
         return terms
 
     def _gradients(self, batch: WindowBatch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:

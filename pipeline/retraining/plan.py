@@ -130,7 +130,8 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
             update={"events": tuple(path for span in spans if span.key in plan.spans for path in span.files)}
         ),
         "split": config.split.model_copy(update={"protocol": "time"}),
-        "evaluation": config.evaluation.model_copy(update={"baselines": ("popularity",)}),
+        # Baselines would be trained, too.
+        "evaluation": config.evaluation.model_copy(update={"baselines": ()}),
     }
     if plan.parent_run is not None:
         parent = store.run(plan.parent_run)

@@ -26,7 +26,9 @@ from pipeline.stages import STAGES, exported_servable
 log = logging.getLogger(__name__)
 
 GATE = "gate"
-STEP_NAMES = [stage.name for stage in STAGES] + [GATE]
+_STAGES = tuple(stage for stage in STAGES if stage.name != "evaluate")
+"""Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
+STEP_NAMES = [stage.name for stage in _STAGES] + [GATE]
 """What a retrain can stop after; without a stop it pushes."""
 
 
@@ -81,7 +83,13 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
     workdir = store.run(run_id)
     resolved = run_config(config, store, plan, window)
     stages = retrain_stages(store, plan)
-    results = run_stages(stages, resolved, workdir, last=last)
+    try:
+        results = run_stages(stages, resolved, workdir, last=last)
+    except artifact.NothingToLearn as error:
+        if plan.parent is None:
+            raise
+        reasons = [f"version {plan.parent} serves on, and the next span's run will learn from this one's, too: {error}"]
+        return Result("nothing_new", run_id, span=plan.spans[-1], reasons=reasons, seconds=time.monotonic() - started)
     if last is not None:
         return Result("stopped", run_id, span=plan.spans[-1], reasons=[f"after {last}, as asked"])
     record = _finish(config, store, plan, resolved, stages, profiles, window, time.monotonic() - started)
@@ -109,11 +117,11 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
 
         validate(config, workdir, exported_servable(workdir), fingerprint)
 
-    ingest, *rest, validation = STAGES
+    ingest, *rest, validation = _STAGES
     return (
         replace(ingest, summary="merge the window's spans", run=merge),
         *rest,
-        replace(validation, run=check),  # the servable's own metrics are the gate's business
+        replace(validation, after=("export",), run=check),  # the servable's own metrics are the gate's business
         Stage(
             GATE,
             "compare with what is served, on the newest span",

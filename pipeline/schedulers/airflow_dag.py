@@ -26,7 +26,7 @@ except ImportError:  # Airflow 2
 from airflow import DAG
 
 STAGES = (
-    "ingest", "statistics", "groups", "transform", "windows", "train", "evaluate", "export", "validate", "gate", "push",
+    "ingest", "statistics", "groups", "transform", "windows", "train", "export", "validate", "gate", "push",
 )  # fmt: skip
 NOTHING_NEW, NOT_BLESSED = 4, 3
 """Exit codes of `dnc retrain` that are no failure: the task is skipped, and so are those after it."""

@@ -8,6 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -91,6 +94,23 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert "groups: kept" in tree
     assert "of 10" in calls.dnc("diff", "1", "3").stdout
     assert calls.dnc("lineage", "9").returncode == 2
+
+
+@pytest.mark.slow
+def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: Calls, tmp_path: Path) -> None:
+    """Everybody of day 3 came once, and what they did before has left the window of two days."""
+    short = ["--set", "retrain.window_spans=2"]
+    path = tmp_path / "log" / DAYS[2] / "events.parquet"
+    table = pq.read_table(path)
+    _, first = np.unique(table["user_id"].to_numpy(zero_copy_only=False), return_index=True)
+    pq.write_table(table.take(pa.array(np.sort(first))), path)
+    code, outcome = calls.retrain(DAYS[2], "--to", "windows", *short)
+    assert outcome["outcome"] == "stopped", outcome  # day 2 can be learnt from, and day 3 be the holdout
+    assert calls.retrain(DAYS[1], *short)[0] == 0
+    code, outcome = calls.retrain(DAYS[3], *short)
+    assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
+    assert "version 1 serves on" in outcome["reasons"][0]
+    assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
 def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path: Path) -> None:
