@@ -1,6 +1,7 @@
 """Replays a log day by day: a warm-started `dnc retrain` every day, and on some days one from scratch beside it.
 
     python -m benchmarks.retrain_days [--log drifting|kuairand] [--path DIR] [--days N] [--replay N] [--compare N]
+                                      [--work DIR [--stop-after N]]
 
 The first model is trained from scratch on `retrain.window_spans` days. Then every day is one call of
 `dnc retrain`, in a process of its own, from yesterday's store. On `--compare` days, spread evenly, the same morning's
@@ -9,9 +10,10 @@ store is copied, and the day is retrained there once more
 - with groups fitted anew (groups.refit_drift=0) instead of kept.
 Recall@100 is that of the exported servable on the test users of the newest day, whom no arm has seen; the ratio's
 interval is a paired bootstrap over the users of all compared days. Times are the wall seconds of whole processes,
-start and imports included; those of training alone are given beside them. On the drifting log, one day more is
-retrained with a window of 3 days and with one of 30, by the small model of configs/retrain.yaml, which looks back on 20
-events; the replay's is the product's default. The last line is JSON.
+start and imports included; those of training alone are given beside them. Model, budget of epochs and window are the
+product's defaults. At the end, one day of a longer drifting log is retrained with a window of 7 days and with one of
+70, by the small model of configs/retrain.yaml, which looks back on 20 events. With --work, logs and stores stay in
+DIR, and a replay that was killed, or that --stop-after ended, goes on by the same command. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.retrain_replay import (
     HISTORY_WINDOW,
     PRODUCT_MODEL,
     Day,
+    Parts,
+    Run,
+    Stopped,
     compare,
     daily_retrain,
     dump,
@@ -40,6 +48,7 @@ from benchmarks.retrain_replay import (
 from benchmarks.retrain_tables import as_table, draw
 from contracts.config import Config
 from contracts.layout import Store
+from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans
 
 ARMS = {"scratch": ["retrain.warm_start=false"], "refitted": ["groups.refit_drift=0"]}
@@ -47,6 +56,16 @@ ARMS = {"scratch": ["retrain.warm_start=false"], "refitted": ["groups.refit_drif
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments, arguments.work.absolute())
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(arguments, Path(scratch))
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", choices=["drifting", "kuairand"], default="drifting")
     parser.add_argument("--path", type=Path, help="of kuairand: directory of log_standard_*.parquet and the tables")
@@ -56,34 +75,55 @@ def main() -> None:
     parser.add_argument("--compare", type=int, default=3, help="days with the other arms beside (default 3)")
     parser.add_argument("--no-history", action="store_true", help="leave out the window of ten times the days")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    parser.add_argument("--work", type=Path, help="keep everything here; the same command goes on where it stopped")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="end after N more parts (a run of a day each)")
     parser.add_argument("--json", type=Path, help="also write the result here, a table as .md and a plot as .png")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        if arguments.log == "kuairand":
-            if arguments.path is None:
-                parser.error("--log kuairand needs --path, the directory of the data set")
-            config = lay_out_kuairand(arguments.path, folder / "log", arguments.days or 14, arguments.overrides)
-        else:
-            least = 0 if arguments.no_history else 10 * HISTORY_WINDOW + 1
-            num_days = max(arguments.days or 30, least)
-            small = lay_out_drifting(folder / "log", num_days, arguments.users, arguments.overrides)
-            config = lay_out_drifting(folder / "log", num_days, arguments.users, [*PRODUCT_MODEL, *arguments.overrides])
-        # The short part first: a long one that is cut off leaves what it has.
-        history = {}
-        if arguments.log == "drifting" and not arguments.no_history:
-            history = time_by_window(small, folder)
-        days: list[Day] = []
-        for day in replay(config, folder, arguments.replay, arguments.compare):
+    if arguments.log == "kuairand" and arguments.path is None:
+        parser.error("--log kuairand needs --path, the directory of the data set")
+    if arguments.stop_after is not None and arguments.work is None:
+        parser.error("--stop-after needs --work, where the next call finds what this one left")
+    return arguments
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """Lays out the log and measures; after every part, writes what is known."""
+    parts = Parts(folder, arguments.stop_after)
+    parts.require_same({k: str(v) for k, v in vars(arguments).items() if k not in ("work", "stop_after", "json")})
+    history: dict[str, Any] = {}
+    days: list[Day] = []
+    if arguments.log == "kuairand":
+        config = lay_out_kuairand(arguments.path, folder / "log", arguments.days or 14, arguments.overrides)
+    else:
+        log = DriftingLog(arguments.days or 30, arguments.users, arguments.users // 4)
+        config = lay_out_drifting(folder / "log", log, [*PRODUCT_MODEL, *arguments.overrides])
+
+    def write() -> None:
+        if arguments.json and days:
+            save(arguments.json, arguments.log, days, compare(days, config.seed, history), history)
+
+    try:
+        for day in replay(config, folder, parts, arguments.replay, arguments.compare):
             days.append(day)
-            result = compare(days, config.seed) | ({"time_at_10x_history": history["ratio"]} if history else {})
-            if arguments.json:
-                write(arguments.json, arguments.log, days, result, history)
-    print(as_table(arguments.log, days, result, history))
-    print(json.dumps(result))
+            write()
+        if arguments.log == "drifting" and not arguments.no_history:
+            history = parts.done("history", partial(history_grows, folder, arguments.users, arguments.overrides))
+            write()
+    except Stopped:
+        print(f"stopped after {arguments.stop_after} parts, as asked: the same command goes on", flush=True)
+    if days:
+        result = compare(days, config.seed, history)
+        print(as_table(arguments.log, days, result, history))
+        print(json.dumps(result))
 
 
-def write(path: Path, log: str, days: list[Day], result: dict[str, Any], history: dict[str, Any]) -> None:
+def history_grows(folder: Path, users: int, overrides: list[str]) -> dict[str, Any]:
+    """See `time_by_window`."""
+    log = DriftingLog(10 * HISTORY_WINDOW + 1, users, users // 4)
+    return time_by_window(lay_out_drifting(folder / "long-log", log, overrides), folder)
+
+
+def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history: dict[str, Any]) -> None:
     """What is known so far: JSON, and beside it a table and a plot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     details = {"log": log, "result": result, "history": history, "days": [day.as_json() for day in days]}
@@ -92,30 +132,65 @@ def write(path: Path, log: str, days: list[Day], result: dict[str, Any], history
     draw(days, path.with_suffix(".png"), log)
 
 
-def replay(config: Config, folder: Path, num_days: int | None, num_compared: int) -> Iterator[Day]:
+def replay(config: Config, folder: Path, parts: Parts, num_days: int | None, num_compared: int) -> Iterator[Day]:
     """The last `num_days` days warm; on `num_compared` of them the other arms, too."""
     spans = find_spans(config)
     store, path = Store(folder / "warm"), dump(config, folder)
     first = max(config.retrain.window_spans - 1, len(spans) - num_days - 1 if num_days else 0)
-    begun = daily_retrain(path, store, spans[first].key)
-    print(f"first model: {begun.wall:.1f} s, {begun.outcome}", flush=True)
-    if begun.outcome != "pushed":
-        raise SystemExit("the first model was not pushed: there is nothing to start from")
+    begun = parts.done("first", lambda: begin(path, store, spans[first].key))
+    print(f"first model: {begun['seconds']:.1f} s", flush=True)
     rest = spans[first + 1 :]
     every = max(len(rest) // num_compared, 1) if num_compared else len(rest) + 1
     for place, span in enumerate(rest):
-        day = Day(span.key)
         compared = (len(rest) - 1 - place) % every == 0 and (len(rest) - 1 - place) // every < num_compared
-        for name, overrides in ARMS.items() if compared else ():
-            copy = Store(folder / name)
-            shutil.copytree(store.path, copy.path)
-            day.runs[name] = daily_retrain(path, copy, span.key, overrides)
-            day.runs[name].recall = recall_of(copy, day.runs[name].run_id)
-            shutil.rmtree(copy.path)
-        day.runs["warm"] = daily_retrain(path, store, span.key)
-        day.runs["warm"].recall, day.stale_recall = versions_on_same_users(store, day.runs["warm"].run_id)
+        day = Day(span.key)
+        for name in ARMS if compared else ():
+            day.runs[name] = Run.of_json(
+                parts.done(f"{span.key}-{name}", partial(one_arm, path, store, span.key, name))
+            )
+        warm = parts.done(span.key, partial(one_day, path, store, span.key))
+        shutil.rmtree(morning_of(store, span.key), ignore_errors=True)
+        day.runs["warm"], day.stale_recall = Run.of_json(warm["run"]), np.array(warm["yesterdays_model"])
         print(day.line(), flush=True)
         yield day
+
+
+def begin(path: Path, store: Store, key: str) -> dict[str, Any]:
+    """The first model, from scratch."""
+    shutil.rmtree(store.path, ignore_errors=True)  # of a replay that was killed here
+    begun = daily_retrain(path, store, key)
+    if begun.outcome != "pushed":
+        raise SystemExit("the first model was not pushed: there is nothing to start from")
+    return {"seconds": begun.seconds}
+
+
+def one_arm(path: Path, store: Store, key: str, name: str) -> dict[str, Any]:
+    """Another arm's run, in a copy of the morning's store."""
+    copy = Store(store.path.parent / name)
+    shutil.rmtree(copy.path, ignore_errors=True)
+    shutil.copytree(store.path, copy.path)
+    run = daily_retrain(path, copy, key, ARMS[name])
+    run.recall = recall_of(copy, run.run_id)
+    shutil.rmtree(copy.path)
+    return run.as_json()
+
+
+def one_day(path: Path, store: Store, key: str) -> dict[str, Any]:
+    """The warm run, which the store goes on from, and the recall of yesterday's model."""
+    morning = morning_of(store, key)
+    if morning.exists():  # this day was begun before, and killed
+        shutil.rmtree(store.path)
+        shutil.copytree(morning, store.path)
+    else:
+        shutil.copytree(store.path, morning.with_suffix(".part"), dirs_exist_ok=True).rename(morning)
+    run = daily_retrain(path, store, key)
+    run.recall, stale = versions_on_same_users(store, run.run_id)
+    return {"run": run.as_json(), "yesterdays_model": stale.tolist()}
+
+
+def morning_of(store: Store, key: str) -> Path:
+    """The store as it was before the day, kept until the day is done."""
+    return store.path.with_name(f"morning-{key}")
 
 
 if __name__ == "__main__":

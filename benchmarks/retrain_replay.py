@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import MAIN_MODEL, Store
-from pipeline.datasets import drifting
+from pipeline.datasets.drifting import DriftingLog, generate
 from pipeline.retraining.evidence import measure
 from pipeline.retraining.holdout import HoldoutUsers
 from pipeline.retraining.records import read_record
@@ -28,7 +29,8 @@ from pipeline.retraining.spans import find_spans
 from pipeline.stages import exported_servable
 
 K = 100
-HISTORY_WINDOW = 3
+HISTORY_WINDOW = 7
+"""That of configs/retrain.yaml, in which a user's days nearly fill what its model looks back on."""
 LENIENT = [
     "retrain.gate.max_drop=0.9",
     "retrain.gate.max_group_drop=0.99",
@@ -40,8 +42,18 @@ LENIENT = [
     "retrain.gate.max_latency_ms=10000",
 ]
 """What is compared is training: the gate lets through what a busy machine or a small log would have it refuse."""
-PRODUCT_MODEL = ["model.embedding_dim=64", "model.num_layers=2", "windows.length=50"]
-"""The product's default, where retrain.yaml's model is small, so that the example is quick."""
+PRODUCT_MODEL = [
+    f"{section}.{name}={getattr(getattr(Config(), section), name)}"
+    for section, name in (
+        ("model", "embedding_dim"),
+        ("model", "num_layers"),
+        ("model", "expert_hidden_dim"),
+        ("windows", "length"),
+        ("training", "epochs"),
+        ("retrain", "window_spans"),
+    )
+]
+"""The product's defaults, where retrain.yaml's are smaller, so that the example is quick."""
 _COLUMNS = ["user_id", "video_id", "time_ms", "is_click", "long_view"]
 
 
@@ -50,7 +62,7 @@ class Run:
     """One call of `dnc retrain`.
 
     Attributes:
-        wall: seconds of the process.
+        seconds: of the process.
         stages: name -> seconds of each stage.
         epochs: that were trained.
         recall: [num_users] of the servable on the newest day.
@@ -58,12 +70,20 @@ class Run:
 
     run_id: str
     outcome: str
-    wall: float
+    seconds: float
     stages: dict[str, float]
     epochs: int
     best_epoch: int
     groups: dict[str, Any]
     recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with every user's recall."""
+        return {**vars(self), "recall": self.recall.tolist()}
+
+    @classmethod
+    def of_json(cls, tree: dict[str, Any]) -> Run:
+        return cls(**{**tree, "recall": np.array(tree["recall"])})
 
 
 @dataclass
@@ -75,25 +95,50 @@ class Day:
     stale_recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def line(self) -> str:
-        shown = [f"{name} {run.recall.mean():.4f} in {run.wall:.1f} s ({run.epochs} epochs, best {run.best_epoch}, "
+        shown = [f"{name} {run.recall.mean():.4f} in {run.seconds:.1f} s ({run.epochs} epochs, best {run.best_epoch}, "
                  f"training {run.stages['train']:.1f} s) {run.outcome}" for name, run in self.runs.items()]  # fmt: skip
         return f"{self.key}: yesterday's model {self.stale_recall.mean():.4f}; " + "; ".join(shown)
 
     def as_json(self) -> dict[str, Any]:
-        runs = {
-            name: {
-                "recall": round(float(run.recall.mean()), 5),
-                "seconds": round(run.wall, 2),
-                "stages": run.stages,
-                "epochs": run.epochs,
-                "best_epoch": run.best_epoch,
-                "outcome": run.outcome,
-                "groups": run.groups,
-            }
-            for name, run in self.runs.items()
-        }
+        """The day's numbers."""
+        runs = {name: run.as_json() | {"recall": round(float(run.recall.mean()), 5)} for name, run in self.runs.items()}
         stale = round(float(self.stale_recall.mean()), 5)
         return {"day": self.key, "users": len(self.stale_recall), "yesterdays_model": stale, "runs": runs}
+
+
+class Stopped(Exception):
+    """As many parts are done as were asked for."""
+
+
+class Parts:
+    """The parts of a long measurement, each kept as JSON, so that what was measured once is not measured again."""
+
+    def __init__(self, folder: Path, at_most: int | None):
+        """Parts lie in `folder`; after `at_most` that had to be measured, `done` raises `Stopped`."""
+        self._folder, self._left = folder, at_most
+
+    def require_same(self, arguments: dict[str, Any]) -> None:
+        """Raises SystemExit where the parts that are there were measured with other arguments."""
+        before = self._read("arguments")
+        if before is not None and before != arguments:
+            raise SystemExit(f"{self._folder} holds parts of another replay, {before}: give this one its own --work")
+        artifact.write_json(self._folder / "arguments.json", arguments)
+
+    def done(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The part as it was measured, now or earlier."""
+        found = self._read(name)
+        if found is not None:
+            return found
+        if self._left == 0:
+            raise Stopped
+        found = measure()
+        artifact.write_json(self._folder / f"{name}.json", found)
+        self._left = None if self._left is None else self._left - 1
+        return found
+
+    def _read(self, name: str) -> Any:
+        path = self._folder / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def dump(config: Config, folder: Path) -> Path:
@@ -103,9 +148,9 @@ def dump(config: Config, folder: Path) -> Path:
     return path
 
 
-def lay_out_drifting(folder: Path, days: int, users: int, overrides: list[str]) -> Config:
-    """Generates the log below `folder`; returns the config that reads it."""
-    drifting.generate(drifting.DriftingLog(num_days=days, num_users=users, num_items=users // 4), folder)
+def lay_out_drifting(folder: Path, log: DriftingLog, overrides: list[str]) -> Config:
+    """Generates the log below `folder`, unless it is there; returns the config that reads it."""
+    generate(log, folder)
     own = [f"data.events='{folder}/{{date}}/events.parquet'", f"data.item_features.path={folder}/items.csv"]
     return load_config(Path("configs/retrain.yaml"), [*own, *LENIENT, *overrides])
 
@@ -114,9 +159,12 @@ def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]
     """The last `days` days of KuaiRand's standard log, a file a day; its dates are China's, the times UTC."""
     table = pa.concat_tables([pq.read_table(path) for path in sorted(source.glob("log_standard_*.parquet"))])
     for day in sorted(pc.unique(table["date"]).to_pylist())[-days:]:
-        (folder / str(day)).mkdir(parents=True)
-        rows = table.filter(pc.equal(table["date"], day)).select(_COLUMNS)
-        pq.write_table(rows, folder / str(day) / "events.parquet")
+        path = folder / str(day) / "events.parquet"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = table.filter(pc.equal(table["date"], day)).select(_COLUMNS)
+            pq.write_table(rows, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
     own = [
         f"data.events='{folder}/{{date}}/events.parquet'",
         f"data.item_features.path={next(source.glob('video_features_basic_pure.csv*'))}",
@@ -141,7 +189,7 @@ def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | N
     words += [word for override in overrides or [] for word in ("--set", override)]
     started = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    wall = time.monotonic() - started
+    seconds = time.monotonic() - started
     outcome = json.loads(done.stdout) if done.stdout else {"outcome": "died", "reasons": done.stderr[-2000:]}
     if outcome["outcome"] not in ("pushed", "not_blessed"):
         raise RuntimeError(f"{day}: {outcome['outcome']}: {outcome['reasons']}")
@@ -151,7 +199,13 @@ def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | N
     if outcome["reasons"]:
         print(f"{day}: {outcome['outcome']}: {outcome['reasons']}", flush=True)
     return Run(
-        outcome["run_id"], outcome["outcome"], wall, outcome["details"]["stages"], model.counts["epochs"], epoch, groups
+        outcome["run_id"],
+        outcome["outcome"],
+        seconds,
+        outcome["details"]["stages"],
+        model.counts["epochs"],
+        epoch,
+        groups,
     )
 
 
@@ -174,8 +228,8 @@ def versions_on_same_users(store: Store, run_id: str) -> tuple[np.ndarray, np.nd
     return mine, theirs
 
 
-def compare(days: list[Day], seed: int) -> dict[str, Any]:
-    """Ratios over the compared days, and of the warm model to yesterday's over all days."""
+def compare(days: list[Day], seed: int, history: dict[str, Any]) -> dict[str, Any]:
+    """Ratios over the compared days, of the warm model to yesterday's over all days, and of `time_by_window`."""
     compared = [day for day in days if "scratch" in day.runs]
     result: dict[str, Any] = {"compared_days": [day.key for day in compared]}
     for name, one, other in (("warm_vs_scratch", "warm", "scratch"), ("kept_vs_refitted_groups", "warm", "refitted")):
@@ -184,11 +238,12 @@ def compare(days: list[Day], seed: int) -> dict[str, Any]:
         pairs = [np.stack([day.runs[one].recall, day.runs[other].recall], axis=1) for day in compared]
         result |= ratios(name, pairs, seed)
         runs = [(day.runs[one], day.runs[other]) for day in compared]
-        result[f"{name}_time"] = round(sum(a.wall for a, _ in runs) / sum(b.wall for _, b in runs), 4)
+        result[f"{name}_time"] = round(sum(a.seconds for a, _ in runs) / sum(b.seconds for _, b in runs), 4)
         spent = [(a.stages["train"], b.stages["train"]) for a, b in runs]
         result[f"{name}_training_time"] = round(sum(a for a, _ in spent) / sum(b for _, b in spent), 4)
     pairs = [np.stack([day.runs["warm"].recall, day.stale_recall], axis=1) for day in days]
-    return result | ratios("warm_vs_yesterdays_model", pairs, seed)
+    result |= ratios("warm_vs_yesterdays_model", pairs, seed)
+    return result | ({"time_at_10x_history": history["ratio"]} if history else {})
 
 
 def ratios(name: str, pairs: list[np.ndarray], seed: int) -> dict[str, Any]:
@@ -205,7 +260,7 @@ def ratios(name: str, pairs: list[np.ndarray], seed: int) -> dict[str, Any]:
 
 
 def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, Any]:
-    """Seconds of one more day, warm, with a window of 3 days and with one of 30: the least of `repeats` each.
+    """Seconds of one more day, warm, with a window of 7 days and with one of 70: the least of `repeats` each.
 
     Each has a store of its own, whose first model is of the day before and of the same window; it has few epochs,
     since only the day after is timed.
@@ -215,6 +270,7 @@ def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, 
     found: dict[int, list[Run]] = {}
     for window in (HISTORY_WINDOW, 10 * HISTORY_WINDOW):
         store = Store(folder / f"window-{window}")
+        shutil.rmtree(store.path, ignore_errors=True)  # of a measurement that was killed here
         own = config.model_copy(
             update={"retrain": config.retrain.model_copy(update={"window_spans": window, "epochs": 4})}
         )
@@ -225,14 +281,15 @@ def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, 
     for repeat in range(repeats):
         for window, (path, store) in stores.items():
             copy = Store(folder / f"copy-{window}-{repeat}")
+            shutil.rmtree(copy.path, ignore_errors=True)
             shutil.copytree(store.path, copy.path)
             # As many epochs in both, so that what differs is the history.
             found[window].append(daily_retrain(path, copy, spans[-1].key, ["training.early_stopping_patience=99"]))
             shutil.rmtree(copy.path)
-    best = {window: min(runs, key=lambda run: run.wall) for window, runs in found.items()}
+    best = {window: min(runs, key=lambda run: run.seconds) for window, runs in found.items()}
     short, long = (best[window] for window in sorted(best))
     rows = {
-        str(window): {"seconds": round(run.wall, 2), "stages": run.stages, "epochs": run.epochs}
+        str(window): {"seconds": round(run.seconds, 2), "stages": run.stages, "epochs": run.epochs}
         for window, run in best.items()
     }
-    return {"ratio": round(long.wall / short.wall, 4), "windows": rows}
+    return {"ratio": round(long.seconds / short.seconds, 4), "windows": rows}

@@ -20,7 +20,7 @@ def as_table(log: str, days: list[Day], result: dict[str, Any], history: dict[st
     ]
     for day in days:
         recalls = [f"{day.runs[arm].recall.mean():.4f}" if arm in day.runs else "" for arm in _ARMS]
-        seconds = [f"{day.runs[arm].wall:.1f}" if arm in day.runs else "" for arm in _ARMS[:2]]
+        seconds = [f"{day.runs[arm].seconds:.1f}" if arm in day.runs else "" for arm in _ARMS[:2]]
         epochs = " / ".join(str(day.runs[arm].epochs) for arm in _ARMS[:2] if arm in day.runs)
         cells = [
             day.key, f"{len(day.stale_recall):,}", f"{day.stale_recall.mean():.4f}", *recalls, *seconds, epochs
@@ -62,7 +62,7 @@ def draw(days: list[Day], path: Path, log: str) -> None:
         shown = [(day.key[5:], day.runs[arm]) for day in days if arm in day.runs]
         places = [key for key, _ in shown]
         recall.plot(places, [run.recall.mean() for _, run in shown], style, label=arm)
-        seconds.plot(places, [run.wall for _, run in shown], style, label=arm)
+        seconds.plot(places, [run.seconds for _, run in shown], style, label=arm)
     recall.set_ylabel("recall@100 on the day")
     recall.set_title(f"{log}: dnc retrain every day")
     recall.legend()
