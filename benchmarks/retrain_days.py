@@ -107,7 +107,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             days.append(day)
             write()
         if arguments.log == "drifting" and not arguments.no_history:
-            history = parts.done("history", partial(history_grows, folder, arguments.users, arguments.overrides))
+            history = parts.done(
+                "history", partial(history_grows, folder / "history", arguments.users, arguments.overrides)
+            )
             write()
     except Stopped:
         print(f"stopped after {arguments.stop_after} parts, as asked: the same command goes on", flush=True)

@@ -99,7 +99,7 @@ def test_a_week_of_retraining(calls: Calls) -> None:
 @pytest.mark.slow
 def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: Calls, tmp_path: Path) -> None:
     """Everybody of day 3 came once, and what they did before has left the window of two days."""
-    short = ["--set", "retrain.window_spans=2"]
+    short = ["--set", "retrain.window_spans=2", "--set", "data.min_volume=0.05"]
     path = tmp_path / "log" / DAYS[2] / "events.parquet"
     table = pq.read_table(path)
     _, first = np.unique(table["user_id"].to_numpy(zero_copy_only=False), return_index=True)
