@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +17,10 @@ from serving.scann_resource import ScannResources
 
 _FEW = 4
 """A single row that asks at most 1 / _FEW of the groups is answered without a look at the others."""
+
+
+_ROUNDING = 1e-6
+"""Interpolated numbers are rounded up, but not because of their last bit."""
 
 
 def asset_name(group_id: int) -> str:
@@ -91,14 +94,17 @@ class ScannIndexSet(tf.Module):
         """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
         k = tf.maximum(k, 1)
         group = tf.gather(self._groups, place)
+        # ScaNN's op for one query is no faster than a batch of one, and with 8-bit vectors slower and less exact.
         rows = tf.split(tf.gather(queries[0], group), len(handles))
         columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k))]
         found = [_search(*asked) for asked in zip(handles, rows, *columns, strict=True)]
-        widths = tf.stack([tf.size(one) for _, one in found])
+        widths = tf.stack(tf.shape_n([one for _, one in found]))[:, 1]
         ends = tf.cumsum(widths)
         items = tf.concat([one for _, one in found], 1)
         slot = tf.searchsorted(ends, tf.range(tf.size(items)), side="right")
-        starts = tf.scatter_nd(tf.expand_dims(group, 1), ends - widths, [len(self.group_sizes)])
+        starts = ends - widths
+        if len(handles) < len(self.group_sizes):
+            starts = tf.scatter_nd(tf.expand_dims(group, 1), starts, [len(self.group_sizes)])
         return Found(
             scores=tf.concat([one for one, _ in found], 1),
             items=items,
@@ -189,32 +195,30 @@ def _search_if_asked(dim: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
 
 
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
-    """int32, ascending: a search for k is as thorough as the first of these that is k or more needs."""
-    tuned = {point.k for index in indexes for point in index.points}
+    """int32, ascending, each at most a sixteenth above the last: a search is as thorough as the next of them needs."""
     largest = max((index.size for index in indexes), default=1)
-    steps = sorted(tuned)
+    steps = [1]
     while steps[-1] < largest:
-        steps.append(2 * steps[-1])
+        steps.append(steps[-1] + max(1, steps[-1] // 16))
     return np.array(steps, np.int32)
 
 
 def _by_step(indexes: Sequence[GroupIndex], steps: np.ndarray) -> np.ndarray:
     """int32 [num_indexes, num_steps, 2]: leaves and reorder of each step."""
-    return np.array(
-        [[_thoroughness(index, int(min(step, index.size))) for step in steps] for index in indexes], np.int32
-    )
+    return np.stack([np.stack(_thoroughness(index, np.minimum(steps, index.size)), axis=1) for index in indexes])
 
 
-def _thoroughness(index: GroupIndex, k: int) -> tuple[int, int]:
-    """Leaves to search and items to fetch by hash for k results, -1 where there are none.
+def _thoroughness(index: GroupIndex, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int32, leaves to search and items to fetch by hash for k int [any] results, -1 where there are none.
 
-    Those of the first point that was tuned for k or more; beyond the last, more in proportion. The leaves
-    are always enough to hold k items, whichever they are.
+    Between the points that were tuned, their lines; beyond the last, more in proportion. The leaves are
+    always enough to hold k items, whichever they are.
     """
     if index.structure == "brute_force":
-        return -1, -1
-    point = next((point for point in index.points if point.k >= k), index.points[-1])
-    ratio = max(1.0, k / point.k)
-    enough = int(np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k)) + 1
-    leaves = min(max(math.ceil(ratio * point.leaves), enough), len(index.leaf_sizes))
-    return leaves, min(math.ceil(ratio * point.reorder), index.size)
+        return np.full(len(k), -1, np.int32), np.full(len(k), -1, np.int32)
+    tuned = np.array([(point.k, point.leaves, point.reorder) for point in index.points], np.float64)
+    ratio = np.maximum(1.0, k / tuned[-1, 0])
+    leaves, reorder = (np.ceil(ratio * np.interp(k, tuned[:, 0], tuned[:, column]) - _ROUNDING) for column in (1, 2))
+    enough = np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k) + 1
+    leaves = np.minimum(np.maximum(leaves, enough), len(index.leaf_sizes))
+    return leaves.astype(np.int32), np.minimum(np.maximum(reorder, k), index.size).astype(np.int32)

@@ -17,6 +17,7 @@ from serving.features import UserFeatures, VocabularyLookup
 from serving.group_search import Found
 from serving.merge import LOG_PROBABILITY_FLOOR, MERGES, plan_groups, select
 from serving.request_inputs import merge_inputs, query_inputs, with_defaults
+from serving.score_rounds import search_in_rounds
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
@@ -115,9 +116,22 @@ class Retriever(tf.Module):
             log_intent + controls.log_boost,
             self._index_set.group_sizes - excluded,
         )
-        found = self._index_set.search(queries, tf.where(plan.budgets > 0, plan.budgets + excluded, 0))
+
+        def is_allowed(found: Found) -> tf.Tensor:
+            return tf.math.is_finite(found.scores) & ~exclusions.contains(found.items)
+
+        found = search_in_rounds(
+            self._index_set.search,
+            is_allowed,
+            queries,
+            offset,
+            tf.where(plan.budgets > 0, plan.budgets + excluded, 0),
+            excluded,
+            controls.merge == MERGES.index("score"),
+            num_merged,
+        )
         scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
-        allowed = tf.math.is_finite(scores) & ~exclusions.contains(found.items)
+        allowed = tf.math.is_finite(scores) & is_allowed(found)
         scores, columns = select(found, scores, allowed, controls.merge, plan, num_merged)
         items = tf.where(tf.math.is_finite(scores), tf.gather(found.items, columns, batch_dims=1), PADDING_INDEX)
         return tf.cond(

@@ -1,0 +1,82 @@
+"""The search for a merge by score in two rounds: most groups hold few of the best M.
+
+By score, any group might give all M items, and to ask all of them for so many costs several times what a
+quota does. So a row first asks each group for a few times its equal share. The M-th best of what that
+finds bounds what the list needs: a group whose last result lies below has nothing more to give, as each
+next one is worse. Only the others are asked for all M.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from serving.group_search import Found
+
+_SHARES = 4
+"""The first round, in equal shares of M: more make it dearer, fewer leave more groups to the second."""
+
+
+def search_in_rounds(
+    search: Callable[[tf.Tensor, tf.Tensor], Found],
+    is_allowed: Callable[[Found], tf.Tensor],
+    queries: tf.Tensor,
+    offset: tf.Tensor,
+    wanted: tf.Tensor,
+    spare: tf.Tensor,
+    is_by_score: tf.Tensor,
+    num_candidates: tf.Tensor,
+) -> Found:
+    """As search(queries, wanted), for a merge that keeps the best of all groups of the rows that are by score.
+
+    Args:
+        search: of an index set.
+        is_allowed: bool [batch_size, width], which results of a search the row may be given.
+        queries: float32 [batch_size >= 1, num_groups, dim].
+        offset: float32 [batch_size, num_groups], added to a group's scores by the merge.
+        wanted: int32 [batch_size, num_groups], the most that the row may take of the group.
+        spare: int32 [batch_size, num_groups], how many of those may turn out not to be allowed.
+        is_by_score: bool [batch_size].
+        num_candidates: int32 [batch_size], M.
+    """
+    asked = tf.maximum(tf.math.count_nonzero(wanted, axis=1, dtype=tf.int32), 1)
+    share = (_SHARES * num_candidates + asked - 1) // asked
+    first = tf.where(is_by_score[:, None], tf.minimum(wanted, share[:, None] + spare), wanted)
+    found = search(queries, first)
+
+    def go_on() -> Found:
+        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
+        least = _least(tf.where(is_allowed(found), scores, -math.inf), num_candidates)
+        # The last result bounds what comes after it, be it allowed or not.
+        last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(scores)[1] - 1)
+        unfinished = (first < wanted) & ~(tf.gather(scores, last, batch_dims=1) < least)
+        return tf.cond(tf.reduce_any(unfinished), lambda: second_round(unfinished), lambda: found)
+
+    def second_round(unfinished: tf.Tensor) -> Found:
+        return _replaced(found, search(queries, tf.where(unfinished, wanted, 0)), unfinished)
+
+    return Found(*tf.cond(tf.reduce_any(first < wanted), go_on, lambda: found))
+
+
+def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
+    """float32 [batch_size, 1], the M-th best of each row, -inf where there are fewer."""
+    width = tf.shape(scores)[1]
+    best, _ = tf.math.top_k(scores, tf.minimum(tf.reduce_max(num_candidates), width))
+    best = tf.pad(best, [[0, 0], [0, 1]], constant_values=-math.inf)
+    place = tf.minimum(tf.maximum(num_candidates - 1, 0), tf.shape(best)[1] - 1)
+    return tf.gather(best, place[:, None], batch_dims=1)
+
+
+def _replaced(found: Found, again: Found, replaced: tf.Tensor) -> Found:
+    """`found` with the results of `again` for the groups in bool [batch_size, num_groups]."""
+    is_old = ~tf.gather(replaced, found.group, batch_dims=1)
+    is_new = tf.gather(replaced, again.group, batch_dims=1)
+    scores = [tf.where(is_old, found.scores, math.nan), tf.where(is_new, again.scores, math.nan)]
+    return Found(
+        scores=tf.concat(scores, 1),
+        items=tf.concat([found.items, again.items], 1),
+        group=tf.concat([found.group, again.group], 1),
+        starts=tf.where(replaced, tf.shape(found.scores)[1] + again.starts, found.starts),
+    )

@@ -1,0 +1,74 @@
+"""The search in two rounds against a list of everything."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving.exact_index import ExactIndexSet
+from serving.group_search import Found
+from serving.score_rounds import search_in_rounds
+
+DIM = 8
+SIZES = (200, 0, 150, 3, 90, 120, 60, 40, 30, 20)
+
+
+def best_of_all(offset: np.ndarray, scores: np.ndarray, group: np.ndarray, allowed: np.ndarray, m: int) -> list[int]:
+    """Items, by a sort of everything."""
+    value = np.where(allowed, scores + offset[group], -np.inf)
+    order = np.argsort(-value, kind="stable")[:m]
+    return [int(item) for item in order if np.isfinite(value[item])]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("spread", [0.0, 3.0, 30.0], ids=["groups alike", "groups differ", "one group has it all"])
+def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
+    """Best items excluded, groups closed, rows of different M, one row that is not by score."""
+    rng = np.random.default_rng(seed)
+    rows, group = 4, np.repeat(np.arange(len(SIZES)), SIZES)
+    items = rng.normal(size=[len(group), DIM]).astype(np.float32)
+    queries = rng.normal(size=[rows, len(SIZES), DIM]).astype(np.float32)
+    offset = rng.normal(0, spread, [rows, len(SIZES)]).astype(np.float32)
+    scores = np.einsum("rid,id->ri", queries[:, group], items)
+    m = rng.integers(1, 120, rows)
+    allowed = rng.random([rows, len(group)]) < 0.9
+    for row in range(rows):  # as a history of favourites would
+        allowed[row, np.argsort(-(scores + offset[:, group])[row])[:5]] = False
+    excluded = np.stack([(~allowed[:, group == g]).sum(axis=1) for g in range(len(SIZES))], axis=1)
+    is_open = rng.random([rows, len(SIZES)]) < 0.8
+    allowed &= is_open[:, group]
+    by_score = np.array([True, True, True, False])
+    wanted = np.where(is_open, np.minimum(m[:, None] + excluded, SIZES), 0)
+    members = [np.flatnonzero(group == g).astype(np.int32) for g in range(len(SIZES))]
+    index_set, searches = ExactIndexSet(items, members), []
+
+    def search(of: tf.Tensor, numbers: tf.Tensor) -> Found:
+        searches.append(numbers.numpy())
+        return index_set.search(of, numbers)
+
+    def is_allowed(found: Found) -> tf.Tensor:
+        return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), found.items, batch_dims=1)
+
+    asked = [tf.constant(value, tf.int32) for value in (wanted, excluded)]
+    found = search_in_rounds(
+        search,
+        is_allowed,
+        tf.constant(queries),
+        tf.constant(offset),
+        *asked,
+        tf.constant(by_score),
+        tf.constant(m, tf.int32),
+    )
+    value = found.scores.numpy() + np.take_along_axis(offset, found.group.numpy(), axis=1)
+    value = np.where(is_allowed(found).numpy(), value, -np.inf)
+    for row in np.flatnonzero(by_score):
+        best = np.argsort(-value[row], kind="stable")[: m[row]]
+        listed = best[np.isfinite(value[row, best])]
+        expected = best_of_all(offset[row], scores[row], group, allowed[row], m[row])
+        assert found.items.numpy()[row, listed].tolist() == expected
+        columns = found.group.numpy()[row]
+        for g in np.unique(columns[np.isfinite(value[row])]):
+            of_group = value[row, np.isfinite(value[row]) & (columns == g)]
+            assert (np.diff(of_group) <= 1e-6).all(), "each group's are in order"
+    assert (searches[0][3] == wanted[3]).all(), "a row by quota is searched once, for its quotas"
+    assert (searches[0] <= wanted).all() and searches[0][0].sum() < wanted[0].sum()
+    assert all((again[3] == 0).all() for again in searches[1:])
