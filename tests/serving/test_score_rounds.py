@@ -48,26 +48,26 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     def is_allowed(found: Found) -> tf.Tensor:
         return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), found.items, batch_dims=1)
 
-    asked = [tf.constant(value, tf.int32) for value in (wanted, excluded)]
     found = search_in_rounds(
         search,
         is_allowed,
         tf.constant(queries),
         tf.constant(offset),
-        *asked,
+        tf.constant(wanted, tf.int32),
+        tf.constant(excluded, tf.int32),
         tf.constant(by_score),
         tf.constant(m, tf.int32),
     )
     value = found.scores.numpy() + np.take_along_axis(offset, found.group.numpy(), axis=1)
     value = np.where(is_allowed(found).numpy(), value, -np.inf)
-    for row in np.flatnonzero(by_score):
+    for row in np.flatnonzero(by_score).tolist():
         best = np.argsort(-value[row], kind="stable")[: m[row]]
         listed = best[np.isfinite(value[row, best])]
         expected = best_of_all(offset[row], scores[row], group, allowed[row], m[row])
         assert found.items.numpy()[row, listed].tolist() == expected
         columns = found.group.numpy()[row]
-        for g in np.unique(columns[np.isfinite(value[row])]):
-            of_group = value[row, np.isfinite(value[row]) & (columns == g)]
+        for one in np.unique(columns[np.isfinite(value[row])]):
+            of_group = value[row, np.isfinite(value[row]) & (columns == one)]
             assert (np.diff(of_group) <= 1e-6).all(), "each group's are in order"
     assert (searches[0][3] == wanted[3]).all(), "a row by quota is searched once, for its quotas"
     assert (searches[0] <= wanted).all() and searches[0][0].sum() < wanted[0].sum()
