@@ -17,7 +17,7 @@ from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import publish, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
-from pipeline.retraining.span_profile import SpanProfile, as_json, profile_span, refusals
+from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage, fingerprints
@@ -165,16 +165,18 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
         ValueError: the newest span cannot be used, or no other can.
     """
     profiles: list[SpanProfile] = []
+    earlier = EarlierSpans()
     left_out: dict[str, str] = {}
     for span in window:
         before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
         try:
             profile = profile_span(config, span, store.span(span.key), before)
-            reasons = refusals(profile, profiles, config.retrain.span)
+            reasons = refusals(profile, earlier, config.retrain.span)
         except ValueError as error:
             reasons = [str(error)]
         if not reasons:
             profiles.append(profile)
+            earlier.add(profile)
         elif span is window[-1]:
             raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, time, timezone
 
@@ -93,7 +93,31 @@ def _compared(config: Config, before: SpanParts | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"previous": str(before.events.path)})})
 
 
-def refusals(profile: SpanProfile, earlier: Sequence[SpanProfile], limits: SpanLimits) -> list[str]:
+class EarlierSpans:
+    """What is usual in a window, span by span: each span's items are read once, however long the window is."""
+
+    def __init__(self, profiles: Iterable[SpanProfile] = ()) -> None:
+        self.events: list[int] = []
+        self._known = pa.array([], pa.string())
+        for profile in profiles:
+            self.add(profile)
+
+    def add(self, profile: SpanProfile) -> None:
+        self.events.append(profile.events)
+        new = self._new_items(profile)[ItemColumn.ITEM_ID].combine_chunks()
+        self._known = pa.concat_arrays([self._known, new.cast(pa.string())])
+
+    def new_item_share(self, profile: SpanProfile) -> float:
+        """Share of the span's events on items that no earlier span holds."""
+        new = self._new_items(profile)[ItemColumn.TOTAL_COUNT].to_numpy()
+        return float(np.sum(new) / max(profile.events, 1))
+
+    def _new_items(self, profile: SpanProfile) -> pa.Table:
+        items = pq.read_table(profile.items)
+        return items.filter(pc.invert(pc.is_in(items[ItemColumn.ITEM_ID], self._known)))
+
+
+def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) -> list[str]:
     """Why the span is not fit to train on, in words; empty if it is."""
     found = []
     if profile.events < limits.min_events:
@@ -108,29 +132,21 @@ def refusals(profile: SpanProfile, earlier: Sequence[SpanProfile], limits: SpanL
             f"{profile.stray_share:.0%} of the events lie more than a day outside the date, more than "
             f"retrain.span.max_stray_share={limits.max_stray_share}: a clock that jumped, or a wrong unit of time"
         )
-    if len(earlier) >= _LEAST_EARLIER:
-        usual = float(np.median([span.events for span in earlier]))
+    if len(earlier.events) >= _LEAST_EARLIER:
+        usual = float(np.median(earlier.events))
         ratio = max(profile.events, 1) / usual
         if not 1 / limits.max_volume_ratio <= ratio <= limits.max_volume_ratio:
             found.append(
                 f"{profile.events:,} events against a usual {usual:,.0f}, beyond "
                 f"retrain.span.max_volume_ratio={limits.max_volume_ratio} either way"
             )
-        share = new_item_share(profile, earlier)
+        share = earlier.new_item_share(profile)
         if share > limits.max_new_item_share:
             found.append(
                 f"{share:.0%} of the events are on items that no earlier span of the window has, more than "
                 f"retrain.span.max_new_item_share={limits.max_new_item_share}: were item ids renamed?"
             )
     return found
-
-
-def new_item_share(profile: SpanProfile, earlier: Sequence[SpanProfile]) -> float:
-    """Share of the span's events on items that no `earlier` span holds."""
-    known = pa.chunked_array([pq.read_table(span.items)[ItemColumn.ITEM_ID].combine_chunks() for span in earlier])
-    items = pq.read_table(profile.items)
-    new = items.filter(pc.invert(pc.is_in(items[ItemColumn.ITEM_ID], known)))
-    return float(np.sum(new[ItemColumn.TOTAL_COUNT].to_numpy()) / max(profile.events, 1))
 
 
 def _measure(span: Span, table: pa.Table) -> dict[str, object]:

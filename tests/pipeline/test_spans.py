@@ -15,7 +15,7 @@ from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import Split
-from pipeline.retraining.span_profile import SpanProfile, profile_span, refusals
+from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 
 DAY = 86_400
@@ -135,7 +135,7 @@ def test_a_span_that_is_not_fit(log: Path, tmp_path: Path, kind: str, reason: st
     }
     write_day(log, 4, **written[kind])  # type: ignore[arg-type]
     *earlier, newest = profiles_of(config, find_spans(config), tmp_path / "spans")
-    found = refusals(newest, earlier, config.retrain.span)
+    found = refusals(newest, EarlierSpans(earlier), config.retrain.span)
     assert bool(found) == (reason is not None)
     if reason:
         assert any(re.search(reason, text) for text in found), found
@@ -220,5 +220,17 @@ def _plain() -> pa.Schema:
 
 
 def test_limits_are_about_what_is_usual_only_where_that_is_known() -> None:
-    few = [SpanProfile("1", 1_000, 10, 0.01, 0.0, 0, "")]
+    few = EarlierSpans()
+    few.events.append(1_000)
     assert refusals(SpanProfile("2", 90_000, 10, 0.01, 0.0, 0, ""), few, SpanLimits()) == []
+
+
+def test_new_items_are_those_of_no_earlier_span(tmp_path: Path) -> None:
+    spans = []
+    for day, items in enumerate([{"a": 3, "b": 1}, {"b": 2, "c": 1}, {"a": 1, "c": 4, "d": 2, "e": 1}]):
+        path = str(tmp_path / f"{day}.parquet")
+        pq.write_table(pa.table({"item_id": list(items), "total_count": list(items.values())}), path)
+        spans.append(SpanProfile(str(day), sum(items.values()), 1, 1.0, 0.0, 0, path))
+    assert EarlierSpans(spans[:1]).new_item_share(spans[1]) == pytest.approx(1 / 3)  # c of b, b, c
+    assert EarlierSpans(spans[:2]).new_item_share(spans[2]) == pytest.approx(3 / 8)  # d, d, e of eight events
+    assert EarlierSpans(spans).new_item_share(spans[2]) == 0
