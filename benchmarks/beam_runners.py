@@ -78,13 +78,16 @@ def write_config(folder: Path, place: str | None = None) -> Path:
     return folder / "config.yaml"
 
 
-def run_jobs(config_path: Path, workdir: Path, options: Sequence[str]) -> dict[str, bytes]:
+def run_jobs(
+    config_path: Path, workdir: Path, options: Sequence[str], environment: dict[str, str] | None = None
+) -> dict[str, bytes]:
     """Each job as its own program; returns the artifacts' files, gzip undone.
 
     Args:
         config_path: of `write_config`.
         workdir: a directory, or a URL.
         options: of Beam, the runner first.
+        environment: further variables; FnApiRunner's processes inherit them, and hear of no pipeline options.
 
     Raises:
         RuntimeError: a job failed.
@@ -105,7 +108,7 @@ def run_jobs(config_path: Path, workdir: Path, options: Sequence[str]) -> dict[s
             command += [part for key in beam for part in ("--set", key)]
             done = subprocess.run(
                 command,
-                env={**ENVIRONMENT, "TMPDIR": scratch},
+                env={**ENVIRONMENT, **(environment or {}), "TMPDIR": scratch},
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
@@ -239,7 +242,7 @@ def s3_runs(folder: Path) -> dict[str, dict[str, bytes]]:
     with s3_server(folder / "log") as (reach, environment), job_server(folder / "server", environment) as portable:
         ways["EXTERNAL pool"] = portable
         return {
-            f"s3://, {name}": run_jobs(config_path, storage.as_path(f"{BUCKET}/{number}"), (*way, *reach))
+            f"s3://, {name}": run_jobs(config_path, storage.as_path(f"{BUCKET}/{number}"), (*way, *reach), environment)
             for number, (name, way) in enumerate(ways.items())
         }
 

@@ -75,8 +75,8 @@ def test_log_and_workdir_on_s3(
     reaching, environment = reach
     if way == "external workers":
         with job_server(tmp_path / "server", environment) as options:
-            found = run_jobs(remote_config, workdir, (*options, *reaching))
+            found = run_jobs(remote_config, workdir, (*options, *reaching), environment)
     else:
         runner = ONE_WORKER if way == "one worker" else SEVERAL["FnApiRunner, 2 workers, multi_processing"]
-        found = run_jobs(remote_config, workdir, (*runner, *reaching))
+        found = run_jobs(remote_config, workdir, (*runner, *reaching), environment)
     assert_same(found, expected)
