@@ -11,8 +11,7 @@ from pathlib import Path
 
 from contracts.config import Config
 from contracts.layout import Workdir
-
-_STAGING_MARK = ".staging-"
+from contracts.storage import STAGING_MARK
 
 
 def last_version(base: Path) -> Path | None:
@@ -50,9 +49,9 @@ def appearing(version: Path) -> Iterator[Path]:
     """
     base = version.parent
     base.mkdir(parents=True, exist_ok=True)
-    for left in base.parent.glob(f"{base.name}{_STAGING_MARK}*"):
+    for left in base.parent.glob(f"{base.name}{STAGING_MARK}*"):
         shutil.rmtree(left, ignore_errors=True)
-    staging = base.parent / f"{base.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"
+    staging = base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
     try:
         yield staging
         os.rename(staging, version)

@@ -10,9 +10,9 @@ from pathlib import Path
 from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, effective_labels, read_labels, versions_on_disk, write_labels
+from contracts.storage import STAGING_MARK
 from pipeline.retraining.records import all_records
 
-_STAGING_MARK = ".staging-"
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -123,9 +123,9 @@ def _appear(source: Path, version: Path) -> None:
         return
     base = version.parent
     base.mkdir(parents=True, exist_ok=True)
-    for left in base.parent.glob(f"{base.name}{_STAGING_MARK}*"):
+    for left in base.parent.glob(f"{base.name}{STAGING_MARK}*"):
         shutil.rmtree(left, ignore_errors=True)
-    staging = base.parent / f"{base.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"
+    staging = base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
     try:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
         _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
@@ -145,7 +145,7 @@ def _link_or_copy(source: str, target: str) -> None:
 def _vanish(version: Path) -> None:
     """Renames away first: a server must not find half a version."""
     if version.exists():
-        gone = version.parent.parent / f"{version.parent.name}{_STAGING_MARK}{uuid.uuid4().hex[:8]}"
+        gone = version.parent.parent / f"{version.parent.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
         os.rename(version, gone)
         shutil.rmtree(gone, ignore_errors=True)
 

@@ -137,6 +137,7 @@ async def start_grpc(models: Models, metrics: Metrics, host: str, port: int, max
     Raises:
         ValueError: the port cannot be had.
     """
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", max_bytes),
@@ -151,6 +152,11 @@ async def start_grpc(models: Models, metrics: Metrics, host: str, port: int, max
         raise ValueError(f"cannot listen on {host}:{port} ({error}); set server.grpc_port to a free one") from None
     await server.start()
     return server, bound
+
+
+def _client_was_there(record: logging.LogRecord) -> bool:
+    """False for gRPC's traceback of an answer that comes just after its client has left, as many do under overload."""
+    return not record.getMessage().startswith("ExecuteBatchError")
 
 
 def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
