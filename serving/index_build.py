@@ -12,7 +12,6 @@ from contracts.config import ServingConfig
 from contracts.layout import Workdir
 from contracts.names import Split
 from serving.group_index import GroupIndex, build_group_index, index_fingerprint
-from serving.requests import spaced_rows
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
@@ -51,12 +50,7 @@ def embed_catalogue(model: TwoTowerModel, num_items: int) -> np.ndarray:
 
 def tuning_queries(workdir: Workdir, model: TwoTowerModel) -> np.ndarray:
     """float32 [num_queries, num_groups, dim], of validation users, evenly spaced."""
-    users = EvaluationUsers.load(workdir, Split.VALIDATION)
-    rows = spaced_rows(len(users), _TUNING_USERS)
-    sample = EvaluationUsers(
-        users.user_index[rows], users.history.take(rows), users.seen.take(rows), users.targets.take(rows)
-    )
-    return encode_users(model, sample)[0]
+    return encode_users(model, EvaluationUsers.load(workdir, Split.VALIDATION, _TUNING_USERS))[0]
 
 
 def build_indexes(

@@ -35,23 +35,15 @@ def user_requests(workdir: Workdir, catalogue: Catalogue, split: Split, limit: i
     A history is every item that the user has seen: the older ones first, in order of item_index as
     their times are not recorded, then the recent ones in order of time.
     """
-    users = EvaluationUsers.load(workdir, split)
-    rows = spaced_rows(len(users), limit)
-    recent, seen = users.history.take(rows), users.seen.take(rows)
+    users = EvaluationUsers.load(workdir, split, limit)
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
     user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])
     histories = []
-    for recent_row, seen_row in zip(_rows(recent), _rows(seen), strict=True):
+    for recent_row, seen_row in zip(_rows(users.history), _rows(users.seen), strict=True):
         older = np.setdiff1d(seen_row, recent_row)
         histories.append(item_ids[np.concatenate([older, recent_row])].tolist())
-    return UserRequests(user_ids[users.user_index[rows]].tolist(), histories)
-
-
-def spaced_rows(num_rows: int, limit: int | None) -> np.ndarray:
-    """Int64: all rows, or `limit` of them, evenly spaced."""
-    count = num_rows if limit is None else min(limit, num_rows)
-    return np.linspace(0, max(num_rows - 1, 0), count).astype(np.int64)
+    return UserRequests(user_ids[users.user_index].tolist(), histories)
 
 
 def _rows(ragged: Ragged) -> list[np.ndarray]:

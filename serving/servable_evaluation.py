@@ -30,8 +30,8 @@ def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: S
         ValueError: there is no servable at `servable`.
     """
     catalogue = Catalogue.for_config(config, workdir)
-    users = EvaluationUsers.load(workdir, split)
-    requests = user_requests(workdir, catalogue, split)
+    users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
+    requests = user_requests(workdir, catalogue, split, config.evaluation.max_users)
     with ServableSession(servable) as session:
         lists = {length: served_lists(session, catalogue, requests, length) for length in lengths_to_measure(config)}
     return measure(config, catalogue, users, lists)

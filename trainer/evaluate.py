@@ -65,7 +65,7 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
         ArtifactError: a model or an artifact is missing.
     """
     catalogue = Catalogue.load(workdir)
-    users = EvaluationUsers.load(workdir, split)
+    users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
     result = Evaluation()
     for name, kind in models.items():
         for label, lists in _ranked(config, workdir, name, kind, catalogue, users):
@@ -82,7 +82,8 @@ def evaluate_lists(
     Args:
         config: what the model was trained with; None as `name` is popularity.
     """
-    catalogue, users = Catalogue.load(workdir), EvaluationUsers.load(workdir, split)
+    catalogue = Catalogue.load(workdir)
+    users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
     lengths = lengths_to_measure(config)
     if name is None:
         return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]

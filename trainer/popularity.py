@@ -14,11 +14,11 @@ def popularity_lists(catalogue: Catalogue, users: EvaluationUsers, length: int) 
     """Each user's unseen items of the highest train_count; ties in a fixed random order.
 
     Returns:
-        int64 [num_users, min(length, num_items)], item_index, 0 = absent.
+        int32 [num_users, min(length, num_items)], item_index, 0 = absent.
     """
     length = min(length, catalogue.num_items)
     tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
-    ranked = np.lexsort([tie_break, -catalogue.train_count[1:]]) + 1
+    ranked = np.lexsort([tie_break, -catalogue.train_count[1:]]).astype(np.int32) + np.int32(1)
     place = np.zeros(catalogue.num_items + 1, np.int64)
     place[ranked] = np.arange(catalogue.num_items)
     parts = []
@@ -26,9 +26,10 @@ def popularity_lists(catalogue: Catalogue, users: EvaluationUsers, length: int) 
         seen = users.seen.take(np.arange(start, min(start + _USERS_PER_CHUNK, len(users))))
         # The best `length` unseen items are among the best `length + most seen`.
         width = min(catalogue.num_items, length + int(seen.lengths.max(initial=0)))
-        unseen = np.ones((len(seen), catalogue.num_items), bool)
-        unseen[seen.row_ids(), place[seen.values]] = False
-        order = np.argsort(~unseen[:, :width], axis=1, kind="stable")[:, :length]
-        kept = np.take_along_axis(unseen[:, :width], order, axis=1)
+        unseen = np.ones((len(seen), width), bool)
+        column = place[seen.values]
+        unseen[seen.row_ids()[column < width], column[column < width]] = False
+        order = np.argsort(~unseen, axis=1, kind="stable")[:, :length]
+        kept = np.take_along_axis(unseen, order, axis=1)
         parts.append(np.where(kept, ranked[order], 0))
     return np.concatenate(parts)

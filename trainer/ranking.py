@@ -16,6 +16,9 @@ from trainer.top_k import top_k
 _SCORES_PER_CHUNK = 1_000_000
 """User-item scores held at once (float32, a few copies): few enough for the caches to help."""
 
+_LEAST_USERS_PER_CHUNK = 16
+"""Of a large catalogue: each reading of the embeddings from memory serves so many users."""
+
 
 class ExactRanking:
     """Ranks every unseen item for every user, by one matrix product a group on items sorted by group.
@@ -31,7 +34,7 @@ class ExactRanking:
         self._queries, self._log_intent = encode_users(model, users)
         group = catalogue.group_id[1:]
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
-        self._items = np.lexsort([tie_break, group]) + 1
+        self._items = (np.lexsort([tie_break, group]) + 1).astype(np.int32)
         sizes = np.bincount(group, minlength=catalogue.num_groups)
         self._bounds = np.concatenate([[0], np.cumsum(sizes)])
         self._embeddings = model.candidate_embeddings(tf.constant(self._items)).numpy()
@@ -41,7 +44,7 @@ class ExactRanking:
         self._tie_break = tie_break[self._items - 1]
 
     def lists(self, merge: Merge, alpha: float, length: int) -> np.ndarray:
-        """int64 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
+        """int32 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
         return self.lists_of_lengths(merge, alpha, [length])[length]
 
     def lists_of_lengths(self, merge: Merge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
@@ -89,7 +92,7 @@ class ExactRanking:
         return above + int(np.count_nonzero(self._tie_break[tied] < self._tie_break[column]))
 
     def _chunks(self) -> Iterator[np.ndarray]:
-        size = max(1, _SCORES_PER_CHUNK // self._catalogue.num_items)
+        size = max(_LEAST_USERS_PER_CHUNK, _SCORES_PER_CHUNK // self._catalogue.num_items)
         for start in range(0, len(self._users), size):
             yield np.arange(start, min(start + size, len(self._users)))
 

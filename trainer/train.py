@@ -115,7 +115,7 @@ class _Trainer:
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
         self._strategy = strategy
         self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
-        self._validation = EvaluationUsers.load(workdir, Split.VALIDATION)
+        self._validation = EvaluationUsers.load(workdir, Split.VALIDATION, self._config.max_validation_users)
         with strategy.scope():
             self._optimizer = LazyAdam(
                 config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None

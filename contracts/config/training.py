@@ -125,6 +125,9 @@ class TrainingConfig(Section):
         "best weights and on at a lower rate, or ends",
     )
     evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    max_validation_users: int = Field(
+        25_000, ge=1, description="validation users ranked after each epoch; of more, evenly spaced ones"
+    )
     monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
@@ -153,6 +156,7 @@ class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 
     ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
+    max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
     bootstrap_samples: int = Field(1000, ge=0)
     confidence: float = Field(0.95, gt=0, lt=1)
     baselines: tuple[BaselineName, ...] = Field(

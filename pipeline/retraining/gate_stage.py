@@ -24,7 +24,7 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
     """
     gate = config.retrain.gate
     with artifact.writing(RetrainRun(workdir).gate, KIND, fingerprint) as writer:
-        users = HoldoutUsers(workdir)
+        users = HoldoutUsers(workdir, config.evaluation.max_users)
         holdout = users.holdout()
         candidate, reference, name = _answers(config, store, plan, workdir, users)
         mine, theirs = measure(holdout, candidate), measure(holdout, reference)

@@ -24,8 +24,8 @@ _TIMED_REQUESTS = 60
 class HoldoutUsers:
     """The test users of a run, with the requests that each of them would send."""
 
-    def __init__(self, workdir: Workdir):
-        """Reads the run's catalogue and test users.
+    def __init__(self, workdir: Workdir, max_users: int | None = None):
+        """Reads the run's catalogue and test users, evenly spaced ones if there are more than `max_users`.
 
         Raises:
             ArtifactError: an artifact is missing, or there is no test user.
@@ -35,8 +35,8 @@ class HoldoutUsers:
         from trainer.input_pipeline import EvaluationUsers
 
         self._catalogue = Catalogue.load(workdir)
-        self._users = EvaluationUsers.load(workdir, Split.TEST)
-        self._requests = user_requests(workdir, self._catalogue, Split.TEST)
+        self._users = EvaluationUsers.load(workdir, Split.TEST, max_users)
+        self._requests = user_requests(workdir, self._catalogue, Split.TEST, max_users)
         self._index_of = {item: index for index, item in enumerate(self._catalogue.item_ids, start=1)}
 
     def holdout(self) -> Holdout:

@@ -167,6 +167,22 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     assert not workdir.checkpoints("resumed").exists()
 
 
+def test_of_more_users_than_the_limit_evenly_spaced_ones_are_measured(workdir: Workdir) -> None:
+    everybody, few = EvaluationUsers.load(workdir, Split.TEST), EvaluationUsers.load(workdir, Split.TEST, 5)
+    spaced = [round(row) for row in np.linspace(0, len(everybody) - 1, 5) - 0.5 + 1e-9]
+    assert few.user_index.tolist() == everybody.user_index[spaced].tolist()
+    assert few.targets.values.tolist() == everybody.targets.take(np.array(spaced)).values.tolist()
+    catalogue = Catalogue.load(workdir)
+    config = small_config(evaluation={"max_users": 5, "ks": [3]})
+    measured = evaluate(config, workdir, Split.TEST, {"popularity": "popularity"}).metrics["popularity"]
+    # By brute force: each user's three most trained-on items that are new to them.
+    tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
+    ranked = np.lexsort([tie_break, -catalogue.train_count[1:]]) + 1
+    lists = [ranked[~np.isin(ranked, few.seen.take(np.array([row])).values)][:3] for row in range(5)]
+    found = [np.isin(few.targets.take(np.array([row])).values, top).mean() for row, top in enumerate(lists)]
+    assert measured["recall_at_3"]["value"] == pytest.approx(np.mean(found))
+
+
 def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdir) -> None:
     settings = {"epochs": 40, "evaluate_every": 1, "early_stopping_patience": 2, "monitor_k": 3}
     rates = {"learning_rate": 0.3, "learning_rate_drop": 0.1, "learning_rate_drops": 2}
