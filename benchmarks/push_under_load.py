@@ -24,7 +24,7 @@ from pathlib import Path
 
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Store
+from contracts.layout import Store, Workdir
 from contracts.names import Request
 from pipeline.retraining.publish import publish, retain, set_stable
 from serving.client.retrieval import RetrievalClient
@@ -99,8 +99,10 @@ def main() -> None:
     histories = [[item for item in history if item] for history in warmup]
     histories = [history for history in histories if history]
     with tempfile.TemporaryDirectory() as scratch:
-        store = Store(Path(scratch))
-        source = store.run("run")
+        store = Store(Path(scratch) / "store")
+        store.runs.mkdir(parents=True)
+        # Not a run of the store: of those, retention deletes what has no record.
+        source = Workdir(Path(scratch) / "source")
         exported = source.servable(NAME) / "1"
         shutil.copytree(arguments.servable, exported)
         publish(config, store, source, exported, 1, None, held=False)
@@ -111,7 +113,7 @@ def main() -> None:
         try:
             load = Load(f"127.0.0.1:{ports[0]}", histories)
             wait_for(load.address, 1, histories[0])
-            result = push_and_roll_back(config, store, exported, load, arguments.pushes, arguments.rollbacks)
+            result = push_and_roll_back(config, store, source, load, arguments.pushes, arguments.rollbacks)
         finally:
             server.terminate()
             server.wait()
@@ -124,7 +126,7 @@ def main() -> None:
 
 
 def push_and_roll_back(
-    config: Config, store: Store, exported: Path, load: Load, pushes: int, rollbacks: int
+    config: Config, store: Store, source: Workdir, load: Load, pushes: int, rollbacks: int
 ) -> dict[str, float]:
     stop = threading.Event()
     clients = [threading.Thread(target=load.ask, args=(stop, number * 7)) for number in range(CLIENTS)]
@@ -133,7 +135,7 @@ def push_and_roll_back(
     every, rolled = max(1, pushes // max(rollbacks, 1)), 0
     started = time.monotonic()
     for version in range(2, pushes + 2):
-        publish(config, store, store.run("run"), exported, version, version - 1, held=False)
+        publish(config, store, source, source.servable(NAME) / "1", version, version - 1, held=False)
         wait_for(load.address, version, load.histories[0])
         if version % every == 0 and rolled < rollbacks:
             for number in (version - 1, version):

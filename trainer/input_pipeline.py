@@ -83,13 +83,15 @@ class TrainingWindows:
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
     events, so that short users do not pay for long ones' padding.
+
+    Attributes:
+        num_positives: of an epoch.
     """
 
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
-        self._draws = [
-            _files(workdir, Split.TRAIN, draw)
-            for draw in range(read_manifest(workdir.windows.path).details.get("resamples", 1))
-        ]
+        manifest = read_manifest(workdir.windows.path)
+        self.num_positives = manifest.counts["train_positives"]
+        self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details.get("resamples", 1))]
         self._events_per_batch = events_per_batch
         self._seed = seed
 

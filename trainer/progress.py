@@ -1,28 +1,37 @@
-"""The training's progress bar."""
+"""What a training says while it runs: a bar in a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
+import logging
+import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class TrainingProgress:
-    """A bar on stderr over epochs: loss, positives per second, validation recall, time left."""
+    """Epochs, loss, positives per second and validation recall, on stderr."""
 
-    def __init__(self, name: str, first_epoch: int, epochs: int):
+    def __init__(self, name: str, first_epoch: int, epochs: int, positives: int):
+        """`positives`: of an epoch."""
+        self._name, self._epoch, self._epochs, self._positives = name, first_epoch, epochs, positives
+        self._quality = ""
+        self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        self._in_terminal = console.is_terminal
         self._progress = Progress(
             TextColumn(f"train {name}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} positives/s  {task.fields[quality]}"),
+            TextColumn("{task.description}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
         )
-        self._task = self._progress.add_task(
-            name, total=epochs, completed=first_epoch, loss=float("nan"), rate=0.0, quality=""
-        )
+        self._task = self._progress.add_task("", total=epochs, completed=first_epoch)
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -33,10 +42,19 @@ class TrainingProgress:
     ) -> None:
         self._progress.stop()
 
-    def update(self, loss: float, rate: float) -> None:
-        """Shows a step's loss and the epoch's positives per second."""
-        self._progress.update(self._task, loss=loss, rate=rate)
+    def update(self, loss: float, seen: int, seconds: float) -> None:
+        """Shows a step's loss; `seen` positives of the epoch took `seconds`."""
+        share = min(seen / self._positives, 1.0)
+        text = (
+            f"epoch {self._epoch + 1} of {self._epochs}, {share:4.0%}  loss {loss:.4f}  "
+            f"{seen / seconds:,.0f} positives/s  {self._quality}"
+        )
+        self._progress.update(self._task, completed=self._epoch + share, description=text)
+        if not self._in_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            logger.info("train %s: %s", self._name, text.rstrip())
+            self._last_line = time.monotonic()
 
     def epoch_done(self, quality: str) -> None:
         """Moves on by an epoch; `quality` says what the last validation found."""
-        self._progress.update(self._task, advance=1, quality=quality)
+        self._epoch, self._quality = self._epoch + 1, quality
+        self._progress.update(self._task, completed=self._epoch)

@@ -127,7 +127,8 @@ class _Trainer:
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best weights."""
-        with TrainingProgress(self._name, self.state.epoch, self._config.epochs) as progress:
+        epochs, positives = self._config.epochs, self._batches.num_positives
+        with TrainingProgress(self._name, self.state.epoch, epochs, positives) as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
                 start = {"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()}
@@ -165,7 +166,7 @@ class _Trainer:
             positives += count
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value * count
-            progress.update(terms["loss"], positives / (time.monotonic() - started))
+            progress.update(terms["loss"], positives, time.monotonic() - started)
         if batch is None:
             raise ValueError("the training split holds no windows: give the log users with at least two events")
         seconds = time.monotonic() - started

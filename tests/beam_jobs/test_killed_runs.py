@@ -1,4 +1,4 @@
-"""kill -9 at random moments: the rerun completes, and its data are those of a run that nobody disturbed."""
+"""kill -9 in each job: the rerun completes, and its data are those of a run that nobody disturbed."""
 
 import random
 import time
@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.beam_kill import finish, hashes, kill_runs, leftovers, make_log, start
+from benchmarks.beam_kill import finish, hashes, kill_chain, leftovers, make_log, start
 
 
 @pytest.mark.slow
 def test_killed_runs_resume_to_the_same_data(tmp_path: Path) -> None:
     data = make_log(tmp_path)
-    begun = time.monotonic()
-    finish(start(data, tmp_path / "undisturbed"))
-    length = time.monotonic() - begun
-    killed = kill_runs(data, tmp_path / "disturbed", 5, length, random.Random(time.time_ns()))
-    finish(start(data, tmp_path / "disturbed"))
+    seconds = finish(start(data, tmp_path / "undisturbed"))
+    killed = kill_chain(data, tmp_path / "disturbed", seconds, random.Random(time.time_ns()))
     assert hashes(tmp_path / "disturbed") == hashes(tmp_path / "undisturbed"), killed
     assert leftovers(tmp_path / "disturbed") == [], killed

@@ -167,6 +167,18 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     assert not workdir.checkpoints("resumed").exists()
 
 
+def test_without_a_terminal_progress_is_lines_of_the_log(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.progress._SECONDS_BETWEEN_LINES", -1.0)
+    with caplog.at_level("INFO"):
+        train(small_config(training={"epochs": 2, "evaluate_every": 1}), workdir, "lines", "a")
+    lines = [record.message for record in caplog.records if record.message.startswith("train lines: ")]
+    assert "epoch 1 of 2, 100%  loss" in lines[len(lines) // 2 - 1]
+    assert "epoch 2 of 2, 100%  loss" in lines[-1]
+    assert "recall@" in lines[-1]
+
+
 def test_of_more_users_than_the_limit_evenly_spaced_ones_are_measured(workdir: Workdir) -> None:
     everybody, few = EvaluationUsers.load(workdir, Split.TEST), EvaluationUsers.load(workdir, Split.TEST, 5)
     spaced = [round(row) for row in np.linspace(0, len(everybody) - 1, 5) - 0.5 + 1e-9]
