@@ -26,6 +26,9 @@ from trainer.baselines import UNTRAINED, baseline_config
 
 log = logging.getLogger(__name__)
 
+_DATA_SEED = 0
+"""Of data that all of a table's models and seeds share, whichever of them one call trains."""
+
 _BASELINE_MERGES = (Merge(merge="score", alpha=0.0),)
 
 
@@ -68,7 +71,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
         for name, model in benchmark.all_models().items()
     ]
     for run in {str(run.workdir.path): run for run in runs}.values():
-        prepare_data(run.data_config, run.workdir, benchmark.seeds[0])
+        prepare_data(run.data_config, run.workdir, _DATA_SEED)
     results: dict[tuple[str, str, int], dict[str, Any]] = {}
     # A model whose time is another's follows it.
     for phase in (
