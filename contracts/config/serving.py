@@ -56,7 +56,12 @@ class ServerConfig(Section):
     batch_timeout_micros: int = Field(
         0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
     )
-    max_enqueued_batches: int = Field(8, ge=1, description="more requests than fill these are refused as overload")
+    max_enqueued_batches: int = Field(
+        32,
+        ge=1,
+        description="more requests than fill these are refused as overload; enough for what comes while a new version "
+        "loads",
+    )
     num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024)
