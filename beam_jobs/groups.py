@@ -198,12 +198,12 @@ def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: in
     """
     statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
     events = read_manifest(folder)
-    if "spans" in events.details:
-        merge = MergeCompany(statistics, config.data.num_buckets, scratch / "company")
-        return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
-    paths = [folder / name for name in events.files]
     # Every bucket sends something to every block: as many blocks as buckets would be too much post.
     num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
+    if "spans" in events.details:
+        merge = MergeCompany(statistics, num_blocks, scratch / "company")
+        return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
+    paths = [folder / name for name in events.files]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
     steps = CountCompany(statistics, config.data.feedback.target_level_index, keys, scratch / "company")
     return sorted(map(as_path, collect(config.beam, paths, steps, scratch)))
