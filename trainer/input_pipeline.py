@@ -184,7 +184,7 @@ class EvaluationUsers:
     def load(cls, workdir: Workdir, split: Split, limit: int | None = None) -> EvaluationUsers:
         """Reads the users of the validation or test split, evenly spaced ones if there are more than `limit`.
 
-        The records are in order of a hash of the user: such a sample is as good as a random one.
+        The records lie in buckets of a hash of the user, so that such a sample is as good as a random one.
         """
         records = tf.data.TFRecordDataset(_files(workdir, split), compression_type="GZIP")
         chunks = [
