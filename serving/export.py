@@ -27,6 +27,7 @@ from serving.signatures import require_compatible
 from serving.versions import appearing, next_version, predecessor
 from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
 from trainer.train import load_model
 
@@ -65,7 +66,9 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         user_features=UserFeatures(config, workdir, catalogue),
         exploration=Exploration(embeddings, catalogue.group_id, catalogue.train_count == 0, catalogue.num_groups),
     )
-    warmup = user_requests(workdir, catalogue, Split.VALIDATION, config.serving.warmup_requests)
+    warmup = user_requests(
+        workdir, catalogue, EvaluationUsers.load(workdir, Split.VALIDATION, config.serving.warmup_requests)
+    )
     members = group_members(catalogue)
     names = config.serving.servable_names()
     number = max(next_version(workdir.servable(name)) for name in names.values())

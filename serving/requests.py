@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from contracts.layout import Workdir
-from contracts.names import Split, UserColumn
+from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
 
@@ -29,13 +29,12 @@ class UserRequests:
         return len(self.user_ids)
 
 
-def user_requests(workdir: Workdir, catalogue: Catalogue, split: Split, limit: int | None = None) -> UserRequests:
-    """Requests of the users of an evaluation split, evenly spaced if there are more than `limit`.
+def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers) -> UserRequests:
+    """What users of an evaluation split would ask.
 
     A history is every item that the user has seen: the older ones first, in order of item_index as
     their times are not recorded, then the recent ones in order of time.
     """
-    users = EvaluationUsers.load(workdir, split, limit)
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
     user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])

@@ -31,7 +31,7 @@ def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: S
     """
     catalogue = Catalogue.for_config(config, workdir)
     users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
-    requests = user_requests(workdir, catalogue, split, config.evaluation.max_users)
+    requests = user_requests(workdir, catalogue, users)
     with ServableSession(servable) as session:
         lists = {length: served_lists(session, catalogue, requests, length) for length in lengths_to_measure(config)}
     return measure(config, catalogue, users, lists)

@@ -27,6 +27,7 @@ from serving.requests import UserRequests, user_requests
 from serving.versions import exported_versions
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers
 
 _BATCH = 64
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
@@ -62,7 +63,9 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
         "loaders": {loader: what came of it}}}}.
     """
     catalogue = Catalogue.for_config(config, workdir)
-    requests = user_requests(workdir, catalogue, Split.TEST, config.serving.validation_requests)
+    requests = user_requests(
+        workdir, catalogue, EvaluationUsers.load(workdir, Split.TEST, config.serving.validation_requests)
+    )
     report: dict[str, Any] = {"requests": len(requests), "failures": [], "servables": {}}
     for index, path in exported_versions(config, workdir, servable).items():
         found, failures = _check_servable(config, catalogue, requests, index, path)

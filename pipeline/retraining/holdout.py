@@ -36,7 +36,7 @@ class HoldoutUsers:
 
         self._catalogue = Catalogue.load(workdir)
         self._users = EvaluationUsers.load(workdir, Split.TEST, max_users)
-        self._requests = user_requests(workdir, self._catalogue, Split.TEST, max_users)
+        self._requests = user_requests(workdir, self._catalogue, self._users)
         self._index_of = {item: index for index, item in enumerate(self._catalogue.item_ids, start=1)}
 
     def holdout(self) -> Holdout:

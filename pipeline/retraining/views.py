@@ -176,9 +176,11 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     from serving.local_client import ServableSession
     from serving.requests import user_requests
     from trainer.catalogue import Catalogue
+    from trainer.input_pipeline import EvaluationUsers
 
     workdir = store.run(second.run_id)
-    requests = user_requests(workdir, Catalogue.load(workdir), Split.TEST, _DIFF_USERS)
+    users = EvaluationUsers.load(workdir, Split.TEST, _DIFF_USERS)
+    requests = user_requests(workdir, Catalogue.load(workdir), users)
     lists = []
     for record in (first, second):
         with ServableSession(exported_servable(store.run(record.run_id))) as session:

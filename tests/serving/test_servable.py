@@ -160,7 +160,7 @@ def test_query_embeddings_are_the_trainers(session, trained):
     """Stored features of a known user, the same tower, the same history: what evaluation measured."""
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     queries, log_intent = encode_users(load_model(trained.config, trained.workdir, MODEL), users)
-    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    requests = user_requests(trained.workdir, trained.catalogue, users)
     served, intent = session.query_embedding(requests.histories, requests.user_ids)
     np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
@@ -193,7 +193,7 @@ def test_exact_holds_plain_ops_only_and_scann_agrees_with_it(servables, trained)
         "scann": 2,
         "exact": 0,
     }
-    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    requests = user_requests(trained.workdir, trained.catalogue, EvaluationUsers.load(trained.workdir, Split.TEST))
     lists = []
     for path in servables.values():
         with ServableSession(path, num_threads=1) as session:

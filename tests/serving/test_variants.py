@@ -32,7 +32,7 @@ def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) ->
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     queries, log_intent = encode_users(load_model(config, trained.workdir, model), users)
     assert np.abs(queries - queries[:, :1]).max() > 1e-2, "all groups have the same vector"
-    requests = user_requests(trained.workdir, trained.catalogue, Split.TEST)
+    requests = user_requests(trained.workdir, trained.catalogue, users)
     with ServableSession(version, num_threads=1) as session:
         served, intent = session.query_embedding(requests.histories, requests.user_ids)
         np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)

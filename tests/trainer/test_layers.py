@@ -123,7 +123,7 @@ def test_padding_on_the_right_changes_nothing() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gelu_and_its_gradient_are_tensorflows(training: bool) -> None:
-    same_with_gradients(lambda inputs: gelu(inputs, training), tf.nn.gelu, lambda function: [])
+    assert_same_with_gradients(lambda inputs: gelu(inputs, training), tf.nn.gelu, lambda function: [])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -133,14 +133,14 @@ def test_layer_norm_and_its_gradients_are_those_of_keras(training: bool) -> None
         layer.build(tf.TensorShape([None, None, DIM]))
         randomized(layer)
     ours, reference = layers
-    same_with_gradients(
+    assert_same_with_gradients(
         lambda inputs: ours(inputs, training=training),
         reference,
         lambda function: [layers[function is reference].gamma, layers[function is reference].beta],
     )
 
 
-def same_with_gradients(ours: Callable, reference: Callable, weights: Callable) -> None:
+def assert_same_with_gradients(ours: Callable, reference: Callable, weights: Callable) -> None:
     inputs = tf.constant(np.random.default_rng(0).normal(1, 3, (5, 7, DIM)), tf.float32)
     upstream = tf.random.stateless_normal(inputs.shape, seed=[1, 2])
     results = []
