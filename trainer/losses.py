@@ -77,6 +77,12 @@ def group_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes:
     return tf.stack([log_sum_exp_of_products(query, members) for query, members in of_groups], axis=1)
 
 
+def shared_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
+    """`group_log_partitions` of one vector for all groups: `queries` float32 [num_positives, dim]."""
+    of_groups = tf.split(candidates, group_sizes, num=group_sizes.shape[0])
+    return tf.stack([log_sum_exp_of_products(queries, members) for members in of_groups], axis=1)
+
+
 def group_scores(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
     """<e_{u,g(j)}, v_j>, float32 [num_positives, num_candidates]; arguments as of `group_log_partitions`."""
     of_groups = _by_group(queries, candidates, group_sizes)
@@ -91,11 +97,16 @@ def _by_group(
     return zip(tf.unstack(queries, axis=1), tf.split(candidates, group_sizes, num=num_groups), strict=True)
 
 
-def z_loss(log_partition_value: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Variance of the log-partitions around their mean, this replica's part of it.
+def z_loss(log_partition: tf.Tensor, center: tf.Tensor | None = None) -> tf.Tensor:
+    """Mean squared distance of log-partitions from what they ought to be, this replica's part of it.
 
-    Groups' scores can be compared where their partitions agree; a constant that all share cancels
-    in the merge, so it is left free.
+    Groups' scores can be compared where their partitions agree with those of one vector for all groups, or, where
+    there is none, with each other: a constant that all share cancels in the merge, so it is left free.
+
+    Args:
+        log_partition: float32 [num_positives].
+        center: float32 [num_positives], not trained by this term; None is the mean of all replicas' partitions.
     """
-    center = sum_over_replicas(mean_over_replicas(tf.stop_gradient(log_partition_value), weights))
-    return mean_over_replicas(tf.square(log_partition_value - center), weights)
+    if center is None:
+        center = sum_over_replicas(mean_over_replicas(tf.stop_gradient(log_partition)))
+    return mean_over_replicas(tf.square(log_partition - tf.stop_gradient(center)))

@@ -33,13 +33,15 @@ class TwoTowerModel(tfrs.Model):
 
     The objective is a weighted sum of
     - in-group: -log softmax of the positive among its own group's candidates;
-    - global: -log softmax of s(u, positive) among s(u, candidates of all groups), each candidate
-      scored by its own group's vector. With one group this is the single-vector softmax;
+    - global: -log softmax of the positive among the candidates of all groups, scored by the shared vector h_u
+      that the groups' vectors are made from (`training.loss.global_by`; "group": each candidate by its own group's
+      vector, s(u, i), which takes all of them). With one group this is the single-vector softmax;
     - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`;
     - intent: -log p(g(positive) | u), for merges by quota. Its head reads the query and does not shape it;
       without a term that compares groups it does, and log p(g(i) | u) is part of the score
       (`Config.intent_in_score`);
-    - z: the variance of the in-group log-partitions, which makes groups' scores comparable.
+    - z: the squared distance of the in-group log-partition by the group's vector from that by the shared one, which
+      makes groups' scores comparable; without a global term by the shared vector, the log-partitions' variance.
     """
 
     ranked_by: Literal["group", "best_vector"] = "group"
@@ -68,7 +70,7 @@ class TwoTowerModel(tfrs.Model):
         )
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         pools = NegativePools(catalogue, config.training.loss)
-        self._softmax = SoftmaxTerms(pools, self._candidate_tower, config.training.loss.global_weight > 0)
+        self._softmax = SoftmaxTerms(pools, self._candidate_tower, config.training.loss)
         self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
@@ -144,10 +146,10 @@ class TwoTowerModel(tfrs.Model):
             logits = self._intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
             terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            logit, own, everything = self._softmax(batch, place, target, group, vectors, self.generator)
-            terms |= {"in_group": mean_over_replicas(own - logit), "z": z_loss(own, tf.ones_like(own))}
-            if everything is not None:
-                terms["global"] = mean_over_replicas(everything - logit)
+            of = self._softmax(batch, place, target, group, vectors, self.generator)
+            terms |= {"in_group": mean_over_replicas(of.in_group), "z": z_loss(of.log_partition, of.center)}
+            if of.overall is not None:
+                terms["global"] = mean_over_replicas(of.overall)
         if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:
             heads = vectors.all_groups()
         if weights.binary_weight:

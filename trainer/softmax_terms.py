@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
+from contracts.config import LossConfig
 from trainer.candidate_tower import CandidateTower
 from trainer.group_blocks import GroupBlocks
 from trainer.index_ops import repeat
 from trainer.input_pipeline import WindowBatch
-from trainer.losses import group_log_partitions, log_add_exp, log_sum_exp
+from trainer.losses import group_log_partitions, log_add_exp, log_sum_exp, shared_log_partitions
 from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
 
 
-class SoftmaxTerms:
-    """Scores positives and a step's candidates, each by its own group's vector."""
+class Softmaxes(NamedTuple):
+    """Of each positive, float32 [num_positives].
 
-    def __init__(self, pools: NegativePools, candidate_tower: CandidateTower, use_global: bool):
-        self._pools, self._tower, self._use_global = pools, candidate_tower, use_global
+    Attributes:
+        in_group: -log softmax among its own group's candidates, by its own group's vector.
+        overall: -log softmax among the candidates of all groups; None without the global term.
+        log_partition: of its own group, by its own group's vector.
+        center: of its own group, by the shared vector; None where the shared vector is not what ranks all groups.
+    """
+
+    in_group: tf.Tensor
+    overall: tf.Tensor | None
+    log_partition: tf.Tensor
+    center: tf.Tensor | None
+
+
+class _Step(NamedTuple):
+    """What the softmaxes of a step are made from.
+
+    Attributes:
+        candidates: what positives are compared with; `embeddings` float32 [num_candidates, dim] are theirs.
+        own_items: see `NegativePools.own_items`.
+        window, group: int64 and int32 [num_positives], whose they are and of which group.
+        positive: float32 [num_positives, dim], embeddings of the positives.
+    """
+
+    candidates: Candidates
+    embeddings: tf.Tensor
+    own_items: tf.Tensor | None
+    window: tf.Tensor
+    group: tf.Tensor
+    positive: tf.Tensor
+
+
+class SoftmaxTerms:
+    """Scores positives and a step's candidates."""
+
+    def __init__(self, pools: NegativePools, candidate_tower: CandidateTower, loss: LossConfig):
+        self._pools, self._tower, self._use_global = pools, candidate_tower, loss.global_weight > 0
         self._num_groups = pools.num_groups
+        # Of one group, the group's vector ranks all that there is.
+        self._shared_ranks_all = self._use_global and loss.global_by == "shared" and pools.num_groups > 1
 
     def __call__(
         self,
@@ -28,50 +67,82 @@ class SoftmaxTerms:
         group: tf.Tensor,
         vectors: UserVectors,
         generator: tf.random.Generator,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Logits and log-partitions of the positives `target` of `group` at `place`, int64 [num_positives, 2].
-
-        Returns:
-            Each positive's logit, the log-partition of its own group and that of all groups (None without
-            the global term), float32 [num_positives].
-        """
+    ) -> Softmaxes:
+        """The softmaxes of the positives `target` of `group` at `place`, int64 [num_positives, 2]."""
         candidates = self._pools(batch.in_group_negatives, batch.easy_negatives, target, generator)
         own_items = self._pools.own_items(candidates, batch.item_index)
-        embeddings, positive = self._tower(candidates.item_index), self._tower(target)
+        embeddings = self._tower(candidates.item_index)
+        step = _Step(candidates, embeddings, own_items, place[:, 0], group, self._tower(target))
+        return self._with_shared(step, vectors) if self._shared_ranks_all else self._by_group(step, vectors)
+
+    def _with_shared(self, step: _Step, vectors: UserVectors) -> Softmaxes:
+        """The shared vector decides between groups, the positive's own group's vector within its group.
+
+        No other group's vector is computed. Where the two vectors agree on the group's partition, exp <e_{u,g}, v>
+        is p(g | u) by the shared vector times p(item | g, u) by the group's, up to a constant of the user.
+        """
+        shared, positive, sizes = vectors.shared, step.positive, step.candidates.shared_sizes
+        place, conditioned = vectors.conditioned(step.group)
+        logit = tf.reduce_sum(shared * positive, axis=-1)
+        conditioned_logit = tf.reduce_sum(conditioned * tf.gather_nd(positive, place), axis=-1)
+        window, group = tf.gather_nd(step.window, place), tf.gather_nd(step.group, place)
+        if self._pools.exact:
+            partition = self._own_partition(step, window, group, conditioned)
+            by_group = shared_log_partitions(shared, step.embeddings, sizes)
+            center, everything = tf.gather(by_group, step.group, batch_dims=1), log_sum_exp(by_group)
+        else:
+            # One layout in blocks for both vectors, the group's draws being the same.
+            both = (step.window, window), (step.group, group), (shared, conditioned)
+            rows = self._own_partition(step, *[tf.concat(of_both, 0) for of_both in both])
+            center = log_add_exp(logit, rows[: tf.size(logit)])
+            partition = log_add_exp(conditioned_logit, rows[tf.size(logit) :])
+            draws = step.embeddings[step.candidates.shared_from :]
+            everything = self._with_others(step, center, tf.matmul(shared, draws, transpose_b=True))
+        return Softmaxes(
+            tf.tensor_scatter_nd_update(center - logit, place, partition - conditioned_logit),
+            everything - logit,
+            tf.tensor_scatter_nd_update(tf.stop_gradient(center), place, partition),
+            center,
+        )
+
+    def _by_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
+        """Every candidate is scored by its own group's vector: all of them are computed, if there is a global term."""
+        candidates = step.candidates
         if self._use_global and self._pools.exact:
             heads = vectors.all_groups()
-            logit = tf.reduce_sum(tf.gather(heads, group, batch_dims=1) * positive, axis=-1)
-            by_group = group_log_partitions(heads, embeddings, candidates.shared_sizes)
-            return logit, tf.gather(by_group, group, batch_dims=1), log_sum_exp(by_group)
-        queries = vectors.own_group(group)
-        logit = tf.reduce_sum(queries * positive, axis=-1)
-        own = self._own_partition(candidates, embeddings, own_items, place[:, 0], group, queries)
+            logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
+            by_group = group_log_partitions(heads, step.embeddings, candidates.shared_sizes)
+            own = tf.gather(by_group, step.group, batch_dims=1)
+            return Softmaxes(own - logit, log_sum_exp(by_group) - logit, own, None)
+        queries = vectors.own_group(step.group)
+        logit = tf.reduce_sum(queries * step.positive, axis=-1)
+        own = self._own_partition(step, step.window, step.group, queries)
         # A whole group has the positive among it; of draws, its copies are left out.
         own = own if self._pools.exact else log_add_exp(logit, own)
         if not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
-            return logit, own, own if self._use_global else None
-        scores = vectors.scores(embeddings[candidates.shared_from :], candidates.shared_sizes)
-        scores += shared_correction(candidates, own_items, place[:, 0])
-        group_of_candidate = repeat(tf.range(self._num_groups), candidates.shared_sizes)
-        others = tf.where(group_of_candidate == group[:, None], LEFT_OUT, scores)
-        return logit, own, log_add_exp(own, log_sum_exp(others))
+            return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
+        scores = vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
+        return Softmaxes(own - logit, self._with_others(step, own, scores) - logit, own, None)
 
-    def _own_partition(
-        self,
-        candidates: Candidates,
-        embeddings: tf.Tensor,
-        own_items: tf.Tensor | None,
-        window: tf.Tensor,
-        group: tf.Tensor,
-        queries: tf.Tensor,
-    ) -> tf.Tensor:
-        """log-partition of each positive's row of candidates, float32 [num_positives].
+    def _with_others(self, step: _Step, own: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+        """log-partition of all groups from that of the own one and `scores` [num_positives, num_shared] of draws."""
+        scores += shared_correction(step.candidates, step.own_items, step.window)
+        group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
+        others = tf.where(group_of_candidate == step.group[:, None], LEFT_OUT, scores)
+        return log_add_exp(own, log_sum_exp(others))
 
-        Positives are laid out in blocks that share a group's candidates.
+    def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
+        """log-partition of each query's row of candidates, float32 [num_queries].
+
+        Queries are laid out in blocks that share a group's candidates.
+
+        Args:
+            window, group, queries: int64 [num_queries], int32 [num_queries] and float32 [num_queries, dim].
         """
         blocks = GroupBlocks.of(group, self._num_groups)
-        members = tf.gather(embeddings, tf.gather(candidates.rows, blocks.group_id))
+        members = tf.gather(step.embeddings, tf.gather(step.candidates.rows, blocks.group_id))
         logits = tf.matmul(tf.gather(queries, blocks.row), members, transpose_b=True)
-        logits += row_correction(candidates, own_items, tf.gather(window, blocks.row), blocks.group_id)
+        window = tf.gather(window, blocks.row)
+        logits += row_correction(step.candidates, step.own_items, window, blocks.group_id)
         return tf.gather(tf.reshape(log_sum_exp(logits), [-1]), blocks.place_of_row)

@@ -21,12 +21,20 @@ class UserVectors(abc.ABC):
         self.shared = shared
 
     @abc.abstractmethod
-    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
-        """Vectors for one group each: int32 [num_positives] -> float32 [num_positives, dim]."""
+    def conditioned(self, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Which positives have a vector for their group int32 [num_positives] of its own, and those vectors.
+
+        Returns:
+            int64 [n, 1], places of positives, and float32 [n, dim]. The shared vector stands for the others.
+        """
 
     @abc.abstractmethod
     def all_groups(self) -> tf.Tensor:
         """Vectors for all groups: float32 [num_positives, num_groups, dim]."""
+
+    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
+        """Vectors for one group each: int32 [num_positives] -> float32 [num_positives, dim]."""
+        return tf.tensor_scatter_nd_update(self.shared, *self.conditioned(group_id))
 
     def scores(self, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
         """Inner products of candidates with each user's vector for the candidate's group.
@@ -54,12 +62,12 @@ class ConditionedVectors(UserVectors):
         super().__init__(shared)
         self._conditioning, self._kept, self._training = conditioning, kept, training
 
-    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
-        vectors = self._conditioning.own_group(self.shared, group_id, self._training)
-        if self._kept is None:
-            return vectors
-        # Arithmetic, because a broadcast selection is several times as slow, forward and backward.
-        return self.shared + tf.cast(self._kept, tf.float32)[:, None] * (vectors - self.shared)
+    def conditioned(self, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        query, place = self.shared, tf.range(tf.size(group_id, tf.int64))[:, None]
+        if self._kept is not None:
+            place = tf.where(self._kept)
+            query, group_id = tf.gather_nd(query, place), tf.gather_nd(group_id, place)
+        return place, self._conditioning.own_group(query, group_id, self._training)
 
     def all_groups(self) -> tf.Tensor:
         vectors = self._conditioning.all_groups(self.shared, self._training)
@@ -85,8 +93,9 @@ class OneGroupVectors(UserVectors):
         super().__init__(shared)
         self._conditioned, self._group_id, self._num_groups = conditioned, group_id, num_groups
 
-    def own_group(self, group_id: tf.Tensor) -> tf.Tensor:
-        return tf.where((group_id == self._group_id)[:, None], self._conditioned, self.shared)
+    def conditioned(self, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        place = tf.where(group_id == self._group_id)
+        return place, tf.gather_nd(self._conditioned, place)
 
     def all_groups(self) -> tf.Tensor:
         is_its_group = tf.one_hot(self._group_id, self._num_groups, on_value=True, off_value=False)

@@ -272,8 +272,13 @@ def test_blocks_hold_every_row_once_and_never_mix_groups() -> None:
     assert single.row.numpy().tolist() == [list(range(7))] == [single.place_of_row.numpy().tolist()]
 
 
-def test_z_loss_is_free_of_a_shared_constant() -> None:
-    partition, weights = tf.constant([1.0, 3.0, 9.0]), tf.constant([1.0, 1.0, 0.0])
-    # Mean of 1 and 3 is 2, variance 1; the third has no weight.
-    assert float(z_loss(partition, weights)) == pytest.approx(1)
-    assert float(z_loss(partition + 5, weights)) == pytest.approx(1)
+def test_z_loss_is_the_distance_from_a_center_or_else_free_of_a_shared_constant() -> None:
+    partition = tf.constant([1.0, 3.0])
+    # Mean of 1 and 3 is 2, variance 1.
+    assert float(z_loss(partition)) == pytest.approx(1)
+    assert float(z_loss(partition + 5)) == pytest.approx(1)
+    with tf.GradientTape() as tape:
+        center = tf.Variable([0.0, 5.0])
+        loss = z_loss(partition, center)
+    assert float(loss) == pytest.approx((1 + 4) / 2)
+    assert tape.gradient(loss, center) is None

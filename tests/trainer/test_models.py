@@ -26,6 +26,8 @@ PRODUCTS = {
     "mmoe": variant(),
     "mmoe, in-group only": variant(training={"loss": {"global_weight": 0.0}}),
     "mmoe, drawn pools": variant(training=SAMPLED),
+    "mmoe, every group's vector": variant(training={"loss": {"global_by": "group"}}),
+    "mmoe, every group's vector, drawn pools": variant(training={"loss": {**SAMPLED["loss"], "global_by": "group"}}),
     "mmoe, gru": variant(model={"user_tower": "gru"}),
     "mmoe, mean pooling": variant(model={"user_tower": "mean"}),
     "mmoe, gBCE": variant(training={"loss": {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}}),

@@ -36,42 +36,62 @@ def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Wor
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
 
 
-def test_the_models_loss_is_the_softmax_of_numpy(workdir: Workdir) -> None:
-    """Both softmax terms against a plain loop over positives, on a small catalogue."""
-    config = small_config(training=MIXED, model={"conditioning": "multiply", "dropout": 0.0})
-    catalogue = Catalogue.load(workdir)
-    model = TwoTowerModel(config, catalogue)
+def perturbed(model: TwoTowerModel) -> TwoTowerModel:
+    """Away from the start, where every group's vector is the shared one."""
     rng = np.random.default_rng(0)
     for weight in model.trainable_variables:
         weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    return model
+
+
+def log_partition(scores: np.ndarray) -> float:
+    return float(np.log(np.exp(scores.astype(np.float64)).sum()))
+
+
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+@pytest.mark.parametrize("conditioning", ["multiply", "mmoe"])
+def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: str, workdir: Workdir) -> None:
+    """The softmax terms and the distance of partitions, by a plain loop over positives, on a small catalogue."""
+    config = small_config(
+        training={"loss": {"global_weight": 1.0, "global_by": global_by}},
+        model={"conditioning": conditioning, "dropout": 0.0},
+    )
+    catalogue = Catalogue.load(workdir)
+    model = perturbed(TwoTowerModel(config, catalogue))
     batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
     terms = model.loss_terms(batch, training=False)
-    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
-    in_group, overall = [], []
+    items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1)).numpy()
+    in_group, overall, partitions, centers = [], [], [], []
     for row, position in np.argwhere(batch.is_target):
-        history = batch.item_index[row : row + 1, :position]
-        queries = model.query_embeddings(tf.constant(history), {})[0].numpy()[0]
+        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
+        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()[0]
         target = batch.item_index[row, position]
-        group = catalogue.group_id[target]
-        others = np.setdiff1d(np.arange(1, catalogue.num_items + 1), [target])
-        scores = (queries[catalogue.group_id] * items).sum(axis=1)
-        same = others[catalogue.group_id[others] == group]
-        in_group.append(np.log(np.exp(scores[[target, *same]]).sum()) - scores[target])
-        overall.append(np.log(np.exp(scores[[target, *others]]).sum()) - scores[target])
-    assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
-    assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
+        same = catalogue.group_id[1:] == catalogue.group_id[target]
+        scores = (queries[catalogue.group_id[1:]] * items).sum(axis=1)
+        of_all = items @ shared if global_by == "shared" else scores
+        partitions.append(log_partition(scores[same]))
+        centers.append(log_partition(of_all[same]))
+        in_group.append(partitions[-1] - scores[target - 1])
+        overall.append(log_partition(of_all) - of_all[target - 1])
+    center = centers if global_by == "shared" else np.mean(partitions)
+    expected = {"in_group": in_group, "global": overall, "z": np.square(np.subtract(partitions, center))}
+    for name, values in expected.items():
+        assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
+    assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
 
 
+@pytest.mark.parametrize("global_by", ["shared", "group"])
 @pytest.mark.parametrize("conditioning", ["multiply_tokens", "concat_tokens"])
-def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(conditioning: str, workdir: Workdir) -> None:
+def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(
+    conditioning: str, global_by: str, workdir: Workdir
+) -> None:
     """Of each window one group has its own vector, as serving computes it; the others have the shared one."""
-    config = small_config(training=MIXED, model={"conditioning": conditioning, "dropout": 0.0})
+    loss = {"global_weight": 1.0, "global_by": global_by}
+    config = small_config(training={"loss": loss}, model={"conditioning": conditioning, "dropout": 0.0})
     catalogue = Catalogue.load(workdir)
     model = build_model(config, catalogue)
     assert isinstance(model, GroupFirstModel)
-    rng = np.random.default_rng(0)
-    for weight in model.trainable_variables:
-        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    perturbed(model)
     batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
     state = model.generator.state.numpy()
     sampled = model.sampled_group(batch).numpy()
@@ -87,8 +107,9 @@ def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(conditioning: s
         vectors[sampled[row]] = own.numpy()[0, sampled[row]]
         scores = (vectors[catalogue.group_id] * items).sum(axis=1)[1:]
         group = catalogue.group_id[target]
-        in_group.append(np.log(np.exp(scores[catalogue.group_id[1:] == group]).sum()) - scores[target - 1])
-        overall.append(np.log(np.exp(scores).sum()) - scores[target - 1])
+        in_group.append(log_partition(scores[catalogue.group_id[1:] == group]) - scores[target - 1])
+        of_all = scores if global_by == "group" else items[1:] @ shared[0]
+        overall.append(log_partition(of_all) - of_all[target - 1])
         intents.append(-intent.numpy()[0, group])
     assert np.abs(own.numpy()[0] - shared).max() > 1e-2, "the groups' vectors are all the shared one"
     for name, values in {"in_group": in_group, "global": overall, "intent": intents}.items():
