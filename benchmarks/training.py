@@ -3,11 +3,13 @@
     python -m benchmarks.training
 
 Batches are windows of random users over a Zipf-like catalogue, drawn in memory: what is measured is
-the training step (forward, backward, update), not the reading. Contestants that are compared have the same
-encoder, and a positive is compared with as many negatives on average: `single` and K = 10 with a tenth of the
-in-group and the easy pool, `single_k100` and K = 100 with a hundredth; with the global term, each with all that
-the per-group model reads. What a group does not share with the others, the per-group model reads beside: K times
-the single vector's embeddings. Times are medians of interleaved steps; a ratio is of such medians.
+the training step (forward, backward, update), not the reading. All contestants have the same encoder and batches.
+`single` is the single-vector baseline of `dnc benchmark`: a positive is compared with all candidates that a step
+reads, 1,536. A per-group model reads as many, of which its shared vector compares a positive with its own group's and
+the easy ones: `single_k10` and `single_k100` read and compare no more than these. `*_in_group` is the paper's objective,
+in-group and intent alone (its single vector has as many negatives), and `*_every_group` a global term that scores each
+candidate by its own group's vector (`global_by=group`).
+Times are medians of interleaved steps; a ratio is of such medians.
 The roofline counts a positive's multiply-adds, forward, of the parts that differ; the last line is JSON.
 """
 
@@ -129,29 +131,37 @@ def own_negatives(num_groups: int) -> int:
     return (loss.in_group_pool + loss.easy_pool) // num_groups
 
 
+def negatives(num_groups: int) -> int:
+    """Negatives that a positive is compared with by the shared vector, on average: its group's and the easy ones."""
+    loss = Config().training.loss
+    return loss.in_group_pool // num_groups + loss.easy_pool
+
+
 def contestants() -> dict[str, Contestant]:
-    """The product's objective is in-group + global + intent; the paper's, without "global", in-group + intent."""
-    defaults = Config().training.loss
     in_group = {"global_weight": 0, "z_weight": 0}
     items = catalogue(SMALL, 10)
     data = batches(items, 4, 1)
     one = replace(items, group_id=np.minimum(items.group_id, 0), num_groups=1, groups_match_windows=False)
 
-    def single(negatives: int) -> Contestant:
-        loss = {"in_group_weight": 0, "intent_weight": 0, "z_weight": 0, "easy_pool": negatives}
+    def single(drawn: int) -> Contestant:
+        loss = {"in_group_weight": 0, "intent_weight": 0, "z_weight": 0, "easy_pool": drawn}
         return contestant(one, data, {"conditioning": "none"}, loss)
 
-    result = {"single": single(own_negatives(10)), "single_k100": single(own_negatives(100))}
-    result["unpacked"] = replace(result["single"], batches=[unpacked(batch) for batch in data])
-    result["multiply"] = contestant(items, data, {"conditioning": "multiply"}, in_group)
-    result["single_global"] = single(defaults.in_group_pool + defaults.easy_pool)
+    result = {"single": single(negatives(1))}
+    result["multiply_k10"] = contestant(items, data, {"conditioning": "multiply"}, {})
     for groups in (10, 100):
         items = catalogue(SMALL, groups)
         data = batches(items, 4, 1)
-        result[f"mmoe_k{groups}"] = contestant(items, data, {}, in_group)
-        result[f"mmoe_k{groups}_global"] = contestant(items, data, {}, {})
+        result |= {
+            f"single_k{groups}": single(negatives(groups)),
+            f"mmoe_k{groups}": contestant(items, data, {}, {}),
+            f"mmoe_k{groups}_every_group": contestant(items, data, {}, {"global_by": "group"}),
+            f"single_k{groups}_in_group": single(own_negatives(groups)),
+            f"mmoe_k{groups}_in_group": contestant(items, data, {}, in_group),
+        }
+    result["unpacked"] = replace(result["single"], batches=[unpacked(batch) for batch in data])
     large = catalogue(LARGE, 10)
-    result["mmoe_1m"] = contestant(large, batches(large, 4, 1), {}, in_group)
+    result["mmoe_1m"] = contestant(large, batches(large, 4, 1), {}, {})
     exact = {"exact_softmax_max_items": SMALL}
     result["mmoe_exact"] = contestant(catalogue(SMALL, 10), result["mmoe_k10"].batches, {}, exact)
     return result
@@ -174,44 +184,37 @@ def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, fl
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def multiply_adds(num_groups: int, negatives: int, conditioning: str) -> dict[str, int]:
-    """Of one positive, forward: encoder, own group's vector, intent head, logits."""
+def multiply_adds(num_groups: int, compared: int, conditioning: str) -> dict[str, int]:
+    """Of one positive, forward: encoder, own group's vector and its logits, intent head, the shared vector's logits.
+
+    `compared`: groups of the catalogue, of which the single vector knows nothing but the number of its negatives.
+    """
     model = Config().model
     dim, layers, experts = model.embedding_dim, model.num_layers, model.num_experts
     encoder = layers * (4 * dim * dim + 2 * model.feed_forward_multiple * dim * dim + 2 * (LENGTH + 1) * dim)
     own = {"none": 0, "multiply": dim, "mmoe": experts * dim * (2 * model.expert_hidden_dim + 1)}
-    intent = dim * num_groups if num_groups > 1 else 0
-    return {"encoder": encoder, "own_vector": own[conditioning], "intent": intent, "logits": negatives * dim}
-
-
-def activations(num_groups: int, negatives: int, conditioning: str) -> int:
-    """Bytes that a positive's forward pass writes at least once: outputs of matrix products, norms and softmaxes."""
-    model = Config().model
-    dim = model.embedding_dim
-    block = 9 * dim + 2 * model.feed_forward_multiple * dim + 2 * model.num_heads * (LENGTH + 1)
-    mmoe = 3 * model.num_experts * model.expert_hidden_dim + 2 * model.num_experts + dim
-    own = {"none": 0, "multiply": dim, "mmoe": mmoe}[conditioning]
-    intent = 2 * num_groups if num_groups > 1 else 0
-    return 4 * (model.num_layers * block + own + intent + 3 * negatives)
+    kept = 1 - model.conditioning_dropout
+    return {
+        "encoder": encoder,
+        "own_vector": round(kept * own[conditioning]),
+        "own_logits": round(kept * own_negatives(num_groups) * dim) if num_groups > 1 else 0,
+        "intent": dim * num_groups if num_groups > 1 else 0,
+        "logits": negatives(compared) * dim,
+    }
 
 
 def roofline() -> dict[str, Any]:
-    """What arithmetic and memory alone would allow: ratios to the single vector's, equal negatives."""
+    """What arithmetic alone would allow: ratios to the single vector's, at equal negatives of the shared vector."""
     table: dict[str, Any] = {}
     for name, groups, compared, kind in (
-        ("single", 1, 10, "none"),
-        ("multiply", 10, 10, "multiply"),
+        ("single_k10", 1, 10, "none"),
+        ("single_k100", 1, 100, "none"),
+        ("multiply_k10", 10, 10, "multiply"),
         ("mmoe_k10", 10, 10, "mmoe"),
         ("mmoe_k100", 100, 100, "mmoe"),
     ):
-        negatives = own_negatives(compared)
-        single, parts = multiply_adds(1, negatives, "none"), multiply_adds(groups, negatives, kind)
-        written = activations(groups, negatives, kind)
-        bounds = {
-            "arithmetic_bound": round(sum(single.values()) / sum(parts.values()), 3),
-            "memory_bound": round(activations(1, negatives, "none") / written, 3),
-        }
-        table[name] = {**parts, "bytes": written, **bounds}
+        single, parts = multiply_adds(1, compared, "none"), multiply_adds(groups, compared, kind)
+        table[name] = {**parts, "arithmetic_bound": round(sum(single.values()) / sum(parts.values()), 3)}
     return table
 
 
@@ -226,12 +229,17 @@ def main() -> None:
     seconds = median_seconds(contestants(), arguments.seconds)
     ratios = {
         "mmoe_vs_single_k10": seconds["single"] / seconds["mmoe_k10"],
-        "mmoe_vs_single_k100": seconds["single_k100"] / seconds["mmoe_k100"],
-        "multiply_vs_single": seconds["single"] / seconds["multiply"],
+        "mmoe_vs_single_k100": seconds["single"] / seconds["mmoe_k100"],
+        "multiply_vs_single": seconds["single"] / seconds["multiply_k10"],
         "packed_vs_unpacked": seconds["unpacked"] / seconds["single"],
         "cost_1m_items_vs_10k": seconds["mmoe_1m"] / seconds["mmoe_k10"],
-        "mmoe_global_vs_single_k10": seconds["single_global"] / seconds["mmoe_k10_global"],
-        "mmoe_global_vs_single_k100": seconds["single_global"] / seconds["mmoe_k100_global"],
+        "mmoe_vs_single_at_equal_negatives_k10": seconds["single_k10"] / seconds["mmoe_k10"],
+        "mmoe_vs_single_at_equal_negatives_k100": seconds["single_k100"] / seconds["mmoe_k100"],
+        "multiply_vs_single_at_equal_negatives": seconds["single_k10"] / seconds["multiply_k10"],
+        "mmoe_vs_single_in_group_k10": seconds["single_k10_in_group"] / seconds["mmoe_k10_in_group"],
+        "mmoe_vs_single_in_group_k100": seconds["single_k100_in_group"] / seconds["mmoe_k100_in_group"],
+        "every_group_vs_single_k10": seconds["single_k10"] / seconds["mmoe_k10_every_group"],
+        "every_group_vs_single_k100": seconds["single_k100"] / seconds["mmoe_k100_every_group"],
     }
     rates = {name: round(1 / value) for name, value in seconds.items()}
     for name, rate in rates.items():

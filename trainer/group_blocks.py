@@ -28,6 +28,20 @@ class GroupBlocks(NamedTuple):
     group_id: tf.Tensor
     place_of_row: tf.Tensor
 
+    def lay_out(self, values: tf.Tensor) -> tf.Tensor:
+        """Rows float32 [n, dim] in their blocks: [num_blocks, block_size, dim]; where there is none, row 0."""
+
+        @tf.custom_gradient
+        def in_blocks(values: tf.Tensor) -> tf.Tensor:
+            # Each row has one place that counts, so its gradient is read, not summed up.
+            return tf.gather(values, self.row), self.in_order
+
+        return in_blocks(values)
+
+    def in_order(self, blocks: tf.Tensor) -> tf.Tensor:
+        """What stands in blocks [num_blocks, block_size, ...], as rows [n, ...]."""
+        return tf.gather(tf.reshape(blocks, [-1, *blocks.shape[2:]]), self.place_of_row)
+
     @classmethod
     def of(cls, group_id: tf.Tensor, num_groups: int) -> GroupBlocks:
         """Lays out rows of the groups `group_id`, int32 [n]."""

@@ -142,7 +142,7 @@ class SoftmaxTerms:
         """
         blocks = GroupBlocks.of(group, self._num_groups)
         members = tf.gather(step.embeddings, tf.gather(step.candidates.rows, blocks.group_id))
-        logits = tf.matmul(tf.gather(queries, blocks.row), members, transpose_b=True)
+        logits = tf.matmul(blocks.lay_out(queries), members, transpose_b=True)
         window = tf.gather(window, blocks.row)
         logits += row_correction(step.candidates, step.own_items, window, blocks.group_id)
-        return tf.gather(tf.reshape(log_sum_exp(logits), [-1]), blocks.place_of_row)
+        return blocks.in_order(log_sum_exp(logits))

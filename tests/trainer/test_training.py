@@ -21,6 +21,7 @@ from trainer.group_first_model import GroupFirstModel
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
+from trainer.negative_pools import NegativePools
 from trainer.ranking import ExactRanking
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
@@ -78,6 +79,46 @@ def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: s
     for name, values in expected.items():
         assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
     assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
+
+
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
+    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items never."""
+    loss = {**SAMPLED["loss"], "global_by": global_by}
+    config = small_config(training={"loss": loss}, model={"conditioning": "mmoe", "dropout": 0.0})
+    catalogue = Catalogue.load(workdir)
+    model = perturbed(TwoTowerModel(config, catalogue))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    state = model.generator.state.numpy()
+    draws = NegativePools(catalogue, config.training.loss)(
+        batch.in_group_negatives, batch.easy_negatives, tf.zeros([0], tf.int64), model.generator
+    )
+    model.generator.reset(state)
+    terms = model.loss_terms(batch, training=False)
+    item, num_hard = draws.item_index.numpy(), int(draws.shared_from)
+    group, q = catalogue.group_id[item], catalogue.sampling_probability
+    mass = np.bincount(catalogue.group_id[1:], weights=q[1:], minlength=catalogue.num_groups)
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    in_group, overall = [], []
+    for row, position in np.argwhere(batch.is_target):
+        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
+        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()[0]
+        target = batch.item_index[row, position]
+        of_all = np.tile(shared, (catalogue.num_groups, 1)) if global_by == "shared" else queries
+        own = catalogue.group_id[target]
+        allowed = ~np.isin(item, batch.item_index[row])
+        same, other = allowed & (group == own), allowed & (group != own) & (np.arange(len(item)) >= num_hard)
+        hard_of_own, easy = (group[:num_hard] == own).sum(), len(item) - num_hard
+        weight = np.where(group == own, hard_of_own / mass[own] + easy, easy) * q[item]
+        parts = {}
+        for name, vectors in {"own": queries, "all": of_all}.items():
+            scores = (vectors[group] * items[item]).sum(axis=1) - np.log(weight)
+            positive = vectors[own] @ items[target]
+            parts[name] = [log_partition(np.append(scores[mask], positive)) - positive for mask in (same, same | other)]
+        in_group.append(parts["own"][0])
+        overall.append(parts["all"][1])
+    assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
+    assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
 
 
 @pytest.mark.parametrize("global_by", ["shared", "group"])

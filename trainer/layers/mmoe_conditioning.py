@@ -10,8 +10,7 @@ from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.random_dropout import RandomDropout
 
 _MANY_GROUPS = 32
-"""From this number of groups on, positives sorted by group and multiplied by their own gate alone are cheaper than one
-product for all groups' gates, and scoring a few hundred candidates by expert than a vector a group."""
+"""From this number of groups on, scoring a few hundred candidates by expert is cheaper than a vector a group."""
 
 
 class MMoEConditioning(GroupConditioning):
@@ -54,12 +53,12 @@ class MMoEConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
-        if self.num_groups < _MANY_GROUPS:
-            return tf.nn.softmax(tf.gather(self._gate_logits(query), group_id, batch_dims=1))
+        # Queries of a group share its gate: a product of each block with one gate, and no other gate is computed.
         blocks = GroupBlocks.of(group_id, self.num_groups)
-        kernel, bias = tf.gather(self._gate_kernel, blocks.group_id), tf.gather(self._gate_bias, blocks.group_id)
-        logits = tf.matmul(tf.gather(query, blocks.row), kernel) + bias[:, None, :]
-        return tf.nn.softmax(tf.gather(tf.reshape(logits, [-1, self._num_experts]), blocks.place_of_row))
+        # Of tensors, not variables: their gradients are dense, and there are few groups.
+        kernel, bias = tf.identity(self._gate_kernel), tf.identity(self._gate_bias)
+        logits = tf.matmul(blocks.lay_out(query), tf.gather(kernel, blocks.group_id))
+        return tf.nn.softmax(blocks.in_order(logits) + tf.gather(bias, group_id))
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:
         hidden = self._hidden(query, training)
