@@ -98,6 +98,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _groups_vectors_are_learnt(self) -> Config:
+        loss = self.training.loss
+        by_shared_alone = loss.global_weight and loss.global_by == "shared" and not loss.in_group_weight
+        if by_shared_alone and self.model.conditioning != "none" and not (loss.binary_weight or loss.hierarchy_weight):
+            raise ValueError(
+                "training.loss.global_by=shared and in_group_weight=0 train no group's vector, which "
+                f"model.conditioning={self.model.conditioning} asks for: set in_group_weight, or global_by=group"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _choices_exist(self) -> Config:
         weight, windows = self.training.loss.choice_weight, self.windows
         if weight and not (windows.exposed_negatives or windows.mined_negatives):

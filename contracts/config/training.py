@@ -70,8 +70,8 @@ class LossConfig(Section):
     global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
     global_by: Literal["shared", "group"] = Field(
         "shared",
-        description="the vector that scores a candidate in the global softmax: the user's shared one, beside which only "
-        "the positive's own group's is computed, or that of the candidate's group, for which all groups' are",
+        description="the vector that scores a candidate in the global softmax: the user's shared one, beside which "
+        "only the positive's own group's is computed, or that of the candidate's group, which takes all groups'",
     )
     intent_weight: float = Field(
         1.0, ge=0, description="softmax of the positive's group among the groups; 0: all groups are equally likely"
@@ -79,7 +79,7 @@ class LossConfig(Section):
     z_weight: float = Field(
         0.1,
         ge=0,
-        description="pulls a group's log-partition to the shared vector's, or all to one, so that groups' scores compare",
+        description="pulls a group's log-partition to the shared vector's, or all to one: groups' scores compare",
     )
     binary_weight: float = Field(
         0.0, ge=0, description="cross-entropy of the positive and uniform negatives, each alone"

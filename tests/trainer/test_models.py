@@ -142,6 +142,14 @@ def test_an_objective_without_terms_is_refused() -> None:
         load_config(None, ["training.loss.global_weight=0", "training.loss.in_group_weight=0"])
 
 
+def test_an_objective_that_trains_no_groups_vector_is_refused() -> None:
+    only_shared = ["training.loss.in_group_weight=0"]
+    with pytest.raises(ConfigError, match=r"train no group's vector, which model.conditioning=mmoe .* global_by=group"):
+        load_config(None, only_shared)
+    load_config(None, [*only_shared, "training.loss.global_by=group"])
+    load_config(None, [*only_shared, "model.conditioning=none"])
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_model(odd: Workdir) -> None:
     results = []
