@@ -128,9 +128,11 @@ class SoftmaxTerms:
     def _with_others(self, step: _Step, own: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
         """log-partition of all groups from that of the own one and `scores` [num_positives, num_shared] of draws."""
         scores += shared_correction(step.candidates, step.own_items, step.window)
+        # Added, not selected: the gradient is the scores' own.
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
-        others = tf.where(group_of_candidate == step.group[:, None], LEFT_OUT, scores)
-        return log_add_exp(own, log_sum_exp(others))
+        is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
+        scores += tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)
+        return log_add_exp(own, log_sum_exp(scores))
 
     def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
         """log-partition of each query's row of candidates, float32 [num_queries].
