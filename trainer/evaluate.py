@@ -88,9 +88,7 @@ def evaluate_lists(
     if name is None:
         return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
     ranking = ExactRanking(load_model(config, workdir, name), Catalogue.for_config(config, workdir), users)
-    return [
-        measure(config, catalogue, users, ranking.lists_of_lengths(merge, alpha, lengths)) for merge, alpha in merges
-    ]
+    return [measure(config, catalogue, users, lists) for lists in ranking.lists_of_merges(merges, lengths)]
 
 
 def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
@@ -162,10 +160,9 @@ def _ranked(
         return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
     ranking = ExactRanking(load_model(config, workdir, name), catalogue, users)
     labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
-    return [
-        (labels[merge], ranking.lists_of_lengths(merge, config.serving.alpha, lengths))
-        for merge in sorted(_MERGES, key=lambda merge: labels[merge])
-    ]
+    merges = sorted(_MERGES, key=lambda merge: labels[merge])
+    lists = ranking.lists_of_merges([(merge, config.serving.alpha) for merge in merges], lengths)
+    return [(labels[merge], of_merge) for merge, of_merge in zip(merges, lists, strict=True)]
 
 
 def _popularity(catalogue: Catalogue, users: EvaluationUsers, lengths: Sequence[int]) -> dict[int, np.ndarray]:

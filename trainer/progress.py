@@ -1,10 +1,12 @@
-"""What a training says while it runs: a bar in a terminal, a line a minute in a log."""
+"""What long work says while it runs: a bar of training in a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,6 +14,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60.0
+
+Part = TypeVar("Part")
+
+
+def line_a_minute(parts: Sequence[Part], what: str) -> Iterator[Part]:
+    """The parts of a work, one by one; each minute a line says what share of them is done."""
+    last_line = time.monotonic()
+    for done, part in enumerate(parts):
+        if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+            logger.info("%s: %.0f%%", what, 100 * done / len(parts))
+            last_line = time.monotonic()
+        yield part
 
 
 class TrainingProgress:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
 from trainer.model import TwoTowerModel
+from trainer.progress import line_a_minute
 from trainer.scoring import Merge, fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 
@@ -52,18 +53,23 @@ class ExactRanking:
 
         A shorter score list is a prefix of a longer one; a shorter quota list is not.
         """
-        parts: dict[int, list[np.ndarray]] = {length: [] for length in lengths}
-        longest = max(lengths)
+        return self.lists_of_merges([(merge, alpha)], lengths)[0]
+
+    def lists_of_merges(
+        self, merges: Sequence[tuple[Merge, float]], lengths: Sequence[int]
+    ) -> list[dict[int, np.ndarray]]:
+        """`lists_of_lengths` of each (merge, alpha), of scores that are computed once."""
+        parts: list[dict[int, list[np.ndarray]]] = [{length: [] for length in lengths} for _ in merges]
         for rows in self._chunks():
             scores = self._scores(rows)
-            best = self._best(scores, longest) if merge == "score" else None
-            for length in lengths:
-                if best is None:
-                    within = self._within_quota(scores, rows, alpha, length)
-                    parts[length].append(self._best(within, length))
+            for (merge, alpha), of_merge in zip(merges, parts, strict=True):
+                if merge == "score":
+                    found = self._score_lists(scores, lengths)
                 else:
-                    parts[length].append(best[:, :length])
-        return {length: np.concatenate(part) for length, part in parts.items()}
+                    found = self._quota_lists(scores, rows, alpha, lengths)
+                for length in lengths:
+                    of_merge[length].append(found[length])
+        return [{length: np.concatenate(part) for length, part in of_merge.items()} for of_merge in parts]
 
     def target_places(self) -> np.ndarray:
         """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
@@ -93,8 +99,8 @@ class ExactRanking:
 
     def _chunks(self) -> Iterator[np.ndarray]:
         size = max(_LEAST_USERS_PER_CHUNK, _SCORES_PER_CHUNK // self._catalogue.num_items)
-        for start in range(0, len(self._users), size):
-            yield np.arange(start, min(start + size, len(self._users)))
+        chunks = [np.arange(start, min(start + size, len(self._users))) for start in range(0, len(self._users), size)]
+        return line_a_minute(chunks, f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users")
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:
         """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""
@@ -120,27 +126,40 @@ class ExactRanking:
             scores[active] = np.maximum(scores[active], liked)
         return scores
 
-    def _within_quota(self, scores: np.ndarray, rows: np.ndarray, alpha: float, length: int) -> np.ndarray:
-        """Scores with -inf for what lies beyond its group's places."""
+    def _score_lists(self, scores: np.ndarray, lengths: Sequence[int]) -> dict[int, np.ndarray]:
+        columns = top_k(scores, min(max(lengths), self._catalogue.num_items), self._tie_break)
+        best = np.where(np.isfinite(np.take_along_axis(scores, columns, axis=1)), self._items[columns], 0)
+        return {length: best[:, :length] for length in lengths}
+
+    def _quota_lists(
+        self, scores: np.ndarray, rows: np.ndarray, alpha: float, lengths: Sequence[int]
+    ) -> dict[int, np.ndarray]:
+        """Each group's best are sought once, as many as its largest quota; each length takes its part of them."""
         log_intent = self._log_intent[rows]
         bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
         available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
-        taken = fill_quotas(quotas(log_intent, length, alpha), available, log_intent)
-        result = np.full_like(scores, -np.inf)
-        for group, (start, end) in enumerate(bounds):
-            width = int(min(taken[:, group].max(), end - start))
-            if width:
-                of_group = scores[:, start:end]
-                columns = top_k(of_group, width)
-                values = np.take_along_axis(of_group, columns, axis=1)
-                kept = np.where(np.arange(width) < taken[:, group, None], values, -np.inf)
-                np.put_along_axis(result[:, start:end], columns, kept, axis=1)
-        return result
-
-    def _best(self, scores: np.ndarray, length: int) -> np.ndarray:
-        length = min(length, self._catalogue.num_items)
-        columns = top_k(scores, length, self._tie_break)
-        return np.where(np.isfinite(np.take_along_axis(scores, columns, axis=1)), self._items[columns], 0)
+        taken = {
+            length: fill_quotas(quotas(log_intent, length, alpha), available, log_intent).astype(np.int32)
+            for length in lengths
+        }
+        widths = np.max([of_length.max(axis=0) for of_length in taken.values()], axis=0)
+        best = [
+            top_k(scores[:, start:end], width) + start
+            for (start, end), width in zip(bounds, widths.tolist(), strict=True)
+            if width
+        ]
+        columns = np.concatenate(best, axis=1)
+        values = np.take_along_axis(scores, columns, axis=1)
+        order = np.lexsort([self._tie_break[columns], -values], axis=1)
+        items = self._items[np.take_along_axis(columns, order, axis=1)]
+        place = np.concatenate([np.arange(width) for width in widths])[order]
+        group = np.repeat(np.arange(len(widths)), widths)[order]
+        lists = {}
+        for length, of_length in taken.items():
+            kept = place < np.take_along_axis(of_length, group, axis=1)
+            lists[length] = np.zeros((len(rows), min(length, self._catalogue.num_items)), np.int32)
+            lists[length][np.nonzero(kept)[0], np.cumsum(kept, axis=1)[kept] - 1] = items[kept]
+        return lists
 
 
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:

@@ -1,55 +1,98 @@
 """Places and lists against a full sort, where many scores are equal."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, Ragged
 from trainer.metrics import hits, recall_at_k, recall_of_places
 from trainer.ranking import ExactRanking
+from trainer.scoring import fill_quotas, quotas
 
-NUM_ITEMS, NUM_USERS, DIM = 40, 9, 3
+NUM_ITEMS, NUM_USERS, NUM_GROUPS, DIM = 40, 9, 4, 3
 
 
 def of_rows(rows: list[list[int]]) -> Ragged:
     return Ragged(np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)]))
 
 
-def test_places_are_those_of_a_full_sort() -> None:
+@dataclass
+class Case:
+    """Scores that are small whole numbers: exact, and often equal."""
+
+    scores: np.ndarray
+    group_id: np.ndarray
+    log_intent: np.ndarray
+    users: EvaluationUsers
+    ranking: ExactRanking
+
+    def order(self, user: int) -> list[int]:
+        """Unseen items by a full sort, best first."""
+        tie_break = np.random.default_rng(0).permutation(NUM_ITEMS)
+        order = np.lexsort([tie_break, -self.scores[user]]) + 1
+        return order[~np.isin(order, self.users.seen.take(np.array([user])).values)].tolist()
+
+
+@pytest.fixture
+def case() -> Case:
     rng = np.random.default_rng(0)
-    # Small whole numbers: scores are exact and often equal.
     items = rng.integers(-1, 2, (NUM_ITEMS + 1, DIM)).astype(np.float32)
-    queries = rng.integers(-1, 2, (NUM_USERS, 2, DIM)).astype(np.float32)
-    group_id = np.append(-1, np.arange(NUM_ITEMS) % 2).astype(np.int32)
+    queries = rng.integers(-1, 2, (NUM_USERS, NUM_GROUPS, DIM)).astype(np.float32)
+    log_intent = np.log(rng.dirichlet([0.5] * NUM_GROUPS, NUM_USERS)).astype(np.float32)
+    # The last group is empty, and the first has three items: less than its quota.
+    group_id = np.append(-1, np.repeat(np.arange(NUM_GROUPS - 1), [3, 17, 20])).astype(np.int32)
     model = SimpleNamespace(
         ranked_by="group",
         intent_in_score=False,
-        num_vectors=2,
+        num_vectors=NUM_GROUPS,
         embedding_dim=DIM,
         features_of_users=lambda user: user,
-        query_embeddings=lambda history, user: (tf.gather(queries, user), tf.zeros([len(user), 2])),
+        query_embeddings=lambda history, user: (tf.gather(queries, user), tf.gather(log_intent, user)),
         candidate_embeddings=lambda index: tf.gather(items, index),
     )
     seen = [rng.choice(NUM_ITEMS, 5, replace=False) + 1 for _ in range(NUM_USERS)]
     targets = [rng.choice(NUM_ITEMS, 4, replace=False) + 1 for _ in range(NUM_USERS)]
     targets[0] = np.array([seen[0][0], 0, 7, 7])  # seen, unknown, and one named twice
     users = EvaluationUsers(np.arange(NUM_USERS), of_rows([[1]] * NUM_USERS), of_rows(seen), of_rows(targets))
-    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, 2, group_id, group_id)
-    ranking = ExactRanking(model, catalogue, users)
-    tie_break = np.random.default_rng(0).permutation(NUM_ITEMS)
-    expected = []
+    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, NUM_GROUPS, group_id, group_id)
+    scores = (queries[:, group_id[1:]] * items[1:]).sum(axis=2)
+    return Case(scores, group_id, log_intent, users, ExactRanking(model, catalogue, users))
+
+
+def test_places_are_those_of_a_full_sort(case: Case) -> None:
+    users, expected = case.users, []
     for user in range(NUM_USERS):
-        scores = (items[1:] * queries[user, group_id[1:]]).sum(axis=1)
-        order = np.lexsort([tie_break, -scores]) + 1
-        order = order[~np.isin(order, seen[user])].tolist()
-        expected += [order.index(item) if item in order else NUM_ITEMS for item in targets[user]]
-    places = ranking.target_places()
+        order = case.order(user)
+        wanted = users.targets.take(np.array([user])).values.tolist()
+        expected += [order.index(item) if item in order else NUM_ITEMS for item in wanted]
+    places = case.ranking.target_places()
     assert places.tolist() == expected
-    lists = ranking.lists("score", 0.0, NUM_ITEMS)
+    lists = case.ranking.lists("score", 0.0, NUM_ITEMS)
     for k in (1, 3, 10, 40):
         np.testing.assert_array_equal(
             recall_of_places(places, users.targets, k),
             recall_at_k(hits(lists, users.targets), users.targets.lengths, k),
         )
+
+
+def test_lists_of_several_merges_are_those_of_a_full_sort(case: Case) -> None:
+    """A quota list is the full order without what is beyond its group's places; each length has quotas of its own."""
+    lengths, alphas = [1, 4, 11, NUM_ITEMS], [0.0, 1.0, 3.0]
+    by_score, *by_quota = case.ranking.lists_of_merges([("score", 1.0), *(("quota", a) for a in alphas)], lengths)
+    for user in range(NUM_USERS):
+        order = case.order(user)
+        group = case.group_id[order]
+        available = np.bincount(group, minlength=NUM_GROUPS)[None]
+        place = np.array([(group[:i] == group[i]).sum() for i in range(len(order))])
+        for length in lengths:
+            assert [item for item in by_score[length][user] if item] == order[:length]
+            for alpha, lists in zip(alphas, by_quota, strict=True):
+                log_intent = case.log_intent[user : user + 1]
+                places = fill_quotas(quotas(log_intent, length, alpha), available, log_intent)[0]
+                expected = np.array(order)[place < places[group]].tolist()
+                listed = lists[length][user]
+                assert listed.tolist() == expected + [0] * (length - len(expected))
