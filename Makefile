@@ -5,6 +5,8 @@ INSTALLED := .venv/.installed
 DATA := data/ml-100k
 RUN := runs/demo
 DEMO_FLAGS :=
+# Files of tests share fixtures that take long, so a file stays in one process.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-all lint lock clean
 help: ## Show the targets
@@ -21,11 +23,11 @@ demo: $(INSTALLED) ## Fetch MovieLens-100K and run every stage on it into runs/d
 	$(BIN)/dnc data ml-100k --out $(DATA)
 	$(BIN)/dnc run -c configs/ml-100k.yaml -w $(RUN) $(DEMO_FLAGS)
 
-test: $(INSTALLED) ## Run the tests (some ten minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(INSTALLED) ## Run the tests (some minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(INSTALLED) ## Run the slow tests, too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED) ## Lint, format check, type check
 	$(BIN)/ruff check .

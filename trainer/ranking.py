@@ -17,7 +17,7 @@ from trainer.top_k import top_k
 _SCORES_PER_CHUNK = 1_000_000
 """User-item scores held at once (float32, a few copies): few enough for the caches to help."""
 
-_LEAST_USERS_PER_CHUNK = 16
+_LEAST_USERS_PER_CHUNK = 32
 """Of a large catalogue: each reading of the embeddings from memory serves so many users."""
 
 

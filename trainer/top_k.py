@@ -26,7 +26,8 @@ def top_k(scores: np.ndarray, length: int, tie_break: np.ndarray | None = None) 
         int64 [num_rows, length].
     """
     num_columns = scores.shape[1]
-    tie_break = np.arange(num_columns) if tie_break is None else tie_break.astype(np.int64)
+    columns = np.arange(num_columns)
+    tie_break = columns if tie_break is None else tie_break.astype(np.int64)
     if num_columns >= _LEAST_COLUMNS_PER_PLACE * length:
         keys = _keys_of_the_likely(scores, length, tie_break)
     else:
@@ -34,7 +35,9 @@ def top_k(scores: np.ndarray, length: int, tie_break: np.ndarray | None = None) 
         keys.partition(min(length, num_columns) - 1, axis=1)
         keys = keys[:, :length]
     keys.sort(axis=1)
-    return np.argsort(tie_break)[keys[:, :length] & _LOW]
+    column_of_tie_break = np.empty_like(columns)
+    column_of_tie_break[tie_break] = columns
+    return column_of_tie_break[keys[:, :length] & _LOW]
 
 
 def _keys(scores: np.ndarray, tie_break: np.ndarray) -> np.ndarray:
