@@ -12,8 +12,8 @@ from trainer.losses import group_scores
 class GroupConditioning(tf.keras.layers.Layer):
     """Base: turns an encoded query h_u into e_{u,g}, the user's vector for group g.
 
-    Two entry points give the same vectors. Training needs a positive's own group only; serving and the
-    global term need all groups.
+    Two entry points give the same vectors. Training needs a positive's own group only; serving needs all groups, and
+    so does a loss that scores candidates by their groups' vectors.
     """
 
     def __init__(self, num_groups: int, dim: int, name: str):
