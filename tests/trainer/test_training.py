@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
 from trainer.group_first_model import GroupFirstModel
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
 from trainer.negative_pools import NegativePools
@@ -45,6 +48,30 @@ def perturbed(model: TwoTowerModel) -> TwoTowerModel:
     return model
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What a model makes of each positive's history, as serving asks it: of events before it, padded.
+
+    `places` and `targets` are of a batch's positives; `own` [n, num_groups, dim], `shared` [n, dim], `log_intent`.
+    """
+
+    places: np.ndarray
+    targets: np.ndarray
+    own: np.ndarray
+    shared: np.ndarray
+    log_intent: np.ndarray
+
+    @classmethod
+    def of(cls, model: TwoTowerModel, batch: WindowBatch) -> Encoded:
+        places = np.argwhere(batch.is_target)
+        before = np.arange(batch.item_index.shape[1] - 1) < places[:, 1:]
+        histories = np.where(before, batch.item_index[places[:, 0], :-1], 0)
+        own, log_intent = model.query_embeddings(tf.constant(histories), {})
+        shared = model._queries_of(batch, tf.constant(places), None, False)
+        targets = batch.item_index[places[:, 0], places[:, 1]]
+        return cls(places, targets, own.numpy(), shared.numpy(), log_intent.numpy())
+
+
 def log_partition(scores: np.ndarray) -> float:
     return float(np.log(np.exp(scores.astype(np.float64)).sum()))
 
@@ -63,10 +90,8 @@ def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: s
     terms = model.loss_terms(batch, training=False)
     items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1)).numpy()
     in_group, overall, partitions, centers = [], [], [], []
-    for row, position in np.argwhere(batch.is_target):
-        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
-        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()[0]
-        target = batch.item_index[row, position]
+    encoded = Encoded.of(model, batch)
+    for target, queries, shared in zip(encoded.targets, encoded.own, encoded.shared, strict=True):
         same = catalogue.group_id[1:] == catalogue.group_id[target]
         scores = (queries[catalogue.group_id[1:]] * items).sum(axis=1)
         of_all = items @ shared if global_by == "shared" else scores
@@ -100,10 +125,9 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
     mass = np.bincount(catalogue.group_id[1:], weights=q[1:], minlength=catalogue.num_groups)
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     in_group, overall = [], []
-    for row, position in np.argwhere(batch.is_target):
-        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
-        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()[0]
-        target = batch.item_index[row, position]
+    encoded = Encoded.of(model, batch)
+    rows = encoded.places[:, 0]
+    for row, target, queries, shared in zip(rows, encoded.targets, encoded.own, encoded.shared, strict=True):
         of_all = np.tile(shared, (catalogue.num_groups, 1)) if global_by == "shared" else queries
         own = catalogue.group_id[target]
         allowed = ~np.isin(item, batch.item_index[row])
@@ -140,19 +164,18 @@ def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(
     terms = model.loss_terms(batch, training=False)
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     in_group, overall, intents = [], [], []
-    for row, position in np.argwhere(batch.is_target):
-        target = batch.item_index[row, position]
-        own, intent = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})
-        shared = model._queries_of(batch, tf.constant([[row, position]]), None, False).numpy()
-        vectors = np.repeat(shared, catalogue.num_groups, axis=0)
-        vectors[sampled[row]] = own.numpy()[0, sampled[row]]
+    encoded = Encoded.of(model, batch)
+    for place, (row, _) in enumerate(encoded.places):
+        target, shared = encoded.targets[place], encoded.shared[place]
+        vectors = np.tile(shared, (catalogue.num_groups, 1))
+        vectors[sampled[row]] = encoded.own[place, sampled[row]]
         scores = (vectors[catalogue.group_id] * items).sum(axis=1)[1:]
         group = catalogue.group_id[target]
         in_group.append(log_partition(scores[catalogue.group_id[1:] == group]) - scores[target - 1])
-        of_all = scores if global_by == "group" else items[1:] @ shared[0]
+        of_all = scores if global_by == "group" else items[1:] @ shared
         overall.append(log_partition(of_all) - of_all[target - 1])
-        intents.append(-intent.numpy()[0, group])
-    assert np.abs(own.numpy()[0] - shared).max() > 1e-2, "the groups' vectors are all the shared one"
+        intents.append(-encoded.log_intent[place, group])
+    assert np.abs(encoded.own[0] - encoded.shared[0]).max() > 1e-2, "the groups' vectors are all the shared one"
     for name, values in {"in_group": in_group, "global": overall, "intent": intents}.items():
         assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
 
@@ -355,14 +378,12 @@ def test_the_models_choice_term_is_that_of_numpy(tmp_path: Path) -> None:
     )
     catalogue = Catalogue.load(workdir)
     model = build_model(config, catalogue)
-    rng = np.random.default_rng(0)
-    for weight in model.trainable_variables:
-        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
+    perturbed(model)
     batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     expected = []
-    for row, position in np.argwhere(batch.is_target):
-        queries = model.query_embeddings(tf.constant(batch.item_index[row : row + 1, :position]), {})[0].numpy()[0]
+    encoded = Encoded.of(model, batch)
+    for (row, position), queries in zip(encoded.places, encoded.own, strict=True):
         mined = batch.mined_negatives[row, position]
         if mined.any():
             choice = np.array([batch.item_index[row, position], *mined[mined > 0]])
