@@ -1,7 +1,7 @@
 """The servable's answer by brute force in NumPy, from the outputs of its two embedding signatures.
 
-Written from the definition of each merge, not from the graph: a list is what is left when every item
-is ranked.
+Written from the definition of each merge, not from the graph: every item is scored, and a list is the best of
+what may be in it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ import numpy as np
 
 from serving.merge import Merge
 from trainer.scoring import fill_quotas, floored_log_intent
+from trainer.top_k import top_k
+
+_SCORES_AT_ONCE = 2**24
+"""User-item scores that are ranked at a time: of a large catalogue, a few rows."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Asked:
             intent_in_score,
         )
 
+    def of_rows(self, rows: slice) -> Asked:
+        """What some of the rows ask."""
+        per_row = {name: value[rows] for name, value in vars(self).items() if name != "intent_in_score"}
+        return Asked(**per_row, intent_in_score=self.intent_in_score)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -91,7 +100,7 @@ class Selection:
 def exact_selection(
     corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, asked: Asked
 ) -> Selection:
-    """Ranks every item.
+    """Ranks every item for every row.
 
     Args:
         corpus: the items.
@@ -100,13 +109,25 @@ def exact_selection(
         excluded: bool [batch_size, num_items].
         asked: of each row.
     """
+    size = max(1, _SCORES_AT_ONCE // max(1, len(corpus.group_ids)))
+    parts = []
+    for start in range(0, len(queries), size):
+        rows = slice(start, start + size)
+        parts.append(_select(corpus, queries[rows], intent[rows], excluded[rows], asked.of_rows(rows)))
+    return Selection(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.explored for part in parts]),
+        np.concatenate([part.merged for part in parts]),
+    )
+
+
+def _select(corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, asked: Asked) -> Selection:
     with np.errstate(divide="ignore"):
         log_intent, log_boost = floored_log_intent(np.log(intent)), np.log(asked.boost)
     log_weight = asked.alpha[:, None] * log_intent + log_boost
     scores = _scores(corpus, queries, log_boost + log_intent * asked.intent_in_score)
     allowed = ~excluded & np.isfinite(scores)
-    explored = allowed & (_rank(scores, allowed & corpus.is_cold) < asked.num_exploration[:, None])
-    explored &= corpus.is_cold
+    explored = _among_best(scores, allowed & corpus.is_cold, asked.num_exploration)
     allowed &= ~explored
     places = asked.num_candidates - explored.sum(axis=1)
 
@@ -117,12 +138,13 @@ def exact_selection(
     available = np.where(probed, available, 0)
     allowed &= probed[:, corpus.group_ids]
 
-    in_group = _rank_in_group(corpus, scores, allowed)
+    in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
     dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
+    listed = allowed & (in_group < places[:, None])
     budgets = fill_quotas(_quotas(np.where(available > 0, log_weight, -np.inf), places), available, preference)
     by_merge = {
-        "score": _rank(scores, allowed) < places[:, None],
-        "round_robin": _rank(-dealt.astype(np.float64), allowed) < places[:, None],
+        "score": _among_best(scores, allowed, places),
+        "round_robin": _among_best(-dealt.astype(np.float32), listed, places),
         "quota": in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1),
     }
     merged = np.zeros_like(allowed)
@@ -154,17 +176,22 @@ def _by_group(corpus: Corpus, allowed: np.ndarray, num_groups: int) -> np.ndarra
     return np.stack([allowed[:, corpus.group_ids == g].sum(axis=1) for g in range(num_groups)], axis=1)
 
 
-def _rank_in_group(corpus: Corpus, scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    ranks = np.zeros(scores.shape, np.int64)
+def _rank_in_group(corpus: Corpus, scores: np.ndarray, allowed: np.ndarray, limit: int) -> np.ndarray:
+    ranks = np.empty(scores.shape, np.int32)
     for group in np.unique(corpus.group_ids):
         members = np.flatnonzero(corpus.group_ids == group)
-        ranks[:, members] = _rank(scores[:, members], allowed[:, members])
+        ranks[:, members] = _rank(scores[:, members], allowed[:, members], limit)
     return ranks
 
 
-def _rank(scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """int64 [batch_size, width]: 0 for the best of a row that is allowed, and so on; those not allowed come last."""
-    order = np.argsort(-np.where(allowed, scores, -np.inf), axis=1, kind="stable")
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.broadcast_to(np.arange(scores.shape[1]), order.shape), axis=1)
+def _among_best(scores: np.ndarray, allowed: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """bool [batch_size, width]: the `number` [batch_size] best of a row that are allowed."""
+    return allowed & (_rank(scores, allowed, int(number.max(initial=0))) < number[:, None])
+
+
+def _rank(scores: np.ndarray, allowed: np.ndarray, limit: int) -> np.ndarray:
+    """int32 [batch_size, width]: 0 for the best of a row that is allowed, and so on; `limit` from there on."""
+    best = top_k(np.where(allowed, scores, np.float32(-np.inf)), min(limit, scores.shape[1]))
+    ranks = np.full(scores.shape, limit, np.int32)
+    np.put_along_axis(ranks, best, np.arange(best.shape[1], dtype=np.int32), axis=1)
     return ranks
