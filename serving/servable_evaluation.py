@@ -15,6 +15,7 @@ from trainer.catalogue import Catalogue
 from trainer.evaluate import lengths_to_measure, measure
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import MetricTable
+from trainer.progress import line_a_minute
 
 _BATCH = 64
 
@@ -43,8 +44,8 @@ def served_lists(
     """int64 [num_users, num_candidates], item_index, best first, 0 = absent."""
     index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
     lists = np.zeros([len(requests), num_candidates], np.int64)
-    for start in range(0, len(requests), _BATCH):
-        rows = slice(start, start + _BATCH)
+    batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
+    for rows in line_a_minute(batches, f"ask the servable for {num_candidates} items for {len(requests):,} users"):
         found = session.recommend(requests.histories[rows], requests.user_ids[rows], num_candidates=num_candidates)
         index = [index_of[item] for item in found.item_ids.ravel()]
         lists[rows, : found.item_ids.shape[1]] = np.reshape(index, found.item_ids.shape)
