@@ -111,7 +111,7 @@ def exact_selection(
     """
     size = max(1, _SCORES_AT_ONCE // max(1, len(corpus.group_ids)))
     parts = []
-    for start in range(0, len(queries), size):
+    for start in range(0, max(1, len(queries)), size):
         rows = slice(start, start + size)
         parts.append(_select(corpus, queries[rows], intent[rows], excluded[rows], asked.of_rows(rows)))
     return Selection(

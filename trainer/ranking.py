@@ -148,7 +148,8 @@ class ExactRanking:
             for (start, end), width in zip(bounds, widths.tolist(), strict=True)
             if width
         ]
-        columns = np.concatenate(best, axis=1)
+        # Whoever has seen everything has no group to take from.
+        columns = np.concatenate([np.empty((len(rows), 0), np.int64), *best], axis=1)
         values = np.take_along_axis(scores, columns, axis=1)
         order = np.lexsort([self._tie_break[columns], -values], axis=1)
         items = self._items[np.take_along_axis(columns, order, axis=1)]

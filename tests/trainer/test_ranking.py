@@ -96,3 +96,11 @@ def test_lists_of_several_merges_are_those_of_a_full_sort(case: Case) -> None:
                 expected = np.array(order)[place < places[group]].tolist()
                 listed = lists[length][user]
                 assert listed.tolist() == expected + [0] * (length - len(expected))
+
+
+def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:
+    everything = of_rows([list(range(1, NUM_ITEMS + 1))] * NUM_USERS)
+    case.ranking._users = EvaluationUsers(case.users.user_index, case.users.history, everything, case.users.targets)
+    for lists in case.ranking.lists_of_merges([("score", 1.0), ("quota", 1.0)], [1, 5]):
+        assert [found.shape for found in lists.values()] == [(NUM_USERS, 1), (NUM_USERS, 5)]
+        assert not any(found.any() for found in lists.values())

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from contracts.artifact import ArtifactError
 from contracts.config import Config
@@ -17,14 +15,11 @@ from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from tests.trainer.model_test import HISTORY, embeddings
 from trainer.baselines import baseline_config
-from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
-from trainer.group_first_model import GroupFirstModel
-from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
-from trainer.negative_pools import NegativePools
 from trainer.ranking import ExactRanking
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
@@ -38,171 +33,6 @@ def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Wor
     alone, _ = model.query_embeddings(HISTORY[1:2, :1], {})
     together, _ = model.query_embeddings(HISTORY, {})
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
-
-
-def perturbed(model: TwoTowerModel) -> TwoTowerModel:
-    """Away from the start, where every group's vector is the shared one."""
-    rng = np.random.default_rng(0)
-    for weight in model.trainable_variables:
-        weight.assign(weight + rng.normal(size=weight.shape, scale=0.1))
-    return model
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a model makes of each positive's history, as serving asks it: of events before it, padded.
-
-    `places` and `targets` are of a batch's positives; `own` [n, num_groups, dim], `shared` [n, dim], `log_intent`.
-    """
-
-    places: np.ndarray
-    targets: np.ndarray
-    own: np.ndarray
-    shared: np.ndarray
-    log_intent: np.ndarray
-
-    @classmethod
-    def of(cls, model: TwoTowerModel, batch: WindowBatch) -> Encoded:
-        places = np.argwhere(batch.is_target)
-        before = np.arange(batch.item_index.shape[1] - 1) < places[:, 1:]
-        histories = np.where(before, batch.item_index[places[:, 0], :-1], 0)
-        own, log_intent = model.query_embeddings(tf.constant(histories), {})
-        shared = model._queries_of(batch, tf.constant(places), None, False)
-        targets = batch.item_index[places[:, 0], places[:, 1]]
-        return cls(places, targets, own.numpy(), shared.numpy(), log_intent.numpy())
-
-
-def log_partition(scores: np.ndarray) -> float:
-    return float(np.log(np.exp(scores.astype(np.float64)).sum()))
-
-
-@pytest.mark.parametrize("global_by", ["shared", "group"])
-@pytest.mark.parametrize("conditioning", ["multiply", "mmoe"])
-def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: str, workdir: Workdir) -> None:
-    """The softmax terms and the distance of partitions, by a plain loop over positives, on a small catalogue."""
-    config = small_config(
-        training={"loss": {"global_weight": 1.0, "global_by": global_by}},
-        model={"conditioning": conditioning, "dropout": 0.0},
-    )
-    catalogue = Catalogue.load(workdir)
-    model = perturbed(TwoTowerModel(config, catalogue))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    terms = model.loss_terms(batch, training=False)
-    items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1)).numpy()
-    in_group, overall, partitions, centers = [], [], [], []
-    encoded = Encoded.of(model, batch)
-    for target, queries, shared in zip(encoded.targets, encoded.own, encoded.shared, strict=True):
-        same = catalogue.group_id[1:] == catalogue.group_id[target]
-        scores = (queries[catalogue.group_id[1:]] * items).sum(axis=1)
-        of_all = items @ shared if global_by == "shared" else scores
-        partitions.append(log_partition(scores[same]))
-        centers.append(log_partition(of_all[same]))
-        in_group.append(partitions[-1] - scores[target - 1])
-        overall.append(log_partition(of_all) - of_all[target - 1])
-    center = centers if global_by == "shared" else np.mean(partitions)
-    expected = {"in_group": in_group, "global": overall, "z": np.square(np.subtract(partitions, center))}
-    for name, values in expected.items():
-        assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
-    assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
-
-
-@pytest.mark.parametrize("global_by", ["shared", "group"])
-def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
-    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items never."""
-    loss = {**SAMPLED["loss"], "global_by": global_by}
-    config = small_config(training={"loss": loss}, model={"conditioning": "mmoe", "dropout": 0.0})
-    catalogue = Catalogue.load(workdir)
-    model = perturbed(TwoTowerModel(config, catalogue))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    state = model.generator.state.numpy()
-    draws = NegativePools(catalogue, config.training.loss)(
-        batch.in_group_negatives, batch.easy_negatives, tf.zeros([0], tf.int64), model.generator
-    )
-    model.generator.reset(state)
-    terms = model.loss_terms(batch, training=False)
-    item, num_hard = draws.item_index.numpy(), int(draws.shared_from)
-    group, q = catalogue.group_id[item], catalogue.sampling_probability
-    mass = np.bincount(catalogue.group_id[1:], weights=q[1:], minlength=catalogue.num_groups)
-    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
-    in_group, overall = [], []
-    encoded = Encoded.of(model, batch)
-    rows = encoded.places[:, 0]
-    for row, target, queries, shared in zip(rows, encoded.targets, encoded.own, encoded.shared, strict=True):
-        of_all = np.tile(shared, (catalogue.num_groups, 1)) if global_by == "shared" else queries
-        own = catalogue.group_id[target]
-        allowed = ~np.isin(item, batch.item_index[row])
-        same, other = allowed & (group == own), allowed & (group != own) & (np.arange(len(item)) >= num_hard)
-        hard_of_own, easy = (group[:num_hard] == own).sum(), len(item) - num_hard
-        weight = np.where(group == own, hard_of_own / mass[own] + easy, easy) * q[item]
-        parts = {}
-        for name, vectors in {"own": queries, "all": of_all}.items():
-            scores = (vectors[group] * items[item]).sum(axis=1) - np.log(weight)
-            positive = vectors[own] @ items[target]
-            parts[name] = [log_partition(np.append(scores[mask], positive)) - positive for mask in (same, same | other)]
-        in_group.append(parts["own"][0])
-        overall.append(parts["all"][1])
-    assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
-    assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
-
-
-@pytest.mark.parametrize("global_by", ["shared", "group"])
-@pytest.mark.parametrize("conditioning", ["multiply_tokens", "concat_tokens"])
-def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(
-    conditioning: str, global_by: str, workdir: Workdir
-) -> None:
-    """Of each window one group has its own vector, as serving computes it; the others have the shared one."""
-    loss = {"global_weight": 1.0, "global_by": global_by}
-    config = small_config(training={"loss": loss}, model={"conditioning": conditioning, "dropout": 0.0})
-    catalogue = Catalogue.load(workdir)
-    model = build_model(config, catalogue)
-    assert isinstance(model, GroupFirstModel)
-    perturbed(model)
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    state = model.generator.state.numpy()
-    sampled = model.sampled_group(batch).numpy()
-    model.generator.reset(state)
-    terms = model.loss_terms(batch, training=False)
-    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
-    in_group, overall, intents = [], [], []
-    encoded = Encoded.of(model, batch)
-    for place, (row, _) in enumerate(encoded.places):
-        target, shared = encoded.targets[place], encoded.shared[place]
-        vectors = np.tile(shared, (catalogue.num_groups, 1))
-        vectors[sampled[row]] = encoded.own[place, sampled[row]]
-        scores = (vectors[catalogue.group_id] * items).sum(axis=1)[1:]
-        group = catalogue.group_id[target]
-        in_group.append(log_partition(scores[catalogue.group_id[1:] == group]) - scores[target - 1])
-        of_all = scores if global_by == "group" else items[1:] @ shared
-        overall.append(log_partition(of_all) - of_all[target - 1])
-        intents.append(-encoded.log_intent[place, group])
-    assert np.abs(encoded.own[0] - encoded.shared[0]).max() > 1e-2, "the groups' vectors are all the shared one"
-    for name, values in {"in_group": in_group, "global": overall, "intent": intents}.items():
-        assert float(terms[name]) == pytest.approx(np.mean(values), rel=1e-4), name
-
-
-def test_a_windows_group_is_drawn_in_proportion_to_its_targets(workdir: Workdir) -> None:
-    catalogue = Catalogue.load(workdir)
-    model = build_model(small_config(model={"conditioning": "multiply_tokens"}), catalogue)
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    of_target = np.where(batch.is_target, catalogue.group_id[batch.item_index], -1)
-    expected = (of_target[:, :, None] == np.arange(4)).sum(axis=1) / batch.is_target.sum(axis=1, keepdims=True)
-    drawn = np.mean([tf.one_hot(model.sampled_group(batch), 4).numpy() for _ in range(400)], axis=0)
-    # Four standard errors of a share of 400 draws.
-    np.testing.assert_allclose(drawn, expected, atol=4 * 0.5 / 20)
-    assert (drawn[expected == 0] == 0).all()
-
-
-@pytest.mark.parametrize(("global_weight", "shapes"), [(1.0, False), (0.0, True)])
-def test_intent_shapes_the_towers_only_where_the_score_holds_it(
-    global_weight: float, shapes: bool, workdir: Workdir
-) -> None:
-    config = small_config(training={"loss": {"global_weight": global_weight}})
-    model = TwoTowerModel(config, Catalogue.load(workdir))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    with tf.GradientTape() as tape:
-        intent = model.loss_terms(batch, training=False)["intent"]
-    id_table = next(weight for weight in model.trainable_variables if "id_embedding" in weight.name)
-    assert (tape.gradient(intent, id_table) is not None) == shapes == model.intent_in_score
 
 
 def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
@@ -367,30 +197,6 @@ def test_write_evaluation_leaves_one_artifact(workdir: Workdir) -> None:
     assert (manifest.fingerprint, manifest.files) == ("y", ["breakdowns.json", "metrics.json"])
     metrics = json.loads(workdir.metrics.read_text())
     assert list(metrics) == ["popularity", "dnc", "dnc_quota"]
-
-
-def test_the_models_choice_term_is_that_of_numpy(tmp_path: Path) -> None:
-    workdir = write_artifacts(cyclic_log(num_users=40, exposed_negatives=1, mined_negatives=3), tmp_path)
-    config = small_config(
-        model={"dropout": 0.0, "conditioning": "multiply"},
-        windows={"mined_negatives": 3, "mined_from": "unread.npz"},
-        training={"loss": {"choice_weight": 1.0}},
-    )
-    catalogue = Catalogue.load(workdir)
-    model = build_model(config, catalogue)
-    perturbed(model)
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
-    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
-    expected = []
-    encoded = Encoded.of(model, batch)
-    for (row, position), queries in zip(encoded.places, encoded.own, strict=True):
-        mined = batch.mined_negatives[row, position]
-        if mined.any():
-            choice = np.array([batch.item_index[row, position], *mined[mined > 0]])
-            scores = (queries[catalogue.group_id[choice]] * items[choice]).sum(axis=1)
-            expected.append(np.log(np.exp(scores).sum()) - scores[0])
-    # The exposed negatives of this log are the positives themselves: accidental hits, all masked.
-    assert float(model.loss_terms(batch, training=False)["choice"]) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_exposed_negatives_lie_at_their_targets(tmp_path: Path) -> None:
