@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -45,6 +46,7 @@ class ScannIndexSet(tf.Module):
         self.group_sizes[self._groups] = self._sizes
         self._offset_of_group = (np.cumsum(self.group_sizes) - self.group_sizes).astype(np.int32)
         self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
+        self._few = len(indexes) // _FEW
         self._steps = _steps(indexes)
         # [num_indexes * num_steps] each, index by index
         self._leaves, self._reorder = (_by_step(indexes, self._steps)[:, :, one].ravel() for one in range(2))
@@ -63,13 +65,40 @@ class ScannIndexSet(tf.Module):
             query_embeddings: float32 [batch_size >= 1, num_groups, dim].
             wanted: int32 [batch_size, num_groups], results wanted.
         """
-        few = len(self._groups) // _FEW
-        is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= few
+        is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
-        branches = [partial(self._of_few, few) if few else self._of_all, self._of_all, self._of_batch]
-        found = Found(*_switch(branch, branches, query_embeddings, wanted))
+        found = Found(*self._answer(branch, query_embeddings, wanted))
         items = tf.gather(self._item_index, found.items + tf.gather(self._offset_of_group, found.group))
         return found._replace(items=items)
+
+    def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
+        """What the branch of that number answers to queries and `wanted`.
+
+        `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
+        taken, which takes longer than a single row's searches.
+        """
+        if tf.executing_eagerly():
+            return self._branches[int(branch)](*given)
+        return tf.raw_ops.Case(
+            branch_index=branch,
+            input=given,
+            Tout=[tf.float32, tf.int32, tf.int32, tf.int32],
+            branches=self._branch_functions,
+            output_shapes=[[None, None]] * 4,
+        )
+
+    @property
+    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor], Found]]:
+        return [self._of_few if self._few else self._of_all, self._of_all, self._of_batch]
+
+    @functools.cached_property
+    def _branch_functions(self) -> Sequence[Any]:
+        """Traced once for all searches of a graph: a loader takes its time to optimize each function of it."""
+        specs = [
+            tf.TensorSpec([None, len(self.group_sizes), None]),
+            tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
+        ]
+        return [_concrete(lambda *given, one=one: tuple(one(*given)), specs) for one in self._branches]
 
     def _of_batch(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
         return search_groups(queries, wanted, self.group_sizes, self._search_jobs, by_level=True)
@@ -78,8 +107,8 @@ class ScannIndexSet(tf.Module):
         place = np.arange(len(self._groups), dtype=np.int32)
         return self._of_row(self._resources.handles(), place, self._wanted_of_row(wanted), queries)
 
-    def _of_few(self, few: int, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
-        k, place = tf.math.top_k(self._wanted_of_row(wanted), few)
+    def _of_few(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+        k, place = tf.math.top_k(self._wanted_of_row(wanted), self._few)
         handles = tf.unstack(tf.gather(tf.stack(self._resources.handles()), place))
         return self._of_row(handles, place, k, queries)
 
@@ -119,13 +148,36 @@ class ScannIndexSet(tf.Module):
         place = np.arange(num_jobs, dtype=np.int32) % len(handles)
         rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)
         columns = [tf.unstack(values) for values in (jobs.num_rows > 0, jobs.k, *self._searches(place, jobs.k))]
-        search = _search_if_asked(jobs.queries.shape[1])
         return Results.of(
             [
-                search(is_asked, handles[place[job]], queries, k, leaves, reorder)
+                self._search_if_asked(is_asked, handles[place[job]], queries, k, leaves, reorder)
                 for job, (queries, is_asked, k, leaves, reorder) in enumerate(zip(rows, *columns, strict=True))
             ]
         )
+
+    def _search_if_asked(self, is_asked: tf.Tensor, *given: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What `_search` finds, or nothing.
+
+        All jobs share two functions. `tf.cond` makes two a job, and loading a servable takes seconds where there
+        are hundreds of them.
+        """
+        if tf.executing_eagerly():
+            return _search(*given) if is_asked else _search_nothing()
+        then_branch, else_branch = self._job_functions
+        return tf.raw_ops.If(
+            cond=is_asked,
+            input=given,
+            Tout=[tf.float32, tf.int32],
+            then_branch=then_branch,
+            else_branch=else_branch,
+            output_shapes=[[None, None]] * 2,
+        )
+
+    @functools.cached_property
+    def _job_functions(self) -> Sequence[Any]:
+        number = tf.TensorSpec([], tf.int32)
+        specs = [tf.TensorSpec([], tf.resource), tf.TensorSpec([None, None]), number, number, number]
+        return [_concrete(one, specs) for one in (_search, _search_nothing)]
 
     def _searches(self, place: np.ndarray | tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Indexes and k, int32 [num_jobs] -> leaves to search and items to fetch by hash, -1 where there are none."""
@@ -133,28 +185,8 @@ class ScannIndexSet(tf.Module):
         return tf.gather(self._leaves, step), tf.gather(self._reorder, step)
 
 
-def _switch(
-    branch: tf.Tensor,
-    branches: Sequence[Callable[[tf.Tensor, tf.Tensor], Found]],
-    queries: tf.Tensor,
-    wanted: tf.Tensor,
-) -> Sequence[tf.Tensor]:
-    """branches[branch](queries, wanted).
-
-    `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
-    taken, which takes longer than a single row's searches.
-    """
-    if tf.executing_eagerly():
-        return branches[int(branch)](queries, wanted)
-    specs = [tf.TensorSpec.from_tensor(queries), tf.TensorSpec.from_tensor(wanted)]
-    functions = [tf.function(lambda *given, one=one: tuple(one(*given)), specs, autograph=False) for one in branches]
-    return tf.raw_ops.Case(
-        branch_index=branch,
-        input=[queries, wanted],
-        Tout=[tf.float32, tf.int32, tf.int32, tf.int32],
-        branches=[function.get_concrete_function() for function in functions],
-        output_shapes=[[None, None]] * 4,
-    )
+def _concrete(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
+    return tf.function(function, specs, autograph=False).get_concrete_function()
 
 
 def _search(
@@ -167,31 +199,6 @@ def _search(
 
 def _search_nothing(*_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.zeros([0, 0]), tf.zeros([0, 0], tf.int32)
-
-
-def _search_if_asked(dim: int) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """(is_asked, arguments of `_search`) -> what it finds, or nothing.
-
-    All jobs share two functions. `tf.cond` makes two a job, and loading a servable takes seconds where there
-    are hundreds of them.
-    """
-    if tf.executing_eagerly():
-        return lambda is_asked, *given: _search(*given) if is_asked else _search_nothing()
-    number = tf.TensorSpec([], tf.int32)
-    specs = [tf.TensorSpec([], tf.resource), tf.TensorSpec([None, dim], tf.float32), number, number, number]
-    functions = [tf.function(one, specs, autograph=False).get_concrete_function() for one in (_search, _search_nothing)]
-
-    def search(is_asked: tf.Tensor, *given: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.raw_ops.If(
-            cond=is_asked,
-            input=given,
-            Tout=[tf.float32, tf.int32],
-            then_branch=functions[0],
-            else_branch=functions[1],
-            output_shapes=[[None, None]] * 2,
-        )
-
-    return search
 
 
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""TensorFlow's other loaders, called as `local_client.ServableSession` is."""
+"""TensorFlow's other loaders, beside `local_client.ServableSession`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import scann
 import tensorflow as tf
 
 import contracts
+from serving.local_client import Servable
 from serving.signatures import read_signatures
 
 
-class EagerServable:
+class EagerServable(Servable):
     """One version, under TensorFlow 2's loader.
 
     Its signature functions take every input, so defaults are read from the SavedModel and filled
@@ -44,7 +45,7 @@ class EagerServable:
 SCANN_OPS = Path(scann.__file__).parent / "scann_ops" / "cc" / "_scann_ops.so"
 
 
-class CServable:
+class CServable(Servable):
     """One version, under TensorFlow's C API in a process of its own: what TF Serving does, without TF Serving."""
 
     def __init__(self, path: Path, op_libraries: Sequence[Path] = (SCANN_OPS,)):
@@ -58,7 +59,7 @@ class CServable:
         """The shared objects that are not there, for which this loader cannot run."""
         return [path for path in (*_tensorflow_libraries().values(), SCANN_OPS) if not path.exists()]
 
-    def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Loads the servable and calls a signature; inputs that are left out take their defaults.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,53 +36,14 @@ class Recommendations:
     group_ids: np.ndarray
 
 
-class ServableSession:
-    """One version of a servable. Use it as a context manager, or `close` it."""
+class Servable(ABC):
+    """One version, under any loader."""
 
-    def __init__(self, path: Path, num_threads: int = 0):
-        """Loads `path`, a version directory; num_threads 0 leaves the choice to TensorFlow.
+    signatures: Mapping[str, Any]
 
-        Raises:
-            ValueError: there is no servable at `path`.
-        """
-        if not (path / "saved_model.pb").exists():
-            raise ValueError(f"no servable at {path}: it must be a version directory that holds saved_model.pb")
-        options = v1.ConfigProto(
-            intra_op_parallelism_threads=num_threads,
-            inter_op_parallelism_threads=num_threads,
-            use_per_session_threads=num_threads > 0,
-        )
-        self._session = v1.Session(graph=tf.Graph(), config=options)
-        with self._session.graph.as_default():
-            meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
-        self.signatures = meta_graph.signature_def
-
-    def __enter__(self) -> ServableSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Frees the servable's memory."""
-        self._session.close()
-
+    @abstractmethod
     def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Calls a signature; inputs that are left out take their defaults.
-
-        Raises:
-            ValueError: the servable has no such signature or input.
-        """
-        if signature not in self.signatures:
-            raise ValueError(f"the servable has no signature {signature!r}; it has {sorted(self.signatures)}")
-        definition = self.signatures[signature]
-        for name in inputs:
-            if name not in definition.inputs:
-                raise ValueError(f"{signature} has no input {name!r}; it has {sorted(definition.inputs)}")
-        outputs = {name: info.name for name, info in definition.outputs.items()}
-        return self._session.run(outputs, {definition.inputs[name].name: value for name, value in inputs.items()})
+        """Calls a signature; inputs that are left out take their defaults."""
 
     def recommend(
         self,
@@ -139,6 +101,55 @@ class ServableSession:
         inputs = {Request.ITEM_IDS: np.array([item.encode() for item in item_ids], object)}
         outputs = self.predict(Signature.CANDIDATE_EMBEDDING, inputs)
         return outputs[Response.EMBEDDINGS], outputs[Response.GROUP_IDS]
+
+
+class ServableSession(Servable):
+    """One version of a servable. Use it as a context manager, or `close` it."""
+
+    def __init__(self, path: Path, num_threads: int = 0):
+        """Loads `path`, a version directory; num_threads 0 leaves the choice to TensorFlow.
+
+        Raises:
+            ValueError: there is no servable at `path`.
+        """
+        if not (path / "saved_model.pb").exists():
+            raise ValueError(f"no servable at {path}: it must be a version directory that holds saved_model.pb")
+        options = v1.ConfigProto(
+            intra_op_parallelism_threads=num_threads,
+            inter_op_parallelism_threads=num_threads,
+            use_per_session_threads=num_threads > 0,
+        )
+        self._session = v1.Session(graph=tf.Graph(), config=options)
+        with self._session.graph.as_default():
+            meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
+        self.signatures = meta_graph.signature_def
+
+    def __enter__(self) -> ServableSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the servable's memory."""
+        self._session.close()
+
+    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Calls a signature; inputs that are left out take their defaults.
+
+        Raises:
+            ValueError: the servable has no such signature or input.
+        """
+        if signature not in self.signatures:
+            raise ValueError(f"the servable has no signature {signature!r}; it has {sorted(self.signatures)}")
+        definition = self.signatures[signature]
+        for name in inputs:
+            if name not in definition.inputs:
+                raise ValueError(f"{signature} has no input {name!r}; it has {sorted(definition.inputs)}")
+        outputs = {name: info.name for name, info in definition.outputs.items()}
+        return self._session.run(outputs, {definition.inputs[name].name: value for name, value in inputs.items()})
 
 
 def request_inputs(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import contracts
@@ -12,6 +14,8 @@ from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.config_io import dump_config
 from contracts.layout import Workdir
+
+log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.json"
 
@@ -35,15 +39,20 @@ def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str)
         config_path = artifact.path / "config.yaml"
         config_path.write_text(dump_config(config), encoding="utf-8")
         arguments = [str(path.absolute()) for path in (workdir.path, servable, config_path, report_path)]
-        process = subprocess.run(
-            [sys.executable, "-m", "serving.validate_process", *arguments],
-            cwd=Path(contracts.__file__).parent.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if process.returncode:
-            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{process.stderr[-2000:]}")
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "serving.validate_process", *arguments],
+                cwd=Path(contracts.__file__).parent.parent,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+            with process:
+                for line in process.stdout or ():
+                    log.info("validate: %s", line.rstrip())
+            if process.returncode:
+                errors.seek(0)
+                raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{errors.read()[-2000:]}")
         report = json.loads(report_path.read_text(encoding="utf-8"))
         if report["failures"]:
             failed = workdir.path / "validation-failed.json"

@@ -6,7 +6,10 @@ It loads the servables with TensorFlow's loaders only; nothing of the export is 
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,14 @@ from contracts.names import Response, Signature, Split
 from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
 from serving.loaders import SCANN_OPS, CServable, EagerServable
-from serving.local_client import ServableSession, decode, request_inputs
+from serving.local_client import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.merge import MERGES
 from serving.requests import UserRequests, user_requests
 from serving.versions import exported_versions
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
+from trainer.progress import line_a_minute
 
 _BATCH = 64
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
@@ -50,6 +54,8 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
     config = load_config(arguments.config)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     write_json(arguments.report, check_servables(config, Workdir(arguments.workdir), arguments.servable))
 
 
@@ -77,26 +83,36 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
 def _check_servable(
     config: Config, catalogue: Catalogue, requests: UserRequests, index: str, path: Path
 ) -> tuple[dict[str, Any], list[str]]:
+    """What is found of one servable, and the failures.
+
+    The session answers as TF Serving would: warm-up requests, and what is left to the defaults. The other ways of
+    asking are TensorFlow 2's, as a session prepares for a second and more for every set of inputs it is fed.
+    """
     item_ids = catalogue.item_ids.tolist()
+    index_of = {item: place for place, item in enumerate(item_ids)}
     batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
+    inputs = request_inputs(requests.histories[:_BATCH], requests.user_ids[:_BATCH])
     failures = []
-    with ServableSession(path) as session:
+    with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
+        in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a process of its own, beside all else
         warmed = _replay_warmup(session, path)
         if not warmed:
             failures.append("the warm-up file holds no request")
-        corpus = Corpus(*session.candidate_embedding(item_ids), catalogue.train_count[1:] == 0)
+        eager = EagerServable(path)
+        corpus = Corpus(*eager.candidate_embedding(item_ids), catalogue.train_count[1:] == 0)
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
-        # A session takes a second to prepare for a set of inputs that it has not been fed before: one set serves all.
-        plain = {"merge": config.serving.merge, "max_groups": 0, "num_exploration": 0}
-        verdicts = {
-            name: [
-                _check_batch(config, {**plain, **own} if own else {}, corpus, item_ids, session, requests, rows)
-                for rows in batches
-            ]
-            for name, own in _CONTROLS.items()
-        }
-        loaders = _other_loaders(session, path, index, requests)
+        verdicts: dict[str, list[Verdict]] = {name: [] for name in _CONTROLS}
+        for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
+            embedded = _embed(eager, requests, rows, index_of)
+            for name, controls in _CONTROLS.items():
+                lists = (eager if controls else session).recommend(
+                    requests.histories[rows], requests.user_ids[rows], **controls
+                )
+                verdicts[name].append(_check_lists(config, controls, corpus, item_ids, embedded, lists))
+        answer = session.predict(Signature.SERVING_DEFAULT, inputs)
+        answers = {"tf.saved_model.load": eager.predict(Signature.SERVING_DEFAULT, inputs), "C API": in_c.result()}
+    loaders = {name: other if isinstance(other, str) else _compare(answer, other) for name, other in answers.items()}
     failures += [f"{name}: {outcome}" for name, outcome in loaders.items() if outcome.startswith("differs")]
     weights = [len(requests.user_ids[rows]) for rows in batches]
     target = _EXACT_RECALL if index == "exact" else config.serving.recall_target
@@ -124,54 +140,41 @@ def _replay_warmup(session: ServableSession, servable: Path) -> int:
     return count
 
 
-def _check_batch(
+def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> Embedded:
+    histories = requests.histories[rows]
+    excluded = np.zeros([len(histories), len(index_of)], bool)
+    for row, history in enumerate(histories):
+        excluded[row, [index_of[item] for item in history]] = True
+    return Embedded(*servable.query_embedding(histories, requests.user_ids[rows]), excluded)
+
+
+def _check_lists(
     config: Config,
     controls: Mapping[str, Any],
     corpus: Corpus,
     item_ids: list[str],
-    session: ServableSession,
-    requests: UserRequests,
-    rows: slice,
+    embedded: Embedded,
+    lists: Recommendations,
 ) -> Verdict:
-    histories, user_ids = requests.histories[rows], requests.user_ids[rows]
-    queries, intent = session.query_embedding(histories, user_ids)
-    index_of = {item: index for index, item in enumerate(item_ids)}
-    excluded = np.zeros([len(histories), len(item_ids)], bool)
-    for row, history in enumerate(histories):
-        excluded[row, [index_of[item] for item in history]] = True
-    serving = config.serving
-    alike = Asked.alike(
-        len(histories),
-        intent.shape[1],
-        serving.merge,
-        serving.num_candidates,
-        serving.alpha,
-        config.intent_in_score,
-    )
-    per_row: dict[str, Any] = {name: np.full(len(histories), value) for name, value in controls.items()}
-    asked = replace(alike, **per_row)
+    serving, (rows, num_groups) = config.serving, embedded.intent.shape
+    alike = Asked.alike(rows, num_groups, serving.merge, serving.num_candidates, serving.alpha, config.intent_in_score)
+    per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}
     return check_lists(
         corpus,
         item_ids,
-        Embedded(queries, intent, excluded),
-        session.recommend(histories, user_ids, **controls),
-        asked,
+        embedded,
+        lists,
+        replace(alike, **per_row),
         recall_target=0.0,  # a mean over all batches is held to the target
         tolerance=INT8_SCORE_TOLERANCE if serving.int8 else SCORE_TOLERANCE,
     )
 
 
-def _other_loaders(session: ServableSession, path: Path, index: str, requests: UserRequests) -> dict[str, str]:
-    """Loader -> whether it gives the session's answers to one batch."""
-    inputs = request_inputs(requests.histories[:_BATCH], requests.user_ids[:_BATCH])
-    answer = session.predict(Signature.SERVING_DEFAULT, inputs)
-    outcomes = {"tf.saved_model.load": _compare(answer, EagerServable(path).predict(Signature.SERVING_DEFAULT, inputs))}
+def _c_api_answer(path: Path, index: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | str:
+    """The answer, or why there is none."""
     if missing := CServable.missing():
-        outcomes["C API"] = f"skipped: {', '.join(str(file) for file in missing)} does not exist"
-    else:
-        other = CServable(path, _OP_LIBRARIES[index]).predict(Signature.SERVING_DEFAULT, inputs)
-        outcomes["C API"] = _compare(answer, other)
-    return outcomes
+        return f"skipped: {', '.join(str(file) for file in missing)} does not exist"
+    return CServable(path, _OP_LIBRARIES[index]).predict(Signature.SERVING_DEFAULT, inputs)
 
 
 def _compare(answer: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:

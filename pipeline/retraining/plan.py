@@ -11,7 +11,7 @@ from typing import Any
 import contracts
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, RetrainRun, Store
+from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import effective_labels, versions_on_disk
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
@@ -139,11 +139,21 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
             stable = {"previous": str(parent.item_groups.path), "since": plan.news_start}
             updates["groups"] = config.groups.model_copy(update=stable)
         if plan.warm:
-            training: dict[str, Any] = {"warm_start": str(parent.path), "epochs": retrain.epochs, "evaluate_every": 1}
-            training["learning_rate"] = retrain.learning_rate
-            updates["training"] = config.training.model_copy(update=training)
+            updates["training"] = config.training.model_copy(update=_warm_training(config, parent))
             updates["windows"] = config.windows.model_copy(update={"since": plan.since})
     return config.model_copy(update=updates)
+
+
+def _warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
+    """What is different in a training that has most of its way behind it."""
+    return {
+        "warm_start": str(parent.path),
+        "epochs": config.retrain.epochs,
+        "learning_rate": config.retrain.learning_rate,
+        "evaluate_every": 1,
+        "early_stopping_patience": config.retrain.patience,
+        "learning_rate_drops": 0,
+    }
 
 
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:

@@ -122,7 +122,7 @@ def test_a_model_that_was_shown_the_answers_is_not_pushed(trained: Trained, tmp_
     within the default limit of 2, so it is known by what it was trained on.
     """
     store = trained.begin()
-    longer = ["retrain.epochs=200", "training.early_stopping_patience=200", "retrain.learning_rate=0.02"]
+    longer = ["retrain.epochs=200", "retrain.patience=200", "retrain.learning_rate=0.02"]
     leaky = [word for setting in [*longer, "retrain.gate.k=5"] for word in ("--set", setting)]
     run_id = trained.retrain(DAYS[3], "--to", "groups", *leaky)["run_id"]
     workdir, kept = store.run(run_id), tmp_path / "kept"

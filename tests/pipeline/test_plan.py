@@ -62,6 +62,7 @@ def test_the_stable_version_is_the_parent(store: Store) -> None:
     assert (plan.parent, plan.parent_run, plan.warm, plan.version, plan.held) == (2, "run-2", True, 3, False)
     training = run_config(CONFIG, store, plan, []).training
     assert (training.warm_start, training.epochs) == (str(store.run("run-2").path), 3)
+    assert (training.early_stopping_patience, training.learning_rate_drops) == (CONFIG.retrain.patience, 0)
 
 
 def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows(store: Store) -> None:
