@@ -154,7 +154,7 @@ def build_group_index(
     structure = choose_structure(size, serving)
     searcher = _build_searcher(embeddings, structure, int8=serving.int8)
     state = scann_ops.scann_to_tensors(searcher.searcher_handle)
-    tensors = {name: np.asarray(tensor.numpy()) for name, tensor in zip(HANDLE_ARGUMENTS, state, strict=True)}
+    tensors = {name: as_array(tensor.numpy()) for name, tensor in zip(HANDLE_ARGUMENTS, state, strict=True)}
     num_leaves = _num_leaves(size) if structure != "brute_force" else 0
     try:
         points = _tune(
@@ -165,6 +165,11 @@ def build_group_index(
     leaf_sizes = np.bincount(tensors["datapoint_to_token"], minlength=num_leaves) if num_leaves else np.zeros(0, int)
     made_of = index_fingerprint(embeddings, serving)
     return GroupIndex(group_id, size, structure, tensors, points, leaf_sizes.astype(np.int64), made_of)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array of numbers, or of one string, which NumPy's own type for them would cut at its last zeros."""
+    return np.array(value, object) if isinstance(value, bytes | str) else np.asarray(value)
 
 
 def _num_leaves(size: int) -> int:

@@ -24,11 +24,6 @@ _ROUNDING = 1e-6
 """Interpolated numbers are rounded up, but not because of their last bit."""
 
 
-def asset_name(group_id: int) -> str:
-    """The file of an index among a SavedModel's assets."""
-    return f"group-{group_id}.scann"
-
-
 class ScannIndexSet(tf.Module):
     """K ScaNN indexes as raw ops, made by `ScannResources`."""
 
@@ -51,9 +46,7 @@ class ScannIndexSet(tf.Module):
         # [num_indexes * num_steps] each, index by index
         self._leaves, self._reorder = (_by_step(indexes, self._steps)[:, :, one].ravel() for one in range(2))
         self._scratch = tempfile.TemporaryDirectory()  # until the SavedModel is written
-        self._resources = ScannResources(
-            {asset_name(index.group_id): index.tensors for index in indexes}, Path(self._scratch.name)
-        )
+        self._resources = ScannResources({index.group_id: index.tensors for index in indexes}, Path(self._scratch.name))
 
     def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
         """The best items of every group, by item_index; see `search_groups` for a batch.

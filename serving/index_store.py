@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from serving.group_index import HANDLE_ARGUMENTS, GroupIndex, SearchPoint
-from serving.index_set import asset_name
-from serving.scann_resource import as_bytes, from_bytes
+from serving.group_index import GroupIndex, SearchPoint
+from serving.scann_resource import StoredIndexes
 
 INDEXES_FILE = Path("assets.extra") / "group_indexes.json"
-_FORMAT = 2
+_FORMAT = 3
 """A file of another format is as none: its groups are built anew."""
 
 
@@ -32,7 +31,6 @@ def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
             "points": [asdict(point) for point in index.points],
             "fingerprint": index.fingerprint,
             "leaf_sizes": index.leaf_sizes.tolist(),
-            "tensors": [_layout(index.tensors[name]) for name in HANDLE_ARGUMENTS],
         }
         for index in indexes
     ]
@@ -45,29 +43,19 @@ def read_indexes(version: Path) -> dict[str, GroupIndex]:
     """Fingerprint -> index of a version directory; none if it holds no such file."""
     path = version / INDEXES_FILE
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if stored.get("format") != _FORMAT:
+    if stored.get("format") != _FORMAT or not stored["groups"]:
         return {}
-    return {entry["fingerprint"]: _read(version, entry) for entry in stored["groups"]}
+    tensors = StoredIndexes(version)
+    return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
 
 
-def _read(version: Path, entry: dict[str, Any]) -> GroupIndex:
-    content = (version / "assets" / asset_name(entry["group_id"])).read_bytes()
-    tensors, start = {}, 0
-    for name, (dtype, shape, length) in zip(HANDLE_ARGUMENTS, entry["tensors"], strict=True):
-        tensors[name] = from_bytes(content[start : start + length], dtype, shape)
-        start += length
+def _index(entry: dict[str, Any], stored: StoredIndexes) -> GroupIndex:
     return GroupIndex(
         group_id=entry["group_id"],
         size=entry["size"],
         structure=entry["structure"],
-        tensors=tensors,
+        tensors=stored.tensors(entry["group_id"]),
         points=tuple(SearchPoint(**point) for point in entry["points"]),
         leaf_sizes=np.array(entry["leaf_sizes"], np.int64),
         fingerprint=entry["fingerprint"],
     )
-
-
-def _layout(tensor: np.ndarray) -> tuple[str, list[int], int]:
-    """Dtype ("object": a string), shape and bytes."""
-    dtype = "object" if tensor.dtype.kind in "OS" else tensor.dtype.name
-    return dtype, list(tensor.shape), len(as_bytes(tensor))

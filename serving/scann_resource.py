@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from scann.scann_ops.py import scann_ops
 
-from serving.group_index import HANDLE_ARGUMENTS
+from serving.group_index import HANDLE_ARGUMENTS, as_array
 
 _NOTHING: dict[str, Any] = {
     "scann_config": "",
@@ -25,83 +24,95 @@ _NOTHING: dict[str, Any] = {
     "dp_norms": np.float32(0),
     "x": np.float32(0),
 }
+"""ScaNN's word for a tensor that an index has not."""
+_CHECKPOINT = "scann"
+_CHECKPOINT_FILES = (f"{_CHECKPOINT}.index", f"{_CHECKPOINT}.data-00000-of-00001")
+"""TensorFlow's checkpoint format, whose reader makes all tensors of all indexes in one op."""
 
 
 class ScannResources(tf.saved_model.experimental.TrackableResource):
     """Indexes that a SavedModel's loader makes out of assets.
 
     `TensorsToScann` makes an index under its `shared_name` or, where that name is known, answers with the
-    index that is there and looks at no tensor. So a loader runs it once, on the tensors in the asset, and
+    index that is there and looks at no tensor. So a loader runs it once, on the tensors in the assets, and
     a request runs it on empty ones, which costs a lookup instead of reading a variable a tensor; and memory
     holds ScaNN's copy alone. Names must be unique: without them, or with the same, indexes answer for
     each other under `tf.saved_model.load`.
     """
 
-    def __init__(self, tensors: Mapping[str, dict[str, np.ndarray]], folder: Path):
+    def __init__(self, indexes: Mapping[int, Mapping[str, np.ndarray]], folder: Path):
         """Args:
 
-        tensors: file name -> those of a `GroupIndex`.
+        indexes: group_id -> tensors of a `GroupIndex`.
         folder: an empty one that lasts until the SavedModel is written, which copies the files to its assets.
         """
         super().__init__()
         export_name = uuid.uuid4().hex
-        self._stored = [_Stored(f"{export_name}/{name}", of_one, folder / name) for name, of_one in tensors.items()]
-        for stored in self._stored:
-            self._track_trackable(stored.asset, stored.shared_name)
+        self._shared_names = {group_id: f"{export_name}/{group_id}" for group_id in indexes}
+        stored = {
+            _tensor_name(group_id, argument): tensors[argument]
+            for group_id, tensors in indexes.items()
+            for argument in HANDLE_ARGUMENTS
+            if tensors[argument].ndim or tensors[argument].dtype == object
+        }
+        self._dtypes = {name: tf.as_dtype(tensor.dtype) for name, tensor in stored.items()}
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / _CHECKPOINT),
+            tensor_names=list(stored),
+            shape_and_slices=[""] * len(stored),
+            tensors=list(stored.values()),
+        )
+        self._assets = [tf.saved_model.Asset(str(folder / name)) for name in _CHECKPOINT_FILES]
+        for name, asset in zip(_CHECKPOINT_FILES, self._assets, strict=True):
+            self._track_trackable(asset, name)
 
     def handles(self) -> list[tf.Tensor]:
         """Of the indexes, as `scann_search_batched` takes them."""
         if tf.executing_eagerly():
             self._initialize()
         nothing = {name: tf.constant(value) for name, value in _NOTHING.items()}
-        return [scann_ops.tensors_to_scann(**nothing, shared_name=stored.shared_name) for stored in self._stored]
+        return [scann_ops.tensors_to_scann(**nothing, shared_name=name) for name in self._shared_names.values()]
 
     def _initialize(self) -> tf.Tensor:
-        """One function for all, as TensorFlow optimizes a graph's functions one by one before it runs them."""
-        for stored in self._stored:
-            scann_ops.tensors_to_scann(**stored.read(), shared_name=stored.shared_name)
+        """One op reads all: a few ops a tensor, of hundreds of indexes, would take the loader seconds to optimize."""
+        values = tf.raw_ops.RestoreV2(
+            prefix=tf.strings.regex_replace(self._assets[0].asset_path, r"\.index$", ""),
+            tensor_names=list(self._dtypes),
+            shape_and_slices=[""] * len(self._dtypes),
+            dtypes=list(self._dtypes.values()),
+        )
+        restored = dict(zip(self._dtypes, values, strict=True))
+        nothing = {name: tf.constant(value) for name, value in _NOTHING.items()}
+        for group_id, shared_name in self._shared_names.items():
+            tensors = {name: restored.get(_tensor_name(group_id, name), nothing[name]) for name in HANDLE_ARGUMENTS}
+            scann_ops.tensors_to_scann(**tensors, shared_name=shared_name)
         return tf.constant(True)
 
     def _create_resource(self) -> tf.Tensor:
         """What TensorFlow asks of a trackable resource; the indexes are reached by their names instead."""
-        return tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name=f"{self._stored[0].shared_name}/unused")
+        name = f"{next(iter(self._shared_names.values()))}/unused"
+        return tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name=name)
 
 
-class _Stored:
-    """The tensors of one index in a file."""
+class StoredIndexes:
+    """The indexes' tensors in the assets of a SavedModel."""
 
-    def __init__(self, shared_name: str, tensors: dict[str, np.ndarray], path: Path):
-        self.shared_name = shared_name
-        self._layout = {name: (tensors[name].dtype, tensors[name].shape) for name in HANDLE_ARGUMENTS}
-        contents = [as_bytes(tensors[name]) for name in HANDLE_ARGUMENTS]
-        self._lengths = [len(content) for content in contents]
-        path.write_bytes(b"".join(contents))
-        self.asset = tf.saved_model.Asset(str(path))
+    def __init__(self, saved_model: Path):
+        """Opens the file that says what is there.
 
-    def read(self) -> dict[str, tf.Tensor]:
-        content = tf.io.read_file(self.asset.asset_path)
-        tensors, start = {}, 0
-        for (name, (dtype, shape)), length in zip(self._layout.items(), self._lengths, strict=True):
-            if shape:
-                part = tf.strings.substr(content, start, length)
-                is_text = dtype.kind in "OS"
-                tensors[name] = tf.reshape(part if is_text else tf.io.decode_raw(part, tf.as_dtype(dtype)), shape)
-            else:  # ScaNN's word for a tensor that this structure has not
-                tensors[name] = tf.constant(_NOTHING[name])
-            start += length
-        return tensors
+        Raises:
+            tf.errors.NotFoundError: the SavedModel has no such assets.
+        """
+        self._reader = tf.train.load_checkpoint(str(saved_model / "assets" / _CHECKPOINT))
+
+    def tensors(self, group_id: int) -> dict[str, np.ndarray]:
+        """Those of a `GroupIndex`."""
+        names = {argument: _tensor_name(group_id, argument) for argument in HANDLE_ARGUMENTS}
+        return {
+            argument: as_array(self._reader.get_tensor(name) if self._reader.has_tensor(name) else _NOTHING[argument])
+            for argument, name in names.items()
+        }
 
 
-def as_bytes(tensor: np.ndarray) -> bytes:
-    """A number or any of them, or one string, as the asset holds it."""
-    if tensor.dtype.kind not in "OS":
-        return tensor.tobytes()
-    value = tensor.ravel()[0]
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
-def from_bytes(content: bytes, dtype: str, shape: list[int]) -> np.ndarray:
-    """The inverse; dtype "object" is a string."""
-    if dtype == "object":
-        return np.full(shape, content, object)
-    return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape)
+def _tensor_name(group_id: int, argument: str) -> str:
+    return f"{group_id}/{argument}"
