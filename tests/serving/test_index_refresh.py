@@ -8,9 +8,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from serving.group_index import as_array, build_group_index
 from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes
+from serving.scann_resource import ScannResources, StoredIndexes
 from serving.signatures import require_compatible
 from tests.serving.conftest import GROUP_SIZES, MODEL, TUNED_RECALL, Trained, make_config
 from trainer.train import load_model
@@ -52,6 +54,26 @@ def test_a_stored_index_searches_as_a_built_one(servable, parts):
             best = np.sort(embeddings[items] @ queries[row, group])[::-1][:10]
             mine = found.scores.numpy()[row][found.group.numpy()[row] == group]
             assert np.mean(mine >= best[-1] - 1e-4) >= 0.8
+
+
+def test_stored_tensors_are_those_that_were_built_to_the_byte(tmp_path):
+    """A string among them may end with zeros, which NumPy's type of bytes leaves out."""
+    [small, large] = [
+        build_group_index(group, np.random.default_rng(group).normal(size=(size, 8)).astype(np.float32),
+                          np.zeros((0, 8), np.float32), make_config(brute_force_max_items=500).serving)
+        for group, size in ((3, 40), (7, 700))
+    ]  # fmt: skip
+    large.tensors["serialized_partitioner"] = as_array(b"any bytes\0\0")
+    (tmp_path / "assets").mkdir()
+    ScannResources({3: small.tensors, 7: large.tensors}, tmp_path / "assets")
+    stored = StoredIndexes(tmp_path)
+    for group, built in ((3, small), (7, large)):
+        for name, tensor in stored.tensors(group).items():
+            assert (tensor.dtype, tensor.shape) == (built.tensors[name].dtype, built.tensors[name].shape), name
+            if tensor.ndim == 0 and tensor.dtype != object:
+                continue  # stands for none: of any value
+            np.testing.assert_array_equal(tensor, built.tensors[name], err_msg=name)
+    assert stored.tensors(7)["serialized_partitioner"].item().endswith(b"\0\0")
 
 
 def changed(version: Path, folder: Path, change) -> Path:
