@@ -284,7 +284,7 @@ def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, 
             shutil.rmtree(copy.path, ignore_errors=True)
             shutil.copytree(store.path, copy.path)
             # As many epochs in both, so that what differs is the history.
-            found[window].append(daily_retrain(path, copy, spans[-1].key, ["training.early_stopping_patience=99"]))
+            found[window].append(daily_retrain(path, copy, spans[-1].key, ["retrain.patience=99"]))
             shutil.rmtree(copy.path)
     best = {window: min(runs, key=lambda run: run.seconds) for window, runs in found.items()}
     short, long = (best[window] for window in sorted(best))

@@ -1,4 +1,4 @@
-"""A servable in this process, loaded by the session loader that TF Serving uses."""
+"""What a servable in this process can be asked, and the loader that TF Serving uses, a session."""
 
 from __future__ import annotations
 
