@@ -60,7 +60,7 @@ class TrainingState:
     def best_epoch(self) -> dict[str, Any] | None:
         """The history's entry of the best validation; None before the first."""
         measured = [entry for entry in self.history if "validation_recall" in entry]
-        return max(measured, key=lambda entry: entry["validation_recall"], default=None)
+        return max(measured, key=_validation_recall, default=None)
 
     @property
     def plateaus(self) -> int:
@@ -68,10 +68,15 @@ class TrainingState:
         return sum(entry.get("plateau", False) for entry in self.history)
 
     def evaluations_without_better(self) -> int:
-        """Validations after the best one, and after the last plateau."""
-        best = self.best_epoch
+        """Validations after the best epoch, and after the last plateau.
+
+        What a warm training starts from is no epoch: with a fresh optimizer the first one may lose what the next ones
+        gain twice.
+        """
+        epochs = [entry for entry in self.history if entry["epoch"] > 0 and "validation_recall" in entry]
+        best = max(epochs, key=_validation_recall, default=None)
         marks = [entry["epoch"] for entry in self.history if entry is best or entry.get("plateau")]
-        return sum("validation_recall" in entry for entry in self.history if entry["epoch"] > max(marks, default=0))
+        return sum(entry["epoch"] > max(marks) for entry in epochs) if epochs else 0
 
     def epoch_done(self, entry: dict[str, Any], patience: int) -> None:
         """Records an epoch's history entry, and its weights if its validation is the best so far.
@@ -109,3 +114,7 @@ class TrainingState:
             shutil.rmtree(self._path)
         self._path.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"fingerprint": fingerprint})
+
+
+def _validation_recall(entry: dict[str, Any]) -> float:
+    return float(entry["validation_recall"])

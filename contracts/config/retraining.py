@@ -73,7 +73,7 @@ class RetrainConfig(Section):
     replay_spans: int = Field(
         0, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
     )
-    epochs: int = Field(3, ge=1, description="most epochs of a warm-started training")
+    epochs: int = Field(10, ge=1, description="most epochs of a warm-started training")
     patience: int = Field(1, ge=1, description="epochs without a better validation recall that end such a training")
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")

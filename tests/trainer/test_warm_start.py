@@ -18,6 +18,7 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
+from trainer.training_state import TrainingState
 from trainer.warm_start import GROUP_AXIS, match_groups, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
@@ -209,3 +210,17 @@ def test_training_never_ends_worse_than_it_started(tmp_path: Path) -> None:
     same = [np.allclose(weight.numpy(), value, atol=1e-6) for weight, value in zip(start, kept, strict=True)]
     # On so small a log a ruined model may do better by luck; the start is kept exactly where none did.
     assert all(same) == (best["epoch"] == 0)
+
+
+def test_a_first_epoch_below_the_start_does_not_end_the_training(tmp_path: Path) -> None:
+    """Patience counts from the best epoch of the training's own; the weights kept are the best of all."""
+    workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    model = build_model(config_of("mmoe"), Catalogue.load(workdir))
+    state = TrainingState(tmp_path / "state", "fingerprint", model, tf.keras.optimizers.Adam())
+    plateaus, best = [], []
+    for epoch, recall in enumerate([0.33, 0.32, 0.35, 0.34]):
+        state.epoch_done({"epoch": epoch, "validation_recall": recall}, patience=1)
+        plateaus.append(state.plateaus)
+        best.append(state.best_epoch["epoch"])
+    assert plateaus == [0, 0, 0, 1]
+    assert best == [0, 0, 2, 2]
