@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,21 +47,20 @@ class Verdict:
 
 def check_lists(
     corpus: Corpus,
-    item_ids: Sequence[str],
+    index_of: Mapping[str, int],
     requests: Embedded,
     lists: Recommendations,
     asked: Asked,
     recall_target: float,
     tolerance: float = SCORE_TOLERANCE,
 ) -> Verdict:
-    """Checks the lists of one batch.
+    """Checks the lists of one batch, whose items `index_of` finds in the corpus.
 
     Checked: ids are of the catalogue, distinct, not excluded, in the group claimed, and that group may
     answer; scores are what the formula gives; lists are in their merge's order; absent places come last,
     and only when nothing is left; as many cold items as asked for are there; recall against the exact
     merge reaches the target.
     """
-    index_of = {item: index for index, item in enumerate(item_ids)}
     index: np.ndarray = np.array([index_of.get(item, -1) for item in lists.item_ids.ravel()], np.int64).reshape(
         lists.scores.shape
     )

@@ -85,11 +85,10 @@ def _check_servable(
 ) -> tuple[dict[str, Any], list[str]]:
     """What is found of one servable, and the failures.
 
-    The session answers as TF Serving would: warm-up requests, and what is left to the defaults. The other ways of
-    asking are TensorFlow 2's, as a session prepares for a second and more for every set of inputs it is fed.
+    The session answers as TF Serving would: warm-up requests, embeddings, and what is left to the defaults. The other
+    ways of asking are TensorFlow 2's, as a session prepares for a second and more for every set of inputs it is fed.
     """
-    item_ids = catalogue.item_ids.tolist()
-    index_of = {item: place for place, item in enumerate(item_ids)}
+    index_of = {item: place for place, item in enumerate(catalogue.item_ids.tolist())}
     batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
     inputs = request_inputs(requests.histories[:_BATCH], requests.user_ids[:_BATCH])
     failures = []
@@ -98,30 +97,24 @@ def _check_servable(
         warmed = _replay_warmup(session, path)
         if not warmed:
             failures.append("the warm-up file holds no request")
-        eager = EagerServable(path)
-        corpus = Corpus(*eager.candidate_embedding(item_ids), catalogue.train_count[1:] == 0)
+        corpus = Corpus(*session.candidate_embedding(list(index_of)), catalogue.train_count[1:] == 0)
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
+        eager = EagerServable(path)
         verdicts: dict[str, list[Verdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
-            embedded = _embed(eager, requests, rows, index_of)
+            embedded = _embed(session, requests, rows, index_of)
             for name, controls in _CONTROLS.items():
                 lists = (eager if controls else session).recommend(
                     requests.histories[rows], requests.user_ids[rows], **controls
                 )
-                verdicts[name].append(_check_lists(config, controls, corpus, item_ids, embedded, lists))
+                verdicts[name].append(_check_lists(config, controls, corpus, index_of, embedded, lists))
         answer = session.predict(Signature.SERVING_DEFAULT, inputs)
         answers = {"tf.saved_model.load": eager.predict(Signature.SERVING_DEFAULT, inputs), "C API": in_c.result()}
     loaders = {name: other if isinstance(other, str) else _compare(answer, other) for name, other in answers.items()}
     failures += [f"{name}: {outcome}" for name, outcome in loaders.items() if outcome.startswith("differs")]
-    weights = [len(requests.user_ids[rows]) for rows in batches]
     target = _EXACT_RECALL if index == "exact" else config.serving.recall_target
-    recalls = {}
-    for name, found in verdicts.items():
-        failures += [f"{name}: {failure}" for verdict in found for failure in verdict.failures]
-        recalls[name] = float(np.average([verdict.recall for verdict in found], weights=weights))
-        if recalls[name] < target:
-            failures.append(f"{name}: recall against the exact merge is {recalls[name]:.4f}, below {target}")
+    recalls, found_wrong = _over_all_batches(verdicts, [len(requests.user_ids[rows]) for rows in batches], target)
     return {
         "path": str(path),
         "warmup_requests": warmed,
@@ -129,7 +122,20 @@ def _check_servable(
         "recalls": recalls,
         "max_score_error": max(verdict.max_score_error for found in verdicts.values() for verdict in found),
         "loaders": loaders,
-    }, failures
+    }, failures + found_wrong
+
+
+def _over_all_batches(
+    verdicts: Mapping[str, list[Verdict]], num_requests: list[int], target: float
+) -> tuple[dict[str, float], list[str]]:
+    """Recall of each way of asking, and what failed; `num_requests` are those of each batch."""
+    recalls, failures = {}, []
+    for name, found in verdicts.items():
+        failures += [f"{name}: {failure}" for verdict in found for failure in verdict.failures]
+        recalls[name] = float(np.average([verdict.recall for verdict in found], weights=num_requests))
+        if recalls[name] < target:
+            failures.append(f"{name}: recall against the exact merge is {recalls[name]:.4f}, below {target}")
+    return recalls, failures
 
 
 def _replay_warmup(session: ServableSession, servable: Path) -> int:
@@ -152,7 +158,7 @@ def _check_lists(
     config: Config,
     controls: Mapping[str, Any],
     corpus: Corpus,
-    item_ids: list[str],
+    index_of: Mapping[str, int],
     embedded: Embedded,
     lists: Recommendations,
 ) -> Verdict:
@@ -161,7 +167,7 @@ def _check_lists(
     per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}
     return check_lists(
         corpus,
-        item_ids,
+        index_of,
         embedded,
         lists,
         replace(alike, **per_row),

@@ -68,4 +68,5 @@ def check(
     excluded = np.array([np.isin(ids, [*seen, *other]) for seen, other in zip(histories, unwanted, strict=True)])
     asked = asked_of(controls, len(histories), catalogue.num_groups, serving)
     lists = session.recommend(histories, **controls)
-    return check_lists(corpus, ids, Embedded(queries, intent, excluded), lists, asked, recall_target), lists
+    index_of = {item: index for index, item in enumerate(ids)}
+    return check_lists(corpus, index_of, Embedded(queries, intent, excluded), lists, asked, recall_target), lists

@@ -123,11 +123,13 @@ def perfect(merge: str) -> tuple[Corpus, list[str], Embedded, Recommendations, A
     asked = replace(Asked.alike(2, 3, merge, 8, 1.0), num_exploration=np.array([3, 0]))
     exact = exact_selection(corpus, requests.queries, intent, excluded, asked)
     order = list_order(exact, corpus, intent, merge)[:, :8]
-    ids = [f"item {index}" for index in range(30)]
+    index_of = {f"item {index}": index for index in range(30)}
     lists = Recommendations(
-        np.array(ids, object)[order], np.take_along_axis(exact.scores, order, axis=1), corpus.group_ids[order]
+        np.array(list(index_of), object)[order],
+        np.take_along_axis(exact.scores, order, axis=1),
+        corpus.group_ids[order],
     )
-    return corpus, ids, requests, lists, asked
+    return corpus, index_of, requests, lists, asked
 
 
 def list_order(exact: Selection, corpus: Corpus, intent: np.ndarray, merge: str) -> np.ndarray:
@@ -148,8 +150,8 @@ def list_order(exact: Selection, corpus: Corpus, intent: np.ndarray, merge: str)
 
 @pytest.mark.parametrize("merge", ["score", "quota", "round_robin"])
 def test_perfect_lists_pass(merge):
-    corpus, ids, requests, lists, asked = perfect(merge)
-    verdict = check_lists(corpus, ids, requests, lists, asked, 1.0)
+    corpus, index_of, requests, lists, asked = perfect(merge)
+    verdict = check_lists(corpus, index_of, requests, lists, asked, 1.0)
     assert verdict.failures == []
     assert verdict.recall == 1.0
 
@@ -190,14 +192,14 @@ def broken(lists: Recommendations, damage: str) -> Recommendations:
     ],
 )
 def test_each_damage_is_named(damage, message):
-    corpus, ids, requests, lists, asked = perfect("score")
-    verdict = check_lists(corpus, ids, requests, broken(lists, damage), asked, 0.0)
+    corpus, index_of, requests, lists, asked = perfect("score")
+    verdict = check_lists(corpus, index_of, requests, broken(lists, damage), asked, 0.0)
     assert any(message in failure for failure in verdict.failures), verdict.failures
 
 
 def test_what_was_asked_for_is_held_against_the_lists():
     """The same lists, of requests that ask for something else."""
-    corpus, ids, requests, lists, asked = perfect("quota")
+    corpus, index_of, requests, lists, asked = perfect("quota")
     others = {
         "a group that may not answer": replace(asked, boost=np.array([[1, 0, 1]] * 2)),
         "a score differs from the formula": replace(asked, boost=np.array([[1, 2, 1]] * 2)),
@@ -206,20 +208,20 @@ def test_what_was_asked_for_is_held_against_the_lists():
         "recall against the exact merge": replace(asked, max_groups=np.array([1, 1])),
     }
     for message, other in others.items():
-        failures = check_lists(corpus, ids, requests, lists, other, 1.0).failures
+        failures = check_lists(corpus, index_of, requests, lists, other, 1.0).failures
         assert any(message in failure for failure in failures), (message, failures)
 
 
 def test_low_recall_is_named():
-    corpus, ids, requests, _, asked = perfect("score")
+    corpus, index_of, requests, _, asked = perfect("score")
     asked = replace(asked, num_exploration=np.zeros(2, int))
     scores = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked).scores
     # The right order, but starting from the 5th best: half of the 8 wanted are there.
     order = np.argsort(-np.where(requests.excluded, -np.inf, scores), axis=1)[:, 4:12]
     lists = Recommendations(
-        np.array(ids, object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
+        np.array(list(index_of), object)[order], np.take_along_axis(scores, order, axis=1), corpus.group_ids[order]
     )
-    verdict = check_lists(corpus, ids, requests, lists, asked, 0.95)
+    verdict = check_lists(corpus, index_of, requests, lists, asked, 0.95)
     assert verdict.failures == ["recall against the exact merge is 0.5000, below 0.95"]
 
 
