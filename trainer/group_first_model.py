@@ -42,26 +42,35 @@ class GroupFirstModel(TwoTowerModel):
         return tf.stack([tf.fill(tf.shape(group_id), self.num_groups), group_id])
 
     def _encode(
-        self, history: tf.Tensor, users: Mapping[str, tf.Tensor], group_id: tf.Tensor, training: bool
+        self,
+        history: tf.Tensor,
+        users: Mapping[str, tf.Tensor],
+        group_id: tf.Tensor,
+        training: bool,
+        num_events: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """All readings of [batch_size, length, dim] histories in one batch of the encoder.
 
         Args:
             group_id: int32 [num_readings, batch_size].
+            num_events: int32 [batch_size], see `QueryTower.call`.
 
         Returns:
-            float32 [num_readings, batch_size, length + 1, dim].
+            float32 [num_readings, batch_size, length + 1, dim], or [num_readings, batch_size, dim] after `num_events`.
         """
-        readings, batch_size = tf.unstack(tf.shape(group_id))
+        readings = tf.shape(group_id)[0]
         history = tf.tile(history, [readings, 1, 1])
         users = {name: tf.tile(value, [readings] + [1] * (value.shape.rank - 1)) for name, value in users.items()}
-        encoded = self._query_tower(history, users, training=training, group_id=tf.reshape(group_id, [-1]))
-        return tf.reshape(encoded, [readings, batch_size, -1, self.embedding_dim])
+        num_events = None if num_events is None else tf.tile(num_events, [readings])
+        encoded = self._query_tower(
+            history, users, training=training, group_id=tf.reshape(group_id, [-1]), num_events=num_events
+        )
+        return tf.reshape(encoded, tf.concat([tf.shape(group_id), tf.shape(encoded)[1:]], axis=0))
 
     def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         group_id = tf.repeat(tf.range(self.num_groups + 1)[:, None], tf.shape(history_index)[0], axis=1)
-        encoded = self._encode(self._history_tokens(history_index), user_features, group_id, training=False)
         num_events = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
-        last = tf.gather(tf.transpose(encoded, [1, 2, 0, 3]), num_events, batch_dims=1)
+        history = self._history_tokens(history_index)
+        last = tf.transpose(self._encode(history, user_features, group_id, False, num_events), [1, 0, 2])
         vectors = tf.ensure_shape(last[:, : self.num_groups], [None, self.num_groups, self.embedding_dim])
         return vectors, self._log_intent(last[:, self.num_groups])

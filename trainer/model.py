@@ -244,6 +244,5 @@ class TwoTowerModel(tfrs.Model):
         self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The query after the whole history, [batch_size, dim], and the number of its events, int32 [batch_size]."""
-        encoded = self._query_tower(self._history_tokens(history_index), user_features)
         length = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
-        return tf.gather(encoded, length, batch_dims=1), length
+        return self._query_tower(self._history_tokens(history_index), user_features, num_events=length), length

@@ -53,17 +53,19 @@ class QueryTower(tf.keras.layers.Layer):
         user_features: Mapping[str, tf.Tensor],
         training: bool = False,
         group_id: tf.Tensor | None = None,
+        num_events: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Queries after 0, 1, .. length events.
+        """Queries after 0, 1, .. length events, or after `num_events`.
 
         Args:
             history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
             user_features: name -> [batch_size] or [batch_size, width], transformed.
             group_id: int32 [batch_size], what a `TokenConditioning` conditions on; None: no group.
+            num_events: int32 [batch_size]; given, a row has the query after its first so many events alone.
 
         Returns:
-            float32 [batch_size, length + 1, dim], or [batch_size, length + 1, num_interests, dim] of
-            an `InterestEncoder`.
+            float32 [batch_size, length + 1, dim], or [batch_size, dim] after `num_events`; an `InterestEncoder`
+            has [num_interests, dim] for dim.
         """
         batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
         start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
@@ -71,7 +73,8 @@ class QueryTower(tf.keras.layers.Layer):
         if self._condition is not None and group_id is not None:
             tokens = self._condition(tokens, group_id)
         tokens = tokens * self._dim**0.5 + self._positions[: length + 1]
-        encoded = tf.cast(self._encode(self._dropout(tokens, training=training), training=training), tf.float32)
+        tokens = self._dropout(tokens, training=training)
+        encoded = tf.cast(self._encode(tokens, training=training, position=num_events), tf.float32)
         if self._features is None:
             return encoded
         features = self._dropout(self._features(user_features), training=training)

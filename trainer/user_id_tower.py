@@ -24,8 +24,14 @@ class UserIdTower(tf.keras.layers.Layer):
         )
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def call(self, history: tf.Tensor, user_features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """As `QueryTower.call`: the same query [batch_size, length + 1, dim] at every position.
+    def call(
+        self,
+        history: tf.Tensor,
+        user_features: Mapping[str, tf.Tensor],
+        training: bool = False,
+        num_events: tf.Tensor | None = None,
+    ) -> tf.Tensor:
+        """As `QueryTower.call`: the same query at every position, [batch_size, length + 1, dim] or [batch_size, dim].
 
         Raises:
             ValueError: `user_features` does not say who the users are.
@@ -35,4 +41,4 @@ class UserIdTower(tf.keras.layers.Layer):
         user = user_features[USER_INDEX]
         known = tf.cast(user > 0, tf.float32)[:, None]
         query = self._dropout(tf.gather(self._table, user) * known, training=training)
-        return tf.repeat(query[:, None, :], tf.shape(history)[1] + 1, axis=1)
+        return query if num_events is not None else tf.repeat(query[:, None, :], tf.shape(history)[1] + 1, axis=1)

@@ -5,12 +5,16 @@ import pytest
 import tensorflow as tf
 
 from trainer.layers import mmoe_conditioning
+from trainer.layers.comirec_encoder import ComiRecEncoder
 from trainer.layers.concat_conditioning import ConcatConditioning
 from trainer.layers.concat_tokens import ConcatTokens
 from trainer.layers.feature_embedding import FeatureEmbedding
 from trainer.layers.gelu import gelu
 from trainer.layers.group_conditioning import GroupConditioning
+from trainer.layers.gru_encoder import GRUEncoder
 from trainer.layers.layer_norm import LayerNorm
+from trainer.layers.mean_encoder import MeanEncoder
+from trainer.layers.mind_encoder import MINDEncoder
 from trainer.layers.mmoe_conditioning import MMoEConditioning
 from trainer.layers.multiply_conditioning import MultiplyConditioning
 from trainer.layers.multiply_tokens import MultiplyTokens
@@ -119,6 +123,21 @@ def test_padding_on_the_right_changes_nothing() -> None:
     layer, inputs = encoder(), tf.random.stateless_normal([2, 4, DIM], seed=[1, 2])
     longer = tf.pad(inputs, [[0, 0], [0, 5], [0, 0]])
     np.testing.assert_allclose(layer(inputs), layer(longer)[:, :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "gru", "mean", "comirec", "mind"])
+def test_one_position_is_that_position_of_all(kind: str) -> None:
+    generator = tf.random.Generator.from_seed(0)
+    layer = {
+        "transformer": encoder,
+        "gru": lambda: GRUEncoder(1, DIM, 0.0, generator),
+        "mean": lambda: MeanEncoder(1, DIM, 2 * DIM, 0.0, generator),
+        "comirec": lambda: ComiRecEncoder(3, DIM, 0.0, generator),
+        "mind": lambda: MINDEncoder(3, 6, DIM, 2 * DIM, 0.0, generator),
+    }[kind]()
+    inputs, position = tf.random.stateless_normal([3, 6, DIM], seed=[1, 2]), tf.constant([0, 5, 3])
+    everywhere = layer(inputs).numpy()
+    np.testing.assert_allclose(layer(inputs, position=position), everywhere[[0, 1, 2], [0, 5, 3]], atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])

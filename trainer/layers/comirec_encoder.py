@@ -26,7 +26,7 @@ class ComiRecEncoder(InterestEncoder):
         self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="norm")
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         length = tf.shape(inputs)[1]
         logits = self._heads(self._dropout(self._hidden(inputs), training=training))
         logits = tf.transpose(logits, [0, 2, 1])[:, None]

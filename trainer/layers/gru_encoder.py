@@ -25,7 +25,7 @@ class GRUEncoder(SequenceEncoder):
         ]
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         hidden = inputs
         for layer, norm in zip(self._layers, self._norms, strict=False):
             hidden = hidden + self._dropout(layer(norm(hidden)), training=training)

@@ -31,7 +31,7 @@ class MeanEncoder(SequenceEncoder):
         self._contract = [tf.keras.layers.Dense(dim, name=f"contract_{index}") for index in range(num_layers)]
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         count = tf.cast(tf.range(1, tf.shape(inputs)[1] + 1), inputs.dtype)
         hidden = tf.cumsum(inputs, axis=1) / count[:, None]
         for norm, expand, contract in zip(self._norms, self._expand, self._contract, strict=False):

@@ -49,7 +49,7 @@ class MINDEncoder(InterestEncoder):
         )
         return tf.range(self.num_interests) < tf.maximum(count, 1)[..., None]
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         length = tf.shape(inputs)[1]
         mapped = tf.matmul(inputs, self._bilinear)
         fixed = tf.stop_gradient(mapped)

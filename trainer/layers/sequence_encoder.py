@@ -14,11 +14,22 @@ class SequenceEncoder(tf.keras.layers.Layer):
     real position, and a row's outputs do not depend on how far its batch is padded.
     """
 
-    @abc.abstractmethod
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, inputs: tf.Tensor, training: bool = False, position: tf.Tensor | None = None) -> tf.Tensor:
         """Encodes float32 [batch_size, length >= 1, dim]; position t sees positions 0..t only.
 
+        Args:
+            position: int32 [batch_size], the one position of each row to encode; None: all.
+
         Returns:
-            float32 [batch_size, length, dim], or [batch_size, length, num_interests, dim] from an
-            `InterestEncoder`.
+            float32 [batch_size, length, dim], or [batch_size, dim] at `position`. An `InterestEncoder` has
+            [num_interests, dim] for dim.
         """
+        return self.encode(inputs, training) if position is None else self.encode_at(inputs, position, training)
+
+    @abc.abstractmethod
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
+        """Every position, see `call`."""
+
+    def encode_at(self, inputs: tf.Tensor, position: tf.Tensor, training: bool) -> tf.Tensor:
+        """One position a row, see `call`; an encoder that need not compute the others says how."""
+        return tf.gather(self.encode(inputs, training), position, batch_dims=1)

@@ -30,14 +30,26 @@ class TransformerEncoder(SequenceEncoder):
         ]
         self._norm = LayerNorm(name="norm")
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        hidden = inputs
-        for block in self._blocks:
-            hidden = block(hidden, training=training)
-        return self._norm(hidden, training=training)
+    def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
+        encoded = self._norm(self._encoded(inputs, None, training), training=training)
+        return tf.reshape(encoded, [tf.shape(inputs)[0], tf.shape(inputs)[1], inputs.shape[2]])
+
+    def encode_at(self, inputs: tf.Tensor, position: tf.Tensor, training: bool) -> tf.Tensor:
+        return self._norm(self._encoded(inputs, position, training), training=training)
+
+    def _encoded(self, inputs: tf.Tensor, position: tf.Tensor | None, training: bool) -> tf.Tensor:
+        """[batch_size * length, dim]; with a `position` [batch_size, dim]: the last block leaves the others out."""
+        batch_size, length, dim = tf.shape(inputs)[0], tf.shape(inputs)[1], inputs.shape[2]
+        # One row a position: a dense layer of rows is one product, of sequences a dozen ops around it.
+        hidden = tf.reshape(inputs, [-1, dim])
+        for block in self._blocks[:-1]:
+            hidden = block(hidden, batch_size, length, training=training)
+        return self._blocks[-1](hidden, batch_size, length, position, training=training)
 
 
 class _Block(tf.keras.layers.Layer):
+    """Attention and a feed-forward network, on [batch_size * length, dim]."""
+
     def __init__(
         self,
         num_heads: int,
@@ -57,22 +69,33 @@ class _Block(tf.keras.layers.Layer):
         self._contract = tf.keras.layers.Dense(dim, name="contract")
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        attended = self._attend(self._attention_norm(inputs, training=training))
-        hidden = inputs + self._dropout(attended, training=training)
+    def call(
+        self,
+        inputs: tf.Tensor,
+        batch_size: tf.Tensor,
+        length: tf.Tensor,
+        position: tf.Tensor | None = None,
+        training: bool = False,
+    ) -> tf.Tensor:
+        """[batch_size * length, dim] -> the same shape, or [batch_size, dim] at `position`, int32 [batch_size]."""
+        attended = self._attend(self._attention_norm(inputs, training=training), batch_size, length, position)
+        own = inputs if position is None else tf.gather(inputs, tf.range(batch_size) * length + position)
+        hidden = own + self._dropout(attended, training=training)
         expanded = self._expand(self._feed_forward_norm(hidden, training=training))
         projected = self._contract(gelu(expanded, training))
         return hidden + self._dropout(projected, training=training)
 
-    def _attend(self, inputs: tf.Tensor) -> tf.Tensor:
-        batch_size, length = tf.shape(inputs)[0], tf.shape(inputs)[1]
+    def _attend(
+        self, inputs: tf.Tensor, batch_size: tf.Tensor, length: tf.Tensor, position: tf.Tensor | None
+    ) -> tf.Tensor:
         head_dim = self._dim // self._num_heads
         projected = tf.reshape(self._query_key_value(inputs), [batch_size, length, 3, self._num_heads, head_dim])
         query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
+        asking = tf.range(length)[None, :]
+        if position is not None:
+            query, asking = tf.gather(query, position[:, None], axis=2, batch_dims=1), position[:, None]
         logits = tf.matmul(query * head_dim**-0.5, key, transpose_b=True)
-        position = tf.range(length)
         # Position t always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing.
-        future = tf.where(position[None, :] <= position[:, None], tf.zeros([], logits.dtype), -1e9)
-        attended = tf.matmul(tf.nn.softmax(logits + future), value)
-        merged = tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [batch_size, length, self._dim])
-        return self._attention_output(merged)
+        seen = tf.range(length) <= asking[:, None, :, None]
+        attended = tf.matmul(tf.nn.softmax(logits + tf.where(seen, tf.zeros([], logits.dtype), -1e9)), value)
+        return self._attention_output(tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, self._dim]))
