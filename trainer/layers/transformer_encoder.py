@@ -91,11 +91,15 @@ class _Block(tf.keras.layers.Layer):
         head_dim = self._dim // self._num_heads
         projected = tf.reshape(self._query_key_value(inputs), [batch_size, length, 3, self._num_heads, head_dim])
         query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
-        asking = tf.range(length)[None, :]
-        if position is not None:
-            query, asking = tf.gather(query, position[:, None], axis=2, batch_dims=1), position[:, None]
+        places = tf.range(length)
+        if position is None:
+            # Of two dimensions: one of four would be fused into the product, which a hundred times slower in oneDNN.
+            seen = places <= places[:, None]
+        else:
+            query = tf.gather(query, position[:, None], axis=2, batch_dims=1)
+            seen = (places <= position[:, None])[:, None, None, :]
         logits = tf.matmul(query * head_dim**-0.5, key, transpose_b=True)
-        # Position t always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing.
-        seen = tf.range(length) <= asking[:, None, :, None]
-        attended = tf.matmul(tf.nn.softmax(logits + tf.where(seen, tf.zeros([], logits.dtype), -1e9)), value)
+        # A position always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing.
+        logits += tf.where(seen, tf.zeros([], logits.dtype), -1e9)
+        attended = tf.matmul(tf.nn.softmax(logits), value)
         return self._attention_output(tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, self._dim]))
