@@ -190,7 +190,7 @@ def _search(
     return found.distances, found.indices
 
 
-def _search_nothing(*_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _search_nothing(*unused: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.zeros([0, 0]), tf.zeros([0, 0], tf.int32)
 
 
