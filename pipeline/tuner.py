@@ -1,7 +1,7 @@
 """`dnc tune`: a search over K, alpha, the terms' shares and the rates, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
-gets more trials, goes on. The merge and alpha cost no training, so each trial takes their best.
+gets more trials, goes on. The merge and the quotas' alpha cost no training, so each trial takes their best.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from trainer.scoring import Merge
 
 log = logging.getLogger(__name__)
 
-_KINDS: tuple[Merge, ...] = ("score", "quota")
-_MERGES = tuple((merge, alpha) for merge in _KINDS for alpha in (0.0, 0.5, 1.0, 1.5, 2.0))
+_ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_MERGES: tuple[tuple[Merge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
+"""By score there is no alpha."""
 _GROUPS = (5, 10, 20, 40, 80)
 
 
@@ -61,9 +62,10 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
         study_name=name,
         storage=JournalStorage(JournalFileBackend(str(workdir / "study.log"))),
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=config.seed),
         load_if_exists=True,
     )
+    # A seed of its own for each session: one that goes on would draw the first session's trials once more.
+    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
         study.optimize(lambda trial: _objective(trial, config, workdir), n_trials=1)
         log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
@@ -106,10 +108,18 @@ def _objective(trial: optuna.Trial, config: Config, workdir: Path) -> float:
     # A process a trial: TensorFlow gives memory back with the process only.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         recalls = pool.submit(train_and_validate, chosen, data, f"trial-{trial.number}").result()
-    best = max(range(len(_MERGES)), key=recalls.__getitem__)
-    merge, alpha = _MERGES[best]
-    trial.set_user_attr("keys", {**suggest(trial, config), "serving.merge": merge, "serving.alpha": alpha})
-    return recalls[best]
+    trial.set_user_attr("keys", {**suggest(trial, config), **best_merge(recalls)})
+    return max(recalls)
+
+
+def best_merge(recalls: list[float]) -> dict[str, Any]:
+    """The config's keys of the best of `_MERGES`; alpha is that of requests by quota, whichever merge is best."""
+    by_score, *by_quota = recalls
+    best = max(by_quota)
+    return {
+        "serving.merge": "score" if by_score >= best else "quota",
+        "serving.alpha": _ALPHAS[by_quota.index(best)],
+    }
 
 
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.merge import Merge
-from trainer.scoring import fill_quotas, floored_log_intent
+from trainer.scoring import fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 
 _SCORES_AT_ONCE = 2**24
@@ -141,7 +141,7 @@ def _select(corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: n
     in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
     dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
     listed = allowed & (in_group < places[:, None])
-    budgets = fill_quotas(_quotas(np.where(available > 0, log_weight, -np.inf), places), available, preference)
+    budgets = fill_quotas(quotas(log_weight, places, available), available, preference)
     by_merge = {
         "score": _among_best(scores, allowed, places),
         "round_robin": _among_best(-dealt.astype(np.float32), listed, places),
@@ -160,15 +160,6 @@ def _scores(corpus: Corpus, queries: np.ndarray, offset: np.ndarray) -> np.ndarr
         members = np.flatnonzero(corpus.group_ids == group)
         scores[:, members] = queries[:, group] @ corpus.embeddings[members].T
     return scores + offset[:, corpus.group_ids].astype(np.float32)
-
-
-def _quotas(log_weight: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """places * weight / sum(weight), rounded by running totals: int64 [batch_size, num_groups]."""
-    largest = log_weight.max(axis=1, keepdims=True)
-    weights = np.exp(log_weight - np.where(np.isfinite(largest), largest, 0))
-    running = np.cumsum(weights, axis=1)
-    share = np.divide(running, running[:, -1:], out=np.zeros_like(running), where=running[:, -1:] > 0)
-    return np.diff(np.floor(places[:, None] * share + 0.5).astype(np.int64), axis=1, prepend=0)
 
 
 def _by_group(corpus: Corpus, allowed: np.ndarray, num_groups: int) -> np.ndarray:

@@ -22,12 +22,13 @@ from typing import Literal, get_args
 import tensorflow as tf
 
 from serving.group_search import Found
+from trainer.scoring import MIN_PROBABILITY
 
 Merge = Literal["quota", "score", "round_robin"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 """A merge's code in a graph is its place here."""
 
-LOG_PROBABILITY_FLOOR = math.log(1e-20)
+LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
 
 
 @dataclass(frozen=True)

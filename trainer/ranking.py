@@ -138,8 +138,9 @@ class ExactRanking:
         log_intent = self._log_intent[rows]
         bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
         available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
+        log_weight = alpha * floored_log_intent(log_intent.astype(np.float64))
         taken = {
-            length: fill_quotas(quotas(log_intent, length, alpha), available, log_intent).astype(np.int32)
+            length: fill_quotas(quotas(log_weight, length, available), available, log_intent).astype(np.int32)
             for length in lengths
         }
         widths = np.max([of_length.max(axis=0) for of_length in taken.values()], axis=0)

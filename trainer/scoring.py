@@ -10,8 +10,8 @@ of a model trained to compare items of all groups; else (`Config.intent_in_score
 
 merge "score": the M items of the highest score.
 merge "quota": group g gets M_g places, in proportion to p(g | u)^alpha (alpha 0: equal shares,
-large alpha: the best group only), filled by its items of the highest score; a group with fewer
-items gives its places to the others in order of intent. The list is ordered by score.
+large alpha: the best group only), filled by its items of the highest score; a group without items has
+no share, one with fewer gives its places to the others in order of intent. The list is ordered by score.
 """
 
 from __future__ import annotations
@@ -30,23 +30,26 @@ def floored_log_intent(log_intent: np.ndarray) -> np.ndarray:
     return np.maximum(log_intent, np.log(MIN_PROBABILITY))
 
 
-def quotas(log_intent: np.ndarray, num_candidates: int, alpha: float) -> np.ndarray:
-    """M_g = M p^alpha / sum p^alpha, rounded so that each row sums to M.
+def quotas(log_weight: np.ndarray, num_candidates: int | np.ndarray, available: np.ndarray) -> np.ndarray:
+    """M_g = M w_g / sum w over the groups that have items, rounded so that each row sums to M.
 
     Rounding is cumulative: M_g = round(C_g) - round(C_{g-1}) with C the cumulative sum of the exact
     shares in order of group_id and round(x) = floor(x + 0.5).
 
     Args:
-        log_intent: float [num_users, num_groups].
+        log_weight: float [num_users, num_groups], alpha log p(g | u); -inf: the group may not answer.
+        num_candidates: M, or int [num_users], that of each.
+        available: int [num_users, num_groups], items that the group has for the user.
 
     Returns:
-        int64 [num_users, num_groups].
+        int64 [num_users, num_groups]; 0 for a user for whom no group has any.
     """
-    weights = alpha * floored_log_intent(log_intent.astype(np.float64))
-    weights = np.exp(weights - weights.max(axis=1, keepdims=True))
-    shares = np.cumsum(weights, axis=1)
-    shares = shares / shares[:, -1:]
-    return np.diff(np.floor(num_candidates * shares + 0.5).astype(np.int64), axis=1, prepend=0)
+    log_weight = np.where(available > 0, log_weight.astype(np.float64), -np.inf)
+    largest = log_weight.max(axis=1, keepdims=True)
+    running = np.cumsum(np.exp(log_weight - np.where(np.isfinite(largest), largest, 0)), axis=1)
+    shares = np.divide(running, running[:, -1:], out=np.zeros_like(running), where=running[:, -1:] > 0)
+    places = np.reshape(num_candidates, [-1, 1])
+    return np.diff(np.floor(places * shares + 0.5).astype(np.int64), axis=1, prepend=0)
 
 
 def fill_quotas(quota: np.ndarray, available: np.ndarray, log_intent: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from contracts.config import Config
 from contracts.config_io import load_config
 from pipeline import tuner
-from pipeline.tuner import suggest, tune, with_keys
+from pipeline.tuner import best_merge, suggest, tune, with_keys
 
 
 def test_a_config_takes_every_key_that_is_tried() -> None:
@@ -29,6 +29,14 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
     assert (config.model.dropout, config.training.learning_rate, config.groups.num_groups) == (0.3, 2e-3, 20)
 
 
+@pytest.mark.parametrize(
+    ("recalls", "merge", "alpha"),
+    [([0.3, 0.1, 0.1, 0.2, 0.1, 0.1], "score", 1.0), ([0.3, 0.1, 0.4, 0.2, 0.1, 0.1], "quota", 0.5)],
+)
+def test_the_best_alpha_is_that_of_quotas(recalls: list[float], merge: str, alpha: float) -> None:
+    assert best_merge(recalls) == {"serving.merge": merge, "serving.alpha": alpha}
+
+
 def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training stubbed by a formula: recall grows with dropout, and quota at alpha 0.5 is best."""
     seen = []
@@ -43,6 +51,7 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
     tune(Config(), tmp_path, 3)
     found = tune(Config(), tmp_path, 5)
     assert (found.trials, len(seen)) == (5, 5)
+    assert len({tuple(keys.values()) for keys in seen}) == 5  # the second session does not repeat the first
     assert found.recall == max(keys["model.dropout"] for keys in seen)
     best = load_config(found.path)
     assert (best.serving.merge, best.serving.alpha, best.model.dropout) == ("quota", 0.5, found.recall)

@@ -41,11 +41,10 @@ def test_quota_budgets_are_the_oracles(seed):
     log_intent, available, num_candidates, alpha = random_case(seed)
     # Weights that neither the oracle nor the graph has to floor.
     log_weight = np.maximum(alpha[:, None] * log_intent, LOG_PROBABILITY_FLOOR).astype(np.float32)
-    available = np.maximum(available, 1)  # a group that has nothing has no share, of which the oracle knows nothing
     budgets = plan("quota", num_candidates, log_weight, available, preference=log_intent).budgets.numpy()
     for row, wanted in enumerate(num_candidates):
         one = slice(row, row + 1)
-        quota = quotas(log_weight[one], int(wanted), 1.0)
+        quota = quotas(log_weight[one], int(wanted), available[one])
         assert budgets[row].tolist() == fill_quotas(quota, available[one], log_intent[one])[0].tolist()
     assert budgets.sum(axis=1).tolist() == np.minimum(num_candidates, available.sum(axis=1)).tolist()
 

@@ -92,7 +92,7 @@ def test_lists_of_several_merges_are_those_of_a_full_sort(case: Case) -> None:
             assert [item for item in by_score[length][user] if item] == order[:length]
             for alpha, lists in zip(alphas, by_quota, strict=True):
                 log_intent = case.log_intent[user : user + 1]
-                places = fill_quotas(quotas(log_intent, length, alpha), available, log_intent)[0]
+                places = fill_quotas(quotas(alpha * log_intent, length, available), available, log_intent)[0]
                 expected = np.array(order)[place < places[group]].tolist()
                 listed = lists[length][user]
                 assert listed.tolist() == expected + [0] * (length - len(expected))

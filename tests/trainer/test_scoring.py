@@ -13,13 +13,20 @@ from trainer.scoring import fill_quotas, quotas
     ],
 )
 def test_quotas_by_hand(alpha: float, expected: list[int]) -> None:
-    assert quotas(np.log([[0.5, 0.3, 0.2]]), 10, alpha).tolist() == [expected]
+    log_weight = alpha * np.log([[0.5, 0.3, 0.2]])
+    assert quotas(log_weight, 10, np.full((1, 3), 100)).tolist() == [expected]
+
+
+def test_a_group_without_items_has_no_share() -> None:
+    log_weight, available = np.log([[0.5, 0.3, 0.2]] * 3), np.array([[0, 100, 100], [0, 0, 0], [9, 9, 0]])
+    # Of .3 and .2, C = 6, 10; of .5 and .3 and M = 4, C = 2.5, 4 -> 3, 4.
+    assert quotas(log_weight, np.array([10, 10, 4]), available).tolist() == [[0, 6, 4], [0, 0, 0], [3, 1, 0]]
 
 
 def test_quotas_always_sum_to_m() -> None:
     intent = np.random.default_rng(0).dirichlet(np.full(37, 0.1), size=200)
     for length in (1, 7, 100, 1000):
-        quota = quotas(np.log(np.maximum(intent, 1e-30)), length, 0.7)
+        quota = quotas(0.7 * np.log(np.maximum(intent, 1e-20)), length, np.ones(intent.shape))
         assert (quota.sum(axis=1) == length).all()
         assert (quota >= 0).all()
 
