@@ -12,7 +12,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from pipeline.applied_transform import apply_transform
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
-from pipeline.stages import STAGES, exported_servable
+from pipeline.stages import STAGES, exported_servable, manifest_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         by_name["transform"],
         summary=f"apply the transform graphs of {trained.path} to this catalogue",
         run=functools.partial(_apply_transform, trained),
-        sources=lambda config: (str(trained.transform.path / artifact.MANIFEST_NAME),),
+        sources=lambda config: manifest_of(str(trained.transform.path)),
     )
     carry = replace(
         by_name["train"],
@@ -70,7 +70,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         summary=f"take the model of {trained.path} for this catalogue",
         outputs=lambda config, workdir: (workdir.model(MAIN_MODEL).path,),
         run=_carry,
-        sources=lambda config: (str(trained.model(MAIN_MODEL).path / artifact.MANIFEST_NAME),),
+        sources=lambda config: manifest_of(str(trained.model(MAIN_MODEL).path)),
     )
     export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")
     validate = replace(by_name["validate"], after=("export",), run=_validate)

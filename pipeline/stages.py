@@ -106,12 +106,17 @@ def add_metrics(workdir: Workdir, model: str, metrics: dict[str, dict[str, float
     artifact.write_json(workdir.metrics, {**known, model: metrics})
 
 
+def _warm_start_model(config: Config) -> str | None:
+    source = config.training.warm_start
+    return None if source is None else str(Workdir(Path(source)).model(MAIN_MODEL).path)
+
+
 def _feature_tables(config: Config) -> tuple[str, ...]:
     tables = (config.data.user_features, config.data.item_features)
     return tuple(table.path for table in tables if table is not None)
 
 
-def _manifest_of(previous: str | None) -> tuple[str, ...]:
+def manifest_of(previous: str | None) -> tuple[str, ...]:
     """What says whether the artifact of another run has changed."""
     # Escaped, since sources are patterns: the directory is one path, whatever characters are in it.
     if previous is None:
@@ -131,7 +136,7 @@ STAGES = (
         sources=lambda config: (
             *config.data.events,
             *_feature_tables(config),
-            *_manifest_of(config.data.previous),
+            *manifest_of(config.data.previous),
         ),
     ),
     Stage(
@@ -152,7 +157,7 @@ STAGES = (
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_groups,
         remote=True,
-        sources=lambda config: _manifest_of(config.groups.previous),
+        sources=lambda config: manifest_of(config.groups.previous),
     ),
     Stage(
         "transform",
@@ -180,6 +185,7 @@ STAGES = (
         sections=("model", "training", "seed"),
         outputs=_trained_models,
         run=_train,
+        sources=lambda config: manifest_of(_warm_start_model(config)),
     ),
     Stage(
         "evaluate",

@@ -51,7 +51,11 @@ def baseline_config(config: Config, name: str) -> Config:
             "model": config.model.model_copy(update={"conditioning": "none", **model}),
             "groups": config.groups.model_copy(update=groups),
             "training": config.training.model_copy(
-                update={"loss": config.training.loss.model_copy(update={"binary_weight": 0.0, **loss})}
+                update={
+                    "loss": config.training.loss.model_copy(update={"binary_weight": 0.0, **loss}),
+                    # Another tower than the transformer computes in float32 only.
+                    "mixed_precision": config.training.mixed_precision and "user_tower" not in model,
+                }
             ),
         }
     )

@@ -230,12 +230,16 @@ class _Trainer:
 
 
 def _require_negatives(config: Config, catalogue: Catalogue) -> None:
+    """Raises ValueError where a sampled softmax has nothing to compare with."""
     loss = config.training.loss
-    from_windows = (
-        loss.negatives == "windows"
-        and (loss.in_group_weight or loss.global_weight)
-        and catalogue.num_items > loss.exact_softmax_max_items
-    )
+    if not (loss.in_group_weight or loss.global_weight) or catalogue.num_items <= loss.exact_softmax_max_items:
+        return
+    if loss.negatives != "windows" and not loss.easy_pool:
+        raise ValueError(
+            f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool negatives a step: set it to at "
+            "least 1; got 0"
+        )
+    from_windows = loss.negatives == "windows"
     if from_windows and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
         raise ValueError(
             "a single-vector model on a catalogue larger than training.loss.exact_softmax_max_items="

@@ -35,7 +35,8 @@ GROUP_AXIS = {
     "token_scale": 0,
     "intent_logits/kernel": 1,
 }
-"""Weights with a row a group, and the axis of it; intent_logits/bias has a rule of its own."""
+"""Weights with a row a group, and the axis of it; the next two have rules of their own."""
+_GROUP_TOKENS = "group_tokens/embeddings"
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
 _COOCCURRENCE = "cooccurrence_of_items"
@@ -176,7 +177,9 @@ def _carry(
         if initial.shape[1:] != source.shape[1:]:
             return None
         return _item_table(initial, source, items, catalogue, num_earlier)
-    if rows is not None:
+    if name == _GROUP_TOKENS:
+        rows = groups.earlier
+    if rows is not None:  # row 0 of such a table stands for no value or group
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
         carried = _take(initial, source, groups.earlier, 0)

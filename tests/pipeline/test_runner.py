@@ -9,9 +9,10 @@ from filelock import FileLock
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from pipeline.runner import run_stages
-from pipeline.stage import Stage
+from pipeline.stage import Stage, fingerprints
+from pipeline.stages import STAGES
 
 
 @pytest.fixture
@@ -80,6 +81,17 @@ def test_a_changed_or_a_new_input_file_reruns_everything(
     (tmp_path / "more.csv").write_text("3")
     run_stages(stages, Config(), workdir)
     assert journal == ["a", "b", "c"] * 3
+
+
+def test_training_notices_that_the_model_it_starts_from_is_another(tmp_path: Path) -> None:
+    source = Workdir(tmp_path / "earlier [1]")  # a path is no pattern
+    config = load_config(None, [f"training.warm_start='{source.path}'"])
+    found = set()
+    for fingerprint in ("first", "second, retrained in the same place"):
+        with artifact.writing(source.model(MAIN_MODEL).path, "model", fingerprint):
+            pass
+        found.add(fingerprints(STAGES, config)["train"])
+    assert len(found) == 2
 
 
 def test_from_runs_that_stage_anyway(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:

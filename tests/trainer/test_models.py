@@ -137,6 +137,19 @@ def test_an_unknown_baseline_is_refused() -> None:
         baseline_config(small_config(), "bpr")
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_of_any_product_is_a_valid_config(name: str) -> None:
+    config = baseline_config(variant(training={"mixed_precision": True}), name)
+    assert Config.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("negatives", ["uniform", "popularity", "in_batch"])
+def test_a_sampled_softmax_without_samples_is_refused(odd: Workdir, negatives: str) -> None:
+    config = variant(training={"loss": {**SAMPLED["loss"], "negatives": negatives, "easy_pool": 0}})
+    with pytest.raises(ValueError, match=f"negatives={negatives} draws training.loss.easy_pool .* at least 1; got 0"):
+        train(config, odd, "without-samples", "first")
+
+
 def test_an_objective_without_terms_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         load_config(None, ["training.loss.global_weight=0", "training.loss.in_group_weight=0"])

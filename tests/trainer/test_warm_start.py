@@ -92,13 +92,14 @@ def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[s
 CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"]
 
 
+@pytest.mark.parametrize("history_groups", [False, True])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str) -> None:
+def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str, history_groups: bool) -> None:
     """Items, groups, the colours' vocabulary and the axes of the SVD are others, and two items are new."""
     rng = np.random.default_rng(2)
     group_of = np.arange(NUM_ITEMS + 2) % NUM_GROUPS
     before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
-    config = config_of(conditioning)
+    config = config_of(conditioning, f"model.history_groups={history_groups}")
     earlier = random_model(config, before)
     renamed = np.array([2, 0, 1])[group_of]
     axes = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
