@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,8 @@ from beam_jobs.span_statistics import MISSING, OTHER, Statistics, dataset_statis
 from beam_jobs.vector_column import to_matrix
 from contracts.config import DataConfig, Feature
 
+logger = logging.getLogger(__name__)
+
 _MOST_VALUES = 1_000  # of a column; the others are one
 
 
@@ -29,9 +32,16 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
         if table is None:
             continue
         rows = read_feature_table(table, f"data.{name}")
+        left_out = ", ".join(f"{count:,} {what}" for what, count in rows.counts.items() if count)
+        if left_out or not len(rows.ids):
+            logger.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
+                           f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
         histograms = {f"{name}.{table.id}.shape": merge_shapes([id_shapes(rows.ids)])}
         for feature in table.features:
-            histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
+            found = histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
+            if found.get(MISSING) and found[MISSING] == len(rows.ids):
+                logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
+                               f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
         yield dataset_statistics(name, len(rows.ids), histograms)
 
 

@@ -116,11 +116,32 @@ def _feature_values(
         if name == "numeric":
             return _to_float32(column), None
         if feature is not None and name == "tokens" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            joined = pc.binary_join(column.cast(pa.list_(pa.string())), feature.separator)
-            return pc.fill_null(joined.cast(pa.binary()), b""), None
+            return _joined(column.cast(pa.list_(pa.string())), feature), None
         return pc.fill_null(to_binary(column), b""), None
     except ValueError as error:
         raise ValueError(f"{where}: {error}; use a plain column") from None
+
+
+def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
+    """Lists of tokens as cells of text, nulls left out.
+
+    Raises:
+        ValueError: a token holds the separator.
+    """
+    tokens = pc.list_flatten(lists)
+    holds = pc.fill_null(pc.match_substring(tokens, feature.separator), False)
+    if pc.any(holds).as_py():
+        token = tokens.filter(holds)[0].as_py()
+        raise ValueError(
+            f"the value {token!r} of a list holds the feature's separator {feature.separator!r}: set separator to text "
+            "that no value holds"
+        )
+    parents = pc.list_parent_indices(lists).filter(tokens.is_valid())
+    present = pa.table({"row": parents, "token": tokens.drop_null()})
+    of_row = present.group_by("row", use_threads=False).aggregate([("token", "list")])
+    cells = pc.binary_join(of_row["token_list"].combine_chunks(), feature.separator)
+    places = pc.index_in(pa.array(np.arange(len(lists))), of_row["row"].combine_chunks())
+    return pc.fill_null(cells.take(places).cast(pa.binary()), b"")
 
 
 def _to_float32(column: pa.Array) -> pa.Array:

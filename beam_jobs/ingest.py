@@ -29,7 +29,7 @@ from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
 from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
 from beam_jobs.splits import time_quantile
-from beam_jobs.timestamps import parse_time
+from beam_jobs.timestamps import as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, Workdir
@@ -155,8 +155,13 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
         for name, (text, quantile) in starts.items()
     )
     if validation_start > test_start:
+        said = {
+            name: f"{as_text(start)}{'' if starts[name][0] else f' (the {starts[name][1]:.0%} quantile of time)'}"
+            for name, start in zip(starts, (validation_start, test_start), strict=True)
+        }
         raise ValueError(
-            f"split.validation_start={split.validation_start} lies after split.test_start={split.test_start}: swap them"
+            f"split.validation_start={said['validation_start']} lies after split.test_start={said['test_start']}: set "
+            "both, the earlier one as validation_start"
         )
     return SplitPlan(target_level, split.min_user_events, validation_start, test_start)
 
@@ -218,13 +223,18 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
 
     A number like 20240131, a date, reads as a second of 1970 too, and nobody's log began then.
     """
-    first, last = (str(np.datetime64(moment, "us").astype("datetime64[s]")) for moment in (first_event, last_event))
+    first, last = as_text(first_event), as_text(last_event)
     if not counts["train_events"]:
-        start = np.datetime64(plan.validation_start or first_event, "us").astype("datetime64[s]")
         raise ValueError(
-            f"split.validation_start={start} leaves no event to train on: the log runs from {first} to {last}; "
-            "set a later one, or split.protocol=leave_one_out"
+            f"split.validation_start={as_text(plan.validation_start or first_event)} leaves no event to train on: the "
+            f"log runs from {first} to {last}; set a later one, or split.protocol=leave_one_out"
         )
+    for name, start in (("validation", plan.validation_start), ("test", plan.test_start)):
+        if config.split.protocol == "time" and not counts[f"{name}_events"]:
+            raise ValueError(
+                f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
+                f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
+            )
     if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
         logger.warning(
             "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601",

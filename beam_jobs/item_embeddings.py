@@ -70,6 +70,8 @@ def embed_company(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
     if matrix.nnz:
         u, s, _ = randomized_svd(matrix, n_components=rank, random_state=seed, n_iter=4)
         embeddings[:, :rank] = u * np.sqrt(s)
+        # Where the rank is less than the axes, rounding would give an item without company a direction.
+        embeddings[np.diff(matrix.indptr) == 0] = 0
     return normalise_rows(embeddings)
 
 

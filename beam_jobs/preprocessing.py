@@ -46,10 +46,10 @@ def make_preprocessing_fn(
                 outputs[feature.name] = _z_score(raw)
             elif feature.kind == "vector":
                 outputs[feature.name] = _z_score(raw) / feature.dim**0.5
-            elif feature.kind == "categorical":
-                outputs[feature.name] = _vocabulary_index(raw, feature)
             else:
-                outputs[feature.name] = _vocabulary_index(_split(raw, feature), feature)
+                values = raw if feature.kind == "categorical" else _split(raw, feature)
+                # A vocabulary is a file of lines, and TFT leaves out what is more than one.
+                outputs[feature.name] = _vocabulary_index(tf.strings.regex_replace(values, r"[\r\n]", " "), feature)
         return outputs
 
     return preprocessing_fn

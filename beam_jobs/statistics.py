@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import apache_beam as beam
@@ -68,24 +69,45 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     sources = events.details.get("counts") or [{"events": str(folder / name)} for name in events.files]
     with writing(workdir.item_statistics.path, ItemStatistics.KIND, fingerprint) as writer:
         staged = ItemStatistics(writer.path)
-        item_ids, item_counts = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
-        user_ids, user_counts = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
-        for sizes in collect(config.beam, sources, CountItemsAndUsers(config, staged, item_ids, user_ids), writer.path):
+        items = _known_ids(config.data.item_features, "data.item_features", writer.path / "items.ids")
+        users = _known_ids(config.data.user_features, "data.user_features", writer.path / "users.ids")
+        job = CountItemsAndUsers(config, staged, items.path, users.path)
+        for sizes in collect(config.beam, sources, job, writer.path):
             writer.counts.update(sizes)
-        remove(*(path for path in (item_ids, user_ids) if path is not None))
-        writer.details.update(item_table=item_counts, user_table=user_counts)
+        remove(*(known.path for known in (items, users) if known.path is not None))
+        in_either = writer.counts["items"]
+        items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either)
+        users.warn_of_strangers(events.counts["users"], writer.counts["users"])
+        writer.details.update(item_table=items.counts, user_table=users.counts)
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
         logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.item_statistics.path)
 
 
-def _known_ids(table: FeatureTable | None, field: str, path: Path) -> tuple[Path | None, dict[str, int]]:
-    """A file with the ids of a feature table (None without one), and what was left out."""
+@dataclass(frozen=True)
+class _KnownIds:
+    """Of a feature table: a file with its ids (None without a table), their number, and what was left out."""
+
+    where: str
+    path: Path | None = None
+    number: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def warn_of_strangers(self, in_log: int, in_either: int) -> None:
+        """Says so where the log and the table have no id in common."""
+        if self.number and self.number + in_log == in_either:
+            logger.warning(
+                "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: compare the ids "
+                "(17 and 17.0 are two)", f"{self.number:,}", self.where,
+            )  # fmt: skip
+
+
+def _known_ids(table: FeatureTable | None, name: str, path: Path) -> _KnownIds:
     if table is None:
-        return None, {}
-    rows = read_feature_table(table, field)
+        return _KnownIds(name)
+    rows = read_feature_table(table, name)
     write_parquet(pa.table({"id": rows.ids}), path)
-    return path, rows.counts
+    return _KnownIds(f"{name} ({table.path}, column {table.id!r})", path, len(rows.ids), rows.counts)
 
 
 if __name__ == "__main__":

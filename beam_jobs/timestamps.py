@@ -75,6 +75,11 @@ def parse_time(text: str, field: str) -> int:
     return int(micros[0])
 
 
+def as_text(micros: int) -> str:
+    """ISO 8601, to the second, for messages."""
+    return str(np.datetime64(micros, "us").astype("datetime64[s]"))
+
+
 def _judge(micros: Int64, problems: Int8) -> tuple[Int64, Int8]:
     sound = problems == _OK
     problems[sound & (micros < 0)] = _NEGATIVE

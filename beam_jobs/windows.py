@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
-import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
+from beam_jobs.timestamps import as_text
 from beam_jobs.windows_steps import WriteWindows
 from contracts.artifact import Manifest, NothingToLearn, current, read_manifest, writing
 from contracts.config import Config
@@ -47,7 +47,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             remove(neighbors)
         if not totals["train_positives"]:
             level = config.data.feedback.levels[config.data.feedback.target_level_index]
-            since = "" if config.windows.since is None else f", the later one since {_moment(config.windows.since)},"
+            since = "" if config.windows.since is None else f", the later one since {as_text(config.windows.since)},"
             raise NothingToLearn(
                 f"no user of {workdir.events.path} has two events of level {level!r}{since} to train on (after the "
                 "validation and test events are set apart): give the log longer histories, or lower "
@@ -76,10 +76,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
-
-
-def _moment(microseconds: int) -> str:
-    return str(np.datetime64(microseconds, "us").astype("datetime64[s]"))
 
 
 def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Path | None:

@@ -128,6 +128,8 @@ RESERVED_FEATURE_NAMES = frozenset(
         *(value for name, value in vars(Request).items() if not name.startswith("_")),
         EventColumn.ITEM_ID,
         ItemColumn.GROUP_ID,
+        WindowField.USER_INDEX,
+        WindowField.ITEM_INDEX,
     }
 )
 """Feature names that would collide with an input of the servable or a column of a table."""

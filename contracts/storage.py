@@ -260,9 +260,21 @@ def tree(path: Path) -> list[Path]:
     return [as_path(found.url) for found in _store(path).match(f"{glob.escape(str(path))}/**")]
 
 
+def require_literal(path: Path) -> None:
+    """Refuses a directory whose name reads as a pattern: TensorFlow looks its own files up by patterns.
+
+    Raises:
+        ValueError: it does.
+    """
+    if found := sorted(set(str(path)) & set("[]*?")):
+        raise ValueError(f"{path} holds {' '.join(found)}, which TensorFlow reads as a pattern: choose another name")
+
+
 def matching(pattern: str) -> list[str]:
     """Names of the files that match, sorted; `**` descends."""
     if not is_remote(as_path(pattern)):
+        if os.path.isfile(pattern):  # whatever characters its name has
+            return [pattern]
         return sorted(glob.glob(pattern, recursive=True))
     return sorted(found.url for found in _store(pattern).match(pattern))
 

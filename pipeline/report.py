@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from pathlib import Path
 
@@ -32,18 +33,20 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
         console.print(stages_table(config, workdir, results))
         console.print(f"go on:    dnc fetch {workdir.path} -w DIR")
         return
-    if workdir.metrics.exists():
+    # What a later stage left here is of an earlier run.
+    shown = {result.name for result in results}
+    if "evaluate" in shown:
         plot_metrics(workdir)
         console.print(metrics_table(workdir))
-    if workdir.item_groups.report.exists():
+    if "groups" in shown:
         console.print(groups_table(workdir))
     console.print(stages_table(config, workdir, results))
-    if artifact.find_manifest(workdir.validation):
+    if "validate" in shown:
         servable = exported_servable(workdir)
         console.print(example(config, workdir, servable))
-        console.print(f"plot:     {workdir.plot}")
-        console.print(f"servable: {servable}")
-        console.print(f"ask it:   dnc query -w {workdir.path} --user {example_user(config, workdir)}")
+        query = shlex.join(["dnc", "query", "-w", str(workdir.path), "--user", example_user(config, workdir)])
+        for line in (f"plot:     {workdir.plot}", f"servable: {servable}", f"ask it:   {query}"):
+            console.print(Text(line), soft_wrap=True)
 
 
 def metrics_table(workdir: Workdir) -> Table:
@@ -93,7 +96,7 @@ def groups_table(workdir: Workdir) -> Table:
     for column in ("group", "items", "what it is about"):
         table.add_column(column, justify="left" if column.startswith("what") else "right")
     for group in json.loads(workdir.item_groups.report.read_text(encoding="utf-8")):
-        table.add_row(str(group["group_id"]), f"{group['size']:,}", group["label"])
+        table.add_row(str(group["group_id"]), f"{group['size']:,}", Text(group["label"]))
     return table
 
 
@@ -145,7 +148,8 @@ def candidates_table(
     table.add_column("group")
     table.add_column("candidates (score)")
     for group, members in rows.items():
-        table.add_row(f"{group}: {labels[group]}", ", ".join(f"{name} ({score:.2f})" for name, score in members))
+        listed = ", ".join(f"{name} ({score:.2f})" for name, score in members)
+        table.add_row(Text(f"{group}: {labels.get(group, '')}"), Text(listed))
     return table
 
 

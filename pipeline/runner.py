@@ -38,6 +38,7 @@ def run_stages(
             stage refused its input.
     """
     selected = _between(stages, first, last)
+    storage.require_literal(workdir.path)
     _require_reach(selected, workdir)
     with holding(workdir):
         storage.write_text(workdir.config, dump_config(config))

@@ -51,9 +51,22 @@ def _model_configs(config: Config) -> dict[str, Config]:
     return {MAIN_MODEL: config, **baseline_configs(config)}
 
 
+def _require_users(workdir: Workdir) -> None:
+    """Raises ValueError where the model could not be measured: better before it is trained."""
+    counts = artifact.read_manifest(workdir.windows.path).counts
+    for split in ("validation", "test"):
+        if not counts[f"{split}_users"]:
+            know_all, have_nothing = counts[f"{split}_repeat_targets"], counts[f"{split}_users_without_history"]
+            raise ValueError(
+                f"nobody can be measured on the {split} split: {know_all:,} of its users have no item that is new to "
+                f"them, {have_nothing:,} no event before it; set the section split otherwise, or bring more events"
+            )
+
+
 def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from trainer.train import train
 
+    _require_users(workdir)
     for name, model_config in _model_configs(config).items():
         found = artifact.find_manifest(workdir.model(name).path)
         if found is None or found.fingerprint != fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -96,6 +97,10 @@ class Feature(Section):
             raise ValueError(
                 f"a feature may not be called {self.name!r}, a name that the servable uses; rename the column"
             )
+        if not self.name.isascii():
+            raise ValueError(
+                f"the feature {self.name!r} becomes a name in TensorFlow's graphs: rename the column in ASCII"
+            )
         return self
 
 
@@ -106,6 +111,13 @@ class FeatureTable(Section):
     id: str = Field(description="column holding the user or item id")
     features: tuple[Feature, ...] = ()
     title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> FeatureTable:
+        names = [feature.name for feature in self.features]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"features of {self.path} are listed twice: {', '.join(repeated)}; leave one of each")
+        return self
 
 
 class DataConfig(Section):
@@ -129,6 +141,17 @@ class DataConfig(Section):
     min_volume: float = Field(0.3, ge=0, description="events, as a share of data.previous's, below which the run stops")
     num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
 
+    @model_validator(mode="after")
+    def _user_features_are_parameters(self) -> DataConfig:
+        for feature in self.user_features.features if self.user_features else ():
+            name = feature.name
+            if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
+                raise ValueError(
+                    f"the user feature {name!r} becomes an input of the servable, so it needs a name of letters, "
+                    "digits and _ that Python's parameters may have: rename the column"
+                )
+        return self
+
 
 class SplitConfig(Section):
     """The evaluation protocol.
@@ -141,6 +164,16 @@ class SplitConfig(Section):
     validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
     test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
     min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer positives only train")
+
+    @model_validator(mode="after")
+    def _starts_are_used(self) -> SplitConfig:
+        given = [name for name in ("validation_start", "test_start") if getattr(self, name) is not None]
+        if given and self.protocol != "time":
+            raise ValueError(
+                f"split.{given[0]} is of split.protocol=time, and the protocol is {self.protocol}: set "
+                "split.protocol=time, or leave the start out"
+            )
+        return self
 
 
 class GroupsConfig(Section):

@@ -15,6 +15,7 @@ from rich.console import Console
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Store
+from contracts.storage import require_literal
 from pipeline.cli_options import reports_user_errors, with_config
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
@@ -56,12 +57,25 @@ def retrain(
     """
     from pipeline.retraining.retrain import STEP_NAMES
 
+    resolved, store = _usable(config, overrides, store_path, until)
     if last is not None and last not in STEP_NAMES:
         raise ValueError(f"--to {last} is not a stage: it must be one of {', '.join(STEP_NAMES)}")
-    outcome = _retrain(load_config(config, overrides), Store(store_path.absolute()), until, last)
+    outcome = _retrain(resolved, store, until, last)
     click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
+
+
+def _usable(
+    config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None = None
+) -> tuple[Config, Store]:
+    """Config and store; raises ValueError where no retrain could use them, whatever the log holds."""
+    from pipeline.retraining.spans import require_spans
+
+    resolved, store = load_config(config, overrides), Store(store_path.absolute())
+    require_literal(store.path)
+    require_spans(resolved, until)
+    return resolved, store
 
 
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
@@ -171,7 +185,7 @@ def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, 
     """Retrain by a cron expression, on this machine, until stopped."""
     from pipeline.retraining.schedule import run_process, scheduler
 
-    load_config(config, overrides)
+    _usable(config, overrides, store_path)
     arguments = ["-s", str(store_path)]
     arguments += ["-c", str(config)] if config else []
     arguments += [word for override in overrides for word in ("--set", override)]

@@ -67,7 +67,8 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
     spans = find_spans(config, until)
     if not spans:
         raise ValueError(
-            f"data.events={list(config.data.events)} has no complete span: check the path and {_markers(config)}"
+            f"data.events={list(config.data.events)} has no complete span{f' up to {until}' if until else ''}: check "
+            f"{'--span, ' if until else ''}the path and {_markers(config)}"
         )
     window = spans[-config.retrain.window_spans :]
     run_id = run_id_of(config, window)

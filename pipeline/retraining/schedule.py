@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from typing import Any
 
 from apscheduler.schedulers.base import BaseScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 
 log = logging.getLogger(__name__)
 
+_NUM_FIELDS = 5
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_DAY = "|".join([*_DAYS, "[0-7]"])
 _GRACE_SECONDS = 3600
 """A start that was missed, e.g. by a sleeping machine, is made up for within this time."""
 
@@ -28,12 +35,52 @@ def scheduler(cron: str, job: Callable[[], Any], kind: type[BaseScheduler] = Blo
         ValueError: `cron` is not a cron expression.
     """
     try:
-        trigger = CronTrigger.from_crontab(cron, timezone="UTC")
+        trigger = cron_trigger(cron)
     except ValueError as error:
         raise ValueError(f"--cron {cron!r}: {error}; give five fields, e.g. '0 4 * * *' for 04:00 UTC") from None
+    if trigger.get_next_fire_time(None, datetime.now(timezone.utc)) is None:
+        raise ValueError(f"--cron {cron!r} never comes: check the day and the month")
     made = kind(timezone="UTC")
     made.add_job(job, trigger, id="retrain", max_instances=1, coalesce=True, misfire_grace_time=_GRACE_SECONDS)
     return made
+
+
+def cron_trigger(cron: str) -> BaseTrigger:
+    """What cron means by the expression, which is not what APScheduler's own parser makes of it.
+
+    There weekdays are counted from Monday, where cron's 0 and 7 are Sunday; and a day of the month and a weekday must
+    both hold, where cron fires on either.
+
+    Raises:
+        ValueError: it is no cron expression.
+    """
+    fields = cron.split()
+    if len(fields) != _NUM_FIELDS:
+        raise ValueError(f"it has {len(fields)} fields")
+    *start, day, month, weekday = fields
+    days = [(day, "*"), ("*", _named(weekday))] if "*" not in (day, weekday) else [(day, _named(weekday))]
+    triggers = [CronTrigger.from_crontab(" ".join([*start, d, month, w]), timezone="UTC") for d, w in days]
+    return triggers[0] if len(triggers) == 1 else OrTrigger(triggers)
+
+
+def _named(weekday: str) -> str:
+    """A weekday field with its numbers replaced by names."""
+    if weekday == "*":
+        return weekday
+    named = []
+    for part in weekday.lower().split(","):
+        found = re.fullmatch(rf"(?:\*|({_DAY})(?:-({_DAY}))?)(?:/([1-9]))?", part)
+        if not found:
+            raise ValueError(f"the weekday {part!r} is none of 0-7, sun-sat, their ranges, lists and steps")
+        first, last, step = found.groups()
+        begin = 0 if first is None else _day(first)
+        end = _day(last) if last else 6 if first is None or step else begin
+        named += [_DAYS[number % 7] for number in range(begin, end + 1 + 7 * (end < begin), int(step or 1))]
+    return ",".join(named)
+
+
+def _day(text: str) -> int:
+    return _DAYS.index(text) if text in _DAYS else int(text)
 
 
 def run_process(arguments: Sequence[str]) -> int:

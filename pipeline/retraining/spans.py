@@ -71,6 +71,18 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
     ]
 
 
+def require_spans(config: Config, until: str | None = None) -> None:
+    """Checks what `find_spans` is told, without a look at the files.
+
+    Raises:
+        ValueError: as `find_spans`.
+    """
+    placeholder = _placeholder(config)
+    _require_marker(config, placeholder)
+    if until is not None:
+        _order(until, placeholder)
+
+
 def _placeholder(config: Config) -> str:
     found = {p for pattern in config.data.events for p in (DATE, NUMBER) if p in pattern}
     bare = [pattern for pattern in config.data.events if not any(p in pattern for p in (DATE, NUMBER))]
@@ -86,9 +98,14 @@ def _marked(config: Config, placeholder: str) -> set[int] | None:
     marker = config.retrain.complete_marker
     if marker is None:
         return None
-    if placeholder not in marker:
-        raise ValueError(f"retrain.complete_marker={marker!r} must hold {placeholder}, as data.events does")
+    _require_marker(config, placeholder)
     return {order for _, order in _matches(marker, placeholder)}
+
+
+def _require_marker(config: Config, placeholder: str) -> None:
+    marker = config.retrain.complete_marker
+    if marker is not None and placeholder not in marker:
+        raise ValueError(f"retrain.complete_marker={marker!r} must hold {placeholder}, as data.events does")
 
 
 def _matches(pattern: str, placeholder: str) -> list[tuple[str, int]]:

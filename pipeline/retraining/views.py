@@ -189,7 +189,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     table = Table("user", f"version {first.version}", f"version {second.version}", "in both", box=None)
     for user, mine, theirs in zip(requests.user_ids, *lists, strict=True):
         both = len(np.intersect1d(mine, theirs))
-        table.add_row(user, " ".join(mine), " ".join(theirs), f"{both} of {_DIFF_LENGTH}")
+        table.add_row(Text(user), Text(" ".join(mine)), Text(" ".join(theirs)), f"{both} of {_DIFF_LENGTH}")
     return table
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.sparse as sp
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.cooccurrence import UNIT, PairKeys
+from beam_jobs.item_embeddings import embed_company
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -58,6 +60,16 @@ def test_empty_groups_are_filled_from_the_largest() -> None:
     assert fill_empty(rows, np.array([0, 0, 0, 1]), 3).tolist() == [0, 0, 2, 1]
     same = np.zeros((5, 2), np.float32)
     assert sorted(np.bincount(fill_empty(same, np.zeros(5, np.int64), 5)).tolist()) == [1] * 5
+
+
+def test_an_item_without_company_has_no_embedding_however_many_axes_there_are() -> None:
+    """30 items in a ring, 50 without company, 64 axes: the SVD's rank is 30, and rounding fills the others."""
+    ring = np.arange(30)
+    pairs = np.concatenate([ring, (ring + 1) % 30]), np.concatenate([(ring + 1) % 30, ring])
+    matrix = sp.coo_matrix((np.ones(60, np.float32), pairs), shape=(80, 80)).tocsr()
+    lengths = np.linalg.norm(embed_company(matrix, 64, seed=0), axis=1)
+    np.testing.assert_allclose(lengths[:30], 1, rtol=1e-5)
+    assert not lengths[30:].any()
 
 
 def test_merge_and_split_categories() -> None:

@@ -201,6 +201,24 @@ def test_a_split_without_training_events_is_refused(lines: list[str], split: dic
 
 
 @pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"test_start": "2026-11-01"}, "split.test_start=2026-11-01T00:00:00 leaves no test event: the log runs from"),
+        (
+            {"test_start": "2023-11-14T22:13:50"},
+            r"_start=2023-11-14T22:14:39 \(the 80% quantile of time\) lies after",
+        ),
+    ],
+)
+def test_starts_that_leave_nothing_to_measure_are_refused(split: dict[str, str], said: str, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)])
+    with pytest.raises(ValueError, match=said):
+        ingest.run(
+            make_config(tmp_path / "log.csv", split={"protocol": "time", **split}), Workdir(tmp_path / "run"), "f"
+        )
+
+
+@pytest.mark.parametrize(
     ("time", "said"),
     [("20240131", "1970-08-23"), ("4102444800", "2100-01-01"), ("1700000000", None), ("2024-01-31", None)],
 )

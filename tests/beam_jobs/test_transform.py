@@ -11,13 +11,16 @@ import tensorflow as tf
 import tensorflow_transform as tft
 
 from beam_jobs import ingest, statistics, transform
+from beam_jobs.feature_tables import read_feature_table
 from contracts.artifact import read_manifest
+from contracts.config import FeatureTable
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
 
 # Of each, the first four are vectors; the others are missing, or malformed: too short, too long, not finite, no number.
 LOOKS = [[1, 2], [3, 4], [5, 0], [0, -1], None, [], [1], [1, 2, 3], [1, None], [np.nan, 2], [np.inf, 2], [1e300, 2]]
 COVERS = ["1 2 3", "4 5 6", "0 0 1e3", "-1 +2 .5", "", None, "1 2", "1 2 3 4", "1 2 x", "1  3", "nan 1 2", "1e99 0 0"]
+TAGS = [["a", None, "b"], None, [], ["b", "a"], [None]]
 GENRES = ["", "a", "a|b", "b||c", "😀|a", "c|c|c|c|c", "zz"]
 
 
@@ -36,6 +39,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             "title": [["The Red BOOK, 2nd", "book; RED!", "", None, "...", "ÉTÉ été"][i % 6] for i in range(30)],
             "look": pa.array([LOOKS[i % len(LOOKS)] for i in range(30)], pa.list_(pa.float64())),
             "cover": [COVERS[i % len(COVERS)] for i in range(30)],
+            "note": [["two\nlines", "one"][i % 2] for i in range(30)],
+            "tags": pa.array([TAGS[i % len(TAGS)] for i in range(30)], pa.list_(pa.string())),
         }
     )
     pq.write_table(items, folder / "items.parquet")
@@ -50,6 +55,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workdir:
             {"name": "title", "kind": "text", "max_tokens": 3},
             {"name": "look", "kind": "vector", "dim": 2},
             {"name": "cover", "kind": "vector", "dim": 3, "separator": " "},
+            {"name": "note", "kind": "categorical"},
+            {"name": "tags", "kind": "tokens", "max_tokens": 3},
         ],
     }
     config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": table})
@@ -85,6 +92,25 @@ def test_values_by_hand(finished: Workdir) -> None:
     assert rows["i5"]["title"][0] == rows["i5"]["title"][1] > 0  # in lower case, "ÉTÉ" is "été"
     assert [rows[f"i{i}"]["title"] for i in (2, 3, 4)] == [[0, 0, 0]] * 3
     assert {row["weight"] for row in rows.values()} == {0.0}  # one value throughout says nothing
+
+
+def test_values_of_two_lines_and_lists_with_nulls(finished: Workdir) -> None:
+    ids = pq.read_table(finished.item_statistics.items)["item_id"].to_pylist()
+    rows = dict(zip(ids, pq.read_table(finished.transform.items).to_pylist(), strict=True))
+    two, one = rows["i0"]["note"], rows["i1"]["note"]
+    assert sorted([two, one]) == [1, 2]
+    graph = _layer(finished.transform.item_graph)({"item_id": tf.constant(["?"] * 2), "note": ["two\nlines", "one"]})
+    assert graph["note"].numpy().tolist() == [two, one]
+    b, a, _ = rows["i3"]["tags"]
+    assert [rows[f"i{i}"]["tags"] for i in (0, 1, 2, 3, 4)] == [[a, b, 0], [0] * 3, [0] * 3, [b, a, 0], [0] * 3]
+    assert sorted([a, b]) == [1, 2]
+
+
+def test_a_token_that_holds_the_separator_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["1", "2"], "tags": [["x"], ["R|B"]]}), tmp_path / "items.parquet")
+    table = {"path": str(tmp_path / "items.parquet"), "id": "id", "features": [{"name": "tags", "kind": "tokens"}]}
+    with pytest.raises(ValueError, match=r"column 'tags': the value 'R\|B' .* separator '\|'"):
+        read_feature_table(FeatureTable.model_validate(table), "data.item_features")
 
 
 @pytest.mark.parametrize(("name", "cells", "separator"), [("look", LOOKS, None), ("cover", COVERS, " ")])
@@ -177,4 +203,6 @@ def test_feature_spec(finished: Workdir) -> None:
         "title": ("tokens", 4, 3),
         "look": ("vector", 0, 2),
         "cover": ("vector", 0, 3),
+        "note": ("categorical", 2, 1),
+        "tags": ("tokens", 2, 3),
     }

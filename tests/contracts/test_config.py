@@ -17,6 +17,10 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
     assert Config.model_validate(yaml.safe_load(dump_config(config))) == config
 
 
+_ITEMS = "data.item_features={path: i.csv, id: i, features: "
+_USERS = "data.user_features={path: u.csv, id: u, features: "
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -26,7 +30,16 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
         (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),
-        (["data.user_features={path: u.csv, id: u, features: [{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
+        ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
+        ([_ITEMS + "[{name: item_index, kind: categorical}]}"], ["'item_index'", "rename"]),
+        ([_ITEMS + "[{name: größe, kind: numeric}]}"], ["'größe'", "rename", "ASCII"]),
+        ([_ITEMS + "[{name: a, kind: numeric}, {name: a, kind: categorical}]}"], ["i.csv", "twice: a"]),
+        (
+            [_USERS + "[{name: my col, kind: numeric}]}"],
+            ["'my col'", "rename"],
+        ),
+        ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
+        (["split.test_start=2024-01-01"], ["split.test_start", "leave_one_out", "split.protocol=time"]),
         (["epochs"], ["--set", "section.key=value"]),
         (["name=x", "name.deeper=1"], ["'name'", "not a section"]),
     ],
@@ -58,7 +71,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_one_string_stands_for_a_list_and_a_bare_date_for_its_text() -> None:
-    config = load_config(None, ["data.events=log.csv", "split.test_start=2026-11-01"])
+    config = load_config(None, ["data.events=log.csv", "split.protocol=time", "split.test_start=2026-11-01"])
     assert config.data.events == ("log.csv",)
     assert config.split.test_start == "2026-11-01"
 

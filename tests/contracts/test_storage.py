@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contracts.layout import Workdir
-from contracts.storage import RemotePath, StorageError, as_path, matching, write_text, write_whole
+from contracts.storage import RemotePath, StorageError, as_path, matching, require_literal, write_text, write_whole
 
 URL = "s3://bucket/some run"
 
@@ -62,3 +62,16 @@ def test_patterns_descend(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert matching(f"{tmp_path}/*.csv") == [f"{tmp_path}/a.csv", f"{tmp_path}/b.csv"]
     assert matching(f"{tmp_path}/**/*.csv") == [f"{tmp_path}/{name}" for name in ("a.csv", "b.csv", "deep/c.csv")]
+
+
+def test_a_file_is_found_whatever_characters_its_name_has(tmp_path: Path) -> None:
+    path = tmp_path / "[x] log.csv"
+    path.touch()
+    assert matching(str(path)) == [str(path)]
+
+
+@pytest.mark.parametrize("name", ["run [1]", "a*", "what?"])
+def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="TensorFlow reads as a pattern: choose another name"):
+        require_literal(tmp_path / name)
+    require_literal(tmp_path / "my run é")

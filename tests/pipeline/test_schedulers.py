@@ -17,7 +17,7 @@ from contracts.layout import Store
 from pipeline.retraining.commands import EXIT_CODES
 from pipeline.retraining.records import all_records
 from pipeline.retraining.retrain import STEP_NAMES
-from pipeline.retraining.schedule import scheduler
+from pipeline.retraining.schedule import cron_trigger, scheduler
 from tests.pipeline.retrain_log import DAYS, make_log
 
 SCHEDULERS = Path("pipeline/schedulers")
@@ -29,7 +29,32 @@ def test_cron_times_are_utc() -> None:
     assert at == datetime(2024, 6, 3, 4, 30, tzinfo=timezone.utc)  # the Monday after that Friday
 
 
-@pytest.mark.parametrize("cron", ["tomorrow", "61 * * * *", "* * * *"])
+@pytest.mark.parametrize(
+    ("cron", "days"),
+    [
+        ("0 4 * * 0", ["Sun 29", "Sun 06", "Sun 13"]),
+        ("0 4 * * 7", ["Sun 29", "Sun 06", "Sun 13"]),
+        ("0 4 * * 1-3", ["Mon 30", "Tue 01", "Wed 02"]),
+        ("0 4 * * 5-7", ["Sun 29", "Fri 04", "Sat 05"]),
+        ("0 4 * * */2", ["Sun 29", "Tue 01", "Thu 03"]),
+        ("0 4 * * MON,sat", ["Mon 30", "Sat 05", "Mon 07"]),
+        ("0 4 1 * 5", ["Tue 01", "Fri 04", "Fri 11"]),  # either day will do
+    ],
+)
+def test_weekdays_are_those_of_cron(cron: str, days: list[str]) -> None:
+    trigger, now, found = cron_trigger(cron), datetime(2026, 11, 29, tzinfo=timezone.utc), []  # a Sunday
+    for _ in days:
+        now = trigger.get_next_fire_time(None, now + timedelta(seconds=1))
+        found.append(now.strftime("%a %d"))
+    assert found == days
+
+
+def test_a_day_that_never_comes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'0 0 31 2 \*' never comes"):
+        scheduler("0 0 31 2 *", lambda: None)
+
+
+@pytest.mark.parametrize("cron", ["tomorrow", "61 * * * *", "* * * *", "0 4 * * 8", "0 4 * * 1/x"])
 def test_what_is_not_cron_is_refused(cron: str) -> None:
     with pytest.raises(ValueError, match=r"--cron .* give five fields"):
         scheduler(cron, lambda: None)

@@ -1,0 +1,30 @@
+"""What a run prints."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from pipeline.report import candidates_table, groups_table
+
+
+def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
+    titles = {"id": ["1", "2"], "title": ["Song [feat. X]", "[/x] :smile:"]}
+    pq.write_table(pa.table(titles), tmp_path / "items.parquet")
+    table = f"{{path: {tmp_path / 'items.parquet'}, id: id, title: title}}"
+    config, workdir = load_config(None, [f"data.item_features={table}"]), Workdir(tmp_path / "run")
+    report = workdir.item_groups.report
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps([{"group_id": 0, "size": 2, "label": "[b]rock[/b]"}]))
+    console = Console(width=120, record=True, file=io.StringIO())
+    # Group 1 is of a model that an earlier run made.
+    console.print(groups_table(workdir))
+    console.print(candidates_table(config, workdir, ["1", "2", "?"], [3.0, 2.0, 1.0], [0, 0, 1]))
+    shown = console.export_text()
+    for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
+        assert text in shown
