@@ -338,6 +338,11 @@ class RetrainRun:
         return self.workdir.path / "record.json"
 
     @property
+    def push(self) -> Path:
+        """JSON: the label that the pushed version got; written once it had it."""
+        return self.workdir.path / "push.json"
+
+    @property
     def gate(self) -> Path:
         """Artifact whose details are the gate's verdict."""
         return self.workdir.path / "blessing"

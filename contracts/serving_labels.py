@@ -47,6 +47,8 @@ def read_labels(base: Path) -> ServingLabels | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}): write it anew, or roll back to a version") from None
     try:
         return ServingLabels.model_validate_json(text)
     except ValidationError as error:
@@ -66,7 +68,11 @@ def write_labels(base: Path, labels: ServingLabels) -> None:
 def versions_on_disk(base: Path) -> list[int]:
     """Numbers of the versions below `base`, ascending: what TF Serving takes for one."""
     found = base.iterdir() if base.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit() and (path / "saved_model.pb").exists())
+    return sorted(int(path.name) for path in found if _is_number(path.name) and (path / "saved_model.pb").exists())
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def effective_labels(base: Path) -> ServingLabels | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
 from pathlib import Path
 
+from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, effective_labels, read_labels, versions_on_disk, write_labels
@@ -22,7 +24,7 @@ def publish(
     """Makes the run's servables version `version`, and labels it.
 
     Every servable of the run gets the number, the main one last: what servers watch is complete when it
-    appears. Doing it again changes nothing.
+    appears. Doing it again changes nothing, whatever was made stable since.
 
     Args:
         exported: version directory that the run's export wrote, of the first index.
@@ -32,6 +34,9 @@ def publish(
     Returns:
         the label that the version got.
     """
+    done = RetrainRun(workdir).push
+    if done.exists():
+        return str(json.loads(done.read_text(encoding="utf-8"))["label"])
     names = list(config.serving.servable_names().values())
     for name in reversed(names):
         _appear(workdir.servable(name) / exported.name, store.servable(name) / str(version))
@@ -43,6 +48,7 @@ def publish(
             write_labels(store.servable(name), ServingLabels(stable=labels.stable, canary=version))
         else:
             write_labels(store.servable(name), ServingLabels(stable=version))
+    write_json(done, {"label": label})
     return label
 
 

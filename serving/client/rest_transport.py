@@ -28,7 +28,13 @@ class RestTransport:
     """A session with one address."""
 
     def __init__(self, url: str):
-        """`url`: http://host:port."""
+        """`url`: http://host:port.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no URL of a REST API: it must start with http:// or https://")
         self._url = url.rstrip("/")
         self._session = requests.Session()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -185,6 +185,8 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         array = _cast(spec, np.asarray(value, object))
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"input {spec.name!r} must be a list, or a list a user; got {value!r}")
     lists = list(value)
     if lists and not any(isinstance(one, list | tuple | np.ndarray) for one in lists):
         lists = [lists] * rows
@@ -202,12 +204,23 @@ def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
     try:
         if spec.dtype == tf.string:
             cast = np.empty(len(flat), object)
-            cast[:] = [value.encode() if isinstance(value, str) else bytes(value) for value in flat]
+            cast[:] = [_as_bytes(value) for value in flat]
         else:
+            if spec.dtype.is_integer and any(value != int(value) for value in flat):
+                raise ValueError(f"{next(value for value in flat if value != int(value))!r} is no whole number")
             cast = np.array(flat, spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"input {spec.name!r} must hold {spec.dtype.name}: {error}") from None
     return cast.reshape(values.shape)
+
+
+def _as_bytes(value: Any) -> bytes:
+    """Not bytes(value) of all else: of a number, that is so many zeros."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"{value!r} is no text; ids are text, so write str({value!r})")
 
 
 def _candidates(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> Candidates:

@@ -113,7 +113,7 @@ def _array(spec: Input, value: Any) -> np.ndarray:
         sizes = {len(leaf) for leaf in leaves}
         if len(sizes) > 1:
             raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and of {max(sizes)} values; pad the shorter")
-        shape.append(sizes.pop() if sizes else 0)
+        shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # no rows tell nothing of the columns
         leaves = [item for leaf in leaves for item in leaf]
     if spec.dtype == tf.string:
         flat = np.empty([len(leaves)], object)

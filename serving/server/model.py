@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ State = get_model_status_pb2.ModelVersionStatus
 
 @dataclass(frozen=True)
 class _Failure:
-    modified: float
+    state: tuple[int, int]
     message: str
 
 
@@ -138,16 +139,18 @@ class ServedModel:
 
     async def _load(self, number: int) -> None:
         path = self.base / str(number)
-        modified = _modified(path)
+        if number in self._versions or not (path / "saved_model.pb").exists():
+            return
+        state = _state(path)
         failure = self._failures.get(number)
-        if number in self._versions or not modified or (failure and failure.modified == modified):
+        if failure and failure.state == state:
             return
         self._loading.add(number)
         loop = asyncio.get_running_loop()
         try:
             servable = await loop.run_in_executor(self._loader, LoadedServable, path, self._config.session_threads)
         except ValueError as error:
-            self._failures[number] = _Failure(modified, str(error))
+            self._failures[number] = _Failure(state, str(error))
             self._metrics.loads.labels(self.name, "failure").inc()
             return
         finally:
@@ -182,9 +185,10 @@ class ServedModel:
         self.complaints = complaints
 
 
-def _modified(version: Path) -> float:
-    """When a version's graph was written; 0 if there is none."""
-    try:
-        return (version / "saved_model.pb").stat().st_mtime
-    except OSError:
-        return 0.0
+def _state(version: Path) -> tuple[int, int]:
+    """Newest time and total size of all that a version holds: they change while it is still being copied."""
+    found = []
+    for path in [version, *version.rglob("*")]:
+        with contextlib.suppress(OSError):  # it may be moved meanwhile
+            found.append(path.stat())
+    return max((one.st_mtime_ns for one in found), default=0), sum(one.st_size for one in found)

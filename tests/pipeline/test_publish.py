@@ -96,6 +96,17 @@ def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
 
+def test_pushing_again_keeps_a_rollback(store: Store) -> None:
+    """A retrain dies between its push and its record, and somebody rolls back before it is called again."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    set_stable(store, 1)
+    workdir = store.run("run-2")
+    label = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
+    assert label == "stable"  # what it was then
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
 def test_what_a_dead_push_left_is_removed(store: Store) -> None:
     left = store.path / "servable" / "dnc.staging-0123"
     left.mkdir(parents=True)

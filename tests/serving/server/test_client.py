@@ -64,12 +64,27 @@ def test_candidate_embedding(client, session):
         ({"nope": 1}, "has no input 'nope'; it has .*alpha"),
         ({"num_candidates": "many"}, "'num_candidates' must hold int32"),
         ({"alpha": [1.0, 2.0, 3.0]}, "'alpha'|broadcast"),
+        ({"num_candidates": 2.7}, "'num_candidates' must hold int32: 2.7 is no whole number"),
+        ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or a list a user; got 'i4'"),
+        ({"groups": 1}, "'groups' must be a list, or a list a user; got 1"),
+        ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is no text; .* write str\(101\)"),
+        ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is no text"),
     ],
-    ids=["unknown", "type", "rows"],
 )
 def test_wrong_inputs_are_named(client, inputs, message):
     with pytest.raises(ValueError, match=message):
         client.recommend([["i1"], ["i2"]], **inputs)
+
+
+def test_no_users_get_no_lists(client):
+    assert client.recommend([]) == []
+    embeddings, groups = client.candidate_embedding([])
+    assert (embeddings.shape[0], groups.shape) == (0, (0,))
+
+
+def test_a_rest_address_without_a_scheme_is_refused():
+    with pytest.raises(ValueError, match=r"'localhost:8501' is no URL of a REST API: .* http://"):
+        RetrievalClient.rest("localhost:8501", "dnc")
 
 
 def test_a_refusal_is_raised_at_once(client):

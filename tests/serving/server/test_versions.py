@@ -115,6 +115,22 @@ def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, ba
     assert error() == ""
 
 
+def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, servable):
+    """The graph comes first, by `cp -r`; what fails then must be tried again once there is more."""
+    server = serve(base)
+    (base / "2").mkdir()
+    shutil.copyfile(servable / "saved_model.pb", base / "2" / "saved_model.pb")
+    answer = f"{server.url}/v1/models/dnc/versions/2"
+    eventually(lambda: "cannot be served" in requests.get(answer, timeout=10).text)
+    shutil.copytree(servable, base / "2", dirs_exist_ok=True)
+    eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+
+
+def test_a_directory_of_no_number_is_no_version(serve, base, servable):
+    shutil.copytree(servable, base / "²")  # a digit to `str.isdigit`, and no number to `int`
+    assert states(serve(base)) == {1: "AVAILABLE"}
+
+
 def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
     add_version(base, 2, servable)
     server = serve(base)
