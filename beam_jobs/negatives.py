@@ -2,7 +2,7 @@
 
 | kind | drawn from | probability |
 |---|---|---|
-| in-group | the positive's group | train_count ** popularity_exponent |
+| in-group | the positive's group | max(train_count, 1/2) ** popularity_exponent |
 | easy | the whole catalogue | the same |
 | exposed | what the user was shown in training and never took | uniform |
 | mined | the positive's nearest wrong items under a model | uniform |

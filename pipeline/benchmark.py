@@ -178,9 +178,9 @@ def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
         "model": run.model,
         "seed": run.seed,
         "config": run.config.model_dump(mode="json"),
-        "epochs": len(history),
+        "epochs": sum(entry["epoch"] > 0 for entry in history),  # 0: a warm start's first validation
         "best_epoch": best,
-        "seconds": sum(entry["seconds"] for entry in history[:best]),
+        "seconds": sum(entry["seconds"] for entry in history if 0 < entry["epoch"] <= best),
         "positives_per_second": history[-1]["positives_per_second"] if history else None,
         "lists": {merge.label: table for merge, table in zip(run.merges, tables, strict=True)},
     }

@@ -24,8 +24,8 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
-        is_target: bool [batch_size, length]. The first event is one too, unless other context follows it: it
-            trains the query of a user without history.
+        is_target: bool [batch_size, length]. A window's first event is one too, unless other context follows it: it
+            trains the query of an empty history.
         in_group_negatives: int64 [n], draws from the groups of the windows' targets.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
@@ -85,12 +85,12 @@ class TrainingWindows:
     events, so that short users do not pay for long ones' padding.
 
     Attributes:
-        num_positives: of an epoch.
+        most_positives: of an epoch: each window's first event may be one, too.
     """
 
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
         manifest = read_manifest(workdir.windows.path)
-        self.num_positives = manifest.counts["train_positives"]
+        self.most_positives = manifest.counts["train_positives"] + manifest.counts["train_windows"]
         self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details.get("resamples", 1))]
         self._events_per_batch = events_per_batch
         self._seed = seed

@@ -75,7 +75,7 @@ class ExactRanking:
         """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
 
         A place is a count of better items: no list has to be sorted to find it. A target that is in no
-        list, because it was seen, has place num_items.
+        list, because it was seen, has the largest int64: no k reaches it.
         """
         parts = []
         for rows in self._chunks():
@@ -87,7 +87,7 @@ class ExactRanking:
                 for row, column, score in zip(targets.row_ids(), columns, own, strict=True)
             ]
             listed = np.isfinite(own) & (targets.values > 0)
-            parts.append(np.where(listed, np.array(places, np.int64), self._catalogue.num_items))
+            parts.append(np.where(listed, np.array(places, np.int64), np.iinfo(np.int64).max))
         return np.concatenate(parts)
 
     def _place(self, scores: np.ndarray, column: int, score: np.float32) -> int:

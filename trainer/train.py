@@ -127,7 +127,7 @@ class _Trainer:
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best weights."""
-        epochs, positives = self._config.epochs, self._batches.num_positives
+        epochs, positives = self._config.epochs, self._batches.most_positives
         with TrainingProgress(self._name, self.state.epoch, epochs, positives) as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.

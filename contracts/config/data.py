@@ -229,11 +229,13 @@ class WindowsConfig(Section):
     )
     mined_neighbors: int = Field(50, ge=1, description="nearest items that mined negatives are drawn from, evenly")
     popularity_exponent: float = Field(
-        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by train_count ** this"
+        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by max(train_count, 1/2) ** this"
     )
     resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
     since: int | None = Field(
-        None, description="microseconds: only events from then on are training targets, earlier ones are their context"
+        None,
+        description="microseconds: only windows that reach it are written, and earlier events are context, not targets "
+        "(but for an event that is all the context its window has: it trains the query of an empty history)",
     )
 
     @model_validator(mode="after")

@@ -90,14 +90,18 @@ class LossConfig(Section):
         0.0, ge=0, description="softmax of the positive among its own exposed and mined negatives of the windows"
     )
     hierarchy_weight: float = Field(
-        0.0, ge=0, description="each positive above the user's items of lower feedback levels, above random ones"
+        0.0,
+        ge=0,
+        description="each positive above its window's events of lower levels, above what was exposed only (any level "
+        "below data.feedback.target_level counts as that), above random items",
     )
     hierarchy: Literal["softmax", "pairwise"] = Field("softmax", description="form of the hierarchy term")
     hierarchy_random: int = Field(4, ge=1, description="random items per positive in the hierarchy term")
     negatives: Literal["windows", "uniform", "popularity", "in_batch"] = Field(
         "windows",
         description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
-        "from the whole catalogue alone, or the batch's other positives; each with its logQ",
+        "from the whole catalogue alone, or the batch's other positives (of training.replicas, those of the replica's "
+        "part); each with its logQ",
     )
     in_group_pool: int = Field(
         1024, ge=1, description="in-group negatives of a step, each shared by the batch's positives of its group"
@@ -120,7 +124,9 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """The optimisation."""
 
-    batch_size: int = Field(32, ge=1, description="windows of full length in a step; shorter ones are packed denser")
+    batch_size: int = Field(
+        32, ge=1, description="windows of full length in a step, about; shorter ones are packed denser"
+    )
     epochs: int = Field(60, ge=1)
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
     learning_rate: float = Field(3e-3, gt=0)

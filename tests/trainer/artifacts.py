@@ -62,7 +62,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
                 for example in examples:
                     writer.write(example)
             artifact.files.append(file.name)
-        artifact.counts["train_positives"] = int(counts.sum())
+        artifact.counts.update(train_positives=int(counts.sum()), train_windows=len(log.sequences))
     return workdir
 
 
