@@ -62,7 +62,8 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
                 for example in examples:
                     writer.write(example)
             artifact.files.append(file.name)
-        artifact.counts.update(train_positives=int(counts.sum()), train_windows=len(log.sequences))
+        number = len(log.sequences)  # each of a first event and targets
+        artifact.counts.update(train_positives=int(counts.sum()) - number, train_windows=number)
     return workdir
 
 

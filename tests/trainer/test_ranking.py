@@ -63,12 +63,15 @@ def case() -> Case:
     return Case(scores, group_id, log_intent, users, ExactRanking(model, catalogue, users))
 
 
+NOWHERE = np.iinfo(np.int64).max
+
+
 def test_places_are_those_of_a_full_sort(case: Case) -> None:
     users, expected = case.users, []
     for user in range(NUM_USERS):
         order = case.order(user)
         wanted = users.targets.take(np.array([user])).values.tolist()
-        expected += [order.index(item) if item in order else NUM_ITEMS for item in wanted]
+        expected += [order.index(item) if item in order else NOWHERE for item in wanted]
     places = case.ranking.target_places()
     assert places.tolist() == expected
     lists = case.ranking.lists("score", 0.0, NUM_ITEMS)
