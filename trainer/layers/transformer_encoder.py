@@ -93,7 +93,7 @@ class _Block(tf.keras.layers.Layer):
         query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
         places = tf.range(length)
         if position is None:
-            # Of two dimensions: one of four would be fused into the product, which a hundred times slower in oneDNN.
+            # Of two dimensions: one of four is fused into the product, by a kernel of oneDNN a hundred times slower.
             seen = places <= places[:, None]
         else:
             query = tf.gather(query, position[:, None], axis=2, batch_dims=1)
