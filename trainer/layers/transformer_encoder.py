@@ -78,28 +78,32 @@ class _Block(tf.keras.layers.Layer):
         training: bool = False,
     ) -> tf.Tensor:
         """[batch_size * length, dim] -> the same shape, or [batch_size, dim] at `position`, int32 [batch_size]."""
-        attended = self._attend(self._attention_norm(inputs, training=training), batch_size, length, position)
-        own = inputs if position is None else tf.gather(inputs, tf.range(batch_size) * length + position)
+        rows = None if position is None else tf.range(batch_size) * length + position
+        attended = self._attend(self._attention_norm(inputs, training=training), batch_size, length, rows)
+        own = inputs if rows is None else tf.gather(inputs, rows)
         hidden = own + self._dropout(attended, training=training)
         expanded = self._expand(self._feed_forward_norm(hidden, training=training))
         projected = self._contract(gelu(expanded, training))
         return hidden + self._dropout(projected, training=training)
 
-    def _attend(
-        self, inputs: tf.Tensor, batch_size: tf.Tensor, length: tf.Tensor, position: tf.Tensor | None
-    ) -> tf.Tensor:
+    def _attend(self, inputs: tf.Tensor, batch_size: tf.Tensor, length: tf.Tensor, rows: tf.Tensor | None) -> tf.Tensor:
         head_dim = self._dim // self._num_heads
-        projected = tf.reshape(self._query_key_value(inputs), [batch_size, length, 3, self._num_heads, head_dim])
-        query, key, value = tf.unstack(tf.transpose(projected, [2, 0, 3, 1, 4]), num=3)
+        projected = self._query_key_value(inputs)
+        of_heads = tf.reshape(projected, [batch_size, length, 3, self._num_heads, head_dim])
+        query, key, value = tf.unstack(tf.transpose(of_heads, [2, 0, 3, 1, 4]), num=3)
         places = tf.range(length)
-        if position is None:
-            # Of two dimensions: one of four is fused into the product, by a kernel of oneDNN a hundred times slower.
-            seen = places <= places[:, None]
-        else:
-            query = tf.gather(query, position[:, None], axis=2, batch_dims=1)
-            seen = (places <= position[:, None])[:, None, None, :]
+        if rows is not None:
+            asking = tf.gather(projected[:, : self._dim], rows)
+            query = tf.reshape(asking, [batch_size, self._num_heads, 1, head_dim])
         logits = tf.matmul(query * head_dim**-0.5, key, transpose_b=True)
-        # A position always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing.
-        logits += tf.where(seen, tf.zeros([], logits.dtype), -1e9)
-        attended = tf.matmul(tf.nn.softmax(logits), value)
+        # A position always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing. Of
+        # two or three dimensions: one of four is fused into the product, by a kernel of oneDNN a hundred times slower.
+        if rows is None:
+            logits += tf.where(places <= places[:, None], tf.zeros([], logits.dtype), -1e9)
+        else:
+            seen = (places <= rows[:, None] % length)[:, None, :]
+            # The shape is said, since TensorFlow's cost model loses it and warns of that at each loading.
+            logits = tf.ensure_shape(tf.where(seen, tf.squeeze(logits, 2), -1e9), [None, self._num_heads, None])
+        weights = tf.nn.softmax(logits)
+        attended = tf.matmul(weights if rows is None else weights[:, :, None], value)
         return self._attention_output(tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, self._dim]))
