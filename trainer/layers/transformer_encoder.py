@@ -91,19 +91,27 @@ class _Block(tf.keras.layers.Layer):
         projected = self._query_key_value(inputs)
         of_heads = tf.reshape(projected, [batch_size, length, 3, self._num_heads, head_dim])
         query, key, value = tf.unstack(tf.transpose(of_heads, [2, 0, 3, 1, 4]), num=3)
-        places = tf.range(length)
-        if rows is not None:
-            asking = tf.gather(projected[:, : self._dim], rows)
-            query = tf.reshape(asking, [batch_size, self._num_heads, 1, head_dim])
-        logits = tf.matmul(query * head_dim**-0.5, key, transpose_b=True)
-        # A position always sees itself, so no row of the softmax is empty. Added, the mask costs the gradient nothing. Of
-        # two or three dimensions: one of four is fused into the product, by a kernel of oneDNN a hundred times slower.
         if rows is None:
-            logits += tf.where(places <= places[:, None], tf.zeros([], logits.dtype), -1e9)
+            weights = _weights(query * head_dim**-0.5, key)
         else:
-            seen = (places <= rows[:, None] % length)[:, None, :]
-            # The shape is said, since TensorFlow's cost model loses it and warns of that at each loading.
-            logits = tf.ensure_shape(tf.where(seen, tf.squeeze(logits, 2), -1e9), [None, self._num_heads, None])
-        weights = tf.nn.softmax(logits)
-        attended = tf.matmul(weights if rows is None else weights[:, :, None], value)
-        return self._attention_output(tf.reshape(tf.transpose(attended, [0, 2, 1, 3]), [-1, self._dim]))
+            query = tf.reshape(tf.gather(projected[:, : self._dim], rows), [batch_size, self._num_heads, 1, head_dim])
+            weights = _weights_at(rows % length, query * head_dim**-0.5, key)
+        merged = tf.reshape(tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3]), [-1, self._dim])
+        return self._attention_output(merged)
+
+
+def _weights(query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """What each position takes of those up to it, [batch_size, num_heads, length, length]; itself is always one."""
+    place = tf.range(tf.shape(key)[2])
+    # Added, the mask costs the gradient nothing; of two dimensions, since one of four is fused into the product, by a
+    # kernel of oneDNN a hundred times slower.
+    mask = tf.where(place <= place[:, None], tf.zeros([], query.dtype), -1e9)
+    return tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + mask)
+
+
+def _weights_at(position: tf.Tensor, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """The same of one position a row, [batch_size], whose query it is: [batch_size, num_heads, 1, length]."""
+    seen = (tf.range(tf.shape(key)[2]) <= position[:, None])[:, None, :]
+    logits = tf.where(seen, tf.squeeze(tf.matmul(query, key, transpose_b=True), 2), -1e9)
+    # The shape is said, since TensorFlow's cost model loses it and warns of that at each loading.
+    return tf.nn.softmax(tf.ensure_shape(logits, [None, key.shape[1], None]))[:, :, None]
