@@ -339,7 +339,7 @@ class RetrainRun:
 
     @property
     def push(self) -> Path:
-        """JSON: the label that the pushed version got; written once it had it."""
+        """JSON: the version that was pushed and the label that it got; written once it had it."""
         return self.workdir.path / "push.json"
 
     @property

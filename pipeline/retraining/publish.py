@@ -35,8 +35,9 @@ def publish(
         the label that the version got.
     """
     done = RetrainRun(workdir).push
-    if done.exists():
-        return str(json.loads(done.read_text(encoding="utf-8"))["label"])
+    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": None}
+    if earlier["version"] == version:
+        return str(earlier["label"])
     names = list(config.serving.servable_names().values())
     for name in reversed(names):
         _appear(workdir.servable(name) / exported.name, store.servable(name) / str(version))
@@ -48,7 +49,7 @@ def publish(
             write_labels(store.servable(name), ServingLabels(stable=labels.stable, canary=version))
         else:
             write_labels(store.servable(name), ServingLabels(stable=version))
-    write_json(done, {"label": label})
+    write_json(done, {"version": version, "label": label})
     return label
 
 
