@@ -74,3 +74,19 @@ def test_a_split_that_measures_nothing_is_said(tmp_path: Path, caplog: pytest.Lo
     assert run(tmp_path, lines(100, users=1), {}).counts["test_users"] == 0  # the one user knows all items
     said = [record.getMessage() for record in caplog.records if "nothing can be measured" in record.getMessage()]
     assert len(said) == 2 and "validation" in said[0] and "test" in said[1]
+
+
+def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ids that pandas has made floats, and prices with a currency."""
+    (tmp_path / "items.csv").write_text("id,price\n" + "".join(f"{item}.0,$9\n" for item in range(8)) + "1.0,$8\n")
+    features = [{"name": "price", "kind": "numeric"}]
+    table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": features}
+    rows = [row.replace(",i", ",") for row in lines(100)]
+    log = write_log(tmp_path / "log.csv", rows)
+    config = make_config(log, data={"events": str(log), "num_buckets": 3, "item_features": table})
+    for job in (ingest, statistics):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "8 rows are used; left out or mended: 1 repeated_ids" in said
+    assert "none of the 8 rows of " in said and "has a value of kind numeric in column 'price'" in said
+    assert "none of the 8 ids of data.item_features" in said and "occurs in the log" in said
