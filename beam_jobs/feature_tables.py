@@ -136,12 +136,10 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
             f"the value {token!r} of a list holds the feature's separator {feature.separator!r}: set separator to text "
             "that no value holds"
         )
-    parents = pc.list_parent_indices(lists).filter(tokens.is_valid())
-    present = pa.table({"row": parents, "token": tokens.drop_null()})
-    of_row = present.group_by("row", use_threads=False).aggregate([("token", "list")])
-    cells = pc.binary_join(of_row["token_list"].combine_chunks(), feature.separator)
-    places = pc.index_in(pa.array(np.arange(len(lists))), of_row["row"].combine_chunks())
-    return pc.fill_null(cells.take(places).cast(pa.binary()), b"")
+    row_of_token = pc.list_parent_indices(lists).filter(tokens.is_valid()).to_numpy()
+    ends = np.cumsum(np.bincount(row_of_token, minlength=len(lists)))
+    present = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), tokens.drop_null())
+    return pc.binary_join(present, feature.separator).cast(pa.binary())
 
 
 def _to_float32(column: pa.Array) -> pa.Array:

@@ -206,8 +206,9 @@ def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
             cast = np.empty(len(flat), object)
             cast[:] = [_as_bytes(value) for value in flat]
         else:
-            if spec.dtype.is_integer and any(value != int(value) for value in flat):
-                raise ValueError(f"{next(value for value in flat if value != int(value))!r} is no whole number")
+            broken = [value for value in flat if spec.dtype.is_integer and value != int(value)]
+            if broken:
+                raise ValueError(f"{broken[0]!r} is no whole number")
             cast = np.array(flat, spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"input {spec.name!r} must hold {spec.dtype.name}: {error}") from None

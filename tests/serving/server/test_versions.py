@@ -124,6 +124,8 @@ def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, se
     eventually(lambda: "cannot be served" in requests.get(answer, timeout=10).text)
     shutil.copytree(servable, base / "2", dirs_exist_ok=True)
     eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+    with RetrievalClient.grpc(server.address, "dnc", version=2) as client:
+        assert client.recommend([["i1"]])[0].item_ids
 
 
 def test_a_directory_of_no_number_is_no_version(serve, base, servable):
