@@ -28,7 +28,8 @@ from contracts.storage import as_path, open_binary
 BLOCK_BYTES = 8 << 20
 _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
-_SENTINEL = b"\x00end of block\x00"
+_SENTINEL = b"\x01end of block\x01"
+"""Without NUL, at which pyarrow cuts a row once a block has thousands of rows and cells of more than ten bytes."""
 _HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _SEPARATORS = (",", ";", "\t", "|")

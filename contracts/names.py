@@ -1,6 +1,7 @@
 """Names that cross a room's border: record fields, table columns, signatures. Defined once, here."""
 
 from enum import IntEnum
+from typing import Literal, get_args
 
 PADDING_INDEX = 0
 """`item_index` and `user_index` 0: padding, or an id outside the vocabulary. Known ids are 1..N."""
@@ -89,6 +90,11 @@ class Signature:
     CANDIDATE_EMBEDDING = "candidate_embedding"
 
 
+Merge = Literal["quota", "score", "round_robin"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
+"""How the groups' results become one list, see `serving.merge`; a merge's code in a graph is its place here."""
+
+
 class Request:
     """Inputs of the servable's signatures (user features come under their own names).
 
@@ -100,7 +106,7 @@ class Request:
     USER_ID = "user_id"  # string [B], "" = unknown
     NUM_CANDIDATES = "num_candidates"  # int32 [B], M; 0 = the config's
     ALPHA = "alpha"  # float32 [B], exponent of p(group | user); NaN = the config's
-    MERGE = "merge"  # string [B], quota | score | round_robin; "" = the config's
+    MERGE = "merge"  # string [B], one of MERGES; "" = the config's
     GROUP_BOOST = "group_boost"  # float32 [B, K], multiplies a group's share; 0 excludes the group, NaN = 1
     GROUPS = "groups"  # int32 [B, G], the only groups that may answer; -1 = padding, none = all
     MAX_GROUPS = "max_groups"  # int32 [B], search only so many, the likeliest; 0 = all

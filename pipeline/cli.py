@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -18,8 +17,9 @@ from contracts import storage
 from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
 from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.query import query
 from pipeline.retraining import commands as retraining
-from pipeline.stages import STAGES, exported_servable
+from pipeline.stages import STAGES
 
 STAGE_NAMES = [stage.name for stage in STAGES]
 
@@ -165,50 +165,6 @@ def drifting(out: Path, **sizes: Any) -> None:
 
 
 @main.command()
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
-@click.option("--user", help="Take this user's history from the run's events.")
-@click.option("--history", help="Comma-separated item ids, oldest first.")
-@click.option("--num-candidates", "-m", type=click.IntRange(1), help="M; default: the servable's.")
-@click.option("--alpha", type=click.FloatRange(0), help="Exponent of p(group | user); default: the servable's.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
-@reports_user_errors
-def query(
-    workdir: Path,
-    user: str | None,
-    history: str | None,
-    num_candidates: int | None,
-    alpha: float | None,
-    as_json: bool,
-) -> None:
-    """Ask the exported servable for one user's candidates.
-
-    \b
-    Examples:
-      dnc query -w runs/demo --user 42
-      dnc query -w runs/demo --history 50,181,172 -m 20 --alpha 0.5
-    """
-    from pipeline.histories import history_of
-    from pipeline.report import candidates_table
-    from serving.local_client import ServableSession
-
-    if (user is None) == (history is None):
-        raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")
-    run_dir = Workdir(workdir)
-    config = load_config(run_dir.config)
-    items = (
-        history_of(config, run_dir, user) if user is not None else [id_ for id_ in (history or "").split(",") if id_]
-    )
-    with ServableSession(exported_servable(run_dir)) as session:
-        answer = session.recommend([items], user_ids=[user or ""], num_candidates=num_candidates, alpha=alpha)
-    found = answer.item_ids[0], answer.scores[0], answer.group_ids[0]
-    if as_json:
-        for item, score, group in zip(*found, strict=True):
-            click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
-    else:
-        Console().print(candidates_table(config, run_dir, *found))
-
-
-@main.command()
 @click.option(
     "--config", "-c", type=click.Path(path_type=Path), required=True, help="YAML file; see configs/benchmark/."
 )
@@ -329,7 +285,7 @@ def doctor() -> None:
     sys.exit(1 if problems else 0)
 
 
-for command in retraining.COMMANDS:
+for command in (query, *retraining.COMMANDS):
     main.add_command(command)
 
 

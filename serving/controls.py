@@ -14,8 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import ServingConfig
-from contracts.names import Request
-from serving.merge import MERGES
+from contracts.names import MERGES, Request
 
 MAX_ALPHA = 1000.0
 """alpha is clipped to +-this: far beyond it, scores would overflow; the likeliest group has it all long before."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.merge import Merge
+from contracts.names import Merge
 from trainer.scoring import fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from contracts.artifact import Manifest, write_json
@@ -21,7 +22,7 @@ from serving.group_index import GroupIndex
 from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes, write_indexes
-from serving.requests import user_requests
+from serving.requests import UserRequests, user_requests
 from serving.retriever import IndexSet, Retriever
 from serving.signatures import require_compatible
 from serving.versions import appearing, next_version, predecessor
@@ -60,49 +61,50 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     embeddings = embed_catalogue(model, catalogue.num_items)
     parts = _Parts(
         config=config,
+        workdir=workdir,
+        model_name=model_name,
         catalogue=catalogue,
         model=model,
         item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary),
         user_features=UserFeatures(config, workdir, catalogue),
         exploration=Exploration(embeddings, catalogue.group_id, catalogue.train_count == 0, catalogue.num_groups),
+        embeddings=embeddings,
+        members=group_members(catalogue),
+        warmup=user_requests(
+            workdir, catalogue, EvaluationUsers.load(workdir, Split.VALIDATION, config.serving.warmup_requests)
+        ),
     )
-    warmup = user_requests(
-        workdir, catalogue, EvaluationUsers.load(workdir, Split.VALIDATION, config.serving.warmup_requests)
-    )
-    members = group_members(catalogue)
     names = config.serving.servable_names()
     number = max(next_version(workdir.servable(name)) for name in names.values())
     for index, name in names.items():
-        started = time.monotonic()
-        before = predecessor(config, workdir, name)
-        details: dict[str, Any] = {"model": model_name, "index": index, **_details(config)}
-        built: list[GroupIndex] = []
-        index_set: IndexSet
-        if index == "scann":
-            queries, earlier = tuning_queries(workdir, model), read_indexes(before) if before else {}
-            found = build_indexes(config.serving, queries, embeddings, members, earlier)
-            built = found.indexes
-            index_set = ScannIndexSet(built, [m for m in members if len(m)], catalogue.num_groups)
-            details |= {"groups": [index.describe() for index in built], "rebuilt_groups": found.rebuilt}
-        else:
-            index_set = ExactIndexSet(embeddings, members)
-            details["groups"] = [{"group_id": g, "size": len(items)} for g, items in enumerate(members) if len(items)]
-        with appearing(workdir.servable(name) / str(number)) as staging:
-            save(parts.retriever(index_set), staging)
-            if before:
-                require_compatible(before, staging, name)
-            write_warmup(staging, warmup, name)
-            write_indexes(staging, built)
-            manifest = Manifest(
-                kind="servable",
-                fingerprint=fingerprint,
-                counts={"items": catalogue.num_items, "groups": catalogue.num_groups, "warmup_requests": len(warmup)},
-                files=["saved_model.pb", str(WARMUP_FILE)],
-                details=details,
-                seconds=round(time.monotonic() - started, 3),
-            )
-            write_json(staging / MANIFEST_FILE, asdict(manifest))
+        _write_version(parts, index, name, number, fingerprint)
     return workdir.servable(config.serving.model_name) / str(number)
+
+
+def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprint: str) -> None:
+    """One servable's version directory, whole or not at all."""
+    started, warmup = time.monotonic(), parts.warmup
+    before = predecessor(parts.config, parts.workdir, name)
+    index_set, built, about = parts.indexes(index, before)
+    with appearing(parts.workdir.servable(name) / str(number)) as staging:
+        save(parts.retriever(index_set), staging)
+        if before:
+            require_compatible(before, staging, name)
+        write_warmup(staging, warmup, name)
+        write_indexes(staging, built)
+        manifest = Manifest(
+            kind="servable",
+            fingerprint=fingerprint,
+            counts={
+                "items": parts.catalogue.num_items,
+                "groups": parts.catalogue.num_groups,
+                "warmup_requests": len(warmup),
+            },
+            files=["saved_model.pb", str(WARMUP_FILE)],
+            details={"model": parts.model_name, "index": index, **_details(parts.config), **about},
+            seconds=round(time.monotonic() - started, 3),
+        )
+        write_json(staging / MANIFEST_FILE, asdict(manifest))
 
 
 def read_servable_manifest(version: Path) -> Manifest:
@@ -115,11 +117,32 @@ class _Parts:
     """What all servables of one export have in common."""
 
     config: Config
+    workdir: Workdir
+    model_name: str
     catalogue: Catalogue
     model: TwoTowerModel
     item_lookup: VocabularyLookup
     user_features: UserFeatures
     exploration: Exploration
+    embeddings: np.ndarray  # [num_items, dim]
+    members: list[np.ndarray]
+    warmup: UserRequests
+
+    def indexes(self, index: str, before: Path | None) -> tuple[IndexSet, list[GroupIndex], dict[str, Any]]:
+        """What searches the groups, ScaNN's indexes in it, and what the manifest says of them.
+
+        Args:
+            index: one of `serving.indexes`.
+            before: the last version, whose unchanged indexes are taken over.
+        """
+        if index == "exact":
+            sizes = [{"group_id": group, "size": len(items)} for group, items in enumerate(self.members) if len(items)]
+            return ExactIndexSet(self.embeddings, self.members), [], {"groups": sizes}
+        queries, earlier = tuning_queries(self.workdir, self.model), read_indexes(before) if before else {}
+        found = build_indexes(self.config.serving, queries, self.embeddings, self.members, earlier)
+        index_set = ScannIndexSet(found.indexes, [m for m in self.members if len(m)], self.catalogue.num_groups)
+        groups = [built.describe() for built in found.indexes]
+        return index_set, found.indexes, {"groups": groups, "rebuilt_groups": found.rebuilt}
 
     def retriever(self, index_set: IndexSet) -> Retriever:
         return Retriever(

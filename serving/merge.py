@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import tensorflow as tf
 
+from contracts.names import MERGES
 from serving.group_search import Found
 from trainer.scoring import MIN_PROBABILITY
-
-Merge = Literal["quota", "score", "round_robin"]
-MERGES: tuple[Merge, ...] = get_args(Merge)
-"""A merge's code in a graph is its place here."""
 
 LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
 

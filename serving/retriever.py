@@ -9,13 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import Config
-from contracts.names import PADDING_INDEX, Request, Response, Signature
+from contracts.names import MERGES, PADDING_INDEX, Request, Response, Signature
 from serving.controls import Controls
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration, Explored
 from serving.features import UserFeatures, VocabularyLookup
 from serving.group_search import Found
-from serving.merge import LOG_PROBABILITY_FLOOR, MERGES, plan_groups, select
+from serving.merge import LOG_PROBABILITY_FLOOR, plan_groups, select
 from serving.request_inputs import merge_inputs, query_inputs, with_defaults
 from serving.score_rounds import search_in_rounds
 from trainer.catalogue import Catalogue

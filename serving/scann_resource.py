@@ -41,10 +41,11 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
     """
 
     def __init__(self, indexes: Mapping[int, Mapping[str, np.ndarray]], folder: Path):
-        """Args:
+        """Stores the tensors as the checkpoint that a loader reads.
 
-        indexes: group_id -> tensors of a `GroupIndex`.
-        folder: an empty one that lasts until the SavedModel is written, which copies the files to its assets.
+        Args:
+            indexes: group_id -> tensors of a `GroupIndex`.
+            folder: an empty one that lasts until the SavedModel is written, which copies the files to its assets.
         """
         super().__init__()
         export_name = uuid.uuid4().hex

@@ -20,12 +20,11 @@ from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.names import Response, Signature, Split
+from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.local_client import Recommendations, Servable, ServableSession, decode, request_inputs
-from serving.merge import MERGES
 from serving.requests import UserRequests, user_requests
 from serving.versions import exported_versions
 from serving.warmup import read_warmup

@@ -64,6 +64,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
     server: ServerConfig = ServerConfig()
+    retrain: RetrainConfig = RetrainConfig()
     beam: BeamConfig = BeamConfig()
 
     @property
@@ -75,8 +76,6 @@ class Config(Section):
         """
         loss = self.training.loss
         return loss.global_weight == 0 and loss.binary_weight == 0 and loss.hierarchy_weight == 0
-
-    retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")
     def _mixed_precision_is_known(self) -> Config:

@@ -53,6 +53,14 @@ def test_odd_logs_become_windows(name: str, tmp_path: Path) -> None:
     assert run(tmp_path, rows, sections).counts["train_positives"] == positives
 
 
+def test_many_rows_of_long_ids_are_all_read(tmp_path: Path) -> None:
+    # From some 8,192 rows with cells of more than ten bytes on, pyarrow reads by another path.
+    rows = [f"{'customer-' * 6}{row % 500},{'article-' * 4}{row % 100},{1_700_000_000 + row}" for row in range(20_000)]
+    config = make_config(write_log(tmp_path / "log.csv", rows))
+    counts = ingest.run(config, Workdir(tmp_path / "run"), "f").counts
+    assert (counts["rows"], counts["events"], counts["dead_letters"], counts["users"]) == (20_000, 20_000, 0, 500)
+
+
 # name -> (rows, config, what the message must hold)
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "more groups than items": (lines(100, items=5), {"groups": {"num_groups": 9}}, "groups.num_groups=9 .* 5 items"),

@@ -1,6 +1,7 @@
 """The main job on the smoke data, through the command line, as a user runs it."""
 
 import json
+from typing import Any
 
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -64,11 +65,8 @@ def test_a_second_run_skips_every_stage_and_says_so(smoke: SmokeRun) -> None:
 
 def test_query_answers_from_the_servable(smoke: SmokeRun) -> None:
     history = ["i3", "i4", "i5", "no such item"]
-    asked = run_dnc(
-        "query", "-w", str(smoke.workdir), "--history", ",".join(history), "-m", "20", "--alpha", "0.5", "--json"
-    )
-    assert asked.returncode == 0, asked.stderr
-    rows = [json.loads(line) for line in asked.stdout.splitlines()]
+    rows, said = query(smoke, "--history", ",".join(history), "-m", "20", "--merge", "quota", "--alpha", "0.5")
+    assert "catalogue, and as if absent: no such item\n" in said
     groups = pq.read_table(Workdir(smoke.workdir).item_groups.groups)
     group_of = dict(zip(groups["item_id"].cast("string").to_pylist(), groups["group_id"].to_pylist(), strict=True))
     assert len({row["item_id"] for row in rows}) == 20
@@ -78,14 +76,37 @@ def test_query_answers_from_the_servable(smoke: SmokeRun) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+def test_query_steers_as_a_request_does(smoke: SmokeRun) -> None:
+    plain, said = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1")
+    assert "catalogue" not in said
+    assert {row["group_id"] for row in plain} == {1, 4}
+    gone = [row["item_id"] for row in plain[:2]]
+    fewer, _ = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1", "--exclude", ",".join(gone))
+    assert fewer == plain[2:]
+    one, _ = query(smoke, "--user", "u1", "-m", "600", "--groups", "4,1", "--max-groups", "1")
+    assert len({row["group_id"] for row in one}) == 1
+    dealt, _ = query(smoke, "--user", "u1", "-m", "8", "--groups", "4,1", "--merge", "round_robin")
+    assert [row["group_id"] for row in dealt[::2]] == [dealt[0]["group_id"]] * 4
+    assert [row["group_id"] for row in dealt[1::2]] == [5 - dealt[0]["group_id"]] * 4
+
+
+def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows of `dnc query`, and what it said beside them."""
+    asked = run_dnc("query", "-w", str(smoke.workdir), *options, "--json")
+    assert asked.returncode == 0, asked.stderr
+    return [json.loads(line) for line in asked.stdout.splitlines()], asked.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["query", "-w", "{workdir}"], "exactly one of --user ID and --history"),
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
         (["query", "-w", "nowhere", "--user", "u1"], "nowhere"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "the numbers of groups"),
     ],
-    ids=["neither user nor history", "unknown user", "no run"],
+    ids=["neither user nor history", "unknown user", "no run", "alpha of a merge without it", "groups by name"],
 )
 def test_a_wrong_query_is_explained(smoke: SmokeRun, arguments: list[str], said: str) -> None:
     done = run_dnc(*(argument.format(workdir=smoke.workdir) for argument in arguments))

@@ -87,8 +87,19 @@ def test_the_cronjob_retries_what_a_retry_can_change() -> None:
     manifest = yaml.safe_load((SCHEDULERS / "kubernetes_cronjob.yaml").read_text())
     job = manifest["spec"]["jobTemplate"]["spec"]
     [rule] = job["podFailurePolicy"]["rules"]
-    assert set(rule["onExitCodes"]["values"]) == {2, EXIT_CODES["not_blessed"], EXIT_CODES["nothing_new"]}
+    assert set(rule["onExitCodes"]["values"]) == {2, EXIT_CODES["not_blessed"]}
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy needs it
+
+
+@pytest.mark.parametrize(("code", "seen"), [(0, 0), (1, 1), (3, 3), (EXIT_CODES["nothing_new"], 0)])
+def test_to_the_cronjob_nothing_new_is_no_failure(tmp_path: Path, code: int, seen: int) -> None:
+    manifest = yaml.safe_load((SCHEDULERS / "kubernetes_cronjob.yaml").read_text())
+    [container] = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    dnc = tmp_path / "dnc"
+    dnc.write_text(f"#!/bin/sh\nexit {code}\n")
+    dnc.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(container["command"], env=environment, check=False).returncode == seen
 
 
 def test_the_dag_has_a_task_for_each_stage() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from contracts.config import ServingConfig
+from contracts.names import MERGES
 from serving.checks import Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
 from serving.local_client import Recommendations, ServableSession
-from serving.merge import MERGES
 from trainer.catalogue import Catalogue
 
 

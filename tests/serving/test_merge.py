@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from contracts.names import MERGES
 from serving.exclusion import Exclusions
 from serving.group_search import Found
-from serving.merge import LOG_PROBABILITY_FLOOR, MERGES, GroupPlan, plan_groups, select
+from serving.merge import LOG_PROBABILITY_FLOOR, GroupPlan, plan_groups, select
 from trainer.scoring import fill_quotas, quotas
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,10 +18,12 @@ from contracts.serving_labels import ServingLabels, write_labels
 from serving.deploy.models_config import main, models_config
 from serving.server.rest_api import METRICS_PATH
 from tests.serving.server.conftest import add_version
+from tests.serving.server.test_versions import eventually
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "serving" / "deploy"
-MANIFESTS = ["kubernetes-exact.yaml", "kubernetes-scann.yaml"]
+TF_SERVING = ["kubernetes-exact.yaml", "kubernetes-scann.yaml"]
+MANIFESTS = [*TF_SERVING, "kubernetes-dnc-serve.yaml"]
 FLAGS = {
     "port",
     "rest_api_port",
@@ -101,23 +105,60 @@ def test_models_config_follows_the_labels(tmp_path, servable):
     pinned = text_format.Parse(run.stdout, model_server_config_pb2.ModelServerConfig()).model_config_list.config[0]
     assert list(pinned.model_version_policy.specific.versions) == [1, 3]
     assert dict(pinned.version_labels) == {"stable": 1, "canary": 3}
-    run = CliRunner().invoke(main, [f"dnc={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dnc={base}/nothing"], "no version of dnc"),
+        (["dnc={base}"], "labels {'stable': 9}"),
+        (["{base}"], "must have the form NAME=PATH"),
+        (["dnc={base}", "--every", "1"], "--every needs --out"),
+    ],
+    ids=["no version", "a version that is not there", "no name", "no file to keep"],
+)
+def test_a_models_config_that_cannot_be_is_explained(tmp_path, servable, arguments, said):
+    add_version(tmp_path, 1, servable)
+    write_labels(tmp_path, ServingLabels(stable=9))
+    run = CliRunner().invoke(main, [argument.format(base=tmp_path) for argument in arguments])
     assert run.exit_code == 2
-    assert "no version of dnc" in run.stderr
+    assert said in run.stderr
+
+
+def test_a_models_config_is_kept_at_the_labels(tmp_path, servable):
+    base, out = tmp_path / "dnc", tmp_path / "models.config"
+    for number in (1, 2):
+        add_version(base, number, servable)
+    keeper = subprocess.Popen(
+        [sys.executable, "-m", "serving.deploy.models_config", f"dnc={base}", "--out", str(out), "--every", "0.1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        eventually(lambda: out.exists() and 'key: "stable"' in out.read_text())
+        write_labels(base, ServingLabels(stable=9))
+        assert "labels {'stable': 9}" in keeper.stderr.readline()
+        assert "value: 2" in out.read_text()
+        write_labels(base, ServingLabels(stable=1))
+        eventually(lambda: "value: 1" in out.read_text())
+    finally:
+        keeper.kill()
+        keeper.wait()
 
 
 def servers() -> dict[str, tuple[str, list[str]]]:
     """Image and arguments of everything that runs TF Serving."""
     compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["exact"]
     found = {"docker-compose": (compose["image"], compose["command"])}
-    for name in MANIFESTS:
+    for name in TF_SERVING:
         (deployment, _) = yaml.safe_load_all((DEPLOY / name).read_text())
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         found[name] = container["image"], container["args"]
     return found
 
 
-@pytest.mark.parametrize("name", ["docker-compose", *MANIFESTS])
+@pytest.mark.parametrize("name", ["docker-compose", *TF_SERVING])
 def test_servers_have_known_flags_and_files_that_exist(name):
     _, arguments = servers()[name]
     flags = dict(argument.removeprefix("--").split("=") for argument in arguments)
@@ -135,11 +176,11 @@ def test_manifests_agree_with_themselves(name):
         service["spec"]["selector"] == template["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
     )
     (container,) = template["spec"]["containers"]
+    beside = template["spec"].get("initContainers", [])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == ports
-    assert {mount["name"] for mount in container["volumeMounts"]} == {
-        one["name"] for one in template["spec"]["volumes"]
-    }
+    mounted = {mount["name"] for one in (container, *beside) for mount in one["volumeMounts"]}
+    assert mounted == {one["name"] for one in template["spec"]["volumes"]}
     assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/dnc/metadata"
     assert template["metadata"]["annotations"]["prometheus.io/path"] == METRICS_PATH
 
@@ -156,6 +197,6 @@ def test_the_images_have_the_tensorflow_that_wrote_the_servable():
 
 
 def test_what_the_image_copies_exists():
-    for source in re.findall(r"^COPY (.+) \S+$", (DEPLOY / "dnc_serve.Dockerfile").read_text(), re.MULTILINE):
+    for source in re.findall(r"^COPY (.+) \S+$", (DEPLOY / "dnc.Dockerfile").read_text(), re.MULTILINE):
         for path in source.split():
             assert (ROOT / path).exists(), path

@@ -1,5 +1,5 @@
-# `dnc serve`, which has ScaNN's ops: serves both servables.
-#   docker build -f serving/deploy/dnc_serve.Dockerfile -t dnc-serve .
+# The command line with all that it needs: `dnc serve`, which has ScaNN's ops, and `dnc retrain`.
+#   docker build -f serving/deploy/dnc.Dockerfile -t dnc-retrieval .
 FROM python:3.11-slim
 WORKDIR /dnc
 COPY requirements.lock setup.py README.md ./
@@ -10,7 +10,7 @@ COPY trainer trainer
 COPY serving serving
 COPY pipeline pipeline
 RUN pip install --no-cache-dir --no-deps . && python -m compileall -q /usr/local/lib/python3.11/site-packages
-RUN useradd --create-home dnc
+RUN useradd --create-home --uid 1000 dnc
 USER dnc
 EXPOSE 8500 8501
-ENTRYPOINT ["dnc", "serve"]
+ENTRYPOINT ["dnc"]

@@ -1,0 +1,111 @@
+"""`dnc query`: one user's candidates from the exported servable, steered as a request steers them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from contracts.names import MERGES
+from pipeline.cli_options import reports_user_errors
+from pipeline.stages import exported_servable
+
+
+@click.command()
+@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--user", help="Take this user's history from the run's events.")
+@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
+@click.option("--num-candidates", "-m", type=click.IntRange(1), help="M; default: the servable's.")
+@click.option(
+    "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
+)
+@click.option("--alpha", type=click.FloatRange(0), help="Of the merge quota: the exponent of p(group | user).")
+@click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer.")
+@click.option("--max-groups", type=click.IntRange(1), help="Search only so many groups, the likeliest.")
+@click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history.")
+@click.option("--explore", type=click.IntRange(1), help="Places for items without training events.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
+@reports_user_errors
+def query(
+    workdir: Path,
+    user: str | None,
+    history: str | None,
+    num_candidates: int | None,
+    merge: str | None,
+    alpha: float | None,
+    groups: str | None,
+    max_groups: int | None,
+    exclude: str | None,
+    explore: int | None,
+    as_json: bool,
+) -> None:
+    """Ask the exported servable for one user's candidates.
+
+    \b
+    Examples:
+      dnc query -w runs/demo --user 42
+      dnc query -w runs/demo --history 50,181,172 -m 20 --merge quota --alpha 0.5
+    """
+    from pipeline.histories import history_of
+    from pipeline.report import candidates_table
+    from serving.local_client import ServableSession
+
+    if (user is None) == (history is None):
+        raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")
+    run = Workdir(workdir)
+    config = load_config(run.config)
+    if alpha is not None and (merge or config.serving.merge) != "quota":
+        raise ValueError(
+            f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"
+        )
+    controls: dict[str, Any] = {
+        "num_candidates": num_candidates,
+        "merge": merge,
+        "alpha": alpha,
+        "groups": _one_row(_group_ids(groups)),
+        "max_groups": max_groups,
+        "exclude_item_ids": _one_row(_ids(exclude)),
+        "num_exploration": explore,
+    }
+    items = history_of(config, run, user) if user is not None else _ids(history) or []
+    with ServableSession(exported_servable(run)) as session:
+        _say_what_is_unknown(session.candidate_embedding(items)[1], items)
+        answer = session.recommend([items], user_ids=[user or ""], **controls)
+    is_there = answer.item_ids[0] != ""
+    found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
+    if as_json:
+        for item, score, group in zip(*found, strict=True):
+            click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
+    else:
+        Console().print(candidates_table(config, run, *found))
+
+
+def _ids(listed: str | None) -> list[str] | None:
+    return None if listed is None else [word for word in listed.split(",") if word]
+
+
+def _group_ids(listed: str | None) -> list[int] | None:
+    words = _ids(listed)
+    if words is not None and not (words and all(word.isdecimal() for word in words)):
+        raise ValueError(f"--groups {listed!r}: give the numbers of groups with commas between them, e.g. --groups 0,3")
+    return None if words is None else [int(word) for word in words]
+
+
+def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
+    return None if values is None else [values]
+
+
+def _say_what_is_unknown(group_ids: np.ndarray, items: list[str]) -> None:
+    unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
+    if unknown:
+        click.echo(
+            f"not in the servable's catalogue, and as if absent: {', '.join(unknown[:10])}"
+            f"{f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''}",
+            err=True,
+        )
