@@ -85,7 +85,7 @@ def to_numbers(values: pa.Array) -> npt.NDArray[np.float64]:
 
 def _number(text: bytes) -> float:
     try:
-        return float(text)
+        return float("nan") if b"_" in text else float(text)  # Python's 1_000 is nobody else's
     except ValueError:
         return float("nan")
 

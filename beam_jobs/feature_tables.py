@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_jobs.column_text import check_ids, to_binary, to_numbers
+from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import check_file, parquet_columns
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
 from contracts.storage import as_path, reading
+
+_MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"\\n")
+"""How programs write that there is no number, in lower case."""
 
 
 @dataclass
@@ -27,7 +30,8 @@ class FeatureRows:
         ids: [num_rows] distinct sound ids, string.
         columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
             binary.
-        counts: rows that were left out, by reason, and malformed vectors, by feature.
+        counts: rows that were left out, by reason, and cells, by feature: `malformed`, numbers and vectors that are
+            none and so missing; `not_utf8`, text whose other bytes have become one and the same.
     """
 
     ids: pa.Array
@@ -72,10 +76,9 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     for name in wanted:
         if name in kinds or name == table.title:
             where = f"{table.path}, column {name!r}"
-            values, is_malformed = _feature_values(one_array(raw[name]), kinds.get(name), where)
+            values, problem, has_it = _feature_values(one_array(raw[name]), kinds.get(name), where)
             columns[name] = values.filter(keep)
-            if is_malformed is not None:
-                counts[f"malformed_{name}"] = int((is_malformed & np.asarray(keep)).sum())
+            counts[f"{problem}_{name}"] = int((has_it & np.asarray(keep)).sum())
     return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts)
 
 
@@ -103,21 +106,25 @@ def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
 
 def _feature_values(
     column: pa.Array, feature: Feature | None, where: str
-) -> tuple[pa.Array, npt.NDArray[np.bool_] | None]:
+) -> tuple[pa.Array, str, npt.NDArray[np.bool_]]:
     """float32 of a numeric feature (NaN where there is no number), vectors as `to_vectors` has them, else binary.
 
-    And, of vectors, which are malformed.
+    And what may be wrong with a cell, and with which it is.
     """
     name = "title" if feature is None else feature.kind
     kind = column.type
     try:
         if feature is not None and name == "vector":
-            return to_vectors(column, feature)
+            vectors, is_malformed = to_vectors(column, feature)
+            return vectors, "malformed", is_malformed
         if name == "numeric":
-            return _to_float32(column), None
+            numbers, is_malformed = _to_float32(column)
+            return numbers, "malformed", is_malformed
         if feature is not None and name == "tokens" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            return _joined(column.cast(pa.list_(pa.string())), feature), None
-        return pc.fill_null(to_binary(column), b""), None
+            text = _joined(column.cast(pa.list_(pa.string())), feature)
+        else:
+            text = pc.fill_null(to_binary(column), b"")
+        return text, "not_utf8", ~utf8_mask(text)
     except ValueError as error:
         raise ValueError(f"{where}: {error}; use a plain column") from None
 
@@ -142,8 +149,15 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
     return pc.binary_join(present, feature.separator).cast(pa.binary())
 
 
-def _to_float32(column: pa.Array) -> pa.Array:
+def _to_float32(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """The numbers, NaN where there is none, and which cells hold text that is no number."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
-        return pc.fill_null(numeric.cast(pa.float32(), safe=False), float("nan"))
-    return pa.array(to_numbers(to_binary(column)).astype(np.float32))
+        return pc.fill_null(numeric.cast(pa.float32(), safe=False), float("nan")), np.zeros(len(column), bool)
+    text = pc.fill_null(to_binary(column), b"")
+    numbers = to_numbers(text)
+    is_malformed = np.isnan(numbers)
+    cells = text.filter(pa.array(is_malformed)).dictionary_encode()
+    says_so = np.array([cell.strip().lower() in _MISSING for cell in cells.dictionary.to_pylist()], bool)
+    is_malformed[is_malformed] = ~says_so[cells.indices.to_numpy()]
+    return pa.array(numbers.astype(np.float32)), is_malformed

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
+_BUSY_SHARE, _FEW_USERS = 0.1, 20
 _EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
 
 
@@ -117,6 +118,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         write_schema(schema, staged.schema)
         times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
+        _say_who_is_too_busy(writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             dead_letter_reasons=dict(sorted(reasons.items())),
             **times,
@@ -239,6 +241,16 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
         logger.warning(
             "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601",
             first, last, config.data.timestamp_unit,
+        )  # fmt: skip
+
+
+def _say_who_is_too_busy(counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:
+    most, user_id = max(busiest)
+    share = most / counts["events"]
+    if share > _BUSY_SHARE and counts["users"] > _FEW_USERS:
+        logger.warning(
+            "ingest: user %r has %.0f%% of the events: a bot, or what stands for no user? Leave its rows out",
+            user_id, 100 * share,
         )  # fmt: skip
 
 

@@ -152,7 +152,17 @@ class WriteBucket(beam.DoFn):
         }
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
         of_level = np.bincount(levels).tolist()
-        yield {"kind": "bucket", "counts": counts, "first": first, "last": last, "levels": of_level}
+        yield {
+            "kind": "bucket", "counts": counts, "first": first, "last": last, "levels": of_level,
+            "busiest": _busiest(one_array(table[EventColumn.USER_ID])),
+        }  # fmt: skip
+
+
+def _busiest(users: pa.DictionaryArray) -> tuple[int, str]:
+    """The most events of one user, and its id."""
+    per_user = np.bincount(users.indices.to_numpy(), minlength=1)
+    most = int(per_user.argmax())
+    return int(per_user[most]), users.dictionary[most].as_py() if len(users) else ""
 
 
 def order_events(events: pa.Table) -> tuple[pa.Table, int]:

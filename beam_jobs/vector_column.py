@@ -51,8 +51,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _split(column: pa.Array, separator: str) -> pa.Array:
-    """Text cells as lists of their parts; "" and what has no text as empty lists."""
+    """Text cells as lists of their parts; "" and what has no text as empty lists.
+
+    A pair of brackets around a cell is left out: so Python and NumPy print vectors.
+    """
     text = pc.fill_null(to_binary(column), b"")
+    text = pc.replace_substring_regex(text, r"^\s*\[(.*)\]\s*$", r"\1")
     parts = pc.split_pattern(text, separator.encode())
     return pc.if_else(pc.equal(text, pa.scalar(b"", pa.binary())), pa.scalar([], parts.type), parts)
 

@@ -48,6 +48,13 @@ class FeedbackConfig(Section):
         for level in named:
             if level not in self.levels:
                 raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")
+        for field, of_level in (("flags", self.flags), ("rating_thresholds", self.rating_thresholds)):
+            if self.levels[0] in of_level:
+                raise ValueError(
+                    f"data.feedback.{field} names the lowest level, {self.levels[0]!r}, which every row reaches: put a "
+                    f"level below it, e.g. levels: [exposure, {', '.join(self.levels)}], and set target_level: "
+                    f"{self.levels[0]}"
+                )
         return self
 
 
@@ -140,6 +147,27 @@ class DataConfig(Section):
     )
     min_volume: float = Field(0.3, ge=0, description="events, as a share of data.previous's, below which the run stops")
     num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
+
+    @model_validator(mode="after")
+    def _levels_can_be_told(self) -> DataConfig:
+        feedback, columns = self.feedback, self.columns
+        if bool(feedback.rating_thresholds) != (columns.rating is not None):
+            raise ValueError(
+                f"data.columns.rating={columns.rating} and data.feedback.rating_thresholds="
+                f"{feedback.rating_thresholds} need each other: set both, e.g. levels: [rated, liked], "
+                "rating_thresholds: {liked: 4}, target_level: liked; or neither"
+            )
+        reached = {*feedback.flags, *feedback.rating_thresholds}
+        if (
+            feedback.target_level_index
+            and columns.event is None
+            and not reached & set(feedback.levels[feedback.target_level_index :])
+        ):
+            raise ValueError(
+                f"no row can reach data.feedback.target_level={feedback.target_level}: set data.columns.event, the "
+                "column that holds the levels' names, or flags or rating_thresholds for that level"
+            )
+        return self
 
     @model_validator(mode="after")
     def _user_features_are_parameters(self) -> DataConfig:

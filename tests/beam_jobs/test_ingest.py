@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,6 +172,35 @@ def test_feedback_is_the_highest_level_that_applies_and_duplicates_keep_it(tmp_p
     assert manifest.counts["duplicates"] == 1
     assert dead_letters(workdir)[0]["reason"] == "event is not one of data.feedback.levels"
     assert dead_letters(workdir)[0]["value"] == "wave"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"feedback": {"levels": ["click"], "flags": {"click": "is_click"}}}, "'click', which every row reaches"),
+        (
+            {"columns": {"rating": "stars"}, "feedback": {"levels": ["liked"], "rating_thresholds": {"liked": 4}}},
+            "levels: [exposure, liked], and set target_level: liked",
+        ),
+        ({"columns": {"rating": "stars"}}, "need each other"),
+        ({"feedback": {"levels": ["rated", "liked"], "rating_thresholds": {"liked": 4}}}, "need each other"),
+        ({"feedback": {"levels": ["pv", "buy"], "target_level": "buy"}}, "set data.columns.event"),
+    ],
+    ids=["flag of the lowest", "threshold of the lowest", "rating alone", "threshold alone", "level of no column"],
+)
+def test_levels_that_mean_nothing_are_refused(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        make_config("log.csv", data=data)
+
+
+def test_a_user_who_is_nobody_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"{'NA' if row % 2 else f'u{row % 60}'},i{row % 50},{1_700_000_000 + row}" for row in range(600)]
+    ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
+    assert "user 'NA' has 50% of the events" in caplog.text
+    caplog.clear()
+    even = [f"u{row % 60},i{row % 50},{1_700_000_000 + row}" for row in range(600)]
+    ingest.run(make_config(write_log(tmp_path / "even.csv", even)), Workdir(tmp_path / "run"), "g")
+    assert "of the events" not in caplog.text
 
 
 def test_time_protocol_by_quantiles(tmp_path: Path) -> None:

@@ -113,6 +113,26 @@ def test_a_token_that_holds_the_separator_is_refused(tmp_path: Path) -> None:
         read_feature_table(FeatureTable.model_validate(table), "data.item_features")
 
 
+def test_cells_that_lose_something_are_counted(tmp_path: Path) -> None:
+    """By hand: 1,299.00 and 1_000 are no numbers, NA and an empty cell say that there is none."""
+    prices = ["12.5", '"1,299.00"', "1_000", "NA", "", "7"]
+    titles = [b"Com\xe9die", b"Com\xecdie", "Comédie".encode(), b"a", b"", b"b"]
+    rows = [f"{row},{price},".encode() + title for row, (price, title) in enumerate(zip(prices, titles, strict=True))]
+    (tmp_path / "items.csv").write_bytes(b"id,price,title\n" + b"\n".join(rows) + b"\n")
+    table = {
+        "path": str(tmp_path / "items.csv"),
+        "id": "id",
+        "title": "title",
+        "features": [{"name": "price", "kind": "numeric"}],
+    }
+    found = read_feature_table(FeatureTable.model_validate(table), "data.item_features")
+    assert {name: count for name, count in found.counts.items() if count} == {"malformed_price": 2, "not_utf8_title": 2}
+    nan = float("nan")
+    np.testing.assert_array_equal(
+        found.columns["price"].to_numpy(), np.array([12.5, nan, nan, nan, nan, 7], np.float32)
+    )
+
+
 @pytest.mark.parametrize(("name", "cells", "separator"), [("look", LOOKS, None), ("cover", COVERS, " ")])
 def test_vectors_are_scaled_whole_or_missing(finished: Workdir, name: str, cells: list, separator: str | None) -> None:
     """i28 and i29 have no row in the table; row 28 repeats i0, and "new" has the last row."""

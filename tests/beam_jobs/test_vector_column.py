@@ -15,6 +15,7 @@ COLUMNS = {
     "fixed-size list": pa.array(NUMBERS, pa.list_(pa.float64(), 2)),
     "list of text": pa.array([cell and [str(value) for value in cell] for cell in NUMBERS]),
     "text": pa.array(["1 2", None, "3 -4.5", "0.0 1e-3"]),
+    "text with brackets": pa.array(["[1 2]", None, " [3 -4.5] ", "0.0 1e-3"]),
     "text of few values": pa.array(["1 2", None, "3 -4.5", "0 .001"]).dictionary_encode(),
 }
 

@@ -77,5 +77,6 @@ def test_one_string_stands_for_a_list_and_a_bare_date_for_its_text() -> None:
 
 
 def test_target_level_index_counts_from_the_lowest() -> None:
-    config = load_config(None, ["data.feedback.levels=[exposure, click, buy]", "data.feedback.target_level=click"])
+    feedback = ["data.feedback.levels=[exposure, click, buy]", "data.feedback.target_level=click"]
+    config = load_config(None, [*feedback, "data.columns.event=event"])
     assert config.data.feedback.target_level_index == 1
