@@ -65,28 +65,40 @@ def is_csv(path: str) -> bool:
     return path.lower().endswith(_SUFFIXES)
 
 
-def read_csv_header(path: str) -> list[str]:
+def read_csv_header(path: str, header: Sequence[str] = ()) -> list[str]:
     """The column names, without spaces around them.
 
+    Args:
+        path: of the file.
+        header: of a file without a header line, its columns' names in their order.
+
     Raises:
-        ValueError: the file is empty or not UTF-8 text.
+        ValueError: the file is empty or not UTF-8 text, or its first line has another number of fields than `header`.
         OSError: the file cannot be read.
     """
     with _open(path) as stream:
-        return _split_header(stream.read(1 << 20), path)[0]
+        return _split_header(stream.read(1 << 20), path, header)[0]
 
 
-def read_csv_batches(path: str, columns: Sequence[str], block_bytes: int = BLOCK_BYTES) -> Iterator[CsvBatch]:
+def read_csv_batches(
+    path: str, columns: Sequence[str], header: Sequence[str] = (), block_bytes: int = BLOCK_BYTES
+) -> Iterator[CsvBatch]:
     """Reads only `columns`, each of which must be in the header exactly once.
 
+    Args:
+        path: of the file.
+        columns: names of the wanted columns.
+        header: see `read_csv_header`.
+        block_bytes: read at a time.
+
     Raises:
-        ValueError: the file is empty or not UTF-8 text.
+        ValueError: as `read_csv_header`.
         OSError, EOFError: the file cannot be read to its end.
     """
     with _open(path) as stream:
         block = stream.read(max(block_bytes, 1 << 20))
-        header, separator, block = _split_header(block, path)
-        parser = _BlockParser(len(header), {name: header.index(name) for name in columns}, separator)
+        names, separator, block = _split_header(block, path, header)
+        parser = _BlockParser(len(names), {name: names.index(name) for name in columns}, separator)
         while True:
             more = stream.read(block_bytes)
             cut = _last_record_end(block) if more else len(block)
@@ -111,10 +123,10 @@ def _open(path: str) -> Iterator[BinaryIO]:
         raise OSError(f"damaged gzip data: {error}") from None
 
 
-def _split_header(block: bytes, path: str) -> tuple[list[str], str, bytes]:
-    """The column names, what separates them, and the bytes after them.
+def _split_header(block: bytes, path: str, header: Sequence[str]) -> tuple[list[str], str, bytes]:
+    """The column names, what separates them, and the bytes of the rows.
 
-    The separator is the one that makes most of the header: a log that is read has three columns at least, and a
+    The separator is the one that makes most of the first line: a log that is read has three columns at least, and a
     name that holds a separator is quoted.
     """
     for magic, what in _MAGIC.items():
@@ -139,7 +151,15 @@ def _split_header(block: bytes, path: str) -> tuple[list[str], str, bytes]:
     if not headers:
         raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({problem}): mend it")
     separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
-    return [name.strip() for name in headers[separator]], separator, rest
+    names = [name.strip() for name in headers[separator]]
+    if not header:
+        return names, separator, rest
+    if len(names) != len(header):
+        raise ValueError(
+            f"{path}: its first line has {len(names)} fields, {names[:10]}, and the header that the config gives it "
+            f"names {len(header)}: {', '.join(header[:10])}"
+        )
+    return [name.strip() for name in header], separator, block
 
 
 def _last_record_end(block: bytes) -> int:

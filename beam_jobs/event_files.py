@@ -51,9 +51,7 @@ def wanted_columns(data: DataConfig) -> dict[str, str]:
         wanted.setdefault(columns.event, "data.columns.event")
     for level, name in data.feedback.flags.items():
         wanted.setdefault(name, f"data.feedback.flags.{level}")
-    if data.feedback.rating_thresholds:
-        if columns.rating is None:
-            raise ValueError("data.feedback.rating_thresholds needs data.columns.rating, the column to compare")
+    if columns.rating is not None:
         wanted.setdefault(columns.rating, "data.columns.rating")
     return wanted
 
@@ -76,7 +74,7 @@ def find_event_files(data: DataConfig) -> list[str]:
     paths = sorted(set(paths))
     wanted = wanted_columns(data)
     for path in paths:
-        check_file(path, wanted, "data.events")
+        check_file(path, wanted, "data.events", data.header)
         _check_flat(path, wanted)
     return paths
 
@@ -95,8 +93,14 @@ def _check_flat(path: str, wanted: dict[str, str]) -> None:
             )
 
 
-def check_file(path: str, wanted: dict[str, str], field: str) -> None:
+def check_file(path: str, wanted: dict[str, str], field: str, header: Sequence[str]) -> None:
     """Checks that `path` is a readable table with the `wanted` columns (name -> config key).
+
+    Args:
+        path: of the table.
+        wanted: column name -> config key.
+        field: the config key that names the table.
+        header: of text without a header line, its columns.
 
     Raises:
         ValueError: it is not.
@@ -104,7 +108,7 @@ def check_file(path: str, wanted: dict[str, str], field: str) -> None:
     if os.path.isdir(path):
         raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/*.parquet'")
     try:
-        found = _column_names(path, field)
+        found = _column_names(path, field, header)
     except (OSError, EOFError, pa.ArrowInvalid) as error:
         raise ValueError(f"{field}: {path} cannot be read ({error}): is it whole, and of the format it says?") from None
     for name, key in wanted.items():
@@ -112,21 +116,30 @@ def check_file(path: str, wanted: dict[str, str], field: str) -> None:
             more = f" and {len(found) - _SHOWN_COLUMNS:,} more" if len(found) > _SHOWN_COLUMNS else ""
             raise ValueError(
                 f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
-                f"set {key} to one of them"
+                f"{_looks_like_a_row(found) or f'set {key} to one of them'}"
             )
         if found.count(name) > 1:
             raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
 
 
-def read_batches(path: str, columns: Sequence[str]) -> Iterator[RawBatch]:
-    """Batches of only `columns` of a file that passed `check_file`.
+def _looks_like_a_row(names: list[str]) -> str | None:
+    """A remedy, where what stands in the header's place can hardly be names."""
+    if len(names) == 1 and "::" in names[0]:
+        return "its fields are separated by '::', which is not read: write commas or tabs instead"
+    if any(name[:1].isdigit() and not name.isidentifier() for name in names):
+        return "a file whose first line is a row needs `header` in the config, the names of its columns in their order"
+    return None
+
+
+def read_batches(path: str, columns: Sequence[str], header: Sequence[str]) -> Iterator[RawBatch]:
+    """Batches of only `columns` of a file that passed `check_file`; of text without a header line, `header` has all.
 
     Raises:
         ValueError: the file turns out to be damaged.
     """
     try:
         if is_csv(path):
-            for batch in read_csv_batches(path, columns):
+            for batch in read_csv_batches(path, columns, header):
                 yield RawBatch(batch.table, batch.rows, batch.bad_rows)
             return
         with reading(as_path(path)) as copy:
@@ -150,9 +163,9 @@ def is_parquet(path: str) -> bool:
     return ".parquet" in os.path.basename(path).lower()
 
 
-def _column_names(path: str, field: str) -> list[str]:
+def _column_names(path: str, field: str, header: Sequence[str]) -> list[str]:
     if is_csv(path):
-        return read_csv_header(path)
+        return read_csv_header(path, header)
     if is_parquet(path):
         with open_binary(as_path(path)) as stream:
             return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]

@@ -58,8 +58,8 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     wanted.update((feature.name, f"{field}.features") for feature in table.features)
     if table.title is not None:
         wanted.setdefault(table.title, f"{field}.title")
-    check_file(table.path, wanted, f"{field}.path")
-    raw, malformed = _read(table.path, list(wanted), field)
+    check_file(table.path, wanted, f"{field}.path", table.header)
+    raw, malformed = _read(table, list(wanted), field)
     ids = to_binary(one_array(raw[table.id]))
     sound = check_ids(ids) == 0
     _, first = np.unique(ids.dictionary_encode(null_encoding="encode").indices.to_numpy(), return_index=True)
@@ -90,14 +90,15 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
     return pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
 
 
-def _read(path: str, columns: list[str], field: str) -> tuple[pa.Table, int]:
+def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Table, int]:
+    path = source.path
     try:
         if not is_csv(path):
             with reading(as_path(path)) as copy:
                 file = pq.ParquetFile(copy)
                 table = file.read(columns=parquet_columns(file, columns), use_threads=False)
             return table.rename_columns([name.strip() for name in table.column_names]), 0
-        batches = list(read_csv_batches(path, columns))
+        batches = list(read_csv_batches(path, columns, source.header))
     except (OSError, EOFError, pa.ArrowInvalid) as error:
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): get a whole copy") from None
     empty = pa.table({name: pa.array([], pa.binary()) for name in columns})

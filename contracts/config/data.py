@@ -115,6 +115,7 @@ class FeatureTable(Section):
     """A table with one row a user or an item: Parquet or CSV."""
 
     path: str
+    header: Strings = Field((), description="of CSV without a header line: the names of its columns, in their order")
     id: str = Field(description="column holding the user or item id")
     features: tuple[Feature, ...] = ()
     title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
@@ -131,6 +132,7 @@ class DataConfig(Section):
     """Where the log is and how to read it."""
 
     events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
+    header: Strings = Field((), description="of text files without a header line: their columns' names, in order")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
         "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"

@@ -193,6 +193,38 @@ def test_levels_that_mean_nothing_are_refused(data: dict[str, Any], said: str) -
         make_config("log.csv", data=data)
 
 
+HEADERLESS = {"header": ["who", "what", "kind", "how", "when"], "columns": {
+    "user_id": "who", "item_id": "what", "timestamp": "when", "event": "how"
+}, "feedback": {"levels": ["pv", "buy"]}}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "separator"), [("log.csv", ","), ("log.tsv.gz", "\t")])
+def test_a_log_without_a_header_line_is_read_from_its_first_row(tmp_path: Path, name: str, separator: str) -> None:
+    rows = [["1", "2268318", "2520377", "pv", "1511544070"], ["1", "2333346", "2520771", "buy", "1511561733"]]
+    text = "".join(separator.join(row) + "\n" for row in rows).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(make_config(tmp_path / name, data={"events": str(tmp_path / name), **HEADERLESS}), workdir, "f")
+    assert {(r["user_id"], r["item_id"], r["timestamp"], r["feedback_level"]) for r in read_events(workdir)} == {
+        ("1", "2268318", 1511544070_000_000, 0), ("1", "2333346", 1511561733_000_000, 1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "data", "said"),
+    [
+        ("1,2268318,pv,1511544070", {}, "needs `header` in the config"),
+        ("1::1193::5::978300760", {}, "separated by '::'"),
+        ("1,2268318,pv,1511544070", HEADERLESS, "has 4 fields, ['1', '2268318', 'pv', '1511544070'], and the header"),
+    ],
+    ids=["no header", "two colons", "another number of fields"],
+)
+def test_a_first_line_that_is_no_header_is_explained(tmp_path: Path, line: str, data: dict, said: str) -> None:
+    (tmp_path / "log.csv").write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ingest.run(make_config("x", data={"events": str(tmp_path / "log.csv"), **data}), Workdir(tmp_path / "run"), "f")
+
+
 def test_a_user_who_is_nobody_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [f"{'NA' if row % 2 else f'u{row % 60}'},i{row % 50},{1_700_000_000 + row}" for row in range(600)]
     ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
