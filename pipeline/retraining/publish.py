@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import json
 import os
 import shutil
@@ -20,37 +22,45 @@ _SAVED_MODEL = "saved_model.pb"
 
 def publish(
     config: Config, store: Store, workdir: Workdir, exported: Path, version: int, parent: int | None, *, held: bool
-) -> str:
+) -> tuple[int, str]:
     """Makes the run's servables version `version`, and labels it.
 
     Every servable of the run gets the number, the main one last: what servers watch is complete when it
-    appears. Doing it again changes nothing, whatever was made stable since.
+    appears. Doing it again changes nothing, whatever was made stable since. A number under which somebody has put
+    another servable since the plan is passed over.
 
     Args:
         exported: version directory that the run's export wrote, of the first index.
+        version: the number that was planned.
         parent: the version that was stable when the run was planned: if another one is by now, somebody decided so.
         held: somebody held the stable version back already then. In both cases the new one becomes canary.
 
     Returns:
-        the label that the version got.
+        the version's number, and the label that it got.
     """
     done = RetrainRun(workdir).push
-    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": None}
-    if earlier["version"] == version:
-        return str(earlier["label"])
-    names = list(config.serving.servable_names().values())
-    for name in reversed(names):
-        _appear(workdir.servable(name) / exported.name, store.servable(name) / str(version))
+    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0}
+    if earlier["version"] >= version:
+        return earlier["version"], earlier["label"]
+    names = reversed(config.serving.servable_names().values())
+    sources = {store.servable(name): workdir.servable(name) / exported.name for name in names}
+    version = next(
+        number
+        for number in itertools.count(version)
+        if all(_is_free_for(source, base / str(number)) for base, source in sources.items())
+    )
+    for base, source in sources.items():
+        _appear(source, base / str(version))
     label = "stable"
-    for name in reversed(names):
-        labels = read_labels(store.servable(name))
+    for base in sources:
+        labels = read_labels(base)
         if labels is not None and labels.stable != version and (held or labels.stable != parent):
             label = "canary"
-            write_labels(store.servable(name), ServingLabels(stable=labels.stable, canary=version))
+            write_labels(base, ServingLabels(stable=labels.stable, canary=version))
         else:
-            write_labels(store.servable(name), ServingLabels(stable=version))
+            write_labels(base, ServingLabels(stable=version))
     write_json(done, {"version": version, "label": label})
-    return label
+    return version, label
 
 
 def set_stable(store: Store, version: int) -> ServingLabels:
@@ -122,6 +132,14 @@ def retain_spans(store: Store, keys: set[str]) -> None:
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
         if path.name not in keys:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_free_for(source: Path, version: Path) -> bool:
+    """Whether nothing is at `version`, or what an earlier attempt has made of `source`."""
+    if not version.exists():
+        return True
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    return all((version / file).is_file() and filecmp.cmp(source / file, version / file) for file in files)
 
 
 def _appear(source: Path, version: Path) -> None:

@@ -201,15 +201,13 @@ def _finish(
     """Pushes if the gate blessed, writes the record, tidies up."""
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
-    label = None
-    if blessing["verdict"]["blessed"]:
-        label = publish(config, store, workdir, exported_servable(workdir), plan.version, plan.parent, held=plan.held)
+    version, label = _push(config, store, plan) if blessing["verdict"]["blessed"] else (None, None)
     files: dict[str, Span] = {span.key: span for span in window}
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     record = Record(
         run_id=plan.run_id,
         outcome="pushed" if label else "not_blessed",
-        version=plan.version if label else None,
+        version=version,
         label=label,
         created=records.now(),
         seconds=round(seconds, 2),
@@ -233,6 +231,16 @@ def _finish(
     retain(config, store)
     retain_spans(store, {span.key for span in window})
     return record
+
+
+def _push(config: Config, store: Store, plan: Plan) -> tuple[int, str]:
+    """Publishes the run's servables; returns the number and the label that they got."""
+    workdir = store.run(plan.run_id)
+    exported = exported_servable(workdir)
+    version, label = publish(config, store, workdir, exported, plan.version, plan.parent, held=plan.held)
+    if version != plan.version:
+        log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)
+    return version, label
 
 
 def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:

@@ -28,14 +28,14 @@ def make_run(store: Store, number: int) -> Workdir:
 
 def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:
     workdir = make_run(store, number)
-    label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
+    version, label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
     empty: dict[str, object] = {}
     write_record(
         store,
         Record(
             f"run-{number}",
             "pushed",
-            number,
+            version,
             label,
             f"2024-01-0{number}",
             1.0,
@@ -91,7 +91,7 @@ def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
     push(store, 1, None)
     inode = (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino
     workdir = store.run("run-1")
-    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == "stable"
+    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == (1, "stable")
     assert (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino == inode
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
@@ -102,9 +102,28 @@ def test_pushing_again_keeps_a_rollback(store: Store) -> None:
     push(store, 2, 1)
     set_stable(store, 1)
     workdir = store.run("run-2")
-    label = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
-    assert label == "stable"  # what it was then
+    pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
+    assert pushed == (2, "stable")  # what it was then
     assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
+def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> None:
+    """Somebody copies a servable to the number that the run has planned; a push that dies is done again."""
+    push(store, 1, None)
+    foreign = store.servable("dnc") / "2"
+    foreign.mkdir()
+    (foreign / "saved_model.pb").write_text("another")
+    assert push(store, 2, 1) == "stable"
+    assert [record.version for record in all_records(store)] == [1, 3]
+    assert stable(store) == [ServingLabels(stable=3)] * 2
+    assert versions_on_disk(store.servable("dnc_exact")) == [1, 3]
+    assert (foreign / "saved_model.pb").read_text() == "another"
+    workdir = store.run("run-2")
+    for died_before in ("push.json", None):
+        if died_before:
+            (workdir.path / died_before).unlink()
+        assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == (3, "stable")
+    assert versions_on_disk(store.servable("dnc")) == [1, 2, 3]
 
 
 def test_what_a_dead_push_left_is_removed(store: Store) -> None:
