@@ -15,6 +15,7 @@ from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import effective_labels, versions_on_disk
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
+from pipeline.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,15 @@ class Plan:
     notes: list[str]
 
 
+_SECTIONS = {section for stage in STAGES for section in stage.sections} | {"retrain"}
+"""What the stages of a run and its gate depend on; the others say how it runs and serves."""
+_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans"}
+"""Keys of the section retrain that change no model: those that choose the spans are in what they chose."""
+
+
 def run_id_of(config: Config, spans: Sequence[Span]) -> str:
-    """The same spans, files, config and code give the same run."""
-    tree = config.model_dump(mode="json", exclude={"retrain": {"webhook", "keep_versions"}})
+    """The same spans, files, code and settings that the stages depend on give the same run."""
+    tree = config.model_dump(mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION})
     digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
     return f"{spans[-1].key}-{digest[:8]}"
 
