@@ -78,6 +78,13 @@ def _usable(
     return resolved, store
 
 
+def _existing(store_path: Path) -> Store:
+    """A store to read; raises ValueError where there is none."""
+    if not store_path.is_dir():
+        raise ValueError(f"-s {store_path} is no directory: name the store that `dnc retrain -s` has made")
+    return Store(store_path)
+
+
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
     """The outcome; an error is one, too. The webhook hears of every end but a stop that was asked for."""
     from pipeline.retraining.notify import notify
@@ -119,13 +126,16 @@ def _summary(outcome: dict[str, Any]) -> str:
 @reports_user_errors
 def versions(store_path: Path, as_json: bool) -> None:
     """List what was trained, what is on disk, and which version serves."""
+    from pipeline.retraining.base_paths import no_longer_exported
     from pipeline.retraining.views import versions_json, versions_table
 
-    store = Store(store_path)
+    store = _existing(store_path)
     if as_json:
         click.echo(json.dumps(versions_json(store), ensure_ascii=False))
     else:
         Console(width=160).print(versions_table(store))
+    for note in no_longer_exported(store):
+        click.echo(f"dnc: {note}", err=True)
 
 
 @click.command()
@@ -141,9 +151,12 @@ def rollback(store_path: Path, version: int | None) -> None:
     """
     from pipeline.retraining.publish import set_stable, version_before
 
-    store = Store(store_path)
-    labels = set_stable(store, version or version_before(store))
-    click.echo(f"version {labels.stable} is stable")
+    store = _existing(store_path)
+    version = version or version_before(store)
+    without = set_stable(store, version)
+    click.echo(f"version {version} is stable")
+    for name in without:
+        click.echo(f"dnc: not in {name}, which has no version {version} and serves on what it did", err=True)
 
 
 @click.command()
@@ -155,7 +168,7 @@ def diff(store_path: Path, first: int, second: int) -> None:
     """Compare two versions: metrics, config, groups, and the lists of the same users."""
     from pipeline.retraining.views import difference, record_or_error
 
-    store = Store(store_path)
+    store = _existing(store_path)
     Console(width=160).print(difference(store, record_or_error(store, first), record_or_error(store, second)))
 
 
@@ -168,7 +181,7 @@ def lineage(store_path: Path, version: int, as_json: bool) -> None:
     """Show what a version was made of: spans, config, seed, code, machine, parents."""
     from pipeline.retraining.views import lineage_tree, record_or_error
 
-    store = Store(store_path)
+    store = _existing(store_path)
     record = record_or_error(store, version)
     if as_json:
         click.echo(json.dumps(asdict(record), ensure_ascii=False))

@@ -13,6 +13,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES
@@ -95,6 +96,7 @@ def make_plan(
     warm, notes = _may_start_warm(config, store, parent)
     if labels is not None and parent is None:
         notes.append(f"version {labels.stable} is served, but no run of this store made it: training from scratch")
+    notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
         spans=[span.key for span in spans],

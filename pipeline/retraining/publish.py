@@ -13,8 +13,17 @@ from pathlib import Path
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
-from contracts.serving_labels import ServingLabels, effective_labels, read_labels, versions_on_disk, write_labels
+from contracts.serving_labels import (
+    CANARY,
+    STABLE,
+    ServingLabels,
+    effective_labels,
+    read_labels,
+    versions_on_disk,
+    write_labels,
+)
 from contracts.storage import STAGING_MARK
+from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import all_records
 
 _SAVED_MODEL = "saved_model.pb"
@@ -42,8 +51,8 @@ def publish(
     earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0}
     if earlier["version"] >= version:
         return earlier["version"], earlier["label"]
-    names = reversed(config.serving.servable_names().values())
-    sources = {store.servable(name): workdir.servable(name) / exported.name for name in names}
+    names = list(config.serving.servable_names().values())
+    sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
     version = next(
         number
         for number in itertools.count(version)
@@ -51,49 +60,59 @@ def publish(
     )
     for base, source in sources.items():
         _appear(source, base / str(version))
-    label = "stable"
+    # The main servable's labels, written last, decide: one that was not exported for a while is behind.
+    main = read_labels(store.servable(names[0]))
+    held = main is not None and main.stable != version and (held or main.stable != parent)
     for base in sources:
         labels = read_labels(base)
-        if labels is not None and labels.stable != version and (held or labels.stable != parent):
-            label = "canary"
+        if held and labels is not None and labels.stable != version:
             write_labels(base, ServingLabels(stable=labels.stable, canary=version))
         else:
             write_labels(base, ServingLabels(stable=version))
+    label = CANARY if held else STABLE
     write_json(done, {"version": version, "label": label})
     return version, label
 
 
-def set_stable(store: Store, version: int) -> ServingLabels:
+def set_stable(store: Store, version: int) -> list[str]:
     """Makes `version` the one that serves, in every servable of the store that has it; a canary stays, unless it is it.
 
+    Returns:
+        names of the servables that have other versions but not this one, and so serve on what they did.
+
     Raises:
-        ValueError: no servable has that version.
+        ValueError: the main servable has no such version.
     """
-    bases = [path for path in sorted((store.path / "servable").glob("*")) if path.is_dir()]
-    having = [base for base in bases if version in versions_on_disk(base)]
-    if not having:
-        found = sorted({number for base in bases for number in versions_on_disk(base)})
-        raise ValueError(f"there is no version {version} in {store.path / 'servable'}; there are {found}")
-    for base in having:
-        labels = read_labels(base)
-        canary = labels.canary if labels is not None and labels.canary != version else None
-        write_labels(base, ServingLabels(stable=version, canary=canary))
-    return ServingLabels(stable=version)
+    main, *others = _base_paths(store)
+    if version not in (found := versions_on_disk(main)):
+        raise ValueError(f"there is no version {version} in {main}; there are {found}")
+    for base in (*others, main):
+        if version in versions_on_disk(base):
+            labels = read_labels(base)
+            canary = labels.canary if labels is not None and labels.canary != version else None
+            write_labels(base, ServingLabels(stable=version, canary=canary))
+    return [base.name for base in others if (labels := effective_labels(base)) and labels.stable != version]
 
 
 def version_before(store: Store) -> int:
-    """The newest version on disk that is older than the stable one.
+    """The newest version of the main servable on disk that is older than the stable one.
 
     Raises:
         ValueError: there is none.
     """
-    found: set[int] = set()
-    for base in (store.path / "servable").glob("*"):
-        labels = effective_labels(base)
-        found |= {version for version in versions_on_disk(base) if labels and version < labels.stable}
+    main = _base_paths(store)[0]
+    labels = effective_labels(main)
+    found = [version for version in versions_on_disk(main) if labels and version < labels.stable]
     if not found:
-        raise ValueError(f"{store.path / 'servable'} holds no version before the stable one: nothing to roll back to")
-    return max(found)
+        raise ValueError(f"{main} holds no version before the stable one: nothing to roll back to")
+    return found[-1]
+
+
+def _base_paths(store: Store) -> list[Path]:
+    bases = base_paths(store)
+    if not bases:
+        raise ValueError(f"{store.path / 'servable'} holds no version: check -s, or push one with `dnc retrain`")
+    return bases
 
 
 def retain(config: Config, store: Store) -> list[int]:

@@ -1,18 +1,25 @@
 """Push, rollback and retention on a store of small files: what a polling server may see at any moment."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, read_labels, versions_on_disk
+from pipeline.cli import main
+from pipeline.retraining.base_paths import no_longer_exported
+from pipeline.retraining.plan import SpanStart, make_plan
 from pipeline.retraining.publish import publish, retain, set_stable, version_before
 from pipeline.retraining.records import Record, all_records, last_version, write_record
+from pipeline.retraining.views import versions_json
 
 CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
+SPANS = [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])]
 NAMES = ["dnc", "dnc_exact"]
 
 
@@ -44,7 +51,7 @@ def push(store: Store, number: int, parent: int | None, *, held: bool = False, c
             empty,
             empty,
             empty,
-            empty,
+            config.model_dump(mode="json"),
             empty,
         ),
     )
@@ -166,6 +173,37 @@ def test_nothing_to_roll_back_to(store: Store) -> None:
     push(store, 1, None)
     with pytest.raises(ValueError, match="no version before the stable one"):
         version_before(store)
+
+
+WITHOUT_EXACT = load_config(None, ["serving.indexes=[scann]"])
+
+
+def test_a_servable_that_is_exported_no_more_is_told_and_no_candidate(store: Store) -> None:
+    push(store, 3, None)
+    for number in (7, 8):
+        push(store, number, number - 1 if number == 8 else 3, config=WITHOUT_EXACT)
+    shutil.rmtree(store.servable("dnc") / "3")
+    assert stable(store) == [ServingLabels(stable=8), ServingLabels(stable=3)]
+    assert version_before(store) == 7
+    with pytest.raises(ValueError, match=r"no version 3 in .*servable/dnc; there are \[7, 8\]"):
+        set_stable(store, 3)
+    done = CliRunner().invoke(main, ["rollback", "-s", str(store.path)])
+    assert (done.exit_code, done.stdout) == (0, "version 7 is stable\n")
+    assert "not in dnc_exact, which has no version 7" in done.stderr
+    assert stable(store) == [ServingLabels(stable=7), ServingLabels(stable=3)]
+    [row] = [row for row in versions_json(store) if row["labels"]]
+    assert (row["version"], row["labels"]) == (7, ["stable"])
+    [note] = no_longer_exported(store)
+    assert "dnc_exact is exported no more, and version 3 is stable there: export it again" in note
+    assert make_plan(WITHOUT_EXACT, store, "new", SPANS, {}).notes[-1:] == [note]
+    assert no_longer_exported(store, CONFIG.serving) == []
+
+
+def test_a_servable_that_is_exported_again_follows_the_main_one(store: Store) -> None:
+    push(store, 1, None)
+    push(store, 2, 1, config=WITHOUT_EXACT)
+    assert push(store, 3, 2) == "stable"
+    assert stable(store) == [ServingLabels(stable=3)] * 2
 
 
 def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
