@@ -195,16 +195,20 @@ def lineage(store_path: Path, version: int, as_json: bool) -> None:
 @click.option("--cron", required=True, help="Five fields, UTC, e.g. '0 4 * * *'.")
 @reports_user_errors
 def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, cron: str) -> None:
-    """Retrain by a cron expression, on this machine, until stopped."""
-    from pipeline.retraining.schedule import run_process, scheduler
+    """Retrain by a cron expression, on this machine, until stopped.
+
+    SIGTERM and SIGINT (Ctrl-C) stop a retrain that is going on, too; the next one takes it up.
+    """
+    from pipeline.retraining.schedule import RetrainProcess, run_until_stopped, scheduler
 
     _usable(config, overrides, store_path)
     arguments = ["-s", str(store_path)]
     arguments += ["-c", str(config)] if config else []
     arguments += [word for override in overrides for word in ("--set", override)]
-    made = scheduler(cron, lambda: run_process(arguments))
+    process = RetrainProcess([sys.executable, "-m", "pipeline.cli", "retrain", *arguments])
+    made = scheduler(cron, process.run)
     click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, _utc_now())}", err=True)
-    made.start()
+    run_until_stopped(made, process)
 
 
 def _utc_now() -> Any:

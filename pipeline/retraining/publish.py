@@ -50,7 +50,7 @@ def publish(
     done = RetrainRun(workdir).push
     earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0}
     if earlier["version"] >= version:
-        return earlier["version"], earlier["label"]
+        return int(earlier["version"]), str(earlier["label"])
     names = list(config.serving.servable_names().values())
     sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
     version = next(

@@ -161,7 +161,9 @@ def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: 
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("words", [["versions"], ["rollback"], ["lineage", "1"], ["diff", "1", "2"]], ids=lambda w: w[0])
+@pytest.mark.parametrize(
+    "words", [["versions"], ["rollback"], ["lineage", "1"], ["diff", "1", "2"]], ids=lambda w: w[0]
+)
 def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, words: list[str]) -> None:
     done = CliRunner().invoke(main, [*words, "-s", str(tmp_path / "typo")])
     assert (done.exit_code, done.stdout) == (2, "")
