@@ -40,7 +40,8 @@ def retrain(
 ) -> None:
     """Train on the newest spans, compare with what is served, push if it is good.
 
-    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON.
+    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON; retrain.webhook
+    gets the same, of every end but a stop that was asked for.
 
     \b
     Exit codes:
@@ -55,13 +56,17 @@ def retrain(
       dnc retrain -c configs/retrain.yaml -s store
       dnc retrain -c configs/retrain.yaml -s store --set data.events='log/{date}/*.parquet' --span 2024-05-31
     """
+    from pipeline.retraining.notify import notify
     from pipeline.retraining.retrain import STEP_NAMES
 
     resolved, store = _usable(config, overrides, store_path, until)
     if last is not None and last not in STEP_NAMES:
         raise ValueError(f"--to {last} is not a stage: it must be one of {', '.join(STEP_NAMES)}")
     outcome = _retrain(resolved, store, until, last)
-    click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
+    text = json.dumps(outcome, ensure_ascii=False, default=str)
+    if outcome["outcome"] != "stopped":
+        notify(resolved.retrain.webhook, text)
+    click.echo(text)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
 
@@ -86,8 +91,7 @@ def _existing(store_path: Path) -> Store:
 
 
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
-    """The outcome; an error is one, too. The webhook hears of every end but a stop that was asked for."""
-    from pipeline.retraining.notify import notify
+    """The outcome; an error is one, too."""
     from pipeline.retraining.owner_lock import owning
     from pipeline.retraining.retrain import Result
     from pipeline.retraining.retrain import retrain as run
@@ -102,8 +106,6 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
         result = Result("failed", reasons=[str(error) if expected else f"{type(error).__name__}: {error}"])
     outcome = asdict(result)
     outcome["seconds"] = round(result.seconds, 1)
-    if result.outcome != "stopped":
-        notify(config.retrain.webhook, outcome)
     return outcome
 
 
