@@ -22,7 +22,7 @@ from contracts.serving_labels import (
     versions_on_disk,
     write_labels,
 )
-from contracts.storage import STAGING_MARK
+from contracts.storage import STAGING_MARK, rename_durably
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import all_records
 
@@ -139,9 +139,9 @@ def retain(config: Config, store: Store) -> list[int]:
         # The newest run stays, whatever came of it: somebody will want to look.
         if record.version not in kept and record.created != newest:
             _keep_only_record(store, record.run_id)
-    recorded = {record.run_id for record in records}
     for path in store.runs.iterdir():
-        if path.name not in recorded:
+        # A record that cannot be read may be restored.
+        if not RetrainRun(Workdir(path)).record.exists():
             shutil.rmtree(path, ignore_errors=True)
     return deleted
 
@@ -173,7 +173,7 @@ def _appear(source: Path, version: Path) -> None:
     try:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
         _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
-        os.rename(staging, version)
+        rename_durably(staging, version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

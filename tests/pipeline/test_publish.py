@@ -87,9 +87,9 @@ def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.Monke
                 files = [path for path in (store.servable(name) / str(version)).rglob("*") if path.is_file()]
                 seen.append(len(files))
 
-    link, rename = os.link, os.rename
+    link, rename = os.link, os.replace
     monkeypatch.setattr(os, "link", lambda *names: (poll(), link(*names), poll()))
-    monkeypatch.setattr(os, "rename", lambda *names: (poll(), rename(*names), poll()))
+    monkeypatch.setattr(os, "replace", lambda *names: (poll(), rename(*names), poll()))
     push(store, 1, None)
     assert set(seen) == {2}
 
@@ -173,6 +173,23 @@ def test_nothing_to_roll_back_to(store: Store) -> None:
     push(store, 1, None)
     with pytest.raises(ValueError, match="no version before the stable one"):
         version_before(store)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null"])
+def test_a_record_that_cannot_be_read_is_told_and_passed_over(
+    store: Store, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine lost its power; the run's directory stays, since its record may be restored."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    lost = RetrainRun(store.run("run-1")).record
+    lost.write_text(text)
+    assert [row["version"] for row in versions_json(store)] == [2]
+    [told] = [message for message in caplog.messages if str(lost) in message]
+    assert "restore it, or delete the run's directory" in told
+    assert retain(CONFIG, store) == []
+    assert lost.exists()
+    assert version_before(store) == 1
 
 
 WITHOUT_EXACT = load_config(None, ["serving.indexes=[scann]"])
