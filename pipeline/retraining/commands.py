@@ -17,6 +17,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.storage import require_literal
 from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
 """Outcome -> exit code; 2 is a config or a command line that cannot be used."""
@@ -33,7 +34,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @with_config
 @_store_option
 @click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for catching up; default: the newest.")
-@click.option("--to", "last", help="Stop after this stage, before the push; calling again goes on.")
+@click.option(
+    "--to", "last", type=click.Choice(STEP_NAMES), help="Stop after this stage, before the push; calling again goes on."
+)
 @reports_user_errors
 def retrain(
     config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None, last: str | None
@@ -49,7 +52,7 @@ def retrain(
       1 failed      what is served stays; the message says what to do
       2 bad config
       3 not blessed the gate refused the model; the reasons are in the JSON
-      4 nothing new the newest span was trained on already
+      4 nothing new the newest span was trained on already, has nothing to learn, or is the only one
 
     \b
     Examples:
@@ -57,11 +60,8 @@ def retrain(
       dnc retrain -c configs/retrain.yaml -s store --set data.events='log/{date}/*.parquet' --span 2024-05-31
     """
     from pipeline.retraining.notify import notify
-    from pipeline.retraining.retrain import STEP_NAMES
 
     resolved, store = _usable(config, overrides, store_path, until)
-    if last is not None and last not in STEP_NAMES:
-        raise ValueError(f"--to {last} is not a stage: it must be one of {', '.join(STEP_NAMES)}")
     outcome = _retrain(resolved, store, until, last)
     text = json.dumps(outcome, ensure_ascii=False, default=str)
     if outcome["outcome"] != "stopped":

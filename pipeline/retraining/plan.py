@@ -61,6 +61,12 @@ class Plan:
     notes: list[str]
 
 
+RUN_STAGES = tuple(stage for stage in STAGES if stage.name != "evaluate")
+"""Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
+GATE = "gate"
+STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]
+"""What a retrain can stop after; without a stop it pushes."""
+
 _SECTIONS = {section for stage in STAGES for section in stage.sections} | {"retrain"}
 """What the stages of a run and its gate depend on; the others say how it runs and serves."""
 _OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans"}

@@ -205,7 +205,7 @@ def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
     ("arguments", "message"),
     [
         (["--set", "retrain.gate.k=0"], "retrain.gate.k"),
-        (["--to", "lunch"], "--to lunch is not a stage"),
+        (["--to", "lunch"], "'lunch' is not one of 'ingest'"),
     ],
 )
 def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: str) -> None:

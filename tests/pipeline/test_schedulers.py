@@ -16,8 +16,8 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from contracts.layout import Store
 from pipeline.retraining.commands import EXIT_CODES
+from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import all_records
-from pipeline.retraining.retrain import STEP_NAMES
 from pipeline.retraining.schedule import cron_trigger, scheduler
 from tests.pipeline.retrain_log import DAYS, make_log
 
