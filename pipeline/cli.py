@@ -97,12 +97,12 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
     """Serve today's items by a model that is already trained: the next version, without training.
 
-    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over.
+    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over. Groups
+    continue those of --model, unless groups.previous names others.
 
     \b
     Example:
-      dnc index -c configs/events.yaml --set data.events='today/*.csv' \\
-        --set groups.previous=runs/mine/item_groups -w runs/today --model runs/mine
+      dnc index -c configs/events.yaml --set data.events='today/*.csv' -w runs/today --model runs/mine
     """
     from pipeline.index_refresh import refresh_index
 

@@ -59,12 +59,11 @@ def test_every_option_says_what_it_is(command: click.Command) -> None:
     assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType)] == []
 
 
-def test_help_tells_every_exit_code_and_breaks_lines_as_written() -> None:
+def test_help_tells_every_exit_code() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
     assert re.search(r"0 done, 1 failed, 2 bad input.*`dnc retrain` has 3 and 4", shown.replace("\n ", ""))
     told = CliRunner().invoke(main, ["retrain", "--help"]).output
     assert all(re.search(rf"^ +{code} ", told, re.MULTILINE) for code in {2, *EXIT_CODES.values()})
-    assert "'today/*.csv' \\\n" in CliRunner().invoke(main, ["index", "--help"]).output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
