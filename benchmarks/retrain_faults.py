@@ -34,8 +34,8 @@ from typing import Any
 from contracts import artifact
 from contracts.layout import Store
 from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version
-from pipeline.retraining.retrain import STEP_NAMES
 from tests.pipeline.retrain_log import DAYS, make_log
 
 STAGE_LINE = re.compile(r"\[\d+/\d+\] (\w+)")

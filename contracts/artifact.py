@@ -204,10 +204,10 @@ def replace_directory(source: Path, final: Path) -> None:
     if final.exists():
         old = final.with_name(f"{final.name}{storage.STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
         os.rename(final, old)
-        os.rename(source, final)
+        storage.rename_durably(source, final)
         shutil.rmtree(old, ignore_errors=True)
     else:
-        os.rename(source, final)
+        storage.rename_durably(source, final)
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

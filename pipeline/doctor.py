@@ -17,6 +17,12 @@ import contracts  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 DISTRIBUTION = "dnc-retrieval"
 _REINSTALL = "rm -rf .venv && make test (installs requirements.lock with --no-deps)"
 _MIN_FREE_GIB = 5
+_MODULES = (
+    *("tensorflow", "tensorflow_recommenders", "scann", "apache_beam", "tensorflow_transform"),
+    *("aiohttp", "grpc", "prometheus_client", "requests", "tenacity"),  # dnc serve
+    "optuna",  # dnc tune
+    "apscheduler",  # dnc schedule
+)
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,20 @@ def check() -> Iterator[Finding]:
     keras = os.environ.get("TF_USE_LEGACY_KERAS", "")
     yield Finding("TF_USE_LEGACY_KERAS", keras == "1", keras or "unset", "unset it, or export TF_USE_LEGACY_KERAS=1")
     yield from _pinned_versions()
-    for module in ("tensorflow", "tensorflow_recommenders", "scann", "apache_beam", "tensorflow_transform"):
+    for module in _MODULES:
         yield _imports(module)
 
 
 def _pinned_versions() -> Iterator[Finding]:
-    for text in metadata.requires(DISTRIBUTION) or ():
-        requirement = Requirement(text)
-        if not any(clause.operator == "==" for clause in requirement.specifier):
-            continue
+    wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    pins = {(pin.name, pin.specifier) for pin in wanted if any(clause.operator == "==" for clause in pin.specifier)}
+    for name, specifier in sorted(pins, key=str):  # extras may share one
         try:
-            found = metadata.version(requirement.name)
+            found = metadata.version(name)
         except metadata.PackageNotFoundError:
             found = "not installed"
-        ok = found != "not installed" and requirement.specifier.contains(found)
-        yield Finding(f"{requirement.name}{requirement.specifier}", ok, found, _REINSTALL)
+        ok = found != "not installed" and specifier.contains(found)
+        yield Finding(f"{name}{specifier}", ok, found, _REINSTALL)
 
 
 def _imports(module: str) -> Finding:

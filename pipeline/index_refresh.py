@@ -38,7 +38,7 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
 
     Args:
         config: sections data and groups say which items there are and where they belong; the model's
-            sections are those that it was trained with.
+            sections are those that it was trained with. Without `groups.previous`, groups continue the trained run's.
         workdir: where every artifact goes.
         trained: the run that holds the model. It is not changed.
 
@@ -50,9 +50,18 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
             f"-w and --model both name {workdir.path}: an index refresh reads the trained run and writes another one"
         )
     artifact.read_manifest(trained.model(MAIN_MODEL).path)
-    training = config.training.model_copy(update={"warm_start": str(trained.path.absolute())})
-    run_stages(_stages(trained), config.model_copy(update={"training": training}), workdir)
+    run_stages(_stages(trained), _continuing(config, trained), workdir)
     return _outcome(workdir)
+
+
+def _continuing(config: Config, trained: Workdir) -> Config:
+    """The config with the model and the groups of the trained run: groups that were numbered anew would all change."""
+    training = config.training.model_copy(update={"warm_start": str(trained.path.absolute())})
+    groups = config.groups
+    if groups.previous is None:
+        artifact.read_manifest(trained.item_groups.path)
+        groups = groups.model_copy(update={"previous": str(trained.item_groups.path.absolute())})
+    return config.model_copy(update={"training": training, "groups": groups})
 
 
 def _stages(trained: Workdir) -> tuple[Stage, ...]:

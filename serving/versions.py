@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from contracts.config import Config
 from contracts.layout import Workdir
-from contracts.storage import STAGING_MARK
+from contracts.storage import STAGING_MARK, rename_durably
 
 
 def last_version(base: Path) -> Path | None:
@@ -54,6 +53,6 @@ def appearing(version: Path) -> Iterator[Path]:
     staging = base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
     try:
         yield staging
-        os.rename(staging, version)
+        rename_durably(staging, version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.retraining.commands import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +44,26 @@ def test_a_shown_command_exists(page: str, words: list[str]) -> None:
     for word in words:
         if word.startswith("configs/"):
             assert (ROOT / word).exists(), f"{page} names {word}"
+
+
+def leaves(command: click.Command = main) -> list[click.Command]:
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    return [command, *(leaf for child in inner for leaf in leaves(child))]
+
+
+@pytest.mark.parametrize("command", leaves(), ids=lambda command: command.name)
+def test_every_option_says_what_it_is(command: click.Command) -> None:
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.opts for option in options if not option.help] == []
+    # click names a function that reads a value after the function.
+    assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType)] == []
+
+
+def test_help_tells_every_exit_code() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).output
+    assert re.search(r"0 done, 1 failed, 2 bad input.*`dnc retrain` has 3 and 4", shown.replace("\n ", ""))
+    told = CliRunner().invoke(main, ["retrain", "--help"]).output
+    assert all(re.search(rf"^ +{code} ", told, re.MULTILINE) for code in {2, *EXIT_CODES.values()})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

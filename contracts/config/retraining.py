@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
 
 from contracts.config.section import Section
 
@@ -77,6 +79,18 @@ class RetrainConfig(Section):
     patience: int = Field(1, ge=1, description="epochs without a better validation recall that end such a training")
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
-    webhook: str | None = Field(None, description="URL that gets the outcome as JSON by POST")
+    # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.
+    webhook: str | None = Field(
+        None, exclude=True, repr=False, description="URL that gets the outcome as JSON by POST; taken for a secret"
+    )
     span: SpanLimits = SpanLimits()
     gate: GateConfig = GateConfig()
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook_is_http(cls, webhook: str | None) -> str | None:
+        if webhook is not None:
+            parts = urlsplit(webhook)
+            if parts.scheme not in {"http", "https"} or not parts.hostname:
+                raise ValueError("it must be an http or https URL, e.g. https://example.com/hook")
+        return webhook

@@ -17,6 +17,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.storage import require_literal
 from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
 """Outcome -> exit code; 2 is a config or a command line that cannot be used."""
@@ -33,14 +34,17 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @with_config
 @_store_option
 @click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for catching up; default: the newest.")
-@click.option("--to", "last", help="Stop after this stage, before the push; calling again goes on.")
+@click.option(
+    "--to", "last", type=click.Choice(STEP_NAMES), help="Stop after this stage, before the push; calling again goes on."
+)
 @reports_user_errors
 def retrain(
     config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None, last: str | None
 ) -> None:
     """Train on the newest spans, compare with what is served, push if it is good.
 
-    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON.
+    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON; retrain.webhook
+    gets the same, of every end but a stop that was asked for.
 
     \b
     Exit codes:
@@ -48,20 +52,21 @@ def retrain(
       1 failed      what is served stays; the message says what to do
       2 bad config
       3 not blessed the gate refused the model; the reasons are in the JSON
-      4 nothing new the newest span was trained on already
+      4 nothing new the newest span was trained on already, has nothing to learn, or is the only one
 
     \b
     Examples:
       dnc retrain -c configs/retrain.yaml -s store
       dnc retrain -c configs/retrain.yaml -s store --set data.events='log/{date}/*.parquet' --span 2024-05-31
     """
-    from pipeline.retraining.retrain import STEP_NAMES
+    from pipeline.retraining.notify import notify
 
     resolved, store = _usable(config, overrides, store_path, until)
-    if last is not None and last not in STEP_NAMES:
-        raise ValueError(f"--to {last} is not a stage: it must be one of {', '.join(STEP_NAMES)}")
     outcome = _retrain(resolved, store, until, last)
-    click.echo(json.dumps(outcome, ensure_ascii=False, default=str))
+    text = json.dumps(outcome, ensure_ascii=False, default=str)
+    if outcome["outcome"] != "stopped":
+        notify(resolved.retrain.webhook, text)
+    click.echo(text)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
 
@@ -78,9 +83,15 @@ def _usable(
     return resolved, store
 
 
+def _existing(store_path: Path) -> Store:
+    """A store to read; raises ValueError where there is none."""
+    if not store_path.is_dir():
+        raise ValueError(f"-s {store_path} is no directory: name the store that `dnc retrain -s` has made")
+    return Store(store_path)
+
+
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
-    """The outcome; an error is one, too. The webhook hears of every end but a stop that was asked for."""
-    from pipeline.retraining.notify import notify
+    """The outcome; an error is one, too."""
     from pipeline.retraining.owner_lock import owning
     from pipeline.retraining.retrain import Result
     from pipeline.retraining.retrain import retrain as run
@@ -95,8 +106,6 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
         result = Result("failed", reasons=[str(error) if expected else f"{type(error).__name__}: {error}"])
     outcome = asdict(result)
     outcome["seconds"] = round(result.seconds, 1)
-    if result.outcome != "stopped":
-        notify(config.retrain.webhook, outcome)
     return outcome
 
 
@@ -119,13 +128,16 @@ def _summary(outcome: dict[str, Any]) -> str:
 @reports_user_errors
 def versions(store_path: Path, as_json: bool) -> None:
     """List what was trained, what is on disk, and which version serves."""
+    from pipeline.retraining.base_paths import no_longer_exported
     from pipeline.retraining.views import versions_json, versions_table
 
-    store = Store(store_path)
+    store = _existing(store_path)
     if as_json:
         click.echo(json.dumps(versions_json(store), ensure_ascii=False))
     else:
         Console(width=160).print(versions_table(store))
+    for note in no_longer_exported(store):
+        click.echo(f"dnc: {note}", err=True)
 
 
 @click.command()
@@ -141,9 +153,12 @@ def rollback(store_path: Path, version: int | None) -> None:
     """
     from pipeline.retraining.publish import set_stable, version_before
 
-    store = Store(store_path)
-    labels = set_stable(store, version or version_before(store))
-    click.echo(f"version {labels.stable} is stable")
+    store = _existing(store_path)
+    version = version or version_before(store)
+    without = set_stable(store, version)
+    click.echo(f"version {version} is stable")
+    for name in without:
+        click.echo(f"dnc: not in {name}, which has no version {version} and serves on what it did", err=True)
 
 
 @click.command()
@@ -155,7 +170,7 @@ def diff(store_path: Path, first: int, second: int) -> None:
     """Compare two versions: metrics, config, groups, and the lists of the same users."""
     from pipeline.retraining.views import difference, record_or_error
 
-    store = Store(store_path)
+    store = _existing(store_path)
     Console(width=160).print(difference(store, record_or_error(store, first), record_or_error(store, second)))
 
 
@@ -168,7 +183,7 @@ def lineage(store_path: Path, version: int, as_json: bool) -> None:
     """Show what a version was made of: spans, config, seed, code, machine, parents."""
     from pipeline.retraining.views import lineage_tree, record_or_error
 
-    store = Store(store_path)
+    store = _existing(store_path)
     record = record_or_error(store, version)
     if as_json:
         click.echo(json.dumps(asdict(record), ensure_ascii=False))
@@ -182,16 +197,20 @@ def lineage(store_path: Path, version: int, as_json: bool) -> None:
 @click.option("--cron", required=True, help="Five fields, UTC, e.g. '0 4 * * *'.")
 @reports_user_errors
 def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, cron: str) -> None:
-    """Retrain by a cron expression, on this machine, until stopped."""
-    from pipeline.retraining.schedule import run_process, scheduler
+    """Retrain by a cron expression, on this machine, until stopped.
+
+    SIGTERM and SIGINT (Ctrl-C) stop a retrain that is going on, too; the next one takes it up.
+    """
+    from pipeline.retraining.schedule import RetrainProcess, run_until_stopped, scheduler
 
     _usable(config, overrides, store_path)
     arguments = ["-s", str(store_path)]
     arguments += ["-c", str(config)] if config else []
     arguments += [word for override in overrides for word in ("--set", override)]
-    made = scheduler(cron, lambda: run_process(arguments))
+    process = RetrainProcess([sys.executable, "-m", "pipeline.cli", "retrain", *arguments])
+    made = scheduler(cron, process.run)
     click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, _utc_now())}", err=True)
-    made.start()
+    run_until_stopped(made, process)
 
 
 def _utc_now() -> Any:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import requests
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 10
+_SERVER_ERROR = 500
 
 
-def notify(url: str | None, outcome: dict[str, Any]) -> bool:
-    """Posts the outcome as JSON; tries three times. A webhook that fails is logged, and changes no outcome.
+def notify(url: str | None, outcome: str) -> bool:
+    """Posts the outcome, a JSON text; tries three times where that may help.
+
+    A webhook that fails is logged, without its URL, and changes no outcome.
 
     Returns:
         whether it was delivered; True where there is no webhook.
@@ -24,16 +26,26 @@ def notify(url: str | None, outcome: dict[str, Any]) -> bool:
     try:
         _post(url, outcome)
     except requests.RequestException as error:
-        log.warning("the outcome could not be posted to retrain.webhook: %s", error)
+        # The error's own text holds the URL, which may be all that it takes to post.
+        answer = "no answer" if error.response is None else f"HTTP status {error.response.status_code}"
+        log.warning("the outcome could not be posted to retrain.webhook: %s (%s)", answer, type(error).__name__)
         return False
     return True
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another try may succeed: what a server refuses, and a URL that is none, stay so."""
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= _SERVER_ERROR
+    return isinstance(error, requests.ConnectionError | requests.Timeout)
+
+
 @retry(
-    retry=retry_if_exception_type(requests.RequestException),
+    retry=retry_if_exception(_may_pass),
     stop=stop_after_attempt(3),
     wait=wait_exponential(multiplier=0.5, max=5),
     reraise=True,
 )
-def _post(url: str, outcome: dict[str, Any]) -> None:
-    requests.post(url, json=outcome, timeout=_TIMEOUT_SECONDS).raise_for_status()
+def _post(url: str, outcome: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    requests.post(url, data=outcome.encode(), headers=headers, timeout=_TIMEOUT_SECONDS).raise_for_status()

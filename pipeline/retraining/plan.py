@@ -13,8 +13,10 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
+from pipeline.stages import STAGES
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,21 @@ class Plan:
     notes: list[str]
 
 
+RUN_STAGES = tuple(stage for stage in STAGES if stage.name != "evaluate")
+"""Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
+GATE = "gate"
+STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]
+"""What a retrain can stop after; without a stop it pushes."""
+
+_SECTIONS = {section for stage in STAGES for section in stage.sections} | {"retrain"}
+"""What the stages of a run and its gate depend on; the others say how it runs and serves."""
+_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans"}
+"""Keys of the section retrain that change no model: those that choose the spans are in what they chose."""
+
+
 def run_id_of(config: Config, spans: Sequence[Span]) -> str:
-    """The same spans, files, config and code give the same run."""
-    tree = config.model_dump(mode="json", exclude={"retrain": {"webhook", "keep_versions"}})
+    """The same spans, files, code and settings that the stages depend on give the same run."""
+    tree = config.model_dump(mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION})
     digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
     return f"{spans[-1].key}-{digest[:8]}"
 
@@ -88,6 +102,7 @@ def make_plan(
     warm, notes = _may_start_warm(config, store, parent)
     if labels is not None and parent is None:
         notes.append(f"version {labels.stable} is served, but no run of this store made it: training from scratch")
+    notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
         spans=[span.key for span in spans],

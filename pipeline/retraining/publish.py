@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +13,17 @@ from pathlib import Path
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
-from contracts.serving_labels import ServingLabels, effective_labels, read_labels, versions_on_disk, write_labels
-from contracts.storage import STAGING_MARK
+from contracts.serving_labels import (
+    CANARY,
+    STABLE,
+    ServingLabels,
+    effective_labels,
+    read_labels,
+    versions_on_disk,
+    write_labels,
+)
+from contracts.storage import STAGING_MARK, rename_durably
+from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import all_records
 
 _SAVED_MODEL = "saved_model.pb"
@@ -20,70 +31,88 @@ _SAVED_MODEL = "saved_model.pb"
 
 def publish(
     config: Config, store: Store, workdir: Workdir, exported: Path, version: int, parent: int | None, *, held: bool
-) -> str:
+) -> tuple[int, str]:
     """Makes the run's servables version `version`, and labels it.
 
     Every servable of the run gets the number, the main one last: what servers watch is complete when it
-    appears. Doing it again changes nothing, whatever was made stable since.
+    appears. Doing it again changes nothing, whatever was made stable since. A number under which somebody has put
+    another servable since the plan is passed over.
 
     Args:
         exported: version directory that the run's export wrote, of the first index.
+        version: the number that was planned.
         parent: the version that was stable when the run was planned: if another one is by now, somebody decided so.
         held: somebody held the stable version back already then. In both cases the new one becomes canary.
 
     Returns:
-        the label that the version got.
+        the version's number, and the label that it got.
     """
     done = RetrainRun(workdir).push
-    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": None}
-    if earlier["version"] == version:
-        return str(earlier["label"])
+    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0}
+    if earlier["version"] >= version:
+        return int(earlier["version"]), str(earlier["label"])
     names = list(config.serving.servable_names().values())
-    for name in reversed(names):
-        _appear(workdir.servable(name) / exported.name, store.servable(name) / str(version))
-    label = "stable"
-    for name in reversed(names):
-        labels = read_labels(store.servable(name))
-        if labels is not None and labels.stable != version and (held or labels.stable != parent):
-            label = "canary"
-            write_labels(store.servable(name), ServingLabels(stable=labels.stable, canary=version))
+    sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
+    version = next(
+        number
+        for number in itertools.count(version)
+        if all(_is_free_for(source, base / str(number)) for base, source in sources.items())
+    )
+    for base, source in sources.items():
+        _appear(source, base / str(version))
+    # The main servable's labels, written last, decide: one that was not exported for a while is behind.
+    main = read_labels(store.servable(names[0]))
+    held = main is not None and main.stable != version and (held or main.stable != parent)
+    for base in sources:
+        labels = read_labels(base)
+        if held and labels is not None and labels.stable != version:
+            write_labels(base, ServingLabels(stable=labels.stable, canary=version))
         else:
-            write_labels(store.servable(name), ServingLabels(stable=version))
+            write_labels(base, ServingLabels(stable=version))
+    label = CANARY if held else STABLE
     write_json(done, {"version": version, "label": label})
-    return label
+    return version, label
 
 
-def set_stable(store: Store, version: int) -> ServingLabels:
+def set_stable(store: Store, version: int) -> list[str]:
     """Makes `version` the one that serves, in every servable of the store that has it; a canary stays, unless it is it.
 
+    Returns:
+        names of the servables that have other versions but not this one, and so serve on what they did.
+
     Raises:
-        ValueError: no servable has that version.
+        ValueError: the main servable has no such version.
     """
-    bases = [path for path in sorted((store.path / "servable").glob("*")) if path.is_dir()]
-    having = [base for base in bases if version in versions_on_disk(base)]
-    if not having:
-        found = sorted({number for base in bases for number in versions_on_disk(base)})
-        raise ValueError(f"there is no version {version} in {store.path / 'servable'}; there are {found}")
-    for base in having:
-        labels = read_labels(base)
-        canary = labels.canary if labels is not None and labels.canary != version else None
-        write_labels(base, ServingLabels(stable=version, canary=canary))
-    return ServingLabels(stable=version)
+    main, *others = _base_paths(store)
+    if version not in (found := versions_on_disk(main)):
+        raise ValueError(f"there is no version {version} in {main}; there are {found}")
+    for base in (*others, main):
+        if version in versions_on_disk(base):
+            labels = read_labels(base)
+            canary = labels.canary if labels is not None and labels.canary != version else None
+            write_labels(base, ServingLabels(stable=version, canary=canary))
+    return [base.name for base in others if (labels := effective_labels(base)) and labels.stable != version]
 
 
 def version_before(store: Store) -> int:
-    """The newest version on disk that is older than the stable one.
+    """The newest version of the main servable on disk that is older than the stable one.
 
     Raises:
         ValueError: there is none.
     """
-    found: set[int] = set()
-    for base in (store.path / "servable").glob("*"):
-        labels = effective_labels(base)
-        found |= {version for version in versions_on_disk(base) if labels and version < labels.stable}
+    main = _base_paths(store)[0]
+    labels = effective_labels(main)
+    found = [version for version in versions_on_disk(main) if labels and version < labels.stable]
     if not found:
-        raise ValueError(f"{store.path / 'servable'} holds no version before the stable one: nothing to roll back to")
-    return max(found)
+        raise ValueError(f"{main} holds no version before the stable one: nothing to roll back to")
+    return found[-1]
+
+
+def _base_paths(store: Store) -> list[Path]:
+    bases = base_paths(store)
+    if not bases:
+        raise ValueError(f"{store.path / 'servable'} holds no version: check -s, or push one with `dnc retrain`")
+    return bases
 
 
 def retain(config: Config, store: Store) -> list[int]:
@@ -110,9 +139,9 @@ def retain(config: Config, store: Store) -> list[int]:
         # The newest run stays, whatever came of it: somebody will want to look.
         if record.version not in kept and record.created != newest:
             _keep_only_record(store, record.run_id)
-    recorded = {record.run_id for record in records}
     for path in store.runs.iterdir():
-        if path.name not in recorded:
+        # A record that cannot be read may be restored.
+        if not RetrainRun(Workdir(path)).record.exists():
             shutil.rmtree(path, ignore_errors=True)
     return deleted
 
@@ -122,6 +151,14 @@ def retain_spans(store: Store, keys: set[str]) -> None:
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
         if path.name not in keys:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_free_for(source: Path, version: Path) -> bool:
+    """Whether nothing is at `version`, or what an earlier attempt has made of `source`."""
+    if not version.exists():
+        return True
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    return all((version / file).is_file() and filecmp.cmp(source / file, version / file) for file in files)
 
 
 def _appear(source: Path, version: Path) -> None:
@@ -136,7 +173,7 @@ def _appear(source: Path, version: Path) -> None:
     try:
         shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
         _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
-        os.rename(staging, version)
+        rename_durably(staging, version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +20,8 @@ from typing import Any, Literal
 import contracts
 from contracts import artifact
 from contracts.layout import RetrainRun, Store
+
+log = logging.getLogger(__name__)
 
 Outcome = Literal["pushed", "not_blessed"]
 
@@ -71,18 +76,21 @@ def write_record(store: Store, record: Record) -> None:
 
 
 def read_record(store: Store, run_id: str) -> Record | None:
-    """The record of a run; None where it is unfinished.
-
-    Raises:
-        ValueError: the file is not a record.
-    """
+    """The record of a run; None where it is unfinished, or, with a warning, where the file is not a record."""
     path = RetrainRun(store.run(run_id)).record
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a record ({error}): restore it, or delete the run's directory") from None
+        _warn(f"{path} is not a record ({error}) and is passed over: restore it, or delete the run's directory")
+        return None
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once a process, however often the record is looked for."""
+    log.warning("%s", message)
 
 
 def all_records(store: Store) -> list[Record]:
@@ -126,5 +134,5 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
-        "command": sys.argv,
+        "command": [re.sub(r"(webhook['\"]?\s*[=:]).*", r"\1...", word, flags=re.DOTALL) for word in sys.argv],
     }

@@ -14,22 +14,16 @@ from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate
-from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import publish, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage, fingerprints
-from pipeline.stages import STAGES, exported_servable
+from pipeline.stages import exported_servable
 
 log = logging.getLogger(__name__)
-
-GATE = "gate"
-_STAGES = tuple(stage for stage in STAGES if stage.name != "evaluate")
-"""Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
-STEP_NAMES = [stage.name for stage in _STAGES] + [GATE]
-"""What a retrain can stop after; without a stop it pushes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
 
     Args:
         until: key of the newest span to consider; default: the newest.
-        last: one of `STEP_NAMES` to stop after.
+        last: one of `plan.STEP_NAMES` to stop after.
 
     Raises:
         ValueError: the log, a span or the config cannot be used, or a stage refused its input.
@@ -118,7 +112,7 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
 
         validate(config, workdir, exported_servable(workdir), fingerprint)
 
-    ingest, *rest, validation = _STAGES
+    ingest, *rest, validation = RUN_STAGES
     return (
         replace(ingest, summary="merge the window's spans", run=merge),
         *rest,
@@ -201,15 +195,13 @@ def _finish(
     """Pushes if the gate blessed, writes the record, tidies up."""
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
-    label = None
-    if blessing["verdict"]["blessed"]:
-        label = publish(config, store, workdir, exported_servable(workdir), plan.version, plan.parent, held=plan.held)
+    version, label = _push(config, store, plan) if blessing["verdict"]["blessed"] else (None, None)
     files: dict[str, Span] = {span.key: span for span in window}
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     record = Record(
         run_id=plan.run_id,
         outcome="pushed" if label else "not_blessed",
-        version=plan.version if label else None,
+        version=version,
         label=label,
         created=records.now(),
         seconds=round(seconds, 2),
@@ -233,6 +225,16 @@ def _finish(
     retain(config, store)
     retain_spans(store, {span.key for span in window})
     return record
+
+
+def _push(config: Config, store: Store, plan: Plan) -> tuple[int, str]:
+    """Publishes the run's servables; returns the number and the label that they got."""
+    workdir = store.run(plan.run_id)
+    exported = exported_servable(workdir)
+    version, label = publish(config, store, workdir, exported, plan.version, plan.parent, held=plan.held)
+    if version != plan.version:
+        log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)
+    return version, label
 
 
 def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:

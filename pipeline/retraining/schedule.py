@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -83,11 +85,47 @@ def _day(text: str) -> int:
     return _DAYS.index(text) if text in _DAYS else int(text)
 
 
-def run_process(arguments: Sequence[str]) -> int:
-    """Runs `dnc retrain` with the given arguments; its output goes where this process's goes.
+class RetrainProcess:
+    """Runs a command, `dnc retrain`, each time that it is due; its output goes where this process's goes.
 
     A process each time: what TensorFlow and Beam hold is given back, and new code is picked up.
     """
-    done = subprocess.run([sys.executable, "-m", "pipeline.cli", "retrain", *arguments], check=False)
-    log.info("retrain ended with exit code %d", done.returncode)
-    return done.returncode
+
+    def __init__(self, command: Sequence[str]):
+        self._command = command
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def run(self) -> int | None:
+        """The exit code of a run; None where `stop` came before it."""
+        with self._starting:
+            if self._stopped:
+                return None
+            self._process = subprocess.Popen(self._command)
+        code = self._process.wait()
+        log.info("retrain ended with exit code %d", code)
+        return code
+
+    def stop(self, signum: int) -> None:
+        """Hands the signal on to a run that is going on, waits for its end, and starts none any more.
+
+        Otherwise the run would live on, hold the store, and nobody would stop it.
+        """
+        with self._starting:
+            self._stopped = True
+        if self._process is not None:
+            self._process.send_signal(signum)  # does nothing to one that has ended
+            self._process.wait()
+
+
+def run_until_stopped(made: BaseScheduler, retrain: RetrainProcess) -> None:
+    """Starts the scheduler; SIGTERM and SIGINT stop the run that is going on, then the process, with exit code 0."""
+
+    def stop(signum: int, _: object) -> None:
+        retrain.stop(signum)
+        sys.exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    made.start()

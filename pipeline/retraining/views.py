@@ -15,6 +15,7 @@ from rich.tree import Tree
 from contracts.layout import Store
 from contracts.names import ItemColumn
 from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import Record, all_records, record_of_version
 from pipeline.stages import exported_servable
 
@@ -193,13 +194,9 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     return table
 
 
-def _labels(store: Store) -> tuple[dict[str, int], set[int]]:
-    """Label -> version, and the versions on disk, of the store's main servable."""
-    bases = [path for path in (store.path / "servable").glob("*") if path.is_dir()]
-    labels: dict[str, int] = {}
-    on_disk: set[int] = set()
-    for base in bases:
-        found = effective_labels(base)
-        labels |= found.by_label() if found else {}
-        on_disk |= set(versions_on_disk(base))
-    return labels, on_disk
+def _labels(store: Store) -> tuple[dict[str, int], list[int]]:
+    """Label -> version, and the versions on disk, of the store's main servable; neither before it has one."""
+    for main in base_paths(store)[:1]:
+        labels = effective_labels(main)
+        return labels.by_label() if labels else {}, versions_on_disk(main)
+    return {}, []

@@ -52,6 +52,23 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         assert words in str(error.value)
 
 
+def test_the_webhook_is_read_and_never_shown() -> None:
+    """Reading a dump again, as a fresh process does that checks a servable, works without it."""
+    config = load_config(None, ["retrain.webhook=https://example.com/secret"])
+    assert config.retrain.webhook == "https://example.com/secret"
+    assert config.model_copy(update={"seed": 1}).retrain.webhook == config.retrain.webhook
+    for shown in (dump_config(config), repr(config), config.model_dump_json(), str(config.model_dump())):
+        assert "secret" not in shown
+    assert Config.model_validate(yaml.safe_load(dump_config(config))).retrain.webhook is None
+
+
+@pytest.mark.parametrize("url", ["htps://example.com/secret", "https:///secret", "https://[secret", "/secret", "3"])
+def test_a_webhook_that_is_no_url_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"retrain\.webhook") as error:
+        load_config(None, [f"retrain.webhook={url}"])
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"a: [1", "not YAML"), (b"- 1\n", "mapping"), (b"\xff\xfe\x00", "not YAML")],

@@ -1,15 +1,27 @@
 """URLs as paths that nobody opens by mistake."""
 
 import copy
+import errno
 import os
 import pickle
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from contracts import artifact
 from contracts.layout import Workdir
-from contracts.storage import RemotePath, StorageError, as_path, matching, require_literal, write_text, write_whole
+from contracts.storage import (
+    STAGING_MARK,
+    RemotePath,
+    StorageError,
+    as_path,
+    matching,
+    require_literal,
+    write_text,
+    write_whole,
+)
 
 URL = "s3://bucket/some run"
 
@@ -54,6 +66,48 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         write_whole(tmp_path / "a.txt", broken)
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_has_a_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and directories are synced before the rename, the directory of the new name after it."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(STAGING_MARK)[0])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    write_text(tmp_path / "a.txt", "new")
+    assert done == ["a.txt", "rename", tmp_path.name]
+    done.clear()
+    with artifact.writing(tmp_path / "groups", "groups", "f") as writer:
+        (writer.path / "deep").mkdir()
+        (writer.path / "deep" / "data").write_text("x")
+    last = done[-1 - done[::-1].index("rename") :]
+    assert last == ["rename", tmp_path.name]
+    assert {"data", "deep", artifact.MANIFEST_NAME, "groups"} <= set(done[: -len(last)])
+
+
+def test_a_directory_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "fsync")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_file_that_does_not_reach_the_disk_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "fsync")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="fsync"):
+        write_text(tmp_path / "a.txt", "new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_patterns_descend(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ def test_new_items_are_served_and_only_their_groups_are_built(smoke: SmokeRun, t
         "data.events": f"{data}/events-*.csv",
         "data.user_features.path": f"{data}/users.csv",
         "data.item_features.path": f"{data}/items.csv",
-        "groups.previous": str(Workdir(smoke.workdir).item_groups.path),
     }.items():
         command += ["--set", f"{key}={value}"]
     done = run_dnc(*command)

@@ -17,7 +17,12 @@ from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.spans import Span
 
-CONFIG = load_config(None, ["retrain.epochs=3", "retrain.replay_spans=1"])
+KEYS = ["retrain.epochs=3", "retrain.replay_spans=1"]
+CONFIG = load_config(None, KEYS)
+
+
+def with_key(assignment: str) -> Config:
+    return load_config(None, [*KEYS, assignment])
 
 
 SPANS = [SpanStart(str(number), number * 10, [[f"{number}.csv", 1, 1]]) for number in range(1, 7)]
@@ -128,13 +133,10 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     span = Span(1, "1", (str(log),))
     first = run_id_of(CONFIG, [span])
     assert first.startswith("1-")
-    assert (
-        run_id_of(
-            CONFIG.model_copy(update={"retrain": CONFIG.retrain.model_copy(update={"webhook": "http://x"})}), [span]
-        )
-        == first
-    )
-    assert run_id_of(load_config(None, ["retrain.epochs=4"]), [span]) != first
+    for same in ("retrain.webhook=http://x", "server.grpc_port=9000", "name=mine", "beam.runner=DirectRunner"):
+        assert run_id_of(with_key(same), [span]) == first, same
+    for other in ("retrain.epochs=4", "seed=1", "evaluation.max_users=9", "retrain.gate.k=9", "serving.alpha=0.5"):
+        assert run_id_of(with_key(other), [span]) != first, other
     log.write_text("12")
     assert run_id_of(CONFIG, [span]) != first
 

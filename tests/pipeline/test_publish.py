@@ -1,18 +1,25 @@
 """Push, rollback and retention on a store of small files: what a polling server may see at any moment."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, read_labels, versions_on_disk
+from pipeline.cli import main
+from pipeline.retraining.base_paths import no_longer_exported
+from pipeline.retraining.plan import SpanStart, make_plan
 from pipeline.retraining.publish import publish, retain, set_stable, version_before
 from pipeline.retraining.records import Record, all_records, last_version, write_record
+from pipeline.retraining.views import versions_json
 
 CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
+SPANS = [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])]
 NAMES = ["dnc", "dnc_exact"]
 
 
@@ -28,14 +35,14 @@ def make_run(store: Store, number: int) -> Workdir:
 
 def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:
     workdir = make_run(store, number)
-    label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
+    version, label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
     empty: dict[str, object] = {}
     write_record(
         store,
         Record(
             f"run-{number}",
             "pushed",
-            number,
+            version,
             label,
             f"2024-01-0{number}",
             1.0,
@@ -44,7 +51,7 @@ def push(store: Store, number: int, parent: int | None, *, held: bool = False, c
             empty,
             empty,
             empty,
-            empty,
+            config.model_dump(mode="json"),
             empty,
         ),
     )
@@ -80,9 +87,9 @@ def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.Monke
                 files = [path for path in (store.servable(name) / str(version)).rglob("*") if path.is_file()]
                 seen.append(len(files))
 
-    link, rename = os.link, os.rename
+    link, rename = os.link, os.replace
     monkeypatch.setattr(os, "link", lambda *names: (poll(), link(*names), poll()))
-    monkeypatch.setattr(os, "rename", lambda *names: (poll(), rename(*names), poll()))
+    monkeypatch.setattr(os, "replace", lambda *names: (poll(), rename(*names), poll()))
     push(store, 1, None)
     assert set(seen) == {2}
 
@@ -91,7 +98,7 @@ def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
     push(store, 1, None)
     inode = (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino
     workdir = store.run("run-1")
-    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == "stable"
+    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == (1, "stable")
     assert (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino == inode
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
@@ -102,9 +109,28 @@ def test_pushing_again_keeps_a_rollback(store: Store) -> None:
     push(store, 2, 1)
     set_stable(store, 1)
     workdir = store.run("run-2")
-    label = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
-    assert label == "stable"  # what it was then
+    pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
+    assert pushed == (2, "stable")  # what it was then
     assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
+def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> None:
+    """Somebody copies a servable to the number that the run has planned; a push that dies is done again."""
+    push(store, 1, None)
+    foreign = store.servable("dnc") / "2"
+    foreign.mkdir()
+    (foreign / "saved_model.pb").write_text("another")
+    assert push(store, 2, 1) == "stable"
+    assert [record.version for record in all_records(store)] == [1, 3]
+    assert stable(store) == [ServingLabels(stable=3)] * 2
+    assert versions_on_disk(store.servable("dnc_exact")) == [1, 3]
+    assert (foreign / "saved_model.pb").read_text() == "another"
+    workdir = store.run("run-2")
+    for died_before in ("push.json", None):
+        if died_before:
+            (workdir.path / died_before).unlink()
+        assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == (3, "stable")
+    assert versions_on_disk(store.servable("dnc")) == [1, 2, 3]
 
 
 def test_what_a_dead_push_left_is_removed(store: Store) -> None:
@@ -147,6 +173,54 @@ def test_nothing_to_roll_back_to(store: Store) -> None:
     push(store, 1, None)
     with pytest.raises(ValueError, match="no version before the stable one"):
         version_before(store)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null"])
+def test_a_record_that_cannot_be_read_is_told_and_passed_over(
+    store: Store, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A machine lost its power; the run's directory stays, since its record may be restored."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    lost = RetrainRun(store.run("run-1")).record
+    lost.write_text(text)
+    assert [row["version"] for row in versions_json(store)] == [2]
+    [told] = [message for message in caplog.messages if str(lost) in message]
+    assert "restore it, or delete the run's directory" in told
+    assert retain(CONFIG, store) == []
+    assert lost.exists()
+    assert version_before(store) == 1
+
+
+WITHOUT_EXACT = load_config(None, ["serving.indexes=[scann]"])
+
+
+def test_a_servable_that_is_exported_no_more_is_told_and_no_candidate(store: Store) -> None:
+    push(store, 3, None)
+    for number in (7, 8):
+        push(store, number, number - 1 if number == 8 else 3, config=WITHOUT_EXACT)
+    shutil.rmtree(store.servable("dnc") / "3")
+    assert stable(store) == [ServingLabels(stable=8), ServingLabels(stable=3)]
+    assert version_before(store) == 7
+    with pytest.raises(ValueError, match=r"no version 3 in .*servable/dnc; there are \[7, 8\]"):
+        set_stable(store, 3)
+    done = CliRunner().invoke(main, ["rollback", "-s", str(store.path)])
+    assert (done.exit_code, done.stdout) == (0, "version 7 is stable\n")
+    assert "not in dnc_exact, which has no version 7" in done.stderr
+    assert stable(store) == [ServingLabels(stable=7), ServingLabels(stable=3)]
+    [row] = [row for row in versions_json(store) if row["labels"]]
+    assert (row["version"], row["labels"]) == (7, ["stable"])
+    [note] = no_longer_exported(store)
+    assert "dnc_exact is exported no more, and version 3 is stable there: export it again" in note
+    assert make_plan(WITHOUT_EXACT, store, "new", SPANS, {}).notes[-1:] == [note]
+    assert no_longer_exported(store, CONFIG.serving) == []
+
+
+def test_a_servable_that_is_exported_again_follows_the_main_one(store: Store) -> None:
+    push(store, 1, None)
+    push(store, 2, 1, config=WITHOUT_EXACT)
+    assert push(store, 3, 2) == "stable"
+    assert stable(store) == [ServingLabels(stable=3)] * 2
 
 
 def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,8 +18,10 @@ from click.testing import CliRunner, Result
 from contracts.layout import Store
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.cli import main
+from pipeline.retraining import commands
+from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.owner_lock import owning
-from pipeline.retraining.records import record_of_version
+from pipeline.retraining.records import machine, record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
 
 
@@ -118,28 +121,78 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
-def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path: Path) -> None:
+@pytest.fixture
+def webhook() -> Iterator["Webhook"]:
+    with Webhook() as made:
+        yield made
+
+
+class Webhook(HTTPServer):
+    """Keeps what it is told, and answers `status`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.heard: list[dict] = []
+        self.status = 204
+        self.url = f"http://127.0.0.1:{self.server_port}/secret"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *arguments: object) -> None:
+        self.shutdown()
+        super().__exit__(*arguments)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Webhook
+
+    def do_POST(self) -> None:
+        self.server.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path: Path, webhook: Webhook) -> None:
     """The webhook hears of it, too."""
-    heard: list[dict] = []
-
-    class Webhook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Webhook)
-    Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path / "log" / DAYS[2] / "events.parquet").write_bytes(b"PAR1 no more")
-    done = calls.here("--span", DAYS[2], "--set", f"retrain.webhook=http://127.0.0.1:{server.server_port}/")
-    server.shutdown()
+    done = calls.here("--span", DAYS[2], "--set", f"retrain.webhook={webhook.url}")
     outcome = json.loads(done.stdout)
     assert (done.exit_code, outcome["outcome"]) == (1, "failed")
     assert f"span {DAYS[2]} is not fit to train on" in outcome["reasons"][0]
-    assert heard == [outcome]
+    assert webhook.heard == [outcome]
+
+
+def test_a_webhook_is_tried_again_where_that_may_help(
+    webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_post.retry, "sleep", lambda seconds: None)
+    for status, tries in ((404, 1), (503, 3)):
+        webhook.heard.clear()
+        webhook.status = status
+        assert not notify(webhook.url, "{}")
+        assert len(webhook.heard) == tries
+        assert f"HTTP status {status}" in caplog.messages[-1]
+    assert not notify("http://127.0.0.1:1/secret", "{}")
+    assert "no answer (ConnectionError)" in caplog.messages[-1]
+    assert "secret" not in caplog.text
+
+
+def test_an_outcome_that_json_does_not_know_is_told_as_it_is_printed(
+    calls: Calls, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = {"outcome": "nothing_new", "span": None, "version": None, "reasons": [], "seconds": 0.0, "details": {}}
+    monkeypatch.setattr(commands, "_retrain", lambda *arguments: outcome | {"details": {"log": Path("/log")}})
+    done = calls.here("--set", f"retrain.webhook={webhook.url}")
+    assert done.exit_code == 4, done.output
+    assert webhook.heard == [json.loads(done.stdout)] == [outcome | {"details": {"log": "/log"}}]
+
+
+def test_a_record_does_not_tell_the_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["retrain.webhook=", "--set=retrain.webhook=", "retrain={patience: 2, webhook:", 'retrain={"webhook" :']
+    monkeypatch.setattr(sys, "argv", ["dnc", "retrain", *(f"{key} http://x/secret" for key in keys)])
+    assert machine()["command"] == ["dnc", "retrain", *(f"{key}..." for key in keys)]
 
 
 def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
@@ -152,13 +205,22 @@ def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
     ("arguments", "message"),
     [
         (["--set", "retrain.gate.k=0"], "retrain.gate.k"),
-        (["--to", "lunch"], "--to lunch is not a stage"),
+        (["--to", "lunch"], "'lunch' is not one of 'ingest'"),
     ],
 )
 def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: str) -> None:
     done = calls.here(*arguments)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["versions"], ["rollback"], ["lineage", "1"], ["diff", "1", "2"]], ids=lambda w: w[0]
+)
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, words: list[str]) -> None:
+    done = CliRunner().invoke(main, [*words, "-s", str(tmp_path / "typo")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"-s {tmp_path / 'typo'} is no directory: name the store" in done.stderr
 
 
 def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +16,8 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from contracts.layout import Store
 from pipeline.retraining.commands import EXIT_CODES
+from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import all_records
-from pipeline.retraining.retrain import STEP_NAMES
 from pipeline.retraining.schedule import cron_trigger, scheduler
 from tests.pipeline.retrain_log import DAYS, make_log
 
@@ -81,6 +82,27 @@ def test_runs_do_not_overlap() -> None:
     made.shutdown()
     assert most == 1
     assert runs >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_the_schedule_stops_its_retrain(tmp_path: Path, number: signal.Signals) -> None:
+    """In a process of its own, whose "retrain" tells its id and waits."""
+    script = (
+        "import sys\n"
+        "from pipeline.retraining.schedule import RetrainProcess, run_until_stopped, scheduler\n"
+        "waits = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
+        "process = RetrainProcess([sys.executable, '-c', waits])\n"
+        "made = scheduler('* * * * *', process.run)\n"
+        "made.reschedule_job('retrain', trigger='interval', seconds=0.1)\n"
+        "run_until_stopped(made, process)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as schedule:
+        assert schedule.stdout is not None
+        child = int(schedule.stdout.readline())
+        schedule.send_signal(number)
+        assert schedule.wait() == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
 
 
 def test_the_cronjob_retries_what_a_retry_can_change() -> None:

@@ -1,0 +1,48 @@
+"""The base paths of a store's servables: which is the main one, and which no run writes to any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts.config import ServingConfig
+from contracts.layout import Store
+from contracts.serving_labels import effective_labels
+from contracts.storage import STAGING_MARK
+from pipeline.retraining.records import all_records
+
+
+def base_paths(store: Store) -> list[Path]:
+    """Base paths of the store, the main servable's first; none before the first push."""
+    found = _on_disk(store)
+    # Without a record the first by name: a name comes before the same name with an index at its end.
+    main = [store.servable(name) for name in _exported_last(store)[:1]] or found[:1]
+    return main + [path for path in found if path not in main]
+
+
+def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> list[str]:
+    """What to say of each base path with versions that is not among the servables of `serving`.
+
+    Args:
+        serving: None: that of the newest run that pushed.
+    """
+    exported = list(serving.servable_names().values()) if serving else _exported_last(store)
+    return [
+        f"{base} is exported no more, and version {labels.stable} is stable there: export it again "
+        "(serving.indexes), or delete it once nobody asks it"
+        for base in _on_disk(store)
+        if exported and base.name not in exported and (labels := effective_labels(base)) is not None
+    ]
+
+
+def _on_disk(store: Store) -> list[Path]:
+    found = (store.path / "servable").glob("*")
+    return sorted(path for path in found if path.is_dir() and STAGING_MARK not in path.name)
+
+
+def _exported_last(store: Store) -> list[str]:
+    """Names of the servables of the newest run that pushed, the main one first; none before that."""
+    pushed = [record for record in all_records(store) if record.version]
+    if not pushed:
+        return []
+    serving = pushed[-1].config["serving"]
+    return list(ServingConfig(model_name=serving["model_name"], indexes=serving["indexes"]).servable_names().values())

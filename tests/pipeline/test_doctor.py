@@ -1,0 +1,24 @@
+"""What `dnc doctor` looks at."""
+
+import importlib
+
+import pytest
+
+from pipeline.doctor import check
+
+
+def test_every_pin_and_import_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports of the extras server, tune and schedule are among them, and one that fails is told with its remedy."""
+
+    def load(module: str) -> None:
+        if module == "optuna":
+            raise ImportError("No module named 'optuna'")
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    found = list(check())
+    findings = {finding.what: finding for finding in found}
+    assert len(findings) == len(found)
+    assert {"tensorflow==2.20.0", "import tensorflow", "import aiohttp", "import apscheduler"} <= findings.keys()
+    failed = [what for what, finding in findings.items() if what.startswith("import") and not finding.ok]
+    assert failed == ["import optuna"]
+    assert "make test" in findings["import optuna"].remedy
