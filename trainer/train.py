@@ -239,10 +239,12 @@ def _require_negatives(config: Config, catalogue: Catalogue) -> None:
             f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool negatives a step: set it to at "
             "least 1; got 0"
         )
-    from_windows = loss.negatives == "windows"
-    if from_windows and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
+    # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
+    needs_easy = not catalogue.groups_match_windows or (loss.global_weight > 0 and catalogue.num_groups > 1)
+    if loss.negatives == "windows" and needs_easy and not (config.windows.easy_negatives and loss.easy_pool):
         raise ValueError(
-            "a single-vector model on a catalogue larger than training.loss.exact_softmax_max_items="
-            f"{loss.exact_softmax_max_items} learns from easy negatives: set windows.easy_negatives and "
-            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}"
+            "the global softmax of a catalogue larger than training.loss.exact_softmax_max_items="
+            f"{loss.exact_softmax_max_items} compares with easy negatives: set windows.easy_negatives and "
+            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}. "
+            "With training.loss.global_weight=0 a model of several groups does without them"
         )

@@ -150,6 +150,20 @@ def test_a_sampled_softmax_without_samples_is_refused(odd: Workdir, negatives: s
         train(config, odd, "without-samples", "first")
 
 
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+@pytest.mark.parametrize("none", [{"training": {"loss": {"easy_pool": 0}}}, {"windows": {"easy_negatives": 0}}])
+def test_a_global_softmax_without_easy_negatives_is_refused(odd: Workdir, none: dict, global_by: str) -> None:
+    loss = {**SAMPLED["loss"], "global_by": global_by, **none.get("training", {}).get("loss", {})}
+    config = variant(**{**none, "training": {"loss": loss}})
+    with pytest.raises(ValueError, match=r"easy negatives: set windows.easy_negatives and .* got (2 and 0|0 and 32)"):
+        train(config, odd, "without-easy", "first")
+
+
+def test_in_group_softmaxes_alone_need_no_easy_negatives(odd: Workdir) -> None:
+    config = variant(training={"loss": {**SAMPLED["loss"], "easy_pool": 0, "global_weight": 0.0}})
+    assert train(config, odd, "in-group-alone", "first").counts["epochs"] == 1
+
+
 def test_an_objective_without_terms_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         load_config(None, ["training.loss.global_weight=0", "training.loss.in_group_weight=0"])
