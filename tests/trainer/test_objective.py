@@ -127,6 +127,37 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
     assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
 
 
+@pytest.mark.parametrize("windows", [20, 0], ids=["users who own the catalogue", "a replica without windows"])
+@pytest.mark.parametrize("negatives", ["windows", "in_batch"])
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_a_step_without_any_draws_has_no_softmax_to_train(
+    num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
+) -> None:
+    loss = {**DRAWN, "global_by": global_by, "negatives": negatives}
+    config = small_config(training={"loss": loss}, groups={"num_groups": num_groups})
+    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    whole = next(TrainingWindows(workdir, 1000, 0).epoch(0))
+    drawn = {"in_group_negatives", "easy_negatives"}
+    batch = WindowBatch(
+        # 0 is a negative that could not be drawn.
+        **{name: value * 0 if name in drawn else value[:windows] for name, value in whole._asdict().items()}
+    )
+    if windows and negatives == "in_batch":
+        batch = batch._replace(is_target=batch.is_target & False)
+
+    @tf.function
+    def step() -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            terms = model.loss_terms(batch, training=True)
+        gradients = tape.gradient(terms["loss"], model.trainable_variables)
+        return terms, [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
+
+    terms, gradients = step()
+    assert float(terms["in_group"]) == float(terms["global"]) == 0
+    assert all(np.isfinite(value).all() for value in [*terms.values(), *gradients])
+
+
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 @pytest.mark.parametrize("conditioning", ["multiply_tokens", "concat_tokens"])
 def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(
