@@ -110,6 +110,19 @@ def test_a_baseline_tower_with_groups_is_refused() -> None:
         load_config(None, ["model.user_tower=mind"])
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_the_terms_of_its_name_alone(name: str) -> None:
+    every_term = {f"{term}_weight": 0.5 for term in ("z", "binary", "choice", "hierarchy")}
+    product = variant(windows={"mined_negatives": 2, "mined_from": "unread.npz"}, training={"loss": every_term})
+    loss = baseline_config(product, name).training.loss
+    weights = {key: value for key, value in loss.model_dump().items() if key.endswith("_weight") and value}
+    expected = {
+        "single_vector_one_negative": {"binary_weight": 1.0},
+        "single_vector_mixed": {"in_group_weight": 1.0, "global_weight": 1.0},
+    }
+    assert weights == expected.get(name, {"global_weight": 1.0})
+
+
 def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
     config = VARIANTS["single_vector_mixed"]
     model = build_model(config, Catalogue.for_config(config, odd))
