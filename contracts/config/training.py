@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -170,7 +170,9 @@ BaselineName = Literal[
 class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 
-    ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10, 50, 100, 200, 500, 1000), description="the k of recall_at_k"
+    )
     max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
     bootstrap_samples: int = Field(1000, ge=0)
     confidence: float = Field(0.95, gt=0, lt=1)
