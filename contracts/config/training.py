@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
         "transformer",
-        description="what reads a history; mind, comirec (several interests, ranked by the best) and user_id (matrix "
-        "factorisation, no history) are baselines of one group that cannot be served",
+        description="what reads a history: transformer, gru or mean; mind, comirec (several interests, ranked by the "
+        "best) and user_id (matrix factorisation, no history) are those of baselines alone, see evaluation.baselines",
     )
     num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
     embedding_dim: int = Field(64, ge=2, description="D")

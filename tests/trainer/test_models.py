@@ -105,9 +105,11 @@ def test_matrix_factorisation_tells_users_apart_and_reads_no_history(odd: Workdi
         model.query_embeddings(tf.constant([[3]], tf.int64), {})
 
 
-def test_a_baseline_tower_with_groups_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"user_tower=mind .* set groups.num_groups=1"):
-        load_config(None, ["model.user_tower=mind"])
+@pytest.mark.parametrize("tower", ["mind", "comirec", "user_id"])
+@pytest.mark.parametrize("further", [[], ["groups.num_groups=1", "model.conditioning=none"]])
+def test_a_baselines_tower_is_refused_as_the_products(tower: str, further: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"model.user_tower: {tower} is the tower of a baseline.* name mind"):
+        load_config(None, [f"model.user_tower={tower}", *further])
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -134,6 +136,11 @@ def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
 def test_bfloat16_is_for_transformers() -> None:
     with pytest.raises(ConfigError, match=r"works with model.user_tower=transformer only; got gru"):
         load_config(None, ["model.user_tower=gru", "training.mixed_precision=true"])
+
+
+def test_xla_is_not_for_the_gru() -> None:
+    with pytest.raises(ConfigError, match=r"jit_compile=true does not work with model.user_tower=gru: set .*=false"):
+        load_config(None, ["model.user_tower=gru", "training.jit_compile=true"])
 
 
 def test_bfloat16_changes_the_encoders_arithmetic_not_its_weights(odd: Workdir) -> None:
