@@ -148,9 +148,11 @@ class _Trainer:
         self.state.restore_best()
 
     def _is_over(self) -> bool:
-        if self.state.plateaus > self._config.learning_rate_drops:
-            return True
-        spent = sum(entry["seconds"] for entry in self.state.history)
+        return self.state.plateaus > self._config.learning_rate_drops or self._is_spent()
+
+    def _is_spent(self, seconds: float = 0.0) -> bool:
+        """Whether the epochs done, and one of `seconds` after them, take all of `max_seconds`."""
+        spent = sum(entry["seconds"] for entry in self.state.history) + seconds
         return self._config.max_seconds is not None and spent >= self._config.max_seconds
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
@@ -176,7 +178,9 @@ class _Trainer:
         entropy = self._model.gate_entropy(batch)
         if entropy is not None:
             entry["gate_entropy"] = float(entropy)
-        if (epoch + 1) % self._config.evaluate_every == 0 or epoch + 1 == self._config.epochs:
+        # A model is not shipped that no validation has seen.
+        is_last = epoch + 1 == self._config.epochs or self._is_spent(seconds)
+        if is_last or (epoch + 1) % self._config.evaluate_every == 0:
             entry["validation_recall"] = self._validation_recall()
         return entry
 

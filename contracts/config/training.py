@@ -139,7 +139,7 @@ class TrainingConfig(Section):
         description="evaluations without a better validation recall: a plateau, from which training goes back to its "
         "best weights and on at a lower rate, or ends",
     )
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(
         25_000, ge=1, description="validation users ranked after each epoch; of more, evenly spaced ones"
     )
