@@ -88,6 +88,17 @@ def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: s
     assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
 
 
+@pytest.mark.parametrize("loss", [{}, DRAWN], ids=["exact", "drawn"])
+def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, workdir: Workdir) -> None:
+    config = small_config(groups={"num_groups": 1}, model={"conditioning": "none"}, training={"loss": loss})
+    model = perturbed(TwoTowerModel(config, Catalogue.for_config(config, workdir)))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    terms = {name: float(term) for name, term in model.loss_terms(batch, training=False).items()}
+    assert terms["in_group"] == terms["global"] > 0
+    # The default weights: 0.2 in-group, 1 global.
+    assert terms["loss"] == pytest.approx(1.2 * terms["global"])
+
+
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
     """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items never."""
