@@ -23,15 +23,23 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value does not fit.
+        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
+            of a baseline, whose config `trainer/baselines.py` derives.
     """
     tree = _read_yaml(path) if path else {}
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(path, error)) from None
+    if config.model.user_tower in {"mind", "comirec", "user_id"}:
+        raise ConfigError(
+            f"{path or 'the config'} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of a "
+            "baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
+            "and name mind, comirec or matrix_factorisation in evaluation.baselines"
+        )
+    return config
 
 
 def dump_config(config: Config) -> str:

@@ -9,7 +9,15 @@ from contracts.config import Config
 UNTRAINED = "popularity"
 """The baseline that needs no model."""
 
-_SOFTMAX = {"in_group_weight": 0.0, "global_weight": 1.0, "intent_weight": 0.0, "z_weight": 0.0}
+_SOFTMAX = {
+    "global_weight": 1.0,
+    "in_group_weight": 0.0,
+    "intent_weight": 0.0,
+    "z_weight": 0.0,
+    "binary_weight": 0.0,
+    "choice_weight": 0.0,
+    "hierarchy_weight": 0.0,
+}
 _BINARY = {**_SOFTMAX, "global_weight": 0.0, "binary_weight": 1.0, "binary_negatives": 1, "binary_calibration": 0.0}
 
 _OVERRIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -21,7 +29,7 @@ _OVERRIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # SASRec as the paper trains it.
     "single_vector_one_negative": ({}, _BINARY),
     # The paper's SASRec+: hard and easy negatives, but one vector. The groups only choose negatives.
-    "single_vector_mixed": ({}, {"in_group_weight": 1.0, "global_weight": 1.0, "intent_weight": 0.0, "z_weight": 0.0}),
+    "single_vector_mixed": ({}, {**_SOFTMAX, "in_group_weight": 1.0}),
     "matrix_factorisation": ({"user_tower": "user_id"}, _SOFTMAX),
     "mind": ({"user_tower": "mind"}, _SOFTMAX),
     "comirec": ({"user_tower": "comirec"}, _SOFTMAX),
@@ -52,7 +60,7 @@ def baseline_config(config: Config, name: str) -> Config:
             "groups": config.groups.model_copy(update=groups),
             "training": config.training.model_copy(
                 update={
-                    "loss": config.training.loss.model_copy(update={"binary_weight": 0.0, **loss}),
+                    "loss": config.training.loss.model_copy(update=loss),
                     # Another tower than the transformer computes in float32 only.
                     "mixed_precision": config.training.mixed_precision and "user_tower" not in model,
                 }

@@ -35,13 +35,14 @@ class TwoTowerModel(tfrs.Model):
     - in-group: -log softmax of the positive among its own group's candidates;
     - global: -log softmax of the positive among the candidates of all groups, scored by the shared vector h_u
       that the groups' vectors are made from (`training.loss.global_by`; "group": each candidate by its own group's
-      vector, s(u, i), which takes all of them). With one group this is the single-vector softmax;
+      vector, s(u, i), which takes all of them). With one group both are the single-vector softmax;
     - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`;
     - intent: -log p(g(positive) | u), for merges by quota. Its head reads the query and does not shape it;
       without a term that compares groups it does, and log p(g(i) | u) is part of the score
       (`Config.intent_in_score`);
     - z: the squared distance of the in-group log-partition by the group's vector from that by the shared one, which
       makes groups' scores comparable; without a global term by the shared vector, the log-partitions' variance.
+      With one group there is none.
     """
 
     ranked_by: Literal["group", "best_vector"] = "group"
@@ -147,7 +148,9 @@ class TwoTowerModel(tfrs.Model):
             terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
             of = self._softmax(batch, place, target, group, vectors, self.generator)
-            terms |= {"in_group": mean_over_replicas(of.in_group), "z": z_loss(of.log_partition, of.center)}
+            terms["in_group"] = mean_over_replicas(of.in_group)
+            if self.num_groups > 1:  # Of one group, there is no other whose scores could differ in scale.
+                terms["z"] = z_loss(of.log_partition, of.center)
             if of.overall is not None:
                 terms["global"] = mean_over_replicas(of.overall)
         if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import LossConfig
+from contracts.names import PADDING_INDEX
 from trainer.catalogue import Catalogue
 from trainer.index_ops import count, is_member
 from trainer.negative_samplers import evenly_spread, negative_sampler
@@ -20,8 +21,8 @@ class Candidates(NamedTuple):
     """What a step's positives are compared with: of their own group, and of all groups.
 
     Attributes:
-        item_index: int64 [num_candidates], in-group draws, then those of all groups, sorted by group; or the
-            whole catalogue, sorted by group.
+        item_index: int64 [num_candidates], in-group draws, then those of all groups, sorted by group, or padding,
+            counted to group 0 and left out, where there are none; or the whole catalogue, sorted by group.
         rows: int32 [num_groups, width], places in `item_index` of what a group's positives are compared with
             inside their group; any place where a row is shorter than the widest.
         row_correction: float32 [num_groups, width], -log of how often an item is expected in its row;
@@ -63,12 +64,14 @@ class NegativePools:
         hard_draws = catalogue.groups_match_windows and loss.negatives == "windows"
         self._in_group_pool = loss.in_group_pool if hard_draws else 0
         self._easy_pool = loss.easy_pool
-        self._group_id = tf.constant(catalogue.group_id)
+        self._group_id = tf.constant(np.maximum(catalogue.group_id, 0))
         self._sampler = negative_sampler(catalogue, loss)
         probability = self._sampler.probability
         mass = np.zeros(catalogue.num_groups)
         np.add.at(mass, catalogue.group_id[1:], probability[1:])
-        self._log_probability = tf.constant(np.log(np.maximum(probability, 1e-30)), tf.float32)
+        log_probability = np.log(np.maximum(probability, 1e-30))
+        log_probability[PADDING_INDEX] = -LEFT_OUT
+        self._log_probability = tf.constant(log_probability, tf.float32)
         self._group_mass = tf.constant(np.maximum(mass, 1e-30), tf.float32)
         self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
 
@@ -84,10 +87,12 @@ class NegativePools:
             return self._whole_catalogue
         hard = evenly_spread(in_group_negatives, self._in_group_pool, generator)
         easy = self._sampler.draw(easy_negatives, targets, self._easy_pool, generator)
+        num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
+        # Users who know all items leave nothing to draw: padding, which is left out, is what a step then gathers.
+        easy = tf.pad(easy, [[0, tf.cast(tf.equal(tf.size(easy), 0), tf.int32)]])
         easy = tf.gather(easy, tf.argsort(tf.gather(self._group_id, easy), stable=True))
         item_index = tf.concat([hard, easy], 0)
         group = tf.gather(self._group_id, item_index)
-        num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
         easy_sizes = count(group[num_hard:], self.num_groups)
         hard_sizes = count(group[:num_hard], self.num_groups)
         rows, filled = _to_rows(group, easy_sizes + hard_sizes)

@@ -148,9 +148,11 @@ class _Trainer:
         self.state.restore_best()
 
     def _is_over(self) -> bool:
-        if self.state.plateaus > self._config.learning_rate_drops:
-            return True
-        spent = sum(entry["seconds"] for entry in self.state.history)
+        return self.state.plateaus > self._config.learning_rate_drops or self._is_spent()
+
+    def _is_spent(self, seconds: float = 0.0) -> bool:
+        """Whether the epochs done, and one of `seconds` after them, take all of `max_seconds`."""
+        spent = sum(entry["seconds"] for entry in self.state.history) + seconds
         return self._config.max_seconds is not None and spent >= self._config.max_seconds
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
@@ -176,7 +178,9 @@ class _Trainer:
         entropy = self._model.gate_entropy(batch)
         if entropy is not None:
             entry["gate_entropy"] = float(entropy)
-        if (epoch + 1) % self._config.evaluate_every == 0 or epoch + 1 == self._config.epochs:
+        # A model is not shipped that no validation has seen.
+        is_last = epoch + 1 == self._config.epochs or self._is_spent(seconds)
+        if is_last or (epoch + 1) % self._config.evaluate_every == 0:
             entry["validation_recall"] = self._validation_recall()
         return entry
 
@@ -239,10 +243,12 @@ def _require_negatives(config: Config, catalogue: Catalogue) -> None:
             f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool negatives a step: set it to at "
             "least 1; got 0"
         )
-    from_windows = loss.negatives == "windows"
-    if from_windows and not catalogue.groups_match_windows and not (config.windows.easy_negatives and loss.easy_pool):
+    # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
+    needs_easy = not catalogue.groups_match_windows or (loss.global_weight > 0 and catalogue.num_groups > 1)
+    if loss.negatives == "windows" and needs_easy and not (config.windows.easy_negatives and loss.easy_pool):
         raise ValueError(
-            "a single-vector model on a catalogue larger than training.loss.exact_softmax_max_items="
-            f"{loss.exact_softmax_max_items} learns from easy negatives: set windows.easy_negatives and "
-            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}"
+            "the global softmax of a catalogue larger than training.loss.exact_softmax_max_items="
+            f"{loss.exact_softmax_max_items} compares with easy negatives: set windows.easy_negatives and "
+            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}. "
+            "With training.loss.global_weight=0 a model of several groups does without them"
         )

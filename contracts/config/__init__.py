@@ -86,13 +86,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _baseline_towers_have_one_group(self) -> Config:
-        tower = self.model.user_tower
-        grouped = self.groups.num_groups > 1 or self.model.conditioning != "none"
-        if tower in {"mind", "comirec", "user_id"} and grouped:
+    def _xla_knows_the_encoder(self) -> Config:
+        if self.training.jit_compile and self.model.user_tower == "gru":
+            # Its gradient holds a list of states, which does not leave what XLA compiled.
             raise ValueError(
-                f"model.user_tower={tower} is a baseline without groups: set groups.num_groups=1 and "
-                f"model.conditioning=none; got {self.groups.num_groups} and {self.model.conditioning}"
+                "training.jit_compile=true does not work with model.user_tower=gru: set training.jit_compile=false, or "
+                "another user tower"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
         "transformer",
-        description="what reads a history; mind, comirec (several interests, ranked by the best) and user_id (matrix "
-        "factorisation, no history) are baselines of one group that cannot be served",
+        description="what reads a history: transformer, gru or mean; mind, comirec (several interests, ranked by the "
+        "best) and user_id (matrix factorisation, no history) are those of baselines alone, see evaluation.baselines",
     )
     num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
     embedding_dim: int = Field(64, ge=2, description="D")
@@ -139,7 +139,7 @@ class TrainingConfig(Section):
         description="evaluations without a better validation recall: a plateau, from which training goes back to its "
         "best weights and on at a lower rate, or ends",
     )
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations")
+    evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(
         25_000, ge=1, description="validation users ranked after each epoch; of more, evenly spaced ones"
     )
@@ -170,7 +170,9 @@ BaselineName = Literal[
 class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 
-    ks: tuple[int, ...] = (10, 50, 100, 200, 500, 1000)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10, 50, 100, 200, 500, 1000), description="the k of recall_at_k"
+    )
     max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
     bootstrap_samples: int = Field(1000, ge=0)
     confidence: float = Field(0.95, gt=0, lt=1)

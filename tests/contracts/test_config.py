@@ -27,6 +27,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["training.epoch=3"], ["training.epoch", "unknown key", "3"]),
         (["groups.num_groups=0"], ["groups.num_groups", "greater than or equal to 1", "0"]),
         (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
+        (["evaluation.ks=[10, 0]"], ["evaluation.ks.1", "greater than or equal to 1", "0"]),
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
         (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),

@@ -184,6 +184,12 @@ def test_dropout_keeps_the_mean_and_repeats_from_a_restored_generator() -> None:
     np.testing.assert_array_equal(ones, layer(ones, training=False))
 
 
+def test_a_dropout_near_one_keeps_a_256th() -> None:
+    layer = RandomDropout(0.999, tf.random.Generator.from_seed(3))
+    # Each element is 256 at a probability of 1/256, else 0: four standard errors of the mean of a million are 0.064.
+    assert float(tf.reduce_mean(layer(tf.ones([1000, 1000]), training=True))) == pytest.approx(1, abs=0.064)
+
+
 def test_feature_embedding_by_hand() -> None:
     specs = [
         {"name": "genres", "kind": "tokens", "vocabulary_size": 3},

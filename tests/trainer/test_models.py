@@ -105,9 +105,24 @@ def test_matrix_factorisation_tells_users_apart_and_reads_no_history(odd: Workdi
         model.query_embeddings(tf.constant([[3]], tf.int64), {})
 
 
-def test_a_baseline_tower_with_groups_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"user_tower=mind .* set groups.num_groups=1"):
-        load_config(None, ["model.user_tower=mind"])
+@pytest.mark.parametrize("tower", ["mind", "comirec", "user_id"])
+@pytest.mark.parametrize("further", [[], ["groups.num_groups=1", "model.conditioning=none"]])
+def test_a_baselines_tower_is_refused_as_the_products(tower: str, further: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"model.user_tower: {tower} is the tower of a baseline.* name mind"):
+        load_config(None, [f"model.user_tower={tower}", *further])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_the_terms_of_its_name_alone(name: str) -> None:
+    every_term = {f"{term}_weight": 0.5 for term in ("z", "binary", "choice", "hierarchy")}
+    product = variant(windows={"mined_negatives": 2, "mined_from": "unread.npz"}, training={"loss": every_term})
+    loss = baseline_config(product, name).training.loss
+    weights = {key: value for key, value in loss.model_dump().items() if key.endswith("_weight") and value}
+    expected = {
+        "single_vector_one_negative": {"binary_weight": 1.0},
+        "single_vector_mixed": {"in_group_weight": 1.0, "global_weight": 1.0},
+    }
+    assert weights == expected.get(name, {"global_weight": 1.0})
 
 
 def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
@@ -121,6 +136,11 @@ def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
 def test_bfloat16_is_for_transformers() -> None:
     with pytest.raises(ConfigError, match=r"works with model.user_tower=transformer only; got gru"):
         load_config(None, ["model.user_tower=gru", "training.mixed_precision=true"])
+
+
+def test_xla_is_not_for_the_gru() -> None:
+    with pytest.raises(ConfigError, match=r"jit_compile=true does not work with model.user_tower=gru: set .*=false"):
+        load_config(None, ["model.user_tower=gru", "training.jit_compile=true"])
 
 
 def test_bfloat16_changes_the_encoders_arithmetic_not_its_weights(odd: Workdir) -> None:
@@ -148,6 +168,20 @@ def test_a_sampled_softmax_without_samples_is_refused(odd: Workdir, negatives: s
     config = variant(training={"loss": {**SAMPLED["loss"], "negatives": negatives, "easy_pool": 0}})
     with pytest.raises(ValueError, match=f"negatives={negatives} draws training.loss.easy_pool .* at least 1; got 0"):
         train(config, odd, "without-samples", "first")
+
+
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+@pytest.mark.parametrize("none", [{"training": {"loss": {"easy_pool": 0}}}, {"windows": {"easy_negatives": 0}}])
+def test_a_global_softmax_without_easy_negatives_is_refused(odd: Workdir, none: dict, global_by: str) -> None:
+    loss = {**SAMPLED["loss"], "global_by": global_by, **none.get("training", {}).get("loss", {})}
+    config = variant(**{**none, "training": {"loss": loss}})
+    with pytest.raises(ValueError, match=r"easy negatives: set windows.easy_negatives and .* got (2 and 0|0 and 32)"):
+        train(config, odd, "without-easy", "first")
+
+
+def test_in_group_softmaxes_alone_need_no_easy_negatives(odd: Workdir) -> None:
+    config = variant(training={"loss": {**SAMPLED["loss"], "easy_pool": 0, "global_weight": 0.0}})
+    assert train(config, odd, "in-group-alone", "first").counts["epochs"] == 1
 
 
 def test_an_objective_without_terms_is_refused() -> None:

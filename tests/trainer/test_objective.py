@@ -88,6 +88,17 @@ def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: s
     assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
 
 
+@pytest.mark.parametrize("loss", [{}, DRAWN], ids=["exact", "drawn"])
+def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, workdir: Workdir) -> None:
+    config = small_config(groups={"num_groups": 1}, model={"conditioning": "none"}, training={"loss": loss})
+    model = perturbed(TwoTowerModel(config, Catalogue.for_config(config, workdir)))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    terms = {name: float(term) for name, term in model.loss_terms(batch, training=False).items()}
+    assert terms["in_group"] == terms["global"] > 0
+    # The default weights: 0.2 in-group, 1 global.
+    assert terms["loss"] == pytest.approx(1.2 * terms["global"])
+
+
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
     """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items never."""
@@ -125,6 +136,37 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
         overall.append(parts["all"][1])
     assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
     assert float(terms["global"]) == pytest.approx(np.mean(overall), rel=1e-4)
+
+
+@pytest.mark.parametrize("windows", [20, 0], ids=["users who own the catalogue", "a replica without windows"])
+@pytest.mark.parametrize("negatives", ["windows", "in_batch"])
+@pytest.mark.parametrize("global_by", ["shared", "group"])
+@pytest.mark.parametrize("num_groups", [1, 4])
+def test_a_step_without_any_draws_has_no_softmax_to_train(
+    num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
+) -> None:
+    loss = {**DRAWN, "global_by": global_by, "negatives": negatives}
+    config = small_config(training={"loss": loss}, groups={"num_groups": num_groups})
+    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    whole = next(TrainingWindows(workdir, 1000, 0).epoch(0))
+    drawn = {"in_group_negatives", "easy_negatives"}
+    batch = WindowBatch(
+        # 0 is a negative that could not be drawn.
+        **{name: value * 0 if name in drawn else value[:windows] for name, value in whole._asdict().items()}
+    )
+    if windows and negatives == "in_batch":
+        batch = batch._replace(is_target=batch.is_target & False)
+
+    @tf.function
+    def step() -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            terms = model.loss_terms(batch, training=True)
+        gradients = tape.gradient(terms["loss"], model.trainable_variables)
+        return terms, [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
+
+    terms, gradients = step()
+    assert float(terms["in_group"]) == float(terms["global"]) == 0
+    assert all(np.isfinite(value).all() for value in [*terms.values(), *gradients])
 
 
 @pytest.mark.parametrize("global_by", ["shared", "group"])

@@ -131,6 +131,15 @@ def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdi
     assert float(per_user_metrics(lists, users.targets, [3])["recall_at_3"].mean()) == pytest.approx(best)
 
 
+def test_the_epoch_that_spends_the_time_is_validated(workdir: Workdir) -> None:
+    config = small_config(training={"epochs": 9, "evaluate_every": 5, "max_seconds": 1e-6})
+    manifest = train(config, workdir, "short", "a")
+    [entry] = json.loads(workdir.model("short").history.read_text())
+    assert manifest.details["best"] == entry
+    assert (entry["epoch"], manifest.counts["epochs"]) == (1, 1)
+    assert 0 < entry["validation_recall"] <= 1
+
+
 def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
     log = cyclic_log(num_users=30)
     spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "width": 1}

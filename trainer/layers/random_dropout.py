@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 class RandomDropout(tf.keras.layers.Layer):
-    """Dropout drawn from a given generator, at a rate rounded to 256ths.
+    """Dropout drawn from a given generator, at a rate rounded to 256ths: at most 255 of them.
 
     Keras' own dropout keeps its random state where no checkpoint reaches it, so that a resumed run
     would differ from an uninterrupted one. A random byte decides on an element: random numbers are
@@ -15,7 +15,7 @@ class RandomDropout(tf.keras.layers.Layer):
 
     def __init__(self, rate: float, generator: tf.random.Generator, name: str | None = None):
         super().__init__(name=name)
-        self._dropped = round(rate * 256)
+        self._dropped = min(round(rate * 256), 255)
         self._generator = generator
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
