@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2
 
 from contracts.serving_labels import CANARY, LABELS_FILE, STABLE, ServingLabels, versions_on_disk, write_labels
@@ -18,7 +19,10 @@ from serving.server.models import Models
 
 
 async def reload_labels(models: Models, config: Any) -> None:
-    """Applies a ModelServerConfig: each model's labels, or without labels the newest version.
+    """Applies a ModelServerConfig: each model's labels.
+
+    One `specific` version without labels becomes `stable`. `latest`, the default, without labels unpins: the newest
+    version is stable. A version is served for its label, so no other policy can be met.
 
     Raises:
         RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, the
@@ -44,7 +48,7 @@ async def reload_labels(models: Models, config: Any) -> None:
 def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
     if config.base_path and Path(config.base_path).absolute() != model.base.absolute():
         raise invalid(f"{model.name} is served from {model.base}; a reload cannot move it to {config.base_path}")
-    labels = dict(config.version_labels)
+    labels = _asked(model.name, config)
     if not labels:
         return None
     if not {STABLE} <= set(labels) <= {STABLE, CANARY}:
@@ -57,3 +61,21 @@ def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
         return ServingLabels(**labels)
     except ValueError as error:
         raise invalid(f"{model.name}: {error}") from None
+
+
+def _asked(name: str, config: Any) -> dict[str, int]:
+    """Label -> version as a ModelConfig has them; empty for the newest version, whichever that will be."""
+    policy, labels = config.model_version_policy, dict(config.version_labels)
+    kind = policy.WhichOneof("policy_choice") or "latest"
+    if kind == "latest" and policy.latest.num_versions <= 1:
+        return labels
+    versions = set(policy.specific.versions)
+    if kind == "specific" and len(versions) == 1 and not labels:
+        return {STABLE: versions.pop()}
+    if kind == "specific" and versions and versions == set(labels.values()):
+        return labels
+    raise invalid(
+        f"{name}: model_version_policy {{{text_format.MessageToString(policy, as_one_line=True)}}} with version_labels "
+        f"{labels} cannot be served: ask for the latest version, for one specific version, or for specific versions "
+        "with a label each"
+    )
