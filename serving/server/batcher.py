@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from contracts.config import ServerConfig
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.signature import Arrays
+
+_log = logging.getLogger(__name__)
 
 
 class Workers:
@@ -149,10 +152,14 @@ class Batcher:
         """Runs a batch. Where it fails, each of its requests runs alone: one must not fail another."""
         try:
             answers = await self._in_thread(batch)
-            if len(batch) > 1 and isinstance(answers[0], RequestError):
+            first = answers[0]
+            if len(batch) > 1 and isinstance(first, RequestError):
                 answers = [answer for waiting in batch for answer in await self._in_thread([waiting])]
         finally:
             self._workers.free.release()
+        broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
+        if broken:
+            _log.error("a batch of %d requests failed", len(batch), exc_info=broken.__cause__)
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue
@@ -162,12 +169,16 @@ class Batcher:
                 waiting.answer.set_result(answer)
 
     async def _in_thread(self, batch: list[_Waiting]) -> Sequence[Arrays | RequestError]:
-        """An answer to each request, or to each the error that they all failed of."""
+        """An answer to each request, or to each the error they all failed of, with a cause if nobody foresaw it."""
         inputs = [waiting.inputs for waiting in batch]
         try:
             return await asyncio.get_running_loop().run_in_executor(self._workers.executor, self._run, inputs)
         except RequestError as error:
             return [error] * len(batch)
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
+            failure.__cause__ = error
+            return [failure] * len(batch)
 
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:
