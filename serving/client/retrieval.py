@@ -173,9 +173,7 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
-    for name in given:
-        if name not in spec.inputs:
-            raise ValueError(f"{spec.name} has no input {name!r}; it has {', '.join(spec.inputs)}")
+    spec.require_known(given)
     inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items()}
     return spec.complete(inputs)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ class Workers:
 class _Waiting:
     inputs: Arrays
     rows: int
+    width: int
     answer: asyncio.Future[Arrays]
     since: float
 
@@ -37,7 +39,8 @@ class _Waiting:
 class Batcher:
     """The queue of one signature of one version.
 
-    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows; with
+    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows, and as
+    long as its inputs, padded to the widest, have no more than `max_batch_elements` values; with
     `batch_timeout_micros` it waits for more, at most so long after its first request. Under load
     batches grow by themselves, and a lone request waits for nobody.
     """
@@ -76,7 +79,7 @@ class Batcher:
             deadline: in the loop's time.
 
         Raises:
-            RequestError: INVALID_ARGUMENT, more rows than a batch has; RESOURCE_EXHAUSTED, the queue
+            RequestError: INVALID_ARGUMENT, more rows or values than a batch has; RESOURCE_EXHAUSTED, the queue
                 is full; DEADLINE_EXCEEDED; or what the graph makes of the request.
         """
         config = self._config
@@ -84,10 +87,16 @@ class Batcher:
             raise invalid(
                 f"the request has {rows} rows, more than max_batch_size={config.max_batch_size}; send several requests"
             )
+        width = max((math.prod(value.shape[1:]) for value in inputs.values() if value.ndim > 1), default=1)
+        if max(rows, 1) * width > config.max_batch_elements:
+            raise invalid(
+                f"the request's widest input has {rows} x {width} values, more than "
+                f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
+            )
         if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
             raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(inputs, rows, loop.create_future(), time.perf_counter())
+        waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter())
         timer = loop.call_at(deadline, _expire, waiting.answer)
         self._waiting.append(waiting)
         self._rows += rows
@@ -139,13 +148,16 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The next batch, without requests that nobody waits for any more."""
         batch: list[_Waiting] = []
-        rows = 0
-        while self._waiting and rows + self._waiting[0].rows <= self._config.max_batch_size:
-            waiting = self._waiting.popleft()
-            self._rows -= waiting.rows
+        rows = width = 0
+        while self._waiting:
+            waiting = self._waiting[0]
             if not waiting.answer.done():
+                rows, width = rows + waiting.rows, max(width, waiting.width)
+                if rows > self._config.max_batch_size or rows * width > self._config.max_batch_elements:
+                    break
                 batch.append(waiting)
-                rows += waiting.rows
+            self._waiting.popleft()
+            self._rows -= waiting.rows
         return batch
 
     async def _answer(self, batch: list[_Waiting]) -> None:
