@@ -19,6 +19,8 @@ from serving.client.transport import RetrievalError, Target
 from serving.tensors import to_proto
 
 _SIGNATURE_DEF = "signature_def"
+_TOO_LARGE = "message larger than max"
+"""gRPC's words, of either side's limit."""
 
 
 class GrpcTransport:
@@ -66,4 +68,5 @@ def _called(method: Callable[..., Any], request: Any, timeout: float) -> Any:
     try:
         return method(request, timeout=timeout)
     except grpc.RpcError as error:
-        raise RetrievalError(error.code(), error.details()) from None
+        details = error.details() or ""
+        raise RetrievalError(error.code(), details, is_too_large=_TOO_LARGE in details) from None

@@ -13,10 +13,11 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from serving.client.transport import Code, RetrievalError, Target
 
+_TOO_LARGE = 413
 _CODES = {
     400: Code.INVALID_ARGUMENT,
     404: Code.NOT_FOUND,
-    413: Code.INVALID_ARGUMENT,
+    _TOO_LARGE: Code.RESOURCE_EXHAUSTED,
     429: Code.RESOURCE_EXHAUSTED,
     501: Code.UNIMPLEMENTED,
     503: Code.UNAVAILABLE,
@@ -70,7 +71,8 @@ class RestTransport:
                 Code.UNKNOWN, f"{self._url} does not speak JSON: status {response.status_code}"
             ) from None
         if response.status_code != requests.codes.ok:
-            raise RetrievalError(_CODES.get(response.status_code, Code.UNKNOWN), answer.get("error", ""))
+            code = _CODES.get(response.status_code, Code.UNKNOWN)
+            raise RetrievalError(code, answer.get("error", ""), is_too_large=response.status_code == _TOO_LARGE)
         return answer
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from contracts.names import Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
-from serving.client.transport import RETRIED, Code, RetrievalError, Target, Transport
+from serving.client.transport import Code, RetrievalError, Target, Transport
 from serving.signature import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
@@ -164,7 +164,7 @@ class RetrievalClient:
 def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
     """`call`, with the seconds left as its argument, again and again while the server is overloaded or away."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.code in RETRIED),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
         stop=lambda state: time.monotonic() + state.upcoming_sleep >= deadline,
         reraise=True,

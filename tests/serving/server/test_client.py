@@ -93,6 +93,15 @@ def test_a_refusal_is_raised_at_once(client):
     assert raised.value.code == Code.INVALID_ARGUMENT
 
 
+def test_a_request_above_the_servers_limit_is_not_sent_again(server, client, monkeypatch):
+    sent = []
+    predict = client._transport.predict
+    monkeypatch.setattr(client._transport, "predict", lambda *args: [sent.append(1), predict(*args)][1])
+    with pytest.raises(RetrievalError, match=r"larger than max|Maximum request body size") as raised:
+        client.recommend([["x" * 2**20]])
+    assert (raised.value.code, len(sent)) == (Code.RESOURCE_EXHAUSTED, 1)
+
+
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
 def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
     make, at = (
