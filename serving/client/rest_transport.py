@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import requests
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
+from urllib3 import Timeout
 
+from serving.client.http_deadline import DeadlineAdapter
 from serving.client.transport import Code, RetrievalError, Target
 
 _TOO_LARGE = 413
@@ -38,6 +41,8 @@ class RestTransport:
             raise ValueError(f"{url!r} is no URL of a REST API: it must start with http:// or https://")
         self._url = url.rstrip("/")
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, DeadlineAdapter())
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
@@ -59,12 +64,14 @@ class RestTransport:
         self._session.close()
 
     def _asked(self, method: str, path: str, timeout: float, body: str | None = None) -> Any:
+        deadline = time.monotonic() + timeout
+        total: Any = Timeout(total=timeout)
         try:
-            response = self._session.request(method, self._url + path, data=body, timeout=timeout)
+            response = self._session.request(method, self._url + path, data=body, timeout=total)
             answer = json.loads(response.content)
-        except requests.Timeout:
-            raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
         except requests.RequestException as error:
+            if isinstance(error, requests.Timeout) or time.monotonic() >= deadline:
+                raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
         except ValueError:
             raise RetrievalError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -112,6 +115,32 @@ def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
         client.recommend([["i1"]])
     assert raised.value.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"])
+def test_a_server_that_trickles_gets_no_more_than_the_time_there_is(head):
+    stop = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(head)
+            while not stop.wait(0.02):
+                connection.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=[listener])
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        patience = threading.Timer(10, stop.set)
+        patience.start()
+        with RetrievalClient.rest(url, "dnc", timeout=0.3) as client, pytest.raises(RetrievalError) as raised:
+            client.recommend([["i1"]])
+        assert not stop.is_set()
+        patience.cancel()
+        stop.set()
+        thread.join()
+    assert raised.value.code == Code.DEADLINE_EXCEEDED
 
 
 def test_a_version_and_a_label_exclude_each_other():
