@@ -31,16 +31,21 @@ _CODES = {
 class RestTransport:
     """A session with one address."""
 
-    def __init__(self, url: str):
-        """`url`: http://host:port.
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None):
+        """Prepares the session.
+
+        Args:
+            url: http://host:port, or https.
+            headers: of every request.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: the URL is not of that form.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no URL of a REST API: it must start with http:// or https://")
         self._url = url.rstrip("/")
         self._session = requests.Session()
+        self._session.headers.update(headers or {})
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, DeadlineAdapter())
 

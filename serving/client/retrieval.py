@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import tenacity
 import tensorflow as tf
+from grpc import ChannelCredentials
 
 from contracts.names import Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
@@ -68,9 +69,14 @@ class RetrievalClient:
         timeout: float = DEFAULT_TIMEOUT,
         version: int | None = None,
         label: str | None = None,
+        credentials: ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> RetrievalClient:
-        """Over gRPC, at host:port: the model's `version`, the one of a `label`, or the server's choice."""
-        return cls(GrpcTransport(address), Target(model, version, label), timeout)
+        """Over gRPC, at host:port: the model's `version`, the one of a `label`, or the server's choice.
+
+        With `credentials`, such as `grpc.ssl_channel_credentials()`, by TLS; `headers` go with every request.
+        """
+        return cls(GrpcTransport(address, credentials, headers), Target(model, version, label), timeout)
 
     @classmethod
     def rest(
@@ -81,9 +87,13 @@ class RetrievalClient:
         timeout: float = DEFAULT_TIMEOUT,
         version: int | None = None,
         label: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> RetrievalClient:
-        """Over REST, at http://host:port: the model's `version`, the one of a `label`, or the server's choice."""
-        return cls(RestTransport(url), Target(model, version, label), timeout)
+        """Over REST, at http://host:port or https: the model's `version`, the one of a `label`, or the server's choice.
+
+        `headers` go with every request.
+        """
+        return cls(RestTransport(url, headers), Target(model, version, label), timeout)
 
     def __enter__(self) -> RetrievalClient:
         return self
