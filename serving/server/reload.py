@@ -6,6 +6,7 @@ there is one place to look at, and a restart changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,22 @@ async def reload_labels(models: Models, config: Any) -> None:
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
-    planned = [(model, _labels(model, one)) for model, one in changes]
+    planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:
         try:
-            if labels is None:
-                (model.base / LABELS_FILE).unlink(missing_ok=True)
-            else:
-                write_labels(model.base, labels)
+            await asyncio.to_thread(_write, model.base, labels)
         except OSError as error:
             raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {model.base / LABELS_FILE}: {error}") from None
         await model.refresh()
         if model.complaints:
             raise RequestError(Code.FAILED_PRECONDITION, "; ".join(model.complaints))
+
+
+def _write(base: Path, labels: ServingLabels | None) -> None:
+    if labels is None:
+        (base / LABELS_FILE).unlink(missing_ok=True)
+    else:
+        write_labels(base, labels)
 
 
 def _labels(model: ServedModel, config: Any) -> ServingLabels | None:

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from contracts.config import ServerConfig
-from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, write_labels
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk, write_labels
 from serving.client import RetrievalClient, RetrievalError
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
@@ -113,7 +113,8 @@ def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, ba
 
     def error() -> str:
         answer = requests.get(f"{server.url}/v1/models/dnc/versions/2", timeout=10).json()
-        return answer["model_version_status"][0]["status"]["error_message"]
+        seen = answer.get("model_version_status")  # not before the base path was looked at
+        return seen[0]["status"]["error_message"] if seen else ""
 
     eventually(lambda: "cannot be served" in error())
     shutil.rmtree(base / "2")
@@ -138,6 +139,26 @@ def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, se
 def test_a_directory_of_no_number_is_no_version(serve, base, servable):
     shutil.copytree(servable, base / "²")  # a digit to `str.isdigit`, and no number to `int`
     assert states(serve(base)) == {1: "AVAILABLE"}
+
+
+def test_a_disk_that_stalls_holds_no_request_up(serve, base, monkeypatch):
+    server = serve(base)
+    stalled, gate = threading.Event(), threading.Event()
+
+    def stalling(path: Path) -> list[int]:
+        stalled.set()
+        gate.wait(30)
+        return versions_on_disk(path)
+
+    monkeypatch.setattr("serving.server.model.versions_on_disk", stalling)
+    try:
+        assert stalled.wait(10)
+        with RetrievalClient.grpc(server.address, "dnc", timeout=5) as client:
+            assert client.recommend([["i1"]])
+        assert states(server) == {1: "AVAILABLE"}
+        assert not gate.is_set()
+    finally:
+        gate.set()
 
 
 def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
