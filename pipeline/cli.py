@@ -38,6 +38,8 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for room in ("beam_jobs", "trainer", "serving", "pipeline"):
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
+    logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)
 
 
 @main.command()

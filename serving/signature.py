@@ -5,7 +5,7 @@ Server and client both stand on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,12 @@ class SignatureSpec:
         self.inputs = {key: _input(key, info, definition.defaults) for key, info in sorted(definition.inputs.items())}
         self.outputs = {key: info.name for key, info in sorted(definition.outputs.items())}
 
+    def require_known(self, names: Iterable[str]) -> None:
+        """Raises ValueError if one of them is no input."""
+        for name in names:
+            if name not in self.inputs:
+                raise ValueError(f"{self.name} has no input {name!r}; it has {', '.join(self.inputs)}")
+
     def complete(self, given: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
         """Every input with as many rows as the request has, and that number.
 
@@ -64,9 +70,7 @@ class SignatureSpec:
         Raises:
             ValueError: an input is unknown, missing, or of another dtype or shape.
         """
-        for name in given:
-            if name not in self.inputs:
-                raise ValueError(f"{self.name} has no input {name!r}; it has {', '.join(self.inputs)}")
+        self.require_known(given)
         values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
         rows = _rows(values)
         completed = {}

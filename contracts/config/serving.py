@@ -53,6 +53,9 @@ class ServerConfig(Section):
     grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
     max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
+    max_batch_elements: int = Field(
+        2**20, ge=1, description="most values of an input in a batch, its padding included, and in a request"
+    )
     batch_timeout_micros: int = Field(
         0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
     )

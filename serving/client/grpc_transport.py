@@ -19,22 +19,39 @@ from serving.client.transport import RetrievalError, Target
 from serving.tensors import to_proto
 
 _SIGNATURE_DEF = "signature_def"
+_TOO_LARGE = "message larger than max"
+"""gRPC's words, of either side's limit."""
 
 
 class GrpcTransport:
     """A channel to one address."""
 
-    def __init__(self, address: str):
-        """`address`: host:port, or any target that gRPC resolves."""
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        """Opens the channel.
+
+        Args:
+            address: host:port, or any target that gRPC resolves.
+            credentials: for TLS; without, the channel is plain text.
+            headers: metadata of every request.
+        """
         options = [("grpc.max_receive_message_length", -1), ("grpc.lb_policy_name", "round_robin")]
-        self._channel = grpc.insecure_channel(address, options)
+        if credentials:
+            self._channel = grpc.secure_channel(address, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(address, options)
+        self._metadata = [(name.lower(), value) for name, value in (headers or {}).items()]  # gRPC takes no other case
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=_spec(target), metadata_field=[_SIGNATURE_DEF]
         )
-        response = _called(self._stub.GetModelMetadata, request, timeout)
+        response = self._called(self._stub.GetModelMetadata, request, timeout)
         found = get_model_metadata_pb2.SignatureDefMap()
         response.metadata[_SIGNATURE_DEF].Unpack(found)
         return found.signature_def
@@ -46,11 +63,18 @@ class GrpcTransport:
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(to_proto(value))
-        response = _called(self._stub.Predict, request, timeout)
+        response = self._called(self._stub.Predict, request, timeout)
         return {name: tf.make_ndarray(tensor) for name, tensor in response.outputs.items()}
 
     def close(self) -> None:
         self._channel.close()
+
+    def _called(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            details = error.details() or ""
+            raise RetrievalError(error.code(), details, is_too_large=_TOO_LARGE in details) from None
 
 
 def _spec(target: Target) -> Any:
@@ -60,10 +84,3 @@ def _spec(target: Target) -> Any:
     elif target.label is not None:
         spec.version_label = target.label
     return spec
-
-
-def _called(method: Callable[..., Any], request: Any, timeout: float) -> Any:
-    try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise RetrievalError(error.code(), error.details()) from None

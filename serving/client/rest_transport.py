@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 import requests
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
+from urllib3 import Timeout
 
+from serving.client.http_deadline import DeadlineAdapter
 from serving.client.transport import Code, RetrievalError, Target
 
+_TOO_LARGE = 413
 _CODES = {
     400: Code.INVALID_ARGUMENT,
     404: Code.NOT_FOUND,
-    413: Code.INVALID_ARGUMENT,
+    _TOO_LARGE: Code.RESOURCE_EXHAUSTED,
     429: Code.RESOURCE_EXHAUSTED,
     501: Code.UNIMPLEMENTED,
     503: Code.UNAVAILABLE,
@@ -27,16 +31,23 @@ _CODES = {
 class RestTransport:
     """A session with one address."""
 
-    def __init__(self, url: str):
-        """`url`: http://host:port.
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None):
+        """Prepares the session.
+
+        Args:
+            url: http://host:port, or https.
+            headers: of every request.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: the URL is not of that form.
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no URL of a REST API: it must start with http:// or https://")
         self._url = url.rstrip("/")
         self._session = requests.Session()
+        self._session.headers.update(headers or {})
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, DeadlineAdapter())
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
@@ -58,19 +69,22 @@ class RestTransport:
         self._session.close()
 
     def _asked(self, method: str, path: str, timeout: float, body: str | None = None) -> Any:
+        deadline = time.monotonic() + timeout
+        total: Any = Timeout(total=timeout)
         try:
-            response = self._session.request(method, self._url + path, data=body, timeout=timeout)
+            response = self._session.request(method, self._url + path, data=body, timeout=total)
             answer = json.loads(response.content)
-        except requests.Timeout:
-            raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
         except requests.RequestException as error:
+            if isinstance(error, requests.Timeout) or time.monotonic() >= deadline:
+                raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
         except ValueError:
             raise RetrievalError(
                 Code.UNKNOWN, f"{self._url} does not speak JSON: status {response.status_code}"
             ) from None
         if response.status_code != requests.codes.ok:
-            raise RetrievalError(_CODES.get(response.status_code, Code.UNKNOWN), answer.get("error", ""))
+            code = _CODES.get(response.status_code, Code.UNKNOWN)
+            raise RetrievalError(code, answer.get("error", ""), is_too_large=response.status_code == _TOO_LARGE)
         return answer
 
 

@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import tenacity
 import tensorflow as tf
+from grpc import ChannelCredentials
 
 from contracts.names import Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
-from serving.client.transport import RETRIED, Code, RetrievalError, Target, Transport
+from serving.client.transport import Code, RetrievalError, Target, Transport
+from serving.merge import MERGES
 from serving.signature import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
@@ -25,11 +27,11 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Candidates:
-    """One user's candidates, best first.
+    """One user's candidates, in the order of the merge.
 
     Attributes:
         item_ids: the items.
-        scores: float32 [len(item_ids)], descending.
+        scores: float32 [len(item_ids)], of the items; descending, but for a list by `round_robin`.
         group_ids: int32 [len(item_ids)].
     """
 
@@ -47,6 +49,8 @@ class RetrievalClient:
     TF Serving, where it pads a batch, repeats the first value.
 
     Overload and unreachable servers are asked again, with growing pauses, until the time is up.
+
+    Threads may share a client, over gRPC or REST; `close` it when all are done.
     """
 
     def __init__(self, transport: Transport, target: Target, timeout: float = DEFAULT_TIMEOUT):
@@ -57,14 +61,39 @@ class RetrievalClient:
         self._specs: dict[str, SignatureSpec] = {}
 
     @classmethod
-    def grpc(cls, address: str, model: str, *, timeout: float = DEFAULT_TIMEOUT, **which: Any) -> RetrievalClient:
-        """Over gRPC, at host:port; `which` is nothing, a `version` or a `label`."""
-        return cls(GrpcTransport(address), Target(model, **which), timeout)
+    def grpc(
+        cls,
+        address: str,
+        model: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        label: str | None = None,
+        credentials: ChannelCredentials | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> RetrievalClient:
+        """Over gRPC, at host:port: the model's `version`, the one of a `label`, or the server's choice.
+
+        With `credentials`, such as `grpc.ssl_channel_credentials()`, by TLS; `headers` go with every request.
+        """
+        return cls(GrpcTransport(address, credentials, headers), Target(model, version, label), timeout)
 
     @classmethod
-    def rest(cls, url: str, model: str, *, timeout: float = DEFAULT_TIMEOUT, **which: Any) -> RetrievalClient:
-        """Over REST, at http://host:port; `which` is nothing, a `version` or a `label`."""
-        return cls(RestTransport(url), Target(model, **which), timeout)
+    def rest(
+        cls,
+        url: str,
+        model: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        label: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> RetrievalClient:
+        """Over REST, at http://host:port or https: the model's `version`, the one of a `label`, or the server's choice.
+
+        `headers` go with every request.
+        """
+        return cls(RestTransport(url, headers), Target(model, version, label), timeout)
 
     def __enter__(self) -> RetrievalClient:
         return self
@@ -94,6 +123,7 @@ class RetrievalClient:
             ValueError: the servable has no such input, or the value does not fit it.
             RetrievalError: the server's refusal, or no answer in time.
         """
+        _require_a_list_a_user(histories)
         outputs = self._call(Signature.SERVING_DEFAULT, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
         fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
         return [_candidates(*row) for row in zip(*fields, strict=True)]
@@ -105,6 +135,7 @@ class RetrievalClient:
 
         Arguments and errors are those of `recommend`.
         """
+        _require_a_list_a_user(histories)
         outputs = self._call(Signature.QUERY_EMBEDDING, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
 
@@ -125,13 +156,14 @@ class RetrievalClient:
         Raises:
             RetrievalError: it cannot within `timeout` seconds.
         """
+        deadline = time.monotonic() + timeout
         ready = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetrievalError),
             wait=tenacity.wait_fixed(0.2),
-            stop=tenacity.stop_after_delay(timeout),
+            stop=tenacity.stop_before_delay(timeout),
             reraise=True,
         )
-        ready(self._transport.signatures, self._target, min(timeout, self._timeout))
+        ready(lambda: self._transport.signatures(self._target, min(_left(deadline), self._timeout)))
 
     def _call(
         self, signature: str, given: Mapping[str, Any], rows: int, timeout: float | None
@@ -144,18 +176,18 @@ class RetrievalClient:
             # A new version may take other inputs than the one whose metadata is remembered.
             if is_fresh or error.code not in (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
                 raise
-            del self._specs[signature]
+            self._specs.pop(signature, None)  # another thread may have been faster
         spec, _ = self._spec(signature, deadline)
         return self._predict(spec, _arrays(spec, given, rows), deadline)
 
     def _spec(self, signature: str, deadline: float) -> tuple[SignatureSpec, bool]:
-        if signature in self._specs:
-            return self._specs[signature], False
+        if known := self._specs.get(signature):
+            return known, False
         found = _retried(lambda left: self._transport.signatures(self._target, left), deadline)
         if signature not in found:
             raise ValueError(f"{self._target.model} has no signature {signature!r}; it has {sorted(found)}")
-        self._specs[signature] = SignatureSpec(signature, found[signature])
-        return self._specs[signature], True
+        spec = self._specs[signature] = SignatureSpec(signature, found[signature])
+        return spec, True
 
     def _predict(self, spec: SignatureSpec, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
         return _retried(lambda left: self._transport.predict(self._target, spec.name, inputs, left), deadline)
@@ -164,19 +196,31 @@ class RetrievalClient:
 def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
     """`call`, with the seconds left as its argument, again and again while the server is overloaded or away."""
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.code in RETRIED),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
         stop=lambda state: time.monotonic() + state.upcoming_sleep >= deadline,
         reraise=True,
     )
-    return retrying(lambda: call(max(deadline - time.monotonic(), 1e-3)))
+    return retrying(lambda: call(_left(deadline)))
+
+
+def _left(deadline: float) -> float:
+    """The seconds that are left; more than 0, as a timeout must be."""
+    return max(deadline - time.monotonic(), 1e-3)
+
+
+def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
+    """A flat list would be one history for as many users as it has items, and a text one of letters."""
+    for history in [histories] if isinstance(histories, str | bytes) else histories:
+        if isinstance(history, str | bytes):
+            raise ValueError(f"histories must be a list of item ids a user; for one user write [[{history!r}, ...]]")
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
-    for name in given:
-        if name not in spec.inputs:
-            raise ValueError(f"{spec.name} has no input {name!r}; it has {', '.join(spec.inputs)}")
+    spec.require_known(given)
     inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items()}
+    for merge in set(inputs.get(Request.MERGE, ())) - {b"", *(merge.encode() for merge in MERGES)}:
+        raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {merge.decode()!r}")
     return spec.complete(inputs)[0]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 Code = grpc.StatusCode
 
-RETRIED = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
+_TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 """Overload, and a server that is going or coming. TF Serving calls a full queue UNAVAILABLE, `dnc serve`
 RESOURCE_EXHAUSTED. Predictions change nothing, so asking again is safe."""
 
@@ -22,10 +22,13 @@ class RetrievalError(Exception):
     Attributes:
         code: gRPC's status code; REST's statuses are mapped to it.
         message: the server's.
+        is_transient: asking again may help.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str):
+    def __init__(self, code: grpc.StatusCode, message: str, *, is_too_large: bool = False):
+        """`is_too_large`: the request is larger than the server takes, which gRPC gives the code of overload."""
         super().__init__(f"{code.name}: {message}")
+        self.is_transient = code in _TRANSIENT and not is_too_large
         self.code = code
         self.message = message
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +15,8 @@ from contracts.config import ServerConfig
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.signature import Arrays
+
+_log = logging.getLogger(__name__)
 
 
 class Workers:
@@ -27,6 +31,7 @@ class Workers:
 class _Waiting:
     inputs: Arrays
     rows: int
+    width: int
     answer: asyncio.Future[Arrays]
     since: float
 
@@ -34,7 +39,8 @@ class _Waiting:
 class Batcher:
     """The queue of one signature of one version.
 
-    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows; with
+    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows, and as
+    long as its inputs, padded to the widest, have no more than `max_batch_elements` values; with
     `batch_timeout_micros` it waits for more, at most so long after its first request. Under load
     batches grow by themselves, and a lone request waits for nobody.
     """
@@ -73,7 +79,7 @@ class Batcher:
             deadline: in the loop's time.
 
         Raises:
-            RequestError: INVALID_ARGUMENT, more rows than a batch has; RESOURCE_EXHAUSTED, the queue
+            RequestError: INVALID_ARGUMENT, more rows or values than a batch has; RESOURCE_EXHAUSTED, the queue
                 is full; DEADLINE_EXCEEDED; or what the graph makes of the request.
         """
         config = self._config
@@ -81,10 +87,16 @@ class Batcher:
             raise invalid(
                 f"the request has {rows} rows, more than max_batch_size={config.max_batch_size}; send several requests"
             )
+        width = max((math.prod(value.shape[1:]) for value in inputs.values() if value.ndim > 1), default=1)
+        if max(rows, 1) * width > config.max_batch_elements:
+            raise invalid(
+                f"the request's widest input has {rows} x {width} values, more than "
+                f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
+            )
         if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
             raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(inputs, rows, loop.create_future(), time.perf_counter())
+        waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter())
         timer = loop.call_at(deadline, _expire, waiting.answer)
         self._waiting.append(waiting)
         self._rows += rows
@@ -136,23 +148,30 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The next batch, without requests that nobody waits for any more."""
         batch: list[_Waiting] = []
-        rows = 0
-        while self._waiting and rows + self._waiting[0].rows <= self._config.max_batch_size:
-            waiting = self._waiting.popleft()
-            self._rows -= waiting.rows
+        rows = width = 0
+        while self._waiting:
+            waiting = self._waiting[0]
             if not waiting.answer.done():
+                rows, width = rows + waiting.rows, max(width, waiting.width)
+                if rows > self._config.max_batch_size or rows * width > self._config.max_batch_elements:
+                    break
                 batch.append(waiting)
-                rows += waiting.rows
+            self._waiting.popleft()
+            self._rows -= waiting.rows
         return batch
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         """Runs a batch. Where it fails, each of its requests runs alone: one must not fail another."""
         try:
             answers = await self._in_thread(batch)
-            if len(batch) > 1 and isinstance(answers[0], RequestError):
+            first = answers[0]
+            if len(batch) > 1 and isinstance(first, RequestError):
                 answers = [answer for waiting in batch for answer in await self._in_thread([waiting])]
         finally:
             self._workers.free.release()
+        broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
+        if broken:
+            _log.error("a batch of %d requests failed", len(batch), exc_info=broken.__cause__)
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue
@@ -162,12 +181,16 @@ class Batcher:
                 waiting.answer.set_result(answer)
 
     async def _in_thread(self, batch: list[_Waiting]) -> Sequence[Arrays | RequestError]:
-        """An answer to each request, or to each the error that they all failed of."""
+        """An answer to each request, or to each the error they all failed of, with a cause if nobody foresaw it."""
         inputs = [waiting.inputs for waiting in batch]
         try:
             return await asyncio.get_running_loop().run_in_executor(self._workers.executor, self._run, inputs)
         except RequestError as error:
             return [error] * len(batch)
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
+            failure.__cause__ = error
+            return [failure] * len(batch)
 
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:

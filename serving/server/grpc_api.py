@@ -16,6 +16,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
+from contracts.config import ServerConfig
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.server.models import Models, signature_name
@@ -70,6 +71,7 @@ class GrpcApi:
             if name not in signature.outputs:
                 raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
         try:
+            signature.require_known(request.inputs)  # before any is made: a few bytes can stand for many values
             inputs = {name: to_array(name, tensor, self._max_elements) for name, tensor in request.inputs.items()}
         except ValueError as error:
             raise invalid(str(error)) from None
@@ -131,7 +133,7 @@ def resolved(name: str, version: int, signature: str = "") -> Any:
     return spec
 
 
-async def start_grpc(models: Models, metrics: Metrics, host: str, port: int, max_bytes: int) -> tuple[Any, int]:
+async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[Any, int]:
     """The started grpc.aio server, and its port.
 
     Raises:
@@ -140,16 +142,17 @@ async def start_grpc(models: Models, metrics: Metrics, host: str, port: int, max
     logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
     server = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         ]
     )
-    server.add_generic_rpc_handlers(GrpcApi(models, metrics, max_elements=max_bytes).handlers())
+    server.add_generic_rpc_handlers(GrpcApi(models, metrics, config.max_batch_elements).handlers())
+    address = f"{config.host}:{config.grpc_port}"
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise ValueError(f"cannot listen on {host}:{port} ({error}); set server.grpc_port to a free one") from None
+        raise ValueError(f"cannot listen on {address} ({error}); set server.grpc_port to a free one") from None
     await server.start()
     return server, bound
 

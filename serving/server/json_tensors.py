@@ -61,9 +61,10 @@ def request_arrays(body: Mapping[str, Any], signature: SignatureSpec) -> tuple[A
         raise invalid(f"the request must have exactly one of 'instances' and 'inputs', got {given or 'neither'}")
     form = given[0]
     columns = _columns(body["instances"], signature) if form == "instances" else _named(body["inputs"], signature)
-    for name in columns:
-        if name not in signature.inputs:
-            raise invalid(f"{signature.name} has no input {name!r}; it has {', '.join(signature.inputs)}")
+    try:
+        signature.require_known(columns)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     return {name: _array(signature.inputs[name], value) for name, value in columns.items()}, form
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tensorflow_serving.apis import get_model_status_pb2, status_pb2
 
@@ -19,6 +21,7 @@ from serving.server.metrics import Metrics
 from serving.server.version import LoadedServable, Version
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 State = get_model_status_pb2.ModelVersionStatus
 
 
@@ -38,13 +41,14 @@ class ServedModel:
     def __init__(
         self, name: str, base: Path, config: ServerConfig, workers: Workers, loader: Executor, metrics: Metrics
     ):
-        """Prepares to serve the versions below `base`; `loader` is where versions are loaded."""
+        """Prepares to serve the versions below `base`; `loader` is where the disk is read, which may stall."""
         self.name = name
         self.base = base
         self._config = config
         self._workers = workers
         self._loader = loader
         self._metrics = metrics
+        self._on_disk: list[int] = []
         self._versions: dict[int, Version] = {}
         self._labels: dict[str, int] = {}
         self._failures: dict[int, _Failure] = {}
@@ -64,7 +68,8 @@ class ServedModel:
 
     async def _refresh(self) -> None:
         try:
-            labels = effective_labels(self.base)
+            self._on_disk = await self._in_loader(versions_on_disk, self.base)
+            labels = await self._in_loader(effective_labels, self.base)
         except (ValueError, OSError) as error:
             self._complain([str(error)])
             return
@@ -114,9 +119,9 @@ class ServedModel:
         return self.find(label=label).number
 
     def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """The state of every version that is on disk or in memory, the newest first."""
+        """The state of every version that is in memory, or was on disk when it was last looked at, the newest first."""
         states = {
-            **dict.fromkeys(versions_on_disk(self.base), State.END),
+            **dict.fromkeys(self._on_disk, State.END),
             **dict.fromkeys(self._loading, State.LOADING),
             **dict.fromkeys(self._draining, State.UNLOADING),
             **dict.fromkeys(self._versions, State.AVAILABLE),
@@ -138,17 +143,16 @@ class ServedModel:
         await asyncio.gather(*self._draining.values())
 
     async def _load(self, number: int) -> None:
-        path = self.base / str(number)
-        if number in self._versions or not (path / "saved_model.pb").exists():
+        if number in self._versions:
             return
-        state = _state(path)
+        path = self.base / str(number)
+        state = await self._in_loader(_state, path)
         failure = self._failures.get(number)
-        if failure and failure.state == state:
+        if state is None or (failure and failure.state == state):
             return
         self._loading.add(number)
-        loop = asyncio.get_running_loop()
         try:
-            servable = await loop.run_in_executor(self._loader, LoadedServable, path, self._config.session_threads)
+            servable = await self._in_loader(LoadedServable, path, self._config.session_threads)
         except ValueError as error:
             self._failures[number] = _Failure(state, str(error))
             self._metrics.loads.labels(self.name, "failure").inc()
@@ -159,6 +163,9 @@ class ServedModel:
         self._metrics.loads.labels(self.name, "success").inc()
         self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
         _log.info("%s: version %d is loaded", self.name, number)
+
+    async def _in_loader(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
 
     def _drain(self, number: int) -> None:
         version = self._versions.pop(number)
@@ -174,7 +181,7 @@ class ServedModel:
         if number in self._failures:
             reason = self._failures[number].message
         else:
-            reason = f"there is no version {number} below {self.base}; it has {versions_on_disk(self.base)}"
+            reason = f"there is no version {number} below {self.base}; it has {self._on_disk}"
         return f"{self.name}: the label {label} cannot move to version {number}: {reason}"
 
     def _complain(self, complaints: list[str]) -> None:
@@ -185,8 +192,13 @@ class ServedModel:
         self.complaints = complaints
 
 
-def _state(version: Path) -> tuple[int, int]:
-    """Newest time and total size of all that a version holds: they change while it is still being copied."""
+def _state(version: Path) -> tuple[int, int] | None:
+    """Newest time and total size of all that a version holds: they change while it is still being copied.
+
+    None if it holds no graph.
+    """
+    if not (version / "saved_model.pb").exists():
+        return None
     found = []
     for path in [version, *version.rglob("*")]:
         with contextlib.suppress(OSError):  # it may be moved meanwhile

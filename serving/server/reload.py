@@ -6,9 +6,11 @@ there is one place to look at, and a restart changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2
 
 from contracts.serving_labels import CANARY, LABELS_FILE, STABLE, ServingLabels, versions_on_disk, write_labels
@@ -18,7 +20,10 @@ from serving.server.models import Models
 
 
 async def reload_labels(models: Models, config: Any) -> None:
-    """Applies a ModelServerConfig: each model's labels, or without labels the newest version.
+    """Applies a ModelServerConfig: each model's labels.
+
+    One `specific` version without labels becomes `stable`. `latest`, the default, without labels unpins: the newest
+    version is stable. A version is served for its label, so no other policy can be met.
 
     Raises:
         RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, the
@@ -27,13 +32,10 @@ async def reload_labels(models: Models, config: Any) -> None:
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
-    planned = [(model, _labels(model, one)) for model, one in changes]
+    planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:
         try:
-            if labels is None:
-                (model.base / LABELS_FILE).unlink(missing_ok=True)
-            else:
-                write_labels(model.base, labels)
+            await asyncio.to_thread(_write, model.base, labels)
         except OSError as error:
             raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {model.base / LABELS_FILE}: {error}") from None
         await model.refresh()
@@ -41,10 +43,17 @@ async def reload_labels(models: Models, config: Any) -> None:
             raise RequestError(Code.FAILED_PRECONDITION, "; ".join(model.complaints))
 
 
+def _write(base: Path, labels: ServingLabels | None) -> None:
+    if labels is None:
+        (base / LABELS_FILE).unlink(missing_ok=True)
+    else:
+        write_labels(base, labels)
+
+
 def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
     if config.base_path and Path(config.base_path).absolute() != model.base.absolute():
         raise invalid(f"{model.name} is served from {model.base}; a reload cannot move it to {config.base_path}")
-    labels = dict(config.version_labels)
+    labels = _asked(model.name, config)
     if not labels:
         return None
     if not {STABLE} <= set(labels) <= {STABLE, CANARY}:
@@ -57,3 +66,21 @@ def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
         return ServingLabels(**labels)
     except ValueError as error:
         raise invalid(f"{model.name}: {error}") from None
+
+
+def _asked(name: str, config: Any) -> dict[str, int]:
+    """Label -> version as a ModelConfig has them; empty for the newest version, whichever that will be."""
+    policy, labels = config.model_version_policy, dict(config.version_labels)
+    kind = policy.WhichOneof("policy_choice") or "latest"
+    if kind == "latest" and policy.latest.num_versions <= 1:
+        return labels
+    versions = set(policy.specific.versions)
+    if kind == "specific" and len(versions) == 1 and not labels:
+        return {STABLE: versions.pop()}
+    if kind == "specific" and versions and versions == set(labels.values()):
+        return labels
+    raise invalid(
+        f"{name}: model_version_policy {{{text_format.MessageToString(policy, as_one_line=True)}}} with version_labels "
+        f"{labels} cannot be served: ask for the latest version, for one specific version, or for specific versions "
+        "with a label each"
+    )

@@ -61,9 +61,7 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
     async with Models(bases, config, metrics) as models:
         rest, rest_port = await start_rest(models, metrics, config)
         try:
-            grpc_server, grpc_port = await start_grpc(
-                models, metrics, config.host, config.grpc_port, config.max_request_bytes
-            )
+            grpc_server, grpc_port = await start_grpc(models, metrics, config)
             try:
                 yield models, Listening(config.host, grpc_port, rest_port)
             finally:

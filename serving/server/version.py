@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from serving.server.metrics import Metrics
 from serving.signature import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
 
-_log = logging.getLogger(__name__)
 v1 = tf.compat.v1
 
 
@@ -52,7 +50,7 @@ class LoadedServable:
             self._calls = {name: self._callable(spec) for name, spec in self.signatures.items()}
             for signature, inputs in read_warmup(path) if (path / WARMUP_FILE).exists() else ():
                 self.run(signature, [self.signatures[signature].complete(inputs)[0]])
-        except (tf.errors.OpError, OSError, RuntimeError, KeyError, ValueError, RequestError) as error:
+        except (tf.errors.OpError, OSError, RuntimeError, LookupError, TypeError, ValueError, RequestError) as error:
             self._session.close()
             raise ValueError(f"{path} cannot be served: {error}") from error
 
@@ -68,9 +66,6 @@ class LoadedServable:
             values = self._calls[signature](*batch.values())
         except tf.errors.OpError as error:
             raise from_tensorflow(error) from None
-        except Exception as error:
-            _log.exception("a batch of %s failed", signature)
-            raise RequestError(Code.INTERNAL, f"{type(error).__name__} in {signature}; see the server's log") from error
         sizes = [len(next(iter(request.values()))) for request in requests]
         if any(not value.ndim or len(value) != sum(sizes) for value in values):
             shapes = {name: list(value.shape) for name, value in zip(spec.outputs, values, strict=True)}

@@ -35,8 +35,8 @@ class Graph:
         return [{"y": request["x"] * 2} for request in requests]
 
 
-def run(body: Body, **config: object) -> Graph:
-    graph = Graph()
+def run(body: Body, graph: Graph | None = None, **config: object) -> Graph:
+    graph = graph or Graph()
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -146,3 +146,51 @@ def test_a_request_larger_than_a_batch_is_refused():
         assert raised.value.code == Code.INVALID_ARGUMENT
 
     assert run(body).batches == []
+
+
+def test_what_nobody_foresaw_is_internal_for_each_that_it_hits_and_logged_once(caplog):
+    class Broken(Graph):
+        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+            answers = super().run(requests)
+            if 3 in self.batches[-1]:
+                raise MemoryError("no room")
+            return answers
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        first = ask(batcher, 7)
+        await settle()
+        rest = [ask(batcher, 1), ask(batcher, 3), ask(batcher, 2)]
+        await settle()
+        graph.gate.set()
+        answers = await asyncio.gather(first, *rest, return_exceptions=True)
+        assert [answer["y"].tolist() for answer in (answers[0], answers[1], answers[3])] == [[14], [2], [4]]
+        assert isinstance(answers[2], RequestError)
+        assert (answers[2].code, answers[2].message) == (Code.INTERNAL, "MemoryError; see the server's log")
+        assert (await ask(batcher, 5))["y"].tolist() == [10]
+
+    assert run(body, graph=Broken()).batches == [[7], [1, 3, 2], [1], [3], [2], [5]]
+    assert caplog.text.count("MemoryError: no room") == 1
+
+
+def test_padding_does_not_multiply_a_wide_request_by_the_rows_of_others():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        def ask_wide(value: int, width: int) -> asyncio.Future[Arrays]:
+            inputs = {"x": np.array([value]), "history": np.zeros([1, width])}
+            return asyncio.ensure_future(batcher.submit(inputs, 1, asyncio.get_running_loop().time() + 10))
+
+        graph.gate.clear()
+        futures = [ask(batcher, 0)]
+        await settle()
+        futures += [ask_wide(1, 3), ask_wide(2, 5), ask_wide(3, 10), ask_wide(4, 3), ask_wide(5, 2), ask(batcher, 6)]
+        await settle()
+        graph.gate.set()
+        answers = await asyncio.gather(*futures)
+        assert [answer["y"].tolist() for answer in answers] == [[2 * value] for value in range(7)]
+        with pytest.raises(RequestError, match="1 x 11 values, more than max_batch_elements=10") as raised:
+            await ask_wide(7, 11)
+        assert raised.value.code == Code.INVALID_ARGUMENT
+
+    # 1 and 2 padded to the same width are 10 values; 3 beside anybody, 20 at least; 4, 5 and 6 are 9.
+    batches = run(body, max_batch_size=8, max_batch_elements=10).batches
+    assert batches == [[0], [1, 2], [3], [4, 5, 6]]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -69,11 +72,25 @@ def test_candidate_embedding(client, session):
         ({"groups": 1}, "'groups' must be a list, or a list a user; got 1"),
         ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is no text; .* write str\(101\)"),
         ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is no text"),
+        ({"merge": "nonsense"}, "'merge' must be one of quota, score, round_robin; got 'nonsense'"),
+        ({"merge": ["score", "Quota"]}, "'merge' must be one of .*; got 'Quota'"),
     ],
 )
 def test_wrong_inputs_are_named(client, inputs, message):
     with pytest.raises(ValueError, match=message):
         client.recommend([["i1"], ["i2"]], **inputs)
+
+
+@pytest.mark.parametrize("histories", [["i3", "i4"], "i3", [["i3"], "i4"], [b"i3"]])
+def test_histories_without_a_list_a_user_are_refused(client, histories):
+    for ask in (client.recommend, client.query_embedding):
+        with pytest.raises(ValueError, match=r"a list of item ids a user; for one user write \[\["):
+            ask(histories)
+
+
+@pytest.mark.parametrize("merge", ["", None, b"score", [None, "round_robin"]])
+def test_a_merge_that_there_is_or_none_is_taken(client, merge):
+    assert all(candidates.item_ids for candidates in client.recommend([["i1"], ["i2"]], merge=merge))
 
 
 def test_no_users_get_no_lists(client):
@@ -93,6 +110,15 @@ def test_a_refusal_is_raised_at_once(client):
     assert raised.value.code == Code.INVALID_ARGUMENT
 
 
+def test_a_request_above_the_servers_limit_is_not_sent_again(server, client, monkeypatch):
+    sent = []
+    predict = client._transport.predict
+    monkeypatch.setattr(client._transport, "predict", lambda *args: [sent.append(1), predict(*args)][1])
+    with pytest.raises(RetrievalError, match=r"larger than max|Maximum request body size") as raised:
+        client.recommend([["x" * 2**20]])
+    assert (raised.value.code, len(sent)) == (Code.RESOURCE_EXHAUSTED, 1)
+
+
 @pytest.mark.parametrize("transport", ["grpc", "rest"])
 def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
     make, at = (
@@ -103,6 +129,46 @@ def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
         client.recommend([["i1"]])
     assert raised.value.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"], ids=["headers", "body"])
+def test_a_server_that_trickles_gets_no_more_than_the_time_there_is(head):
+    stop = threading.Event()
+
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(head)
+            while not stop.wait(0.02):
+                connection.sendall(b"1")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=trickle, args=[listener])
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        patience = threading.Timer(10, stop.set)
+        patience.start()
+        with RetrievalClient.rest(url, "dnc", timeout=0.3) as client, pytest.raises(RetrievalError) as raised:
+            client.recommend([["i1"]])
+        assert not stop.is_set()
+        patience.cancel()
+        stop.set()
+        thread.join()
+    assert raised.value.code == Code.DEADLINE_EXCEEDED
+
+
+def test_waiting_for_a_server_gives_each_attempt_what_is_left():
+    given = []
+
+    class Away(Recorded):
+        def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
+            given.append(timeout)
+            raise RetrievalError(Code.UNAVAILABLE, "away")
+
+    with pytest.raises(RetrievalError, match="away"):
+        RetrievalClient(Away({}), Target("dnc"), timeout=0.4).wait_until_ready(0.5)
+    assert given[0] == 0.4
+    assert 0 < given[-1] < 0.4
 
 
 def test_a_version_and_a_label_exclude_each_other():
@@ -163,6 +229,21 @@ def test_metadata_is_read_again_when_a_new_version_refuses_the_old_inputs(sessio
     transport.failures += [Code.INVALID_ARGUMENT] * 2
     with pytest.raises(RetrievalError):
         client.recommend([["i1"]])
+
+
+def test_a_spec_that_another_thread_dropped_first_is_read_again(session):
+    transport = Recorded(session.signatures)
+    client = RetrievalClient(transport, Target("dnc"))
+    client.recommend([["i1"]])
+    predict = transport.predict
+
+    def refused_meanwhile(*args: Any) -> dict[str, np.ndarray]:
+        client._specs.clear()
+        return predict(*args)
+
+    transport.predict = refused_meanwhile
+    transport.failures.append(Code.INVALID_ARGUMENT)
+    assert client.recommend([["i1"]])[0].item_ids == ["a"]
 
 
 def test_every_input_is_sent_with_a_row_a_user_and_padding_first(session):

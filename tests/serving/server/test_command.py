@@ -17,10 +17,14 @@ from serving.client import RetrievalClient
 ROOT = Path(__file__).parents[3]
 
 
-def test_it_serves_until_it_is_told_to_stop(base):
+def test_it_serves_until_it_is_told_to_stop(base, tmp_path):
     flags = ["--set", "server.grpc_port=0", "--set", "server.rest_port=0", "--set", "server.session_threads=1"]
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=ROOT) as process,
+    ):
         assert process.stdout
         listening = re.fullmatch(r"dnc: gRPC (\S+), REST (\S+)\n", process.stdout.readline())
         assert listening
@@ -31,6 +35,8 @@ def test_it_serves_until_it_is_told_to_stop(base):
         assert over_grpc.item_ids == over_rest.item_ids
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+    assert "version 1 is loaded" in log.read_text()
+    assert "deprecated" not in log.read_text()
 
 
 @pytest.mark.parametrize(

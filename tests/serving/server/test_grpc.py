@@ -133,6 +133,24 @@ REFUSED = {
         Code.INVALID_ARGUMENT,
         "elements, more than",
     ),
+    "an unknown input is not even read": (
+        {**HISTORY, "nope": tensor(STRING, [2**31, 2**20], string_val=[b"i1"])},
+        {},
+        Code.INVALID_ARGUMENT,
+        "no input 'nope'",
+    ),
+    "one long history for many": (
+        {Request.HISTORY: tensor(STRING, [1, 2**19], string_val=[b"i1"]), Request.USER_ID: ["u1", "u2", "u3"]},
+        {},
+        Code.INVALID_ARGUMENT,
+        "3 x 524288 values, more than max_batch_elements=1048576",
+    ),
+    "wide without a row": (
+        {Request.HISTORY: tensor(STRING, [0, 2**40])},
+        {},
+        Code.INVALID_ARGUMENT,
+        "0 x 1099511627776 values, more than",
+    ),
     "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not one of a tensor"),
     "values do not fill the shape": (
         {**HISTORY, "alpha": tensor(FLOAT, [3], tensor_content=b"abc")},

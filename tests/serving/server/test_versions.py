@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 import time
@@ -10,11 +11,17 @@ from pathlib import Path
 
 import pytest
 import requests
+from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
+from tensorflow_serving.config import model_server_config_pb2
 
-from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, write_labels
+from contracts.config import ServerConfig
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk, write_labels
 from serving.client import RetrievalClient, RetrievalError
-from serving.server.errors import Code
+from serving.server.errors import Code, RequestError
+from serving.server.metrics import Metrics
+from serving.server.models import Models
+from serving.server.reload import reload_labels
 from tests.serving.server.conftest import LiveServer, add_version
 
 
@@ -106,7 +113,8 @@ def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, ba
 
     def error() -> str:
         answer = requests.get(f"{server.url}/v1/models/dnc/versions/2", timeout=10).json()
-        return answer["model_version_status"][0]["status"]["error_message"]
+        seen = answer.get("model_version_status")  # not before the base path was looked at
+        return seen[0]["status"]["error_message"] if seen else ""
 
     eventually(lambda: "cannot be served" in error())
     shutil.rmtree(base / "2")
@@ -131,6 +139,26 @@ def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, se
 def test_a_directory_of_no_number_is_no_version(serve, base, servable):
     shutil.copytree(servable, base / "²")  # a digit to `str.isdigit`, and no number to `int`
     assert states(serve(base)) == {1: "AVAILABLE"}
+
+
+def test_a_disk_that_stalls_holds_no_request_up(serve, base, monkeypatch):
+    server = serve(base)
+    stalled, gate = threading.Event(), threading.Event()
+
+    def stalling(path: Path) -> list[int]:
+        stalled.set()
+        gate.wait(30)
+        return versions_on_disk(path)
+
+    monkeypatch.setattr("serving.server.model.versions_on_disk", stalling)
+    try:
+        assert stalled.wait(10)
+        with RetrievalClient.grpc(server.address, "dnc", timeout=5) as client:
+            assert client.recommend([["i1"]])
+        assert states(server) == {1: "AVAILABLE"}
+        assert not gate.is_set()
+    finally:
+        gate.set()
 
 
 def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
@@ -160,6 +188,61 @@ def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
         assert reload() == ""
         assert read_labels(base) is None
         eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
+
+
+def reload_policy(server: LiveServer, policy: str, **labels: int) -> str:
+    """The error, or ""; `policy` is a ServableVersionPolicy as text."""
+    request = model_management_pb2.ReloadConfigRequest()
+    config = request.config.model_config_list.config.add(name="dnc")
+    text_format.Parse(policy, config.model_version_policy)
+    config.version_labels.update(labels)
+    with server.channel() as channel:
+        response = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest(request)
+    return response.status.error_message
+
+
+def test_a_reload_that_names_a_version_pins_it_and_only_latest_unpins(serve, base, servable):
+    add_version(base, 2, servable)
+    server = serve(base)
+    assert reload_policy(server, "specific { versions: 1 }") == ""
+    assert read_labels(base) == ServingLabels(stable=1)
+    assert states(server, "/labels/stable") == {1: "AVAILABLE"}
+    assert reload_policy(server, "specific { versions: 2 versions: 1 }", stable=1, canary=2) == ""
+    assert read_labels(base) == ServingLabels(stable=1, canary=2)
+    assert reload_policy(server, "latest { num_versions: 1 }") == ""
+    assert read_labels(base) is None
+    assert states(server, "/labels/stable") == {2: "AVAILABLE"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "labels"),
+    [
+        ("all { }", {}),
+        ("latest { num_versions: 2 }", {}),
+        ("specific { }", {}),
+        ("specific { versions: 1 versions: 2 }", {}),
+        ("specific { versions: 1 versions: 2 }", {"stable": 1}),
+        ("specific { versions: 1 }", {"stable": 2}),
+    ],
+)
+def test_a_policy_that_labels_cannot_meet_is_refused_and_changes_nothing(tmp_path, policy, labels):
+    base = tmp_path / "dnc"
+    for number in (1, 2):
+        (base / str(number)).mkdir(parents=True)
+        (base / str(number) / "saved_model.pb").touch()
+    write_labels(base, ServingLabels(stable=1))
+    config = model_server_config_pb2.ModelServerConfig()
+    one = config.model_config_list.config.add(name="dnc")
+    text_format.Parse(policy, one.model_version_policy)
+    one.version_labels.update(labels)
+
+    async def reload() -> None:
+        await reload_labels(Models({"dnc": base}, ServerConfig(), Metrics(["dnc"])), config)
+
+    with pytest.raises(RequestError, match=r"dnc: model_version_policy .* ask for the latest version") as refused:
+        asyncio.run(reload())
+    assert refused.value.code == Code.INVALID_ARGUMENT
+    assert read_labels(base) == ServingLabels(stable=1)
 
 
 @pytest.mark.slow
