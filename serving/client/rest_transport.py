@@ -11,9 +11,8 @@ import numpy as np
 import requests
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
-from urllib3 import Timeout
+from urllib3.exceptions import HTTPError, TimeoutError
 
-from serving.client.http_deadline import DeadlineAdapter
 from serving.client.transport import Code, RetrievalError, Target
 
 _TOO_LARGE = 413
@@ -46,8 +45,6 @@ class RestTransport:
         self._url = url.rstrip("/")
         self._session = requests.Session()
         self._session.headers.update(headers or {})
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, DeadlineAdapter())
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
@@ -70,13 +67,12 @@ class RestTransport:
 
     def _asked(self, method: str, path: str, timeout: float, body: str | None = None) -> Any:
         deadline = time.monotonic() + timeout
-        total: Any = Timeout(total=timeout)
         try:
-            response = self._session.request(method, self._url + path, data=body, timeout=total)
-            answer = json.loads(response.content)
-        except requests.RequestException as error:
-            if isinstance(error, requests.Timeout) or time.monotonic() >= deadline:
-                raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
+            with self._session.request(method, self._url + path, data=body, timeout=timeout, stream=True) as response:
+                answer = json.loads(_content(response, deadline))
+        except (requests.Timeout, TimeoutError):
+            raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
+        except (requests.RequestException, HTTPError) as error:
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
         except ValueError:
             raise RetrievalError(
@@ -86,6 +82,16 @@ class RestTransport:
             code = _CODES.get(response.status_code, Code.UNKNOWN)
             raise RetrievalError(code, answer.get("error", ""), is_too_large=response.status_code == _TOO_LARGE)
         return answer
+
+
+def _content(response: requests.Response, deadline: float) -> bytes:
+    """The body. A socket's timeout begins anew with every byte, so the deadline is looked at as they come."""
+    parts = []
+    while part := response.raw.read1(1 << 20, decode_content=True):
+        parts.append(part)
+        if time.monotonic() >= deadline:
+            raise requests.Timeout
+    return b"".join(parts)
 
 
 def _path(target: Target) -> str:

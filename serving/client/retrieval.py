@@ -13,11 +13,10 @@ import tenacity
 import tensorflow as tf
 from grpc import ChannelCredentials
 
-from contracts.names import Request, Response, Signature
+from contracts.names import MERGES, Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
-from serving.merge import MERGES
 from serving.signature import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
