@@ -87,3 +87,9 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
     refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "9000"])
     assert refused.exit_code == 2 and "from 1 to 3000" in refused.output
+
+
+def test_balance_goes_by_the_centres_of_what_is_known() -> None:
+    # Group 0 is around 11.5. Its rows of 0 are items without an embedding: counted, they would drive out 16.
+    rows = np.float32([[9], [10], [11], [16], [0], [0], [20], [-30]])
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
