@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from beam_jobs.partition import group_centroids, nearest_centroid, squared_distances
+from beam_jobs.partition import known_centroids, nearest_centroid, squared_distances
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
         max_size_ratio: more than 1.
     """
     cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
-    centroids = group_centroids(embeddings, groups, num_groups)
+    centroids = known_centroids(embeddings, groups, num_groups)
     distances = squared_distances(embeddings, centroids, groups)
     groups, is_open = groups.copy(), np.ones(num_groups, bool)
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:

@@ -1,8 +1,8 @@
 """CSV to Arrow, block by block, losing nothing: every line is a row of bytes or a named bad row.
 
-pyarrow's own streaming reader cannot be used as it is: after a quote that is never closed it drops the
-rest of the file without a word. So blocks are cut here, each is parsed with a sentinel row at its end,
-and a missing sentinel shows that a quote has swallowed it.
+pyarrow's own streaming reader cannot be used as it is: what follows a quote that is never closed it drops, or takes
+for one cell, without a word. So blocks are cut here, and lines with such quotes blanked. A sentinel row at the end of
+each shows that pyarrow has lost nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -23,9 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields
 from contracts.storage import as_path, open_binary
 
 BLOCK_BYTES = 8 << 20
+_HEADER_BYTES = 1 << 20
 _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x01end of block\x01"
@@ -77,7 +80,7 @@ def read_csv_header(path: str, header: Sequence[str] = ()) -> list[str]:
         OSError: the file cannot be read.
     """
     with _open(path) as stream:
-        return _split_header(stream.read(1 << 20), path, header)[0]
+        return _split_header(stream.read(_HEADER_BYTES), path, header)[0]
 
 
 def read_csv_batches(
@@ -96,15 +99,14 @@ def read_csv_batches(
         OSError, EOFError: the file cannot be read to its end.
     """
     with _open(path) as stream:
-        block = stream.read(max(block_bytes, 1 << 20))
+        block = stream.read(_HEADER_BYTES)
         names, separator, block = _split_header(block, path, header)
         parser = _BlockParser(len(names), {name: names.index(name) for name in columns}, separator)
         while True:
             more = stream.read(block_bytes)
-            cut = _last_record_end(block) if more else len(block)
-            if cut:
-                yield parser.parse(block[:cut])
-            block = block[cut:] + more
+            batch, end = parser.parse(block, is_last=not more, most_bytes=block_bytes)
+            yield batch
+            block = block[end:] + more
             if not more:
                 return
 
@@ -162,18 +164,6 @@ def _split_header(block: bytes, path: str, header: Sequence[str]) -> tuple[list[
     return [name.strip() for name in header], separator, block
 
 
-def _last_record_end(block: bytes) -> int:
-    """Where the last newline outside quotes ends; 0 if a single record fills the block."""
-    if b'"' not in block:
-        return block.rfind(b"\n") + 1
-    data = np.frombuffer(block, np.uint8)
-    newlines = np.flatnonzero(data == ord("\n"))
-    quotes_before = np.searchsorted(np.flatnonzero(data == ord('"')), newlines)
-    outside = newlines[quotes_before % 2 == 0]
-    # All newlines quoted: a stray quote, or a huge cell. Cutting at a line lets the sentinel tell.
-    return int(outside[-1]) + 1 if len(outside) else (int(newlines[-1]) + 1 if len(newlines) else 0)
-
-
 class _BlockParser:
     """Parses whole records, numbering the rows of a file as it goes."""
 
@@ -183,32 +173,65 @@ class _BlockParser:
         self._names = [str(index) for index in range(num_fields)]
         self._separator = separator
         self._sentinel_row = separator.encode().join([_SENTINEL] * num_fields) + b"\n"
+        self._blank_row = separator.encode().join([_SENTINEL] * (num_fields + 1)) + b"\n"
         self._next_row = 1
+        self._lines_are_records = True
 
-    def parse(self, block: bytes) -> CsvBatch:
-        """Rows of `block`; a malformed record costs no more than its first line."""
-        tables, rows, bad_rows = [], [], []
-        pending = [block]
-        while pending:
-            text = pending.pop()
-            table, invalid, swallowed = self._parse_in_sync(text)
-            numbers = self._number(table.num_rows, len(invalid), [number for number, _ in invalid])
-            bad_numbers = self._next_row + np.asarray([number for number, _ in invalid], np.int64)
-            self._next_row += table.num_rows + len(invalid)
-            tables.append(table)
-            rows.append(numbers)
-            for number, (_, content) in zip(bad_numbers.tolist(), invalid, strict=True):
-                line, _, rest = content.partition("\n")
-                bad_rows.append((number, f"not {self._num_fields} fields", line))
-                if rest.strip():
-                    pending.append(rest.encode("utf-8") + b"\n")
-            if swallowed is not None:
-                open_line, rest_bytes = swallowed
-                bad_rows.append((self._next_row, "quote never closed", open_line.decode("utf-8", errors="replace")))
-                self._next_row += 1
-                if rest_bytes.strip():
-                    pending.append(rest_bytes)
-        return CsvBatch(pa.concat_tables(tables), np.concatenate(rows), bad_rows)
+    def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[CsvBatch, int]:
+        """Rows of `block`, and where its whole records end; a malformed record costs no more than its first line.
+
+        Args:
+            block: begins with a record.
+            is_last: whether the file ends with it.
+            most_bytes: of a record of several lines.
+        """
+        records, table, invalid = self._of_lines(block, is_last) if self._lines_are_records else (None, None, [])
+        if records is None or table is None:
+            self._lines_are_records = False  # of a file with cells of several lines, most blocks have some
+            find = partial(find_records, block, self._separator, self._num_fields, is_last, most_bytes)
+            records = find()
+            table, invalid = self._parse_raw(self._text(block, records))
+            if any("\n" in text for _, text in invalid):  # a record of several lines: its first one is to blame
+                records = find(count_fields=True)
+                table, invalid = self._parse_raw(self._text(block, records))
+        if table is None:
+            raise OSError("its rows cannot be told apart")
+        bad_rows = self._bad_rows(block, records, invalid)
+        rows = self._number(table.num_rows, len(invalid), [place for place, _ in invalid])
+        self._next_row += table.num_rows + len(invalid)
+        return CsvBatch(table, rows, bad_rows), records.end
+
+    def _of_lines(self, block: bytes, is_last: bool) -> tuple[Records | None, pa.Table | None, list[tuple[int, str]]]:
+        """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""
+        records = Records(len(block) if is_last else block.rfind(b"\n") + 1, [])
+        table, invalid = self._parse_raw(self._text(block, records))
+        if block.find(b'"', 0, records.end) >= 0 and (
+            table is None or table.num_rows + len(invalid) != _count_lines(block, records.end)
+        ):
+            return None, None, []
+        return records, table, invalid
+
+    def _text(self, block: bytes, records: Records) -> bytes:
+        """The records and the sentinel, and a row in place of each line that is no record: all rows are numbered."""
+        view, kept = memoryview(block), 0
+        parts: list[bytes | memoryview] = []
+        for start, _ in records.set_aside:
+            parts += [view[kept:start], self._blank_row]
+            kept = line_end(block, start)
+        feed = b"" if block.endswith(b"\n", 0, records.end) else b"\n"
+        return b"".join([*parts, view[kept : records.end], feed, self._sentinel_row])
+
+    def _bad_rows(self, block: bytes, records: Records, invalid: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
+        """`CsvBatch.bad_rows`, of pyarrow's bad rows, with the lines that are blanked in their places."""
+        bad_rows, set_aside = [], iter(records.set_aside)
+        blank = self._blank_row.decode().rstrip("\n")
+        for place, text in invalid:
+            reason, line = not_fields(self._num_fields), text
+            if text == blank:
+                start, reason = next(set_aside)
+                line = block[start : line_end(block, start)].rstrip(b"\r\n").decode("utf-8", errors="replace")
+            bad_rows.append((self._next_row + place, reason, line))
+        return bad_rows
 
     def _number(self, num_good: int, num_bad: int, bad: list[int]) -> npt.NDArray[np.int64]:
         """Numbers of the good rows, given the 0-based places of the bad ones among all."""
@@ -217,29 +240,15 @@ class _BlockParser:
             good = good + np.searchsorted(np.asarray(bad) - np.arange(num_bad), good, side="right")
         return good + self._next_row
 
-    def _parse_in_sync(self, text: bytes) -> tuple[pa.Table, list[tuple[int, str]], tuple[bytes, bytes] | None]:
-        """Good rows, bad rows (place, text), and the line whose quote never closes with what follows it."""
-        table, invalid = self._parse_raw(text)
-        if table is not None:
-            return table, invalid, None
-        culprit = _unclosed_line(text, self._separator)
-        end = text.find(b"\n", culprit) + 1 or len(text)
-        table, invalid = self._parse_raw(text[:culprit])
-        if table is None:
-            raise ValueError("a CSV block cannot be split into records: check the quotes of the file")
-        return table, invalid, (text[culprit:end].rstrip(b"\r\n"), text[end:])
-
     def _parse_raw(self, text: bytes) -> tuple[pa.Table | None, list[tuple[int, str]]]:
-        """None in place of the table if the sentinel row was swallowed."""
+        """Good rows, and (place among all, text) of bad ones. No table if the sentinel row was swallowed."""
         invalid: list[tuple[int, str]] = []
 
         def skip(row: pa_csv.InvalidRow) -> str:
             invalid.append((row.number - 1, row.text))
             return "skip"
 
-        separator = b"" if text.endswith(b"\n") or not text else b"\n"
-        marked = _mark_invalid_bytes(text)
-        data = marked + separator + self._sentinel_row
+        data = _mark_invalid_bytes(text)
         table = pa_csv.read_csv(
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names),
@@ -256,11 +265,22 @@ class _BlockParser:
         if table.num_rows == 0 or not pc.equal(last.column(0), pa.scalar(_SENTINEL))[0].as_py():
             return None, invalid
         table = table.slice(0, table.num_rows - 1)
-        if marked is not text:
+        if data is not text:
             table = pa.table(
                 {name: pc.replace_substring(table[name], _INVALID, b"\xff") for name in table.column_names}
             )
         return table, invalid
+
+
+def _count_lines(block: bytes, end: int) -> int:
+    """Lines up to `end`; -1 where a carriage return ends one alone, as pyarrow sees it."""
+    data = np.frombuffer(block, np.uint8, end)
+    is_feed = data == ord("\n")
+    if b"\r" in block:
+        is_return = data == ord("\r")
+        if is_return[-1] or (is_return[:-1] & ~is_feed[1:]).any():
+            return -1
+    return int(np.count_nonzero(is_feed)) + (not is_feed[-1])
 
 
 def _mark_invalid_bytes(text: bytes) -> bytes:
@@ -270,12 +290,3 @@ def _mark_invalid_bytes(text: bytes) -> bytes:
     except UnicodeDecodeError:
         return text.decode("utf-8", errors="beam_jobs.mark").encode("utf-8")
     return text
-
-
-def _unclosed_line(text: bytes, separator: str) -> int:
-    """Start of the line that opens the quote which nothing closes."""
-    opens = rb'(?:^|(?<=[%s\n\r]))"' % separator.encode()
-    blanked = re.sub(opens + rb'(?:[^"]|"")*"', lambda match: b" " * len(match.group()), text)
-    opening = re.search(opens, blanked)
-    position = opening.start() if opening else text.rfind(b'"')
-    return text.rfind(b"\n", 0, max(position, 0)) + 1

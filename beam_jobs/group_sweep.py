@@ -29,7 +29,7 @@ class SweepRow:
     Attributes:
         num_groups: K.
         inertia: mean squared distance of an item to its centroid.
-        explained: 1 - inertia / inertia of one group.
+        explained: 1 - inertia / inertia of one group; 1 where all items are the same.
         largest, smallest: sizes, in units of the mean size.
         silhouette: of a sample, -1..1; the higher, the better are items with their own group.
         seconds: of the fit and the assignment.
@@ -52,13 +52,14 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
     distances = squared_distances(rows, centroids, groups)
     seconds = time.monotonic() - started
     sizes = np.bincount(groups, minlength=num_groups) * num_groups / len(rows)
+    spread = float(rows.var(axis=0).sum())
     sample = np.random.default_rng(seed).permutation(len(rows))[:_SILHOUETTE_ITEMS]
     distinct = len(np.unique(groups[sample]))
     silhouette = silhouette_score(rows[sample], groups[sample]) if 1 < distinct < len(sample) else 0.0
     return SweepRow(
         num_groups=num_groups,
         inertia=round(float(distances.mean()), 5),
-        explained=round(float(1 - distances.mean() / rows.var(axis=0).sum()), 4),
+        explained=round(1 - float(distances.mean()) / spread, 4) if spread else 1.0,
         largest=round(float(sizes.max()), 3),
         smallest=round(float(sizes.min()), 3),
         silhouette=round(float(silhouette), 4),

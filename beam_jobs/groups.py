@@ -25,6 +25,7 @@ from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
     group_centroids,
+    known_centroids,
     merge_categories,
     nearest_centroid,
     split_categories,
@@ -101,7 +102,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
         embeddings, groups, settled = fitted
         write_array(staged.embeddings, embeddings)
-        write_array(staged.centroids, group_centroids(embeddings, groups, num_groups))
+        write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
             ItemColumn.ITEM_ID: item_ids,
             ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),

@@ -32,6 +32,8 @@ _SCORES_AT_ONCE = 1 << 25  # 128 MiB
 def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     """[num_items, dim] embeddings of unit length in the order of `item_ids`; 0 for an item without one.
 
+    An item has none if the file lacks it, or if Parquet holds a null for it.
+
     Raises:
         ValueError: the file is unreadable, holds no [n, dim] finite numbers beside n distinct ids, or knows none
             of the items.
@@ -67,17 +69,37 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     return normalise_rows(aligned)
 
 
-def _read(path: Path) -> tuple[pa.Array, npt.NDArray[np.floating]]:
+def _read(path: Path) -> tuple[pa.Array, Float32]:
     if is_parquet(path.name):
-        table = pq.read_table(path, columns=[EmbeddingColumn.ITEM_ID, EmbeddingColumn.EMBEDDING])
-        ids = table[EmbeddingColumn.ITEM_ID].combine_chunks().cast(pa.string())
-        column = table[EmbeddingColumn.EMBEDDING].combine_chunks()
-        flat = pc.list_flatten(column).to_numpy(zero_copy_only=False)
-        return ids, flat.reshape(len(ids), -1)
-    with np.load(path, allow_pickle=False) as arrays:
-        return pa.array(arrays[EmbeddingColumn.ITEM_ID].astype(str).tolist(), pa.string()), arrays[
-            EmbeddingColumn.EMBEDDING
-        ]
+        ids, vectors = _read_parquet(path)
+    else:
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise ValueError("it is a single array, without ids")
+        with arrays:
+            ids = pa.array(arrays[EmbeddingColumn.ITEM_ID].astype(str).tolist(), pa.string())
+            vectors = arrays[EmbeddingColumn.EMBEDDING]
+    if vectors.dtype.kind not in "iuf":
+        raise ValueError(f"its embeddings are of type {vectors.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+        return ids, vectors.astype(np.float32)
+
+
+def _read_parquet(path: Path) -> tuple[pa.Array, npt.NDArray[np.generic]]:
+    """Ids and embeddings of the rows that have an embedding."""
+    table = pq.read_table(path, columns=[EmbeddingColumn.ITEM_ID, EmbeddingColumn.EMBEDDING])
+    column = table[EmbeddingColumn.EMBEDDING].combine_chunks()
+    present = column.is_valid()
+    rows = np.flatnonzero(present)
+    column = column.filter(present)  # flattening passes over a null, and moves up the rows behind it
+    lengths = pc.list_value_length(column).to_numpy()
+    width = lengths[0] if len(lengths) else 0
+    for other in np.flatnonzero(lengths != width)[:1]:
+        raise ValueError(
+            f"row {rows[other] + 1} has an embedding of {lengths[other]} numbers, row {rows[0] + 1} one of {width}"
+        )
+    ids = table[EmbeddingColumn.ITEM_ID].combine_chunks().cast(pa.string()).filter(present)
+    return ids, pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(len(column), width)
 
 
 def find_neighbors(config: BeamConfig, embeddings: Float32, number: int, scratch: Path) -> Path:

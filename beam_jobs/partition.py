@@ -69,6 +69,12 @@ def group_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Floa
     return (sums / np.maximum(np.bincount(groups, minlength=num_groups), 1)[:, None]).astype(np.float32)
 
 
+def known_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:
+    """`group_centroids` of the items that have an embedding: rows of 0, of items placed by hash, tell nothing."""
+    known = embeddings.any(axis=1)
+    return group_centroids(embeddings[known], groups[known], num_groups)
+
+
 def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
     """Gives each empty group the item of the largest group that lies farthest from its centre."""
     groups = groups.copy()

@@ -78,7 +78,11 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         in_either = writer.counts["items"]
         items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either)
         users.warn_of_strangers(events.counts["users"], writer.counts["users"])
-        writer.details.update(item_table=items.counts, user_table=users.counts)
+        writer.details.update(
+            item_table=items.counts,
+            user_table=users.counts,
+            popularity_exponent=config.windows.popularity_exponent,
+        )
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
         logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.item_statistics.path)

@@ -28,12 +28,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
     Raises:
         NothingToLearn: no user has two positives to train on, the later one since `windows.since`.
-        ValueError: an input artifact is missing, or `windows.mined_from` is unusable.
+        ValueError: an input artifact is missing or made for another config or of other items, or `windows.mined_from`
+            is unusable.
     """
     events, statistics = Events(current(workdir.events.path)), ItemStatistics(current(workdir.item_statistics.path))
     groups = ItemGroups(current(workdir.item_groups.path))
-    for needed in (events, statistics, groups):
-        read_manifest(needed.path)
+    _require_fitting(config, events, statistics, groups)
     buckets = range(config.data.num_buckets)
     with writing(workdir.windows.path, Windows.KIND, fingerprint) as writer:
         staged = Windows(writer.path)
@@ -76,6 +76,27 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:
+    """Refuses artifacts that another config made, or of which one is older than what it was made from."""
+    found = read_manifest(events.path), read_manifest(statistics.path), read_manifest(groups.path)
+    of_events, of_statistics, of_groups = found
+    settings = (
+        ("data.num_buckets", config.data.num_buckets, len(of_events.files), events, "ingest"),
+        ("windows.popularity_exponent", config.windows.popularity_exponent,
+         of_statistics.details.get("popularity_exponent"), statistics, "statistics"),
+        ("groups.num_groups", config.groups.num_groups, of_groups.counts["groups"], groups, "groups"),
+    )  # fmt: skip
+    for name, wanted, made_with, artifact, stage in settings:
+        if made_with != wanted:
+            raise ValueError(
+                f"{name}={wanted}, and {artifact.path} was made with {made_with}: run {stage} and what follows again, "
+                f"or set {name}={made_with}"
+            )
+    ids = [read_parquet(path, columns=[ItemColumn.ITEM_ID]) for path in (statistics.items, groups.groups)]
+    if not one_array(ids[0][ItemColumn.ITEM_ID]).equals(one_array(ids[1][ItemColumn.ITEM_ID])):
+        raise ValueError(f"{groups.path} groups other items than those of {statistics.path}: run groups again")
 
 
 def _neighbors(config: Config, statistics: ItemStatistics, scratch: Path) -> Path | None:

@@ -12,10 +12,11 @@ from sklearn.datasets import make_blobs
 from beam_jobs import embedding_blocks, group_sweep
 from beam_jobs.balance import balance_groups
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.group_sweep import sweep_row
 from beam_jobs.item_embeddings import normalise_rows
 from beam_jobs.partition import fit_centroids, squared_distances
 from contracts.artifact import writing
-from contracts.config import BeamConfig
+from contracts.config import BeamConfig, GroupsConfig
 from contracts.layout import Workdir
 
 
@@ -87,3 +88,14 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
     refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "9000"])
     assert refused.exit_code == 2 and "from 1 to 3000" in refused.output
+
+
+def test_balance_goes_by_the_centres_of_what_is_known() -> None:
+    # Group 0 is around 11.5. Its rows of 0 are items without an embedding: counted, they would drive out 16.
+    rows = np.float32([[9], [10], [11], [16], [0], [0], [20], [-30]])
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+
+
+def test_a_sweep_over_items_that_are_all_the_same_explains_all() -> None:
+    row = sweep_row(np.ones((20, 4), np.float32), 3, GroupsConfig(), 0)
+    assert (row.inertia, row.explained) == (0, 1)

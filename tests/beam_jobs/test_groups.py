@@ -114,6 +114,16 @@ def test_every_method_finds_the_two_communities(method: str, tmp_path: Path) -> 
     assert sum(group["size"] for group in report) == 42
 
 
+def test_items_of_which_nothing_is_known_do_not_move_the_centroids(tmp_path: Path) -> None:
+    workdir, _ = _run(tmp_path, groups={"num_groups": 2})
+    embeddings, centroids = np.load(workdir.item_groups.embeddings), np.load(workdir.item_groups.centroids)
+    of_item = pq.read_table(workdir.item_groups.groups)["group_id"].to_numpy()
+    known = np.abs(embeddings).sum(axis=1) > 0
+    assert known.sum() == 41
+    for group in range(2):
+        np.testing.assert_allclose(centroids[group], embeddings[known & (of_item == group)].mean(axis=0), atol=1e-6)
+
+
 def test_hybrid_reaches_more_groups_than_categories(tmp_path: Path) -> None:
     _, of_item = _run(tmp_path, groups={"method": "hybrid", "category": "side", "num_groups": 5})
     assert set(of_item) == set(range(5))

@@ -82,7 +82,10 @@ EMBEDDINGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda path: None, "cannot be read"),
     "other arrays": (lambda path: np.savez(path, ids=["a"], vectors=[[1.0]]), "cannot be read"),
     "pickled": (lambda path: np.savez(path, item_id=np.array(["a"], object), embedding=[[1.0]]), "cannot be read"),
+    "one array": (lambda path: np.save(path.open("wb"), np.ones((1, 2))), "single array, without ids"),
+    "text": (lambda path: np.savez(path, item_id=["a"], embedding=[["1.0"]]), "embeddings are of type <U3.*numbers"),
     "NaN": (lambda path: np.savez(path, item_id=["a"], embedding=[[np.nan]]), "finite"),
+    "too large for float32": (lambda path: np.savez(path, item_id=["a"], embedding=[[1e39]]), "finite"),
     "id twice": (lambda path: np.savez(path, item_id=["a", "a"], embedding=[[1.0], [2.0]]), "distinct ids"),
     "one number an item": (lambda path: np.savez(path, item_id=["a"], embedding=[1.0]), r"shape \(1,\)"),
     "another catalogue": (lambda path: np.savez(path, item_id=["x"], embedding=[[1.0]]), "none of the log's 1 items"),
@@ -97,11 +100,36 @@ def test_unusable_embeddings_are_a_clear_error(name: str, tmp_path: Path) -> Non
         read_item_embeddings(str(tmp_path / "e.npz"), pa.array(["a"]))
 
 
-def test_parquet_embeddings(tmp_path: Path) -> None:
-    table = pa.table({"item_id": ["b", "a"], "embedding": [[0.0, 2.0], [3.0, 4.0]]})
-    pq.write_table(table, tmp_path / "e.parquet")
+@pytest.mark.parametrize("size", [-1, 2], ids=["lists", "lists of fixed size"])
+def test_parquet_embeddings(size: int, tmp_path: Path) -> None:
+    vectors = pa.array([[0.0, 2.0], [3.0, 4.0]], pa.list_(pa.float64(), size))
+    pq.write_table(pa.table({"item_id": ["b", "a"], "embedding": vectors}), tmp_path / "e.parquet")
     read = read_item_embeddings(str(tmp_path / "e.parquet"), pa.array(["a", "c", "b"]))
     np.testing.assert_allclose(read, [[0.6, 0.8], [0, 0], [0, 1]], atol=1e-6)
+
+
+def test_a_null_in_parquet_is_an_item_without_an_embedding(tmp_path: Path) -> None:
+    vectors = [None, [0.0, 2.0], None, [3.0, 4.0]]
+    pq.write_table(pa.table({"item_id": ["a", "b", "c", "d"], "embedding": vectors}), tmp_path / "e.parquet")
+    read = read_item_embeddings(str(tmp_path / "e.parquet"), pa.array(["a", "b", "c", "d"]))
+    np.testing.assert_allclose(read, [[0, 0], [0, 1], [0, 0], [0.6, 0.8]], atol=1e-6)
+
+
+UNEVEN: dict[str, tuple[list[object], str]] = {
+    "ragged": ([None, [1.0, 2.0, 3.0], [4.0]], "row 3 has an embedding of 1 numbers, row 2 one of 3"),
+    "only nulls": ([None, None, None], "holds none of the log's 1 items"),
+    "a null within": ([[1.0, 2.0], [None, 1.0], None], "finite numbers"),
+    "text": ([["x", "y"], None, None], "embeddings are of type object"),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_parquet_embeddings_that_are_no_matrix_are_a_clear_error(name: str, tmp_path: Path) -> None:
+    values, message = UNEVEN[name]
+    kind = pa.list_(pa.string() if name == "text" else pa.float32())
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "embedding": pa.array(values, kind)}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=rf"windows.mined_from: .*e\.parquet.*{message}"):
+        read_item_embeddings(str(tmp_path / "e.parquet"), pa.array(["a"]))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Schema and drift: what the next span may change, and what stops it."""
 
+import string
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 
 from beam_jobs import ingest
 from beam_jobs.feature_statistics import feature_statistics, magnitudes, value_counts
-from beam_jobs.id_shapes import id_shapes
-from beam_jobs.span_schema import infer_schema, read_schema, schema_anomalies
-from beam_jobs.span_statistics import dataset_statistics, histograms_of, read_statistics
+from beam_jobs.id_shapes import id_shapes, usual_shapes
+from beam_jobs.span_schema import drift_anomalies, infer_schema, read_schema, schema_anomalies
+from beam_jobs.span_statistics import dataset_statistics, event_statistics, histograms_of, read_statistics
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature
 from contracts.layout import Workdir
@@ -23,6 +24,28 @@ LEVELS = {"levels": ["exposure", "click", "purchase"], "target_level": "click"}
 def test_shapes_of_ids() -> None:
     ids = pa.array(["u1", "user22", "17", "17.0", "Ünï9", "a-b-c-d-e-f", "", "x y"])
     assert id_shapes(ids) == {"a9": 3, "9": 1, "9.9": 1, "a-a-a-a-": 1, "a a": 1}
+
+
+def test_shapes_are_those_of_all_ids_however_many() -> None:
+    ids = pa.array([str(number) for number in range(5_000)] + [f"{number}.0" for number in range(5_000, 50_000)])
+    shapes = id_shapes(ids)
+    assert abs(shapes["9.9"] / shapes.total() - 0.9) < 0.01
+
+
+@pytest.mark.parametrize("number", [30, 300, 30_000])
+@pytest.mark.parametrize("length", [11, 22])
+def test_ids_of_random_characters_have_no_domain(length: int, number: int) -> None:
+    rng = np.random.default_rng(0)
+    letters = np.array(list(string.ascii_letters + string.digits + "-_"))
+    days = [["".join(row) for row in rng.choice(letters, (number, length))] for _ in range(2)]
+    first, second = (
+        [event_statistics(number, {"item_id.shape": usual_shapes([id_shapes(pa.array(day))])}, 0, 1, 0)] for day in days
+    )
+    assert schema_anomalies(infer_schema(first), second) == []
+    assert drift_anomalies(second[0], first[0], 0.2, 0.3) == []
+    plain = [event_statistics(number, {"item_id.shape": {"9": number}}, 0, 1, 0)]
+    assert drift_anomalies(plain[0], first[0], 0.2, 0.3) != []
+    assert schema_anomalies(infer_schema(plain), second) != []
 
 
 def _log(folder: Path, name: str, users: str = "u{}", clicks: int = 4, rows: int = 40, day: int = 0) -> Path:

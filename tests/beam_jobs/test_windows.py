@@ -155,3 +155,27 @@ def test_rerun_is_byte_identical(finished: tuple[Config, Workdir]) -> None:
     assert len(before) == 9  # 3 buckets, 3 splits
     windows.run(config.model_copy(update={"seed": 1}), workdir, "other")
     assert hashes() != before
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "value", "stage"),
+    [("data", "num_buckets", 5, "ingest"), ("windows", "popularity_exponent", 1.0, "statistics"),
+     ("groups", "num_groups", 3, "groups")],
+)  # fmt: skip
+def test_artifacts_of_another_config_are_refused(
+    finished: tuple[Config, Workdir], section: str, setting: str, value: float, stage: str
+) -> None:
+    config, workdir = finished
+    other = getattr(config, section).model_copy(update={setting: value})
+    with pytest.raises(ValueError, match=f"{section}.{setting}={value}.*run {stage}"):
+        windows.run(config.model_copy(update={section: other}), workdir, "f")
+
+
+def test_groups_of_other_items_are_refused(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path / "run")
+    for seed in (0, 1):  # the same items, in another order of their counts
+        config = make_config(community_log(tmp_path / f"{seed}.parquet", seed=seed))
+        for job in (ingest, statistics) if seed else (ingest, statistics, groups):
+            job.run(config, workdir, "f")
+    with pytest.raises(ValueError, match="run groups again"):
+        windows.run(config, workdir, "f")

@@ -1,0 +1,176 @@
+"""Where quotes leave the records of a CSV block: what ends on which line, and which quotes never close.
+
+Readers of CSV take all that follows a stray quote, line after line, for one cell, up to the next quote. Here a quoted
+cell may go on over the end of its line only if it closes as RFC 4180 has it: quotes within it are doubled, and a
+separator or a line's end follows the last one. Otherwise its record's first line is set aside, and the next line
+begins a record. Within one line, text after a closing quote is let through, as readers do.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+UNCLOSED = "quote never closed"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a block holds.
+
+    Attributes:
+        end: where its whole records end; what follows is the next block's.
+        set_aside: (start of a line, reason) of lines that are no record, in order.
+    """
+
+    end: int
+    set_aside: list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class _Quotes:
+    """Runs of an odd number of quotes, the only ones that can open or close a cell: even ones are quotes in its text.
+
+    Attributes:
+        begins: [num_runs] offset of the first quote.
+        opens: [num_runs] whether a cell begins there, unless one is open.
+        closes: [num_runs] whether a separator, a line's end or the end of the file follows.
+    """
+
+    begins: npt.NDArray[np.int64]
+    opens: npt.NDArray[np.bool_]
+    closes: npt.NDArray[np.bool_]
+
+    @property
+    def pair_up(self) -> bool:
+        """Whether they open and close in turn: no quote is astray."""
+        return bool(self.opens[::2].all() and self.closes[1::2].all())
+
+
+def find_records(
+    block: bytes, separator: str, num_fields: int, is_last: bool, most_bytes: int, count_fields: bool = False
+) -> Records:
+    """The records of a block that begins with one, as far as quotes tell.
+
+    Args:
+        block: bytes.
+        separator: of fields.
+        num_fields: of a record.
+        is_last: whether the file ends with the block.
+        most_bytes: a cell that is still open at the end of the block is the next block's, unless its record began
+            more than this before.
+        count_fields: whether each record of several lines must have `num_fields`, which takes longer; else they are
+            counted only where a quote is astray.
+    """
+    size = len(block) if is_last else block.rfind(b"\n") + 1
+    if block.find(b'"', 0, size) < 0:
+        return Records(size, [])
+    quotes = _find_quotes(block, size, separator)
+    if quotes.pair_up and not count_fields:
+        if len(quotes.begins) % 2 == 0:
+            return Records(size, [])
+        start = _start_of_last_record(block, quotes)
+        if not is_last and len(block) - start <= most_bytes:
+            return Records(start, [])
+    walk = _Walk(block, quotes, separator, num_fields)
+    set_aside: list[tuple[int, str]] = []
+    run = 0
+    while run < len(walk.begins):
+        start = block.rfind(b"\n", 0, walk.begins[run]) + 1
+        problem = walk.record(start, run)
+        if problem is None:
+            run = walk.next_run
+            continue
+        if walk.is_open and not is_last and len(block) - start <= most_bytes:
+            return Records(start, set_aside)
+        set_aside.append((start, problem))
+        run = bisect_left(walk.begins, line_end(block, start))
+    return Records(size, set_aside)
+
+
+class _Walk:
+    """Reads one record at a time."""
+
+    def __init__(self, block: bytes, quotes: _Quotes, separator: str, num_fields: int) -> None:
+        self.begins = quotes.begins.tolist()
+        self._opens = quotes.opens.tolist()
+        self._closes = quotes.closes.tolist()
+        self._block = block
+        self._separator = separator.encode()
+        self._num_fields = num_fields
+        self.next_run = 0
+        self.is_open = False
+
+    def record(self, start: int, run: int) -> str | None:
+        """Reads the record that begins at `start`, its first run of quotes being `run`; returns what is wrong with it.
+
+        Then `next_run` is the first one behind it, or `is_open` tells that the block ends within one of its cells.
+        """
+        end, outside, separators, carried = line_end(self._block, start), start, 0, 0
+        self.is_open = False
+        while run < len(self.begins) and self.begins[run] < end:
+            if not self._opens[run]:
+                run += 1
+                continue
+            self.is_open = run + 1 == len(self.begins)
+            if self.is_open:
+                return UNCLOSED
+            closing = self.begins[run + 1]
+            if closing >= end:
+                carried += 1
+                if not self._closes[run + 1]:
+                    return UNCLOSED
+                if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
+                    return not_fields(self._num_fields)
+                end = line_end(self._block, closing)
+            separators += self._block.count(self._separator, outside, self.begins[run])
+            outside = closing
+            run += 2
+        self.next_run = run
+        separators += self._block.count(self._separator, outside, end)
+        return None if not carried or separators == self._num_fields - 1 else not_fields(self._num_fields)
+
+
+def not_fields(number: int) -> str:
+    """The reason why a record of another number of fields is set aside."""
+    return f"not {number} fields"
+
+
+def line_end(block: bytes, start: int) -> int:
+    """Where the line ends, its line feed included."""
+    return block.find(b"\n", start) + 1 or len(block)
+
+
+def _find_quotes(block: bytes, size: int, separator: str) -> _Quotes:
+    data = np.frombuffer(block, np.uint8, size)
+    quotes = np.flatnonzero(data == ord('"'))
+    ends = quotes + 1
+    begins = quotes
+    if len(quotes) and (quotes[1:] == ends[:-1]).any():
+        first = np.flatnonzero(np.concatenate([[True], quotes[1:] != ends[:-1]]))
+        lengths = np.diff(first, append=len(quotes))
+        odd = lengths % 2 == 1
+        begins = quotes[first[odd]]
+        ends = begins + lengths[odd]
+    is_edge = np.zeros(256, bool)
+    is_edge[[ord(separator), ord("\n"), ord("\r")]] = True
+    opens = is_edge[data[begins - 1]]
+    closes = is_edge[data[np.minimum(ends, size - 1)]]
+    if len(begins):
+        opens[0] |= begins[0] == 0
+        closes[-1] |= ends[-1] == size
+    return _Quotes(begins, opens, closes)
+
+
+def _start_of_last_record(block: bytes, quotes: _Quotes) -> int:
+    """Of quotes that pair up but for the last one, the start of the record that it opens a cell of."""
+    run = len(quotes.begins) - 1
+    while True:
+        start = block.rfind(b"\n", 0, quotes.begins[run]) + 1
+        before = int(np.searchsorted(quotes.begins, start))
+        if before % 2 == 0:
+            return start
+        run = before - 1  # its cell holds the line's beginning
