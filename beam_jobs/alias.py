@@ -66,15 +66,6 @@ class AliasTables:
         items = self.items[self.starts[group] : self.starts[group + 1]]
         return items, self._weights[items]
 
-    def probabilities(self) -> Float64:
-        """[num_items] exact probability of each item within its group, as the tables hold it."""
-        size_of_slot = np.repeat(self.sizes, self.sizes)
-        of_slot = self.keep / size_of_slot
-        np.add.at(of_slot, self.alias, (1 - self.keep) / size_of_slot)
-        result = np.empty_like(of_slot)
-        result[self.items] = of_slot
-        return result
-
 
 def _build(weights: Float64) -> tuple[Float64, Int64]:
     """Keep probabilities and aliases of one table, by prefix sums instead of a loop over items.
