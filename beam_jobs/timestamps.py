@@ -45,8 +45,7 @@ def parse_times(column: pa.Array, unit: str) -> tuple[Int64, Int8]:
         column = column.dictionary_decode()
     missing = column.is_null(nan_is_null=False).to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(0).to_numpy()
-        return _judge(micros, np.where(missing, _MISSING, _OK).astype(np.int8))
+        return _judge(_from_arrow(column), np.where(missing, _MISSING, _OK).astype(np.int8))
     if pa.types.is_duration(column.type):
         return np.zeros(len(column), np.int64), np.where(missing, _MISSING, _NOT_A_TIME).astype(np.int8)
     if pa.types.is_integer(column.type):
@@ -85,6 +84,14 @@ def _judge(micros: Int64, problems: Int8) -> tuple[Int64, Int8]:
     problems[sound & (micros < 0)] = _NEGATIVE
     problems[sound & (micros >= _MAX_MICROSECONDS)] = _LATE
     return np.where(problems == _OK, micros, 0), problems
+
+
+def _from_arrow(column: pa.Array) -> Int64:
+    """Timestamps and dates, 0 for a null; Arrow's own cast to microseconds lets what is too late wrap around."""
+    if pa.types.is_date32(column.type):
+        column = column.cast(pa.timestamp("s"))  # days, of 32 bits
+    unit = "ms" if pa.types.is_date64(column.type) else column.type.unit
+    return _scale_integers(column.cast(pa.int64()).fill_null(0).to_numpy(), unit)
 
 
 def _scale_integers(values: Int64, unit: str) -> Int64:

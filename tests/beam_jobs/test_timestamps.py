@@ -19,6 +19,8 @@ CASES = {
     "text of a float": (pa.array(["1.7e9"]), "auto", SECOND * 10**6),
     "float": (pa.array([SECOND + 0.5]), "auto", SECOND * 10**6 + 500_000),
     "Arrow milliseconds": (pa.array([SECOND * 1000], pa.timestamp("ms", "Europe/Paris")), "auto", SECOND * 10**6),
+    "Arrow nanoseconds": (pa.array([SECOND * 10**9 + 7999], pa.timestamp("ns")), "s", SECOND * 10**6 + 7),
+    "date of milliseconds": (pa.array([dt.date(2024, 2, 29)], pa.date64()), "auto", 1_709_164_800 * 10**6),
     "date": (pa.array([dt.date(2024, 2, 29)]), "auto", 1_709_164_800 * 10**6),
     "ISO date": (pa.array(["2024-02-29"]), "auto", 1_709_164_800 * 10**6),
     "ISO with zone": (pa.array(["2024-02-29T02:00:00.25+02:00"]), "auto", 1_709_164_800 * 10**6 + 250_000),
@@ -46,6 +48,25 @@ def test_problems_are_told_apart() -> None:
     assert [TIME_PROBLEMS[code] for code in problems] == [
         "missing", "not a time", "negative", "not a time", "after the year 9999", "missing",
     ]  # fmt: skip
+
+
+# 2^64 microseconds more are, in 64 bits, the same number of microseconds.
+WRAPPING: dict[pa.DataType, int] = {
+    pa.timestamp("s"): 2**64 // 10**6 + SECOND,
+    pa.timestamp("ms", "UTC"): 2**64 // 1000 + SECOND * 1000,
+    pa.timestamp("us"): 2**63 - 1,
+    pa.date32(): 2**31 - 1,
+    pa.date64(): 2**64 // 1000 + SECOND * 1000,
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPING, ids=str)
+def test_an_arrow_time_out_of_range_does_not_wrap_around(kind: pa.DataType) -> None:
+    late = WRAPPING[kind]
+    column = pa.array([late, -late, None, 0], pa.int32() if kind == pa.date32() else pa.int64()).cast(kind)
+    micros, problems = parse_times(column, "auto")
+    assert [TIME_PROBLEMS[code] for code in problems] == ["after the year 9999", "negative", "missing", ""]
+    assert micros.tolist() == [0, 0, 0, 0]
 
 
 def test_a_config_value_that_is_no_time_names_its_key() -> None:
