@@ -80,14 +80,19 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:
     """Refuses artifacts that another config made, or of which one is older than what it was made from."""
-    found = read_manifest(events.path), read_manifest(statistics.path), read_manifest(groups.path)
-    of_events, of_statistics, of_groups = found
+    of_events, of_statistics, of_groups = (read_manifest(needed.path) for needed in (events, statistics, groups))
+    exponent = config.windows.popularity_exponent
     settings = (
         ("data.num_buckets", config.data.num_buckets, len(of_events.files), events, "ingest"),
-        ("windows.popularity_exponent", config.windows.popularity_exponent,
-         of_statistics.details.get("popularity_exponent"), statistics, "statistics"),
+        (
+            "windows.popularity_exponent",
+            exponent,
+            of_statistics.details.get("popularity_exponent", exponent),
+            statistics,
+            "statistics",
+        ),
         ("groups.num_groups", config.groups.num_groups, of_groups.counts["groups"], groups, "groups"),
-    )  # fmt: skip
+    )
     for name, wanted, made_with, artifact, stage in settings:
         if made_with != wanted:
             raise ValueError(
