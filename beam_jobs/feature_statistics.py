@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.id_shapes import id_shapes, usual_shapes
+from beam_jobs.id_shapes import SHAPE, id_shapes, merge_shapes
 from beam_jobs.side_features import take_apart
 from beam_jobs.span_statistics import MISSING, OTHER, Statistics, dataset_statistics
 from beam_jobs.vector_column import to_matrix
@@ -36,7 +36,7 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
         if left_out or not len(rows.ids):
             logger.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
                            f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
-        histograms = {f"{name}.{table.id}.shape": usual_shapes([id_shapes(rows.ids)])}
+        histograms = {f"{name}.{table.id}.{SHAPE}": merge_shapes([id_shapes(rows.ids)])}
         for feature in table.features:
             found = histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
             if found.get(MISSING) and found[MISSING] == len(rows.ids):

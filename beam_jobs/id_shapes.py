@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.span_statistics import OTHER
-
 _SAMPLE = 4_096  # distinct ids of a batch that are looked at
 _MOST_RUNS = 8  # of a shape: of a UUID or a hash only the beginning is kept
 _MOST_SHAPES = 64
-_RARE = 0.01  # share of ids below which a shape is rare
-_MOST_RARE = 0.02  # share of ids with rare shapes from which new ones are to be expected every day
+_RARE = 0.05  # share of ids up to which a shape is rare
+_MOST_RARE = 0.01  # share of ids with rare shapes from which the next ids are expected to have others
+
+SHAPE = "shape"
+"""Last part of a feature's name whose values are shapes."""
 
 
 def id_shapes(ids: pa.Array) -> Counter[str]:
@@ -32,25 +33,16 @@ def id_shapes(ids: pa.Array) -> Counter[str]:
 
 
 def merge_shapes(counters: list[dict[str, int]]) -> dict[str, int]:
-    """The most frequent shapes of all; rarer ones are `OTHER`."""
+    """The most frequent shapes of all; rarer ones are dropped."""
     total: Counter[str] = Counter()
     for counter in counters:
         total.update(counter)
-    other = total.pop(OTHER, 0)
-    ranked = sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
-    other += sum(count for _, count in ranked[_MOST_SHAPES:])
-    return {**dict(ranked[:_MOST_SHAPES]), **({OTHER: other} if other else {})}
+    return dict(sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))[:_MOST_SHAPES])
 
 
-def usual_shapes(counters: list[dict[str, int]]) -> dict[str, int]:
-    """Shapes of a whole log or table: those of random characters are `OTHER`, so that no schema lists them.
+def are_random(shares: dict[str, float]) -> bool:
+    """Whether shapes, with their shares, are as those of random characters: many, and the next ids have others.
 
-    Where shapes that occur once, or hardly ever, make up more than a few ids, the next log will bring others.
+    It goes by shares, not by counts: an id counts once for each file that it is in.
     """
-    shapes = merge_shapes(counters)
-    number = sum(shapes.values())
-    rare = {shape for shape, count in shapes.items() if count == 1 or count < _RARE * number} | {OTHER}
-    of_rare = sum(shapes.get(shape, 0) for shape in rare)
-    if of_rare <= _MOST_RARE * number:
-        return {shape: count for shape, count in shapes.items() if shape != OTHER}
-    return {**{shape: count for shape, count in shapes.items() if shape not in rare}, OTHER: of_rare}
+    return sum(share for share in shares.values() if share <= _RARE) > _MOST_RARE

@@ -14,7 +14,7 @@ import numpy as np
 from beam_jobs.beam_run import collect
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.id_shapes import usual_shapes
+from beam_jobs.id_shapes import SHAPE, merge_shapes
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -199,7 +199,7 @@ def _statistics(
     config: Config, counts: dict[str, int], files: list[dict[str, Any]], buckets: list[dict[str, Any]]
 ) -> Statistics:
     shapes = {
-        f"{name}.shape": usual_shapes([file["shapes"][name] for file in files])
+        f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
     of_level: Counter[str] = Counter()

@@ -9,9 +9,15 @@ import pytest
 
 from beam_jobs import ingest
 from beam_jobs.feature_statistics import feature_statistics, magnitudes, value_counts
-from beam_jobs.id_shapes import id_shapes, usual_shapes
+from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.span_schema import drift_anomalies, infer_schema, read_schema, schema_anomalies
-from beam_jobs.span_statistics import dataset_statistics, event_statistics, histograms_of, read_statistics
+from beam_jobs.span_statistics import (
+    Statistics,
+    dataset_statistics,
+    event_statistics,
+    histograms_of,
+    read_statistics,
+)
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature
 from contracts.layout import Workdir
@@ -32,20 +38,41 @@ def test_shapes_are_those_of_all_ids_however_many() -> None:
     assert abs(shapes["9.9"] / shapes.total() - 0.9) < 0.01
 
 
-@pytest.mark.parametrize("number", [30, 300, 30_000])
+LETTERS = list(string.ascii_letters + string.digits + "-_")
+
+
+def _of_random_characters(number: int, length: int, seed: int) -> list[str]:
+    return ["".join(row) for row in np.random.default_rng(seed).choice(LETTERS, (number, length))]
+
+
+def _statistics_of_ids(ids: list[str], files: int = 1) -> Statistics:
+    """Those of a log with all of its ids in each file."""
+    shapes = merge_shapes([merge_shapes([id_shapes(pa.array(ids))])] * files)
+    return event_statistics(len(ids), {"item_id.shape": shapes}, 0, 1, 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(20, 20), (50, 300), (300, 100), (300, 30_000)])
+@pytest.mark.parametrize("files", [1, 5])
 @pytest.mark.parametrize("length", [11, 22])
-def test_ids_of_random_characters_have_no_domain(length: int, number: int) -> None:
-    rng = np.random.default_rng(0)
-    letters = np.array(list(string.ascii_letters + string.digits + "-_"))
-    days = [["".join(row) for row in rng.choice(letters, (number, length))] for _ in range(2)]
-    first, second = (
-        [event_statistics(number, {"item_id.shape": usual_shapes([id_shapes(pa.array(day))])}, 0, 1, 0)] for day in days
-    )
-    assert schema_anomalies(infer_schema(first), second) == []
-    assert drift_anomalies(second[0], first[0], 0.2, 0.3) == []
-    plain = [event_statistics(number, {"item_id.shape": {"9": number}}, 0, 1, 0)]
-    assert drift_anomalies(plain[0], first[0], 0.2, 0.3) != []
-    assert schema_anomalies(infer_schema(plain), second) != []
+def test_ids_of_random_characters_raise_no_false_alarm(length: int, files: int, before: int, after: int) -> None:
+    first = _statistics_of_ids(_of_random_characters(before, length, 0), files)
+    second = _statistics_of_ids(_of_random_characters(after, length, 1), files)
+    assert schema_anomalies(infer_schema([first]), [second]) == []
+    assert drift_anomalies(second, first, 0.2, 0.3) == []
+
+
+def test_a_change_to_or_from_random_characters_is_seen() -> None:
+    plain = _statistics_of_ids([str(number) for number in range(300)])
+    random = _statistics_of_ids(_of_random_characters(300, 11, 0))
+    assert schema_anomalies(infer_schema([plain]), [random]) != []
+    assert drift_anomalies(plain, random, 0.2, 0.3) != []
+
+
+def test_a_few_odd_ids_leave_the_others_their_domain() -> None:
+    odd = ["unknown", "test-1"]
+    schema = infer_schema([_statistics_of_ids([*odd, *(str(number) for number in range(300))])])
+    changed = _statistics_of_ids([*odd, *(f"{number}{'.0' if number < 30 else ''}" for number in range(300))])
+    assert schema_anomalies(schema, [changed]) == ["item_id.shape: 9.9% of values are not of its domain ('9.9' 9.9%)"]
 
 
 def _log(folder: Path, name: str, users: str = "u{}", clicks: int = 4, rows: int = 40, day: int = 0) -> Path:
