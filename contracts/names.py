@@ -119,7 +119,8 @@ class Response:
     """Outputs of the servable's signatures.
 
     M, the width of serving_default's outputs, is the batch's largest `num_candidates`, but at most
-    the size of the catalogue: a request cannot make the server reserve more than it could answer.
+    `serving.max_candidates` and the size of the catalogue: a request cannot make the server reserve
+    more than it could answer.
     """
 
     ITEM_IDS = "item_ids"  # string [B, M], "" = absent

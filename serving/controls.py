@@ -25,7 +25,8 @@ class Controls:
     """Of each row.
 
     Attributes:
-        num_candidates: int32 [batch_size], M, at most the catalogue; 0 where the merge is unknown.
+        num_candidates: int32 [batch_size], M, at most `serving.max_candidates` and the catalogue; 0 where the merge is
+            unknown.
         alpha: float32 [batch_size], finite.
         merge: int32 [batch_size], code of `MERGES`.
         log_boost: float32 [batch_size, num_groups], -inf: the group may not answer.
@@ -45,7 +46,9 @@ class Controls:
         """Reads the inputs of serving_default."""
         wanted, alpha, merge = (request[name] for name in (Request.NUM_CANDIDATES, Request.ALPHA, Request.MERGE))
         is_merge = tf.where(merge == "", serving.merge, merge)[:, None] == np.array(MERGES, object)
-        wanted = tf.minimum(tf.where(wanted > 0, wanted, serving.num_candidates), num_items)
+        wanted = tf.minimum(
+            tf.where(wanted > 0, wanted, serving.num_candidates), min(serving.max_candidates, num_items)
+        )
         wanted = tf.where(tf.reduce_any(is_merge, 1), wanted, 0)
         return cls(
             num_candidates=wanted,

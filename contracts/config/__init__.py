@@ -86,6 +86,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _lists_are_long_enough(self) -> Config:
+        asked = {
+            "serving.num_candidates": self.serving.num_candidates,
+            "the largest of evaluation.ks": max(self.evaluation.ks, default=0),
+            "retrain.gate.k": self.retrain.gate.k,
+        }
+        for name, length in asked.items():
+            if length > self.serving.max_candidates:
+                raise ValueError(
+                    f"{name} is {length}, more than serving.max_candidates={self.serving.max_candidates}, the longest "
+                    "list that a servable gives: raise that, or ask for less"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _xla_knows_the_encoder(self) -> Config:
         if self.training.jit_compile and self.model.user_tower == "gru":
             # Its gradient holds a list of states, which does not leave what XLA compiled.

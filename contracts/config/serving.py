@@ -22,6 +22,9 @@ class ServingConfig(Section):
     merge: Literal["quota", "score"] = Field("score", description="how the groups' results become one list")
     alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
     num_candidates: int = Field(100, ge=1, description="default M")
+    max_candidates: int = Field(
+        10_000, ge=1, description="largest M: a request for more gets so many, since its whole batch is as wide"
+    )
     recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
     brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
     int8: bool = Field(
