@@ -35,10 +35,16 @@ def to_binary(column: pa.Array) -> pa.Array:
     elif pa.types.is_floating(kind):
         text = _float_text(column.cast(pa.float32()) if pa.types.is_float16(kind) else column)
     elif pa.types.is_decimal(kind):
-        text = pc.replace_substring_regex(column.cast(pa.string()), r"\.0+$", "")
+        text = _decimal_text(column)
     else:
         text = column.cast(pa.string())
     return text.cast(pa.binary())
+
+
+def _decimal_text(column: pa.Array) -> pa.Array:
+    """Whole numbers as integers; Arrow writes a 0 of ten decimals as 0E-10."""
+    text = pc.replace_substring_regex(column.cast(pa.string()), r"\.0+$", "")
+    return pc.replace_substring_regex(text, r"^0E-\d+$", "0")
 
 
 def _float_text(column: pa.Array) -> pa.Array:

@@ -34,6 +34,7 @@ codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))
 _SENTINEL = b"\x01end of block\x01"
 """Without NUL, at which pyarrow cuts a row once a block has thousands of rows and cells of more than ten bytes."""
 _HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
+_LINES_TRIED = 20
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _SEPARATORS = (",", ";", "\t", "|")
 _MAGIC = {
@@ -76,7 +77,7 @@ def read_csv_header(path: str, header: Sequence[str] = ()) -> list[str]:
         header: of a file without a header line, its columns' names in their order.
 
     Raises:
-        ValueError: the file is empty or not UTF-8 text, or its first line has another number of fields than `header`.
+        ValueError: the file is empty or not UTF-8 text, or its first lines have another number of fields than `header`.
         OSError: the file cannot be read.
     """
     with _open(path) as stream:
@@ -128,13 +129,15 @@ def _open(path: str) -> Iterator[BinaryIO]:
 def _split_header(block: bytes, path: str, header: Sequence[str]) -> tuple[list[str], str, bytes]:
     """The column names, what separates them, and the bytes of the rows.
 
-    The separator is the one that makes most of the first line: a log that is read has three columns at least, and a
+    The separator is the one that makes most of the header line: a log that is read has three columns at least, and a
     name that holds a separator is quoted.
     """
     for magic, what in _MAGIC.items():
         if block.startswith(magic):
             raise ValueError(f"{path} is {what}")
     block = block.removeprefix(b"\xef\xbb\xbf")
+    if header:
+        return [name.strip() for name in header], _separator_of_rows(block, path, header), block
     end = len(_HEADER.match(block)[0])  # type: ignore[index]
     line, rest = block[:end], block[end + 1 :]
     if block.startswith(b'"', end):
@@ -153,15 +156,28 @@ def _split_header(block: bytes, path: str, header: Sequence[str]) -> tuple[list[
     if not headers:
         raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({problem}): mend it")
     separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
-    names = [name.strip() for name in headers[separator]]
-    if not header:
-        return names, separator, rest
-    if len(names) != len(header):
+    return [name.strip() for name in headers[separator]], separator, rest
+
+
+def _separator_of_rows(block: bytes, path: str, header: Sequence[str]) -> str:
+    """What splits most of the first lines into as many fields as `header` names; any of them may be no row."""
+    lines = [line.decode("utf-8", errors="replace") for line in block.split(b"\n", _LINES_TRIED)[:_LINES_TRIED]]
+    fields = {separator: [_num_fields(line, separator) for line in lines] for separator in _SEPARATORS}
+    best = max(_SEPARATORS, key=lambda separator: fields[separator].count(len(header)))
+    if len(header) not in fields[best]:
+        found = {separator: numbers[0] for separator, numbers in fields.items()}
         raise ValueError(
-            f"{path}: its first line has {len(names)} fields, {names[:10]}, and the header that the config gives it "
-            f"names {len(header)}: {', '.join(header[:10])}"
+            f"{path}: the header that the config gives it names {len(header)} columns, {', '.join(header[:10])}; by "
+            f"separator, its first line has these numbers of fields: {found}"
         )
-    return [name.strip() for name in header], separator, block
+    return best
+
+
+def _num_fields(line: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([line.rstrip("\r")], delimiter=separator), []))
+    except csv.Error:
+        return 0
 
 
 class _BlockParser:

@@ -14,11 +14,11 @@ from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import check_file, parquet_columns
 from beam_jobs.payload import one_array
-from beam_jobs.vector_column import from_matrix, to_matrix, to_vectors
+from beam_jobs.vector_column import from_matrix, is_list, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
 from contracts.storage import as_path, reading
 
-_MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"\\n")
+_MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n")
 """How programs write that there is no number, in lower case."""
 
 
@@ -99,8 +99,11 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
                 table = file.read(columns=parquet_columns(file, columns), use_threads=False)
             return table.rename_columns([name.strip() for name in table.column_names]), 0
         batches = list(read_csv_batches(path, columns, source.header))
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): get a whole copy") from None
+    except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        remedy = "get a whole copy"
+        if "lists to be of size" in str(error):
+            remedy = "pyarrow reads no fixed-size list that is null: write lists of variable length, or drop those rows"
+        raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
     empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
     return pa.concat_tables([empty, *(b.table for b in batches)]), sum(len(b.bad_rows) for b in batches)
 
@@ -121,7 +124,9 @@ def _feature_values(
         if name == "numeric":
             numbers, is_malformed = _to_float32(column)
             return numbers, "malformed", is_malformed
-        if feature is not None and name == "tokens" and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        if feature is not None and name == "tokens" and is_list(kind):
+            if pa.types.is_nested(kind.value_type):
+                raise ValueError(f"a column of type {kind} holds no tokens")
             text = _joined(column.cast(pa.list_(pa.string())), feature)
         else:
             text = pc.fill_null(to_binary(column), b"")

@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
+from beam_jobs.column_text import to_binary
 from beam_jobs.event_files import is_parquet
 from beam_jobs.files import read_array, write_array
 from beam_jobs.item_embeddings import normalise_rows
+from beam_jobs.payload import one_array
 from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig
 from contracts.names import EmbeddingColumn
@@ -77,7 +79,7 @@ def _read(path: Path) -> tuple[pa.Array, Float32]:
         if isinstance(arrays, np.ndarray):
             raise ValueError("it is a single array, without ids")
         with arrays:
-            ids = pa.array(arrays[EmbeddingColumn.ITEM_ID].astype(str).tolist(), pa.string())
+            ids = to_binary(pa.array(arrays[EmbeddingColumn.ITEM_ID].tolist())).cast(pa.string())
             vectors = arrays[EmbeddingColumn.EMBEDDING]
     if vectors.dtype.kind not in "iuf":
         raise ValueError(f"its embeddings are of type {vectors.dtype}")
@@ -94,11 +96,13 @@ def _read_parquet(path: Path) -> tuple[pa.Array, npt.NDArray[np.generic]]:
     column = column.filter(present)  # flattening passes over a null, and moves up the rows behind it
     lengths = pc.list_value_length(column).to_numpy()
     width = lengths[0] if len(lengths) else 0
+    if not width:
+        raise ValueError("none of its rows has an embedding")
     for other in np.flatnonzero(lengths != width)[:1]:
         raise ValueError(
             f"row {rows[other] + 1} has an embedding of {lengths[other]} numbers, row {rows[0] + 1} one of {width}"
         )
-    ids = table[EmbeddingColumn.ITEM_ID].combine_chunks().cast(pa.string()).filter(present)
+    ids = to_binary(one_array(table[EmbeddingColumn.ITEM_ID])).cast(pa.string()).filter(present)
     return ids, pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(len(column), width)
 
 

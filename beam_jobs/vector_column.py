@@ -25,7 +25,7 @@ def to_vectors(column: pa.Array, feature: Feature) -> tuple[pa.Array, npt.NDArra
     """
     present = pc.is_valid(column).to_numpy(zero_copy_only=False)
     lists = column.filter(pa.array(present))  # a null fixed-size list has values
-    lists = lists if _is_list(column.type) else _split(lists, feature.separator)
+    lists = lists if is_list(column.type) else _split(lists, feature.separator)
     numbers = _numbers(pc.list_flatten(lists))
     rows = np.flatnonzero(present)[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
     lengths = np.bincount(rows, minlength=len(column))
@@ -46,7 +46,8 @@ def to_matrix(column: pa.Array) -> Float32:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a cell holds a list of values."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 

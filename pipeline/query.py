@@ -68,7 +68,7 @@ def query(
         "num_candidates": num_candidates,
         "merge": merge,
         "alpha": alpha,
-        "groups": _one_row(_group_ids(groups)),
+        "groups": _one_row(_group_ids(groups, config.groups.num_groups)),
         "max_groups": max_groups,
         "exclude_item_ids": _one_row(_ids(exclude)),
         "num_exploration": explore,
@@ -90,10 +90,12 @@ def _ids(listed: str | None) -> list[str] | None:
     return None if listed is None else [word for word in listed.split(",") if word]
 
 
-def _group_ids(listed: str | None) -> list[int] | None:
+def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:
     words = _ids(listed)
-    if words is not None and not (words and all(word.isdecimal() for word in words)):
-        raise ValueError(f"--groups {listed!r}: give the numbers of groups with commas between them, e.g. --groups 0,3")
+    if words is not None and not (words and all(word.isdecimal() and int(word) < num_groups for word in words)):
+        raise ValueError(
+            f"--groups {listed!r}: give numbers from 0 to {num_groups - 1} with commas between them, e.g. --groups 0,3"
+        )
     return None if words is None else [int(word) for word in words]
 
 

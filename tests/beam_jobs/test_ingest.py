@@ -1,5 +1,6 @@
 """Ingest: every bad input is a clear error or a counted dead letter, and every good row is kept."""
 
+import decimal
 import gzip
 import hashlib
 import re
@@ -149,6 +150,25 @@ def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Pat
     }  # fmt: skip
 
 
+def test_decimals_of_any_scale_are_whole_numbers(tmp_path: Path) -> None:
+    """Arrow writes a 0 of ten decimals as 0E-10."""
+    users = pa.array([decimal.Decimal(0), decimal.Decimal(1700)], pa.decimal128(38, 10))
+    items = pa.array([decimal.Decimal(1700), decimal.Decimal(0)], pa.decimal128(20, 7))
+    clicks = pa.array([decimal.Decimal(0), decimal.Decimal(1)], pa.decimal128(38, 18))
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": [1, 2], "click": clicks})
+    pq.write_table(table, tmp_path / "log.parquet")
+    feedback = {"levels": ["exposure", "click"], "flags": {"click": "click"}}
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(
+        make_config(tmp_path / "log.parquet", data={"events": str(tmp_path / "log.parquet"), "feedback": feedback}),
+        workdir,
+        "f",
+    )
+    assert {(r["user_id"], r["item_id"], r["feedback_level"]) for r in read_events(workdir)} == {
+        ("0", "1700", 0), ("1700", "0", 1),
+    }  # fmt: skip
+
+
 def test_feedback_is_the_highest_level_that_applies_and_duplicates_keep_it(tmp_path: Path) -> None:
     # exposure 0, click 1, buy 2: by event value, by flag, by rating.
     lines = ["u,a,1,exposure,0,1", "u,b,2,exposure,true,1", "u,c,3,click,0,5", "u,a,1,click,FALSE,2", "u,d,4,wave,0,1"]
@@ -211,11 +231,26 @@ def test_a_log_without_a_header_line_is_read_from_its_first_row(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
+    "first",
+    ["u1\ti1\t5\tHello, dear, old, friend, hi", 'u1\ti1\t5\tthe 5" pipe', 'u1\ti1\t5\t"open', "u1\ti1"],
+    ids=["more commas than tabs", "a quote in a cell", "a quote that never closes", "no row"],
+)
+def test_what_the_first_row_of_a_headerless_log_holds_does_not_matter(tmp_path: Path, first: str) -> None:
+    rows = [f'u{row % 7}\ti{row % 9}\t{1_700_000_000 + row}\t5" and 6", more' for row in range(500)]
+    (tmp_path / "log.tsv").write_text("\n".join([first, *rows]) + "\n")
+    data = {"events": str(tmp_path / "log.tsv"), "header": ["user_id", "item_id", "timestamp", "text"]}
+    counts = ingest.run(make_config("x", data=data), Workdir(tmp_path / "run"), "f").counts
+    assert counts["rows"] == 501
+    assert counts["events"] + counts["dead_letters"] == 501
+    assert counts["dead_letters"] == (first.count("\t") < 3 or '\t"' in first)
+
+
+@pytest.mark.parametrize(
     ("line", "data", "said"),
     [
         ("1,2268318,pv,1511544070", {}, "needs `header` in the config"),
         ("1::1193::5::978300760", {}, "separated by '::'"),
-        ("1,2268318,pv,1511544070", HEADERLESS, "has 4 fields, ['1', '2268318', 'pv', '1511544070'], and the header"),
+        ("1,2268318,pv,1511544070", HEADERLESS, "names 5 columns, who, what, kind, how, when; by separator"),
     ],
     ids=["no header", "two colons", "another number of fields"],
 )

@@ -115,9 +115,34 @@ def test_a_null_in_parquet_is_an_item_without_an_embedding(tmp_path: Path) -> No
     np.testing.assert_allclose(read, [[0, 0], [0, 1], [0, 0], [0.6, 0.8]], atol=1e-6)
 
 
+IDS = {
+    "floats": pa.array([9_999_999_999.0, 2e10, 0.0]),
+    "decimals": pa.array([9_999_999_999, 20_000_000_000, 0]).cast(pa.decimal128(38, 10)),
+    "integers": pa.array([9_999_999_999, 20_000_000_000, 0]),
+    "text": pa.array(["9999999999", "20000000000", "0"]),
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_embeddings_are_read_as_those_of_the_log(name: str, tmp_path: Path) -> None:
+    path, vectors = tmp_path / "e.parquet", [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]
+    pq.write_table(pa.table({"item_id": IDS[name], "embedding": vectors}), path)
+    asked = pa.array(["0", "9999999999", "20000000000"])
+    np.testing.assert_allclose(read_item_embeddings(str(path), asked), [[0.6, 0.8], [1, 0], [0, 1]], atol=1e-6)
+    if name != "decimals":  # which NumPy has not
+        np.savez(
+            tmp_path / "e.npz",
+            item_id=IDS[name].to_numpy(zero_copy_only=False).astype(str if name == "text" else None),
+            embedding=vectors,
+        )
+        np.testing.assert_allclose(
+            read_item_embeddings(str(tmp_path / "e.npz"), asked), [[0.6, 0.8], [1, 0], [0, 1]], atol=1e-6
+        )
+
+
 UNEVEN: dict[str, tuple[list[object], str]] = {
     "ragged": ([None, [1.0, 2.0, 3.0], [4.0]], "row 3 has an embedding of 1 numbers, row 2 one of 3"),
-    "only nulls": ([None, None, None], "holds none of the log's 1 items"),
+    "only nulls": ([None, None, None], "none of its rows has an embedding"),
     "a null within": ([[1.0, 2.0], [None, 1.0], None], "finite numbers"),
     "text": ([["x", "y"], None, None], "embeddings are of type object"),
 }

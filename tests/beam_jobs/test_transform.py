@@ -133,6 +133,19 @@ def test_cells_that_lose_something_are_counted(tmp_path: Path) -> None:
     )
 
 
+def test_tokens_of_fixed_size_lists_and_of_structs(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pairs = pa.array([["x", "y"], ["z", "x"]], pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"id": ["1", "2"], "tags": pairs, "genres": [[{"id": 1}]] * 2}), path)
+    tables = [
+        FeatureTable.model_validate({"path": str(path), "id": "id", "features": [{"name": name, "kind": "tokens"}]})
+        for name in ("tags", "genres")
+    ]
+    assert read_feature_table(tables[0], "data.item_features").columns["tags"].to_pylist() == [b"x|y", b"z|x"]
+    with pytest.raises(ValueError, match=r"column 'genres': a column of type list<.*struct.* holds no tokens"):
+        read_feature_table(tables[1], "data.item_features")
+
+
 @pytest.mark.parametrize(("name", "cells", "separator"), [("look", LOOKS, None), ("cover", COVERS, " ")])
 def test_vectors_are_scaled_whole_or_missing(finished: Workdir, name: str, cells: list, separator: str | None) -> None:
     """i28 and i29 have no row in the table; row 28 repeats i0, and "new" has the last row."""

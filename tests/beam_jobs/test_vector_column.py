@@ -52,6 +52,18 @@ def test_a_column_of_no_numbers_is_an_error_that_names_it(tmp_path) -> None:
         read_feature_table(table, "data.item_features")
 
 
+def test_what_pyarrow_cannot_read_is_explained(tmp_path) -> None:
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "items.parquet"
+    pq.write_table(
+        pa.table({"id": list("abc"), "look": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.float32(), 2))}), path
+    )
+    table = FeatureTable(path=str(path), id="id", features=(Feature(name="look", kind="vector", dim=2),))
+    with pytest.raises(ValueError, match="write lists of variable length"):
+        read_feature_table(table, "data.item_features")
+
+
 @pytest.mark.parametrize(("kind", "dim"), [("vector", 0), ("numeric", 3)])
 def test_only_a_vector_has_a_length(kind: str, dim: int) -> None:
     with pytest.raises(ValueError, match="a vector needs its length"):

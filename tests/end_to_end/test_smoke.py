@@ -104,9 +104,17 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
         (["query", "-w", "nowhere", "--user", "u1"], "nowhere"),
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
-        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "the numbers of groups"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give numbers from 0 to 5"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give numbers from 0 to 5"),
     ],
-    ids=["neither user nor history", "unknown user", "no run", "alpha of a merge without it", "groups by name"],
+    ids=[
+        "neither user nor history",
+        "unknown user",
+        "no run",
+        "alpha of a merge without it",
+        "groups by name",
+        "a group that there is not",
+    ],
 )
 def test_a_wrong_query_is_explained(smoke: SmokeRun, arguments: list[str], said: str) -> None:
     done = run_dnc(*(argument.format(workdir=smoke.workdir) for argument in arguments))
