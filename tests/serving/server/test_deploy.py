@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from contracts.config_io import load_config
 from contracts.serving_labels import ServingLabels, write_labels
+from pipeline.cli import main as cli
 from serving.deploy.models_config import main, models_config
 from serving.server.rest_api import METRICS_PATH
 from tests.serving.server.conftest import add_version
@@ -166,6 +168,17 @@ def test_servers_have_known_flags_and_files_that_exist(name):
     for value in flags.values():
         if value.startswith("/config/"):
             assert (DEPLOY / Path(value).name).exists()
+
+
+def test_dnc_serve_takes_the_arguments_that_it_is_given():
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["scann"]
+    (deployment, _) = yaml.safe_load_all((DEPLOY / "kubernetes-dnc-serve.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for command, *arguments in (compose["command"], container["args"]):
+        given = cli.commands[command].make_context(command, arguments).params
+        assert given["models"] == ("dnc=/models/dnc",)
+        server = load_config(None, given["overrides"]).server
+        assert (server.host, server.grpc_port, server.rest_port) == ("0.0.0.0", 8500, 8501)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
