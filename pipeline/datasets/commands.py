@@ -21,6 +21,10 @@ def _out(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option("--out", type=path, default=Path("data") / name, show_default=True, help=shown)
 
 
+def _number(flag: str, name: str, default: int, shown: str, least: int = 1) -> Callable[..., Any]:
+    return click.option(flag, name, type=click.IntRange(least), default=default, show_default=True, help=shown)
+
+
 _seed = click.option("--seed", type=int, default=0, show_default=True, help="Another one gives another log.")
 
 
@@ -38,34 +42,11 @@ def ml_100k(out: Path) -> None:
 
 @data.command()
 @_out("synthetic")
-@click.option(
-    "--events", "num_events", type=click.IntRange(1), default=40_000, show_default=True, help="Events in all."
-)
-@click.option("--users", "num_users", type=click.IntRange(1), default=1_500, show_default=True, help="Users in all.")
-@click.option(
-    "--items",
-    "num_items",
-    type=click.IntRange(2),
-    default=600,
-    show_default=True,
-    help="Items in all: at least 2 a topic.",
-)
-@click.option(
-    "--topics",
-    "num_topics",
-    type=click.IntRange(1),
-    default=6,
-    show_default=True,
-    help="Groups of items of a kind: what grouping should find.",
-)
-@click.option(
-    "--files",
-    "num_files",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Files that the events are spread over.",
-)
+@_number("--events", "num_events", 40_000, "Events in all.")
+@_number("--users", "num_users", 1_500, "Users in all.")
+@_number("--items", "num_items", 600, "Items in all: at least 2 a topic.", least=2)
+@_number("--topics", "num_topics", 6, "Groups of items of a kind: what grouping should find.")
+@_number("--files", "num_files", 2, "Files that the events are spread over.")
 @click.option(
     "--format",
     "file_format",
@@ -86,31 +67,10 @@ def synthetic(out: Path, **sizes: Any) -> None:
 
 @data.command()
 @_out("drifting")
-@click.option(
-    "--days",
-    "num_days",
-    type=click.IntRange(1),
-    default=30,
-    show_default=True,
-    help="Days, each a directory of its date.",
-)
-@click.option("--users", "num_users", type=click.IntRange(1), default=2_000, show_default=True, help="Users in all.")
-@click.option(
-    "--items",
-    "num_items",
-    type=click.IntRange(2),
-    default=1_000,
-    show_default=True,
-    help="Items in all: at least 4 a topic.",
-)
-@click.option(
-    "--topics",
-    "num_topics",
-    type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Groups of items of a kind: what grouping should find.",
-)
+@_number("--days", "num_days", 30, "Days, each a directory of its date.")
+@_number("--users", "num_users", 2_000, "Users in all.")
+@_number("--items", "num_items", 1_000, "Items in all: at least 4 a topic.", least=2)
+@_number("--topics", "num_topics", 8, "Groups of items of a kind: what grouping should find.")
 @_seed
 @reports_user_errors
 def drifting(out: Path, **sizes: Any) -> None:
