@@ -96,7 +96,7 @@ def _explain(path: Path | None, error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see `dnc run --help`")
+            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see contracts/config/")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             shown = key and key not in _SECRET

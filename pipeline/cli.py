@@ -17,6 +17,7 @@ from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
 from pipeline.cli_options import PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
+from pipeline.doctor import EXTRAS, check
 from pipeline.query import query
 from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES
@@ -221,13 +222,15 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
 
 
 @main.command()
+@click.argument("extras", nargs=-1, type=click.Choice(EXTRAS))
 @reports_user_errors
-def doctor() -> None:
-    """Check that this machine can run the pipeline; say what to do where it cannot."""
-    from pipeline.doctor import check
+def doctor(extras: tuple[str, ...]) -> None:
+    """Check that this machine can run the pipeline; say what to do where it cannot.
 
+    EXTRAS: those of setup.py that the machine is to have; without any, all.
+    """
     problems = 0
-    for finding in check():
+    for finding in check(extras or EXTRAS):
         problems += not finding.ok
         click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.found}")
         if not finding.ok:

@@ -6,7 +6,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -17,12 +17,15 @@ import contracts  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 DISTRIBUTION = "dnc-retrieval"
 _REINSTALL = "rm -rf .venv && make test (installs requirements.lock with --no-deps)"
 _MIN_FREE_GIB = 5
-_MODULES = (
-    *("tensorflow", "tensorflow_recommenders", "scann", "apache_beam", "tensorflow_transform"),
-    *("aiohttp", "grpc", "prometheus_client", "requests", "tenacity"),  # dnc serve
-    "optuna",  # dnc tune
-    "apscheduler",  # dnc schedule
-)
+_MODULES = {
+    "beam": ("apache_beam", "tensorflow_transform"),
+    "train": ("tensorflow", "tensorflow_recommenders"),
+    "serving": ("tensorflow", "scann"),
+    "server": ("aiohttp", "grpc", "prometheus_client", "requests", "tenacity"),
+    "tune": ("optuna",),
+    "schedule": ("apscheduler", "requests", "tenacity"),
+}
+EXTRAS = tuple(_MODULES)
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,12 @@ class Finding:
     remedy: str = ""
 
 
-def check() -> Iterator[Finding]:
-    """Runs every check, cheap ones first."""
+def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
+    """Runs every check, cheap ones first.
+
+    Args:
+        extras: of `EXTRAS`, those that this machine is to have.
+    """
     version = sys.version_info
     yield Finding(
         "Python 3.10-3.13",
@@ -48,13 +55,15 @@ def check() -> Iterator[Finding]:
     yield Finding("free disk", free >= _MIN_FREE_GIB, f"{free:.0f} GiB", f"free at least {_MIN_FREE_GIB} GiB")
     keras = os.environ.get("TF_USE_LEGACY_KERAS", "")
     yield Finding("TF_USE_LEGACY_KERAS", keras == "1", keras or "unset", "unset it, or export TF_USE_LEGACY_KERAS=1")
-    yield from _pinned_versions()
-    for module in _MODULES:
-        yield _imports(module)
+    remedy = _REINSTALL if tuple(extras) == EXTRAS else f"pip install '.[{','.join(extras)}]'"
+    yield from _pinned_versions(extras, remedy)
+    for module in dict.fromkeys(module for extra in extras for module in _MODULES[extra]):
+        yield _imports(module, remedy)
 
 
-def _pinned_versions() -> Iterator[Finding]:
-    wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+def _pinned_versions(extras: Sequence[str], remedy: str) -> Iterator[Finding]:
+    every = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    wanted = [pin for pin in every if pin.marker is None or any(pin.marker.evaluate({"extra": x}) for x in extras)]
     pins = {(pin.name, pin.specifier) for pin in wanted if any(clause.operator == "==" for clause in pin.specifier)}
     for name, specifier in sorted(pins, key=str):  # extras may share one
         try:
@@ -62,12 +71,12 @@ def _pinned_versions() -> Iterator[Finding]:
         except metadata.PackageNotFoundError:
             found = "not installed"
         ok = found != "not installed" and specifier.contains(found)
-        yield Finding(f"{name}{specifier}", ok, found, _REINSTALL)
+        yield Finding(f"{name}{specifier}", ok, found, remedy)
 
 
-def _imports(module: str) -> Finding:
+def _imports(module: str, remedy: str) -> Finding:
     try:
         loaded = importlib.import_module(module)
     except Exception as error:  # an import may fail in any way, e.g. an undefined symbol
-        return Finding(f"import {module}", False, str(error).splitlines()[0], _REINSTALL)
+        return Finding(f"import {module}", False, str(error).splitlines()[0], remedy)
     return Finding(f"import {module}", True, getattr(loaded, "__version__", "imported"))

@@ -1,20 +1,27 @@
-"""Every command that the documentation shows is one that exists, with options that it takes."""
+"""Every command and config key that the documentation shows exists, with options that the command takes."""
 
+import functools
 import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic import BaseModel
 
+from contracts.config import Config
 from pipeline.cli import main
 from pipeline.retraining.commands import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(?:sh|bash)\n(.*?)```", re.DOTALL)
+OURS = ("benchmarks", "beam_jobs", "serving", "trainer", "pipeline")
+INLINE = re.compile(r"`((?:dnc|python -m) [^`<]+)`")
+KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)[`=]")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 
@@ -24,6 +31,15 @@ def commands(page: Path) -> list[list[str]]:
 
 
 SHOWN = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+@functools.cache
+def flags_of(module: str) -> set[str]:
+    """Flags that the source of a program declares, its own or the one that it hands its command line to."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    if module.startswith("beam_jobs.") and "from beam_jobs.command import main" in source:
+        source = (ROOT / "beam_jobs" / "command.py").read_text(encoding="utf-8")
+    return set(re.findall(r"""["'](--[a-z-]+)["']""", source))
 
 
 @pytest.mark.parametrize(("page", "words"), SHOWN, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
@@ -41,9 +57,43 @@ def test_a_shown_command_exists(page: str, words: list[str]) -> None:
     elif program == "python":
         assert arguments[0] == "-m" or (ROOT / arguments[0]).exists()
         assert arguments[0] != "-m" or importlib.util.find_spec(arguments[1])
+        if arguments[0] == "-m" and arguments[1].split(".")[0] in OURS:
+            flags = {word.split("=")[0] for word in arguments[2:] if word.startswith("--")}
+            assert flags <= flags_of(arguments[1]), page
     for word in words:
         if word.startswith("configs/"):
             assert (ROOT / word).exists(), f"{page} names {word}"
+
+
+NAMED = {(page.name, " ".join(span.split())) for page in PAGES for span in INLINE.findall(page.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize(("page", "line"), sorted(NAMED))
+def test_a_command_within_a_sentence_exists(page: str, line: str) -> None:
+    program, *words = shlex.split(line)
+    if program == "dnc":
+        command = main.commands[words[0]]
+        taken = {opt for parameter in command.params for opt in parameter.opts}
+    else:
+        assert importlib.util.find_spec(words[1])
+        taken = flags_of(words[1]) if words[1].split(".")[0] in OURS else set(words)
+    assert {word for word in words if word.startswith("--")} <= taken, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_config_key_exists(page: Path) -> None:
+    for key in KEY.findall(page.read_text(encoding="utf-8")):
+        if key.split(".")[0] not in Config.model_fields or key in ("serving.client", "serving.json"):
+            continue
+        model: type[BaseModel] | None = Config
+        for part in key.split("."):
+            assert model and part in model.model_fields, f"{page.name} names {key}"
+            model = model_of(model.model_fields[part].annotation)
+
+
+def model_of(annotation: object) -> type[BaseModel] | None:
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def leaves(command: click.Command = main) -> list[click.Command]:

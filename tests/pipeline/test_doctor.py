@@ -22,3 +22,15 @@ def test_every_pin_and_import_is_looked_at_once(monkeypatch: pytest.MonkeyPatch)
     failed = [what for what, finding in findings.items() if what.startswith("import") and not finding.ok]
     assert failed == ["import optuna"]
     assert "make test" in findings["import optuna"].remedy
+
+
+def test_a_machine_for_some_extras_needs_these_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(module: str) -> None:
+        if module != "apache_beam":
+            raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    findings = {finding.what: finding for finding in check(["beam"])}
+    assert not [what for what in findings if "scann" in what or what.startswith("tensorflow==")]
+    assert findings["import apache_beam"].ok
+    assert findings["import tensorflow_transform"].remedy == "pip install '.[beam]'"
