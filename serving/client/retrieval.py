@@ -21,6 +21,7 @@ from serving.signature import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, its retries included."""
+_REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 _Answer = TypeVar("_Answer")
 
 
@@ -116,7 +117,7 @@ class RetrievalClient:
             timeout: seconds, retries included; default: the client's.
             inputs: any other input of serving_default by its name (see `contracts.names.Request`):
                 one value for all users, or a value a user; of inputs with several values a user,
-                such as `groups`, a list a user.
+                such as `groups`, a list for all, or a list a user. None is as if left out.
 
         Raises:
             ValueError: the servable has no such input, or the value does not fit it.
@@ -171,9 +172,9 @@ class RetrievalClient:
         spec, is_fresh = self._spec(signature, deadline)
         try:
             return self._predict(spec, _arrays(spec, given, rows), deadline)
-        except RetrievalError as error:
+        except (RetrievalError, ValueError) as error:
             # A new version may take other inputs than the one whose metadata is remembered.
-            if is_fresh or error.code not in (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
+            if is_fresh or (isinstance(error, RetrievalError) and error.code not in _REFUSED_INPUTS):
                 raise
             self._specs.pop(signature, None)  # another thread may have been faster
         spec, _ = self._spec(signature, deadline)
@@ -217,7 +218,7 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
     spec.require_known(given)
-    inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items()}
+    inputs = {name: _array(spec.inputs[name], value, rows) for name, value in given.items() if value is not None}
     for merge in set(inputs.get(Request.MERGE, ())) - {b"", *(merge.encode() for merge in MERGES)}:
         raise ValueError(f"input {Request.MERGE!r} must be one of {', '.join(MERGES)}; got {merge.decode()!r}")
     return spec.complete(inputs)[0]
@@ -227,18 +228,27 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     """A row a user; an input of any width is padded on the left, by one place at least."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         array = _cast(spec, np.asarray(value, object))
+        if array.ndim == len(spec.shape) and len(array) not in (1, rows):
+            raise ValueError(f"input {spec.name!r} must have one value, or a value a user, {rows}; got {len(array)}")
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if not _is_list(value):
         raise ValueError(f"input {spec.name!r} must be a list, or a list a user; got {value!r}")
     lists = list(value)
-    if lists and not any(isinstance(one, list | tuple | np.ndarray) for one in lists):
+    if not any(_is_list(one) for one in lists):
         lists = [lists] * rows
     if len(lists) != rows:
         raise ValueError(f"input {spec.name!r} must have a list a user, {rows}; got {len(lists)}")
+    if broken := [one for one in lists if one is not None and not _is_list(one)]:
+        raise ValueError(f"input {spec.name!r} must have a list a user; got {broken[0]!r} for one")
+    lists = [() if one is None else tuple(one) for one in lists]
     padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
     for row, one in enumerate(lists):
         padded[row, padded.shape[1] - len(one) :] = one
     return _cast(spec, padded)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
 
 
 def _cast(spec: Input, values: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import socket
 import threading
 import time
@@ -66,10 +67,12 @@ def test_candidate_embedding(client, session):
     [
         ({"nope": 1}, "has no input 'nope'; it has .*alpha"),
         ({"num_candidates": "many"}, "'num_candidates' must hold int32"),
-        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha'|broadcast"),
+        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha' must have one value, or a value a user, 2; got 3"),
         ({"num_candidates": 2.7}, "'num_candidates' must hold int32: 2.7 is no whole number"),
         ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or a list a user; got 'i4'"),
         ({"groups": 1}, "'groups' must be a list, or a list a user; got 1"),
+        ({"groups": [[1], 2]}, "'groups' must have a list a user; got 2 for one"),
+        ({"exclude_item_ids": [["i1"]]}, "'exclude_item_ids' must have a list a user, 2; got 1"),
         ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is no text; .* write str\(101\)"),
         ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is no text"),
         ({"merge": "nonsense"}, "'merge' must be one of quota, score, round_robin; got 'nonsense'"),
@@ -228,6 +231,43 @@ def test_metadata_is_read_again_when_a_new_version_refuses_the_old_inputs(sessio
     transport.failures += [Code.INVALID_ARGUMENT] * 2
     with pytest.raises(RetrievalError):
         client.recommend([["i1"]])
+
+
+def test_metadata_is_read_again_when_the_remembered_one_lacks_an_input(session):
+    """A caller that always gives what is new in the new version never sends what the old metadata would refuse."""
+    new = session.signatures
+    old = copy.deepcopy(new[Signature.SERVING_DEFAULT])
+    del old.inputs["age"]
+    transport = Recorded({**new, Signature.SERVING_DEFAULT: old})
+    client = RetrievalClient(transport, Target("dnc"))
+    with pytest.raises(ValueError, match="no input 'age'"):
+        client.recommend([["i1"]], age=30.0)
+    assert transport.metadata_calls == 1
+    transport.definitions = new
+    client.recommend([["i1"]], age=30.0)
+    assert transport.metadata_calls == 2
+    with pytest.raises(ValueError, match="no input 'height'"):
+        client.recommend([["i1"]], height=180.0)
+    assert len(transport.sent) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, [], [[]], ()])
+def test_nothing_is_as_if_left_out(session, nothing):
+    transport = Recorded(session.signatures)
+    client = RetrievalClient(transport, Target("dnc"))
+    client.recommend([["i1"]], exclude_item_ids=nothing, groups=nothing, alpha=None, group_boost=None)
+    client.recommend([["i1"]])
+    given, left_out = transport.sent
+    for name, value in left_out.items():
+        np.testing.assert_array_equal(given[name], value)
+
+
+@pytest.mark.parametrize("lists", [["i4", "i5"], ({"i4", "i5"}, {"i5", "i4"}), [iter(["i5", "i4"]), ("i4", "i5")]])
+def test_any_collection_is_a_list(session, lists):
+    transport = Recorded(session.signatures)
+    RetrievalClient(transport, Target("dnc")).recommend([["i1"], ["i2"]], exclude_item_ids=lists)
+    sent = transport.sent[0]["exclude_item_ids"]
+    assert [sorted(row) for row in sent.tolist()] == [[b"", b"i4", b"i5"]] * 2
 
 
 def test_a_spec_that_another_thread_dropped_first_is_read_again(session):
