@@ -93,6 +93,9 @@ class TrainingState:
             entry["plateau"] = True
             self.restore_best()
         self._history_json.assign(json.dumps(self.history))
+        # Each replica has a random state of its own, and a checkpoint the first one's: all go on from that one now,
+        # as they will after a kill. TensorFlow mixes in the replica's number, so their draws still differ.
+        self._model.generator.reset(self._model.generator.state.numpy())
         self._manager.save()
 
     def restore_best(self) -> None:

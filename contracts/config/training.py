@@ -171,7 +171,7 @@ class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (10, 50, 100, 200, 500, 1000), description="the k of recall_at_k"
+        (10, 50, 100, 200, 500, 1000), min_length=1, description="the k of recall_at_k"
     )
     max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
     bootstrap_samples: int = Field(1000, ge=0)

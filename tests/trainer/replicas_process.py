@@ -27,17 +27,18 @@ def main(folder: Path, batch_size: int) -> None:
     assert strategy_of(2).num_replicas_in_sync == 2
     workdir = write_artifacts(cyclic_log(num_users=60, mined_negatives=2), folder)
     result = {}
-    for name, replicas in {"on_1": 1, "on_2": 2, "on_2_resumed": 2}.items():
+    for name in ("on_1", "on_2", "on_2_resumed", "on_2_dropping", "on_2_dropping_resumed"):
+        replicas, dropout = (1 if "1" in name else 2), (0.3 if "dropping" in name else 0.0)
         config = small_config(
             windows={"mined_negatives": 2, "mined_from": "unread.npz"},
-            model={"dropout": 0.0, "conditioning_dropout": 0.0},
+            model={"dropout": dropout, "conditioning_dropout": dropout},
             training={
                 "replicas": replicas,
                 "batch_size": batch_size,
                 "loss": {"choice_weight": 1.0, "z_weight": 0.1, "in_group_weight": 1.0},
             },
         )
-        if name == "on_2_resumed":
+        if name.endswith("resumed"):
             die_after_the_first_epoch(config, workdir, name)
         train(config, workdir, name, "x")
         weights = [weight.numpy() for weight in load_model(config, workdir, name).trainable_variables]

@@ -29,6 +29,10 @@ def test_two_replicas_train_as_one_device_does(batch_size: int, tmp_path: Path) 
         weights = np.load(tmp_path / f"{name}.npz")
         for key in expected.files:
             np.testing.assert_allclose(weights[key], expected[key], atol=2e-3, err_msg=f"{name}, {key}")
+    # With dropout, replicas draw: two of them unlike one, but a broken training as an unbroken one.
+    unbroken, resumed = (np.load(tmp_path / f"on_2_dropping{end}.npz") for end in ("", "_resumed"))
+    for key in unbroken.files:
+        np.testing.assert_allclose(resumed[key], unbroken[key], atol=1e-6, err_msg=key)
 
 
 def test_more_replicas_than_devices_are_refused() -> None:
