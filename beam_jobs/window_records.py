@@ -13,6 +13,7 @@ from beam_jobs.example_encoder import Ragged
 from contracts.names import EvaluationField, Split
 
 Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class WindowSpans:
     Attributes:
         starts: [num_windows] place of the first event.
         num_context: [num_windows] events before the first target, at least 1.
-        num_targets: [num_windows] targets that follow them, 1..length.
+        num_targets: [num_windows] events that follow them, 1..length: targets, but for repeats.
     """
 
     starts: Int64
@@ -39,8 +40,17 @@ class WindowSpans:
         return ragged_range(self.starts, self.lengths)
 
     def target_positions(self) -> Int64:
-        """[sum(num_targets)] places of all windows' targets."""
+        """[sum(num_targets)] places of all windows' targets, and of repeats among them."""
         return ragged_range(self.starts + self.num_context, self.num_targets)
+
+    def count_targets(self, events: Bool) -> Int64:
+        """[num_windows] of each window's targets, how many are marked in `events`."""
+        window = np.repeat(np.arange(len(self.starts)), self.num_targets)
+        return np.bincount(window[events[self.target_positions()]], minlength=len(self.starts))
+
+    def where(self, kept: Bool) -> WindowSpans:
+        """The windows that are `kept`, [num_windows]."""
+        return WindowSpans(self.starts[kept], self.num_context[kept], self.num_targets[kept])
 
     def since(self, times: Int64, moment: int) -> WindowSpans:
         """The windows that end at or after `moment`, their earlier targets turned into context.
@@ -48,11 +58,9 @@ class WindowSpans:
         Args:
             times: of the array of positives, ascending within a user.
         """
-        window = np.repeat(np.arange(len(self.starts)), self.num_targets)
-        num_old = np.bincount(window[times[self.target_positions()] < moment], minlength=len(self.starts))
-        kept = num_old < self.num_targets
-        moved = num_old[kept]
-        return WindowSpans(self.starts[kept], self.num_context[kept] + moved, self.num_targets[kept] - moved)
+        num_old = self.count_targets(times < moment)
+        moved = WindowSpans(self.starts, self.num_context + num_old, self.num_targets - num_old)
+        return moved.where(moved.num_targets > 0)
 
 
 def window_spans(counts: Int64, length: int) -> WindowSpans:
@@ -73,6 +81,29 @@ def window_spans(counts: Int64, length: int) -> WindowSpans:
     stop = ends[user] - from_end * length
     first_target = np.maximum(stop - length, ends[user] - targets[user])
     return WindowSpans(first_target - 1, np.ones(len(stop), np.int64), stop - first_target)
+
+
+def is_repeat(positives: BucketEvents, num_items: int) -> Bool:
+    """[num_positives] whether the user had the item before, at this feedback level or a higher one.
+
+    A repeat is context of what follows and never a target: what a user had is not recommended again, so a model that
+    learns to predict it learns what nobody asks of it. A purchase of what was only clicked before is no repeat.
+
+    Args:
+        positives: in (user, time) order.
+        num_items: size of the catalogue.
+    """
+    number = len(positives.items)
+    pairs = positives.users * (num_items + 1) + positives.items
+    # By sorting values, several times faster than by an order of them; the place makes it stable.
+    ordered = np.sort(pairs * number + np.arange(number))
+    place = ordered % number
+    is_other = np.diff(ordered // number, prepend=-1) > 0
+    levels = positives.levels.astype(np.int64)[place]
+    height = np.cumsum(is_other) * (levels.max(initial=0) + 1) + levels
+    repeat = np.zeros(number, bool)
+    repeat[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
+    return repeat
 
 
 def ragged_range(starts: Int64, lengths: Int64) -> Int64:

@@ -22,12 +22,14 @@ from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
 
+_MANY = 0.2
+
 
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Windows` artifact from events, item statistics and item groups.
 
     Raises:
-        NothingToLearn: no user has two positives to train on, the later one since `windows.since`.
+        NothingToLearn: no user has two items to train on, the later one since `windows.since`.
         ValueError: an input artifact is missing or made for another config or of other items, or `windows.mined_from`
             is unusable.
     """
@@ -49,7 +51,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             level = config.data.feedback.levels[config.data.feedback.target_level_index]
             since = "" if config.windows.since is None else f", the later one since {as_text(config.windows.since)},"
             raise NothingToLearn(
-                f"no user of {workdir.events.path} has two events of level {level!r}{since} to train on (after the "
+                f"no user of {workdir.events.path} has two items of level {level!r}{since} to train on (after the "
                 "validation and test events are set apart): give the log longer histories, or lower "
                 "data.feedback.target_level"
             )
@@ -68,14 +70,33 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             mined_negatives=config.windows.mined_negatives,
             resamples=config.windows.resamples,
         )
-        for split in (Split.VALIDATION, Split.TEST):
-            if not totals[f"{split.name.lower()}_users"]:
-                logger.warning("windows: no user has a new item in the %s split: nothing can be measured on it",
-                               split.name.lower())  # fmt: skip
+        _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
         logger.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:
+    for split in ("validation", "test"):
+        measured, repeating = totals[f"{split}_users"], totals[f"{split}_repeat_targets"]
+        if not measured:
+            logger.warning("windows: no user has a new item in the %s split: nothing can be measured on it", split)
+        elif repeating > _MANY * (measured + repeating):
+            logger.warning(
+                "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
+                "are recommended, and measured on the other users%s",
+                f"{repeating:,}", f"{measured + repeating:,}", split,
+                "; split.protocol=time holds out more than one event a user" * (config.split.protocol != "time"),
+            )  # fmt: skip
+    items = of_statistics["items_in_training"]
+    if config.data.feedback.target_level_index and totals["train_positives"] < items:
+        levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
+        logger.warning(
+            "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
+            "are no history: with %r there are more to learn from",
+            f"{totals['train_positives']:,}", levels[target], f"{items:,}", levels[target - 1],
+        )  # fmt: skip
 
 
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:

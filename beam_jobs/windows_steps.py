@@ -16,7 +16,7 @@ from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
-from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
+from beam_jobs.window_records import evaluation_users, is_repeat, ragged_range, user_blocks, window_spans
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, ItemColumn, Split, WindowField
@@ -58,7 +58,7 @@ class WriteWindows(beam.DoFn):
         train = positives.where(positives.splits == Split.TRAIN)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
-        counts: Counter[str] = Counter(users_without_targets=int((_events_per_user(train) < 2).sum()))
+        counts: Counter[str] = Counter()
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
@@ -99,9 +99,14 @@ class WriteWindows(beam.DoFn):
         spans = window_spans(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
             spans = spans.since(block.times, self._config.windows.since)
+        is_new = ~is_repeat(block, len(self._groups))
+        spans = spans.where(spans.count_targets(is_new) > 0)
+        num_targets = spans.count_targets(is_new)
         positions, targets, lengths = spans.positions(), spans.target_positions(), spans.lengths
+        targets = targets[is_new[targets]]
         owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
+        counts["users_without_targets"] += int((np.bincount(block.users[is_new], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
         for name, (_, drawn) in negatives.items():
@@ -109,11 +114,12 @@ class WriteWindows(beam.DoFn):
         return {
             WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[spans.starts]]),
             WindowField.NUM_CONTEXT: Ragged.scalars(spans.num_context),
+            WindowField.REPEATS: _places(~is_new[positions], lengths),
             WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
             WindowField.TIMESTAMP: Ragged(block.times[positions] // 1_000_000, lengths),
-            **{name: Ragged(drawn, spans.num_targets * number) for name, (number, drawn) in negatives.items()},
+            **{name: Ragged(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
         }
 
     def _negatives(
@@ -137,6 +143,13 @@ class WriteWindows(beam.DoFn):
         if number := config.mined_negatives:
             drawn[WindowField.MINED_NEGATIVES] = number, sampler.mined(users, items, number, owned, rng)
         return drawn
+
+
+def _places(marked: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Ragged:
+    """Of rows of `lengths`, the places within the row that are marked."""
+    places = ragged_range(np.zeros(len(lengths), np.int64), lengths)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    return Ragged(places[marked], np.bincount(row[marked], minlength=len(lengths)))
 
 
 def _events_per_user(events: BucketEvents) -> npt.NDArray[np.int64]:

@@ -74,10 +74,19 @@ class MakeWindows(beam.DoFn):
         events = sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP])
         items = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events]
         own = set(items)
+        highest: dict[int, int] = {}
+        is_new = []
+        for item, row in zip(items, events, strict=True):
+            is_new.append(highest.get(item, -1) < row[EventColumn.FEEDBACK_LEVEL])
+            if is_new[-1]:
+                highest[item] = row[EventColumn.FEEDBACK_LEVEL]
         for last in range(len(events), 1, -settings.length):
             first = max(last - settings.length, 1)
             hard, easy = [], []
-            for item in items[first:last]:
+            targets = [items[place] for place in range(first, last) if is_new[place]]
+            if not targets:
+                continue
+            for item in targets:
                 group = catalogue.group_id[item]
                 hard += [catalogue.draw_in_group(group, own) for _ in range(settings.in_group_negatives)]
                 easy += [catalogue.draw_easy(own) for _ in range(settings.easy_negatives)]
@@ -90,6 +99,7 @@ class MakeWindows(beam.DoFn):
                     WindowField.FEEDBACK_LEVEL: [row[EventColumn.FEEDBACK_LEVEL] for row in events[window]],
                     WindowField.TIMESTAMP: [row[EventColumn.TIMESTAMP] // 1_000_000 for row in events[window]],
                     WindowField.NUM_CONTEXT: [1],
+                    WindowField.REPEATS: [place for place, new in enumerate(is_new[window]) if not new],
                     WindowField.IN_GROUP_NEGATIVES: hard,
                     WindowField.EASY_NEGATIVES: easy,
                 }
@@ -129,7 +139,7 @@ def count(folder: Path) -> dict[str, int]:
     files = [str(path) for path in folder.glob("*.tfrecord.gz")]
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         features = tf.train.Example.FromString(record).features.feature
-        items, context = (features[name].int64_list.value for name in (WindowField.ITEM_INDEX, WindowField.NUM_CONTEXT))
+        items, repeats = (features[name].int64_list.value for name in (WindowField.ITEM_INDEX, WindowField.REPEATS))
         counts["train_windows"] += 1
-        counts["train_positives"] += len(items) - context[0]
+        counts["train_positives"] += len(items) - len({0, *repeats})
     return counts

@@ -55,8 +55,8 @@ class EmbeddingColumn:
 class WindowField:
     """Fields of a training record: one window of a user's chronological events.
 
-    A window holds n events; the last n - num_context are training targets, each predicted from the
-    events before it in the window. Negatives are flat, target-major: target t's in-group negatives
+    A window holds n events; of the last n - num_context, those that are no repeats are the T training targets, each
+    predicted from the events before it in the window. Negatives are flat, target-major: target t's in-group negatives
     are `in_group_negatives[t * N:(t + 1) * N]`. A negative is never one of the user's training items; where
     nothing else is left, `PADDING_INDEX` stands in its place. Kinds of which none is configured have no field.
     """
@@ -67,10 +67,11 @@ class WindowField:
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
-    IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [(n - num_context) * N]
-    EASY_NEGATIVES = "easy_negatives"  # int64 [(n - num_context) * M]
-    EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [(n - num_context) * windows.exposed_negatives]
-    MINED_NEGATIVES = "mined_negatives"  # int64 [(n - num_context) * windows.mined_negatives]
+    REPEATS = "repeats"  # int64 [R], places of events whose user had the item before, at their level or above
+    IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [T * N]
+    EASY_NEGATIVES = "easy_negatives"  # int64 [T * M]
+    EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [T * windows.exposed_negatives]
+    MINED_NEGATIVES = "mined_negatives"  # int64 [T * windows.mined_negatives]
 
 
 class EvaluationField:

@@ -24,8 +24,8 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
-        is_target: bool [batch_size, length]. A window's first event is one too, unless other context follows it: it
-            trains the query of an empty history.
+        is_target: bool [batch_size, length], of no item that the user had before. A window's first event is one too,
+            unless other context follows it: it trains the query of an empty history.
         in_group_negatives: int64 [n], draws from the groups of the windows' targets.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
@@ -140,11 +140,14 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     num_context = chunk[WindowField.NUM_CONTEXT].values[rows]
     item_index = items.padded()
     position = np.arange(item_index.shape[1])
-    predicted = (position >= num_context[:, None]) & (position < items.lengths[:, None])
+    repeats = chunk[WindowField.REPEATS].take(rows)
+    is_new = np.ones(item_index.shape, bool)
+    is_new[repeats.row_ids(), repeats.values] = False
+    predicted = is_new & (position >= num_context[:, None]) & (position < items.lengths[:, None])
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
-        is_target=predicted | ((position == 0) & (num_context[:, None] == 1)),
+        is_target=predicted | (is_new & (position == 0) & (num_context[:, None] == 1)),
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
         feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),
@@ -230,6 +233,7 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             WindowField.USER_INDEX,
             WindowField.ITEM_INDEX,
             WindowField.NUM_CONTEXT,
+            WindowField.REPEATS,
             WindowField.IN_GROUP_NEGATIVES,
             WindowField.EASY_NEGATIVES,
             WindowField.FEEDBACK_LEVEL,

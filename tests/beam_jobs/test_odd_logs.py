@@ -64,7 +64,7 @@ def test_many_rows_of_long_ids_are_all_read(tmp_path: Path) -> None:
 # name -> (rows, config, what the message must hold)
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "more groups than items": (lines(100, items=5), {"groups": {"num_groups": 9}}, "groups.num_groups=9 .* 5 items"),
-    "one row": (lines(1), ONE_GROUP, "no user of .* has two events of level 'interaction' to train on"),
+    "one row": (lines(1), ONE_GROUP, "no user of .* has two items of level 'interaction' to train on"),
     "one row, many times": (lines(1) * 100, ONE_GROUP, "no user of .* has two events"),
     "nobody comes back": (lines(100, users=100), {}, "no user of .* has two events"),
     "users of the test split alone": (lines(100, users=100), TIME, "no user of .* has two events"),

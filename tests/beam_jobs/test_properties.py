@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.payload import pack_sorted, unpack_sorted
 from beam_jobs.splits import leave_one_out
-from beam_jobs.window_records import window_spans
+from beam_jobs.window_records import is_repeat, window_spans
 from contracts.names import PADDING_INDEX, Split
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)
@@ -24,6 +25,20 @@ def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, leng
     assert (user_of[spans.starts] == user_of[last]).all()  # a window is one user's
     # Only a user's oldest window may be short.
     assert (spans.num_targets[1:] == length)[user_of[spans.starts[1:]] == user_of[spans.starts[:-1]]].all()
+
+
+@given(events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 2)), max_size=60))
+def test_an_event_is_a_repeat_if_its_user_had_the_item_at_its_level_or_above(
+    events: list[tuple[int, int, int]],
+) -> None:
+    events = sorted(events, key=lambda event: event[0])
+    users, items, levels = np.array(events, int).reshape(-1, 3).T
+    nothing = np.zeros(len(events), int)
+    found = is_repeat(BucketEvents(users, items, nothing, levels, nothing, np.arange(4)), 4)
+    highest: dict[tuple[int, int], int] = {}
+    for event, (user, item, level) in enumerate(events):
+        assert found[event] == (highest.get((user, item), -1) >= level)
+        highest[user, item] = max(level, highest.get((user, item), -1))
 
 
 @given(events=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), least=st.integers(3, 6))

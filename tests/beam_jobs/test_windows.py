@@ -12,10 +12,12 @@ from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
+from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from tests.beam_jobs.helpers import community_log, make_config, read_events
+from trainer.input_pipeline import TrainingWindows
 
 
 def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:
@@ -131,15 +133,34 @@ def test_training_records_hold_each_positive_once_with_lawful_negatives(
             items = record[WindowField.ITEM_INDEX]
             context = record[WindowField.NUM_CONTEXT][0]
             assert context == 1 and 2 <= len(items) <= 6
-            targets.setdefault(user, []).extend(item_ids[item - 1] for item in items[context:])
+            new = [item for place, item in enumerate(items) if place and place not in record[WindowField.REPEATS]]
+            assert new
+            targets.setdefault(user, []).extend(item_ids[item - 1] for item in new)
             assert record[WindowField.GROUP_ID] == [group_of[item - 1] for item in items]
-            in_group = np.reshape(record[WindowField.IN_GROUP_NEGATIVES], (len(items) - 1, 3))
-            for target, row in zip(items[1:], in_group, strict=True):
+            in_group = np.reshape(record[WindowField.IN_GROUP_NEGATIVES], (len(new), 3))
+            for target, row in zip(new, in_group, strict=True):
                 assert all(item == 0 or group_of[item - 1] == group_of[target - 1] for item in row)
             drawn = [*in_group.ravel().tolist(), *record[WindowField.EASY_NEGATIVES]]
-            assert len(record[WindowField.EASY_NEGATIVES]) == (len(items) - 1) * 2
+            assert len(record[WindowField.EASY_NEGATIVES]) == len(new) * 2
             assert not {item_ids[item - 1] for item in drawn if item} & set(owned[user])
-    assert targets == {user: items[1:] for user, items in owned.items()}
+    # The log has repeats: each item is a target where its user had it first, but for the user's first item.
+    assert targets == {user: list(dict.fromkeys(items))[1:] for user, items in owned.items()}
+    counts = read_manifest(workdir.windows.path).counts
+    assert (
+        counts["train_positives"] == sum(map(len, targets.values())) < sum(len(items) - 1 for items in owned.values())
+    )
+
+
+def test_the_trainer_reads_new_items_as_targets_and_repeats_as_context(finished: tuple[Config, Workdir]) -> None:
+    _, workdir = finished
+    pairs, events = [], 0
+    for batch in TrainingWindows(workdir, 1000, seed=0).epoch(0):
+        user = np.broadcast_to(batch.user_index[:, None], batch.item_index.shape)
+        later = batch.is_target & (np.arange(batch.item_index.shape[1]) > 0)
+        pairs += zip(user[later].tolist(), batch.item_index[later].tolist(), strict=True)
+        events += int((batch.item_index > 0).sum())
+    assert len(pairs) == len(set(pairs)) == read_manifest(workdir.windows.path).counts["train_positives"]
+    assert events > 1.2 * len(pairs)
 
 
 def test_rerun_is_byte_identical(finished: tuple[Config, Workdir]) -> None:
