@@ -1,5 +1,6 @@
 """Spans: found, complete, profiled, refused."""
 
+import glob
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected
         (tmp_path / name).touch()
     found = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
     assert [span.key for span in found] == expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{date}/**/*.csv", "{date}/x/**", "**/{date}/*.csv", "**/{date}/**/[!b]*.csv", "{date}/**/c-{date}.csv"],
+)
+def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str) -> None:
+    for name in ("a.csv", "b.csv", "x/a.csv", "x/y/b.csv", "x/y/c-2024-01-01.csv"):
+        path = tmp_path / "2024-01-01" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    wanted = glob.glob(f"{tmp_path}/{pattern.replace('{date}', '2024-01-01')}", recursive=True)
+    [span, *_] = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    assert (span.key, list(span.files)) == ("2024-01-01", sorted(wanted))
 
 
 @pytest.mark.parametrize("pattern", ["log/*.csv", "{date}/{span}.csv"])
