@@ -55,7 +55,7 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
         last: one of `plan.STEP_NAMES` to stop after.
 
     Raises:
-        ValueError: the log, a span or the config cannot be used, or a stage refused its input.
+        ValueError: the log, a span, the config or what is served cannot be used, or a stage refused its input.
     """
     started = time.monotonic()
     spans = find_spans(config, until)
