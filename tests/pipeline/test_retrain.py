@@ -159,7 +159,8 @@ def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path:
     (tmp_path / "log" / DAYS[2] / "events.parquet").write_bytes(b"PAR1 no more")
     done = calls.here("--span", DAYS[2], "--set", f"retrain.webhook={webhook.url}")
     outcome = json.loads(done.stdout)
-    assert (done.exit_code, outcome["outcome"]) == (1, "failed")
+    assert (done.exit_code, outcome["outcome"], outcome["span"]) == (1, "failed", DAYS[2])
+    assert outcome["seconds"] > 0
     assert f"span {DAYS[2]} is not fit to train on" in outcome["reasons"][0]
     assert webhook.heard == [outcome]
 
