@@ -184,6 +184,30 @@ def test_a_span_keeps_the_schema_of_the_last(log: Path, tmp_path: Path) -> None:
     assert profile_span(config, fifth, newest, last).events == 400  # taken once, it is not asked again
 
 
+def test_a_limit_holds_for_a_span_that_arrives_and_ingests_no_other_again(log: Path, tmp_path: Path) -> None:
+    path = write_day(log, 4, events=60)
+    odd = ["u1,,1", *(f"7,i1,{FIRST + 4 * DAY + second}" for second in (1, 2))]  # no item; ids without their letter
+    path.write_text(path.read_text() + "\n".join(odd) + "\n")
+    last, newest = (SpanParts(tmp_path / name) for name in ("4", "5"))
+
+    def taken(fraction: float = 0.5, drift: float = 1.0, volume: float = 0.0) -> SpanProfile:
+        limits = [f"data.max_dead_letter_fraction={fraction}", f"data.max_drift={drift}", f"data.min_volume={volume}"]
+        config = config_of(log, *limits)
+        *_, fourth, fifth = find_spans(config)
+        profile_span(config, fourth, last)
+        return profile_span(config, fifth, newest, last)
+
+    with pytest.raises(ValueError, match=r"1 of 63 rows \(1.6%\) are malformed"):
+        taken(fraction=0.0)
+    written = [path.stat().st_mtime_ns for path in last.path.rglob("*")]
+    with pytest.raises(ValueError, match=r"the share of 'a9' went from 100\.0%"):
+        taken(drift=0.01)
+    with pytest.raises(ValueError, match="events: 62, after 400 in the last span"):
+        taken(volume=0.9)
+    assert taken().events == 62
+    assert [path.stat().st_mtime_ns for path in last.path.rglob("*")] == written
+
+
 def test_a_feature_table_keeps_the_schema_that_it_had_with_the_last_span(log: Path, tmp_path: Path) -> None:
     """The catalogue's topics are renamed between two spans whose events are alike."""
     items = tmp_path / "items.csv"
