@@ -90,8 +90,8 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
     assert read_labels(base) == ServingLabels(stable=3)
 
-    shown = calls.dnc("versions", "--json")
-    assert [(row["version"], row["labels"]) for row in json.loads(shown.stdout)][-1] == (3, ["stable"])
+    shown = json.loads(calls.dnc("versions", "--json").stdout)
+    assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
     tree = calls.dnc("lineage", "3").stdout
     assert "parent: version 1" in tree
     assert "seed 0" in tree
