@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
 from beam_jobs.span_statistics import Statistics, read_statistics
-from contracts.artifact import ArtifactError, current, read_manifest
+from contracts.artifact import current, read_manifest
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.storage import as_path
 
+_ANEW = "set, for one run, data.previous=null (dnc retrain: retrain.span.schema_of_last=false)"
+
 
 @dataclass(frozen=True)
 class PreviousSpan:
-    """What `data.previous` holds."""
+    """What `data.previous` holds, which `dnc retrain` sets to the span before."""
 
     path: str
     schema: Schema
@@ -26,20 +28,18 @@ class PreviousSpan:
         """Reads an events artifact, if one is named.
 
         Raises:
-            ValueError: it is no events artifact.
+            ValueError: it is no events artifact, or a damaged one.
         """
         if path is None:
             return None
         events = Events(current(as_path(path)))
         try:
-            manifest = read_manifest(events.path)
-        except ArtifactError as error:
-            raise ValueError(f"data.previous: {error}; or set data.previous to null to infer a schema anew") from None
-        if manifest.kind != Events.KIND:
-            raise ValueError(
-                f"data.previous={path} holds {manifest.kind}, not {Events.KIND}: name an earlier run's events directory"
-            )
-        return cls(path, read_schema(events.schema), read_statistics(events.statistics))
+            kind = read_manifest(events.path).kind
+            if kind != Events.KIND:
+                raise ValueError(f"{path} holds {kind}, not {Events.KIND}: name an earlier run's events directory")
+            return cls(path, read_schema(events.schema), read_statistics(events.statistics))
+        except ValueError as error:
+            raise ValueError(f"data.previous: {error}; or {_ANEW}") from None
 
     def checked_schema(self, statistics: Sequence[Statistics], data: DataConfig) -> Schema:
         """The schema, to be carried on.
@@ -51,7 +51,7 @@ class PreviousSpan:
         if anomalies:
             raise ValueError(
                 f"the data break the schema {Events(current(as_path(self.path))).schema}: {'; '.join(anomalies)}. "
-                "Mend them; or, if this is how it is now, edit the schema, or set data.previous to null"
+                f"Mend them; or, if this is how it is now, edit the schema, or {_ANEW}"
             )
         before = {dataset.name: dataset for dataset in self.statistics}
         drift = [
@@ -64,6 +64,6 @@ class PreviousSpan:
             raise ValueError(
                 f"the data differ from data.previous={self.path}: {'; '.join(drift)}. Mend them; or, if this is "
                 f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
-                "set data.previous to null"
+                f"{_ANEW}"
             )
         return self.schema

@@ -106,4 +106,4 @@ def read_schema(path: Path) -> Schema:
     try:
         return text_format.Parse(read_text(path), Schema())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ValueError(f"{path} holds no schema ({error}): mend it, or unset data.previous") from None
+        raise ValueError(f"{path} holds no schema ({error}): mend it") from None

@@ -307,9 +307,14 @@ class Store:
     def span(self, key: str) -> SpanParts:
         return SpanParts(self.spans / key)
 
+    @property
+    def servables(self) -> Path:
+        """One directory a servable: its base path."""
+        return self.path / "servable"
+
     def servable(self, model_name: str) -> Path:
         """Base path of a TF Serving model: holds one directory a version."""
-        return self.path / "servable" / model_name
+        return self.servables / model_name
 
     @property
     def lock(self) -> Path:

@@ -6,10 +6,12 @@ Lists are item_index, best first, 0 = an absent place. A user may have several t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.input_pipeline import Ragged
+if TYPE_CHECKING:  # the gate measures without TensorFlow
+    from trainer.input_pipeline import Ragged
 
 NDCG_K = 10
 COVERAGE_K = 100
@@ -90,19 +92,23 @@ def bootstrap_intervals(
     Returns:
         low and high, float64 [num_metrics]; the mean itself where num_samples is 0.
     """
-    num_users = len(per_user)
     if num_samples == 0:
         mean = per_user.mean(axis=0)
         return mean, mean
-    rng = np.random.default_rng(seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(bootstrap_means(per_user, num_samples, seed), [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def bootstrap_means(per_user: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """float64 [num_samples, num_metrics]: means of float [num_users, num_metrics] over users drawn with replacement."""
+    rng, num_users = np.random.default_rng(seed), len(per_user)
     # Drawing users with replacement is a multinomial over users: one matrix product does all metrics.
     means = [
         rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=size) @ per_user / num_users
         for size in np.diff(np.append(np.arange(0, num_samples, 100), num_samples))
     ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    return low, high
+    return np.concatenate(means)
 
 
 def metrics_from_lists(

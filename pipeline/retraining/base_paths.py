@@ -35,8 +35,7 @@ def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> li
 
 
 def _on_disk(store: Store) -> list[Path]:
-    found = (store.path / "servable").glob("*")
-    return sorted(path for path in found if path.is_dir() and STAGING_MARK not in path.name)
+    return sorted(path for path in store.servables.glob("*") if path.is_dir() and STAGING_MARK not in path.name)
 
 
 def _exported_last(store: Store) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +94,22 @@ def _existing(store_path: Path) -> Store:
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
     """The outcome; an error is one, too."""
     from pipeline.retraining.owner_lock import owning
-    from pipeline.retraining.retrain import Result
+    from pipeline.retraining.retrain import Result, find_window
     from pipeline.retraining.retrain import retrain as run
 
+    started = time.monotonic()
+    span: str | None = None
     try:
         with owning(store):
-            result = run(config, store, until, last)
+            window = find_window(config, until)
+            span = window[-1].key
+            result = run(config, store, window, last)
     except Exception as error:  # whatever it is, somebody must hear of it
         expected = isinstance(error, ValueError)
         if not expected:
             log.exception("retrain failed")
         result = Result("failed", reasons=[str(error) if expected else f"{type(error).__name__}: {error}"])
-    outcome = asdict(result)
-    outcome["seconds"] = round(result.seconds, 1)
-    return outcome
+    return asdict(replace(result, span=span, seconds=round(time.monotonic() - started, 1)))
 
 
 def _summary(outcome: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.metrics import NDCG_K, catalog_coverage, ndcg_at_k, recall_at_k
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -82,28 +84,22 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
     place_of[rows * width + lists[rows, places]] = places
     place = place_of[holdout.target_users * width + holdout.targets]
     hit = place >= 0
-    per_user = np.bincount(holdout.target_users, minlength=num_users)
-    recall = np.bincount(holdout.target_users, hit, num_users) / np.minimum(np.maximum(per_user, 1), k)
-    early = hit & (place < _NDCG_K)
-    gained = np.bincount(holdout.target_users, np.where(early, 1 / np.log2(np.maximum(place, 0) + 2.0), 0.0), num_users)
-    ideal = np.cumsum(1 / np.log2(np.arange(2, _NDCG_K + 2)))
-    ndcg = gained / ideal[np.clip(per_user, 1, _NDCG_K) - 1]
+    found = np.zeros(lists.shape, bool)
+    found[holdout.target_users[hit], place[hit]] = True
+    num_targets = np.maximum(np.bincount(holdout.target_users, minlength=num_users), 1)
     possible = np.minimum(k, holdout.num_items - holdout.num_seen).sum()
     listed = known[known > 0]
     num_groups = int(holdout.group_id.max()) + 1
     return Measured(
-        recall=recall,
-        ndcg=ndcg,
+        recall=recall_at_k(found, num_targets, k),
+        ndcg=ndcg_at_k(found, num_targets, NDCG_K),
         hit=hit,
-        coverage=len(np.unique(listed)) / holdout.num_items,
+        coverage=catalog_coverage(known, holdout.num_items),
         filled=float((lists > 0).sum() / max(possible, 1)),
         cold_share=float(np.mean(holdout.train_count[listed] == 0)) if len(listed) else 0.0,
         group_places=np.bincount(holdout.group_id[listed], minlength=num_groups).astype(np.float64),
         milliseconds=float(np.median(answers.milliseconds)) if len(answers.milliseconds) else None,
     )
-
-
-_NDCG_K = 10
 
 
 def _without_repeats(lists: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
+from trainer.metrics import bootstrap_means
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,7 @@ def relative_change(
     """
     if not reference.mean():
         return (0.0, 0.0) if not candidate.mean() else (np.inf, 0.0)
-    rng, num_users = np.random.default_rng(seed), len(reference)
-    both = np.stack([candidate, reference], axis=1)
-    means = np.concatenate(
-        [
-            rng.multinomial(num_users, np.full(num_users, 1 / num_users), size) @ both / num_users
-            for size in np.diff(np.append(np.arange(0, config.bootstrap_samples, 100), config.bootstrap_samples))
-        ]
-    )
+    means = bootstrap_means(np.stack([candidate, reference], axis=1), config.bootstrap_samples, seed)
     change = means[:, 0] / np.maximum(means[:, 1], 1e-12) - 1
     return float(np.quantile(change, 1 - config.confidence)), float(change.std())
 

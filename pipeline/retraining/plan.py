@@ -12,7 +12,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
-from contracts.serving_labels import effective_labels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
@@ -92,12 +92,21 @@ def make_plan(
     Args:
         spans: those of the window that can be used, oldest first.
         left_out: why the others cannot.
+
+    Raises:
+        ValueError: the version that is labelled stable is not on disk.
     """
     path = RetrainRun(store.run(run_id)).plan
     if path.exists():
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     base = store.servable(config.serving.model_name)
     labels, versions = effective_labels(base), versions_on_disk(base)
+    if labels is not None and labels.stable not in versions:
+        raise ValueError(
+            f"{base / LABELS_FILE} says that version {labels.stable} is stable, and {base} holds "
+            f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}, so that the newest version there is "
+            "stable, and where there is none the next one"
+        )
     parent = record_of_version(store, labels.stable) if labels else None
     warm, notes = _may_start_warm(config, store, parent)
     if labels is not None and parent is None:

@@ -111,7 +111,7 @@ def version_before(store: Store) -> int:
 def _base_paths(store: Store) -> list[Path]:
     bases = base_paths(store)
     if not bases:
-        raise ValueError(f"{store.path / 'servable'} holds no version: check -s, or push one with `dnc retrain`")
+        raise ValueError(f"{store.servables} holds no version: check -s, or push one with `dnc retrain`")
     return bases
 
 

@@ -94,10 +94,11 @@ def _warn(message: str) -> None:
 
 
 def all_records(store: Store) -> list[Record]:
-    """Every finished run's, by time."""
+    """Every finished run's, oldest first."""
     ids = [path.name for path in store.runs.iterdir() if path.is_dir()] if store.runs.is_dir() else []
     found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
-    return sorted(found, key=lambda record: (record.version or 0, record.created))
+    # Within a second a version tells, too: numbers only grow.
+    return sorted(found, key=lambda record: (record.created, record.version or 0))
 
 
 def record_of_version(store: Store, version: int) -> Record | None:

@@ -32,7 +32,9 @@ class Result:
 
     Attributes:
         outcome: pushed, not_blessed, nothing_new, stopped (as asked, before the push) or failed.
+        span: key of the newest span; None where none was found.
         reasons: of everything but pushed, in words.
+        seconds: of the whole call.
     """
 
     outcome: Literal["pushed", "not_blessed", "nothing_new", "stopped", "failed"]
@@ -45,30 +47,41 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def retrain(config: Config, store: Store, until: str | None = None, last: str | None = None) -> Result:
-    """Trains on the newest complete spans, judges the result, and pushes it if it passes.
-
-    The caller holds the store's lock (`pipeline.retraining.owner_lock.owning`).
+def find_window(config: Config, until: str | None = None) -> list[Span]:
+    """The newest complete spans, `retrain.window_spans` at most, oldest first.
 
     Args:
         until: key of the newest span to consider; default: the newest.
-        last: one of `plan.STEP_NAMES` to stop after.
 
     Raises:
-        ValueError: the log, a span or the config cannot be used, or a stage refused its input.
+        ValueError: there is none.
     """
-    started = time.monotonic()
     spans = find_spans(config, until)
     if not spans:
         raise ValueError(
             f"data.events={list(config.data.events)} has no complete span{f' up to {until}' if until else ''}: check "
             f"{'--span, ' if until else ''}the path and {_markers(config)}"
         )
-    window = spans[-config.retrain.window_spans :]
+    return spans[-config.retrain.window_spans :]
+
+
+def retrain(config: Config, store: Store, window: Sequence[Span], last: str | None = None) -> Result:
+    """Trains on the spans of the window, judges the result, and pushes it if it passes.
+
+    The caller holds the store's lock (`pipeline.retraining.owner_lock.owning`).
+
+    Args:
+        window: as `find_window` has it.
+        last: one of `plan.STEP_NAMES` to stop after.
+
+    Raises:
+        ValueError: a span, the config or what is served cannot be used, or a stage refused its input.
+    """
+    started = time.monotonic()
     run_id = run_id_of(config, window)
     idle = _nothing_new(store, window, run_id)
     if idle:
-        return Result("nothing_new", run_id, span=window[-1].key, reasons=[idle], seconds=time.monotonic() - started)
+        return Result("nothing_new", run_id, reasons=[idle])
     profiles, left_out = _profile(config, store, window)
     files = {span.key: span.files_json() for span in window}
     usable = [SpanStart(profile.key, profile.start, files[profile.key]) for profile in profiles]
@@ -84,14 +97,14 @@ def retrain(config: Config, store: Store, until: str | None = None, last: str | 
         if plan.parent is None:
             raise
         reasons = [f"version {plan.parent} serves on, and the next span's run will learn from this one's, too: {error}"]
-        return Result("nothing_new", run_id, span=plan.spans[-1], reasons=reasons, seconds=time.monotonic() - started)
+        return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
-        return Result("stopped", run_id, span=plan.spans[-1], reasons=[f"after {last}, as asked"])
+        return Result("stopped", run_id, reasons=[f"after {last}, as asked"])
     record = _finish(config, store, plan, resolved, stages, profiles, window, time.monotonic() - started)
     ran = {result.name: round(result.seconds, 2) for result in results if result.ran}
     return Result(
-        record.outcome, run_id, record.version, record.label, plan.spans[-1], record.gate["reasons"],
-        time.monotonic() - started, {"stages": ran, "metrics": record.metrics, "notes": record.notes},
+        record.outcome, run_id, record.version, record.label, reasons=record.gate["reasons"],
+        details={"stages": ran, "metrics": record.metrics, "notes": record.notes},
     )  # fmt: skip
 
 

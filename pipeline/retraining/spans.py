@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
 from contracts.config import Config
-from contracts.storage import file_identity
+from contracts.storage import file_identity, matching
 
 DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
@@ -112,9 +111,9 @@ def _matches(pattern: str, placeholder: str) -> list[tuple[str, int]]:
     """(path, order) of the files of all spans of a pattern."""
     head, *rest = pattern.split(placeholder)
     # The first occurrence is captured; further ones must repeat it.
-    regex = glob_regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(glob_regex(part) for part in rest)
+    regex = _regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(_regex(part) for part in rest)
     found = []
-    for path in glob.glob(pattern.replace(placeholder, "[0-9]*")):
+    for path in matching(pattern.replace(placeholder, "[0-9]*")):
         match = re.fullmatch(regex, path)
         order = _order_of_text(match["span"], placeholder) if match else None
         if order is not None:
@@ -122,14 +121,11 @@ def _matches(pattern: str, placeholder: str) -> list[tuple[str, int]]:
     return found
 
 
-def glob_regex(text: str) -> str:
-    """A glob as a regular expression: `*` and `?` do not cross a directory."""
-    pieces = re.split(r"(\*\*/|\*|\?|\[[^]]+\])", text)
-    special = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        special[piece] if piece in special else piece if piece.startswith("[") and len(piece) > 1 else re.escape(piece)
-        for piece in pieces
-    )
+def _regex(text: str) -> str:
+    """A regular expression that tells where the parts of a path lie that a glob has matched, not whether it does."""
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", text)
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    return "".join(special.get(piece, "[^/]") if place % 2 else re.escape(piece) for place, piece in enumerate(pieces))
 
 
 def _order(key: str, placeholder: str) -> int:

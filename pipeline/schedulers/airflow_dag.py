@@ -1,9 +1,10 @@
 """Apache Airflow: one task a stage of `dnc retrain`, with retries and catch-up.
 
 Every task is the same idempotent command with another stopping point, so a retried or cleared task goes
-on where the last one stopped. Copy or link this file into the DAGs folder of an Airflow (2.4 or later) whose workers
-share the store's file system; Airflow needs nothing of this project but the `dnc` command. Settings come
-from the environment of the workers and the scheduler:
+on where the last one stopped. Copy or link this file into the DAGs folder of an Airflow whose workers share the store's
+file system. Airflow 2.6 is the oldest that can run it, since a BashOperator takes several exit codes to skip on from
+there on; the test runs Airflow 3. Airflow needs nothing of this project but the `dnc` command. Settings come from the
+environment of the workers and the scheduler:
 
     DNC           path of the command (default: dnc)
     DNC_CONFIG    the YAML config

@@ -1,5 +1,6 @@
 """Schema and drift: what the next span may change, and what stops it."""
 
+import shutil
 import string
 from pathlib import Path
 
@@ -143,11 +144,20 @@ def test_previous_must_be_whole(first: Workdir, tmp_path: Path) -> None:
         ingest.run(_config(log, previous=str(tmp_path)), Workdir(tmp_path / "run"), "f")
 
 
+def test_a_damaged_schema_is_named_with_both_switches(first: Workdir, tmp_path: Path) -> None:
+    shutil.copytree(first.events.path, tmp_path / "events")
+    (tmp_path / "events" / "schema.pbtxt").write_text("no schema")
+    config = _config(_log(tmp_path, "log.csv", day=1), previous=str(tmp_path / "events"))
+    named = r"schema\.pbtxt holds no schema .*data\.previous=null .*retrain\.span\.schema_of_last=false"
+    with pytest.raises(ValueError, match=named):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
 def test_previous_must_be_events(first: Workdir, tmp_path: Path) -> None:
     with writing(tmp_path / "groups", "item_groups", "f"):
         pass
     config = _config(_log(tmp_path, "log.csv"), previous=str(tmp_path / "groups"))
-    with pytest.raises(ValueError, match=r"data\.previous=.* holds item_groups, not events"):
+    with pytest.raises(ValueError, match=r"data\.previous: .* holds item_groups, not events"):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 

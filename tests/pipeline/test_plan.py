@@ -1,6 +1,7 @@
 """The plan of a run: parent, version number, warm or not; and that a second attempt keeps it."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,24 @@ def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows
     write_labels(store.servable("dnc"), ServingLabels(stable=1))
     plan = plan_of(store)
     assert (plan.parent, plan.version, plan.held) == (1, 3, True)
+
+
+@pytest.mark.parametrize(("on_disk", "then"), [([], None), ([1], 1)])
+def test_a_stable_version_that_is_gone_is_told_before_anything_is_trained(
+    store: Store, on_disk: list[int], then: int | None
+) -> None:
+    """The label outlives its version; the remedy that the message names works."""
+    for version in (1, 2):
+        pushed(store, version)
+        if version not in on_disk:
+            shutil.rmtree(store.servable("dnc") / str(version))
+    base = store.servable("dnc")
+    write_labels(base, ServingLabels(stable=2))
+    with pytest.raises(ValueError, match=rf"{base}/serving.json says that version 2 is stable, .*delete serving.json"):
+        plan_of(store)
+    (base / "serving.json").unlink()
+    plan = plan_of(store)
+    assert (plan.parent, plan.version, plan.held) == (then, 3, False)
 
 
 def older_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,15 @@ def test_a_servable_that_is_exported_again_follows_the_main_one(store: Store) ->
     push(store, 2, 1, config=WITHOUT_EXACT)
     assert push(store, 3, 2) == "stable"
     assert stable(store) == [ServingLabels(stable=3)] * 2
+
+
+def test_runs_are_listed_by_time_whatever_came_of_them(store: Store) -> None:
+    push(store, 1, None)
+    [first] = all_records(store)
+    make_run(store, 2)
+    write_record(store, replace(first, run_id="run-2", outcome="not_blessed", version=None, created="2024-01-02"))
+    push(store, 3, 1)
+    assert [row["version"] for row in versions_json(store)] == [1, None, 3]
 
 
 def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:

@@ -11,6 +11,7 @@ from threading import Thread
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -89,8 +90,8 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
     assert read_labels(base) == ServingLabels(stable=3)
 
-    shown = calls.dnc("versions", "--json")
-    assert [(row["version"], row["labels"]) for row in json.loads(shown.stdout)][-1] == (3, ["stable"])
+    shown = json.loads(calls.dnc("versions", "--json").stdout)
+    assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
     tree = calls.dnc("lineage", "3").stdout
     assert "parent: version 1" in tree
     assert "seed 0" in tree
@@ -159,9 +160,29 @@ def test_a_newest_span_that_is_not_fit_fails_and_is_told(calls: Calls, tmp_path:
     (tmp_path / "log" / DAYS[2] / "events.parquet").write_bytes(b"PAR1 no more")
     done = calls.here("--span", DAYS[2], "--set", f"retrain.webhook={webhook.url}")
     outcome = json.loads(done.stdout)
-    assert (done.exit_code, outcome["outcome"]) == (1, "failed")
+    assert (done.exit_code, outcome["outcome"], outcome["span"]) == (1, "failed", DAYS[2])
+    assert outcome["seconds"] > 0
     assert f"span {DAYS[2]} is not fit to train on" in outcome["reasons"][0]
     assert webhook.heard == [outcome]
+
+
+def test_a_change_of_the_log_that_is_meant_is_taken_by_the_switch_that_the_refusal_names(
+    calls: Calls, tmp_path: Path
+) -> None:
+    """Users get other ids from one day on."""
+    path = tmp_path / "log" / DAYS[2] / "events.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("user_id")
+    pq.write_table(table.set_column(at, "user_id", pc.binary_join_element_wise(table["user_id"], "x", "-")), path)
+    arguments = ["--span", DAYS[2], "--to", "ingest"]
+    outcome = json.loads(calls.here(*arguments).stdout)
+    assert "break the schema" in outcome["reasons"][0]
+    assert "dnc retrain: retrain.span.schema_of_last=false" in outcome["reasons"][0]
+    done = calls.here(*arguments, "--set", "retrain.span.schema_of_last=false")
+    outcome = json.loads(done.stdout)
+    assert (done.exit_code, outcome["outcome"], outcome["span"]) == (0, "stopped", DAYS[2]), outcome
+    assert outcome["seconds"] > 0
+    assert json.loads(calls.here(*arguments).stdout)["outcome"] == "stopped"  # taken once, it is not asked again
 
 
 def test_a_webhook_is_tried_again_where_that_may_help(

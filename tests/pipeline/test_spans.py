@@ -1,5 +1,6 @@
 """Spans: found, complete, profiled, refused."""
 
+import glob
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected
         (tmp_path / name).touch()
     found = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
     assert [span.key for span in found] == expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{date}/**/*.csv", "{date}/x/**", "**/{date}/*.csv", "**/{date}/**/[!b]*.csv", "{date}/**/c-{date}.csv"],
+)
+def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str) -> None:
+    for name in ("a.csv", "b.csv", "x/a.csv", "x/y/b.csv", "x/y/c-2024-01-01.csv"):
+        path = tmp_path / "2024-01-01" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    wanted = glob.glob(f"{tmp_path}/{pattern.replace('{date}', '2024-01-01')}", recursive=True)
+    [span, *_] = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    assert (span.key, list(span.files)) == ("2024-01-01", sorted(wanted))
 
 
 @pytest.mark.parametrize("pattern", ["log/*.csv", "{date}/{span}.csv"])
@@ -167,6 +182,30 @@ def test_a_span_keeps_the_schema_of_the_last(log: Path, tmp_path: Path) -> None:
         profile_span(config, fifth, newest, last)
     assert profile_span(config, fifth, newest).events == 400
     assert profile_span(config, fifth, newest, last).events == 400  # taken once, it is not asked again
+
+
+def test_a_limit_holds_for_a_span_that_arrives_and_ingests_no_other_again(log: Path, tmp_path: Path) -> None:
+    path = write_day(log, 4, events=60)
+    odd = ["u1,,1", *(f"7,i1,{FIRST + 4 * DAY + second}" for second in (1, 2))]  # no item; ids without their letter
+    path.write_text(path.read_text() + "\n".join(odd) + "\n")
+    last, newest = (SpanParts(tmp_path / name) for name in ("4", "5"))
+
+    def taken(fraction: float = 0.5, drift: float = 1.0, volume: float = 0.0) -> SpanProfile:
+        limits = [f"data.max_dead_letter_fraction={fraction}", f"data.max_drift={drift}", f"data.min_volume={volume}"]
+        config = config_of(log, *limits)
+        *_, fourth, fifth = find_spans(config)
+        profile_span(config, fourth, last)
+        return profile_span(config, fifth, newest, last)
+
+    with pytest.raises(ValueError, match=r"1 of 63 rows \(1.6%\) are malformed"):
+        taken(fraction=0.0)
+    written = [path.stat().st_mtime_ns for path in last.path.rglob("*")]
+    with pytest.raises(ValueError, match=r"the share of 'a9' went from 100\.0%"):
+        taken(drift=0.01)
+    with pytest.raises(ValueError, match="events: 62, after 400 in the last span"):
+        taken(volume=0.9)
+    assert taken().events == 62
+    assert [path.stat().st_mtime_ns for path in last.path.rglob("*")] == written
 
 
 def test_a_feature_table_keeps_the_schema_that_it_had_with_the_last_span(log: Path, tmp_path: Path) -> None:
