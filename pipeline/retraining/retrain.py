@@ -122,6 +122,7 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
             "compare with what is served, on the newest span",
             after=("validate",),
             sections=("retrain",),
+            rooms=("pipeline",),
             outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
             run=gate,
         ),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
@@ -35,6 +36,7 @@ def stages(journal: list[str], tmp_path: Path) -> tuple[Stage, ...]:
             f"does {name}",
             after,
             sections,
+            rooms=(),
             outputs=lambda config, workdir: (workdir.path / name,),
             run=run,
             sources=lambda config: (source,) if source else (),
@@ -81,6 +83,43 @@ def test_a_changed_or_a_new_input_file_reruns_everything(
     (tmp_path / "more.csv").write_text("3")
     run_stages(stages, Config(), workdir)
     assert journal == ["a", "b", "c"] * 3
+
+
+CHANGED_BY = {
+    "contracts": {stage.name for stage in STAGES},
+    "beam_jobs": {stage.name for stage in STAGES},
+    "trainer": {"train", "evaluate", "export", "validate"},
+    "serving": {"export", "validate"},
+    "pipeline": set(),
+}
+"""Room -> the stages that run its code, or read what such a stage has written."""
+
+
+@pytest.mark.parametrize("room", CHANGED_BY)
+def test_other_code_reruns_what_runs_it(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contracts, "__file__", str(tmp_path / "contracts" / "__init__.py"))
+    found = []
+    for text in ("x = 1", "x = 2"):
+        for other in CHANGED_BY:
+            (tmp_path / other / "part").mkdir(parents=True, exist_ok=True)
+            (tmp_path / other / "part" / "code.py").write_text(text if other == room else "x = 1")
+        artifact.code_of.cache_clear()
+        found.append(fingerprints(STAGES, Config()))
+    artifact.code_of.cache_clear()
+    before, after = found
+    assert {name for name in before if before[name] != after[name]} == CHANGED_BY[room]
+
+
+KEY_READERS = {
+    "windows.easy_negatives=4": {"windows", "train", "evaluate", "export", "validate"},
+    "windows.popularity_exponent=1": {stage.name for stage in STAGES} - {"ingest"},
+}
+
+
+@pytest.mark.parametrize("assignment", KEY_READERS)
+def test_a_changed_key_reruns_what_reads_it(assignment: str) -> None:
+    before, after = (fingerprints(STAGES, load_config(None, keys)) for keys in ((), (assignment,)))
+    assert {name for name in before if before[name] != after[name]} == KEY_READERS[assignment]
 
 
 def test_training_notices_that_the_model_it_starts_from_is_another(tmp_path: Path) -> None:
