@@ -8,7 +8,7 @@ from pathlib import Path
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
 from contracts.storage import as_path
 from pipeline.stage import Stage
@@ -96,9 +96,7 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.validate import validate
 
     servable = exported_servable(workdir)
-    # Metrics first: the validation's manifest then says that both are there.
-    add_metrics(workdir, SERVED_MODEL, evaluate_servable(config, workdir, servable, Split.TEST))
-    validate(config, workdir, servable, fingerprint)
+    validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable, Split.TEST))
 
 
 def exported_servable(workdir: Workdir) -> Path:
@@ -109,14 +107,6 @@ def exported_servable(workdir: Workdir) -> Path:
     """
     details = artifact.read_manifest(workdir.export).details
     return workdir.servable(details["model_name"]) / str(details["version"])
-
-
-def add_metrics(workdir: Workdir, model: str, metrics: dict[str, dict[str, float]]) -> None:
-    """Adds a model's metrics to the evaluation that already holds the others'."""
-    import json
-
-    known = json.loads(workdir.metrics.read_text(encoding="utf-8"))
-    artifact.write_json(workdir.metrics, {**known, model: metrics})
 
 
 def _warm_start_model(config: Config) -> str | None:
