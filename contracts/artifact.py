@@ -106,6 +106,11 @@ def find_manifest(path: Path) -> Manifest | None:
         return None
 
 
+def forget(path: Path) -> None:
+    """Makes what is at `path` no artifact: whoever writes it next writes all of it."""
+    storage.remove(current(path) / MANIFEST_NAME)
+
+
 def current(path: Path) -> Path:
     """Where the files of the artifact at `path` are now: there, or in an object store in its current generation.
 

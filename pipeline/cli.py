@@ -43,7 +43,9 @@ def main(verbose: bool) -> None:
 @main.command()
 @with_config
 @click.option("--workdir", "-w", type=PathOrUrl(), required=True, help="Where every artifact goes: a path or a URL.")
-@click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
+@click.option(
+    "--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage, and what uses it, even if up to date."
+)
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
 def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: str | None, last: str | None) -> None:

@@ -1,6 +1,7 @@
 """The runner: order, skipping, forcing, refusing."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,35 @@ def test_from_runs_that_stage_anyway(stages: tuple[Stage, ...], journal: list[st
     run_stages(stages, Config(), workdir)
     journal.clear()
     run_stages(stages, Config(), workdir, first="b", last="b")
+    assert journal == ["b"]
+
+
+def test_from_runs_what_uses_that_stage_too(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
+    """What a stage writes again need not be the same to the bit."""
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    journal.clear()
+    run_stages(stages, Config(), workdir, first="b")
+    assert journal == ["b", "c"]
+    journal.clear()
+    stages = (*stages[:2], replace(stages[2], after=("a",)))
+    run_stages(stages, Config(), workdir)
+    run_stages(stages, Config(), workdir, first="b")
+    assert journal == ["c", "b"]
+
+
+def test_a_forced_run_that_was_killed_is_not_up_to_date(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
+) -> None:
+    def die(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        raise KeyboardInterrupt
+
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages((stages[0], replace(stages[1], run=die)), Config(), workdir, first="b")
+    journal.clear()
+    run_stages(stages, Config(), workdir)
     assert journal == ["b"]
 
 
