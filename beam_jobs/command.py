@@ -32,7 +32,6 @@ def main(module: str) -> None:
         logging.getLogger("beam_jobs").setLevel(logging.INFO)
         try:
             config = load_config(config_path, overrides)
-            storage.connect(config.beam.options)
             run = Workdir(workdir.absolute())
             with holding(run):
                 manifest = job.run(config, run, fingerprint(module, config.model_dump(mode="json")))

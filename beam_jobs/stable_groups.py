@@ -81,17 +81,13 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)
     centroids, embeddings = read_array(groups.centroids), read_array(groups.embeddings)
     known = rows >= 0
-    # An artifact of older code does not say who is settled: its groups are continued by a fit.
-    settled = np.zeros(len(previous), bool)
-    if ItemColumn.SETTLED in table.column_names:
-        settled = table[ItemColumn.SETTLED].to_numpy()
     return PreviousGroups(
         of_item=np.where(known, previous[rows], -1),
         sizes=np.bincount(previous, minlength=len(centroids)),
-        settled=known & settled[rows],
+        settled=known & table[ItemColumn.SETTLED].to_numpy()[rows],
         embeddings=np.where(known[:, None], embeddings[rows], 0),
         centroids=centroids,
-        expected_within=manifest.details.get("company", {}).get("expected"),
+        expected_within=manifest.details["company"]["expected"],
     )
 
 

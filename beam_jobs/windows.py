@@ -102,13 +102,12 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:
     """Refuses artifacts that another config made, or of which one is older than what it was made from."""
     of_events, of_statistics, of_groups = (read_manifest(needed.path) for needed in (events, statistics, groups))
-    exponent = config.windows.popularity_exponent
     settings = (
         ("data.num_buckets", config.data.num_buckets, len(of_events.files), events, "ingest"),
         (
             "windows.popularity_exponent",
-            exponent,
-            of_statistics.details.get("popularity_exponent", exponent),
+            config.windows.popularity_exponent,
+            of_statistics.details["popularity_exponent"],
             statistics,
             "statistics",
         ),

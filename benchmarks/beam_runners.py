@@ -117,8 +117,7 @@ def run_jobs(
             )
             if done.returncode:
                 raise RuntimeError(f"{job}: {done.stderr[-3000:]}")
-    storage.connect(others)
-    return contents(workdir, load_config(config_path).data.events[0].rpartition("/")[0])
+    return contents(workdir, load_config(config_path, beam).data.events[0].rpartition("/")[0])
 
 
 def contents(workdir: Path, log: str) -> dict[str, bytes]:

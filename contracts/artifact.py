@@ -10,6 +10,7 @@ that outlived it still writes, is a generation that nothing names.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -35,7 +36,7 @@ class Manifest:
 
     Attributes:
         kind: the artifact's name, e.g. "item_groups".
-        fingerprint: hash of the config sections, input fingerprints and code version that made it.
+        fingerprint: hash of the config sections, input fingerprints and code that made it.
         counts: named record counts, for reports.
         files: names of the data files, relative to the artifact. Readers go by this list, so a
             stray file beside them is never read.
@@ -67,6 +68,18 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.cache
+def code_of(*rooms: str) -> str:
+    """A hash of the rooms' Python files; the version where they are no files, as in a zip.
+
+    Cached: what a process writes is of the code that it began with.
+    """
+    root = Path(contracts.__file__).parent.parent
+    files = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
+    sources = [(str(path.relative_to(root)), path.read_text(encoding="utf-8")) for path in files]
+    return fingerprint(sources) if sources else contracts.__version__
+
+
 def read_manifest(path: Path) -> Manifest:
     """Reads an artifact's manifest.
 
@@ -91,6 +104,11 @@ def find_manifest(path: Path) -> Manifest | None:
         return read_manifest(path)
     except ArtifactError:
         return None
+
+
+def forget(path: Path) -> None:
+    """Makes what is at `path` no artifact: whoever writes it next writes all of it."""
+    storage.remove(current(path) / MANIFEST_NAME)
 
 
 def current(path: Path) -> Path:

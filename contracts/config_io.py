@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from contracts import storage
 from contracts.config import Config
 
 _SECRET = {"retrain.webhook"}
@@ -21,6 +22,8 @@ class ConfigError(ValueError):
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
+
+    Object stores are from then on reached by its `beam.options`, whatever the process does with it.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
@@ -39,6 +42,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
             "baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
             "and name mind, comirec or matrix_factorisation in evaluation.baselines"
         )
+    storage.connect(config.beam.options)
     return config
 
 

@@ -284,6 +284,11 @@ class Workdir:
     def validation(self) -> Path:
         return self.path / "validation"
 
+    @property
+    def served_metrics(self) -> Path:
+        """JSON as `metrics`, of `SERVED_MODEL`."""
+        return self.validation / "metrics.json"
+
 
 @dataclass(frozen=True)
 class Store:

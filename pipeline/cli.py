@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import contracts
-from contracts import storage
 from contracts.config_io import dump_config, load_config, parse_assignments
 from contracts.layout import Workdir
 from pipeline.cli_options import PathOrUrl, reports_user_errors, with_config
@@ -45,7 +44,9 @@ def main(verbose: bool) -> None:
 @main.command()
 @with_config
 @click.option("--workdir", "-w", type=PathOrUrl(), required=True, help="Where every artifact goes: a path or a URL.")
-@click.option("--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage even if it is up to date.")
+@click.option(
+    "--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage, and what uses it, even if up to date."
+)
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
 def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: str | None, last: str | None) -> None:
@@ -62,7 +63,6 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 
     resolved = load_config(config, overrides)
     click.echo(dump_config(resolved), err=True)
-    storage.connect(resolved.beam.options)
     # Beam's workers may have another working directory.
     results = run_stages(STAGES, resolved, Workdir(workdir.absolute()), first, last)
     print_report(resolved, Workdir(workdir), results, Console())
@@ -86,7 +86,7 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
     """
     from pipeline.runner import fetch_artifacts
 
-    storage.connect(load_config(config, overrides).beam.options)
+    load_config(config, overrides)  # which says how to reach the store
     for name, manifest in fetch_artifacts(STAGES, Workdir(source), Workdir(workdir.absolute())).items():
         click.echo(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in manifest.counts.items()))
 

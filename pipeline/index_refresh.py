@@ -70,6 +70,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
     transform = replace(
         by_name["transform"],
         summary=f"apply the transform graphs of {trained.path} to this catalogue",
+        rooms=("trainer", "serving", "pipeline"),
         run=functools.partial(_apply_transform, trained),
         sources=lambda config: manifest_of(str(trained.transform.path)),
     )

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 
-from contracts.layout import Workdir
+Metrics = dict[str, dict[str, dict[str, float]]]
+"""model -> metric -> {"value", "low", "high"}."""
 
 _RECALL = "recall_at_"
 _COVERAGE = "catalog_coverage_at_"
 
 
-def plot_metrics(workdir: Workdir) -> None:
-    """Writes `workdir.plot` (PNG) from the run's metrics."""
+def plot_metrics(metrics: Metrics, path: Path) -> None:
+    """Draws a run's metrics into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2], layout="constrained")
     for model, values in metrics.items():
         ks = sorted(int(name.removeprefix(_RECALL)) for name in values if name.startswith(_RECALL))
@@ -32,5 +32,5 @@ def plot_metrics(workdir: Workdir) -> None:
     left.legend(frameon=False)
     right.set(xlabel="share of the catalogue in any user's first 100", xlim=(0, 1), title="Coverage")
     right.invert_yaxis()
-    figure.savefig(workdir.plot, dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

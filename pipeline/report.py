@@ -17,7 +17,7 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from pipeline.catalogue_titles import load_titles
 from pipeline.histories import example_user, history_of
-from pipeline.plots import plot_metrics
+from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
 
@@ -36,8 +36,9 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
     # What a later stage left here is of an earlier run.
     shown = {result.name for result in results}
     if "evaluate" in shown:
-        plot_metrics(workdir)
-        console.print(metrics_table(workdir))
+        metrics = read_metrics(workdir, served="validate" in shown)
+        plot_metrics(metrics, workdir.plot)
+        console.print(metrics_table(metrics))
     if "groups" in shown:
         console.print(groups_table(workdir))
     console.print(stages_table(config, workdir, results))
@@ -49,9 +50,14 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
             console.print(Text(line), soft_wrap=True)
 
 
-def metrics_table(workdir: Workdir) -> Table:
+def read_metrics(workdir: Workdir, *, served: bool) -> Metrics:
+    """What the evaluation measured and, with `served`, the validation."""
+    metrics: Metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
+    return metrics | (json.loads(workdir.served_metrics.read_text(encoding="utf-8")) if served else {})
+
+
+def metrics_table(metrics: Metrics) -> Table:
     """Models by metrics (R recall, N NDCG, cov catalogue coverage); ± is half the confidence interval's width."""
-    metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
     shown = [name for name in _metric_order(metrics) if name.startswith(_SHOWN_METRICS)]
     table = _table("Test users, whole catalogue ranked, seen items removed")
     table.add_column("model", no_wrap=True)
@@ -66,7 +72,7 @@ def _heading(name: str) -> str:
     return name.replace("recall_at_", "R@").replace("ndcg_at_", "N@").replace("catalog_coverage_at_", "cov@")
 
 
-def _metric_order(metrics: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+def _metric_order(metrics: Metrics) -> list[str]:
     """Metric names by kind, then by k."""
     names = {name for values in metrics.values() for name in values}
     return sorted(names, key=lambda name: (_kind(name), int(name.rsplit("_", 1)[1])))

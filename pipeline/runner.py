@@ -30,8 +30,8 @@ def run_stages(
 ) -> list[StageResult]:
     """Runs `stages` from `first` to `last`, both included.
 
-    A stage whose outputs carry the fingerprint of its inputs and config is skipped; naming it as
-    `first` runs it anyway.
+    A stage whose outputs carry the fingerprint of its code, inputs and config is skipped; naming it as `first` runs all
+    of it anyway, and what reads its outputs, which need not be the same to the bit.
 
     Raises:
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, or a
@@ -45,10 +45,14 @@ def run_stages(
         _require_inputs(stages, selected, config, workdir)
         wanted = fingerprints(stages, config)
         results = []
+        forced = {first}
         for stage in selected:
             position = f"[{stages.index(stage) + 1}/{len(stages)}]"
-            forced = stage.name == first
-            results.append(_run_stage(stage, position, config, workdir, wanted[stage.name], forced=forced))
+            if forced & {stage.name, *stage.after}:
+                forced.add(stage.name)
+                for path in stage.outputs(config, workdir):
+                    artifact.forget(path)  # a killed run goes on here, and keeps what it has finished
+            results.append(_run_stage(stage, position, config, workdir, wanted[stage.name]))
         return results
 
 
@@ -92,11 +96,9 @@ def _between(stages: tuple[Stage, ...], first: str | None, last: str | None) -> 
     return stages[start:stop]
 
 
-def _run_stage(
-    stage: Stage, position: str, config: Config, workdir: Workdir, wanted: str, *, forced: bool
-) -> StageResult:
+def _run_stage(stage: Stage, position: str, config: Config, workdir: Workdir, wanted: str) -> StageResult:
     label = f"{position} {stage.name}"
-    if not forced and stage.is_current(config, workdir, wanted):
+    if stage.is_current(config, workdir, wanted):
         log.info("%s: up to date, skipped", label)
         return StageResult(stage.name, ran=False, seconds=0.0)
     log.info("%s: %s", label, stage.summary)

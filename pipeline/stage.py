@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import contracts
 from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -20,7 +21,9 @@ class Stage:
         name: what `--from` and `--to` call it.
         summary: one line for progress and help.
         after: the stages whose artifacts it reads.
-        sections: the config sections that it depends on.
+        sections: the config sections that it depends on, or keys of one, as "windows.popularity_exponent"; what the
+            stages before it depend on need not be named again.
+        rooms: the rooms whose code it runs, beside contracts; again without those of the stages before it.
         outputs: the artifacts that it writes.
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
@@ -31,13 +34,14 @@ class Stage:
     summary: str
     after: tuple[str, ...]
     sections: tuple[str, ...]
+    rooms: tuple[str, ...]
     outputs: Callable[[Config, Workdir], tuple[Path, ...]]
     run: Callable[[Config, Workdir, str], None]
     sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
     remote: bool = False
 
     def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:
-        """Whether every output exists whole and was made from the same inputs and config."""
+        """Whether every output exists whole and was made by the same code from the same inputs and config."""
         manifests = [artifact.find_manifest(path) for path in self.outputs(config, workdir)]
         return all(manifest is not None and manifest.fingerprint == fingerprint for manifest in manifests)
 
@@ -48,9 +52,9 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
     result: dict[str, str] = {}
     for stage in stages:
         result[stage.name] = artifact.fingerprint(
-            contracts.__version__,
+            artifact.code_of("contracts", *stage.rooms),
             stage.name,
-            {section: tree[section] for section in stage.sections},
+            {section: functools.reduce(operator.getitem, section.split("."), tree) for section in stage.sections},
             [result[name] for name in stage.after],
             [identity for pattern in stage.sources(config) for identity in storage.identities(pattern)],
         )

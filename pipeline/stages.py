@@ -8,7 +8,7 @@ from pathlib import Path
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
 from contracts.storage import as_path
 from pipeline.stage import Stage
@@ -96,9 +96,7 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.validate import validate
 
     servable = exported_servable(workdir)
-    # Metrics first: the validation's manifest then says that both are there.
-    add_metrics(workdir, SERVED_MODEL, evaluate_servable(config, workdir, servable, Split.TEST))
-    validate(config, workdir, servable, fingerprint)
+    validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable, Split.TEST))
 
 
 def exported_servable(workdir: Workdir) -> Path:
@@ -109,14 +107,6 @@ def exported_servable(workdir: Workdir) -> Path:
     """
     details = artifact.read_manifest(workdir.export).details
     return workdir.servable(details["model_name"]) / str(details["version"])
-
-
-def add_metrics(workdir: Workdir, model: str, metrics: dict[str, dict[str, float]]) -> None:
-    """Adds a model's metrics to the evaluation that already holds the others'."""
-    import json
-
-    known = json.loads(workdir.metrics.read_text(encoding="utf-8"))
-    artifact.write_json(workdir.metrics, {**known, model: metrics})
 
 
 def _warm_start_model(config: Config) -> str | None:
@@ -143,6 +133,7 @@ STAGES = (
         "validate the log into columnar events",
         after=(),
         sections=("data", "split"),
+        rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.events.path,),
         run=_ingest,
         remote=True,
@@ -156,7 +147,8 @@ STAGES = (
         "statistics",
         "count items and users, fix the vocabularies",
         after=("ingest",),
-        sections=("data", "windows"),
+        sections=("data", "windows.popularity_exponent"),
+        rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.item_statistics.path,),
         run=_statistics,
         remote=True,
@@ -167,6 +159,7 @@ STAGES = (
         "embed items by co-occurrence, partition them into groups",
         after=("ingest", "statistics"),
         sections=("data", "groups", "seed"),
+        rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_groups,
         remote=True,
@@ -177,6 +170,7 @@ STAGES = (
         "fit and apply the TFT graphs of user and item features",
         after=("statistics",),
         sections=("data",),
+        rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.transform.path,),
         run=_transform,
         remote=True,
@@ -186,6 +180,7 @@ STAGES = (
         "write group-tagged TFRecords with in-group negatives",
         after=("ingest", "statistics", "groups"),
         sections=("windows", "seed"),
+        rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.windows.path,),
         run=_windows,
         remote=True,
@@ -196,6 +191,7 @@ STAGES = (
         "train the model and its baselines",
         after=("transform", "windows"),
         sections=("model", "training", "seed"),
+        rooms=("trainer",),
         outputs=_trained_models,
         run=_train,
         sources=lambda config: manifest_of(_warm_start_model(config)),
@@ -205,6 +201,7 @@ STAGES = (
         "rank the whole catalogue for every test user",
         after=("train",),
         sections=("evaluation", "serving", "seed"),
+        rooms=("trainer",),
         outputs=lambda config, workdir: (workdir.evaluation,),
         run=_evaluate,
     ),
@@ -213,6 +210,7 @@ STAGES = (
         "write one SavedModel with an index per group",
         after=("train",),
         sections=("serving", "seed"),
+        rooms=("serving",),
         outputs=lambda config, workdir: (workdir.export,),
         run=_export,
     ),
@@ -221,6 +219,7 @@ STAGES = (
         "replay requests in a fresh process against brute force",
         after=("evaluate", "export"),
         sections=("serving",),
+        rooms=("serving",),
         outputs=lambda config, workdir: (workdir.validation,),
         run=_validate,
     ),

@@ -13,23 +13,30 @@ import contracts
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.config_io import dump_config
-from contracts.layout import Workdir
+from contracts.layout import SERVED_MODEL, Workdir
 
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.json"
 
 
-def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str) -> Manifest:
+def validate(
+    config: Config,
+    workdir: Workdir,
+    servable: Path,
+    fingerprint: str,
+    metrics: dict[str, dict[str, float]] | None = None,
+) -> Manifest:
     """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
-    The report is `workdir.validation / "report.json"`.
+    The report is `workdir.validation / "report.json"`; beside it, the servable's metrics are `workdir.served_metrics`.
 
     Args:
         config: what the servable was exported with.
         workdir: holds the catalogue and the test users.
         servable: a version directory.
         fingerprint: of the stage.
+        metrics: of the servable, where they were measured: metric -> {"value", "low", "high"}.
 
     Raises:
         ValueError: a check failed, or the servable cannot be loaded; the message names it.
@@ -62,5 +69,8 @@ def validate(config: Config, workdir: Workdir, servable: Path, fingerprint: str)
             )
         artifact.counts["requests"] = report["requests"]
         artifact.files += [REPORT_FILE, "config.yaml"]
+        if metrics is not None:
+            write_json(artifact.path / workdir.served_metrics.name, {SERVED_MODEL: metrics})
+            artifact.files.append(workdir.served_metrics.name)
         artifact.details.update(servables=report["servables"])
     return read_manifest(workdir.validation)

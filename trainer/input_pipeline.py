@@ -91,7 +91,7 @@ class TrainingWindows:
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
         manifest = read_manifest(workdir.windows.path)
         self.most_positives = manifest.counts["train_positives"] + manifest.counts["train_windows"]
-        self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details.get("resamples", 1))]
+        self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
         self._seed = seed
 

@@ -74,7 +74,9 @@ _OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans"}
 
 
 def run_id_of(config: Config, spans: Sequence[Span]) -> str:
-    """The same spans, files, code and settings that the stages depend on give the same run."""
+    """The same spans, files, version and settings that the stages depend on give the same run."""
+    # Not `artifact.code_of`: a change of the code is no new data, and would train on the newest span once more.
+    # A killed run that new code takes up mixes nothing: the stages' fingerprints hold the code that they ran.
     tree = config.model_dump(mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION})
     digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
     return f"{spans[-1].key}-{digest[:8]}"
@@ -188,6 +190,7 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
     manifest = artifact.find_manifest(model.path)
     if manifest is None:
         return False, [f"the weights of version {parent.version} are gone: training from scratch"]
+    # Not `artifact.code_of`: with each change of the code a store would lose what its versions have learnt.
     if manifest.code_version != contracts.__version__:
         return False, [
             f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "

@@ -20,7 +20,7 @@ from pipeline.retraining.records import Record, all_records, read_record, write_
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
-from pipeline.stage import Stage, fingerprints
+from pipeline.stage import Stage
 from pipeline.stages import exported_servable
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     resolved = run_config(config, store, plan, window)
     stages = retrain_stages(store, plan)
     try:
-        results = run_stages(stages, resolved, workdir, last=last)
+        # A run that is pushed lacks its record alone; by other code its stages would make another model's.
+        results = [] if RetrainRun(workdir).push.exists() else run_stages(stages, resolved, workdir, last=last)
     except artifact.NothingToLearn as error:
         if plan.parent is None:
             raise
@@ -135,6 +136,7 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
             "compare with what is served, on the newest span",
             after=("validate",),
             sections=("retrain",),
+            rooms=("pipeline",),
             outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
             run=gate,
         ),
@@ -251,13 +253,12 @@ def _push(config: Config, store: Store, plan: Plan) -> tuple[int, str]:
 
 
 def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:
-    wanted = fingerprints(stages, config)
     found: dict[str, Any] = {}
     for stage in stages:
         paths: tuple[Path, ...] = stage.outputs(config, workdir)
         manifests = [artifact.read_manifest(path) for path in paths]
         found[stage.name] = {
-            "fingerprint": wanted[stage.name],
+            "fingerprint": manifests[0].fingerprint,
             "seconds": round(sum(manifest.seconds for manifest in manifests), 2),
             "counts": manifests[0].counts,
         }

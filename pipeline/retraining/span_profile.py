@@ -70,7 +70,8 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
 
     data = config.data.model_copy(update={"events": span.files})
     own = Config(data=data, beam=config.beam)
-    wanted = artifact.fingerprint(data.model_dump(mode="json", exclude=_CHECKS), span.identity())
+    code = artifact.code_of("contracts", "beam_jobs")
+    wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=_CHECKS), span.identity())
     found = artifact.find_manifest(parts.events.path)
     if found is None or found.fingerprint != wanted:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.

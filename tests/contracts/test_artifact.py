@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import contracts
 from contracts import artifact
 
 
@@ -44,6 +45,13 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path: Path) -> 
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["groups"]
     assert [path.name for path in final.iterdir()] == [artifact.MANIFEST_NAME]
+
+
+def test_code_that_is_no_files_is_known_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact.code_of.cache_clear()
+    monkeypatch.setattr(contracts, "__file__", str(tmp_path / "dnc.zip" / "contracts" / "__init__.py"))
+    assert artifact.code_of("contracts", "trainer") == contracts.__version__
+    artifact.code_of.cache_clear()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"kind": "x"}', '{"unknown": 1}'])

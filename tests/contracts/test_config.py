@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from contracts import storage
 from contracts.config import Config
 from contracts.config_io import ConfigError, dump_config, load_config
 
@@ -15,6 +16,23 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
     config = load_config(path)
     assert Config.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+def test_object_stores_are_reached_as_the_config_that_was_read_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...] | None] = []
+
+    class Empty:
+        def __init__(self, options: tuple[str, ...] | None) -> None:
+            asked.append(options)
+
+        def match(self, pattern: str) -> list[storage.StoredObject]:
+            return []
+
+    monkeypatch.setattr(storage, "_factory", Empty)
+    monkeypatch.setattr(storage, "_options", None)
+    load_config(None, ["beam.options=[--s3_endpoint_url=http://minio:9000]"])
+    assert storage.matching("s3://bucket/*.csv") == []
+    assert asked == [("--s3_endpoint_url=http://minio:9000",)]
 
 
 _ITEMS = "data.item_features={path: i.csv, id: i, features: "

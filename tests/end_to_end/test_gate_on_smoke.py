@@ -19,7 +19,7 @@ def test_the_gate_sees_what_the_evaluation_saw(smoke: SmokeRun) -> None:
     users = HoldoutUsers(workdir)
     [answers] = users.ask([exported_servable(workdir)], K)
     measured = measure(users.holdout(), answers)
-    metrics = json.loads(workdir.metrics.read_text())[SERVED_MODEL]
+    metrics = json.loads(workdir.served_metrics.read_text())[SERVED_MODEL]
     assert measured.recall.mean() == pytest.approx(metrics[f"recall_at_{K}"]["value"], abs=0.02)
     assert measured.coverage == pytest.approx(metrics["catalog_coverage_at_100"]["value"], abs=0.02)
     assert measured.filled == pytest.approx(1.0, abs=0.01)

@@ -9,6 +9,7 @@ import pytest
 
 from contracts import artifact
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
+from pipeline.report import read_metrics
 from tests.end_to_end.conftest import SmokeRun, run_dnc
 
 METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "recall_at_500", "ndcg_at_10"]
@@ -16,7 +17,7 @@ METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "re
 
 @pytest.fixture(scope="module")
 def metrics(smoke: SmokeRun) -> dict[str, dict[str, dict[str, float]]]:
-    return json.loads(Workdir(smoke.workdir).metrics.read_text())
+    return read_metrics(Workdir(smoke.workdir), served=True)
 
 
 def test_every_model_has_every_metric_with_its_interval(metrics: dict) -> None:
@@ -50,8 +51,14 @@ def test_groups_are_the_logs_topics(smoke: SmokeRun) -> None:
     assert set(groups["group_id"].to_pylist()) == set(range(6))
 
 
+def test_the_servables_row_is_the_validations_own(smoke: SmokeRun) -> None:
+    workdir = Workdir(smoke.workdir)
+    assert SERVED_MODEL not in json.loads(workdir.metrics.read_text())
+    assert workdir.served_metrics.name in artifact.read_manifest(workdir.validation).files
+
+
 def test_the_report_names_what_a_reader_looks_for(smoke: SmokeRun) -> None:
-    for words in ["R@10", "popularity", "Item groups", "Stages", "servable:", "candidates, by group"]:
+    for words in ["R@10", "popularity", SERVED_MODEL, "Item groups", "Stages", "servable:", "candidates, by group"]:
         assert words in smoke.output
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from contracts import artifact
 from contracts.config_io import load_config
-from contracts.layout import Workdir
-from pipeline.report import candidates_table, groups_table
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
+from pipeline.report import candidates_table, groups_table, metrics_table, read_metrics
 
 
 def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
@@ -28,3 +29,18 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
     shown = console.export_text()
     for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
         assert text in shown
+
+
+def test_a_new_evaluation_keeps_the_row_that_the_validation_measured(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    for folder, name, model in (
+        (workdir.validation, workdir.served_metrics.name, SERVED_MODEL),
+        (workdir.evaluation, workdir.metrics.name, MAIN_MODEL),
+    ):
+        with artifact.writing(folder, folder.name, "f") as writer:
+            artifact.write_json(writer.path / name, {model: {"recall_at_10": {"value": 0.25, "low": 0.2, "high": 0.3}}})
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(metrics_table(read_metrics(workdir, served=True)))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    assert [row[:2] for row in rows if len(row) > 1][-2:] == [[MAIN_MODEL, ".250"], [SERVED_MODEL, ".250"]]
+    assert list(read_metrics(workdir, served=False)) == [MAIN_MODEL]

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from contracts.layout import Store
+from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.cli import main
 from pipeline.retraining import commands
+from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.owner_lock import owning
-from pipeline.retraining.records import machine, record_of_version
+from pipeline.retraining.records import Record, machine, record_of_version
+from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
 
 
@@ -120,6 +122,23 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
     assert "version 1 serves on" in outcome["reasons"][0]
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
+
+
+def test_of_a_run_that_was_pushed_only_the_record_is_made(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other code would run stages anew, and the record would be of what is not served."""
+    ran: list[str] = []
+    profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:2])]
+    record = Record("r", "pushed", 1, "stable", "", 1.0, [], {}, {}, {"reasons": []}, {}, {}, {})
+    monkeypatch.setattr(retraining, "_profile", lambda *_: (profiles, {}))
+    monkeypatch.setattr(retraining, "run_stages", lambda *_, **__: ran.append("stages") or [])
+    monkeypatch.setattr(retraining, "_finish", lambda *_: record)
+    assert calls.here("--span", DAYS[1]).exit_code == 0
+    assert ran == ["stages"]
+    [run] = calls.store.runs.iterdir()
+    RetrainRun(Workdir(run)).push.write_text('{"version": 1, "label": "stable"}')
+    done = calls.here("--span", DAYS[1])
+    assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 1)
+    assert ran == ["stages"]
 
 
 @pytest.fixture

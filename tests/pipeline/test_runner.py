@@ -1,11 +1,13 @@
 """The runner: order, skipping, forcing, refusing."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
@@ -35,6 +37,7 @@ def stages(journal: list[str], tmp_path: Path) -> tuple[Stage, ...]:
             f"does {name}",
             after,
             sections,
+            rooms=(),
             outputs=lambda config, workdir: (workdir.path / name,),
             run=run,
             sources=lambda config: (source,) if source else (),
@@ -83,6 +86,43 @@ def test_a_changed_or_a_new_input_file_reruns_everything(
     assert journal == ["a", "b", "c"] * 3
 
 
+CHANGED_BY = {
+    "contracts": {stage.name for stage in STAGES},
+    "beam_jobs": {stage.name for stage in STAGES},
+    "trainer": {"train", "evaluate", "export", "validate"},
+    "serving": {"export", "validate"},
+    "pipeline": set(),
+}
+"""Room -> the stages that run its code, or read what such a stage has written."""
+
+
+@pytest.mark.parametrize("room", CHANGED_BY)
+def test_other_code_reruns_what_runs_it(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contracts, "__file__", str(tmp_path / "contracts" / "__init__.py"))
+    found = []
+    for text in ("x = 1", "x = 2"):
+        for other in CHANGED_BY:
+            (tmp_path / other / "part").mkdir(parents=True, exist_ok=True)
+            (tmp_path / other / "part" / "code.py").write_text(text if other == room else "x = 1")
+        artifact.code_of.cache_clear()
+        found.append(fingerprints(STAGES, Config()))
+    artifact.code_of.cache_clear()
+    before, after = found
+    assert {name for name in before if before[name] != after[name]} == CHANGED_BY[room]
+
+
+KEY_READERS = {
+    "windows.easy_negatives=4": {"windows", "train", "evaluate", "export", "validate"},
+    "windows.popularity_exponent=1": {stage.name for stage in STAGES} - {"ingest"},
+}
+
+
+@pytest.mark.parametrize("assignment", KEY_READERS)
+def test_a_changed_key_reruns_what_reads_it(assignment: str) -> None:
+    before, after = (fingerprints(STAGES, load_config(None, keys)) for keys in ((), (assignment,)))
+    assert {name for name in before if before[name] != after[name]} == KEY_READERS[assignment]
+
+
 def test_training_notices_that_the_model_it_starts_from_is_another(tmp_path: Path) -> None:
     source = Workdir(tmp_path / "earlier [1]")  # a path is no pattern
     config = load_config(None, [f"training.warm_start='{source.path}'"])
@@ -99,6 +139,35 @@ def test_from_runs_that_stage_anyway(stages: tuple[Stage, ...], journal: list[st
     run_stages(stages, Config(), workdir)
     journal.clear()
     run_stages(stages, Config(), workdir, first="b", last="b")
+    assert journal == ["b"]
+
+
+def test_from_runs_what_uses_that_stage_too(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
+    """What a stage writes again need not be the same to the bit."""
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    journal.clear()
+    run_stages(stages, Config(), workdir, first="b")
+    assert journal == ["b", "c"]
+    journal.clear()
+    stages = (*stages[:2], replace(stages[2], after=("a",)))
+    run_stages(stages, Config(), workdir)
+    run_stages(stages, Config(), workdir, first="b")
+    assert journal == ["c", "b"]
+
+
+def test_a_forced_run_that_was_killed_is_not_up_to_date(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
+) -> None:
+    def die(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        raise KeyboardInterrupt
+
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages((stages[0], replace(stages[1], run=die)), Config(), workdir, first="b")
+    journal.clear()
+    run_stages(stages, Config(), workdir)
     assert journal == ["b"]
 
 

@@ -114,7 +114,7 @@ def profiles_of(config: Config, spans: list[Span], folder: Path) -> list[SpanPro
     return [profile_span(config, span, SpanParts(folder / span.key)) for span in spans]
 
 
-def test_a_span_is_ingested_once(log: Path, tmp_path: Path) -> None:
+def test_a_span_is_ingested_once_by_the_same_code(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(log)
     [span, *_] = find_spans(config)
     profile = profile_span(config, span, SpanParts(tmp_path / "span"))
@@ -124,6 +124,9 @@ def test_a_span_is_ingested_once(log: Path, tmp_path: Path) -> None:
     written = events.stat().st_mtime_ns
     assert profile_span(config, span, SpanParts(tmp_path / "span")) == profile
     assert (artifact.read_manifest(tmp_path / "span" / "events").created, events.stat().st_mtime_ns) == (first, written)
+    monkeypatch.setattr(artifact, "code_of", lambda *rooms: "other code")
+    assert profile_span(config, span, SpanParts(tmp_path / "span")) == profile
+    assert events.stat().st_mtime_ns > written
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
             artifact.files.append(file.name)
         number = len(log.sequences)  # each of a first event and targets
         artifact.counts.update(train_positives=int(counts.sum()) - number, train_windows=number)
+        artifact.details["resamples"] = 1
     return workdir
 
 
