@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.input_pipeline import Ragged
+from trainer.ragged import Ragged
 
 NDCG_K = 10
 COVERAGE_K = 100

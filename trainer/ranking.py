@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from contracts.names import ScoredMerge
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
 from trainer.progress import line_a_minute
+from trainer.ragged import Ragged
 from trainer.scoring import fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 
