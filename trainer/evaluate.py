@@ -57,7 +57,7 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
-        models: name of a model under `workdir.models` -> its kind, `PER_GROUP` or a `BaselineName`;
+        models: name of a model, `workdir.model(name)` -> its kind, `PER_GROUP` or a `BaselineName`;
             popularity needs no model.
 
     Raises:
