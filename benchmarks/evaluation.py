@@ -25,8 +25,9 @@ import tensorflow as tf
 from contracts.artifact import write_json
 from pipeline.benchmark_table import machine
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import per_user_metrics, recall_of_places
+from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
 
 KS = (10, 50, 100, 500, 1000)

@@ -204,6 +204,11 @@ class Model:
         """JSON list, one object an epoch."""
         return self.path / "history.json"
 
+    @property
+    def config(self) -> Path:
+        """JSON: the config that it was trained with, defaults included."""
+        return self.path / "config.json"
+
 
 MAIN_MODEL = "dnc"
 """Name of the group-conditioned model among a run's models, of which the others are baselines, each under its own

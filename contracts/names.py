@@ -91,7 +91,9 @@ class Signature:
     CANDIDATE_EMBEDDING = "candidate_embedding"
 
 
-Merge = Literal["quota", "score", "round_robin"]
+ScoredMerge = Literal["quota", "score"]
+"""Merges whose lists are in order of score: what a config can name, and evaluation measures."""
+Merge = Literal[ScoredMerge, "round_robin"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
 """How the groups' results become one list, see `serving.merge`; a merge's code in a graph is its place here."""
 

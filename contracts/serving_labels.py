@@ -67,12 +67,13 @@ def write_labels(base: Path, labels: ServingLabels) -> None:
 
 def versions_on_disk(base: Path) -> list[int]:
     """Numbers of the versions below `base`, ascending: what TF Serving takes for one."""
-    found = base.iterdir() if base.is_dir() else ()
-    return sorted(int(path.name) for path in found if _is_number(path.name) and (path / "saved_model.pb").exists())
+    return [number for number in numbers_on_disk(base) if (base / str(number) / "saved_model.pb").exists()]
 
 
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
+def numbers_on_disk(base: Path) -> list[int]:
+    """All numbers below `base`, ascending: of versions, and of directories that are in the way of one."""
+    names = [path.name for path in base.iterdir()] if base.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
 
 def effective_labels(base: Path) -> ServingLabels | None:

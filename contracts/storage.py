@@ -1,9 +1,8 @@
 """Where files lie: on a POSIX file system, or below a URL of an object store.
 
 On a POSIX file system everything happens in place: names are opened as they are, and writers rename, once what they
-wrote is on the disk. An object
-store takes and gives whole objects: what is read is copied to this machine first, and what is written is made here
-and sent when it is whole.
+wrote is on the disk. An object store takes and gives whole objects: what is read is copied to this machine first, and
+what is written is made here and sent when it is whole.
 
 Object stores are reached through `provide`, since the libraries that know them are not this package's.
 """

@@ -19,7 +19,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkModel, Merge, Overrides
+from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
 from pipeline.datasets import sequences
 from pipeline.shared_data import data_workdir, prepare_data
 from trainer.baselines import UNTRAINED, baseline_config
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _DATA_SEED = 0
 """Of data that all of a table's models and seeds share, whichever of them one call trains."""
 
-_BASELINE_MERGES = (Merge(merge="score", alpha=0.0),)
+_BASELINE_MERGES = (BenchmarkMerge(merge="score", alpha=0.0),)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Run:
     config: Config
     data_config: Config
     workdir: Workdir
-    merges: tuple[Merge, ...]
+    merges: tuple[BenchmarkMerge, ...]
     seconds_of: str | None
     trained: bool
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from contracts.config import BaselineName, Section
 from contracts.config_io import ConfigError
+from contracts.names import ScoredMerge
 
 Overrides = dict[str, Any]
 """`section.key` -> value."""
@@ -36,10 +37,10 @@ class BenchmarkModel(Section):
     )
 
 
-class Merge(Section):
+class BenchmarkMerge(Section):
     """How the groups' results become one list."""
 
-    merge: Literal["score", "quota"] = "score"
+    merge: ScoredMerge = "score"
     alpha: float = Field(1.0, ge=0)
 
     @property
@@ -57,7 +58,7 @@ class BenchmarkConfig(Section):
     datasets: dict[str, BenchmarkDataset]
     models: dict[str, BenchmarkModel] = Field({}, description="label -> model")
     axes: tuple[dict[str, Overrides], ...] = Field((), description="each: label -> config keys")
-    merges: tuple[Merge, ...] = Field((Merge(),), description="of the product's own models")
+    merges: tuple[BenchmarkMerge, ...] = Field((BenchmarkMerge(),), description="of the product's own models")
     metrics: tuple[str, ...] = (
         "recall_at_10",
         "recall_at_50",

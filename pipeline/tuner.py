@@ -21,13 +21,13 @@ from contracts import artifact, storage
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
+from contracts.names import ScoredMerge
 from pipeline.shared_data import data_workdir, prepare_data
-from trainer.scoring import Merge
 
 log = logging.getLogger(__name__)
 
 _ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
-_MERGES: tuple[tuple[Merge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
+_MERGES: tuple[tuple[ScoredMerge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
 """By score there is no alpha."""
 _GROUPS = (5, 10, 20, 40, 80)
 

@@ -180,7 +180,7 @@ class CSession:
 
 
 def main() -> None:
-    """Runs a plan; a plan that cannot be run ends with one line on stderr and status 2."""
+    """Runs a plan; a plan that cannot be run ends with one line on stderr and status 1."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         libraries = [Path(path) for path in plan["op_libraries"]]

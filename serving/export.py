@@ -43,7 +43,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     Args:
         config: what the model was trained with.
         workdir: holds the model, the catalogue, the transform graphs and the windows.
-        model_name: name of the model under `workdir.models`.
+        model_name: of the trained model, `workdir.model(model_name)`.
         fingerprint: identifies the inputs, for the manifest.
 
     Returns:
@@ -124,7 +124,7 @@ class _Parts:
     item_lookup: VocabularyLookup
     user_features: UserFeatures
     exploration: Exploration
-    embeddings: np.ndarray  # [num_items, dim]
+    embeddings: np.ndarray  # [num_items + 1, dim], by item_index
     members: list[np.ndarray]
     warmup: UserRequests
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from contracts.layout import Workdir
 from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.input_pipeline import EvaluationUsers
+from trainer.ragged import Ragged
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from serving.controls import Controls
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration, Explored
 from serving.features import UserFeatures, VocabularyLookup
+from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.group_search import Found
 from serving.merge import LOG_PROBABILITY_FLOOR, plan_groups, select
-from serving.request_inputs import merge_inputs, query_inputs, with_defaults
 from serving.score_rounds import search_in_rounds
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel

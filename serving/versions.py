@@ -10,19 +10,19 @@ from pathlib import Path
 
 from contracts.config import Config
 from contracts.layout import Workdir
+from contracts.serving_labels import numbers_on_disk, versions_on_disk
 from contracts.storage import STAGING_MARK, rename_durably
 
 
 def last_version(base: Path) -> Path | None:
     """The version of the highest number below `base`."""
-    found = [path for path in base.iterdir() if path.name.isdigit()] if base.exists() else []
-    return max(found, key=lambda path: int(path.name), default=None)
+    found = versions_on_disk(base)
+    return base / str(found[-1]) if found else None
 
 
 def next_version(base: Path) -> int:
-    """One more than the last version below `base`, or 1."""
-    last = last_version(base)
-    return 1 if last is None else int(last.name) + 1
+    """One more than the highest number below `base`, or 1."""
+    return max(numbers_on_disk(base), default=0) + 1
 
 
 def predecessor(config: Config, workdir: Workdir, name: str) -> Path | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.train import load_model
-from trainer.training_state import save_weights
+from trainer.train import load_model, save_model
 from trainer.warm_start import warm_start
 
 
@@ -37,15 +35,7 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
         )
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
-        staged = Model(artifact.path)
-        save_weights(model, staged.weights)
-        write_json(staged.history, [])
-        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
-        artifact.files += [staged.weights.name, staged.history.name, "config.json"]
-        artifact.counts |= {
-            "kept_items": carried.kept_items,
-            "new_items": carried.new_items,
-            "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
-        }
+        artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
+        save_model(artifact, model, config, history=[])
         artifact.details |= {"warm_start": asdict(carried)}
     return read_manifest(final.path)

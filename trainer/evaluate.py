@@ -11,7 +11,7 @@ import numpy as np
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
-from contracts.names import Split
+from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -26,14 +26,13 @@ from trainer.metrics import (
 )
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
-from trainer.scoring import Merge
 from trainer.train import load_model
 
 PER_GROUP = "per_group"
 """Kind of the product's own model; any other kind is a `BaselineName`."""
 
 BREAKDOWN_K = 100
-_MERGES: tuple[Merge, ...] = ("score", "quota")
+_MERGES: tuple[ScoredMerge, ...] = ("score", "quota")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
-        models: name of a model under `workdir.models` -> its kind, `PER_GROUP` or a `BaselineName`;
+        models: name of a model, `workdir.model(name)` -> its kind, `PER_GROUP` or a `BaselineName`;
             popularity needs no model.
 
     Raises:
@@ -75,7 +74,7 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
 
 
 def evaluate_lists(
-    config: Config, workdir: Workdir, name: str | None, split: Split, merges: Sequence[tuple[Merge, float]]
+    config: Config, workdir: Workdir, name: str | None, split: Split, merges: Sequence[tuple[ScoredMerge, float]]
 ) -> list[MetricTable]:
     """Metrics of one model under several merges, each (merge, alpha).
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from contracts.artifact import ArtifactError, read_manifest
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
+from trainer.ragged import Ragged
 
 _CHUNK = 16_384
 """Windows that are sorted by length together."""
@@ -43,38 +44,6 @@ class WindowBatch(NamedTuple):
     feedback_level: np.ndarray
     exposed_negatives: np.ndarray
     mined_negatives: np.ndarray
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths: `values[splits[r]:splits[r + 1]]` is row r."""
-
-    values: np.ndarray
-    splits: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.splits) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.splits)
-
-    def take(self, rows: np.ndarray) -> Ragged:
-        """The rows named, in their order."""
-        lengths = self.lengths[rows]
-        splits = np.concatenate([[0], np.cumsum(lengths)])
-        offset = np.repeat(self.splits[rows] - splits[:-1], lengths)
-        return Ragged(self.values[np.arange(splits[-1]) + offset], splits)
-
-    def padded(self) -> np.ndarray:
-        """[rows, longest], left-aligned, 0 to the right."""
-        result = np.zeros((len(self), int(self.lengths.max(initial=0))), self.values.dtype)
-        result[np.arange(result.shape[1]) < self.lengths[:, None]] = self.values
-        return result
-
-    def row_ids(self) -> np.ndarray:
-        """[number of values], the row of each value."""
-        return np.repeat(np.arange(len(self)), self.lengths)
 
 
 class TrainingWindows:

@@ -26,8 +26,9 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     Raises:
         ArtifactError: there is no such model.
     """
-    read_manifest(workdir.model(name).path)
-    config = Config.model_validate_json((workdir.model(name).path / "config.json").read_text(encoding="utf-8"))
+    trained = workdir.model(name)
+    read_manifest(trained.path)
+    config = Config.model_validate_json(trained.config.read_text(encoding="utf-8"))
     model = load_model(config, workdir, name)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
     starts = range(1, len(ids) + 1, _CHUNK)

@@ -6,12 +6,10 @@ Lists are item_index, best first, 0 = an absent place. A user may have several t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # the gate measures without TensorFlow
-    from trainer.input_pipeline import Ragged
+from trainer.ragged import Ragged
 
 NDCG_K = 10
 COVERAGE_K = 100

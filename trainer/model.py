@@ -129,7 +129,7 @@ class TwoTowerModel(tfrs.Model):
         return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
 
     def compute_loss(self, inputs: WindowBatch, training: bool = False) -> tf.Tensor:
-        """The objective: a scalar."""
+        """The objective, a scalar: what `tfrs.Model` asks of a model, which Keras's `fit` would train by."""
         return self.loss_terms(inputs, training)["loss"]
 
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:

@@ -32,7 +32,6 @@ class QueryTower(tf.keras.layers.Layer):
     def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator, name: str = "query_tower"):
         super().__init__(name=name)
         model, dim = config.model, config.model.embedding_dim
-        self.max_length = config.windows.length
         self._dim = dim
         self._start = self.add_weight(name="start", shape=[dim], initializer=_small())
         self._positions = self.add_weight(

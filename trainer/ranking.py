@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from contracts.names import ScoredMerge
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
 from trainer.progress import line_a_minute
-from trainer.scoring import Merge, fill_quotas, floored_log_intent, quotas
+from trainer.ragged import Ragged
+from trainer.scoring import fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 
 _SCORES_PER_CHUNK = 1_000_000
@@ -44,11 +46,11 @@ class ExactRanking:
         # Across groups, ties are settled by the random order too.
         self._tie_break = tie_break[self._items - 1]
 
-    def lists(self, merge: Merge, alpha: float, length: int) -> np.ndarray:
+    def lists(self, merge: ScoredMerge, alpha: float, length: int) -> np.ndarray:
         """int32 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
         return self.lists_of_lengths(merge, alpha, [length])[length]
 
-    def lists_of_lengths(self, merge: Merge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
+    def lists_of_lengths(self, merge: ScoredMerge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
         """Lists as they are when M candidates are asked for, for each M in `lengths`; `alpha` shapes quotas.
 
         A shorter score list is a prefix of a longer one; a shorter quota list is not.
@@ -56,7 +58,7 @@ class ExactRanking:
         return self.lists_of_merges([(merge, alpha)], lengths)[0]
 
     def lists_of_merges(
-        self, merges: Sequence[tuple[Merge, float]], lengths: Sequence[int]
+        self, merges: Sequence[tuple[ScoredMerge, float]], lengths: Sequence[int]
     ) -> list[dict[int, np.ndarray]]:
         """`lists_of_lengths` of each (merge, alpha), of scores that are computed once."""
         parts: list[dict[int, list[np.ndarray]]] = [{length: [] for length in lengths} for _ in merges]

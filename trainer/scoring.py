@@ -16,11 +16,7 @@ no share, one with fewer gives its places to the others in order of intent. The 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-
-Merge = Literal["quota", "score"]
 
 MIN_PROBABILITY = 1e-20
 

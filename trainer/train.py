@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.artifact import ArtifactWriter, Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
@@ -61,19 +61,21 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         trainer = _Trainer(config, workdir, name, catalogue, model, strategy, fingerprint)
         trainer.run()
-        staged = Model(artifact.path)
-        save_weights(model, staged.weights)
-        write_json(staged.history, trainer.state.history)
-        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
-        artifact.files += [staged.weights.name, staged.history.name, "config.json"]
-        artifact.counts |= {
-            "epochs": trainer.state.epoch,
-            "steps": int(trainer.state.step.numpy()),
-            "parameters": sum(int(np.prod(weight.shape)) for weight in model.trainable_variables),
-        }
+        artifact.counts |= {"epochs": trainer.state.epoch, "steps": int(trainer.state.step.numpy())}
+        save_model(artifact, model, config, trainer.state.history)
         artifact.details |= {"best": trainer.state.best_epoch, "warm_start": started_from and asdict(started_from)}
     trainer.state.remove()
     return read_manifest(final.path)
+
+
+def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, history: list[dict[str, Any]]) -> None:
+    """Writes the files of a `Model` artifact, and counts its parameters."""
+    files = Model(artifact.path)
+    save_weights(model, files.weights)
+    write_json(files.history, history)
+    write_json(files.config, config.model_dump(mode="json"))
+    artifact.files += [files.weights.name, files.history.name, files.config.name]
+    artifact.counts["parameters"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
 
 
 def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
@@ -94,7 +96,7 @@ def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
             f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
-            f"present catalogue ({error}): use the config in {artifact.path / 'config.json'}, or train again"
+            f"present catalogue ({error}): use the config in {artifact.config}, or train again"
         ) from None
     return model
 

@@ -30,7 +30,7 @@ class TrainingState:
     """Checkpoints an unfinished training after each epoch under one directory.
 
     A checkpoint holds weights, optimizer, random state and the history of epochs; the best weights
-    lie beside it. A directory that another fingerprint wrote is started afresh.
+    lie beside it. A directory without this fingerprint is started afresh.
     """
 
     def __init__(self, path: Path, fingerprint: str, model: TwoTowerModel, optimizer: tf.keras.optimizers.Optimizer):
@@ -105,18 +105,24 @@ class TrainingState:
 
     def remove(self) -> None:
         """Deletes the directory, the training being finished."""
+        self._marker.unlink(missing_ok=True)  # first: without it, what a kill leaves of the rest is nobody's
         shutil.rmtree(self._path, ignore_errors=True)
+
+    @property
+    def _marker(self) -> Path:
+        return self._path / "run.json"
 
     @property
     def _best_weights(self) -> Path:
         return self._path / "best.weights.h5"
 
     def _forget_other_run(self, fingerprint: str) -> None:
-        marker = self._path / "run.json"
-        if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) != {"fingerprint": fingerprint}:
-            shutil.rmtree(self._path)
-        self._path.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"fingerprint": fingerprint})
+        own = {"fingerprint": fingerprint}
+        if self._marker.exists() and json.loads(self._marker.read_text(encoding="utf-8")) == own:
+            return
+        self.remove()
+        self._path.mkdir(parents=True)
+        write_json(self._marker, own)
 
 
 def _validation_recall(entry: dict[str, Any]) -> float:

@@ -6,7 +6,6 @@ So rows are matched by item_id, by the groups' common items and by the vocabular
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,9 +101,9 @@ def warm_start(
         ValueError: its weights cannot be read.
     """
     earlier_workdir = Workdir(Path(config.training.warm_start or ""))
-    path = earlier_workdir.model(name).path
-    read_manifest(path)
-    earlier_config = Config.model_validate(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    trained = earlier_workdir.model(name)
+    read_manifest(trained.path)
+    earlier_config = Config.model_validate_json(trained.config.read_text(encoding="utf-8"))
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)

@@ -5,7 +5,7 @@ Read and override it with `contracts.config_io`.
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from contracts.config.data import (
     BeamConfig,
@@ -53,7 +53,7 @@ __all__ = [
 class Config(Section):
     """The whole tree."""
 
-    name: str = "dnc"
+    name: str = Field("dnc", description="a label for whoever reads the config; nothing depends on it")
     seed: int = 0
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from contracts.config.section import Section
+from contracts.names import ScoredMerge
 
 
 class ServingConfig(Section):
@@ -19,7 +20,7 @@ class ServingConfig(Section):
         description="servables to export: the first as <model_name>, each other as <model_name>_<index>; "
         "scann needs a server with ScaNN's ops, exact runs on any",
     )
-    merge: Literal["quota", "score"] = Field("score", description="how the groups' results become one list")
+    merge: ScoredMerge = Field("score", description="how the groups' results become one list")
     alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
     num_candidates: int = Field(100, ge=1, description="default M")
     max_candidates: int = Field(

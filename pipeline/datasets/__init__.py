@@ -1,1 +1,1 @@
-"""Event logs to run on: a real one fetched from the package index, and a seeded synthetic one."""
+"""Event logs to run on: a real one fetched from the package index, published sequence files, and two seeded logs."""

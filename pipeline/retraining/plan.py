@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import contracts
@@ -196,7 +195,7 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
             f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "
             "training from scratch"
         ]
-    earlier = Config.model_validate(json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8")))
+    earlier = Config.model_validate_json(model.config.read_text(encoding="utf-8"))
     if earlier.model != config.model:
         return False, [f"the config's section model is not that of version {parent.version}: training from scratch"]
     return True, []

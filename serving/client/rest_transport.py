@@ -22,6 +22,7 @@ _CODES = {
     _TOO_LARGE: Code.RESOURCE_EXHAUSTED,
     429: Code.RESOURCE_EXHAUSTED,
     501: Code.UNIMPLEMENTED,
+    502: Code.UNAVAILABLE,
     503: Code.UNAVAILABLE,
     504: Code.DEADLINE_EXCEEDED,
 }
@@ -69,19 +70,27 @@ class RestTransport:
         deadline = time.monotonic() + timeout
         try:
             with self._session.request(method, self._url + path, data=body, timeout=timeout, stream=True) as response:
-                answer = json.loads(_content(response, deadline))
+                content = _content(response, deadline)
         except (requests.Timeout, TimeoutError):
             raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
         except (requests.RequestException, HTTPError) as error:
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
-        except ValueError:
-            raise RetrievalError(
-                Code.UNKNOWN, f"{self._url} does not speak JSON: status {response.status_code}"
-            ) from None
-        if response.status_code != requests.codes.ok:
-            code = _CODES.get(response.status_code, Code.UNKNOWN)
-            raise RetrievalError(code, answer.get("error", ""), is_too_large=response.status_code == _TOO_LARGE)
+        answer, status = _object(content), response.status_code
+        if status != requests.codes.ok or answer is None:
+            # A proxy refuses in pages of its own: what may be asked again is told by the status, not by the body.
+            said = answer or {"error": f"{self._url} answers status {status} without a JSON object"}
+            code = _CODES.get(status, Code.UNKNOWN)
+            raise RetrievalError(code, said.get("error", ""), is_too_large=status == _TOO_LARGE)
         return answer
+
+
+def _object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object; None of anything else."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _content(response: requests.Response, deadline: float) -> bytes:

@@ -17,7 +17,7 @@ from contracts.names import MERGES, Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
-from serving.signature import Arrays, Input, SignatureSpec
+from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, its retries included."""

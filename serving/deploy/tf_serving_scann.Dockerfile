@@ -1,7 +1,7 @@
 # TF Serving with ScaNN's ops linked in, for the `scann` servable. A recipe: building takes hours and
 # tens of GB, and we have not done it; see "ScaNN's ops and TF Serving" in docs/serving.md.
-#   docker build -f serving/deploy/tf_serving_scann.Dockerfile \
-#     --build-arg SCANN_COMMIT=<commit of google-research of ScaNN 1.4.2's release> -t tf-serving-scann .
+#   docker build -f serving/deploy/tf_serving_scann.Dockerfile -t tf-serving-scann:2.20.0 \
+#     --build-arg SCANN_COMMIT=<commit of google-research of ScaNN 1.4.2's release> .
 #
 # The three versions go together: ScaNN 1.4.2's ops are written for TensorFlow 2.20, which is TF Serving 2.20's.
 ARG TF_SERVING_VERSION=2.20.0

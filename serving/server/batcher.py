@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from contracts.config import ServerConfig
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
-from serving.signature import Arrays
+from serving.signature_spec import Arrays
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from contracts.names import Signature
 from serving.server.errors import invalid
-from serving.signature import Arrays, Input, SignatureSpec
+from serving.signature_spec import Arrays, Input, SignatureSpec
 
 Format = Literal["instances", "inputs"]
 _ANSWER: dict[Format, str] = {"instances": "predictions", "inputs": "outputs"}

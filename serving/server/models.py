@@ -19,7 +19,7 @@ from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel
 from serving.server.version import Version
-from serving.signature import Arrays, SignatureSpec
+from serving.signature_spec import Arrays, SignatureSpec
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from contracts.config import ServerConfig
 from serving.server.batcher import Batcher, Workers
 from serving.server.errors import Code, RequestError, from_tensorflow, invalid
 from serving.server.metrics import Metrics
-from serving.signature import Arrays, SignatureSpec
+from serving.signature_spec import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
 
 v1 = tf.compat.v1

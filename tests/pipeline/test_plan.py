@@ -37,7 +37,7 @@ def pushed(store: Store, version: int, config: Config = CONFIG, spans: Sequence[
     (servable / "saved_model.pb").touch()
     run = store.run(f"run-{version}")
     with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
-        (writer.path / "config.json").write_text(config.model_dump_json())
+        Model(writer.path).config.write_text(config.model_dump_json())
     empty: dict[str, object] = {}
     of_spans = [{"key": span.key, "files": span.files} for span in spans]
     record = Record(

@@ -15,6 +15,7 @@ from serving.loaders import CServable
 from serving.local_client import Recommendations, ServableSession
 from serving.requests import user_requests
 from serving.servable_evaluation import evaluate_servable
+from serving.versions import last_version, next_version
 from serving.warmup import read_warmup
 from tests.serving.asking import check, corpus_of, random_controls
 from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained
@@ -39,6 +40,15 @@ def assert_exact_merge(
     )
     assert verdict.failures == []
     return lists
+
+
+def test_what_has_no_model_is_no_last_version_and_its_number_is_taken(tmp_path: Path):
+    assert (last_version(tmp_path), next_version(tmp_path)) == (None, 1)
+    for name in ("9", "10", "²", "11.old"):  # ² is a digit to `str.isdigit`, and no number to `int`
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+    (tmp_path / "11").mkdir()
+    assert (last_version(tmp_path), next_version(tmp_path)) == (tmp_path / "10", 12)
 
 
 def test_signatures_are_the_contract(session):

@@ -19,7 +19,7 @@ def test_embeddings_are_the_models_in_the_order_of_the_ids(workdir: Workdir, tmp
     model = build_model(config, Catalogue.for_config(config, workdir))
     with writing(workdir.model("to_mine").path, Model.KIND, "f") as artifact:
         model.save_weights(str(Model(artifact.path).weights))
-        write_json(artifact.path / "config.json", config.model_dump(mode="json"))
+        write_json(Model(artifact.path).config, config.model_dump(mode="json"))
     arguments = ["--workdir", str(workdir.path), "--model", "to_mine", "--out", str(tmp_path / "e.npz")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from trainer.input_pipeline import Ragged
 from trainer.metrics import (
     bootstrap_intervals,
     catalog_coverage,
@@ -14,6 +13,7 @@ from trainer.metrics import (
     recall_at_k,
     target_recall,
 )
+from trainer.ragged import Ragged
 
 LISTS = np.array([[3, 1, 2, 0], [4, 5, 6, 1], [7, 8, 9, 2]])
 TARGETS = Ragged(np.array([2, 9, 5, 1]), np.array([0, 2, 3, 4]))  # user 0: {2, 9}; user 1: {5}; user 2: {1}

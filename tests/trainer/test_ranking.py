@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from trainer.catalogue import Catalogue
-from trainer.input_pipeline import EvaluationUsers, Ragged
+from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import hits, recall_at_k, recall_of_places
+from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
 from trainer.scoring import fill_quotas, quotas
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from contracts.artifact import ArtifactError
 from contracts.config import Config
@@ -80,6 +81,18 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     ):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert not workdir.checkpoints("resumed").exists()
+
+
+def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir) -> None:
+    """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    path = workdir.checkpoints("half removed")
+    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam())
+    state.epoch_done({"epoch": 1, "validation_recall": 0.5}, patience=1)
+    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam()).epoch == 1
+    (path / "run.json").unlink()
+    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam()).epoch == 0
+    assert [left.name for left in path.iterdir()] == ["run.json"]
 
 
 def test_without_a_terminal_progress_is_lines_of_the_log(

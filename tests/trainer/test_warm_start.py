@@ -73,7 +73,7 @@ def random_model(config: Config, workdir: Workdir) -> TwoTowerModel:
         weight.assign(rng.normal(0, 0.3, weight.shape))
     with writing(workdir.model("dnc").path, Model.KIND, "test") as artifact:
         model.save_weights(str(Model(artifact.path).weights))
-        (artifact.path / "config.json").write_text(config.model_dump_json())
+        Model(artifact.path).config.write_text(config.model_dump_json())
     return model
 
 

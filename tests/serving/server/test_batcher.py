@@ -14,7 +14,7 @@ from contracts.config import ServerConfig
 from serving.server.batcher import Batcher, Workers
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
-from serving.signature import Arrays
+from serving.signature_spec import Arrays
 
 Body = Callable[["Graph", Batcher], object]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import http.server
 import socket
 import threading
 import time
@@ -157,6 +158,39 @@ def test_a_server_that_trickles_gets_no_more_than_the_time_there_is():
         stop.set()
         thread.join()
     assert raised.value.code == Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("status", "page"),
+    [(503, "<html>no server is available</html>"), (502, '"upstream error"'), (503, "[]")],
+    ids=["HTML", "a text of JSON", "a list of JSON"],
+)
+def test_a_proxys_page_is_asked_again_by_its_status(status, page):
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            with RetrievalClient.rest(f"http://127.0.0.1:{proxy.server_port}", "dnc", timeout=0.3) as client:
+                with pytest.raises(RetrievalError, match=f"status {status}") as raised:
+                    client.recommend([["i1"]])
+                assert (raised.value.code, raised.value.is_transient) == (Code.UNAVAILABLE, True)
+                assert len(asked) > 1
+                with pytest.raises(RetrievalError):
+                    client.wait_until_ready(0.1)
+        finally:
+            proxy.shutdown()
+            thread.join()
 
 
 def test_waiting_for_a_server_gives_each_attempt_what_is_left():

@@ -207,6 +207,8 @@ def test_the_images_have_the_tensorflow_that_wrote_the_servable():
     assert set(re.findall(r"TF_SERVING_VERSION=(\S+)", recipe)) == {pinned[1]}
     assert f"ScaNN {scann[1]}" in recipe
     assert {image.split(":")[1] for image, _ in servers().values()} == {pinned[1]}
+    built, _ = servers()["kubernetes-scann.yaml"]
+    assert f" -t {built} " in recipe
 
 
 def test_what_the_image_copies_exists():

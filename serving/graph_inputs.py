@@ -19,8 +19,8 @@ Tensors = dict[str, tf.Tensor]
 
 
 @dataclass(frozen=True)
-class Input:
-    """One input.
+class GraphInput:
+    """One input of the graph.
 
     Attributes:
         name: in the signature.
@@ -39,12 +39,12 @@ class Input:
         return tf.TensorSpec([None, *self.columns], self.dtype, self.name)
 
 
-def query_inputs(features: Sequence[Feature]) -> list[Input]:
+def query_inputs(features: Sequence[Feature]) -> list[GraphInput]:
     """What the towers read."""
     return [
-        Input(Request.HISTORY, tf.string, [""], (None,)),
-        Input(Request.USER_ID, tf.string, ""),
-        *(Input(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features),
+        GraphInput(Request.HISTORY, tf.string, [""], (None,)),
+        GraphInput(Request.USER_ID, tf.string, ""),
+        *(GraphInput(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features),
     ]
 
 
@@ -54,21 +54,21 @@ def _missing(feature: Feature) -> Any:
     return math.nan if feature.is_number else ""
 
 
-def merge_inputs(num_groups: int) -> list[Input]:
+def merge_inputs(num_groups: int) -> list[GraphInput]:
     """What steers the merge."""
     return [
-        Input(Request.NUM_CANDIDATES, tf.int32, 0),
-        Input(Request.ALPHA, tf.float32, math.nan),
-        Input(Request.MERGE, tf.string, ""),
-        Input(Request.GROUP_BOOST, tf.float32, [1.0] * num_groups, (num_groups,)),
-        Input(Request.GROUPS, tf.int32, [-1], (None,)),
-        Input(Request.MAX_GROUPS, tf.int32, 0),
-        Input(Request.EXCLUDE_ITEM_IDS, tf.string, [""], (None,)),
-        Input(Request.NUM_EXPLORATION, tf.int32, 0),
+        GraphInput(Request.NUM_CANDIDATES, tf.int32, 0),
+        GraphInput(Request.ALPHA, tf.float32, math.nan),
+        GraphInput(Request.MERGE, tf.string, ""),
+        GraphInput(Request.GROUP_BOOST, tf.float32, [1.0] * num_groups, (num_groups,)),
+        GraphInput(Request.GROUPS, tf.int32, [-1], (None,)),
+        GraphInput(Request.MAX_GROUPS, tf.int32, 0),
+        GraphInput(Request.EXCLUDE_ITEM_IDS, tf.string, [""], (None,)),
+        GraphInput(Request.NUM_EXPLORATION, tf.int32, 0),
     ]
 
 
-def with_defaults(body: Callable[[Tensors], Tensors], inputs: Sequence[Input]) -> Any:
+def with_defaults(body: Callable[[Tensors], Tensors], inputs: Sequence[GraphInput]) -> Any:
     """A tf.function of `inputs`, which calls `body` with all of them at the request's batch size.
 
     TensorFlow writes default arguments that are tensors into the signature, which a session and
