@@ -56,10 +56,17 @@ class SplitPlan:
     validation_start: int | None = None
     test_start: int | None = None
 
-    def assign(self, users: Int64, timestamps: Int64, levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    def assign(
+        self, users: Int64, items: Int64, timestamps: Int64, levels: npt.NDArray[np.int8]
+    ) -> npt.NDArray[np.int8]:
         if self.validation_start is not None and self.test_start is not None:
             return by_time(timestamps, self.validation_start, self.test_start)
-        return leave_one_out(users, levels >= self.target_level, self.min_user_events)
+        positives = np.flatnonzero(levels >= self.target_level)
+        pairs = users[positives] * (items.max(initial=0) + 1) + items[positives]
+        # Its first places: nothing that a user had before is recommended, so a repeat would measure nobody.
+        can_be_target = np.zeros(len(users), bool)
+        can_be_target[positives[np.unique(pairs, return_index=True)[1]]] = True
+        return leave_one_out(users, can_be_target, self.min_user_events)
 
     def describe(self) -> dict[str, int]:
         if self.validation_start is None or self.test_start is None:
@@ -137,7 +144,8 @@ class WriteBucket(beam.DoFn):
         users = one_array(table[EventColumn.USER_ID]).indices.to_numpy().astype(np.int64)
         times = table[EventColumn.TIMESTAMP].to_numpy()
         levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
-        splits = self._plan.assign(users, times, levels)
+        items = one_array(table[EventColumn.ITEM_ID]).indices.to_numpy().astype(np.int64)
+        splits = self._plan.assign(users, items, times, levels)
         write_parquet(
             table.append_column(EventColumn.SPLIT, pa.array(splits)), self._events.bucket(bucket, self._num_buckets)
         )

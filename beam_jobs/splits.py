@@ -13,15 +13,15 @@ Bool = npt.NDArray[np.bool_]
 
 
 def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:
-    """Splits by each user's last two target-level events.
+    """Splits by each user's last two events that can be targets.
 
     The last is the test target, the one before it the validation target. What follows a target in the
     user's order belongs to that target's split, so nothing later than a target is trained on.
 
     Args:
         users: [num_events] user numbers, sorted; each user's events in order.
-        is_target: [num_events] whether the event is of the target level.
-        min_user_events: users with fewer target-level events only train.
+        is_target: [num_events] whether the event is of the target level, and the first such of its user and item.
+        min_user_events: users with fewer of these only train.
 
     Returns:
         [num_events] `Split`.
@@ -31,7 +31,7 @@ def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:
     if not len(targets):
         return splits
     owners = users[targets]
-    # Of target-level events: how many of the same user follow.
+    # Of these: how many of the same user follow.
     end = np.searchsorted(owners, owners, side="right")
     start = np.searchsorted(owners, owners, side="left")
     following = end - 1 - np.arange(len(targets))

@@ -186,14 +186,14 @@ class DataConfig(Section):
 class SplitConfig(Section):
     """The evaluation protocol.
 
-    leave_one_out: a user's last positive is the test target, the one before it the validation target.
+    leave_one_out: a user's last positive of a new item is the test target, the one before it the validation target.
     time: positives from `validation_start` are validation targets, from `test_start` test targets.
     """
 
     protocol: Literal["leave_one_out", "time"] = "leave_one_out"
     validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
     test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
-    min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer positives only train")
+    min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer items only train")
 
     @model_validator(mode="after")
     def _starts_are_used(self) -> SplitConfig:

@@ -270,6 +270,19 @@ def test_a_user_who_is_nobody_is_pointed_out(tmp_path: Path, caplog: pytest.LogC
     assert "of the events" not in caplog.text
 
 
+def test_what_is_held_out_is_new_to_its_user(tmp_path: Path) -> None:
+    """Of abacbcc, c is the last new item and b the one before it; of xyxyy, two items, nothing is held out."""
+    histories = {"u": "abacbcc", "v": "xyxyy"}
+    lines = [f"{user},{item},{second}" for user, items in histories.items() for second, item in enumerate(items)]
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *lines]))
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(make_config(tmp_path / "log.csv"), workdir, "f")
+    events = sorted(read_events(workdir), key=lambda event: (event["user_id"], event["timestamp"]))
+    of_user = {user: [event["split"] for event in events if event["user_id"] == user] for user in "uv"}
+    train, validation, test = (int(split) for split in (Split.TRAIN, Split.VALIDATION, Split.TEST))
+    assert of_user == {"u": [train, validation, validation, test, test, test, test], "v": [train] * 5}
+
+
 def test_time_protocol_by_quantiles(tmp_path: Path) -> None:
     write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1000 + i}" for i in range(100)])
     workdir = Workdir(tmp_path / "run")
