@@ -143,7 +143,8 @@ def benchmark(
 ) -> None:
     """Train and measure data sets x models x seeds; write the table as JSON and Markdown.
 
-    Runs that have a result in the workdir are not run again.
+    Runs that have a result in the workdir are not run again. A run that fails is reported, and the others go on; the
+    table is made once all have a result.
 
     \b
     Examples:
