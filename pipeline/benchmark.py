@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
@@ -24,6 +26,8 @@ from pipeline.datasets import sequences
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.training_processes import training_processes
 from trainer.baselines import UNTRAINED, baseline_config
+from trainer.metrics import metrics_from_lists
+from trainer.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +80,8 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
         "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}}.
 
     Raises:
-        ValueError: another benchmark holds the workdir, a config is not valid, the data cannot be prepared, or runs
-            failed; those that did not are finished first.
+        ValueError: another benchmark holds the workdir, a config or a metric's name is not valid, the data cannot be
+            prepared, or runs failed; those that did not are finished first.
         RuntimeError: runs failed, one of them by what is no user's mistake.
     """
     with holding(Workdir(workdir)):
@@ -87,6 +91,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
             for seed in benchmark.seeds
             for name, model in benchmark.all_models().items()
         ]
+        _require_measured(benchmark, runs)
         for run in {str(run.workdir.path): run for run in runs}.values():
             prepare_data(run.data_config, run.workdir, _DATA_SEED)
         results: dict[Key, dict[str, Any]] = {}
@@ -105,6 +110,18 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
     return [results[run.key] for run in runs]
 
 
+def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
+    """Of metrics that the file names: the default ones are shown where they are measured."""
+    ks = sorted({k for run in runs for k in run.config.evaluation.ks})
+    one = np.ones(1, np.int64)
+    measured = metrics_from_lists(one[None], Ragged(one, np.arange(2)), ks, np.zeros(2, np.int32), 0)
+    unknown = [name for name in benchmark.metrics if name not in measured]
+    if unknown and "metrics" in benchmark.model_fields_set:
+        raise ValueError(
+            f"metrics: no run measures {', '.join(unknown)}; evaluation.ks={ks} makes {', '.join(sorted(measured))}"
+        )
+
+
 def _plan(
     benchmark: BenchmarkConfig,
     workdir: Path,
@@ -114,6 +131,9 @@ def _plan(
     seed: int,
     overrides: Overrides,
 ) -> Run:
+    for keys in (benchmark.set, benchmark.datasets[dataset].set, model.set, overrides):
+        if "seed" in keys:
+            raise ValueError(f"seed={keys['seed']} is set as a config key: name a table's seeds by `seeds` or --seed")
     keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
     config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
     trained = model.baseline != UNTRAINED

@@ -50,14 +50,21 @@ def test_a_part_of_a_table_keeps_the_model_whose_time_it_needs() -> None:
     assert small().with_paths(["a=there"]).datasets["a"].path == "there"
 
 
+@pytest.mark.parametrize("path", ["a", "a="])
+def test_a_data_set_without_its_path_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="--data 'a' must have the form NAME=PATH"):
+        small().with_paths([path])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((["b"], [], []), "--dataset 'b' is not in"),
         (([], ["three"], []), "--model 'three' is not in"),
+        (([], [], [1, 2, 1]), "--seed 1, 2, 1 names a seed twice"),
     ],
 )
-def test_unknown_names_are_refused(arguments: tuple[list, list, list], message: str) -> None:
+def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, list, list], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small().restricted_to(*arguments)
 
@@ -66,6 +73,16 @@ def test_unknown_names_are_refused(arguments: tuple[list, list, list], message: 
     ("text", "message"),
     [
         ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {seconds_of: n}}", "names 'n', which has no time"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {p: {baseline: popularity}, m: {seconds_of: p}}",
+            "names 'p', which has no time",
+        ),
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]", "seeds 0, 0 names a seed twice"),
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nset: {seed: 7}", "seed=7 is set as a config key"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nmetrics: [recall_at_10, recall_at_11]",
+            "no run measures recall_at_11",
+        ),
         ("title: t\ndatasets: {a: {path: x}}\nmodel: {}", "model: Extra inputs"),
         ("title: [", "is not YAML"),
     ],
@@ -74,6 +91,22 @@ def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> Non
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     result = CliRunner().invoke(main, ["benchmark", "-c", str(path), "-w", str(tmp_path)])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "out.md"], "--json out.md must end in .json"),
+        (["--set", "seed=7"], "by `seeds` or --seed"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0; got -1"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}")
+    result = CliRunner().invoke(main, ["benchmark", "-c", str(path), "-w", str(tmp_path), *arguments])
     assert result.exit_code == 2
     assert message in result.output
 
