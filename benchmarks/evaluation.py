@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from contracts.artifact import write_json
-from pipeline.benchmark_table import machine
+from pipeline.benchmark_table import json_file, machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import per_user_metrics, recall_of_places
@@ -105,7 +104,7 @@ def main() -> None:
     parser.add_argument("--tfrs-users", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=json_file)
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     rng = np.random.default_rng(0)
@@ -120,7 +119,8 @@ def main() -> None:
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(arguments.users + 1, np.int64))
     users = EvaluationUsers(np.arange(arguments.users), nothing, nothing, ragged(targets[:, None]))
     model = GivenVectors(vectors, items)
-    some = slice(0, arguments.tfrs_users)
+    tfrs_users = min(arguments.tfrs_users, arguments.users)
+    some = slice(0, tfrs_users)
     times: dict[str, list[float]] = {"ours": [], "lists": [], "tfrs": [], "tfrs_brute_force": []}
     for _ in range(arguments.rounds):
         begun = time.perf_counter()
@@ -132,9 +132,9 @@ def main() -> None:
         for name in ("tfrs", "tfrs_brute_force"):
             begun = time.perf_counter()
             theirs(vectors[some], items, targets[some], brute_force=name == "tfrs_brute_force")
-            times[name].append((time.perf_counter() - begun) / arguments.tfrs_users)
+            times[name].append((time.perf_counter() - begun) / tfrs_users)
     rate = {name: round(1 / float(np.median(values))) for name, values in times.items()}
-    few = (part.take(np.arange(arguments.tfrs_users)) for part in (nothing, nothing, users.targets))
+    few = (part.take(np.arange(tfrs_users)) for part in (nothing, nothing, users.targets))
     expected = by_numpy(vectors[some], items, targets[some])
     equal = listed == found and ours(model, catalogue, EvaluationUsers(users.user_index[some], *few)) == expected
     print(f"{arguments.items:,} items, users/s: {rate}; {found}")

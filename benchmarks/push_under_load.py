@@ -22,15 +22,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.server import warmup_histories
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Store, Workdir
-from contracts.names import Request
 from pipeline.retraining.publish import publish, retain, set_stable
 from serving.client.retrieval import RetrievalClient
 from serving.client.transport import RetrievalError
-from serving.local_client import decode
-from serving.warmup import read_warmup
 
 NAME = "dnc"
 CLIENTS = 2
@@ -95,9 +93,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result here")
     arguments = parser.parse_args()
     config = load_config(None, ["serving.indexes=[scann]", "retrain.keep_versions=3"])
-    warmup = [decode(inputs[Request.HISTORY])[0].tolist() for _, inputs in read_warmup(arguments.servable)]
-    histories = [[item for item in history if item] for history in warmup]
-    histories = [history for history in histories if history]
+    histories = warmup_histories(arguments.servable)
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "store")
         store.runs.mkdir(parents=True)

@@ -34,6 +34,7 @@ from typing import Any
 from contracts import artifact
 from contracts.layout import Store
 from contracts.serving_labels import effective_labels, versions_on_disk
+from pipeline.benchmark_table import json_file
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4, help="retrains killed once in each stage (default 4)")
     parser.add_argument("--first", type=int, default=0, help="number of the first chain, which seeds its moments")
     parser.add_argument("--no-disks", action="store_true", help="leave out the full and the read-only disk")
-    parser.add_argument("--json", type=Path, help="add the log to this file, and write a table beside it as .md")
+    parser.add_argument("--json", type=json_file, help="add the log to this file, and write a table beside it as .md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

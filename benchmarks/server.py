@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import multiprocessing
 import re
@@ -36,10 +37,12 @@ import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
 from benchmarks.servable_of_size import HISTORY, make_servable
-from contracts.names import Signature
-from serving.local_client import request_inputs
+from contracts.names import Request, Signature
+from pipeline.benchmark_table import json_file
+from serving.local_client import decode, request_inputs
 from serving.server.version import LoadedServable
 from serving.tensors import to_proto
+from serving.warmup import read_warmup
 
 BATCH = 64
 METHOD = "/tensorflow.serving.PredictionService/Predict"
@@ -72,6 +75,13 @@ def served(base: Path, *settings: str) -> Iterator[Served]:
         process.wait()
 
 
+def warmup_histories(version: Path) -> list[list[str]]:
+    """Those of a servable's own warm-up requests, which are of its items; empty ones are left out."""
+    requests = (decode(inputs[Request.HISTORY])[0].tolist() for _, inputs in read_warmup(version))
+    histories = ([item for item in request if item] for request in requests)
+    return [history for history in histories if history]
+
+
 def make_requests(num_items: int, count: int = 256) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     rows = [[f"i{item}" for item in rng.integers(1, num_items + 1, HISTORY)] for _ in range(count)]
@@ -88,7 +98,7 @@ def as_bytes(inputs: dict[str, np.ndarray]) -> bytes:
 
 def session_rows_per_second(servable: LoadedServable, requests: list[Any], seconds: float) -> float:
     spec = servable.signatures[Signature.SERVING_DEFAULT]
-    batch = spec.join([spec.complete(request)[0] for request in requests[:BATCH]])
+    batch = spec.join([spec.complete(request)[0] for request in itertools.islice(itertools.cycle(requests), BATCH)])
     started, batches = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         servable.run(Signature.SERVING_DEFAULT, [batch])
@@ -134,8 +144,7 @@ async def open_loop(address: str, bodies: list[bytes], rate: float, seconds: flo
         return np.array(await asyncio.gather(*tasks)) * 1e3
 
 
-def measure(version: Path, num_items: int, seconds: float, rounds: int) -> dict[str, float]:
-    requests = make_requests(num_items)
+def measure(version: Path, requests: list[dict[str, np.ndarray]], seconds: float, rounds: int) -> dict[str, float]:
     bodies = [as_bytes(request) for request in requests]
     servable = LoadedServable(version, num_threads=1)
     found: dict[str, list[float]] = {name: [] for name in ("session", "server", "p50", "p99", "tail")}
@@ -161,9 +170,12 @@ def measure(version: Path, num_items: int, seconds: float, rounds: int) -> dict[
 
 
 def markdown(arguments: argparse.Namespace, result: dict[str, float]) -> str:
+    what = f"the servable `{arguments.servable}`"
+    if not arguments.servable:
+        size = f"{arguments.items:,} items in {arguments.groups} groups"
+        what = f"an `{arguments.index}` servable of {size}, M = {arguments.candidates}"
     lines = [
-        f"`dnc serve` with an `{arguments.index}` servable of {arguments.items:,} items in {arguments.groups} groups, "
-        f"M = {arguments.candidates}, one TensorFlow thread.",
+        f"`dnc serve` with {what}, one TensorFlow thread.",
         "",
         "| measured | value |",
         "|---|---|",
@@ -187,13 +199,17 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=640, help="M")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; there are nine")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--servable", type=Path, help="a version directory to use instead of making one")
-    parser.add_argument("--json", type=Path, help="also write the result here, and as Markdown beside")
+    parser.add_argument("--servable", type=Path, help="use this version directory, and ask for its warm-up requests")
+    parser.add_argument("--json", type=json_file, help="also write the result here, and as Markdown beside")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         size = arguments.index, arguments.items, arguments.groups, arguments.candidates
         version = arguments.servable or _in_own_process(make_servable, Path(scratch), *size)
-        result = measure(version, arguments.items, arguments.seconds, arguments.rounds)
+        if arguments.servable:
+            requests = [request_inputs([history]) for history in warmup_histories(version)]
+        else:
+            requests = make_requests(arguments.items)
+        result = measure(version, requests, arguments.seconds, arguments.rounds)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         arguments.json.with_suffix(".md").write_text(markdown(arguments, result), encoding="utf-8")

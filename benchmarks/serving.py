@@ -49,6 +49,7 @@ from benchmarks.serving_contenders import (
 from benchmarks.serving_data import Data
 from contracts.config import ServingConfig
 from contracts.names import Request, Signature
+from pipeline.benchmark_table import json_file
 from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Asked, Corpus, exact_selection
 from serving.index_set import ScannIndexSet
@@ -279,8 +280,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each batch size")
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall", help="cpu: on a machine that is shared")
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")
-    parser.add_argument("--json", type=Path, help="also write the last line here, and a table and a plot beside it")
+    parser.add_argument("--json", type=json_file, help="also write the last line here, a table and a plot beside it")
     arguments = parser.parse_args()
+    if not arguments.servable and arguments.items < arguments.candidates:
+        parser.error(f"--items {arguments.items} must be --candidates {arguments.candidates} or more")
     if arguments.servable:
         line = shares(arguments.servable, arguments.batches, arguments.seconds)
     else:

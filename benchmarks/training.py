@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from contracts.config import Config
-from pipeline.benchmark_table import machine
+from pipeline.benchmark_table import json_file, machine
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import WindowBatch
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="of interleaved measuring, after warm-up")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within and between ops")
-    parser.add_argument("--json", type=Path, help="write the result here; a Markdown table goes beside it")
+    parser.add_argument("--json", type=json_file, help="write the result here; a Markdown table goes beside it")
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)

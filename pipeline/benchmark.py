@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
+from contracts.lock import holding
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
 from pipeline.datasets import sequences
 from pipeline.shared_data import data_workdir, prepare_data
+from pipeline.training_processes import training_processes
 from trainer.baselines import UNTRAINED, baseline_config
+from trainer.metrics import metrics_from_lists
+from trainer.ragged import Ragged
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,9 @@ _DATA_SEED = 0
 """Of data that all of a table's models and seeds share, whichever of them one call trains."""
 
 _BASELINE_MERGES = (BenchmarkMerge(merge="score", alpha=0.0),)
+
+Key = tuple[str, str, int]
+"""Data set, model and seed of a run."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,13 @@ class Run:
     merges: tuple[BenchmarkMerge, ...]
     seconds_of: str | None
     trained: bool
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.model}, seed {self.seed}"
+
+    @property
+    def key(self) -> Key:
+        return self.dataset, self.model, self.seed
 
     @property
     def name(self) -> str:
@@ -63,23 +78,48 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
     Returns:
         One result a run: {"dataset", "model", "seed", "config", "epochs", "best_epoch", "seconds",
         "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}}.
+
+    Raises:
+        ValueError: another benchmark holds the workdir, a config or a metric's name is not valid, the data cannot be
+            prepared, or runs failed; those that did not are finished first.
+        RuntimeError: runs failed, one of them by what is no user's mistake.
     """
-    runs = [
-        _plan(benchmark, workdir, dataset, name, model, seed, overrides)
-        for dataset in benchmark.datasets
-        for seed in benchmark.seeds
-        for name, model in benchmark.all_models().items()
-    ]
-    for run in {str(run.workdir.path): run for run in runs}.values():
-        prepare_data(run.data_config, run.workdir, _DATA_SEED)
-    results: dict[tuple[str, str, int], dict[str, Any]] = {}
-    # A model whose time is another's follows it.
-    for phase in (
-        [run for run in runs if run.seconds_of is None],
-        [run for run in runs if run.seconds_of is not None],
-    ):
-        _run_all([_with_budget(run, results) for run in phase], workdir / "results", jobs, results)
-    return [results[run.dataset, run.model, run.seed] for run in runs]
+    with holding(Workdir(workdir)):
+        runs = [
+            _plan(benchmark, workdir, dataset, name, model, seed, overrides)
+            for dataset in benchmark.datasets
+            for seed in benchmark.seeds
+            for name, model in benchmark.all_models().items()
+        ]
+        _require_measured(benchmark, runs)
+        for run in {str(run.workdir.path): run for run in runs}.values():
+            prepare_data(run.data_config, run.workdir, _DATA_SEED)
+        results: dict[Key, dict[str, Any]] = {}
+        errors = _run_all([run for run in runs if run.seconds_of is None], workdir / "results", jobs, results)
+        # A model whose time is another's follows it.
+        followers = [_with_budget(run, run.seconds_of, results) for run in runs if run.seconds_of is not None]
+        errors += _run_all([run for run in followers if run is not None], workdir / "results", jobs, results)
+    missing = [run for run in runs if run.key not in results]
+    if missing:
+        kind = ValueError if all(isinstance(error, ValueError) for error in errors) else RuntimeError
+        raise kind(
+            f"{len(missing)} of {len(runs)} runs have no result, for the reasons above, and so there is no table: "
+            f"{'; '.join(map(str, missing))}. The others' results are kept in {workdir}: run again, or leave runs out "
+            "with --dataset, --model and --seed"
+        ) from errors[0]
+    return [results[run.key] for run in runs]
+
+
+def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
+    """Of metrics that the file names: the default ones are shown where they are measured."""
+    ks = sorted({k for run in runs for k in run.config.evaluation.ks})
+    one = np.ones(1, np.int64)
+    measured = metrics_from_lists(one[None], Ragged(one, np.arange(2)), ks, np.zeros(2, np.int32), 0)
+    unknown = [name for name in benchmark.metrics if name not in measured]
+    if unknown and "metrics" in benchmark.model_fields_set:
+        raise ValueError(
+            f"metrics: no run measures {', '.join(unknown)}; evaluation.ks={ks} makes {', '.join(sorted(measured))}"
+        )
 
 
 def _plan(
@@ -91,6 +131,9 @@ def _plan(
     seed: int,
     overrides: Overrides,
 ) -> Run:
+    for keys in (benchmark.set, benchmark.datasets[dataset].set, model.set, overrides):
+        if "seed" in keys:
+            raise ValueError(f"seed={keys['seed']} is set as a config key: name a table's seeds by `seeds` or --seed")
     keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
     config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
     trained = model.baseline != UNTRAINED
@@ -121,32 +164,39 @@ def dataset_config(dataset: BenchmarkDataset, converted: Path, keys: Mapping[str
     return load_config(Path(dataset.config) if dataset.config else None, assignments)
 
 
-def _with_budget(run: Run, results: Mapping[tuple[str, str, int], dict[str, Any]]) -> Run:
-    if run.seconds_of is None:
-        return run
-    seconds = results[run.dataset, run.seconds_of, run.seed]["seconds"]
-    training = run.config.training.model_copy(update={"max_seconds": seconds})
+def _with_budget(run: Run, seconds_of: str, results: Mapping[Key, dict[str, Any]]) -> Run | None:
+    """None: the run whose time it is failed."""
+    leader = results.get((run.dataset, seconds_of, run.seed))
+    if leader is None:
+        log.error("benchmark: %s: not run, since it takes the time of %s, which failed", run, seconds_of)
+        return None
+    training = run.config.training.model_copy(update={"max_seconds": leader["seconds"]})
     return replace(run, config=run.config.model_copy(update={"training": training}))
 
 
-def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[tuple[str, str, int], dict[str, Any]]) -> None:
+def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[Key, dict[str, Any]]) -> list[Exception]:
+    """Adds to `results`; returns the errors of the runs that failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = {}
-    # A process a run: TensorFlow gives memory back with the process only.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    waiting, errors = {}, []
+    with training_processes(jobs) as submit:
         for run in runs:
-            key = run.dataset, run.model, run.seed
             path = folder / f"{_fingerprint(run)}.json"
             if path.exists():
-                results[key] = json.loads(path.read_text(encoding="utf-8"))
+                results[run.key] = json.loads(path.read_text(encoding="utf-8"))
             else:
-                waiting[pool.submit(train_and_measure, run, _fingerprint(run))] = key, path
+                waiting[submit(train_and_measure, run, _fingerprint(run))] = run, path
         for number, future in enumerate(as_completed(waiting), 1):
-            key, path = waiting[future]
-            results[key] = future.result()
-            artifact.write_json(path, results[key])
-            log.info("benchmark: %d of %d done: %s, %s, seed %d", number, len(waiting), *key)
+            run, path = waiting[future]
+            try:
+                results[run.key] = future.result()
+            except Exception as error:
+                errors.append(error)
+                traceback = None if isinstance(error, ValueError) else error
+                log.error("benchmark: %d of %d failed: %s: %s", number, len(waiting), run, error, exc_info=traceback)
+            else:
+                artifact.write_json(path, results[run.key])
+                log.info("benchmark: %d of %d done: %s", number, len(waiting), run)
+    return errors
 
 
 def _fingerprint(run: Run) -> str:

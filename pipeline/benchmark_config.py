@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from contracts.config import BaselineName, Section
 from contracts.config_io import ConfigError
 from contracts.names import ScoredMerge
+from trainer.baselines import UNTRAINED
 
 Overrides = dict[str, Any]
 """`section.key` -> value."""
@@ -74,10 +75,10 @@ class BenchmarkConfig(Section):
         models = self.all_models()
         if not models or not self.datasets:
             raise ValueError("a benchmark needs datasets, and models or axes")
+        _require_distinct("seeds", self.seeds)
+        timed = {name for name, model in models.items() if model.seconds_of is None and model.baseline != UNTRAINED}
         for name, model in models.items():
-            if model.seconds_of is not None and (
-                model.seconds_of not in models or models[model.seconds_of].seconds_of is not None
-            ):
+            if model.seconds_of is not None and model.seconds_of not in timed:
                 raise ValueError(f"models.{name}.seconds_of names {model.seconds_of!r}, which has no time of its own")
         return self
 
@@ -95,11 +96,12 @@ class BenchmarkConfig(Section):
         """The same table with these data sets, models and seeds only; none named: all.
 
         Raises:
-            ConfigError: there is no such data set or model.
+            ConfigError: there is no such data set or model, or a seed is named twice.
         """
         everything = self.all_models()
         _require_known("--dataset", datasets, self.datasets)
         _require_known("--model", models, everything)
+        _require_distinct("--seed", seeds)
         needed = {everything[name].seconds_of for name in models} | set(models)
         return self.model_copy(
             update={
@@ -118,8 +120,11 @@ class BenchmarkConfig(Section):
         """
         replaced = dict(path.partition("=")[::2] for path in paths)
         _require_known("--data", list(replaced), self.datasets)
+        for name, place in replaced.items():
+            if not place:
+                raise ConfigError(f"--data {name!r} must have the form NAME=PATH, e.g. --data {name}=data/{name}")
         datasets = {
-            name: value.model_copy(update={"path": replaced.get(name) or value.path})
+            name: value.model_copy(update={"path": replaced.get(name, value.path)})
             for name, value in self.datasets.items()
         }
         return self.model_copy(update={"datasets": datasets})
@@ -129,6 +134,11 @@ def _require_known(option: str, names: Sequence[str], known: Mapping[str, object
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"{option} {unknown[0]!r} is not in the benchmark's file; it has {', '.join(known)}")
+
+
+def _require_distinct(field: str, seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{field} {', '.join(map(str, seeds))} names a seed twice: name each once")
 
 
 def load_benchmark(path: Path) -> BenchmarkConfig:

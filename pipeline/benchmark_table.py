@@ -19,6 +19,17 @@ _SHORT = {"recall_at_": "R@", "ndcg_at_": "N@", "catalog_coverage_at_": "cov@", 
 Cell = dict[str, float]
 
 
+def json_file(name: str | Path) -> Path:
+    """The name of a file beside which a table is written, whose name differs by its end.
+
+    Raises:
+        ValueError: the name does not end in .json.
+    """
+    if Path(name).suffix != ".json":
+        raise ValueError(f"--json {name} must end in .json: what is written beside it ends in .md")
+    return Path(name)
+
+
 def write_tables(benchmark: BenchmarkConfig, results: list[dict[str, Any]], json_path: Path, command: str) -> Path:
     """Writes `json_path` and the Markdown file beside it, whose path is returned."""
     rows = summarise(benchmark, results)

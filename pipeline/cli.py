@@ -143,7 +143,8 @@ def benchmark(
 ) -> None:
     """Train and measure data sets x models x seeds; write the table as JSON and Markdown.
 
-    Runs that have a result in the workdir are not run again.
+    Runs that have a result in the workdir are not run again. A run that fails is reported, and the others go on; the
+    table is made once all have a result.
 
     \b
     Examples:
@@ -152,15 +153,16 @@ def benchmark(
     """
     from pipeline.benchmark import run_benchmark
     from pipeline.benchmark_config import load_benchmark
-    from pipeline.benchmark_table import write_tables
+    from pipeline.benchmark_table import json_file, write_tables
 
+    table = json_file(json_path or workdir / f"{config.stem}.json")
     chosen = load_benchmark(config).with_paths(paths).restricted_to(datasets, models, seeds)
     results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
     # What was typed, but for the program's own path.
     command = shlex.join(["dnc", *sys.argv[1:]])
-    markdown = write_tables(chosen, results, json_path or workdir / f"{config.stem}.json", command)
+    markdown = write_tables(chosen, results, table, command)
     click.echo(markdown.read_text(encoding="utf-8"))
-    click.echo(f"written to {markdown} and {markdown.with_suffix('.json')}")
+    click.echo(f"written to {markdown} and {table}")
 
 
 @main.command()

@@ -20,9 +20,9 @@ def data_workdir(config: Config, root: Path) -> Workdir:
     return Workdir((root / artifact.fingerprint({section: tree[section] for section in _SECTIONS})).absolute())
 
 
-def prepare_data(config: Config, workdir: Workdir, seed: int) -> None:
-    """Runs the stages up to the windows, if they are not up to date.
+def prepare_data(config: Config, workdir: Workdir, seed: int, last: str = _LAST_STAGE) -> None:
+    """Runs the stages up to the windows, or to `last`, if they are not up to date.
 
     `seed` stands in for the config's, so that models of several seeds differ in their training only.
     """
-    run_stages(STAGES, config.model_copy(update={"seed": seed}), workdir, last=_LAST_STAGE)
+    run_stages(STAGES, config.model_copy(update={"seed": seed}), workdir, last=last)

@@ -7,8 +7,7 @@ gets more trials, goes on. The merge and the quotas' alpha cost no training, so 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from contracts import artifact, storage
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
+from contracts.lock import holding
 from contracts.names import ScoredMerge
 from pipeline.shared_data import data_workdir, prepare_data
+from pipeline.training_processes import training_processes
 
 log = logging.getLogger(__name__)
 
@@ -53,27 +54,42 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
     """Searches until the study in `workdir` has `num_trials` finished trials; writes best.yaml and trials.json.
 
     Raises:
-        ValueError: the data cannot be prepared, or a model's loss is not finite.
+        ValueError: another search holds the workdir, the data cannot be prepared, or a model's loss is not finite.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    name = artifact.fingerprint(config.model_dump(mode="json"))
+    with holding(Workdir(workdir)):
+        num_items = _num_items(config, workdir)
+        study = _open_study(config, workdir / "study.log")
+        while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
+            study.optimize(lambda trial: _objective(trial, config, workdir, num_items), n_trials=1)
+            log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
+        return _write(study, config, workdir)
+
+
+def _num_items(config: Config, workdir: Path) -> int:
+    data = data_workdir(config, workdir / "data")
+    prepare_data(config, data, config.seed, last="statistics")
+    return artifact.read_manifest(data.item_statistics.path).counts["items"]
+
+
+def _open_study(config: Config, path: Path) -> optuna.Study:
+    if path.exists():
+        # A killed session may leave half a line, after which nothing could be read.
+        whole, newline, _ = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole + newline))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(workdir / "study.log"))),
+        study_name=artifact.fingerprint(config.model_dump(mode="json")),
+        storage=JournalStorage(JournalFileBackend(str(path))),
         direction="maximize",
         load_if_exists=True,
     )
     # A seed of its own for each session: one that goes on would draw the first session's trials once more.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
-    while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
-        study.optimize(lambda trial: _objective(trial, config, workdir), n_trials=1)
-        log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
-    return _write(study, config, workdir)
+    return study
 
 
-def suggest(trial: optuna.trial.BaseTrial, config: Config) -> dict[str, Any]:
-    """A trial's config keys; the search's ranges are here."""
+def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:
+    """A trial's config keys; the search's ranges are here. There are no more groups than `num_items`."""
     loss = "training.loss"
     found: dict[str, Any] = {
         f"{loss}.in_group_weight": trial.suggest_float("in_group_weight", 0.1, 3.0, log=True),
@@ -85,7 +101,7 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config) -> dict[str, Any]:
     }
     # The number of a category's groups is not free.
     if config.groups.method == "kmeans":
-        found["groups.num_groups"] = trial.suggest_categorical("num_groups", list(_GROUPS))
+        found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", list(_GROUPS)), num_items)
     return found
 
 
@@ -101,14 +117,14 @@ def with_keys(config: Config, keys: dict[str, Any]) -> Config:
     return Config.model_validate(tree)
 
 
-def _objective(trial: optuna.Trial, config: Config, workdir: Path) -> float:
-    chosen = with_keys(config, suggest(trial, config))
+def _objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
+    keys = suggest(trial, config, num_items)
+    chosen = with_keys(config, keys)
     data = data_workdir(chosen, workdir / "data")
     prepare_data(chosen, data, chosen.seed)
-    # A process a trial: TensorFlow gives memory back with the process only.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        recalls = pool.submit(train_and_validate, chosen, data, f"trial-{trial.number}").result()
-    trial.set_user_attr("keys", {**suggest(trial, config), **best_merge(recalls)})
+    with training_processes(1) as submit:
+        recalls: list[float] = submit(train_and_validate, chosen, data, f"trial-{trial.number}").result()
+    trial.set_user_attr("keys", {**keys, **best_merge(recalls)})
     return max(recalls)
 
 

@@ -54,7 +54,7 @@ class Config(Section):
     """The whole tree."""
 
     name: str = Field("dnc", description="a label for whoever reads the config; nothing depends on it")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     groups: GroupsConfig = GroupsConfig()

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -6,6 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from contracts.config_io import ConfigError
+from contracts.layout import Workdir
+from contracts.lock import holding
+from pipeline import benchmark
 from pipeline.benchmark_config import BenchmarkConfig, load_benchmark
 from pipeline.benchmark_table import summarise, write_tables
 from pipeline.cli import main
@@ -43,11 +50,21 @@ def test_a_part_of_a_table_keeps_the_model_whose_time_it_needs() -> None:
     assert small().with_paths(["a=there"]).datasets["a"].path == "there"
 
 
+@pytest.mark.parametrize("path", ["a", "a="])
+def test_a_data_set_without_its_path_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="--data 'a' must have the form NAME=PATH"):
+        small().with_paths([path])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((["b"], [], []), "--dataset 'b' is not in"), (([], ["three"], []), "--model 'three' is not in")],
+    [
+        ((["b"], [], []), "--dataset 'b' is not in"),
+        (([], ["three"], []), "--model 'three' is not in"),
+        (([], [], [1, 2, 1]), "--seed 1, 2, 1 names a seed twice"),
+    ],
 )
-def test_unknown_names_are_refused(arguments: tuple[list, list, list], message: str) -> None:
+def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, list, list], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small().restricted_to(*arguments)
 
@@ -56,6 +73,16 @@ def test_unknown_names_are_refused(arguments: tuple[list, list, list], message: 
     ("text", "message"),
     [
         ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {seconds_of: n}}", "names 'n', which has no time"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {p: {baseline: popularity}, m: {seconds_of: p}}",
+            "names 'p', which has no time",
+        ),
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]", "seeds 0, 0 names a seed twice"),
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nset: {seed: 7}", "seed=7 is set as a config key"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nmetrics: [recall_at_10, recall_at_11]",
+            "no run measures recall_at_11",
+        ),
         ("title: t\ndatasets: {a: {path: x}}\nmodel: {}", "model: Extra inputs"),
         ("title: [", "is not YAML"),
     ],
@@ -66,6 +93,96 @@ def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> Non
     result = CliRunner().invoke(main, ["benchmark", "-c", str(path), "-w", str(tmp_path)])
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "out.md"], "--json out.md must end in .json"),
+        (["--set", "seed=7"], "by `seeds` or --seed"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0; got -1"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}")
+    result = CliRunner().invoke(main, ["benchmark", "-c", str(path), "-w", str(tmp_path), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def pretend(run: benchmark.Run, fingerprint: str) -> dict:
+    """In place of a training, in a process of its own; what becomes of it is its model's name."""
+    run.workdir.path.mkdir(parents=True, exist_ok=True)
+    (run.workdir.path.parent / run.model).touch()
+    if run.model == "fails":
+        raise ValueError("no loss")
+    if run.model == "dies":
+        os._exit(1)
+    if run.model == "is interrupted":
+        raise KeyboardInterrupt
+    if run.model == "lasts":
+        time.sleep(600)
+    return {"model": run.model}
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "prepare_data", lambda *_: None)
+    monkeypatch.setattr(benchmark, "train_and_measure", pretend)
+    monkeypatch.setattr(benchmark, "_fingerprint", lambda run: run.model)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_runs_that_fail_are_reported_at_once_and_the_others_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = small(models={"fails": {}, "dies": {}, "works": {}, "follows": {"seconds_of": "fails"}}, seeds=[0])
+    caplog.set_level("INFO")
+    with pytest.raises(RuntimeError, match=r"3 of 4 runs.*: a, fails, seed 0; a, dies, seed 0; a, follows, seed 0"):
+        benchmark.run_benchmark(table, tmp_path, {}, 1)
+    assert [record.getMessage()[:48].rstrip() for record in caplog.records if record.name == "pipeline.benchmark"] == [
+        "benchmark: 1 of 3 failed: a, fails, seed 0: no l",
+        "benchmark: 2 of 3 failed: a, dies, seed 0: A pro",
+        "benchmark: 3 of 3 done: a, works, seed 0",
+        "benchmark: a, follows, seed 0: not run, since it",
+    ]
+    (tmp_path / "a" / "works").unlink()
+    kept = benchmark.run_benchmark(table.restricted_to([], ["works"], []), tmp_path, {}, 1)
+    assert (kept, (tmp_path / "a" / "works").exists()) == ([{"model": "works"}], False)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_an_interrupt_ends_what_runs_and_what_waits(tmp_path: Path) -> None:
+    table = small(models={"is interrupted": {}, "lasts": {}, "waits": {}}, seeds=[0])
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run_benchmark(table, tmp_path, {}, 2)
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "a" / "waits").exists()
+
+
+def test_no_training_outlives_a_killed_benchmark() -> None:
+    program = """
+import multiprocessing, time
+from pipeline.training_processes import training_processes
+with training_processes(1) as submit:
+    submit(time.sleep, 600)
+    while not multiprocessing.active_children():
+        time.sleep(0.1)
+    print("trains", flush=True)
+    time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout and parent.stdout.readline() == "trains\n"
+    parent.terminate()
+    parent.communicate(timeout=30)  # the output ends with the last process that could write to it
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_second_benchmark_of_a_workdir_is_refused(tmp_path: Path) -> None:
+    with holding(Workdir(tmp_path)), pytest.raises(ValueError, match="another run holds"):
+        benchmark.run_benchmark(small(), tmp_path, {}, 1)
 
 
 def test_means_and_deviations_over_seeds(tmp_path: Path) -> None:

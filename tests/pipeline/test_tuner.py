@@ -24,9 +24,10 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
             "num_groups": 20,
         }
     )
-    config = with_keys(Config(), suggest(trial, Config()))
+    config = with_keys(Config(), suggest(trial, Config(), 1000))
     assert (config.training.loss.in_group_weight, config.training.loss.global_weight) == (0.5, 2.0)
     assert (config.model.dropout, config.training.learning_rate, config.groups.num_groups) == (0.3, 2e-3, 20)
+    assert suggest(trial, Config(), 12)["groups.num_groups"] == 12  # a catalogue has no more groups than items
 
 
 @pytest.mark.parametrize(
@@ -41,14 +42,17 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
     """The training stubbed by a formula: recall grows with dropout, and quota at alpha 0.5 is best."""
     seen = []
 
-    def objective(trial: optuna.Trial, config: Config, workdir: Path) -> float:
-        keys = suggest(trial, config)
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
+        keys = suggest(trial, config, num_items)
         seen.append(keys)
         trial.set_user_attr("keys", {**keys, "serving.merge": "quota", "serving.alpha": 0.5})
         return float(keys["model.dropout"])
 
+    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
     monkeypatch.setattr(tuner, "_objective", objective)
     tune(Config(), tmp_path, 3)
+    with (tmp_path / "study.log").open("a") as log:
+        log.write('{"op_code": 4, "wor')  # what a killed session leaves
     found = tune(Config(), tmp_path, 5)
     assert (found.trials, len(seen)) == (5, 5)
     assert len({tuple(keys.values()) for keys in seen}) == 5  # the second session does not repeat the first
@@ -58,7 +62,9 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_one_trial_from_the_log(tmp_path: Path) -> None:
+def test_one_trial_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more groups tried than there are items."""
+    monkeypatch.setattr(tuner, "_GROUPS", (80,))
     steps = np.arange(8)
     users, items = np.repeat(np.arange(60), 8), (np.repeat(np.arange(60), 8) + np.tile(steps, 60)) % 30
     table = {"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 10**9 + np.tile(steps, 60)}
@@ -67,4 +73,5 @@ def test_one_trial_from_the_log(tmp_path: Path) -> None:
     config = load_config(None, [f"data.events={tmp_path / 'events.parquet'}", *keys])
     found = tune(config, tmp_path / "study", 1)
     assert 0 <= found.recall <= 1
+    assert found.config.groups.num_groups == 30
     assert (tmp_path / "study" / "trials.json").exists()

@@ -1,0 +1,43 @@
+"""Calls that train, each in a process of its own: TensorFlow gives memory back with the process only."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+@contextmanager
+def training_processes(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Yields `submit(function, *arguments)`, whose calls run `jobs` at a time.
+
+    No call outlives the block or this process, however either ends: what still runs is killed, what waits is dropped. A
+    call whose process dies fails alone.
+    """
+    context = multiprocessing.get_context("spawn")
+    # Nothing is written to the pipe: its end tells every call that the block, or this process, is over.
+    over, open_end = context.Pipe(duplex=False)
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        with ProcessPoolExecutor(1, context, _end_at, (over,)) as process:
+            return process.submit(function, *arguments).result()
+
+    threads = ThreadPoolExecutor(jobs)
+    try:
+        yield lambda function, *arguments: threads.submit(call, function, *arguments)
+    finally:
+        open_end.close()
+        threads.shutdown(cancel_futures=True)
+
+
+def _end_at(over: Connection) -> None:
+    def wait() -> None:
+        over.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
