@@ -26,23 +26,21 @@ def run(folder: Path, rows: list[str], sections: dict[str, Any]) -> Manifest:
     return windows.run(config, workdir, "f")
 
 
-# name -> (rows, config, positives to train on). By leave-one-out each user loses two events to evaluation, and the
-# first one is context only.
+# name -> (rows, config, positives to train on). Each user's items count once: by leave-one-out two of them are held
+# out, and the first one is context only.
 ODD: dict[str, tuple[list[str], dict[str, Any], int]] = {
     "one moment": (lines(100, step=0), {}, 25),  # 5 users own the 8 items once each, and 8 - 3 of them are targets
-    "one user": (lines(100, users=1), {}, 97),
-    "one item": (lines(100, items=1), ONE_GROUP, 85),
-    "one user, one item": (lines(100, users=1, items=1), ONE_GROUP, 97),
-    "every row twice": ([row for row in lines(100) for _ in range(2)], {}, 85),
+    "one user": (lines(100, users=1), {}, 5),
+    "every row twice": ([row for row in lines(100) for _ in range(2)], {}, 25),
     "as many items as rows": (lines(100, items=100), {}, 85),
-    "more buckets than users": (lines(100, users=2), {"data": {"num_buckets": 20}}, 94),
-    "dimensions beyond the items": (lines(100, items=3), {"groups": {"embedding_dim": 64}}, 85),
+    "more buckets than users": (lines(100, users=2), {"data": {"num_buckets": 20}}, 2),
+    "dimensions beyond the items": (lines(100, items=4), {"groups": {"embedding_dim": 64}}, 5),
     "one very long history": (
         [f"u,i{row % 50},{1_700_000_000 + row}" for row in range(150_000)] + lines(100),
-        {},
-        149_997 + 85,
+        TIME,
+        49 + 5 * 7,
     ),
-    "a user who owns all items": (lines(400, users=3, items=4), {}, 391),
+    "a user who owns all items": (lines(400, users=3, items=4), {}, 3),
     "items that training never saw": (lines(100, items=100), {**TIME, "groups": {"num_groups": 10}}, 74),  # 79 of 100
 }
 
@@ -65,9 +63,11 @@ def test_many_rows_of_long_ids_are_all_read(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "more groups than items": (lines(100, items=5), {"groups": {"num_groups": 9}}, "groups.num_groups=9 .* 5 items"),
     "one row": (lines(1), ONE_GROUP, "no user of .* has two items of level 'interaction' to train on"),
-    "one row, many times": (lines(1) * 100, ONE_GROUP, "no user of .* has two events"),
-    "nobody comes back": (lines(100, users=100), {}, "no user of .* has two events"),
-    "users of the test split alone": (lines(100, users=100), TIME, "no user of .* has two events"),
+    "one row, many times": (lines(1) * 100, ONE_GROUP, "no user of .* has two items"),
+    "one item": (lines(100, items=1), ONE_GROUP, "no user of .* has two items"),
+    "one user, one item": (lines(100, users=1, items=1), ONE_GROUP, "no user of .* has two items"),
+    "nobody comes back": (lines(100, users=100), {}, "no user of .* has two items"),
+    "users of the test split alone": (lines(100, users=100), TIME, "no user of .* has two items"),
 }
 
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_trained_on_is_refused(name: str, tmp_path: Path) -> None
 
 
 def test_a_split_that_measures_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert run(tmp_path, lines(100, users=1), {}).counts["test_users"] == 0  # the one user knows all items
+    assert run(tmp_path, lines(100, users=1), TIME).counts["test_users"] == 0  # the one user knows all items
     said = [record.getMessage() for record in caplog.records if "nothing can be measured" in record.getMessage()]
     assert len(said) == 2 and "validation" in said[0] and "test" in said[1]
 
