@@ -204,7 +204,8 @@ def _fingerprint(run: Run) -> str:
     tree = run.config.model_dump(mode="json")
     sections = {section: tree[section] for section in ("seed", "model", "groups", "training", "evaluation")}
     merges = [merge.model_dump() for merge in run.merges]
-    return artifact.fingerprint(run.dataset, run.model, windows, sections, merges)
+    # The windows' fingerprint holds the code before it. A table of models by two codes would compare the codes.
+    return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, sections, merges)
 
 
 def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
