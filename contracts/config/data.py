@@ -128,6 +128,10 @@ class FeatureTable(Section):
         return self
 
 
+LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume"})
+"""Keys of the section data that refuse a log, and change nothing in what is written."""
+
+
 class DataConfig(Section):
     """Where the log is and how to read it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import contracts
 from contracts import artifact
 from contracts.config import Config
+from contracts.config.data import LIMITS_OF_DATA
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
@@ -66,17 +67,19 @@ GATE = "gate"
 STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]
 """What a retrain can stop after; without a stop it pushes."""
 
-_SECTIONS = {section for stage in STAGES for section in stage.sections} | {"retrain"}
+_SECTIONS = {section.split(".")[0] for stage in STAGES for section in stage.sections} | {"retrain"}
 """What the stages of a run and its gate depend on; the others say how it runs and serves."""
-_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans"}
-"""Keys of the section retrain that change no model: those that choose the spans are in what they chose."""
+_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span"}
+"""Keys of the section retrain that change no model: those that choose or refuse spans are in what they chose."""
 
 
 def run_id_of(config: Config, spans: Sequence[Span]) -> str:
     """The same spans, files, version and settings that the stages depend on give the same run."""
     # Not `artifact.code_of`: a change of the code is no new data, and would train on the newest span once more.
     # A killed run that new code takes up mixes nothing: the stages' fingerprints hold the code that they ran.
-    tree = config.model_dump(mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION})
+    tree = config.model_dump(
+        mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION, "data": set(LIMITS_OF_DATA)}
+    )
     digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
     return f"{spans[-1].key}-{digest[:8]}"
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from contracts import artifact
 from contracts.config import Config, SpanLimits
+from contracts.config.data import LIMITS_OF_DATA
 from contracts.layout import SpanParts, Workdir
 from contracts.names import EventColumn, ItemColumn
 from pipeline.retraining.spans import Span
@@ -31,8 +32,6 @@ _LEAST_EARLIER = 3
 """Spans that it takes to say what is usual."""
 _EARLY = 0.01
 """The span begins where this share of its events has happened: a few late ones do not move its start."""
-_CHECKS = {"max_dead_letter_fraction", "max_drift", "min_volume"}
-"""Keys of the section data that refuse a span when it is ingested, and change nothing in what is written."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     data = config.data.model_copy(update={"events": span.files})
     own = Config(data=data, beam=config.beam)
     code = artifact.code_of("contracts", "beam_jobs")
-    wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=_CHECKS), span.identity())
+    wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=set(LIMITS_OF_DATA)), span.identity())
     found = artifact.find_manifest(parts.events.path)
     if found is None or found.fingerprint != wanted:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.
