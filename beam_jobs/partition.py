@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
@@ -99,21 +101,35 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
     """
     _, categories = np.unique(categories, return_inverse=True)
     sizes = np.bincount(categories)
-    centroids = group_centroids(embeddings, categories, len(sizes))
     parent = np.arange(len(sizes))
-    alive = np.ones(len(sizes), bool)
-    while alive.sum() > 1:
-        living = np.flatnonzero(alive)
-        smallest = living[sizes[living].argmin()]
-        if alive.sum() <= num_groups and sizes[smallest] >= least_size:
+    # Of the categories that are left, side by side: their numbers, centroids and half their squared lengths.
+    living, centroids = np.arange(len(sizes)), group_centroids(embeddings, categories, len(sizes))
+    halves, place = (centroids**2).sum(axis=1) / 2, np.arange(len(sizes))
+    left = len(sizes)
+    by_size = [(size, category) for category, size in enumerate(sizes.tolist())]
+    heapq.heapify(by_size)
+    while left > 1:
+        size, smallest = by_size[0]
+        if left <= num_groups and size >= least_size:
             break
-        others = living[living != smallest]
-        target = others[((centroids[others] - centroids[smallest]) ** 2).sum(axis=1).argmin()]
-        total = sizes[target] + sizes[smallest]
-        centroids[target] = (centroids[target] * sizes[target] + centroids[smallest] * sizes[smallest]) / total
-        sizes[target] = total
-        alive[smallest] = False
-        parent[parent == smallest] = target
+        heapq.heappop(by_size)
+        if size != sizes[smallest]:  # it has grown since, or is merged
+            continue
+        at, left = place[smallest], left - 1
+        centre = centroids[at].copy()
+        for of_living in (living, centroids, halves):
+            of_living[at] = of_living[left]  # the last one fills the gap
+        place[living[at]] = at
+        nearest = int((halves[:left] - centroids[:left] @ centre).argmin())
+        target = int(living[nearest])
+        total = int(sizes[target]) + size
+        centroids[nearest] = (centroids[nearest] * sizes[target] + centre * size) / total
+        halves[nearest] = (centroids[nearest] ** 2).sum() / 2
+        sizes[target], sizes[smallest] = total, 0
+        heapq.heappush(by_size, (total, target))
+        parent[smallest] = target
+    while (parent[parent] != parent).any():
+        parent = parent[parent]
     return np.unique(parent[categories], return_inverse=True)[1]
 
 

@@ -1,12 +1,15 @@
 """The ground floor: config tree, names, artifacts. Imports none of our rooms, no TensorFlow, no Beam.
 
-Every room imports this package first, so this is the one place that selects Keras 2 for
-TensorFlow Recommenders. It must happen before the first `import tensorflow` of the process.
+Every room imports this package first, so this is the one place for what must be set before the first `import numpy` or
+`import tensorflow` of the process, such as Keras 2 for TensorFlow Recommenders.
 """
 
 import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# NumPy's products are small here. Their threads would wait for each other, and for those of TensorFlow and of Beam's
+# other workers; and their number would change the last digits, from which k-means makes other groups.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # TensorFlow reports a missing GPU as an error; what fails for real is raised in Python, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

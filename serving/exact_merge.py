@@ -138,18 +138,17 @@ def _select(corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: n
     available = np.where(probed, available, 0)
     allowed &= probed[:, corpus.group_ids]
 
-    in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
-    dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
-    listed = allowed & (in_group < places[:, None])
-    budgets = fill_quotas(quotas(log_weight, places, available), available, preference)
-    by_merge = {
-        "score": _among_best(scores, allowed, places),
-        "round_robin": _among_best(-dealt.astype(np.float32), listed, places),
-        "quota": in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1),
-    }
     merged = np.zeros_like(allowed)
-    for merge, chosen in by_merge.items():
-        merged |= (asked.merge == merge)[:, None] & chosen
+    if (by_score := asked.merge == "score").any():
+        merged[by_score] = _among_best(scores[by_score], allowed[by_score], places[by_score])
+    if not by_score.all():
+        in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
+        dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
+        in_turn = _among_best(-dealt.astype(np.float32), allowed & (in_group < places[:, None]), places)
+        merged |= (asked.merge == "round_robin")[:, None] & in_turn
+        budgets = fill_quotas(quotas(log_weight, places, available), available, preference)
+        within = in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1)
+        merged |= (asked.merge == "quota")[:, None] & within
     return Selection(scores, explored, merged & allowed)
 
 

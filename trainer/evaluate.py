@@ -113,26 +113,17 @@ def lengths_to_measure(config: Config) -> list[int]:
 def measure(
     config: Config, catalogue: Catalogue, users: EvaluationUsers, lists: Mapping[int, np.ndarray]
 ) -> MetricTable:
-    """Metrics of the users' lists, exact or as served.
-
-    Args:
-        lists: M -> int [num_users, <= M], what a request for M candidates gets, for each M of
-            `lengths_to_measure`. A metric at k is that of the lists of M = k.
-    """
+    """Metrics of the users' lists, exact or as served, for each M of `lengths_to_measure`."""
     evaluation = config.evaluation
-    table: MetricTable = {}
-    for length in lengths_to_measure(config):
-        measured = metrics_from_lists(
-            lists[length],
-            users.targets,
-            [length] if length in evaluation.ks else [],
-            catalogue.group_id,
-            evaluation.bootstrap_samples,
-            evaluation.confidence,
-            config.seed,
-        )
-        table |= {name: value for name, value in measured.items() if name.endswith(f"_at_{length}")}
-    return table
+    return metrics_from_lists(
+        lists,
+        users.targets,
+        evaluation.ks,
+        catalogue.group_id,
+        evaluation.bootstrap_samples,
+        evaluation.confidence,
+        config.seed,
+    )
 
 
 def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def bootstrap_means(per_user: np.ndarray, num_samples: int, seed: int) -> np.nda
 
 
 def metrics_from_lists(
-    lists: np.ndarray,
+    lists: Mapping[int, np.ndarray],
     targets: Ragged,
     ks: Sequence[int],
     group_id: np.ndarray,
@@ -124,7 +124,8 @@ def metrics_from_lists(
     repeat their value.
 
     Args:
-        lists: int [num_users, M], item_index, best first, 0 = absent. A k beyond M is measured on M.
+        lists: M -> int [num_users, <= M], item_index, best first, 0 = absent: what a request for M candidates gets, for
+            each M of `ks`, `NDCG_K` and `COVERAGE_K`. A metric at k is that of the lists of M = k.
         targets: one row a user, at least one target each.
         ks: the k of recall_at_k.
         group_id: int [num_items + 1], row 0 = padding.
@@ -132,10 +133,14 @@ def metrics_from_lists(
     Raises:
         ValueError: lists and targets are of different numbers of users.
     """
-    if len(lists) != len(targets):
-        raise ValueError(f"metrics need a list for each user: got {len(lists)} lists and {len(targets)} users")
-    per_user = per_user_metrics(lists, targets, ks)
-    per_user["groups_per_list_at_100"] = groups_per_list(lists[:, :COVERAGE_K], group_id)
+    for of_length in lists.values():
+        if len(of_length) != len(targets):
+            raise ValueError(f"metrics need a list for each user: got {len(of_length)} lists and {len(targets)} users")
+    per_user = {f"recall_at_{k}": recall_at_k(hits(lists[k], targets), targets.lengths, k) for k in ks}
+    per_user["ndcg_at_10"] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
+    covering = lists[COVERAGE_K][:, :COVERAGE_K]
+    per_user["groups_per_list_at_100"] = groups_per_list(covering, group_id)
+    # One bootstrap for all of them: its draws of users cost more than the rest.
     values = np.stack([column.astype(np.float64) for column in per_user.values()], axis=1)
     low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
     table: MetricTable = {
@@ -144,8 +149,8 @@ def metrics_from_lists(
     }
     num_items = len(group_id) - 1
     for name, value in (
-        ("catalog_coverage_at_100", catalog_coverage(lists[:, :COVERAGE_K], num_items)),
-        ("gini_at_100", gini(lists[:, :COVERAGE_K], num_items)),
+        ("catalog_coverage_at_100", catalog_coverage(covering, num_items)),
+        ("gini_at_100", gini(covering, num_items)),
     ):
         table[name] = {"value": value, "low": value, "high": value}
     return table

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +24,11 @@ _SCORES_PER_CHUNK = 1_000_000
 
 _LEAST_USERS_PER_CHUNK = 32
 """Of a large catalogue: each reading of the embeddings from memory serves so many users."""
+
+_MOST_THREADS = 4
+"""Each holds a chunk's scores."""
+
+_Found = TypeVar("_Found")
 
 
 class ExactRanking:
@@ -61,17 +69,21 @@ class ExactRanking:
         self, merges: Sequence[tuple[ScoredMerge, float]], lengths: Sequence[int]
     ) -> list[dict[int, np.ndarray]]:
         """`lists_of_lengths` of each (merge, alpha), of scores that are computed once."""
-        parts: list[dict[int, list[np.ndarray]]] = [{length: [] for length in lengths} for _ in merges]
-        for rows in self._chunks():
+
+        def of_chunk(rows: np.ndarray) -> list[dict[int, np.ndarray]]:
             scores = self._scores(rows)
-            for (merge, alpha), of_merge in zip(merges, parts, strict=True):
-                if merge == "score":
-                    found = self._score_lists(scores, lengths)
-                else:
-                    found = self._quota_lists(scores, rows, alpha, lengths)
-                for length in lengths:
-                    of_merge[length].append(found[length])
-        return [{length: np.concatenate(part) for length, part in of_merge.items()} for of_merge in parts]
+            return [
+                self._score_lists(scores, lengths)
+                if merge == "score"
+                else self._quota_lists(scores, rows, alpha, lengths)
+                for merge, alpha in merges
+            ]
+
+        parts = self._each_chunk(of_chunk)
+        return [
+            {length: np.concatenate([part[merge][length] for part in parts]) for length in lengths}
+            for merge in range(len(merges))
+        ]
 
     def target_places(self) -> np.ndarray:
         """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
@@ -79,8 +91,8 @@ class ExactRanking:
         A place is a count of better items: no list has to be sorted to find it. A target that is in no
         list, because it was seen, has the largest int64: no k reaches it.
         """
-        parts = []
-        for rows in self._chunks():
+
+        def of_chunk(rows: np.ndarray) -> np.ndarray:
             scores, targets = self._scores(rows), self._users.targets.take(rows)
             columns = self._column_of_item[targets.values]
             own = scores[targets.row_ids(), columns]
@@ -89,8 +101,9 @@ class ExactRanking:
                 for row, column, score in zip(targets.row_ids(), columns, own, strict=True)
             ]
             listed = np.isfinite(own) & (targets.values > 0)
-            parts.append(np.where(listed, np.array(places, np.int64), np.iinfo(np.int64).max))
-        return np.concatenate(parts)
+            return np.where(listed, np.array(places, np.int64), np.iinfo(np.int64).max)
+
+        return np.concatenate(self._each_chunk(of_chunk))
 
     def _place(self, scores: np.ndarray, column: int, score: np.float32) -> int:
         above, reached = int(np.count_nonzero(scores > score)), int(np.count_nonzero(scores >= score))
@@ -99,10 +112,14 @@ class ExactRanking:
         tied = np.flatnonzero(scores == score)
         return above + int(np.count_nonzero(self._tie_break[tied] < self._tie_break[column]))
 
-    def _chunks(self) -> Iterator[np.ndarray]:
+    def _each_chunk(self, work: Callable[[np.ndarray], _Found]) -> list[_Found]:
+        """`work(rows)` of the users, chunk by chunk, a few at a time: NumPy's parts of it run side by side."""
         size = max(_LEAST_USERS_PER_CHUNK, _SCORES_PER_CHUNK // self._catalogue.num_items)
         chunks = [np.arange(start, min(start + size, len(self._users))) for start in range(0, len(self._users), size)]
-        return line_a_minute(chunks, f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users")
+        with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
+            found = [threads.submit(work, rows) for rows in chunks]
+            what = f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users"
+            return [chunk.result() for chunk in line_a_minute(found, what)]
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:
         """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""

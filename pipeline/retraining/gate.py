@@ -9,14 +9,16 @@ stated in the verdict.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
 from trainer.metrics import bootstrap_means
+
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def relative_change(
 
 def equal_refusal_rate(error: float, config: GateConfig) -> float:
     """P(low end < -max_drop) where the true change is 0 and its estimate is normal with that error."""
-    return float(norm.cdf(norm.ppf(config.confidence) - config.max_drop / max(error, 1e-12)))
+    return float(_NORMAL.cdf(_NORMAL.inv_cdf(config.confidence) - config.max_drop / max(error, 1e-12)))
 
 
 def _floors(
@@ -177,7 +179,7 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
         # Where both find (nearly) all, the added halves make the variance negative: there it is none.
         error = np.sqrt(np.maximum(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n, 0))
         tests = max(1, int(judged.sum()))
-        reach = norm.ppf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
+        reach = _NORMAL.inv_cdf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
         change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * error) - 1).min())
     return Check(
         "worst group's recall change, high end", change, -config.max_group_drop, True, "one group is served much worse"
