@@ -95,10 +95,13 @@ def is_repeat(positives: BucketEvents, num_items: int) -> Bool:
     """
     number = len(positives.items)
     pairs = positives.users * (num_items + 1) + positives.items
-    # By sorting values, several times faster than by an order of them; the place makes it stable.
-    ordered = np.sort(pairs * number + np.arange(number))
-    place = ordered % number
-    is_other = np.diff(ordered // number, prepend=-1) > 0
+    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
+    bits = number.bit_length()
+    ordered = np.sort((pairs << bits) | np.arange(number))
+    is_other = np.diff(ordered >> bits, prepend=-1) > 0
+    if is_other.all():
+        return np.zeros(number, bool)
+    place = ordered & ((1 << bits) - 1)
     levels = positives.levels.astype(np.int64)[place]
     height = np.cumsum(is_other) * (levels.max(initial=0) + 1) + levels
     repeat = np.zeros(number, bool)

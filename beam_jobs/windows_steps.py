@@ -100,8 +100,8 @@ class WriteWindows(beam.DoFn):
         if self._config.windows.since is not None:
             spans = spans.since(block.times, self._config.windows.since)
         is_new = ~is_repeat(block, len(self._groups))
-        spans = spans.where(spans.count_targets(is_new) > 0)
         num_targets = spans.count_targets(is_new)
+        spans, num_targets = spans.where(num_targets > 0), num_targets[num_targets > 0]
         positions, targets, lengths = spans.positions(), spans.target_positions(), spans.lengths
         targets = targets[is_new[targets]]
         owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
