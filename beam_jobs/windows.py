@@ -85,9 +85,8 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         elif repeating > _MANY * (measured + repeating):
             logger.warning(
                 "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
-                "are recommended, and measured on the other users%s",
+                "are recommended, and measured on the other users",
                 f"{repeating:,}", f"{measured + repeating:,}", split,
-                "; split.protocol=time holds out more than one event a user" * (config.split.protocol != "time"),
             )  # fmt: skip
     items = of_statistics["items_in_training"]
     if config.data.feedback.target_level_index and totals["train_positives"] < items:
