@@ -26,6 +26,7 @@ from trainer.ranking import ExactRanking
 from trainer.replicas import part_of_replica, strategy_of
 from trainer.training_state import TrainingState, save_weights
 from trainer.warm_start import warm_start
+from trainer.weight_average import SNAPSHOTS_PER_EPOCH
 
 BATCH_SIGNATURE = WindowBatch(
     user_index=tf.TensorSpec([None], tf.int64),
@@ -43,7 +44,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     """Trains a model and writes it to `workdir.model(name)`.
 
     Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops
-    early on validation recall at `training.monitor_k`; the best epoch's weights are kept. With
+    early on validation recall at `training.monitor_k`, by the average of the weights; the best epoch's is kept. With
     `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
 
     Raises:
@@ -122,13 +123,15 @@ class _Trainer:
             self._optimizer = LazyAdam(
                 config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
             )
-            self.state = TrainingState(workdir.checkpoints(name), fingerprint, model, self._optimizer)
+            self.state = TrainingState(
+                workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
+            )
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
 
     def run(self) -> None:
-        """Trains until the last epoch or the last plateau of the validation; keeps the best weights."""
+        """Trains until the last epoch or the last plateau of the validation; keeps the best average of the weights."""
         epochs, positives = self._config.epochs, self._batches.most_positives
         with TrainingProgress(self._name, self.state.epoch, epochs, positives) as progress:
             if self._config.warm_start and not self.state.history:
@@ -167,12 +170,15 @@ class _Trainer:
             terms = {key: float(value) for key, value in self._step(batch).items()}
             self._require_finite(terms, batch)
             count = int(batch.is_target.sum())
+            if self._snapshots_at(positives + count) > self._snapshots_at(positives):
+                self.state.average.add()
             positives += count
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value * count
             progress.update(terms["loss"], positives, time.monotonic() - started)
         if batch is None:
             raise ValueError("the training split holds no windows: give the log users with at least two events")
+        self.state.average.add()
         seconds = time.monotonic() - started
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
@@ -185,6 +191,10 @@ class _Trainer:
         if is_last or (epoch + 1) % self._config.evaluate_every == 0:
             entry["validation_recall"] = self._validation_recall()
         return entry
+
+    def _snapshots_at(self, positives: int) -> int:
+        """Snapshots due after so many positives of an epoch; the last one of an epoch is its end's."""
+        return min(positives * SNAPSHOTS_PER_EPOCH // self._batches.most_positives, SNAPSHOTS_PER_EPOCH - 1)
 
     def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
         """One step of all replicas: each its part of the batch, then all the same update."""
@@ -213,7 +223,8 @@ class _Trainer:
 
     def _validation_recall(self) -> float:
         k = self._config.monitor_k
-        places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
+        with self.state.average.in_place():
+            places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
         return float(recall_of_places(places, self._validation.targets, k).mean())
 
     def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from trainer.model import TwoTowerModel
+from trainer.weight_average import WeightAverage
 
 
 def save_weights(model: TwoTowerModel, path: Path) -> None:
@@ -29,18 +30,32 @@ def save_weights(model: TwoTowerModel, path: Path) -> None:
 class TrainingState:
     """Checkpoints an unfinished training after each epoch under one directory.
 
-    A checkpoint holds weights, optimizer, random state and the history of epochs; the best weights
-    lie beside it. A directory without this fingerprint is started afresh.
+    A checkpoint holds weights, their average, optimizer, random state and the history of epochs; the best average
+    lies beside it. A directory without this fingerprint is started afresh.
+
+    Attributes:
+        average: of the weights along training.
+        step: int64 variable, steps done.
+        history: an entry an epoch.
     """
 
-    def __init__(self, path: Path, fingerprint: str, model: TwoTowerModel, optimizer: tf.keras.optimizers.Optimizer):
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: str,
+        model: TwoTowerModel,
+        optimizer: tf.keras.optimizers.Optimizer,
+        averaged_epochs: float,
+    ):
         self._path, self._model = path, model
         self._forget_other_run(fingerprint)
         optimizer.build(model.trainable_variables)
+        self.average = WeightAverage(model.trainable_variables, averaged_epochs)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._history_json = tf.Variable("[]", trainable=False)
         checkpoint = tf.train.Checkpoint(
             weights=model.variables,
+            average=self.average,
             optimizer=optimizer,
             generator=model.generator,
             step=self.step,
@@ -79,19 +94,21 @@ class TrainingState:
         return sum(entry["epoch"] > max(marks) for entry in epochs) if epochs else 0
 
     def epoch_done(self, entry: dict[str, Any], patience: int) -> None:
-        """Records an epoch's history entry, and its weights if its validation is the best so far.
+        """Records an epoch's history entry, and the average of the weights if its validation is the best so far.
 
-        After `patience` validations without a better one the entry is marked as a plateau, and the best weights
-        are back. A run that is resumed after a kill is where it would have been: all of it is in the checkpoint.
+        After `patience` validations without a better one the entry is marked as a plateau, and training goes on from
+        the best average. A run that is resumed after a kill is where it would have been: all of it is in the checkpoint.
         """
         self.history.append(entry)
         if self.best_epoch is entry:
             staging = self._path / "best.staging.weights.h5"
-            save_weights(self._model, staging)
+            with self.average.in_place():
+                save_weights(self._model, staging)
             staging.replace(self._best_weights)
         if self.evaluations_without_better() >= patience:
             entry["plateau"] = True
             self.restore_best()
+            self.average.restart()
         self._history_json.assign(json.dumps(self.history))
         # Each replica has a random state of its own, and a checkpoint the first one's: all go on from that one now,
         # as they will after a kill. TensorFlow mixes in the replica's number, so their draws still differ.
@@ -99,7 +116,7 @@ class TrainingState:
         self._manager.save()
 
     def restore_best(self) -> None:
-        """Loads the best epoch's weights into the model."""
+        """Loads the best epoch's average into the model."""
         if self.best_epoch is not None:
             self._model.load_weights(str(self._best_weights))
 

@@ -132,12 +132,18 @@ class TrainingConfig(Section):
     learning_rate: float = Field(3e-3, gt=0)
     learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
     learning_rate_drops: int = Field(2, ge=0, description="plateaus that training goes on from; the next one ends it")
+    averaged_epochs: float = Field(
+        1.25,
+        ge=0,
+        description="what is validated and shipped is the running average of the weights over about so many epochs; "
+        "0: the weights of the last step",
+    )
     weight_decay: float = Field(0.0, ge=0)
     early_stopping_patience: int = Field(
         2,
         ge=1,
         description="evaluations without a better validation recall: a plateau, from which training goes back to its "
-        "best weights and on at a lower rate, or ends",
+        "best average and on at a lower rate, or ends",
     )
     evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(

@@ -87,11 +87,11 @@ def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir)
     """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
     model = TwoTowerModel(small_config(), Catalogue.load(workdir))
     path = workdir.checkpoints("half removed")
-    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam())
+    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
     state.epoch_done({"epoch": 1, "validation_recall": 0.5}, patience=1)
-    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam()).epoch == 1
+    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
     (path / "run.json").unlink()
-    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam()).epoch == 0
+    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
     assert [left.name for left in path.iterdir()] == ["run.json"]
 
 

@@ -217,7 +217,7 @@ def test_a_first_epoch_below_the_start_does_not_end_the_training(tmp_path: Path)
     """Patience counts from the best epoch of the training's own; the weights kept are the best of all."""
     workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
     model = build_model(config_of("mmoe"), Catalogue.load(workdir))
-    state = TrainingState(tmp_path / "state", "fingerprint", model, tf.keras.optimizers.Adam())
+    state = TrainingState(tmp_path / "state", "fingerprint", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
     plateaus, best = [], []
     for epoch, recall in enumerate([0.33, 0.32, 0.35, 0.34]):
         state.epoch_done({"epoch": epoch, "validation_recall": recall}, patience=1)
