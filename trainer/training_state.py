@@ -97,7 +97,7 @@ class TrainingState:
         """Records an epoch's history entry, and the average of the weights if its validation is the best so far.
 
         After `patience` validations without a better one the entry is marked as a plateau, and training goes on from
-        the best average. A run that is resumed after a kill is where it would have been: all of it is in the checkpoint.
+        the best average. A run resumed after a kill is where it would have been: all of it is in the checkpoint.
         """
         self.history.append(entry)
         if self.best_epoch is entry:
