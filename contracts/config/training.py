@@ -131,7 +131,7 @@ class TrainingConfig(Section):
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
     learning_rate: float = Field(3e-3, gt=0)
     learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
-    learning_rate_drops: int = Field(2, ge=0, description="plateaus that training goes on from; the next one ends it")
+    learning_rate_drops: int = Field(1, ge=0, description="plateaus that training goes on from; the next one ends it")
     averaged_epochs: float = Field(
         1.25,
         ge=0,
