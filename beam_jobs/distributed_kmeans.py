@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.beam_run import collect
-from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
+from beam_jobs.embedding_blocks import EmbeddingBlock
 from beam_jobs.files import read_array, write_array
 from beam_jobs.partition import nearest_centroid, squared_distances
 from contracts.config import BeamConfig
@@ -30,41 +30,44 @@ _UNIT = 1 << 30
 _LEAST_GAIN = 1e-4  # relative, of inertia, that another iteration must promise
 
 
-def refine_centroids(config: BeamConfig, rows: Float32, start: Float32, iterations: int, scratch: Path) -> Float32:
-    """[num_groups, dim] centroids after at most `iterations` of Lloyd's algorithm over all rows.
+def refine_centroids(
+    config: BeamConfig, blocks: Sequence[EmbeddingBlock], start: Float32, iterations: int, scratch: Path
+) -> Float32:
+    """[num_groups, dim] centroids after at most `iterations` of Lloyd's algorithm over all rows that are not 0.
 
     Args:
         config: runner and its options.
-        rows: [num_items, dim] of at most unit length.
+        blocks: the rows, [num_items, dim] of at most unit length.
         start: [num_groups, dim] to descend from, such as a fit on a sample.
         iterations: most of them; fewer where inertia no longer falls.
         scratch: directory that the workers can read and write.
     """
-    source, current = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
-    write_array(source, rows)
-    write_array(current, start)
+    current = _write_centroids(scratch, start)
     before = np.inf
     for iteration in range(iterations):
-        [result] = collect(config, blocks_of(source, len(rows)), LloydStep(current), scratch)
+        [result] = collect(config, blocks, LloydStep(current), scratch)
         logger.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
         if result["inertia"] > before * (1 - _LEAST_GAIN):
             break
         before = result["inertia"]
     centroids: Float32 = read_array(current)
-    remove(source, current)
+    remove(current)
     return centroids
 
 
-def assign_items(config: BeamConfig, rows: Float32, centroids: Float32, scratch: Path) -> Int64:
-    """[num_items] nearest centroid of each row, each block an element of its own."""
-    source, target = scratch / f"rows-{uuid.uuid4().hex[:8]}.npy", scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
-    write_array(source, rows)
-    write_array(target, centroids)
-    blocks = blocks_of(source, len(rows))
+def assign_items(config: BeamConfig, blocks: Sequence[EmbeddingBlock], centroids: Float32, scratch: Path) -> Int64:
+    """[num_items] nearest centroid of each row of `blocks`, each block an element of its own."""
+    target = _write_centroids(scratch, centroids)
     paths = [as_path(path) for path in collect(config, blocks, beam.ParDo(AssignBlock(target, scratch)), scratch)]
     groups = np.concatenate([read_array(path) for path in sorted(paths)]) if paths else np.zeros(0)
-    remove(source, target, *paths)
+    remove(target, *paths)
     return groups.astype(np.int64)
+
+
+def _write_centroids(scratch: Path, centroids: Float32) -> Path:
+    path = scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
+    write_array(path, centroids)
+    return path
 
 
 class LloydStep(beam.PTransform):
@@ -91,6 +94,7 @@ class _SumBlock(beam.DoFn):
 
     def process(self, block: EmbeddingBlock) -> Iterator[Int64]:
         rows, centroids = block.read(), read_array(self._centroids)
+        rows = rows[rows.any(axis=1)]  # the others, of items that nothing is known of, would pull centroids to 0
         groups = nearest_centroid(rows, centroids)
         distances = squared_distances(rows, centroids, groups)
         order = np.argsort(groups, kind="stable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from beam_jobs.balance import balance_groups
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import CountCompany, PairKeys
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
 from beam_jobs.files import read_parquet, write_array, write_parquet
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
@@ -62,7 +64,8 @@ class Catalogue:
 
     Attributes:
         embeddings: [num_items, dim].
-        placed: [num_items] whether the embedding says anything.
+        placed: [num_items] whether the embedding says anything: it is not 0.
+        blocks: where workers find the embeddings.
         side: item features.
         item_ids: [num_items].
         weights: [num_items] what each item counts where groups are matched with the previous ones.
@@ -70,6 +73,7 @@ class Catalogue:
 
     embeddings: Float32
     placed: Bool
+    blocks: Sequence[EmbeddingBlock]
     side: SideFeatures
     item_ids: pa.Array
     weights: Float64
@@ -101,7 +105,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             config, workdir, previous, side, Items(item_ids, weights), writer
         )
         embeddings, groups, settled = fitted
-        write_array(staged.embeddings, embeddings)
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
             ItemColumn.ITEM_ID: item_ids,
@@ -166,7 +169,10 @@ def _kept(
     good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= np.ceil(cap)
     writer.details["drift"] = {"kept": bool(good), "drift": round(found.drift, 6)}
     writer.details["company"] = found.as_json()
-    return (found.embeddings, groups, found.settled) if good else None
+    if not good:
+        return None
+    write_array(ItemGroups(writer.path).embeddings, found.embeddings)
+    return found.embeddings, groups, found.settled
 
 
 def _fitted(
@@ -187,7 +193,9 @@ def _fitted(
     embeddings, placed = embed_cold(embeddings, side.matrix())
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
     writer.details["company"] = {"within": None, "expected": None}
-    catalogue = Catalogue(embeddings, placed, side, items.ids, items.weights)
+    path = ItemGroups(writer.path).embeddings
+    write_array(path, embeddings)
+    catalogue = Catalogue(embeddings, placed, blocks_of(path, len(embeddings)), side, items.ids, items.weights)
     return embeddings, partition(config, catalogue, previous, writer.path), warm
 
 
@@ -228,7 +236,7 @@ def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | N
     groups = np.full(len(embeddings), -1)
     if settings.method == "kmeans":
         if placed.any():
-            groups[placed] = _kmeans(config, embeddings[placed], before[placed], scratch)
+            groups[placed] = _kmeans(config, catalogue, before, scratch)[placed]
     else:
         codes = catalogue.side.feature(settings.category or "").first_codes(len(embeddings))
         groups = _by_category(config, embeddings, codes)
@@ -247,14 +255,15 @@ def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | N
     return groups
 
 
-def _kmeans(config: Config, rows: Float32, before: Int64, scratch: Path) -> Int64:
-    """[num_rows] nearest centroid of a fit on a sample, refined over all rows if `groups.fit` says so."""
-    settings = config.groups
+def _kmeans(config: Config, catalogue: Catalogue, before: Int64, scratch: Path) -> Int64:
+    """[num_items] nearest centroid of a fit on a sample, refined over all items if `groups.fit` says so."""
+    settings, placed = config.groups, catalogue.placed
+    rows, before = catalogue.embeddings[placed], before[placed]
     start = start_centroids(rows, before, settings.num_groups, config.seed) if (before >= 0).any() else None
     centroids = fit_centroids(rows, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
     if settings.fit == "distributed":
-        centroids = refine_centroids(config.beam, rows, centroids, settings.iterations, scratch)
-    return assign_items(config.beam, rows, centroids, scratch)
+        centroids = refine_centroids(config.beam, catalogue.blocks, centroids, settings.iterations, scratch)
+    return assign_items(config.beam, catalogue.blocks, centroids, scratch)
 
 
 def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:

@@ -195,14 +195,18 @@ def peak_rss_gb() -> float:
 
 
 def measure_assignment(workdir: Workdir) -> Measurement:
-    """Assigns random items to their nearest of random centroids, in Beam; the time is that of the whole step."""
+    """Assigns random items, in the file of their embeddings, to their nearest of random centroids, in Beam."""
     from beam_jobs.distributed_kmeans import assign_items
+    from beam_jobs.embedding_blocks import blocks_of
+    from beam_jobs.files import write_array
     from contracts.config import BeamConfig
 
     rng = np.random.default_rng(0)
     items = rng.normal(size=(ASSIGN_ITEMS, ASSIGN_DIM)).astype(np.float32)
+    path = workdir.path / "embeddings.npy"
+    write_array(path, items)
     begun, cpu = time.monotonic(), time.process_time()
-    assign_items(BeamConfig(), items, items[:ASSIGN_GROUPS].copy(), workdir.path)
+    assign_items(BeamConfig(), blocks_of(path, len(items)), items[:ASSIGN_GROUPS].copy(), workdir.path)
     seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
     rss = peak_rss_gb()
     return Measurement(ASSIGN, round(seconds, 3), round(cpu, 3), 0.0, round(rss, 3))

@@ -12,6 +12,7 @@ from sklearn.datasets import make_blobs
 from beam_jobs import embedding_blocks, group_sweep
 from beam_jobs.balance import balance_groups
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
+from beam_jobs.files import write_array
 from beam_jobs.group_sweep import sweep_row
 from beam_jobs.item_embeddings import normalise_rows
 from beam_jobs.partition import fit_centroids, squared_distances
@@ -27,6 +28,11 @@ def rows() -> np.ndarray:
     return normalise_rows(blobs)
 
 
+def _blocks(folder: Path, rows: np.ndarray) -> list[embedding_blocks.EmbeddingBlock]:
+    write_array(folder / "embeddings.npy", rows)
+    return embedding_blocks.blocks_of(folder / "embeddings.npy", len(rows))
+
+
 def _inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
     return float(((rows[:, None] - centroids) ** 2).sum(-1).min(1).sum())
 
@@ -37,23 +43,25 @@ def test_distributed_fit_is_within_two_percent_of_scikit_learn(
     monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", 1_000)
     best = KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
     start = fit_centroids(rows, 12, restarts=2, sample=150, seed=0)  # rough, so that there is something to refine
-    refined = refine_centroids(BeamConfig(), rows, start, 12, tmp_path)
+    # Items that nothing is known of, rows of 0, do not take part.
+    blocks = _blocks(tmp_path, np.concatenate([rows, np.zeros((2_000, 8), np.float32)]))
+    refined = refine_centroids(BeamConfig(), blocks, start, 12, tmp_path)
     assert _inertia(rows, refined) <= 1.02 * best < 1.05 * best < _inertia(rows, start)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings.npy"]
 
 
 def test_blocks_do_not_change_the_fit(rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = []
     for size in (700, 3_000):
         monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", size)
-        fits.append(refine_centroids(BeamConfig(), rows, rows[:12].copy(), 2, tmp_path))
+        fits.append(refine_centroids(BeamConfig(), _blocks(tmp_path, rows), rows[:12].copy(), 2, tmp_path))
     # The sums are exact; what is left is how a product of other shape rounds a distance.
     np.testing.assert_allclose(fits[0], fits[1], atol=1e-3)
 
 
 def test_assignment_is_the_nearest_centroid(rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", 900)
-    groups = assign_items(BeamConfig(), rows, rows[:20].copy(), tmp_path)
+    groups = assign_items(BeamConfig(), _blocks(tmp_path, rows), rows[:20].copy(), tmp_path)
     squared = ((rows[:, None] - rows[:20]) ** 2).sum(-1)
     np.testing.assert_allclose(squared[np.arange(len(rows)), groups], squared.min(axis=1), atol=1e-5)
     np.testing.assert_allclose(squared_distances(rows, rows[:20], groups), squared.min(axis=1), atol=1e-5)
