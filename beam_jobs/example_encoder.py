@@ -25,6 +25,9 @@ _LENGTH_WIDTH = 4
 _TABLE_BITS = 21
 """Numbers below 2 ** this have their varints, of at most three bytes, in a table."""
 
+_LARGEST = (1 << 56) - 1
+"""The bits of a varint of 8 bytes, which is made as one integer."""
+
 _BYTES_1 = b"\x0a"  # field 1, length-delimited: Example.features, Features.feature, map key, Int64List.value
 _BYTES_2 = b"\x12"  # field 2, length-delimited: map value
 _BYTES_3 = b"\x1a"  # field 3, length-delimited: Feature.int64_list
@@ -47,7 +50,7 @@ def encode_examples(features: Mapping[str, Ragged]) -> bytes:
     """TFRecord framing of one Example a row.
 
     Raises:
-        ValueError: the features differ in their number of rows, or a value is negative.
+        ValueError: the features differ in their number of rows, or a value is negative or above 2**56 - 1.
     """
     sizes = {name: len(feature.lengths) for name, feature in features.items()}
     if len(set(sizes.values())) != 1:
@@ -67,6 +70,8 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
     """Per row: the bytes before a feature's values, the values, and the length of both together."""
     if len(feature.values) and feature.values.min() < 0:
         raise ValueError(f"feature {name!r} holds the negative value {feature.values.min()}; only ids and counts fit")
+    if len(feature.values) and feature.values.max() > _LARGEST:
+        raise ValueError(f"feature {name!r} holds {feature.values.max()}; only values up to {_LARGEST} fit")
     stream, value_offsets = _varint_stream(feature.values)
     offsets = value_offsets[np.concatenate([[0], np.cumsum(feature.lengths)])]
     size = np.diff(offsets)
@@ -120,11 +125,11 @@ def _varint_table(bits: int) -> pa.LargeBinaryArray:
 
 
 def _fixed_varint(values: Int64, width: int = _LENGTH_WIDTH) -> npt.NDArray[np.uint8]:
-    """[num_rows] -> [num_rows, width]: zero-padded varints."""
-    shifts = 7 * np.arange(width)
-    out = ((values[:, None] >> shifts) & 0x7F).astype(np.uint8)
-    out[:, :-1] |= 0x80
-    return out
+    """[num_rows] of at most 7 * width bits -> [num_rows, width], width <= 8: zero-padded varints."""
+    spread = np.full(len(values), int.from_bytes([0x80] * (width - 1), "little"), np.int64)
+    for byte in range(width):
+        spread |= (values & (0x7F << 7 * byte)) << byte
+    return spread.astype("<i8", copy=False).view(np.uint8).reshape(-1, 8)[:, :width]
 
 
 def _constant(text: bytes, num_rows: int) -> npt.NDArray[np.uint8]:

@@ -176,7 +176,10 @@ _kept = _KeptCopies()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name to write to, then puts that file at `path`: a retried bundle leaves no half a file."""
+    """Calls `write` with a name to write to, then puts that file at `path`: a retried bundle leaves no half a file.
+
+    It is on the disk then, unless it lies in a staged directory, whose own renaming waits for all that it holds.
+    """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
             made = Path(folder) / path.name
@@ -186,7 +189,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     staging = path.with_name(f"{path.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}")
     try:
         write(staging)
-        rename_durably(staging, path)
+        is_staged = any(STAGING_MARK in folder.name for folder in path.parents)
+        (os.replace if is_staged else rename_durably)(staging, path)
     finally:
         staging.unlink(missing_ok=True)
 

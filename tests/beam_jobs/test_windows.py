@@ -34,7 +34,7 @@ def _parse(records: bytes | Path, path: Path) -> list[dict[str, list[int]]]:
     return parsed
 
 
-@pytest.mark.parametrize("largest", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21, 2**31, 2**62])
+@pytest.mark.parametrize("largest", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21, 2**31, 2**56 - 1])
 def test_encoder_against_the_proto_parser(largest: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 40, 200)
@@ -49,6 +49,12 @@ def test_encoder_against_the_proto_parser(largest: int, tmp_path: Path) -> None:
 
 def test_encoder_of_no_rows() -> None:
     assert encode_examples({"a": Ragged(np.zeros(0, np.int64), np.zeros(0, np.int64))}) == b""
+
+
+@pytest.mark.parametrize("value", [-1, 2**56])
+def test_encoder_refuses_what_does_not_fit(value: int) -> None:
+    with pytest.raises(ValueError, match=f"'a' holds .*{value}"):
+        encode_examples({"a": Ragged.scalars(np.array([3, value]))})
 
 
 def test_spans_by_hand() -> None:
