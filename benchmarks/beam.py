@@ -1,12 +1,13 @@
-"""The Beam side, raw CSV to TFRecords, job by job on one core, beside a job written as tutorials write it.
+"""The Beam side, raw CSV to TFRecords, job by job on one core, beside jobs written as tutorials write them.
 
     python benchmarks/beam.py [--rows N] [--naive-rows N] [--json PATH]
 
 The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh
 process pinned to one core; seconds are those of the job after its imports, peak RSS is the process's.
-The naive job (`benchmarks/naive_windows_job.py`) reads the same validated events and must write the
-same windows. Beam compresses at zlib's default level, 6, and the windows job at 1, so both jobs are measured
-at both levels. The last line printed is JSON.
+Naive jobs (`benchmarks/naive_jobs.py`, `benchmarks/naive_windows_job.py`) read the same and must write the same: user
+splits, counts, embeddings, nearest centroids, windows. Of the windows, Beam compresses at zlib's default level, 6, and
+the product's job at 1, so both are measured at both levels. Transform has no counterpart: TFT is what one would
+write. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 MATERIALISE, GZIP_6, NAIVE, NAIVE_GZIP_1 = "windows", "windows at gzip 6", "windows, naive (gzip 6)", "naive at gzip 1"
 NAIVES = (NAIVE, NAIVE_GZIP_1)
 ASSIGN, ASSIGN_ITEMS, ASSIGN_DIM, ASSIGN_GROUPS = "assignment", 1_000_000, 64, 1_000
+NAIVE_JOBS = {"ingest": "ingest, naive", "statistics": "statistics, naive", "embeddings": "item embeddings, naive"}
+NAIVE_ASSIGN, NAIVE_ASSIGN_ITEMS = "assignment, naive", 100_000
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
 
 
@@ -70,7 +73,7 @@ class Measurement:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000, help="events in the log (default: %(default)s)")
-    parser.add_argument("--naive-rows", type=int, help="events for the naive job (default: the same log)")
+    parser.add_argument("--naive-rows", type=int, help="events for the naive jobs (default: the same log)")
     parser.add_argument("--json", type=json_file, help="also write the result here, and the table beside it as .md")
     parser.add_argument("--one", nargs=2, metavar=("JOB", "WORKDIR"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,13 +84,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="beam-benchmark-") as folder:
         log = make_log(arguments.rows, Path(folder) / "full")
         measured = {job: in_fresh_process(job, log) for job in JOBS}
-        assignment = in_fresh_process(ASSIGN, log)
-        # Both windows jobs have fixed costs, so they are compared on one log, whatever its size.
-        compared = {MATERIALISE: measured[MATERIALISE]}
+        assignment = {job: in_fresh_process(job, log) for job in (ASSIGN, NAIVE_ASSIGN)}
+        # All jobs have fixed costs, so they are compared on one log, whatever its size.
+        compared = measured
         if naive_rows != arguments.rows:
             log = make_log(naive_rows, Path(folder) / "small")
-            compared = {job: in_fresh_process(job, log) for job in ("ingest", "statistics", "groups", MATERIALISE)}
-        compared |= {job: in_fresh_process(job, log) for job in (GZIP_6, *NAIVES)}
+            compared = {job: in_fresh_process(job, log) for job in JOBS}
+        naive = {job: in_fresh_process(job, log) for job in (GZIP_6, *NAIVES, *NAIVE_JOBS.values())}
+        compared = compared | naive
     if len({(job.windows, job.positives) for name, job in compared.items() if job.windows}) != 1:
         sys.exit(f"the jobs wrote different windows: {compared}")
     result = summarise(arguments.rows, naive_rows, measured, compared, assignment)
@@ -97,6 +101,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         details = {**result, "jobs": [dataclasses.asdict(job) for job in measured.values()]}
+        details["assignment"] = [dataclasses.asdict(job) for job in assignment.values()]
         details["compared"] = [dataclasses.asdict(job) for job in compared.values()]
         arguments.json.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
         arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
@@ -151,8 +156,10 @@ def measure(job: str, workdir: Workdir) -> Measurement:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     logging.basicConfig(level=logging.WARNING)
     started = time.monotonic()
-    if job == ASSIGN:
-        return measure_assignment(workdir)
+    if job in (ASSIGN, NAIVE_ASSIGN):
+        return measure_assignment(job, workdir)
+    if job in NAIVE_JOBS.values():
+        return measure_naive(job, workdir)
     if job in NAIVES:
         module = importlib.import_module("benchmarks.naive_windows_job")
     else:
@@ -194,22 +201,51 @@ def peak_rss_gb() -> float:
     return int(line.split()[1]) / (1 << 20)
 
 
-def measure_assignment(workdir: Workdir) -> Measurement:
+def measure_naive(job: str, workdir: Workdir) -> Measurement:
+    """Runs a naive job other than windows, and compares what it wrote with the product's artifact."""
+    started = time.monotonic()
+    from benchmarks import naive_jobs
+
+    [name] = [name for name, label in NAIVE_JOBS.items() if label == job]
+    config, folder = load_config(workdir.config), workdir.path / "naive" / name
+    folder.mkdir(parents=True)
+    begun, cpu = time.monotonic(), time.process_time()
+    getattr(naive_jobs, name)(config, workdir, folder / name)
+    finished, cpu = time.monotonic(), time.process_time() - cpu
+    rss = peak_rss_gb()
+    if not np.array_equal(naive_jobs.content(name, folder), naive_jobs.product_content(name, workdir)):
+        sys.exit(f"{job} and {name} of the product wrote different data")
+    return Measurement(job, round(finished - begun, 3), round(cpu, 3), round(begun - started, 3), round(rss, 3))
+
+
+def measure_assignment(job: str, workdir: Workdir) -> Measurement:
     """Assigns random items, in the file of their embeddings, to their nearest of random centroids, in Beam."""
     from beam_jobs.distributed_kmeans import assign_items
     from beam_jobs.embedding_blocks import blocks_of
     from beam_jobs.files import write_array
+    from benchmarks import naive_jobs
     from contracts.config import BeamConfig
 
-    rng = np.random.default_rng(0)
-    items = rng.normal(size=(ASSIGN_ITEMS, ASSIGN_DIM)).astype(np.float32)
-    path = workdir.path / "embeddings.npy"
-    write_array(path, items)
+    items = np.random.default_rng(0).normal(size=(ASSIGN_ITEMS, ASSIGN_DIM)).astype(np.float32)
+    centroids, is_naive = items[:ASSIGN_GROUPS].copy(), job == NAIVE_ASSIGN
+    items = items[:NAIVE_ASSIGN_ITEMS] if is_naive else items
+    folder = workdir.path / job
+    folder.mkdir()
+    write_array(folder / "embeddings.npy", items)
+    write_array(folder / "centroids.npy", centroids)
+    blocks = blocks_of(folder / "embeddings.npy", len(items))
     begun, cpu = time.monotonic(), time.process_time()
-    assign_items(BeamConfig(), blocks_of(path, len(items)), items[:ASSIGN_GROUPS].copy(), workdir.path)
+    if is_naive:
+        naive_jobs.assignment(Config(), folder / "embeddings.npy", folder / "centroids.npy", folder / ASSIGN)
+    else:
+        assign_items(BeamConfig(), blocks, centroids, folder)
     seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
     rss = peak_rss_gb()
-    return Measurement(ASSIGN, round(seconds, 3), round(cpu, 3), 0.0, round(rss, 3))
+    if is_naive:
+        groups = naive_jobs.content(ASSIGN, folder)
+        if (groups != assign_items(BeamConfig(), blocks, centroids, folder)).mean() > 1e-4:  # ties by rounding
+            sys.exit("the naive assignment differs from the product's")
+    return Measurement(job, round(seconds, 3), round(cpu, 3), 0.0, round(rss, 3))
 
 
 def summarise(
@@ -217,11 +253,19 @@ def summarise(
     naive_rows: int,
     measured: dict[str, Measurement],
     compared: dict[str, Measurement],
-    assignment: Measurement,
+    assignment: dict[str, Measurement],
 ) -> dict[str, Any]:
     """What the last line holds."""
     seconds = sum(measured[job].seconds for job in JOBS)
     fast, gzip_6, naive, naive_gzip_1 = (compared[job] for job in (MATERIALISE, GZIP_6, *NAIVES))
+    naive_seconds = {name: compared[label].seconds for name, label in NAIVE_JOBS.items()}
+    # What has no naive counterpart, transform and the fit of groups, takes on both sides what it takes.
+    whole = sum(compared[job].seconds for job in JOBS)
+    alike = compared["transform"].seconds + compared["groups"].seconds - compared["groups"].embedding_seconds
+    assigned, naively_assigned = (
+        ASSIGN_ITEMS / assignment[ASSIGN].seconds,
+        NAIVE_ASSIGN_ITEMS / assignment[NAIVE_ASSIGN].seconds,
+    )
     return {
         "rows": rows,
         "naive_rows": naive_rows,
@@ -237,8 +281,13 @@ def summarise(
         "raw_to_windows_events_per_cpu_s": round(rows / sum(measured[job].cpu_seconds for job in JOBS)),
         "statistics_rows_per_s": round(rows / measured["statistics"].seconds),
         "embedding_seconds_per_million_rows": round(measured["groups"].embedding_seconds / rows * 1e6, 2),
-        "assignment_items_per_s": round(ASSIGN_ITEMS / assignment.seconds),
-        "assignment_items_per_cpu_s": round(ASSIGN_ITEMS / assignment.cpu_seconds),
+        "assignment_items_per_s": round(assigned),
+        "assignment_items_per_cpu_s": round(ASSIGN_ITEMS / assignment[ASSIGN].cpu_seconds),
+        "raw_to_windows_vs_naive": round((sum(naive_seconds.values()) + alike + naive.seconds) / whole, 2),
+        "ingest_vs_naive": round(naive_seconds["ingest"] / compared["ingest"].seconds, 2),
+        "statistics_vs_naive": round(naive_seconds["statistics"] / compared["statistics"].seconds, 2),
+        "embeddings_vs_naive": round(naive_seconds["embeddings"] / compared["groups"].embedding_seconds, 2),
+        "assignment_vs_naive": round(assigned / naively_assigned, 2),
         "transform_seconds": measured["transform"].seconds,
         "peak_rss_gb": max(measured[job].peak_rss_gb for job in JOBS),
         "naive_peak_rss_gb": naive.peak_rss_gb,
@@ -277,6 +326,9 @@ def in_words(result: dict[str, Any]) -> str:
         f"{result['embedding_seconds_per_million_rows']} s per million rows; assignment of {ASSIGN_ITEMS:,} items of "
         f"{ASSIGN_DIM} dimensions to {ASSIGN_GROUPS:,} groups: {result['assignment_items_per_s']:,} items/s "
         f"({result['assignment_items_per_cpu_s']:,} per CPU second; BLAS kernel {result['blas_kernel']})\n"
+        f"- beside naive jobs: the whole {result['raw_to_windows_vs_naive']}x, ingest {result['ingest_vs_naive']}x, "
+        f"statistics {result['statistics_vs_naive']}x, item embeddings {result['embeddings_vs_naive']}x, assignment "
+        f"{result['assignment_vs_naive']}x\n"
         f"- materialise: {result['materialise_vs_naive']}x naive, "
         f"{result['materialise_vs_naive_at_gzip_1']}x with both at gzip 1 and "
         f"{result['materialise_vs_naive_at_gzip_6']}x with both at gzip 6, "
