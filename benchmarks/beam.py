@@ -44,7 +44,7 @@ ASSIGN, ASSIGN_ITEMS, ASSIGN_DIM, ASSIGN_GROUPS = "assignment", 1_000_000, 64, 1
 NAIVE_JOBS = {"ingest": "ingest, naive", "statistics": "statistics, naive", "embeddings": "item embeddings, naive"}
 NAIVE_ASSIGN, NAIVE_ASSIGN_ITEMS = "assignment, naive", 100_000
 MOST_DIFFERENT = 1e-3
-"""Share of a naive job's numbers: who has two events in one second may be split elsewhere, and distances are rounded."""
+"""Share of a naive job's numbers: who has two events in one second may be split elsewhere, distances are rounded."""
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
 
 
