@@ -41,12 +41,13 @@ class BucketEvents:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
         """The events under a mask; user numbers stay what they are."""
+        places = np.flatnonzero(mask)  # found once: a mask that follows no pattern takes ten times as long, each time
         return BucketEvents(
-            self.users[mask],
-            self.items[mask],
-            self.times[mask],
-            self.levels[mask],
-            self.splits[mask],
+            self.users[places],
+            self.items[places],
+            self.times[places],
+            self.levels[places],
+            self.splits[places],
             self.user_index,
         )
 

@@ -38,7 +38,7 @@ def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
     upper = [(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))]
     for rows, columns, weights in map(read_block, blocks):
         values = np.log(weights * totals.sum() / (totals[rows] * totals[columns]))
-        kept = values > 0
+        kept = np.flatnonzero(values > 0)
         upper.append((rows[kept], columns[kept], values[kept].astype(np.float32)))
     row, column, value = (np.concatenate(parts) for parts in zip(*upper, strict=True))
     both = np.concatenate([row, column]), np.concatenate([column, row])
