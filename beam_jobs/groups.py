@@ -240,11 +240,12 @@ def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | N
     else:
         codes = catalogue.side.feature(settings.category or "").first_codes(len(embeddings))
         groups = _by_category(config, embeddings, codes)
-        rest = (groups < 0) & placed
-        if rest.any() and (groups >= 0).any():
-            members = (groups >= 0) & placed
-            centroids = group_centroids(embeddings[members], groups[members], num_groups)
-            groups[rest] = nearest_centroid(embeddings[rest], centroids)
+        members, rest = (groups >= 0) & placed, (groups < 0) & placed
+        if rest.any() and members.any():
+            # A group of none that is placed has no centroid: 0 would be near to everything.
+            known, of_member = np.unique(groups[members], return_inverse=True)
+            centroids = group_centroids(embeddings[members], of_member, len(known))
+            groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
     if previous is not None:
         groups = match_groups(groups, before, catalogue.weights, num_groups)
         groups = np.where(groups < 0, before, groups)

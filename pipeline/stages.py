@@ -59,7 +59,8 @@ def _require_users(workdir: Workdir) -> None:
             know_all, have_nothing = counts[f"{split}_repeat_targets"], counts[f"{split}_users_without_history"]
             raise ValueError(
                 f"nobody can be measured on the {split} split: {know_all:,} of its users have no item that is new to "
-                f"them, {have_nothing:,} no event before it; set the section split otherwise, or bring more events"
+                f"them, {have_nothing:,} no event before it; set the section split otherwise (of a retrain, "
+                "retrain.validation_users), or bring more events"
             )
 
 

@@ -161,7 +161,7 @@ class _Trainer:
         return self._config.max_seconds is not None and spent >= self._config.max_seconds
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
-        started, positives = time.monotonic(), 0
+        started, positives, snapshots = time.monotonic(), 0, 0
         rate = self._config.learning_rate * self._config.learning_rate_drop**self.state.plateaus
         self._optimizer.learning_rate.assign(rate)
         sums: dict[str, float] = {}
@@ -170,15 +170,16 @@ class _Trainer:
             terms = {key: float(value) for key, value in self._step(batch).items()}
             self._require_finite(terms, batch)
             count = int(batch.is_target.sum())
-            if self._snapshots_at(positives + count) > self._snapshots_at(positives):
-                self.state.average.add()
             positives += count
+            # The last one is the epoch's end's, whose number of positives is known only then.
+            due = min(positives * SNAPSHOTS_PER_EPOCH // self._batches.most_positives, SNAPSHOTS_PER_EPOCH - 1)
+            snapshots = self._take_snapshots(snapshots, due)
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value * count
             progress.update(terms["loss"], positives, time.monotonic() - started)
         if batch is None:
             raise ValueError("the training split holds no windows: give the log users with at least two events")
-        self.state.average.add()
+        self._take_snapshots(snapshots, SNAPSHOTS_PER_EPOCH)
         seconds = time.monotonic() - started
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
@@ -192,9 +193,11 @@ class _Trainer:
             entry["validation_recall"] = self._validation_recall()
         return entry
 
-    def _snapshots_at(self, positives: int) -> int:
-        """Snapshots due after so many positives of an epoch; the last one of an epoch is its end's."""
-        return min(positives * SNAPSHOTS_PER_EPOCH // self._batches.most_positives, SNAPSHOTS_PER_EPOCH - 1)
+    def _take_snapshots(self, taken: int, due: int) -> int:
+        """As many as are due: an epoch of few steps has as many as any other, some of the same weights."""
+        for _ in range(due - taken):
+            self.state.average.add()
+        return max(taken, due)
 
     def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
         """One step of all replicas: each its part of the batch, then all the same update."""

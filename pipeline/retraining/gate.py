@@ -109,13 +109,17 @@ def relative_change(
 ) -> tuple[float, float]:
     """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
 
+    Resamples of whom the reference serves nobody have no ratio, and are left out. A reference that serves nobody at all
+    makes a change of 1 of whatever the candidate does for somebody.
+
     Args:
         candidate, reference: float [num_users], of the same users.
     """
     if not reference.mean():
-        return (0.0, 0.0) if not candidate.mean() else (np.inf, 0.0)
+        return float(candidate.any()), 0.0
     means = bootstrap_means(np.stack([candidate, reference], axis=1), config.bootstrap_samples, seed)
-    change = means[:, 0] / np.maximum(means[:, 1], 1e-12) - 1
+    means = means[means[:, 1] > 0]
+    change = means[:, 0] / means[:, 1] - 1
     return float(np.quantile(change, 1 - config.confidence)), float(change.std())
 
 

@@ -130,6 +130,28 @@ def test_hybrid_reaches_more_groups_than_categories(tmp_path: Path) -> None:
     assert not set(of_item[:20]) & set(of_item[20:40])
 
 
+@pytest.mark.parametrize("method", ["category", "hybrid"])
+def test_items_without_a_category_are_spread_where_no_item_has_both_category_and_company(
+    method: str, tmp_path: Path
+) -> None:
+    log = community_log(tmp_path / "log.parquet")
+    tagged = {"item_id": [str(item) for item in range(100, 112)], "side": ["left", "right"] * 6}
+    pq.write_table(pa.table(tagged), tmp_path / "items.parquet")
+    features = {
+        "path": str(tmp_path / "items.parquet"),
+        "id": "item_id",
+        "features": [{"name": "side", "kind": "categorical"}],
+    }
+    sections = {"groups": {"method": method, "category": "side"}, "data": {"item_features": features}}
+    workdir = Workdir(tmp_path / "run")
+    for job in (ingest, statistics, groups):
+        job.run(make_config(log, **sections), workdir, "f")
+    table = pq.read_table(workdir.item_groups.groups)
+    of_item = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    sizes = np.bincount([of_item[str(item)] for item in range(40)])
+    assert len(sizes) == 2 and sizes.min() >= 10  # by a hash of their ids, not all to one
+
+
 ERRORS = {
     "K above the items": ({"num_groups": 43}, "43 is more than the 42 items"),
     "K above the categories": ({"method": "category", "category": "side", "num_groups": 3}, "more than the 2 values"),

@@ -151,6 +151,18 @@ def test_an_equal_model_is_refused_at_the_stated_rate() -> None:
     assert np.mean(refused) == pytest.approx(np.mean(stated), abs=0.09)
 
 
+def test_a_model_that_answers_as_the_reference_does_has_not_changed() -> None:
+    """One user of 50 is served: a third of the resamples hold nobody who is, and have no ratio."""
+    recall = np.zeros(50)
+    recall[7] = 1.0
+    assert relative_change(recall, recall, CONFIG) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("candidate", "change"), [(0.0, 0.0), (1.0, 1.0)])
+def test_a_reference_that_serves_nobody_is_no_division_by_zero(candidate: float, change: float) -> None:
+    assert relative_change(np.full(9, candidate), np.zeros(9), CONFIG) == (change, 0.0)
+
+
 def test_measures_agree_with_sets() -> None:
     """Recall, coverage and filled places against a plain loop over users."""
     world = World.make(3)

@@ -70,7 +70,11 @@ def test_of_no_length_it_is_the_last_snapshot(weights: list[tf.Variable]) -> Non
     assert averaged(average, weights) == 5
 
 
-def test_a_trained_model_is_the_average_of_its_best_epoch(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_size", [1, 100_000])
+def test_a_trained_model_is_the_average_of_its_best_epoch(
+    batch_size: int, workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an epoch of one step, all snapshots are alike."""
     taken: list[list[np.ndarray]] = []
     add = WeightAverage.add
 
@@ -79,7 +83,8 @@ def test_a_trained_model_is_the_average_of_its_best_epoch(workdir: Workdir, monk
         add(self)
 
     monkeypatch.setattr(WeightAverage, "add", recorded)
-    config = small_config(training={"epochs": 3, "early_stopping_patience": 9, "averaged_epochs": 100, "batch_size": 1})
+    settings = {"epochs": 3, "early_stopping_patience": 9, "averaged_epochs": 100}
+    config = small_config(training={**settings, "batch_size": batch_size})
     train(config, workdir, "averaged", "a")
     assert len(taken) == 3 * SNAPSHOTS_PER_EPOCH
     best = read_manifest(workdir.model("averaged").path).details["best"]["epoch"]
