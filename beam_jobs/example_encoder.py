@@ -101,10 +101,12 @@ def _feature_entry(name: str, feature: Ragged) -> tuple[list[bytes], list[bytes]
 def _varint_stream(values: Int64) -> tuple[bytes, Int64]:
     """Varints of all values back to back, and the [num_values + 1] offsets.
 
-    Small values, nearly all there are, are looked up in a table, three times faster than to work their bits out;
-    large ones (times) all get the width of the largest.
+    A value of up to seven bits (groups, levels) is its varint. Other small ones, nearly all there are, are looked up in
+    a table, three times faster than to work their bits out; large ones (times) all get the width of the largest.
     """
     bits = int(values.max(initial=0)).bit_length()
+    if bits <= 7:
+        return values.astype(np.uint8).tobytes(), np.arange(len(values) + 1)
     if bits <= _TABLE_BITS:
         _, offsets, stream = _varint_table(bits).take(pa.array(values)).buffers()
         return stream.to_pybytes() if stream else b"", np.frombuffer(offsets, np.int64)[: len(values) + 1]
