@@ -206,3 +206,18 @@ def test_groups_of_other_items_are_refused(tmp_path: Path) -> None:
             job.run(config, workdir, "f")
     with pytest.raises(ValueError, match="run groups again"):
         windows.run(config, workdir, "f")
+
+
+def test_a_changed_number_of_shards_leaves_none_of_the_old_ones(tmp_path: Path) -> None:
+    log, workdir, trained = community_log(tmp_path / "log.parquet"), Workdir(tmp_path / "run"), []
+    for buckets in (5, 2):
+        config = make_config(log, data={"num_buckets": buckets})
+        for job in (ingest, statistics, groups, windows):
+            job.run(config, workdir, f"{buckets}")
+        shards = sorted(path.name for path in workdir.windows.path.glob("*.gz"))
+        assert shards == sorted(read_manifest(workdir.windows.path).files) and len(shards) == len(Split) * buckets
+        assert len(list(workdir.events.path.glob("*.parquet"))) == buckets
+        batches = TrainingWindows(workdir, 1_000, seed=0).epoch(0)
+        rows = [(user, *items) for batch in batches for user, items in zip(*batch[:2], strict=True)]
+        trained.append(sorted((int(user), *(int(item) for item in items if item)) for user, *items in rows))
+    assert trained[0] == trained[1] != []
