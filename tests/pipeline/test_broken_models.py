@@ -27,16 +27,20 @@ pytestmark = pytest.mark.slow
 Weights = dict[str, h5py.Dataset]
 Damage = Callable[[Weights, np.ndarray], None]
 
-_ITEMS = "layers/candidate_tower/vars/0"
+_TABLES = "layers/candidate_tower/vars/"
+_ITEMS = f"{_TABLES}0"
 _FEATURES = "layers/candidate_tower/_features/vars/0"
-"""[num_items + 1, dim], and [num_topics + 1, dim] of the items' one feature: an item's vector is their sum."""
+"""[num_items + 1, dim], and [num_topics + 1, dim] of the items' one feature."""
 _STRICT = ["--set", "retrain.gate.max_drop=0.05", "--set", "retrain.gate.max_group_drop=0.5"]
 
 
 def shuffled(weights: Weights, group: np.ndarray) -> None:
-    """Vectors belong to other items."""
-    weights[_ITEMS][1:] = np.random.default_rng(0).permutation(weights[_ITEMS][1:])
-    weights[_FEATURES][1:] = np.random.default_rng(1).permutation(weights[_FEATURES][1:])
+    """Vectors belong to other items: all that the item tower knows of an item is another one's."""
+    other = 1 + np.random.default_rng(0).permutation(len(group))
+    tables = [table for name, table in weights.items() if name.startswith(_TABLES) and len(table) == len(group) + 1]
+    assert len(tables) == 3  # ids, the feature, company
+    for table in tables:
+        table[1:] = table[:][other]
 
 
 def constant(weights: Weights, group: np.ndarray) -> None:
