@@ -139,8 +139,8 @@ def _constant(text: bytes, num_rows: int) -> npt.NDArray[np.uint8]:
 
 
 def _rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
-    width, data = matrix.shape[1], matrix.tobytes()
-    return [data[start : start + width] for start in range(0, len(data), width)]
+    """Each row's bytes: as one value of NumPy's opaque type, which costs a third of a slice."""
+    return np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}").ravel().tolist()
 
 
 def _frame(records: list[bytes]) -> bytes:

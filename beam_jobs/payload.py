@@ -48,6 +48,14 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def encode_ids(ids: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """Distinct ids that occur, in order of appearance, as strings, and each row's place among them."""
-    encoded = one_array(ids.cast(pa.string())).dictionary_encode()
-    places = encoded.indices.to_numpy() if len(encoded) else np.zeros(0)
-    return encoded.dictionary, places.astype(np.int64)
+    # A file's dictionaries are kept: its ids are not made strings again, only to be told apart a second time.
+    encoded = one_array((ids if pa.types.is_dictionary(ids.type) else ids.dictionary_encode()).unify_dictionaries())
+    if not len(encoded):
+        return pa.array([], pa.string()), np.zeros(0, np.int64)
+    codes, rows = encoded.indices.to_numpy(), np.arange(len(encoded))
+    first = np.full(len(encoded.dictionary), len(codes))
+    first[codes[::-1]] = rows[::-1]  # of a code's rows, the one that is written last
+    order = np.argsort(first)[: np.count_nonzero(first < len(codes))]
+    place = np.empty_like(first)
+    place[order] = np.arange(len(order))
+    return encoded.dictionary.take(pa.array(order)).cast(pa.string()), place[codes]

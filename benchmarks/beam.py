@@ -5,9 +5,9 @@
 The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh
 process pinned to one core; seconds are those of the job after its imports, peak RSS is the process's.
 Naive jobs (`benchmarks/naive_jobs.py`, `benchmarks/naive_windows_job.py`) read the same and must write the same: user
-splits, counts, embeddings, nearest centroids, windows. Of the windows, Beam compresses at zlib's default level, 6, and
-the product's job at 1, so both are measured at both levels. Transform has no counterpart: TFT is what one would
-write. The last line printed is JSON.
+splits, counts, embeddings, nearest centroids, windows and evaluation users. Beam compresses these at zlib's default
+level, 6, and the product's job at 1, so both are measured at both levels. Transform has no counterpart: TFT is what one
+would write. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ NAIVES = (NAIVE, NAIVE_GZIP_1)
 ASSIGN, ASSIGN_ITEMS, ASSIGN_DIM, ASSIGN_GROUPS = "assignment", 1_000_000, 64, 1_000
 NAIVE_JOBS = {"ingest": "ingest, naive", "statistics": "statistics, naive", "embeddings": "item embeddings, naive"}
 NAIVE_ASSIGN, NAIVE_ASSIGN_ITEMS = "assignment, naive", 100_000
+WRITTEN = ("train_windows", "train_positives", "validation_users", "validation_targets", "test_users", "test_targets")
+"""Counts in which the product's windows and the naive job's must agree."""
 MOST_DIFFERENT = 1e-3
 """Share of a naive job's numbers: who has two events in one second may be split elsewhere, distances are rounded."""
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
@@ -58,7 +60,7 @@ class Measurement:
         cpu_seconds: of the same.
         startup_seconds: imports.
         peak_rss_gb: of the process, GiB.
-        windows, positives: what was written, of the jobs that write windows.
+        written: counts of the records, of the jobs that write windows.
         embedding_seconds: of the groups job, what its item embeddings took.
     """
 
@@ -67,9 +69,12 @@ class Measurement:
     cpu_seconds: float
     startup_seconds: float
     peak_rss_gb: float
-    windows: int = 0
-    positives: int = 0
+    written: dict[str, int] = dataclasses.field(default_factory=dict)
     embedding_seconds: float = 0.0
+
+    @property
+    def positives(self) -> int:
+        return self.written.get("train_positives", 0)
 
 
 def main() -> None:
@@ -94,7 +99,8 @@ def main() -> None:
             compared = {job: in_fresh_process(job, log) for job in JOBS}
         naive = {job: in_fresh_process(job, log) for job in (GZIP_6, *NAIVES, *NAIVE_JOBS.values())}
         compared = compared | naive
-    if len({(job.windows, job.positives) for name, job in compared.items() if job.windows}) != 1:
+    first, *others = [job.written for job in compared.values() if job.written]
+    if any(written != first for written in others):
         sys.exit(f"the jobs wrote different windows: {compared}")
     result = summarise(arguments.rows, naive_rows, measured, compared, assignment)
     tables = [as_table(arguments.rows, measured), as_table(naive_rows, compared)]
@@ -176,7 +182,7 @@ def measure(job: str, workdir: Workdir) -> Measurement:
     counts: dict[str, Any] = {}
     details: dict[str, Any] = {}
     if job in NAIVES:
-        module.run(config, workdir, workdir.path / "naive" / "train")
+        module.run(config, workdir, workdir.path / "naive")
     else:
         manifest = module.run(config, workdir, "benchmark")
         counts, details = manifest.counts, manifest.details
@@ -190,8 +196,7 @@ def measure(job: str, workdir: Workdir) -> Measurement:
         cpu_seconds=round(cpu, 3),
         startup_seconds=round(begun - started, 3),
         peak_rss_gb=round(rss, 3),
-        windows=counts.get("train_windows", 0),
-        positives=counts.get("train_positives", 0),
+        written={name: counts[name] for name in WRITTEN if name in counts},
         embedding_seconds=details.get("embedding_seconds", 0.0),
     )
 

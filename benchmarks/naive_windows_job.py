@@ -9,7 +9,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import apache_beam as beam
@@ -20,7 +21,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from contracts.config import Config
 from contracts.layout import Workdir
-from contracts.names import EventColumn, ItemColumn, Split, UserColumn, WindowField
+from contracts.names import EvaluationField, EventColumn, ItemColumn, Split, UserColumn, WindowField
+
+_EVALUATED = (Split.VALIDATION, Split.TEST)
 
 
 class Catalogue:
@@ -58,8 +61,8 @@ class Catalogue:
         return index
 
 
-class MakeWindows(beam.DoFn):
-    """(user_id, rows) -> serialised windows."""
+class MakeRecords(beam.DoFn):
+    """(user_id, rows) -> serialised windows, and the user's validation and test records as tagged outputs."""
 
     def __init__(self, config: Config, workdir: Path) -> None:
         self.config = config
@@ -68,10 +71,33 @@ class MakeWindows(beam.DoFn):
     def setup(self) -> None:
         self.catalogue = Catalogue(Workdir(self.workdir))
 
-    def process(self, element: tuple[str, list[dict]]) -> Iterator[bytes]:
+    def process(self, element: tuple[str, list[dict]]) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
         user_id, rows = element
-        catalogue, settings = self.catalogue, self.config.windows
         events = sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP])
+        yield from self.windows(user_id, [row for row in events if row[EventColumn.SPLIT] == Split.TRAIN])
+        for split in _EVALUATED:
+            if record := self.evaluation(user_id, events, split):
+                yield beam.pvalue.TaggedOutput(split.name, record)
+
+    def evaluation(self, user_id: str, events: list[dict], split: Split) -> bytes | None:
+        catalogue = self.catalogue
+        history = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events if row[EventColumn.SPLIT] < split]
+        present = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events if row[EventColumn.SPLIT] == split]
+        seen = set(history)
+        targets = [item for item in dict.fromkeys(present) if item not in seen]
+        if not history or not targets:
+            return None
+        return _example(
+            {
+                EvaluationField.USER_INDEX: [catalogue.user_index[user_id]],
+                EvaluationField.HISTORY_ITEM_INDEX: history[-self.config.windows.length :],
+                EvaluationField.SEEN_ITEM_INDEX: sorted(seen),
+                EvaluationField.TARGET_ITEM_INDEX: targets,
+            }
+        )
+
+    def windows(self, user_id: str, events: list[dict]) -> Iterator[bytes]:
+        catalogue, settings = self.catalogue, self.config.windows
         items = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events]
         own = set(items)
         highest: dict[int, int] = {}
@@ -112,34 +138,48 @@ def _example(features: dict[str, list[int]]) -> bytes:
 
 
 def run(config: Config, workdir: Workdir, out: Path) -> None:
-    """Writes `out`-*.tfrecord.gz."""
+    """Writes SPLIT-*.tfrecord.gz in the folder `out`."""
     target = config.data.feedback.target_level_index
 
     def is_positive(row: dict) -> bool:
-        return row[EventColumn.SPLIT] == Split.TRAIN and row[EventColumn.FEEDBACK_LEVEL] >= target
+        return row[EventColumn.FEEDBACK_LEVEL] >= target
 
     with beam.Pipeline(options=PipelineOptions([f"--runner={config.beam.runner}"])) as pipeline:
-        (
+        records = (
             pipeline
             | "Read events" >> beam.io.ReadFromParquet(str(workdir.events.path / "*.parquet"))
             | "Keep positives" >> beam.Filter(is_positive)
             | "Key by user" >> beam.Map(lambda row: (row[EventColumn.USER_ID], row))
             | "Group by user" >> beam.GroupByKey()
-            | "Make windows" >> beam.ParDo(MakeWindows(config, workdir.path))
-            | "Write"
-            >> beam.io.WriteToTFRecord(
-                str(out), file_name_suffix=".tfrecord.gz", num_shards=8, compression_type=CompressionTypes.GZIP
+            | "Make records"
+            >> beam.ParDo(MakeRecords(config, workdir.path)).with_outputs(
+                *(split.name for split in _EVALUATED), main=Split.TRAIN.name
             )
         )
+        for split in Split:
+            records[split.name] | f"Write {split.name}" >> beam.io.WriteToTFRecord(
+                str(out / split.name),
+                file_name_suffix=".tfrecord.gz",
+                num_shards=8,
+                compression_type=CompressionTypes.GZIP,
+            )
 
 
 def count(folder: Path) -> dict[str, int]:
-    """Windows and positives in the records that `run` wrote."""
-    counts = {"train_windows": 0, "train_positives": 0}
-    files = [str(path) for path in folder.glob("*.tfrecord.gz")]
+    """Counts of the records that `run` wrote, as the product's manifest has them."""
+    counts: Counter[str] = Counter()
+    for features in _records(folder, Split.TRAIN):
+        counts["train_windows"] += 1
+        counts["train_positives"] += len(features[WindowField.ITEM_INDEX]) - len({0, *features[WindowField.REPEATS]})
+    for split in _EVALUATED:
+        for features in _records(folder, split):
+            counts[f"{split.name.lower()}_users"] += 1
+            counts[f"{split.name.lower()}_targets"] += len(features[EvaluationField.TARGET_ITEM_INDEX])
+    return dict(counts)
+
+
+def _records(folder: Path, split: Split) -> Iterator[dict[str, Sequence[int]]]:
+    files = [str(path) for path in folder.glob(f"{split.name}-*")]
     for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
         features = tf.train.Example.FromString(record).features.feature
-        items, repeats = (features[name].int64_list.value for name in (WindowField.ITEM_INDEX, WindowField.REPEATS))
-        counts["train_windows"] += 1
-        counts["train_positives"] += len(items) - len({0, *repeats})
-    return counts
+        yield {name: feature.int64_list.value for name, feature in features.items()}
