@@ -46,6 +46,18 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+def read_stored_config(path: Path) -> Config:
+    """The config that a run left beside its model, as JSON.
+
+    Raises:
+        ConfigError: this code does not know it: code of another time wrote it.
+    """
+    try:
+        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ConfigError(f"{_explain(path, error)}\nCode of another time wrote it: train that model anew") from None
+
+
 def dump_config(config: Config) -> str:
     """The resolved tree as YAML, defaults included."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

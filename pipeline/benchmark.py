@@ -18,7 +18,7 @@ import numpy as np
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.config_io import load_config
+from contracts.config_io import ConfigError, load_config
 from contracts.layout import Workdir
 from contracts.lock import holding
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
@@ -136,7 +136,10 @@ def _plan(
         if "seed" in keys:
             raise ValueError(f"seed={keys['seed']} is set as a config key: name a table's seeds by `seeds` or --seed")
     keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
-    config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
+    try:
+        config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
+    except ConfigError as error:
+        raise ConfigError(f"model {name!r} on {dataset}: {error}") from None
     trained = model.baseline != UNTRAINED
     of_baseline = model.baseline is not None and trained
     return Run(

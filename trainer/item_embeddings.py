@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from contracts.artifact import read_manifest
-from contracts.config import Config
+from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
 from trainer.train import load_model
@@ -28,7 +28,7 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     """
     trained = workdir.model(name)
     read_manifest(trained.path)
-    config = Config.model_validate_json(trained.config.read_text(encoding="utf-8"))
+    config = read_stored_config(trained.config)
     model = load_model(config, workdir, name)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
     starts = range(1, len(ids) + 1, _CHUNK)

@@ -173,13 +173,14 @@ class _Trainer:
             positives += count
             # The last one is the epoch's end's, whose number of positives is known only then.
             due = min(positives * SNAPSHOTS_PER_EPOCH // self._batches.most_positives, SNAPSHOTS_PER_EPOCH - 1)
-            snapshots = self._take_snapshots(snapshots, due)
+            self._take_snapshots(due - snapshots)
+            snapshots = due
             for key, value in terms.items():
                 sums[key] = sums.get(key, 0.0) + value * count
             progress.update(terms["loss"], positives, time.monotonic() - started)
         if batch is None:
             raise ValueError("the training split holds no windows: give the log users with at least two events")
-        self._take_snapshots(snapshots, SNAPSHOTS_PER_EPOCH)
+        self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)
         seconds = time.monotonic() - started
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}
@@ -193,11 +194,10 @@ class _Trainer:
             entry["validation_recall"] = self._validation_recall()
         return entry
 
-    def _take_snapshots(self, taken: int, due: int) -> int:
-        """As many as are due: an epoch of few steps has as many as any other, some of the same weights."""
-        for _ in range(due - taken):
+    def _take_snapshots(self, number: int) -> None:
+        """An epoch of few steps has as many as any other, some of the same weights."""
+        for _ in range(number):
             self.state.average.add()
-        return max(taken, due)
 
     def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
         """One step of all replicas: each its part of the batch, then all the same update."""

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from contracts.artifact import read_manifest
 from contracts.config import Config
+from contracts.config_io import read_stored_config
 from contracts.layout import Workdir, vocabulary_file
 from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
@@ -103,7 +104,7 @@ def warm_start(
     earlier_workdir = Workdir(Path(config.training.warm_start or ""))
     trained = earlier_workdir.model(name)
     read_manifest(trained.path)
-    earlier_config = Config.model_validate_json(trained.config.read_text(encoding="utf-8"))
+    earlier_config = read_stored_config(trained.config)
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)

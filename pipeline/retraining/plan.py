@@ -11,6 +11,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config.data import LIMITS_OF_DATA
+from contracts.config_io import ConfigError, read_stored_config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
@@ -198,7 +199,10 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
             f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "
             "training from scratch"
         ]
-    earlier = Config.model_validate_json(model.config.read_text(encoding="utf-8"))
+    try:
+        earlier = read_stored_config(model.config)
+    except ConfigError as error:
+        return False, [f"the config of version {parent.version} cannot be read: training from scratch ({error})"]
     if earlier.model != config.model:
         return False, [f"the config's section model is not that of version {parent.version}: training from scratch"]
     return True, []

@@ -84,6 +84,10 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
             "no run measures recall_at_11",
         ),
         ("title: t\ndatasets: {a: {path: x}}\nmodel: {}", "model: Extra inputs"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {set: {training.epoch: 1}}}",
+            "model 'm' on a: the config is not valid:\n  training.epoch: unknown key",
+        ),
         ("title: [", "is not YAML"),
     ],
 )

@@ -116,11 +116,18 @@ def no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     return CONFIG
 
 
+def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    path = store.run("run-1").model(MAIN_MODEL).config
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "shape": "round"}), encoding="utf-8")
+    return CONFIG
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [
         (older_code, "version 1 is of code version 0.1.0, this is 9.0: training from scratch"),
         (other_model, "section model is not that of version 1"),
+        (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
         (no_record, "version 1 is served, but no run of this store made it"),
     ],
