@@ -212,10 +212,10 @@ def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: in
     if "spans" in events.details:
         merge = MergeCompany(statistics, num_blocks, scratch / "company")
         return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
-    paths = [folder / name for name in events.files]
+    buckets = [(bucket, folder / name) for bucket, name in enumerate(events.files)]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    steps = CountCompany(statistics, config.data.feedback.target_level_index, keys, scratch / "company")
-    return sorted(map(as_path, collect(config.beam, paths, steps, scratch)))
+    steps = CountCompany(statistics, len(buckets), config.data.feedback.target_level_index, keys, scratch / "company")
+    return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 
 def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | None, scratch: Path) -> Int64:

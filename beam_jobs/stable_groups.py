@@ -70,7 +70,9 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     try:
         manifest = read_manifest(groups.path)
     except ArtifactError as error:
-        raise ValueError(f"groups.previous: {error}; or set groups.previous to null to number groups anew") from None
+        raise ValueError(
+            f"groups.previous: {error}. Name an earlier run's item_groups directory, or null to number groups anew"
+        ) from None
     if manifest.kind != ItemGroups.KIND:
         raise ValueError(
             f"groups.previous={path} holds {manifest.kind}, not {ItemGroups.KIND}: name an earlier run's item_groups "
