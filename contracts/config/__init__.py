@@ -53,7 +53,6 @@ __all__ = [
 class Config(Section):
     """The whole tree."""
 
-    name: str = Field("dnc", description="a label for whoever reads the config; nothing depends on it")
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

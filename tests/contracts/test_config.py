@@ -62,7 +62,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
         (["split.test_start=2024-01-01"], ["split.test_start", "leave_one_out", "split.protocol=time"]),
         (["epochs"], ["--set", "section.key=value"]),
-        (["name=x", "name.deeper=1"], ["'name'", "not a section"]),
+        (["seed=1", "seed.deeper=1"], ["'seed'", "not a section"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -34,12 +34,12 @@ def small(**keys: object) -> BenchmarkConfig:
 
 
 def test_axes_multiply_and_later_ones_win() -> None:
-    axes = [{"a": {"seed": 1}, "b": {"seed": 2}}, {"x": {"name": "x"}, "y": {"seed": 3}}]
+    axes = [{"a": {"seed": 1}, "b": {"seed": 2}}, {"x": {"training.epochs": 2}, "y": {"seed": 3}}]
     models = small(axes=axes, models={}).all_models()
     assert {name: model.set for name, model in models.items()} == {
-        "a, x": {"seed": 1, "name": "x"},
+        "a, x": {"seed": 1, "training.epochs": 2},
         "a, y": {"seed": 3},
-        "b, x": {"seed": 2, "name": "x"},
+        "b, x": {"seed": 2, "training.epochs": 2},
         "b, y": {"seed": 3},
     }
 

@@ -159,7 +159,7 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     span = Span(1, "1", (str(log),))
     first = run_id_of(CONFIG, [span])
     assert first.startswith("1-")
-    operation = ("retrain.webhook=http://x", "server.grpc_port=9000", "name=mine", "beam.runner=DirectRunner")
+    operation = ("retrain.webhook=http://x", "server.grpc_port=9000", "beam.runner=DirectRunner")
     for same in (*operation, "data.max_drift=0.9", "retrain.span.schema_of_last=false"):
         assert run_id_of(with_key(same), [span]) == first, same
     for other in (
