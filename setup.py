@@ -1,8 +1,7 @@
 """Package metadata; also what Beam ships to its workers (`--setup_file=./setup.py`).
 
-The extras are disjoint on purpose: TensorFlow Transform pins a later TensorFlow than the one that
-ScaNN's ops are built for, so no extra holds both. `requirements.lock` is the one set that runs
-everything together; `make` installs it with `--no-deps`.
+No extra holds both TensorFlow Transform and ScaNN: the one pins a later TensorFlow than the one that the other's ops
+are built for. `requirements.lock` is the one set that runs everything together; `make` installs it with `--no-deps`.
 """
 
 import re

@@ -101,7 +101,7 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 class Request:
     """Inputs of the servable's signatures (user features come under their own names).
 
-    Every input may be left out; each row of one means the same whoever shares the batch. B is the
+    Every input but ITEM_IDS may be left out; each row of one means the same whoever shares the batch. B is the
     batch size, and an input of one row applies to all.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,9 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
         sys.version.split()[0],
         "use CPython 3.11: make PYTHON=...",
     )
+    if "beam" in extras:
+        machine = platform.machine()
+        yield Finding("x86-64", machine == "x86_64", machine, "use another machine: TFX-BSL has no wheels for this one")
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free >= _MIN_FREE_GIB, f"{free:.0f} GiB", f"free at least {_MIN_FREE_GIB} GiB")
     keras = os.environ.get("TF_USE_LEGACY_KERAS", "")

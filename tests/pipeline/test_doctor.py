@@ -1,6 +1,7 @@
 """What `dnc doctor` looks at."""
 
 import importlib
+import platform
 
 import pytest
 
@@ -22,6 +23,16 @@ def test_every_pin_and_import_is_looked_at_once(monkeypatch: pytest.MonkeyPatch)
     failed = [what for what, finding in findings.items() if what.startswith("import") and not finding.ok]
     assert failed == ["import optuna"]
     assert "make test" in findings["import optuna"].remedy
+
+
+@pytest.mark.parametrize(("machine", "ok"), [("x86_64", True), ("aarch64", False)])
+def test_the_beam_side_needs_a_processor_that_it_has_wheels_for(
+    machine: str, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(importlib, "import_module", lambda module: None)
+    assert [finding.ok for finding in check(["beam"]) if finding.what == "x86-64"] == [ok]
+    assert "x86-64" not in {finding.what for finding in check(["server"])}
 
 
 def test_a_machine_for_some_extras_needs_these_only(monkeypatch: pytest.MonkeyPatch) -> None:
