@@ -136,7 +136,8 @@ def warm_start(
         kept_values=kept_values,
         fresh=fresh,
     )
-    log.info("warm start: %d items kept, %d new; %d groups kept", result.kept_items, result.new_items, now.num_groups)
+    kept, new = result.kept_items, result.new_items
+    log.info("warm start: %d items kept, %d new; %d groups kept", kept, new, result.kept_groups)
     return result
 
 
