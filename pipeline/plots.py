@@ -11,8 +11,8 @@ _RECALL = "recall_at_"
 _COVERAGE = "catalog_coverage_at_"
 
 
-def plot_metrics(metrics: Metrics, path: Path) -> None:
-    """Draws a run's metrics into a PNG file."""
+def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
+    """Draws a run's metrics, whose intervals are of that confidence, into a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,7 +28,8 @@ def plot_metrics(metrics: Metrics, path: Path) -> None:
         )
         coverage = next(cell["value"] for name, cell in values.items() if name.startswith(_COVERAGE))
         right.barh(model, coverage, color=line.get_color())
-    left.set(xscale="log", xlabel="candidates k", ylabel="recall@k, test users", title="Recall (95% interval)")
+    title = f"Recall ({100 * confidence:g}% interval)"
+    left.set(xscale="log", xlabel="candidates k", ylabel="recall@k, test users", title=title)
     left.legend(frameon=False)
     right.set(xlabel="share of the catalogue in any user's first 100", xlim=(0, 1), title="Coverage")
     right.invert_yaxis()

@@ -37,7 +37,7 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
     shown = {result.name for result in results}
     if "evaluate" in shown:
         metrics = read_metrics(workdir, served="validate" in shown)
-        plot_metrics(metrics, workdir.plot)
+        plot_metrics(metrics, config.evaluation.confidence, workdir.plot)
         console.print(metrics_table(metrics))
     if "groups" in shown:
         console.print(groups_table(workdir))
