@@ -34,9 +34,7 @@ class PreviousSpan:
             return None
         events = Events(current(as_path(path)))
         try:
-            kind = read_manifest(events.path).kind
-            if kind != Events.KIND:
-                raise ValueError(f"{path} holds {kind}, not {Events.KIND}: name an earlier run's events directory")
+            read_manifest(events.path, Events.KIND)
             return cls(path, read_schema(events.schema), read_statistics(events.statistics))
         except ValueError as error:
             raise ValueError(f"data.previous: {error}; or {_ANEW}") from None

@@ -68,16 +68,9 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         return None
     groups = ItemGroups(current(as_path(path)))
     try:
-        manifest = read_manifest(groups.path)
+        manifest = read_manifest(groups.path, ItemGroups.KIND)
     except ArtifactError as error:
-        raise ValueError(
-            f"groups.previous: {error}. Name an earlier run's item_groups directory, or null to number groups anew"
-        ) from None
-    if manifest.kind != ItemGroups.KIND:
-        raise ValueError(
-            f"groups.previous={path} holds {manifest.kind}, not {ItemGroups.KIND}: name an earlier run's item_groups "
-            "directory"
-        )
+        raise ValueError(f"groups.previous: {error}; or, to number groups anew, set groups.previous=null") from None
     table = read_parquet(groups.groups)
     previous = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)

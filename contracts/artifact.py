@@ -80,14 +80,17 @@ def code_of(*rooms: str) -> str:
     return fingerprint(sources) if sources else contracts.__version__
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     """Reads an artifact's manifest.
 
+    Args:
+        kind: what the artifact must be; None: whatever it is.
+
     Raises:
-        ArtifactError: there is no complete artifact at `path`.
+        ArtifactError: there is no complete artifact at `path`, or one of another kind.
     """
     try:
-        return Manifest(**json.loads(storage.read_text(current(path) / MANIFEST_NAME)))
+        manifest = Manifest(**json.loads(storage.read_text(current(path) / MANIFEST_NAME)))
     except storage.StorageError:
         raise
     except FileNotFoundError:
@@ -96,6 +99,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ArtifactError(
             f"{path / MANIFEST_NAME} is not a manifest ({error}): delete {path} and run again"
         ) from None
+    if kind not in (None, manifest.kind):
+        raise ArtifactError(f"{path} holds {manifest.kind}, not {kind}: name a directory that holds {kind}")
+    return manifest
 
 
 def find_manifest(path: Path) -> Manifest | None:

@@ -101,7 +101,9 @@ def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) ->
 
 def test_previous_must_be_groups(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:
     first, second = runs
-    with pytest.raises(ValueError, match=r"groups\.previous=.*holds events, not item_groups"):
+    with pytest.raises(
+        ValueError, match=r"groups\.previous: .*holds events, not item_groups: .* groups\.previous=null"
+    ):
         _groups(second, previous=str(first.events.path))
     with pytest.raises(ValueError, match=r"groups\.previous: no artifact at .*nothing"):
         _groups(second, previous=str(tmp_path / "nothing"))

@@ -54,6 +54,14 @@ def test_code_that_is_no_files_is_known_by_its_version(tmp_path: Path, monkeypat
     artifact.code_of.cache_clear()
 
 
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with artifact.writing(tmp_path / "a", "events", "f"):
+        pass
+    assert artifact.read_manifest(tmp_path / "a", "events").kind == "events"
+    with pytest.raises(artifact.ArtifactError, match=r"a holds events, not windows: name a directory"):
+        artifact.read_manifest(tmp_path / "a", "windows")
+
+
 @pytest.mark.parametrize("text", ["", "{", '{"kind": "x"}', '{"unknown": 1}'])
 def test_a_damaged_manifest_is_no_artifact(tmp_path: Path, text: str) -> None:
     (tmp_path / artifact.MANIFEST_NAME).write_text(text)
