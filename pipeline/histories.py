@@ -20,13 +20,17 @@ def history_of(config: Config, workdir: Workdir, user_id: str) -> list[str]:
     """The user's positive items, oldest first.
 
     Raises:
-        ValueError: the log holds no such user.
+        ValueError: no event of the user is of the target level or above.
     """
     for table in _buckets(config, workdir):
         rows = table.filter(pc.equal(table[EventColumn.USER_ID], user_id))
         if rows.num_rows:
             return rows[EventColumn.ITEM_ID].to_pylist()
-    raise ValueError(f"user {user_id!r} is not in {workdir.events.path}; ids are case-sensitive strings")
+    level = config.data.feedback.levels[config.data.feedback.target_level_index]
+    raise ValueError(
+        f"user {user_id!r} has no event of level {level!r} or above in {workdir.events.path}; ids are case-sensitive "
+        "strings"
+    )
 
 
 def example_user(config: Config, workdir: Workdir) -> str:
