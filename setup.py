@@ -25,7 +25,16 @@ setup(
     packages=find_packages(
         include=["contracts*", "beam_jobs*", "trainer*", "serving*", "pipeline*"],
     ),
-    install_requires=["click>=8", "filelock>=3", "numpy>=2", "pyarrow>=18", "pydantic>=2", "pyyaml>=6", "rich>=13"],
+    install_requires=[
+        "click>=8",
+        "filelock>=3",
+        "numpy>=2",
+        "packaging",
+        "pyarrow>=18",
+        "pydantic>=2",
+        "pyyaml>=6",
+        "rich>=13",
+    ],
     extras_require={
         "beam": [
             "apache-beam==2.77.0",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -58,12 +57,12 @@ _FIRST_SECOND = 1_000_000_000
 
 def _read(source: Path) -> tuple[np.ndarray, np.ndarray]:
     """int64 users and items, one an event, each user's oldest first."""
-    lines = pd.Series(source.read_text(encoding="utf-8").splitlines()).str.split().dropna()
-    lines = lines[lines.str.len() > 0]
-    if lines.empty or lines.str.len().min() < 2:
+    lines = [words for words in map(str.split, source.read_text(encoding="utf-8").splitlines()) if words]
+    if min(map(len, lines), default=0) < 2:
         raise ValueError(f"{source} must hold lines of a user and one or more items, separated by spaces")
-    events = pd.DataFrame({"user": lines.str[0], "item": lines.str[1:]}).explode("item")
     try:
-        return events["user"].to_numpy(np.int64), events["item"].to_numpy(np.int64)
-    except ValueError as error:
+        users = np.array([int(user) for user, *_ in lines], np.int64)
+        items = np.array([int(item) for _, *listed in lines for item in listed], np.int64)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{source} must hold whole numbers for users and items ({error})") from None
+    return np.repeat(users, [len(words) - 1 for words in lines]), items
