@@ -115,7 +115,9 @@ def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
     ks = sorted({k for run in runs for k in run.config.evaluation.ks})
     one = np.ones(1, np.int64)
     lists = dict.fromkeys((*ks, NDCG_K, COVERAGE_K), one[None])
-    measured = metrics_from_lists(lists, Ragged(one, np.arange(2)), ks, np.zeros(2, np.int32), 0)
+    measured = metrics_from_lists(
+        lists, Ragged(one, np.arange(2)), ks, np.zeros(2, np.int32), bootstrap_samples=0, confidence=0, seed=0
+    )
     unknown = [name for name in benchmark.metrics if name not in measured]
     if unknown and "metrics" in benchmark.model_fields_set:
         raise ValueError(

@@ -27,8 +27,8 @@ class CandidateTower(tf.keras.layers.Layer):
         catalogue: Catalogue,
         dim: int,
         use_features: bool,
-        use_cooccurrence: bool = True,
-        num_buckets: int = 0,
+        use_cooccurrence: bool,
+        num_buckets: int,
         name: str = "candidate_tower",
     ):
         super().__init__(name=name)
@@ -43,7 +43,7 @@ class CandidateTower(tf.keras.layers.Layer):
         self._feature_tables = {
             spec["name"]: self._constant_table(spec["name"], catalogue.item_features[spec["name"]]) for spec in specs
         }
-        self._features = FeatureEmbedding(specs, dim, zero_init=True, name="item_features") if specs else None
+        self._features = FeatureEmbedding(specs, dim, name="item_features") if specs else None
         self._cooccurrence: tf.Variable | None = None
         if use_cooccurrence and catalogue.cooccurrence.shape[1]:
             self._cooccurrence = self._constant_table("cooccurrence", catalogue.cooccurrence)

@@ -114,9 +114,9 @@ def metrics_from_lists(
     targets: Ragged,
     ks: Sequence[int],
     group_id: np.ndarray,
-    bootstrap_samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    bootstrap_samples: int,
+    confidence: float,
+    seed: int,
 ) -> MetricTable:
     """All metrics of ranked lists, served or exact.
 

@@ -44,7 +44,7 @@ class QueryTower(tf.keras.layers.Layer):
         # Compiled, or not: the same function.
         self._encode = tf.function(self.encoder, jit_compile=True) if config.training.jit_compile else self.encoder
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
-        self._features = FeatureEmbedding(specs, dim, zero_init=True, name="user_features") if specs else None
+        self._features = FeatureEmbedding(specs, dim, name="user_features") if specs else None
 
     def call(
         self,

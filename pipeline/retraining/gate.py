@@ -73,10 +73,10 @@ def judge(
     candidate: Measured,
     reference: Measured,
     reference_name: str,
-    seed: int = 0,
-    leaked: int | None = None,
-    index_recall: float | None = None,
-    recall_target: float = 0.0,
+    seed: int,
+    leaked: int | None,
+    index_recall: float | None,
+    recall_target: float,
 ) -> Verdict:
     """Judges a candidate.
 
@@ -104,9 +104,7 @@ def judge(
     )
 
 
-def relative_change(
-    candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int = 0
-) -> tuple[float, float]:
+def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int) -> tuple[float, float]:
     """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
 
     Resamples of whom the reference serves nobody have no ratio, and are left out. A reference that serves nobody at all

@@ -21,10 +21,14 @@ def catalogue_of(path: Path, cooccurrence: np.ndarray | None) -> Catalogue:
     return Catalogue.load(write_artifacts(log, path))
 
 
+def tower_of(catalogue: Catalogue, use_features: bool = False, use_cooccurrence: bool = True) -> CandidateTower:
+    return CandidateTower(catalogue, 4, use_features, use_cooccurrence, num_buckets=0)
+
+
 def test_a_vector_is_the_sum_of_id_features_and_cooccurrence(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     company = rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32)
-    tower = CandidateTower(catalogue_of(tmp_path, company), 4, use_features=True)
+    tower = tower_of(catalogue_of(tmp_path, company), use_features=True)
     index = tf.constant([[1, 0], [COLD, 3]], tf.int64)
     tower(index)
     values = {}
@@ -40,13 +44,13 @@ def test_a_vector_is_the_sum_of_id_features_and_cooccurrence(tmp_path: Path) -> 
 def test_training_starts_as_if_there_were_no_cooccurrence_and_only_the_projection_learns(tmp_path: Path) -> None:
     company = np.random.default_rng(0).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
     catalogue = catalogue_of(tmp_path, company)
-    tower = CandidateTower(catalogue, 4, use_features=False)
+    tower = tower_of(catalogue)
     np.testing.assert_array_equal(tower(tf.constant([0, COLD], tf.int64))[1], np.zeros(4))
     assert {weight.name for weight in tower.trainable_variables} == {"id_embedding:0", "cooccurrence_projection:0"}
-    without = CandidateTower(catalogue, 4, use_features=False, use_cooccurrence=False)
+    without = tower_of(catalogue, use_cooccurrence=False)
     assert [weight.name for weight in without.weights] == ["id_embedding:0"]
 
 
 def test_a_grouping_without_embeddings_gives_a_tower_without(tmp_path: Path) -> None:
-    tower = CandidateTower(catalogue_of(tmp_path, None), 4, use_features=False)
+    tower = tower_of(catalogue_of(tmp_path, None))
     assert [weight.name for weight in tower.weights] == ["id_embedding:0"]

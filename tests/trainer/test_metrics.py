@@ -80,4 +80,6 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
 
 def test_lists_and_users_must_match() -> None:
     with pytest.raises(ValueError, match="2 lists and 3 users"):
-        metrics_from_lists({1: LISTS[:2]}, TARGETS, [1], np.zeros(10, int))
+        metrics_from_lists(
+            {1: LISTS[:2]}, TARGETS, [1], np.zeros(10, int), bootstrap_samples=0, confidence=0.95, seed=0
+        )

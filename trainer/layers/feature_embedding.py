@@ -12,19 +12,15 @@ class FeatureEmbedding(tf.keras.layers.Layer):
     """The sum of a vector per side feature.
 
     categorical: an embedding row; tokens: the mean of their rows; numeric: a direction times the
-    value; vector: a linear map. Value 0 of a categorical or a token (missing, unknown) contributes nothing. With
-    `zero_init` a model starts as if there were no features.
+    value; vector: a linear map. Value 0 of a categorical or a token (missing, unknown) contributes nothing. A
+    model starts as if there were no features.
     """
 
-    def __init__(self, specs: list[dict[str, Any]], dim: int, zero_init: bool = False, name: str = "features"):
+    def __init__(self, specs: list[dict[str, Any]], dim: int, name: str = "features"):
         super().__init__(name=name)
         self._specs = specs
         self._tables = {
-            spec["name"]: self.add_weight(
-                name=spec["name"],
-                shape=[_num_rows(spec), dim],
-                initializer="zeros" if zero_init else tf.keras.initializers.TruncatedNormal(stddev=0.02),
-            )
+            spec["name"]: self.add_weight(name=spec["name"], shape=[_num_rows(spec), dim], initializer="zeros")
             for spec in specs
         }
 
