@@ -53,7 +53,7 @@ __all__ = [
 class Config(Section):
     """The whole tree."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of all that is drawn: initial weights, negatives, shuffles, bootstraps")
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     groups: GroupsConfig = GroupsConfig()

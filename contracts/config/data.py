@@ -14,9 +14,9 @@ from contracts.names import RESERVED_FEATURE_NAMES
 class EventColumns(Section):
     """Names of the log's columns."""
 
-    user_id: str = "user_id"
-    item_id: str = "item_id"
-    timestamp: str = "timestamp"
+    user_id: str = Field("user_id", description="column holding the user's id: text or whole numbers")
+    item_id: str = Field("item_id", description="column holding the item's id: text or whole numbers")
+    timestamp: str = Field("timestamp", description="column holding the event's time, see data.timestamp_unit")
     event: str | None = Field(None, description="column holding a feedback level's name (see data.feedback.levels)")
     rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
 
@@ -61,7 +61,7 @@ class FeedbackConfig(Section):
 class Feature(Section):
     """One side feature, a column of a user or item table."""
 
-    name: str
+    name: str = Field(description="the column's; a user feature is an input of the servable by this name")
     kind: Literal["categorical", "tokens", "text", "numeric", "vector"] = Field(
         description="one value; several values; words, in any case; a number; a dense vector such as an embedding"
     )
@@ -114,10 +114,10 @@ class Feature(Section):
 class FeatureTable(Section):
     """A table with one row a user or an item: Parquet or CSV."""
 
-    path: str
+    path: str = Field(description="file, Parquet or CSV by suffix")
     header: Strings = Field((), description="of CSV without a header line: the names of its columns, in their order")
     id: str = Field(description="column holding the user or item id")
-    features: tuple[Feature, ...] = ()
+    features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are left out")
     title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
 
     @model_validator(mode="after")
@@ -142,8 +142,10 @@ class DataConfig(Section):
         "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"
     )
     feedback: FeedbackConfig = FeedbackConfig()
-    user_features: FeatureTable | None = None
-    item_features: FeatureTable | None = None
+    user_features: FeatureTable | None = Field(None, description="table of what is known of users beside events")
+    item_features: FeatureTable | None = Field(
+        None, description="table of what is known of items; new items without events are placed by it alone"
+    )
     max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
     previous: str | None = Field(
         None, description="another run's events directory: its schema is enforced, its statistics are compared with"
@@ -194,7 +196,10 @@ class SplitConfig(Section):
     time: positives from `validation_start` are validation targets, from `test_start` test targets.
     """
 
-    protocol: Literal["leave_one_out", "time"] = "leave_one_out"
+    protocol: Literal["leave_one_out", "time"] = Field(
+        "leave_one_out",
+        description="what is held out: each user's last items, or all from a time on, as a served model meets it",
+    )
     validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
     test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
     min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer items only train")
@@ -213,13 +218,17 @@ class SplitConfig(Section):
 class GroupsConfig(Section):
     """How items are partitioned into K groups."""
 
-    method: Literal["kmeans", "category", "hybrid"] = "kmeans"
-    num_groups: int = Field(10, ge=1, description="K")
+    method: Literal["kmeans", "category", "hybrid"] = Field(
+        "kmeans",
+        description="kmeans on co-occurrence embeddings; category: an item feature; hybrid: large categories cut by "
+        "k-means, small ones merged",
+    )
+    num_groups: int = Field(10, ge=1, description="K; `python -m beam_jobs.group_sweep` compares some")
     category: str | None = Field(None, description="item feature that defines the groups of category and hybrid")
-    embedding_dim: int = Field(64, ge=2)
+    embedding_dim: int = Field(64, ge=2, description="length of the items' co-occurrence embeddings")
     cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
     fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
-    restarts: int = Field(4, ge=1)
+    restarts: int = Field(4, ge=1, description="k-means fits, from other centroids each, of which the best is kept")
     fit: Literal["sample", "distributed"] = Field(
         "sample", description="distributed: from the sample's centroids, Lloyd's algorithm over all items, in Beam"
     )
@@ -284,5 +293,7 @@ class WindowsConfig(Section):
 class BeamConfig(Section):
     """How Beam jobs run."""
 
-    runner: str = "FnApiRunner"
+    runner: str = Field(
+        "FnApiRunner", description="Beam's name of it: FnApiRunner for this machine; DataflowRunner, FlinkRunner, .."
+    )
     options: Strings = Field((), description="further pipeline options, e.g. --direct_num_workers=4")

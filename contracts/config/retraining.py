@@ -15,7 +15,7 @@ class SpanLimits(Section):
     schema_of_last: bool = Field(
         True, description="the schema of the span before is enforced, and drift beyond data.max_drift refused"
     )
-    min_events: int = Field(100, ge=1)
+    min_events: int = Field(100, ge=1, description="a span of fewer is not fit to train on")
     max_volume_ratio: float = Field(5.0, gt=1, description="events against the median of the window, either way")
     max_user_share: float = Field(0.05, gt=0, le=1, description="of one user's events in the span: a bot, a bad join")
     max_new_item_share: float = Field(0.5, gt=0, le=1, description="of events on items that no earlier span has")
@@ -32,13 +32,13 @@ class GateConfig(Section):
 
     k: int = Field(100, ge=1, description="length of the lists that are compared")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided, of the paired bootstrap")
-    bootstrap_samples: int = Field(1000, ge=100)
+    bootstrap_samples: int = Field(1000, ge=100, description="resamples of the holdout's users")
     max_drop: float = Field(
         0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
     )
     max_gain: float = Field(2.0, gt=1, description="recall against the served model's: more is taken for a leak")
     max_recall: float = Field(0.98, gt=0, le=1, description="more is taken for a leak")
-    min_recall: float = Field(0.01, ge=0, le=1)
+    min_recall: float = Field(0.01, ge=0, le=1, description="at k; less is a model that finds next to nothing")
     min_users: int = Field(50, ge=1, description="holdout users that a verdict needs")
     min_coverage: float = Field(0.02, ge=0, le=1, description="of the catalogue, in all lists together")
     max_coverage_drop: float = Field(0.5, gt=0, lt=1, description="relative to the served model's")

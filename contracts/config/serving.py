@@ -13,7 +13,9 @@ from contracts.names import ScoredMerge
 class ServingConfig(Section):
     """The servable."""
 
-    model_name: str = Field("dnc", pattern=r"^[A-Za-z0-9_.-]+$")
+    model_name: str = Field(
+        "dnc", pattern=r"^[A-Za-z0-9_.-]+$", description="what clients ask for: <model_name> in TF Serving's APIs"
+    )
     indexes: tuple[Literal["scann", "exact"], ...] = Field(
         ("scann", "exact"),
         min_length=1,
@@ -32,8 +34,12 @@ class ServingConfig(Section):
         False,
         description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores to some 1%",
     )
-    warmup_requests: int = Field(16, ge=1, le=1000)
-    validation_requests: int = Field(256, ge=1)
+    warmup_requests: int = Field(
+        16, ge=1, le=1000, description="written beside the model; TF Serving answers them before it serves a version"
+    )
+    validation_requests: int = Field(
+        256, ge=1, description="test users' requests that `dnc run` replays and compares with brute force"
+    )
 
     def servable_names(self) -> dict[str, str]:
         """Index -> name of its servable, in the order of `indexes`."""
@@ -53,7 +59,7 @@ class ServingConfig(Section):
 class ServerConfig(Section):
     """`dnc serve`, a server of TF Serving's APIs. Names of settings that TF Serving has, too, are TF Serving's."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="address to listen on; the default is this machine's own, 0.0.0.0 all")
     grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
     max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
@@ -71,6 +77,6 @@ class ServerConfig(Section):
     )
     num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
-    max_request_bytes: int = Field(16 * 2**20, ge=1024)
+    max_request_bytes: int = Field(16 * 2**20, ge=1024, description="a larger request is refused, by gRPC and REST")
     request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that brings none")
     poll_seconds: float = Field(1.0, gt=0, description="how often the base paths are looked at for versions")

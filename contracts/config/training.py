@@ -18,11 +18,13 @@ class ModelConfig(Section):
         "best) and user_id (matrix factorisation, no history) are those of baselines alone, see evaluation.baselines",
     )
     num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
-    embedding_dim: int = Field(64, ge=2, description="D")
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(2, ge=1)
-    feed_forward_multiple: int = Field(2, ge=1)
-    dropout: float = Field(0.4, ge=0, lt=1)
+    embedding_dim: int = Field(64, ge=2, description="D, length of user and item vectors; a multiple of num_heads")
+    num_layers: int = Field(2, ge=1, description="of user towers transformer, gru and mean")
+    num_heads: int = Field(2, ge=1, description="of the transformer's attention")
+    feed_forward_multiple: int = Field(
+        2, ge=1, description="of user towers transformer, mean and mind: hidden width of a layer, in units of D"
+    )
+    dropout: float = Field(0.4, ge=0, lt=1, description="rate, in the user tower and the experts")
     conditioning: Literal["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"] = Field(
         "mmoe",
         description="how a user gets a vector per group: mmoe, concat and multiply from the one encoded query; "
@@ -34,8 +36,10 @@ class ModelConfig(Section):
         lt=1,
         description="of mmoe, concat and multiply: share of positives that train the shared vector, not their group's",
     )
-    num_experts: int = Field(4, ge=1)
-    expert_hidden_dim: int = Field(16, ge=1)
+    num_experts: int = Field(
+        4, ge=1, description="of conditioning mmoe; concat has one hidden layer of num_experts * expert_hidden_dim"
+    )
+    expert_hidden_dim: int = Field(16, ge=1, description="hidden units of an expert; of concat, see num_experts")
     history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
     oov_buckets: int = Field(
         0,
@@ -46,8 +50,8 @@ class ModelConfig(Section):
     use_cooccurrence: bool = Field(
         True, description="the embeddings that groups are made from are a feature of the item tower"
     )
-    use_item_features: bool = True
-    use_user_features: bool = True
+    use_item_features: bool = Field(True, description="the item tower reads data.item_features")
+    use_user_features: bool = Field(True, description="the user tower reads data.user_features")
 
     @property
     def reads_groups_first(self) -> bool:
@@ -127,9 +131,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(
         32, ge=1, description="windows of full length in a step, about; shorter ones are packed denser"
     )
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(60, ge=1, description="most; early stopping ends most trainings before")
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0, description="Adam's, up to the first plateau")
     learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
     learning_rate_drops: int = Field(1, ge=0, description="plateaus that training goes on from; the next one ends it")
     averaged_epochs: float = Field(
@@ -138,7 +142,7 @@ class TrainingConfig(Section):
         description="what is validated and shipped is the running average of the weights over about so many epochs; "
         "0: the weights of the last step",
     )
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="decoupled, a step: AdamW's, of all weights")
     early_stopping_patience: int = Field(
         2,
         ge=1,
@@ -180,8 +184,8 @@ class EvaluationConfig(Section):
         (10, 50, 100, 200, 500, 1000), min_length=1, description="the k of recall_at_k"
     )
     max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
-    bootstrap_samples: int = Field(1000, ge=0)
-    confidence: float = Field(0.95, gt=0, lt=1)
+    bootstrap_samples: int = Field(1000, ge=0, description="resamples of users behind an interval; 0: no intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals, two-sided")
     baselines: tuple[BaselineName, ...] = Field(
         ("popularity", "single_vector"), description="trained and measured beside the product; see trainer/baselines.py"
     )

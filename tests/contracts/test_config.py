@@ -1,15 +1,39 @@
 """The config tree: what it refuses, and what it says then."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from contracts import storage
-from contracts.config import Config
+from contracts.config import Config, Section
 from contracts.config_io import ConfigError, dump_config, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def sections(kind: type[Section]) -> Iterator[type[Section]]:
+    yield kind
+    for field in kind.model_fields.values():
+        for inner in named_in(field.annotation):
+            yield from sections(inner)
+
+
+def named_in(annotation: object) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from named_in(part)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """A section says it in its docstring."""
+    kinds = set(sections(Config))
+    fields = {f"{kind.__name__}.{name}": field for kind in kinds for name, field in kind.model_fields.items()}
+    assert "GateConfig.min_recall" in fields
+    assert [name for name, field in fields.items() if not (field.description or field.annotation in kinds)] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
