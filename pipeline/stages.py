@@ -201,7 +201,7 @@ STAGES = (
         "evaluate",
         "rank the whole catalogue for every test user",
         after=("train",),
-        sections=("evaluation", "serving", "seed"),
+        sections=("evaluation", "serving.merge", "serving.alpha", "seed"),
         rooms=("trainer",),
         outputs=lambda config, workdir: (workdir.evaluation,),
         run=_evaluate,

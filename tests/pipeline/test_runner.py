@@ -112,6 +112,8 @@ def test_other_code_reruns_what_runs_it(room: str, tmp_path: Path, monkeypatch: 
 
 
 KEY_READERS = {
+    "serving.merge=quota": {"evaluate", "export", "validate"},
+    "serving.warmup_requests=3": {"export", "validate"},
     "windows.easy_negatives=4": {"windows", "train", "evaluate", "export", "validate"},
     "windows.popularity_exponent=1": {stage.name for stage in STAGES} - {"ingest"},
 }
