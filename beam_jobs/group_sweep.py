@@ -16,8 +16,9 @@ from beam_jobs.files import read_array
 from beam_jobs.partition import fit_centroids, nearest_centroid, squared_distances
 from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
+from contracts.config_io import load_config
 from contracts.layout import ItemGroups, Workdir
-from contracts.storage import as_path
+from contracts.storage import as_path, reading
 
 _SILHOUETTE_ITEMS = 5_000
 
@@ -68,14 +69,17 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
 
 
 @click.command(help=__doc__)
+@click.option("--config", "config_path", type=as_path, help="YAML file; default: the run's own, DIR/config.yaml")
 @click.option("--workdir", required=True, type=as_path, help="a run whose groups job is done")
 @click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")
-@click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="also write the rows here")
-def main(workdir: Path, ks: str, seed: int, json_path: Path | None) -> None:
+def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | None) -> None:
     """The command; `help` is the module's docstring."""
     try:
-        artifact = ItemGroups(current(Workdir(workdir).item_groups.path))
+        run = Workdir(workdir)
+        with reading(config_path or run.config) as path:
+            config = load_config(path)
+        artifact = ItemGroups(current(run.item_groups.path))
         read_manifest(artifact.path)
         rows = read_array(artifact.embeddings)
         rows = rows[rows.any(axis=1)]
@@ -88,7 +92,7 @@ def main(workdir: Path, ks: str, seed: int, json_path: Path | None) -> None:
     click.echo("     K   inertia  explained  largest  smallest  silhouette  seconds")
     result = []
     for number in numbers:
-        row = sweep_row(rows, number, GroupsConfig(), seed)
+        row = sweep_row(rows, number, config.groups, config.seed)
         click.echo(
             f"{row.num_groups:6d}  {row.inertia:8.4f}  {row.explained:9.3f}  {row.largest:7.2f}  {row.smallest:8.2f}"
             f"  {row.silhouette:10.3f}  {row.seconds:7.2f}"

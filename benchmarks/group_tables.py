@@ -13,7 +13,7 @@ import numpy as np
 
 from beam_jobs.group_sweep import sweep_row
 from contracts.artifact import read_manifest
-from contracts.config import GroupsConfig
+from contracts.config_io import load_config
 from contracts.layout import Workdir
 
 SWEEP = (5, 10, 20, 50, 100)
@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--title", required=True)
     parser.add_argument("--markdown", type=Path, required=True)
     arguments = parser.parse_args()
-    artifact = Workdir(arguments.workdir).item_groups
+    workdir = Workdir(arguments.workdir)
+    config, artifact = load_config(workdir.config), workdir.item_groups
     manifest = read_manifest(artifact.path)
     lines = [f"# Groups of {arguments.title}", "", f"`{json.dumps(manifest.counts)}`", ""]
     if "drift" in manifest.details:
@@ -44,7 +45,7 @@ def main() -> None:
     lines += ["", "## Sweep over K", "", "| K | explained variance | largest / mean | smallest / mean | silhouette |"]
     lines.append("|---|---|---|---|---|")
     for number in SWEEP:
-        row_of_k = sweep_row(rows, number, GroupsConfig(), seed=0)
+        row_of_k = sweep_row(rows, number, config.groups, config.seed)
         lines.append(
             f"| {number} | {row_of_k.explained:.3f} | {row_of_k.largest:.2f} | {row_of_k.smallest:.2f} "
             f"| {row_of_k.silhouette:.3f} |"

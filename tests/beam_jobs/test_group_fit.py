@@ -87,6 +87,7 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     workdir = Workdir(tmp_path)
     with writing(workdir.item_groups.path, "item_groups", "f") as writer:
         np.save(writer.path / workdir.item_groups.embeddings.name, rows)
+    workdir.config.write_text("seed: 1\ngroups: {restarts: 3, fit_sample: 2000}\n")
     arguments = ["--workdir", str(tmp_path), "--k", "12,2", "--json", str(tmp_path / "sweep.json")]
     result = CliRunner().invoke(group_sweep.main, arguments)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 3
@@ -94,6 +95,8 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     assert (two["num_groups"], twelve["num_groups"]) == (2, 12)
     assert twelve["explained"] > two["explained"] > 0 and two["largest"] >= 1 >= two["smallest"]
     assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
+    own = sweep_row(rows, 12, GroupsConfig(restarts=3, fit_sample=2000), seed=1)
+    assert twelve["inertia"] == own.inertia != sweep_row(rows, 12, GroupsConfig(), seed=0).inertia
     refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "9000"])
     assert refused.exit_code == 2 and "from 1 to 3000" in refused.output
 
