@@ -120,7 +120,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             logger.info("groups: since %s, %s", config.groups.previous, writer.details["drift"])
         write_json(staged.report, report)
         _count(writer, embeddings, groups, settled, num_groups)
-        writer.details["labels"] = [group["label"] for group in report]
         writer.files = [path.name for path in (staged.groups, staged.embeddings, staged.centroids, staged.report)]
     return read_manifest(workdir.item_groups.path)
 

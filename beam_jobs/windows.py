@@ -63,13 +63,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             for draw in range(draws[split])
             for bucket in buckets
         ]
-        writer.details.update(
-            in_group_negatives=config.windows.in_group_negatives,
-            easy_negatives=config.windows.easy_negatives,
-            exposed_negatives=config.windows.exposed_negatives,
-            mined_negatives=config.windows.mined_negatives,
-            resamples=config.windows.resamples,
-        )
+        writer.details["resamples"] = config.windows.resamples
         _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
         logger.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"

@@ -19,7 +19,7 @@ class Stage:
 
     Attributes:
         name: what `--from` and `--to` call it.
-        summary: one line for progress and help.
+        summary: one line for progress.
         after: the stages whose artifacts it reads.
         sections: the config sections that it depends on, or keys of one, as "windows.popularity_exponent"; what the
             stages before it depend on need not be named again.

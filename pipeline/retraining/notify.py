@@ -13,24 +13,19 @@ _TIMEOUT_SECONDS = 10
 _SERVER_ERROR = 500
 
 
-def notify(url: str | None, outcome: str) -> bool:
-    """Posts the outcome, a JSON text; tries three times where that may help.
+def notify(url: str | None, outcome: str) -> None:
+    """Posts the outcome, a JSON text, where there is a webhook; tries three times where that may help.
 
     A webhook that fails is logged, without its URL, and changes no outcome.
-
-    Returns:
-        whether it was delivered; True where there is no webhook.
     """
     if url is None:
-        return True
+        return
     try:
         _post(url, outcome)
     except requests.RequestException as error:
         # The error's own text holds the URL, which may be all that it takes to post.
         answer = "no answer" if error.response is None else f"HTTP status {error.response.status_code}"
         log.warning("the outcome could not be posted to retrain.webhook: %s (%s)", answer, type(error).__name__)
-        return False
-    return True
 
 
 def _may_pass(error: BaseException) -> bool:

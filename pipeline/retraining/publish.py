@@ -115,22 +115,18 @@ def _base_paths(store: Store) -> list[Path]:
     return bases
 
 
-def retain(config: Config, store: Store) -> list[int]:
+def retain(config: Config, store: Store) -> None:
     """Deletes versions beyond `retrain.keep_versions` that no label names, and what their runs hold but the record.
 
     Runs without a record go, too: the caller holds the lock and has finished its own, so nobody will take them up
     but a call with the same input, which can begin anew.
-
-    Returns:
-        the versions that were deleted.
     """
     base = store.servable(config.serving.model_name)
     versions = versions_on_disk(base)
     labels = effective_labels(base)
     labelled = set(labels.by_label().values()) if labels else set()
     kept = set(versions[-config.retrain.keep_versions :]) | labelled
-    deleted = [version for version in versions if version not in kept]
-    for version in deleted:
+    for version in set(versions) - kept:
         for name in config.serving.servable_names().values():
             _vanish(store.servable(name) / str(version))
     records = all_records(store)
@@ -143,7 +139,6 @@ def retain(config: Config, store: Store) -> list[int]:
         # A record that cannot be read may be restored.
         if not RetrainRun(Workdir(path)).record.exists():
             shutil.rmtree(path, ignore_errors=True)
-    return deleted
 
 
 def retain_spans(store: Store, keys: set[str]) -> None:
