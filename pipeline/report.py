@@ -125,7 +125,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
 
 def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     """One user's last items and the candidates that the servable returns, group by group."""
-    from serving.local_client import ServableSession
+    from serving.servable_session import ServableSession
 
     user = example_user(config, workdir)
     history = history_of(config, workdir, user)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.exact_merge import Asked, Corpus, Selection, exact_selection
-from serving.local_client import Recommendations
+from serving.servable_session import Recommendations
 
 SCORE_TOLERANCE = 1e-4
 INT8_SCORE_TOLERANCE = 3e-2

@@ -24,8 +24,8 @@ from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
 from serving.loaders import SCANN_OPS, CServable, EagerServable
-from serving.local_client import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.requests import UserRequests, user_requests
+from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.versions import exported_versions
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue

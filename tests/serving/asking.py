@@ -11,7 +11,7 @@ from contracts.config import ServingConfig
 from contracts.names import MERGES
 from serving.checks import Embedded, Verdict, check_lists
 from serving.exact_merge import Asked, Corpus
-from serving.local_client import Recommendations, ServableSession
+from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
 
 

@@ -16,7 +16,7 @@ from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.export import export
 from serving.index_store import read_indexes
 from serving.loaders import CServable
-from serving.local_client import Recommendations
+from serving.servable_session import Recommendations
 from serving.validate import REPORT_FILE, validate
 from serving.validate_process import check_servables
 from tests.serving.conftest import MODEL, Trained, make_config, write_model
