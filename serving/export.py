@@ -19,7 +19,7 @@ from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
 from serving.features import UserFeatures, VocabularyLookup, user_feature_configs
 from serving.group_index import GroupIndex
-from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
+from serving.index_build import build_indexes, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes, write_indexes
 from serving.requests import UserRequests, user_requests
@@ -58,7 +58,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     catalogue = Catalogue.for_config(config, workdir)
     model = load_model(config, workdir, model_name)
     model.fix_candidates()
-    embeddings = embed_catalogue(model, catalogue.num_items)
+    embeddings = model.catalogue_embeddings()
     parts = _Parts(
         config=config,
         workdir=workdir,

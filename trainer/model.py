@@ -27,6 +27,8 @@ from trainer.softmax_terms import SoftmaxTerms
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
 
+_ITEMS_AT_ONCE = 16_384
+
 
 class TwoTowerModel(tfrs.Model):
     """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
@@ -107,13 +109,19 @@ class TwoTowerModel(tfrs.Model):
         """int64 [num_items] -> float32 [num_items, dim]."""
         return self._candidate_tower(item_index)
 
+    def catalogue_embeddings(self) -> np.ndarray:
+        """float32 [num_items + 1, dim], by item_index, row 0 being padding."""
+        starts = range(0, self._num_items + 1, _ITEMS_AT_ONCE)
+        chunks = [tf.range(start, min(start + _ITEMS_AT_ONCE, self._num_items + 1), dtype=tf.int64) for start in starts]
+        return np.concatenate([self.candidate_embeddings(chunk).numpy() for chunk in chunks])
+
     def fix_candidates(self) -> None:
         """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train.
 
         With `model.oov_buckets` it stays: there a cold item of a history has another vector than as a candidate.
         """
         if self._oov_buckets is None:
-            fixed = FixedCandidates(self._candidate_tower)
+            fixed = FixedCandidates(self.catalogue_embeddings())
             del self._candidate_tower
             self._candidate_tower = fixed
 
