@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from contracts.artifact import Manifest, write_json
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Split
 from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
@@ -100,7 +100,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
                 "groups": parts.catalogue.num_groups,
                 "warmup_requests": len(warmup),
             },
-            files=["saved_model.pb", str(WARMUP_FILE)],
+            files=[SAVED_MODEL, str(WARMUP_FILE)],
             details={"model": parts.model_name, "index": index, **_details(parts.config), **about},
             seconds=round(time.monotonic() - started, 3),
         )

@@ -14,6 +14,7 @@ import numpy as np
 import scann  # noqa: F401  (registers the ops that the servable holds)
 import tensorflow as tf
 
+from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 
 v1 = tf.compat.v1
@@ -112,8 +113,8 @@ class ServableSession(Servable):
         Raises:
             ValueError: there is no servable at `path`.
         """
-        if not (path / "saved_model.pb").exists():
-            raise ValueError(f"no servable at {path}: it must be a version directory that holds saved_model.pb")
+        if not (path / SAVED_MODEL).exists():
+            raise ValueError(f"no servable at {path}: it must be a version directory that holds {SAVED_MODEL}")
         self._session = new_session(num_threads)
         self.signatures = load_version(self._session, path)
 

@@ -86,15 +86,14 @@ def evaluate_lists(
 def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Evaluates the product and `evaluation.baselines` on the test split into `workdir.evaluation`.
 
-    Writes metrics.json (`Evaluation.metrics`) and breakdowns.json (`Evaluation.breakdowns`).
+    Writes `Workdir.metrics` and `Workdir.breakdowns`.
     """
     models = {name: str(name) for name in config.evaluation.baselines} | {MAIN_MODEL: PER_GROUP}
     with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, models)
-        breakdowns = "breakdowns.json"
-        write_json(artifact.path / workdir.metrics.name, evaluation.metrics)
-        write_json(artifact.path / breakdowns, evaluation.breakdowns)
-        artifact.files += [workdir.metrics.name, breakdowns]
+        for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
+            write_json(artifact.path / path.name, found)
+            artifact.files.append(path.name)
     return read_manifest(workdir.evaluation)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from contracts.artifact import write_json
 from contracts.config import Config
-from contracts.layout import RetrainRun, Store, Workdir
+from contracts.layout import SAVED_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import (
     CANARY,
     STABLE,
@@ -26,8 +26,6 @@ from contracts.storage import STAGING_MARK
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import all_records
 from serving.versions import appearing
-
-_SAVED_MODEL = "saved_model.pb"
 
 
 def publish(
@@ -167,8 +165,8 @@ def _appear(source: Path, version: Path) -> None:
     if version.exists():
         return
     with appearing(version) as staging:
-        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
-        _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(SAVED_MODEL), copy_function=_link_or_copy)
+        _link_or_copy(str(source / SAVED_MODEL), str(staging / SAVED_MODEL))
 
 
 def _link_or_copy(source: str, target: str) -> None:
