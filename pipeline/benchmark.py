@@ -215,8 +215,7 @@ def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
 
     history: list[dict[str, Any]] = []
     if run.trained:
-        found = artifact.find_manifest(run.workdir.model(run.name).path)
-        if found is None or found.fingerprint != fingerprint:
+        if not artifact.find_current(run.workdir.model(run.name).path, fingerprint):
             train(run.config, run.workdir, run.name, fingerprint)
         history = json.loads(run.workdir.model(run.name).history.read_text(encoding="utf-8"))
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]

@@ -63,12 +63,12 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     own = Config(data=data, beam=config.beam)
     code = artifact.code_of("contracts", "beam_jobs")
     wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=set(LIMITS_OF_DATA)), span.identity())
-    found = artifact.find_manifest(parts.events.path)
-    if found is None or found.fingerprint != wanted:
+    found = artifact.find_current(parts.events.path, wanted)
+    if found is None:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.
         found = ingest.run(_compared(own, before), Workdir(parts.path), wanted)
-    profile = artifact.find_manifest(parts.profile)
-    if profile is None or profile.fingerprint != wanted:
+    profile = artifact.find_current(parts.profile, wanted)
+    if profile is None:
         columns = EVENT_SCHEMA.names
         files = [pq.read_table(parts.events.path / name, columns=columns) for name in found.files]
         table = pa.concat_tables([file.cast(EVENT_SCHEMA) for file in files])
