@@ -18,7 +18,7 @@ from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
-from trainer.losses import log_sum_exp, z_loss
+from trainer.log_partitions import log_sum_exp, z_loss
 from trainer.model_parts import conditioning, group_tokens, intent_head, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
