@@ -12,6 +12,9 @@ ID_PROBLEMS = ("", "missing", "not UTF-8", "holds control characters", f"longer 
 """What `check_ids` finds, by code; code 0 is a sound id. Control characters would break text vocabularies."""
 _OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG = range(5)
 
+NO_WORD = r"[^\pL\pN]+"
+"""What lies between the words of a text: a regular expression that TensorFlow and Arrow read alike."""
+
 
 def to_binary(column: pa.Array) -> pa.Array:
     """The column's values as text bytes; null where there is no value.

@@ -59,24 +59,22 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What is known of the items.
+class EmbeddedItems:
+    """What is known of the items that groups are made of.
 
     Attributes:
         embeddings: [num_items, dim].
         placed: [num_items] whether the embedding says anything: it is not 0.
         blocks: where workers find the embeddings.
         side: item features.
-        item_ids: [num_items].
-        weights: [num_items] what each item counts where groups are matched with the previous ones.
+        items: their ids and weights.
     """
 
     embeddings: Float32
     placed: Bool
     blocks: Sequence[EmbeddingBlock]
     side: SideFeatures
-    item_ids: pa.Array
-    weights: Float64
+    items: Items
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
@@ -194,8 +192,8 @@ def _fitted(
     writer.details["company"] = {"within": None, "expected": None}
     path = ItemGroups(writer.path).embeddings
     write_array(path, embeddings)
-    catalogue = Catalogue(embeddings, placed, blocks_of(path, len(embeddings)), side, items.ids, items.weights)
-    return embeddings, partition(config, catalogue, previous, writer.path), warm
+    embedded = EmbeddedItems(embeddings, placed, blocks_of(path, len(embeddings)), side, items)
+    return embeddings, partition(config, embedded, previous, writer.path), warm
 
 
 def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None) -> list[Path]:
@@ -217,7 +215,7 @@ def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: in
     return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 
-def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | None, scratch: Path) -> Int64:
+def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups | None, scratch: Path) -> Int64:
     """[num_items] group of every item by `groups.method`; no group is empty.
 
     Items that nothing is known of stay in the group that they were in, or are spread over all groups by a hash of
@@ -225,19 +223,19 @@ def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | N
 
     Args:
         config: its sections groups, beam and seed.
-        catalogue: the items.
+        embedded: the items.
         previous: the last run's groups, if any.
         scratch: directory for what workers read and write.
     """
     settings, num_groups = config.groups, config.groups.num_groups
-    embeddings, placed = catalogue.embeddings, catalogue.placed
+    embeddings, placed = embedded.embeddings, embedded.placed
     before = np.full(len(embeddings), -1) if previous is None else previous.kept(num_groups)
     groups = np.full(len(embeddings), -1)
     if settings.method == "kmeans":
         if placed.any():
-            groups[placed] = _kmeans(config, catalogue, before, scratch)[placed]
+            groups[placed] = _kmeans(config, embedded, before, scratch)[placed]
     else:
-        codes = catalogue.side.feature(settings.category or "").first_codes(len(embeddings))
+        codes = embedded.side.feature(settings.category or "").first_codes(len(embeddings))
         groups = _by_category(config, embeddings, codes)
         members, rest = (groups >= 0) & placed, (groups < 0) & placed
         if rest.any() and members.any():
@@ -246,24 +244,24 @@ def partition(config: Config, catalogue: Catalogue, previous: PreviousGroups | N
             centroids = group_centroids(embeddings[members], of_member, len(known))
             groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
     if previous is not None:
-        groups = match_groups(groups, before, catalogue.weights, num_groups)
+        groups = match_groups(groups, before, embedded.items.weights, num_groups)
         groups = np.where(groups < 0, before, groups)
-    groups = _spread(groups, num_groups, catalogue.item_ids)
+    groups = _spread(groups, num_groups, embedded.items.ids)
     groups = fill_empty(embeddings, groups, num_groups)
     if settings.max_size_ratio is not None:
         groups = balance_groups(embeddings, groups, num_groups, settings.max_size_ratio)
     return groups
 
 
-def _kmeans(config: Config, catalogue: Catalogue, before: Int64, scratch: Path) -> Int64:
+def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Path) -> Int64:
     """[num_items] nearest centroid of a fit on a sample, refined over all items if `groups.fit` says so."""
-    settings, placed = config.groups, catalogue.placed
-    rows, before = catalogue.embeddings[placed], before[placed]
+    settings, placed = config.groups, embedded.placed
+    rows, before = embedded.embeddings[placed], before[placed]
     start = start_centroids(rows, before, settings.num_groups, config.seed) if (before >= 0).any() else None
     centroids = fit_centroids(rows, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
     if settings.fit == "distributed":
-        centroids = refine_centroids(config.beam, catalogue.blocks, centroids, settings.iterations, scratch)
-    return assign_items(config.beam, catalogue.blocks, centroids, scratch)
+        centroids = refine_centroids(config.beam, embedded.blocks, centroids, settings.iterations, scratch)
+    return assign_items(config.beam, embedded.blocks, centroids, scratch)
 
 
 def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:

@@ -16,36 +16,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.bucket_events import buckets_of_users
+from beam_jobs.bucket_file import EVENT_SCHEMA, write_bucket
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
-from beam_jobs.files import write_parquet
-from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
-from beam_jobs.payload import encode_ids, one_array, pack, unpack
+from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.splits import by_time, leave_one_out
 from contracts.config import DataConfig
 from contracts.layout import Events
-from contracts.names import EventColumn, Split
+from contracts.names import EventColumn
 from contracts.storage import write_whole
 
 Int64 = npt.NDArray[np.int64]
 
 _EXAMPLES_PER_FILE = 3
 
-_SCHEMA = pa.schema(
-    [
-        (EventColumn.USER_ID, pa.string()),
-        (EventColumn.ITEM_ID, pa.string()),
-        (EventColumn.TIMESTAMP, pa.int64()),
-        (EventColumn.FEEDBACK_LEVEL, pa.int8()),
-    ]
-)
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 
 
 def empty_payload() -> bytes:
     """A packed table of no events."""
-    return pack(_SCHEMA.empty_table())
+    return pack(EVENT_SCHEMA.empty_table())
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,15 @@ class SplitPlan:
     validation_start: int | None = None
     test_start: int | None = None
 
-    def assign(
-        self, users: Int64, items: Int64, timestamps: Int64, levels: npt.NDArray[np.int8]
-    ) -> npt.NDArray[np.int8]:
+    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+        """[num_events] `Split` of ordered events."""
         if self.validation_start is not None and self.test_start is not None:
-            return by_time(timestamps, self.validation_start, self.test_start)
-        positives = np.flatnonzero(levels >= self.target_level)
+            return by_time(events[EventColumn.TIMESTAMP].to_numpy(), self.validation_start, self.test_start)
+        users, items = (
+            one_array(events[name]).indices.to_numpy().astype(np.int64)
+            for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
+        )
+        positives = np.flatnonzero(events[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self.target_level)
         pairs = users[positives] * (items.max(initial=0) + 1) + items[positives]
         # Its first places: nothing that a user had before is recommended, so a repeat would measure nobody.
         can_be_target = np.zeros(len(users), bool)
@@ -126,7 +120,7 @@ def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]
     buckets = of_user[users.indices.to_numpy()]
     order = np.argsort(buckets, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=num_buckets))])
-    ordered = events.take(pa.array(order)).cast(_SCHEMA)
+    ordered = events.take(pa.array(order)).cast(EVENT_SCHEMA)
     for bucket in np.flatnonzero(np.diff(bounds)).tolist():
         yield bucket, pack(ordered.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
 
@@ -141,26 +135,11 @@ class WriteBucket(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
         bucket, payloads = element
-        table, duplicates = order_events(unpack(payloads))
-        users = one_array(table[EventColumn.USER_ID]).indices.to_numpy().astype(np.int64)
+        path = self._events.bucket(bucket, self._num_buckets)
+        table, counts = write_bucket(path, unpack(payloads), self._plan)
         times = table[EventColumn.TIMESTAMP].to_numpy()
-        levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
-        items = one_array(table[EventColumn.ITEM_ID]).indices.to_numpy().astype(np.int64)
-        splits = self._plan.assign(users, items, times, levels)
-        write_parquet(
-            table.append_column(EventColumn.SPLIT, pa.array(splits)), self._events.bucket(bucket, self._num_buckets)
-        )
-        num_users = int(users[-1]) + 1 if len(users) else 0
-        trained = np.bincount(users[(levels >= self._plan.target_level) & (splits == Split.TRAIN)], minlength=num_users)
-        counts = {
-            "events": len(users),
-            "users": num_users,
-            "duplicates": duplicates,
-            "users_without_targets": int((trained < 2).sum()),
-            **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
-        }
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
-        of_level = np.bincount(levels).tolist()
+        of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "levels": of_level,
             "busiest": _busiest(one_array(table[EventColumn.USER_ID])),
@@ -172,46 +151,6 @@ def _busiest(users: pa.DictionaryArray) -> tuple[int, str]:
     per_user = np.bincount(users.indices.to_numpy(), minlength=1)
     most = int(per_user.argmax())
     return int(per_user[most]), users.dictionary[most].as_py() if len(users) else ""
-
-
-def order_events(events: pa.Table) -> tuple[pa.Table, int]:
-    """Sorts by (user_id, timestamp, item hash, item_id) and keeps the highest level of exact duplicates.
-
-    The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash:
-    a popular or low-numbered item must not systematically come last and become the target.
-
-    Returns:
-        the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
-        how many duplicates were dropped.
-    """
-    user_ids, users = _ranked(events[EventColumn.USER_ID])
-    item_ids, items = _ranked(events[EventColumn.ITEM_ID])
-    item_order = np.empty(len(item_ids), np.int64)
-    item_order[np.lexsort((np.arange(len(item_ids)), hash_strings(item_ids)))] = np.arange(len(item_ids))
-    times = events[EventColumn.TIMESTAMP].to_numpy()
-    levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
-    order = np.lexsort((-levels, item_order[items], times, users))
-    users, items, times, levels = users[order], items[order], times[order], levels[order]
-    keep = np.ones(len(users), bool)
-    keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])
-    table = pa.table(
-        {
-            EventColumn.USER_ID: pa.DictionaryArray.from_arrays(pa.array(users[keep].astype(np.int32)), user_ids),
-            EventColumn.ITEM_ID: pa.DictionaryArray.from_arrays(pa.array(items[keep].astype(np.int32)), item_ids),
-            EventColumn.TIMESTAMP: pa.array(times[keep]),
-            EventColumn.FEEDBACK_LEVEL: pa.array(levels[keep]),
-        }
-    )
-    return table, int((~keep).sum())
-
-
-def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
-    """Distinct ids in bytewise order, and each row's place among them."""
-    distinct, places = encode_ids(ids)
-    order = pc.sort_indices(distinct.cast(pa.binary()))
-    rank = np.empty(len(order), np.int64)
-    rank[order.to_numpy()] = np.arange(len(order))
-    return distinct.take(order), rank[places]
 
 
 class WriteDeadLetters(beam.DoFn):

@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
-from beam_jobs.files import write_parquet
+from beam_jobs.bucket_file import write_bucket
 from beam_jobs.hashing import hash_strings
-from beam_jobs.ingest_steps import order_events
-from beam_jobs.payload import encode_ids
+from beam_jobs.payload import one_array
 from beam_jobs.span_company import count_new_company
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
@@ -41,12 +40,13 @@ class HoldoutPlan:
     validation_users: float
     target_level: int
 
-    def assign(self, user_ids: pa.Array, user_of: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> Any:
-        """int8 [num_events] `Split`."""
+    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+        """[num_events] `Split` of ordered events."""
+        users, times = one_array(events[EventColumn.USER_ID]), events[EventColumn.TIMESTAMP].to_numpy()
         # Buckets are cut by the hash's remainder; its upper half is independent of that.
-        uniform = (hash_strings(user_ids) >> np.uint64(32)).astype(np.float64) / 2.0**32
+        uniform = (hash_strings(users.dictionary) >> np.uint64(32)).astype(np.float64) / 2.0**32
         held_out = np.where(uniform < self.validation_users, int(Split.VALIDATION), int(Split.TEST))
-        return np.where(times >= self.start, held_out[user_of], int(Split.TRAIN)).astype(np.int8)
+        return np.where(times >= self.start, held_out[users.indices.to_numpy()], int(Split.TRAIN)).astype(np.int8)
 
 
 class MergeBucket(beam.DoFn):
@@ -61,22 +61,9 @@ class MergeBucket(beam.DoFn):
     def process(self, bucket: int) -> Iterator[dict[str, Any]]:
         parts = [pq.read_table(span.bucket(bucket, self._num_buckets), use_threads=False) for span in self._spans]
         # Spans may overlap: an event that two of them hold is one event.
-        table, duplicates = order_events(pa.concat_tables([part.drop_columns(EventColumn.SPLIT) for part in parts]))
-        user_ids, user_of = encode_ids(table[EventColumn.USER_ID])
-        times = table[EventColumn.TIMESTAMP].to_numpy()
-        splits = self._plan.assign(user_ids, user_of, times)
-        write_parquet(
-            table.append_column(EventColumn.SPLIT, pa.array(splits)), self._events.bucket(bucket, self._num_buckets)
-        )
-        trained = (table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self._plan.target_level) & (splits == Split.TRAIN)
-        per_user = np.bincount(user_of[trained], minlength=len(user_ids))
-        yield {
-            "events": table.num_rows,
-            "users": len(user_ids),
-            "duplicates": duplicates,
-            "users_without_targets": int((per_user < 2).sum()),
-            **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
-        }
+        events = pa.concat_tables([part.drop_columns(EventColumn.SPLIT) for part in parts])
+        _, counts = write_bucket(self._events.bucket(bucket, self._num_buckets), events, self._plan)
+        yield counts
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[SpanParts], holdout_start: int) -> Manifest:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import tensorflow as tf
 import tensorflow_transform as tft
 
+from beam_jobs.column_text import NO_WORD
 from contracts.config import Feature
 from contracts.layout import vocabulary_file
 
 Tensors = dict[str, tf.Tensor]
 
 _ROUNDING = 1e-12
-_NO_WORD = r"[^\pL\pN]+"
 
 
 def make_preprocessing_fn(
@@ -89,7 +89,7 @@ def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
     """
     if feature.kind == "text":
         lower = tf.strings.lower(tf.strings.unicode_transcode(cells, "UTF-8", "UTF-8"), encoding="utf-8")
-        ragged = tf.strings.split(tf.strings.regex_replace(lower, _NO_WORD, " "), sep=" ")
+        ragged = tf.strings.split(tf.strings.regex_replace(lower, NO_WORD, " "), sep=" ")
     else:
         ragged = tf.strings.split(cells, sep=feature.separator)
     present = tf.ragged.boolean_mask(ragged, tf.not_equal(ragged, ""))

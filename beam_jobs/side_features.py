@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
+from beam_jobs.column_text import NO_WORD
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import Feature, FeatureTable
@@ -128,7 +129,7 @@ def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
         return pc.split_pattern(column, feature.separator.encode())
     if feature.kind == "text":
         text = pa.array([cell.decode("utf-8", "replace") for cell in column.to_pylist()], pa.string())
-        words = pc.replace_substring_regex(pc.utf8_lower(text), r"[^\pL\pN]+", " ")
+        words = pc.replace_substring_regex(pc.utf8_lower(text), NO_WORD, " ")
         return pc.split_pattern(words.cast(pa.binary()), b" ")
     return None
 

@@ -51,7 +51,7 @@ def count_new_company(config: Config, spans: Sequence[SpanParts], holdout_start:
     stale = [
         place
         for place, span in enumerate(spans)
-        if not _is_current(artifact.find_manifest(span.company), wanted, place, holdout_start)
+        if not _is_current(artifact.find_current(span.company, wanted[place]), wanted[:place], holdout_start)
     ]
     if stale:
         folders = {place: scratch / f"company-{place}" for place in stale}
@@ -78,18 +78,18 @@ def _fingerprint(config: Config, span: SpanParts) -> str:
     return artifact.fingerprint(events, config.groups.cooccurrence_window, config.data.feedback.target_level_index)
 
 
-def _is_current(manifest: artifact.Manifest | None, wanted: list[str], place: int, holdout_start: int) -> bool:
+def _is_current(manifest: artifact.Manifest | None, past: list[str], holdout_start: int) -> bool:
     """Whether what was counted holds for this window.
 
     It holds for a shorter past, too: what lies further back than the window can be told by its distance. Unless
     events of the span were left out, which depends on the past and on the holdout.
     """
-    if manifest is None or manifest.fingerprint != wanted[place]:
+    if manifest is None:
         return False
     before: list[str] = manifest.details["before"]
     if manifest.details["left_out"]:
-        return before == wanted[:place] and manifest.details["holdout_start"] == holdout_start
-    return len(before) >= place and before[len(before) - place :] == wanted[:place]
+        return before == past and manifest.details["holdout_start"] == holdout_start
+    return len(before) >= len(past) and before[len(before) - len(past) :] == past
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _distinct(keys: Int64) -> Int64:
 
 
 @dataclass(frozen=True)
-class EvaluationUsers:
+class EvaluationRecords:
     """Records of a split, and who has none.
 
     Attributes:
@@ -155,7 +155,7 @@ class EvaluationUsers:
         return len(self.features[EvaluationField.TARGET_ITEM_INDEX].values)
 
 
-def evaluation_users(positives: BucketEvents, split: Split, length: int, num_items: int) -> EvaluationUsers:
+def evaluation_records(positives: BucketEvents, split: Split, length: int, num_items: int) -> EvaluationRecords:
     """One record a user with something new in `split`.
 
     Args:
@@ -192,7 +192,7 @@ def evaluation_users(positives: BucketEvents, split: Split, length: int, num_ite
         EvaluationField.SEEN_ITEM_INDEX: Ragged(seen % width, np.bincount(seen // width, minlength=num_users)[chosen]),
         EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh % width, fresh_counts[chosen]),
     }
-    return EvaluationUsers(
+    return EvaluationRecords(
         features,
         repeat_targets=int((has_history & has_targets & (fresh_counts == 0)).sum()),
         users_without_history=int((has_targets & ~has_history).sum()),

@@ -16,7 +16,7 @@ from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
-from beam_jobs.window_records import evaluation_users, is_repeat, ragged_range, user_blocks, window_spans
+from beam_jobs.window_records import evaluation_records, is_repeat, ragged_range, user_blocks, window_spans
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, ItemColumn, Split, WindowField
@@ -66,7 +66,7 @@ class WriteWindows(beam.DoFn):
             self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
             counts.update(of_draw if draw == 0 else {})
         for split in (Split.VALIDATION, Split.TEST):
-            users = evaluation_users(positives, split, self._config.windows.length, len(self._groups))
+            users = evaluation_records(positives, split, self._config.windows.length, len(self._groups))
             self._write(split, number, iter([encode_examples(users.features)]))
             counts.update(
                 {

@@ -25,6 +25,7 @@ from contracts.artifact import write_json
 from pipeline.benchmark_table import json_file, machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
+from trainer.metric_names import recall_name
 from trainer.metrics import per_user_metrics, recall_of_places
 from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
@@ -66,13 +67,13 @@ def ragged(rows: np.ndarray) -> Ragged:
 
 def ours(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
     places = ExactRanking(model, catalogue, users).target_places()
-    return {f"recall_at_{k}": float(recall_of_places(places, users.targets, k).mean()) for k in KS}
+    return {recall_name(k): float(recall_of_places(places, users.targets, k).mean()) for k in KS}
 
 
 def our_lists(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
     lists = ExactRanking(model, catalogue, users).lists("score", 0.0, max(KS))
     found = per_user_metrics(lists, users.targets, KS)
-    return {f"recall_at_{k}": float(found[f"recall_at_{k}"].mean()) for k in KS}
+    return {recall_name(k): float(found[recall_name(k)].mean()) for k in KS}
 
 
 def theirs(users: np.ndarray, items: np.ndarray, targets: np.ndarray, brute_force: bool) -> None:
@@ -94,7 +95,7 @@ def by_numpy(users: np.ndarray, items: np.ndarray, targets: np.ndarray) -> dict[
     scores = users.astype(np.float64) @ items.T.astype(np.float64)
     order = np.lexsort([np.broadcast_to(tie_break, scores.shape), -scores]) + 1
     place = np.argmax(order == targets[:, None], axis=1)
-    return {f"recall_at_{k}": float((place < k).mean()) for k in KS}
+    return {recall_name(k): float((place < k).mean()) for k in KS}
 
 
 def main() -> None:

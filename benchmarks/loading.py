@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.names import Signature
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 
 _ROOT = Path(__file__).parent.parent
 _MIB = 2**20

@@ -39,7 +39,7 @@ from tensorflow_serving.apis import predict_pb2
 from benchmarks.servable_of_size import HISTORY, make_servable
 from contracts.names import Request, Signature
 from pipeline.benchmark_table import json_file
-from serving.local_client import decode, request_inputs
+from serving.servable_session import decode, request_inputs
 from serving.server.version import LoadedServable
 from serving.tensors import to_proto
 from serving.warmup import read_warmup

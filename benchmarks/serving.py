@@ -53,7 +53,7 @@ from pipeline.benchmark_table import json_file
 from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Asked, Corpus, exact_selection
 from serving.index_set import ScannIndexSet
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3

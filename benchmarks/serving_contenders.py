@@ -16,8 +16,8 @@ from contracts.config import ServingConfig
 from serving.exact_index import ExactIndexSet
 from serving.group_index import GroupIndex, build_group_index
 from serving.index_set import ScannIndexSet
-from serving.local_client import ServableSession
 from serving.merge import MERGES, plan_groups, select
+from serving.servable_session import ServableSession
 
 Outputs = dict[str, tf.Tensor]
 TUNING_USERS = 128

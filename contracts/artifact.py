@@ -112,6 +112,12 @@ def find_manifest(path: Path) -> Manifest | None:
         return None
 
 
+def find_current(path: Path, fingerprint: str) -> Manifest | None:
+    """The manifest at `path`, or None if there is no complete artifact of that fingerprint."""
+    manifest = find_manifest(path)
+    return manifest if manifest is not None and manifest.fingerprint == fingerprint else None
+
+
 def forget(path: Path) -> None:
     """Makes what is at `path` no artifact: whoever writes it next writes all of it."""
     storage.remove(current(path) / MANIFEST_NAME)

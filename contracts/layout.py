@@ -89,6 +89,12 @@ class ItemGroups:
         return self.path / "report.json"
 
 
+SAVED_MODEL = "saved_model.pb"
+"""The file by which TensorFlow and its servers know a saved model."""
+TRANSFORM_FN = "transform_fn"
+"""The saved model in a TFTransformOutput directory."""
+
+
 def vocabulary_file(feature: str) -> str:
     """Name of a feature's vocabulary in the transform's graph: text, one value a line."""
     return f"{feature}_vocabulary"
@@ -114,11 +120,11 @@ class Transform:
     @property
     def item_vocabularies(self) -> Path:
         """Directory of the item features' vocabularies, see `vocabulary_file`; row r is index r + 1."""
-        return self.item_graph / "transform_fn" / "assets"
+        return self.item_graph / TRANSFORM_FN / "assets"
 
     @property
     def user_vocabularies(self) -> Path:
-        return self.user_graph / "transform_fn" / "assets"
+        return self.user_graph / TRANSFORM_FN / "assets"
 
     @property
     def items(self) -> Path:
@@ -272,6 +278,11 @@ class Workdir:
         return self.evaluation / "metrics.json"
 
     @property
+    def breakdowns(self) -> Path:
+        """JSON: {model: {"group" or "user_activity": {label: {"value", "count"}}}}, of recall at 100."""
+        return self.evaluation / "breakdowns.json"
+
+    @property
     def plot(self) -> Path:
         """PNG: recall and coverage of every model."""
         return self.path / "metrics.png"
@@ -288,6 +299,16 @@ class Workdir:
     @property
     def validation(self) -> Path:
         return self.path / "validation"
+
+    @property
+    def validation_report(self) -> Path:
+        """JSON: what `serving.validate_process` found."""
+        return self.validation / "report.json"
+
+    @property
+    def failed_validation(self) -> Path:
+        """JSON as `validation_report`, of a servable that is not fit to serve."""
+        return self.path / "validation-failed.json"
 
     @property
     def served_metrics(self) -> Path:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from contracts.artifact import write_json
 from contracts.config import Section
+from contracts.layout import SAVED_MODEL
 
 LABELS_FILE = "serving.json"
 STABLE, CANARY = "stable", "canary"
@@ -67,7 +68,7 @@ def write_labels(base: Path, labels: ServingLabels) -> None:
 
 def versions_on_disk(base: Path) -> list[int]:
     """Numbers of the versions below `base`, ascending: what TF Serving takes for one."""
-    return [number for number in numbers_on_disk(base) if (base / str(number) / "saved_model.pb").exists()]
+    return [number for number in numbers_on_disk(base) if (base / str(number) / SAVED_MODEL).exists()]
 
 
 def numbers_on_disk(base: Path) -> list[int]:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import ConfigError, load_config
@@ -26,8 +24,7 @@ from pipeline.datasets import sequences
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.training_processes import training_processes
 from trainer.baselines import UNTRAINED, baseline_config
-from trainer.metrics import COVERAGE_K, NDCG_K, metrics_from_lists
-from trainer.ragged import Ragged
+from trainer.metric_names import metric_names
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +110,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
 def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
     """Of metrics that the file names: the default ones are shown where they are measured."""
     ks = sorted({k for run in runs for k in run.config.evaluation.ks})
-    one = np.ones(1, np.int64)
-    lists = dict.fromkeys((*ks, NDCG_K, COVERAGE_K), one[None])
-    measured = metrics_from_lists(
-        lists, Ragged(one, np.arange(2)), ks, np.zeros(2, np.int32), bootstrap_samples=0, confidence=0, seed=0
-    )
+    measured = metric_names(ks)
     unknown = [name for name in benchmark.metrics if name not in measured]
     if unknown and "metrics" in benchmark.model_fields_set:
         raise ValueError(
@@ -222,8 +215,7 @@ def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
 
     history: list[dict[str, Any]] = []
     if run.trained:
-        found = artifact.find_manifest(run.workdir.model(run.name).path)
-        if found is None or found.fingerprint != fingerprint:
+        if not artifact.find_current(run.workdir.model(run.name).path, fingerprint):
             train(run.config, run.workdir, run.name, fingerprint)
         history = json.loads(run.workdir.model(run.name).history.read_text(encoding="utf-8"))
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]

@@ -14,6 +14,7 @@ from contracts.config import BaselineName, Section
 from contracts.config_io import ConfigError
 from contracts.names import ScoredMerge
 from trainer.baselines import UNTRAINED
+from trainer.metric_names import COVERAGE, NDCG, recall_name
 
 Overrides = dict[str, Any]
 """`section.key` -> value."""
@@ -60,15 +61,7 @@ class BenchmarkConfig(Section):
     models: dict[str, BenchmarkModel] = Field({}, description="label -> model")
     axes: tuple[dict[str, Overrides], ...] = Field((), description="each: label -> config keys")
     merges: tuple[BenchmarkMerge, ...] = Field((BenchmarkMerge(),), description="of the product's own models")
-    metrics: tuple[str, ...] = (
-        "recall_at_10",
-        "recall_at_50",
-        "recall_at_100",
-        "recall_at_500",
-        "recall_at_1000",
-        "ndcg_at_10",
-        "catalog_coverage_at_100",
-    )
+    metrics: tuple[str, ...] = (*map(recall_name, (10, 50, 100, 500, 1000)), NDCG, COVERAGE)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> BenchmarkConfig:

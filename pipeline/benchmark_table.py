@@ -14,8 +14,8 @@ from typing import Any
 import contracts
 from contracts import artifact, storage
 from pipeline.benchmark_config import BenchmarkConfig
+from trainer.metric_names import heading
 
-_SHORT = {"recall_at_": "R@", "ndcg_at_": "N@", "catalog_coverage_at_": "cov@", "gini_at_": "gini@"}
 Cell = dict[str, float]
 
 
@@ -109,7 +109,7 @@ def _markdown(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], about: dic
         "validation.\n",
     ]
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        header = ["model", "lists", *(_heading(name) for name in shown), "epochs", "seconds"]
+        header = ["model", "lists", *(heading(name) for name in shown), "epochs", "seconds"]
         parts += [f"\n## {dataset}\n", _line(header), _line(["---"] * len(header))]
         for row in rows:
             if row["dataset"] == dataset:
@@ -117,12 +117,6 @@ def _markdown(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], about: dic
                 spent = [f"{row['epochs']:.0f}", f"{row['seconds']:.0f}"]
                 parts.append(_line([row["model"], row["lists"], *cells, *spent]))
     return "\n".join(parts) + "\n"
-
-
-def _heading(name: str) -> str:
-    for long, short in _SHORT.items():
-        name = name.replace(long, short)
-    return name
 
 
 def _show(cell: Cell) -> str:

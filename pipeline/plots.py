@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.metric_names import COVERAGE, recall_k, recall_name
+
 Metrics = dict[str, dict[str, dict[str, float]]]
 """model -> metric -> {"value", "low", "high"}."""
-
-_RECALL = "recall_at_"
-_COVERAGE = "catalog_coverage_at_"
 
 
 def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
@@ -20,14 +19,13 @@ def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=[3, 2], layout="constrained")
     for model, values in metrics.items():
-        ks = sorted(int(name.removeprefix(_RECALL)) for name in values if name.startswith(_RECALL))
-        cells = [values[f"{_RECALL}{k}"] for k in ks]
+        ks = sorted(k for name in values if (k := recall_k(name)))
+        cells = [values[recall_name(k)] for k in ks]
         line = left.plot(ks, [cell["value"] for cell in cells], marker="o", markersize=3, label=model)[0]
         left.fill_between(
             ks, [cell["low"] for cell in cells], [cell["high"] for cell in cells], alpha=0.12, color=line.get_color()
         )
-        coverage = next(cell["value"] for name, cell in values.items() if name.startswith(_COVERAGE))
-        right.barh(model, coverage, color=line.get_color())
+        right.barh(model, values[COVERAGE]["value"], color=line.get_color())
     title = f"Recall ({100 * confidence:g}% interval)"
     left.set(xscale="log", xlabel="candidates k", ylabel="recall@k, test users", title=title)
     left.legend(frameon=False)

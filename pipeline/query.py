@@ -54,7 +54,7 @@ def query(
     """
     from pipeline.histories import history_of
     from pipeline.report import candidates_table
-    from serving.local_client import ServableSession
+    from serving.servable_session import ServableSession
 
     if (user is None) == (history is None):
         raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")

@@ -20,8 +20,8 @@ from pipeline.histories import example_user, history_of
 from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
+from trainer.metric_names import COVERAGE, NDCG, heading, recall_k, recall_name
 
-_SHOWN_METRICS = ("recall_at", "ndcg_at", "catalog_coverage_at")
 _LEAST_SHOWN = 0.0005
 _SHOWN_CANDIDATES = 30
 _SHOWN_HISTORY = 8
@@ -57,30 +57,17 @@ def read_metrics(workdir: Workdir, *, served: bool) -> Metrics:
 
 
 def metrics_table(metrics: Metrics) -> Table:
-    """Models by metrics (R recall, N NDCG, cov catalogue coverage); ± is half the confidence interval's width."""
-    shown = [name for name in _metric_order(metrics) if name.startswith(_SHOWN_METRICS)]
+    """Models by metrics; ± is half the confidence interval's width."""
+    measured = {name for values in metrics.values() for name in values}
+    ks = sorted(k for name in measured if (k := recall_k(name)))
+    shown = [name for name in (*map(recall_name, ks), NDCG, COVERAGE) if name in measured]
     table = _table("Test users, whole catalogue ranked, seen items removed")
     table.add_column("model", no_wrap=True)
     for name in shown:
-        table.add_column(_heading(name), no_wrap=True)
+        table.add_column(heading(name), no_wrap=True)
     for model, values in metrics.items():
         table.add_row(model, *(_interval(values[name]) if name in values else "" for name in shown))
     return table
-
-
-def _heading(name: str) -> str:
-    return name.replace("recall_at_", "R@").replace("ndcg_at_", "N@").replace("catalog_coverage_at_", "cov@")
-
-
-def _metric_order(metrics: Metrics) -> list[str]:
-    """Metric names by kind, then by k."""
-    names = {name for values in metrics.values() for name in values}
-    return sorted(names, key=lambda name: (_kind(name), int(name.rsplit("_", 1)[1])))
-
-
-def _kind(name: str) -> int:
-    kinds = [kind for kind, prefix in enumerate(_SHOWN_METRICS) if name.startswith(prefix)]
-    return kinds[0] if kinds else len(_SHOWN_METRICS)
 
 
 def _interval(cell: dict[str, float]) -> str:
@@ -125,7 +112,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
 
 def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     """One user's last items and the candidates that the servable returns, group by group."""
-    from serving.local_client import ServableSession
+    from serving.servable_session import ServableSession
 
     user = example_user(config, workdir)
     history = history_of(config, workdir, user)

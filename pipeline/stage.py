@@ -42,8 +42,7 @@ class Stage:
 
     def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:
         """Whether every output exists whole and was made by the same code from the same inputs and config."""
-        manifests = [artifact.find_manifest(path) for path in self.outputs(config, workdir)]
-        return all(manifest is not None and manifest.fingerprint == fingerprint for manifest in manifests)
+        return all(artifact.find_current(path, fingerprint) for path in self.outputs(config, workdir))
 
 
 def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:

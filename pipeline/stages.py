@@ -69,8 +69,7 @@ def _train(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
     _require_users(workdir)
     for name, model_config in _model_configs(config).items():
-        found = artifact.find_manifest(workdir.model(name).path)
-        if found is None or found.fingerprint != fingerprint:
+        if not artifact.find_current(workdir.model(name).path, fingerprint):
             train(model_config, workdir, name, fingerprint)
 
 

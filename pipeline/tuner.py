@@ -24,6 +24,7 @@ from contracts.lock import holding
 from contracts.names import ScoredMerge
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.training_processes import training_processes
+from trainer.metric_names import recall_name
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[floa
     config = config.model_copy(update={"evaluation": evaluation})
     train(config, workdir, name, artifact.fingerprint(config.model_dump(mode="json")))
     tables = evaluate_lists(config, workdir, name, Split.VALIDATION, _MERGES)
-    return [table[f"recall_at_{k}"]["value"] for table in tables]
+    return [table[recall_name(k)]["value"] for table in tables]
 
 
 def _write(study: optuna.Study, config: Config, workdir: Path) -> Tuned:

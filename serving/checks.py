@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.exact_merge import Asked, Corpus, Selection, exact_selection
-from serving.local_client import Recommendations
+from serving.servable_session import Recommendations
 
 SCORE_TOLERANCE = 1e-4
 INT8_SCORE_TOLERANCE = 3e-2
@@ -31,7 +31,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ListsVerdict:
     """What was found.
 
     Attributes:
@@ -53,7 +53,7 @@ def check_lists(
     asked: Asked,
     recall_target: float,
     tolerance: float = SCORE_TOLERANCE,
-) -> Verdict:
+) -> ListsVerdict:
     """Checks the lists of one batch, whose items `index_of` finds in the corpus.
 
     Checked: ids are of the catalogue, distinct, not excluded, in the group claimed, and that group may
@@ -91,7 +91,7 @@ def check_lists(
     recall = _recall(corpus, exact, at, present, asked, tolerance)
     if recall < recall_target:
         failures.append(f"recall against the exact merge is {recall:.4f}, below {recall_target}")
-    return Verdict(failures, recall, float(error.max(initial=0.0)))
+    return ListsVerdict(failures, recall, float(error.max(initial=0.0)))
 
 
 def _out_of_order(lists: Recommendations, present: np.ndarray, asked: Asked, exact: Selection) -> np.ndarray:

@@ -13,13 +13,13 @@ import tensorflow as tf
 
 from contracts.artifact import Manifest, write_json
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Split
 from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
 from serving.features import UserFeatures, VocabularyLookup, user_feature_configs
 from serving.group_index import GroupIndex
-from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
+from serving.index_build import build_indexes, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes, write_indexes
 from serving.requests import UserRequests, user_requests
@@ -58,7 +58,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     catalogue = Catalogue.for_config(config, workdir)
     model = load_model(config, workdir, model_name)
     model.fix_candidates()
-    embeddings = embed_catalogue(model, catalogue.num_items)
+    embeddings = model.catalogue_embeddings()
     parts = _Parts(
         config=config,
         workdir=workdir,
@@ -100,7 +100,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
                 "groups": parts.catalogue.num_groups,
                 "warmup_requests": len(warmup),
             },
-            files=["saved_model.pb", str(WARMUP_FILE)],
+            files=[SAVED_MODEL, str(WARMUP_FILE)],
             details={"model": parts.model_name, "index": index, **_details(parts.config), **about},
             seconds=round(time.monotonic() - started, 3),
         )

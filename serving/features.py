@@ -14,11 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import Config, Feature
-from contracts.layout import Workdir
+from contracts.layout import SAVED_MODEL, TRANSFORM_FN, Workdir
 from contracts.names import Request
 from trainer.catalogue import Catalogue
-
-_TRANSFORM_FN = "transform_fn"
 
 
 def user_feature_configs(config: Config) -> tuple[Feature, ...]:
@@ -41,9 +39,9 @@ class TransformGraph(tf.Module):
             ValueError: there is none.
         """
         super().__init__(name="transform_graph")
-        saved_model = path / _TRANSFORM_FN
-        if not (saved_model / "saved_model.pb").exists():
-            raise ValueError(f"no transform graph at {path}: it must hold {_TRANSFORM_FN}; run the transform stage")
+        saved_model = path / TRANSFORM_FN
+        if not (saved_model / SAVED_MODEL).exists():
+            raise ValueError(f"no transform graph at {path}: it must hold {TRANSFORM_FN}; run the transform stage")
         self._loaded = tf.saved_model.load(str(saved_model))
         (self._inputs,), _ = self._loaded.transform_fn.structured_input_signature
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import tensorflow as tf
 
 from contracts.config import ServingConfig
 from contracts.layout import Workdir
@@ -18,7 +17,6 @@ from trainer.model import TwoTowerModel
 from trainer.ranking import encode_users
 
 _TUNING_USERS = 128
-_EMBEDDING_CHUNK = 16_384
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,6 @@ def group_members(catalogue: Catalogue) -> list[np.ndarray]:
     by_id = np.argsort(catalogue.item_ids.astype(str), kind="stable").astype(np.int32) + 1
     group = catalogue.group_id[by_id]
     return [by_id[group == one] for one in range(catalogue.num_groups)]
-
-
-def embed_catalogue(model: TwoTowerModel, num_items: int) -> np.ndarray:
-    """float32 [num_items + 1, dim], row 0 being padding."""
-    starts = range(0, num_items + 1, _EMBEDDING_CHUNK)
-    chunks = [tf.range(start, min(start + _EMBEDDING_CHUNK, num_items + 1), dtype=tf.int64) for start in starts]
-    return np.concatenate([model.candidate_embeddings(chunk).numpy() for chunk in chunks])
 
 
 def tuning_queries(workdir: Workdir, model: TwoTowerModel) -> np.ndarray:

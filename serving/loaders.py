@@ -1,4 +1,4 @@
-"""TensorFlow's other loaders, beside `local_client.ServableSession`."""
+"""TensorFlow's other loaders, beside `servable_session.ServableSession`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import scann
 import tensorflow as tf
 
 import contracts
-from serving.local_client import Servable
+from serving.servable_session import Servable
 from serving.signatures import read_signatures
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
-from serving.local_client import ServableSession
 from serving.requests import UserRequests, user_requests
+from serving.servable_session import ServableSession
 from trainer.catalogue import Catalogue
 from trainer.evaluate import lengths_to_measure, measure
 from trainer.input_pipeline import EvaluationUsers

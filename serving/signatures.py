@@ -9,10 +9,12 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from contracts.layout import SAVED_MODEL
+
 
 def read_signatures(version: Path) -> Mapping[str, Any]:
     """Name -> SignatureDef of a version directory, read from the file: nothing is loaded."""
-    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    saved = saved_model_pb2.SavedModel.FromString((version / SAVED_MODEL).read_bytes())
     return {
         name: definition
         for name, definition in saved.meta_graphs[0].signature_def.items()

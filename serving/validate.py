@@ -17,8 +17,6 @@ from contracts.layout import SERVED_MODEL, Workdir
 
 log = logging.getLogger(__name__)
 
-REPORT_FILE = "report.json"
-
 
 def validate(
     config: Config,
@@ -29,7 +27,7 @@ def validate(
 ) -> Manifest:
     """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
-    The report is `workdir.validation / "report.json"`; beside it, the servable's metrics are `workdir.served_metrics`.
+    The report is `workdir.validation_report`; beside it, the servable's metrics are `workdir.served_metrics`.
 
     Args:
         config: what the servable was exported with.
@@ -42,8 +40,8 @@ def validate(
         ValueError: a check failed, or the servable cannot be loaded; the message names it.
     """
     with writing(workdir.validation, "validation", fingerprint) as artifact:
-        report_path = artifact.path / REPORT_FILE
-        config_path = artifact.path / "config.yaml"
+        report_path = artifact.path / workdir.validation_report.name
+        config_path = artifact.path / workdir.config.name
         config_path.write_text(dump_config(config), encoding="utf-8")
         arguments = [str(path.absolute()) for path in (workdir.path, servable, config_path, report_path)]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
@@ -62,13 +60,14 @@ def validate(
                 raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{errors.read()[-2000:]}")
         report = json.loads(report_path.read_text(encoding="utf-8"))
         if report["failures"]:
-            failed = workdir.path / "validation-failed.json"
-            write_json(failed, report)
+            write_json(workdir.failed_validation, report)
             raise ValueError(
-                f"{servable} is not fit to serve:\n  " + "\n  ".join(report["failures"]) + f"\nThe report is {failed}."
+                f"{servable} is not fit to serve:\n  "
+                + "\n  ".join(report["failures"])
+                + f"\nThe report is {workdir.failed_validation}."
             )
         artifact.counts["requests"] = report["requests"]
-        artifact.files += [REPORT_FILE, "config.yaml"]
+        artifact.files += [report_path.name, config_path.name]
         if metrics is not None:
             write_json(artifact.path / workdir.served_metrics.name, {SERVED_MODEL: metrics})
             artifact.files.append(workdir.served_metrics.name)

@@ -21,11 +21,11 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
-from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, Verdict, check_lists
+from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, ListsVerdict, check_lists
 from serving.exact_merge import Asked, Corpus
 from serving.loaders import SCANN_OPS, CServable, EagerServable
-from serving.local_client import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.requests import UserRequests, user_requests
+from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.versions import exported_versions
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
@@ -100,7 +100,7 @@ def _check_servable(
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
         eager = EagerServable(path)
-        verdicts: dict[str, list[Verdict]] = {name: [] for name in _CONTROLS}
+        verdicts: dict[str, list[ListsVerdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
             embedded = _embed(session, requests, rows, index_of)
             for name, controls in _CONTROLS.items():
@@ -125,7 +125,7 @@ def _check_servable(
 
 
 def _over_all_batches(
-    verdicts: Mapping[str, list[Verdict]], num_requests: list[int], target: float
+    verdicts: Mapping[str, list[ListsVerdict]], num_requests: list[int], target: float
 ) -> tuple[dict[str, float], list[str]]:
     """Recall of each way of asking, and what failed; `num_requests` are those of each batch."""
     recalls, failures = {}, []
@@ -160,7 +160,7 @@ def _check_lists(
     index_of: Mapping[str, int],
     embedded: Embedded,
     lists: Recommendations,
-) -> Verdict:
+) -> ListsVerdict:
     serving, (rows, num_groups) = config.serving, embedded.intent.shape
     alike = Asked.alike(rows, num_groups, serving.merge, serving.num_candidates, serving.alpha, config.intent_in_score)
     per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}

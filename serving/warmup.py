@@ -10,8 +10,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from contracts.names import Signature
-from serving.local_client import request_inputs
 from serving.requests import UserRequests
+from serving.servable_session import request_inputs
 
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 

@@ -24,7 +24,7 @@ from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from serving.export import export
 from serving.features import TransformGraph, UserFeatures, VocabularyLookup
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 from serving.signature_spec import SignatureSpec
 from trainer.catalogue import Catalogue
 from trainer.train import train

@@ -8,8 +8,6 @@ import tensorflow as tf
 from trainer.catalogue import Catalogue
 from trainer.layers.feature_embedding import FeatureEmbedding
 
-_ROWS_AT_ONCE = 16_384
-
 
 class CandidateTower(tf.keras.layers.Layer):
     """v_i = id embedding + side features + projected co-occurrence embedding.
@@ -51,11 +49,6 @@ class CandidateTower(tf.keras.layers.Layer):
                 name="cooccurrence_projection", shape=[catalogue.cooccurrence.shape[1], dim], initializer="zeros"
             )
 
-    @property
-    def num_rows(self) -> int:
-        """Padding, items and buckets."""
-        return int(self._id_table.shape[0])
-
     def _constant_table(self, name: str, values: np.ndarray) -> tf.Variable:
         return self.add_weight(
             name=f"{name}_of_items",
@@ -82,13 +75,14 @@ class CandidateTower(tf.keras.layers.Layer):
 class FixedCandidates(tf.keras.layers.Layer):
     """What serving needs of an item tower that learns no more: its vectors, in one table."""
 
-    def __init__(self, tower: CandidateTower, name: str = "candidate_tower"):
+    def __init__(self, vectors: np.ndarray, name: str = "candidate_tower"):
+        """`vectors`: float32 [num_items + 1, dim], by item_index."""
         super().__init__(name=name)
-        starts = range(0, tower.num_rows, _ROWS_AT_ONCE)
-        chunks = [tf.range(start, min(start + _ROWS_AT_ONCE, tower.num_rows), dtype=tf.int64) for start in starts]
-        vectors = tf.concat([tower(chunk) for chunk in chunks], 0)
         self._table = self.add_weight(
-            name="embeddings", shape=vectors.shape, initializer=lambda shape, dtype: vectors, trainable=False
+            name="embeddings",
+            shape=vectors.shape,
+            initializer=lambda shape, dtype: tf.constant(vectors, dtype),
+            trainable=False,
         )
 
     def call(self, item_index: tf.Tensor, id_row: tf.Tensor | None = None) -> tf.Tensor:

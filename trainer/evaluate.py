@@ -15,15 +15,8 @@ from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metrics import (
-    COVERAGE_K,
-    NDCG_K,
-    MetricTable,
-    mean_by,
-    metrics_from_lists,
-    per_user_metrics,
-    target_recall,
-)
+from trainer.metric_names import COVERAGE_K, NDCG_K, recall_name
+from trainer.metrics import MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.train import load_model
@@ -93,15 +86,14 @@ def evaluate_lists(
 def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Evaluates the product and `evaluation.baselines` on the test split into `workdir.evaluation`.
 
-    Writes metrics.json (`Evaluation.metrics`) and breakdowns.json (`Evaluation.breakdowns`).
+    Writes `Workdir.metrics` and `Workdir.breakdowns`.
     """
     models = {name: str(name) for name in config.evaluation.baselines} | {MAIN_MODEL: PER_GROUP}
     with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, models)
-        breakdowns = "breakdowns.json"
-        write_json(artifact.path / workdir.metrics.name, evaluation.metrics)
-        write_json(artifact.path / breakdowns, evaluation.breakdowns)
-        artifact.files += [workdir.metrics.name, breakdowns]
+        for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
+            write_json(artifact.path / path.name, found)
+            artifact.files.append(path.name)
     return read_manifest(workdir.evaluation)
 
 
@@ -129,7 +121,7 @@ def measure(
 def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> dict[str, Any]:
     """recall_at_100 by the target's group and by the user's activity."""
     by_target = target_recall(lists, users.targets, BREAKDOWN_K)
-    by_user = per_user_metrics(lists, users.targets, [BREAKDOWN_K])[f"recall_at_{BREAKDOWN_K}"]
+    by_user = per_user_metrics(lists, users.targets, [BREAKDOWN_K])[recall_name(BREAKDOWN_K)]
     rank = np.argsort(np.argsort(users.seen.lengths, kind="stable"), kind="stable")
     groups = {group: str(group) for group in range(catalogue.num_groups)}
     return {

@@ -9,15 +9,12 @@ from typing import Any
 import click
 import numpy as np
 import pyarrow.parquet as pq
-import tensorflow as tf
 
 from contracts.artifact import read_manifest
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
 from trainer.train import load_model
-
-_CHUNK = 1 << 16
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
@@ -31,10 +28,10 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     config = read_stored_config(trained.config)
     model = load_model(config, workdir, name)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
-    starts = range(1, len(ids) + 1, _CHUNK)
-    chunks = [tf.range(start, min(start + _CHUNK, len(ids) + 1), dtype=tf.int64) for start in starts]
-    embeddings = np.concatenate([model.candidate_embeddings(chunk).numpy() for chunk in chunks])
-    arrays: dict[str, Any] = {EmbeddingColumn.ITEM_ID: np.array(ids, str), EmbeddingColumn.EMBEDDING: embeddings}
+    arrays: dict[str, Any] = {
+        EmbeddingColumn.ITEM_ID: np.array(ids, str),
+        EmbeddingColumn.EMBEDDING: model.catalogue_embeddings()[1:],
+    }
     np.savez(path, **arrays)
     return len(ids)
 

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from trainer.metric_names import COVERAGE, COVERAGE_K, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, recall_name
 from trainer.ragged import Ragged
-
-NDCG_K = 10
-COVERAGE_K = 100
 
 MetricTable = dict[str, dict[str, float]]
 """metric -> {"value", "low", "high"}."""
@@ -118,7 +116,7 @@ def metrics_from_lists(
     confidence: float,
     seed: int,
 ) -> MetricTable:
-    """All metrics of ranked lists, served or exact.
+    """All metrics of ranked lists, served or exact, by their `metric_names`.
 
     Coverage and Gini are properties of all lists together; they have no interval over users and
     repeat their value.
@@ -127,7 +125,7 @@ def metrics_from_lists(
         lists: M -> int [num_users, <= M], item_index, best first, 0 = absent: what a request for M candidates gets, for
             each M of `ks`, `NDCG_K` and `COVERAGE_K`. A metric at k is that of the lists of M = k.
         targets: one row a user, at least one target each.
-        ks: the k of recall_at_k.
+        ks: the k of recall.
         group_id: int [num_items + 1], row 0 = padding.
 
     Raises:
@@ -136,10 +134,10 @@ def metrics_from_lists(
     for of_length in lists.values():
         if len(of_length) != len(targets):
             raise ValueError(f"metrics need a list for each user: got {len(of_length)} lists and {len(targets)} users")
-    per_user = {f"recall_at_{k}": recall_at_k(hits(lists[k], targets), targets.lengths, k) for k in ks}
-    per_user["ndcg_at_10"] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
+    per_user = {recall_name(k): recall_at_k(hits(lists[k], targets), targets.lengths, k) for k in ks}
+    per_user[NDCG] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
     covering = lists[COVERAGE_K][:, :COVERAGE_K]
-    per_user["groups_per_list_at_100"] = groups_per_list(covering, group_id)
+    per_user[GROUPS_PER_LIST] = groups_per_list(covering, group_id)
     # One bootstrap for all of them: its draws of users cost more than the rest.
     values = np.stack([column.astype(np.float64) for column in per_user.values()], axis=1)
     low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
@@ -148,19 +146,16 @@ def metrics_from_lists(
         for column, name in enumerate(per_user)
     }
     num_items = len(group_id) - 1
-    for name, value in (
-        ("catalog_coverage_at_100", catalog_coverage(covering, num_items)),
-        ("gini_at_100", gini(covering, num_items)),
-    ):
+    for name, value in ((COVERAGE, catalog_coverage(covering, num_items)), (GINI, gini(covering, num_items))):
         table[name] = {"value": value, "low": value, "high": value}
     return table
 
 
 def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """recall_at_{k} and ndcg_at_10 of each user: name -> float64 [num_users]."""
+    """Recall at each k, and NDCG, of each user: name -> float64 [num_users]."""
     hit = hits(lists, targets)
-    result = {f"recall_at_{k}": recall_at_k(hit, targets.lengths, k) for k in ks}
-    result["ndcg_at_10"] = ndcg_at_k(hit, targets.lengths, NDCG_K)
+    result = {recall_name(k): recall_at_k(hit, targets.lengths, k) for k in ks}
+    result[NDCG] = ndcg_at_k(hit, targets.lengths, NDCG_K)
     return result
 
 

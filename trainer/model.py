@@ -18,7 +18,7 @@ from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
-from trainer.losses import log_sum_exp, z_loss
+from trainer.log_partitions import log_sum_exp, z_loss
 from trainer.model_parts import conditioning, group_tokens, intent_head, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
@@ -26,6 +26,8 @@ from trainer.replicas import mean_over_replicas
 from trainer.softmax_terms import SoftmaxTerms
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
+
+_ITEMS_AT_ONCE = 16_384
 
 
 class TwoTowerModel(tfrs.Model):
@@ -107,13 +109,19 @@ class TwoTowerModel(tfrs.Model):
         """int64 [num_items] -> float32 [num_items, dim]."""
         return self._candidate_tower(item_index)
 
+    def catalogue_embeddings(self) -> np.ndarray:
+        """float32 [num_items + 1, dim], by item_index, row 0 being padding."""
+        starts = range(0, self._num_items + 1, _ITEMS_AT_ONCE)
+        chunks = [tf.range(start, min(start + _ITEMS_AT_ONCE, self._num_items + 1), dtype=tf.int64) for start in starts]
+        return np.concatenate([self.candidate_embeddings(chunk).numpy() for chunk in chunks])
+
     def fix_candidates(self) -> None:
         """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train.
 
         With `model.oov_buckets` it stays: there a cold item of a history has another vector than as a candidate.
         """
         if self._oov_buckets is None:
-            fixed = FixedCandidates(self._candidate_tower)
+            fixed = FixedCandidates(self.catalogue_embeddings())
             del self._candidate_tower
             self._candidate_tower = fixed
 

@@ -11,7 +11,7 @@ from trainer.candidate_tower import CandidateTower
 from trainer.group_blocks import GroupBlocks
 from trainer.index_ops import repeat
 from trainer.input_pipeline import WindowBatch
-from trainer.losses import group_log_partitions, log_add_exp, log_sum_exp, shared_log_partitions
+from trainer.log_partitions import group_log_partitions, log_add_exp, log_sum_exp, shared_log_partitions
 from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
 

@@ -7,7 +7,7 @@ import abc
 import tensorflow as tf
 
 from trainer.layers.group_conditioning import GroupConditioning
-from trainer.losses import group_scores
+from trainer.log_partitions import group_scores
 
 
 class UserVectors(abc.ABC):

@@ -108,7 +108,7 @@ def warm_start(
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
-    groups = match_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
+    groups = continued_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
     values = _feature_rows(now, earlier, workdir, earlier_workdir)
     fresh, kept_values = [], 0
     for layer, weights, sources in _paired_layers(model, earlier_model):
@@ -141,7 +141,7 @@ def warm_start(
     return result
 
 
-def match_groups(
+def continued_groups(
     group: np.ndarray, earlier_group: np.ndarray, items: np.ndarray, num_groups: int, num_earlier: int
 ) -> GroupMatch:
     """Matches groups by common items: each new group continues the earlier one with most of its items.

@@ -18,8 +18,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from contracts import artifact
+from pipeline.datasets import KIND
 
-KIND = "dataset"
 FIRST_DAY = date(2024, 1, 1)
 _DAY_SECONDS = 86_400
 _SESSION_GAP_SECONDS = 60
@@ -62,8 +62,7 @@ def generate(log: DriftingLog, out: Path) -> artifact.Manifest:
             f"{log.num_days} days, {log.num_items} items, {log.num_topics} topics, {log.topics_per_user} topics a user"
         )
     fingerprint = artifact.fingerprint(vars(log))
-    manifest = artifact.find_manifest(out)
-    if manifest and manifest.fingerprint == fingerprint:
+    if manifest := artifact.find_current(out, fingerprint):
         return manifest
     rng = np.random.default_rng(log.seed)
     topic_of_item = np.sort(rng.integers(0, log.num_topics, log.num_items))

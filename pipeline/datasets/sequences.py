@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from contracts import artifact
 from contracts.names import EventColumn
+from pipeline.datasets import KIND
 
-KIND = "dataset"
 EVENTS = "events.parquet"
 
 
@@ -30,8 +30,7 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
     except OSError as error:
         raise ValueError(f"cannot read the sequences {source}: {error.strerror}; name the file that has them") from None
     fingerprint = artifact.fingerprint(str(source.resolve()), status.st_size, status.st_mtime_ns)
-    manifest = artifact.find_manifest(out)
-    if manifest and manifest.fingerprint == fingerprint:
+    if manifest := artifact.find_current(out, fingerprint):
         return manifest
     user, item = _read(source)
     order = np.argsort(user, kind="stable")

@@ -19,8 +19,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from contracts import artifact
+from pipeline.datasets import KIND
 
-KIND = "dataset"
 FEEDBACK_LEVELS = ("exposure", "click", "purchase")
 _START_SECONDS = 1_700_000_000
 
@@ -55,8 +55,7 @@ def generate(log: SyntheticLog, out: Path) -> artifact.Manifest:
             f"items, {log.num_topics} topics, {log.topics_per_user} topics a user"
         )
     fingerprint = artifact.fingerprint(vars(log))
-    manifest = artifact.find_manifest(out)
-    if manifest and manifest.fingerprint == fingerprint:
+    if manifest := artifact.find_current(out, fingerprint):
         return manifest
     rng = np.random.default_rng(log.seed)
     topic_of_item = np.sort(rng.integers(0, log.num_topics, log.num_items))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.metrics import NDCG_K, catalog_coverage, ndcg_at_k, recall_at_k
+from trainer.metric_names import NDCG_K
+from trainer.metrics import catalog_coverage, ndcg_at_k, recall_at_k
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.plan import Plan
 from pipeline.stages import exported_servable
+from trainer.metric_names import NDCG, recall_name
 
 KIND = "blessing"
 
@@ -50,8 +51,8 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
 def summary(holdout: Holdout, measured: Measured, k: int) -> dict[str, Any]:
     """Means over users, for people and records."""
     return {
-        f"recall_at_{k}": round(float(measured.recall.mean()), 5),
-        "ndcg_at_10": round(float(measured.ndcg.mean()), 5),
+        recall_name(k): round(float(measured.recall.mean()), 5),
+        NDCG: round(float(measured.ndcg.mean()), 5),
         "coverage": round(measured.coverage, 5),
         "filled": round(measured.filled, 5),
         "cold_share": round(measured.cold_share, 5),

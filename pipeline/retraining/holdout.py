@@ -15,7 +15,7 @@ from contracts.names import Split
 from pipeline.retraining.evidence import Answers, Holdout
 
 if TYPE_CHECKING:
-    from serving.local_client import ServableSession
+    from serving.servable_session import ServableSession
 
 _BATCH = 64
 _TIMED_REQUESTS = 60
@@ -61,7 +61,7 @@ class HoldoutUsers:
         Raises:
             ValueError: there is no servable at a path.
         """
-        from serving.local_client import ServableSession
+        from serving.servable_session import ServableSession
 
         lists, milliseconds = [], []
         sessions = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from contracts.artifact import write_json
 from contracts.config import Config
-from contracts.layout import RetrainRun, Store, Workdir
+from contracts.layout import SAVED_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import (
     CANARY,
     STABLE,
@@ -22,11 +22,10 @@ from contracts.serving_labels import (
     versions_on_disk,
     write_labels,
 )
-from contracts.storage import STAGING_MARK, rename_durably
+from contracts.storage import STAGING_MARK
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import all_records
-
-_SAVED_MODEL = "saved_model.pb"
+from serving.versions import appearing
 
 
 def publish(
@@ -157,20 +156,12 @@ def _is_free_for(source: Path, version: Path) -> bool:
 
 
 def _appear(source: Path, version: Path) -> None:
-    """Copies beside the base path, `saved_model.pb` last, then renames: on any file system it is whole when seen."""
+    """Copies `saved_model.pb` last: on any file system the version is whole when a server sees it."""
     if version.exists():
         return
-    base = version.parent
-    base.mkdir(parents=True, exist_ok=True)
-    for left in base.parent.glob(f"{base.name}{STAGING_MARK}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    staging = base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
-    try:
-        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(_SAVED_MODEL), copy_function=_link_or_copy)
-        _link_or_copy(str(source / _SAVED_MODEL), str(staging / _SAVED_MODEL))
-        rename_durably(staging, version)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with appearing(version) as staging:
+        shutil.copytree(source, staging, ignore=shutil.ignore_patterns(SAVED_MODEL), copy_function=_link_or_copy)
+        _link_or_copy(str(source / SAVED_MODEL), str(staging / SAVED_MODEL))
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -19,15 +19,6 @@ from contracts.names import EventColumn, ItemColumn
 from pipeline.retraining.spans import Span
 
 _DAY = 86_400 * 1_000_000
-_PLAIN = pa.schema(
-    [
-        (EventColumn.USER_ID, pa.string()),
-        (EventColumn.ITEM_ID, pa.string()),
-        (EventColumn.TIMESTAMP, pa.int64()),
-        (EventColumn.FEEDBACK_LEVEL, pa.int8()),
-        (EventColumn.SPLIT, pa.int8()),
-    ]
-)
 _LEAST_EARLIER = 3
 """Spans that it takes to say what is usual."""
 _EARLY = 0.01
@@ -65,19 +56,22 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             breaks the schema.
     """
     from beam_jobs import ingest
+    from beam_jobs.bucket_file import EVENT_SCHEMA
     from beam_jobs.statistics_steps import count_events
 
     data = config.data.model_copy(update={"events": span.files})
     own = Config(data=data, beam=config.beam)
     code = artifact.code_of("contracts", "beam_jobs")
     wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=set(LIMITS_OF_DATA)), span.identity())
-    found = artifact.find_manifest(parts.events.path)
-    if found is None or found.fingerprint != wanted:
+    found = artifact.find_current(parts.events.path, wanted)
+    if found is None:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.
         found = ingest.run(_compared(own, before), Workdir(parts.path), wanted)
-    profile = artifact.find_manifest(parts.profile)
-    if profile is None or profile.fingerprint != wanted:
-        table = pa.concat_tables([pq.read_table(parts.events.path / name).cast(_PLAIN) for name in found.files])
+    profile = artifact.find_current(parts.profile, wanted)
+    if profile is None:
+        columns = EVENT_SCHEMA.names
+        files = [pq.read_table(parts.events.path / name, columns=columns) for name in found.files]
+        table = pa.concat_tables([file.cast(EVENT_SCHEMA) for file in files])
         levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
         items, users = count_events(table, levels >= data.feedback.target_level_index)
         with artifact.writing(parts.profile, SpanParts.PROFILE_KIND, wanted) as writer:

@@ -18,6 +18,7 @@ from contracts.serving_labels import effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import Record, all_records, record_of_version
 from pipeline.stages import exported_servable
+from trainer.metric_names import recall_k
 
 _DIFF_USERS = 5
 _DIFF_LENGTH = 10
@@ -41,7 +42,7 @@ def versions_table(store: Store) -> Table:
     labels, on_disk = _labels(store)
     table = Table("version", "label", "on disk", "outcome", "trained", "spans", "recall", "reference", box=None)
     for record in all_records(store):
-        name = next(key for key in record.metrics["candidate"] if key.startswith("recall_at_"))
+        name = next(key for key in record.metrics["candidate"] if recall_k(key))
         table.add_row(
             str(record.version or "-"),
             ", ".join(label for label, version in labels.items() if version == record.version) or "",
@@ -174,8 +175,8 @@ def _groups_difference(store: Store, first: Record, second: Record) -> Text:
 def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     """The first items that both versions give to the same users of the second's holdout."""
     from contracts.names import Split
-    from serving.local_client import ServableSession
     from serving.requests import user_requests
+    from serving.servable_session import ServableSession
     from trainer.catalogue import Catalogue
     from trainer.input_pipeline import EvaluationUsers
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tensorflow_serving.apis import get_model_status_pb2, status_pb2
 
 from contracts.config import ServerConfig
+from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import STABLE, effective_labels, versions_on_disk
 from serving.server.batcher import Workers
 from serving.server.errors import Code, RequestError, invalid
@@ -197,7 +198,7 @@ def _state(version: Path) -> tuple[int, int] | None:
 
     None if it holds no graph.
     """
-    if not (version / "saved_model.pb").exists():
+    if not (version / SAVED_MODEL).exists():
         return None
     found = []
     for path in [version, *version.rglob("*")]:

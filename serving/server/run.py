@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.config import ServerConfig
+from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels
 from serving.server.grpc_api import start_grpc
 from serving.server.metrics import Metrics
@@ -44,7 +45,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
     for name, base in bases.items():
         if effective_labels(base) is None:
             raise ValueError(
-                f"no version of {name} below {base}: it must hold numbered directories with a saved_model.pb; "
+                f"no version of {name} below {base}: it must hold numbered directories with a {SAVED_MODEL}; "
                 "run the export stage"
             )
     asyncio.run(_serve_until_signalled(bases, config, on_start))

@@ -10,17 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scann  # noqa: F401  (registers the ops that the servable holds)
 import tensorflow as tf
 
 from contracts.config import ServerConfig
+from serving.servable_session import load_version, new_session
 from serving.server.batcher import Batcher, Workers
 from serving.server.errors import Code, RequestError, from_tensorflow, invalid
 from serving.server.metrics import Metrics
 from serving.signature_spec import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
-
-v1 = tf.compat.v1
 
 
 class LoadedServable:
@@ -32,16 +30,9 @@ class LoadedServable:
         Raises:
             ValueError: there is no servable, or it cannot be served; the message says why.
         """
-        options = v1.ConfigProto(
-            intra_op_parallelism_threads=num_threads,
-            inter_op_parallelism_threads=num_threads,
-            use_per_session_threads=num_threads > 0,
-        )
-        self._session = v1.Session(graph=tf.Graph(), config=options)
+        self._session = new_session(num_threads)
         try:
-            with self._session.graph.as_default():
-                meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
-            self.definitions = dict(meta_graph.signature_def)
+            self.definitions = dict(load_version(self._session, path))
             self.signatures = {
                 name: SignatureSpec(name, definition)
                 for name, definition in self.definitions.items()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.example_encoder import Ragged, encode_examples
-from beam_jobs.window_records import evaluation_users, user_blocks, window_spans
+from beam_jobs.window_records import evaluation_records, user_blocks, window_spans
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -96,7 +96,7 @@ def test_evaluation_users_by_hand() -> None:
     items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4])
     splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1])
     events = BucketEvents(users, items, np.arange(11), np.zeros(11, np.int64), splits, np.array([11, 12, 13]))
-    validation = evaluation_users(events, Split.VALIDATION, 2, 9)
+    validation = evaluation_records(events, Split.VALIDATION, 2, 9)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
         EvaluationField.USER_INDEX: ([11], [1]),
@@ -105,7 +105,7 @@ def test_evaluation_users_by_hand() -> None:
         EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
-    test = evaluation_users(events, Split.TEST, 2, 9)
+    test = evaluation_records(events, Split.TEST, 2, 9)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
     assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [3, 5, 7, 8]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]

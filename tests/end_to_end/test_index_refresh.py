@@ -10,7 +10,7 @@ import pytest
 from contracts.layout import MAIN_MODEL, Workdir
 from pipeline.stages import exported_servable
 from serving.export import MANIFEST_FILE
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 from tests.end_to_end.conftest import SmokeRun, run_dnc
 
 

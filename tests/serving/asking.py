@@ -9,9 +9,9 @@ import numpy as np
 
 from contracts.config import ServingConfig
 from contracts.names import MERGES
-from serving.checks import Embedded, Verdict, check_lists
+from serving.checks import Embedded, ListsVerdict, check_lists
 from serving.exact_merge import Asked, Corpus
-from serving.local_client import Recommendations, ServableSession
+from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
 
 
@@ -61,7 +61,7 @@ def check(
     histories: Sequence[Sequence[str]],
     controls: dict[str, Any],
     recall_target: float,
-) -> tuple[Verdict, Recommendations]:
+) -> tuple[ListsVerdict, Recommendations]:
     ids = catalogue.item_ids.tolist()
     queries, intent = session.query_embedding(histories)
     unwanted = controls.get("exclude_item_ids", [[]] * len(histories))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.group_index import as_array, build_group_index
-from serving.index_build import build_indexes, embed_catalogue, group_members, tuning_queries
+from serving.index_build import build_indexes, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes
 from serving.scann_resource import ScannResources, StoredIndexes
@@ -23,7 +23,7 @@ SERVING = make_config(recall_target=TUNED_RECALL).serving
 @pytest.fixture(scope="module")
 def parts(trained: Trained) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     model = load_model(trained.config, trained.workdir, MODEL)
-    embeddings = embed_catalogue(model, trained.catalogue.num_items)
+    embeddings = model.catalogue_embeddings()
     return tuning_queries(trained.workdir, model), embeddings, group_members(trained.catalogue)
 
 

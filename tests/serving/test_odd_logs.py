@@ -8,7 +8,7 @@ import pytest
 from contracts.config import Config
 from contracts.layout import Workdir
 from serving.export import export
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 from serving.versions import exported_versions
 from tests.serving.asking import check, corpus_of
 from tests.serving.transform_graphs import write_item_graph, write_user_graph

@@ -12,9 +12,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 from contracts.names import Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
 from serving.loaders import CServable
-from serving.local_client import Recommendations, ServableSession
 from serving.requests import user_requests
 from serving.servable_evaluation import evaluate_servable
+from serving.servable_session import Recommendations, ServableSession
 from serving.versions import last_version, next_version
 from serving.warmup import read_warmup
 from tests.serving.asking import check, corpus_of, random_controls

@@ -16,8 +16,8 @@ from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.export import export
 from serving.index_store import read_indexes
 from serving.loaders import CServable
-from serving.local_client import Recommendations
-from serving.validate import REPORT_FILE, validate
+from serving.servable_session import Recommendations
+from serving.validate import validate
 from serving.validate_process import check_servables
 from tests.serving.conftest import MODEL, Trained, make_config, write_model
 
@@ -42,7 +42,7 @@ def test_versions_count_up(servables, quota_servable):
 
 def test_good_servables_pass_under_three_loaders(trained, servables):
     manifest = validate(trained.config, trained.workdir, servables["scann"], "fingerprint")
-    report = json.loads((trained.workdir.validation / REPORT_FILE).read_text())
+    report = json.loads(trained.workdir.validation_report.read_text())
     assert manifest.counts["requests"] == report["requests"] > 0
     assert report["failures"] == []
     assert report["servables"] == manifest.details["servables"]

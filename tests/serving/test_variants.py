@@ -6,8 +6,8 @@ import tensorflow as tf
 
 from contracts.names import Split
 from serving.export import export
-from serving.local_client import ServableSession
 from serving.requests import user_requests
+from serving.servable_session import ServableSession
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.input_pipeline import EvaluationUsers

@@ -11,7 +11,7 @@ import numpy as np
 
 from contracts.names import Response, Signature
 from serving.loaders import EagerServable
-from serving.local_client import ServableSession, request_inputs
+from serving.servable_session import ServableSession, request_inputs
 
 
 def main() -> None:

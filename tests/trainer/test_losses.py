@@ -11,7 +11,7 @@ from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.group_blocks import GroupBlocks
 from trainer.index_ops import count, is_member, repeat
-from trainer.losses import (
+from trainer.log_partitions import (
     group_log_partitions,
     group_scores,
     log_add_exp,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
+from trainer.metric_names import COVERAGE_K, NDCG_K, metric_names
 from trainer.metrics import (
     bootstrap_intervals,
     catalog_coverage,
@@ -76,6 +77,12 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
     assert high[0] == pytest.approx(values.mean() + half, abs=half / 5)
     again = bootstrap_intervals(values, 1000, 0.95, seed=1)
     assert (low[0], high[0]) == (again[0][0], again[1][0])
+
+
+def test_all_that_is_measured_has_its_name() -> None:
+    lists = dict.fromkeys([1, 5, NDCG_K, COVERAGE_K], LISTS)
+    table = metrics_from_lists(lists, TARGETS, [1, 5], np.zeros(10, int), bootstrap_samples=0, confidence=0.95, seed=0)
+    assert sorted(table) == sorted(metric_names([1, 5]))
 
 
 def test_lists_and_users_must_match() -> None:

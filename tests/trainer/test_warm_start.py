@@ -19,7 +19,7 @@ from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
-from trainer.warm_start import GROUP_AXIS, match_groups, warm_start
+from trainer.warm_start import GROUP_AXIS, continued_groups, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
@@ -175,7 +175,7 @@ def test_a_split_group_shares_its_probability() -> None:
     """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new."""
     earlier = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     now = np.array([0, 0, 0, 0, 2, 2, 1, 1, 3])
-    match = match_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2)
+    match = continued_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2)
     assert match.earlier.tolist() == [0, 1, 0, -1]
     np.testing.assert_allclose(np.exp(match.log_share), [4 / 6, 1, 2 / 6, 1], rtol=1e-6)
 

@@ -6,7 +6,7 @@ import abc
 
 import tensorflow as tf
 
-from trainer.losses import group_scores
+from trainer.log_partitions import group_scores
 
 
 class GroupConditioning(tf.keras.layers.Layer):

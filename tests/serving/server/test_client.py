@@ -17,7 +17,7 @@ import pytest
 from contracts.names import Request, Response, Signature
 from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
-from serving.local_client import ServableSession
+from serving.servable_session import ServableSession
 
 
 @pytest.fixture(scope="module", params=["grpc", "rest"])

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.names import Request, Response, Signature
-from serving.local_client import ServableSession, request_inputs
+from serving.servable_session import ServableSession, request_inputs
 from serving.server.errors import Code
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from contracts.names import Response, Signature
-from serving.local_client import ServableSession, decode
+from serving.servable_session import ServableSession, decode
 from serving.server.rest_api import METRICS_PATH
 
 MODEL = "/v1/models/dnc_exact"

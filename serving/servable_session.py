@@ -14,6 +14,7 @@ import numpy as np
 import scann  # noqa: F401  (registers the ops that the servable holds)
 import tensorflow as tf
 
+from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 
 v1 = tf.compat.v1
@@ -107,22 +108,15 @@ class ServableSession(Servable):
     """One version of a servable. Use it as a context manager, or `close` it."""
 
     def __init__(self, path: Path, num_threads: int = 0):
-        """Loads `path`, a version directory; num_threads 0 leaves the choice to TensorFlow.
+        """Loads `path`, a version directory; `num_threads` as in `new_session`.
 
         Raises:
             ValueError: there is no servable at `path`.
         """
-        if not (path / "saved_model.pb").exists():
-            raise ValueError(f"no servable at {path}: it must be a version directory that holds saved_model.pb")
-        options = v1.ConfigProto(
-            intra_op_parallelism_threads=num_threads,
-            inter_op_parallelism_threads=num_threads,
-            use_per_session_threads=num_threads > 0,
-        )
-        self._session = v1.Session(graph=tf.Graph(), config=options)
-        with self._session.graph.as_default():
-            meta_graph = v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
-        self.signatures = meta_graph.signature_def
+        if not (path / SAVED_MODEL).exists():
+            raise ValueError(f"no servable at {path}: it must be a version directory that holds {SAVED_MODEL}")
+        self._session = new_session(num_threads)
+        self.signatures = load_version(self._session, path)
 
     def __enter__(self) -> ServableSession:
         return self
@@ -150,6 +144,23 @@ class ServableSession(Servable):
                 raise ValueError(f"{signature} has no input {name!r}; it has {sorted(definition.inputs)}")
         outputs = {name: info.name for name, info in definition.outputs.items()}
         return self._session.run(outputs, {definition.inputs[name].name: value for name, value in inputs.items()})
+
+
+def new_session(num_threads: int) -> tf.compat.v1.Session:
+    """An empty session with threads of its own; 0 leaves their number to TensorFlow."""
+    options = v1.ConfigProto(
+        intra_op_parallelism_threads=num_threads,
+        inter_op_parallelism_threads=num_threads,
+        use_per_session_threads=num_threads > 0,
+    )
+    return v1.Session(graph=tf.Graph(), config=options)
+
+
+def load_version(session: tf.compat.v1.Session, path: Path) -> Mapping[str, Any]:
+    """Loads a version directory into an empty session; returns name -> SignatureDef."""
+    with session.graph.as_default():
+        signatures: Mapping[str, Any] = v1.saved_model.load(session, [tf.saved_model.SERVING], str(path)).signature_def
+    return signatures
 
 
 def request_inputs(

@@ -1,4 +1,4 @@
-"""The training objective's terms, on logits of positives against a grid of candidates."""
+"""Log-partitions, log sum_j e^{s_j} over candidates j: of all, within groups, and the term that lets groups compare."""
 
 from __future__ import annotations
 

@@ -1,0 +1,103 @@
+"""A bucket's file of validated events: its columns, their order, and what is counted of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.files import write_parquet
+from beam_jobs.hashing import hash_strings
+from beam_jobs.payload import encode_ids, one_array
+from contracts.names import EventColumn, Split
+
+Int64 = npt.NDArray[np.int64]
+
+EVENT_SCHEMA = pa.schema(
+    [
+        (EventColumn.USER_ID, pa.string()),
+        (EventColumn.ITEM_ID, pa.string()),
+        (EventColumn.TIMESTAMP, pa.int64()),
+        (EventColumn.FEEDBACK_LEVEL, pa.int8()),
+    ]
+)
+"""Of events without a split."""
+
+
+class Splitting(Protocol):
+    """How events get their split."""
+
+    @property
+    def target_level(self) -> int:
+        """The least feedback level of a target."""
+
+    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+        """[num_events] `Split` of the events that `order_events` returns."""
+
+
+def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa.Table, dict[str, int]]:
+    """Writes a bucket's events in order, each once.
+
+    Args:
+        events: of `EVENT_SCHEMA`, in any order.
+
+    Returns:
+        what was written, without the splits, and its counts.
+    """
+    table, duplicates = order_events(events)
+    splits = splitting.assign(table)
+    write_parquet(table.append_column(EventColumn.SPLIT, pa.array(splits)), path)
+    users = one_array(table[EventColumn.USER_ID])
+    trained = (table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= splitting.target_level) & (splits == Split.TRAIN)
+    per_user = np.bincount(users.indices.to_numpy()[trained], minlength=len(users.dictionary))
+    return table, {
+        "events": table.num_rows,
+        "users": len(users.dictionary),
+        "duplicates": duplicates,
+        "users_without_targets": int((per_user < 2).sum()),
+        **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
+    }
+
+
+def order_events(events: pa.Table) -> tuple[pa.Table, int]:
+    """Sorts by (user_id, timestamp, item hash, item_id) and keeps the highest level of exact duplicates.
+
+    The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash:
+    a popular or low-numbered item must not systematically come last and become the target.
+
+    Returns:
+        the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
+        how many duplicates were dropped.
+    """
+    user_ids, users = _ranked(events[EventColumn.USER_ID])
+    item_ids, items = _ranked(events[EventColumn.ITEM_ID])
+    item_order = np.empty(len(item_ids), np.int64)
+    item_order[np.lexsort((np.arange(len(item_ids)), hash_strings(item_ids)))] = np.arange(len(item_ids))
+    times = events[EventColumn.TIMESTAMP].to_numpy()
+    levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
+    order = np.lexsort((-levels, item_order[items], times, users))
+    users, items, times, levels = users[order], items[order], times[order], levels[order]
+    keep = np.ones(len(users), bool)
+    keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])
+    table = pa.table(
+        {
+            EventColumn.USER_ID: pa.DictionaryArray.from_arrays(pa.array(users[keep].astype(np.int32)), user_ids),
+            EventColumn.ITEM_ID: pa.DictionaryArray.from_arrays(pa.array(items[keep].astype(np.int32)), item_ids),
+            EventColumn.TIMESTAMP: pa.array(times[keep]),
+            EventColumn.FEEDBACK_LEVEL: pa.array(levels[keep]),
+        }
+    )
+    return table, int((~keep).sum())
+
+
+def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
+    """Distinct ids in bytewise order, and each row's place among them."""
+    distinct, places = encode_ids(ids)
+    order = pc.sort_indices(distinct.cast(pa.binary()))
+    rank = np.empty(len(order), np.int64)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return distinct.take(order), rank[places]
