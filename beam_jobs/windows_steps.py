@@ -55,10 +55,12 @@ class WriteWindows(beam.DoFn):
         events = self._vocabulary.read_bucket(number, path)
         is_positive = events.levels >= self._config.data.feedback.target_level_index
         positives = events.where(is_positive)
-        train = positives.where(positives.splits == Split.TRAIN)
+        is_train, is_new = positives.splits == Split.TRAIN, ~is_repeat(positives, len(self._groups))
+        drops = self._config.windows.repeats == "drop"
+        train = positives.where(is_train & is_new if drops else is_train)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
-        counts: Counter[str] = Counter()
+        counts = Counter(train_repeats=int((is_train & ~is_new).sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
@@ -66,7 +68,7 @@ class WriteWindows(beam.DoFn):
             self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
             counts.update(of_draw if draw == 0 else {})
         for split in (Split.VALIDATION, Split.TEST):
-            users = evaluation_users(positives, split, self._config.windows.length, len(self._groups))
+            users = evaluation_users(positives, split, self._config.windows.length, len(self._groups), drops)
             self._write(split, number, iter([encode_examples(users.features)]))
             counts.update(
                 {
