@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,9 @@ class EvaluationRecords:
         return len(self.features[EvaluationField.TARGET_ITEM_INDEX].values)
 
 
-def evaluation_records(positives: BucketEvents, split: Split, length: int, num_items: int) -> EvaluationRecords:
+def evaluation_records(
+    positives: BucketEvents, split: Split, length: int, num_items: int, drop_repeats: bool
+) -> EvaluationRecords:
     """One record a user with something new in `split`.
 
     Args:
@@ -163,6 +165,7 @@ def evaluation_records(positives: BucketEvents, split: Split, length: int, num_i
         split: VALIDATION or TEST; all earlier splits are history.
         length: most events of a history.
         num_items: size of the catalogue.
+        drop_repeats: a history holds each item once, where its user had it first.
     """
     num_users = len(positives.user_index)
     width = num_items + 1
@@ -175,6 +178,11 @@ def evaluation_records(positives: BucketEvents, split: Split, length: int, num_i
     place = np.minimum(np.searchsorted(seen, distinct), max(len(seen) - 1, 0))
     fresh = distinct[seen[place] != distinct] if len(seen) else distinct
 
+    if drop_repeats:
+        # A request tells no levels: the servable, too, keeps an item's first event whatever followed.
+        level_less = replace(positives, levels=np.zeros_like(positives.levels))
+        is_first = ~is_repeat(level_less, num_items)[past]
+        past_users, past_items = past_users[is_first], past_items[is_first]
     history_counts = np.bincount(past_users, minlength=num_users)
     has_history = history_counts > 0
     has_targets = np.bincount(distinct // width, minlength=num_users) > 0

@@ -37,6 +37,7 @@ class WriteWindows(beam.DoFn):
         self._item_groups = groups
         self._windows = windows
         self._neighbors = neighbors
+        self._drops_repeats = config.windows.repeats == "drop"
 
     def setup(self) -> None:
         probabilities = read_parquet(local(self._statistics.items), columns=[ItemColumn.SAMPLING_PROBABILITY])
@@ -55,10 +56,11 @@ class WriteWindows(beam.DoFn):
         events = self._vocabulary.read_bucket(number, path)
         is_positive = events.levels >= self._config.data.feedback.target_level_index
         positives = events.where(is_positive)
-        train = positives.where(positives.splits == Split.TRAIN)
+        is_train, is_new = positives.splits == Split.TRAIN, ~is_repeat(positives, len(self._groups))
+        train = positives.where(is_train & is_new if self._drops_repeats else is_train)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
-        counts: Counter[str] = Counter()
+        counts = Counter(train_repeats=int((is_train & ~is_new).sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
@@ -66,7 +68,9 @@ class WriteWindows(beam.DoFn):
             self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
             counts.update(of_draw if draw == 0 else {})
         for split in (Split.VALIDATION, Split.TEST):
-            users = evaluation_records(positives, split, self._config.windows.length, len(self._groups))
+            users = evaluation_records(
+                positives, split, self._config.windows.length, len(self._groups), self._drops_repeats
+            )
             self._write(split, number, iter([encode_examples(users.features)]))
             counts.update(
                 {
@@ -99,7 +103,7 @@ class WriteWindows(beam.DoFn):
         spans = window_spans(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
             spans = spans.since(block.times, self._config.windows.since)
-        is_new = ~is_repeat(block, len(self._groups))
+        is_new = np.ones(len(block.items), bool) if self._drops_repeats else ~is_repeat(block, len(self._groups))
         num_targets = spans.count_targets(is_new)
         spans, num_targets = spans.where(num_targets > 0), num_targets[num_targets > 0]
         positions, targets, lengths = spans.positions(), spans.target_positions(), spans.lengths

@@ -73,7 +73,13 @@ class MakeRecords(beam.DoFn):
 
     def process(self, element: tuple[str, list[dict]]) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
         user_id, rows = element
-        events = sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP])
+        highest: dict[str, int] = {}
+        events = []
+        for row in sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP]):
+            item, level = row[EventColumn.ITEM_ID], row[EventColumn.FEEDBACK_LEVEL]
+            if highest.get(item, -1) < level or row[EventColumn.SPLIT] != Split.TRAIN:
+                events.append(row)
+            highest[item] = max(highest.get(item, -1), level)
         yield from self.windows(user_id, [row for row in events if row[EventColumn.SPLIT] == Split.TRAIN])
         for split in _EVALUATED:
             if record := self.evaluation(user_id, events, split):
@@ -81,7 +87,8 @@ class MakeRecords(beam.DoFn):
 
     def evaluation(self, user_id: str, events: list[dict], split: Split) -> bytes | None:
         catalogue = self.catalogue
-        history = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events if row[EventColumn.SPLIT] < split]
+        past = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events if row[EventColumn.SPLIT] < split]
+        history = list(dict.fromkeys(past))
         present = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events if row[EventColumn.SPLIT] == split]
         seen = set(history)
         targets = [item for item in dict.fromkeys(present) if item not in seen]
@@ -100,19 +107,10 @@ class MakeRecords(beam.DoFn):
         catalogue, settings = self.catalogue, self.config.windows
         items = [catalogue.item_index[row[EventColumn.ITEM_ID]] for row in events]
         own = set(items)
-        highest: dict[int, int] = {}
-        is_new = []
-        for item, row in zip(items, events, strict=True):
-            is_new.append(highest.get(item, -1) < row[EventColumn.FEEDBACK_LEVEL])
-            if is_new[-1]:
-                highest[item] = row[EventColumn.FEEDBACK_LEVEL]
         for last in range(len(events), 1, -settings.length):
             first = max(last - settings.length, 1)
             hard, easy = [], []
-            targets = [items[place] for place in range(first, last) if is_new[place]]
-            if not targets:
-                continue
-            for item in targets:
+            for item in items[first:last]:
                 group = catalogue.group_id[item]
                 hard += [catalogue.draw_in_group(group, own) for _ in range(settings.in_group_negatives)]
                 easy += [catalogue.draw_easy(own) for _ in range(settings.easy_negatives)]
@@ -125,7 +123,7 @@ class MakeRecords(beam.DoFn):
                     WindowField.FEEDBACK_LEVEL: [row[EventColumn.FEEDBACK_LEVEL] for row in events[window]],
                     WindowField.TIMESTAMP: [row[EventColumn.TIMESTAMP] // 1_000_000 for row in events[window]],
                     WindowField.NUM_CONTEXT: [1],
-                    WindowField.REPEATS: [place for place, new in enumerate(is_new[window]) if not new],
+                    WindowField.REPEATS: [],
                     WindowField.IN_GROUP_NEGATIVES: hard,
                     WindowField.EASY_NEGATIVES: easy,
                 }
@@ -170,7 +168,7 @@ def count(folder: Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for features in _records(folder, Split.TRAIN):
         counts["train_windows"] += 1
-        counts["train_positives"] += len(features[WindowField.ITEM_INDEX]) - len({0, *features[WindowField.REPEATS]})
+        counts["train_positives"] += len(features[WindowField.ITEM_INDEX]) - 1
     for split in _EVALUATED:
         for features in _records(folder, split):
             counts[f"{split.name.lower()}_users"] += 1

@@ -67,7 +67,7 @@ class WindowField:
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
-    REPEATS = "repeats"  # int64 [R], places of events whose user had the item before, at their level or above
+    REPEATS = "repeats"  # int64 [R], places of events whose user had the item before, at their level or above, if kept
     IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [T * N]
     EASY_NEGATIVES = "easy_negatives"  # int64 [T * M]
     EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [T * windows.exposed_negatives]
@@ -78,7 +78,9 @@ class EvaluationField:
     """Fields of a validation or test record: one user."""
 
     USER_INDEX = "user_index"  # int64 [1]
-    HISTORY_ITEM_INDEX = "history_item_index"  # int64 [<= windows.length], oldest first, target-level events
+    HISTORY_ITEM_INDEX = (
+        "history_item_index"  # int64 [<= windows.length], oldest first, target-level, by windows.repeats
+    )
     SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], sorted, distinct: every target-level item before the targets
     TARGET_ITEM_INDEX = "target_item_index"  # int64 [T >= 1], none of them in SEEN_ITEM_INDEX
 

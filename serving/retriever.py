@@ -48,6 +48,7 @@ class Retriever(tf.Module):
         self._serving = config.serving
         self._intent_in_score = config.intent_in_score
         self._tower_length = config.windows.length
+        self._drops_repeats = config.windows.repeats == "drop"
         self._num_buckets = config.model.oov_buckets
         self._num_groups = catalogue.num_groups
         self._num_items = catalogue.num_items
@@ -165,7 +166,10 @@ class Retriever(tf.Module):
             ids = request[Request.HISTORY]
             bucket = bucket_index(ids, self._num_items, self._num_buckets)
             history = tf.where((history == PADDING_INDEX) & (ids != ""), bucket, history)
-        known = tf.ragged.boolean_mask(history, history != PADDING_INDEX)
+        is_kept = history != PADDING_INDEX
+        if self._drops_repeats:
+            is_kept &= ~is_repeat(history)
+        known = tf.ragged.boolean_mask(history, is_kept)
         recent = known[:, -self._tower_length :].to_tensor(PADDING_INDEX)
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}
         queries, log_intent = self._embed_queries(recent, self._user_features(request[Request.USER_ID], raw))
@@ -173,6 +177,14 @@ class Retriever(tf.Module):
         queries = tf.where(tf.math.is_finite(queries), queries, 0.0)
         log_intent = tf.where(tf.math.is_nan(log_intent), -math.log(self._num_groups), log_intent)
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
+
+
+def is_repeat(items: tf.Tensor) -> tf.Tensor:
+    """int64 [batch_size, length] -> bool, of the same shape: whether the row holds the item at an earlier place."""
+    order = tf.argsort(items, axis=1, stable=True)
+    ordered = tf.gather(items, order, batch_dims=1)
+    repeats = tf.pad(ordered[:, 1:] == ordered[:, :-1], [[0, 0], [1, 0]])
+    return tf.gather(repeats, tf.argsort(order, axis=1), batch_dims=1)
 
 
 def _with_explored(

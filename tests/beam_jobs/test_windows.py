@@ -1,6 +1,7 @@
 """Windows by hand, records read back by TensorFlow, reruns byte by byte."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_evaluation_users_by_hand() -> None:
     items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4])
     splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1])
     events = BucketEvents(users, items, np.arange(11), np.zeros(11, np.int64), splits, np.array([11, 12, 13]))
-    validation = evaluation_records(events, Split.VALIDATION, 2, 9)
+    validation = evaluation_records(events, Split.VALIDATION, 2, 9, drop_repeats=False)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
         EvaluationField.USER_INDEX: ([11], [1]),
@@ -105,16 +106,25 @@ def test_evaluation_users_by_hand() -> None:
         EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
-    test = evaluation_records(events, Split.TEST, 2, 9)
+    test = evaluation_records(events, Split.TEST, 2, 9, drop_repeats=False)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
     assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [3, 5, 7, 8]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
+    dropped = evaluation_records(events, Split.VALIDATION, 2, 9, drop_repeats=True)
+    assert dropped.features.pop(EvaluationField.HISTORY_ITEM_INDEX).values.tolist() == [5, 3]
+    assert {name: (one.values.tolist(), one.lengths.tolist()) for name, one in dropped.features.items()} == {
+        name: row for name, row in rows.items() if name != EvaluationField.HISTORY_ITEM_INDEX
+    }
+    dropped = evaluation_records(events, Split.TEST, 3, 9, drop_repeats=True)
+    assert dropped.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [3, 8, 7]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workdir]:
     folder = tmp_path_factory.mktemp("windows")
-    config = make_config(community_log(folder / "log.parquet"), windows={"length": 5, "in_group_negatives": 3})
+    config = make_config(
+        community_log(folder / "log.parquet"), windows={"length": 5, "in_group_negatives": 3, "repeats": "keep"}
+    )
     workdir = Workdir(folder / "run")
     for job in (ingest, statistics, groups, windows):
         job.run(config, workdir, "f")
@@ -167,6 +177,41 @@ def test_the_trainer_reads_new_items_as_targets_and_repeats_as_context(finished:
         events += int((batch.item_index > 0).sum())
     assert len(pairs) == len(set(pairs)) == read_manifest(workdir.windows.path).counts["train_positives"]
     assert events > 1.2 * len(pairs)
+
+
+def test_without_repeats_a_history_holds_each_item_once_and_the_targets_are_the_same(
+    finished: tuple[Config, Workdir], tmp_path: Path
+) -> None:
+    config, kept = finished
+    workdir, num_buckets = Workdir(tmp_path / "run"), config.data.num_buckets
+    shutil.copytree(kept.path, workdir.path)
+    dropping = config.windows.model_copy(update={"repeats": "drop"})
+    windows.run(config.model_copy(update={"windows": dropping}), workdir, "f")
+    before: dict[Split, dict[int, list[int]]] = {split: {} for split in Split}
+    for event in read_events(workdir):
+        for split in Split:
+            if event["split"] < max(split, 1):
+                before[split].setdefault(event["user_id"], []).append(event["item_id"])
+    item_ids = pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    user_ids = pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()
+    trained: dict[str, list[str]] = {}
+    for bucket in range(num_buckets):
+        for record in _parse(workdir.windows.shard(Split.TRAIN, bucket, num_buckets), tmp_path):
+            assert record[WindowField.REPEATS] == []
+            user = user_ids[record[WindowField.USER_INDEX][0] - 1]
+            items = [item_ids[item - 1] for item in record[WindowField.ITEM_INDEX]]
+            mine = trained.setdefault(user, items[:1])
+            assert mine[-1] == items[0]  # a window's context is the event before it
+            mine.extend(items[1:])
+        for split in (Split.VALIDATION, Split.TEST):
+            for record in _parse(workdir.windows.shard(split, bucket, num_buckets), tmp_path):
+                user = user_ids[record[EvaluationField.USER_INDEX][0] - 1]
+                history = [item_ids[item - 1] for item in record[EvaluationField.HISTORY_ITEM_INDEX]]
+                assert history == list(dict.fromkeys(before[split][user]))[-5:]
+    assert trained == {user: list(dict.fromkeys(items)) for user, items in before[Split.TRAIN].items()}
+    counts, of_kept = read_manifest(workdir.windows.path).counts, read_manifest(kept.windows.path).counts
+    assert counts["train_positives"] == of_kept["train_positives"]
+    assert counts["train_repeats"] == sum(len(items) - len(set(items)) for items in before[Split.TRAIN].values())
 
 
 def test_rerun_is_byte_identical(finished: tuple[Config, Workdir]) -> None:

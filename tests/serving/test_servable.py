@@ -13,6 +13,7 @@ from contracts.names import Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
 from serving.loaders import CServable
 from serving.requests import user_requests
+from serving.retriever import is_repeat
 from serving.servable_evaluation import evaluate_servable
 from serving.servable_session import Recommendations, ServableSession
 from serving.versions import last_version, next_version
@@ -132,6 +133,22 @@ def test_only_the_last_events_move_the_tower_but_all_are_excluded(session, train
     found = session.recommend([older + recent], num_candidates=10_000)
     assert not set(found.item_ids[0]) & set(older + recent)
     assert (found.item_ids != "").sum() == sum(GROUP_SIZES) - len(older + recent)
+
+
+def test_an_item_had_again_does_not_move_the_tower(session, trained):
+    length = trained.config.windows.length
+    recent = [f"i{index}" for index in range(1, length + 1)]
+    histories = [recent[:3], ["i1", "i2", "", "i1", "i2", "i2", "nobody", "i3", "i1"], recent, recent + recent[:-1]]
+    queries, intent = session.query_embedding(histories)
+    np.testing.assert_allclose(queries[::2], queries[1::2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(intent[::2], intent[1::2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [0, 1, 40])
+def test_a_repeat_is_what_stands_earlier_in_its_row(length):
+    items = np.random.default_rng(length).integers(0, 12, [7, length])
+    expected = [[item in row[:place] for place, item in enumerate(row)] for row in items.tolist()]
+    assert is_repeat(tf.constant(items)).numpy().tolist() == expected
 
 
 def test_history_of_ten_thousand_events(session, trained):
