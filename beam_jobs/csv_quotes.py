@@ -2,8 +2,9 @@
 
 Readers of CSV take all that follows a stray quote, line after line, for one cell, up to the next quote. Here a quoted
 cell may go on over the end of its line only if it closes as RFC 4180 has it: quotes within it are doubled, and a
-separator or a line's end follows the last one. Otherwise its record's first line is set aside, and the next line
-begins a record. Within one line, text after a closing quote is let through, as readers do.
+separator or a line's end follows the last one, and if what it holds is not records. Otherwise its record's first line
+is set aside, and the next line begins a record. Within one line, text after a closing quote is let through, as readers
+do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 UNCLOSED = "quote never closed"
+_OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def find_records(
     if block.find(b'"', 0, size) < 0:
         return Records(size, [])
     quotes = _find_quotes(block, size, separator)
-    if quotes.pair_up and not count_fields:
+    if quotes.pair_up and not count_fields and not _may_hold_records(block, size, quotes, separator):
         if len(quotes.begins) % 2 == 0:
             return Records(size, [])
         start = _start_of_last_record(block, quotes)
@@ -100,6 +102,7 @@ class _Walk:
         self._closes = quotes.closes.tolist()
         self._block = block
         self._separator = separator.encode()
+        self._stands_in_text = separator in _OF_TEXT
         self._num_fields = num_fields
         self.next_run = 0
         self.is_open = False
@@ -119,19 +122,42 @@ class _Walk:
             if self.is_open:
                 return UNCLOSED
             closing = self.begins[run + 1]
+            separators += self._block.count(self._separator, outside, self.begins[run])
             if closing >= end:
                 carried += 1
                 if not self._closes[run + 1]:
                     return UNCLOSED
                 if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
                     return not_fields(self._num_fields)
+                if self._holds_records(end, closing, separators):
+                    return UNCLOSED
                 end = line_end(self._block, closing)
-            separators += self._block.count(self._separator, outside, self.begins[run])
             outside = closing
             run += 2
         self.next_run = run
         separators += self._block.count(self._separator, outside, end)
         return None if not carried or separators == self._num_fields - 1 else not_fields(self._num_fields)
+
+    def _holds_records(self, start: int, closing: int, column: int) -> bool:
+        """Whether a cell rather holds records, its quotes being two strays of a log that does not quote.
+
+        So it is if most lines from `start`, its second one, are records by themselves: of whole lines each has
+        `num_fields`, and of the last one the fields before `column` are in the cell. A cell that is meant hardly looks
+        so: tabs are rare in text, commas of sentences have spaces behind them, and others would have to hit the number
+        in most lines. Nothing is told by a last line in the first column, where the number is 0, nor by records of two
+        fields, as lists with a comma at each line's end are; a log has three.
+        """
+        if self._num_fields < 3:
+            return False
+        *whole, last = self._block[start:closing].split(b"\n")
+        numbers = [(line, self._num_fields - 1) for line in whole] + [(last, column)] * (column > 0)
+        are_records = [
+            line.count(self._separator) == number and not self._is_sentence(line) for line, number in numbers
+        ]
+        return 2 * sum(are_records) > len(are_records)
+
+    def _is_sentence(self, line: bytes) -> bool:
+        return self._stands_in_text and self._separator + b" " in line
 
 
 def not_fields(number: int) -> str:
@@ -163,6 +189,18 @@ def _find_quotes(block: bytes, size: int, separator: str) -> _Quotes:
         opens[0] |= begins[0] == 0
         closes[-1] |= ends[-1] == size
     return _Quotes(begins, opens, closes)
+
+
+def _may_hold_records(block: bytes, size: int, quotes: _Quotes, separator: str) -> bool:
+    """Whether, of quotes that pair up, a cell has a separator that is not of text on another line than its first."""
+    data = np.frombuffer(block, np.uint8, size)
+    feeds = np.append(np.flatnonzero(data == ord("\n")), size)
+    separators = np.flatnonzero(data == ord(separator))
+    if separator in _OF_TEXT:
+        separators = separators[data[np.minimum(separators + 1, size - 1)] != ord(" ")]
+    closes = quotes.begins[1::2]
+    second_lines = np.minimum(feeds[np.searchsorted(feeds, quotes.begins[::2][: len(closes)])], closes)
+    return bool((np.searchsorted(separators, closes) > np.searchsorted(separators, second_lines)).any())
 
 
 def _start_of_last_record(block: bytes, quotes: _Quotes) -> int:

@@ -11,7 +11,7 @@ from beam_jobs.csv_blocks import read_csv_batches
 
 COLUMNS = ["a", "b", "c"]
 CELLS = ["u", "", "17", '"x,y"', '"he said ""hi"""', '"two\nlines"', '"one\n\n""three"""', '""', '"\n"']
-STRAYS = ['"open', '5" pipe', 'a"', '"', '"a"b', '""x', '"""', 'x""y', '"a""', '"a""b']
+STRAYS = ['"open', '5" pipe', 'a"', '"', '"a"b', '""x', '"""', 'x""y', '"a""', '""a"b', '"p\nq,r,s\nt,u"', '"p\nq,r"']
 
 
 def _read(path: Path, block_bytes: int) -> list[tuple[str, ...]]:
@@ -36,6 +36,8 @@ def _record(lines: list[str], first: int) -> tuple[list[str] | None, int]:
             quoted = re.compile(r'"((?:[^"]|"")*)"(?!")').match(text, place)
             if quoted is None or ("\n" in quoted[0] and text[quoted.end()] not in ",\n"):
                 return None, first
+            if "\n" in quoted[1] and _holds_records(quoted[1], len(cells)):
+                return None, first
             carried += "\n" in quoted[0]
             if carried > len(COLUMNS):
                 return [], first
@@ -45,6 +47,15 @@ def _record(lines: list[str], first: int) -> tuple[list[str] | None, int]:
         if text[end] == "\n":
             return cells, first + text.count("\n", 0, end)
         place = end + 1
+
+
+def _holds_records(cell: str, column: int) -> bool:
+    """Whether most lines that a cell's quote takes up would be rows without it."""
+    _, *whole, last = cell.split("\n")
+    rows = [line.count(",") == len(COLUMNS) - 1 and ", " not in line for line in whole]
+    if column:
+        rows.append(last.count(",") == column and ", " not in last)
+    return rows.count(True) > rows.count(False)
 
 
 def _expected(text: str) -> list[tuple[str, ...]]:
@@ -102,3 +113,53 @@ def test_a_cell_longer_than_a_block_is_no_cell(tmp_path: Path, monkeypatch: pyte
     assert got[0] == ("quote never closed", 'u,"line')
     assert got[-1] == ("u", "i", "6")
     assert len(got) == 502
+
+
+# name -> (rows between stray quotes at the end of line 1 and of the last line, how they are separated)
+SWALLOWED = {
+    "tabs": (["u\ti\t5"] * 5, "\t"),
+    "no row between": ([], "\t"),
+    "a space after a tab": (["u\t i\t5"] * 5, "\t"),
+    "one that is no row": (["u\ti\t5"] * 5 + ["u\t5"], "\t"),
+    "commas": (["u,i,5"] * 5, ","),
+}
+
+
+@pytest.mark.parametrize("name", SWALLOWED)
+def test_quotes_that_open_and_close_by_chance_cost_no_rows(name: str, tmp_path: Path) -> None:
+    rows, separator = SWALLOWED[name]
+    lines = [separator.join(["u", "i", '"Untitled']), *rows, separator.join(["u", "i", '12"'])]
+    (tmp_path / "log.csv").write_text("\n".join([separator.join(COLUMNS), *lines, ""]))
+    bad = [("not 3 fields", row) for row in rows if row.count(separator) != 2]
+    assert _read(tmp_path / "log.csv", 1 << 16) == [
+        ("quote never closed", lines[0]),
+        *(tuple(row.split(separator)) for row in rows if row.count(separator) == 2),
+        *bad,
+        ("u", "i", '12"'),
+    ]
+
+
+# name -> (a cell of several lines, the cells before it, the ones behind it)
+MEANT = {
+    "sentences": ("Comes in red,\nred, green, blue\nand more, too, today", ["i1", "Shirt"], []),
+    "a list in the first column": ("a,b,c\nd", [], ["x", "y"]),
+    "one line of a list": ("Colours:\nred,green,blue\nand that is all\nof them", ["i1"], ["x"]),
+    "an address": ("10 Main Street,\nSpringfield,\nUSA", ["i1", "x"], []),
+    "blank lines": ("one, two\n\n\nthree", ["i1", "x"], []),
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_a_cell_of_text_with_separators_is_kept(name: str, tmp_path: Path) -> None:
+    cell, before, behind = MEANT[name]
+    line = ",".join([*before, f'"{cell}"', *behind])
+    (tmp_path / "log.csv").write_text("\n".join(["a,b,c", line, line, "u,i,5", ""]))
+    row = (*before, cell, *behind)
+    assert _read(tmp_path / "log.csv", 1 << 16) == [row, row, ("u", "i", "5")]
+
+
+def test_lists_in_tables_of_two_columns_are_kept(tmp_path: Path) -> None:
+    cell = '[\n  ""red"",\n  ""green"",\n  ""blue""\n]'
+    (tmp_path / "table.csv").write_text(f'id,list\n1,"{cell}"\n')
+    [[row]] = [batch.table.to_pylist() for batch in read_csv_batches(str(tmp_path / "table.csv"), ["id", "list"])]
+    assert row["list"].decode() == cell.replace('""', '"')
