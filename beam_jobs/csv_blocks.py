@@ -8,9 +8,7 @@ each shows that pyarrow has lost nothing.
 from __future__ import annotations
 
 import codecs
-import csv
 import gzip
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from beam_jobs.csv_header import split_header
 from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields
+from contracts.config import TextFormat
 from contracts.storage import as_path, open_binary
 
 BLOCK_BYTES = 8 << 20
@@ -33,20 +33,7 @@ _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x01end of block\x01"
 """Without NUL, at which pyarrow cuts a row once a block has thousands of rows and cells of more than ten bytes."""
-_HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
-_LINES_TRIED = 20
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_SEPARATORS = (",", ";", "\t", "|")
-_MAGIC = {
-    b"\x1f\x8b": "gzip data: call it .csv.gz",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it, or compress it with gzip",
-    b"BZh": "bzip2 data: unpack it, or compress it with gzip",
-    b"\xfd7zXZ": "xz data: unpack it, or compress it with gzip",
-    b"PAR1": "Parquet: call it .parquet",
-    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
-}
 
 
 @dataclass
@@ -69,40 +56,37 @@ def is_csv(path: str) -> bool:
     return path.lower().endswith(_SUFFIXES)
 
 
-def read_csv_header(path: str, header: Sequence[str] = ()) -> list[str]:
-    """The column names, without spaces around them.
-
-    Args:
-        path: of the file.
-        header: of a file without a header line, its columns' names in their order.
+def read_csv_header(path: str, text: TextFormat) -> list[str]:
+    """The column names of a file, as `split_header` has them.
 
     Raises:
-        ValueError: the file is empty or not UTF-8 text, or its first lines have another number of fields than `header`.
+        ValueError: as there.
         OSError: the file cannot be read.
     """
     with _open(path) as stream:
-        return _split_header(stream.read(_HEADER_BYTES), path, header)[0]
+        return split_header(stream.read(_HEADER_BYTES), path, text)[0]
 
 
 def read_csv_batches(
-    path: str, columns: Sequence[str], header: Sequence[str] = (), block_bytes: int = BLOCK_BYTES
+    path: str, columns: Sequence[str], text: TextFormat, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[CsvBatch]:
     """Reads only `columns`, each of which must be in the header exactly once.
 
     Args:
         path: of the file.
         columns: names of the wanted columns.
-        header: see `read_csv_header`.
+        text: how the file is read.
         block_bytes: read at a time.
 
     Raises:
-        ValueError: as `read_csv_header`.
+        ValueError: as `split_header`.
         OSError, EOFError: the file cannot be read to its end.
     """
     with _open(path) as stream:
         block = stream.read(_HEADER_BYTES)
-        names, separator, block = _split_header(block, path, header)
-        parser = _BlockParser(len(names), {name: names.index(name) for name in columns}, separator)
+        names, separator, block = split_header(block, path, text)
+        wanted = {name: names.index(name) for name in columns}
+        parser = _BlockParser(len(names), wanted, separator, text.has_quotes)
         while True:
             more = stream.read(block_bytes)
             batch, end = parser.parse(block, is_last=not more, most_bytes=block_bytes)
@@ -126,68 +110,15 @@ def _open(path: str) -> Iterator[BinaryIO]:
         raise OSError(f"damaged gzip data: {error}") from None
 
 
-def _split_header(block: bytes, path: str, header: Sequence[str]) -> tuple[list[str], str, bytes]:
-    """The column names, what separates them, and the bytes of the rows.
-
-    The separator is the one that makes most of the header line: a log that is read has three columns at least, and a
-    name that holds a separator is quoted.
-    """
-    for magic, what in _MAGIC.items():
-        if block.startswith(magic):
-            raise ValueError(f"{path} is {what}")
-    block = block.removeprefix(b"\xef\xbb\xbf")
-    if header:
-        return [name.strip() for name in header], _separator_of_rows(block, path, header), block
-    end = len(_HEADER.match(block)[0])  # type: ignore[index]
-    line, rest = block[:end], block[end + 1 :]
-    if block.startswith(b'"', end):
-        raise ValueError(f"{path}: a quote of the header line {line[:80]!r} never closes: mend it")
-    if not line.strip():
-        raise ValueError(f"{path} has no header line: the first line must name the columns")
-    text = line.rstrip(b"\r").decode("utf-8", errors="replace")
-    if "\r" in text and end == len(block):
-        raise ValueError(f"{path}: its lines end with a carriage return alone, as on old Macs: save it with line feeds")
-    headers, problem = {}, None
-    for separator in _SEPARATORS:
-        try:
-            headers[separator] = next(csv.reader([text], delimiter=separator))
-        except csv.Error as error:
-            problem = problem or error
-    if not headers:
-        raise ValueError(f"{path}: the header line {text[:80]!r} is not CSV ({problem}): mend it")
-    separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
-    return [name.strip() for name in headers[separator]], separator, rest
-
-
-def _separator_of_rows(block: bytes, path: str, header: Sequence[str]) -> str:
-    """What splits most of the first lines into as many fields as `header` names; any of them may be no row."""
-    lines = [line.decode("utf-8", errors="replace") for line in block.split(b"\n", _LINES_TRIED)[:_LINES_TRIED]]
-    fields = {separator: [_num_fields(line, separator) for line in lines] for separator in _SEPARATORS}
-    best = max(_SEPARATORS, key=lambda separator: fields[separator].count(len(header)))
-    if len(header) not in fields[best]:
-        found = {separator: numbers[0] for separator, numbers in fields.items()}
-        raise ValueError(
-            f"{path}: the header that the config gives it names {len(header)} columns, {', '.join(header[:10])}; by "
-            f"separator, its first line has these numbers of fields: {found}"
-        )
-    return best
-
-
-def _num_fields(line: str, separator: str) -> int:
-    try:
-        return len(next(csv.reader([line.rstrip("\r")], delimiter=separator), []))
-    except csv.Error:
-        return 0
-
-
 class _BlockParser:
     """Parses whole records, numbering the rows of a file as it goes."""
 
-    def __init__(self, num_fields: int, wanted: dict[str, int], separator: str) -> None:
+    def __init__(self, num_fields: int, wanted: dict[str, int], separator: str, has_quotes: bool) -> None:
         self._num_fields = num_fields
         self._wanted = wanted
         self._names = [str(index) for index in range(num_fields)]
         self._separator = separator
+        self._has_quotes = has_quotes
         self._sentinel_row = separator.encode().join([_SENTINEL] * num_fields) + b"\n"
         self._blank_row = separator.encode().join([_SENTINEL] * (num_fields + 1)) + b"\n"
         self._next_row = 1
@@ -221,8 +152,10 @@ class _BlockParser:
         """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""
         records = Records(len(block) if is_last else block.rfind(b"\n") + 1, [])
         table, invalid = self._parse_raw(self._text(block, records))
-        if block.find(b'"', 0, records.end) >= 0 and (
-            table is None or table.num_rows + len(invalid) != _count_lines(block, records.end)
+        if (
+            self._has_quotes
+            and block.find(b'"', 0, records.end) >= 0
+            and (table is None or table.num_rows + len(invalid) != _count_lines(block, records.end))
         ):
             return None, None, []
         return records, table, invalid
@@ -269,7 +202,10 @@ class _BlockParser:
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names),
             parse_options=pa_csv.ParseOptions(
-                delimiter=self._separator, newlines_in_values=True, invalid_row_handler=skip
+                delimiter=self._separator,
+                quote_char='"' if self._has_quotes else False,
+                newlines_in_values=True,
+                invalid_row_handler=skip,
             ),
             convert_options=pa_csv.ConvertOptions(
                 include_columns=[str(index) for index in self._wanted.values()],

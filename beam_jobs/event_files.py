@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
-from contracts.config import DataConfig
+from beam_jobs.csv_header import USE_ONE_CHARACTER
+from contracts.config import DataConfig, TextFormat
 from contracts.storage import as_path, is_remote, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _SHOWN_COLUMNS = 30
+_NO_TIMES = (
+    "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events"
+)
+_JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
 @dataclass
@@ -74,7 +80,7 @@ def find_event_files(data: DataConfig) -> list[str]:
     paths = sorted(set(paths))
     wanted = wanted_columns(data)
     for path in paths:
-        check_file(path, wanted, "data.events", data.header)
+        check_file(path, wanted, "data.events", data)
         _check_flat(path, wanted)
     return paths
 
@@ -93,14 +99,14 @@ def _check_flat(path: str, wanted: dict[str, str]) -> None:
             )
 
 
-def check_file(path: str, wanted: dict[str, str], field: str, header: Sequence[str]) -> None:
+def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) -> None:
     """Checks that `path` is a readable table with the `wanted` columns (name -> config key).
 
     Args:
         path: of the table.
         wanted: column name -> config key.
         field: the config key that names the table.
-        header: of text without a header line, its columns.
+        text: how it is read, if it is text.
 
     Raises:
         ValueError: it is not.
@@ -108,7 +114,7 @@ def check_file(path: str, wanted: dict[str, str], field: str, header: Sequence[s
     if os.path.isdir(path):
         raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/*.parquet'")
     try:
-        found = _column_names(path, field, header)
+        found = _column_names(path, field, text)
     except (OSError, EOFError, pa.ArrowInvalid) as error:
         raise ValueError(f"{field}: {path} cannot be read ({error}): is it whole, and of the format it says?") from None
     for name, key in wanted.items():
@@ -117,6 +123,7 @@ def check_file(path: str, wanted: dict[str, str], field: str, header: Sequence[s
             raise ValueError(
                 f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
                 f"{_looks_like_a_row(found) or f'set {key} to one of them'}"
+                + (_NO_TIMES if key == "data.columns.timestamp" else "")
             )
         if found.count(name) > 1:
             raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
@@ -124,22 +131,22 @@ def check_file(path: str, wanted: dict[str, str], field: str, header: Sequence[s
 
 def _looks_like_a_row(names: list[str]) -> str | None:
     """A remedy, where what stands in the header's place can hardly be names."""
-    if len(names) == 1 and "::" in names[0]:
-        return "its fields are separated by '::', which is not read: write commas or tabs instead"
+    if any("::" in name for name in names):
+        return USE_ONE_CHARACTER
     if any(name[:1].isdigit() and not name.isidentifier() for name in names):
         return "a file whose first line is a row needs `header` in the config, the names of its columns in their order"
     return None
 
 
-def read_batches(path: str, columns: Sequence[str], header: Sequence[str]) -> Iterator[RawBatch]:
-    """Batches of only `columns` of a file that passed `check_file`; of text without a header line, `header` has all.
+def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterator[RawBatch]:
+    """Batches of only `columns` of a file that passed `check_file`.
 
     Raises:
         ValueError: the file turns out to be damaged.
     """
     try:
         if is_csv(path):
-            for batch in read_csv_batches(path, columns, header):
+            for batch in read_csv_batches(path, columns, text):
                 yield RawBatch(batch.table, batch.rows, batch.bad_rows)
             return
         with reading(as_path(path)) as copy:
@@ -163,12 +170,14 @@ def is_parquet(path: str) -> bool:
     return ".parquet" in os.path.basename(path).lower()
 
 
-def _column_names(path: str, field: str, header: Sequence[str]) -> list[str]:
+def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
     if is_csv(path):
-        return read_csv_header(path, header)
+        return read_csv_header(path, text)
     if is_parquet(path):
         with open_binary(as_path(path)) as stream:
             return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]
-    raise ValueError(
-        f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: convert it, or rename it to what it is"
-    )
+    if _JSON.search(path.lower()):
+        remedy = f"JSON is not read: pandas.read_json({path!r}, lines=True).to_parquet('x.parquet') converts JSON lines"
+    else:
+        remedy = "convert it, or rename it to what it is"
+    raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

@@ -58,7 +58,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     wanted.update((feature.name, f"{field}.features") for feature in table.features)
     if table.title is not None:
         wanted.setdefault(table.title, f"{field}.title")
-    check_file(table.path, wanted, f"{field}.path", table.header)
+    check_file(table.path, wanted, f"{field}.path", table)
     raw, malformed = _read(table, list(wanted), field)
     ids = to_binary(one_array(raw[table.id]))
     sound = check_ids(ids) == 0
@@ -98,7 +98,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
                 file = pq.ParquetFile(copy)
                 table = file.read(columns=parquet_columns(file, columns), use_threads=False)
             return table.rename_columns([name.strip() for name in table.column_names]), 0
-        batches = list(read_csv_batches(path, columns, source.header))
+        batches = list(read_csv_batches(path, columns, source))
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "get a whole copy"
         if "lists to be of size" in str(error):

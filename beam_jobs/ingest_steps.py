@@ -84,7 +84,7 @@ class ReadEvents(beam.DoFn):
         shapes: dict[str, list[dict[str, int]]] = {EventColumn.USER_ID: [], EventColumn.ITEM_ID: []}
         rows, error = 0, None
         try:
-            for raw in read_batches(path, list(wanted_columns(self._data)), self._data.header):
+            for raw in read_batches(path, list(wanted_columns(self._data)), self._data):
                 batch = validate(raw, self._data)
                 letters = batch.dead_letters
                 rows += batch.events.num_rows + letters.num_rows
@@ -179,7 +179,7 @@ class TargetSeconds(beam.DoFn):
 
     def process(self, path: str) -> Iterator[bytes]:
         try:
-            for raw in read_batches(path, list(wanted_columns(self._data)), self._data.header):
+            for raw in read_batches(path, list(wanted_columns(self._data)), self._data):
                 events = validate(raw, self._data).events
                 target = pc.greater_equal(events[EventColumn.FEEDBACK_LEVEL], self._data.feedback.target_level_index)
                 times = events.filter(target)[EventColumn.TIMESTAMP].to_numpy()

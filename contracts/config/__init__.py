@@ -16,6 +16,7 @@ from contracts.config.data import (
     FeedbackConfig,
     GroupsConfig,
     SplitConfig,
+    TextFormat,
     WindowsConfig,
 )
 from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
@@ -45,6 +46,7 @@ __all__ = [
     "SpanLimits",
     "SplitConfig",
     "Strings",
+    "TextFormat",
     "TrainingConfig",
     "WindowsConfig",
 ]

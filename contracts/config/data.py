@@ -111,11 +111,24 @@ class Feature(Section):
         return self
 
 
-class FeatureTable(Section):
+class TextFormat(Section):
+    """How files of text are read."""
+
+    header: Strings = Field((), description="of text files without a header line: their columns' names, in order")
+    quoting: Literal["auto", "none"] = Field(
+        "auto", description="auto: quotes may enclose a field of text files; none: they are characters like any other"
+    )
+
+    @property
+    def has_quotes(self) -> bool:
+        """Whether quotes may enclose a field."""
+        return self.quoting != "none"
+
+
+class FeatureTable(TextFormat):
     """A table with one row a user or an item: Parquet or CSV."""
 
     path: str = Field(description="file, Parquet or CSV by suffix")
-    header: Strings = Field((), description="of CSV without a header line: the names of its columns, in their order")
     id: str = Field(description="column holding the user or item id")
     features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are left out")
     title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
@@ -132,11 +145,10 @@ LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume
 """Keys of the section data that refuse a log, and change nothing in what is written."""
 
 
-class DataConfig(Section):
+class DataConfig(TextFormat):
     """Where the log is and how to read it."""
 
     events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
-    header: Strings = Field((), description="of text files without a header line: their columns' names, in order")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
         "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"

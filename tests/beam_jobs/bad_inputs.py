@@ -66,7 +66,7 @@ def outcome(case: Case, folder: Path) -> Outcome:
     reasons: Counter[str] = Counter()
     try:
         for path in find_event_files(data):
-            for raw in read_batches(path, list(wanted_columns(data)), data.header):
+            for raw in read_batches(path, list(wanted_columns(data)), data):
                 batch = validate(raw, data)
                 kept += zip(*(batch.events[name].to_pylist() for name in batch.events.column_names[:3]), strict=True)
                 reasons.update(batch.dead_letters["reason"].to_pylist())

@@ -8,6 +8,7 @@ import pytest
 
 from beam_jobs import csv_blocks
 from beam_jobs.csv_blocks import read_csv_batches
+from contracts.config import TextFormat
 
 COLUMNS = ["a", "b", "c"]
 CELLS = ["u", "", "17", '"x,y"', '"he said ""hi"""', '"two\nlines"', '"one\n\n""three"""', '""', '"\n"']
@@ -17,7 +18,7 @@ STRAYS = ['"open', '5" pipe', 'a"', '"', '"a"b', '""x', '"""', 'x""y', '"a""', '
 def _read(path: Path, block_bytes: int) -> list[tuple[str, ...]]:
     """Rows, and (reason, text) of what is set aside, in the order of their numbers, which have no gap."""
     found: dict[int, tuple[str, ...]] = {}
-    for batch in read_csv_batches(str(path), COLUMNS, block_bytes=block_bytes):
+    for batch in read_csv_batches(str(path), COLUMNS, TextFormat(), block_bytes=block_bytes):
         columns = (column.to_pylist() for column in batch.table.columns)
         for number, *cells in zip(batch.rows.tolist(), *columns, strict=True):
             found[number] = tuple(cell.decode() for cell in cells)
@@ -160,6 +161,7 @@ def test_a_cell_of_text_with_separators_is_kept(name: str, tmp_path: Path) -> No
 
 def test_lists_in_tables_of_two_columns_are_kept(tmp_path: Path) -> None:
     cell = '[\n  ""red"",\n  ""green"",\n  ""blue""\n]'
-    (tmp_path / "table.csv").write_text(f'id,list\n1,"{cell}"\n')
-    [[row]] = [batch.table.to_pylist() for batch in read_csv_batches(str(tmp_path / "table.csv"), ["id", "list"])]
+    path = tmp_path / "table.csv"
+    path.write_text(f'id,list\n1,"{cell}"\n')
+    [[row]] = [batch.table.to_pylist() for batch in read_csv_batches(str(path), ["id", "list"], TextFormat())]
     assert row["list"].decode() == cell.replace('""', '"')

@@ -102,6 +102,7 @@ UNUSABLE = {
     "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
     "directory": ("log.csv", lambda p: p.mkdir(), ["log.csv", "directory"]),
     "unknown suffix": ("log.txt", lambda p: p.write_text("x"), ["log.txt", ".parquet"]),
+    "JSON lines": ("log.json.gz", lambda p: p.write_text("{}"), ["log.json.gz", "lines=True).to_parquet"]),
     "UTF-16": ("log.csv", lambda p: p.write_bytes((HEADER + "\nu,a,1\n").encode("utf-16")), ["UTF-16"]),
     "missing column": ("log.csv", lambda p: p.write_text("user,item_id,timestamp\n"), ["data.columns.user_id"]),
     "column twice": ("log.csv", lambda p: p.write_text("user_id,user_id,item_id,timestamp\n"), ["2 columns named"]),
@@ -251,13 +252,37 @@ def test_what_the_first_row_of_a_headerless_log_holds_does_not_matter(tmp_path: 
         ("1,2268318,pv,1511544070", {}, "needs `header` in the config"),
         ("1::1193::5::978300760", {}, "separated by '::'"),
         ("1,2268318,pv,1511544070", HEADERLESS, "names 5 columns, who, what, kind, how, when; by separator"),
+        ("1::1193::5::978300760", {"header": ["user_id", "item_id", "rating", "timestamp"]}, "separated by '::'"),
+        ("1:", {}, "begins with '1:'"),
+        ("1:", {"header": ["user_id", "rating", "timestamp"]}, "the item in a column of its own"),
+        ("user_id,item_id,rating", {}, "such as the row's number"),
     ],
-    ids=["no header", "two colons", "another number of fields"],
+    ids=[
+        "no header",
+        "two colons",
+        "another number of fields",
+        "two colons, headed",
+        "Netflix's blocks",
+        "Netflix's blocks, headed",
+        "no times",
+    ],
 )
 def test_a_first_line_that_is_no_header_is_explained(tmp_path: Path, line: str, data: dict, said: str) -> None:
     (tmp_path / "log.csv").write_text(f"{line}\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(said)):
         ingest.run(make_config("x", data={"events": str(tmp_path / "log.csv"), **data}), Workdir(tmp_path / "run"), "f")
+
+
+def test_without_quoting_a_quote_is_a_character(tmp_path: Path) -> None:
+    """Titles of songs, in the columns' names, too."""
+    titles = ['"Untitled', '12"', '"Heroes" (Live)', '"', '""', '"a', 'b"', '"x"']
+    rows = [f"u{row % 7}\t{title}\t{1_700_000_000 + row}" for row, title in enumerate(titles * 50)]
+    (tmp_path / "log.tsv").write_text("\n".join(['user_id\t"title\ttimestamp', *rows]) + "\n")
+    data = {"events": str(tmp_path / "log.tsv"), "columns": {"item_id": '"title'}, "quoting": "none"}
+    workdir = Workdir(tmp_path / "run")
+    counts = ingest.run(make_config("x", data=data), workdir, "f").counts
+    assert (counts["rows"], counts["events"]) == (400, 400)
+    assert {event["item_id"] for event in read_events(workdir)} == set(titles)
 
 
 def test_a_user_who_is_nobody_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,107 @@
+"""The head of a text file: the columns' names, and what separates its fields."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+from contracts.config import TextFormat
+
+_HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
+_LINES_TRIED = 20
+_SEPARATORS = (",", ";", "\t", "|")
+_TWO_COLONS = "::"
+USE_ONE_CHARACTER = "its fields are separated by '::', which is not read: write commas or tabs instead"
+_BLOCK_OF_ITEM = re.compile(rb"\d+:\r?\n")
+_MAGIC = {
+    b"\x1f\x8b": "gzip data: call it .csv.gz",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it, or compress it with gzip",
+    b"BZh": "bzip2 data: unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "xz data: unpack it, or compress it with gzip",
+    b"PAR1": "Parquet: call it .parquet",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
+
+
+def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], str, bytes]:
+    """The column names without spaces around them, what separates them, and the bytes of the rows.
+
+    The separator is the one that makes most of the header line: a log that is read has three columns at least, and a
+    name that holds a separator is quoted.
+
+    Args:
+        block: the file's beginning.
+        path: of the file, for messages.
+        text: how it is read.
+
+    Raises:
+        ValueError: there is no header line, or it is not of text that is read, or the first lines have another number
+            of fields than `text.header`.
+    """
+    for magic, what in _MAGIC.items():
+        if block.startswith(magic):
+            raise ValueError(f"{path} is {what}")
+    block = block.removeprefix(b"\xef\xbb\xbf")
+    if head := _BLOCK_OF_ITEM.match(block):
+        raise ValueError(
+            f"{path} begins with {head[0].strip().decode()!r}: in blocks such as Netflix's, only a block's first line "
+            "names the item; write a file with one row a rating, the item in a column of its own"
+        )
+    if text.header:
+        return [name.strip() for name in text.header], _separator_of_rows(block, path, text), block
+    line, rest = _first_line(block, path, text)
+    headers, problem = {}, None
+    for separator in _SEPARATORS:
+        try:
+            headers[separator] = _fields(line, separator, text)
+        except csv.Error as error:
+            problem = problem or error
+    if not headers:
+        raise ValueError(f"{path}: the header line {line[:80]!r} is not CSV ({problem}): mend it")
+    separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
+    return [name.strip() for name in headers[separator]], separator, rest
+
+
+def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:
+    """The header line, and what follows it."""
+    end = len(_HEADER.match(block)[0]) if text.has_quotes else len(block.split(b"\n", 1)[0])  # type: ignore[index]
+    line = block[:end].rstrip(b"\r").decode("utf-8", errors="replace")
+    if text.has_quotes and block.startswith(b'"', end):
+        raise ValueError(f"{path}: a quote of the header line {line[:80]!r} never closes: mend it")
+    if not line.strip():
+        raise ValueError(f"{path} has no header line: the first line must name the columns")
+    if "\r" in line and end == len(block):
+        raise ValueError(f"{path}: its lines end with a carriage return alone, as on old Macs: save it with line feeds")
+    return line, block[end + 1 :]
+
+
+def _separator_of_rows(block: bytes, path: str, text: TextFormat) -> str:
+    """What splits most of the first lines into as many fields as the header names; any of them may be no row."""
+    header = text.header
+    lines = [line.decode("utf-8", errors="replace") for line in block.split(b"\n", _LINES_TRIED)[:_LINES_TRIED]]
+    fields = {separator: [_num_fields(line, separator, text) for line in lines] for separator in _SEPARATORS}
+    fields[_TWO_COLONS] = [len(line.split(_TWO_COLONS)) for line in lines]
+    best = max(fields, key=lambda separator: fields[separator].count(len(header)))
+    if len(header) not in fields[best] or best == _TWO_COLONS:
+        found = {separator: numbers[0] for separator, numbers in fields.items()}
+        raise ValueError(
+            f"{path}: the header that the config gives it names {len(header)} columns, {', '.join(header[:10])}; by "
+            f"separator, its first line has these numbers of fields: {found}"
+            + (f"; {USE_ONE_CHARACTER}" if _TWO_COLONS in lines[0] else "")
+        )
+    return best
+
+
+def _num_fields(line: str, separator: str, text: TextFormat) -> int:
+    try:
+        return len(_fields(line.rstrip("\r"), separator, text))
+    except csv.Error:
+        return 0
+
+
+def _fields(line: str, separator: str, text: TextFormat) -> list[str]:
+    if not text.has_quotes:
+        return line.split(separator)
+    return next(csv.reader([line], delimiter=separator), [])
