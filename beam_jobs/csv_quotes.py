@@ -165,6 +165,11 @@ def not_fields(number: int) -> str:
     return f"not {number} fields"
 
 
+def is_not_fields(reason: str) -> bool:
+    """Whether it is one of `not_fields`."""
+    return reason.startswith("not ") and reason.endswith(" fields")
+
+
 def line_end(block: bytes, start: int) -> int:
     """Where the line ends, its line feed included."""
     return block.find(b"\n", start) + 1 or len(block)

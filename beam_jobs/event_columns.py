@@ -47,7 +47,7 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     users = _ids(column(data.columns.user_id), EventColumn.USER_ID, letters)
     items = _ids(column(data.columns.item_id), EventColumn.ITEM_ID, letters)
     raw_times = column(data.columns.timestamp)
-    times, problems = parse_times(raw_times, data.timestamp_unit)
+    times, problems = parse_times(raw_times, data.timestamp_unit, data.timestamp_format)
     letters.add(EventColumn.TIMESTAMP, problems, TIME_PROBLEMS, raw_times)
     levels = _feedback_levels(column, data, table.num_rows, letters)
 

@@ -12,6 +12,7 @@ import apache_beam as beam
 import numpy as np
 
 from beam_jobs.beam_run import collect
+from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
 from beam_jobs.id_shapes import SHAPE, merge_shapes
@@ -29,9 +30,9 @@ from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
 from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
 from beam_jobs.splits import time_quantile
-from beam_jobs.timestamps import as_text, parse_time
+from beam_jobs.timestamps import UNREADABLE, as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
-from contracts.config import Config
+from contracts.config import Config, DataConfig
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
 from contracts.storage import write_text
@@ -178,21 +179,39 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
         reasons.update(file["reasons"])
     rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
     listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
+    remedy = _remedy(reasons, config.data)
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
             f"data.events: no valid row among the {rows:,} of {sources}"
             + (f" ({listing}; {_examples(files)})" if rows else " (there are only headers)")
-            + ": check data.columns, data.feedback and data.timestamp_unit"
+            + f": {remedy or 'check data.columns, data.feedback and data.timestamp_unit'}"
         )
+    said, advice = f"{dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed", remedy and f"; {remedy}"
     limit = config.data.max_dead_letter_fraction
     if dead > limit * rows:
         raise ValueError(
-            f"data.events: {dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed, more than "
-            f"data.max_dead_letter_fraction={limit}: {listing}. {_examples(files)}. "
-            "Mend the log or the columns' names, or raise that limit"
+            f"data.events: {said}, more than data.max_dead_letter_fraction={limit}: {listing}. {_examples(files)}. "
+            f"Mend the log or the columns' names, or raise that limit{advice}"
         )
+    if dead:
+        logger.warning("ingest: %s and set aside: %s. %s%s", said, listing, _examples(files, 1), advice)
     return reasons
+
+
+def _remedy(reasons: Counter[str], data: DataConfig) -> str:
+    """What the commonest reason calls for, if that can be told."""
+    reason = reasons.most_common(1)[0][0] if reasons else ""
+    if reason == f"{EventColumn.TIMESTAMP} {UNREADABLE}":
+        if data.timestamp_format is not None:
+            return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
+        return (
+            "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
+            "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p', or rewrite the column"
+        )
+    if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
+        return "if a quote is a character like any other, set data.quoting=none"
+    return ""
 
 
 def _statistics(
@@ -237,6 +256,8 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
                 f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
                 f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
             )
+    if first_event == last_event:
+        logger.warning("ingest: all events are of one time, %s, so which of a user's are held out is arbitrary", first)
     if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
         logger.warning(
             "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601",
@@ -254,9 +275,9 @@ def _say_who_is_too_busy(counts: dict[str, int], busiest: list[tuple[int, str]])
         )  # fmt: skip
 
 
-def _examples(files: list[dict[str, Any]]) -> str:
+def _examples(files: list[dict[str, Any]], most: int = _SHOWN_EXAMPLES) -> str:
     examples = [example for file in sorted(files, key=lambda file: file["source"]) for example in file["examples"]]
-    return "e.g. " + "; ".join(examples[:_SHOWN_EXAMPLES])
+    return "e.g. " + "; ".join(examples[:most])
 
 
 def _counts(files: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> dict[str, int]:

@@ -12,7 +12,8 @@ from beam_jobs.column_text import to_binary, utf8_mask
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
 
-TIME_PROBLEMS = ("", "missing", "not a time", "negative", "after the year 9999")
+UNREADABLE = "not a time"
+TIME_PROBLEMS = ("", "missing", UNREADABLE, "negative", "after the year 9999")
 """What `parse_times` finds, by code; code 0 is a sound time."""
 _OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE = range(5)
 
@@ -31,12 +32,14 @@ _ISO = (
 )
 
 
-def parse_times(column: pa.Array, unit: str) -> tuple[Int64, Int8]:
+def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> tuple[Int64, Int8]:
     """Microseconds UTC and, where there are none, why.
 
     Args:
         column: numbers, Arrow timestamps or dates, or text holding numbers or ISO 8601 (no zone: UTC).
         unit: of numbers: s, ms, us, ns or auto (by each number's magnitude).
+        text_format: strptime's directives, for all but Arrow timestamps and dates. As there, a day that its month
+            lacks is one of the next month.
 
     Returns:
         [num_rows] microseconds and [num_rows] index into `TIME_PROBLEMS`.
@@ -46,6 +49,8 @@ def parse_times(column: pa.Array, unit: str) -> tuple[Int64, Int8]:
     missing = column.is_null(nan_is_null=False).to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return _judge(_from_arrow(column), np.where(missing, _MISSING, _OK).astype(np.int8))
+    if text_format is not None:
+        return _judge(*_parse_formatted(to_binary(column), text_format))
     if pa.types.is_duration(column.type):
         return np.zeros(len(column), np.int64), np.where(missing, _MISSING, _NOT_A_TIME).astype(np.int8)
     if pa.types.is_integer(column.type):
@@ -120,13 +125,25 @@ def _scale_floats(values: npt.NDArray[np.float64], unit: str) -> tuple[Int64, In
     return np.rint(np.clip(values * factor, -9e18, 9e18)).astype(np.int64), problems
 
 
-def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
+def _to_text(values: pa.Array) -> tuple[pa.Array, Int8]:
+    """Strings, and the problem of each as long as nothing has read it."""
     text = pc.fill_null(pc.if_else(pa.array(utf8_mask(values)), values, pa.scalar(b"?", pa.binary())), b"")
     text = text.cast(pa.string())
-    micros = np.zeros(len(text), np.int64)
     problems = np.full(len(text), _NOT_A_TIME, np.int8)
     problems[pc.equal(pc.utf8_trim_whitespace(text), "").to_numpy(zero_copy_only=False)] = _MISSING
+    return text, problems
 
+
+def _parse_formatted(values: pa.Array, text_format: str) -> tuple[Int64, Int8]:
+    text, problems = _to_text(values)
+    times = pc.strptime(pc.utf8_trim_whitespace(text), format=text_format, unit="us", error_is_null=True)
+    problems[times.is_valid().to_numpy(zero_copy_only=False)] = _OK
+    return times.cast(pa.int64()).fill_null(0).to_numpy(), problems
+
+
+def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
+    text, problems = _to_text(values)
+    micros = np.zeros(len(text), np.int64)
     integer = pc.match_substring_regex(text, _INTEGER).to_numpy(zero_copy_only=False)
     if integer.any():
         digits = pc.utf8_ltrim(pc.utf8_trim_whitespace(text.filter(pa.array(integer))), "+")

@@ -151,7 +151,12 @@ class DataConfig(TextFormat):
     events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
-        "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is always understood"
+        "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is understood beside them"
+    )
+    timestamp_format: str | None = Field(
+        None,
+        description="of timestamps as other text, by strptime's directives, in UTC unless there is a %z, e.g. "
+        "'%m/%d/%Y %I:%M:%S %p'; then no other is understood",
     )
     feedback: FeedbackConfig = FeedbackConfig()
     user_features: FeatureTable | None = Field(None, description="table of what is known of users beside events")

@@ -138,6 +138,34 @@ def test_too_many_dead_letters_stop_the_run(tmp_path: Path) -> None:
         ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
 
 
+def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"u{row % 9},i{row},{row},{'cart' if row % 50 else 'remove'}" for row in range(100)]
+    log = write_log(tmp_path / "log.csv", lines, header=f"{HEADER},what")
+    data = {"events": str(log), "columns": {"event": "what"}, "feedback": {"levels": ["cart"]}}
+    ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
+    said = "2 of 100 rows (2.0%) are malformed and set aside: event is not one of data.feedback.levels: 2. e.g. "
+    assert f"{said}{log} row 1: event is not one of data.feedback.levels ('remove')" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("bad", "data", "said"),
+    [
+        ("u,a,11/1/2019 1:05:58 PM", {}, "numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set"),
+        ("u,a,1", {"timestamp_format": "%b %Y"}, "check data.timestamp_format='%b %Y'"),
+        ('u,a,"1', {}, "set data.quoting=none"),
+        ("u,a", {}, "set data.quoting=none"),
+    ],
+    ids=["another time", "another format", "quotes", "fields"],
+)
+@pytest.mark.parametrize("rest", [[], GOOD], ids=["all rows", "too many rows"])
+def test_the_commonest_reason_has_its_remedy(
+    bad: str, data: dict[str, Any], said: str, rest: list[str], tmp_path: Path
+) -> None:
+    log = write_log(tmp_path / "log.csv", [bad] * 5 + rest)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ingest.run(make_config(log, data={"events": str(log), **data}), Workdir(tmp_path / "run"), "f")
+
+
 def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:
     write_log(tmp_path / "a.csv", ["u,a,1", "U,a,1", "u ,a,1", "😀,a,1"])
     pq.write_table(
@@ -365,6 +393,13 @@ def test_dates_that_are_hardly_meant_are_said(
     ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
     warnings = [record.getMessage() for record in caplog.records if "timestamp_unit" in record.getMessage()]
     assert (said is None and not warnings) or (said is not None and said in warnings[0])
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_log_of_one_time_is_said(step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_log(tmp_path / "log.csv", [f"u,i{row},{1_700_000_000 + row * step}" for row in range(9)])
+    ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
+    assert ("all events are of one time, 2023-11-14T22:13:20" in caplog.text) == (step == 0)
 
 
 def test_rerun_is_byte_identical_and_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:

@@ -43,6 +43,30 @@ def test_iso_agrees_with_datetime_over_the_calendar() -> None:
     assert micros.tolist() == [int(moment.timestamp()) * 10**6 for moment in moments]
 
 
+FORMATTED = {
+    "11/1/2019 1:05:58 PM": ("%m/%d/%Y %I:%M:%S %p", dt.datetime(2019, 11, 1, 13, 5, 58)),
+    " 11/12/2019 12:05:58 AM ": ("%m/%d/%Y %I:%M:%S %p", dt.datetime(2019, 11, 12, 0, 5, 58)),
+    "Fri Jul 14 07:20:20 +0000 2017": ("%a %b %d %H:%M:%S %z %Y", dt.datetime(2017, 7, 14, 7, 20, 20)),
+    "Fri Jul 14 07:20:20 -0530 2017": ("%a %b %d %H:%M:%S %z %Y", dt.datetime(2017, 7, 14, 12, 50, 20)),
+    "20240229": ("%Y%m%d", dt.datetime(2024, 2, 29)),
+}
+
+
+@pytest.mark.parametrize("text", FORMATTED)
+def test_a_format_reads_its_times_and_no_others(text: str) -> None:
+    text_format, expected = FORMATTED[text]
+    column = pa.array([text, "2019-11-01T13:05:58", "", None, f"{text}x"])
+    micros, problems = parse_times(column, "auto", text_format)
+    assert [TIME_PROBLEMS[code] for code in problems] == ["", "not a time", "missing", "missing", "not a time"]
+    assert micros[0] == expected.replace(tzinfo=dt.timezone.utc).timestamp() * 10**6
+
+
+def test_a_format_reads_whole_numbers_and_leaves_arrow_times_alone() -> None:
+    moment = dt.datetime(2024, 2, 29, tzinfo=dt.timezone.utc)
+    for column in (pa.array([20240229]), pa.array([moment])):
+        assert parse_times(column, "auto", "%Y%m%d")[0].tolist() == [int(moment.timestamp()) * 10**6]
+
+
 def test_problems_are_told_apart() -> None:
     _, problems = parse_times(pa.array(["", "x", "-1", "2024-13-01", "1e30", None]), "auto")
     assert [TIME_PROBLEMS[code] for code in problems] == [
