@@ -207,7 +207,7 @@ def _remedy(reasons: Counter[str], data: DataConfig) -> str:
             return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
         return (
             "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
-            "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p', or rewrite the column"
+            "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
         )
     if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
         return "if a quote is a character like any other, set data.quoting=none"

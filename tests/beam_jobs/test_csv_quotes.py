@@ -8,7 +8,8 @@ import pytest
 
 from beam_jobs import csv_blocks
 from beam_jobs.csv_blocks import read_csv_batches
-from contracts.config import TextFormat
+from beam_jobs.feature_tables import read_feature_table
+from contracts.config import Feature, FeatureTable, TextFormat
 
 COLUMNS = ["a", "b", "c"]
 CELLS = ["u", "", "17", '"x,y"', '"he said ""hi"""', '"two\nlines"', '"one\n\n""three"""', '""', '"\n"']
@@ -165,3 +166,12 @@ def test_lists_in_tables_of_two_columns_are_kept(tmp_path: Path) -> None:
     path.write_text(f'id,list\n1,"{cell}"\n')
     [[row]] = [batch.table.to_pylist() for batch in read_csv_batches(str(path), ["id", "list"], TextFormat())]
     assert row["list"].decode() == cell.replace('""', '"')
+
+
+def test_a_table_that_does_not_quote_is_read_whole(tmp_path: Path) -> None:
+    titles = ['"Untitled', "Track", '12"']
+    path = tmp_path / "items.tsv"
+    path.write_text("id\ttitle\n" + "".join(f"{row}\t{title}\n" for row, title in enumerate(titles)))
+    features = (Feature(name="title", kind="categorical"),)
+    rows = read_feature_table(FeatureTable(path=str(path), id="id", features=features, quoting="none"), "table")
+    assert [title.decode() for title in rows.columns["title"].to_pylist()] == titles
