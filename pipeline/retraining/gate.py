@@ -16,6 +16,7 @@ import numpy as np
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
+from trainer.metric_names import recall_name
 from trainer.metrics import bootstrap_means
 
 _NORMAL = NormalDist()
@@ -90,7 +91,7 @@ def judge(
     checks = _floors(config, holdout, candidate, index_recall, recall_target)
     low, error = relative_change(candidate.recall, reference.recall, config, seed)
     explanation = f"a fall against {reference_name} cannot be ruled out"
-    checks.append(Check(f"recall_at_{config.k} change, low end", low, -config.max_drop, True, explanation))
+    checks.append(Check(f"{recall_name(config.k)} change, low end", low, -config.max_drop, True, explanation))
     checks.append(_group_recall(config, holdout, candidate, reference))
     if leaked is not None:
         checks.append(Check("holdout events in training", leaked, 0, False, "the model was shown the answers"))
@@ -132,8 +133,8 @@ def _floors(
     recall = float(candidate.recall.mean()) if holdout.num_users else 0.0
     checks = [
         Check("users", holdout.num_users, config.min_users, True, "the holdout is too small for a verdict"),
-        Check(f"recall_at_{config.k}", recall, config.min_recall, True, "the model finds next to nothing"),
-        Check(f"recall_at_{config.k} too good", recall, config.max_recall, False, "labels may have leaked"),
+        Check(recall_name(config.k), recall, config.min_recall, True, "the model finds next to nothing"),
+        Check(f"{recall_name(config.k)} too good", recall, config.max_recall, False, "labels may have leaked"),
         Check("coverage", candidate.coverage, config.min_coverage, True, "all users get the same few items"),
         Check("filled", candidate.filled, config.min_filled, True, "places are empty, repeated, or hold no known item"),
         Check("cold_share", candidate.cold_share, config.max_cold_share, False, "items that nobody trained fill lists"),
