@@ -1,9 +1,15 @@
-"""Splits by hand and against a per-user loop."""
+"""Splits by hand and against a per-user loop, and as ingest makes them of a log."""
+
+from pathlib import Path
 
 import numpy as np
+import pytest
 
+from beam_jobs import ingest
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
+from contracts.layout import Workdir
 from contracts.names import Split
+from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
 
 TRAIN, VALIDATION, TEST = int(Split.TRAIN), int(Split.VALIDATION), int(Split.TEST)
 
@@ -41,3 +47,61 @@ def test_quantile_of_counted_seconds() -> None:
     # Events at 1, 1, 1, 5, 9: three of five lie at 1, so the 60% quantile is 1 and the 61% one is 5.
     seconds, counts = np.array([1, 5, 9]), np.array([3, 1, 1])
     assert [time_quantile(seconds, counts, q) for q in (0.6, 0.61, 1.0)] == [1, 5, 9]
+
+
+def test_what_is_held_out_is_new_to_its_user(tmp_path: Path) -> None:
+    """Of abacbcc, c is the last new item and b the one before it; of xyxyy, two items, nothing is held out."""
+    histories = {"u": "abacbcc", "v": "xyxyy"}
+    lines = [f"{user},{item},{second}" for user, items in histories.items() for second, item in enumerate(items)]
+    (tmp_path / "log.csv").write_text("\n".join([HEADER, *lines]))
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(make_config(tmp_path / "log.csv"), workdir, "f")
+    events = sorted(read_events(workdir), key=lambda event: (event["user_id"], event["timestamp"]))
+    of_user = {user: [event["split"] for event in events if event["user_id"] == user] for user in "uv"}
+    assert of_user == {"u": [TRAIN, VALIDATION, VALIDATION, TEST, TEST, TEST, TEST], "v": [TRAIN] * 5}
+
+
+def test_time_protocol_by_quantiles(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1000 + i}" for i in range(100)])
+    workdir = Workdir(tmp_path / "run")
+    manifest = ingest.run(make_config(tmp_path / "log.csv", split={"protocol": "time"}), workdir, "f")
+    # The 80th of 100 events, 1 a second, is at 1079 and the 90th at 1089: each opens its split.
+    assert manifest.details["split"]["validation_start"] == 1079 * 10**6
+    assert manifest.details["split"]["test_start"] == 1089 * 10**6
+    splits = {r["item_id"]: r["split"] for r in read_events(workdir)}
+    assert splits["i78"] == Split.TRAIN and splits["i79"] == Split.VALIDATION and splits["i89"] == Split.TEST
+
+
+@pytest.mark.parametrize(
+    ("lines", "split"),
+    [
+        ([f"u{i % 3},i{i},1700000000" for i in range(100)], {}),  # all quantiles of one moment are that moment
+        (
+            [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)],
+            {"validation_start": "2001-01-01", "test_start": "2002-01-01"},
+        ),
+    ],
+)
+def test_a_split_without_training_events_is_refused(lines: list[str], split: dict[str, str], tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", lines)
+    config = make_config(tmp_path / "log.csv", split={"protocol": "time", **split})
+    with pytest.raises(ValueError, match=r"leaves no event to train on: the log runs from 2023-11-14T22:13:20 to 2023"):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"test_start": "2026-11-01"}, "split.test_start=2026-11-01T00:00:00 leaves no test event: the log runs from"),
+        (
+            {"test_start": "2023-11-14T22:13:50"},
+            r"_start=2023-11-14T22:14:39 \(the 80% quantile of time\) lies after",
+        ),
+    ],
+)
+def test_starts_that_leave_nothing_to_measure_are_refused(split: dict[str, str], said: str, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)])
+    with pytest.raises(ValueError, match=said):
+        ingest.run(
+            make_config(tmp_path / "log.csv", split={"protocol": "time", **split}), Workdir(tmp_path / "run"), "f"
+        )
