@@ -21,6 +21,7 @@ from contracts.layout import Workdir
 from contracts.lock import holding
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
 from pipeline.datasets import sequences
+from pipeline.paired_changes import write_per_user
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.training_processes import training_processes
 from trainer.baselines import UNTRAINED, baseline_config
@@ -74,7 +75,8 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
 
     Returns:
         One result a run: {"dataset", "model", "seed", "config", "epochs", "best_epoch", "seconds",
-        "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}}.
+        "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}, "fingerprint"}; what
+        `read_per_user` reads lies beside it under that fingerprint.
 
     Raises:
         ValueError: another benchmark holds the workdir, a config or a metric's name is not valid, the data cannot be
@@ -92,10 +94,10 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
         for run in {str(run.workdir.path): run for run in runs}.values():
             prepare_data(run.data_config, run.workdir, _DATA_SEED)
         results: dict[Key, dict[str, Any]] = {}
-        errors = _run_all([run for run in runs if run.seconds_of is None], workdir / "results", jobs, results)
+        errors = _run_all([run for run in runs if run.seconds_of is None], run_results(workdir), jobs, results)
         # A model whose time is another's follows it.
         followers = [_with_budget(run, run.seconds_of, results) for run in runs if run.seconds_of is not None]
-        errors += _run_all([run for run in followers if run is not None], workdir / "results", jobs, results)
+        errors += _run_all([run for run in followers if run is not None], run_results(workdir), jobs, results)
     missing = [run for run in runs if run.key not in results]
     if missing:
         kind = ValueError if all(isinstance(error, ValueError) for error in errors) else RuntimeError
@@ -105,6 +107,11 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
             "with --dataset, --model and --seed"
         ) from errors[0]
     return [results[run.key] for run in runs]
+
+
+def run_results(workdir: Path) -> Path:
+    """Directory of the results of a benchmark's runs, a file a run."""
+    return workdir / "results"
 
 
 def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
@@ -183,7 +190,7 @@ def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[Key, dict[s
             if path.exists():
                 results[run.key] = json.loads(path.read_text(encoding="utf-8"))
             else:
-                waiting[submit(train_and_measure, run, _fingerprint(run))] = run, path
+                waiting[submit(train_and_measure, run, _fingerprint(run), folder)] = run, path
         for number, future in enumerate(as_completed(waiting), 1):
             run, path = waiting[future]
             try:
@@ -207,8 +214,8 @@ def _fingerprint(run: Run) -> str:
     return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, sections, merges)
 
 
-def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
-    """Trains a run's model, unless it is there, and measures it on the test split."""
+def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any]:
+    """Trains a run's model, unless it is there, and measures it on the test split; per user, into `folder`."""
     from contracts.names import Split
     from trainer.evaluate import evaluate_lists
     from trainer.train import train
@@ -219,7 +226,9 @@ def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
             train(run.config, run.workdir, run.name, fingerprint)
         history = json.loads(run.workdir.model(run.name).history.read_text(encoding="utf-8"))
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]
-    tables = evaluate_lists(run.config, run.workdir, run.name if run.trained else None, Split.TEST, pairs)
+    found = evaluate_lists(run.config, run.workdir, run.name if run.trained else None, Split.TEST, pairs)
+    lists = {merge.label: metrics for merge, metrics in zip(run.merges, found, strict=True)}
+    write_per_user(folder, fingerprint, {label: metrics.per_user for label, metrics in lists.items()})
     measured = [entry for entry in history if "validation_recall" in entry]
     best = max(measured, key=lambda entry: entry["validation_recall"])["epoch"] if measured else 0
     return {
@@ -231,5 +240,6 @@ def train_and_measure(run: Run, fingerprint: str) -> dict[str, Any]:
         "best_epoch": best,
         "seconds": sum(entry["seconds"] for entry in history if 0 < entry["epoch"] <= best),
         "positives_per_second": history[-1]["positives_per_second"] if history else None,
-        "lists": {merge.label: table for merge, table in zip(run.merges, tables, strict=True)},
+        "lists": {label: metrics.table for label, metrics in lists.items()},
+        "fingerprint": fingerprint,
     }

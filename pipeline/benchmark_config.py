@@ -61,6 +61,9 @@ class BenchmarkConfig(Section):
     models: dict[str, BenchmarkModel] = Field({}, description="label -> model")
     axes: tuple[dict[str, Overrides], ...] = Field((), description="each: label -> config keys")
     merges: tuple[BenchmarkMerge, ...] = Field((BenchmarkMerge(),), description="of the product's own models")
+    reference: str | None = Field(
+        None, description="a model: the others' changes against it are shown, paired over users"
+    )
     metrics: tuple[str, ...] = (*map(recall_name, (10, 50, 100, 500, 1000)), NDCG, COVERAGE)
 
     @model_validator(mode="after")
@@ -73,6 +76,8 @@ class BenchmarkConfig(Section):
         for name, model in models.items():
             if model.seconds_of is not None and model.seconds_of not in timed:
                 raise ValueError(f"models.{name}.seconds_of names {model.seconds_of!r}, which has no time of its own")
+        if self.reference is not None and self.reference not in models:
+            raise ValueError(f"reference names {self.reference!r}, which is no model; there are {', '.join(models)}")
         return self
 
     def all_models(self) -> dict[str, BenchmarkModel]:
@@ -95,13 +100,14 @@ class BenchmarkConfig(Section):
         _require_known("--dataset", datasets, self.datasets)
         _require_known("--model", models, everything)
         _require_distinct("--seed", seeds)
-        needed = {everything[name].seconds_of for name in models} | set(models)
+        needed = {everything[name].seconds_of for name in models} | set(models or everything)
         return self.model_copy(
             update={
                 "datasets": {name: value for name, value in self.datasets.items() if not datasets or name in datasets},
-                "models": {name: value for name, value in everything.items() if not models or name in needed},
+                "models": {name: value for name, value in everything.items() if name in needed},
                 "axes": (),
                 "seeds": tuple(seeds) or self.seeds,
+                "reference": self.reference if self.reference in needed else None,
             }
         )
 

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import contracts
 from contracts import artifact, storage
 from pipeline.benchmark_config import BenchmarkConfig
+from pipeline.paired_changes import Change, Lists
 from trainer.metric_names import heading
 
 Cell = dict[str, float]
@@ -30,9 +32,22 @@ def json_file(name: str | Path) -> Path:
     return Path(name)
 
 
-def write_tables(benchmark: BenchmarkConfig, results: list[dict[str, Any]], json_path: Path, command: str) -> Path:
-    """Writes `json_path` and the Markdown file beside it, whose path is returned."""
+def write_tables(
+    benchmark: BenchmarkConfig,
+    results: list[dict[str, Any]],
+    changes: Mapping[Lists, Any],
+    json_path: Path,
+    command: str,
+) -> Path:
+    """Writes `json_path` and the Markdown file beside it, whose path is returned.
+
+    Args:
+        results: of `run_benchmark`.
+        changes: of `paired_changes`, against `benchmark.reference`; of no lists where there is none.
+    """
     rows = summarise(benchmark, results)
+    for row in rows:
+        row["changes"] = changes.get((row["dataset"], row["model"], row["lists"]), {})
     about = {
         "title": benchmark.title,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -116,7 +131,27 @@ def _markdown(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], about: dic
                 cells = [_show(row["metrics"][name]) if name in row["metrics"] else "" for name in shown]
                 spent = [f"{row['epochs']:.0f}", f"{row['seconds']:.0f}"]
                 parts.append(_line([row["model"], row["lists"], *cells, *spent]))
+        parts += _changes_table(benchmark, [row for row in rows if row["dataset"] == dataset and row["changes"]], shown)
     return "\n".join(parts) + "\n"
+
+
+def _changes_table(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], metrics: list[str]) -> list[str]:
+    if not rows:
+        return []
+    shown = [name for name in metrics if any(name in row["changes"] for row in rows)]
+    header = ["model", "lists", *(heading(name) for name in shown)]
+    text = (
+        f"\nChange against *{benchmark.reference}*, the mean of seeds of both, with its 95% interval (paired bootstrap "
+        "over users; seeds vary beside it):\n"
+    )
+    lines = [
+        _line([row["model"], row["lists"], *(_show_change(row["changes"].get(name)) for name in shown)]) for row in rows
+    ]
+    return [text, _line(header), _line(["---"] * len(header)), *lines]
+
+
+def _show_change(change: Change | None) -> str:
+    return "" if change is None else f"{change['value']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
 
 
 def _show(cell: Cell) -> str:

@@ -151,16 +151,18 @@ def benchmark(
       dnc benchmark -c configs/benchmark/quality.yaml -w runs/quality --data amazon-beauty=data/amazon-beauty
       dnc benchmark -c configs/benchmark/quality.yaml -w runs/try --dataset ml-100k --seed 0 --set training.epochs=2
     """
-    from pipeline.benchmark import run_benchmark
+    from pipeline.benchmark import run_benchmark, run_results
     from pipeline.benchmark_config import load_benchmark
     from pipeline.benchmark_table import json_file, write_tables
+    from pipeline.paired_changes import paired_changes
 
     table = json_file(json_path or workdir / f"{config.stem}.json")
     chosen = load_benchmark(config).with_paths(paths).restricted_to(datasets, models, seeds)
     results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
     # What was typed, but for the program's own path.
     command = shlex.join(["dnc", *sys.argv[1:]])
-    markdown = write_tables(chosen, results, table, command)
+    changes = paired_changes(chosen.reference, results, run_results(workdir)) if chosen.reference else {}
+    markdown = write_tables(chosen, results, changes, table, command)
     click.echo(markdown.read_text(encoding="utf-8"))
     click.echo(f"written to {markdown} and {table}")
 

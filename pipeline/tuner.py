@@ -149,8 +149,8 @@ def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[floa
     evaluation = config.evaluation.model_copy(update={"ks": (k,), "bootstrap_samples": 0})
     config = config.model_copy(update={"evaluation": evaluation})
     train(config, workdir, name, artifact.fingerprint(config.model_dump(mode="json")))
-    tables = evaluate_lists(config, workdir, name, Split.VALIDATION, _MERGES)
-    return [table[recall_name(k)]["value"] for table in tables]
+    measured = evaluate_lists(config, workdir, name, Split.VALIDATION, _MERGES)
+    return [metrics.table[recall_name(k)]["value"] for metrics in measured]
 
 
 def _write(study: optuna.Study, config: Config, workdir: Path) -> Tuned:

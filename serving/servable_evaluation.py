@@ -35,7 +35,7 @@ def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: S
     requests = user_requests(workdir, catalogue, users)
     with ServableSession(servable) as session:
         lists = {length: served_lists(session, catalogue, requests, length) for length in lengths_to_measure(config)}
-    return measure(config, catalogue, users, lists)
+    return measure(config, catalogue, users, lists).table
 
 
 def served_lists(

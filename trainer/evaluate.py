@@ -16,7 +16,7 @@ from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metric_names import COVERAGE_K, NDCG_K, recall_name
-from trainer.metrics import MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
+from trainer.metrics import ListMetrics, MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.train import load_model
@@ -61,14 +61,14 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     result = Evaluation()
     for name, kind in models.items():
         for label, lists in _ranked(config, workdir, name, kind, catalogue, users):
-            result.metrics[label] = measure(config, catalogue, users, lists)
+            result.metrics[label] = measure(config, catalogue, users, lists).table
             result.breakdowns[label] = break_down(catalogue, users, lists[BREAKDOWN_K])
     return result
 
 
 def evaluate_lists(
     config: Config, workdir: Workdir, name: str | None, split: Split, merges: Sequence[tuple[ScoredMerge, float]]
-) -> list[MetricTable]:
+) -> list[ListMetrics]:
     """Metrics of one model under several merges, each (merge, alpha).
 
     Args:
@@ -104,7 +104,7 @@ def lengths_to_measure(config: Config) -> list[int]:
 
 def measure(
     config: Config, catalogue: Catalogue, users: EvaluationUsers, lists: Mapping[int, np.ndarray]
-) -> MetricTable:
+) -> ListMetrics:
     """Metrics of the users' lists, exact or as served, for each M of `lengths_to_measure`."""
     evaluation = config.evaluation
     return metrics_from_lists(

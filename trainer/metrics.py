@@ -6,6 +6,7 @@ Lists are item_index, best first, 0 = an absent place. A user may have several t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -107,6 +108,20 @@ def bootstrap_means(per_user: np.ndarray, num_samples: int, seed: int) -> np.nda
     return np.concatenate(means)
 
 
+@dataclass(frozen=True)
+class ListMetrics:
+    """All metrics of one model's lists.
+
+    Attributes:
+        table: metric -> {"value", "low", "high"}, by their `metric_names`. Coverage and Gini are properties of all
+            lists together; they have no interval over users and repeat their value.
+        per_user: float64 [num_users] of each metric that is a mean over users.
+    """
+
+    table: MetricTable
+    per_user: dict[str, np.ndarray]
+
+
 def metrics_from_lists(
     lists: Mapping[int, np.ndarray],
     targets: Ragged,
@@ -115,11 +130,8 @@ def metrics_from_lists(
     bootstrap_samples: int,
     confidence: float,
     seed: int,
-) -> MetricTable:
-    """All metrics of ranked lists, served or exact, by their `metric_names`.
-
-    Coverage and Gini are properties of all lists together; they have no interval over users and
-    repeat their value.
+) -> ListMetrics:
+    """All metrics of ranked lists, served or exact.
 
     Args:
         lists: M -> int [num_users, <= M], item_index, best first, 0 = absent: what a request for M candidates gets, for
@@ -137,9 +149,9 @@ def metrics_from_lists(
     per_user = {recall_name(k): recall_at_k(hits(lists[k], targets), targets.lengths, k) for k in ks}
     per_user[NDCG] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
     covering = lists[COVERAGE_K][:, :COVERAGE_K]
-    per_user[GROUPS_PER_LIST] = groups_per_list(covering, group_id)
+    per_user[GROUPS_PER_LIST] = groups_per_list(covering, group_id).astype(np.float64)
     # One bootstrap for all of them: its draws of users cost more than the rest.
-    values = np.stack([column.astype(np.float64) for column in per_user.values()], axis=1)
+    values = np.stack(list(per_user.values()), axis=1)
     low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
     table: MetricTable = {
         name: {"value": float(values[:, column].mean()), "low": float(low[column]), "high": float(high[column])}
@@ -148,7 +160,7 @@ def metrics_from_lists(
     num_items = len(group_id) - 1
     for name, value in ((COVERAGE, catalog_coverage(covering, num_items)), (GINI, gini(covering, num_items))):
         table[name] = {"value": value, "low": value, "high": value}
-    return table
+    return ListMetrics(table, per_user)
 
 
 def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:

@@ -115,7 +115,7 @@ def test_arguments_that_would_be_ignored_are_refused(arguments: list[str], messa
     assert message in result.output
 
 
-def pretend(run: benchmark.Run, fingerprint: str) -> dict:
+def pretend(run: benchmark.Run, fingerprint: str, folder: Path) -> dict:
     """In place of a training, in a process of its own; what becomes of it is its model's name."""
     run.workdir.path.mkdir(parents=True, exist_ok=True)
     (run.workdir.path.parent / run.model).touch()
@@ -199,7 +199,7 @@ def test_means_and_deviations_over_seeds(tmp_path: Path) -> None:
     results = [result(seed, value) for seed, value in enumerate([0.2, 0.4, 0.6])]
     cell = summarise(small(), results)[0]["metrics"]["recall_at_10"]
     assert cell == pytest.approx({"value": 0.4, "low": 0.3, "high": 0.5, "sd": 0.2})
-    markdown = write_tables(small(), results, tmp_path / "out.json", "dnc benchmark")
+    markdown = write_tables(small(), results, {}, tmp_path / "out.json", "dnc benchmark")
     assert "| one | score 1 | .4000 ±.1000 (.2000) | 4 | 10 |" in markdown.read_text()
     written = json.loads((tmp_path / "out.json").read_text())
     assert {"machine", "date", "seeds", "command", "rows", "runs"} <= set(written)

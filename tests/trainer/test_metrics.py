@@ -81,7 +81,9 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
 
 def test_all_that_is_measured_has_its_name() -> None:
     lists = dict.fromkeys([1, 5, NDCG_K, COVERAGE_K], LISTS)
-    table = metrics_from_lists(lists, TARGETS, [1, 5], np.zeros(10, int), bootstrap_samples=0, confidence=0.95, seed=0)
+    table = metrics_from_lists(
+        lists, TARGETS, [1, 5], np.zeros(10, int), bootstrap_samples=0, confidence=0.95, seed=0
+    ).table
     assert sorted(table) == sorted(metric_names([1, 5]))
 
 
