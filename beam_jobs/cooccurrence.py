@@ -1,4 +1,4 @@
-"""Which items keep company: weighted co-occurrence counts within a window of each user's training events.
+"""Which items co-occur: weighted co-occurrence counts within a window of each user's training events.
 
 A pair of items at some distance is one integer, so counting is sorting, which NumPy does with vector
 instructions: ten times faster than to look each pair up. Pairs are dealt out to blocks by their lower
@@ -43,7 +43,7 @@ class PairKeys:
     num_blocks: int
 
     def of_events(self, users: Int64, items: Int64) -> Int64:
-        """[num_pairs] sorted keys of all pairs of different items that keep company.
+        """[num_pairs] sorted keys of all pairs of different items that co-occur.
 
         Args:
             users: [num_events] user numbers, ascending.
@@ -52,8 +52,8 @@ class PairKeys:
         keys = [np.zeros(0, np.int64)]
         for distance in range(1, self.window + 1):
             left, right = items[:-distance], items[distance:]
-            company = (users[distance:] == users[:-distance]) & (left != right)
-            left, right = left[company], right[company]
+            is_pair = (users[distance:] == users[:-distance]) & (left != right)
+            left, right = left[is_pair], right[is_pair]
             low, high = np.minimum(left, right), np.maximum(left, right)
             row = low % self.num_blocks * self._rows_per_block + low // self.num_blocks
             keys.append((row * self.num_items + high << self._distance_bits) + distance)
@@ -83,7 +83,7 @@ class PairKeys:
         return self.window.bit_length()
 
 
-class CountCompany(beam.PTransform):
+class CountCooccurrences(beam.PTransform):
     """(bucket number, file) -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Groups: embeds items by the company they keep in training, and partitions them into K groups."""
+"""Groups: embeds items by their co-occurrence in training, and partitions them into K groups."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from beam_jobs.balance import balance_groups
 from beam_jobs.beam_run import collect
-from beam_jobs.cooccurrence import CountCompany, PairKeys
+from beam_jobs.cooccurrence import CountCooccurrences, PairKeys
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
 from beam_jobs.files import read_parquet, write_array, write_parquet
 from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
-from beam_jobs.item_embeddings import embed_cold, embed_company, ppmi
+from beam_jobs.item_embeddings import embed_cold, embed_cooccurrences, ppmi
 from beam_jobs.kept_groups import keep_groups
 from beam_jobs.partition import (
     fill_empty,
@@ -34,7 +34,7 @@ from beam_jobs.partition import (
 )
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
-from beam_jobs.span_company import MergeCompany, sources_of
+from beam_jobs.span_cooccurrences import MergeCooccurrences, sources_of
 from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous, start_centroids
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
@@ -130,7 +130,7 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         groups=num_groups,
         smallest_group=int(sizes.min()),
         largest_group=int(sizes.max()),
-        items_with_company=int(settled.sum()),
+        items_with_cooccurrences=int(settled.sum()),
         items_placed_by_side_features=int((placed & ~settled).sum()),
         items_placed_by_hash=int((~placed).sum()),
     )
@@ -138,7 +138,7 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
 
 
 Placed = tuple[Float32, Int64, Bool]
-"""Embeddings [num_items, dim], groups [num_items], and [num_items] whether company placed the item."""
+"""Embeddings [num_items, dim], groups [num_items], and [num_items] whether co-occurrence placed the item."""
 
 
 def _kept(
@@ -156,7 +156,7 @@ def _kept(
     writer.details["drift"] = {"kept": False, "drift": None}
     if not settings.refit_drift or not previous.fits(settings):
         return None
-    blocks = count_company(config, workdir, writer.path, len(item_ids), settings.since)
+    blocks = count_cooccurrences(config, workdir, writer.path, len(item_ids), settings.since)
     found = keep_groups(previous, blocks, side)
     remove(*blocks)
     groups = _spread(found.groups, settings.num_groups, item_ids)
@@ -165,7 +165,7 @@ def _kept(
     cap = (settings.max_size_ratio or np.inf) * len(groups) / settings.num_groups
     good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= np.ceil(cap)
     writer.details["drift"] = {"kept": bool(good), "drift": round(found.drift, 6)}
-    writer.details["company"] = found.as_json()
+    writer.details["cooccurrences"] = found.as_json()
     if not good:
         return None
     write_array(ItemGroups(writer.path).embeddings, found.embeddings)
@@ -180,24 +180,26 @@ def _fitted(
     items: Items,
     writer: ArtifactWriter,
 ) -> Placed:
-    """Groups of the company of all training events."""
+    """Groups of the co-occurrence of all training events."""
     started = time.monotonic()
-    blocks = count_company(config, workdir, writer.path, len(items.ids), None)
+    blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), None)
     matrix = ppmi(blocks, len(items.ids))
     remove(*blocks)
-    embeddings = embed_company(matrix, config.groups.embedding_dim, config.seed)
+    embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
     warm: Bool = np.any(embeddings != 0, axis=1)
     embeddings, placed = embed_cold(embeddings, side.matrix())
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
-    writer.details["company"] = {"within": None, "expected": None}
+    writer.details["cooccurrences"] = {"within": None, "expected": None}
     path = ItemGroups(writer.path).embeddings
     write_array(path, embeddings)
     embedded = EmbeddedItems(embeddings, placed, blocks_of(path, len(embeddings)), side, items)
     return embeddings, partition(config, embedded, previous, writer.path), warm
 
 
-def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None) -> list[Path]:
-    """Files of the company of the training events: summed over spans where those were counted, else counted.
+def count_cooccurrences(
+    config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None
+) -> list[Path]:
+    """Files of the co-occurrence of the training events: summed over spans where those were counted, else counted.
 
     Args:
         since: only of spans that begin then or later, where there are spans.
@@ -207,11 +209,13 @@ def count_company(config: Config, workdir: Workdir, scratch: Path, num_items: in
     # Every bucket sends something to every block: as many blocks as buckets would be too much post.
     num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
     if "spans" in events.details:
-        merge = MergeCompany(statistics, num_blocks, scratch / "company")
+        merge = MergeCooccurrences(statistics, num_blocks, scratch / "cooccurrences")
         return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
     buckets = [(bucket, folder / name) for bucket, name in enumerate(events.files)]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    steps = CountCompany(statistics, len(buckets), config.data.feedback.target_level_index, keys, scratch / "company")
+    steps = CountCooccurrences(
+        statistics, len(buckets), config.data.feedback.target_level_index, keys, scratch / "cooccurrences"
+    )
     return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 

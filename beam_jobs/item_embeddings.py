@@ -1,4 +1,4 @@
-"""Item embeddings from company, and for items without company from their side features."""
+"""Item embeddings from co-occurrence, and for items without any from their side features."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LEAST_NORM = 1e-6
 
 
 def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
-    """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j in company.
+    """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j that co-occur.
 
     Args:
-        blocks: files of `CountCompany`; read one by one, twice, since only the positive entries need be kept.
+        blocks: files of `CountCooccurrences`; read one by one, twice, since only the positive entries need be kept.
         num_items: size of the catalogue.
 
     Returns:
@@ -46,12 +46,12 @@ def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
 
 
 def read_block(path: Path) -> tuple[Int32, Int32, Int64]:
-    """Rows, columns and weights of a file of `CountCompany` or `MergeCompany`."""
+    """Rows, columns and weights of a file of `CountCooccurrences` or `MergeCooccurrences`."""
     table = read_parquet(local(path))
     return table["row"].to_numpy(), table["column"].to_numpy(), table["weight"].to_numpy()
 
 
-def embed_company(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
+def embed_cooccurrences(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
     """Rows of U sqrt(S) of the PPMI matrix's truncated SVD, L2-normalised (Levy & Goldberg 2014).
 
     The sign of each axis is fixed by its largest entry, so equal input gives equal output.
@@ -62,7 +62,7 @@ def embed_company(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
         seed: of the SVD's random projection.
 
     Returns:
-        [num_items, dim] embeddings; 0 for items that keep no company.
+        [num_items, dim] embeddings; 0 for items that co-occur with none.
     """
     num_items = matrix.shape[0]
     embeddings = np.zeros((num_items, dim), np.float32)
@@ -70,7 +70,7 @@ def embed_company(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
     if matrix.nnz:
         u, s, _ = randomized_svd(matrix, n_components=rank, random_state=seed, n_iter=4)
         embeddings[:, :rank] = u * np.sqrt(s)
-        # Where the rank is less than the axes, rounding would give an item without company a direction.
+        # Where the rank is less than the axes, rounding would give an item without co-occurrence a direction.
         embeddings[np.diff(matrix.indptr) == 0] = 0
     return normalise_rows(embeddings)
 
@@ -83,7 +83,7 @@ def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
 
 
 def embed_cold(embeddings: Float32, side: sp.csr_matrix) -> tuple[Float32, Bool]:
-    """Embeds items without company where their side features lead, by ridge regression.
+    """Embeds items without co-occurrence where their side features lead, by ridge regression.
 
     The map from side features to embeddings is learnt from items that have both.
 

@@ -1,8 +1,8 @@
-"""Groups that are kept: new items join the last run's groups, as long as those still describe who keeps company.
+"""Groups that are kept: new items join the last run's groups, as long as those still describe what co-occurs.
 
-How well they do is the share of company within groups. What the groups were fitted to flatters them, so the measure
-begins with the first company after the fit; where later company has fallen below it by `groups.refit_drift`, the
-groups are fitted anew.
+How well they do is the share of co-occurrence within groups. What the groups were fitted to flatters them, so the
+measure begins with the first co-occurrence after the fit; where later ones have fallen below it by
+`groups.refit_drift`, the groups are fitted anew.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class KeptGroups:
     Attributes:
         groups: [num_items], -1 for an item that nothing is known of.
         embeddings: [num_items, dim], in the space of the fit.
-        settled: [num_items] items that company has placed, at the fit or since.
-        within: share of the new company that is within groups; None without company.
-        expected: that of the first company after the fit; None if this is the first.
+        settled: [num_items] items that co-occurrence has placed, at the fit or since.
+        within: share of the new co-occurrence that is within groups; None without co-occurrence.
+        expected: that of the first co-occurrence after the fit; None if this is the first.
     """
 
     groups: Int64
@@ -59,18 +59,19 @@ class KeptGroups:
 def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
     """Places what is new, and measures how well the groups fit.
 
-    A settled item stays. Another one that has come to keep company lies at the PPMI-weighted mean of its company,
-    in the group of the nearest centroid; one without company stays where it was, or goes where its side features lead.
+    A settled item stays. Another one that has come to co-occur with settled ones lies at their PPMI-weighted mean,
+    in the group of the nearest centroid; one without co-occurrence stays where it was, or goes where its side
+    features lead.
 
     Args:
         previous: the last run's groups.
-        blocks: files of `CountCompany` or `MergeCompany`: the company since then.
+        blocks: files of `CountCooccurrences` or `MergeCooccurrences`: the co-occurrence since then.
         side: item features.
     """
     embeddings, settled = previous.embeddings.copy(), previous.settled.copy()
     num_items = len(embeddings)
-    company = ppmi(blocks, num_items)[:, np.flatnonzero(settled)]
-    folded = normalise_rows(_product(company, embeddings[settled]))
+    weights = ppmi(blocks, num_items)[:, np.flatnonzero(settled)]
+    folded = normalise_rows(_product(weights, embeddings[settled]))
     joining = ~settled & folded.any(axis=1)
     embeddings[joining] = folded[joining]
     embeddings[~settled & ~joining] = 0
@@ -79,12 +80,12 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeat
     nearest = nearest_centroid(embeddings, previous.centroids)
     kept = previous.settled | (~joining & (previous.of_item >= 0))
     groups = np.where(kept, previous.of_item, np.where(placed, nearest, -1))
-    within = company_within(blocks, groups)
+    within = cooccurrences_within(blocks, groups)
     return KeptGroups(groups, embeddings, settled, within, previous.expected_within)
 
 
-def company_within(blocks: Sequence[Path], groups: Int64) -> float | None:
-    """Share of the company's weight that is between items of one group; None without company."""
+def cooccurrences_within(blocks: Sequence[Path], groups: Int64) -> float | None:
+    """Share of the co-occurrences' weight that is between items of one group; None without co-occurrence."""
     inside = total = 0
     for rows, columns, weights in map(read_block, blocks):
         inside += int(weights[groups[rows] == groups[columns]].sum())

@@ -22,7 +22,7 @@ from beam_jobs.beam_run import collect
 from beam_jobs.bucket_file import write_bucket
 from beam_jobs.hashing import hash_strings
 from beam_jobs.payload import one_array
-from beam_jobs.span_company import count_new_company
+from beam_jobs.span_cooccurrences import count_new_cooccurrences
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, SpanParts, Workdir
@@ -67,10 +67,10 @@ class MergeBucket(beam.DoFn):
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[SpanParts], holdout_start: int) -> Manifest:
-    """Writes the `Events` artifact of a window of spans, and beside new spans the company that they brought.
+    """Writes the `Events` artifact of a window of spans, and beside new spans the co-occurrence that they brought.
 
-    The artifact's details say where statistics and company can be had without counting again: "counts" are sources
-    of `CountBucket`, "spans" name each span's company.
+    The artifact's details say where statistics and co-occurrence can be had without counting again: "counts" are
+    sources of `CountBucket`, "spans" name each span's co-occurrence.
 
     Args:
         spans: oldest first, all of the config's number of buckets.
@@ -96,13 +96,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
                 "(retrain.window_spans), or change retrain.validation_users"
             )
         writer.counts.update(totals)
-        company = count_new_company(config, spans, holdout_start, writer.path)
+        counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
         starts = [read_manifest(span.profile).details["start"] for span in spans]
         # An event that two spans hold is one event: their counts do not add up.
         counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
         writer.details.update(
             counts=counts,
-            spans=[{"company": str(path), "start": start} for path, start in zip(company, starts, strict=True)],
+            spans=[{"cooccurrences": str(path), "start": start} for path, start in zip(counted, starts, strict=True)],
             sources=[str(span.events.path) for span in spans],
             rows_read=sum(source.counts["rows"] for source in sources),
             split={"protocol": "newest span", "holdout_start": holdout_start},

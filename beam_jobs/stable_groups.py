@@ -32,10 +32,11 @@ class PreviousGroups:
     Attributes:
         of_item: [num_items] group that each of today's items was in, -1 for an item that is new.
         sizes: [previous K] items of each group, those that are gone since included.
-        settled: [num_items] items that company had placed.
+        settled: [num_items] items that co-occurrence had placed.
         embeddings: [num_items, previous dim] of today's items, 0 where the last run did not have them.
         centroids: [previous K, previous dim].
-        expected_within: share of company within groups that is usual, see `beam_jobs.kept_groups`; None if unknown.
+        expected_within: share of co-occurrence within groups that is usual, see `beam_jobs.kept_groups`; None if
+            unknown.
     """
 
     of_item: Int64
@@ -82,7 +83,7 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         settled=known & table[ItemColumn.SETTLED].to_numpy()[rows],
         embeddings=np.where(known[:, None], embeddings[rows], 0),
         centroids=centroids,
-        expected_within=manifest.details["company"]["expected"],
+        expected_within=manifest.details.get("cooccurrences", {}).get("expected"),
     )
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs.cooccurrence import UNIT
-from beam_jobs.item_embeddings import embed_company, ppmi
+from beam_jobs.item_embeddings import embed_cooccurrences, ppmi
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EventColumn, ItemColumn, Split
@@ -99,7 +99,7 @@ def _is_positive(row: Row, target: int) -> bool:
 
 
 def embeddings(config: Config, workdir: Workdir, out: Path) -> None:
-    """Events -> pairs in company -> item embeddings (.npy), by the same PPMI and SVD."""
+    """Events -> pairs that co-occur -> item embeddings (.npy), by the same PPMI and SVD."""
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
     index = {item: place for place, item in enumerate(ids)}
     schema = pa.schema({"row": pa.int32(), "column": pa.int32(), "weight": pa.int64()})
@@ -115,7 +115,7 @@ def embeddings(config: Config, workdir: Workdir, out: Path) -> None:
             | "Write" >> beam.io.WriteToParquet(str(out), schema, num_shards=1, file_name_suffix=".parquet")
         )
     matrix = ppmi(sorted(out.parent.glob(f"{out.name}*.parquet")), len(ids))
-    np.save(out.with_suffix(".npy"), embed_company(matrix, config.groups.embedding_dim, config.seed))
+    np.save(out.with_suffix(".npy"), embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed))
 
 
 def _pairs(element: tuple[str, list[Row]], index: dict[str, int], window: int) -> Iterator[tuple[tuple[int, int], int]]:

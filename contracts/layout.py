@@ -151,7 +151,7 @@ class SpanParts:
 
     path: Path
     PROFILE_KIND = "span_profile"
-    COMPANY_KIND = "span_company"
+    COOCCURRENCES_KIND = "span_cooccurrences"
 
     @property
     def events(self) -> Events:
@@ -173,9 +173,9 @@ class SpanParts:
         return self.profile / "users.parquet"
 
     @property
-    def company(self) -> Path:
-        """Artifact of `beam_jobs.span_company`."""
-        return self.path / "company"
+    def cooccurrences(self) -> Path:
+        """Artifact of `beam_jobs.span_cooccurrences`."""
+        return self.path / "cooccurrences"
 
 
 @dataclass(frozen=True)

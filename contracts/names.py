@@ -35,7 +35,7 @@ class ItemColumn:
     FIRST_SEEN = "first_seen"  # int64, microseconds; null where never seen
     LAST_SEEN = "last_seen"
     GROUP_ID = "group_id"  # int32, 0..K-1
-    SETTLED = "settled"  # bool, of the groups: whether company placed the item, not its side features or a hash
+    SETTLED = "settled"  # bool, of the groups: whether co-occurrence placed the item, not its side features or a hash
 
 
 class UserColumn:

@@ -243,7 +243,7 @@ class GroupsConfig(Section):
     num_groups: int = Field(10, ge=1, description="K; `python -m beam_jobs.group_sweep` compares some")
     category: str | None = Field(None, description="item feature that defines the groups of category and hybrid")
     embedding_dim: int = Field(64, ge=2, description="length of the items' co-occurrence embeddings")
-    cooccurrence_window: int = Field(5, ge=1, description="events on either side that count as company")
+    cooccurrence_window: int = Field(5, ge=1, description="events on either side with which an event co-occurs")
     fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
     restarts: int = Field(4, ge=1, description="k-means fits, from other centroids each, of which the best is kept")
     fit: Literal["sample", "distributed"] = Field(
@@ -257,14 +257,14 @@ class GroupsConfig(Section):
         None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
     )
     since: int | None = Field(
-        None, description="microseconds: where groups are kept, company from then on tells where new items belong"
+        None, description="microseconds: where groups are kept, co-occurrence from then on tells where new items belong"
     )
     refit_drift: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="groups of groups.previous are kept, and new items join them, until the share of company within "
-        "groups has fallen by this; 0: they are fitted anew each time",
+        description="groups of groups.previous are kept, and new items join them, until the share of co-occurrence "
+        "within groups has fallen by this; 0: they are fitted anew each time",
     )
 
     @model_validator(mode="after")

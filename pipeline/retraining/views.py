@@ -100,7 +100,7 @@ def _add_facts(tree: Tree, record: Record) -> None:
     if groups:
         kept = "kept" if groups["kept"] else "fitted anew"
         fallen = "not measured" if groups["drift"] is None else f"fell by {groups['drift']:.1%}"
-        tree.add(f"groups: {kept}, company within them {fallen}; {groups['new_items']} items new")
+        tree.add(f"groups: {kept}, co-occurrence within them {fallen}; {groups['new_items']} items new")
     tree.add("code: " + ", ".join(f"{name} {version}" for name, version in record.code.items()))
     tree.add(
         f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"

@@ -1,4 +1,4 @@
-"""Groups: company by brute force, k-means beside scikit-learn, categories, cold items, no empty group."""
+"""Groups: co-occurrence by brute force, k-means beside scikit-learn, categories, cold items, no empty group."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from sklearn.datasets import make_blobs
 
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.cooccurrence import UNIT, PairKeys
-from beam_jobs.item_embeddings import embed_company
+from beam_jobs.item_embeddings import embed_cooccurrences
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -62,12 +62,12 @@ def test_empty_groups_are_filled_from_the_largest() -> None:
     assert sorted(np.bincount(fill_empty(same, np.zeros(5, np.int64), 5)).tolist()) == [1] * 5
 
 
-def test_an_item_without_company_has_no_embedding_however_many_axes_there_are() -> None:
-    """30 items in a ring, 50 without company, 64 axes: the SVD's rank is 30, and rounding fills the others."""
+def test_an_item_without_cooccurrence_has_no_embedding_however_many_axes_there_are() -> None:
+    """30 items in a ring, 50 without co-occurrence, 64 axes: the SVD's rank is 30, and rounding fills the others."""
     ring = np.arange(30)
     pairs = np.concatenate([ring, (ring + 1) % 30]), np.concatenate([(ring + 1) % 30, ring])
     matrix = sp.coo_matrix((np.ones(60, np.float32), pairs), shape=(80, 80)).tocsr()
-    lengths = np.linalg.norm(embed_company(matrix, 64, seed=0), axis=1)
+    lengths = np.linalg.norm(embed_cooccurrences(matrix, 64, seed=0), axis=1)
     np.testing.assert_allclose(lengths[:30], 1, rtol=1e-5)
     assert not lengths[30:].any()
 
@@ -131,7 +131,7 @@ def test_hybrid_reaches_more_groups_than_categories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["category", "hybrid"])
-def test_items_without_a_category_are_spread_where_no_item_has_both_category_and_company(
+def test_items_without_a_category_are_spread_where_no_item_has_both_category_and_cooccurrence(
     method: str, tmp_path: Path
 ) -> None:
     log = community_log(tmp_path / "log.parquet")
@@ -166,7 +166,7 @@ def test_errors_name_field_and_remedy(name: str, tmp_path: Path) -> None:
         _run(tmp_path, groups=section)
 
 
-def test_log_without_any_company_still_gets_full_groups(tmp_path: Path) -> None:
+def test_log_without_any_cooccurrence_still_gets_full_groups(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(9)])
     workdir = Workdir(tmp_path / "run")
     for job in (ingest, statistics, groups):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics
-from beam_jobs.kept_groups import company_within, keep_groups
+from beam_jobs.kept_groups import cooccurrences_within, keep_groups
 from beam_jobs.side_features import read_side_features
 from beam_jobs.stable_groups import PreviousGroups
 from contracts.artifact import read_manifest
@@ -35,13 +35,13 @@ def previous_of(expected: float | None = None) -> PreviousGroups:
     )
 
 
-def test_items_join_the_group_of_their_company(tmp_path: Path) -> None:
+def test_items_join_the_group_of_their_cooccurrence(tmp_path: Path) -> None:
     ids = pa.array([str(item) for item in range(7)])
     block = write_block(
         tmp_path / "block.parquet", [(0, 1, 60), (2, 3, 20), (2, 4, 30), (3, 5, 30), (0, 5, 10), (1, 2, 10)]
     )
     found = keep_groups(previous_of(), [block], read_side_features(None, ids))
-    # 4 leaves the group that a hash gave it for that of its company, 5 joins where most of its company is.
+    # 4 leaves the group that a hash gave it for that of its co-occurrences, 5 joins where most of its own are.
     assert found.groups.tolist() == [0, 0, 1, 1, 1, 1, -1]
     assert found.settled.tolist() == [True] * 6 + [False]
     assert np.array_equal(found.embeddings[:4], previous_of().embeddings[:4])
@@ -51,7 +51,7 @@ def test_items_join_the_group_of_their_company(tmp_path: Path) -> None:
     assert found.as_json()["expected"] == found.within
 
 
-def test_drift_is_the_fall_of_company_within_groups(tmp_path: Path) -> None:
+def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> None:
     block = write_block(tmp_path / "block.parquet", [(0, 1, 30), (0, 2, 70)])
     side = read_side_features(None, pa.array([str(item) for item in range(7)]))
     found = keep_groups(previous_of(expected=0.5), [block], side)
@@ -59,7 +59,7 @@ def test_drift_is_the_fall_of_company_within_groups(tmp_path: Path) -> None:
     assert found.drift == pytest.approx(0.4)
     assert found.as_json()["expected"] == 0.5
     assert keep_groups(previous_of(expected=0.2), [block], side).drift == 0
-    assert company_within([], np.zeros(7, np.int64)) is None
+    assert cooccurrences_within([], np.zeros(7, np.int64)) is None
 
 
 def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 0.1) -> Workdir:
@@ -81,7 +81,7 @@ def drift_of(workdir: Workdir) -> dict[str, float]:
     return found
 
 
-def test_groups_are_kept_until_company_has_moved(tmp_path: Path) -> None:
+def test_groups_are_kept_until_cooccurrence_has_moved(tmp_path: Path) -> None:
     """Two communities; then four items more in each; then users who mix everything."""
     first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None)
     grown = day(tmp_path / "2", larger_log(tmp_path / "2.parquet"), first)

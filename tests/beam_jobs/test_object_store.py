@@ -239,7 +239,7 @@ def test_every_pipeline_is_one_that_dataflow_takes(
     for job in JOBS:
         job.run(Config.model_validate(tree), Workdir(as_path(f"{place}/run")), "fingerprint")
     assert contents(as_path(f"{place}/run")) == local_letters(contents(expected), log, f"{place}/log")
-    # Ingest, statistics, company, two of Lloyd's iterations, assignment, two tables, mined neighbours, windows.
+    # Ingest, statistics, co-occurrence, two of Lloyd's iterations, assignment, two tables, mined neighbours, windows.
     assert len(dataflow_dry_run.translated) == 10
     for pipeline in dataflow_dry_run.translated:
         images = {image_of(environment) for environment in pipeline.components.environments.values()}

@@ -38,7 +38,7 @@ def shuffled(weights: Weights, group: np.ndarray) -> None:
     """Vectors belong to other items: all that the item tower knows of an item is another one's."""
     other = 1 + np.random.default_rng(0).permutation(len(group))
     tables = [table for name, table in weights.items() if name.startswith(_TABLES) and len(table) == len(group) + 1]
-    assert len(tables) == 3  # ids, the feature, company
+    assert len(tables) == 3  # ids, the feature, co-occurrence
     for table in tables:
         table[1:] = table[:][other]
 

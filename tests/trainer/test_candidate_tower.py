@@ -27,23 +27,23 @@ def tower_of(catalogue: Catalogue, use_features: bool = False, use_cooccurrence:
 
 def test_a_vector_is_the_sum_of_id_features_and_cooccurrence(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    company = rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32)
-    tower = tower_of(catalogue_of(tmp_path, company), use_features=True)
+    cooccurrence = rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32)
+    tower = tower_of(catalogue_of(tmp_path, cooccurrence), use_features=True)
     index = tf.constant([[1, 0], [COLD, 3]], tf.int64)
     tower(index)
     values = {}
     for weight in tower.trainable_variables:
         values[weight.name.removesuffix(":0")] = rng.normal(size=weight.shape).astype(np.float32)
         weight.assign(values[weight.name.removesuffix(":0")])
-    padded = np.concatenate([np.zeros((1, 3), np.float32), company])
+    padded = np.concatenate([np.zeros((1, 3), np.float32), cooccurrence])
     expected = values["id_embedding"] + padded @ values["cooccurrence_projection"]
     expected[1:] += np.arange(NUM_ITEMS)[:, None] * values["price"]
     np.testing.assert_allclose(tower(index), expected[index.numpy()], atol=1e-5)
 
 
 def test_training_starts_as_if_there_were_no_cooccurrence_and_only_the_projection_learns(tmp_path: Path) -> None:
-    company = np.random.default_rng(0).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
-    catalogue = catalogue_of(tmp_path, company)
+    cooccurrence = np.random.default_rng(0).normal(size=(NUM_ITEMS, 3)).astype(np.float32)
+    catalogue = catalogue_of(tmp_path, cooccurrence)
     tower = tower_of(catalogue)
     np.testing.assert_array_equal(tower(tf.constant([0, COLD], tf.int64))[1], np.zeros(4))
     assert {weight.name for weight in tower.trainable_variables} == {"id_embedding:0", "cooccurrence_projection:0"}

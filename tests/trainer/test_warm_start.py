@@ -47,12 +47,12 @@ def make_run(
     place[item_order] = np.arange(len(item_order))
     sequences = [place[rng.integers(0, NUM_ITEMS, 12)] + 1 for _ in range(40)]
     colours = np.array([colour_order.index(COLOURS[item % 3]) + 1 for item in item_order])
-    company = np.random.default_rng(3).normal(size=(2 * NUM_ITEMS, 4)).astype(np.float32)[item_order]
+    cooccurrence = np.random.default_rng(3).normal(size=(2 * NUM_ITEMS, 4)).astype(np.float32)[item_order]
     log = Log(
         sequences,
         group_of[item_order],
         item_features={"colour": (ITEM_SPEC, colours)},
-        cooccurrence=company @ (np.eye(4, dtype=np.float32) if axes is None else axes),
+        cooccurrence=cooccurrence @ (np.eye(4, dtype=np.float32) if axes is None else axes),
     )
     workdir = write_artifacts(log, root)
     ids = [f"item-{item}" for item in item_order]

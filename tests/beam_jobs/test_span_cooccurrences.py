@@ -61,7 +61,7 @@ def spans(tmp_path: Path) -> Spans:
 
 
 def summed_and_recounted(config: Config, workdir: Workdir) -> list[tuple[dict[str, list[object]], np.ndarray]]:
-    """(statistics, company [num_items, num_items]) from the spans' counts, and from the merged events alone."""
+    """(statistics, co-occurrence [num_items, num_items]) from the spans' counts, and from the merged events alone."""
     found = []
     for _ in range(2):
         statistics.run(config, workdir, "f")
@@ -69,13 +69,13 @@ def summed_and_recounted(config: Config, workdir: Workdir) -> list[tuple[dict[st
             pq.read_table(path).to_pydict() for path in (workdir.item_statistics.items, workdir.item_statistics.users)
         ]
         num_items = read_manifest(workdir.item_statistics.path).counts["items"]
-        company = np.zeros((num_items, num_items), np.int64)
+        cooccurrence = np.zeros((num_items, num_items), np.int64)
         for rows, columns, weights in map(
-            read_block, groups.count_company(config, workdir, workdir.path, num_items, None)
+            read_block, groups.count_cooccurrences(config, workdir, workdir.path, num_items, None)
         ):
             assert (rows < columns).all()
-            np.add.at(company, (rows, columns), weights)
-        found.append(({**tables[0], **tables[1]}, company))
+            np.add.at(cooccurrence, (rows, columns), weights)
+        found.append(({**tables[0], **tables[1]}, cooccurrence))
         forget_spans(workdir)
     return found
 
@@ -95,14 +95,14 @@ def assert_same(config: Config, workdir: Workdir) -> None:
 
 def test_sums_over_spans_are_the_counts_of_the_log_while_the_window_moves(spans: Spans) -> None:
     assert_same(spans.config, spans.merged([0, 1, 2], "first"))
-    company = SpanParts(spans.folder / "store" / "1").company
-    counted = read_manifest(company).created, (company / "manifest.json").stat().st_mtime_ns
-    assert read_manifest(company).details["left_out"] == 0
+    cooccurrence = SpanParts(spans.folder / "store" / "1").cooccurrences
+    counted = read_manifest(cooccurrence).created, (cooccurrence / "manifest.json").stat().st_mtime_ns
+    assert read_manifest(cooccurrence).details["left_out"] == 0
     workdir = spans.merged([1, 2, 3], "second")
     assert read_manifest(workdir.events.path).details["counts"]
     assert_same(spans.config, workdir)
     # Day 1 has lost the day before it, and yet was not counted again.
-    assert (read_manifest(company).created, (company / "manifest.json").stat().st_mtime_ns) == counted
+    assert (read_manifest(cooccurrence).created, (cooccurrence / "manifest.json").stat().st_mtime_ns) == counted
     assert_same(spans.config, spans.merged([0, 1, 2, 3], "longer"))
 
 

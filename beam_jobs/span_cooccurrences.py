@@ -1,8 +1,8 @@
-"""Company by spans: which pairs of items a span's arrival adds, counted once and kept beside the span.
+"""Co-occurrence by spans: which pairs of items a span's arrival adds, counted once and kept beside the span.
 
 A user's events are taken in the order of their arrival: span by span, by time within a span. A pair belongs to the
 span of its later event; how many spans earlier its other event arrived is kept with it, so that a pair whose
-earlier event the window has left behind is left out. The sum over a window's spans is then what `CountCompany`
+earlier event the window has left behind is left out. The sum over a window's spans is then what `CountCooccurrences`
 counts in the merged events, as long as time and arrival agree.
 """
 
@@ -36,31 +36,33 @@ LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
 """Columns: the pair's items, how many spans before the pair's own the earlier event arrived, whole units of weight."""
 
 
-def count_new_company(config: Config, spans: Sequence[SpanParts], holdout_start: int, scratch: Path) -> list[Path]:
-    """Counts the company of those spans that were not counted yet in this neighbourhood.
+def count_new_cooccurrences(
+    config: Config, spans: Sequence[SpanParts], holdout_start: int, scratch: Path
+) -> list[Path]:
+    """Counts the co-occurrence of those spans that were not counted yet in this neighbourhood.
 
     Args:
         spans: of the window, oldest first.
-        holdout_start: microseconds; events from then on are not trained on, and keep no company.
+        holdout_start: microseconds; events from then on are not trained on, and co-occur with nothing.
         scratch: directory that workers can write to.
 
     Returns:
-        [num_spans] the spans' company artifacts.
+        [num_spans] the spans' co-occurrence artifacts.
     """
     wanted = [_fingerprint(config, span) for span in spans]
     stale = [
         place
         for place, span in enumerate(spans)
-        if not _is_current(artifact.find_current(span.company, wanted[place]), wanted[:place], holdout_start)
+        if not _is_current(artifact.find_current(span.cooccurrences, wanted[place]), wanted[:place], holdout_start)
     ]
     if stale:
-        folders = {place: scratch / f"company-{place}" for place in stale}
+        folders = {place: scratch / f"cooccurrences-{place}" for place in stale}
         for folder in folders.values():
             folder.mkdir()
-        count = CountSpanCompany(config, spans, holdout_start, folders)
+        count = CountSpanCooccurrences(config, spans, holdout_start, folders)
         found = collect(config.beam, list(range(config.data.num_buckets)), beam.ParDo(count), scratch)
         for place, folder in folders.items():
-            with artifact.writing(spans[place].company, SpanParts.COMPANY_KIND, wanted[place]) as writer:
+            with artifact.writing(spans[place].cooccurrences, SpanParts.COOCCURRENCES_KIND, wanted[place]) as writer:
                 for path in sorted(folder.iterdir()):
                     shutil.move(path, writer.path / path.name)
                     writer.files.append(path.name)
@@ -70,7 +72,7 @@ def count_new_company(config: Config, spans: Sequence[SpanParts], holdout_start:
                     "left_out": sum(summary[str(place)] for summary in found),
                 }
             shutil.rmtree(folder)
-    return [span.company for span in spans]
+    return [span.cooccurrences for span in spans]
 
 
 def _fingerprint(config: Config, span: SpanParts) -> str:
@@ -102,7 +104,7 @@ class _Arrivals:
     item_ids: pa.Array
 
 
-class CountSpanCompany(beam.DoFn):
+class CountSpanCooccurrences(beam.DoFn):
     """Bucket -> a file of pairs for each wanted span; yields how many events each had to leave out."""
 
     def __init__(
@@ -131,7 +133,7 @@ class CountSpanCompany(beam.DoFn):
         _, users = encode_ids(table[EventColumn.USER_ID])
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         times = table[EventColumn.TIMESTAMP].to_numpy()
-        # An event that arrives again is not new company: of equal ones the first span's stays.
+        # An event that arrives again is not new co-occurrence: of equal ones the first span's stays.
         order = np.lexsort((span, items, times, users))
         again = np.zeros(len(order), bool)
         again[order[1:]] = (np.diff(users[order]) == 0) & (np.diff(times[order]) == 0) & (np.diff(items[order]) == 0)
@@ -149,8 +151,8 @@ class CountSpanCompany(beam.DoFn):
         for distance in range(1, self._window + 1):
             right = later[later >= distance]
             left = right - distance
-            company = (users[left] == users[right]) & (items[left] != items[right])
-            left, right = left[company], right[company]
+            is_pair = (users[left] == users[right]) & (items[left] != items[right])
+            left, right = left[is_pair], right[is_pair]
             low, high = np.minimum(items[left], items[right]), np.maximum(items[left], items[right])
             keys.append((low * num_items + high) * num_spans + place - spans[left])
             weights.append(np.full(len(left), round(UNIT / distance), np.int64))
@@ -165,7 +167,7 @@ class CountSpanCompany(beam.DoFn):
         return pa.table({LOW: ids[0], HIGH: ids[1], BACK: pa.array(back.astype(np.int32)), WEIGHT: pa.array(sums)})
 
 
-class MergeCompany(beam.PTransform):
+class MergeCooccurrences(beam.PTransform):
     """(file of pairs, reach) -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
 
     def __init__(self, statistics: ItemStatistics, num_blocks: int, output: Path) -> None:
@@ -229,6 +231,6 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, in
     found = []
     for reach, span in enumerate(details["spans"]):
         if since is None or span["start"] >= since:
-            folder = Path(span["company"])
+            folder = Path(span["cooccurrences"])
             found += [(str(folder / name), reach) for name in artifact.read_manifest(folder).files]
     return found
