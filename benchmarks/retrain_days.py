@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--path", type=Path, help="of kuairand: directory of log_standard_*.parquet and the tables")
     parser.add_argument("--days", type=int, help="of the log (default: 30 drifting, 14 kuairand)")
     parser.add_argument("--replay", type=int, help="of these, retrain on the last so many (default: all that can be)")
-    parser.add_argument("--users", type=int, default=16_000, help="of the drifting log (default 16000)")
+    parser.add_argument("--users", type=int, default=32_000, help="of the drifting log (default 32000)")
     parser.add_argument("--compare", type=int, default=3, help="days with the other arms beside (default 3)")
     parser.add_argument("--no-history", action="store_true", help="leave out the window of ten times the days")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
