@@ -11,6 +11,7 @@ from contracts.artifact import writing
 from contracts.config import Config, GroupsConfig, ModelConfig, ServingConfig, WindowsConfig
 from contracts.layout import Model
 from serving.export import export
+from serving.versions import admit, version_of
 from tests.serving.transform_graphs import write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.catalogue import Catalogue
@@ -54,4 +55,6 @@ def make_servable(
         variable.assign(rng.normal(0, 0.1, variable.shape).astype(np.float32))
     with writing(workdir.model(_MODEL).path, Model.KIND, "benchmark") as artifact:
         model.save_weights(str(Model(artifact.path).weights))
-    return export(config, workdir, _MODEL, "benchmark")
+    exported = export(config, workdir, _MODEL, "benchmark")
+    admit(config, workdir, exported)
+    return version_of(exported)

@@ -12,6 +12,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
 from contracts.storage import as_path
 from pipeline.stage import Stage
+from serving.versions import exported_as, remove_unvalidated, version_of
 
 
 def _ingest(config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -87,8 +88,10 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.export import export
 
     with artifact.writing(workdir.export, "export", fingerprint) as writer:
-        version = export(config, workdir, MAIN_MODEL, fingerprint)
+        exported = export(config, workdir, MAIN_MODEL, fingerprint)
+        version = version_of(exported)
         writer.details.update(model_name=version.parent.name, version=int(version.name))
+    remove_unvalidated(config, workdir, but=exported)  # not before the manifest names another one
 
 
 def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -100,13 +103,13 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
 
 def exported_servable(workdir: Workdir) -> Path:
-    """The version directory that the last export wrote.
+    """The directory that the last export wrote: a version once it is validated.
 
     Raises:
         ArtifactError: nothing was exported yet.
     """
     details = artifact.read_manifest(workdir.export).details
-    return workdir.servable(details["model_name"]) / str(details["version"])
+    return exported_as(workdir.servable(details["model_name"]) / str(details["version"]))
 
 
 def _warm_start_model(config: Config) -> str | None:

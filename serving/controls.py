@@ -61,9 +61,10 @@ class Controls:
 
 
 def _log_boost(boost: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
-    """float32 [batch_size, num_groups] of `group_boost` likewise and `groups` int32 [batch_size, (any)].
+    """log of `boost` [batch_size, num_groups], -inf for groups that `groups` int32 [batch_size, (any)] does not list.
 
-    A negative boost is as 0, an infinite one as the largest float.
+    Groups of a row that lists none may all answer. A boost of NaN is as 1, a negative one as 0, an infinite one as the
+    largest float.
     """
     log_boost = tf.math.log(tf.clip_by_value(tf.where(tf.math.is_nan(boost), 1.0, boost), 0.0, tf.float32.max))
     listed = tf.reduce_any(groups[:, :, None] == tf.range(tf.shape(boost)[1]), axis=1)

@@ -25,7 +25,7 @@ from serving.index_store import read_indexes, write_indexes
 from serving.requests import UserRequests, user_requests
 from serving.retriever import IndexSet, Retriever
 from serving.signatures import require_compatible
-from serving.versions import appearing, next_version, predecessor
+from serving.versions import appearing, next_version, predecessor, unvalidated
 from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -38,7 +38,7 @@ INTENT_TERM = " + log max(p(g(i) | u), 1e-20)"
 
 
 def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) -> Path:
-    """Writes the next version of each servable of a trained model, one for each of `serving.indexes`.
+    """Writes what `admit` makes the next version of each servable of a model, one for each of `serving.indexes`.
 
     Args:
         config: what the model was trained with.
@@ -47,9 +47,8 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         fingerprint: identifies the inputs, for the manifest.
 
     Returns:
-        The version directory of the first index, below `workdir.servable(config.serving.model_name)`;
-        `exported_versions` names the others. Each appears whole: it is written beside and renamed,
-        so that a server that polls never sees a part.
+        That of the first index, below `workdir.servable(config.serving.model_name)`; `exported_versions`
+        names the others. Each appears whole, and no server takes it for a version before it is validated.
 
     Raises:
         ArtifactError: an artifact is missing.
@@ -78,15 +77,15 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     number = max(next_version(workdir.servable(name)) for name in names.values())
     for index, name in names.items():
         _write_version(parts, index, name, number, fingerprint)
-    return workdir.servable(config.serving.model_name) / str(number)
+    return unvalidated(workdir.servable(config.serving.model_name) / str(number))
 
 
 def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprint: str) -> None:
-    """One servable's version directory, whole or not at all."""
+    """One servable's directory, whole or not at all."""
     started, warmup = time.monotonic(), parts.warmup
     before = predecessor(parts.config, parts.workdir, name)
     index_set, built, about = parts.indexes(index, before)
-    with appearing(parts.workdir.servable(name) / str(number)) as staging:
+    with appearing(unvalidated(parts.workdir.servable(name) / str(number))) as staging:
         save(parts.retriever(index_set), staging)
         if before:
             require_compatible(before, staging, name)

@@ -12,6 +12,7 @@ import bisect
 import hashlib
 import math
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from scann.scann_ops.py import scann_builder, scann_ops
 
-from contracts.artifact import fingerprint
+from contracts.artifact import code_of, fingerprint
 from contracts.config import ServingConfig
 
 Structure = Literal["brute_force", "tree_hashing"]
@@ -84,7 +85,7 @@ class GroupIndex:
         tensors: arguments of `TensorsToScann`.
         points: tuned searches, of ascending k.
         leaf_sizes: int64 [num_leaves], items of each leaf; empty for brute force.
-        fingerprint: of the embeddings and the settings that it was built from.
+        fingerprint: `index_fingerprint` of what it was built from.
     """
 
     group_id: int
@@ -107,9 +108,10 @@ class GroupIndex:
 
 
 def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
-    """What an index of a group is made of. A change of it means that the index must be built anew."""
+    """What an index of a group is made of, and by. A change of it means that the index must be built anew."""
     settings = serving.model_dump(mode="json", include=set(_SETTINGS))
-    return fingerprint(settings, hashlib.sha256(embeddings.tobytes()).hexdigest())
+    makers = metadata.version("scann"), code_of("serving")  # another ScaNN may not read what one serialised
+    return fingerprint(settings, makers, hashlib.sha256(embeddings.tobytes()).hexdigest())
 
 
 _SETTINGS = (

@@ -116,7 +116,11 @@ class ServableSession(Servable):
         if not (path / SAVED_MODEL).exists():
             raise ValueError(f"no servable at {path}: it must be a version directory that holds {SAVED_MODEL}")
         self._session = new_session(num_threads)
-        self.signatures = load_version(self._session, path)
+        try:
+            self.signatures = load_version(self._session, path)
+        except BaseException:
+            self._session.close()
+            raise
 
     def __enter__(self) -> ServableSession:
         return self

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import contracts
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.config_io import dump_config
 from contracts.layout import SERVED_MODEL, Workdir
+from serving.versions import admit
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,13 @@ def validate(
 ) -> Manifest:
     """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
-    The report is `workdir.validation_report`; beside it, the servable's metrics are `workdir.served_metrics`.
+    Only then they become versions. The report is `workdir.validation_report`; beside it, the servable's metrics are
+    `workdir.served_metrics`.
 
     Args:
         config: what the servable was exported with.
         workdir: holds the catalogue and the test users.
-        servable: a version directory.
+        servable: what the export wrote, a version or not yet one.
         fingerprint: of the stage.
         metrics: of the servable, where they were measured: metric -> {"value", "low", "high"}.
 
@@ -43,22 +46,7 @@ def validate(
         report_path = artifact.path / workdir.validation_report.name
         config_path = artifact.path / workdir.config.name
         config_path.write_text(dump_config(config), encoding="utf-8")
-        arguments = [str(path.absolute()) for path in (workdir.path, servable, config_path, report_path)]
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "serving.validate_process", *arguments],
-                cwd=Path(contracts.__file__).parent.parent,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-            with process:
-                for line in process.stdout or ():
-                    log.info("validate: %s", line.rstrip())
-            if process.returncode:
-                errors.seek(0)
-                raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{errors.read()[-2000:]}")
-        report = json.loads(report_path.read_text(encoding="utf-8"))
+        report = _check_in_fresh_process(workdir, servable, config_path, report_path)
         if report["failures"]:
             write_json(workdir.failed_validation, report)
             raise ValueError(
@@ -72,4 +60,30 @@ def validate(
             write_json(artifact.path / workdir.served_metrics.name, {SERVED_MODEL: metrics})
             artifact.files.append(workdir.served_metrics.name)
         artifact.details.update(servables=report["servables"])
+        admit(config, workdir, servable)
     return read_manifest(workdir.validation)
+
+
+def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, report: Path) -> dict[str, Any]:
+    """What `serving.validate_process` writes to `report`.
+
+    Raises:
+        ValueError: it failed; the message is the end of what it wrote to stderr.
+    """
+    arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.validate_process", *arguments],
+            cwd=Path(contracts.__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        with process:
+            for line in process.stdout or ():
+                log.info("validate: %s", line.rstrip())
+        if process.returncode:
+            errors.seek(0)
+            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{errors.read()[-2000:]}")
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return found

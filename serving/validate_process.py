@@ -26,7 +26,7 @@ from serving.exact_merge import Asked, Corpus
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
 from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
-from serving.versions import exported_versions
+from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -62,9 +62,8 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
     """The report on `servable` and those exported with it.
 
     Returns:
-        {"requests": their number, "failures": one line each, "servables": {index: {"path",
-        "warmup_requests", "recall": the least, "recalls": {way of asking: recall},
-        "max_score_error",
+        {"requests": their number, "failures": one line each, "servables": {index: {"path": of the version that it
+        is or becomes, "warmup_requests", "recall": the least, "recalls": {way of asking: recall}, "max_score_error",
         "loaders": {loader: what came of it}}}}.
     """
     catalogue = Catalogue.for_config(config, workdir)
@@ -115,7 +114,7 @@ def _check_servable(
     target = _EXACT_RECALL if index == "exact" else config.serving.recall_target
     recalls, found_wrong = _over_all_batches(verdicts, [len(requests.user_ids[rows]) for rows in batches], target)
     return {
-        "path": str(path),
+        "path": str(version_of(path)),
         "warmup_requests": warmed,
         "recall": min(recalls.values()),
         "recalls": recalls,

@@ -1,4 +1,4 @@
-"""Version directories: numbered, below a servable's base path, there whole or not at all."""
+"""Version directories: numbered, below a servable's base path, there whole, validated, or not at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,24 @@ from contracts.layout import Workdir
 from contracts.serving_labels import numbers_on_disk, versions_on_disk
 from contracts.storage import STAGING_MARK, rename_durably
 
+_UNVALIDATED = "unvalidated-"
+"""Begins the name of what no server must take for a version yet: theirs are numbers."""
+
+
+def unvalidated(version: Path) -> Path:
+    """Where the export writes what `admit` makes `version`."""
+    return version.with_name(f"{_UNVALIDATED}{version.name}")
+
+
+def version_of(exported: Path) -> Path:
+    """The version that `exported` is, or becomes."""
+    return exported.with_name(exported.name.removeprefix(_UNVALIDATED))
+
+
+def exported_as(version: Path) -> Path:
+    """Where it is now: a version, or not validated yet."""
+    return before if (before := unvalidated(version)).exists() else version
+
 
 def last_version(base: Path) -> Path | None:
     """The version of the highest number below `base`."""
@@ -21,8 +39,9 @@ def last_version(base: Path) -> Path | None:
 
 
 def next_version(base: Path) -> int:
-    """One more than the highest number below `base`, or 1."""
-    return max(numbers_on_disk(base), default=0) + 1
+    """One more than the highest number below `base`, also of what is not validated, or 1."""
+    waiting = [version_of(path).name for path in base.glob(f"{_UNVALIDATED}*")]
+    return max([*numbers_on_disk(base), *(int(name) for name in waiting if name.isdecimal())], default=0) + 1
 
 
 def predecessor(config: Config, workdir: Workdir, name: str) -> Path | None:
@@ -32,19 +51,36 @@ def predecessor(config: Config, workdir: Workdir, name: str) -> Path | None:
     return next((version for base in bases if (version := last_version(base))), None)
 
 
-def exported_versions(config: Config, workdir: Workdir, version: Path) -> dict[str, Path]:
-    """Index -> version directory of every servable that was exported together with `version`."""
+def exported_versions(config: Config, workdir: Workdir, exported: Path) -> dict[str, Path]:
+    """Index -> directory of every servable that was exported together with `exported`, validated or not."""
     return {
-        index: version if name == config.serving.model_name else workdir.servable(name) / version.name
+        index: exported
+        if name == config.serving.model_name
+        else exported_as(workdir.servable(name) / version_of(exported).name)
         for index, name in config.serving.servable_names().items()
     }
+
+
+def admit(config: Config, workdir: Workdir, exported: Path) -> None:
+    """Makes what was exported together versions, the main servable's last; those that are already stay."""
+    for path in reversed(exported_versions(config, workdir, exported).values()):
+        if path != version_of(path):
+            rename_durably(path, version_of(path))
+
+
+def remove_unvalidated(config: Config, workdir: Workdir, but: Path) -> None:
+    """Removes what earlier exports left and nobody admitted; what was exported together with `but` stays."""
+    for path in exported_versions(config, workdir, but).values():
+        for left in path.parent.glob(f"{_UNVALIDATED}*"):
+            if left != path:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def appearing(version: Path) -> Iterator[Path]:
     """A directory to write to, renamed to `version` at the end.
 
-    It lies beside the base path, not below it: a server takes any numbered directory below for a version.
+    It lies beside the base path, not below it, and is gone after a failure.
     """
     base = version.parent
     base.mkdir(parents=True, exist_ok=True)

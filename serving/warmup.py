@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from contracts.names import Signature
@@ -17,7 +18,7 @@ WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 
 
 def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None:
-    """Writes one PredictionLog a user, and last all users as one batch, so that both sizes are warm."""
+    """Writes a PredictionLog for each user but the last, then one for all as one batch: both sizes shall be warm."""
     path = version / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     batches = [slice(row, row + 1) for row in range(len(requests) - 1)] + [slice(0, len(requests))]
@@ -34,8 +35,15 @@ def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None
 
 
 def read_warmup(version: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """(signature name, inputs) of each warm-up request of a version directory."""
+    """(signature name, inputs) of each warm-up request of a version directory.
+
+    Raises:
+        ValueError: a record is no PredictionLog.
+    """
     for record in tf.data.TFRecordDataset(str(version / WARMUP_FILE)):
-        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        try:
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        except DecodeError as error:
+            raise ValueError(f"{version / WARMUP_FILE} holds no PredictionLog ({error}): export again") from None
         request = log.predict_log.request
         yield request.model_spec.signature_name, {n: tf.make_ndarray(t) for n, t in request.inputs.items()}

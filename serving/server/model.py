@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -19,17 +21,41 @@ from contracts.serving_labels import STABLE, effective_labels, versions_on_disk
 from serving.server.batcher import Workers
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
-from serving.server.version import LoadedServable, Version
+from serving.server.version import LoadedServable, LoadError, Version
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 State = get_model_status_pb2.ModelVersionStatus
 
+_FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
+"""Seconds until a version is loaded again whose failure may pass; they double from one failure to the next."""
+
 
 @dataclass(frozen=True)
 class _Failure:
+    """Why a version could not be loaded.
+
+    Attributes:
+        state: of its files then.
+        message: in words.
+        delay: seconds to wait with those files; infinite where the failure cannot pass.
+        at: when it was, of `time.monotonic`.
+    """
+
     state: tuple[int, int]
     message: str
+    delay: float
+    at: float
+
+    @classmethod
+    def of(cls, error: LoadError, state: tuple[int, int], last: _Failure | None) -> _Failure:
+        """The failure after `last`."""
+        delay = min(2 * last.delay, _LONGEST_DELAY) if last and last.state == state else _FIRST_DELAY
+        return cls(state, str(error), delay if error.may_pass else math.inf, time.monotonic())
+
+    def stands(self, state: tuple[int, int]) -> bool:
+        """Whether a version whose files are in that state need not be tried."""
+        return self.state == state and time.monotonic() < self.at + self.delay
 
 
 class ServedModel:
@@ -149,13 +175,13 @@ class ServedModel:
         path = self.base / str(number)
         state = await self._in_loader(_state, path)
         failure = self._failures.get(number)
-        if state is None or (failure and failure.state == state):
+        if state is None or (failure and failure.stands(state)):
             return
         self._loading.add(number)
         try:
             servable = await self._in_loader(LoadedServable, path, self._config.session_threads)
-        except ValueError as error:
-            self._failures[number] = _Failure(state, str(error))
+        except LoadError as error:
+            self._failures[number] = _Failure.of(error, state, failure)
             self._metrics.loads.labels(self.name, "failure").inc()
             return
         finally:

@@ -20,6 +20,23 @@ from serving.server.metrics import Metrics
 from serving.signature_spec import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
 
+_MAY_PASS = (OSError, MemoryError, tf.errors.ResourceExhaustedError, tf.errors.UnavailableError)
+_CODES_THAT_MAY_PASS = (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+"""Of a warm-up request."""
+
+
+class LoadError(ValueError):
+    """A version cannot be served; the message says why.
+
+    Attributes:
+        may_pass: whether trying again may help though its files stay the same.
+    """
+
+    def __init__(self, path: Path, cause: Exception):
+        super().__init__(f"{path} cannot be served: {cause}")
+        warmup = isinstance(cause, RequestError) and cause.code in _CODES_THAT_MAY_PASS
+        self.may_pass = warmup or isinstance(cause, _MAY_PASS)
+
 
 class LoadedServable:
     """A version in a session of its own, which frees the memory when it is closed."""
@@ -28,7 +45,7 @@ class LoadedServable:
         """Loads a version directory and replays its warm-up requests.
 
         Raises:
-            ValueError: there is no servable, or it cannot be served; the message says why.
+            LoadError: there is no servable, or it cannot be served.
         """
         self._session = new_session(num_threads)
         try:
@@ -41,9 +58,9 @@ class LoadedServable:
             self._calls = {name: self._callable(spec) for name, spec in self.signatures.items()}
             for signature, inputs in read_warmup(path) if (path / WARMUP_FILE).exists() else ():
                 self.run(signature, [self.signatures[signature].complete(inputs)[0]])
-        except (tf.errors.OpError, OSError, RuntimeError, LookupError, TypeError, ValueError, RequestError) as error:
+        except Exception as error:  # a graph of another time fails in any way
             self._session.close()
-            raise ValueError(f"{path} cannot be served: {error}") from error
+            raise LoadError(path, error) from error
 
     def run(self, signature: str, requests: Sequence[Arrays]) -> list[Arrays]:
         """Answers several completed requests as one batch.

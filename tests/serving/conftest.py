@@ -14,7 +14,7 @@ from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature, FeatureTable, ModelConfig, ServingConfig, WindowsConfig
 from contracts.layout import Model, Workdir
 from serving.export import export
-from serving.versions import exported_versions
+from serving.versions import admit, exported_versions, version_of
 from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, write_item_graph, write_user_graph
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
@@ -100,8 +100,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture(scope="session")
 def servables(trained: Trained) -> dict[str, Path]:
     """Index -> version directory."""
-    version = export(make_config(recall_target=TUNED_RECALL), trained.workdir, MODEL, "fingerprint")
-    return exported_versions(trained.config, trained.workdir, version)
+    exported = export(make_config(recall_target=TUNED_RECALL), trained.workdir, MODEL, "fingerprint")
+    admit(trained.config, trained.workdir, exported)
+    return exported_versions(trained.config, trained.workdir, version_of(exported))
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """Per-group indexes against brute force, through the graph ops that a servable holds."""
 
+from importlib import metadata
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from contracts.config import ServingConfig
 from serving.exact_index import ExactIndexSet
-from serving.group_index import GroupIndex, build_group_index, choose_structure
+from serving.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
 from serving.group_search import Found
 from serving.index_set import ScannIndexSet
 
@@ -155,3 +157,16 @@ def test_identical_items_are_all_found():
     index_set = ScannIndexSet([index], [np.arange(1_200, dtype=np.int32)], num_groups=1)
     found = search(index_set, items[:1, None], [600])
     assert len(set(found.items.numpy()[0].tolist())) == 600
+
+
+def test_another_scann_or_other_code_builds_anew(monkeypatch):
+    """A version's tensors are what the ScaNN of its time serialised, and its points what that code tuned."""
+    vectors = clustered(20)
+    found = [build_group_index(0, vectors, vectors, SERVING).fingerprint]
+    assert index_fingerprint(vectors.copy(), SERVING) == found[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "version", lambda name: {"scann": "9.9"}[name])
+        found.append(index_fingerprint(vectors, SERVING))
+    monkeypatch.setattr("serving.group_index.code_of", lambda *rooms: "other")
+    found.append(index_fingerprint(vectors, SERVING))
+    assert len(set(found)) == 3

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from contracts.layout import Workdir
+from contracts.serving_labels import versions_on_disk
 from serving.checks import Embedded, check_lists
 from serving.exact_merge import Asked, Corpus, Selection, exact_selection
 from serving.export import export
@@ -34,7 +35,8 @@ def quota_servable(trained: Trained, servable: Path) -> Path:
 
 def test_versions_count_up(servables, quota_servable):
     assert [path.name for path in servables.values()] == ["1", "1"]
-    assert quota_servable == servables["scann"].with_name("2")
+    assert quota_servable == servables["scann"].with_name("unvalidated-2")
+    assert versions_on_disk(quota_servable.parent) == [1]
     # Other tests export models of other names beside these.
     ours = sorted(path.name for path in quota_servable.parent.parent.glob("dnc*"))
     assert ours == [path.parent.name for path in servables.values()]

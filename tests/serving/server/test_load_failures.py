@@ -1,0 +1,117 @@
+"""A version that cannot be loaded: what is freed, and when it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+import serving.servable_session
+import serving.server.model
+import serving.server.version
+from contracts.config import ServerConfig
+from serving.servable_session import ServableSession, new_session
+from serving.server.errors import Code, RequestError
+from serving.server.metrics import Metrics
+from serving.server.model import ServedModel
+from serving.server.version import LoadedServable, LoadError
+from serving.warmup import WARMUP_FILE
+
+PASSES = [
+    OSError("stale file handle"),
+    tf.errors.ResourceExhaustedError(None, None, "no memory"),
+    tf.errors.UnavailableError(None, None, "no storage"),
+    RequestError(Code.RESOURCE_EXHAUSTED, "no memory for a warm-up request"),
+]
+STAYS = [tf.errors.DataLossError(None, None, "bad file"), ValueError("bad graph"), RequestError(Code.INTERNAL, "rows")]
+
+
+class Tried:
+    """A base path with version 1, a clock, and what is made of each attempt to load."""
+
+    def __init__(self, base: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+        self.graph, self.error, self.now, self.times = base / "1" / "saved_model.pb", error, 0, []
+        self.graph.parent.mkdir(parents=True)
+        self.graph.touch()
+        monkeypatch.setattr(serving.server.model, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(serving.server.model, "LoadedServable", self.load)
+        self.model = ServedModel("dnc", base, ServerConfig(), None, ThreadPoolExecutor(1), Metrics(["dnc"]))
+
+    def load(self, path: Path, num_threads: int) -> Any:
+        self.times.append(self.now)
+        raise LoadError(path, self.error)
+
+    def poll(self, until: int) -> list[int]:
+        """The seconds at which it was tried, of a poll a second."""
+
+        async def polls() -> None:
+            while self.now < until:
+                await self.model.refresh()
+                self.now += 1
+
+        asyncio.run(polls())
+        return self.times
+
+
+@pytest.mark.parametrize("error", PASSES, ids=str)
+def test_a_failure_that_may_pass_is_tried_again_after_ever_longer(error, tmp_path, monkeypatch):
+    tried = Tried(tmp_path / "dnc", monkeypatch, error)
+    # 10 seconds, doubled each time, at most 600.
+    assert tried.poll(2_500) == [0, 10, 30, 70, 150, 310, 630, 1230, 1830, 2430]
+    tried.graph.write_text("repaired, and failing still")
+    assert tried.poll(2_520)[-2:] == [2500, 2510]
+
+
+@pytest.mark.parametrize("error", STAYS, ids=str)
+def test_a_failure_that_stays_is_tried_again_when_the_files_change(error, tmp_path, monkeypatch):
+    tried = Tried(tmp_path / "dnc", monkeypatch, error)
+    assert tried.poll(2_000) == [0]
+    tried.graph.write_text("other")
+    assert tried.poll(4_000) == [0, 2000]
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each session that was opened, whether it is closed."""
+    found: list[bool] = []
+
+    def recorded(num_threads: int) -> tf.compat.v1.Session:
+        session, place = new_session(num_threads), len(found)
+        found.append(False)
+        close = session.close
+
+        def closing() -> None:
+            found[place] = True
+            close()
+
+        session.close = closing
+        return session
+
+    for module in (serving.servable_session, serving.server.version):
+        monkeypatch.setattr(module, "new_session", recorded)
+    return found
+
+
+def test_a_warm_up_file_of_another_kind_is_named_and_the_session_closed(tmp_path, closed):
+    module = tf.Module()
+    double = tf.function(lambda x: {"y": 2.0 * x}, input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path), signatures={"double": double.get_concrete_function()})
+    (tmp_path / WARMUP_FILE).parent.mkdir()
+    with tf.io.TFRecordWriter(str(tmp_path / WARMUP_FILE)) as writer:
+        writer.write(b"\xff")
+    with pytest.raises(LoadError, match=r"tf_serving_warmup_requests holds no PredictionLog .*: export again") as error:
+        LoadedServable(tmp_path, 1)
+    assert not error.value.may_pass
+    assert closed == [True]
+
+
+def test_a_session_that_cannot_be_loaded_is_closed(tmp_path, closed):
+    (tmp_path / "saved_model.pb").write_bytes(b"\xffnonsense")
+    with pytest.raises(OSError, match="Cannot parse file"):
+        ServableSession(tmp_path)
+    assert closed == [True]
