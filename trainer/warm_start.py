@@ -22,6 +22,7 @@ from contracts.config_io import read_stored_config
 from contracts.layout import Workdir, vocabulary_file
 from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
+from trainer.layers.feature_embedding import feature_weight
 from trainer.model import TwoTowerModel
 
 log = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ def _feature_rows(
             before = known.get(spec["name"])
             if spec["vocabulary_size"] and before is not None and before["kind"] == spec["kind"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
-                result[layer, spec["name"]] = _places(*vocabularies)
+                result[layer, feature_weight(spec["name"])] = _places(*vocabularies)
     users = [
         pq.read_table(run.item_statistics.users)[UserColumn.USER_ID].to_numpy() for run in (workdir, earlier_workdir)
     ]
