@@ -108,6 +108,11 @@ def test_a_feature_may_have_the_name_of_a_weight(tmp_path: Path, feature: str) -
     require_same_scores(tmp_path, config_of("mmoe"), feature)
 
 
+@pytest.mark.parametrize("tower", ["gru", "mean"])
+def test_every_user_tower_is_carried_over(tmp_path: Path, tower: str) -> None:
+    require_same_scores(tmp_path, config_of("mmoe", f"model.user_tower={tower}"))
+
+
 def require_same_scores(tmp_path: Path, config: Config, feature: str = "colour") -> None:
     """Items, groups, the colours' vocabulary and the axes of the SVD are others, and two items are new."""
     rng = np.random.default_rng(2)
