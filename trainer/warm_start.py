@@ -111,22 +111,7 @@ def warm_start(
     items = _places(now.item_ids, earlier.item_ids)
     groups = continued_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
     values = _feature_rows(now, earlier, workdir, earlier_workdir)
-    fresh, kept_values = [], 0
-    for layer, weights, sources in _paired_layers(model, earlier_model):
-        by_name = {_name(source): source for source in sources}
-        for weight in weights:
-            own_name, full_name = _name(weight), f"{layer}/{_name(weight)}"
-            source = by_name.get(own_name)
-            rows = values.get((layer, own_name))
-            if source is None:
-                fresh.append(full_name)
-                continue
-            carried = _carry(own_name, weight.numpy(), source.numpy(), items, groups, rows, now, earlier.num_items)
-            if carried is None:
-                fresh.append(full_name)
-                continue
-            weight.assign(carried)
-            kept_values += 0 if rows is None else int((rows >= 0).sum())
+    fresh, kept_values = _carry_weights(model, earlier_model, items, groups, values, now, earlier.num_items)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
         source=str(earlier_workdir.path),
@@ -162,6 +147,35 @@ def continued_groups(
         earlier=np.where(most > 0, best, -1),
         log_share=np.log(np.where(most > 0, share, 1.0)).astype(np.float32),
     )
+
+
+def _carry_weights(
+    model: TwoTowerModel,
+    earlier_model: TwoTowerModel,
+    items: np.ndarray,
+    groups: GroupMatch,
+    values: dict[tuple[str, str], np.ndarray],
+    catalogue: Catalogue,
+    num_earlier: int,
+) -> tuple[list[str], int]:
+    """Gives the model all that means the same; returns `WarmStart.fresh` and `kept_values`."""
+    fresh, kept_values = [], 0
+    for layer, weights, sources in _paired_layers(model, earlier_model):
+        by_name = {_name(source): source for source in sources}
+        for weight in weights:
+            name = _name(weight)
+            source, rows = by_name.get(name), values.get((layer, name))
+            carried = (
+                _carry(name, weight.numpy(), source.numpy(), items, groups, rows, catalogue, num_earlier)
+                if source is not None
+                else None
+            )
+            if carried is None:
+                fresh.append(f"{layer}/{name}")
+                continue
+            weight.assign(carried)
+            kept_values += 0 if rows is None else int((rows >= 0).sum())
+    return fresh, kept_values
 
 
 def _carry(
