@@ -40,6 +40,7 @@ GROUP_AXIS = {
 _GROUP_TOKENS = "group_tokens/embeddings"
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
+_POSITIONS = "positions"
 _COOCCURRENCE = "cooccurrence_of_items"
 
 
@@ -53,7 +54,8 @@ class WarmStart:
         kept_groups: groups whose head continues that of the earlier group with most common items.
         new_groups: groups that share no item with an earlier one.
         kept_values: rows of feature and user tables whose value was known.
-        fresh: weights that start anew, since the two models hold them in other shapes.
+        fresh: weights that start anew, since the two models hold them in other shapes; the positions, where only those
+            of the earlier, shorter windows are known.
     """
 
     source: str
@@ -161,20 +163,17 @@ def _carry_weights(
     """Gives the model all that means the same; returns `WarmStart.fresh` and `kept_values`."""
     fresh, kept_values = [], 0
     for layer, weights, sources in _paired_layers(model, earlier_model):
-        by_name = {_name(source): source for source in sources}
+        by_name = {_name(source): source.numpy() for source in sources}
         for weight in weights:
             name = _name(weight)
-            source, rows = by_name.get(name), values.get((layer, name))
-            carried = (
-                _carry(name, weight.numpy(), source.numpy(), items, groups, rows, catalogue, num_earlier)
-                if source is not None
-                else None
-            )
-            if carried is None:
+            rows, carried = values.get((layer, name)), None
+            if name in by_name:
+                carried = _carry(name, weight.numpy(), by_name[name], items, groups, rows, catalogue, num_earlier)
+            if carried is not None:
+                weight.assign(carried)
+                kept_values += 0 if rows is None else int((rows >= 0).sum())
+            if carried is None or (name == _POSITIONS and len(by_name[name]) < len(carried)):
                 fresh.append(f"{layer}/{name}")
-                continue
-            weight.assign(carried)
-            kept_values += 0 if rows is None else int((rows >= 0).sum())
     return fresh, kept_values
 
 
@@ -195,7 +194,10 @@ def _carry(
         return _item_table(initial, source, items, catalogue, num_earlier)
     if name == _GROUP_TOKENS:
         rows = groups.earlier
-    if rows is not None:  # row 0 of such a table stands for no value or group
+    if name == _POSITIONS:  # counted from a window's first event: a row means the same in windows of any length
+        place = np.arange(len(initial) - 1)
+        rows = np.where(place < len(source) - 1, place, -1)
+    if rows is not None:  # row 0 of such a table stands for no value, group or event
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
         carried = _take(initial, source, groups.earlier, 0)

@@ -15,6 +15,7 @@ from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
+from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
@@ -170,6 +171,28 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     known = earlier.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
     np.testing.assert_allclose(vectors[True], known, atol=1e-6)
     assert np.abs(vectors[False] - known)[1:].max() > 0.1
+
+
+@pytest.mark.parametrize("length", [6, 15])
+def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, length: int) -> None:
+    """A history that both windows hold is read as before, but only shorter windows know all of their positions."""
+    run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    earlier = random_model(config_of("mmoe"), run)
+    warm = config_of("mmoe", f"windows.length={length}", f"training.warm_start={run.path}")
+    model = build_model(warm, Catalogue.load(run))
+    report = warm_start(model, warm, run, "dnc", load_model)
+    old, new = (scores(of, run, [3, 7, 11, 2, 5]) for of in (earlier, model))
+    np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
+    assert report.fresh == (["query_tower/positions"] if length > 10 else [])
+
+
+def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    random_model(config_of("mmoe", "training.loss.intent_weight=0"), run)
+    config = config_of("mmoe", "windows.length=15", f"training.warm_start={run.path}")
+    wanted = "query_tower/positions, intent_logits.*windows.length, training.loss.intent_weight"
+    with pytest.raises(ValueError, match=wanted):
+        carry_over(config, run, "dnc", "fingerprint")
 
 
 def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:
