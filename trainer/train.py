@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,16 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
+    windows = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
+    if config.training.loss.negatives == "in_batch":
+        catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
     strategy = strategy_of(config.training.replicas)
     with strategy.scope():
         model = build_model(config, catalogue)
     started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
-        trainer = _Trainer(config, workdir, name, catalogue, model, strategy, fingerprint)
+        trainer = _Trainer(config, workdir, name, catalogue, windows, model, strategy, fingerprint)
         trainer.run()
         artifact.counts |= {"epochs": trainer.state.epoch, "steps": int(trainer.state.step.numpy())}
         save_model(artifact, model, config, trainer.state.history)
@@ -111,13 +114,13 @@ class _Trainer:
         workdir: Workdir,
         name: str,
         catalogue: Catalogue,
+        windows: TrainingWindows,
         model: TwoTowerModel,
         strategy: tf.distribute.Strategy,
         fingerprint: str,
     ):
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
-        self._strategy = strategy
-        self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
+        self._strategy, self._batches = strategy, windows
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION, self._config.max_validation_users)
         with strategy.scope():
             self._optimizer = LazyAdam(
