@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -130,13 +132,17 @@ class _Trainer:
                 workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
             )
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
-        self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
+        curves = workdir.tensorboard / name
+        if not self.state.history:
+            shutil.rmtree(curves, ignore_errors=True)  # another run's would lie over this one's
+        self._summaries = tf.summary.create_file_writer(str(curves))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best average of the weights."""
         epochs, positives = self._config.epochs, self._batches.most_positives
-        with TrainingProgress(self._name, self.state.epoch, epochs, positives) as progress:
+        progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
+        with closing(self._summaries), progressing as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
                 start = {"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()}

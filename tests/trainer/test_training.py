@@ -84,6 +84,17 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     assert not workdir.checkpoints("resumed").exists()
 
 
+def test_tensorboard_shows_the_last_training_alone(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers, create = [], tf.summary.create_file_writer
+    monkeypatch.setattr(tf.summary, "create_file_writer", lambda path: writers.append(create(path)) or writers[-1])
+    for fingerprint in ("a", "b"):
+        train(small_config(training={"epochs": 1}), workdir, "curves", fingerprint)
+    assert len(list((workdir.tensorboard / "curves").iterdir())) == 1
+    for writer in writers:
+        with pytest.raises(RuntimeError, match="closed"), writer.as_default():
+            pass
+
+
 def test_in_batch_negatives_are_corrected_by_how_often_they_are_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
