@@ -312,10 +312,10 @@ def identities(pattern: str) -> list[tuple[str, int, int | str]]:
     if is_remote(as_path(pattern)):
         found = sorted(_store(pattern).match(pattern), key=lambda stored: stored.url)
         return [(stored.url, stored.size, stored.version) for stored in found]
-    return [file_identity(path) for path in matching(pattern)]
+    return [_file_identity(path) for path in matching(pattern)]
 
 
-def file_identity(path: str) -> tuple[str, int, int]:
+def _file_identity(path: str) -> tuple[str, int, int]:
     """Name, size and time of a local file: what changes when it is written anew."""
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -1,7 +1,8 @@
 """`dnc tune`: a search over K, alpha, the terms' shares and the rates, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
-gets more trials, goes on. The merge and the quotas' alpha cost no training, so each trial takes their best.
+gets more trials, goes on by the same config and code. The merge and the quotas' alpha cost no training, so each
+trial takes their best.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
         os.truncate(path, len(whole + newline))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=artifact.fingerprint(config.model_dump(mode="json")),
+        study_name=_fingerprint(config),
         storage=JournalStorage(JournalFileBackend(str(path))),
         direction="maximize",
         load_if_exists=True,
@@ -87,6 +88,11 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
     # A seed of its own for each session: one that goes on would draw the first session's trials once more.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     return study
+
+
+def _fingerprint(config: Config) -> str:
+    """Of all that a trial's recall depends on: what other code came to would be compared with this one's."""
+    return artifact.fingerprint(artifact.code_of("contracts", "beam_jobs", "trainer"), config.model_dump(mode="json"))
 
 
 def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:
@@ -148,7 +154,7 @@ def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[floa
     k = config.training.monitor_k
     evaluation = config.evaluation.model_copy(update={"ks": (k,), "bootstrap_samples": 0})
     config = config.model_copy(update={"evaluation": evaluation})
-    train(config, workdir, name, artifact.fingerprint(config.model_dump(mode="json")))
+    train(config, workdir, name, _fingerprint(config))
     measured = evaluate_lists(config, workdir, name, Split.VALIDATION, _MERGES)
     return [metrics.table[recall_name(k)]["value"] for metrics in measured]
 

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainer.catalogue import Catalogue
-from trainer.layers.feature_embedding import FeatureEmbedding
+from trainer.layers.feature_embedding import FeatureEmbedding, feature_weight
 
 
 class CandidateTower(tf.keras.layers.Layer):
@@ -39,7 +39,8 @@ class CandidateTower(tf.keras.layers.Layer):
         )
         specs = catalogue.feature_spec["item"] if use_features else []
         self._feature_tables = {
-            spec["name"]: self._constant_table(spec["name"], catalogue.item_features[spec["name"]]) for spec in specs
+            spec["name"]: self._constant_table(feature_weight(spec["name"]), catalogue.item_features[spec["name"]])
+            for spec in specs
         }
         self._features = FeatureEmbedding(specs, dim, name="item_features") if specs else None
         self._cooccurrence: tf.Variable | None = None

@@ -30,8 +30,9 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "
-            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's sections model and "
-            "data.*_features, or train with training.warm_start"
+            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's section model, "
+            "data.*_features, windows.length, training.loss.intent_weight, groups.method and groups.embedding_dim, or "
+            "train with training.warm_start"
         )
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:

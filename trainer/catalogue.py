@@ -28,6 +28,8 @@ class Catalogue:
         item_ids: object array [num_items]; row r is item_index r + 1.
         group_id: int32 [num_items + 1], 0..num_groups-1; -1 in row 0.
         train_count: int64 [num_items + 1].
+        target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless a
+            training asks.
         sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.
@@ -48,6 +50,7 @@ class Catalogue:
     feature_spec: FeatureSpec = field(default_factory=lambda: {"user": [], "item": []})
     cooccurrence: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), np.float32))
     groups_match_windows: bool = True
+    target_count: np.ndarray | None = None
     num_users: int = 0
 
     @property

@@ -75,6 +75,13 @@ class TrainingWindows:
         for chunk in records.batch(_CHUNK).map(_parse_windows).prefetch(1).with_options(_no_autotune()):
             yield from self._batches({name: _to_ragged(value) for name, value in chunk.items()}, rng)
 
+    def target_count(self, num_items: int) -> np.ndarray:
+        """int64 [num_items + 1]: how often each item is a target in an epoch, by reading one."""
+        counts = np.zeros(num_items + 1, np.int64)
+        for batch in self.epoch(0):
+            np.add.at(counts, batch.item_index[batch.is_target], 1)
+        return counts
+
     def _batches(self, chunk: dict[str, Ragged], rng: np.random.Generator) -> Iterator[WindowBatch]:
         lengths = chunk[WindowField.ITEM_INDEX].lengths
         order = np.argsort(lengths, kind="stable")

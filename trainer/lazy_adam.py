@@ -13,6 +13,10 @@ class LazyAdam(tf.keras.optimizers.Adam):
     every row (the exact softmax) is plain Adam's. `weight_decay` still shrinks whole tables.
     """
 
+    def __init__(self, learning_rate: float, beta_2: float = 0.999, weight_decay: float | None = None) -> None:
+        # Where there is a GPU, Keras would have XLA compile the update, which does so anew for every number of rows.
+        super().__init__(learning_rate, beta_2=beta_2, weight_decay=weight_decay, jit_compile=False)
+
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates one variable; `gradient` comes without repeated rows."""
         if not isinstance(gradient, tf.IndexedSlices):

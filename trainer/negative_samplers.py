@@ -42,7 +42,8 @@ class WindowSampler(NegativeSampler):
 
 
 class InBatchSampler(NegativeSampler):
-    """A part of the step's positives: items turn up in proportion to their training events."""
+    """A part of the step's positives: items turn up as often as they are targets, which repeats, and events before
+    `windows.since`, are not."""
 
     def draw(
         self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
@@ -71,7 +72,10 @@ def negative_sampler(catalogue: Catalogue, loss: LossConfig) -> NegativeSampler:
         return WindowSampler(catalogue.sampling_probability)
     if loss.negatives == "uniform":
         return CatalogueSampler(uniform_probability(catalogue))
-    popularity = catalogue.train_count / max(catalogue.train_count.sum(), 1)
+    counts = catalogue.train_count
+    if loss.negatives == "in_batch" and catalogue.target_count is not None:  # None: loaded to answer, it draws nothing
+        counts = catalogue.target_count
+    popularity = counts / max(counts.sum(), 1)
     return CatalogueSampler(popularity) if loss.negatives == "popularity" else InBatchSampler(popularity)
 
 

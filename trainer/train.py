@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +56,16 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
+    windows = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
+    if config.training.loss.negatives == "in_batch":
+        catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
     strategy = strategy_of(config.training.replicas)
     with strategy.scope():
         model = build_model(config, catalogue)
     started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
-        trainer = _Trainer(config, workdir, name, catalogue, model, strategy, fingerprint)
+        trainer = _Trainer(config, workdir, name, catalogue, windows, model, strategy, fingerprint)
         trainer.run()
         artifact.counts |= {"epochs": trainer.state.epoch, "steps": int(trainer.state.step.numpy())}
         save_model(artifact, model, config, trainer.state.history)
@@ -111,13 +116,13 @@ class _Trainer:
         workdir: Workdir,
         name: str,
         catalogue: Catalogue,
+        windows: TrainingWindows,
         model: TwoTowerModel,
         strategy: tf.distribute.Strategy,
         fingerprint: str,
     ):
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
-        self._strategy = strategy
-        self._batches = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
+        self._strategy, self._batches = strategy, windows
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION, self._config.max_validation_users)
         with strategy.scope():
             self._optimizer = LazyAdam(
@@ -127,13 +132,17 @@ class _Trainer:
                 workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
             )
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
-        self._summaries = tf.summary.create_file_writer(str(workdir.tensorboard / name))
+        curves = workdir.tensorboard / name
+        if not self.state.history:
+            shutil.rmtree(curves, ignore_errors=True)  # another run's would lie over this one's
+        self._summaries = tf.summary.create_file_writer(str(curves))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best average of the weights."""
         epochs, positives = self._config.epochs, self._batches.most_positives
-        with TrainingProgress(self._name, self.state.epoch, epochs, positives) as progress:
+        progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
+        with closing(self._summaries), progressing as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
                 start = {"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()}

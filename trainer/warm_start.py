@@ -22,6 +22,7 @@ from contracts.config_io import read_stored_config
 from contracts.layout import Workdir, vocabulary_file
 from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
+from trainer.layers.feature_embedding import feature_weight
 from trainer.model import TwoTowerModel
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ GROUP_AXIS = {
 _GROUP_TOKENS = "group_tokens/embeddings"
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
+_POSITIONS = "positions"
 _COOCCURRENCE = "cooccurrence_of_items"
 
 
@@ -52,7 +54,8 @@ class WarmStart:
         kept_groups: groups whose head continues that of the earlier group with most common items.
         new_groups: groups that share no item with an earlier one.
         kept_values: rows of feature and user tables whose value was known.
-        fresh: weights that start anew, since the two models hold them in other shapes.
+        fresh: weights that start anew, since the two models hold them in other shapes; the positions, where only those
+            of the earlier, shorter windows are known.
     """
 
     source: str
@@ -110,22 +113,7 @@ def warm_start(
     items = _places(now.item_ids, earlier.item_ids)
     groups = continued_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
     values = _feature_rows(now, earlier, workdir, earlier_workdir)
-    fresh, kept_values = [], 0
-    for layer, weights, sources in _paired_layers(model, earlier_model):
-        by_name = {_name(source): source for source in sources}
-        for weight in weights:
-            own_name, full_name = _name(weight), f"{layer}/{_name(weight)}"
-            source = by_name.get(own_name)
-            rows = values.get((layer, own_name))
-            if source is None:
-                fresh.append(full_name)
-                continue
-            carried = _carry(own_name, weight.numpy(), source.numpy(), items, groups, rows, now, earlier.num_items)
-            if carried is None:
-                fresh.append(full_name)
-                continue
-            weight.assign(carried)
-            kept_values += 0 if rows is None else int((rows >= 0).sum())
+    fresh, kept_values = _carry_weights(model, earlier_model, items, groups, values, now, earlier.num_items)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
         source=str(earlier_workdir.path),
@@ -163,6 +151,32 @@ def continued_groups(
     )
 
 
+def _carry_weights(
+    model: TwoTowerModel,
+    earlier_model: TwoTowerModel,
+    items: np.ndarray,
+    groups: GroupMatch,
+    values: dict[tuple[str, str], np.ndarray],
+    catalogue: Catalogue,
+    num_earlier: int,
+) -> tuple[list[str], int]:
+    """Gives the model all that means the same; returns `WarmStart.fresh` and `kept_values`."""
+    fresh, kept_values = [], 0
+    for layer, weights, sources in _paired_layers(model, earlier_model):
+        by_name = {_name(source): source.numpy() for source in sources}
+        for weight in weights:
+            name = _name(weight)
+            rows, carried = values.get((layer, name)), None
+            if name in by_name:
+                carried = _carry(name, weight.numpy(), by_name[name], items, groups, rows, catalogue, num_earlier)
+            if carried is not None:
+                weight.assign(carried)
+                kept_values += 0 if rows is None else int((rows >= 0).sum())
+            if carried is None or (name == _POSITIONS and len(by_name[name]) < len(carried)):
+                fresh.append(f"{layer}/{name}")
+    return fresh, kept_values
+
+
 def _carry(
     name: str,
     initial: np.ndarray,
@@ -180,7 +194,10 @@ def _carry(
         return _item_table(initial, source, items, catalogue, num_earlier)
     if name == _GROUP_TOKENS:
         rows = groups.earlier
-    if rows is not None:  # row 0 of such a table stands for no value or group
+    if name == _POSITIONS:  # counted from a window's first event: a row means the same in windows of any length
+        place = np.arange(len(initial) - 1)
+        rows = np.where(place < len(source) - 1, place, -1)
+    if rows is not None:  # row 0 of such a table stands for no value, group or event
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
         carried = _take(initial, source, groups.earlier, 0)
@@ -270,7 +287,7 @@ def _feature_rows(
             before = known.get(spec["name"])
             if spec["vocabulary_size"] and before is not None and before["kind"] == spec["kind"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
-                result[layer, spec["name"]] = _places(*vocabularies)
+                result[layer, feature_weight(spec["name"])] = _places(*vocabularies)
     users = [
         pq.read_table(run.item_statistics.users)[UserColumn.USER_ID].to_numpy() for run in (workdir, earlier_workdir)
     ]

@@ -19,7 +19,7 @@ class Answers:
     """One model's lists for the holdout's users.
 
     Attributes:
-        lists: int64 [num_users, k], best first, 0 = absent, negative = no item at all (broken).
+        lists: int64 [num_users, k], best first, 0 = absent.
         milliseconds: float64 [num_timed], of single requests; empty where nothing is served.
     """
 
@@ -104,9 +104,9 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
 
 
 def _without_repeats(lists: np.ndarray) -> np.ndarray:
-    """The lists with every later occurrence of an item, and every place that holds none, set to 0."""
+    """The lists with every later occurrence of an item set to 0."""
     order = np.argsort(lists, axis=1, kind="stable")
     ordered = np.take_along_axis(lists, order, axis=1)
     repeated = np.zeros(lists.shape, bool)
     np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-    return np.where(repeated | (lists < 0), 0, lists)
+    return np.where(repeated, 0, lists)

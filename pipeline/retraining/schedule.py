@@ -51,7 +51,7 @@ def cron_trigger(cron: str) -> BaseTrigger:
     """What cron means by the expression, which is not what APScheduler's own parser makes of it.
 
     There weekdays are counted from Monday, where cron's 0 and 7 are Sunday; and a day of the month and a weekday must
-    both hold, where cron fires on either.
+    both hold, where cron fires on either, unless one of them begins with `*`, as `*/2` does, too.
 
     Raises:
         ValueError: it is no cron expression.
@@ -60,7 +60,8 @@ def cron_trigger(cron: str) -> BaseTrigger:
     if len(fields) != _NUM_FIELDS:
         raise ValueError(f"it has {len(fields)} fields")
     *start, day, month, weekday = fields
-    days = [(day, "*"), ("*", _named(weekday))] if "*" not in (day, weekday) else [(day, _named(weekday))]
+    either = not any(field.startswith("*") for field in (day, weekday))
+    days = [(day, "*"), ("*", _named(weekday))] if either else [(day, _named(weekday))]
     triggers = [CronTrigger.from_crontab(" ".join([*start, d, month, w]), timezone="UTC") for d, w in days]
     return triggers[0] if len(triggers) == 1 else OrTrigger(triggers)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
 from contracts.config import Config
-from contracts.storage import file_identity, matching
+from contracts.storage import identities, matching
 
 DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
@@ -39,7 +40,7 @@ class Span:
 
     def files_json(self) -> list[list[object]]:
         """The identities of its files, as a record holds them."""
-        return [list(file_identity(path)) for path in self.files]
+        return [list(identity) for path in self.files for identity in identities(glob.escape(path))]
 
 
 def find_spans(config: Config, until: str | None = None, now: datetime | None = None) -> list[Span]:

@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
-from contracts.layout import Events, Transform, Workdir
+from contracts.layout import Events, SpanParts, Transform, Workdir
 from contracts.storage import as_path
 from pipeline.cli import main
+from pipeline.retraining.span_profile import profile_span
+from pipeline.retraining.spans import find_spans
 from tests.beam_jobs import dataflow_dry_run, strict_store
 
 JOBS = (ingest, statistics, groups, transform, windows)
@@ -183,6 +186,21 @@ def test_a_failed_job_leaves_the_artifact_as_it_was(log: Path, store: Path) -> N
         ingest.run(Config.model_validate(tree), run, "bad")
     assert {path: path for path in storage.tree(run.path)} == before
     assert read_manifest(run.events.path).fingerprint == "good"
+
+
+def test_a_span_of_a_log_in_a_store_is_what_it_is_on_a_disk(log: Path, store: Path, tmp_path: Path) -> None:
+    put_log(log, f"{BUCKET}/log")
+    profiles = []
+    for number, place in enumerate((str(log), f"{BUCKET}/log")):
+        config = load_config(log / "config.yaml", [f"data.events='{place}/log-{{span}}.csv'"])
+        [span, *_] = find_spans(config)
+        profiles.append(replace(profile_span(config, span, SpanParts(tmp_path / str(number))), items=""))
+    assert profiles[0] == profiles[1]
+    [url] = span.files
+    before, text = span.files_json(), storage.read_text(as_path(url))
+    assert before[0][:2] == [url, len(text.encode())]
+    storage.write_text(as_path(url), f"{text}\n")
+    assert span.files_json() != before
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ def test_cron_times_are_utc() -> None:
         ("0 4 * * */2", ["Sun 29", "Tue 01", "Thu 03"]),
         ("0 4 * * MON,sat", ["Mon 30", "Sat 05", "Mon 07"]),
         ("0 4 1 * 5", ["Tue 01", "Fri 04", "Fri 11"]),  # either day will do
+        ("0 4 */2 * 1", ["Mon 07", "Mon 21", "Mon 11"]),  # Mondays of odd date: a field that begins with * restricts
+        ("0 4 1 * */2", ["Tue 01", "Thu 01", "Sat 01"]),  # the first of December, of April and of May
     ],
 )
 def test_weekdays_are_those_of_cron(cron: str, days: list[str]) -> None:

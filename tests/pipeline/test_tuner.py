@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
 from pipeline import tuner
@@ -59,6 +60,8 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
     assert found.recall == max(keys["model.dropout"] for keys in seen)
     best = load_config(found.path)
     assert (best.serving.merge, best.serving.alpha, best.model.dropout) == ("quota", 0.5, found.recall)
+    monkeypatch.setattr(artifact, "code_of", lambda *rooms: "other code")
+    assert tune(Config(), tmp_path, 1).trials == 1  # a study of its own
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_a_vector_is_the_sum_of_id_features_and_cooccurrence(tmp_path: Path) -> 
         weight.assign(values[weight.name.removesuffix(":0")])
     padded = np.concatenate([np.zeros((1, 3), np.float32), cooccurrence])
     expected = values["id_embedding"] + padded @ values["cooccurrence_projection"]
-    expected[1:] += np.arange(NUM_ITEMS)[:, None] * values["price"]
+    expected[1:] += np.arange(NUM_ITEMS)[:, None] * values["feature/price"]
     np.testing.assert_allclose(tower(index), expected[index.numpy()], atol=1e-5)
 
 

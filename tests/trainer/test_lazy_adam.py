@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from trainer.lazy_adam import LazyAdam
@@ -20,3 +21,9 @@ def test_a_step_that_reads_every_row_is_adams_and_another_leaves_rows_alone() ->
     before = lazy.numpy()
     lazily.apply_gradients([(tf.IndexedSlices(tf.ones([1, 3]), tf.constant([2]), [5, 3]), lazy)])
     assert np.flatnonzero(np.abs(lazy.numpy() - before).max(axis=1) > 0).tolist() == [2]
+
+
+def test_an_update_is_not_compiled_for_each_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.compat.v2.config, "list_physical_devices", lambda kind=None: ["a GPU"])
+    assert tf.keras.optimizers.Adam(0.1).jit_compile
+    assert not LazyAdam(0.1).jit_compile

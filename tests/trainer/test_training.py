@@ -21,6 +21,7 @@ from trainer.evaluate import evaluate, write_evaluation
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
+from trainer.negative_samplers import negative_sampler
 from trainer.ranking import ExactRanking
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
@@ -81,6 +82,34 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
     ):
         np.testing.assert_allclose(left, right, atol=1e-4)
     assert not workdir.checkpoints("resumed").exists()
+
+
+def test_tensorboard_shows_the_last_training_alone(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers, create = [], tf.summary.create_file_writer
+    monkeypatch.setattr(tf.summary, "create_file_writer", lambda path: writers.append(create(path)) or writers[-1])
+    for fingerprint in ("a", "b"):
+        train(small_config(training={"epochs": 1}), workdir, "curves", fingerprint)
+    assert len(list((workdir.tensorboard / "curves").iterdir())) == 1
+    for writer in writers:
+        with pytest.raises(RuntimeError, match="closed"), writer.as_default():
+            pass
+
+
+def test_in_batch_negatives_are_corrected_by_how_often_they_are_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 training events, windows hold 1 to 11, and 11 and 12, all targets: the 11th is one twice."""
+    workdir = write_artifacts(Log([np.arange(14) + 1] * 2, np.zeros(14, np.int64)), tmp_path)
+    config, seen = small_config(training={"loss": {**SAMPLED["loss"], "negatives": "in_batch"}}), []
+
+    def build(config: Config, catalogue: Catalogue) -> None:
+        seen.append(negative_sampler(catalogue, config.training.loss).probability)
+        raise Killed
+
+    monkeypatch.setattr("trainer.train.build_model", build)
+    with pytest.raises(Killed):
+        train(config, workdir, "dnc", "a")
+    np.testing.assert_allclose(seen[0] * 13, [0, *[1] * 10, 2, 1, 0, 0])
 
 
 def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir) -> None:

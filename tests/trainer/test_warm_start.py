@@ -15,6 +15,7 @@ from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
+from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
@@ -23,7 +24,7 @@ from trainer.warm_start import GROUP_AXIS, continued_groups, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
-ITEM_SPEC = {"name": "colour", "kind": "categorical", "vocabulary_size": 3, "width": 1}
+ITEM_SPEC = {"kind": "categorical", "vocabulary_size": 3, "width": 1}
 
 
 def config_of(conditioning: str, *more: str) -> Config:
@@ -36,11 +37,16 @@ def config_of(conditioning: str, *more: str) -> Config:
 
 
 def make_run(
-    root: Path, item_order: np.ndarray, group_of: np.ndarray, colour_order: list[str], axes: np.ndarray | None = None
+    root: Path,
+    item_order: np.ndarray,
+    group_of: np.ndarray,
+    colour_order: list[str],
+    axes: np.ndarray | None = None,
+    feature: str = "colour",
 ) -> Workdir:
     """A run whose item_index r + 1 is item `item_order[r]`; group, colour and co-occurrence follow the item.
 
-    `axes`: orthogonal [4, 4], what this run's SVD turned the co-occurrence embeddings by.
+    `axes`: orthogonal [4, 4], what this run's SVD turned the co-occurrence embeddings by; `feature`: the colour's name.
     """
     rng = np.random.default_rng(0)
     place = np.empty(len(item_order), np.int64)
@@ -51,7 +57,7 @@ def make_run(
     log = Log(
         sequences,
         group_of[item_order],
-        item_features={"colour": (ITEM_SPEC, colours)},
+        item_features={feature: ({"name": feature, **ITEM_SPEC}, colours)},
         cooccurrence=cooccurrence @ (np.eye(4, dtype=np.float32) if axes is None else axes),
     )
     workdir = write_artifacts(log, root)
@@ -61,7 +67,7 @@ def make_run(
         pq.write_table(columns.set_column(0, "item_id", pa.array(ids)), path)
     folder = workdir.transform.item_vocabularies
     folder.mkdir(parents=True)
-    (folder / "colour_vocabulary").write_text("".join(f"{colour}\n" for colour in colour_order))
+    (folder / f"{feature}_vocabulary").write_text("".join(f"{colour}\n" for colour in colour_order))
     return workdir
 
 
@@ -95,15 +101,29 @@ CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens
 @pytest.mark.parametrize("history_groups", [False, True])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str, history_groups: bool) -> None:
+    require_same_scores(tmp_path, config_of(conditioning, f"model.history_groups={history_groups}"))
+
+
+@pytest.mark.parametrize("feature", ["id_embedding", "cooccurrence_projection", "cooccurrence"])
+def test_a_feature_may_have_the_name_of_a_weight(tmp_path: Path, feature: str) -> None:
+    require_same_scores(tmp_path, config_of("mmoe"), feature)
+
+
+@pytest.mark.parametrize("tower", ["gru", "mean"])
+def test_every_user_tower_is_carried_over(tmp_path: Path, tower: str) -> None:
+    require_same_scores(tmp_path, config_of("mmoe", f"model.user_tower={tower}"))
+
+
+def require_same_scores(tmp_path: Path, config: Config, feature: str = "colour") -> None:
     """Items, groups, the colours' vocabulary and the axes of the SVD are others, and two items are new."""
     rng = np.random.default_rng(2)
     group_of = np.arange(NUM_ITEMS + 2) % NUM_GROUPS
-    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
-    config = config_of(conditioning, f"model.history_groups={history_groups}")
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS, feature=feature)
     earlier = random_model(config, before)
     renamed = np.array([2, 0, 1])[group_of]
     axes = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
-    after = make_run(tmp_path / "after", rng.permutation(NUM_ITEMS + 2), renamed, ["blue", "red", "green"], axes)
+    order, colours = rng.permutation(NUM_ITEMS + 2), ["blue", "red", "green"]
+    after = make_run(tmp_path / "after", order, renamed, colours, axes, feature)
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
     model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc", load_model)
@@ -151,6 +171,28 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     known = earlier.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
     np.testing.assert_allclose(vectors[True], known, atol=1e-6)
     assert np.abs(vectors[False] - known)[1:].max() > 0.1
+
+
+@pytest.mark.parametrize("length", [6, 15])
+def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, length: int) -> None:
+    """A history that both windows hold is read as before, but only shorter windows know all of their positions."""
+    run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    earlier = random_model(config_of("mmoe"), run)
+    warm = config_of("mmoe", f"windows.length={length}", f"training.warm_start={run.path}")
+    model = build_model(warm, Catalogue.load(run))
+    report = warm_start(model, warm, run, "dnc", load_model)
+    old, new = (scores(of, run, [3, 7, 11, 2, 5]) for of in (earlier, model))
+    np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
+    assert report.fresh == (["query_tower/positions"] if length > 10 else [])
+
+
+def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    random_model(config_of("mmoe", "training.loss.intent_weight=0"), run)
+    config = config_of("mmoe", "windows.length=15", f"training.warm_start={run.path}")
+    wanted = "query_tower/positions, intent_logits.*windows.length, training.loss.intent_weight"
+    with pytest.raises(ValueError, match=wanted):
+        carry_over(config, run, "dnc", "fingerprint")
 
 
 def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:

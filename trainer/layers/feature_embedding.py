@@ -8,6 +8,11 @@ from typing import Any
 import tensorflow as tf
 
 
+def feature_weight(feature: str) -> str:
+    """What a feature's weights are called: as nothing else is, whatever name the user's column has."""
+    return f"feature/{feature}"
+
+
 class FeatureEmbedding(tf.keras.layers.Layer):
     """The sum of a vector per side feature.
 
@@ -20,7 +25,9 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         super().__init__(name=name)
         self._specs = specs
         self._tables = {
-            spec["name"]: self.add_weight(name=spec["name"], shape=[_num_rows(spec), dim], initializer="zeros")
+            spec["name"]: self.add_weight(
+                name=feature_weight(spec["name"]), shape=[_num_rows(spec), dim], initializer="zeros"
+            )
             for spec in specs
         }
 

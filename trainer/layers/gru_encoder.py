@@ -15,9 +15,10 @@ class GRUEncoder(SequenceEncoder):
         self, num_layers: int, dim: int, dropout: float, generator: tf.random.Generator, name: str = "encoder"
     ):
         super().__init__(name=name)
-        # A cell in the generic RNN is plain TensorFlow ops; Keras' GRU would save a cuDNN variant, too.
+        # A cell in the generic RNN is plain TensorFlow ops; Keras' GRU would save a cuDNN variant, too. Without a name
+        # it is numbered through the process, and a warm start finds weights by name.
         self._layers = [
-            tf.keras.layers.RNN(tf.keras.layers.GRUCell(dim), return_sequences=True, name=f"gru_{index}")
+            tf.keras.layers.RNN(tf.keras.layers.GRUCell(dim, name="cell"), return_sequences=True, name=f"gru_{index}")
             for index in range(num_layers)
         ]
         self._norms = [
