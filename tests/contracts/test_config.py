@@ -1,5 +1,6 @@
 """The config tree: what it refuses, and what it says then."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -9,7 +10,7 @@ import yaml
 
 from contracts import storage
 from contracts.config import Config, DataConfig, Section
-from contracts.config_io import ConfigError, dump_config, load_config
+from contracts.config_io import ConfigError, dump_config, load_config, parse_assignments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -97,6 +98,15 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         load_config(None, overrides)
     for words in said:
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])
+def test_text_that_is_not_yaml_is_shown_quoted_for_the_shell_and_for_yaml(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not YAML") as error:
+        load_config(None, [f"serving.model_name={text}"])
+    _, suggested = str(error.value).split("for YAML: --set ")
+    override = subprocess.run(["sh", "-c", f"printf %s {suggested}"], capture_output=True, text=True, check=True).stdout
+    assert parse_assignments([override]) == {"serving.model_name": text}
 
 
 def test_the_webhook_is_read_and_never_shown() -> None:
