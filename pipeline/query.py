@@ -105,7 +105,7 @@ def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
 
 
 def what_is_unknown(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
-    """A line that names the items of the history that have no group, and says what the servable makes of them; or ""."""
+    """A line on the items that have no group, and what the servable makes of them; "" where there are none."""
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
     if not unknown:
         return ""
