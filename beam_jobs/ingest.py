@@ -179,7 +179,7 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
         reasons.update(file["reasons"])
     rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
     listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
-    remedy = _remedy(reasons, config.data)
+    remedy = _remedy(reasons, config.data, len(files))
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
@@ -199,10 +199,12 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     return reasons
 
 
-def _remedy(reasons: Counter[str], data: DataConfig) -> str:
+def _remedy(reasons: Counter[str], data: DataConfig, num_files: int) -> str:
     """What the commonest reason calls for, if that can be told."""
-    reason = reasons.most_common(1)[0][0] if reasons else ""
+    reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
     if reason == f"{EventColumn.TIMESTAMP} {UNREADABLE}":
+        if data.header and count <= num_files:
+            return "if that is the line that names the columns, leave data.header out: it is for files without one"
         if data.timestamp_format is not None:
             return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
         return (

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.column_text import to_binary, utf8_mask
+from contracts.config.data import FRACTIONS
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
@@ -39,7 +40,7 @@ def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> 
         column: numbers, Arrow timestamps or dates, or text holding numbers or ISO 8601 (no zone: UTC).
         unit: of numbers: s, ms, us, ns or auto (by each number's magnitude).
         text_format: strptime's directives, for all but Arrow timestamps and dates. As there, a day that its month
-            lacks is one of the next month.
+            lacks is one of the next month. One of `FRACTIONS` may end it.
 
     Returns:
         [num_rows] microseconds and [num_rows] index into `TIME_PROBLEMS`.
@@ -136,9 +137,15 @@ def _to_text(values: pa.Array) -> tuple[pa.Array, Int8]:
 
 def _parse_formatted(values: pa.Array, text_format: str) -> tuple[Int64, Int8]:
     text, problems = _to_text(values)
-    times = pc.strptime(pc.utf8_trim_whitespace(text), format=text_format, unit="us", error_is_null=True)
+    text = pc.utf8_trim_whitespace(text)
+    fraction = np.zeros(len(text), np.int64)
+    if text_format.endswith(FRACTIONS):
+        parts = pc.extract_regex(text, f"^(?P<whole>.*)[{text_format[-3]}](?P<fraction>[0-9]{{1,9}})$")
+        text, text_format = pc.struct_field(parts, "whole"), text_format[:-3]
+        fraction = _fraction(parts)
+    times = pc.strptime(text, format=text_format, unit="us", error_is_null=True)
     problems[times.is_valid().to_numpy(zero_copy_only=False)] = _OK
-    return times.cast(pa.int64()).fill_null(0).to_numpy(), problems
+    return times.cast(pa.int64()).fill_null(0).to_numpy() + fraction, problems
 
 
 def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
@@ -170,10 +177,9 @@ def _parse_iso(text: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
     parts = pc.extract_regex(text, _ISO)
     sound = parts.is_valid().to_numpy(zero_copy_only=False)
 
-    def part(name: str, pad: int = 0) -> Int64:
+    def part(name: str) -> Int64:
         values = pc.fill_null(pc.struct_field(parts, name), "")
-        values = pc.utf8_rpad(values, pad, "0") if pad else pc.if_else(pc.equal(values, ""), "0", values)
-        return values.cast(pa.int64()).to_numpy()
+        return pc.if_else(pc.equal(values, ""), "0", values).cast(pa.int64()).to_numpy()
 
     year, month, day = part("year"), part("month"), part("day")
     hour, minute, second = part("hour"), part("minute"), part("second")
@@ -185,7 +191,13 @@ def _parse_iso(text: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
     sound &= (hour < 24) & (minute < 60) & (second <= 60)  # 60: a leap second
     offset_minutes, zone_sound = _zone(pc.fill_null(pc.struct_field(parts, "zone"), ""))
     seconds = (start + day - 1) * 86_400 + hour * 3_600 + (minute - offset_minutes) * 60 + second
-    return seconds * 1_000_000 + part("fraction", 9) // 1_000, sound & zone_sound
+    return seconds * 1_000_000 + _fraction(parts), sound & zone_sound
+
+
+def _fraction(parts: pa.Array) -> Int64:
+    """Microseconds of the field "fraction", the digits after the point; 0 where there are none."""
+    digits = pc.utf8_rpad(pc.fill_null(pc.struct_field(parts, "fraction"), ""), 9, "0")
+    return digits.cast(pa.int64()).to_numpy() // 1_000
 
 
 def _zone(zone: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:

@@ -94,19 +94,26 @@ def is_repeat(positives: BucketEvents, num_items: int) -> Bool:
         num_items: size of the catalogue.
     """
     number = len(positives.items)
-    pairs = positives.users * (num_items + 1) + positives.items
-    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
-    bits = number.bit_length()
-    ordered = np.sort((pairs << bits) | np.arange(number))
-    is_other = np.diff(ordered >> bits, prepend=-1) > 0
+    pairs, place = _sort_with_places(positives.users * (num_items + 1) + positives.items)
+    is_other = np.diff(pairs, prepend=-1) > 0
     if is_other.all():
         return np.zeros(number, bool)
-    place = ordered & ((1 << bits) - 1)
     levels = positives.levels.astype(np.int64)[place]
     height = np.cumsum(is_other) * (levels.max(initial=0) + 1) + levels
     repeat = np.zeros(number, bool)
     repeat[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
     return repeat
+
+
+def _sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
+    """Keys that are not negative in ascending order, and the place that each had; equal ones keep their order."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits > 63:
+        places = np.argsort(keys, kind="stable")
+        return keys[places], places
+    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
+    ordered = np.sort((keys << bits) | np.arange(len(keys)))
+    return ordered >> bits, ordered & ((1 << bits) - 1)
 
 
 def ragged_range(starts: Int64, lengths: Int64) -> Int64:

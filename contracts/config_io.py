@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,11 @@ def _parse(override: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+        quoted = re.sub(r'[$`"\\]', r"\\\g<0>", text.replace("'", "''"))
+        raise ConfigError(
+            f"--set {override!r}: the value is not YAML ({getattr(error, 'problem', error)}). If it is text, quote it "
+            f"twice, for the shell and for YAML: --set \"{key.strip()}='{quoted}'\""
+        ) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -37,13 +37,13 @@ def holding(workdir: Workdir) -> Iterator[None]:
     """Holds the workdir, which is made if it is not there.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: another run holds it, or it cannot be made.
     """
     if storage.is_remote(workdir.path):
         with _beating(workdir):
             yield
         return
-    workdir.path.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(workdir.path, "--workdir")
     lock = FileLock(workdir.lock)
     try:
         lock.acquire(timeout=0)

@@ -298,6 +298,24 @@ def require_literal(path: Path) -> None:
         raise ValueError(f"{path} holds {' '.join(found)}, which TensorFlow reads as a pattern: choose another name")
 
 
+def make_directory(path: Path, option: str) -> None:
+    """Makes a directory of this machine to write to, unless it is there.
+
+    Args:
+        option: of the command line, which named the path.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else error.strerror
+        raise ValueError(f"{option} {path} is no directory to write to: {reason}; name another one") from None
+
+
 def matching(pattern: str) -> list[str]:
     """Names of the files that match, sorted; `**` descends."""
     if not is_remote(as_path(pattern)):

@@ -75,7 +75,8 @@ def query(
     }
     items = history_of(config, run, user) if user is not None else _ids(history) or []
     with ServableSession(exported_servable(run)) as session:
-        _say_what_is_unknown(session.candidate_embedding(items)[1], items)
+        if said := what_is_unknown(session.candidate_embedding(items)[1], items, config.model.oov_buckets):
+            click.echo(said, err=True)
         answer = session.recommend([items], user_ids=[user or ""], **controls)
     is_there = answer.item_ids[0] != ""
     found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
@@ -103,11 +104,11 @@ def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
     return None if values is None else [values]
 
 
-def _say_what_is_unknown(group_ids: np.ndarray, items: list[str]) -> None:
+def what_is_unknown(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
+    """A line on the items that have no group, and what the servable makes of them; "" where there are none."""
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
-    if unknown:
-        click.echo(
-            f"not in the servable's catalogue, and as if absent: {', '.join(unknown[:10])}"
-            f"{f' and {len(unknown) - 10} more' if len(unknown) > 10 else ''}",
-            err=True,
-        )
+    if not unknown:
+        return ""
+    reading = "read by the bucket of its hash (model.oov_buckets)" if num_buckets else "as if absent"
+    more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+    return f"not in the servable's catalogue, and {reading}: {', '.join(unknown[:10])}{more}"

@@ -22,6 +22,8 @@ from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
 
+_NUM_IDENTITIES = 2**60  # so many hashes that no two ids share one
+
 
 class IndexSet(Protocol):
     """What finds the best items of every group."""
@@ -162,13 +164,16 @@ class Retriever(tf.Module):
             history: int64 [batch_size, length], item_index, oldest first, 0 = padding or unknown, anywhere.
             request: all inputs by name.
         """
+        identity = history
         if self._num_buckets:
             ids = request[Request.HISTORY]
-            bucket = bucket_index(ids, self._num_items, self._num_buckets)
-            history = tf.where((history == PADDING_INDEX) & (ids != ""), bucket, history)
+            is_unknown = (history == PADDING_INDEX) & (ids != "")
+            # Two ids that share a bucket are two items, and neither is a repeat of the other.
+            identity = tf.where(is_unknown, bucket_index(ids, self._num_items, _NUM_IDENTITIES), history)
+            history = tf.where(is_unknown, bucket_index(ids, self._num_items, self._num_buckets), history)
         is_kept = history != PADDING_INDEX
         if self._drops_repeats:
-            is_kept &= ~is_repeat(history)
+            is_kept &= ~is_repeat(identity)
         known = tf.ragged.boolean_mask(history, is_kept)
         recent = known[:, -self._tower_length :].to_tensor(PADDING_INDEX)
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}

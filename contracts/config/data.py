@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -144,6 +145,9 @@ class FeatureTable(TextFormat):
 LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume"})
 """Keys of the section data that refuse a log, and change nothing in what is written."""
 
+FRACTIONS = (".%f", ",%f")
+"""Ends of `data.timestamp_format` that stand for a fraction of a second."""
+
 
 class DataConfig(TextFormat):
     """Where the log is and how to read it."""
@@ -156,7 +160,7 @@ class DataConfig(TextFormat):
     timestamp_format: str | None = Field(
         None,
         description="of timestamps as other text, by strptime's directives, in UTC unless there is a %z, e.g. "
-        "'%m/%d/%Y %I:%M:%S %p'; then no other is understood",
+        "'%m/%d/%Y %I:%M:%S %p', or with a fraction of a second at its end, '.%f'; then no other is understood",
     )
     feedback: FeedbackConfig = FeedbackConfig()
     user_features: FeatureTable | None = Field(None, description="table of what is known of users beside events")
@@ -191,6 +195,24 @@ class DataConfig(TextFormat):
             raise ValueError(
                 f"no row can reach data.feedback.target_level={feedback.target_level}: set data.columns.event, the "
                 "column that holds the levels' names, or flags or rating_thresholds for that level"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _format_is_read(self) -> DataConfig:
+        """C's strptime has no %f, and passes over the zone's name that it finds for %Z."""
+        text_format = self.timestamp_format or ""
+        whole = text_format[:-3] if text_format.endswith(FRACTIONS) else text_format
+        directives = re.findall("%.", whole)
+        if "%f" in directives:
+            raise ValueError(
+                f"data.timestamp_format={text_format!r} has %f where none is read, which is at its end, after a point "
+                "or a comma: leave data.timestamp_format out if the times are ISO 8601, or else rewrite the column"
+            )
+        if "%Z" in directives:
+            raise ValueError(
+                f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of any would be read as UTC: "
+                "put a name that stands for UTC there as it is, e.g. GMT, or rewrite the column with offsets, for %z"
             )
         return self
 

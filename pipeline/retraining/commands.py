@@ -16,7 +16,7 @@ from rich.console import Console
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Store
-from contracts.storage import require_literal
+from contracts.storage import make_directory, require_literal
 from pipeline.cli_options import reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 
@@ -82,6 +82,7 @@ def _usable(
     resolved, store = load_config(config, overrides), Store(store_path.absolute())
     require_literal(store.path)
     require_spans(resolved, until)
+    make_directory(store.path, "-s")
     return resolved, store
 
 

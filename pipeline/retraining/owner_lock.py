@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from contracts import artifact
 from contracts.layout import Store
+from contracts.storage import make_directory
 from pipeline.retraining.records import now
 
 
@@ -22,9 +23,9 @@ def owning(store: Store) -> Iterator[None]:
     The operating system lets go of it when the owner dies, however it dies: a dead owner's lock is free.
 
     Raises:
-        ValueError: another process holds it; the message says which.
+        ValueError: another process holds it, and the message says which; or the store cannot be made.
     """
-    store.path.mkdir(parents=True, exist_ok=True)
+    make_directory(store.path, "-s")
     lock = FileLock(store.lock)
     try:
         with lock.acquire(timeout=0):

@@ -165,6 +165,14 @@ def test_the_commonest_reason_has_its_remedy(
         ingest.run(make_config(log, data={"events": str(log), **data}), Workdir(tmp_path / "run"), "f")
 
 
+def test_a_header_that_is_read_as_a_row_has_its_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = write_log(tmp_path / "log.csv", GOOD)
+    data = {"events": str(log), "header": HEADER.split(","), "max_dead_letter_fraction": 0.5}
+    ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
+    assert "row 1: timestamp not a time ('timestamp'); if that is the line that names" in caplog.text
+    assert "leave data.header out" in caplog.text and "data.timestamp_format" not in caplog.text
+
+
 def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:
     write_log(tmp_path / "a.csv", ["u,a,1", "U,a,1", "u ,a,1", "😀,a,1"])
     pq.write_table(

@@ -27,14 +27,18 @@ def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, leng
     assert (spans.num_targets[1:] == length)[user_of[spans.starts[1:]] == user_of[spans.starts[:-1]]].all()
 
 
-@given(events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 2)), max_size=60))
+@given(
+    events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 2)), max_size=60),
+    scale=st.sampled_from([1, 2**29]),
+)
 def test_an_event_is_a_repeat_if_its_user_had_the_item_at_its_level_or_above(
-    events: list[tuple[int, int, int]],
+    events: list[tuple[int, int, int]], scale: int
 ) -> None:
+    """Also where a user, an item and a place do not fit into 64 bits together."""
     events = sorted(events, key=lambda event: event[0])
     users, items, levels = np.array(events, int).reshape(-1, 3).T
     nothing = np.zeros(len(events), int)
-    found = is_repeat(BucketEvents(users, items, nothing, levels, nothing, np.arange(4)), 4)
+    found = is_repeat(BucketEvents(users * scale, items * scale, nothing, levels, nothing, np.arange(4)), 4 * scale)
     highest: dict[tuple[int, int], int] = {}
     for event, (user, item, level) in enumerate(events):
         assert found[event] == (highest.get((user, item), -1) >= level)

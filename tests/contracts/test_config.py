@@ -1,5 +1,6 @@
 """The config tree: what it refuses, and what it says then."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -8,8 +9,8 @@ import pytest
 import yaml
 
 from contracts import storage
-from contracts.config import Config, Section
-from contracts.config_io import ConfigError, dump_config, load_config
+from contracts.config import Config, DataConfig, Section
+from contracts.config_io import ConfigError, dump_config, load_config, parse_assignments
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -84,6 +85,8 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
             ["'my col'", "rename"],
         ),
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
+        (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
+        (["data.timestamp_format='%d %b %Y %H:%M:%S %Z'"], ["data.timestamp_format=", "%Z", "as UTC", "for %z"]),
         (["split.test_start=2024-01-01"], ["split.test_start", "leave_one_out", "split.protocol=time"]),
         (["epochs"], ["--set", "section.key=value"]),
         (["seed=1", "seed.deeper=1"], ["'seed'", "not a section"]),
@@ -95,6 +98,15 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         load_config(None, overrides)
     for words in said:
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])
+def test_text_that_is_not_yaml_is_shown_quoted_for_the_shell_and_for_yaml(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not YAML") as error:
+        load_config(None, [f"serving.model_name={text}"])
+    _, suggested = str(error.value).split("for YAML: --set ")
+    override = subprocess.run(["sh", "-c", f"printf %s {suggested}"], capture_output=True, text=True, check=True).stdout
+    assert parse_assignments([override]) == {"serving.model_name": text}
 
 
 def test_the_webhook_is_read_and_never_shown() -> None:
@@ -136,6 +148,11 @@ def test_one_string_stands_for_a_list_and_a_bare_date_for_its_text() -> None:
     config = load_config(None, ["data.events=log.csv", "split.protocol=time", "split.test_start=2026-11-01"])
     assert config.data.events == ("log.csv",)
     assert config.split.test_start == "2026-11-01"
+
+
+@pytest.mark.parametrize("text_format", ["%d.%m.%Y %H:%M:%S.%f", "%H:%M:%S,%f", "%d.%m.%Y %%f %%Z GMT", "%Y %z"])
+def test_a_format_that_can_be_read_is_taken(text_format: str) -> None:
+    assert DataConfig(timestamp_format=text_format).timestamp_format == text_format
 
 
 def test_target_level_index_counts_from_the_lowest() -> None:

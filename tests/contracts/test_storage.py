@@ -17,6 +17,7 @@ from contracts.storage import (
     RemotePath,
     StorageError,
     as_path,
+    make_directory,
     matching,
     require_literal,
     write_text,
@@ -131,3 +132,15 @@ def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Pat
     with pytest.raises(ValueError, match="TensorFlow reads as a pattern: choose another name"):
         require_literal(tmp_path / name)
     require_literal(tmp_path / "my run é")
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("x")
+    for path, reason in (("a.csv", "it is a file"), ("a.csv/deeper", "Not a directory")):
+        with pytest.raises(ValueError, match=f"-s {tmp_path / path} is no directory to write to: {reason}"):
+            make_directory(tmp_path / path, "-s")
+    for _ in range(2):
+        make_directory(tmp_path / "runs" / "mine", "-s")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="mine is no directory to write to: Permission denied"):
+        make_directory(tmp_path / "runs" / "mine", "-s")

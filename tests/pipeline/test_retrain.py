@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.cli import main
-from pipeline.retraining import commands
+from pipeline.retraining import commands, schedule
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.owner_lock import owning
@@ -261,6 +261,16 @@ def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, words: list[str])
     done = CliRunner().invoke(main, [*words, "-s", str(tmp_path / "typo")])
     assert (done.exit_code, done.stdout) == (2, "")
     assert f"-s {tmp_path / 'typo'} is no directory: name the store" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["retrain"], ["schedule", "--cron", "0 4 * * *"]], ids=lambda w: w[0])
+def test_a_store_that_cannot_be_made_is_refused_at_once(
+    calls: Calls, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "run_until_stopped", lambda *_: None)
+    done = CliRunner().invoke(main, [*words, "-s", str(calls.config), "-c", str(calls.config)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"dnc: -s {calls.config} is no directory to write to: it is a file; name another one\n"
 
 
 def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:

@@ -183,6 +183,11 @@ def test_from_after_to_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> 
         run_stages(stages, Config(), Workdir(tmp_path / "run"), first="c", last="a")
 
 
+def test_a_workdir_that_is_a_file_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--workdir \S*log\.csv is no directory to write to: it is a file"):
+        run_stages(stages, Config(), Workdir(tmp_path / "log.csv"))
+
+
 def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
     workdir = Workdir(tmp_path / "run")
     workdir.path.mkdir()

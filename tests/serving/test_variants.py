@@ -58,5 +58,11 @@ def test_an_unknown_id_in_a_history_is_its_bucket(trained: Trained) -> None:
             np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-4)
             without, _ = session.query_embedding([["i1", "i7"]])
             assert np.abs(served - without).max() > 1e-3
+        # new1 and new4 share a bucket and are two items; what follows of either is a repeat.
+        bucket, other = bucket_index(tf.constant(["new1", "new4"]), num_items, 7).numpy().tolist()
+        assert bucket == other
+        expected, _ = model.query_embeddings(tf.constant([[bucket, 1, bucket]]), users)
+        served, _ = session.query_embedding([["new1", "i1", "new4", "new1", "i1", "new4"]])
+        np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-4)
         lists = session.recommend([["nobody"]], num_candidates=num_items)
         assert (lists.item_ids != "").sum() == num_items
