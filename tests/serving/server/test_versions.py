@@ -53,13 +53,15 @@ def test_a_new_version_takes_over_without_a_failed_request(serve, base, servable
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for number in (2, 3):
-        add_version(base, number, servable)
-        expected = {**dict.fromkeys(range(1, number), "END"), number: "AVAILABLE"}
-        eventually(lambda expected=expected: states(server) == expected)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for number in (2, 3):
+            add_version(base, number, servable)
+            expected = {**dict.fromkeys(range(1, number), "END"), number: "AVAILABLE"}
+            eventually(lambda expected=expected: states(server) == expected)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert failures == []
     assert answered[0] > 10
 
