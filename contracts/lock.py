@@ -37,7 +37,7 @@ def holding(workdir: Workdir) -> Iterator[None]:
     """Holds the workdir, which is made if it is not there.
 
     Raises:
-        ValueError: another run holds it, or it cannot be made.
+        ValueError: another run holds it, or it cannot be made or written to.
     """
     if storage.is_remote(workdir.path):
         with _beating(workdir):
@@ -49,6 +49,8 @@ def holding(workdir: Workdir) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise _busy(workdir) from None
+    except OSError as error:
+        raise ValueError(f"--workdir {workdir.path} cannot be written to: {error.strerror}; name another one") from None
     try:
         yield
     finally:

@@ -305,15 +305,13 @@ def make_directory(path: Path, option: str) -> None:
         option: of the command line, which named the path.
 
     Raises:
-        ValueError: it cannot be made or written to.
+        ValueError: it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         reason = "it is a file" if path.is_file() else error.strerror
-        raise ValueError(f"{option} {path} is no directory to write to: {reason}; name another one") from None
+        raise ValueError(f"{option} {path} cannot be made a directory: {reason}; name another one") from None
 
 
 def matching(pattern: str) -> list[str]:

@@ -134,13 +134,10 @@ def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Pat
     require_literal(tmp_path / "my run é")
 
 
-def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")
     for path, reason in (("a.csv", "it is a file"), ("a.csv/deeper", "Not a directory")):
-        with pytest.raises(ValueError, match=f"-s {tmp_path / path} is no directory to write to: {reason}"):
+        with pytest.raises(ValueError, match=f"-s {tmp_path / path} cannot be made a directory: {reason}"):
             make_directory(tmp_path / path, "-s")
     for _ in range(2):
-        make_directory(tmp_path / "runs" / "mine", "-s")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(ValueError, match="mine is no directory to write to: Permission denied"):
         make_directory(tmp_path / "runs" / "mine", "-s")

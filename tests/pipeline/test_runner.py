@@ -1,5 +1,7 @@
 """The runner: order, skipping, forcing, refusing."""
 
+import errno
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -184,8 +186,19 @@ def test_from_after_to_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> 
 
 
 def test_a_workdir_that_is_a_file_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--workdir \S*log\.csv is no directory to write to: it is a file"):
+    with pytest.raises(ValueError, match=r"--workdir \S*log\.csv cannot be made a directory: it is a file"):
         run_stages(stages, Config(), Workdir(tmp_path / "log.csv"))
+
+
+def test_a_workdir_that_cannot_be_written_to_is_refused(
+    stages: tuple[Stage, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # root may write wherever the file system lets it
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with pytest.raises(ValueError, match="cannot be written to: Read-only file system"):
+        run_stages(stages, Config(), Workdir(tmp_path))
 
 
 def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
