@@ -96,27 +96,18 @@ def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[s
 
 
 CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"]
+CARRIED_OVER = [
+    *(([conditioning, f"model.history_groups={own}"], "colour") for conditioning in CONDITIONINGS for own in (0, 1)),
+    *((["mmoe", f"model.user_tower={tower}"], "colour") for tower in ("gru", "mean")),
+    # A feature may have the name of a weight.
+    *((["mmoe"], feature) for feature in ("id_embedding", "cooccurrence_projection", "cooccurrence")),
+]
 
 
-@pytest.mark.parametrize("history_groups", [False, True])
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_scores_survive_a_new_order_of_everything(tmp_path: Path, conditioning: str, history_groups: bool) -> None:
-    require_same_scores(tmp_path, config_of(conditioning, f"model.history_groups={history_groups}"))
-
-
-@pytest.mark.parametrize("feature", ["id_embedding", "cooccurrence_projection", "cooccurrence"])
-def test_a_feature_may_have_the_name_of_a_weight(tmp_path: Path, feature: str) -> None:
-    require_same_scores(tmp_path, config_of("mmoe"), feature)
-
-
-@pytest.mark.parametrize("tower", ["gru", "mean"])
-def test_every_user_tower_is_carried_over(tmp_path: Path, tower: str) -> None:
-    require_same_scores(tmp_path, config_of("mmoe", f"model.user_tower={tower}"))
-
-
-def require_same_scores(tmp_path: Path, config: Config, feature: str = "colour") -> None:
+@pytest.mark.parametrize(("settings", "feature"), CARRIED_OVER)
+def test_scores_survive_a_new_order_of_everything(tmp_path: Path, settings: list[str], feature: str) -> None:
     """Items, groups, the colours' vocabulary and the axes of the SVD are others, and two items are new."""
-    rng = np.random.default_rng(2)
+    config, rng = config_of(*settings), np.random.default_rng(2)
     group_of = np.arange(NUM_ITEMS + 2) % NUM_GROUPS
     before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS, feature=feature)
     earlier = random_model(config, before)
