@@ -27,6 +27,7 @@ from pipeline.retraining.holdout import HoldoutUsers
 from pipeline.retraining.records import read_record
 from pipeline.retraining.spans import find_spans
 from pipeline.stages import exported_servable
+from trainer.metrics import bootstrap_changes
 
 K = 100
 HISTORY_WINDOW = 7
@@ -249,9 +250,7 @@ def compare(days: list[Day], seed: int, history: dict[str, Any]) -> dict[str, An
 def ratios(name: str, pairs: list[np.ndarray], seed: int) -> dict[str, Any]:
     """Ratio of the columns' means over all users of all days, with its 95% interval (users drawn with replacement)."""
     every = np.concatenate(pairs)
-    rng, count = np.random.default_rng(seed), len(every)
-    means = np.stack([rng.multinomial(count, np.full(count, 1 / count)) @ every for _ in range(1000)])
-    low, high = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
+    low, high = 1 + np.quantile(bootstrap_changes(every[:, :1], every[:, 1:], 1000, seed), [0.025, 0.975])
     ratio = every[:, 0].mean() / every[:, 1].mean()
     return {
         f"{name}_recall": round(float(ratio), 4),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from contracts.storage import write_whole
-from trainer.metrics import bootstrap_means
+from trainer.metrics import bootstrap_changes
 
 PerUser = dict[str, dict[str, np.ndarray]]
 """Merge -> metric -> float [num_users]."""
@@ -81,11 +81,9 @@ def _changes(metrics: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarr
     names = [name for name in metrics if reference[name].any()]
     if not names:
         return {}
-    pairs = np.stack([of[name] for of in (metrics, reference) for name in names], axis=1)
-    ours, theirs = np.split(bootstrap_means(pairs, _SAMPLES, _SEED), 2, axis=1)
+    ours, theirs = (np.stack([of[name] for name in names], axis=1) for of in (metrics, reference))
     tail = (1 - _CONFIDENCE) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without any user whom the reference serves
-        low, high = np.nanquantile(ours / theirs - 1, [tail, 1 - tail], axis=0)
+    low, high = np.nanquantile(bootstrap_changes(ours, theirs, _SAMPLES, _SEED), [tail, 1 - tail], axis=0)
     return {
         name: {
             "value": float(metrics[name].mean() / reference[name].mean() - 1),

@@ -122,6 +122,17 @@ class ListMetrics:
     per_user: dict[str, np.ndarray]
 
 
+def bootstrap_changes(ours: np.ndarray, theirs: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """float64 [num_samples, num_metrics]: mean(ours) / mean(theirs) - 1 over the same users, drawn with replacement.
+
+    Args:
+        ours, theirs: float [num_users, num_metrics], of the same users. A resample of whom `theirs` serves nobody has
+            no change: NaN.
+    """
+    mine, reference = np.split(bootstrap_means(np.concatenate([ours, theirs], axis=1), num_samples, seed), 2, axis=1)
+    return np.divide(mine, reference, out=np.full_like(mine, np.nan), where=reference > 0) - 1
+
+
 def metrics_from_lists(
     lists: Mapping[int, np.ndarray],
     targets: Ragged,

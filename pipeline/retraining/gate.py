@@ -17,7 +17,7 @@ import numpy as np
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
 from trainer.metric_names import recall_name
-from trainer.metrics import bootstrap_means
+from trainer.metrics import bootstrap_changes
 
 _NORMAL = NormalDist()
 
@@ -116,9 +116,8 @@ def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateCo
     """
     if not reference.mean():
         return float(candidate.any()), 0.0
-    means = bootstrap_means(np.stack([candidate, reference], axis=1), config.bootstrap_samples, seed)
-    means = means[means[:, 1] > 0]
-    change = means[:, 0] / means[:, 1] - 1
+    change = bootstrap_changes(candidate[:, None], reference[:, None], config.bootstrap_samples, seed)
+    change = change[~np.isnan(change)]
     return float(np.quantile(change, 1 - config.confidence)), float(change.std())
 
 
