@@ -76,7 +76,7 @@ def contenders(
     nothing = lambda queries, log_intent, max_groups: {"items": max_groups}  # noqa: E731
     noop, _ = save_and_load(tf.Module(), nothing, num_groups, scratch / "noop")
     session, seconds["load global"] = global_tfrs(data, single, m, scratch / "global")
-    index_set = ScannIndexSet(groups, data.members, num_groups)
+    index_set = ScannIndexSet(groups, num_groups)
     mine, seconds["load ours"] = ours(index_set, m, scratch / "ours")
     exact, seconds["load exact"] = ours(ExactIndexSet(data.items, data.members), m, scratch / "exact")
     found: dict[str, Contender] = {

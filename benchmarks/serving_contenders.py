@@ -135,10 +135,9 @@ def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Pa
         wanted, merge = tf.fill([rows], num_candidates), tf.fill([rows], MERGES.index("quota"))
         available = tf.broadcast_to(tf.constant(index_set.group_sizes), [rows, num_groups])
         plan = plan_groups(merge, wanted, max_groups, log_intent, log_intent, available)
-        found = index_set.search(queries, plan.budgets)
-        scores = found.scores + tf.gather(log_intent, found.group, batch_dims=1)
-        best, columns = select(found, scores, tf.math.is_finite(scores), merge, plan, wanted)
-        return {"items": tf.gather(found.items, columns, batch_dims=1), "scores": best}
+        found = index_set.search(queries, log_intent, plan.budgets)
+        best, columns = select(found, tf.math.is_finite(found.scores), merge, plan, wanted)
+        return {"items": tf.gather(found.slots, columns, batch_dims=1) - 1, "scores": best}  # the items are by slot
 
     return save_and_load(module, body, num_groups, path)
 

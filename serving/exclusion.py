@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from contracts.names import PADDING_INDEX
-
 
 @dataclass(frozen=True)
 class Exclusions:
     """Items excluded per row.
 
-    A (row, item) pair is the number row * (num_items + 1) + item_index; the distinct pairs are
+    A (row, slot) pair is the number row * (num_items + 1) + slot; the distinct pairs are
     sorted once, and every question is a binary search.
 
     Attributes:
@@ -27,33 +25,33 @@ class Exclusions:
     num_items: int
 
     @classmethod
-    def of(cls, item_index: tf.Tensor, num_items: int) -> Exclusions:
+    def of(cls, slots: tf.Tensor, num_items: int) -> Exclusions:
         """Excludes int [batch_size, width], 0 = padding, repeats allowed, each from its row."""
-        none = cls(tf.zeros([0], tf.int64), tf.shape(item_index)[0], num_items)
-        return none.adding(item_index)
+        none = cls(tf.zeros([0], tf.int64), tf.shape(slots)[0], num_items)
+        return none.adding(slots)
 
-    def adding(self, item_index: tf.Tensor) -> Exclusions:
+    def adding(self, slots: tf.Tensor) -> Exclusions:
         """The same and int [batch_size, width], 0 = padding."""
-        keys = tf.boolean_mask(self._keys_of(item_index), item_index != PADDING_INDEX)
+        keys = tf.boolean_mask(self._keys_of(slots), slots != 0)
         distinct, _ = tf.unique(tf.concat([self.keys, keys], 0))
         return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)
 
-    def count_by_group(self, group_of_item: tf.Tensor, num_groups: int) -> tf.Tensor:
+    def count_by_group(self, group_of_slot: tf.Tensor, num_groups: int) -> tf.Tensor:
         """int32 [num_items + 1], -1 = of no group -> int32 [batch_size, num_groups]: distinct items excluded."""
         base = self.num_items + 1
-        row, item = self.keys // base, self.keys % base
-        group = tf.cast(tf.gather(group_of_item, item), tf.int64)
+        row, slot = self.keys // base, self.keys % base
+        group = tf.cast(tf.gather(group_of_slot, slot), tf.int64)
         place = tf.where(group < 0, tf.constant(-1, tf.int64), row * num_groups + group)
         counts = tf.math.unsorted_segment_sum(tf.ones_like(place, tf.int32), place, self.num_rows * num_groups)
         return tf.reshape(counts, [-1, num_groups])
 
-    def contains(self, item_index: tf.Tensor) -> tf.Tensor:
+    def contains(self, slots: tf.Tensor) -> tf.Tensor:
         """Int [batch_size, width] -> bool [batch_size, width]."""
         keys = tf.concat([self.keys, [tf.int64.max]], 0)
-        wanted = tf.reshape(self._keys_of(item_index), [-1])
+        wanted = tf.reshape(self._keys_of(slots), [-1])
         found = tf.gather(keys, tf.searchsorted(keys, wanted)) == wanted
-        return tf.reshape(found, tf.shape(item_index))
+        return tf.reshape(found, tf.shape(slots))
 
-    def _keys_of(self, item_index: tf.Tensor) -> tf.Tensor:
+    def _keys_of(self, slots: tf.Tensor) -> tf.Tensor:
         rows = tf.range(tf.cast(self.num_rows, tf.int64))[:, None]
-        return rows * (self.num_items + 1) + tf.cast(item_index, tf.int64)
+        return rows * (self.num_items + 1) + tf.cast(slots, tf.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from serving.exact_index import ExactIndexSet
 from serving.exclusion import Exclusions
+from serving.slots import items_by_slot, slots_by_item
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,12 @@ class Explored:
 
     Attributes:
         scores: float32 [batch_size, width], -inf = absent.
-        item_index: int32 [batch_size, width], 0 = absent.
+        slots: int32 [batch_size, width], 0 = absent.
         exclusions: what was excluded before, and these items, which the groups must not give again.
     """
 
     scores: tf.Tensor
-    item_index: tf.Tensor
+    slots: tf.Tensor
     exclusions: Exclusions
 
 
@@ -34,19 +36,22 @@ class Exploration(tf.Module):
     be in the list anyway, merge "score" gives the same list with and without.
     """
 
-    def __init__(self, embeddings: np.ndarray, group_id: np.ndarray, is_cold: np.ndarray, num_groups: int):
+    def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray):
         """Args:
 
         embeddings: float32 [num_items + 1, dim], by item_index.
-        group_id: int32 [num_items + 1], -1 for padding.
+        members: of each group, int32 [size], its items by item_index, in order of their slots.
         is_cold: bool [num_items + 1].
-        num_groups: K.
         """
         super().__init__(name="exploration")
-        self._group_id = np.where(is_cold, group_id, -1).astype(np.int32)
-        members = [np.flatnonzero(self._group_id == group).astype(np.int32) for group in range(num_groups)]
-        self._num_groups = num_groups
-        self._index_set = ExactIndexSet(embeddings, members, name="cold_items") if any(map(len, members)) else None
+        cold = [items[is_cold[items]] for items in members]
+        self._num_groups = len(members)
+        group_id = np.repeat(np.arange(len(members)), [len(items) for items in members])
+        cold_slots = is_cold[items_by_slot(members)[1:]]
+        # By slot: the group of a cold item, -1 of others.
+        self._group_id = np.concatenate([[-1], np.where(cold_slots, group_id, -1)]).astype(np.int32)
+        self._slots = slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)]
+        self._index_set = ExactIndexSet(embeddings, cold, name="cold_items") if any(map(len, cold)) else None
 
     def choose(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
@@ -61,14 +66,14 @@ class Exploration(tf.Module):
             return tf.zeros([rows, 0]), tf.zeros([rows, 0], tf.int32), exclusions.keys
 
         def best() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            scores, items = self._best(queries, offset, num_exploration, exclusions)
-            return scores, items, exclusions.adding(items).keys
+            scores, slots = self._best(queries, offset, num_exploration, exclusions)
+            return scores, slots, exclusions.adding(slots).keys
 
         if self._index_set is None:
-            scores, items, keys = nothing()
+            scores, slots, keys = nothing()
         else:
-            scores, items, keys = tf.cond(tf.reduce_any(num_exploration > 0), best, nothing)
-        return Explored(scores, items, Exclusions(keys, exclusions.num_rows, exclusions.num_items))
+            scores, slots, keys = tf.cond(tf.reduce_any(num_exploration > 0), best, nothing)
+        return Explored(scores, slots, Exclusions(keys, exclusions.num_rows, exclusions.num_items))
 
     def _best(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
@@ -76,11 +81,12 @@ class Exploration(tf.Module):
         assert self._index_set is not None
         excluded = exclusions.count_by_group(tf.constant(self._group_id), self._num_groups)
         asked = (num_exploration > 0)[:, None] & tf.math.is_finite(offset)
-        found = self._index_set.search(queries, tf.where(asked, num_exploration[:, None] + excluded, 0))
-        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
-        scores = tf.where(tf.math.is_finite(scores) & ~exclusions.contains(found.items), scores, -math.inf)
+        wanted = tf.where(asked, num_exploration[:, None] + excluded, 0)
+        found = self._index_set.search(queries, offset, wanted)
+        slots = tf.gather(self._slots, found.slots)
+        scores = tf.where(tf.math.is_finite(found.scores) & ~exclusions.contains(slots), found.scores, -math.inf)
         width = tf.minimum(tf.reduce_max(num_exploration), tf.shape(scores)[1])
         scores, columns = tf.math.top_k(scores, width)
         scores = tf.where(tf.range(width) < num_exploration[:, None], scores, -math.inf)
-        items = tf.gather(found.items, columns, batch_dims=1)
-        return scores, tf.where(tf.math.is_finite(scores), items, 0)
+        slots = tf.gather(slots, columns, batch_dims=1)
+        return scores, tf.where(tf.math.is_finite(scores), slots, 0)

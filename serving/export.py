@@ -57,7 +57,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     catalogue = Catalogue.for_config(config, workdir)
     model = load_model(config, workdir, model_name)
     model.fix_candidates()
-    embeddings = model.catalogue_embeddings()
+    embeddings, members = model.catalogue_embeddings(), group_members(catalogue)
     parts = _Parts(
         config=config,
         workdir=workdir,
@@ -66,9 +66,9 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         model=model,
         item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary),
         user_features=UserFeatures(config, workdir, catalogue),
-        exploration=Exploration(embeddings, catalogue.group_id, catalogue.train_count == 0, catalogue.num_groups),
+        exploration=Exploration(embeddings, members, catalogue.train_count == 0),
         embeddings=embeddings,
-        members=group_members(catalogue),
+        members=members,
         warmup=user_requests(
             workdir, catalogue, EvaluationUsers.load(workdir, Split.VALIDATION, config.serving.warmup_requests)
         ),
@@ -139,7 +139,7 @@ class _Parts:
             return ExactIndexSet(self.embeddings, self.members), [], {"groups": sizes}
         queries, earlier = tuning_queries(self.workdir, self.model), read_indexes(before) if before else {}
         found = build_indexes(self.config.serving, queries, self.embeddings, self.members, earlier)
-        index_set = ScannIndexSet(found.indexes, [m for m in self.members if len(m)], self.catalogue.num_groups)
+        index_set = ScannIndexSet(found.indexes, self.catalogue.num_groups)
         groups = [built.describe() for built in found.indexes]
         return index_set, found.indexes, {"groups": groups, "rebuilt_groups": found.rebuilt}
 
@@ -150,6 +150,7 @@ class _Parts:
             self.model,
             self.item_lookup,
             self.user_features,
+            self.members,
             index_set,
             self.exploration,
         )

@@ -15,6 +15,7 @@ from scann.scann_ops.py import scann_ops
 from serving.group_index import GroupIndex
 from serving.group_search import Found, Jobs, Results, search_groups
 from serving.scann_resource import ScannResources
+from serving.slots import first_slots
 
 _FEW = 4
 """A single row that asks at most 1 / _FEW of the groups is answered without a look at the others."""
@@ -27,11 +28,10 @@ _ROUNDING = 1e-6
 class ScannIndexSet(tf.Module):
     """K ScaNN indexes as raw ops, made by `ScannResources`."""
 
-    def __init__(self, indexes: Sequence[GroupIndex], item_index: Sequence[np.ndarray], num_groups: int):
+    def __init__(self, indexes: Sequence[GroupIndex], num_groups: int):
         """Args:
 
         indexes: the groups that are not empty, in order of group_id.
-        item_index: of each index, int32 [size], the item_index of its rows.
         num_groups: K, empty groups included.
         """
         super().__init__(name="index_set")
@@ -39,33 +39,31 @@ class ScannIndexSet(tf.Module):
         self._sizes = np.array([index.size for index in indexes], np.int32)
         self.group_sizes = np.zeros(num_groups, np.int32)
         self.group_sizes[self._groups] = self._sizes
-        self._offset_of_group = (np.cumsum(self.group_sizes) - self.group_sizes).astype(np.int32)
-        self._item_index = tf.Variable(np.concatenate(item_index), trainable=False, dtype=tf.int32, name="item_index")
         self._few = len(indexes) // _FEW
         self._steps = _steps(indexes)
         # [num_indexes * num_steps] each, index by index
-        self._leaves, self._reorder = (_by_step(indexes, self._steps)[:, :, one].ravel() for one in range(2))
+        self._leaves, self._reorder = _by_step(_tuned, indexes, self._steps)
+        self._least_leaves, self._least_reorder = _by_step(_least, indexes, self._steps)
         self._scratch = tempfile.TemporaryDirectory()  # until the SavedModel is written
         self._resources = ScannResources({index.group_id: index.tensors for index in indexes}, Path(self._scratch.name))
 
-    def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found:
-        """The best items of every group, by item_index; see `search_groups` for a batch.
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+        """The best items of every group; see `search_groups` for a batch.
 
         A batch of one is not laid out, which would cost as much as the searches. Of a group that the row
         does not ask for it may get an item: to leave one group out costs more.
 
         Args:
             query_embeddings: float32 [batch_size >= 1, num_groups, dim].
+            offset: float32 [batch_size, num_groups], added to the scores of a group.
             wanted: int32 [batch_size, num_groups], results wanted.
         """
         is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
-        found = Found(*self._answer(branch, query_embeddings, wanted))
-        items = tf.gather(self._item_index, found.items + tf.gather(self._offset_of_group, found.group))
-        return found._replace(items=items)
+        return Found(*self._answer(branch, query_embeddings, offset, wanted))
 
     def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
-        """What the branch of that number answers to queries and `wanted`.
+        """What the branch of that number answers to what `search` is given.
 
         `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
         taken, which takes longer than a single row's searches.
@@ -81,7 +79,7 @@ class ScannIndexSet(tf.Module):
         )
 
     @property
-    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor], Found]]:
+    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Found]]:
         return [self._of_few if self._few else self._of_all, self._of_all, self._of_batch]
 
     @functools.cached_property
@@ -89,21 +87,22 @@ class ScannIndexSet(tf.Module):
         """Traced once for all searches of a graph: a loader takes its time to optimize each function of it."""
         specs = [
             tf.TensorSpec([None, len(self.group_sizes), None]),
+            tf.TensorSpec([None, len(self.group_sizes)]),
             tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
         ]
         return [_concrete(lambda *given, one=one: tuple(one(*given)), specs) for one in self._branches]
 
-    def _of_batch(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
-        return search_groups(queries, wanted, self.group_sizes, self._search_jobs, by_level=True)
+    def _of_batch(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+        return search_groups(queries, offset, wanted, self.group_sizes, self._search_jobs, by_level=True)
 
-    def _of_all(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_all(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
         place = np.arange(len(self._groups), dtype=np.int32)
-        return self._of_row(self._resources.handles(), place, self._wanted_of_row(wanted), queries)
+        return self._of_row(self._resources.handles(), place, self._wanted_of_row(wanted), queries, offset)
 
-    def _of_few(self, queries: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_few(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
         k, place = tf.math.top_k(self._wanted_of_row(wanted), self._few)
         handles = tf.unstack(tf.gather(tf.stack(self._resources.handles()), place))
-        return self._of_row(handles, place, k, queries)
+        return self._of_row(handles, place, k, queries, offset)
 
     def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
         """int32 [num_indexes] of [1, num_groups]."""
@@ -111,71 +110,59 @@ class ScannIndexSet(tf.Module):
         return tf.gather(wanted, self._groups) if len(self._groups) < len(self.group_sizes) else wanted
 
     def _of_row(
-        self, handles: Sequence[tf.Tensor], place: np.ndarray | tf.Tensor, k: tf.Tensor, queries: tf.Tensor
+        self,
+        handles: Sequence[tf.Tensor],
+        place: np.ndarray | tf.Tensor,
+        k: tf.Tensor,
+        queries: tf.Tensor,
+        offset: tf.Tensor,
     ) -> Found:
         """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
         k = tf.maximum(k, 1)
         group = tf.gather(self._groups, place)
         # ScaNN's op for one query is no faster than a batch of one, and with 8-bit vectors slower and less exact.
         rows = tf.split(tf.gather(queries[0], group), len(handles))
-        columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k))]
+        columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k, k))]
         found = [_search(*asked) for asked in zip(handles, rows, *columns, strict=True)]
-        widths = tf.stack(tf.shape_n([one for _, one in found]))[:, 1]
-        ends = tf.cumsum(widths)
+        ends = tf.cumsum(tf.stack(tf.shape_n([one for _, one in found]))[:, 1])
         items = tf.concat([one for _, one in found], 1)
-        slot = tf.searchsorted(ends, tf.range(tf.size(items)), side="right")
-        starts = ends - widths
+        starts = tf.pad(ends[:-1], [[1, 0]])
+        handle = tf.searchsorted(ends, tf.range(tf.size(items)), side="right")
         if len(handles) < len(self.group_sizes):
             starts = tf.scatter_nd(tf.expand_dims(group, 1), starts, [len(self.group_sizes)])
+        group = tf.gather(group, handle)
         return Found(
-            scores=tf.concat([one for one, _ in found], 1),
-            items=items,
-            group=tf.gather(group, slot)[None],
+            scores=tf.concat([one for one, _ in found], 1) + tf.gather(offset[0], group),
+            slots=items + tf.gather(first_slots(self.group_sizes), group),
+            group=group[None],
             starts=starts[None],
         )
 
     def _search_jobs(self, jobs: Jobs) -> Results:
-        """A job that no row asks for is skipped: an op call costs as much as a small search."""
         handles = self._resources.handles()
         num_jobs = jobs.num_rows.shape[0]
         place = np.arange(num_jobs, dtype=np.int32) % len(handles)
         rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)
-        columns = [tf.unstack(values) for values in (jobs.num_rows > 0, jobs.k, *self._searches(place, jobs.k))]
+        k = tf.maximum(jobs.k, 1)
+        columns = [tf.unstack(values) for values in (k, *self._searches(place, k, jobs.typical_k))]
         return Results.of(
-            [
-                self._search_if_asked(is_asked, handles[place[job]], queries, k, leaves, reorder)
-                for job, (queries, is_asked, k, leaves, reorder) in enumerate(zip(rows, *columns, strict=True))
-            ]
+            [_search(handles[place[job]], *asked) for job, asked in enumerate(zip(rows, *columns, strict=True))]
         )
 
-    def _search_if_asked(self, is_asked: tf.Tensor, *given: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """What `_search` finds, or nothing.
+    def _searches(
+        self, place: np.ndarray | tf.Tensor, k: tf.Tensor, typical_k: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Leaves to search and items to fetch by hash, int32 [num_jobs], -1 where there are none.
 
-        All jobs share two functions. `tf.cond` makes two a job, and loading a servable takes seconds where there
-        are hundreds of them.
+        Args:
+            place: int32 [num_jobs], indexes.
+            k: int32 [num_jobs], results.
+            typical_k: int32 [num_jobs], for how many the search is to be as thorough as it was tuned to be.
         """
-        if tf.executing_eagerly():
-            return _search(*given) if is_asked else _search_nothing()
-        then_branch, else_branch = self._job_functions
-        return tf.raw_ops.If(
-            cond=is_asked,
-            input=given,
-            Tout=[tf.float32, tf.int32],
-            then_branch=then_branch,
-            else_branch=else_branch,
-            output_shapes=[[None, None]] * 2,
-        )
-
-    @functools.cached_property
-    def _job_functions(self) -> Sequence[Any]:
-        number = tf.TensorSpec([], tf.int32)
-        specs = [tf.TensorSpec([], tf.resource), tf.TensorSpec([None, None]), number, number, number]
-        return [_concrete(one, specs) for one in (_search, _search_nothing)]
-
-    def _searches(self, place: np.ndarray | tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Indexes and k, int32 [num_jobs] -> leaves to search and items to fetch by hash, -1 where there are none."""
-        step = place * len(self._steps) + tf.searchsorted(self._steps, k)
-        return tf.gather(self._leaves, step), tf.gather(self._reorder, step)
+        first_step = place * len(self._steps)
+        typical_step, step = (first_step + tf.searchsorted(self._steps, of) for of in (typical_k, k))
+        leaves = tf.maximum(tf.gather(self._leaves, typical_step), tf.gather(self._least_leaves, step))
+        return leaves, tf.maximum(tf.gather(self._reorder, typical_step), tf.gather(self._least_reorder, step))
 
 
 def _concrete(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
@@ -190,10 +177,6 @@ def _search(
     return found.distances, found.indices
 
 
-def _search_nothing(*unused: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.zeros([0, 0]), tf.zeros([0, 0], tf.int32)
-
-
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
     """int32, ascending, each at most a sixteenth above the last: a search is as thorough as the next of them needs."""
     largest = max((index.size for index in indexes), default=1)
@@ -203,22 +186,36 @@ def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
     return np.array(steps, np.int32)
 
 
-def _by_step(indexes: Sequence[GroupIndex], steps: np.ndarray) -> np.ndarray:
-    """int32 [num_indexes, num_steps, 2]: leaves and reorder of each step."""
-    return np.stack([np.stack(_thoroughness(index, np.minimum(steps, index.size)), axis=1) for index in indexes])
+_Thoroughness = tuple[np.ndarray, np.ndarray]
+"""int32 [num_ks] each: leaves to search and items to fetch by hash; -1 where there are none."""
 
 
-def _thoroughness(index: GroupIndex, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int32, leaves to search and items to fetch by hash for k int [any] results, -1 where there are none.
+def _by_step(
+    of: Callable[[GroupIndex, np.ndarray], _Thoroughness], indexes: Sequence[GroupIndex], steps: np.ndarray
+) -> _Thoroughness:
+    """[num_indexes * num_steps] each, index by index."""
+    found = [of(index, np.minimum(steps, index.size)) for index in indexes]
+    leaves, reorder = (np.concatenate(one).astype(np.int32) for one in zip(*found, strict=True))
+    return leaves, reorder
 
-    Between the points that were tuned, their lines; beyond the last, more in proportion. The leaves are
-    always enough to hold k items, whichever they are.
-    """
+
+def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
+    """For k int [num_ks] results. Between the points that were tuned, their lines; beyond, more in proportion."""
     if index.structure == "brute_force":
-        return np.full(len(k), -1, np.int32), np.full(len(k), -1, np.int32)
+        return _none(k)
     tuned = np.array([(point.k, point.leaves, point.reorder) for point in index.points], np.float64)
     ratio = np.maximum(1.0, k / tuned[-1, 0])
     leaves, reorder = (np.ceil(ratio * np.interp(k, tuned[:, 0], tuned[:, column]) - _ROUNDING) for column in (1, 2))
-    enough = np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k) + 1
-    leaves = np.minimum(np.maximum(leaves, enough), len(index.leaf_sizes))
-    return leaves.astype(np.int32), np.minimum(np.maximum(reorder, k), index.size).astype(np.int32)
+    return np.minimum(leaves, len(index.leaf_sizes)), np.minimum(reorder, index.size)
+
+
+def _least(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
+    """So many leaves that they hold k int [num_ks] items, whichever they are, and all k of them."""
+    if index.structure == "brute_force":
+        return _none(k)
+    leaves = np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k) + 1
+    return np.minimum(leaves, len(index.leaf_sizes)), np.minimum(k, index.size)
+
+
+def _none(k: np.ndarray) -> _Thoroughness:
+    return np.full(len(k), -1), np.full(len(k), -1)

@@ -136,7 +136,6 @@ def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, order: tf.Tensor, turn: tf.
 
 def select(
     found: Found,
-    scores: tf.Tensor,
     allowed: tf.Tensor,
     merge: tf.Tensor,
     plan: GroupPlan,
@@ -146,7 +145,6 @@ def select(
 
     Args:
         found: what every group found, each group's best first.
-        scores: float32 [batch_size, width], their scores.
         allowed: bool [batch_size, width], the column holds an item that the row may be given.
         merge: int32 [batch_size], codes of `MERGES`.
         plan: of the groups in `found`.
@@ -155,6 +153,7 @@ def select(
     Returns:
         float32 and int32 [batch_size, max(num_candidates)]: scores, -inf where absent, and columns.
     """
+    scores = found.scores
     before = tf.cumsum(tf.cast(allowed, tf.int32), axis=1, exclusive=True)
     before_group = tf.gather(before, tf.minimum(found.starts, tf.shape(scores)[1] - 1), batch_dims=1)
     kept = allowed & (before < tf.gather(before_group + plan.budgets, found.group, batch_dims=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.group_search import Found
 from serving.merge import LOG_PROBABILITY_FLOOR, plan_groups, select
 from serving.score_rounds import search_in_rounds
+from serving.slots import items_by_slot, slots_by_item
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
@@ -30,7 +32,7 @@ class IndexSet(Protocol):
 
     group_sizes: np.ndarray
 
-    def search(self, query_embeddings: tf.Tensor, wanted: tf.Tensor) -> Found: ...
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found: ...
 
 
 class Retriever(tf.Module):
@@ -43,9 +45,21 @@ class Retriever(tf.Module):
         model: TwoTowerModel,
         item_lookup: VocabularyLookup,
         user_features: UserFeatures,
+        members: Sequence[np.ndarray],
         index_set: IndexSet,
         exploration: Exploration,
     ):
+        """Args:
+
+        config: what the model was trained with.
+        catalogue: of all items.
+        model: the trained one.
+        item_lookup: item_id -> item_index.
+        user_features: what the model knows of a user beside the history.
+        members: of each group, int32 [size], its items by item_index, in order of their slots.
+        index_set: of all items.
+        exploration: of the cold ones.
+        """
         super().__init__(name="retriever")
         self._serving = config.serving
         self._intent_in_score = config.intent_in_score
@@ -62,9 +76,11 @@ class Retriever(tf.Module):
         self._user_features = user_features
         self._index_set = index_set
         self._exploration = exploration
-        ids = np.concatenate([np.array([""], object), catalogue.item_ids])
-        self._item_ids = tf.Variable(tf.constant(ids, tf.string), trainable=False, name="item_ids")
-        self._group_id = tf.Variable(catalogue.group_id, trainable=False, dtype=tf.int32, name="group_id")
+        self._slot_of_item = _table(slots_by_item(members, catalogue.num_items), tf.int32, "slot_of_item")
+        self._group_of_item = _table(catalogue.group_id, tf.int32, "group_of_item")
+        items, ids = items_by_slot(members), np.concatenate([np.array([""], object), catalogue.item_ids])
+        self._id_of_slot = _table(ids[items], tf.string, "id_of_slot")
+        self._group_of_slot = _table(catalogue.group_id[items], tf.int32, "group_of_slot")
 
     def signatures(self) -> dict[str, Any]:
         """Functions to save. Every input of the first two has a default, baked into the signature."""
@@ -90,13 +106,14 @@ class Retriever(tf.Module):
         controls = Controls.of(request, self._serving, self._num_items)
         offset = controls.log_boost + log_intent if self._intent_in_score else controls.log_boost
         excluded_ids = self._item_lookup(request[Request.EXCLUDE_ITEM_IDS])
-        exclusions = Exclusions.of(tf.concat([history, excluded_ids], 1), self._num_items)
+        excluded = tf.gather(self._slot_of_item, tf.concat([history, excluded_ids], 1))
+        exclusions = Exclusions.of(excluded, self._num_items)
         explored = self._exploration.choose(queries, offset, controls.num_exploration, exclusions)
-        scores, item_index = self._merged(queries, log_intent, offset, controls, explored)
+        scores, slots = self._merged(queries, log_intent, offset, controls, explored)
         return {
-            Response.ITEM_IDS: tf.gather(self._item_ids, item_index),
+            Response.ITEM_IDS: tf.gather(self._id_of_slot, slots),
             Response.SCORES: scores,
-            Response.GROUP_IDS: tf.gather(self._group_id, item_index),
+            Response.GROUP_IDS: tf.gather(self._group_of_slot, slots),
         }
 
     def _merged(
@@ -107,9 +124,9 @@ class Retriever(tf.Module):
         controls: Controls,
         explored: Explored,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores and item_index [batch_size, max M]; the groups fill the places that exploration leaves."""
+        """Scores and slots [batch_size, max M]; the groups fill the places that exploration leaves."""
         exclusions = explored.exclusions
-        excluded = exclusions.count_by_group(self._group_id, self._num_groups)
+        excluded = exclusions.count_by_group(self._group_of_slot, self._num_groups)
         num_merged = controls.num_candidates - tf.reduce_sum(tf.cast(tf.math.is_finite(explored.scores), tf.int32), 1)
         plan = plan_groups(
             controls.merge,
@@ -121,7 +138,7 @@ class Retriever(tf.Module):
         )
 
         def is_allowed(found: Found) -> tf.Tensor:
-            return tf.math.is_finite(found.scores) & ~exclusions.contains(found.items)
+            return tf.math.is_finite(found.scores) & ~exclusions.contains(found.slots)
 
         found = search_in_rounds(
             self._index_set.search,
@@ -133,14 +150,12 @@ class Retriever(tf.Module):
             controls.merge == MERGES.index("score"),
             num_merged,
         )
-        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
-        allowed = tf.math.is_finite(scores) & is_allowed(found)
-        scores, columns = select(found, scores, allowed, controls.merge, plan, num_merged)
-        items = tf.where(tf.math.is_finite(scores), tf.gather(found.items, columns, batch_dims=1), PADDING_INDEX)
+        scores, columns = select(found, is_allowed(found), controls.merge, plan, num_merged)
+        slots = tf.where(tf.math.is_finite(scores), tf.gather(found.slots, columns, batch_dims=1), 0)
         return tf.cond(
             tf.shape(explored.scores)[1] > 0,
-            lambda: _with_explored(scores, items, explored, controls),
-            lambda: (scores, items),
+            lambda: _with_explored(scores, slots, explored, controls),
+            lambda: (scores, slots),
         )
 
     def embed_query(self, request: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -154,7 +169,7 @@ class Retriever(tf.Module):
         embeddings = self._embed_items(item_index)
         return {
             Response.EMBEDDINGS: tf.where((item_index != PADDING_INDEX)[:, None], embeddings, 0.0),
-            Response.GROUP_IDS: tf.gather(self._group_id, item_index),
+            Response.GROUP_IDS: tf.gather(self._group_of_item, item_index),
         }
 
     def _embed(self, history: tf.Tensor, request: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -184,6 +199,10 @@ class Retriever(tf.Module):
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
 
 
+def _table(values: np.ndarray, dtype: tf.DType, name: str) -> tf.Variable:
+    return tf.Variable(tf.constant(values, dtype), trainable=False, name=name)
+
+
 def is_repeat(items: tf.Tensor) -> tf.Tensor:
     """int64 [batch_size, length] -> bool, of the same shape: whether the row holds the item at an earlier place."""
     order = tf.argsort(items, axis=1, stable=True)
@@ -193,14 +212,14 @@ def is_repeat(items: tf.Tensor) -> tf.Tensor:
 
 
 def _with_explored(
-    scores: tf.Tensor, items: tf.Tensor, explored: Explored, controls: Controls
+    scores: tf.Tensor, slots: tf.Tensor, explored: Explored, controls: Controls
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The merged list and the explored items as one list of M: by score, or, of dealt lists, explored ones last."""
     all_scores = tf.concat([scores, explored.scores], 1)
-    all_items = tf.concat([items, explored.item_index], 1)
+    all_slots = tf.concat([slots, explored.slots], 1)
     dealt = -tf.range(tf.shape(all_scores)[1], dtype=tf.int32)
     is_dealt = (controls.merge == MERGES.index("round_robin"))[:, None]
     key = tf.where(is_dealt, tf.cast(dealt, tf.float32), all_scores)
     key = tf.where(tf.math.is_finite(all_scores), key, -math.inf)
     _, columns = tf.math.top_k(key, tf.reduce_max(controls.num_candidates))
-    return tf.gather(all_scores, columns, batch_dims=1), tf.gather(all_items, columns, batch_dims=1)
+    return tf.gather(all_scores, columns, batch_dims=1), tf.gather(all_slots, columns, batch_dims=1)

@@ -20,7 +20,7 @@ _SHARES = 4
 
 
 def search_in_rounds(
-    search: Callable[[tf.Tensor, tf.Tensor], Found],
+    search: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Found],
     is_allowed: Callable[[Found], tf.Tensor],
     queries: tf.Tensor,
     offset: tf.Tensor,
@@ -29,7 +29,7 @@ def search_in_rounds(
     is_by_score: tf.Tensor,
     num_candidates: tf.Tensor,
 ) -> Found:
-    """As search(queries, wanted), for a merge that keeps the best of all groups of the rows that are by score.
+    """As search(queries, offset, wanted), for a merge that keeps the best of all groups of the rows that are by score.
 
     Args:
         search: of an index set.
@@ -44,10 +44,10 @@ def search_in_rounds(
     asked = tf.maximum(tf.math.count_nonzero(wanted, axis=1, dtype=tf.int32), 1)
     share = (_SHARES * num_candidates + asked - 1) // asked
     first = tf.where(is_by_score[:, None], tf.minimum(wanted, share[:, None] + spare), wanted)
-    found = search(queries, first)
+    found = search(queries, offset, first)
 
     def go_on() -> Found:
-        scores = found.scores + tf.gather(offset, found.group, batch_dims=1)
+        scores = found.scores
         least = _least(tf.where(is_allowed(found), scores, -math.inf), num_candidates)
         # The last result bounds what comes after it, be it allowed or not.
         last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(scores)[1] - 1)
@@ -55,7 +55,7 @@ def search_in_rounds(
         return tf.cond(tf.reduce_any(unfinished), lambda: second_round(unfinished), lambda: found)
 
     def second_round(unfinished: tf.Tensor) -> Found:
-        return _replaced(found, search(queries, tf.where(unfinished, wanted, 0)), unfinished)
+        return _replaced(found, search(queries, offset, tf.where(unfinished, wanted, 0)), unfinished)
 
     return Found(*tf.cond(tf.reduce_any(first < wanted), go_on, lambda: found))
 
@@ -76,7 +76,7 @@ def _replaced(found: Found, again: Found, replaced: tf.Tensor) -> Found:
     scores = [tf.where(is_old, found.scores, math.nan), tf.where(is_new, again.scores, math.nan)]
     return Found(
         scores=tf.concat(scores, 1),
-        items=tf.concat([found.items, again.items], 1),
+        slots=tf.concat([found.slots, again.slots], 1),
         group=tf.concat([found.group, again.group], 1),
         starts=tf.where(replaced, tf.shape(found.scores)[1] + again.starts, found.starts),
     )

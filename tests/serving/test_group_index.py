@@ -31,10 +31,12 @@ def build(size: int, group_id: int = 0) -> tuple[GroupIndex, np.ndarray, np.ndar
     return build_group_index(group_id, items, queries[:TUNING_QUERIES], SERVING), items, queries[TUNING_QUERIES:]
 
 
-def search(index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted: list) -> Found:
-    """`wanted` of each group by every row, or of each row and group."""
-    shape = queries.shape[:2]
-    return index_set.search(tf.constant(queries), tf.constant(np.broadcast_to(wanted, shape), tf.int32))
+def search(
+    index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted: list, offset: np.ndarray | float = 0.0
+) -> Found:
+    """`wanted` of each group by every row, or of each row and group, and what is added to its scores."""
+    offset, wanted = (np.broadcast_to(of, queries.shape[:2]) for of in (offset, wanted))
+    return index_set.search(tf.constant(queries), tf.constant(offset, tf.float32), tf.constant(wanted, tf.int32))
 
 
 @pytest.mark.parametrize(
@@ -53,10 +55,10 @@ def test_recall_on_queries_that_tuning_did_not_see(size, structure):
     assert [point.k for point in index.points][-1] == min(50, size)
     assert min(point.recall for point in index.points) >= SERVING.recall_target
     k = min(50, size)
-    index_set = ScannIndexSet([index], [np.arange(1, size + 1, dtype=np.int32)], num_groups=1)
+    index_set = ScannIndexSet([index], num_groups=1)
     found = search(index_set, queries[:, None], [k])
     exact = queries @ items.T
-    rows = found.items.numpy() - 1
+    rows = found.slots.numpy() - 1
     assert rows.shape == (512, k)
     np.testing.assert_allclose(found.scores, np.take_along_axis(exact, rows, axis=1), rtol=1e-4, atol=1e-4)
     kth = -np.sort(-exact, axis=1)[:, k - 1 : k]
@@ -69,28 +71,28 @@ def test_recall_on_queries_that_tuning_did_not_see(size, structure):
 def test_as_many_results_as_asked_for(size):
     """More than the searched leaves would hold: every item comes back, once."""
     index, _, queries = build(size)
-    index_set = ScannIndexSet([index], [np.arange(size, dtype=np.int32)], num_groups=1)
+    index_set = ScannIndexSet([index], num_groups=1)
     for k in (1, 700, size, size + 5):
         found = search(index_set, queries[:3, None], [k])
-        assert found.items.shape == (3, min(k, size))
+        assert found.slots.shape == (3, min(k, size))
         assert np.isfinite(found.scores).all()
-        assert len(set(found.items.numpy()[0].tolist())) == min(k, size)
+        assert len(set(found.slots.numpy()[0].tolist())) == min(k, size)
 
 
 def test_groups_do_not_answer_for_each_other_and_empty_ones_are_skipped():
     built = [
         build_group_index(group, clustered(size, group), clustered(8), SERVING) for group, size in ((0, 40), (2, 9))
     ]
-    index_set = ScannIndexSet(built, [np.arange(40, dtype=np.int32), np.arange(100, 109, dtype=np.int32)], num_groups=4)
+    index_set = ScannIndexSet(built, num_groups=4)
     assert index_set.group_sizes.tolist() == [40, 0, 9, 0]
     queries = np.random.default_rng(3).normal(size=[2, 4, DIM]).astype(np.float32)
     found = search(index_set, queries, [5, 0, 99, 7])
     assert found.group.numpy().tolist() == [[0] * 5 + [2] * 9] * 2
     assert found.starts.numpy()[:, [0, 2]].tolist() == [[0, 5]] * 2
-    expected = np.argsort(-(queries[:, 0] @ clustered(40, 0).T), axis=1)[:, :5]
-    assert found.items.numpy()[:, :5].tolist() == expected.tolist()
-    expected = 100 + np.argsort(-(queries[:, 2] @ clustered(9, 2).T), axis=1)
-    assert found.items.numpy()[:, 5:].tolist() == expected.tolist()
+    expected = 1 + np.argsort(-(queries[:, 0] @ clustered(40, 0).T), axis=1)[:, :5]
+    assert found.slots.numpy()[:, :5].tolist() == expected.tolist()
+    expected = 41 + np.argsort(-(queries[:, 2] @ clustered(9, 2).T), axis=1)
+    assert found.slots.numpy()[:, 5:].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", ["scann", "exact"])
@@ -104,19 +106,22 @@ def test_each_row_gets_what_it_wants_of_each_group(kind, seed):
     members = [np.arange(start, start + size, dtype=np.int32) for start, size in zip(offsets, sizes, strict=True)]
     if kind == "scann":
         built = [build_group_index(g, items[g], clustered(8), SERVING) for g in (0, 2, 3)]
-        index_set: ScannIndexSet | ExactIndexSet = ScannIndexSet(built, [members[g] for g in (0, 2, 3)], num_groups=4)
+        index_set: ScannIndexSet | ExactIndexSet = ScannIndexSet(built, num_groups=4)
     else:
         index_set = ExactIndexSet(np.concatenate([np.zeros([1, DIM], np.float32), *items]), members)
     queries = rng.normal(size=[5, 4, DIM]).astype(np.float32)
     wanted = rng.integers(0, 60, [5, 4]) * (rng.random([5, 4]) < 0.6) * (rng.random(4) < 0.7)
-    found = search(index_set, queries, wanted)
+    offset = rng.normal(size=[5, 4]).astype(np.float32)
+    found = search(index_set, queries, wanted, offset)
     for row in range(5):
-        items_found, in_row = found.items.numpy()[row], 0
+        slots, in_row = found.slots.numpy()[row], 0
         for group, size in enumerate(sizes):
-            best = np.argsort(-(queries[row, group] @ items[group].T))[: min(wanted[row, group], size)]
-            start = found.starts.numpy()[row, group]
-            assert items_found[start : start + len(best)].tolist() == (offsets[group] + best).tolist()
-            assert (found.group.numpy()[row, start : start + len(best)] == group).all()
+            scores = queries[row, group] @ items[group].T + offset[row, group]
+            best = np.argsort(-scores)[: min(wanted[row, group], size)]
+            columns = slice(found.starts.numpy()[row, group], found.starts.numpy()[row, group] + len(best))
+            assert slots[columns].tolist() == (offsets[group] + best).tolist()
+            np.testing.assert_allclose(found.scores.numpy()[row, columns], scores[best], rtol=1e-5, atol=1e-5)
+            assert (found.group.numpy()[row, columns] == group).all()
             in_row += len(best)
         present = np.isfinite(found.scores.numpy()[row])
         assert present.tolist() == [place < in_row for place in range(len(present))]
@@ -132,7 +137,7 @@ def test_the_best_of_a_large_group_in_two_stages(size, k):
     index_set = ExactIndexSet(items, [np.arange(1, size + 1, dtype=np.int32)])
     found = search(index_set, queries[:, None], [[k], [k], [1]])
     for row, wanted in enumerate([k, k, 1]):
-        scores, rows = queries[row] @ items.T, found.items.numpy()[row, :wanted]
+        scores, rows = queries[row] @ items.T, found.slots.numpy()[row, :wanted]
         assert len(set(rows.tolist()) - {0}) == wanted
         np.testing.assert_allclose(scores[rows], np.sort(scores[1:])[::-1][:wanted], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found.scores[row, :wanted], scores[rows], rtol=1e-5, atol=1e-5)
@@ -154,9 +159,9 @@ def test_identical_items_are_all_found():
     """A catalogue of cold items has many equal vectors: leaves are uneven, recall is judged by score."""
     items = np.ones([1_200, DIM], np.float32)
     index = build_group_index(0, items, items[:4], SERVING)
-    index_set = ScannIndexSet([index], [np.arange(1_200, dtype=np.int32)], num_groups=1)
+    index_set = ScannIndexSet([index], num_groups=1)
     found = search(index_set, items[:1, None], [600])
-    assert len(set(found.items.numpy()[0].tolist())) == 600
+    assert len(set(found.slots.numpy()[0].tolist())) == 600
 
 
 def test_another_scann_or_other_code_builds_anew(monkeypatch):

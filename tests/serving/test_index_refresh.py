@@ -14,6 +14,7 @@ from serving.index_set import ScannIndexSet
 from serving.index_store import read_indexes
 from serving.scann_resource import ScannResources, StoredIndexes
 from serving.signatures import require_compatible
+from serving.slots import items_by_slot
 from tests.serving.conftest import GROUP_SIZES, MODEL, TUNED_RECALL, Trained, make_config
 from trainer.train import load_model
 
@@ -44,11 +45,11 @@ def test_unchanged_groups_are_taken_over(servable, parts):
 def test_a_stored_index_searches_as_a_built_one(servable, parts):
     queries, embeddings, members = parts
     indexes = build_indexes(SERVING, queries, embeddings, members, read_indexes(servable)).indexes
-    found = ScannIndexSet(indexes, members, len(members)).search(
-        tf.constant(queries[:4]), tf.fill([4, len(members)], 10)
-    )
+    shape = [4, len(members)]
+    found = ScannIndexSet(indexes, len(members)).search(tf.constant(queries[:4]), tf.zeros(shape), tf.fill(shape, 10))
+    item_index = items_by_slot(members)[found.slots.numpy()]
     for row in range(4):
-        scores = np.einsum("wd,wd->w", embeddings[found.items.numpy()[row]], queries[row, found.group.numpy()[row]])
+        scores = np.einsum("wd,wd->w", embeddings[item_index[row]], queries[row, found.group.numpy()[row]])
         np.testing.assert_allclose(found.scores.numpy()[row], scores, rtol=1e-4, atol=1e-4)
         for group, items in enumerate(members):
             best = np.sort(embeddings[items] @ queries[row, group])[::-1][:10]

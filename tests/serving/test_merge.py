@@ -124,7 +124,6 @@ def test_select_keeps_each_groups_best_within_its_budget(merge, seed):
     ints = [tf.constant(values, tf.int32) for values in (group, starts, budgets, turn, num_candidates)]
     found, columns = select(
         Found(tf.constant(scores), ints[0], ints[0], ints[1]),
-        tf.constant(scores),
         tf.constant(allowed),
         tf.constant(np.full(rows, MERGES.index(merge), np.int32)),
         GroupPlan(ints[2], ints[3]),
@@ -144,10 +143,10 @@ def test_select_keeps_each_groups_best_within_its_budget(merge, seed):
 
 
 def test_exclusions_answer_by_row():
-    group_of_item = tf.constant([-1, 0, 1, 1, 0], tf.int32)
+    group_of_slot = tf.constant([-1, 0, 1, 1, 0], tf.int32)
     exclusions = Exclusions.of(tf.constant([[2, 3, 2], [0, 0, 0], [4, 0, 0]], tf.int64), num_items=4)
-    assert exclusions.count_by_group(group_of_item, 2).numpy().tolist() == [[0, 2], [0, 0], [1, 0]]
+    assert exclusions.count_by_group(group_of_slot, 2).numpy().tolist() == [[0, 2], [0, 0], [1, 0]]
     contained = exclusions.contains(tf.constant([[1, 2, 3, 4]] * 3)).numpy()
     assert contained.tolist() == [[False, True, True, False], [False] * 4, [False, False, False, True]]
     more = exclusions.adding(tf.constant([[1], [0], [4]], tf.int32))
-    assert more.count_by_group(group_of_item, 2).numpy().tolist() == [[1, 2], [0, 0], [1, 0]]
+    assert more.count_by_group(group_of_slot, 2).numpy().tolist() == [[1, 2], [0, 0], [1, 0]]

@@ -41,12 +41,12 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     members = [np.flatnonzero(group == g).astype(np.int32) for g in range(len(SIZES))]
     index_set, searches = ExactIndexSet(items, members), []
 
-    def search(of: tf.Tensor, numbers: tf.Tensor) -> Found:
+    def search(of: tf.Tensor, added: tf.Tensor, numbers: tf.Tensor) -> Found:
         searches.append(numbers.numpy())
-        return index_set.search(of, numbers)
+        return index_set.search(of, added, numbers)
 
     def is_allowed(found: Found) -> tf.Tensor:
-        return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), found.items, batch_dims=1)
+        return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), found.slots - 1, batch_dims=1)
 
     found = search_in_rounds(
         search,
@@ -58,13 +58,12 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
         tf.constant(by_score),
         tf.constant(m, tf.int32),
     )
-    value = found.scores.numpy() + np.take_along_axis(offset, found.group.numpy(), axis=1)
-    value = np.where(is_allowed(found).numpy(), value, -np.inf)
+    value = np.where(is_allowed(found).numpy(), found.scores, -np.inf)
     for row in np.flatnonzero(by_score).tolist():
         best = np.argsort(-value[row], kind="stable")[: m[row]]
         listed = best[np.isfinite(value[row, best])]
         expected = best_of_all(offset[row], scores[row], group, allowed[row], m[row])
-        assert found.items.numpy()[row, listed].tolist() == expected
+        assert (found.slots.numpy()[row, listed] - 1).tolist() == expected
         columns = found.group.numpy()[row]
         for one in np.unique(columns[np.isfinite(value[row])]):
             of_group = value[row, np.isfinite(value[row]) & (columns == one)]
