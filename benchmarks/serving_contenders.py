@@ -136,7 +136,7 @@ def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Pa
         available = tf.broadcast_to(tf.constant(index_set.group_sizes), [rows, num_groups])
         plan = plan_groups(merge, wanted, max_groups, log_intent, log_intent, available)
         found = index_set.search(queries, log_intent, plan.budgets)
-        best, columns = select(found, tf.math.is_finite(found.scores), merge, plan, wanted)
+        best, columns = select(found, merge, plan, wanted)
         return {"items": tf.gather(found.slots, columns, batch_dims=1) - 1, "scores": best}  # the items are by slot
 
     return save_and_load(module, body, num_groups, path)

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from contracts.names import MERGES
 from serving.group_search import Found
+from serving.top_columns import top_columns
 from trainer.scoring import MIN_PROBABILITY
 
 LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
@@ -136,7 +137,6 @@ def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, order: tf.Tensor, turn: tf.
 
 def select(
     found: Found,
-    allowed: tf.Tensor,
     merge: tf.Tensor,
     plan: GroupPlan,
     num_candidates: tf.Tensor,
@@ -144,8 +144,7 @@ def select(
     """The columns of each row's list, in the order of its merge: best score first, or as dealt.
 
     Args:
-        found: what every group found, each group's best first.
-        allowed: bool [batch_size, width], the column holds an item that the row may be given.
+        found: what every group found, each group's best first; what has no finite score is passed over.
         merge: int32 [batch_size], codes of `MERGES`.
         plan: of the groups in `found`.
         num_candidates: int32 [batch_size].
@@ -153,7 +152,7 @@ def select(
     Returns:
         float32 and int32 [batch_size, max(num_candidates)]: scores, -inf where absent, and columns.
     """
-    scores = found.scores
+    scores, allowed = found.scores, tf.math.is_finite(found.scores)
     before = tf.cumsum(tf.cast(allowed, tf.int32), axis=1, exclusive=True)
     before_group = tf.gather(before, tf.minimum(found.starts, tf.shape(scores)[1] - 1), batch_dims=1)
     kept = allowed & (before < tf.gather(before_group + plan.budgets, found.group, batch_dims=1))
@@ -166,7 +165,7 @@ def select(
 
     key = tf.where(kept, tf.cond(any_dealt, with_dealt, lambda: scores), -math.inf)
     width = tf.reduce_max(num_candidates)
-    best, columns = tf.math.top_k(key, tf.minimum(width, tf.shape(key)[1]))
+    best, columns = top_columns(key, tf.minimum(width, tf.shape(key)[1]))
     missing = [[0, 0], [0, width - tf.shape(best)[1]]]
     best, columns = tf.pad(best, missing, constant_values=-math.inf), tf.pad(columns, missing)
     present = tf.math.is_finite(best) & (tf.range(width) < num_candidates[:, None])

@@ -150,7 +150,7 @@ class Retriever(tf.Module):
             controls.merge == MERGES.index("score"),
             num_merged,
         )
-        scores, columns = select(found, is_allowed(found), controls.merge, plan, num_merged)
+        scores, columns = select(found, controls.merge, plan, num_merged)
         slots = tf.where(tf.math.is_finite(scores), tf.gather(found.slots, columns, batch_dims=1), 0)
         return tf.cond(
             tf.shape(explored.scores)[1] > 0,

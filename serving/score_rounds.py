@@ -14,6 +14,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from serving.group_search import Found
+from serving.top_columns import kth_largest
 
 _SHARES = 4
 """The first round, in equal shares of M: more make it dearer, fewer leave more groups to the second."""
@@ -35,45 +36,60 @@ def search_in_rounds(
         search: of an index set.
         is_allowed: bool [batch_size, width], which results of a search the row may be given.
         queries: float32 [batch_size >= 1, num_groups, dim].
-        offset: float32 [batch_size, num_groups], added to a group's scores by the merge.
+        offset: float32 [batch_size, num_groups], added to a group's scores.
         wanted: int32 [batch_size, num_groups], the most that the row may take of the group.
         spare: int32 [batch_size, num_groups], how many of those may turn out not to be allowed.
         is_by_score: bool [batch_size].
         num_candidates: int32 [batch_size], M.
+
+    Returns:
+        What was found; the score is -inf where the row may not be given the result.
     """
     asked = tf.maximum(tf.math.count_nonzero(wanted, axis=1, dtype=tf.int32), 1)
     share = (_SHARES * num_candidates + asked - 1) // asked
     first = tf.where(is_by_score[:, None], tf.minimum(wanted, share[:, None] + spare), wanted)
-    found = search(queries, offset, first)
+
+    def allowed(found: Found) -> Found:
+        return found._replace(scores=tf.where(is_allowed(found), found.scores, -math.inf))
+
+    unfiltered = search(queries, offset, first)
+    found = allowed(unfiltered)
 
     def go_on() -> Found:
-        scores = found.scores
-        least = _least(tf.where(is_allowed(found), scores, -math.inf), num_candidates)
         # The last result bounds what comes after it, be it allowed or not.
-        last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(scores)[1] - 1)
-        unfinished = (first < wanted) & ~(tf.gather(scores, last, batch_dims=1) < least)
+        last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(found.scores)[1] - 1)
+        least = _least(found.scores, num_candidates)
+        unfinished = (first < wanted) & ~(tf.gather(unfiltered.scores, last, batch_dims=1) < least)
         return tf.cond(tf.reduce_any(unfinished), lambda: second_round(unfinished), lambda: found)
 
     def second_round(unfinished: tf.Tensor) -> Found:
-        return _replaced(found, search(queries, offset, tf.where(unfinished, wanted, 0)), unfinished)
+        again = search(queries, offset, tf.where(unfinished, wanted, 0))
+        return _replaced(found, allowed(again), unfinished)
 
     return Found(*tf.cond(tf.reduce_any(first < wanted), go_on, lambda: found))
 
 
 def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
     """float32 [batch_size, 1], the M-th best of each row, -inf where there are fewer."""
-    width = tf.shape(scores)[1]
-    best, _ = tf.math.top_k(scores, tf.minimum(tf.reduce_max(num_candidates), width))
-    best = tf.pad(best, [[0, 0], [0, 1]], constant_values=-math.inf)
-    place = tf.minimum(tf.maximum(num_candidates - 1, 0), tf.shape(best)[1] - 1)
-    return tf.gather(best, place[:, None], batch_dims=1)
+    width, largest = tf.shape(scores)[1], tf.reduce_max(num_candidates)
+
+    def of_one_m() -> tf.Tensor:
+        return tf.where(largest <= width, kth_largest(scores, tf.clip_by_value(largest, 1, width)), -math.inf)
+
+    def of_each_m() -> tf.Tensor:
+        best, _ = tf.math.top_k(scores, tf.minimum(largest, width))
+        best = tf.pad(best, [[0, 0], [0, 1]], constant_values=-math.inf)
+        place = tf.minimum(tf.maximum(num_candidates - 1, 0), tf.shape(best)[1] - 1)
+        return tf.gather(best, place[:, None], batch_dims=1)
+
+    return tf.cond(tf.reduce_all(num_candidates == largest), of_one_m, of_each_m)
 
 
 def _replaced(found: Found, again: Found, replaced: tf.Tensor) -> Found:
     """`found` with the results of `again` for the groups in bool [batch_size, num_groups]."""
     is_old = ~tf.gather(replaced, found.group, batch_dims=1)
     is_new = tf.gather(replaced, again.group, batch_dims=1)
-    scores = [tf.where(is_old, found.scores, math.nan), tf.where(is_new, again.scores, math.nan)]
+    scores = [tf.where(is_old, found.scores, -math.inf), tf.where(is_new, again.scores, -math.inf)]
     return Found(
         scores=tf.concat(scores, 1),
         slots=tf.concat([found.slots, again.slots], 1),
