@@ -47,12 +47,12 @@ def table(lines: list[Line]) -> str:
     sizes = [1, 8, 64]
     head = ["items", "K", "8 bit", "µs, batch 1"]
     head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS") for size in sizes]
-    head += ["recall all", "top", "global", "exact / bandwidth", "load s", "memory / embeddings"]
+    head += ["recall all", "all, b1", "top", "global", "exact / bandwidth", "load s", "memory / embeddings"]
     rows = []
     for line in lines:
         cells = [f"{line['items']:,}", line["groups"], "yes" if line["int8"] else "", line["all_groups_b1_us"]]
         cells += [_number(line.get(f"{name}_b{size}_vs_global")) for name in _RATIOS for size in sizes]
-        cells += [_number(line[f"recall_{name}"], 3) for name in ("all", "top", "global")]
+        cells += [_number(line[f"recall_{name}"], 3) for name in ("all", "all_b1", "top", "global")]
         cells += [_number(line[name]) for name in ("exact_b1_vs_bandwidth", "load_s", "memory_vs_embeddings")]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *rows])

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from serving.slots import first_slots
 
-_LEVELS = (1, 3)
+_LEVELS = (0.8, 2.0)
 """In averages of what the batch's rows want of a group: rows that want more are searched apart, for more."""
 
 
@@ -123,8 +123,8 @@ def search_groups(
 def _of_each_level(counts: tf.Tensor) -> tf.Tensor:
     """int32 [num_groups, batch_size] -> [num_levels * num_groups, batch_size]: each count in its level, 0 elsewhere."""
     asked = tf.math.count_nonzero(counts, dtype=tf.int32)
-    average = tf.maximum(tf.reduce_sum(counts) // tf.maximum(asked, 1), 1)
-    edges = [0, *(level * average for level in _LEVELS), tf.int32.max]
+    average = tf.cast(tf.reduce_sum(counts), tf.float32) / tf.cast(tf.maximum(asked, 1), tf.float32)
+    edges = [0, *(tf.cast(level * average, tf.int32) for level in _LEVELS), tf.int32.max]
     of_level = [tf.where((counts > low) & (counts <= high), counts, 0) for low, high in itertools.pairwise(edges)]
     return tf.concat(of_level, 0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+_BLOCK = 8
+
 _NARROW = 2
 """Rows at most so many times as wide as what is wanted of them are sorted whole."""
 
@@ -23,19 +25,38 @@ def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """
     width = tf.shape(key)[1]
     is_narrow = (width <= _NARROW * k) | (k < 1)
-    values, columns = tf.cond(is_narrow, lambda: tuple(tf.math.top_k(key, width)), lambda: _of_the_best(key, k))
-    return values[:, :k], columns[:, :k]
+
+    def sorted_whole() -> tuple[tf.Tensor, tf.Tensor]:
+        values, columns = tf.math.top_k(key, width)
+        return values[:, :k], columns[:, :k]
+
+    found: tuple[tf.Tensor, tf.Tensor] = tf.cond(is_narrow, sorted_whole, lambda: top_of_many(key, k))
+    return found
 
 
-def _of_the_best(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The columns that are not below the k-th value of their row, at least k, sorted."""
-    is_best = key >= kth_largest(key, k)
+def top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `top_columns`, but 1 <= k, for rows much wider than that."""
+    is_best = key >= _at_most_kth_largest(key, k)
     rows = tf.reduce_sum(tf.cast(is_best, tf.int64), axis=1)
     columns = tf.RaggedTensor.from_row_lengths(tf.where(is_best)[:, 1], rows, validate=False)
     columns = tf.cast(columns.to_tensor(-1), tf.int32)
     values = tf.gather(key, tf.maximum(columns, 0), batch_dims=1)
     values, order = tf.math.top_k(tf.where(columns >= 0, values, float("-inf")), tf.shape(columns)[1])
+    values, order = values[:, :k], order[:, :k]
     return values, tf.gather(columns, order, batch_dims=1)
+
+
+def _at_most_kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    """float32 [batch_size, 1]: the k-th largest of the maxima of blocks, as at least k values are not below it.
+
+    Little more than k are, where there are many blocks; and maxima are found much faster than a k-th of all. Columns
+    of a block are apart: a maximum along rows of them is one vector operation for many blocks.
+    """
+    num_blocks = -(-tf.shape(values)[1] // _BLOCK)
+    padding = [[0, 0], [0, num_blocks * _BLOCK - tf.shape(values)[1]]]
+    padded = tf.pad(values, padding, constant_values=float("-inf"))
+    maxima = tf.reduce_max(tf.reshape(padded, tf.stack([tf.shape(values)[0], _BLOCK, num_blocks])), axis=1)
+    return tf.where(k <= num_blocks, kth_largest(maxima, tf.minimum(k, num_blocks)), float("-inf"))
 
 
 def kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
