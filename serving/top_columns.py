@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-_BLOCK = 8
-
 _NARROW = 2
 """Rows at most so many times as wide as what is wanted of them are sorted whole."""
+
+_BLOCK = 8
+"""Values of which a bound knows the maximum alone."""
 
 
 def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

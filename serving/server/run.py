@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from serving.server.models import Models
 from serving.server.rest_api import start_rest
 
 _log = logging.getLogger(__name__)
+
+_SWITCH_SECONDS = 1e-4
+"""Python's 5 ms between threads is what a batch waits, several times, while the loop writes the last one's answers."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
                 f"no version of {name} below {base}: it must hold numbered directories with a {SAVED_MODEL}; "
                 "run the export stage"
             )
+    sys.setswitchinterval(_SWITCH_SECONDS)
     asyncio.run(_serve_until_signalled(bases, config, on_start))
 
 
