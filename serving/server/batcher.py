@@ -125,7 +125,8 @@ class Batcher:
             started = time.perf_counter()
             for waiting in batch:
                 self._metrics.queue_seconds.observe(started - waiting.since)
-            running = loop.create_task(self._answer(batch))
+            # Begun here, not in the task, which has its turn only after all answers that are ready to be written.
+            running = loop.create_task(self._answer(batch, self._begin(batch)))
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
@@ -160,13 +161,13 @@ class Batcher:
             self._rows -= waiting.rows
         return batch
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
-        """Runs a batch. Where it fails, each of its requests runs alone: one must not fail another."""
+    async def _answer(self, batch: list[_Waiting], begun: asyncio.Future[list[Arrays]]) -> None:
+        """Answers a batch that runs. Where it fails, each of its requests runs alone: one must not fail another."""
         try:
-            answers = await self._in_thread(batch)
+            answers = await _outcomes(begun, len(batch))
             first = answers[0]
             if len(batch) > 1 and isinstance(first, RequestError):
-                answers = [answer for waiting in batch for answer in await self._in_thread([waiting])]
+                answers = [answer for waiting in batch for answer in await _outcomes(self._begin([waiting]), 1)]
         finally:
             self._workers.free.release()
         broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
@@ -180,17 +181,21 @@ class Batcher:
             else:
                 waiting.answer.set_result(answer)
 
-    async def _in_thread(self, batch: list[_Waiting]) -> Sequence[Arrays | RequestError]:
-        """An answer to each request, or to each the error they all failed of, with a cause if nobody foresaw it."""
+    def _begin(self, batch: list[_Waiting]) -> asyncio.Future[list[Arrays]]:
         inputs = [waiting.inputs for waiting in batch]
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers.executor, self._run, inputs)
-        except RequestError as error:
-            return [error] * len(batch)
-        except Exception as error:  # whatever it is, nobody may be left waiting
-            failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
-            failure.__cause__ = error
-            return [failure] * len(batch)
+        return asyncio.get_running_loop().run_in_executor(self._workers.executor, self._run, inputs)
+
+
+async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> Sequence[Arrays | RequestError]:
+    """An answer to each request, or to each the error they all failed of, with a cause if nobody foresaw it."""
+    try:
+        return await begun
+    except RequestError as error:
+        return [error] * num_requests
+    except Exception as error:  # whatever it is, nobody may be left waiting
+        failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
+        failure.__cause__ = error
+        return [failure] * num_requests
 
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:

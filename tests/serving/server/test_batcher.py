@@ -74,6 +74,32 @@ def test_what_waits_together_runs_together_and_each_gets_its_own():
     assert run(body).batches == [[0], [1, 2, 3], [4, 5]]
 
 
+def test_the_next_batch_begins_before_the_answers_of_the_last_are_written():
+    second_began = threading.Event()
+
+    class Announcing(Graph):
+        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+            if self.batches:
+                second_began.set()
+            return super().run(requests)
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        async def write_first_answer() -> bool:
+            await batcher.submit({"x": np.array([1])}, 1, asyncio.get_running_loop().time() + 10)
+            return second_began.wait(5)  # nothing else has a turn in the loop meanwhile
+
+        graph.gate.clear()
+        first = asyncio.ensure_future(write_first_answer())
+        await settle()
+        second = ask(batcher, 2)
+        await settle()
+        graph.gate.set()
+        assert await first
+        await second
+
+    assert run(body, Announcing()).batches == [[1], [2]]
+
+
 def test_with_a_timeout_a_batch_waits_for_company_but_not_when_it_is_full():
     async def body(graph: Graph, batcher: Batcher) -> None:
         started = asyncio.get_running_loop().time()
