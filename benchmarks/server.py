@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import multiprocessing
@@ -69,6 +70,7 @@ def served(base: Path, *settings: str) -> Iterator[Served]:
         found = re.search(r"gRPC (\S+), REST (\S+)", process.stdout.readline())
         if not found:
             raise RuntimeError("the server did not start; see its error above")
+        gc.freeze()  # else a collection of all that TensorFlow made here stops the client for a quarter of a second
         yield Served(found[1], found[2], process.pid)
     finally:
         process.terminate()

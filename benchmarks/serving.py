@@ -60,14 +60,12 @@ from serving.warmup import read_warmup
 _WARM_UP_CALLS = 3
 _TURN = 6
 """Calls of a contender's turn, of which the first is not counted: it finds the caches full of another's index."""
-_FEWEST_TURNS = 3
+_FEWEST_TURNS = 8
 _RECALL_USERS = 64
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def contenders(
-    data: Data, serving: ServingConfig, scratch: Path, with_tfrs_layers: bool
-) -> tuple[dict[str, Contender], dict[str, float]]:
+def contenders(data: Data, serving: ServingConfig, scratch: Path) -> tuple[dict[str, Contender], dict[str, float]]:
     """All that can be measured here, and the seconds that building and loading took."""
     num_groups, m = len(data.members), serving.num_candidates
     started = time.perf_counter()
@@ -82,16 +80,15 @@ def contenders(
     index_set = ScannIndexSet(groups, num_groups)
     mine, seconds["load ours"] = ours(index_set, m, scratch / "ours")
     exact, seconds["load exact"] = ours(ExactIndexSet(data.items, data.members), m, scratch / "exact")
+    layers, seconds["load tfrs"] = tfrs_layers(data, groups, m, scratch / "tfrs")
     found: dict[str, Contender] = {
         "noop": Graph(noop, own),
         "global": Graph(session, alone),
         "ours": Graph(mine, own),
         "ours_top": Graph(mine, {**own, "max_groups": everybody + max(1, num_groups // 4)}),
         "exact": Graph(exact, own),
+        "tfrs": Graph(layers, own),
     }
-    if with_tfrs_layers:
-        layers, seconds["load tfrs"] = tfrs_layers(data, groups, m, scratch / "tfrs")
-        found["tfrs"] = Graph(layers, own)
     return {**found, **libraries(data, m, serving.recall_target)}, seconds
 
 
@@ -154,9 +151,10 @@ def summary(
     """The last line: ratios to the global index, recalls, and the microseconds of a single request."""
     line: dict[str, Any] = {"items": items, "groups": groups}
     for batch_size, of_batch in times.items():
-        for key, name in (("all_groups", "ours"), ("top_groups", "ours_top"), ("exact", "exact"), ("tfrs", "tfrs")):
-            if name in of_batch:
-                line[f"{key}_b{batch_size}_vs_global"] = round(of_batch[name] / of_batch["global"], 3)
+        for name, microseconds in of_batch.items():
+            if name not in ("noop", "global"):
+                key = _RATIO_LABELS.get(name, name)
+                line[f"{key}_b{batch_size}_vs_global"] = round(microseconds / of_batch["global"], 3)
         line[f"all_groups_b{batch_size}_us"] = round(of_batch["ours"] - of_batch["noop"])
     if 1 in times:
         net = (times[1]["exact"] - times[1]["noop"]) / 1e6
@@ -186,6 +184,7 @@ def core_bandwidth(matrix: np.ndarray) -> float:
 
 
 _LABELS = {"ours": "all", "ours_top": "top"}
+_RATIO_LABELS = {"ours": "all_groups", "ours_top": "top_groups"}
 
 
 def table(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float]) -> str:
@@ -253,7 +252,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         num_candidates=arguments.candidates, recall_target=arguments.recall_target, int8=arguments.int8
     )
     with tempfile.TemporaryDirectory() as scratch:
-        found, seconds = contenders(data, serving, Path(scratch), not arguments.no_tfrs_layers)
+        found, seconds = contenders(data, serving, Path(scratch))
         print(", ".join(f"{what} {value:.2f} s" for what, value in seconds.items()))
         recall = recalls(found, data, arguments.candidates)
         one_by_one = recalls({"ours": found["ours"]}, data, arguments.candidates, batch_size=1)
@@ -288,7 +287,6 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=640, help="M")
     parser.add_argument("--recall-target", type=float, default=0.95)
     parser.add_argument("--int8", action="store_true", help="score by 8-bit vectors, as serving.int8")
-    parser.add_argument("--no-tfrs-layers", action="store_true", help="leave the K TFRS layers out")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each batch size")
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall", help="cpu: on a machine that is shared")
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")

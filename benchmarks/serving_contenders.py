@@ -156,11 +156,11 @@ def libraries(data: Data, num_candidates: int, recall_target: float) -> dict[str
 def _faiss(data: Data, num_candidates: int, recall_target: float) -> Library:
     import faiss
 
-    faiss.omp_set_num_threads(1)
     lists = max(1, round(4 * np.sqrt(len(data.items)))) if len(data.items) > 10_000 else 64
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(data.items[:: max(1, len(data.items) // 100_000)])
     index.add(data.items)
+    faiss.omp_set_num_threads(1)  # building may take all
 
     def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
         index.nprobe = min(effort, lists)
@@ -170,16 +170,21 @@ def _faiss(data: Data, num_candidates: int, recall_target: float) -> Library:
 
 
 def _hnswlib(data: Data, num_candidates: int, recall_target: float) -> Library:
+    """By Euclidean distance, of items that one more dimension brings to one length (Bachrach et al., RecSys 2014).
+
+    The same order as by inner product, of which hnswlib's own space finds .72 of 1M of these items at any effort.
+    """
     import hnswlib
 
-    index = hnswlib.Index("ip", DIM)
+    squares = np.sum(data.items**2, axis=1)
+    index = hnswlib.Index("l2", DIM + 1)
     index.init_index(len(data.items), M=16, ef_construction=200)
-    index.set_num_threads(1)
-    index.add_items(data.items)
+    index.add_items(np.column_stack([data.items, np.sqrt(squares.max() - squares)]))
+    index.set_num_threads(1)  # building may take all
 
     def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
         index.set_ef(max(effort, num_candidates))
-        return lambda queries: index.knn_query(queries, k=num_candidates)[0]
+        return lambda queries: index.knn_query(np.pad(queries, [[0, 0], [0, 1]]), k=num_candidates)[0]
 
     return _tuned(data, num_candidates, recall_target, with_effort)
 

@@ -5,7 +5,7 @@
 Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
 writes serving.json (a line a run), serving.md and serving.png (recall against latency, a panel a run)
 to --out. From --int8-from items on, results are scored by 8-bit vectors, as serving.int8 is for large
-corpora. K TFRS layers, each of which is built again, are measured up to --tfrs-max-items and --tfrs-max-groups.
+corpora.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
-_CONTENDERS = ("global", "all", "top", "exact", "tfrs")
-_RATIOS = ("all_groups", "top_groups", "exact", "tfrs")
+_CONTENDERS = ("global", "all", "top", "exact", "tfrs", "faiss", "hnswlib")
+_RATIOS = ("all_groups", "top_groups", "exact", "tfrs", "faiss", "hnswlib")
 _TICKS = (0.5, 1, 2, 4, 8, 16)
 Line = dict[str, Any]
 
@@ -33,8 +33,6 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
         command = [sys.executable, "-m", "benchmarks.serving", "--items", str(num_items), "--groups", str(num_groups)]
         command += ["--seconds", str(arguments.seconds), "--json", str(path)]
         command += ["--int8"] if num_items >= arguments.int8_from else []
-        with_tfrs = num_groups <= arguments.tfrs_max_groups and num_items <= arguments.tfrs_max_items
-        command += [] if with_tfrs else ["--no-tfrs-layers"]
         done = subprocess.run(command, cwd=_ROOT, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-3000:]}")
@@ -46,7 +44,7 @@ def table(lines: list[Line]) -> str:
     """Markdown, a row a run."""
     sizes = [1, 8, 64]
     head = ["items", "K", "8 bit", "µs, batch 1"]
-    head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS") for size in sizes]
+    head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS", "faiss", "hnswlib") for size in sizes]
     head += ["recall all", "all, b1", "top", "global", "exact / bandwidth", "load s", "memory / embeddings"]
     rows = []
     for line in lines:
@@ -92,7 +90,7 @@ def plot(lines: list[Line], path: Path) -> None:
         panel.set_xlabel("time / global index", fontsize=7)
         panel.set_ylabel("recall", fontsize=7)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=5, fontsize=6, loc="lower center")
+    figure.legend(handles, labels, ncols=7, fontsize=6, loc="lower center")
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -103,9 +101,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000])
     parser.add_argument("--groups", type=int, nargs="+", default=[10, 32, 100])
     parser.add_argument("--int8-from", type=int, default=1_000_000)
-    parser.add_argument("--tfrs-max-groups", type=int, default=32)
-    parser.add_argument("--tfrs-max-items", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of timing for each batch size of a run")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each batch size of a run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     started, lines = time.perf_counter(), []

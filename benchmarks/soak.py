@@ -12,21 +12,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
 import numpy as np
 
 from benchmarks.servable_of_size import make_servable
-from benchmarks.server import BATCH, METHOD, Served, as_bytes, closed_loop, make_requests, served
+from benchmarks.server import BATCH, METHOD, Served, as_bytes, make_requests, served
 
 DEADLINE_SECONDS = 10.0
 REST_SHARE = 0.05
@@ -51,12 +53,24 @@ class Soak:
         self.memory_mib: list[float] = []
         self.latencies_ms: list[float] = []
 
+    async def capacity(self, seconds: float) -> float:
+        """Requests a second, of the same kinds, with so many in flight as a batch has rows."""
+        end, before = time.perf_counter() + seconds, self.answered
+        async with self._asking() as ask:
+
+            async def ask_on() -> None:
+                while time.perf_counter() < end:
+                    await ask()
+
+            started = time.perf_counter()
+            await asyncio.gather(*(ask_on() for _ in range(BATCH)))
+            return (self.answered - before) / (time.perf_counter() - started)
+
     async def run(self, rate: float, seconds: float, swap_every: float) -> None:
         """Asks `rate` times a second, and swaps versions meanwhile."""
+        self.answered, self.latencies_ms = 0, []
         rng = np.random.default_rng(3)
-        options = [("grpc.max_receive_message_length", -1)]
-        async with grpc.aio.insecure_channel(self._server.address, options) as channel, aiohttp.ClientSession() as http:
-            predict = channel.unary_unary(METHOD)
+        async with self._asking() as ask:
             swapping = asyncio.create_task(self._swap(seconds, swap_every))
             tasks: set[asyncio.Task[None]] = set()
             end = due = time.perf_counter()
@@ -64,13 +78,24 @@ class Soak:
             while due < end:
                 due += rng.exponential(1 / rate)
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                place = int(rng.integers(len(self._bodies)))
-                over_rest = rng.random() < REST_SHARE
-                call = self._rest(http, place) if over_rest else self._grpc(predict, place)
-                task = asyncio.create_task(call)
+                task = asyncio.create_task(ask())
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             await asyncio.gather(swapping, *tasks)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """A function that sends one request, over gRPC or REST."""
+        rng = np.random.default_rng(4)
+        options = [("grpc.max_receive_message_length", -1)]
+        async with grpc.aio.insecure_channel(self._server.address, options) as channel, aiohttp.ClientSession() as http:
+            predict = channel.unary_unary(METHOD)
+
+            def ask() -> Coroutine[Any, Any, None]:
+                place = int(rng.integers(len(self._bodies)))
+                return self._rest(http, place) if rng.random() < REST_SHARE else self._grpc(predict, place)
+
+            yield ask
 
     async def _grpc(self, predict: grpc.aio.UnaryUnaryMultiCallable, place: int) -> None:
         started = time.perf_counter()
@@ -129,12 +154,11 @@ def resident_mib(pid: int) -> float:
 def soak(version: Path, arguments: argparse.Namespace, log: Callable[[str], None]) -> dict[str, float]:
     base = version.parent
     with served(base, "session_threads=1", f"max_batch_size={BATCH}") as server:
-        bodies = [as_bytes(request) for request in make_requests(arguments.items)]
-        asyncio.run(closed_loop(server.address, bodies, BATCH, 2.0))
-        capacity = asyncio.run(closed_loop(server.address, bodies, BATCH, 10.0))
+        run = Soak(server, base, arguments.items, log)
+        asyncio.run(run.capacity(2.0))
+        capacity = asyncio.run(run.capacity(10.0))
         rate = arguments.rate or LOAD * capacity
         log(f"capacity {capacity:.0f} requests/s with {BATCH} in flight; asking {rate:.0f} a second")
-        run = Soak(server, base, arguments.items, log)
         asyncio.run(run.run(rate, arguments.minutes * 60, arguments.swap_seconds))
     for failure, count in run.failures.most_common():
         log(f"failed {count} times: {failure}")

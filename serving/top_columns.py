@@ -15,7 +15,7 @@ def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """As `tf.math.top_k(key, k)`: values and columns, best first, of equal ones the first column first.
 
     For hundreds of results TensorFlow's op takes longer than it takes to sort a row that is little wider, and
-    several times as long as to find the k-th value and sort only what is not below it.
+    several times as long as to find a bound that little more than k reach, and sort only those.
 
     Args:
         key: float32 [batch_size, width], no NaN.
@@ -31,11 +31,11 @@ def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         values, columns = tf.math.top_k(key, width)
         return values[:, :k], columns[:, :k]
 
-    found: tuple[tf.Tensor, tf.Tensor] = tf.cond(is_narrow, sorted_whole, lambda: top_of_many(key, k))
+    found: tuple[tf.Tensor, tf.Tensor] = tf.cond(is_narrow, sorted_whole, lambda: _top_of_many(key, k))
     return found
 
 
-def top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """As `top_columns`, but 1 <= k, for rows much wider than that."""
     is_best = key >= _at_most_kth_largest(key, k)
     rows = tf.reduce_sum(tf.cast(is_best, tf.int64), axis=1)
