@@ -28,6 +28,9 @@ _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
 SIGNATURE_DEF = "signature_def"
 """The one metadata field there is."""
+_QUEUES_UNREAD = 4
+"""How many full queues of requests may come while the loop is busy: gRPC answers further ones itself, as CANCELLED and
+with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself it begins so at 1,000."""
 
 
 class GrpcApi:
@@ -140,11 +143,14 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
         ValueError: the port cannot be had.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
+    unread = _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.server.max_pending_requests", unread),
+            ("grpc.server.max_pending_requests_hard_limit", unread),
         ]
     )
     server.add_generic_rpc_handlers(GrpcApi(models, metrics, config.max_batch_elements).handlers())
