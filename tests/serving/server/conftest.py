@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -59,6 +60,10 @@ class LiveServer:
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self.address)
+
+    def keep_busy(self, seconds: float) -> None:
+        """Lets the loop do nothing else for so long, as of now."""
+        self._loop.call_soon_threadsafe(time.sleep, seconds)
 
 
 def add_version(base: Path, number: int, source: Path) -> None:

@@ -205,6 +205,13 @@ def test_bytes_that_are_no_proto_are_refused(server):
     assert raised.value.code() == Code.INVALID_ARGUMENT
 
 
+def test_a_burst_while_the_loop_is_busy_is_answered(server, predict):
+    server.keep_busy(2.0)
+    # More than gRPC leaves unread unless it is told, fewer than the queue holds.
+    calls = [predict.Predict.future(request(request_inputs([["i1"]]))) for _ in range(1500)]
+    assert {call.code() for call in calls} == {Code.OK}
+
+
 def test_a_deadline_that_passed_is_said_so(predict):
     with pytest.raises(grpc.RpcError) as raised:
         predict.Predict(request(request_inputs([["i1"]])), timeout=1e-4)
