@@ -37,11 +37,11 @@ class Jobs:
 
 @dataclass(frozen=True)
 class Results:
-    """What the jobs found, one after the other, each row's best first.
+    """What the jobs found, one after the other, each row's best first; and, as the last one, no result.
 
     Attributes:
-        scores: float32 [num_results], inner products.
-        items: int32 [num_results], the items' places in their group.
+        scores: float32 [num_results + 1], inner products, NaN for no result.
+        items: int32 [num_results + 1], the items' places in their group.
         widths: int32 [num_jobs], results of each row of the job.
     """
 
@@ -53,8 +53,8 @@ class Results:
     def of(cls, found: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> Results:
         """Of scores and items [rows, width] of each job."""
         return cls(
-            scores=tf.concat([tf.reshape(scores, [-1]) for scores, _ in found], 0),
-            items=tf.concat([tf.reshape(items, [-1]) for _, items in found], 0),
+            scores=tf.concat([*(tf.reshape(scores, [-1]) for scores, _ in found), [math.nan]], 0),
+            items=tf.concat([*(tf.reshape(items, [-1]) for _, items in found), [0]], 0),
             widths=tf.stack(tf.shape_n([scores for scores, _ in found]))[:, 1],
         )
 
@@ -101,23 +101,37 @@ def search_groups(
             done for the first row, for nothing, as that costs less than a branch around it. Else in one job,
             of no row where none asks.
     """
+    batch_size, num_groups = tf.shape(wanted)[0], len(group_sizes)
     groups = np.flatnonzero(group_sizes).astype(np.int32)
-    counts = tf.transpose(tf.minimum(tf.gather(wanted, groups, axis=1), group_sizes[groups]))
-    searched = counts > 0
+    counts = _of_columns(tf.minimum(wanted, group_sizes), groups)
     group_of_job = groups
     if by_level:
         counts = _of_each_level(counts)
         group_of_job = np.tile(groups, 1 + len(_LEVELS))
-        searched = counts > 0
-        is_first = tf.range(tf.shape(counts)[1]) == 0
+    searched = counts > 0
+    if by_level:
+        is_first = tf.range(batch_size) == 0
         searched |= ~tf.reduce_any(searched, axis=1, keepdims=True) & is_first
     pairs = tf.where(searched)  # (job, row), by job
-    group = tf.gather(group_of_job.astype(np.int64), pairs[:, 0])
-    queries = tf.gather_nd(query_embeddings, tf.stack([pairs[:, 1], group], axis=1))
+    job, row = tf.unstack(tf.cast(pairs, tf.int32), axis=1)
+    cell = row * num_groups + tf.gather(group_of_job, job)
+    queries = tf.gather(tf.reshape(query_embeddings, tf.stack([-1, tf.shape(query_embeddings)[2]])), cell)
     num_rows = tf.reduce_sum(tf.cast(searched, tf.int32), axis=1)
     k = tf.reduce_max(counts, axis=1)
     results = search(Jobs(queries, num_rows, k, _typical_k(counts, k)))
-    return _side_by_side(results, searched, num_rows, counts, offset, group_of_job, group_sizes)
+    # The results of the pairs follow each other. At most one pair of a row and group wants any: a sum is that one's.
+    widths = tf.gather(results.widths, job)
+    num_columns = tf.minimum(tf.gather_nd(counts, pairs), widths)
+    source = tf.where(num_columns > 0, tf.cumsum(widths, exclusive=True), 0)
+    of_cell = tf.math.unsorted_segment_sum(tf.stack([source, num_columns], 1), cell, batch_size * num_groups)
+    source, num_columns = tf.unstack(tf.reshape(of_cell, [-1, num_groups, 2]), axis=2)
+    return _side_by_side(results, source, num_columns, offset, group_sizes)
+
+
+def _of_columns(values: tf.Tensor, columns: np.ndarray) -> tf.Tensor:
+    """int32 [len(columns), num_rows] of [num_rows, num_columns]; to transpose takes several times as long."""
+    num_rows, num_columns = tf.unstack(tf.shape(values))
+    return tf.gather(tf.reshape(values, [-1]), columns[:, None] + tf.range(num_rows) * num_columns)
 
 
 def _of_each_level(counts: tf.Tensor) -> tf.Tensor:
@@ -141,55 +155,44 @@ def _typical_k(counts: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
 
 
 def _side_by_side(
-    results: Results,
-    searched: tf.Tensor,
-    num_rows: tf.Tensor,
-    counts: tf.Tensor,
-    offset: tf.Tensor,
-    group_of_job: np.ndarray,
-    group_sizes: np.ndarray,
+    results: Results, source: tf.Tensor, num_columns: tf.Tensor, offset: tf.Tensor, group_sizes: np.ndarray
 ) -> Found:
-    """Gathers each row's columns out of the jobs' [rows, width] results.
+    """Each row's results of one group after the other's.
 
     Args:
         results: of the jobs.
-        searched: bool [num_jobs, batch_size], the rows that it was done for.
-        num_rows: int32 [num_jobs], their number.
-        counts: int32 [num_jobs, batch_size], the columns that a row wants.
+        source: int32 [batch_size, num_groups], the place of a row's first result of a group among all.
+        num_columns: int32 [batch_size, num_groups], how many that row has of that group.
         offset: float32 [batch_size, num_groups], added to the scores of a group.
-        group_of_job: int32 [num_jobs].
         group_sizes: int32 [num_groups].
     """
-    # The last value stands for no result.
-    flat_scores = tf.concat([results.scores, [math.nan]], 0)
-    flat_items = tf.concat([results.items, [0]], 0)
-    place_of_row = tf.cumsum(tf.cast(searched, tf.int32), axis=1, exclusive=True)
-    before = tf.cumsum(results.widths * num_rows, exclusive=True)
-    source = tf.transpose(before[:, None] + place_of_row * results.widths[:, None])
-    columns = tf.transpose(tf.minimum(counts, results.widths[:, None]))
-    ends = tf.cumsum(columns, axis=1)
-    starts = ends - columns
-    total = ends[:, -1:]
+    batch_size, num_groups = tf.shape(num_columns)[0], len(group_sizes)
+    # Behind each row's groups comes a range of no results, which brings all rows to one width.
+    total = tf.reduce_sum(num_columns, axis=1, keepdims=True)
     width = tf.maximum(tf.reduce_max(total), 1)
-    column = tf.broadcast_to(tf.range(width), tf.stack([tf.shape(ends)[0], width]))
-    job = tf.minimum(tf.searchsorted(ends, column, side="right"), tf.shape(ends)[1] - 1)
-    # All that a column needs to know of its job, as one table: a gather of single values takes as long as of four.
-    of_group = tf.broadcast_to(np.stack([group_of_job, first_slots(group_sizes)[group_of_job]], 1), _with(ends, 2))
-    of_row = tf.stack([source - starts, tf.bitcast(tf.gather(offset, group_of_job, axis=1), tf.int32)], axis=2)
-    shift, offset_bits, group, first_slot = tf.unstack(
-        tf.gather(tf.concat([of_row, of_group], axis=2), job, batch_dims=1), axis=2
-    )
-    index = tf.where(column < total, shift + column, tf.size(flat_scores) - 1)
-    # A row is in one job of a group at most: the other one adds nothing.
-    first = tf.math.unsorted_segment_max(tf.transpose(tf.where(columns > 0, starts, 0)), group_of_job, len(group_sizes))
-    return Found(
-        scores=tf.gather(flat_scores, index) + tf.bitcast(offset_bits, tf.float32),
-        slots=tf.gather(flat_items, index) + first_slot,
-        group=group,
-        starts=tf.maximum(tf.transpose(first), 0),
-    )
+    lengths = tf.concat([num_columns, width - total], 1)
+    no_result = tf.size(results.items) - 1
+    source = tf.concat([source, tf.fill([batch_size, 1], no_result)], 1)
+    # One op counts through all ranges, of numbers whose upper half says which range it is (as x86 and ARM store them).
+    cell = tf.reshape(tf.range(tf.size(source)), tf.shape(source))
+    splits, counted = _ranges(tf.bitcast(tf.stack([source, cell], 2), tf.int64), lengths)
+    index, cell = tf.unstack(tf.bitcast(counted, tf.int32), axis=1)
+    index = tf.minimum(index, no_result)
+    # All that a result needs to know of its group, as one table: a gather of single values takes as long as of three.
+    of_group = tf.stack([first_slots(group_sizes), np.arange(num_groups, dtype=np.int32)], 1)
+    of_group = tf.broadcast_to(of_group, [batch_size, num_groups, 2])
+    of_cell = tf.pad(tf.concat([tf.bitcast(offset, tf.int32)[:, :, None], of_group], 2), [[0, 0], [0, 1], [0, 0]])
+    offset_bits, first_slot, group = tf.unstack(tf.gather(tf.reshape(of_cell, [-1, 3]), cell), axis=1)
+    scores = tf.gather(results.scores, index) + tf.bitcast(offset_bits, tf.float32)
+    slots = tf.gather(results.items, index) + first_slot
+    shape = tf.stack([batch_size, width])
+    starts = tf.reshape(splits[:-1], [batch_size, num_groups + 1])[:, :-1] - width * tf.range(batch_size)[:, None]
+    return Found(tf.reshape(scores, shape), tf.reshape(slots, shape), tf.reshape(group, shape), starts)
 
 
-def _with(values: tf.Tensor, last: int) -> tf.Tensor:
-    """The shape of `values` and one more dimension."""
-    return tf.concat([tf.shape(values), [last]], 0)
+def _ranges(first: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """first, first + 1, ... of each length: where each begins and the last ends, int32, and all numbers, one line."""
+    first = tf.reshape(first, [-1])
+    limits = first + tf.cast(tf.reshape(lengths, [-1]), tf.int64)
+    splits, numbers = tf.raw_ops.RaggedRange(starts=first, limits=limits, deltas=tf.ones_like(first), Tsplits=tf.int32)
+    return splits, numbers

@@ -46,7 +46,8 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
         return index_set.search(of, added, numbers)
 
     def is_allowed(found: Found) -> tf.Tensor:
-        return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), found.slots - 1, batch_dims=1)
+        slots = tf.where(tf.math.is_finite(found.scores), found.slots, 1)
+        return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), slots - 1, batch_dims=1)
 
     found = search_in_rounds(
         search,
