@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -273,7 +275,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         line["exact_b1_vs_bandwidth"] = round(line["exact_b1_gb_per_s"] * 1e9 / bandwidth, 3)
     if arguments.json:
         title = f"# Serving, {arguments.items:,} items, {arguments.groups} groups, M = {arguments.candidates}\n\n"
-        command = f"`python -m benchmarks.serving --items {arguments.items} --groups {arguments.groups}`"
+        command = f"`{shlex.join(['python', '-m', 'benchmarks.serving', *sys.argv[1:]])}`"
         arguments.json.with_suffix(".md").write_text(f"{title}{command}\n\n{shown}\n", encoding="utf-8")
         plot(times, recall, arguments.json.with_suffix(".png"))
     return line
