@@ -61,7 +61,14 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
     if not headers:
         raise ValueError(f"{path}: the header line {line[:80]!r} is not CSV ({problem}): mend it")
     separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
-    return [name.strip() for name in headers[separator]], separator, rest
+    names = headers[separator]
+    quoted = [name.strip() for name in names if name[:1].isspace() and name.lstrip().startswith('"')]
+    if text.has_quotes and len(names) > 1 and len(quoted) == len(names) - 1:
+        raise ValueError(
+            f"{path}: behind a space, as in the header's {separator} {quoted[0]}, quotes are part of what they hold: "
+            f"write it and the rows without spaces behind {separator!r}"
+        )
+    return [name.strip() for name in names], separator, rest
 
 
 def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:

@@ -291,6 +291,7 @@ def test_what_the_first_row_of_a_headerless_log_holds_does_not_matter(tmp_path: 
         ("1:", {}, "begins with '1:'"),
         ("1:", {"header": ["user_id", "rating", "timestamp"]}, "the item in a column of its own"),
         ("user_id,item_id,rating", {}, "such as the row's number"),
+        ('"user_id", "item_id", "timestamp"', {}, "write it and the rows without spaces behind ','"),
     ],
     ids=[
         "no header",
@@ -300,6 +301,7 @@ def test_what_the_first_row_of_a_headerless_log_holds_does_not_matter(tmp_path: 
         "Netflix's blocks",
         "Netflix's blocks, headed",
         "no times",
+        "quotes behind spaces",
     ],
 )
 def test_a_first_line_that_is_no_header_is_explained(tmp_path: Path, line: str, data: dict, said: str) -> None:
