@@ -60,7 +60,7 @@ class ScannIndexSet(tf.Module):
         """
         is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
-        return Found(*self._answer(branch, query_embeddings, offset, wanted))
+        return Found(*self._answer(branch, self._resources.handles(), query_embeddings, offset, wanted))
 
     def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
         """What the branch of that number answers to what `search` is given.
@@ -79,30 +79,31 @@ class ScannIndexSet(tf.Module):
         )
 
     @property
-    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Found]]:
+    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], Found]]:
         return [self._of_few if self._few else self._of_all, self._of_all, self._of_batch]
 
     @functools.cached_property
     def _branch_functions(self) -> Sequence[Any]:
         """Traced once for all searches of a graph: a loader takes its time to optimize each function of it."""
         specs = [
+            tf.TensorSpec([len(self._groups)], tf.resource),
             tf.TensorSpec([None, len(self.group_sizes), None]),
             tf.TensorSpec([None, len(self.group_sizes)]),
             tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
         ]
         return [_concrete(lambda *given, one=one: tuple(one(*given)), specs) for one in self._branches]
 
-    def _of_batch(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
-        return search_groups(queries, offset, wanted, self.group_sizes, self._search_jobs, by_level=True)
+    def _of_batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+        search = functools.partial(self._search_jobs, tf.unstack(handles))
+        return search_groups(queries, offset, wanted, self.group_sizes, search, by_level=True)
 
-    def _of_all(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_all(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
         place = np.arange(len(self._groups), dtype=np.int32)
-        return self._of_row(self._resources.handles(), place, self._wanted_of_row(wanted), queries, offset)
+        return self._of_row(tf.unstack(handles), place, self._wanted_of_row(wanted), queries, offset)
 
-    def _of_few(self, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_few(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
         k, place = tf.math.top_k(self._wanted_of_row(wanted), self._few)
-        handles = tf.unstack(tf.gather(tf.stack(self._resources.handles()), place))
-        return self._of_row(handles, place, k, queries, offset)
+        return self._of_row(tf.unstack(tf.gather(handles, place)), place, k, queries, offset)
 
     def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
         """int32 [num_indexes] of [1, num_groups]."""
@@ -138,8 +139,7 @@ class ScannIndexSet(tf.Module):
             starts=starts[None],
         )
 
-    def _search_jobs(self, jobs: Jobs) -> Results:
-        handles = self._resources.handles()
+    def _search_jobs(self, handles: Sequence[tf.Tensor], jobs: Jobs) -> Results:
         num_jobs = jobs.num_rows.shape[0]
         place = np.arange(num_jobs, dtype=np.int32) % len(handles)
         rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)

@@ -48,8 +48,8 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
             folder: an empty one that lasts until the SavedModel is written, which copies the files to its assets.
         """
         super().__init__()
-        export_name = uuid.uuid4().hex
-        self._shared_names = {group_id: f"{export_name}/{group_id}" for group_id in indexes}
+        self._export_name = uuid.uuid4().hex
+        self._shared_names = {group_id: f"{self._export_name}/{group_id}" for group_id in indexes}
         stored = {
             _tensor_name(group_id, argument): tensors[argument]
             for group_id, tensors in indexes.items()
@@ -67,12 +67,11 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
         for name, asset in zip(_CHECKPOINT_FILES, self._assets, strict=True):
             self._track_trackable(asset, name)
 
-    def handles(self) -> list[tf.Tensor]:
-        """Of the indexes, as `scann_search_batched` takes them."""
+    def handles(self) -> tf.Tensor:
+        """Of the indexes, [num_indexes], each as `scann_search_batched` takes it."""
         if tf.executing_eagerly():
             self._initialize()
-        nothing = {name: tf.constant(value) for name, value in _NOTHING.items()}
-        return [scann_ops.tensors_to_scann(**nothing, shared_name=name) for name in self._shared_names.values()]
+        return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.resource)
 
     def _initialize(self) -> tf.Tensor:
         """One op reads all: a few ops a tensor, of hundreds of indexes, would take the loader seconds to optimize."""
@@ -84,15 +83,15 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
         )
         restored = dict(zip(self._dtypes, values, strict=True))
         nothing = {name: tf.constant(value) for name, value in _NOTHING.items()}
+        handles = []
         for group_id, shared_name in self._shared_names.items():
             tensors = {name: restored.get(_tensor_name(group_id, name), nothing[name]) for name in HANDLE_ARGUMENTS}
-            scann_ops.tensors_to_scann(**tensors, shared_name=shared_name)
+            handles.append(scann_ops.tensors_to_scann(**tensors, shared_name=shared_name))
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.stack(handles))
         return tf.constant(True)
 
     def _create_resource(self) -> tf.Tensor:
-        """What TensorFlow asks of a trackable resource; the indexes are reached by their names instead."""
-        name = f"{next(iter(self._shared_names.values()))}/unused"
-        return tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name=name)
+        return tf.raw_ops.VarHandleOp(dtype=tf.resource, shape=[len(self._shared_names)], shared_name=self._export_name)
 
 
 class StoredIndexes:
