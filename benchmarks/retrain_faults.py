@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts import artifact
-from contracts.layout import Store
+from contracts.layout import SAVED_MODEL, Store
 from contracts.serving_labels import effective_labels, versions_on_disk
 from pipeline.benchmark_table import json_file
 from pipeline.retraining.plan import STEP_NAMES
@@ -65,7 +65,7 @@ class Watch:
             for version in versions_on_disk(base):
                 missing = [
                     name
-                    for name in ("saved_model.pb", "variables/variables.index", "assets.extra/manifest.json")
+                    for name in (SAVED_MODEL, "variables/variables.index", "assets.extra/manifest.json")
                     if not (base / str(version) / name).exists()
                 ]
                 if missing:

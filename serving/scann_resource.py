@@ -1,4 +1,4 @@
-"""ScaNN indexes as resources: made when a servable is loaded, looked up by their names in a request."""
+"""ScaNN indexes as resources: made when a servable is loaded, their handles kept in a variable for requests."""
 
 from __future__ import annotations
 
@@ -33,11 +33,9 @@ _CHECKPOINT_FILES = (f"{_CHECKPOINT}.index", f"{_CHECKPOINT}.data-00000-of-00001
 class ScannResources(tf.saved_model.experimental.TrackableResource):
     """Indexes that a SavedModel's loader makes out of assets.
 
-    `TensorsToScann` makes an index under its `shared_name` or, where that name is known, answers with the
-    index that is there and looks at no tensor. So a loader runs it once, on the tensors in the assets, and
-    a request runs it on empty ones, which costs a lookup instead of reading a variable a tensor; and memory
-    holds ScaNN's copy alone. Names must be unique: without them, or with the same, indexes answer for
-    each other under `tf.saved_model.load`.
+    The loader runs `TensorsToScann` once an index, on the tensors in the assets, and assigns the handles to
+    a variable, which is all that a request reads; so memory holds ScaNN's copy alone. Names must be unique:
+    without them, or with the same, indexes answer for each other under `tf.saved_model.load`.
     """
 
     def __init__(self, indexes: Mapping[int, Mapping[str, np.ndarray]], folder: Path):
