@@ -1,4 +1,4 @@
-"""Negatives of four kinds, each from its own distribution, never the user's own positives.
+"""Negatives of four kinds, each from its own distribution, never the user's own training items.
 
 | kind | drawn from | probability |
 |---|---|---|

@@ -45,10 +45,7 @@ class GivenVectors:
     embedding_dim = DIM
 
     def __init__(self, users: np.ndarray, items: np.ndarray):
-        self._users, self._items = (
-            tf.constant(users),
-            tf.constant(np.concatenate([np.zeros((1, DIM), np.float32), items])),
-        )
+        self._users, self._items = tf.constant(users), np.concatenate([np.zeros((1, DIM), np.float32), items])
 
     def features_of_users(self, user_index: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"user_index": user_index}
@@ -57,8 +54,8 @@ class GivenVectors:
         queries = tf.gather(self._users, features["user_index"])[:, None]
         return queries, tf.zeros([tf.shape(queries)[0], 1])
 
-    def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self._items, item_index)
+    def catalogue_embeddings(self) -> np.ndarray:
+        return self._items
 
 
 def ragged(rows: np.ndarray) -> Ragged:

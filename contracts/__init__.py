@@ -8,8 +8,10 @@ import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # NumPy's products are small here. Their threads would wait for each other, and for those of TensorFlow and of Beam's
-# other workers; and their number would change the last digits, from which k-means makes other groups.
+# other workers; and their number would change the last digits, from which k-means makes other groups. scikit-learn's
+# k-means adds up by threads of its own, which do so in any order.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # TensorFlow reports a missing GPU as an error; what fails for real is raised in Python, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

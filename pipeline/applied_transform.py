@@ -6,6 +6,7 @@ would move every vector.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def apply_transform(config: Config, workdir: Workdir, earlier: Workdir, fingerpr
 
     Raises:
         ArtifactError: an artifact is missing.
-        ValueError: a feature table cannot be read.
+        ValueError: a feature table cannot be read, or its features are not those that the graphs know.
     """
     read_manifest(earlier.transform.path)
+    _require_same_features(config, earlier)
     statistics, data = workdir.item_statistics, config.data
     with writing(workdir.transform.path, Transform.KIND, fingerprint) as writer:
         staged = Transform(writer.path)
@@ -46,6 +48,24 @@ def apply_transform(config: Config, workdir: Workdir, earlier: Workdir, fingerpr
             pq.write_table(pa.table({**index, **transformed}), output)
         writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
     return read_manifest(workdir.transform.path)
+
+
+def _require_same_features(config: Config, earlier: Workdir) -> None:
+    known = json.loads(earlier.transform.feature_spec.read_text(encoding="utf-8"))
+    for kind, table in (("item", config.data.item_features), ("user", config.data.user_features)):
+        wanted = {_shown(spec["name"], spec["kind"], spec["width"]) for spec in known[kind]}
+        features = table.features if table else ()
+        given = {_shown(one.name, "tokens" if one.kind == "text" else one.kind, one.width or 1) for one in features}
+        if wanted != given:
+            raise ValueError(
+                f"data.{kind}_features has the features {', '.join(sorted(given)) or 'none'}, and the model in "
+                f"{earlier.path} was trained with {', '.join(sorted(wanted)) or 'none'}: an index refresh trains "
+                "nothing, so give it that run's features, or train with training.warm_start"
+            )
+
+
+def _shown(name: str, kind: str, width: int) -> str:
+    return f"{name} ({kind}{f' of {width}' if width > 1 else ''})"
 
 
 def _transformed(

@@ -82,5 +82,5 @@ def _imports(module: str, remedy: str) -> Finding:
     try:
         loaded = importlib.import_module(module)
     except Exception as error:  # an import may fail in any way, e.g. an undefined symbol
-        return Finding(f"import {module}", False, str(error).splitlines()[0], remedy)
+        return Finding(f"import {module}", False, str(error).partition("\n")[0] or type(error).__name__, remedy)
     return Finding(f"import {module}", True, getattr(loaded, "__version__", "imported"))

@@ -41,7 +41,6 @@ def run_stages(
     storage.require_literal(workdir.path)
     _require_reach(selected, workdir)
     with holding(workdir):
-        storage.write_text(workdir.config, dump_config(config))
         _require_inputs(stages, selected, config, workdir)
         wanted = fingerprints(stages, config)
         results = []
@@ -53,6 +52,9 @@ def run_stages(
                 for path in stage.outputs(config, workdir):
                     artifact.forget(path)  # a killed run goes on here, and keeps what it has finished
             results.append(_run_stage(stage, position, config, workdir, wanted[stage.name]))
+            if results[-1].ran or stage is selected[-1]:
+                # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.
+                storage.write_text(workdir.config, dump_config(config))
         return results
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from contracts.config import ServingConfig
 from contracts.layout import Workdir
@@ -34,7 +36,7 @@ class BuiltIndexes:
 
 def group_members(catalogue: Catalogue) -> list[np.ndarray]:
     """Of each group, int32 [size], its items by item_index, in order of item_id: the same in every run."""
-    by_id = np.argsort(catalogue.item_ids.astype(str), kind="stable").astype(np.int32) + 1
+    by_id = pc.sort_indices(pa.array(catalogue.item_ids, pa.large_string())).to_numpy().astype(np.int32) + 1
     group = catalogue.group_id[by_id]
     return [by_id[group == one] for one in range(catalogue.num_groups)]
 

@@ -81,7 +81,7 @@ class Servable(ABC):
         if groups is not None:
             inputs[Request.GROUPS] = _padded(groups, -1, np.int32)
         if exclude_item_ids is not None:
-            inputs[Request.EXCLUDE_ITEM_IDS] = _padded(exclude_item_ids, "", object)
+            inputs[Request.EXCLUDE_ITEM_IDS] = _padded(exclude_item_ids, b"", object)
         outputs = self.predict(Signature.SERVING_DEFAULT, inputs)
         return Recommendations(
             decode(outputs[Response.ITEM_IDS]), outputs[Response.SCORES], outputs[Response.GROUP_IDS]
@@ -173,7 +173,7 @@ def request_inputs(
     features: Mapping[str, Sequence[Any]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of serving_default and query_embedding: histories padded on the right."""
-    inputs = {Request.HISTORY: _padded(histories, "", object)}
+    inputs = {Request.HISTORY: _padded(histories, b"", object)}
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():
@@ -182,11 +182,11 @@ def request_inputs(
 
 
 def _padded(rows: Sequence[Sequence[Any]], padding: Any, dtype: type) -> np.ndarray:
-    """[number of rows, longest], strings as bytes."""
+    """[number of rows, longest], strings as bytes: an array of text would be as wide as its longest id everywhere."""
     padded: np.ndarray = np.full([len(rows), max(map(len, rows), default=0)], padding, dtype)
     for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return np.char.encode(padded.astype(str)).astype(object) if dtype is object else padded
+        padded[place, : len(row)] = [one.encode() for one in row] if dtype is object else row
+    return padded
 
 
 def _feature_input(values: Sequence[Any]) -> np.ndarray:

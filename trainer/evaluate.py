@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from contracts.artifact import Manifest, read_manifest, write_json, writing
-from contracts.config import Config
+from contracts.config import COVERAGE_K, Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metric_names import COVERAGE_K, NDCG_K, recall_name
+from trainer.metric_names import NDCG_K, recall_name
 from trainer.metrics import ListMetrics, MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking

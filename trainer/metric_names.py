@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contracts.config import COVERAGE_K
+
 NDCG_K = 10
-COVERAGE_K = 100
-"""Length of the lists whose coverage, inequality and groups are measured."""
 
 NDCG = f"ndcg_at_{NDCG_K}"
 COVERAGE = f"catalog_coverage_at_{COVERAGE_K}"

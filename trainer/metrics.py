@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.metric_names import COVERAGE, COVERAGE_K, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, recall_name
+from contracts.config import COVERAGE_K
+from trainer.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, recall_name
 from trainer.ragged import Ragged
 
 MetricTable = dict[str, dict[str, float]]

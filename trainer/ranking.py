@@ -48,7 +48,7 @@ class ExactRanking:
         self._items = (np.lexsort([tie_break, group]) + 1).astype(np.int32)
         sizes = np.bincount(group, minlength=catalogue.num_groups)
         self._bounds = np.concatenate([[0], np.cumsum(sizes)])
-        self._embeddings = model.candidate_embeddings(tf.constant(self._items)).numpy()
+        self._embeddings = model.catalogue_embeddings()[self._items]
         self._column_of_item = np.zeros(catalogue.num_items + 1, np.int64)
         self._column_of_item[self._items] = np.arange(catalogue.num_items)
         # Across groups, ties are settled by the random order too.

@@ -22,9 +22,17 @@ from contracts.config.data import (
 from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
 from contracts.config.section import Instant, Section, Strings
 from contracts.config.serving import ServerConfig, ServingConfig
-from contracts.config.training import BaselineName, EvaluationConfig, LossConfig, ModelConfig, TrainingConfig
+from contracts.config.training import (
+    COVERAGE_K,
+    BaselineName,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 
 __all__ = [
+    "COVERAGE_K",
     "BaselineName",
     "BeamConfig",
     "Config",
@@ -92,6 +100,7 @@ class Config(Section):
             "serving.num_candidates": self.serving.num_candidates,
             "the largest of evaluation.ks": max(self.evaluation.ks, default=0),
             "retrain.gate.k": self.retrain.gate.k,
+            "the length of the lists whose coverage is measured": COVERAGE_K,
         }
         for name, length in asked.items():
             if length > self.serving.max_candidates:

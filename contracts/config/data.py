@@ -22,6 +22,10 @@ class EventColumns(Section):
     rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
 
 
+_MAX_LEVELS = 127
+"""A level is one byte of an event."""
+
+
 class FeedbackConfig(Section):
     """Ordered feedback levels, and how a row of the log gets one.
 
@@ -46,6 +50,8 @@ class FeedbackConfig(Section):
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"data.feedback.levels must be distinct names, lowest first; got {self.levels}")
         named = [*self.flags, *self.rating_thresholds, *([self.target_level] if self.target_level else [])]
+        if len(self.levels) > _MAX_LEVELS:
+            raise ValueError(f"data.feedback.levels are {len(self.levels)}, more than {_MAX_LEVELS}: merge some")
         for level in named:
             if level not in self.levels:
                 raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")

@@ -177,6 +177,10 @@ BaselineName = Literal[
 ]
 
 
+COVERAGE_K = 100
+"""Length of the lists whose coverage, inequality and groups are measured."""
+
+
 class EvaluationConfig(Section):
     """What is measured, always by ranking the whole catalogue."""
 

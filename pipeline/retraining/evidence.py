@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.metric_names import NDCG_K
-from trainer.metrics import catalog_coverage, ndcg_at_k, recall_at_k
+from trainer.metrics import catalog_coverage, hits, ndcg_at_k, recall_at_k, target_recall
+from trainer.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,17 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
     lists = _without_repeats(answers.lists)
     num_users, k = lists.shape
     known = np.where((lists > 0) & (lists <= holdout.num_items), lists, 0)
-    width = max(int(lists.max(initial=0)), holdout.num_items) + 1
-    place_of = np.full(num_users * width, -1, np.int64)
-    rows, places = np.nonzero(lists > 0)
-    place_of[rows * width + lists[rows, places]] = places
-    place = place_of[holdout.target_users * width + holdout.targets]
-    hit = place >= 0
-    found = np.zeros(lists.shape, bool)
-    found[holdout.target_users[hit], place[hit]] = True
-    num_targets = np.maximum(np.bincount(holdout.target_users, minlength=num_users), 1)
+    per_user = np.bincount(holdout.target_users, minlength=num_users)
+    targets = Ragged(holdout.targets, np.concatenate([[0], np.cumsum(per_user)]))
+    found = hits(lists, targets)
+    num_targets = np.maximum(per_user, 1)
     possible = np.minimum(k, holdout.num_items - holdout.num_seen).sum()
     listed = known[known > 0]
     num_groups = int(holdout.group_id.max()) + 1
     return Measured(
         recall=recall_at_k(found, num_targets, k),
         ndcg=ndcg_at_k(found, num_targets, NDCG_K),
-        hit=hit,
+        hit=target_recall(lists, targets, k) > 0,
         coverage=catalog_coverage(known, holdout.num_items),
         filled=float((lists > 0).sum() / max(possible, 1)),
         cold_share=float(np.mean(holdout.train_count[listed] == 0)) if len(listed) else 0.0,

@@ -115,19 +115,19 @@ def _base_paths(store: Store) -> list[Path]:
 
 
 def retain(config: Config, store: Store) -> None:
-    """Deletes versions beyond `retrain.keep_versions` that no label names, and what their runs hold but the record.
+    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and their runs but the record.
 
     Runs without a record go, too: the caller holds the lock and has finished its own, so nobody will take them up
     but a call with the same input, which can begin anew.
     """
-    base = store.servable(config.serving.model_name)
-    versions = versions_on_disk(base)
-    labels = effective_labels(base)
-    labelled = set(labels.by_label().values()) if labels else set()
-    kept = set(versions[-config.retrain.keep_versions :]) | labelled
+    bases = [store.servable(name) for name in config.serving.servable_names().values()]
+    labels = [found for base in bases if (found := effective_labels(base))]
+    versions = versions_on_disk(bases[0])
+    kept = {version for found in labels for version in found.by_label().values()}
+    kept.update(versions[-config.retrain.keep_versions :])
     for version in set(versions) - kept:
-        for name in config.serving.servable_names().values():
-            _vanish(store.servable(name) / str(version))
+        for base in bases:
+            _vanish(base / str(version))
     records = all_records(store)
     newest = max((record.created for record in records), default="")
     for record in records:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -119,12 +120,9 @@ def code() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    root = Path(contracts.__file__).parent.parent
-    done = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    if done.returncode == 0:
-        found["commit"] = done.stdout.strip()
+    command = ["git", "-C", str(Path(contracts.__file__).parent.parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, as in an image, or no checkout
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return found
 
 

@@ -210,14 +210,13 @@ def _finish(
     """Pushes if the gate blessed, writes the record, tidies up."""
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
-    version, label = _push(config, store, plan) if blessing["verdict"]["blessed"] else (None, None)
     files: dict[str, Span] = {span.key: span for span in window}
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     record = Record(
         run_id=plan.run_id,
-        outcome="pushed" if label else "not_blessed",
-        version=version,
-        label=label,
+        outcome="not_blessed",
+        version=None,
+        label=None,
         created=records.now(),
         seconds=round(seconds, 2),
         spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].files_json()} for p in profiles],
@@ -236,6 +235,9 @@ def _finish(
         code=records.code(),
         machine=records.machine(),
     )
+    if record.gate["blessed"]:  # last, so that whatever else fails does not leave a version without a record
+        version, label = _push(config, store, plan)
+        record = replace(record, outcome="pushed", version=version, label=label)
     write_record(store, record)
     retain(config, store)
     retain_spans(store, {span.key for span in window})

@@ -167,7 +167,7 @@ class Batcher:
             answers = await _outcomes(begun, len(batch))
             first = answers[0]
             if len(batch) > 1 and isinstance(first, RequestError):
-                answers = [answer for waiting in batch for answer in await _outcomes(self._begin([waiting]), 1)]
+                answers = [await self._answer_alone(waiting, first) for waiting in batch]
         finally:
             self._workers.free.release()
         broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
@@ -180,6 +180,13 @@ class Batcher:
                 waiting.answer.set_exception(answer)
             else:
                 waiting.answer.set_result(answer)
+
+    async def _answer_alone(self, waiting: _Waiting, failure: RequestError) -> Arrays | RequestError:
+        """Of a request that somebody still waits for."""
+        if waiting.answer.done():
+            return failure
+        [answer] = await _outcomes(self._begin([waiting]), 1)
+        return answer
 
     def _begin(self, batch: list[_Waiting]) -> asyncio.Future[list[Arrays]]:
         inputs = [waiting.inputs for waiting in batch]

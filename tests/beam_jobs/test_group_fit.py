@@ -1,6 +1,9 @@
 """The ways to fit and bound groups: distributed k-means, assignment in Beam, balancing, the sweep over K."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +113,14 @@ def test_balance_goes_by_the_centres_of_what_is_known() -> None:
 def test_a_sweep_over_items_that_are_all_the_same_explains_all() -> None:
     row = sweep_row(np.ones((20, 4), np.float32), 3, GroupsConfig(), 0)
     assert (row.inertia, row.explained) == (0, 1)
+
+
+def test_the_fit_takes_one_thread_as_more_would_add_up_in_any_order() -> None:
+    code = (
+        "import beam_jobs.partition, threadpoolctl; print([p['num_threads'] for p in threadpoolctl.threadpool_info()])"
+    )
+    free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, check=True)
+    threads = json.loads(done.stdout)
+    assert len(threads) >= 2  # OpenBLAS and OpenMP
+    assert set(threads) == {1}

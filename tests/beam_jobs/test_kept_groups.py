@@ -60,6 +60,8 @@ def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> Non
     assert found.as_json()["expected"] == 0.5
     assert keep_groups(previous_of(expected=0.2), [block], side).drift == 0
     assert cooccurrences_within([], np.zeros(7, np.int64)) is None
+    # Items that nothing places are in no group, so they are not in one with each other.
+    assert cooccurrences_within([block], np.array([-1, -1, 0, 1, 1, 1, 1])) == 0
 
 
 def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 0.1) -> Workdir:

@@ -72,6 +72,11 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
         (["evaluation.ks=[10, 20000]"], ["evaluation.ks is 20000", "serving.max_candidates=10000"]),
         (["serving.num_candidates=500", "serving.max_candidates=200"], ["serving.num_candidates is 500", "200"]),
+        (
+            ["serving.num_candidates=50", "serving.max_candidates=50", "evaluation.ks=[10]", "retrain.gate.k=50"],
+            ["coverage is measured is 100", "serving.max_candidates=50"],
+        ),
+        ([f"data.feedback.levels={[f'l{n}' for n in range(200)]}"], ["data.feedback.levels", "200", "127"]),
         (["evaluation.ks=[10, 0]"], ["evaluation.ks.1", "greater than or equal to 1", "0"]),
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),

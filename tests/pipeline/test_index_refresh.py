@@ -9,6 +9,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Workdir
 from pipeline import index_refresh
+from pipeline.applied_transform import apply_transform
 
 
 @pytest.fixture
@@ -39,3 +40,24 @@ def test_groups_continue_the_trained_runs(trained: Workdir, monkeypatch: pytest.
 def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no artifact at .*mine/item_groups"):
         continued(Config(), trained, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ("[{name: brand, kind: categorical}]", ["brand (categorical)", "trained with genres (tokens of 4)"]),
+        ("[{name: genres, kind: text, max_tokens: 5}]", ["genres (tokens of 5)", "genres (tokens of 4)"]),
+        ("[]", ["has the features none"]),
+    ],
+)
+def test_features_that_the_model_was_not_trained_with_are_refused(
+    trained: Workdir, features: str, said: list[str]
+) -> None:
+    with artifact.writing(trained.transform.path, "transform", "f") as writer:
+        spec = {"item": [{"name": "genres", "kind": "tokens", "vocabulary_size": 9, "width": 4}], "user": []}
+        artifact.write_json(writer.path / trained.transform.feature_spec.name, spec)
+    config = load_config(None, [f"data.item_features={{path: items.csv, id: item_id, features: {features}}}"])
+    with pytest.raises(ValueError, match="an index refresh trains nothing") as error:
+        apply_transform(config, Workdir(trained.path.with_name("today")), trained, "f")
+    for words in said:
+        assert words in str(error.value)

@@ -246,3 +246,18 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
     assert [path.name for path in store.run("run-2").path.iterdir()] == [RetrainRun(store.run("run-2")).record.name]
     assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
     assert last_version(store) == 4
+
+
+def test_retention_keeps_what_another_servable_labels(store: Store) -> None:
+    """Rolled back to where `exact` was not exported, that servable serves its last version on."""
+    for number in range(1, 4):
+        push(store, number, number - 1 or None)
+    for number in range(4, 7):
+        push(store, number, number - 1, config=WITHOUT_EXACT)
+    set_stable(store, 4)
+    push(store, 7, 4, held=True)
+    push(store, 8, 4, held=True)
+    assert stable(store) == [ServingLabels(stable=4, canary=8), ServingLabels(stable=3, canary=8)]
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc_exact")) == [3, 7, 8]
+    assert versions_on_disk(store.servable("dnc")) == [3, 4, 7, 8]

@@ -23,7 +23,7 @@ from pipeline.retraining import commands, schedule
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.owner_lock import owning
-from pipeline.retraining.records import Record, machine, record_of_version
+from pipeline.retraining.records import Record, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
 
@@ -233,6 +233,12 @@ def test_a_record_does_not_tell_the_webhook(monkeypatch: pytest.MonkeyPatch) -> 
     keys = ["retrain.webhook=", "--set=retrain.webhook=", "retrain={patience: 2, webhook:", 'retrain={"webhook" :']
     monkeypatch.setattr(sys, "argv", ["dnc", "retrain", *(f"{key} http://x/secret" for key in keys)])
     assert machine()["command"] == ["dnc", "retrain", *(f"{key}..." for key in keys)]
+
+
+def test_a_record_does_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert code().keys() >= {"dnc-retrieval", "python", "tensorflow"}
+    assert "commit" not in code()
 
 
 def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:

@@ -201,6 +201,23 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(
         run_stages(stages, Config(), Workdir(tmp_path))
 
 
+def test_a_config_that_no_stage_accepts_leaves_that_of_the_finished_run(
+    stages: tuple[Stage, ...], tmp_path: Path
+) -> None:
+    def refuse(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        raise ValueError("no such file")
+
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    before = workdir.config.read_text()
+    other = load_config(None, ["data.events=none.csv", "serving.alpha=0.5"])
+    with pytest.raises(ValueError, match="no such file"):
+        run_stages((replace(stages[0], run=refuse), *stages[1:]), other, workdir)
+    assert workdir.config.read_text() == before
+    run_stages(stages, other, workdir)
+    assert load_config(workdir.config) == other
+
+
 def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
     workdir = Workdir(tmp_path / "run")
     workdir.path.mkdir()

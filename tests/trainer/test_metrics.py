@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from trainer.metric_names import COVERAGE_K, NDCG_K, metric_names
+from contracts.config import COVERAGE_K
+from trainer.metric_names import NDCG_K, metric_names
 from trainer.metrics import (
     bootstrap_intervals,
     catalog_coverage,

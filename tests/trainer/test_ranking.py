@@ -53,7 +53,7 @@ def case() -> Case:
         embedding_dim=DIM,
         features_of_users=lambda user: user,
         query_embeddings=lambda history, user: (tf.gather(queries, user), tf.gather(log_intent, user)),
-        candidate_embeddings=lambda index: tf.gather(items, index),
+        catalogue_embeddings=lambda: items,
     )
     seen = [rng.choice(NUM_ITEMS, 5, replace=False) + 1 for _ in range(NUM_USERS)]
     targets = [rng.choice(NUM_ITEMS, 4, replace=False) + 1 for _ in range(NUM_USERS)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -129,6 +130,24 @@ def test_one_bad_request_does_not_fail_its_company():
         assert answers[2].code == Code.INVALID_ARGUMENT
 
     assert run(body).batches == [[7], [1, -1, 2], [1], [-1], [2]]
+
+
+def test_where_company_fails_what_nobody_waits_for_any_more_is_not_run_again():
+    class Slow(Graph):
+        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+            time.sleep(0.5 * (len(requests) > 1))
+            return super().run(requests)
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        first = ask(batcher, 1)
+        await settle()
+        late, bad, good = ask(batcher, 2, seconds=0.3), ask(batcher, -3), ask(batcher, 4)
+        await settle()
+        graph.gate.set()
+        await asyncio.gather(first, late, bad, good, return_exceptions=True)
+
+    assert run(body, Slow()).batches == [[1], [2, -3, 4], [-3], [4]]
 
 
 def test_a_full_queue_refuses_and_takes_again_when_there_is_room():
