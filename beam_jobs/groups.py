@@ -206,7 +206,7 @@ def count_cooccurrences(
     """
     statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
     events = read_manifest(folder)
-    # Every bucket sends something to every block: as many blocks as buckets would be too much post.
+    # Every bucket sends something to every block: as many blocks as buckets would be too much to shuffle.
     num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
     if "spans" in events.details:
         merge = MergeCooccurrences(statistics, num_blocks, scratch / "cooccurrences")

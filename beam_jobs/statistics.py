@@ -36,7 +36,7 @@ class CountItemsAndUsers(beam.PTransform):
 
     def expand(self, sources: beam.PCollection) -> beam.PCollection:
         target_level = self._config.data.feedback.target_level_index
-        # Every bucket sends something to every partition: as many partitions as buckets would be too much post.
+        # Every bucket sends something to every partition: as many partitions as buckets would be too much to shuffle.
         partitions = math.isqrt(self._config.data.num_buckets) + 1
         counted = sources | "CountBuckets" >> beam.ParDo(CountBucket(target_level, partitions)).with_outputs(
             CountBucket.USERS, main="items"

@@ -93,6 +93,9 @@ class Signature:
     CANDIDATE_EMBEDDING = "candidate_embedding"
 
 
+SIGNATURE_DEF = "signature_def"
+"""The one field of a model's metadata that TF Serving has."""
+
 ScoredMerge = Literal["quota", "score"]
 """Merges whose lists are in order of score: what a config can name, and evaluation measures."""
 Merge = Literal[ScoredMerge, "round_robin"]

@@ -30,11 +30,12 @@ from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
+from trainer.scoring import MIN_PROBABILITY
 from trainer.train import load_model
 
 MANIFEST_FILE = Path("assets.extra") / "manifest.json"
 FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + log group_boost_g(i)"
-INTENT_TERM = " + log max(p(g(i) | u), 1e-20)"
+INTENT_TERM = f" + log max(p(g(i) | u), {MIN_PROBABILITY})"
 
 
 def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) -> Path:

@@ -13,6 +13,8 @@ from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.ragged import Ragged
 
+_USERS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class UserRequests:
@@ -28,6 +30,10 @@ class UserRequests:
 
     def __len__(self) -> int:
         return len(self.user_ids)
+
+    def batches(self) -> list[slice]:
+        """The users of each request that evaluation, validation and the gate make."""
+        return [slice(start, start + _USERS_AT_ONCE) for start in range(0, len(self), _USERS_AT_ONCE)]
 
 
 def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers) -> UserRequests:

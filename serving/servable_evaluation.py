@@ -17,8 +17,6 @@ from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import MetricTable
 from trainer.progress import line_a_minute
 
-_BATCH = 64
-
 
 def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: Split) -> MetricTable:
     """Asks for candidates for each user, at every M measured, and measures the lists as exact ones are.
@@ -44,8 +42,9 @@ def served_lists(
     """int64 [num_users, num_candidates], item_index, best first, 0 = absent."""
     index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
     lists = np.zeros([len(requests), num_candidates], np.int64)
-    batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
-    for rows in line_a_minute(batches, f"ask the servable for {num_candidates} items for {len(requests):,} users"):
+    for rows in line_a_minute(
+        requests.batches(), f"ask the servable for {num_candidates} items for {len(requests):,} users"
+    ):
         found = session.recommend(requests.histories[rows], requests.user_ids[rows], num_candidates=num_candidates)
         index = [index_of[item] for item in found.item_ids.ravel()]
         lists[rows, : found.item_ids.shape[1]] = np.reshape(index, found.item_ids.shape)

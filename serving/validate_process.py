@@ -32,7 +32,6 @@ from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.progress import line_a_minute
 
-_BATCH = 64
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
 """What a server must have beside TensorFlow's own ops."""
 _EXACT_RECALL = 0.995
@@ -87,8 +86,8 @@ def _check_servable(
     ways of asking are TensorFlow 2's, as a session prepares for a second and more for every set of inputs it is fed.
     """
     index_of = {item: place for place, item in enumerate(catalogue.item_ids.tolist())}
-    batches = [slice(start, start + _BATCH) for start in range(0, len(requests), _BATCH)]
-    inputs = request_inputs(requests.histories[:_BATCH], requests.user_ids[:_BATCH])
+    batches = requests.batches()
+    inputs = request_inputs(requests.histories[batches[0]], requests.user_ids[batches[0]])
     failures = []
     with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
         in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a process of its own, beside all else

@@ -17,7 +17,6 @@ from pipeline.retraining.evidence import Answers, Holdout
 if TYPE_CHECKING:
     from serving.servable_session import ServableSession
 
-_BATCH = 64
 _TIMED_REQUESTS = 60
 
 
@@ -77,8 +76,7 @@ class HoldoutUsers:
 
     def _lists(self, session: ServableSession, k: int) -> np.ndarray:
         lists = np.zeros([len(self._requests), k], np.int64)
-        for start in range(0, len(self._requests), _BATCH):
-            rows = slice(start, start + _BATCH)
+        for rows in self._requests.batches():
             found = session.recommend(self._requests.histories[rows], self._requests.user_ids[rows], num_candidates=k)
             # A place whose score is not a number holds nothing that can be ranked.
             items = np.where(np.isfinite(found.scores), found.item_ids, "")

@@ -15,10 +15,10 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from contracts.names import SIGNATURE_DEF
 from serving.client.transport import RetrievalError, Target
 from serving.tensors import to_proto
 
-_SIGNATURE_DEF = "signature_def"
 _TOO_LARGE = "message larger than max"
 """gRPC's words, of either side's limit."""
 
@@ -49,11 +49,11 @@ class GrpcTransport:
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         request = get_model_metadata_pb2.GetModelMetadataRequest(
-            model_spec=_spec(target), metadata_field=[_SIGNATURE_DEF]
+            model_spec=_spec(target), metadata_field=[SIGNATURE_DEF]
         )
         response = self._called(self._stub.GetModelMetadata, request, timeout)
         found = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata[_SIGNATURE_DEF].Unpack(found)
+        response.metadata[SIGNATURE_DEF].Unpack(found)
         return found.signature_def
 
     def predict(

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 from urllib3.exceptions import HTTPError, TimeoutError
 
+from contracts.names import SIGNATURE_DEF
 from serving.client.transport import Code, RetrievalError, Target
 
 _TOO_LARGE = 413
@@ -53,7 +54,7 @@ class RestTransport:
             answer, get_model_metadata_pb2.GetModelMetadataResponse(), ignore_unknown_fields=True
         )
         found = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(found)
+        response.metadata[SIGNATURE_DEF].Unpack(found)
         return found.signature_def
 
     def predict(

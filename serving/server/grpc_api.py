@@ -17,6 +17,7 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.config import ServerConfig
+from contracts.names import SIGNATURE_DEF
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.server.models import Models, signature_name
@@ -26,8 +27,6 @@ from serving.tensors import to_array, to_proto
 _log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
-SIGNATURE_DEF = "signature_def"
-"""The one metadata field there is."""
 _QUEUES_UNREAD = 4
 """How many full queues of requests may come while the loop is busy: gRPC answers further ones itself, as CANCELLED and
 with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself it begins so at 1,000."""
