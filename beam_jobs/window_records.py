@@ -17,7 +17,7 @@ Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class WindowSpans:
+class WindowBounds:
     """Training windows over a user-sorted array of positives.
 
     Attributes:
@@ -48,22 +48,22 @@ class WindowSpans:
         window = np.repeat(np.arange(len(self.starts)), self.num_targets)
         return np.bincount(window[events[self.target_positions()]], minlength=len(self.starts))
 
-    def where(self, kept: Bool) -> WindowSpans:
+    def where(self, kept: Bool) -> WindowBounds:
         """The windows that are `kept`, [num_windows]."""
-        return WindowSpans(self.starts[kept], self.num_context[kept], self.num_targets[kept])
+        return WindowBounds(self.starts[kept], self.num_context[kept], self.num_targets[kept])
 
-    def since(self, times: Int64, moment: int) -> WindowSpans:
+    def since(self, times: Int64, moment: int) -> WindowBounds:
         """The windows that end at or after `moment`, their earlier targets turned into context.
 
         Args:
             times: of the array of positives, ascending within a user.
         """
         num_old = self.count_targets(times < moment)
-        moved = WindowSpans(self.starts, self.num_context + num_old, self.num_targets - num_old)
+        moved = WindowBounds(self.starts, self.num_context + num_old, self.num_targets - num_old)
         return moved.where(moved.num_targets > 0)
 
 
-def window_spans(counts: Int64, length: int) -> WindowSpans:
+def window_bounds(counts: Int64, length: int) -> WindowBounds:
     """Cuts each user's positives into windows of `length` targets, counted from the user's end.
 
     A user's first event has nothing before it, so it is context only. Counting from the end leaves the
@@ -80,7 +80,7 @@ def window_spans(counts: Int64, length: int) -> WindowSpans:
     from_end = windows[user] - 1 - ragged_range(np.zeros(len(counts), np.int64), windows)
     stop = ends[user] - from_end * length
     first_target = np.maximum(stop - length, ends[user] - targets[user])
-    return WindowSpans(first_target - 1, np.ones(len(stop), np.int64), stop - first_target)
+    return WindowBounds(first_target - 1, np.ones(len(stop), np.int64), stop - first_target)
 
 
 def is_repeat(positives: BucketEvents, num_items: int) -> Bool:

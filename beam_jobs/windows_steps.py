@@ -16,7 +16,7 @@ from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
-from beam_jobs.window_records import evaluation_records, is_repeat, ragged_range, user_blocks, window_spans
+from beam_jobs.window_records import evaluation_records, is_repeat, ragged_range, user_blocks, window_bounds
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, ItemColumn, Split, WindowField
@@ -100,13 +100,13 @@ class WriteWindows(beam.DoFn):
     ) -> dict[str, Ragged]:
         """`WindowField`s of all windows of a block of users."""
         num_users = len(block.user_index)
-        spans = window_spans(_events_per_user(block), self._config.windows.length)
+        bounds = window_bounds(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
-            spans = spans.since(block.times, self._config.windows.since)
+            bounds = bounds.since(block.times, self._config.windows.since)
         is_new = np.ones(len(block.items), bool) if self._drops_repeats else ~is_repeat(block, len(self._groups))
-        num_targets = spans.count_targets(is_new)
-        spans, num_targets = spans.where(num_targets > 0), num_targets[num_targets > 0]
-        positions, targets, lengths = spans.positions(), spans.target_positions(), spans.lengths
+        num_targets = bounds.count_targets(is_new)
+        bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
+        positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_new[targets]]
         owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
@@ -116,8 +116,8 @@ class WriteWindows(beam.DoFn):
         for name, (_, drawn) in negatives.items():
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
-            WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[spans.starts]]),
-            WindowField.NUM_CONTEXT: Ragged.scalars(spans.num_context),
+            WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[bounds.starts]]),
+            WindowField.NUM_CONTEXT: Ragged.scalars(bounds.num_context),
             WindowField.REPEATS: _places(~is_new[positions], lengths),
             WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import click
+import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 
 import contracts
-from contracts.config_io import dump_config, load_config, parse_assignments
+from contracts.config import Config
+from contracts.config_io import dump_changes, load_config, parse_assignments
 from contracts.layout import Workdir
+from contracts.settings import all_settings
 from pipeline.cli_options import PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
@@ -62,7 +67,7 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
     from pipeline.runner import run_stages
 
     resolved = load_config(config, overrides)
-    click.echo(dump_config(resolved), err=True)
+    click.echo(dump_changes(resolved), err=True)
     # Beam's workers may have another working directory.
     results = run_stages(STAGES, resolved, Workdir(workdir.absolute()), first, last)
     print_report(resolved, Workdir(workdir), results, Console())
@@ -223,6 +228,36 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
     found = search(load_config(config, overrides), workdir, trials)
     click.echo(f"best of {found.trials} trials: validation recall@{found.config.training.monitor_k} {found.recall:.4f}")
     click.echo(f"run it: dnc run -c {found.path} -w WORKDIR")
+
+
+@main.command()
+@click.argument("prefix", default="")
+@with_config
+@reports_user_errors
+def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> None:
+    """Show settings, what they are by default, and what they mean.
+
+    PREFIX: of their keys; without it, all. With a config, what it makes of them.
+
+    \b
+    Examples:
+      dnc settings groups
+      dnc settings training.loss -c configs/kuairand.yaml
+    """
+    resolved = load_config(config, overrides)
+    found = [setting for setting in all_settings() if f"{setting.key}.".startswith(prefix)]
+    if not found:
+        raise ValueError(f"no setting begins with {prefix!r}; the sections are {', '.join(Config.model_fields)}")
+    for setting in found:
+        value = setting.value_in(resolved)
+        default = "required" if setting.is_required else f"by default {_as_yaml(setting.default)}"
+        click.echo(f"{setting.key}: {_as_yaml(value)}" + ("" if value == setting.default else f" ({default})"))
+        meaning = setting.meaning + (f" [{', '.join(setting.choices)}]" if setting.choices else "")
+        click.echo(textwrap.fill(meaning, 100, initial_indent="    ", subsequent_indent="    "))
+
+
+def _as_yaml(value: Any) -> str:
+    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
 @main.command()

@@ -8,7 +8,7 @@ from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.payload import pack_sorted, unpack_sorted
 from beam_jobs.splits import leave_one_out
-from beam_jobs.window_records import is_repeat, window_spans
+from beam_jobs.window_records import is_repeat, window_bounds
 from contracts.names import PADDING_INDEX, Split
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)
@@ -16,15 +16,15 @@ COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)
 
 @given(counts=COUNTS, length=st.integers(1, 12))
 def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, length: int) -> None:
-    spans = window_spans(counts, length)
+    bounds = window_bounds(counts, length)
     starts = np.cumsum(counts) - counts
     user_of = np.repeat(np.arange(len(counts)), counts)
-    assert spans.target_positions().tolist() == [p for p in range(len(user_of)) if p not in set(starts[counts > 0])]
-    assert ((spans.num_targets >= 1) & (spans.num_targets <= length)).all()
-    last = spans.starts + spans.num_targets
-    assert (user_of[spans.starts] == user_of[last]).all()  # a window is one user's
+    assert bounds.target_positions().tolist() == [p for p in range(len(user_of)) if p not in set(starts[counts > 0])]
+    assert ((bounds.num_targets >= 1) & (bounds.num_targets <= length)).all()
+    last = bounds.starts + bounds.num_targets
+    assert (user_of[bounds.starts] == user_of[last]).all()  # a window is one user's
     # Only a user's oldest window may be short.
-    assert (spans.num_targets[1:] == length)[user_of[spans.starts[1:]] == user_of[spans.starts[:-1]]].all()
+    assert (bounds.num_targets[1:] == length)[user_of[bounds.starts[1:]] == user_of[bounds.starts[:-1]]].all()
 
 
 @given(

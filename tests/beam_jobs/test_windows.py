@@ -12,7 +12,7 @@ import tensorflow as tf
 from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.example_encoder import Ragged, encode_examples
-from beam_jobs.window_records import evaluation_records, user_blocks, window_spans
+from beam_jobs.window_records import evaluation_records, user_blocks, window_bounds
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -58,29 +58,29 @@ def test_encoder_refuses_what_does_not_fit(value: int) -> None:
         encode_examples({"a": Ragged.scalars(np.array([3, value]))})
 
 
-def test_spans_by_hand() -> None:
+def test_bounds_by_hand() -> None:
     # Users with 6, 1, 2 and 0 events, 2 targets a window. User 0: events 0..5, targets 1..5, from the end
     # (4, 5), (2, 3), (1): contexts 3, 1, 0. User 1 (event 6) has none. User 2 (events 7, 8): target 8.
-    spans = window_spans(np.array([6, 1, 2, 0]), 2)
-    assert spans.starts.tolist() == [0, 1, 3, 7]
-    assert spans.num_targets.tolist() == [1, 2, 2, 1]
-    assert spans.positions().tolist() == [0, 1, 1, 2, 3, 3, 4, 5, 7, 8]
-    assert spans.target_positions().tolist() == [1, 2, 3, 4, 5, 8]
+    bounds = window_bounds(np.array([6, 1, 2, 0]), 2)
+    assert bounds.starts.tolist() == [0, 1, 3, 7]
+    assert bounds.num_targets.tolist() == [1, 2, 2, 1]
+    assert bounds.positions().tolist() == [0, 1, 1, 2, 3, 3, 4, 5, 7, 8]
+    assert bounds.target_positions().tolist() == [1, 2, 3, 4, 5, 8]
 
 
-def test_spans_since_a_moment_by_hand() -> None:
+def test_bounds_since_a_moment_by_hand() -> None:
     # The users above at 1 event a time unit: 0..5, 6, 7..8. From 4 on, user 0's window (4, 5) is kept whole; of
     # (2, 3) and (1) nothing; user 2's target 8 is kept. From 5 on, 4 is context, too.
-    spans, times = window_spans(np.array([6, 1, 2, 0]), 2), np.arange(9)
-    kept = spans.since(times, 4)
+    bounds, times = window_bounds(np.array([6, 1, 2, 0]), 2), np.arange(9)
+    kept = bounds.since(times, 4)
     assert (kept.starts.tolist(), kept.num_context.tolist(), kept.num_targets.tolist()) == ([3, 7], [1, 1], [2, 1])
-    kept = spans.since(times, 5)
+    kept = bounds.since(times, 5)
     assert (kept.starts.tolist(), kept.num_context.tolist(), kept.num_targets.tolist()) == ([3, 7], [2, 1], [1, 1])
     assert kept.positions().tolist() == [3, 4, 5, 7, 8]
     assert kept.target_positions().tolist() == [5, 8]
-    assert len(spans.since(times, 99).starts) == 0
-    whole = spans.since(times, 0)
-    assert whole.target_positions().tolist() == spans.target_positions().tolist()
+    assert len(bounds.since(times, 99).starts) == 0
+    whole = bounds.since(times, 0)
+    assert whole.target_positions().tolist() == bounds.target_positions().tolist()
 
 
 def test_blocks_cover_every_user_once() -> None:

@@ -1,17 +1,21 @@
 """The main job on the smoke data, through the command line, as a user runs it."""
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 
 from contracts import artifact
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
 from pipeline.report import read_metrics
-from tests.end_to_end.conftest import SmokeRun, run_dnc
+from tests.end_to_end.conftest import ROOT, SmokeRun, run_dnc
 
+FIELD = r"([a-z_]+) ([0-9 ]+)(?: |$)"
 METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "recall_at_500", "ndcg_at_10"]
 
 
@@ -55,6 +59,28 @@ def test_the_servables_row_is_the_validations_own(smoke: SmokeRun) -> None:
     workdir = Workdir(smoke.workdir)
     assert SERVED_MODEL not in json.loads(workdir.metrics.read_text())
     assert workdir.served_metrics.name in artifact.read_manifest(workdir.validation).files
+
+
+def test_the_docs_show_the_records_of_a_user(smoke: SmokeRun) -> None:
+    """But for what is drawn, and the groups' numbers, which another processor may change."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    log = re.search(r"^(\"u1203\".*\n)+", page, re.MULTILINE)
+    assert log is not None
+    lines = [line for file in sorted(smoke.data.glob("events-*.csv")) for line in file.read_text().splitlines()]
+    assert log.group().splitlines() == [line for line in lines if line.startswith('"u1203"')]
+    for split in ("train", "validation", "test"):
+        shown = re.search(rf"^{split} +(user_index .*)$", page, re.MULTILINE)
+        assert shown is not None
+        fields = {name: [int(value) for value in values.split()] for name, values in re.findall(FIELD, shown[1])}
+        [record] = [found for found in records(smoke, split) if found["user_index"] == fields["user_index"]]
+        assert {name: record[name] for name in fields} == fields
+
+
+def records(smoke: SmokeRun, split: str) -> Iterator[dict[str, list[int]]]:
+    files = [str(path) for path in Workdir(smoke.workdir).windows.path.glob(f"{split}-*.tfrecord.gz")]
+    for record in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        yield {name: list(feature.int64_list.value) for name, feature in features.items()}
 
 
 def test_the_report_names_what_a_reader_looks_for(smoke: SmokeRun) -> None:
