@@ -16,20 +16,23 @@ from contracts.names import MERGES
 from pipeline.cli_options import reports_user_errors
 from pipeline.stages import exported_servable
 
+_POSITIVE = click.IntRange(1, 2**31 - 1)
+"""What the servable's int32 holds."""
+
 
 @click.command()
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
 @click.option("--user", help="Take this user's history from the run's events.")
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
-@click.option("--num-candidates", "-m", type=click.IntRange(1), help="M; default: the servable's.")
+@click.option("--num-candidates", "-m", type=_POSITIVE, help="M; default: the servable's.")
 @click.option(
     "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
 )
 @click.option("--alpha", type=click.FloatRange(0), help="Of the merge quota: the exponent of p(group | user).")
 @click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer.")
-@click.option("--max-groups", type=click.IntRange(1), help="Search only so many groups, the likeliest.")
+@click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest.")
 @click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history.")
-@click.option("--explore", type=click.IntRange(1), help="Places for items without training events.")
+@click.option("--explore", type=_POSITIVE, help="Places for items without training events.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
 @reports_user_errors
 def query(

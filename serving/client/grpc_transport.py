@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -16,9 +17,10 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.names import SIGNATURE_DEF
-from serving.client.transport import RetrievalError, Target
+from serving.client.transport import RetrievalError, Target, require_headers
 from serving.tensors import to_proto
 
+_RECONNECT_MS = 1000
 _TOO_LARGE = "message larger than max"
 """gRPC's words, of either side's limit."""
 
@@ -38,8 +40,22 @@ class GrpcTransport:
             address: host:port, or any target that gRPC resolves.
             credentials: for TLS; without, the channel is plain text.
             headers: metadata of every request.
+
+        Raises:
+            ValueError: the address is a URL of HTTP, or a header is more than a line.
         """
-        options = [("grpc.max_receive_message_length", -1), ("grpc.lb_policy_name", "round_robin")]
+        if address.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{address!r} is a URL of a REST API: gRPC takes host:port, e.g. {urlsplit(address).netloc!r}"
+            )
+        require_headers(headers or {})
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.lb_policy_name", "round_robin"),
+            # Else a channel that lost its server tries again after up to two minutes, and no retry before reaches it.
+            ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS // 10),
+            ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
+        ]
         if credentials:
             self._channel = grpc.secure_channel(address, credentials, options)
         else:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import requests
@@ -14,7 +15,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from urllib3.exceptions import HTTPError, TimeoutError
 
 from contracts.names import SIGNATURE_DEF
-from serving.client.transport import Code, RetrievalError, Target
+from serving.client.transport import Code, RetrievalError, Target, require_headers
 
 _TOO_LARGE = 413
 _CODES = {
@@ -40,10 +41,11 @@ class RestTransport:
             headers: of every request.
 
         Raises:
-            ValueError: the URL is not of that form.
+            ValueError: the URL is not of that form, or a header is more than a line.
         """
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no URL of a REST API: it must start with http:// or https://")
+        require_headers(headers or {})
+        if not _is_url(url):
+            raise ValueError(f"{url!r} is no URL of a REST API: it must be http://host:port, or https")
         self._url = url.rstrip("/")
         self._session = requests.Session()
         self._session.headers.update(headers or {})
@@ -85,6 +87,14 @@ class RestTransport:
         return answer
 
 
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # the port is no number
+        return False
+
+
 def _object(content: bytes) -> dict[str, Any] | None:
     """The JSON object; None of anything else."""
     try:
@@ -105,9 +115,10 @@ def _content(response: requests.Response, deadline: float) -> bytes:
 
 
 def _path(target: Target) -> str:
+    model = f"/v1/models/{quote(target.model, safe='')}"
     if target.version is not None:
-        return f"/v1/models/{target.model}/versions/{target.version}"
-    return f"/v1/models/{target.model}" + (f"/labels/{target.label}" if target.label is not None else "")
+        return f"{model}/versions/{target.version}"
+    return model + (f"/labels/{quote(target.label, safe='')}" if target.label is not None else "")
 
 
 def _plain(value: np.ndarray) -> Any:

@@ -145,8 +145,11 @@ class RetrievalClient:
         """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown.
 
         Raises:
+            ValueError: `item_ids` is one text, which would be ids of a letter each.
             RetrievalError: as `recommend`.
         """
+        if isinstance(item_ids, str | bytes):
+            raise ValueError(f"item_ids must be a list; for one item write [{item_ids!r}]")
         outputs = self._call(Signature.CANDIDATE_EMBEDDING, {Request.ITEM_IDS: item_ids}, len(item_ids), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.GROUP_IDS].astype(np.int32)
 

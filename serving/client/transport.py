@@ -44,6 +44,15 @@ class Target:
     def __post_init__(self) -> None:
         if self.version is not None and self.label is not None:
             raise ValueError(f"name a version or a label, not both: got {self.version} and {self.label!r}")
+        if "" in (self.model, self.label):
+            raise ValueError("a model and a label have a name; got ''")
+
+
+def require_headers(headers: Mapping[str, str]) -> None:
+    """Raises ValueError if one cannot be sent: it would take the time of all retries to find out."""
+    for name, value in headers.items():
+        if not (name + value).isprintable():
+            raise ValueError(f"the header {name!r} must be one printable line")  # its value may be a secret
 
 
 class Transport(Protocol):

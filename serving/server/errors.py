@@ -37,12 +37,15 @@ class RequestError(Exception):
     Attributes:
         code: gRPC's status code.
         message: for the client: what is wrong, with the received value, and the remedy.
+        http_status: REST's.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str):
+    def __init__(self, code: grpc.StatusCode, message: str, http_status: int | None = None):
+        """`http_status`: where HTTP tells more than what `HTTP_STATUS` makes of the code."""
         super().__init__(message)
         self.code = code
         self.message = message
+        self.http_status = HTTP_STATUS[code] if http_status is None else http_status
 
 
 def invalid(message: str) -> RequestError:

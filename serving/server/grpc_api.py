@@ -156,8 +156,11 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
     address = f"{config.host}:{config.grpc_port}"
     try:
         bound = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ValueError(f"cannot listen on {address} ({error}); set server.grpc_port to a free one") from None
+    except RuntimeError:  # which says nothing of why
+        raise ValueError(
+            f"cannot listen on {address}, which is in use or not of this machine; set server.grpc_port to a free one "
+            "or server.host to an address of this machine"
+        ) from None
     await server.start()
     return server, bound
 

@@ -65,7 +65,10 @@ def request_arrays(body: Mapping[str, Any], signature: SignatureSpec) -> tuple[A
         signature.require_known(columns)
     except ValueError as error:
         raise invalid(str(error)) from None
-    return {name: _array(signature.inputs[name], value) for name, value in columns.items()}, form
+    arrays = {name: _array(signature.inputs[name], value) for name, value in columns.items()}
+    if not arrays and form == "instances":
+        arrays = _defaults(signature, len(body[form]))
+    return arrays, form
 
 
 def response_body(outputs: Mapping[str, np.ndarray], form: Format) -> bytes:
@@ -91,6 +94,12 @@ def _columns(instances: Any, signature: SignatureSpec) -> dict[str, Any]:
         if not _is_named(row) or set(row) != set(names):
             raise invalid(f"'instances' must be objects with the same keys; element {place} differs from the first")
     return {name: [row[name] for row in instances] for name in names}
+
+
+def _defaults(signature: SignatureSpec, rows: int) -> Arrays:
+    """One input's default for so many rows that leave all inputs out; nothing where none has a default."""
+    found = {name: spec.default for name, spec in signature.inputs.items() if spec.default is not None}
+    return {name: np.repeat(default, rows, axis=0) for name, default in list(found.items())[:1]}
 
 
 def _named(inputs: Any, signature: SignatureSpec) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
@@ -33,6 +35,9 @@ _PATH = re.compile(
     r"(?P<what>:predict|/metadata|)"
 )
 _MAX_VERSION = 2**63 - 1
+_DRAIN_SECONDS = 0.5
+"""What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class RestApi:
@@ -42,16 +47,29 @@ class RestApi:
         self._models = models
         self._metrics = metrics
         self._config = config
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """From now on, every answer tells its client to ask elsewhere next."""
+        self._is_draining = True
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=self._config.max_request_bytes, middlewares=[_errors_as_json])
+        middlewares = [self._end_connections, _errors_as_json]
+        app = web.Application(client_max_size=self._config.max_request_bytes, middlewares=middlewares)
         app.router.add_get(METRICS_PATH, self._page)
         app.router.add_route("*", "/{path:.*}", self._dispatch)
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics.page(), headers={"Content-Type": CONTENT_TYPE})
+
+    @web.middleware
+    async def _end_connections(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if self._is_draining:
+            response.force_close()
+        return response
 
     async def _dispatch(self, request: web.Request) -> web.Response:
         matched = _PATH.fullmatch(request.path)
@@ -100,6 +118,11 @@ def _model_spec(matched: re.Match[str]) -> Any:
 async def _read(request: web.Request, config: ServerConfig) -> bytes:
     try:
         return await asyncio.wait_for(request.read(), config.request_timeout_seconds)
+    except web.HTTPRequestEntityTooLarge as error:
+        message = f"{error.text}; set server.max_request_bytes to allow more"
+        raise RequestError(Code.RESOURCE_EXHAUSTED, message, error.status) from None
+    except web.RequestPayloadError as error:
+        raise invalid(f"the body cannot be read: {error}") from None
     except asyncio.TimeoutError:
         raise RequestError(
             Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"
@@ -107,16 +130,12 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
 
 
 @web.middleware
-async def _errors_as_json(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
     """Every error is `{"error": "..."}` with the status that TF Serving gives it."""
     try:
         return await handler(request)
     except RequestError as error:
-        return _error(HTTP_STATUS[error.code], error.message)
-    except web.HTTPRequestEntityTooLarge as error:
-        return _error(error.status, f"{error.text}; set server.max_request_bytes to allow more")
+        return _error(error.http_status, error.message)
     except web.HTTPException as error:
         return _error(error.status, error.reason)
     except Exception:
@@ -128,21 +147,44 @@ def _error(status: int, message: str) -> web.Response:
     return web.Response(status=status, text=json.dumps({"error": message}), content_type="application/json")
 
 
-async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[web.AppRunner, int]:
-    """The started server, and its port.
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for aiohttp's traceback of what is not HTTP, of which a port scanner sends as much as it likes."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+@dataclass(frozen=True)
+class RestServer:
+    """A started server."""
+
+    api: RestApi
+    runner: web.AppRunner
+    port: int
+
+    async def stop(self) -> None:
+        """Takes no new connection, and ends each that is open with its next answer, or when it has been idle."""
+        self.api.drain()
+        for site in list(self.runner.sites):
+            await site.stop()
+        await asyncio.sleep(_DRAIN_SECONDS)
+        await self.runner.cleanup()
+
+
+async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> RestServer:
+    """Listens.
 
     Raises:
         ValueError: the port cannot be had.
     """
-    runner = web.AppRunner(
-        RestApi(models, metrics, config).application(), access_log=None, handler_cancellation=True, lingering_time=1.0
-    )
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+    api = RestApi(models, metrics, config)
+    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.rest_port).start()
     except OSError as error:
         await runner.cleanup()
         raise ValueError(
-            f"cannot listen on {config.host}:{config.rest_port} ({error.strerror}); set server.rest_port to a free one"
+            f"cannot listen on {config.host}:{config.rest_port} ({error.strerror}); set server.rest_port to a free one "
+            "or server.host to an address of this machine"
         ) from None
-    return runner, runner.addresses[0][1]
+    return RestServer(api, runner, runner.addresses[0][1])

@@ -65,15 +65,16 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
     """
     metrics = Metrics(frozenset(bases))
     async with Models(bases, config, metrics) as models:
-        rest, rest_port = await start_rest(models, metrics, config)
+        rest = await start_rest(models, metrics, config)
         try:
             grpc_server, grpc_port = await start_grpc(models, metrics, config)
-            try:
-                yield models, Listening(config.host, grpc_port, rest_port)
-            finally:
-                await grpc_server.stop(config.request_timeout_seconds)
+        except ValueError:
+            await rest.stop()
+            raise
+        try:
+            yield models, Listening(config.host, grpc_port, rest.port)
         finally:
-            await rest.cleanup()
+            await asyncio.gather(grpc_server.stop(config.request_timeout_seconds), rest.stop())
 
 
 async def _serve_until_signalled(

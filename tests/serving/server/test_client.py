@@ -103,9 +103,52 @@ def test_no_users_get_no_lists(client):
     assert (embeddings.shape[0], groups.shape) == (0, (0,))
 
 
-def test_a_rest_address_without_a_scheme_is_refused():
-    with pytest.raises(ValueError, match=r"'localhost:8501' is no URL of a REST API: .* http://"):
-        RetrievalClient.rest("localhost:8501", "dnc")
+@pytest.mark.parametrize("url", ["localhost:8501", "http://", "http://localhost:abc", "ftp://localhost:8501"])
+def test_what_is_no_url_of_a_rest_api_is_refused(url):
+    with pytest.raises(ValueError, match=rf"'{url}' is no URL of a REST API: .* http://"):
+        RetrievalClient.rest(url, "dnc")
+
+
+def test_what_could_never_be_sent_is_refused_at_once(client):
+    with pytest.raises(ValueError, match="gRPC takes host:port, .* 'localhost:8501'"):
+        RetrievalClient.grpc("http://localhost:8501/", "dnc")
+    for make, at in ((RetrievalClient.grpc, "localhost:1"), (RetrievalClient.rest, "http://localhost:1")):
+        with pytest.raises(ValueError, match="the header 'token' must be one printable line"):
+            make(at, "dnc", headers={"token": "a\nb"})
+        with pytest.raises(ValueError, match="a label have a name"):
+            make(at, "dnc", label="")
+    with pytest.raises(ValueError, match=r"for one item write \['i3'\]"):
+        client.candidate_embedding("i3")
+
+
+@pytest.mark.parametrize("transport", ["grpc", "rest"])
+def test_a_model_of_any_name_is_asked_for_by_it(server, transport):
+    make, at = (RetrievalClient.grpc, server.address) if transport == "grpc" else (RetrievalClient.rest, server.url)
+    with make(at, "dnc?x#y", timeout=5) as client, pytest.raises(RetrievalError, match="dnc") as raised:
+        client.recommend([["i1"]])
+    assert raised.value.code == Code.NOT_FOUND
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_back_is_found_within_seconds():
+    """Not after gRPC's own pauses: it would try after 1, 2.6, 5.2, 9.3, 15.8 and 26 seconds of absence."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+    with RetrievalClient.grpc(address, "dnc", timeout=0.3) as client:
+        started = time.monotonic()
+        while time.monotonic() - started < 18:
+            with pytest.raises(RetrievalError):
+                client.recommend([["i1"]])
+        heard = threading.Event()
+        with socket.create_server(("127.0.0.1", int(address.split(":")[1]))) as listener:
+            listener.settimeout(30)
+            threading.Thread(target=lambda: (listener.accept(), heard.set()), daemon=True).start()
+            for _ in range(10):
+                with pytest.raises(RetrievalError):
+                    client.recommend([["i1"]])
+                if heard.is_set():
+                    break
+        assert heard.is_set()  # within 3 seconds
 
 
 def test_a_refusal_is_raised_at_once(client):

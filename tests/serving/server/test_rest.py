@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import threading
 import time
 
 import numpy as np
@@ -111,6 +112,18 @@ REFUSED = {
 }
 
 
+def test_rows_that_leave_everything_out_are_as_many(server):
+    [one], three = (post(server, {"instances": [{}] * number}).json()["predictions"] for number in (1, 3))
+    assert [row["item_ids"] for row in three] == [one["item_ids"]] * 3
+    assert len(post(server, {"inputs": {}}).json()["outputs"]["item_ids"]) == 1
+
+
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(server):
+    answer = post(server, {"inputs": {}}, headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 400
+    assert "the body cannot be read: " in answer.json()["error"]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_body_is_refused_with_a_reason(server, name):
     body, status, message = REFUSED[name]
@@ -192,11 +205,12 @@ def test_a_client_that_closes_its_half_still_gets_its_answer_or_none_and_others_
     assert_alive(server)
 
 
-def test_what_is_not_http_is_refused(server):
+def test_what_is_not_http_is_refused(server, caplog):
     with connect(server) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.0 400")
     assert_alive(server)
+    assert not caplog.records  # a port scanner's traffic is no news
 
 
 def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
@@ -210,6 +224,32 @@ def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
         assert answer.startswith(b"HTTP/1.1 504")
         assert b"the body did not arrive" in answer + client.recv(4096)
         assert time.monotonic() - started < 15
+
+
+def test_a_server_that_stops_drops_no_request_of_a_busy_client(serve, base):
+    server = serve(base)
+    answered, ends = [], []
+
+    def ask() -> None:
+        with requests.Session() as session:
+            try:
+                while True:
+                    answer = session.post(f"{server.url}/v1/models/dnc:predict", json={"inputs": HISTORY}, timeout=30)
+                    answered.append(answer.status_code)
+            except requests.ConnectionError as error:
+                ends.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while len(answered) < 50:
+        time.sleep(0.01)
+    server.stop()
+    for thread in threads:
+        thread.join()
+    assert set(answered) == {200}
+    # Each was told to leave its connection, and found nobody at the next: none was cut off.
+    assert ["refused" in str(error) for error in ends] == [True] * 8
 
 
 def test_overload_is_429_and_passes(serve, base):
@@ -229,7 +269,7 @@ def test_overload_is_429_and_passes(serve, base):
 
 def test_metrics_count_requests_by_outcome(serve, base):
     server = serve(base)
-    for body in ({"inputs": HISTORY}, {"inputs": HISTORY}, {}):
+    for body in ({"inputs": HISTORY}, {"inputs": HISTORY}, {}, b" " * (2**24 + 1)):
         post(server, body, "/v1/models/dnc:predict")
     post(server, {}, "/v1/models/stranger:predict")
     page = requests.get(server.url + METRICS_PATH, timeout=10)
@@ -237,6 +277,7 @@ def test_metrics_count_requests_by_outcome(serve, base):
     lines = page.text.splitlines()
     assert ':tensorflow:serving:request_count_total{model_name="dnc",status="OK"} 2.0' in lines
     assert ':tensorflow:serving:request_count_total{model_name="dnc",status="INVALID_ARGUMENT"} 1.0' in lines
+    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="RESOURCE_EXHAUSTED"} 1.0' in lines
     assert ':tensorflow:serving:request_count_total{model_name="",status="NOT_FOUND"} 1.0' in lines
     assert 'dnc_serving_version{label="stable",model_name="dnc"} 1.0' in lines
     assert ":tensorflow:serving:batching_session:processed_batch_size_count 2.0" in lines
