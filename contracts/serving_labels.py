@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,8 +17,11 @@ from contracts.artifact import write_json
 from contracts.config import Section
 from contracts.layout import SAVED_MODEL
 
+log = logging.getLogger(__name__)
+
 LABELS_FILE = "serving.json"
 STABLE, CANARY = "stable", "canary"
+_REMEDY = "write it anew, as `dnc rollback -s STORE VERSION` does"
 
 
 class ServingLabels(Section):
@@ -49,7 +53,7 @@ def read_labels(base: Path) -> ServingLabels | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}): write it anew, or roll back to a version") from None
+        raise ValueError(f"{path} is no UTF-8 text ({error}): {_REMEDY}") from None
     try:
         return ServingLabels.model_validate_json(text)
     except ValidationError as error:
@@ -57,7 +61,7 @@ def read_labels(base: Path) -> ServingLabels | None:
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ValueError(
             f"{path}: {field}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}; "
-            f'it must hold {{"stable": VERSION}}, or {{"stable": VERSION, "canary": VERSION}}'
+            f'it must hold {{"stable": VERSION}}, or {{"stable": VERSION, "canary": VERSION}}: {_REMEDY}'
         ) from None
 
 
@@ -86,3 +90,12 @@ def effective_labels(base: Path) -> ServingLabels | None:
     labels = read_labels(base)
     versions = versions_on_disk(base)
     return labels or (ServingLabels(stable=versions[-1]) if versions else None)
+
+
+def labels_or_none(base: Path) -> ServingLabels | None:
+    """As `effective_labels`; None, with a warning, where the file is of another form: to list, or to write it anew."""
+    try:
+        return effective_labels(base)
+    except ValueError as error:
+        log.warning("%s", error)
+        return None

@@ -10,6 +10,7 @@ Object stores are reached through `provide`, since the libraries that know them 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import glob
 import os
@@ -192,7 +193,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         is_staged = any(STAGING_MARK in folder.name for folder in path.parents)
         (os.replace if is_staged else rename_durably)(staging, path)
     finally:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a file system that takes nothing, which the write has said
+            staging.unlink(missing_ok=True)
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -41,7 +41,7 @@ def main(verbose: bool) -> None:
     """
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for room in ("beam_jobs", "trainer", "serving", "pipeline"):
+    for room in ("contracts", "beam_jobs", "trainer", "serving", "pipeline"):
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
     # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
     logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import click
 
 from contracts.storage import as_path
 
+FAILED = 1
 USER_ERROR = 2
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class PathOrUrl(click.ParamType):
@@ -25,7 +28,10 @@ class PathOrUrl(click.ParamType):
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2."""
+    """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2.
+
+    Of a disk that is full or takes nothing it makes a message and exit code 1.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -36,8 +42,23 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             click.echo(f"dnc: {error}", err=True)
             sys.exit(USER_ERROR)
+        except OSError as error:
+            if click.get_current_context().find_root().params["verbose"] or not is_of_the_machine(error):
+                raise
+            click.echo(f"dnc: {said_of(error)}", err=True)
+            sys.exit(FAILED)
 
     return wrapper
+
+
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether a disk is full or does not let us write, rather than that something here is wrong."""
+    return error.errno in _OF_THE_MACHINE
+
+
+def said_of(error: OSError) -> str:
+    """What the operating system said, and of which file."""
+    return f"{error.strerror}: {error.filename or error}; make room or give the right to write there, and run it again"
 
 
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:

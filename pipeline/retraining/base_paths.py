@@ -6,7 +6,7 @@ from pathlib import Path
 
 from contracts.config import ServingConfig
 from contracts.layout import Store
-from contracts.serving_labels import effective_labels
+from contracts.serving_labels import labels_or_none
 from contracts.storage import STAGING_MARK
 from pipeline.retraining.records import all_records
 
@@ -30,7 +30,7 @@ def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> li
         f"{base} is exported no more, and version {labels.stable} is stable there: export it again "
         "(serving.indexes), or delete it once nobody asks it"
         for base in _on_disk(store)
-        if exported and base.name not in exported and (labels := effective_labels(base)) is not None
+        if exported and base.name not in exported and (labels := labels_or_none(base)) is not None
     ]
 
 

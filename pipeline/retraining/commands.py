@@ -17,7 +17,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.storage import make_directory, require_literal
-from pipeline.cli_options import reports_user_errors, with_config
+from pipeline.cli_options import is_of_the_machine, reports_user_errors, said_of, with_config
 from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
@@ -107,10 +107,14 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
             span = window[-1].key
             result = run(config, store, window, last)
     except Exception as error:  # whatever it is, somebody must hear of it
-        expected = isinstance(error, ValueError)
-        if not expected:
+        if isinstance(error, ValueError):
+            reason = str(error)
+        elif isinstance(error, OSError) and is_of_the_machine(error):
+            reason = said_of(error)
+        else:
             log.exception("retrain failed")
-        result = Result("failed", reasons=[str(error) if expected else f"{type(error).__name__}: {error}"])
+            reason = f"{type(error).__name__}: {error}"
+        result = Result("failed", reasons=[reason])
     return asdict(replace(result, span=span, seconds=round(time.monotonic() - started, 1)))
 
 

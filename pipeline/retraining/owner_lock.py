@@ -28,15 +28,18 @@ def owning(store: Store) -> Iterator[None]:
     make_directory(store.path, "-s")
     lock = FileLock(store.lock)
     try:
-        with lock.acquire(timeout=0):
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
-            artifact.write_json(store.lock_owner, owner)
-            try:
-                yield
-            finally:
-                store.lock_owner.unlink(missing_ok=True)
+        lock.acquire(timeout=0)
+        artifact.write_json(store.lock_owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": now()})
     except Timeout:
         raise ValueError(f"{store.path} is held by {_owner(store)}: wait for it, or use another store (-s)") from None
+    except OSError as error:
+        lock.release()
+        raise ValueError(f"-s {store.path} cannot be written to: {error.strerror}; name another one") from None
+    try:
+        yield
+    finally:
+        store.lock_owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def _owner(store: Store) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import contracts
@@ -99,11 +100,11 @@ def make_plan(
         left_out: why the others cannot.
 
     Raises:
-        ValueError: the version that is labelled stable is not on disk.
+        ValueError: the version that is labelled stable is not on disk, or the plan that was written is damaged.
     """
     path = RetrainRun(store.run(run_id)).plan
     if path.exists():
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        return _read_plan(path)
     base = store.servable(config.serving.model_name)
     labels, versions = effective_labels(base), versions_on_disk(base)
     if labels is not None and labels.stable not in versions:
@@ -183,6 +184,15 @@ def _warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
         "early_stopping_patience": config.retrain.patience,
         "learning_rate_drops": 0,
     }
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a plan ({error}): restore it, or delete {path.parent}, so that this run begins anew"
+        ) from None
 
 
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:

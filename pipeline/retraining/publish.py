@@ -18,6 +18,7 @@ from contracts.serving_labels import (
     STABLE,
     ServingLabels,
     effective_labels,
+    labels_or_none,
     read_labels,
     versions_on_disk,
     write_labels,
@@ -85,12 +86,16 @@ def set_stable(store: Store, version: int) -> list[str]:
     main, *others = _base_paths(store)
     if version not in (found := versions_on_disk(main)):
         raise ValueError(f"there is no version {version} in {main}; there are {found}")
+    without = []
     for base in (*others, main):
-        if version in versions_on_disk(base):
-            labels = read_labels(base)
+        versions = versions_on_disk(base)
+        if version in versions:
+            labels = labels_or_none(base)
             canary = labels.canary if labels is not None and labels.canary != version else None
             write_labels(base, ServingLabels(stable=version, canary=canary))
-    return [base.name for base in others if (labels := effective_labels(base)) and labels.stable != version]
+        elif versions:
+            without.append(base.name)
+    return without
 
 
 def version_before(store: Store) -> int:

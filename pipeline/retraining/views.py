@@ -14,7 +14,7 @@ from rich.tree import Tree
 
 from contracts.layout import Store
 from contracts.names import ItemColumn
-from contracts.serving_labels import effective_labels, versions_on_disk
+from contracts.serving_labels import labels_or_none, versions_on_disk
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.records import Record, all_records, record_of_version
 from pipeline.stages import exported_servable
@@ -198,6 +198,6 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
 def _labels(store: Store) -> tuple[dict[str, int], list[int]]:
     """Label -> version, and the versions on disk, of the store's main servable; neither before it has one."""
     for main in base_paths(store)[:1]:
-        labels = effective_labels(main)
+        labels = labels_or_none(main)
         return labels.by_label() if labels else {}, versions_on_disk(main)
     return {}, []

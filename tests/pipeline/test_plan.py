@@ -12,7 +12,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import MAIN_MODEL, Model, Store
+from contracts.layout import MAIN_MODEL, Model, RetrainRun, Store
 from contracts.serving_labels import ServingLabels, write_labels
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
@@ -151,6 +151,15 @@ def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
     assert plan_of(store) == first
     assert plan_of(store, run_id="other").version == 3
     assert json.loads((store.run("new").path / "plan.json").read_text())["version"] == 2
+
+
+@pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])
+def test_a_damaged_plan_is_named(store: Store, content: str) -> None:
+    path = RetrainRun(store.run("new")).plan
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path} is not a plan .*: restore it, or delete {path.parent},"):
+        make_plan(CONFIG, store, "new", SPANS, {})
 
 
 def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:

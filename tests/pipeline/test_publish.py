@@ -1,5 +1,6 @@
 """Push, rollback and retention on a store of small files: what a polling server may see at any moment."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import RetrainRun, Store, Workdir
-from contracts.serving_labels import ServingLabels, read_labels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk
 from pipeline.cli import main
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.plan import SpanStart, make_plan
@@ -168,6 +169,19 @@ def test_a_version_that_is_not_there_is_refused(store: Store, version: int) -> N
     push(store, 1, None)
     with pytest.raises(ValueError, match=rf"there is no version {version} .* there are \[1\]"):
         set_stable(store, version)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x", b'{"stable": 0}'])
+def test_a_rollback_to_a_version_writes_broken_labels_anew(store: Store, content: bytes) -> None:
+    push(store, 1, None)
+    push(store, 2, 1)
+    (store.servable("dnc") / LABELS_FILE).write_bytes(content)
+    listed = CliRunner().invoke(main, ["versions", "-s", str(store.path), "--json"])
+    assert [row["labels"] for row in json.loads(listed.stdout)] == [[], []]
+    unnamed = CliRunner().invoke(main, ["rollback", "-s", str(store.path)])
+    assert (unnamed.exit_code, "as `dnc rollback -s STORE VERSION` does" in unnamed.stderr) == (2, True)
+    assert CliRunner().invoke(main, ["rollback", "-s", str(store.path), "1"]).exit_code == 0
+    assert stable(store) == [ServingLabels(stable=1)] * 2
 
 
 def test_nothing_to_roll_back_to(store: Store) -> None:

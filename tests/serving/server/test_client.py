@@ -110,7 +110,7 @@ def test_what_is_no_url_of_a_rest_api_is_refused(url):
 
 
 def test_what_could_never_be_sent_is_refused_at_once(client):
-    with pytest.raises(ValueError, match="gRPC takes host:port, .* 'localhost:8501'"):
+    with pytest.raises(ValueError, match=r"gRPC takes host:port, .* 'localhost:8501'"):
         RetrievalClient.grpc("http://localhost:8501/", "dnc")
     for make, at in ((RetrievalClient.grpc, "localhost:1"), (RetrievalClient.rest, "http://localhost:1")):
         with pytest.raises(ValueError, match="the header 'token' must be one printable line"):
