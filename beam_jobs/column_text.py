@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_ID_BYTES = 1024
-ID_PROBLEMS = ("", "missing", "not UTF-8", "holds control characters", f"longer than {MAX_ID_BYTES} bytes")
+NOT_UTF8 = "not UTF-8"
+ID_PROBLEMS = ("", "missing", NOT_UTF8, "holds control characters", f"longer than {MAX_ID_BYTES} bytes")
 """What `check_ids` finds, by code; code 0 is a sound id. Control characters would break text vocabularies."""
 _OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG = range(5)
 
@@ -32,7 +33,7 @@ def to_binary(column: pa.Array) -> pa.Array:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.cast(pa.binary())
     if pa.types.is_nested(kind):
-        raise ValueError(f"a column of type {kind} cannot be read as text")
+        raise ValueError(f"a column of type {kind} cannot be read as text; write one value a row")
     if isinstance(kind, pa.UuidType):
         text = pa.array([value and str(value) for value in column.to_pylist()], pa.string())
     elif pa.types.is_floating(kind):

@@ -122,15 +122,21 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
             more = f" and {len(found) - _SHOWN_COLUMNS:,} more" if len(found) > _SHOWN_COLUMNS else ""
             raise ValueError(
                 f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
-                f"{_looks_like_a_row(found) or f'set {key} to one of them'}"
+                f"{_remedy(found, name, path) or f'set {key} to one of them'}"
                 + (_NO_TIMES if key == "data.columns.timestamp" else "")
             )
         if found.count(name) > 1:
             raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
 
 
-def _looks_like_a_row(names: list[str]) -> str | None:
-    """A remedy, where what stands in the header's place can hardly be names."""
+def _remedy(names: list[str], name: str, path: str) -> str | None:
+    """Where what stands in the header's place can hardly be names, or the column's name is elsewhere."""
+    if f"/{name}=" in path:
+        return f"a directory is named by it, which is not read: write {name!r} into the files"
+    if names and names[0].startswith("#"):
+        return "the first line names the columns: delete what stands before them"
+    if len(names) == 1 and " " in names[0]:
+        return "fields are told apart by comma, semicolon, tab or bar: write the file with one of these"
     if any("::" in name for name in names):
         return USE_ONE_CHARACTER
     if any(name[:1].isdigit() and not name.isidentifier() for name in names):

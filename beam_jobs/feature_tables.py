@@ -118,6 +118,8 @@ def _feature_values(
     name = "title" if feature is None else feature.kind
     kind = column.type
     try:
+        if is_list(kind) and name not in ("tokens", "vector"):
+            raise ValueError(f"a column of type {kind} has several values a row; set kind: tokens, or vector")
         if feature is not None and name == "vector":
             vectors, is_malformed = to_vectors(column, feature)
             return vectors, "malformed", is_malformed
@@ -126,13 +128,13 @@ def _feature_values(
             return numbers, "malformed", is_malformed
         if feature is not None and name == "tokens" and is_list(kind):
             if pa.types.is_nested(kind.value_type):
-                raise ValueError(f"a column of type {kind} holds no tokens")
+                raise ValueError(f"a column of type {kind} holds no tokens; write a list of values a row")
             text = _joined(column.cast(pa.list_(pa.string())), feature)
         else:
             text = pc.fill_null(to_binary(column), b"")
         return text, "not_utf8", ~utf8_mask(text)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}; use a plain column") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _joined(lists: pa.Array, feature: Feature) -> pa.Array:

@@ -273,7 +273,12 @@ def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:
     settings = config.groups
     known = codes >= 0
     num_categories = len(np.unique(codes[known]))
-    if not num_categories or (settings.method == "category" and num_categories < settings.num_groups):
+    if not num_categories:
+        raise ValueError(
+            f"groups.category={settings.category!r} has no value for any item of the log: fill that column of "
+            "data.item_features, or set groups.method=kmeans"
+        )
+    if settings.method == "category" and num_categories < settings.num_groups:
         raise ValueError(
             f"groups.num_groups={settings.num_groups} is more than the {num_categories} values that "
             f"groups.category={settings.category!r} takes: lower it, or set groups.method=hybrid (which cuts large "

@@ -46,3 +46,10 @@ def are_random(shares: dict[str, float]) -> bool:
     It goes by shares, not by counts: an id counts once for each file that it is in.
     """
     return sum(share for share in shares.values() if share <= _RARE) > _MOST_RARE
+
+
+def spelled_twice(ids: pa.Array) -> pa.Array:
+    """Those that are there as `17` and as `17.0`: two to us, and one to whoever wrote a column with gaps as floats."""
+    decimals = ids.filter(pc.match_substring_regex(ids, r"^-?[0-9]+\.0+$"))
+    whole = pc.replace_substring_regex(decimals, r"\.0+$", "")
+    return whole.filter(pc.is_in(whole, ids))

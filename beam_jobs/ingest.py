@@ -12,6 +12,7 @@ import apache_beam as beam
 import numpy as np
 
 from beam_jobs.beam_run import collect
+from beam_jobs.column_text import NOT_UTF8
 from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
@@ -30,7 +31,7 @@ from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
 from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
 from beam_jobs.splits import time_quantile
-from beam_jobs.timestamps import UNREADABLE, as_text, parse_time
+from beam_jobs.timestamps import NEGATIVE, UNREADABLE, as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config, DataConfig
 from contracts.layout import Events, Workdir
@@ -119,8 +120,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         write_schema(schema, staged.schema)
         times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
+        _say_what_cannot_be_measured(config, writer.counts)
         _say_who_is_too_busy(writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
+            levels=_level_counts(config, buckets),
             dead_letter_reasons=dict(sorted(reasons.items())),
             **times,
             sources=paths,
@@ -179,7 +182,8 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
         reasons.update(file["reasons"])
     rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
     listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
-    remedy = _remedy(reasons, config.data, len(files))
+    has_quote = any('"' in example for file in files for example in file["examples"])
+    remedy = _remedy(reasons, config.data, len(files), has_quote)
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
@@ -199,21 +203,33 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     return reasons
 
 
-def _remedy(reasons: Counter[str], data: DataConfig, num_files: int) -> str:
-    """What the commonest reason calls for, if that can be told."""
+def _remedy(reasons: Counter[str], data: DataConfig, num_files: int, has_quote: bool) -> str:
+    """What the commonest reason calls for, if that can be told; `has_quote`: so has an example."""
     reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
-    if reason == f"{EventColumn.TIMESTAMP} {UNREADABLE}":
-        if data.header and count <= num_files:
-            return "if that is the line that names the columns, leave data.header out: it is for files without one"
-        if data.timestamp_format is not None:
-            return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
-        return (
-            "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
-            "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
-        )
+    if reason.startswith(EventColumn.TIMESTAMP):
+        return _remedy_of_times(reason, data, is_header=bool(data.header) and count <= num_files)
+    if reason.endswith(NOT_UTF8):
+        return "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`"
+    if is_not_fields(reason) and not has_quote:
+        return "write as many fields a row as the header has, with quotes around values that hold the separator"
     if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
         return "if a quote is a character like any other, set data.quoting=none"
     return ""
+
+
+def _remedy_of_times(reason: str, data: DataConfig, is_header: bool) -> str:
+    if reason.endswith(NEGATIVE):
+        return "times before 1970 are not read; were they meant? Check data.timestamp_unit"
+    if not reason.endswith(UNREADABLE):
+        return ""
+    if is_header:
+        return "if that is the line that names the columns, leave data.header out: it is for files without one"
+    if data.timestamp_format is not None:
+        return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
+    return (
+        "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
+        "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
+    )
 
 
 def _statistics(
@@ -223,14 +239,18 @@ def _statistics(
         f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
-    of_level: Counter[str] = Counter()
-    for bucket in buckets:
-        of_level.update(dict(zip(config.data.feedback.levels, bucket["levels"], strict=False)))
-    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: dict(of_level)}
+    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
     times = _time_range(buckets)
     return event_statistics(
         counts["events"], histograms, times["first_event"], times["last_event"], counts["dead_letters"]
     )
+
+
+def _level_counts(config: Config, buckets: list[dict[str, Any]]) -> dict[str, int]:
+    of_level: Counter[str] = Counter()
+    for bucket in buckets:
+        of_level.update(dict(zip(config.data.feedback.levels, bucket["levels"], strict=False)))
+    return dict(of_level)
 
 
 def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
@@ -262,8 +282,20 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
         logger.warning("ingest: all events are of one time, %s, so which of a user's are held out is arbitrary", first)
     if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
         logger.warning(
-            "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601",
+            "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601; of "
+            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d'",
             first, last, config.data.timestamp_unit,
+        )  # fmt: skip
+
+
+def _say_what_cannot_be_measured(config: Config, counts: dict[str, int]) -> None:
+    """Of leave_one_out, whose splits depend on the users' lengths; a split by time is refused."""
+    if not counts["validation_events"] + counts["test_events"]:
+        level = config.data.feedback.levels[config.data.feedback.target_level_index]
+        logger.warning(
+            "ingest: none of %s users has split.min_user_events=%s items of level %r or above, so nothing is held out "
+            "and no model can be measured: are data.columns the right ones?",
+            f"{counts['users']:,}", config.split.min_user_events, level,
         )  # fmt: skip
 
 

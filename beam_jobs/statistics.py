@@ -12,14 +12,19 @@ import pyarrow as pa
 
 from beam_jobs.beam_run import collect
 from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.files import write_parquet
+from beam_jobs.files import read_parquet, write_parquet
+from beam_jobs.id_shapes import spelled_twice
+from beam_jobs.payload import one_array
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
 from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config, FeatureTable
 from contracts.layout import ItemStatistics, Workdir
+from contracts.names import ItemColumn, UserColumn
 from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
+
+_MANY = 0.5
 
 
 class CountItemsAndUsers(beam.PTransform):
@@ -78,6 +83,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         in_either = writer.counts["items"]
         items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either)
         users.warn_of_strangers(events.counts["users"], writer.counts["users"])
+        _warn_of_ids_spelled_twice(staged)
         writer.details.update(
             item_table=items.counts,
             user_table=users.counts,
@@ -86,6 +92,17 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
         logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.item_statistics.path)
+
+
+def _warn_of_ids_spelled_twice(staged: ItemStatistics) -> None:
+    for path, name in ((staged.items, ItemColumn.ITEM_ID), (staged.users, UserColumn.USER_ID)):
+        twice = spelled_twice(one_array(read_parquet(path, columns=[name])[name]))
+        if len(twice):
+            logger.warning(
+                "statistics: %s values of %s are there as whole numbers and as decimals, as %s and %s.0, which are two "
+                "each: where files of the log disagree, write the column alike in all", f"{len(twice):,}", name,
+                twice[0], twice[0],
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,13 @@ class _KnownIds:
     counts: dict[str, int] = field(default_factory=dict)
 
     def warn_of_strangers(self, in_log: int, in_either: int) -> None:
-        """Says so where the log and the table have no id in common."""
+        """Says so where the log and the table have no id in common, or the table lacks most of the log's."""
+        missing = in_either - self.number
+        if self.number and in_log and missing > _MANY * in_log and missing < in_log:
+            logger.warning(
+                "statistics: %s of the %s ids of the log have no row in %s, so nothing but the log is known of them",
+                f"{missing:,}", f"{in_log:,}", self.where,
+            )  # fmt: skip
         if self.number and self.number + in_log == in_either:
             logger.warning(
                 "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: compare the ids "

@@ -13,8 +13,8 @@ from contracts.config.data import FRACTIONS
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
 
-UNREADABLE = "not a time"
-TIME_PROBLEMS = ("", "missing", UNREADABLE, "negative", "after the year 9999")
+UNREADABLE, NEGATIVE = "not a time", "negative"
+TIME_PROBLEMS = ("", "missing", UNREADABLE, NEGATIVE, "after the year 9999")
 """What `parse_times` finds, by code; code 0 is a sound time."""
 _OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE = range(5)
 

@@ -48,13 +48,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         if neighbors is not None:
             remove(neighbors)
         if not totals["train_positives"]:
-            level = config.data.feedback.levels[config.data.feedback.target_level_index]
-            since = "" if config.windows.since is None else f", the later one since {as_text(config.windows.since)},"
-            raise NothingToLearn(
-                f"no user of {workdir.events.path} has two items of level {level!r}{since} to train on (after the "
-                "validation and test events are set apart): give the log longer histories, or lower "
-                "data.feedback.target_level"
-            )
+            raise NothingToLearn(_nothing_to_learn(config, workdir.events.path))
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
         writer.files = [
@@ -69,6 +63,20 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _nothing_to_learn(config: Config, events: Path) -> str:
+    feedback = config.data.feedback
+    level = feedback.levels[feedback.target_level_index]
+    since = "" if config.windows.since is None else f", the later one since {as_text(config.windows.since)},"
+    counts = read_manifest(events).details.get("levels")  # merged spans have none
+    found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in feedback.levels) if counts else ""
+    return (
+        f"no user of {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
+        f"{since} to train on (after the validation and test events are set apart"
+        f"{f'; it has events, {found}' if found else ''}): give the log longer histories"
+        f"{', or lower data.feedback.target_level' if feedback.target_level_index else ''}, or check data.columns"
+    )
 
 
 def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:

@@ -21,6 +21,24 @@ class ConfigError(ValueError):
     """A config that cannot be used; the message names file, key, value and remedy."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings name a key once: of two sections of one name the last would win, and nobody would hear."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                problem = f"{key.value!r} stands twice, first in line {lines[key.value]}: make one of both"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
+
+
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
 
@@ -31,12 +49,13 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
             of a baseline, whose config `trainer/baselines.py` derives.
     """
     tree = _read_yaml(path) if path else {}
+    overrides = list(overrides)
     for override in overrides:
         _apply(tree, override)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(_explain(f"{path} with --set" if path and overrides else path, error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
         raise ConfigError(
             f"{path or 'the config'} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of a "
@@ -71,7 +90,7 @@ def dump_changes(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,7 +116,7 @@ def _parse(override: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r} must have the form section.key=value, e.g. --set training.epochs=5")
     try:
-        return key.strip(), yaml.safe_load(text)
+        return key.strip(), _parsed(text)
     except yaml.YAMLError as error:
         quoted = re.sub(r'[$`"\\]', r"\\\g<0>", text.replace("'", "''"))
         raise ConfigError(
@@ -117,7 +136,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _explain(path: Path | None, error: ValidationError) -> str:
+def _explain(path: Path | str | None, error: ValidationError) -> str:
     lines = [f"{path or 'the config'} is not valid:"]
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])

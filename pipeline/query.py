@@ -23,7 +23,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.command()
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
 @click.option("--user", help="Take this user's history from the run's events.")
-@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first.")
+@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list.")
 @click.option("--num-candidates", "-m", type=_POSITIVE, help="M; default: the servable's.")
 @click.option(
     "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
@@ -31,7 +31,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option("--alpha", type=click.FloatRange(0), help="Of the merge quota: the exponent of p(group | user).")
 @click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer.")
 @click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest.")
-@click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history.")
+@click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
 @click.option("--explore", type=_POSITIVE, help="Places for items without training events.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
 @reports_user_errors
@@ -91,7 +91,15 @@ def query(
 
 
 def _ids(listed: str | None) -> list[str] | None:
-    return None if listed is None else [word for word in listed.split(",") if word]
+    if listed is None or not listed.startswith("["):
+        return None if listed is None else [word for word in listed.split(",") if word]
+    try:
+        found = json.loads(listed)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f'{listed!r} is no JSON list of ids, such as ["a,b", "c"]')
+    return found
 
 
 def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:

@@ -42,6 +42,8 @@ def run_stages(
     _require_reach(selected, workdir)
     with holding(workdir):
         _require_inputs(stages, selected, config, workdir)
+        for stage in selected:
+            stage.check(config)
         wanted = fingerprints(stages, config)
         results = []
         forced = {first}

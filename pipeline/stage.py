@@ -28,6 +28,8 @@ class Stage:
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
         remote: whether its workdir may be in an object store.
+        check: raises ValueError where what the config names outside the workdir is not there; called before any stage
+            runs, since the stages before this one may take hours.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Stage:
     run: Callable[[Config, Workdir, str], None]
     sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
     remote: bool = False
+    check: Callable[[Config], None] = lambda config: None
 
     def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:
         """Whether every output exists whole and was made by the same code from the same inputs and config."""

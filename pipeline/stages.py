@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
@@ -58,9 +58,11 @@ def _require_users(workdir: Workdir) -> None:
     for split in ("validation", "test"):
         if not counts[f"{split}_users"]:
             know_all, have_nothing = counts[f"{split}_repeat_targets"], counts[f"{split}_users_without_history"]
+            why = f"{know_all:,} of its users have no item that is new to them, {have_nothing:,} no event before it"
+            if not know_all + have_nothing:
+                why = "it has no users, as where no history is as long as split.min_user_events, or data.columns differ"
             raise ValueError(
-                f"nobody can be measured on the {split} split: {know_all:,} of its users have no item that is new to "
-                f"them, {have_nothing:,} no event before it; set the section split otherwise (of a retrain, "
+                f"nobody can be measured on the {split} split: {why}; set the section split otherwise (of a retrain, "
                 "retrain.validation_users), or bring more events"
             )
 
@@ -115,6 +117,23 @@ def exported_servable(workdir: Workdir) -> Path:
 def _warm_start_model(config: Config) -> str | None:
     source = config.training.warm_start
     return None if source is None else str(Workdir(Path(source)).model(MAIN_MODEL).path)
+
+
+def _require_warm_start(config: Config) -> None:
+    source = _warm_start_model(config)
+    if source is not None and artifact.find_manifest(Path(source)) is None:
+        raise ValueError(
+            f"training.warm_start={config.training.warm_start!r} names no run with a model, which would be {source}: "
+            "name the workdir of a finished run, or leave it out"
+        )
+
+
+def _require_mined_from(config: Config) -> None:
+    mined_from = config.windows.mined_from
+    if config.windows.mined_negatives and mined_from and not storage.matching(glob.escape(mined_from)):
+        raise ValueError(
+            f"windows.mined_from={mined_from!r} is not there: `python -m trainer.item_embeddings` writes it"
+        )
 
 
 def _feature_tables(config: Config) -> tuple[str, ...]:
@@ -187,6 +206,7 @@ STAGES = (
         outputs=lambda config, workdir: (workdir.windows.path,),
         run=_windows,
         remote=True,
+        check=_require_mined_from,
         sources=lambda config: () if config.windows.mined_from is None else (glob.escape(config.windows.mined_from),),
     ),
     Stage(
@@ -197,6 +217,7 @@ STAGES = (
         rooms=("trainer",),
         outputs=_trained_models,
         run=_train,
+        check=_require_warm_start,
         sources=lambda config: manifest_of(_warm_start_model(config)),
     ),
     Stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import time
 from contextlib import closing
@@ -29,6 +30,10 @@ from trainer.replicas import part_of_replica, strategy_of
 from trainer.training_state import TrainingState, save_weights
 from trainer.warm_start import warm_start
 from trainer.weight_average import SNAPSHOTS_PER_EPOCH
+
+log = logging.getLogger(__name__)
+
+_FEW_STEPS = 10
 
 BATCH_SIGNATURE = WindowBatch(
     user_index=tf.TensorSpec([None], tf.int64),
@@ -190,6 +195,11 @@ class _Trainer:
         if batch is None:
             raise ValueError("the training split holds no windows: give the log users with at least two events")
         self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)
+        if epoch == 0 and (steps := int(self.state.step.numpy())) < _FEW_STEPS:
+            log.warning(
+                "training %s: an epoch is %d step(s), too few to get anywhere before it plateaus: lower "
+                "training.batch_size=%d", self._name, steps, self._config.batch_size,
+            )  # fmt: skip
         seconds = time.monotonic() - started
         entry: dict[str, Any] = {key: value / positives for key, value in sums.items()}
         entry |= {"epoch": epoch + 1, "seconds": seconds, "positives_per_second": positives / seconds}

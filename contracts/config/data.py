@@ -193,6 +193,11 @@ class DataConfig(TextFormat):
                 "rating_thresholds: {liked: 4}, target_level: liked; or neither"
             )
         reached = {*feedback.flags, *feedback.rating_thresholds}
+        if len(feedback.levels) > 1 and columns.event is None and not reached:
+            raise ValueError(
+                f"nothing tells the levels data.feedback.levels={list(feedback.levels)} apart: set data.columns.event, "
+                "the column that holds their names, or flags or rating_thresholds of data.feedback"
+            )
         if (
             feedback.target_level_index
             and columns.event is None

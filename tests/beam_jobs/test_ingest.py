@@ -152,9 +152,11 @@ def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.
         ("u,a,11/1/2019 1:05:58 PM", {}, "numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set"),
         ("u,a,1", {"timestamp_format": "%b %Y"}, "check data.timestamp_format='%b %Y'"),
         ('u,a,"1', {}, "set data.quoting=none"),
-        ("u,a", {}, "set data.quoting=none"),
+        ("u,a", {}, "write as many fields a row as the header has"),
+        ('u,"a', {}, "set data.quoting=none"),
+        ("u,a,1963-11-30", {}, "times before 1970 are not read"),
     ],
-    ids=["another time", "another format", "quotes", "fields"],
+    ids=["another time", "another format", "quotes", "fields", "fields and a quote", "before 1970"],
 )
 @pytest.mark.parametrize("rest", [[], GOOD], ids=["all rows", "too many rows"])
 def test_the_commonest_reason_has_its_remedy(
@@ -170,7 +172,7 @@ def test_a_header_that_is_read_as_a_row_has_its_remedy(tmp_path: Path, caplog: p
     data = {"events": str(log), "header": HEADER.split(","), "max_dead_letter_fraction": 0.5}
     ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
     assert "row 1: timestamp not a time ('timestamp'); if that is the line that names" in caplog.text
-    assert "leave data.header out" in caplog.text and "data.timestamp_format" not in caplog.text
+    assert "leave data.header out" in caplog.text and "of others set data" not in caplog.text
 
 
 def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
         (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),
+        (["data.feedback.levels=[exposure, click]"], ["['exposure', 'click']", "data.columns.event"]),
+        (["data={num_buckets: 2, num_buckets: 3}"], ["'num_buckets' stands twice", "line 1"]),
         ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
         ([_ITEMS + "[{name: item_index, kind: categorical}]}"], ["'item_index'", "rename"]),
         ([_ITEMS + "[{name: größe, kind: numeric}]}"], ["'größe'", "rename", "ASCII"]),
@@ -144,6 +146,22 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> No
     with pytest.raises(ConfigError, match=r"broken\.yaml") as error:
         load_config(path)
     assert said in str(error.value)
+
+
+def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    """YAML's last one would win, and what the first one sets be gone."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("data: {num_buckets: 4}\ntraining: {epochs: 3}\ndata: {events: log.csv}\n")
+    with pytest.raises(ConfigError, match=r"(?s)twice.yaml is not YAML: 'data' stands twice, first in line 1.*line 3"):
+        load_config(path)
+    path.write_text("a: &base {epochs: 3}\n<<: {seed: 1}\n")
+    with pytest.raises(ConfigError, match="a: unknown key"):  # merge keys and anchors are YAML as before
+        load_config(path)
+
+
+def test_a_wrong_override_is_not_blamed_on_the_file_alone() -> None:
+    with pytest.raises(ConfigError, match=r"smoke.yaml with --set is not valid:\n  training.epochs"):
+        load_config(CONFIGS[-1].with_name("smoke.yaml"), ["training.epochs=0"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.query import what_is_unknown
+from pipeline.query import _ids, what_is_unknown
 
 
 @pytest.mark.parametrize(("num_buckets", "reading"), [(0, "as if absent"), (7, "read by the bucket of its hash")])
@@ -12,3 +12,11 @@ def test_unknown_items_are_read_as_the_model_reads_them(num_buckets: int, readin
     assert said.startswith(f"not in the servable's catalogue, and {reading}")
     assert said.endswith(": new, newer")
     assert what_is_unknown(np.array([3, 0]), ["a", "b"], num_buckets) == ""
+
+
+def test_ids_with_commas_are_a_json_list() -> None:
+    assert _ids('["a,b", "c"]') == ["a,b", "c"]
+    assert _ids("a,,b") == ["a", "b"]
+    for wrong in ("[a, b]", "[1, 2]"):
+        with pytest.raises(ValueError, match="is no JSON list of ids"):
+            _ids(wrong)

@@ -123,3 +123,18 @@ def write_windows(workdir: Workdir, **others: int) -> None:
     counts |= {"validation_users_without_history": 7, "test_users_without_history": 7, **others}
     with artifact.writing(workdir.windows.path, "windows", "f") as writer:
         writer.counts.update(counts)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["training.warm_start=runs/nope"], r"training.warm_start='runs/nope' names no run with a model"),
+        (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
+    ],
+)
+def test_what_a_late_stage_misses_is_said_before_the_first(keys: list[str], said: str, tmp_path: Path) -> None:
+    config = load_config(None, ["data.events=nowhere.csv", *keys])
+    with pytest.raises(ValueError, match=said):
+        run_stages(STAGES, config, Workdir(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"no file matches 'nowhere.csv'"):
+        run_stages(STAGES, config, Workdir(tmp_path / "run"), last="ingest")

@@ -1,0 +1,99 @@
+"""What the jobs say of logs and tables that they can read, or nearly, and that are hardly meant so."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import groups, ingest, statistics, transform, windows
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import HEADER, make_config, write_log
+
+ROWS = [f"u{row % 20},{row * 7 % 30},{1_700_000_000 + row}" for row in range(400)]
+
+# name -> (path below the folder, bytes, what is said)
+FILES = {
+    "a comment before the header": ("log.csv", f"# of 2024\n{HEADER}\nu,a,1\n".encode(), "delete what stands before"),
+    "spaces between fields": ("log.csv", b"user_id item_id timestamp\nu a 1\n", "comma, semicolon, tab or bar"),
+    "a column that a directory names": ("user_id=7/log.csv", b"item_id,timestamp\na,1\n", "write 'user_id' into the"),
+    "Latin-1": ("log.csv", f"{HEADER}\nu,caf\xe9,1\n".encode("latin1"), "save the log as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_kind_has_its_remedy(name: str, tmp_path: Path) -> None:
+    below, content, said = FILES[name]
+    log = tmp_path / below
+    log.parent.mkdir(exist_ok=True)
+    log.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
+
+
+def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pandas writes an integer column with a gap as floats."""
+    write_log(tmp_path / "a.csv", ROWS)
+    write_log(
+        tmp_path / "b.csv", ["u1,7.0,1700001000", "u2,14.0,1700001001", "u3,7.5,1700001002", "u4,99.0,1700001003"]
+    )
+    config = make_config(tmp_path / "*.csv")
+    for job in (ingest, statistics):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    assert "2 values of item_id are there as whole numbers and as decimals, as " in caplog.text
+    assert "values of user_id" not in caplog.text
+
+
+def with_table(tmp_path: Path, table: dict[str, list], feature: str, **sections: dict) -> tuple[Workdir, list]:
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    features = {"path": str(tmp_path / "items.parquet"), "id": "id", "features": [{"name": "it", "kind": feature}]}
+    log = write_log(tmp_path / "log.csv", ROWS)
+    config = make_config(log, data={"events": str(log), "item_features": features}, **sections)
+    return Workdir(tmp_path / "run"), [config]
+
+
+@pytest.mark.parametrize(("rows", "is_said"), [(10, True), (25, False)])
+def test_a_table_that_lacks_most_items_is_said(
+    rows: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workdir, [config] = with_table(tmp_path, {"id": list(range(rows)), "it": ["x"] * rows}, "categorical")
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    assert ("20 of the 30 ids of the log have no row in data.item_features" in caplog.text) == is_said
+
+
+def test_a_category_without_any_value_is_said(tmp_path: Path) -> None:
+    sections = {"groups": {"method": "hybrid", "category": "it", "num_groups": 2, "embedding_dim": 8}}
+    workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": [""] * 30}, "categorical", **sections)
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    with pytest.raises(ValueError, match=r"groups.category='it' has no value for any item of the log: fill"):
+        groups.run(config, workdir, "f")
+
+
+@pytest.mark.parametrize("kind", ["categorical", "numeric", "text"])
+def test_a_list_as_a_single_value_has_its_remedy(kind: str, tmp_path: Path) -> None:
+    workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": [["a", "b"]] * 30}, kind)
+    with pytest.raises(ValueError, match="has several values a row; set kind: tokens, or vector"):
+        for job in (ingest, statistics, transform):
+            job.run(config, workdir, "f")
+
+
+def test_a_log_whose_users_are_all_short_is_said_before_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = write_log(tmp_path / "log.csv", [f"u{row},{row % 9},{row}" for row in range(50)])
+    ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
+    assert "none of 50 users has split.min_user_events=3 items of level 'interaction' or above" in caplog.text
+
+
+def test_a_level_that_no_event_has_is_said_with_those_that_there_are(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv", [f"{row},exposure" for row in ROWS], header=f"{HEADER},what")
+    feedback = {"levels": ["exposure", "click"], "target_level": "click"}
+    data = {"events": str(log), "columns": {"event": "what"}, "feedback": feedback}
+    workdir, config = Workdir(tmp_path / "run"), make_config(log, data=data)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    said = "two items of level 'click' to train on .* events, 400 of 'exposure', 0 of 'click'.*lower data.feedback"
+    with pytest.raises(ValueError, match=said):
+        windows.run(config, workdir, "f")
