@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contracts.artifact import read_manifest
@@ -18,7 +17,7 @@ from trainer.train import load_model
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
-    """Writes an npz of `EmbeddingColumn` arrays; returns how many items it holds.
+    """Writes Parquet of `EmbeddingColumn`; returns how many items it holds.
 
     Raises:
         ArtifactError: there is no such model.
@@ -27,27 +26,25 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     read_manifest(trained.path)
     config = read_stored_config(trained.config)
     model = load_model(config, workdir, name)
-    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID].to_pylist()
-    arrays: dict[str, Any] = {
-        EmbeddingColumn.ITEM_ID: np.array(ids, str),
-        EmbeddingColumn.EMBEDDING: model.catalogue_embeddings()[1:],
-    }
-    np.savez(path, **arrays)
+    ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
+    rows = model.catalogue_embeddings()[1:]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+    pq.write_table(pa.table({EmbeddingColumn.ITEM_ID: ids, EmbeddingColumn.EMBEDDING: vectors}), path)
     return len(ids)
 
 
 @click.command(help=__doc__)
 @click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose train stage is done")
 @click.option("--model", default=MAIN_MODEL, show_default=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npz to write")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".parquet to write")
 def main(workdir: Path, model: str, out: Path) -> None:
     """The command; `help` is the module's docstring."""
     try:
-        number = write_item_embeddings(Workdir(workdir.absolute()), model, out.with_suffix(".npz"))
+        number = write_item_embeddings(Workdir(workdir.absolute()), model, out.with_suffix(".parquet"))
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"{out.with_suffix('.npz')}: {number:,} items")
+    click.echo(f"{out.with_suffix('.parquet')}: {number:,} items")
 
 
 if __name__ == "__main__":
