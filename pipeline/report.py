@@ -103,11 +103,18 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
         paths = stages[result.name].outputs(config, workdir)
         manifests = [artifact.read_manifest(path) for path in paths]
         seconds = result.seconds if result.ran else sum(manifest.seconds for manifest in manifests)
-        size = sum(map(storage.tree_bytes, paths))
+        size = sum(map(storage.tree_bytes, (*paths, *(_servables(config, workdir) if result.name == "export" else ()))))
         holds = ", ".join(f"{value:,} {name}" for name, value in manifests[0].counts.items() if value)
         note = "" if result.ran else " (kept)"
         table.add_row(result.name + note, f"{seconds:.1f}", f"{size / 2**20:.1f}", holds)
     return table
+
+
+def _servables(config: Config, workdir: Workdir) -> list[Path]:
+    """What the export wrote, beside the artifact that names it."""
+    directory = exported_servable(workdir).name
+    found = [workdir.servable(name) / directory for name in config.serving.servable_names().values()]
+    return [path for path in found if path.exists()]
 
 
 def example(config: Config, workdir: Workdir, servable: Path) -> Group:
