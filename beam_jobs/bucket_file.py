@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.files import write_parquet
-from beam_jobs.hashing import hash_strings
+from beam_jobs.hashing import hash_strings, mix
 from beam_jobs.payload import encode_ids, one_array
 from contracts.names import EventColumn, Split
 
@@ -64,10 +64,10 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
 
 
 def order_events(events: pa.Table) -> tuple[pa.Table, int]:
-    """Sorts by (user_id, timestamp, item hash, item_id) and keeps the highest level of exact duplicates.
+    """Sorts by (user_id, timestamp, hash of user and item, item_id) and keeps the highest level of exact duplicates.
 
-    The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash:
-    a popular or low-numbered item must not systematically come last and become the target.
+    The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash of the
+    pair: no item, popular, low-numbered or of a large hash, must come last with every user and become the target.
 
     Returns:
         the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
@@ -75,11 +75,10 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     """
     user_ids, users = _ranked(events[EventColumn.USER_ID])
     item_ids, items = _ranked(events[EventColumn.ITEM_ID])
-    item_order = np.empty(len(item_ids), np.int64)
-    item_order[np.lexsort((np.arange(len(item_ids)), hash_strings(item_ids)))] = np.arange(len(item_ids))
+    tie_break = mix(hash_strings(user_ids)[users] ^ hash_strings(item_ids)[items])
     times = events[EventColumn.TIMESTAMP].to_numpy()
     levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
-    order = np.lexsort((-levels, item_order[items], times, users))
+    order = np.lexsort((-levels, items, tie_break, times, users))
     users, items, times, levels = users[order], items[order], times[order], levels[order]
     keep = np.ones(len(users), bool)
     keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])

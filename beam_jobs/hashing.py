@@ -31,7 +31,7 @@ def hash_strings(values: pa.Array) -> npt.NDArray[np.uint64]:
         live = int(np.searchsorted(ascending, -position, side="left"))  # strings longer than `position`
         hashes[:live] = (hashes[:live] ^ data[starts[:live] + position]) * _FNV_PRIME
     result = np.empty_like(hashes)
-    result[longest_first] = _mix(hashes)
+    result[longest_first] = mix(hashes)
     return result
 
 
@@ -46,7 +46,8 @@ def binary_buffers(values: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray
     return data, offsets
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """splitmix64's finish: every bit of the result depends on every bit of the value, one to one."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import scipy.stats
 
 from beam_jobs import ingest
+from beam_jobs.bucket_file import order_events
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.layout import Workdir
-from contracts.names import Split
+from contracts.names import EventColumn, Split
 from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
 
 TRAIN, VALIDATION, TEST = int(Split.TRAIN), int(Split.VALIDATION), int(Split.TEST)
@@ -105,3 +108,21 @@ def test_starts_that_leave_nothing_to_measure_are_refused(split: dict[str, str],
         ingest.run(
             make_config(tmp_path / "log.csv", split={"protocol": "time", **split}), Workdir(tmp_path / "run"), "f"
         )
+
+
+def test_which_item_of_a_tie_comes_last_is_chance_for_every_user() -> None:
+    """Of logs by the day most targets end a tie: items that always ended it would be guessed without a model."""
+    num_users, num_items = 2_000, 500
+    rng = np.random.default_rng(0)
+    users, items = (rng.integers(0, size, 20_000) for size in (num_users, num_items))
+    columns = {
+        EventColumn.USER_ID: [f"u{user}" for user in users],
+        EventColumn.ITEM_ID: [f"i{item}" for item in items],
+        EventColumn.TIMESTAMP: np.zeros(len(users), np.int64),
+        EventColumn.FEEDBACK_LEVEL: np.zeros(len(users), np.int8),
+    }
+    events, _ = order_events(pa.table(columns))
+    user = events[EventColumn.USER_ID].to_numpy()
+    last = events[EventColumn.ITEM_ID].to_numpy()[np.append(user[1:] != user[:-1], True)]
+    counts = np.bincount([int(item[1:]) for item in last], minlength=num_items)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
