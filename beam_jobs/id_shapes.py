@@ -48,7 +48,7 @@ def are_random(shares: dict[str, float]) -> bool:
     return sum(share for share in shares.values() if share <= _RARE) > _MOST_RARE
 
 
-def spelled_twice(ids: pa.Array) -> pa.Array:
+def spelled_twice(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Those that are there as `17` and as `17.0`: two to us, and one to whoever wrote a column with gaps as floats."""
     decimals = ids.filter(pc.match_substring_regex(ids, r"^-?[0-9]+\.0+$"))
     whole = pc.replace_substring_regex(decimals, r"\.0+$", "")

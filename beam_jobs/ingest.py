@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.column_text import NOT_UTF8
@@ -25,12 +24,11 @@ from beam_jobs.ingest_steps import (
     WriteDeadLetters,
     empty_payload,
     merge_seconds,
-    unpack_seconds,
+    quantiles_of,
 )
 from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
 from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
-from beam_jobs.splits import time_quantile
 from beam_jobs.timestamps import NEGATIVE, UNREADABLE, as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config, DataConfig
@@ -79,7 +77,7 @@ class ValidateAndBucket(beam.PTransform):
 
 
 class CountTargetSeconds(beam.PTransform):
-    """Paths -> one pair of lists: the distinct seconds of target-level events, ascending, and their counts."""
+    """Paths -> the seconds at the quantiles of time where validation and test begin, of target-level events."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -90,7 +88,7 @@ class CountTargetSeconds(beam.PTransform):
             paths
             | "ReadTimes" >> beam.ParDo(TargetSeconds(self._config.data))
             | "MergeTimes" >> beam.CombineGlobally(merge_seconds)
-            | "UnpackTimes" >> beam.Map(unpack_seconds)
+            | "AtQuantiles" >> beam.Map(quantiles_of, (VALIDATION_QUANTILE, TEST_QUANTILE))
         )
 
 
@@ -144,8 +142,8 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     if split.protocol == "leave_one_out":
         return SplitPlan(target_level, split.min_user_events)
     if split.validation_start is None or split.test_start is None:
-        [[seconds, counts]] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
-        if not seconds:
+        [quantiles] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
+        if not quantiles:
             raise ValueError(
                 f"no event of {', '.join(paths[:3])} reaches the level {config.data.feedback.levels[target_level]!r}: "
                 "check data.feedback and the timestamps, or lower data.feedback.target_level"
@@ -155,10 +153,8 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
         "test_start": (split.test_start, TEST_QUANTILE),
     }
     validation_start, test_start = (
-        time_quantile(np.array(seconds), np.array(counts), quantile) * 1_000_000
-        if text is None
-        else parse_time(text, f"split.{name}")
-        for name, (text, quantile) in starts.items()
+        quantiles[place] * 1_000_000 if text is None else parse_time(text, f"split.{name}")
+        for place, (name, (text, _)) in enumerate(starts.items())
     )
     if validation_start > test_start:
         said = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.payload import one_array, pack, unpack
-from beam_jobs.splits import by_time, leave_one_out
+from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.names import EventColumn
@@ -202,6 +202,7 @@ def _pack_seconds(seconds: Int64, counts: Int64) -> bytes:
     return pack(pa.table([pa.array(seconds, pa.int64()), pa.array(counts, pa.int64())], _SECONDS_SCHEMA))
 
 
-def unpack_seconds(payload: bytes) -> list[list[int]]:
-    """[seconds, counts] of a packed table."""
-    return [column.to_pylist() for column in unpack([payload]).columns]
+def quantiles_of(payload: bytes, quantiles: Sequence[float]) -> list[int]:
+    """The second at each quantile of a packed table, as `time_quantile` has it; none of an empty one."""
+    seconds, counts = (column.to_numpy() for column in unpack([payload]).columns)
+    return [time_quantile(seconds, counts, quantile) for quantile in quantiles] if len(seconds) else []

@@ -129,9 +129,11 @@ def draw_negatives(
         drawn[rejected] = proposal.draw(keys[target], 1, rng)[:, 0] + 1
         rejected = rejected[owned.contains(users[target], drawn[rejected])]
     target = rejected // number
-    pairs, place = np.unique(np.stack([users[target], keys[target]]), axis=1, return_inverse=True)
-    for pair, (user, key) in enumerate(pairs.T.tolist()):
-        chosen = rejected[place == pair]
+    pairs, place, counts = np.unique(
+        np.stack([users[target], keys[target]]), axis=1, return_inverse=True, return_counts=True
+    )
+    of_pair = np.split(rejected[np.argsort(place, kind="stable")], np.cumsum(counts)[:-1])
+    for (user, key), chosen in zip(pairs.T.tolist(), of_pair, strict=True):
         items, weights = proposal.of(key)
         free = ~owned.contains(np.full(len(items), user), items + 1)
         drawn[chosen] = _from_remainder(items[free], weights[free], len(chosen), rng)

@@ -74,7 +74,7 @@ def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_v
     for name, shares in histograms_of(now).items():
         old = earlier.get(name, {})
         change = {value: abs(shares.get(value, 0.0) - old.get(value, 0.0)) for value in shares.keys() | old.keys()}
-        [(value, distance), *_] = _largest(change)
+        value, distance = _largest(change)[0] if change else ("", 0.0)
         if old and distance > max_drift:
             anomalies.append(
                 f"{name}: the share of {value!r} went from {old.get(value, 0.0):.1%} to {shares.get(value, 0.0):.1%}"

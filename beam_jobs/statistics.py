@@ -14,7 +14,6 @@ from beam_jobs.beam_run import collect
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.id_shapes import spelled_twice
-from beam_jobs.payload import one_array
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
 from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config, FeatureTable
@@ -96,7 +95,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 def _warn_of_ids_spelled_twice(staged: ItemStatistics) -> None:
     for path, name in ((staged.items, ItemColumn.ITEM_ID), (staged.users, UserColumn.USER_ID)):
-        twice = spelled_twice(one_array(read_parquet(path, columns=[name])[name]))
+        twice = spelled_twice(read_parquet(path, columns=[name])[name])
         if len(twice):
             logger.warning(
                 "statistics: %s values of %s are there as whole numbers and as decimals, as %s and %s.0, which are two "

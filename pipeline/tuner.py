@@ -24,6 +24,8 @@ from contracts.layout import Workdir
 from contracts.lock import holding
 from contracts.names import ScoredMerge
 from pipeline.shared_data import data_workdir, prepare_data
+from pipeline.stage import fingerprints
+from pipeline.stages import STAGES
 from pipeline.training_processes import training_processes
 from trainer.metric_names import recall_name
 
@@ -91,8 +93,8 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
 
 
 def _fingerprint(config: Config) -> str:
-    """Of all that a trial's recall depends on: what other code came to would be compared with this one's."""
-    return artifact.fingerprint(artifact.code_of("contracts", "beam_jobs", "trainer"), config.model_dump(mode="json"))
+    """Of all that a trial's recall depends on, code and data files included: others' would be compared with it."""
+    return fingerprints(STAGES, config)["train"]
 
 
 def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:

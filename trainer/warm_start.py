@@ -112,7 +112,8 @@ def warm_start(
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
     groups = continued_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
-    values = _feature_rows(now, earlier, workdir, earlier_workdir)
+    has_user_table = config.model.user_tower == "user_id"
+    values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
     fresh, kept_values = _carry_weights(model, earlier_model, items, groups, values, now, earlier.num_items)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
@@ -277,7 +278,7 @@ def _places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _feature_rows(
-    now: Catalogue, earlier: Catalogue, workdir: Workdir, earlier_workdir: Workdir
+    now: Catalogue, earlier: Catalogue, workdir: Workdir, earlier_workdir: Workdir, has_user_table: bool
 ) -> dict[tuple[str, str], np.ndarray]:
     """(layer, weight) -> int64 [table rows - 1]: the row of each value or user in the earlier run, -1 = unknown."""
     result = {}
@@ -288,10 +289,12 @@ def _feature_rows(
             if spec["vocabulary_size"] and before is not None and before["kind"] == spec["kind"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
                 result[layer, feature_weight(spec["name"])] = _places(*vocabularies)
-    users = [
-        pq.read_table(run.item_statistics.users)[UserColumn.USER_ID].to_numpy() for run in (workdir, earlier_workdir)
-    ]
-    result["user_id_tower", "user_embedding"] = _places(*users)
+    if has_user_table:
+        users = [
+            pq.read_table(run.item_statistics.users)[UserColumn.USER_ID].to_numpy()
+            for run in (workdir, earlier_workdir)
+        ]
+        result["user_id_tower", "user_embedding"] = _places(*users)
     return result
 
 

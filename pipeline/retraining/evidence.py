@@ -92,7 +92,7 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
         ndcg=ndcg_at_k(found, num_targets, NDCG_K),
         hit=target_recall(lists, targets, k) > 0,
         coverage=catalog_coverage(known, holdout.num_items),
-        filled=float((lists > 0).sum() / max(possible, 1)),
+        filled=float(len(listed) / max(possible, 1)),
         cold_share=float(np.mean(holdout.train_count[listed] == 0)) if len(listed) else 0.0,
         group_places=np.bincount(holdout.group_id[listed], minlength=num_groups).astype(np.float64),
         milliseconds=float(np.median(answers.milliseconds)) if len(answers.milliseconds) else None,

@@ -48,8 +48,8 @@ def publish(
         the version's number, and the label that it got.
     """
     done = RetrainRun(workdir).push
-    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0}
-    if earlier["version"] >= version:
+    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0, "is_done": False}
+    if earlier.get("is_done", True):
         return int(earlier["version"]), str(earlier["label"])
     names = list(config.serving.servable_names().values())
     sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
@@ -62,15 +62,18 @@ def publish(
         _appear(source, base / str(version))
     # The main servable's labels, written last, decide: one that was not exported for a while is behind.
     main = read_labels(store.servable(names[0]))
+    # An earlier attempt that came to the labels died there, or somebody has gone back since: who cannot tell, holds.
+    held = held or earlier["version"] == version
     held = main is not None and main.stable != version and (held or main.stable != parent)
+    label = CANARY if held else STABLE
+    write_json(done, {"version": version, "label": label, "is_done": False})
     for base in sources:
         labels = read_labels(base)
         if held and labels is not None and labels.stable != version:
             write_labels(base, ServingLabels(stable=labels.stable, canary=version))
         else:
             write_labels(base, ServingLabels(stable=version))
-    label = CANARY if held else STABLE
-    write_json(done, {"version": version, "label": label})
+    write_json(done, {"version": version, "label": label, "is_done": True})
     return version, label
 
 

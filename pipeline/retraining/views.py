@@ -78,11 +78,11 @@ def lineage_tree(store: Store, record: Record) -> Tree:
     """Where a version comes from, its parents' first version at the bottom."""
     root = Tree(f"version {record.version} ({record.run_id}), {record.created}")
     branch: Tree = root
+    of_version = {one.version: one for one in all_records(store) if one.version}
     seen: Record | None = record
     while seen is not None:
         _add_facts(branch, seen)
-        parent = seen.parents["version"]
-        seen = record_of_version(store, parent) if parent else None
+        seen = of_version.get(seen.parents["version"])
         if seen is not None:
             branch = branch.add(f"parent: version {seen.version} ({seen.run_id}), {seen.created}")
     return root

@@ -66,6 +66,7 @@ class Batcher:
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0
+        self._is_closed = False
         self._changed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._dispatch())
@@ -80,15 +81,18 @@ class Batcher:
 
         Raises:
             RequestError: INVALID_ARGUMENT, more rows or values than a batch has; RESOURCE_EXHAUSTED, the queue
-                is full; DEADLINE_EXCEEDED; or what the graph makes of the request.
+                is full; UNAVAILABLE, it is closed; DEADLINE_EXCEEDED; or what the graph makes of the request.
         """
         config = self._config
+        if self._is_closed:
+            raise RequestError(Code.UNAVAILABLE, "this version is no longer served; try again")
         if rows > config.max_batch_size:
             raise invalid(
                 f"the request has {rows} rows, more than max_batch_size={config.max_batch_size}; send several requests"
             )
         width = max((math.prod(value.shape[1:]) for value in inputs.values() if value.ndim > 1), default=1)
-        if max(rows, 1) * width > config.max_batch_elements:
+        rows = max(rows, 1)  # a request of no rows takes its place, too
+        if rows * width > config.max_batch_elements:
             raise invalid(
                 f"the request's widest input has {rows} x {width} values, more than "
                 f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
@@ -107,7 +111,8 @@ class Batcher:
             timer.cancel()
 
     async def close(self) -> None:
-        """Stops once everything has been answered. Nothing may be submitted any more."""
+        """Refuses what comes from now on, and stops once everything before has been answered."""
+        self._is_closed = True
         while self._waiting or self._running:
             await asyncio.sleep(0.001)
         self._task.cancel()

@@ -95,8 +95,9 @@ class RestApi:
     async def _predict(self, spec: Any, request: web.Request) -> bytes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.request_timeout_seconds
-        version = self._models.find(spec)
-        body = parse_body(await _read(request, self._config))
+        content = await _read(request, self._config)
+        version = self._models.find(spec)  # now: one that was found before the body came may be drained by then
+        body = parse_body(content)
         signature = version.signature(requested_signature(body))
         inputs, form = request_arrays(body, signature)
         outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())

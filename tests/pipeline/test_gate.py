@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
@@ -46,9 +47,9 @@ class World:
     def measured(self, lists: np.ndarray, milliseconds: float = 2.0) -> Measured:
         return measure(self.holdout, Answers(lists, np.full(20, milliseconds)))
 
-    def judge(self, candidate: Measured, reference: Measured, **more: float) -> Verdict:
+    def judge(self, candidate: Measured, reference: Measured, config: GateConfig = CONFIG, **more: float) -> Verdict:
         known = {"seed": 0, "leaked": None, "index_recall": None, "recall_target": 0.0, **more}
-        return judge(CONFIG, self.holdout, candidate, reference, "version 1", **known)
+        return judge(config, self.holdout, candidate, reference, "version 1", **known)
 
 
 def dead_group(world: World, lists: np.ndarray) -> np.ndarray:
@@ -82,6 +83,68 @@ def test_a_broken_model_is_refused(kind: str) -> None:
     verdict = world.judge(world.measured(BROKEN[kind](world, good)), reference)
     assert not verdict.blessed
     assert verdict.reasons()
+
+
+# Check -> what of the candidate, and of the reference, is another; nothing but that check must fail then.
+ALONE = {
+    "coverage": ({"coverage": 0.1}, {"coverage": 0.1}),
+    "coverage change": ({"coverage": 0.3}, {}),
+    "filled": ({"filled": 0.5}, {}),
+    "cold_share": ({"cold_share": 0.9}, {}),
+    "group_presence": ({"group_places": np.array([100.0, 100.0, 0.0, 100.0])}, {}),
+    "latency_ms": ({"milliseconds": 500.0}, {"milliseconds": 500.0}),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_floor_refuses_by_itself(name: str) -> None:
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    of_candidate, of_reference = ALONE[name]
+    verdict = world.judge(replace(good, **of_candidate), replace(reference, **of_reference))
+    assert failed(verdict) == [name]
+
+
+def test_a_holdout_of_few_users_is_no_evidence() -> None:
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    assert failed(world.judge(good, reference, replace_config(min_users=USERS + 1))) == ["users"]
+
+
+def test_a_group_that_is_served_much_worse_refuses_by_itself() -> None:
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    of_target = world.holdout.group_id[world.holdout.targets]
+    worse = replace(good, hit=good.hit & ((of_target != 2) | (np.arange(len(good.hit)) % 8 == 0)))
+    verdict = world.judge(worse, reference)
+    assert failed(verdict) == ["worst group's recall change, high end"]
+    # The upper end of log(a / b), half a hit added to each, at a level shared out among the groups.
+    ends = []
+    for group in range(GROUPS):
+        n, a, b = (int(np.sum(hit[of_target == group])) for hit in (np.ones_like(worse.hit), worse.hit, reference.hit))
+        reach = scipy.stats.norm.ppf(1 - (1 - CONFIG.confidence) / GROUPS)
+        ends.append((a + 0.5) / (b + 0.5) * np.exp(reach * np.sqrt(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n)) - 1)
+    [check] = [check for check in verdict.checks if not check.passed]
+    assert check.value == pytest.approx(min(ends), rel=1e-6)
+
+
+def failed(verdict: Verdict) -> list[str]:
+    return [check.name for check in verdict.checks if not check.passed]
+
+
+def replace_config(**keys: int) -> GateConfig:
+    return CONFIG.model_copy(update=keys)
+
+
+def test_places_of_unknown_items_are_not_filled_and_what_is_seen_need_not_be() -> None:
+    """100 items, lists of 50: who has seen 60 can be given 40. 45 of the other's 50 are of no catalogue."""
+    group = np.concatenate([[-1], np.zeros(100, np.int64)])
+    holdout = Holdout(np.array([0, 1]), np.array([1, 1]), np.array([60, 0]), group, group + 2)
+    lists = np.zeros((2, 50), np.int64)
+    lists[0, :40] = np.arange(1, 41)
+    lists[1] = np.where(np.arange(50) < 45, np.arange(50) + 101, np.arange(50) + 1)
+    found = measure(holdout, Answers(lists, np.zeros(0)))
+    assert found.filled == pytest.approx((40 + 5) / (40 + 50))
 
 
 def test_a_model_that_serves_badly_is_refused() -> None:

@@ -14,6 +14,7 @@ from contracts.config_io import load_config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk
 from pipeline.cli import main
+from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.plan import SpanStart, make_plan
 from pipeline.retraining.publish import publish, retain, set_stable, version_before
@@ -114,6 +115,40 @@ def test_pushing_again_keeps_a_rollback(store: Store) -> None:
     pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
     assert pushed == (2, "stable")  # what it was then
     assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
+@pytest.mark.parametrize("is_rolled_back", [True, False])
+def test_a_push_that_died_at_its_labels_keeps_a_rollback_since(store: Store, is_rolled_back: bool) -> None:
+    push(store, 1, None)
+    push(store, 2, 1)
+    workdir = store.run("run-2")
+    RetrainRun(workdir).push.write_text('{"version": 2, "label": "stable", "is_done": false}')
+    if is_rolled_back:
+        set_stable(store, 1)
+    pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
+    expected = ServingLabels(stable=1, canary=2) if is_rolled_back else ServingLabels(stable=2)
+    assert (pushed, stable(store)) == ((2, "canary" if is_rolled_back else "stable"), [expected] * 2)
+    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == pushed
+
+
+def test_a_rollback_goes_one_back_keeps_the_canary_and_ends_at_the_main_servable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        push(store, number, number - 1 or None)
+    push(store, 4, 3, held=False)
+    set_stable(store, 3)
+    push(store, 5, 3, held=True)
+    assert stable(store) == [ServingLabels(stable=3, canary=5)] * 2
+    written: list[str] = []
+    write = publishing.write_labels
+    monkeypatch.setattr(
+        publishing, "write_labels", lambda base, labels: [written.append(base.name), write(base, labels)]
+    )
+    assert version_before(store) == 2
+    assert CliRunner().invoke(main, ["rollback", "-s", str(store.path)]).stdout == "version 2 is stable\n"
+    assert stable(store) == [ServingLabels(stable=2, canary=5)] * 2
+    assert written == ["dnc_exact", "dnc"]
 
 
 def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> None:

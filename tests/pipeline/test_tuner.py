@@ -10,7 +10,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
 from pipeline import tuner
-from pipeline.tuner import best_merge, suggest, tune, with_keys
+from pipeline.tuner import _fingerprint, best_merge, suggest, tune, with_keys
 
 
 def test_a_config_takes_every_key_that_is_tried() -> None:
@@ -78,3 +78,14 @@ def test_one_trial_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert 0 <= found.recall <= 1
     assert found.config.groups.num_groups == 30
     assert (tmp_path / "study" / "trials.json").exists()
+
+
+def test_a_study_is_of_its_data_and_of_what_a_trial_depends_on(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("1")
+    of_log, of_server = (
+        _fingerprint(load_config(None, [f"data.events={log}", *keys])) for keys in ([], ["server.grpc_port=9"])
+    )
+    assert of_log == of_server
+    log.write_text("12")
+    assert _fingerprint(load_config(None, [f"data.events={log}"])) != of_log

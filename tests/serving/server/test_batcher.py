@@ -31,7 +31,7 @@ class Graph:
     def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
         assert self.gate.wait(10)
         self.batches.append([int(value) for request in requests for value in request["x"]])
-        if min(self.batches[-1]) < 0:
+        if min(self.batches[-1], default=0) < 0:
             raise invalid("negative")
         return [{"y": request["x"] * 2} for request in requests]
 
@@ -239,3 +239,27 @@ def test_padding_does_not_multiply_a_wide_request_by_the_rows_of_others():
     # 1 and 2 padded to the same width are 10 values; 3 beside anybody, 20 at least; 4, 5 and 6 are 9.
     batches = run(body, max_batch_size=8, max_batch_elements=10).batches
     assert batches == [[0], [1, 2], [3], [4, 5, 6]]
+
+
+def test_a_request_of_no_rows_takes_its_place_in_the_queue():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        waiting = [ask(batcher) for _ in range(40)]
+        await settle()
+        graph.gate.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, RequestError)]
+        assert {error.code for error in refused} == {Code.RESOURCE_EXHAUSTED}
+        assert len(refused) >= 40 - 2 * 4 - 4  # two batches wait, and one runs
+
+    run(body)
+
+
+def test_a_closed_batcher_refuses_at_once_instead_of_letting_wait():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        await batcher.close()
+        with pytest.raises(RequestError, match="no longer served") as raised:
+            await ask(batcher, 1)
+        assert raised.value.code == Code.UNAVAILABLE
+
+    run(body)

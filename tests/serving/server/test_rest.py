@@ -15,6 +15,7 @@ import requests
 from contracts.names import Response, Signature
 from serving.servable_session import ServableSession, decode
 from serving.server.rest_api import METRICS_PATH
+from tests.serving.server.conftest import add_version
 
 MODEL = "/v1/models/dnc_exact"
 
@@ -250,6 +251,21 @@ def test_a_server_that_stops_drops_no_request_of_a_busy_client(serve, base):
     assert set(answered) == {200}
     # Each was told to leave its connection, and found nobody at the next: none was cut off.
     assert ["refused" in str(error) for error in ends] == [True] * 8
+
+
+def test_a_body_that_comes_after_its_version_has_gone_is_answered_by_the_next(serve, base, servable):
+    server = serve(base)
+    body = json.dumps({"inputs": HISTORY}).encode()
+    with connect(server) as client:
+        client.sendall(head(len(body)).replace(b"dnc_exact", b"dnc") + body[:5])
+        add_version(base, 2, servable)
+        versions = lambda: requests.get(f"{server.url}/v1/models/dnc", timeout=10).json()["model_version_status"]  # noqa: E731
+        until = time.monotonic() + 60
+        while {one["version"]: one["state"] for one in versions()}.get("1", "END") != "END":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        client.sendall(body[5:])
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_overload_is_429_and_passes(serve, base):
