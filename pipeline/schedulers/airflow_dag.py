@@ -25,6 +25,7 @@ try:
 except ImportError:  # Airflow 2
     from airflow.operators.bash import BashOperator
 from airflow import DAG
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 STAGES = (
     "ingest", "statistics", "groups", "transform", "windows", "train", "export", "validate", "gate", "push",
@@ -44,7 +45,8 @@ def command(stage: str) -> str:
 with DAG(
     dag_id="dnc_retrain",
     description="Daily retraining of the retrieval model",
-    schedule=os.environ.get("DNC_CRON", "0 4 * * *"),
+    # Airflow 3 would take a bare expression for a trigger, whose `ds` is the day of the run instead of the day before.
+    schedule=CronDataIntervalTimetable(os.environ.get("DNC_CRON", "0 4 * * *"), timezone="UTC"),
     start_date=datetime.fromisoformat(os.environ.get("DNC_START", "2024-01-01")).replace(tzinfo=timezone.utc),
     catchup=True,
     max_active_runs=1,

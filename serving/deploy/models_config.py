@@ -8,6 +8,7 @@ rollback, which `--out FILE --every SECONDS` does, it follows `serving.json` as 
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,8 @@ def main(models: tuple[str, ...], root: str, out: Path | None, every: float | No
     if every and out is None:
         raise click.UsageError("--every needs --out FILE: where to keep the models.config")
     bases = _bases(models)
+    if every:  # the first process of a container gets no signal that it does not ask for
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         try:
             _write(models_config(bases, PurePosixPath(root)), out)

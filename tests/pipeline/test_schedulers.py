@@ -126,6 +126,23 @@ def test_to_the_cronjob_nothing_new_is_no_failure(tmp_path: Path, code: int, see
     assert subprocess.run(container["command"], env=environment, check=False).returncode == seen
 
 
+def test_the_cronjob_hands_its_signal_on(tmp_path: Path) -> None:
+    manifest = yaml.safe_load((SCHEDULERS / "kubernetes_cronjob.yaml").read_text())
+    [container] = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    dnc = tmp_path / "dnc"
+    dnc.write_text(f"#!/bin/sh\ntrap 'touch {tmp_path}/told; exit 143' TERM\ntouch {tmp_path}/up\nsleep 60 & wait\n")
+    dnc.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(container["command"], env=environment) as shell:
+        until = time.monotonic() + 30
+        while not (tmp_path / "up").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        shell.terminate()
+        assert shell.wait(30) == 143
+    assert (tmp_path / "told").exists()
+
+
 def test_the_dag_has_a_task_for_each_stage() -> None:
     text = (SCHEDULERS / "airflow_dag.py").read_text()
     namespace: dict = {}

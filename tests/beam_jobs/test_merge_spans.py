@@ -1,0 +1,42 @@
+"""The borders of a window of spans: what is of the holdout, and which of its halves a user is of."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from beam_jobs.merge_spans import HoldoutPlan, _counts
+from contracts.names import EventColumn, Split
+
+START = 1_000
+
+
+def assigned(users: list[str], times: list[int], validation_users: float) -> np.ndarray:
+    events = pa.table({EventColumn.USER_ID: pa.array(users).dictionary_encode(), EventColumn.TIMESTAMP: times})
+    return HoldoutPlan(START, validation_users, 0).assign(events)
+
+
+def test_the_holdout_begins_with_its_first_moment() -> None:
+    splits = assigned(["a"] * 3, [START - 1, START, START + 1], 0.0)
+    assert splits.tolist() == [Split.TRAIN, Split.TEST, Split.TEST]
+
+
+def test_so_many_users_are_for_validation_and_each_with_all_its_events() -> None:
+    users = [f"u{user}" for user in range(4_000) for _ in range(2)]
+    of_user = assigned(users, [START, START + 5] * 4_000, 0.2).reshape(-1, 2)
+    assert (of_user[:, 0] == of_user[:, 1]).all()
+    # Five standard deviations of a share of 4,000.
+    assert np.mean(of_user[:, 0] == Split.VALIDATION) == pytest.approx(0.2, abs=5 * np.sqrt(0.2 * 0.8 / 4_000))
+    assert set(of_user[:, 0].tolist()) == {Split.VALIDATION, Split.TEST}
+
+
+@pytest.mark.parametrize(("last_event", "is_counted_whole"), [(START - 1, True), (START, False)])
+def test_counts_of_a_span_are_taken_whole_only_where_it_ends_before_the_holdout(
+    last_event: int, is_counted_whole: bool
+) -> None:
+    span = SimpleNamespace(items=Path("i"), users=Path("u"), events=SimpleNamespace(path=Path("e")))
+    manifest = SimpleNamespace(details={"last_event": last_event}, files=["0.parquet"])
+    whole, cut = {"items": "i", "users": "u"}, {"events": "e/0.parquet", "before": START}
+    assert _counts([span], [manifest], START) == [whole if is_counted_whole else cut]
