@@ -41,7 +41,7 @@ class GivenVectors:
 
     ranked_by = "group"
     intent_in_score = False
-    num_groups = num_vectors = 1
+    num_groups = num_vectors = passes_of_an_answer = 1
     embedding_dim = DIM
 
     def __init__(self, users: np.ndarray, items: np.ndarray):

@@ -229,7 +229,7 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
     from pipeline.tuner import tune as search
 
     found = search(load_config(config, overrides), workdir, trials)
-    click.echo(f"best of {found.trials} trials: validation recall@{found.config.training.monitor_k} {found.recall:.4f}")
+    click.echo(f"best of {found.trials} trials: validation recall {found.recall:.4f}")
     click.echo(f"run it: dnc run -c {found.path} -w WORKDIR")
 
 

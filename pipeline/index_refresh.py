@@ -80,6 +80,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         summary=f"take the model of {trained.path} for this catalogue",
         outputs=lambda config, workdir: (workdir.model(MAIN_MODEL).path,),
         run=_carry,
+        check=lambda config: None,  # `refresh_index` has looked
         sources=lambda config: manifest_of(str(trained.model(MAIN_MODEL).path)),
     )
     export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")

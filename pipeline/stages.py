@@ -119,13 +119,20 @@ def _warm_start_model(config: Config) -> str | None:
     return None if source is None else str(Workdir(Path(source)).model(MAIN_MODEL).path)
 
 
-def _require_warm_start(config: Config) -> None:
-    source = _warm_start_model(config)
-    if source is not None and artifact.find_manifest(Path(source)) is None:
-        raise ValueError(
-            f"training.warm_start={config.training.warm_start!r} names no run with a model, which would be {source}: "
-            "name the workdir of a finished run, or leave it out"
-        )
+def _require_what_training_takes(config: Config) -> None:
+    if config.training.warm_start is not None:
+        for name in _model_configs(config):
+            source = Workdir(Path(config.training.warm_start)).model(name).path
+            if artifact.find_manifest(source) is None:
+                raise ValueError(
+                    f"training.warm_start={config.training.warm_start!r} names no run with the model {source}: name "
+                    "the workdir of a finished run with the same evaluation.baselines, or leave it out"
+                )
+    if config.training.replicas > 1:
+        from trainer.replicas import strategy_of
+
+        # Now: what runs before, in this process, fixes TensorFlow's devices.
+        strategy_of(config.training.replicas)
 
 
 def _require_mined_from(config: Config) -> None:
@@ -217,7 +224,7 @@ STAGES = (
         rooms=("trainer",),
         outputs=_trained_models,
         run=_train,
-        check=_require_warm_start,
+        check=_require_what_training_takes,
         sources=lambda config: manifest_of(_warm_start_model(config)),
     ),
     Stage(

@@ -43,7 +43,7 @@ class Tuned:
 
     Attributes:
         config: the best trial's, whole.
-        recall: its validation recall at `training.monitor_k`.
+        recall: its validation recall at `trainer.train.watched_k`.
         trials: finished trials of the study.
         path: YAML file that holds `config`.
     """
@@ -58,11 +58,16 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
     """Searches until the study in `workdir` has `num_trials` finished trials; writes best.yaml and trials.json.
 
     Raises:
-        ValueError: another search holds the workdir, the data cannot be prepared, or a model's loss is not finite.
+        ValueError: another search holds the workdir, the data cannot be prepared, a model's loss is not finite, or the
+            config warm-starts, which trials of other shapes cannot.
     """
+    if config.training.warm_start is not None:
+        raise ValueError("dnc tune trains its trials from scratch: leave training.warm_start out")
     with holding(Workdir(workdir)):
         num_items = _num_items(config, workdir)
         study = _open_study(config, workdir / "study.log")
+        if not study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+            study.enqueue_trial(starting_point(config))  # the search must not end below where it began
         while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
             study.optimize(lambda trial: _objective(trial, config, workdir, num_items), n_trials=1)
             log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
@@ -80,7 +85,7 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
         # A killed session may leave half a line, after which nothing could be read.
         whole, newline, _ = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole + newline))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         study_name=_fingerprint(config),
         storage=JournalStorage(JournalFileBackend(str(path))),
@@ -110,8 +115,23 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
     }
     # The number of a category's groups is not free.
     if config.groups.method == "kmeans":
-        found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", list(_GROUPS)), num_items)
+        choices = sorted({*_GROUPS, config.groups.num_groups})
+        found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", choices), num_items)
     return found
+
+
+def starting_point(config: Config) -> dict[str, Any]:
+    """The config's own values of what `suggest` asks for."""
+    loss, model = config.training.loss, config.model
+    found = {
+        "in_group_weight": loss.in_group_weight,
+        "global_weight": loss.global_weight,
+        "intent_weight": loss.intent_weight,
+        "learning_rate": config.training.learning_rate,
+        "dropout": model.dropout,
+        "conditioning_dropout": model.conditioning_dropout,
+    }
+    return found | ({"num_groups": config.groups.num_groups} if config.groups.method == "kmeans" else {})
 
 
 def with_keys(config: Config, keys: dict[str, Any]) -> Config:
@@ -148,12 +168,13 @@ def best_merge(recalls: list[float]) -> dict[str, Any]:
 
 
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
-    """Validation recall at `training.monitor_k` under each merge and alpha that is tried."""
+    """Validation recall at `watched_k` under each merge and alpha that is tried."""
     from contracts.names import Split
     from trainer.evaluate import evaluate_lists
-    from trainer.train import train
+    from trainer.train import train, watched_k
 
-    k = config.training.monitor_k
+    items = artifact.read_manifest(workdir.item_statistics.path).counts["items"]
+    k = watched_k(config.training.monitor_k, items)
     evaluation = config.evaluation.model_copy(update={"ks": (k,), "bootstrap_samples": 0})
     config = config.model_copy(update={"evaluation": evaluation})
     train(config, workdir, name, _fingerprint(config))

@@ -20,6 +20,10 @@ class GroupFirstModel(TwoTowerModel):
     encodes the history K + 1 times, in one batch.
     """
 
+    @property
+    def passes_of_an_answer(self) -> int:
+        return self.num_groups + 1
+
     def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
         group = self.sampled_group(batch)
         users = self.features_of_users(batch.user_index)

@@ -105,6 +105,11 @@ class TwoTowerModel(tfrs.Model):
         """
         return self._embed(tf.cast(history_index, tf.int64), user_features)
 
+    @property
+    def passes_of_an_answer(self) -> int:
+        """How many rows the encoder makes of a user's: what an answer takes memory by."""
+        return 1
+
     def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:
         """int64 [num_items] -> float32 [num_items, dim]."""
         return self._candidate_tower(item_index)

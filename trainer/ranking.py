@@ -28,6 +28,7 @@ _LEAST_USERS_PER_CHUNK = 32
 _MOST_THREADS = 4
 """Each holds a chunk's scores."""
 
+_USERS_AT_ONCE = 512
 _Found = TypeVar("_Found")
 
 
@@ -191,8 +192,9 @@ def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarr
     queries = np.empty((len(users), model.num_vectors, model.embedding_dim), np.float32)
     log_intent = np.empty((len(users), model.num_vectors), np.float32)
     order = np.argsort(users.history.lengths, kind="stable")
-    for start in range(0, len(order), 512):
-        rows = order[start : start + 512]
+    step = max(1, _USERS_AT_ONCE // model.passes_of_an_answer)
+    for start in range(0, len(order), step):
+        rows = order[start : start + step]
         history: Ragged = users.history.take(rows)
         features = model.features_of_users(tf.constant(users.user_index[rows]))
         encoded = model.query_embeddings(tf.constant(history.padded()), features)

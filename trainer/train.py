@@ -51,7 +51,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     """Trains a model and writes it to `workdir.model(name)`.
 
     Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops
-    early on validation recall at `training.monitor_k`, by the average of the weights; the best epoch's is kept. With
+    early on validation recall at `watched_k`, by the average of the weights; the best epoch's is kept. With
     `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
 
     Raises:
@@ -59,12 +59,12 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         ArtifactError: an artifact that training reads is missing.
     """
     tf.keras.utils.set_random_seed(config.seed)
+    strategy = strategy_of(config.training.replicas)  # before TensorFlow runs anything, as that fixes its devices
     catalogue = Catalogue.for_config(config, workdir)
     _require_negatives(config, catalogue)
     windows = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
     if config.training.loss.negatives == "in_batch":
         catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
-    strategy = strategy_of(config.training.replicas)
     with strategy.scope():
         model = build_model(config, catalogue)
     started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
@@ -77,6 +77,14 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         artifact.details |= {"best": trainer.state.best_epoch, "warm_start": started_from and asdict(started_from)}
     trainer.state.remove()
     return read_manifest(final.path)
+
+
+def watched_k(monitor_k: int, num_items: int) -> int:
+    """The k of early stopping: `training.monitor_k`, of a small catalogue less.
+
+    Where lists hold much of the catalogue, recall tells little between models, and nothing once it is 1.
+    """
+    return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
 
 
 def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, history: list[dict[str, Any]]) -> None:
@@ -136,6 +144,7 @@ class _Trainer:
             self.state = TrainingState(
                 workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
             )
+        self._watched_k = watched_k(self._config.monitor_k, catalogue.num_items)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         curves = workdir.tensorboard / name
         if not self.state.history:
@@ -156,13 +165,11 @@ class _Trainer:
                 if self._is_over():
                     break
                 entry = self._run_epoch(self.state.epoch, progress)
-                self._log(entry)
                 self.state.epoch_done(entry, self._config.early_stopping_patience)
+                self._log(entry)  # once it is stored: a run that is killed before logs the epoch again
                 best = self.state.best_epoch
                 progress.epoch_done(
-                    f"recall@{self._config.monitor_k} {best['validation_recall']:.4f} (epoch {best['epoch']})"
-                    if best
-                    else ""
+                    f"recall@{self._watched_k} {best['validation_recall']:.4f} (epoch {best['epoch']})" if best else ""
                 )
         self.state.restore_best()
 
@@ -244,7 +251,7 @@ class _Trainer:
         self._optimizer.apply_gradients(list(zip(gradients, trained, strict=True)))
 
     def _validation_recall(self) -> float:
-        k = self._config.monitor_k
+        k = self._watched_k
         with self.state.average.in_place():
             places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
         return float(recall_of_places(places, self._validation.targets, k).mean())

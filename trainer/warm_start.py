@@ -126,7 +126,9 @@ def warm_start(
         fresh=fresh,
     )
     kept, new = result.kept_items, result.new_items
-    log.info("warm start: %d items kept, %d new; %d groups kept", kept, new, result.kept_groups)
+    log.info("warm start: %d items known, %d new; %d groups known", kept, new, result.kept_groups)
+    if fresh:
+        log.warning("warm start: of other shapes than the earlier run's, so they start anew: %s", ", ".join(fresh))
     return result
 
 

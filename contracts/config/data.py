@@ -250,8 +250,8 @@ class SplitConfig(Section):
         "leave_one_out",
         description="what is held out: each user's last items, or all from a time on, as a served model meets it",
     )
-    validation_start: Instant | None = Field(None, description="default: the 80% quantile of time")
-    test_start: Instant | None = Field(None, description="default: the 90% quantile of time")
+    validation_start: Instant | None = Field(None, description="default: the 80% quantile of the positives' times")
+    test_start: Instant | None = Field(None, description="default: the 90% quantile of the positives' times")
     min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer items only train")
 
     @model_validator(mode="after")

@@ -153,7 +153,9 @@ class TrainingConfig(Section):
     max_validation_users: int = Field(
         25_000, ge=1, description="validation users ranked after each epoch; of more, evenly spaced ones"
     )
-    monitor_k: int = Field(50, ge=1, description="early stopping watches recall at this k")
+    monitor_k: int = Field(
+        50, ge=1, description="early stopping watches recall at this k, of a catalogue below ten times it at a tenth"
+    )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
         1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"

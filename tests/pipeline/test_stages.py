@@ -128,7 +128,10 @@ def write_windows(workdir: Workdir, **others: int) -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        (["training.warm_start=runs/nope"], r"training.warm_start='runs/nope' names no run with a model"),
+        (
+            ["training.warm_start=runs/nope"],
+            r"training.warm_start='runs/nope' names no run with the model runs/nope/models/dnc",
+        ),
         (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
     ],
 )

@@ -56,6 +56,9 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
         log.write('{"op_code": 4, "wor')  # what a killed session leaves
     found = tune(Config(), tmp_path, 5)
     assert (found.trials, len(seen)) == (5, 5)
+    began = Config()
+    assert seen[0]["training.learning_rate"] == began.training.learning_rate  # the search begins where it is asked to
+    assert seen[0]["groups.num_groups"] == began.groups.num_groups
     assert len({tuple(keys.values()) for keys in seen}) == 5  # the second session does not repeat the first
     assert found.recall == max(keys["model.dropout"] for keys in seen)
     best = load_config(found.path)
@@ -72,7 +75,7 @@ def test_one_trial_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     users, items = np.repeat(np.arange(60), 8), (np.repeat(np.arange(60), 8) + np.tile(steps, 60)) % 30
     table = {"user_id": users.astype(str), "item_id": items.astype(str), "timestamp": 10**9 + np.tile(steps, 60)}
     pq.write_table(pa.table(table), tmp_path / "events.parquet")
-    keys = ["data.num_buckets=1", "training.epochs=1", "model.num_layers=1", "groups.method=kmeans"]
+    keys = ["data.num_buckets=1", "training.epochs=1", "model.num_layers=1", "groups.num_groups=80"]
     config = load_config(None, [f"data.events={tmp_path / 'events.parquet'}", *keys])
     found = tune(config, tmp_path / "study", 1)
     assert 0 <= found.recall <= 1
@@ -89,3 +92,8 @@ def test_a_study_is_of_its_data_and_of_what_a_trial_depends_on(tmp_path: Path) -
     assert of_log == of_server
     log.write_text("12")
     assert _fingerprint(load_config(None, [f"data.events={log}"])) != of_log
+
+
+def test_a_warm_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leave training.warm_start out"):
+        tune(load_config(None, ["training.warm_start=runs/mine"]), tmp_path, 1)

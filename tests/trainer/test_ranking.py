@@ -50,6 +50,7 @@ def case() -> Case:
         ranked_by="group",
         intent_in_score=False,
         num_vectors=NUM_GROUPS,
+        passes_of_an_answer=1,
         embedding_dim=DIM,
         features_of_users=lambda user: user,
         query_embeddings=lambda history, user: (tf.gather(queries, user), tf.gather(log_intent, user)),
