@@ -132,7 +132,7 @@ def draw_negatives(
     pairs, place, counts = np.unique(
         np.stack([users[target], keys[target]]), axis=1, return_inverse=True, return_counts=True
     )
-    of_pair = np.split(rejected[np.argsort(place, kind="stable")], np.cumsum(counts)[:-1])
+    of_pair = np.split(rejected[np.argsort(place, kind="stable")], np.cumsum(counts))[:-1]
     for (user, key), chosen in zip(pairs.T.tolist(), of_pair, strict=True):
         items, weights = proposal.of(key)
         free = ~owned.contains(np.full(len(items), user), items + 1)

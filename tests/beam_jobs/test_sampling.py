@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from beam_jobs import negatives
 from beam_jobs.alias import AliasTables
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.statistics_steps import sampling_probabilities
@@ -90,3 +91,24 @@ def test_both_ways_to_look_up_owned_items_agree(monkeypatch: pytest.MonkeyPatch)
     pairs = set(zip(users.tolist(), items.tolist(), strict=True))
     expected = [pair in pairs for pair in zip(asked[0].tolist(), asked[1].tolist(), strict=True)]
     assert bitmap.tolist() == keys.tolist() == expected
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 16])
+@pytest.mark.parametrize("num_owned", [0, 1, 29, 30])
+def test_however_many_rounds_are_rejected_the_rest_is_drawn_from_what_is_left(
+    rounds: int, num_owned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three users of 30 items: none may be left to draw anew when the rounds are over, one pair, or each user's."""
+    monkeypatch.setattr(negatives, "_ROUNDS", rounds)
+    users = np.arange(600) % 3
+    owned = OwnedItems(np.repeat(np.arange(3), num_owned), np.tile(np.arange(num_owned) + 1, 3), 3, 30)
+    sampler = NegativeSampler(np.full(30, 1 / 30), np.zeros(30, np.int64), 1)
+    drawn = sampler.easy(users, 4, owned, np.random.default_rng(0))
+    if num_owned == 30:
+        assert set(drawn.tolist()) == {PADDING_INDEX}
+        return
+    free = np.arange(num_owned, 30) + 1
+    counts = np.stack([np.bincount(drawn.reshape(-1, 4)[users == user].ravel(), minlength=31) for user in range(3)])
+    assert counts.sum() == counts[:, free].sum() == 2_400
+    if len(free) > 1:
+        assert min(chisquare(of_user).pvalue for of_user in counts[:, free]) > 1e-4

@@ -95,5 +95,5 @@ def test_a_study_is_of_its_data_and_of_what_a_trial_depends_on(tmp_path: Path) -
 
 
 def test_a_warm_start_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave training.warm_start out"):
+    with pytest.raises(ValueError, match=r"leave training.warm_start out"):
         tune(load_config(None, ["training.warm_start=runs/mine"]), tmp_path, 1)
