@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from contracts.config import DataConfig, TextFormat
 from contracts.storage import as_path, is_remote, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
+_OPEN_AT_ONCE = 16
 _SHOWN_COLUMNS = 30
 _NO_TIMES = (
     "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events"
@@ -79,9 +81,13 @@ def find_event_files(data: DataConfig) -> list[str]:
         paths += found
     paths = sorted(set(paths))
     wanted = wanted_columns(data)
-    for path in paths:
+
+    def check(path: str) -> None:
         check_file(path, wanted, "data.events", data)
         _check_flat(path, wanted)
+
+    with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # of thousands of files in an object store, each takes a moment
+        list(pool.map(check, paths))  # the first error, in the order of the files
     return paths
 
 

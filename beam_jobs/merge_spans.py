@@ -102,7 +102,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
         counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
         writer.details.update(
             counts=counts,
-            spans=[{"cooccurrences": str(path), "start": start} for path, start in zip(counted, starts, strict=True)],
+            spans=[
+                {"cooccurrences": str(path), "start": start, "fingerprint": read_manifest(path).fingerprint}
+                for path, start in zip(counted, starts, strict=True)
+            ],
             sources=[str(span.events.path) for span in spans],
             rows_read=sum(source.counts["rows"] for source in sources),
             split={"protocol": "newest span", "holdout_start": holdout_start},

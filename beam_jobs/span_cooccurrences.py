@@ -227,10 +227,19 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, in
 
     Args:
         since: microseconds; only of spans that begin then or later.
+
+    Raises:
+        ValueError: a span's was counted anew since then, for another config.
     """
     found = []
     for reach, span in enumerate(details["spans"]):
         if since is None or span["start"] >= since:
             folder = Path(span["cooccurrences"])
-            found += [(str(folder / name), reach) for name in artifact.read_manifest(folder).files]
+            manifest = artifact.read_manifest(folder)
+            if manifest.fingerprint != span["fingerprint"]:
+                raise ValueError(
+                    f"{folder} was counted anew, for another config, since its span was merged: run again from the "
+                    "first stage, of a retrain by deleting the unfinished run's directory"
+                )
+            found += [(str(folder / name), reach) for name in manifest.files]
     return found

@@ -166,29 +166,27 @@ class EvaluationUsers:
         The records lie in buckets of a hash of the user, so that such a sample is as good as a random one.
         """
         records = tf.data.TFRecordDataset(_files(workdir, split), compression_type="GZIP")
-        chunks = [
-            {name: _to_ragged(value) for name, value in chunk.items()}
-            for chunk in records.batch(_CHUNK).map(_parse_users).with_options(_no_autotune())
-        ]
+        number = read_manifest(workdir.windows.path).counts[f"{split.name.lower()}_users"]
+        wanted = np.linspace(0, number - 1, min(number, number if limit is None else limit)).astype(np.int64)
+        chunks, start = [], 0
+        for parsed in records.batch(_CHUNK).map(_parse_users).with_options(_no_autotune()):
+            chunk = {name: _to_ragged(value) for name, value in parsed.items()}
+            end = start + len(chunk[EvaluationField.USER_INDEX])
+            # At once: all users of a large log would not fit into memory.
+            rows = wanted[(wanted >= start) & (wanted < end)] - start
+            chunks.append({name: value.take(rows) for name, value in chunk.items()})
+            start = end
         if not chunks:
             raise ArtifactError(
                 f"{workdir.windows.path} has no {split.name.lower()} users: "
                 "give the log more events per user, or change the section split of the config"
             )
         joined = {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        users = cls(
+        return cls(
             user_index=joined[EvaluationField.USER_INDEX].values,
             history=joined[EvaluationField.HISTORY_ITEM_INDEX],
             seen=joined[EvaluationField.SEEN_ITEM_INDEX],
             targets=joined[EvaluationField.TARGET_ITEM_INDEX],
-        )
-        if limit is None or len(users) <= limit:
-            return users
-        return users._take(np.linspace(0, len(users) - 1, limit).astype(np.int64))
-
-    def _take(self, rows: np.ndarray) -> EvaluationUsers:
-        return EvaluationUsers(
-            self.user_index[rows], self.history.take(rows), self.seen.take(rows), self.targets.take(rows)
         )
 
 

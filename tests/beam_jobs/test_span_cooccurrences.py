@@ -9,6 +9,7 @@ import pytest
 
 from beam_jobs import groups, merge_spans, statistics
 from beam_jobs.item_embeddings import read_block
+from beam_jobs.span_cooccurrences import sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
@@ -118,3 +119,15 @@ def test_a_span_that_repeats_the_last_is_not_counted_twice(spans: Spans) -> None
     assert read_manifest(workdir.events.path).counts["duplicates"] == 200
     assert read_manifest(workdir.events.path).details["counts"] == []
     assert_same(spans.config, workdir)
+
+
+def test_what_another_config_has_counted_anew_since_is_refused(spans: Spans) -> None:
+    """A run that died after its merge, and another one since, with another neighbourhood, over the same spans."""
+    workdir = spans.merged([0, 1, 2], "first")
+    details = read_manifest(workdir.events.path).details
+    assert len(sources_of(details, None)) > 0
+    wider = spans.config.groups.model_copy(update={"cooccurrence_window": 9})
+    spans.config = spans.config.model_copy(update={"groups": wider})
+    spans.merged([0, 1, 2], "other")
+    with pytest.raises(ValueError, match="was counted anew, for another config, since its span was merged"):
+        sources_of(details, None)

@@ -53,10 +53,12 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
         windows = Windows(artifact.path)
         rng = np.random.default_rng(seed)
         for split, examples in (
-            (Split.TRAIN, _training_examples(log, probability, rng)),
-            (Split.VALIDATION, _evaluation_examples(log, 2)),
-            (Split.TEST, _evaluation_examples(log, 1)),
+            (Split.TRAIN, list(_training_examples(log, probability, rng))),
+            (Split.VALIDATION, list(_evaluation_examples(log, 2))),
+            (Split.TEST, list(_evaluation_examples(log, 1))),
         ):
+            if split != Split.TRAIN:
+                artifact.counts[f"{split.name.lower()}_users"] = len(examples)
             file = windows.shard(split, 0, 1)
             with tf.io.TFRecordWriter(str(file), "GZIP") as writer:
                 for example in examples:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
-from trainer.warm_start import GROUP_AXIS, continued_groups, warm_start
+from trainer.warm_start import GROUP_AXIS, _item_table, continued_groups, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
@@ -211,6 +212,36 @@ def test_a_split_group_shares_its_probability() -> None:
     match = continued_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2)
     assert match.earlier.tolist() == [0, 1, 0, -1]
     np.testing.assert_allclose(np.exp(match.log_share), [4 / 6, 1, 2 / 6, 1], rtol=1e-6)
+
+
+def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Path) -> None:
+    """Of group 0's items (0, 3, 6, ...), every other one goes to the new group 3."""
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
+    earlier = random_model(config_of("mmoe"), before)
+    split = np.where(np.arange(NUM_ITEMS) % (2 * NUM_GROUPS) == NUM_GROUPS, NUM_GROUPS, group_of)
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), split, COLOURS)
+    warm = config_of("mmoe", f"groups.num_groups={NUM_GROUPS + 1}", f"training.warm_start={before.path}")
+    model = build_model(warm, Catalogue.load(after))
+    warm_start(model, warm, after, "dnc", load_model)
+    old, new = (
+        next(weight.numpy() for weight in one.trainable_variables if weight.name.startswith("intent_logits/bias"))
+        for one in (earlier, model)
+    )
+    share = np.mean(split[group_of == 0] == 0)
+    assert 0 < share < 1
+    np.testing.assert_allclose(new[[0, NUM_GROUPS]], old[0] + np.log([share, 1 - share]), rtol=1e-5)
+    np.testing.assert_allclose(new[1:NUM_GROUPS], old[1:], rtol=1e-6)
+
+
+def test_a_new_item_starts_at_its_groups_mean_if_it_is_trained_and_keeps_its_own_start_if_not() -> None:
+    """Items 1 and 2 are known, of which only 1 is trained; 3 is new and trained, 4 new and cold; all of one group."""
+    catalogue = SimpleNamespace(
+        group_id=np.array([-1, 0, 0, 0, 0]), train_count=np.array([0, 5, 0, 2, 0]), num_groups=1
+    )
+    initial, source = np.full((5, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
+    table = _item_table(initial, source, np.array([0, 1, -1, -1]), catalogue, 2)
+    assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9]]
 
 
 def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ def test_with_a_timeout_a_batch_waits_for_company_but_not_when_it_is_full():
         await asyncio.sleep(0.01)
         futures.append(ask(batcher, 2))
         await asyncio.gather(*futures)
-        assert asyncio.get_running_loop().time() - started >= 0.2
+        assert asyncio.get_running_loop().time() - started >= 0.6
         started = asyncio.get_running_loop().time()
         await asyncio.gather(*(ask(batcher, value) for value in range(4)))
-        assert asyncio.get_running_loop().time() - started < 0.2
+        assert asyncio.get_running_loop().time() - started < 0.6
 
-    assert run(body, batch_timeout_micros=200_000).batches == [[1, 2], [0, 1, 2, 3]]
+    assert run(body, batch_timeout_micros=600_000).batches == [[1, 2], [0, 1, 2, 3]]
 
 
 def test_one_bad_request_does_not_fail_its_company():
@@ -135,14 +135,14 @@ def test_one_bad_request_does_not_fail_its_company():
 def test_where_company_fails_what_nobody_waits_for_any_more_is_not_run_again():
     class Slow(Graph):
         def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
-            time.sleep(0.5 * (len(requests) > 1))
+            time.sleep(1.5 * (len(requests) > 1))
             return super().run(requests)
 
     async def body(graph: Graph, batcher: Batcher) -> None:
         graph.gate.clear()
         first = ask(batcher, 1)
         await settle()
-        late, bad, good = ask(batcher, 2, seconds=0.3), ask(batcher, -3), ask(batcher, 4)
+        late, bad, good = ask(batcher, 2, seconds=1), ask(batcher, -3), ask(batcher, 4)
         await settle()
         graph.gate.set()
         await asyncio.gather(first, late, bad, good, return_exceptions=True)

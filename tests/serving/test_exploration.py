@@ -1,0 +1,42 @@
+"""The cold items of a request against a sort of them all."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving.exclusion import Exclusions
+from serving.exploration import Exploration
+from serving.slots import slots_by_item
+
+NUM_ITEMS, NUM_GROUPS, DIM = 90, 3, 4
+
+
+@pytest.mark.parametrize("excluded_from", ["cold", "warm", "both"])
+def test_the_best_cold_items_that_are_left_are_found_however_many_are_excluded(excluded_from: str) -> None:
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(NUM_ITEMS + 1, DIM)).astype(np.float32)
+    group = rng.integers(0, NUM_GROUPS, NUM_ITEMS)
+    members = [np.flatnonzero(group == one).astype(np.int32) + 1 for one in range(NUM_GROUPS)]
+    is_cold = np.append(False, rng.random(NUM_ITEMS) < 0.4)
+    queries = rng.normal(size=(4, NUM_GROUPS, DIM)).astype(np.float32)
+    offset = rng.normal(size=(4, NUM_GROUPS)).astype(np.float32)
+    offset[2, 1] = -np.inf  # a group that may not answer
+    wanted = np.array([3, 0, 5, 8], np.int32)
+    scores = np.einsum("rid,id->ri", queries[:, group], embeddings[1:]) + offset[:, group]
+    # Exclusions are the very best of their kind, so that a search that does not allow for them finds nothing else.
+    kind = {"cold": is_cold[1:], "warm": ~is_cold[1:], "both": np.ones(NUM_ITEMS, bool)}[excluded_from]
+    excluded = np.argsort(-np.where(kind, scores, -np.inf), axis=1)[:, :12]
+    slots = slots_by_item(members, NUM_ITEMS)
+    found = Exploration(embeddings, members, is_cold).choose(
+        tf.constant(queries),
+        tf.constant(offset),
+        tf.constant(wanted),
+        Exclusions.of(tf.constant(slots[excluded + 1]), NUM_ITEMS),
+    )
+    allowed = np.broadcast_to(is_cold[1:], scores.shape).copy()
+    np.put_along_axis(allowed, excluded, False, axis=1)
+    for row in range(4):
+        order = np.argsort(-np.where(allowed[row], scores[row], -np.inf))[: wanted[row]]
+        expected = [int(slots[item + 1]) for item in order if allowed[row, item] and np.isfinite(scores[row, item])]
+        assert [slot for slot in found.slots.numpy()[row].tolist() if slot] == expected
+        assert len(expected) == wanted[row]
