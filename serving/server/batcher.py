@@ -91,12 +91,12 @@ class Batcher:
                 f"the request has {rows} rows, more than max_batch_size={config.max_batch_size}; send several requests"
             )
         width = max((math.prod(value.shape[1:]) for value in inputs.values() if value.ndim > 1), default=1)
-        rows = max(rows, 1)  # a request of no rows takes its place, too
-        if rows * width > config.max_batch_elements:
+        if max(rows, 1) * width > config.max_batch_elements:
             raise invalid(
                 f"the request's widest input has {rows} x {width} values, more than "
                 f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
             )
+        rows = max(rows, 1)  # a request of no rows takes its place, too
         if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
             raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
         loop = asyncio.get_running_loop()
