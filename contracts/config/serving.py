@@ -70,10 +70,10 @@ class ServerConfig(Section):
         0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
     )
     max_enqueued_batches: int = Field(
-        32,
+        128,
         ge=1,
-        description="more requests than fill these are refused as overload; enough for what comes while a new version "
-        "loads",
+        description="more requests than fill these are refused as overload; enough for what comes in the seconds in "
+        "which a new version loads beside",
     )
     num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
