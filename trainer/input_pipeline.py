@@ -159,6 +159,11 @@ class EvaluationUsers:
     def __len__(self) -> int:
         return len(self.user_index)
 
+    def take(self, rows: np.ndarray) -> EvaluationUsers:
+        """The users named, in their order."""
+        ragged = (self.history, self.seen, self.targets)
+        return EvaluationUsers(self.user_index[rows], *(values.take(rows) for values in ragged))
+
     @classmethod
     def load(cls, workdir: Workdir, split: Split, limit: int | None = None) -> EvaluationUsers:
         """Reads the users of the validation or test split, evenly spaced ones if there are more than `limit`.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -28,8 +28,19 @@ _LEAST_USERS_PER_CHUNK = 32
 _MOST_THREADS = 4
 """Each holds a chunk's scores."""
 
+_VECTOR_BYTES = 1 << 28
+"""Users' vectors held at once: with hundreds of groups, those of all users take more memory than all else."""
+
 _USERS_AT_ONCE = 512
 _Found = TypeVar("_Found")
+
+
+class _Chunk(NamedTuple):
+    """Some of the users: `rows` of them, and what `encode_users` makes of these."""
+
+    rows: np.ndarray
+    queries: np.ndarray
+    log_intent: np.ndarray
 
 
 class ExactRanking:
@@ -41,9 +52,7 @@ class ExactRanking:
     """
 
     def __init__(self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers):
-        self._catalogue, self._users, self._ranked_by = catalogue, users, model.ranked_by
-        self._intent_in_score = model.intent_in_score
-        self._queries, self._log_intent = encode_users(model, users)
+        self._model, self._catalogue, self._users = model, catalogue, users
         group = catalogue.group_id[1:]
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
         self._items = (np.lexsort([tie_break, group]) + 1).astype(np.int32)
@@ -71,12 +80,12 @@ class ExactRanking:
     ) -> list[dict[int, np.ndarray]]:
         """`lists_of_lengths` of each (merge, alpha), of scores that are computed once."""
 
-        def of_chunk(rows: np.ndarray) -> list[dict[int, np.ndarray]]:
-            scores = self._scores(rows)
+        def of_chunk(chunk: _Chunk) -> list[dict[int, np.ndarray]]:
+            scores = self._scores(chunk)
             return [
                 self._score_lists(scores, lengths)
                 if merge == "score"
-                else self._quota_lists(scores, rows, alpha, lengths)
+                else self._quota_lists(scores, chunk.log_intent, alpha, lengths)
                 for merge, alpha in merges
             ]
 
@@ -93,8 +102,8 @@ class ExactRanking:
         list, because it was seen, has the largest int64: no k reaches it.
         """
 
-        def of_chunk(rows: np.ndarray) -> np.ndarray:
-            scores, targets = self._scores(rows), self._users.targets.take(rows)
+        def of_chunk(chunk: _Chunk) -> np.ndarray:
+            scores, targets = self._scores(chunk), self._users.targets.take(chunk.rows)
             columns = self._column_of_item[targets.values]
             own = scores[targets.row_ids(), columns]
             places = [
@@ -113,36 +122,47 @@ class ExactRanking:
         tied = np.flatnonzero(scores == score)
         return above + int(np.count_nonzero(self._tie_break[tied] < self._tie_break[column]))
 
-    def _each_chunk(self, work: Callable[[np.ndarray], _Found]) -> list[_Found]:
-        """`work(rows)` of the users, chunk by chunk, a few at a time: NumPy's parts of it run side by side."""
+    def _each_chunk(self, work: Callable[[_Chunk], _Found]) -> list[_Found]:
+        """`work` of the users, chunk by chunk, a few at a time: NumPy's parts of it run side by side."""
         size = max(_LEAST_USERS_PER_CHUNK, _SCORES_PER_CHUNK // self._catalogue.num_items)
         chunks = [np.arange(start, min(start + size, len(self._users))) for start in range(0, len(self._users), size)]
-        with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
-            found = [threads.submit(work, rows) for rows in chunks]
-            what = f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users"
-            return [chunk.result() for chunk in line_a_minute(found, what)]
+        what = f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users"
+        return [found for _, found in zip(line_a_minute(chunks, what), self._found(chunks, work), strict=True)]
 
-    def _scores(self, rows: np.ndarray) -> np.ndarray:
+    def _found(self, chunks: Sequence[np.ndarray], work: Callable[[_Chunk], _Found]) -> Iterator[_Found]:
+        """`work` of each chunk, in order; users are encoded as many chunks at a time as memory is for their vectors."""
+        bytes_per_user = 4 * self._model.num_vectors * self._model.embedding_dim
+        at_once = max(1, _VECTOR_BYTES // (bytes_per_user * len(chunks[0])))
+        with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
+            for first in range(0, len(chunks), at_once):
+                yield from threads.map(work, self._encoded(chunks[first : first + at_once]))
+
+    def _encoded(self, chunks: Sequence[np.ndarray]) -> list[_Chunk]:
+        queries, log_intent = encode_users(self._model, self._users.take(np.concatenate(chunks)))
+        ends = np.cumsum([len(rows) for rows in chunks])[:-1]
+        return list(map(_Chunk, chunks, np.split(queries, ends), np.split(log_intent, ends)))
+
+    def _scores(self, chunk: _Chunk) -> np.ndarray:
         """float32 [num_rows, num_items] in order of `_items`; seen items are -inf."""
-        if self._ranked_by == "best_vector":
-            scores = self._best_vector_scores(rows)
+        if self._model.ranked_by == "best_vector":
+            scores = self._best_vector_scores(chunk)
         else:
-            scores = np.empty((len(rows), self._catalogue.num_items), np.float32)
-            log_intent = floored_log_intent(self._log_intent[rows])
+            scores = np.empty((len(chunk.rows), self._catalogue.num_items), np.float32)
+            log_intent = floored_log_intent(chunk.log_intent)
             for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
-                np.matmul(self._queries[rows, group], self._embeddings[start:end].T, out=scores[:, start:end])
-                if self._intent_in_score:
+                np.matmul(chunk.queries[:, group], self._embeddings[start:end].T, out=scores[:, start:end])
+                if self._model.intent_in_score:
                     scores[:, start:end] += log_intent[:, group, None]
-        seen = self._users.seen.take(rows)
+        seen = self._users.seen.take(chunk.rows)
         scores[seen.row_ids(), self._column_of_item[seen.values]] = -np.inf
         return scores
 
-    def _best_vector_scores(self, rows: np.ndarray) -> np.ndarray:
+    def _best_vector_scores(self, chunk: _Chunk) -> np.ndarray:
         """float32 [num_rows, num_items]: max over the active vectors."""
-        scores = np.full((len(rows), self._catalogue.num_items), -np.inf, np.float32)
-        for vector in range(self._queries.shape[1]):
-            active = np.flatnonzero(np.isfinite(self._log_intent[rows, vector]))
-            liked = self._queries[rows[active], vector] @ self._embeddings.T
+        scores = np.full((len(chunk.rows), self._catalogue.num_items), -np.inf, np.float32)
+        for vector in range(chunk.queries.shape[1]):
+            active = np.flatnonzero(np.isfinite(chunk.log_intent[:, vector]))
+            liked = chunk.queries[active, vector] @ self._embeddings.T
             scores[active] = np.maximum(scores[active], liked)
         return scores
 
@@ -152,10 +172,9 @@ class ExactRanking:
         return {length: best[:, :length] for length in lengths}
 
     def _quota_lists(
-        self, scores: np.ndarray, rows: np.ndarray, alpha: float, lengths: Sequence[int]
+        self, scores: np.ndarray, log_intent: np.ndarray, alpha: float, lengths: Sequence[int]
     ) -> dict[int, np.ndarray]:
         """Each group's best are sought once, as many as its largest quota; each length takes its part of them."""
-        log_intent = self._log_intent[rows]
         bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
         available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
         log_weight = alpha * floored_log_intent(log_intent.astype(np.float64))
@@ -170,7 +189,7 @@ class ExactRanking:
             if width
         ]
         # Whoever has seen everything has no group to take from.
-        columns = np.concatenate([np.empty((len(rows), 0), np.int64), *best], axis=1)
+        columns = np.concatenate([np.empty((len(scores), 0), np.int64), *best], axis=1)
         values = np.take_along_axis(scores, columns, axis=1)
         order = np.lexsort([self._tie_break[columns], -values], axis=1)
         items = self._items[np.take_along_axis(columns, order, axis=1)]
@@ -179,7 +198,7 @@ class ExactRanking:
         lists = {}
         for length, of_length in taken.items():
             kept = place < np.take_along_axis(of_length, group, axis=1)
-            lists[length] = np.zeros((len(rows), min(length, self._catalogue.num_items)), np.int32)
+            lists[length] = np.zeros((len(scores), min(length, self._catalogue.num_items)), np.int32)
             lists[length][np.nonzero(kept)[0], np.cumsum(kept, axis=1)[kept] - 1] = items[kept]
         return lists
 

@@ -1,5 +1,6 @@
 """Places and lists against a full sort, where many scores are equal."""
 
+import tracemalloc
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainer import ranking
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import hits, recall_at_k, recall_of_places
@@ -109,3 +111,39 @@ def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:
     for lists in case.ranking.lists_of_merges([("score", 1.0), ("quota", 1.0)], [1, 5]):
         assert [found.shape for found in lists.values()] == [(NUM_USERS, 1), (NUM_USERS, 5)]
         assert not any(found.any() for found in lists.values())
+
+
+def test_users_vectors_are_held_for_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 users with a vector of 64 floats for each of 400 groups are 205 MB, of which 15 MB may be held."""
+    monkeypatch.setattr(ranking, "_VECTOR_BYTES", 15 << 20)
+    num_users, num_items, num_groups, dim = 2000, 8000, 400, 64
+    rng = np.random.default_rng(0)
+    shared = tf.constant(rng.integers(-9, 10, (num_users, 1, dim)), tf.float32)
+    items = rng.integers(-9, 10, (num_items + 1, dim)).astype(np.float32)
+    group_id = np.append(-1, np.arange(num_items) % num_groups).astype(np.int32)
+    model = SimpleNamespace(
+        ranked_by="group",
+        intent_in_score=False,
+        num_vectors=num_groups,
+        passes_of_an_answer=1,
+        embedding_dim=dim,
+        features_of_users=lambda user: user,
+        query_embeddings=lambda history, user: (
+            tf.repeat(tf.gather(shared, user), num_groups, axis=1),
+            tf.zeros([len(user), num_groups]),
+        ),
+        catalogue_embeddings=lambda: items,
+    )
+    targets = rng.integers(1, num_items + 1, num_users)
+    nothing, one_each = of_rows([[]] * num_users), Ragged(targets, np.arange(num_users + 1))
+    users = EvaluationUsers(np.arange(num_users), one_each, nothing, one_each)
+    catalogue = Catalogue(np.arange(num_items).astype(object), group_id, num_groups, group_id, group_id)
+    tracemalloc.start()
+    places = ExactRanking(model, catalogue, users).target_places()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    scores, rank = shared.numpy()[:, 0] @ items[1:].T, np.random.default_rng(0).permutation(num_items)
+    own = scores[np.arange(num_users), targets - 1, None]
+    better = (scores > own) | ((scores == own) & (rank < rank[targets - 1, None]))
+    assert places.tolist() == better.sum(axis=1).tolist()
+    assert peak < 100e6
