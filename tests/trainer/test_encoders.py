@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -58,15 +60,63 @@ def test_mind_has_more_interests_for_longer_histories(events: int, interests: in
     assert active.numpy().tolist() == [[place < interests for place in range(INTERESTS)]]
 
 
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-values))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(logits) / np.exp(logits).sum(axis=0)
+
+
+def normed(rows: np.ndarray, norm: tf.keras.layers.Layer) -> np.ndarray:
+    centered = rows - rows.mean(axis=1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + 1e-6)
+    return scaled * norm.gamma.numpy() + norm.beta.numpy()
+
+
+def test_the_transformer_attends_as_the_paper_says() -> None:
+    """SASRec (arXiv 1808.09781), norms before each part: loops over blocks, heads and positions."""
+    layer, head_dim = encoder("transformer"), DIM // 2
+    inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
+    hidden = inputs
+    for block in layer._blocks:
+        query, key, value = np.split(normed(hidden, block._attention_norm) @ block._query_key_value.kernel, 3, axis=1)
+        attended = np.zeros_like(hidden)
+        for place in range(LENGTH):
+            for head in (slice(0, head_dim), slice(head_dim, DIM)):
+                weights = softmax(key[: place + 1, head] @ query[place, head] / np.sqrt(head_dim))
+                attended[place, head] = weights @ value[: place + 1, head]
+        hidden = hidden + attended @ block._attention_output.kernel.numpy()
+        expanded = block._expand(tf.constant(normed(hidden, block._feed_forward_norm))).numpy()
+        activated = expanded * (0.5 + 0.5 * np.vectorize(math.erf)(expanded / np.sqrt(2)))
+        hidden = hidden + block._contract(tf.constant(activated, tf.float32)).numpy()
+    np.testing.assert_allclose(layer(inputs[None])[0], normed(hidden, layer._norm), rtol=1e-3, atol=1e-3)
+
+
+def test_the_gru_is_gated_as_the_paper_says() -> None:
+    """Of Keras's weights (update, reset, candidate), the reset gate after the product, as cuDNN has it."""
+    layer = encoder("gru")
+    inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
+    kernel, recurrent, (bias, recurrent_bias) = (weight.numpy() for weight in layer._layers[0].cell.weights)
+    outputs, state = [], np.zeros(DIM)
+    for event in normed(inputs, layer._norms[0]):
+        of_event = np.split(event @ kernel + bias, 3)
+        of_state = np.split(state @ recurrent + recurrent_bias, 3)
+        update, reset = sigmoid(of_event[0] + of_state[0]), sigmoid(of_event[1] + of_state[1])
+        state = update * state + (1 - update) * np.tanh(of_event[2] + reset * of_state[2])
+        outputs.append(state)
+    np.testing.assert_allclose(layer(inputs[None])[0], normed(inputs + outputs, layer._norms[1]), rtol=1e-3, atol=1e-3)
+
+
 def test_mind_routes_as_the_paper_says() -> None:
-    """The last position's interests against loops over interests and behaviours."""
+    """The last position's interests against loops over interests and behaviours; routing itself is not trained."""
     layer = encoder("mind")
     weights = {name.split("/")[-1].split(":")[0]: value for name, value in named(layer)}
     start, bilinear = weights["routing_start"], weights["bilinear"]
     inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
     routing = start.copy()
     for _ in range(3):
-        share = np.exp(routing) / np.exp(routing).sum(axis=0)
+        share = softmax(routing)
         capsules = []
         for interest in range(INTERESTS):
             total = sum(share[interest, place] * inputs[place] @ bilinear for place in range(LENGTH))
@@ -75,17 +125,25 @@ def test_mind_routes_as_the_paper_says() -> None:
         routing = routing + np.array(
             [[capsule @ (inputs[place] @ bilinear) for place in range(LENGTH)] for capsule in capsules]
         )
-    stacked = tf.constant(np.array(capsules, np.float32))
-    expected = stacked + layer._contract(layer._expand(stacked))
-    np.testing.assert_allclose(layer(inputs[None])[0, -1], expected, rtol=1e-3, atol=1e-3)
+    with tf.GradientTape(persistent=True) as tape:
+        found = layer(inputs[None])[0, -1]
+        total = tf.constant(share, tf.float32) @ inputs @ layer._bilinear
+        square = tf.reduce_sum(total**2, axis=1, keepdims=True)
+        stacked = square / (1 + square) * total / tf.sqrt(square)
+        expected = stacked + layer._contract(layer._expand(stacked))
+    np.testing.assert_allclose(stacked, capsules, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    # As in the authors' code: a gradient goes through the last sums alone, not through what was routed where.
+    np.testing.assert_allclose(
+        *(tape.gradient(value, layer._bilinear) for value in (found, expected)), rtol=1e-2, atol=1e-2
+    )
 
 
 def test_comirec_attends_as_the_paper_says() -> None:
     layer = encoder("comirec")
     inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
     logits = layer._heads(layer._hidden(inputs)).numpy()[:4]
-    attention = np.exp(logits) / np.exp(logits).sum(axis=0)
-    expected = layer._norm(tf.constant((attention.T @ inputs[:4])[None, None]))[0, 0]
+    expected = layer._norm(tf.constant((softmax(logits).T @ inputs[:4])[None, None]))[0, 0]
     np.testing.assert_allclose(layer(inputs[None])[0, 3], expected, rtol=1e-3, atol=1e-4)
 
 
