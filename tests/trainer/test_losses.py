@@ -20,7 +20,7 @@ from trainer.log_partitions import (
     z_loss,
 )
 from trainer.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
-from trainer.negative_samplers import evenly_spread
+from trainer.negative_samplers import evenly_spread, uniform_unseen
 
 NUM_ITEMS, NUM_GROUPS = 60, 4
 
@@ -215,6 +215,15 @@ def test_a_part_of_the_draws_is_even_and_any_draw_is_as_likely_in_it() -> None:
     assert np.abs(counts[draws[draws > 0]] - 1200).max() < 5 * 27
     np.testing.assert_array_equal(evenly_spread(tf.constant(draws), 99, generator), draws[draws > 0])
     assert len(evenly_spread(tf.zeros([0], tf.int64), 20, generator)) == 0
+
+
+def test_uniform_negatives_are_of_all_items_but_those_seen() -> None:
+    seen = np.array([[1, 3, 0], [5, 5, 0]])
+    drawn = uniform_unseen(tf.random.Generator.from_seed(0), 5, tf.constant(seen), 10_000).numpy()
+    # Each item a fifth of the draws, with a standard deviation of .004; 0 has the share of those seen.
+    for row, shares in zip(drawn, ([0.4, 0, 0.2, 0, 0.2, 0.2], [0.2, 0.2, 0.2, 0.2, 0.2, 0]), strict=True):
+        np.testing.assert_allclose(np.bincount(row, minlength=6) / 10_000, shares, atol=0.02)
+        assert len(np.bincount(row)) <= 6
 
 
 def test_a_windows_own_items_are_left_out_of_its_draws() -> None:

@@ -18,6 +18,7 @@ from trainer.group_first_model import GroupFirstModel
 from trainer.input_pipeline import TrainingWindows, WindowBatch
 from trainer.model import TwoTowerModel
 from trainer.negative_pools import NegativePools
+from trainer.negative_samplers import uniform_unseen
 
 DRAWN = {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}
 
@@ -251,3 +252,86 @@ def test_the_models_choice_term_is_that_of_numpy(tmp_path: Path) -> None:
             expected.append(np.log(np.exp(scores).sum()) - scores[0])
     # The exposed negatives of this log are the positives themselves: accidental hits, all masked.
     assert float(model.loss_terms(batch, training=False)["choice"]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_models_binary_term_is_that_of_numpy(workdir: Workdir) -> None:
+    """gBCE of rate a = 3 / 59 and t = .7; uniform negatives that the window holds are none."""
+    loss = {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}
+    config = small_config(model={"dropout": 0.0, "conditioning": "multiply"}, training={"loss": loss})
+    catalogue = Catalogue.load(workdir)
+    model = perturbed(TwoTowerModel(config, catalogue))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    encoded = Encoded.of(model, batch)
+    drawn = drawn_by(model, catalogue, batch, encoded, 3)
+    assert (drawn == 0).any()
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    beta, expected = 3 / 59 * (0.7 * (1 - 59 / 3) + 59 / 3), []
+    for target, queries, negatives in zip(encoded.targets, encoded.own, drawn, strict=True):
+        scores = (queries[catalogue.group_id] * items).sum(axis=1)
+        of_negatives = np.log1p(np.exp(scores[negatives[negatives > 0]])).sum()
+        expected.append((beta * np.log1p(np.exp(-scores[target])) + of_negatives) / 4)
+    assert float(model.loss_terms(batch, training=False)["binary"]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
+    """Anchors are a positive of level 1 or 2 and what was exposed before it (0), above random items (-1).
+
+    The window's first item comes a second time, at a level of its own: it is not below itself.
+    """
+    config = small_config(
+        model={"dropout": 0.0, "conditioning": "multiply"},
+        training={"loss": {"hierarchy_weight": 1.0, "hierarchy_random": 2}},
+    )
+    catalogue, rng = Catalogue.load(workdir), np.random.default_rng(0)
+    model = perturbed(TwoTowerModel(config, catalogue))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    shape, third = batch.item_index.shape, batch.item_index[:, 2:3]
+    item_index = np.where((third > 0) & (np.arange(shape[1]) == 0), third, batch.item_index)
+    batch = batch._replace(
+        item_index=item_index,
+        feedback_level=rng.integers(1, 3, shape) * (item_index > 0),
+        exposed_negatives=rng.integers(1, catalogue.num_items + 1, (*shape, 2)) * rng.integers(0, 2, (*shape, 2)),
+    )
+    encoded = Encoded.of(model, batch)
+    drawn = drawn_by(model, catalogue, batch, encoded, 2)
+    items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
+    expected = []
+    for (row, position), target, queries, negatives in zip(
+        encoded.places, encoded.targets, encoded.own, drawn, strict=True
+    ):
+        scores = (queries[catalogue.group_id] * items).sum(axis=1)
+        anchors = [(target, batch.feedback_level[row, position])]
+        anchors += [(item, 0) for item in batch.exposed_negatives[row, position] if item]
+        window = zip(batch.item_index[row], batch.feedback_level[row], strict=True)
+        others = [(item, level) for item, level in window if item not in (0, target)]
+        others += [(item, -1) for item in negatives if item]
+        for anchor, level in anchors:
+            below = [scores[item] for item, other in anchors + others if other < level]
+            if below:
+                expected.append(log_partition(np.array([scores[anchor], *below])) - scores[anchor])
+    assert float(model.loss_terms(batch, training=False)["hierarchy"]) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def drawn_by(
+    model: TwoTowerModel, catalogue: Catalogue, batch: WindowBatch, encoded: Encoded, number: int
+) -> np.ndarray:
+    """The uniform negatives of each positive that the model is about to draw."""
+    state = model.generator.state.numpy()
+    own = tf.constant(batch.item_index[encoded.places[:, 0]])
+    drawn = uniform_unseen(model.generator, catalogue.num_items, own, number).numpy()
+    model.generator.reset(state)
+    return drawn
+
+
+def test_the_entropy_of_gates_is_that_of_numpy(workdir: Workdir) -> None:
+    catalogue = Catalogue.load(workdir)
+    model = perturbed(TwoTowerModel(small_config(model={"conditioning": "mmoe"}), catalogue))
+    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    encoded = Encoded.of(model, batch)
+    weights = {weight.name.removesuffix(":0"): weight.numpy() for weight in model.trainable_variables}
+    group = catalogue.group_id[encoded.targets]
+    logits = np.einsum("pd,pde->pe", encoded.shared, weights["gate_kernel"][group]) + weights["gate_bias"][group]
+    gates = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = -(gates * np.log(gates)).sum(axis=1).mean()
+    assert float(model.gate_entropy(batch)) == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected < np.log(2)
