@@ -30,6 +30,7 @@ class Log:
     easy_negatives: int = 2
     exposed_negatives: int = 0  # of a target: itself, so that a test sees where they land
     mined_negatives: int = 0  # of a target: the items after it in the catalogue, 0 after the last one
+    resamples: int = 1
     popularity_exponent: float = 0.5
     item_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     user_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
@@ -52,21 +53,22 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
     with writing(workdir.windows.path, Windows.KIND, "test") as artifact:
         windows = Windows(artifact.path)
         rng = np.random.default_rng(seed)
-        for split, examples in (
-            (Split.TRAIN, list(_training_examples(log, probability, rng))),
-            (Split.VALIDATION, list(_evaluation_examples(log, 2))),
-            (Split.TEST, list(_evaluation_examples(log, 1))),
+        draws = [(Split.TRAIN, draw, _training_examples(log, probability, rng)) for draw in range(log.resamples)]
+        for split, draw, examples in (
+            *draws,
+            (Split.VALIDATION, 0, _evaluation_examples(log, 2)),
+            (Split.TEST, 0, _evaluation_examples(log, 1)),
         ):
             if split != Split.TRAIN:
                 artifact.counts[f"{split.name.lower()}_users"] = len(examples)
-            file = windows.shard(split, 0, 1)
+            file = windows.shard(split, 0, 1, draw)
             with tf.io.TFRecordWriter(str(file), "GZIP") as writer:
                 for example in examples:
                     writer.write(example)
             artifact.files.append(file.name)
         number = len(log.sequences)  # each of a first event and targets
         artifact.counts.update(train_positives=int(counts.sum()) - number, train_windows=number)
-        artifact.details["resamples"] = 1
+        artifact.details["resamples"] = log.resamples
     return workdir
 
 

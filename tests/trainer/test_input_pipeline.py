@@ -1,10 +1,13 @@
 """What a window's record becomes: which of its events are targets."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from contracts.names import WindowField
-from trainer.input_pipeline import _window_batch
+from tests.trainer.artifacts import cyclic_log, write_artifacts
+from trainer.input_pipeline import TrainingWindows, _window_batch
 from trainer.ragged import Ragged
 
 
@@ -42,3 +45,21 @@ def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: 
     assert np.flatnonzero(batch.is_target[0]).tolist() == targets
     assert batch.is_target[1].tolist() == [True, True, False, False]  # padding is none
     assert batch.item_index.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
+
+
+def test_an_epoch_has_the_next_draw_in_an_order_of_its_own(tmp_path: Path) -> None:
+    workdir = write_artifacts(cyclic_log(num_users=40, resamples=2), tmp_path)
+
+    def read(epoch: int, seed: int = 0) -> tuple[list[bytes], np.ndarray]:
+        """Windows in their order, and all negatives."""
+        batches = list(TrainingWindows(workdir, 100, seed).epoch(epoch))
+        windows = [np.trim_zeros(row).tobytes() for batch in batches for row in batch.item_index]
+        return windows, np.sort(np.concatenate([batch.in_group_negatives for batch in batches]))
+
+    first, draws = zip(*map(read, range(3)), strict=True)
+    assert sorted(first[0]) == sorted(first[1]) == sorted(first[2])
+    assert len({tuple(order) for order in first}) == 3
+    np.testing.assert_array_equal(draws[0], draws[2])
+    assert (draws[0] != draws[1]).any()
+    assert read(1)[0] == first[1]  # whoever resumes there
+    assert read(1, seed=1)[0] != first[1]

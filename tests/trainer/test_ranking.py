@@ -42,15 +42,29 @@ class Case:
 
 @pytest.fixture
 def case() -> Case:
+    return case_of("by group")
+
+
+def case_of(kind: str) -> Case:
     rng = np.random.default_rng(0)
     items = rng.integers(-1, 2, (NUM_ITEMS + 1, DIM)).astype(np.float32)
     queries = rng.integers(-1, 2, (NUM_USERS, NUM_GROUPS, DIM)).astype(np.float32)
     log_intent = np.log(rng.dirichlet([0.5] * NUM_GROUPS, NUM_USERS)).astype(np.float32)
     # The last group is empty, and the first has three items: less than its quota.
     group_id = np.append(-1, np.repeat(np.arange(NUM_GROUPS - 1), [3, 17, 20])).astype(np.int32)
+    scores = (queries[:, group_id[1:]] * items[1:]).sum(axis=2)
+    if kind == "with intent":
+        log_intent[0, 0] = -np.inf  # a group that is as good as impossible has log 1e-20
+        scores += np.maximum(log_intent, np.log(1e-20))[:, group_id[1:]]
+    elif kind == "by the best vector":
+        # Of four interests, 1 to 4 are active: the others' vectors like all items most, and count for nothing.
+        active = np.arange(NUM_GROUPS) <= np.arange(NUM_USERS)[:, None] % NUM_GROUPS
+        queries[~active] *= 100
+        log_intent = np.where(active, 0, -np.inf).astype(np.float32)
+        scores = np.where(active[:, :, None], queries @ items[1:].T, -np.inf).max(axis=1)
     model = SimpleNamespace(
-        ranked_by="group",
-        intent_in_score=False,
+        ranked_by="best_vector" if kind == "by the best vector" else "group",
+        intent_in_score=kind == "with intent",
         num_vectors=NUM_GROUPS,
         passes_of_an_answer=1,
         embedding_dim=DIM,
@@ -63,14 +77,15 @@ def case() -> Case:
     targets[0] = np.array([seen[0][0], 0, 7, 7])  # seen, unknown, and one named twice
     users = EvaluationUsers(np.arange(NUM_USERS), of_rows([[1]] * NUM_USERS), of_rows(seen), of_rows(targets))
     catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, NUM_GROUPS, group_id, group_id)
-    scores = (queries[:, group_id[1:]] * items[1:]).sum(axis=2)
     return Case(scores, group_id, log_intent, users, ExactRanking(model, catalogue, users))
 
 
 NOWHERE = np.iinfo(np.int64).max
 
 
-def test_places_are_those_of_a_full_sort(case: Case) -> None:
+@pytest.mark.parametrize("kind", ["by group", "with intent", "by the best vector"])
+def test_places_are_those_of_a_full_sort(kind: str) -> None:
+    case = case_of(kind)
     users, expected = case.users, []
     for user in range(NUM_USERS):
         order = case.order(user)
@@ -79,6 +94,7 @@ def test_places_are_those_of_a_full_sort(case: Case) -> None:
     places = case.ranking.target_places()
     assert places.tolist() == expected
     lists = case.ranking.lists("score", 0.0, NUM_ITEMS)
+    assert [row[row > 0].tolist() for row in lists] == [case.order(user) for user in range(NUM_USERS)]
     for k in (1, 3, 10, 40):
         np.testing.assert_array_equal(
             recall_of_places(places, users.targets, k),

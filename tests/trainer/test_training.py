@@ -182,6 +182,17 @@ def test_the_epoch_that_spends_the_time_is_validated(workdir: Workdir) -> None:
     assert 0 < entry["validation_recall"] <= 1
 
 
+def test_weight_decay_shrinks_the_weights(workdir: Workdir) -> None:
+    """A tenth a step, by a learning rate of .01; what a step learns is at most a hundredth of each weight or so."""
+    sums = {}
+    for decay in (0.0, 10.0):
+        config = small_config(training={"epochs": 1, "averaged_epochs": 0, "weight_decay": decay})
+        steps = train(config, workdir, "model", f"{decay}").counts["steps"]
+        weights = load_model(config, workdir, "model").trainable_variables
+        sums[decay] = sum(float(tf.reduce_sum(tf.abs(weight))) for weight in weights)
+    assert 0.9**steps < sums[10.0] / sums[0.0] < 0.9 ** (steps / 2)
+
+
 def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
     log = cyclic_log(num_users=30)
     spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "width": 1}
