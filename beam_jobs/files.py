@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from contracts.storage import reading, write_whole
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """One Parquet file, whole or absent."""
-    write_whole(path, lambda staging: pq.write_table(table, staging, compression="zstd", compression_level=1))
+def write_parquet(table: pa.Table, path: Path, rows_per_group: int | None = None) -> None:
+    """One Parquet file, whole or absent; `rows_per_group` can be read by themselves, by default a million or so."""
+    options = {"compression": "zstd", "compression_level": 1, "row_group_size": rows_per_group}
+    write_whole(path, lambda staging: pq.write_table(table, staging, **options))
 
 
 def read_parquet(path: Path, **options: Any) -> pa.Table:

@@ -8,9 +8,10 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from beam_jobs.feature_tables import read_feature_table
-from beam_jobs.files import read_parquet, write_parquet
+from beam_jobs.files import write_parquet
 from beam_jobs.payload import one_array
 from contracts.config import FeatureTable
 from contracts.storage import local
@@ -19,7 +20,7 @@ ROWS_PER_BATCH = 1 << 15
 
 
 def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, field: str, path: Path) -> dict[str, int]:
-    """Joins `ids` with the feature table; returns counts of its rows that were left out.
+    """Joins `ids` with the feature table, in row groups of `ROWS_PER_BATCH`; returns counts of rows that were left out.
 
     Raises:
         ValueError: the feature table cannot be read.
@@ -31,17 +32,17 @@ def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, fie
         aligned = rows.aligned(ids)
         columns.update({feature.name: aligned[feature.name] for feature in table.features})
         counts = rows.counts
-    write_parquet(pa.table(columns), path)
+    write_parquet(pa.table(columns), path, ROWS_PER_BATCH)
     return counts
 
 
 class ReadRawBatches(beam.DoFn):
-    """(path, first row) -> a record batch in which each scalar is a list of one: TFT's form of it."""
+    """(path, number of a row group) -> a record batch in which each scalar is a list of one: TFT's form of it."""
 
     def process(self, element: tuple[Path, int]) -> Iterator[pa.RecordBatch]:
-        path, start = element
-        table = read_parquet(local(path)).slice(start, ROWS_PER_BATCH)
-        yield as_lists(table)
+        path, number = element
+        with pq.ParquetFile(local(path)) as file:  # not all of the table: its batches grow in number with it
+            yield as_lists(file.read_row_group(number, use_threads=False))
 
 
 def as_lists(table: pa.Table) -> pa.RecordBatch:

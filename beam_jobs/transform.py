@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -60,16 +61,16 @@ class TableJob:
 
 
 class TransformTable(beam.PTransform):
-    """(path, first row) of a raw table -> its graph and its transformed rows, in the order of the index."""
+    """(path, number of a row group) of a raw table -> its graph and its transformed rows, in the order of the index."""
 
     def __init__(self, job: TableJob) -> None:
         super().__init__()
         self._job = job
 
-    def expand(self, starts: beam.PCollection) -> beam.PCollection:
+    def expand(self, numbers: beam.PCollection) -> beam.PCollection:
         job = self._job
         schema = schema_utils.schema_from_feature_spec(raw_feature_spec(job.id_name, job.columns))
-        batches = starts | "ReadRaw" >> beam.ParDo(ReadRawBatches()).with_output_types(pa.RecordBatch)
+        batches = numbers | "ReadRaw" >> beam.ParDo(ReadRawBatches()).with_output_types(pa.RecordBatch)
         preprocessing_fn = make_preprocessing_fn(job.id_name, job.index_name, str(job.vocabulary), job.columns)
         (transformed, _), graph = (batches, _adapter_config(job)) | "Fit" >> tft_beam.AnalyzeAndTransformDataset(
             preprocessing_fn, output_record_batches=True
@@ -77,7 +78,7 @@ class TransformTable(beam.PTransform):
         graph | "WriteGraph" >> tft_beam.WriteTransformFn(str(job.graph))
         raw = dataset_metadata.DatasetMetadata(schema)
         raw | "WriteRawSchema" >> tft_beam.WriteMetadata(
-            str(job.graph / tft.TFTransformOutput.RAW_METADATA_DIR), starts.pipeline
+            str(job.graph / tft.TFTransformOutput.RAW_METADATA_DIR), numbers.pipeline
         )
         return (
             transformed
@@ -194,10 +195,10 @@ def _transform(beam_config: BeamConfig, job: TableJob, scratch: Path) -> TableDo
     ids = read_parquet(job.source, columns=[job.id_name])[job.id_name]
     raw_path = scratch / f"raw-{job.kind}.parquet"
     left_out = write_raw_table(one_array(ids), job.id_name, job.features, job.field, raw_path)
-    starts = [(raw_path, start) for start in range(0, len(ids), ROWS_PER_BATCH)]
+    batches = [(raw_path, number) for number in range(math.ceil(len(ids) / ROWS_PER_BATCH))]
     tft_scratch = scratch / f"tft-{job.kind}"
     with tft_beam.Context(temp_dir=str(tft_scratch)):
-        collect(beam_config, starts, TransformTable(job), scratch)
+        collect(beam_config, batches, TransformTable(job), scratch)
     remove(raw_path)
     remove_tree(tft_scratch)
     return TableDone(len(ids), left_out, [_spec(feature, job.graph) for feature in job.columns])

@@ -12,6 +12,7 @@ import tensorflow_transform as tft
 
 from beam_jobs import ingest, statistics, transform
 from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import read_manifest
 from contracts.config import FeatureTable
 from contracts.layout import Workdir
@@ -239,3 +240,22 @@ def test_feature_spec(finished: Workdir) -> None:
         "note": ("categorical", 2, 1),
         "tags": ("tokens", 2, 3),
     }
+
+
+def test_a_batch_reads_its_own_rows_alone(tmp_path: Path) -> None:
+    """Else a table is read as often as it has batches. Of one whose end is damaged, what lies before can be read."""
+    path, ids = tmp_path / "raw.parquet", [f"i{number}" for number in range(ROWS_PER_BATCH + 7)]
+    write_raw_table(pa.array(ids), "item_id", None, "data.item_features", path)
+
+    def batch(number: int) -> list[str]:
+        [found] = ReadRawBatches().process((path, number))
+        return [value.decode() for value in found.column(0).flatten().to_pylist()]
+
+    assert batch(0) + batch(1) == ids
+    last = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    with path.open("r+b") as stream:
+        stream.seek(last.dictionary_page_offset or last.data_page_offset)
+        stream.write(b"\xff" * last.total_compressed_size)
+    assert batch(0) == ids[:ROWS_PER_BATCH]
+    with pytest.raises(OSError):
+        batch(1)
