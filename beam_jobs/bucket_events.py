@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from beam_jobs.files import read_parquet
-from beam_jobs.hashing import hash_strings
+from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, UserColumn
@@ -69,40 +67,21 @@ class BucketEvents:
 class Vocabulary:
     """Item and user ids of the statistics artifact: string -> index."""
 
-    def __init__(self, statistics: ItemStatistics, num_buckets: int) -> None:
+    def __init__(self, statistics: ItemStatistics) -> None:
         items = read_parquet(local(statistics.items), columns=[ItemColumn.ITEM_ID])
         users = read_parquet(local(statistics.users), columns=[UserColumn.USER_ID])
-        self.items, self.users = one_array(items.column(0)), one_array(users.column(0))
-        # Looked up bucket by bucket, in the bucket's own users: in all of them, the work would grow by its square.
-        buckets = buckets_of_users(self.users, num_buckets)
-        self._user_order = np.argsort(buckets, kind="stable")
-        self._user_bounds = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=num_buckets))])
+        self._items, self._users = IdIndex(one_array(items.column(0))), IdIndex(one_array(users.column(0)))
 
-    def read_bucket(self, bucket: int, path: Path) -> BucketEvents:
+    def read_bucket(self, path: Path) -> BucketEvents:
         """Reads a bucket's file; its rows are in order already."""
         table = read_parquet(path)
         user_ids, users = encode_ids(table[EventColumn.USER_ID])
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         return BucketEvents(
             users=users,
-            items=_index(item_ids, self.items)[items],
+            items=self._items.find(item_ids)[items],
             times=table[EventColumn.TIMESTAMP].to_numpy(),
             levels=table[EventColumn.FEEDBACK_LEVEL].to_numpy().astype(np.int64),
             splits=table[EventColumn.SPLIT].to_numpy().astype(np.int64),
-            user_index=self._user_index(bucket, user_ids),
+            user_index=self._users.find(user_ids),
         )
-
-    def _user_index(self, bucket: int, ids: pa.Array) -> Int64:
-        places = self._user_order[self._user_bounds[bucket] : self._user_bounds[bucket + 1]]
-        index = np.append(0, places + 1)
-        return index[_index(ids, self.users.take(pa.array(places)))]
-
-
-def buckets_of_users(ids: pa.Array, num_buckets: int) -> Int64:
-    """[num_ids] the bucket that holds all of a user's events."""
-    return (hash_strings(ids) % np.uint64(num_buckets)).astype(np.int64)
-
-
-def _index(ids: pa.Array, vocabulary: pa.Array) -> Int64:
-    """[num_ids] place in the vocabulary, from 1; 0 = not there."""
-    return pc.fill_null(pc.index_in(ids, vocabulary), -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1

@@ -84,20 +84,17 @@ class PairKeys:
 
 
 class CountCooccurrences(beam.PTransform):
-    """(bucket number, file) -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
+    """A bucket's file -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
 
-    def __init__(
-        self, statistics: ItemStatistics, num_buckets: int, target_level: int, keys: PairKeys, output: Path
-    ) -> None:
+    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys, output: Path) -> None:
         super().__init__()
         self._statistics = statistics
-        self._num_buckets = num_buckets
         self._target_level = target_level
         self._keys = keys
         self._output = output
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
-        find = _FindPairs(self._statistics, self._num_buckets, self._target_level, self._keys)
+        find = _FindPairs(self._statistics, self._target_level, self._keys)
         return (
             buckets
             | "FindPairs" >> beam.ParDo(find)
@@ -107,19 +104,18 @@ class CountCooccurrences(beam.PTransform):
 
 
 class _FindPairs(beam.DoFn):
-    """(bucket number, file) -> (block, packed keys)."""
+    """A bucket's file -> (block, packed keys)."""
 
-    def __init__(self, statistics: ItemStatistics, num_buckets: int, target_level: int, keys: PairKeys) -> None:
+    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys) -> None:
         self._statistics = statistics
-        self._num_buckets = num_buckets
         self._target_level = target_level
         self._keys = keys
 
     def setup(self) -> None:
-        self._vocabulary = Vocabulary(self._statistics, self._num_buckets)
+        self._vocabulary = Vocabulary(self._statistics)
 
-    def process(self, element: tuple[int, Path]) -> Iterator[tuple[int, bytes]]:
-        events = self._vocabulary.read_bucket(*element)
+    def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        events = self._vocabulary.read_bucket(path)
         train = events.where((events.levels >= self._target_level) & (events.splits == Split.TRAIN))
         keys = self._keys.of_events(train.users, train.items - 1)
         bounds = self._keys.block_bounds(keys)

@@ -211,11 +211,9 @@ def count_cooccurrences(
     if "spans" in events.details:
         merge = MergeCooccurrences(statistics, num_blocks, scratch / "cooccurrences")
         return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
-    buckets = [(bucket, folder / name) for bucket, name in enumerate(events.files)]
+    buckets = [folder / name for name in events.files]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    steps = CountCooccurrences(
-        statistics, len(buckets), config.data.feedback.target_level_index, keys, scratch / "cooccurrences"
-    )
+    steps = CountCooccurrences(statistics, config.data.feedback.target_level_index, keys, scratch / "cooccurrences")
     return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.bucket_events import buckets_of_users
 from beam_jobs.bucket_file import EVENT_SCHEMA, write_bucket
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
+from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.payload import one_array, pack, unpack
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
@@ -116,7 +116,7 @@ def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]
     if not events.num_rows:
         return
     users = one_array(events[EventColumn.USER_ID])
-    of_user = buckets_of_users(users.dictionary, num_buckets)
+    of_user = (hash_strings(users.dictionary) % np.uint64(num_buckets)).astype(np.int64)
     buckets = of_user[users.indices.to_numpy()]
     order = np.argsort(buckets, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=num_buckets))])

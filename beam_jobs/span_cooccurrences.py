@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import UNIT
 from beam_jobs.files import write_parquet
+from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
 from contracts import artifact
 from contracts.config import Config
@@ -194,17 +195,22 @@ class _ReadPairs(beam.DoFn):
 
     def setup(self) -> None:
         ids = pq.read_table(self._statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False)
-        self._ids = one_array(ids.column(0))
+        self._index = IdIndex(one_array(ids.column(0)))
 
     def process(self, element: tuple[str, int]) -> Iterator[tuple[int, bytes]]:
         path, reach = element
         table = pq.read_table(path, filters=pc.field(BACK) <= reach, use_threads=False)
-        numbers = [pc.index_in(table[name].cast(pa.string()), self._ids).to_numpy() for name in (LOW, HIGH)]
+        numbers = [self._numbers(table[name]) for name in (LOW, HIGH)]
         row, column = np.minimum(*numbers), np.maximum(*numbers)
         pairs = pa.table({"row": row, "column": column, "weight": table[WEIGHT]})
         block = row % self._num_blocks
         for number in np.unique(block).tolist():
             yield number, pack(pairs.filter(pa.array(block == number)))
+
+    def _numbers(self, column: pa.ChunkedArray) -> Int64:
+        """[num_pairs] 0-based items, all of which are in the catalogue."""
+        ids, places = encode_ids(column)
+        return self._index.find(ids)[places] - 1
 
 
 class _SumPairs(beam.DoFn):

@@ -42,7 +42,7 @@ class WriteWindows(beam.DoFn):
     def setup(self) -> None:
         probabilities = read_parquet(local(self._statistics.items), columns=[ItemColumn.SAMPLING_PROBABILITY])
         table = read_parquet(local(self._item_groups.groups), columns=[ItemColumn.GROUP_ID])
-        self._vocabulary = Vocabulary(self._statistics, self._config.data.num_buckets)
+        self._vocabulary = Vocabulary(self._statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
         self._sampler = NegativeSampler(
             probabilities[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
@@ -53,7 +53,7 @@ class WriteWindows(beam.DoFn):
 
     def process(self, element: tuple[int, Path]) -> Iterator[dict[str, int]]:
         number, path = element
-        events = self._vocabulary.read_bucket(number, path)
+        events = self._vocabulary.read_bucket(path)
         is_positive = events.levels >= self._config.data.feedback.target_level_index
         positives = events.where(is_positive)
         is_train, is_new = positives.splits == Split.TRAIN, ~is_repeat(positives, len(self._groups))

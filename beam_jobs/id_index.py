@@ -1,0 +1,32 @@
+"""Where ids stand in a long list of them, asked for again and again, a few at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from beam_jobs.hashing import hash_strings
+
+Int64 = npt.NDArray[np.int64]
+
+
+class IdIndex:
+    """Hashes of a list's ids, in order: `pc.index_in` would hash all of the list anew each time that it is asked."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids = ids
+        hashes = hash_strings(ids)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def find(self, ids: pa.Array) -> Int64:
+        """[num_ids] place of each id, from 1, which is an index of a vocabulary; 0 = not there."""
+        hashes = hash_strings(ids)
+        first, last = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        most = int((last - first).max(initial=0))  # 1 or 0, but where two ids of the list have one hash
+        places = np.concatenate([np.zeros(0, np.int64), *(first[first + more < last] + more for more in range(most))])
+        alike = self._order[places]
+        found = pc.index_in(ids, self._ids.take(pa.array(alike)))
+        return np.append(alike + 1, 0)[pc.fill_null(found, -1).to_numpy(zero_copy_only=False)]
