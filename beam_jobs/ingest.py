@@ -21,7 +21,6 @@ from beam_jobs.ingest_steps import (
     SplitPlan,
     TargetSeconds,
     WriteBucket,
-    WriteDeadLetters,
     empty_payload,
     merge_seconds,
     quantiles_of,
@@ -34,7 +33,6 @@ from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config, DataConfig
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
-from contracts.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ _EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
 
 
 class ValidateAndBucket(beam.PTransform):
-    """Paths -> one Parquet file a bucket, dead letters beside them; yields summaries of files and buckets."""
+    """(number, path) -> one Parquet file a bucket, dead letters beside them; yields summaries of files and buckets."""
 
     def __init__(self, config: Config, events: Events, plan: SplitPlan) -> None:
         super().__init__()
@@ -53,13 +51,13 @@ class ValidateAndBucket(beam.PTransform):
         self._events = events
         self._plan = plan
 
-    def expand(self, paths: beam.PCollection) -> beam.PCollection:
+    def expand(self, files: beam.PCollection) -> beam.PCollection:
         num_buckets = self._config.data.num_buckets
-        read = paths | "Read" >> beam.ParDo(ReadEvents(self._config.data)).with_outputs(
-            ReadEvents.DEAD_LETTERS, ReadEvents.SUMMARIES, main="events"
+        read = files | "Read" >> beam.ParDo(ReadEvents(self._config.data, self._events)).with_outputs(
+            ReadEvents.SUMMARIES, main="events"
         )
         # Every bucket gets a file, also one without users: readers need not ask which exist.
-        seeds = paths.pipeline | "EveryBucket" >> beam.Create(
+        seeds = files.pipeline | "EveryBucket" >> beam.Create(
             [(bucket, empty_payload()) for bucket in range(num_buckets)]
         )
         buckets = (
@@ -68,12 +66,7 @@ class ValidateAndBucket(beam.PTransform):
             | "ByBucket" >> beam.GroupByKey()
             | "WriteBuckets" >> beam.ParDo(WriteBucket(self._events, num_buckets, self._plan))
         )
-        letters = (
-            read[ReadEvents.DEAD_LETTERS]
-            | "ToOneFile" >> beam.GroupByKey()
-            | "WriteDeadLetters" >> beam.ParDo(WriteDeadLetters(self._events.dead_letters))
-        )
-        return (read[ReadEvents.SUMMARIES], buckets, letters) | "AllSummaries" >> beam.Flatten()
+        return (read[ReadEvents.SUMMARIES], buckets) | "AllSummaries" >> beam.Flatten()
 
 
 class CountTargetSeconds(beam.PTransform):
@@ -107,7 +100,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
         staged = Events(writer.path)
-        summaries = collect(config.beam, paths, ValidateAndBucket(config, staged, plan), writer.path)
+        files_of_log = list(enumerate(paths))
+        summaries = collect(config.beam, files_of_log, ValidateAndBucket(config, staged, plan), writer.path)
         files = [summary for summary in summaries if summary["kind"] == "file"]
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
@@ -130,8 +124,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.files = [
             staged.bucket(bucket, config.data.num_buckets).name for bucket in range(config.data.num_buckets)
         ]
-        if not any(summary["kind"] == "dead_letters" for summary in summaries):
-            write_text(staged.dead_letters, "")
         logger.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
     return read_manifest(workdir.events.path)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -16,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.bucket_file import EVENT_SCHEMA, write_bucket
+from beam_jobs.dead_letters import DeadLetters
 from beam_jobs.event_columns import validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
@@ -25,11 +23,8 @@ from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.names import EventColumn
-from contracts.storage import write_whole
 
 Int64 = npt.NDArray[np.int64]
-
-_EXAMPLES_PER_FILE = 3
 
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 
@@ -70,46 +65,34 @@ class SplitPlan:
 
 
 class ReadEvents(beam.DoFn):
-    """path -> (bucket, packed events); dead letters and the file's summary on side outputs."""
+    """(number, path) -> (bucket, packed events); the file's summary on a side output, its dead letters in a file."""
 
-    DEAD_LETTERS = "dead_letters"
     SUMMARIES = "summaries"
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(self, data: DataConfig, events: Events) -> None:
         self._data = data
+        self._events = events
 
-    def process(self, path: str) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
-        reasons: Counter[str] = Counter()
-        examples: list[str] = []
+    def process(self, element: tuple[int, str]) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
+        number, path = element
         shapes: dict[str, list[dict[str, int]]] = {EventColumn.USER_ID: [], EventColumn.ITEM_ID: []}
         rows, error = 0, None
-        try:
-            for raw in read_batches(path, list(wanted_columns(self._data)), self._data):
-                batch = validate(raw, self._data)
-                letters = batch.dead_letters
-                rows += batch.events.num_rows + letters.num_rows
-                if letters.num_rows:
-                    reasons.update(letters["reason"].to_pylist())
-                    examples += _describe(path, letters)[: _EXAMPLES_PER_FILE - len(examples)]
-                    source = pa.array([path]).take(pa.array(np.zeros(letters.num_rows, np.int64)))
-                    yield beam.pvalue.TaggedOutput(
-                        self.DEAD_LETTERS, (0, pack(letters.add_column(0, "source", source)))
-                    )
-                for name, of_batches in shapes.items():
-                    of_batches.append(id_shapes(one_array(batch.events[name]).dictionary))
-                yield from _by_bucket(batch.events, self._data.num_buckets)
-        except ValueError as failure:  # reported by the driver, in plain words on any runner
-            error = str(failure)
-        summary = {"kind": "file", "source": path, "rows": rows, "reasons": reasons, "examples": examples}
-        summary |= {"error": error, "shapes": {name: merge_shapes(parts) for name, parts in shapes.items()}}
+        with DeadLetters(path) as letters:
+            try:
+                for raw in read_batches(path, list(wanted_columns(self._data)), self._data):
+                    batch = validate(raw, self._data)
+                    rows += batch.events.num_rows + batch.dead_letters.num_rows
+                    letters.add(batch.dead_letters)
+                    for name, of_batches in shapes.items():
+                        of_batches.append(id_shapes(one_array(batch.events[name]).dictionary))
+                    yield from _by_bucket(batch.events, self._data.num_buckets)
+            except ValueError as failure:  # reported by the driver, in plain words on any runner
+                error = str(failure)
+            letters.write(self._events.dead_letters(number))
+        summary = {"kind": "file", "source": path, "rows": rows, "reasons": letters.reasons}
+        summary |= {"examples": letters.examples, "error": error}
+        summary |= {"shapes": {name: merge_shapes(parts) for name, parts in shapes.items()}}
         yield beam.pvalue.TaggedOutput(self.SUMMARIES, summary)
-
-
-def _describe(path: str, letters: pa.Table) -> list[str]:
-    return [
-        f"{path} row {letter['row']}: {letter['reason']} ({letter['value']!r})"
-        for letter in letters.slice(0, _EXAMPLES_PER_FILE).to_pylist()
-    ]
 
 
 def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]]:
@@ -151,24 +134,6 @@ def _busiest(users: pa.DictionaryArray) -> tuple[int, str]:
     per_user = np.bincount(users.indices.to_numpy(), minlength=1)
     most = int(per_user.argmax())
     return int(per_user[most]), users.dictionary[most].as_py() if len(users) else ""
-
-
-class WriteDeadLetters(beam.DoFn):
-    """(0, packed dead letters) -> one file of JSON lines, sorted by source and row."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[dict[str, Any]]:
-        letters = unpack(element[1]).sort_by([("source", "ascending"), ("row", "ascending"), ("reason", "ascending")])
-
-        def write(staging: Path) -> None:
-            with staging.open("w", encoding="utf-8") as stream:
-                for batch in letters.to_batches(max_chunksize=1 << 14):
-                    stream.writelines(json.dumps(letter, ensure_ascii=False) + "\n" for letter in batch.to_pylist())
-
-        write_whole(self._path, write)
-        yield {"kind": "dead_letters", "rows": letters.num_rows}
 
 
 class TargetSeconds(beam.DoFn):

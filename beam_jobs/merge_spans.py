@@ -27,7 +27,6 @@ from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, SpanParts, Workdir
 from contracts.names import EventColumn, Split
-from contracts.storage import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,6 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
             split={"protocol": "newest span", "holdout_start": holdout_start},
         )
         writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
-        write_text(staged.dead_letters, "")
         logger.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)
 

@@ -126,8 +126,10 @@ def contents(workdir: Path, log: str) -> dict[str, bytes]:
     found = {}
     for artifact in (run.events, run.item_statistics, run.item_groups, run.transform, run.windows):
         folder = current(artifact.path)
-        letters = [Events(folder).dead_letters.name] if artifact.KIND == Events.KIND else []
-        for name in [*letters, *read_manifest(folder).files]:
+        manifest = read_manifest(folder)
+        sources = range(len(manifest.details["sources"])) if artifact.KIND == Events.KIND else ()
+        letters = [Events(folder).dead_letters(source).name for source in sources]  # each has some
+        for name in [*letters, *manifest.files]:
             with storage.open_binary(folder / name) as stream:
                 data = stream.read()
             data = data.replace(log.encode(), b"log") if name in letters else data

@@ -18,10 +18,12 @@ class Events:
     def bucket(self, index: int, num_buckets: int) -> Path:
         return self.path / f"events-{index:05d}-of-{num_buckets:05d}.parquet"
 
-    @property
-    def dead_letters(self) -> Path:
-        """JSON lines: {"source", "row", "reason", "value"}."""
-        return self.path / "dead_letters.jsonl"
+    def dead_letters(self, source: int) -> Path:
+        """JSON lines of one of the manifest's `sources`, by its place there: {"source", "row", "reason", "value"}.
+
+        A source whose every row is sound has none.
+        """
+        return self.path / f"dead_letters-{source:05d}.jsonl"
 
     @property
     def schema(self) -> Path:

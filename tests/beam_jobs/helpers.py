@@ -41,7 +41,8 @@ def read_events(workdir: Workdir) -> list[dict[str, Any]]:
 
 
 def dead_letters(workdir: Workdir) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in workdir.events.dead_letters.read_text(encoding="utf-8").splitlines()]
+    paths = sorted(workdir.events.path.glob("dead_letters-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def community_log(path: Path, num_users: int = 120, num_items: int = 40, events: int = 15, seed: int = 0) -> Path:

@@ -18,7 +18,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from click.testing import CliRunner
 
 from beam_jobs import groups, ingest, statistics, transform, windows
-from beam_jobs.ingest_steps import WriteDeadLetters
+from beam_jobs.distributed_kmeans import AssignBlock
 from benchmarks.beam_runners import write_config
 from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest
@@ -32,6 +32,7 @@ from pipeline.retraining.spans import find_spans
 from tests.beam_jobs import dataflow_dry_run, strict_store
 
 JOBS = (ingest, statistics, groups, transform, windows)
+LETTERS = [Events(Path()).dead_letters(source).name for source in range(3)]
 BUCKET = "strict://bucket"
 
 
@@ -86,8 +87,8 @@ def contents(path: Path) -> dict[str, bytes]:
     for part in filter(find_manifest, parts(path)):
         folder, manifest = current(part), read_manifest(part)
         assets = ["items/transform_fn/assets/item_vocabulary.txt", "items/transform_fn/assets/colour_vocabulary"]
-        letters = [Events(folder).dead_letters.name] if manifest.kind == Events.KIND else []
-        for name in [*manifest.files, *(assets if manifest.kind == Transform.KIND else []), *letters]:
+        more = {Transform.KIND: assets, Events.KIND: LETTERS}.get(manifest.kind, [])
+        for name in [*manifest.files, *more]:
             with storage.open_binary(folder / name) as stream:
                 data = stream.read()
             found[f"{part.name}/{name}"] = gzip.decompress(data) if name.endswith(".gz") else data
@@ -100,8 +101,8 @@ def put_log(log: Path, url: str) -> None:
 
 def local_letters(contents: dict[str, bytes], log: Path, place: str) -> dict[str, bytes]:
     """Dead letters name their source: what they would say of a log at `place`."""
-    name = "events/dead_letters.jsonl"
-    return {**contents, name: contents[name].replace(str(log).encode(), place.encode())}
+    letters = {f"events/{name}": contents[f"events/{name}"] for name in LETTERS}
+    return contents | {name: data.replace(str(log).encode(), place.encode()) for name, data in letters.items()}
 
 
 @pytest.mark.parametrize("scheme", ["strict://bucket", "file://localhost"])
@@ -118,7 +119,7 @@ def test_every_job_writes_what_it_writes_to_a_disk(
         manifest = job.run(config_of(log, f"{place}/log"), Workdir(run), "fingerprint")
         assert manifest.fingerprint == "fingerprint"
     wanted = local_letters(contents(expected), log, f"{place}/log")
-    assert len(wanted) == 1 + 3 + 4 + 4 + (3 + 2) + 12
+    assert len(wanted) == 3 + 3 + 4 + 4 + (3 + 2) + 12
     assert contents(run) == wanted
     assert scratch(run) == []
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -130,7 +131,7 @@ def scratch(path: Path) -> list[str]:
     for part in filter(find_manifest, parts(path)):
         folder = current(part)
         kept |= {folder / name for name in (*read_manifest(part).files, "manifest.json")}
-        kept |= {folder / name for name in ("dead_letters.jsonl", "schema.pbtxt", "statistics.pbtxt")}
+        kept |= {folder / name for name in (*LETTERS, "schema.pbtxt", "statistics.pbtxt")}
         kept |= {file for file in storage.tree(folder) if {folder / "items", folder / "users"} & {*file.parents}}
     return sorted(str(file) for file in storage.tree(path) if file not in kept)
 
@@ -143,7 +144,7 @@ def test_a_run_that_ends_anywhere_is_taken_up_to_the_same_files(
     run, config = as_path(f"{BUCKET}/run"), config_of(log, f"{BUCKET}/log")
     wanted = local_letters(contents(expected), log, f"{BUCKET}/log")
     ends: list[str] = []
-    for changes in [1, 3, 4, 6, 9, 11, 13, 15, 17, 19]:
+    for changes in [1, 3, 6, 8, 11, 14, 18, 20, 21, 22]:
         monkeypatch.setattr(strict_store.StrictFileSystem, "changes_left", changes)
         with pytest.raises((ValueError, RuntimeError), match="cannot be reached"):
             for job in (ingest, statistics, groups, windows):
@@ -268,7 +269,7 @@ def test_every_pipeline_is_one_that_dataflow_takes(
         assert b"RemotePath" in sent
         assert local_files(sent, tmp_path, log) == []
     # A pipeline on a local disk would be found out.
-    pickled = zlib.decompress(base64.b64decode(pickler.dumps(WriteDeadLetters(tmp_path), use_zlib=True)))
+    pickled = zlib.decompress(base64.b64decode(pickler.dumps(AssignBlock(tmp_path, tmp_path), use_zlib=True)))
     assert local_files(pickled, tmp_path, log) == ["PosixPath"]
 
 

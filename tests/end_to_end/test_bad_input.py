@@ -84,7 +84,7 @@ def test_a_malformed_row_is_counted_and_set_aside(tmp_path: Path, bad: bytes, nu
     events = Workdir(tmp_path / "run").events
     counts = artifact.read_manifest(events.path).counts
     assert (counts["events"], counts["dead_letters"]) == (20, num_bad)
-    letters = [json.loads(line) for line in events.dead_letters.read_text(encoding="utf-8").splitlines()]
+    letters = [json.loads(line) for line in events.dead_letters(0).read_text(encoding="utf-8").splitlines()]
     assert len(letters) == num_bad
     assert all(letter["source"].endswith("log.csv") and letter["reason"] for letter in letters)
 
