@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -230,14 +229,10 @@ def _remove_others(final: Path, kept: Path) -> None:
 
 
 def replace_directory(source: Path, final: Path) -> None:
-    """Renames `source` to `final`, an existing `final` having been moved out of the way and removed."""
-    if final.exists():
-        old = final.with_name(f"{final.name}{storage.STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
-        os.rename(final, old)
-        storage.rename_durably(source, final)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        storage.rename_durably(source, final)
+    """Renames `source` to `final`; an existing `final` is moved out of the way for that, and removed afterwards."""
+    old = final.with_name(f"{final.name}{storage.STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
+    storage.rename_durably(source, final, displaced_to=old if final.exists() else None)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:

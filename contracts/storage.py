@@ -197,13 +197,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             staging.unlink(missing_ok=True)
 
 
-def rename_durably(source: Path, target: Path) -> None:
+def rename_durably(source: Path, target: Path, displaced_to: Path | None = None) -> None:
     """Renames a local file or directory once all that it holds is on the disk, and waits until its name is, too.
 
     Otherwise a machine that loses its power may come up with the name and empty files behind it.
+
+    Args:
+        displaced_to: where a `target` that is a directory is moved first, as no rename replaces one. Not before what
+            shall take its place is on the disk, which may take long and may fail.
     """
     for path in (*(source.rglob("*") if source.is_dir() else ()), source):
         _sync(path)
+    if displaced_to is not None:
+        os.rename(target, displaced_to)
     os.replace(source, target)
     _sync(target.parent)
 

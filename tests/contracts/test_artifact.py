@@ -1,5 +1,7 @@
 """Artifacts appear whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,24 @@ def test_a_failed_write_leaves_the_last_artifact(tmp_path: Path) -> None:
         pass
     with pytest.raises(RuntimeError), artifact.writing(final, "item_groups", "new"):
         raise RuntimeError
+    assert artifact.read_manifest(final).fingerprint == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+
+
+def test_an_artifact_that_does_not_reach_the_disk_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems say only at fsync that they are full."""
+    final = tmp_path / "groups"
+    with artifact.writing(final, "item_groups", "old"):
+        pass
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"), artifact.writing(final, "item_groups", "new"):
+        pass
     assert artifact.read_manifest(final).fingerprint == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["groups"]
 
