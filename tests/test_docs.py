@@ -17,12 +17,14 @@ from pipeline.cli import main
 from pipeline.retraining.commands import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(?:sh|bash)\n(.*?)```", re.DOTALL)
 OURS = ("benchmarks", "beam_jobs", "serving", "trainer", "pipeline")
 INLINE = re.compile(r"`((?:dnc|python -m) [^`<]+)`")
 KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)[`=]")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+ANCHOR = re.compile(r"\]\((?!https?://)([^)#]*)#([^)]+)\)")
+BLOCKS = re.compile(r"```.*?```", re.DOTALL)
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -120,6 +122,19 @@ def test_help_tells_every_exit_code() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it: lower case, no punctuation, hyphens for spaces."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_are_headings(page: Path) -> None:
+    for target, name in ANCHOR.findall(page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", BLOCKS.sub("", text), re.MULTILINE)
+        assert name in map(anchor, headings), f"{page.name} leads to {target}#{name}"
 
 
 def test_the_readme_shows_commands() -> None:
