@@ -333,7 +333,7 @@ class WindowsConfig(Section):
     since: int | None = Field(
         None,
         description="microseconds: only windows that reach it are written, and earlier events are context, not targets "
-        "(but for an event that is all the context its window has: it trains the query of an empty history)",
+        "(an event that is the only context of its window still trains the query of an empty history)",
     )
 
     @model_validator(mode="after")

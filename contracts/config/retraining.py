@@ -36,8 +36,8 @@ class GateConfig(Section):
     max_drop: float = Field(
         0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
     )
-    max_gain: float = Field(2.0, gt=1, description="recall against the served model's: more is taken for a leak")
-    max_recall: float = Field(0.98, gt=0, le=1, description="more is taken for a leak")
+    max_gain: float = Field(2.0, gt=1, description="recall over the served model's; more counts as a leak")
+    max_recall: float = Field(0.98, gt=0, le=1, description="at k; more counts as a leak")
     min_recall: float = Field(0.01, ge=0, le=1, description="at k; less is a model that finds next to nothing")
     min_users: int = Field(50, ge=1, description="holdout users that a verdict needs")
     min_coverage: float = Field(0.02, ge=0, le=1, description="of the catalogue, in all lists together")
@@ -73,7 +73,7 @@ class RetrainConfig(Section):
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
     stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
     replay_spans: int = Field(
-        0, ge=0, description="a warm-started training learns from the spans new since its parent and so many before"
+        0, ge=0, description="spans before the new ones that a warm-started training learns from once more"
     )
     epochs: int = Field(10, ge=1, description="most epochs of a warm-started training")
     patience: int = Field(1, ge=1, description="epochs without a better validation recall that end such a training")
@@ -81,7 +81,7 @@ class RetrainConfig(Section):
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
     # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.
     webhook: str | None = Field(
-        None, exclude=True, repr=False, description="URL that gets the outcome as JSON by POST; taken for a secret"
+        None, exclude=True, repr=False, description="URL that gets the outcome as JSON by POST; treated as a secret"
     )
     span: SpanLimits = SpanLimits()
     gate: GateConfig = GateConfig()

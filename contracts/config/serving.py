@@ -26,13 +26,13 @@ class ServingConfig(Section):
     alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
     num_candidates: int = Field(100, ge=1, description="default M")
     max_candidates: int = Field(
-        10_000, ge=1, description="largest M: a request for more gets so many, since its whole batch is as wide"
+        10_000, ge=1, description="largest M: a request for more gets this many, since its whole batch would be as wide"
     )
     recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
     brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
     int8: bool = Field(
         False,
-        description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores to some 1%",
+        description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores accurate to 1%",
     )
     warmup_requests: int = Field(
         16, ge=1, le=1000, description="written beside the model; TF Serving answers them before it serves a version"
@@ -57,9 +57,9 @@ class ServingConfig(Section):
 
 
 class ServerConfig(Section):
-    """`dnc serve`, a server of TF Serving's APIs. Names of settings that TF Serving has, too, are TF Serving's."""
+    """`dnc serve`, a server of TF Serving's APIs. Settings that TF Serving also has carry TF Serving's names."""
 
-    host: str = Field("127.0.0.1", description="address to listen on; the default is this machine's own, 0.0.0.0 all")
+    host: str = Field("127.0.0.1", description="address to listen on: by default from this machine only; 0.0.0.0: all")
     grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
     max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
@@ -67,16 +67,18 @@ class ServerConfig(Section):
         2**20, ge=1, description="most values of an input in a batch, its padding included, and in a request"
     )
     batch_timeout_micros: int = Field(
-        0, ge=0, description="wait so long for company; at 0 a batch is what has queued up while the last one ran"
+        0,
+        ge=0,
+        description="how long a batch waits for more requests; 0: it takes what queued up while the last one ran",
     )
     max_enqueued_batches: int = Field(
         128,
         ge=1,
-        description="more requests than fill these are refused as overload; enough for what comes in the seconds in "
-        "which a new version loads beside",
+        description="requests beyond what fills so many batches are refused as overload; the default leaves room for "
+        "those that arrive while a new version loads",
     )
     num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
-    session_threads: int = Field(0, ge=0, description="TensorFlow threads of a batch; 0: one a core")
+    session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024, description="a larger request is refused, by gRPC and REST")
-    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that brings none")
-    poll_seconds: float = Field(1.0, gt=0, description="how often the base paths are looked at for versions")
+    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that sets no earlier one")
+    poll_seconds: float = Field(1.0, gt=0, description="pause between looks at the base paths for new versions")

@@ -28,7 +28,7 @@ class ModelConfig(Section):
     conditioning: Literal["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"] = Field(
         "mmoe",
         description="how a user gets a vector per group: mmoe, concat and multiply from the one encoded query; "
-        "concat_tokens and multiply_tokens before the encoder, which then runs once a group",
+        "concat_tokens and multiply_tokens before the encoder, which then runs once per group",
     )
     conditioning_dropout: float = Field(
         0.5,
@@ -40,11 +40,12 @@ class ModelConfig(Section):
         4, ge=1, description="of conditioning mmoe; concat has one hidden layer of num_experts * expert_hidden_dim"
     )
     expert_hidden_dim: int = Field(16, ge=1, description="hidden units of an expert; of concat, see num_experts")
-    history_groups: bool = Field(False, description="each event's group is an input of the user tower, too")
+    history_groups: bool = Field(False, description="the user tower also reads the group of each event")
     oov_buckets: int = Field(
         0,
         ge=0,
-        description="rows for events of ids outside the vocabulary, by a hash of the id; 0: a history lacks them",
+        description="rows of the item table that ids outside the vocabulary share, by a hash; 0: their events are left "
+        "out of a history",
     )
     oov_rate: float = Field(0.05, gt=0, lt=1, description="share of a history's events that train their id's bucket")
     use_cooccurrence: bool = Field(
@@ -74,8 +75,9 @@ class LossConfig(Section):
     global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
     global_by: Literal["shared", "group"] = Field(
         "shared",
-        description="the vector that scores a candidate in the global softmax: the user's shared one, beside which "
-        "only the positive's own group's is computed, or that of the candidate's group, which takes all groups'",
+        description="the vector that scores a candidate in the global softmax: shared, the user's shared one (a step "
+        "then computes the vector of the positive's own group only); group, that of the candidate's group (a step then "
+        "computes all groups')",
     )
     intent_weight: float = Field(
         1.0, ge=0, description="softmax of the positive's group among the groups; 0: all groups are equally likely"
@@ -83,7 +85,8 @@ class LossConfig(Section):
     z_weight: float = Field(
         0.1,
         ge=0,
-        description="pulls a group's log-partition to the shared vector's, or all to one: groups' scores compare",
+        description="pulls a group's log-partition to the shared vector's (global_by=group: all groups' to one value), "
+        "so that scores of different groups can be compared",
     )
     binary_weight: float = Field(
         0.0, ge=0, description="cross-entropy of the positive and uniform negatives, each alone"
@@ -96,8 +99,8 @@ class LossConfig(Section):
     hierarchy_weight: float = Field(
         0.0,
         ge=0,
-        description="each positive above its window's events of lower levels, above what was exposed only (any level "
-        "below data.feedback.target_level counts as that), above random items",
+        description="ranks each positive above its window's events of lower levels, these above what was only exposed "
+        "(any level below data.feedback.target_level counts as that), and these above random items",
     )
     hierarchy: Literal["softmax", "pairwise"] = Field("softmax", description="form of the hierarchy term")
     hierarchy_random: int = Field(4, ge=1, description="random items per positive in the hierarchy term")
@@ -139,22 +142,24 @@ class TrainingConfig(Section):
     averaged_epochs: float = Field(
         1.25,
         ge=0,
-        description="what is validated and shipped is the running average of the weights over about so many epochs; "
-        "0: the weights of the last step",
+        description="validation and export use the average of the weights over about this many epochs; 0: the weights "
+        "of the last step",
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled, a step: AdamW's, of all weights")
     early_stopping_patience: int = Field(
         2,
         ge=1,
-        description="evaluations without a better validation recall: a plateau, from which training goes back to its "
-        "best average and on at a lower rate, or ends",
+        description="validations without a better recall that make a plateau: training goes back to its best average "
+        "and on at a lower rate, or ends",
     )
     evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(
-        25_000, ge=1, description="validation users ranked after each epoch; of more, evenly spaced ones"
+        25_000, ge=1, description="validation users ranked after each epoch; if there are more, evenly spaced ones"
     )
     monitor_k: int = Field(
-        50, ge=1, description="early stopping watches recall at this k, of a catalogue below ten times it at a tenth"
+        50,
+        ge=1,
+        description="k of the recall that early stopping watches; about a tenth of the catalogue where that is less",
     )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
@@ -189,7 +194,7 @@ class EvaluationConfig(Section):
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (10, 50, 100, 200, 500, 1000), min_length=1, description="the k of recall_at_k"
     )
-    max_users: int = Field(50_000, ge=1, description="users measured; of a log with more, evenly spaced ones")
+    max_users: int = Field(50_000, ge=1, description="users measured; if there are more, evenly spaced ones")
     bootstrap_samples: int = Field(1000, ge=0, description="resamples of users behind an interval; 0: no intervals")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals, two-sided")
     baselines: tuple[BaselineName, ...] = Field(
