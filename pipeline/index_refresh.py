@@ -12,7 +12,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from pipeline.applied_transform import apply_transform
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
-from pipeline.stages import STAGES, exported_servable, manifest_of
+from pipeline.stages import STAGES, VALIDATE_ALONE, exported_servable, manifest_of
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         sources=lambda config: manifest_of(str(trained.model(MAIN_MODEL).path)),
     )
     export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")
-    validate = replace(by_name["validate"], after=("export",), run=_validate)
     data = [by_name[name] for name in ("ingest", "statistics", "groups")]
-    return (*data, transform, by_name["windows"], carry, export, validate)
+    return (*data, transform, by_name["windows"], carry, export, VALIDATE_ALONE)
 
 
 def _apply_transform(trained: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> None:
@@ -97,12 +96,6 @@ def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from trainer.carry_over import carry_over
 
     carry_over(config, workdir, MAIN_MODEL, fingerprint)
-
-
-def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from serving.validate import validate
-
-    validate(config, workdir, exported_servable(workdir), fingerprint)
 
 
 def _outcome(workdir: Workdir) -> Refreshed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from dataclasses import replace
 from pathlib import Path
 
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
@@ -102,6 +103,12 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
 
     servable = exported_servable(workdir)
     validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable, Split.TEST))
+
+
+def _validate_alone(config: Config, workdir: Workdir, fingerprint: str) -> None:
+    from serving.validate import validate
+
+    validate(config, workdir, exported_servable(workdir), fingerprint)
 
 
 def exported_servable(workdir: Workdir) -> Path:
@@ -255,3 +262,6 @@ STAGES = (
         run=_validate,
     ),
 )
+
+VALIDATE_ALONE = replace(STAGES[-1], after=("export",), run=_validate_alone)
+"""The last stage of runs that do not evaluate: it leaves the servable's metrics out."""

@@ -18,7 +18,7 @@ from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.records import Record, last_version, record_of_version
 from pipeline.retraining.spans import Span
-from pipeline.stages import STAGES
+from pipeline.stages import STAGES, VALIDATE_ALONE
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
     notes: list[str]
 
 
-RUN_STAGES = tuple(stage for stage in STAGES if stage.name != "evaluate")
+RUN_STAGES = (*(stage for stage in STAGES if stage.name not in ("evaluate", "validate")), VALIDATE_ALONE)
 """Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
 GATE = "gate"
 STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]

@@ -121,16 +121,10 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
     def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
         run_gate(config, store, plan, workdir, fingerprint)
 
-    def check(config: Config, workdir: Workdir, fingerprint: str) -> None:
-        from serving.validate import validate
-
-        validate(config, workdir, exported_servable(workdir), fingerprint)
-
-    ingest, *rest, validation = RUN_STAGES
+    ingest, *rest = RUN_STAGES
     return (
         replace(ingest, summary="merge the window's spans", run=merge),
         *rest,
-        replace(validation, after=("export",), run=check),  # the servable's own metrics are the gate's business
         Stage(
             GATE,
             "compare with what is served, on the newest span",
