@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -12,15 +13,17 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from beam_jobs.feature_tables import read_feature_table
 from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import Workdir
-from pipeline.catalogue_titles import load_titles
 from pipeline.histories import example_user, history_of
 from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
 from trainer.metric_names import COVERAGE, NDCG, heading, recall_k, recall_name
+
+log = logging.getLogger(__name__)
 
 _LEAST_SHOWN = 0.0005
 _SHOWN_CANDIDATES = 30
@@ -154,5 +157,21 @@ def candidates_table(
 
 
 def _names(config: Config, item_ids: list[str]) -> list[str]:
-    titles = load_titles(config)
+    titles = _titles(config)
     return [titles.get(item) or item for item in item_ids]
+
+
+def _titles(config: Config) -> dict[str, str]:
+    """item id -> title; empty where no item table with a `title` column is configured, or it is gone since."""
+    table = config.data.item_features
+    if table is None or table.title is None:
+        return {}
+    try:
+        rows = read_feature_table(table.model_copy(update={"features": ()}), "data.item_features")
+    except ValueError as error:
+        log.warning("items are shown by id: %s", error)
+        return {}
+    titles = rows.columns[table.title].to_pylist()
+    return {
+        item: (title or b"").decode(errors="replace") for item, title in zip(rows.ids.to_pylist(), titles, strict=True)
+    }

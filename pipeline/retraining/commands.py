@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +219,8 @@ def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, 
     arguments += [word for override in overrides for word in ("--set", override)]
     process = RetrainProcess([sys.executable, "-m", "pipeline.cli", "retrain", *arguments])
     made = scheduler(cron, process.run)
-    click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, _utc_now())}", err=True)
+    click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, datetime.now(timezone.utc))}", err=True)
     run_until_stopped(made, process)
-
-
-def _utc_now() -> Any:
-    from datetime import datetime, timezone
-
-    return datetime.now(timezone.utc)
 
 
 COMMANDS = (retrain, versions, rollback, diff, lineage, schedule)

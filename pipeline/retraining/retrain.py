@@ -151,15 +151,10 @@ def _nothing_new(store: Store, window: Sequence[Span], run_id: str) -> str | Non
     if record is not None:
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
-    order = {span.key: span.order for span in window}
-    newer = [r for r in all_records(store) if _order(r.spans[-1]) > order[window[-1].key]]
+    newer = [r for r in all_records(store) if r.spans[-1]["order"] > window[-1].order]
     if newer:
         return f"span {window[-1].key} is older than {newer[-1].spans[-1]['key']}, which was trained on already"
     return None
-
-
-def _order(span: dict[str, Any]) -> int:
-    return int(span["order"])
 
 
 def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
