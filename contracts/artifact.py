@@ -29,6 +29,11 @@ MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
 
 
+def now() -> str:
+    """This moment, UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact is and where it came from.
@@ -46,7 +51,7 @@ class Manifest:
     kind: str
     fingerprint: str
     code_version: str = contracts.__version__
-    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    created: str = field(default_factory=now)
     counts: dict[str, int] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)

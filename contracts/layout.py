@@ -351,12 +351,8 @@ class Store:
 
     @property
     def lock(self) -> Path:
+        """Held by the one retrain that writes below the store."""
         return self.path / ".lock"
-
-    @property
-    def lock_owner(self) -> Path:
-        """JSON: who holds the lock."""
-        return self.path / ".lock-owner.json"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One writer a workdir: a second run is refused.
+"""One writer for a workdir or a store: a second one is refused.
 
 On a POSIX file system the kernel's file lock decides, and ends with the process that holds it. Object stores have no
 such thing. There the holder keeps counting in an object beside the artifacts; whoever finds that object watches it,
@@ -24,10 +24,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from contracts import storage
+from contracts.artifact import now
 from contracts.layout import Workdir
 
 logger = logging.getLogger(__name__)
 
+_OWNER = ".lock-owner"
 _BEAT_SECONDS = 5.0
 _DEAD_AFTER = 5  # beats
 
@@ -39,26 +41,53 @@ def holding(workdir: Workdir) -> Iterator[None]:
     Raises:
         ValueError: another run holds it, or it cannot be made or written to.
     """
-    if storage.is_remote(workdir.path):
-        with _beating(workdir):
-            yield
-        return
-    storage.make_directory(workdir.path, "--workdir")
-    lock = FileLock(workdir.lock)
+    with _beating(workdir) if storage.is_remote(workdir.path) else holding_directory(workdir.lock, "--workdir"):
+        yield
+
+
+@contextmanager
+def holding_directory(lock: Path, option: str) -> Iterator[None]:
+    """Holds the directory of a lock file on this machine, which is made if it is not there.
+
+    Beside the lock a file says whose it is, for the message that a second process gets. The operating system lets go of
+    the lock when its owner dies, however it dies: of a dead owner only that file is left, and nobody reads it.
+
+    Args:
+        option: of the command line, which named the directory.
+
+    Raises:
+        ValueError: another process holds it, and the message says which; or it cannot be made or written to.
+    """
+    storage.make_directory(lock.parent, option)
+    held, owner = FileLock(lock), lock.with_name(_OWNER)
     try:
-        lock.acquire(timeout=0)
+        held.acquire(timeout=0)
+        storage.write_text(owner, f"{_this_process()} since {now()}")
     except Timeout:
-        raise _busy(workdir) from None
+        raise _busy(lock, _owner(owner), option) from None
     except OSError as error:
-        raise ValueError(f"--workdir {workdir.path} cannot be written to: {error.strerror}; name another one") from None
+        held.release()
+        raise ValueError(f"{option} {lock.parent} cannot be written to: {error.strerror}; name another one") from None
     try:
         yield
     finally:
-        lock.release()
+        owner.unlink(missing_ok=True)
+        held.release()
 
 
-def _busy(workdir: Workdir, owner: str = "another run") -> ValueError:
-    return ValueError(f"{owner} holds {workdir.path}: wait for it, or give this one its own directory (--workdir)")
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # it is about to write its name, or has just taken it away
+        return "another process"
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _busy(lock: Path, owner: str, option: str) -> ValueError:
+    return ValueError(f"{lock.parent} is held by {owner}: wait for it, or name another directory ({option})")
 
 
 @contextmanager
@@ -88,7 +117,7 @@ def _wait_for_dead(workdir: Workdir) -> None:
         time.sleep(_BEAT_SECONDS)
         seen = _read(workdir.lock)
         if seen not in (found, None):
-            raise _busy(workdir, f"another run ({found['owner']})")
+            raise _busy(workdir.lock, found["owner"], "--workdir")
         found = seen
 
 
@@ -119,5 +148,4 @@ def _read(lock: Path) -> dict[str, Any] | None:
 
 
 def _write(lock: Path, token: str, count: int) -> None:
-    owner = f"{socket.gethostname()}, process {os.getpid()}"
-    storage.write_text(lock, json.dumps({"owner": owner, "token": token, "count": count}))
+    storage.write_text(lock, json.dumps({"owner": _this_process(), "token": token, "count": count}))

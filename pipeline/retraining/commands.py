@@ -17,6 +17,7 @@ from rich.console import Console
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Store
+from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
 from pipeline.cli_options import is_of_the_machine, reports_user_errors, said_of, with_config
 from pipeline.retraining.plan import STEP_NAMES
@@ -96,14 +97,13 @@ def _existing(store_path: Path) -> Store:
 
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
     """The outcome; an error is one, too."""
-    from pipeline.retraining.owner_lock import owning
     from pipeline.retraining.retrain import Result, find_window
     from pipeline.retraining.retrain import retrain as run
 
     started = time.monotonic()
     span: str | None = None
     try:
-        with owning(store):
+        with holding_directory(store.lock, "-s"):
             window = find_window(config, until)
             span = window[-1].key
             result = run(config, store, window, last)

@@ -12,7 +12,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -64,11 +63,6 @@ class Record:
     notes: list[str] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
-
-
-def now() -> str:
-    """This moment, UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def write_record(store: Store, record: Record) -> None:

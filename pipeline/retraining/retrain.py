@@ -68,7 +68,7 @@ def find_window(config: Config, until: str | None = None) -> list[Span]:
 def retrain(config: Config, store: Store, window: Sequence[Span], last: str | None = None) -> Result:
     """Trains on the spans of the window, judges the result, and pushes it if it passes.
 
-    The caller holds the store's lock (`pipeline.retraining.owner_lock.owning`).
+    The caller holds the store's lock.
 
     Args:
         window: as `find_window` has it.
@@ -206,7 +206,7 @@ def _finish(
         outcome="not_blessed",
         version=None,
         label=None,
-        created=records.now(),
+        created=artifact.now(),
         seconds=round(seconds, 2),
         spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].files_json()} for p in profiles],
         left_out=plan.left_out,

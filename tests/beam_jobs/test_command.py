@@ -16,5 +16,5 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path: Path) -> None:
     with FileLock(Workdir(tmp_path).lock):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert "another run holds" in done.stderr and "Traceback" not in done.stderr
+    assert f"{tmp_path} is held by another process" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [Workdir(tmp_path).lock]

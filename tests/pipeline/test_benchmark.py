@@ -185,7 +185,7 @@ with training_processes(1) as submit:
 
 @pytest.mark.usefixtures("pretended")
 def test_a_second_benchmark_of_a_workdir_is_refused(tmp_path: Path) -> None:
-    with holding(Workdir(tmp_path)), pytest.raises(ValueError, match="another run holds"):
+    with holding(Workdir(tmp_path)), pytest.raises(ValueError, match=f"is held by process {os.getpid()} on"):
         benchmark.run_benchmark(small(), tmp_path, {}, 1)
 
 

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contracts.layout import RetrainRun, Store, Workdir
+from contracts.lock import holding_directory
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.cli import main
 from pipeline.retraining import commands, schedule
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.owner_lock import owning
 from pipeline.retraining.records import Record, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -280,7 +280,7 @@ def test_a_store_that_cannot_be_made_is_refused_at_once(
 
 
 def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:
-    with owning(calls.store):
+    with holding_directory(calls.store.lock, "-s"):
         done = calls.here("--span", DAYS[2])
     assert done.exit_code == 1
     assert f"is held by process {os.getpid()} on" in json.loads(done.stdout)["reasons"][0]
@@ -288,11 +288,11 @@ def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None
 
 def test_a_dead_owners_lock_is_free(calls: Calls) -> None:
     script = (
-        "import os; from pathlib import Path; from contracts.layout import Store\n"
-        "from pipeline.retraining.owner_lock import owning\n"
-        f"with owning(Store(Path({str(calls.store.path)!r}))): os.kill(os.getpid(), 9)"
+        "import os; from pathlib import Path; from contracts.lock import holding_directory\n"
+        f"with holding_directory(Path({str(calls.store.lock)!r}), '-s'): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script], check=False)
-    assert calls.store.lock_owner.exists()
-    with owning(calls.store):
+    assert [path.name for path in sorted(calls.store.path.iterdir())] == [".lock", ".lock-owner"]
+    with holding_directory(calls.store.lock, "-s"):
         pass
+    assert list(calls.store.path.iterdir()) == [calls.store.lock]

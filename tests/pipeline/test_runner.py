@@ -221,7 +221,7 @@ def test_a_config_that_no_stage_accepts_leaves_that_of_the_finished_run(
 def test_a_second_run_at_once_is_refused(stages: tuple[Stage, ...], journal: list[str], tmp_path: Path) -> None:
     workdir = Workdir(tmp_path / "run")
     workdir.path.mkdir()
-    with FileLock(workdir.lock), pytest.raises(ValueError, match="another run holds"):
+    with FileLock(workdir.lock), pytest.raises(ValueError, match="is held by"):
         run_stages(stages, Config(), workdir)
     assert journal == []
     run_stages(stages, Config(), workdir)
