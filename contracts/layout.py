@@ -377,6 +377,11 @@ class RetrainRun:
         return self.workdir.path / "push.json"
 
     @property
+    def pending(self) -> Path:
+        """JSON: the record as it was before the push, for a run that dies after that and is not called again."""
+        return self.workdir.path / "record-pending.json"
+
+    @property
     def gate(self) -> Path:
         """Artifact whose details are the gate's verdict."""
         return self.workdir.path / "blessing"

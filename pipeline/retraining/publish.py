@@ -25,7 +25,7 @@ from contracts.serving_labels import (
 )
 from contracts.storage import STAGING_MARK
 from pipeline.retraining.base_paths import base_paths
-from pipeline.retraining.records import all_records
+from pipeline.retraining.records import Record, all_records, write_record
 from serving.versions import appearing
 
 
@@ -75,6 +75,23 @@ def publish(
             write_labels(base, ServingLabels(stable=version))
     write_json(done, {"version": version, "label": label, "is_done": True})
     return version, label
+
+
+def complete_records(store: Store, but: str) -> None:
+    """Writes the records of runs that died between their push and their record.
+
+    A newer span makes another run, so nobody may call them again; and a version without a record has no weights to
+    start from, no lineage, and a run that `retain` would delete.
+
+    Args:
+        but: the run that is about to go on, and tells of its push itself.
+    """
+    for path in store.runs.iterdir() if store.runs.is_dir() else ():
+        run = RetrainRun(Workdir(path))
+        if path.name != but and run.push.exists() and run.pending.exists() and not run.record.exists():
+            pushed, record = (json.loads(file.read_text(encoding="utf-8")) for file in (run.push, run.pending))
+            record |= {"outcome": "pushed", "version": pushed["version"], "label": pushed["label"]}
+            write_record(store, Record(**record))
 
 
 def set_stable(store: Store, version: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.publish import publish, retain, retain_spans
+from pipeline.retraining.publish import complete_records, publish, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
@@ -79,6 +79,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     """
     started = time.monotonic()
     run_id = run_id_of(config, window)
+    complete_records(store, but=run_id)
     idle = _nothing_new(store, window, run_id)
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
@@ -225,6 +226,7 @@ def _finish(
         machine=records.machine(),
     )
     if record.gate["blessed"]:  # last, so that whatever else fails does not leave a version without a record
+        artifact.write_json(RetrainRun(workdir).pending, asdict(record))
         version, label = _push(config, store, plan)
         record = replace(record, outcome="pushed", version=version, label=label)
     write_record(store, record)

@@ -1,5 +1,6 @@
 """`dnc retrain` from end to end, in fresh processes, as a scheduler calls it."""
 
+import errno
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from contracts import artifact
+from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.lock import holding_directory
 from contracts.serving_labels import ServingLabels, read_labels
@@ -23,6 +26,7 @@ from pipeline.cli import main
 from pipeline.retraining import commands, schedule
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
+from pipeline.retraining.plan import Plan
 from pipeline.retraining.records import Record, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -139,6 +143,36 @@ def test_of_a_run_that_was_pushed_only_the_record_is_made(calls: Calls, monkeypa
     done = calls.here("--span", DAYS[1])
     assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 1)
     assert ran == ["stages"]
+
+
+def test_a_run_that_dies_after_its_push_and_is_not_called_again_gets_its_record(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler's next call is a day later, and of another run: what is served must have a record by then."""
+    profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
+    monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}))
+    monkeypatch.setattr(retraining, "run_stages", lambda *_, **__: [])
+    monkeypatch.setattr(retraining, "_stage_record", lambda *_: {})
+    verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
+    manifest = artifact.Manifest("any", "f", details={**verdict, "warm_start": None})
+    monkeypatch.setattr(retraining.artifact, "read_manifest", lambda *_: manifest)
+
+    def push_and_die(config: Config, store: Store, plan: Plan) -> None:
+        version = store.servable("dnc") / str(plan.version)
+        version.mkdir(parents=True)
+        (version / "saved_model.pb").touch()
+        artifact.write_json(RetrainRun(store.run(plan.run_id)).push, {"version": 1, "label": "stable", "is_done": True})
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(retraining, "_push", push_and_die)
+    assert calls.here("--span", DAYS[1]).exit_code == 1
+    assert record_of_version(calls.store, 1) is None
+    calls.here("--span", DAYS[2], "--set", "retrain.warm_start=false")  # there are no weights here
+    record = record_of_version(calls.store, 1)
+    assert record is not None and (record.outcome, record.label) == ("pushed", "stable")
+    assert [span["key"] for span in record.spans] == DAYS[:2]
+    plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
+    assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
 
 
 @pytest.fixture
