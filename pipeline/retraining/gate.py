@@ -38,6 +38,14 @@ class Check:
         return bool(self.value >= self.limit) if self.at_least else bool(self.value <= self.limit)
 
 
+def _at_least(name: str, value: float, limit: float, explanation: str) -> Check:
+    return Check(name, value, limit, True, explanation)
+
+
+def _at_most(name: str, value: float, limit: float, explanation: str) -> Check:
+    return Check(name, value, limit, False, explanation)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the gate found.
@@ -91,10 +99,10 @@ def judge(
     checks = _floors(config, holdout, candidate, index_recall, recall_target)
     low, error = relative_change(candidate.recall, reference.recall, config, seed)
     explanation = f"a fall against {reference_name} cannot be ruled out"
-    checks.append(Check(f"{recall_name(config.k)} change, low end", low, -config.max_drop, True, explanation))
+    checks.append(_at_least(f"{recall_name(config.k)} change, low end", low, -config.max_drop, explanation))
     checks.append(_group_recall(config, holdout, candidate, reference))
     if leaked is not None:
-        checks.append(Check("holdout events in training", leaked, 0, False, "the model was shown the answers"))
+        checks.append(_at_most("holdout events in training", leaked, 0, "the model was shown the answers"))
     if served:
         checks += _against_served(config, candidate, reference)
     return Verdict(
@@ -131,28 +139,25 @@ def _floors(
 ) -> list[Check]:
     recall = float(candidate.recall.mean()) if holdout.num_users else 0.0
     checks = [
-        Check("users", holdout.num_users, config.min_users, True, "the holdout is too small for a verdict"),
-        Check(recall_name(config.k), recall, config.min_recall, True, "the model finds next to nothing"),
-        Check(f"{recall_name(config.k)} too good", recall, config.max_recall, False, "labels may have leaked"),
-        Check("coverage", candidate.coverage, config.min_coverage, True, "all users get the same few items"),
-        Check("filled", candidate.filled, config.min_filled, True, "places are empty, repeated, or hold no known item"),
-        Check("cold_share", candidate.cold_share, config.max_cold_share, False, "items that nobody trained fill lists"),
-        Check(
+        _at_least("users", holdout.num_users, config.min_users, "the holdout is too small for a verdict"),
+        _at_least(recall_name(config.k), recall, config.min_recall, "the model finds next to nothing"),
+        _at_most(f"{recall_name(config.k)} too good", recall, config.max_recall, "labels may have leaked"),
+        _at_least("coverage", candidate.coverage, config.min_coverage, "all users get the same few items"),
+        _at_least("filled", candidate.filled, config.min_filled, "places are empty, repeated, or hold no known item"),
+        _at_most("cold_share", candidate.cold_share, config.max_cold_share, "items that nobody trained fill lists"),
+        _at_least(
             "group_presence",
             _group_presence(config, holdout, candidate),
             config.min_group_presence,
-            True,
             "a group that users want is hardly ever listed",
         ),
     ]
     if candidate.milliseconds is not None:
         checks.append(
-            Check("latency_ms", candidate.milliseconds, config.max_latency_ms, False, "one request takes too long")
+            _at_most("latency_ms", candidate.milliseconds, config.max_latency_ms, "one request takes too long")
         )
     if index_recall is not None:
-        checks.append(
-            Check("index_recall", index_recall, recall_target, True, "an index misses what exact search finds")
-        )
+        checks.append(_at_least("index_recall", index_recall, recall_target, "an index misses what exact search finds"))
     return checks
 
 
@@ -183,8 +188,8 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
         tests = max(1, int(judged.sum()))
         reach = _NORMAL.inv_cdf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
         change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * error) - 1).min())
-    return Check(
-        "worst group's recall change, high end", change, -config.max_group_drop, True, "one group is served much worse"
+    return _at_least(
+        "worst group's recall change, high end", change, -config.max_group_drop, "one group is served much worse"
     )
 
 
@@ -192,18 +197,15 @@ def _against_served(config: GateConfig, candidate: Measured, reference: Measured
     theirs = float(reference.recall.mean())
     gain = float(candidate.recall.mean()) / theirs if theirs else 1.0
     checks = [
-        Check(
-            "recall gain", gain, config.max_gain, False, "so much better than the served model: labels may have leaked"
-        ),
-        Check(
+        _at_most("recall gain", gain, config.max_gain, "so much better than the served model: labels may have leaked"),
+        _at_least(
             "coverage change",
             candidate.coverage / reference.coverage - 1 if reference.coverage else 0.0,
             -config.max_coverage_drop,
-            True,
             "far fewer items are shown than now",
         ),
     ]
     if candidate.milliseconds is not None and reference.milliseconds:
         ratio = candidate.milliseconds / reference.milliseconds
-        checks.append(Check("latency ratio", ratio, config.max_latency_ratio, False, "much slower than what is served"))
+        checks.append(_at_most("latency ratio", ratio, config.max_latency_ratio, "much slower than what is served"))
     return checks
