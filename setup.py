@@ -50,7 +50,6 @@ setup(
         "tune": ["optuna>=4"],
         "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
         "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "requests>=2", "tenacity"],
-        "benchmark": ["faiss-cpu", "hnswlib"],
         "schedule": ["apscheduler>=3.10,<4", "requests>=2", "tenacity"],
     },
     entry_points={"console_scripts": ["dnc = pipeline.cli:main"]},

@@ -143,13 +143,13 @@ def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Pa
 
 
 def libraries(data: Data, num_candidates: int, recall_target: float) -> dict[str, Library]:
-    """faiss and hnswlib, where they are installed (the `benchmark` extra), on one index of everything."""
+    """faiss and hnswlib, where they are installed, on one index of everything."""
     found = {}
     for name, build in (("faiss", _faiss), ("hnswlib", _hnswlib)):
         try:
             found[name] = build(data, num_candidates, recall_target)
         except ImportError:
-            print(f"{name} is not installed, left out: pip install '.[benchmark]'")
+            print(f"{name} is not installed, left out: pip install faiss-cpu hnswlib")
     return found
 
 
