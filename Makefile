@@ -8,7 +8,7 @@ DEMO_FLAGS :=
 # Files of tests share fixtures that take long, so a file stays in one process.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test test-all lint lock clean
+.PHONY: help install demo test test-all lint lock clean
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -18,6 +18,8 @@ $(INSTALLED): requirements.lock setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+install: $(INSTALLED) ## Create .venv from requirements.lock; the other targets do so, too
 
 demo: $(INSTALLED) ## Fetch MovieLens-100K and run every stage on it into runs/demo
 	$(BIN)/dnc data ml-100k --out $(DATA)

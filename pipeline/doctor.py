@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 import contracts  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
 DISTRIBUTION = "dnc-retrieval"
-_REINSTALL = "rm -rf .venv && make test (installs requirements.lock with --no-deps)"
+_REINSTALL = "rm -rf .venv && make install (installs requirements.lock with --no-deps)"
 _MIN_FREE_GIB = 5
 _MODULES = {
     "beam": ("apache_beam", "tensorflow_transform"),
