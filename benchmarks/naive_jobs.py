@@ -128,7 +128,7 @@ def _pairs(element: tuple[str, list[Row]], index: dict[str, int], window: int) -
 
 
 def assignment(config: Config, rows: Path, centroids: Path, out: Path) -> None:
-    """Rows of an .npy file -> a line a row, with its nearest centroid."""
+    """Rows of an .npy file -> a line per row, with its nearest centroid."""
     with _pipeline(config) as pipeline:
         (
             pipeline

@@ -157,7 +157,7 @@ def lay_out_drifting(folder: Path, log: DriftingLog, overrides: list[str]) -> Co
 
 
 def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]) -> Config:
-    """The last `days` days of KuaiRand's standard log, a file a day; its dates are China's, the times UTC."""
+    """The last `days` days of KuaiRand's standard log, a file per day; its dates are China's, the times UTC."""
     table = pa.concat_tables([pq.read_table(path) for path in sorted(source.glob("log_standard_*.parquet"))])
     for day in sorted(pc.unique(table["date"]).to_pylist())[-days:]:
         path = folder / str(day) / "events.parquet"

@@ -69,7 +69,7 @@ def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, p
 
 
 def build_all(data: Data, serving: ServingConfig) -> tuple[GroupIndex, list[GroupIndex]]:
-    """One tuned index of everything, and one a group, by the same code to the same target."""
+    """One tuned index of everything, and one per group, by the same code to the same target."""
     queries = data.global_queries[:TUNING_USERS, 0]
     single = build_group_index(0, data.items, queries, serving, smallest_k=serving.num_candidates)
     groups = [

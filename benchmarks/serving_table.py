@@ -3,7 +3,7 @@
     python -m benchmarks.serving_table --out benchmarks/results
 
 Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
-writes serving.json (a line a run), serving.md and serving.png (recall against latency, a panel a run)
+writes serving.json (a line per run), serving.md and serving.png (recall against latency, a panel per run)
 to --out. From --int8-from items on, results are scored by 8-bit vectors, as serving.int8 is for large
 corpora.
 """
@@ -41,7 +41,7 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown, a row a run."""
+    """Markdown, a row per run."""
     sizes = [1, 8, 64]
     head = ["items", "K", "8 bit", "µs, batch 1"]
     head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS", "faiss", "hnswlib") for size in sizes]

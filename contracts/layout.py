@@ -10,7 +10,7 @@ from contracts.names import Split
 
 @dataclass(frozen=True)
 class Events:
-    """Validated events: one Parquet file a bucket of users (`EventColumn`), sorted by user and time."""
+    """Validated events: one Parquet file per bucket of users (`EventColumn`), sorted by user and time."""
 
     path: Path
     KIND = "events"
@@ -55,7 +55,7 @@ class ItemStatistics:
 
     @property
     def item_vocabulary(self) -> Path:
-        """Text, one item id a line, in the order of `item_index`."""
+        """Text, one item id per line, in the order of `item_index`."""
         return self.path / "item_vocabulary.txt"
 
     @property
@@ -87,7 +87,7 @@ class ItemGroups:
 
     @property
     def report(self) -> Path:
-        """JSON list, one object a group: group_id, size, label, top_items, and with `groups.previous` kept."""
+        """JSON list, one object per group: group_id, size, label, top_items, and with `groups.previous` kept."""
         return self.path / "report.json"
 
 
@@ -209,7 +209,7 @@ class Model:
 
     @property
     def history(self) -> Path:
-        """JSON list, one object an epoch."""
+        """JSON list, one object per epoch."""
         return self.path / "history.json"
 
     @property
@@ -295,7 +295,7 @@ class Workdir:
         return self.path / "export"
 
     def servable(self, model_name: str) -> Path:
-        """Base path of a TF Serving model: holds one directory a version."""
+        """Base path of a TF Serving model: holds one directory per version."""
         return self.path / "servable" / model_name
 
     @property
@@ -326,7 +326,7 @@ class Store:
 
     @property
     def runs(self) -> Path:
-        """One `Workdir` a run."""
+        """One `Workdir` per run."""
         return self.path / "runs"
 
     def run(self, run_id: str) -> Workdir:
@@ -334,7 +334,7 @@ class Store:
 
     @property
     def spans(self) -> Path:
-        """One directory a span: its `SpanParts`."""
+        """One directory per span: its `SpanParts`."""
         return self.path / "spans"
 
     def span(self, key: str) -> SpanParts:
@@ -342,11 +342,11 @@ class Store:
 
     @property
     def servables(self) -> Path:
-        """One directory a servable: its base path."""
+        """One directory per servable: its base path."""
         return self.path / "servable"
 
     def servable(self, model_name: str) -> Path:
-        """Base path of a TF Serving model: holds one directory a version."""
+        """Base path of a TF Serving model: holds one directory per version."""
         return self.servables / model_name
 
     @property

@@ -110,7 +110,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
 
 
 def run_results(workdir: Path) -> Path:
-    """Directory of the results of a benchmark's runs, a file a run."""
+    """Directory of the results of a benchmark's runs, a file per run."""
     return workdir / "results"
 
 

@@ -33,7 +33,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest.")
 @click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
 @click.option("--explore", type=_POSITIVE, help="Places for items without training events.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a candidate.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per candidate.")
 @reports_user_errors
 def query(
     workdir: Path,

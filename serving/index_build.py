@@ -26,7 +26,7 @@ class BuiltIndexes:
     """The indexes of the groups that are not empty, in order of group_id.
 
     Attributes:
-        indexes: one a group.
+        indexes: one per group.
         rebuilt: the groups whose index is not the last version's.
     """
 

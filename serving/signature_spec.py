@@ -39,7 +39,7 @@ class Input:
 class SignatureSpec:
     """A signature's inputs and outputs.
 
-    Every request is brought to the same form, all inputs with a row a query: what is left out is
+    Every request is brought to the same form, all inputs with a row per query: what is left out is
     the signature's default, which the SavedModel carries. So all requests can share batches.
     """
 

@@ -133,7 +133,7 @@ class TextFormat(Section):
 
 
 class FeatureTable(TextFormat):
-    """A table with one row a user or an item: Parquet or CSV."""
+    """A table with one row per user or item: Parquet or CSV."""
 
     path: str = Field(description="file, Parquet or CSV by suffix")
     id: str = Field(description="column holding the user or item id")

@@ -43,7 +43,7 @@ class Candidates:
 class RetrievalClient:
     """Asks one model of `dnc serve` or TF Serving. Use it as a context manager, or `close` it.
 
-    It sends every input of the signature with a row a user, what the caller leaves out being the
+    It sends every input of the signature with a row per user, what the caller leaves out being the
     default that the servable's metadata names: TF Serving's REST wants all inputs, and its batches
     want rows in all of them. And every input of any width begins with a place of padding, because
     TF Serving, where it pads a batch, repeats the first value.
@@ -113,11 +113,11 @@ class RetrievalClient:
         """Candidates for each user.
 
         Args:
-            histories: item ids, oldest first, a list a user.
+            histories: item ids, oldest first, a list per user.
             timeout: seconds, retries included; default: the client's.
             inputs: any other input of serving_default by its name (see `contracts.names.Request`):
-                one value for all users, or a value a user; of inputs with several values a user,
-                such as `groups`, a list for all, or a list a user. None is as if left out.
+                one value for all users, or a value per user; of inputs with several values per user,
+                such as `groups`, a list for all, or a list per user. None is as if left out.
 
         Raises:
             ValueError: the servable has no such input, or the value does not fit it.
@@ -216,7 +216,7 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
     """A flat list would be one history for as many users as it has items, and a text one of letters."""
     for history in [histories] if isinstance(histories, str | bytes) else histories:
         if isinstance(history, str | bytes):
-            raise ValueError(f"histories must be a list of item ids a user; for one user write [[{history!r}, ...]]")
+            raise ValueError(f"histories must hold a list of item ids per user; for one user write [[{history!r}, ...]]")
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
@@ -228,21 +228,21 @@ def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
 
 
 def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
-    """A row a user; an input of any width is padded on the left, by one place at least."""
+    """A row per user; an input of any width is padded on the left, by one place at least."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         array = _cast(spec, np.asarray(value, object))
         if array.ndim == len(spec.shape) and len(array) not in (1, rows):
-            raise ValueError(f"input {spec.name!r} must have one value, or a value a user, {rows}; got {len(array)}")
+            raise ValueError(f"input {spec.name!r} must have one value, or a value per user, {rows}; got {len(array)}")
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
     if not _is_list(value):
-        raise ValueError(f"input {spec.name!r} must be a list, or a list a user; got {value!r}")
+        raise ValueError(f"input {spec.name!r} must be a list, or a list per user; got {value!r}")
     lists = list(value)
     if not any(_is_list(one) for one in lists):
         lists = [lists] * rows
     if len(lists) != rows:
-        raise ValueError(f"input {spec.name!r} must have a list a user, {rows}; got {len(lists)}")
+        raise ValueError(f"input {spec.name!r} must have a list per user, {rows}; got {len(lists)}")
     if broken := [one for one in lists if one is not None and not _is_list(one)]:
-        raise ValueError(f"input {spec.name!r} must have a list a user; got {broken[0]!r} for one")
+        raise ValueError(f"input {spec.name!r} must have a list per user; got {broken[0]!r} for one")
     lists = [() if one is None else tuple(one) for one in lists]
     padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
     for row, one in enumerate(lists):

@@ -77,7 +77,7 @@ class LoadedServable:
         sizes = [len(next(iter(request.values()))) for request in requests]
         if any(not value.ndim or len(value) != sum(sizes) for value in values):
             shapes = {name: list(value.shape) for name, value in zip(spec.outputs, values, strict=True)}
-            raise RequestError(Code.INTERNAL, f"{signature} gave outputs without a row a query: {shapes}")
+            raise RequestError(Code.INTERNAL, f"{signature} gave outputs without a row per query: {shapes}")
         parts = [np.split(value, np.cumsum(sizes)[:-1]) for value in values]
         return [dict(zip(spec.outputs, answer, strict=True)) for answer in zip(*parts, strict=True)]
 

@@ -68,12 +68,12 @@ def test_candidate_embedding(client, session):
     [
         ({"nope": 1}, "has no input 'nope'; it has .*alpha"),
         ({"num_candidates": "many"}, "'num_candidates' must hold int32"),
-        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha' must have one value, or a value a user, 2; got 3"),
+        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha' must have one value, or a value per user, 2; got 3"),
         ({"num_candidates": 2.7}, "'num_candidates' must hold int32: 2.7 is no whole number"),
-        ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or a list a user; got 'i4'"),
-        ({"groups": 1}, "'groups' must be a list, or a list a user; got 1"),
-        ({"groups": [[1], 2]}, "'groups' must have a list a user; got 2 for one"),
-        ({"exclude_item_ids": [["i1"]]}, "'exclude_item_ids' must have a list a user, 2; got 1"),
+        ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or a list per user; got 'i4'"),
+        ({"groups": 1}, "'groups' must be a list, or a list per user; got 1"),
+        ({"groups": [[1], 2]}, "'groups' must have a list per user; got 2 for one"),
+        ({"exclude_item_ids": [["i1"]]}, "'exclude_item_ids' must have a list per user, 2; got 1"),
         ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is no text; .* write str\(101\)"),
         ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is no text"),
         ({"merge": "nonsense"}, "'merge' must be one of quota, score, round_robin; got 'nonsense'"),
@@ -88,7 +88,7 @@ def test_wrong_inputs_are_named(client, inputs, message):
 @pytest.mark.parametrize("histories", [["i3", "i4"], "i3", [["i3"], "i4"], [b"i3"]])
 def test_histories_without_a_list_a_user_are_refused(client, histories):
     for ask in (client.recommend, client.query_embedding):
-        with pytest.raises(ValueError, match=r"a list of item ids a user; for one user write \[\["):
+        with pytest.raises(ValueError, match=r"a list of item ids per user; for one user write \[\["):
             ask(histories)
 
 
