@@ -75,7 +75,9 @@ def read_stored_config(path: Path) -> Config:
     try:
         return Config.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise ConfigError(f"{_explain(path, error)}\nCode of another time wrote it: train that model anew") from None
+        raise ConfigError(
+            f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"
+        ) from None
 
 
 def dump_config(config: Config) -> str:

@@ -113,7 +113,7 @@ def _wait_for_dead(workdir: Workdir) -> None:
         if found is None:
             return
         if beat == 0:
-            logger.info("%s has a lock of %s: waiting to see whether it lives", workdir.path, found["owner"])
+            logger.info("%s is locked by %s: waiting to see whether that still runs", workdir.path, found["owner"])
         time.sleep(_BEAT_SECONDS)
         seen = _read(workdir.lock)
         if seen not in (found, None):

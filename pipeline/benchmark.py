@@ -174,7 +174,7 @@ def _with_budget(run: Run, seconds_of: str, results: Mapping[Key, dict[str, Any]
     """None: the run whose time it is failed."""
     leader = results.get((run.dataset, seconds_of, run.seed))
     if leader is None:
-        log.error("benchmark: %s: not run, since it takes the time of %s, which failed", run, seconds_of)
+        log.error("benchmark: %s: not run, since its time limit is that of %s, which failed", run, seconds_of)
         return None
     training = run.config.training.model_copy(update={"max_seconds": leader["seconds"]})
     return replace(run, config=run.config.model_copy(update={"training": training}))

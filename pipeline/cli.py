@@ -199,7 +199,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
         if not separator or not name or not path:
             raise ValueError(f"--model {model!r} must have the form NAME=PATH, e.g. --model dnc=/models/dnc")
         if name in bases or not re.fullmatch(r"[^/:]+", name):
-            raise ValueError(f"--model {model!r}: a name stands once, and has no / or :, which end it in REST's paths")
+            raise ValueError(f"--model {model!r}: give a name once, and without / or :, which end it in REST paths")
         bases[name] = Path(path)
     if not bases:
         raise ValueError("say what to serve: --workdir DIR, the directory of a run, or --model NAME=PATH")

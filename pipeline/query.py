@@ -60,7 +60,7 @@ def query(
     from serving.servable_session import ServableSession
 
     if (user is None) == (history is None):
-        raise ValueError("say whose candidates: exactly one of --user ID and --history ID,ID,...")
+        raise ValueError("give exactly one of --user ID and --history ID,ID,...")
     run = Workdir(workdir)
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":

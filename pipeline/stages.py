@@ -63,7 +63,7 @@ def _require_users(workdir: Workdir) -> None:
             if not know_all + have_nothing:
                 why = "it has no users, as where no history is as long as split.min_user_events, or data.columns differ"
             raise ValueError(
-                f"nobody can be measured on the {split} split: {why}; set the section split otherwise (of a retrain, "
+                f"nobody can be measured on the {split} split: {why}; change the section split (in a retrain, "
                 "retrain.validation_users), or bring more events"
             )
 

@@ -26,7 +26,7 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     size = math.prod(shape)
     if min(shape, default=0) < 0 or len(shape) > 8:
-        raise ValueError(f"input {name!r}: the shape {shape[:9]} is not one of a tensor")
+        raise ValueError(f"input {name!r}: the shape {shape[:9]} is not that of a tensor")
     if size > max_elements:
         raise ValueError(f"input {name!r}: the shape {shape} has {size} elements, more than the {max_elements} allowed")
     if len(tensor.string_val) == size and tensor.dtype == tf.string.as_datatype_enum:

@@ -51,7 +51,7 @@ class FeedbackConfig(Section):
             raise ValueError(f"data.feedback.levels must be distinct names, lowest first; got {self.levels}")
         named = [*self.flags, *self.rating_thresholds, *([self.target_level] if self.target_level else [])]
         if len(self.levels) > _MAX_LEVELS:
-            raise ValueError(f"data.feedback.levels are {len(self.levels)}, more than {_MAX_LEVELS}: merge some")
+            raise ValueError(f"data.feedback.levels has {len(self.levels)} levels, more than {_MAX_LEVELS}: merge some")
         for level in named:
             if level not in self.levels:
                 raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")
@@ -217,13 +217,13 @@ class DataConfig(TextFormat):
         directives = re.findall("%.", whole)
         if "%f" in directives:
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has %f where none is read, which is at its end, after a point "
-                "or a comma: leave data.timestamp_format out if the times are ISO 8601, or else rewrite the column"
+                f"data.timestamp_format={text_format!r} has %f elsewhere than at its end, after a point or a comma: "
+                "leave data.timestamp_format out if the times are ISO 8601, or else rewrite the column"
             )
         if "%Z" in directives:
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of any would be read as UTC: "
-                "put a name that stands for UTC there as it is, e.g. GMT, or rewrite the column with offsets, for %z"
+                f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of every zone would be read "
+                "as UTC: if all are in UTC, write that name, e.g. GMT, or rewrite the column with offsets, for %z"
             )
         return self
 
@@ -259,7 +259,7 @@ class SplitConfig(Section):
         given = [name for name in ("validation_start", "test_start") if getattr(self, name) is not None]
         if given and self.protocol != "time":
             raise ValueError(
-                f"split.{given[0]} is of split.protocol=time, and the protocol is {self.protocol}: set "
+                f"split.{given[0]} belongs to split.protocol=time, and the protocol is {self.protocol}: set "
                 "split.protocol=time, or leave the start out"
             )
         return self

@@ -58,8 +58,8 @@ def generate(log: DriftingLog, out: Path) -> artifact.Manifest:
     """
     if log.num_items < 4 * log.num_topics or log.topics_per_user > log.num_topics or log.num_days < 1:
         raise ValueError(
-            "a drifting log needs at least 1 day, 4 items a topic, and as many topics as a user has; got "
-            f"{log.num_days} days, {log.num_items} items, {log.num_topics} topics, {log.topics_per_user} topics a user"
+            "a drifting log needs at least 1 day, 4 items per topic, and as many topics as a user has; got "
+            f"{log.num_days} days, {log.num_items} items, {log.num_topics} topics, {log.topics_per_user} per user"
         )
     fingerprint = artifact.fingerprint(vars(log))
     if manifest := artifact.find_current(out, fingerprint):

@@ -51,8 +51,8 @@ def generate(log: SyntheticLog, out: Path) -> artifact.Manifest:
     """
     if log.num_items < 2 * log.num_topics or log.topics_per_user > log.num_topics:
         raise ValueError(
-            f"a synthetic log needs at least 2 items a topic and as many topics as a user has; got {log.num_items} "
-            f"items, {log.num_topics} topics, {log.topics_per_user} topics a user"
+            f"a synthetic log needs at least 2 items per topic and as many topics as a user has; got {log.num_items} "
+            f"items, {log.num_topics} topics, {log.topics_per_user} per user"
         )
     fingerprint = artifact.fingerprint(vars(log))
     if manifest := artifact.find_current(out, fingerprint):

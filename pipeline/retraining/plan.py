@@ -110,8 +110,8 @@ def make_plan(
     if labels is not None and labels.stable not in versions:
         raise ValueError(
             f"{base / LABELS_FILE} says that version {labels.stable} is stable, and {base} holds "
-            f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}, so that the newest version there is "
-            "stable, and where there is none the next one"
+            f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}: then the newest version is stable, "
+            "or the next one if there is none"
         )
     parent = record_of_version(store, labels.stable) if labels else None
     warm, notes = _may_start_warm(config, store, parent)

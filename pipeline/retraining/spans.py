@@ -133,7 +133,7 @@ def _order(key: str, placeholder: str) -> int:
     order = _order_of_text(key, placeholder)
     if order is None:
         form = "a date, e.g. 2024-05-31" if placeholder == DATE else "a number"
-        raise ValueError(f"span {key!r} is not {form}, as data.events has spans by {placeholder}")
+        raise ValueError(f"span {key!r} is not {form}, and data.events names spans by {placeholder}")
     return order
 
 

@@ -216,7 +216,9 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
     """A flat list would be one history for as many users as it has items, and a text one of letters."""
     for history in [histories] if isinstance(histories, str | bytes) else histories:
         if isinstance(history, str | bytes):
-            raise ValueError(f"histories must hold a list of item ids per user; for one user write [[{history!r}, ...]]")
+            raise ValueError(
+                f"histories must hold a list of item ids per user; for one user write [[{history!r}, ...]]"
+            )
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:

@@ -45,7 +45,7 @@ class Target:
         if self.version is not None and self.label is not None:
             raise ValueError(f"name a version or a label, not both: got {self.version} and {self.label!r}")
         if "" in (self.model, self.label):
-            raise ValueError("a model and a label have a name; got ''")
+            raise ValueError("a model and a label must have a name; got ''")
 
 
 def require_headers(headers: Mapping[str, str]) -> None:

@@ -39,7 +39,9 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath) -> str:
             raise ValueError(f"no version of {name} below {base}: it must hold numbered directories")
         missing = {label: version for label, version in labels.by_label().items() if version not in versions}
         if missing:
-            raise ValueError(f"{base} holds versions {versions}; its serving.json labels {missing}: roll back to one")
+            raise ValueError(
+                f"{base} holds versions {versions}; its serving.json labels {missing}: roll back to one of these"
+            )
         one = config.model_config_list.config.add(name=name, base_path=str(root / name), model_platform="tensorflow")
         one.model_version_policy.specific.versions.extend(labels.by_label().values())
         one.version_labels.update(labels.by_label())

@@ -86,7 +86,7 @@ def response_body(outputs: Mapping[str, np.ndarray], form: Format) -> bytes:
 
 def _columns(instances: Any, signature: SignatureSpec) -> dict[str, Any]:
     if not isinstance(instances, list) or not instances:
-        raise invalid(f"'instances' must be a list with a value a row, got {_kind(instances)}")
+        raise invalid(f"'instances' must be a list with a value per row, got {_kind(instances)}")
     if not any(_is_named(row) for row in instances):
         return {_only_input(signature, "instances"): instances}
     names = list(instances[0]) if _is_named(instances[0]) else []

@@ -115,7 +115,7 @@ def test_what_could_never_be_sent_is_refused_at_once(client):
     for make, at in ((RetrievalClient.grpc, "localhost:1"), (RetrievalClient.rest, "http://localhost:1")):
         with pytest.raises(ValueError, match="the header 'token' must be one printable line"):
             make(at, "dnc", headers={"token": "a\nb"})
-        with pytest.raises(ValueError, match="a label have a name"):
+        with pytest.raises(ValueError, match="a label must have a name"):
             make(at, "dnc", label="")
     with pytest.raises(ValueError, match=r"for one item write \['i3'\]"):
         client.candidate_embedding("i3")

@@ -44,8 +44,8 @@ def test_it_serves_until_it_is_told_to_stop(base, tmp_path):
     [
         ([], "say what to serve: --workdir DIR"),
         (["--model", "dnc"], "must have the form NAME=PATH"),
-        (["--model", "dnc=/a", "--model", "dnc=/b"], "a name stands once"),
-        (["--model", "a/b=/nowhere"], "no / or :"),
+        (["--model", "dnc=/a", "--model", "dnc=/b"], "give a name once"),
+        (["--model", "a/b=/nowhere"], "without / or :"),
         (["--model", "dnc=/nowhere"], "no version of dnc below /nowhere"),
         (["--workdir", "/nowhere"], "no version of dnc below /nowhere/servable/dnc"),
         (["--model", "dnc=/nowhere", "--set", "server.max_batch_size=0"], "server.max_batch_size"),

@@ -151,7 +151,7 @@ REFUSED = {
         Code.INVALID_ARGUMENT,
         "0 x 1099511627776 values, more than",
     ),
-    "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not one of a tensor"),
+    "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not that of a tensor"),
     "values do not fill the shape": (
         {**HISTORY, "alpha": tensor(FLOAT, [3], tensor_content=b"abc")},
         {},
