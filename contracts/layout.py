@@ -354,6 +354,11 @@ class Store:
         """Held by the one retrain that writes below the store."""
         return self.path / ".lock"
 
+    @property
+    def labels_lock(self) -> Path:
+        """Held for a moment by whoever reads the labels of versions and acts on them, a rollback beside a retrain."""
+        return self.path / ".labels.lock"
+
 
 @dataclass(frozen=True)
 class RetrainRun:

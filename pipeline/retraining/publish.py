@@ -10,6 +10,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from filelock import FileLock
+
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, RetrainRun, Store, Workdir
@@ -60,20 +62,21 @@ def publish(
     )
     for base, source in sources.items():
         _appear(source, base / str(version))
-    # The main servable's labels, written last, decide: one that was not exported for a while is behind.
-    main = read_labels(store.servable(names[0]))
-    # An earlier attempt that came to the labels died there, or somebody has gone back since: who cannot tell, holds.
-    held = held or earlier["version"] == version
-    held = main is not None and main.stable != version and (held or main.stable != parent)
-    label = CANARY if held else STABLE
-    write_json(done, {"version": version, "label": label, "is_done": False})
-    for base in sources:
-        labels = read_labels(base)
-        if held and labels is not None and labels.stable != version:
-            write_labels(base, ServingLabels(stable=labels.stable, canary=version))
-        else:
-            write_labels(base, ServingLabels(stable=version))
-    write_json(done, {"version": version, "label": label, "is_done": True})
+    with FileLock(store.labels_lock):
+        # The main servable's labels, written last, decide: one that was not exported for a while is behind.
+        main = read_labels(store.servable(names[0]))
+        # An earlier attempt died among the labels, or somebody has gone back since: as nobody can tell which, it holds.
+        held = held or earlier["version"] == version
+        held = main is not None and main.stable != version and (held or main.stable != parent)
+        label = CANARY if held else STABLE
+        write_json(done, {"version": version, "label": label, "is_done": False})
+        for base in sources:
+            labels = read_labels(base)
+            if held and labels is not None and labels.stable != version:
+                write_labels(base, ServingLabels(stable=labels.stable, canary=version))
+            else:
+                write_labels(base, ServingLabels(stable=version))
+        write_json(done, {"version": version, "label": label, "is_done": True})
     return version, label
 
 
@@ -104,17 +107,18 @@ def set_stable(store: Store, version: int) -> list[str]:
         ValueError: the main servable has no such version.
     """
     main, *others = _base_paths(store)
-    if version not in (found := versions_on_disk(main)):
-        raise ValueError(f"there is no version {version} in {main}; there are {found}")
     without = []
-    for base in (*others, main):
-        versions = versions_on_disk(base)
-        if version in versions:
-            labels = labels_or_none(base)
-            canary = labels.canary if labels is not None and labels.canary != version else None
-            write_labels(base, ServingLabels(stable=version, canary=canary))
-        elif versions:
-            without.append(base.name)
+    with FileLock(store.labels_lock):
+        if version not in (found := versions_on_disk(main)):
+            raise ValueError(f"there is no version {version} in {main}; there are {found}")
+        for base in (*others, main):
+            versions = versions_on_disk(base)
+            if version in versions:
+                labels = labels_or_none(base)
+                canary = labels.canary if labels is not None and labels.canary != version else None
+                write_labels(base, ServingLabels(stable=version, canary=canary))
+            elif versions:
+                without.append(base.name)
     return without
 
 
@@ -146,13 +150,14 @@ def retain(config: Config, store: Store) -> None:
     but a call with the same input, which can begin anew.
     """
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
-    labels = [found for base in bases if (found := effective_labels(base))]
-    versions = versions_on_disk(bases[0])
-    kept = {version for found in labels for version in found.by_label().values()}
-    kept.update(versions[-config.retrain.keep_versions :])
-    for version in set(versions) - kept:
-        for base in bases:
-            _vanish(base / str(version))
+    with FileLock(store.labels_lock):
+        labels = [found for base in bases if (found := effective_labels(base))]
+        versions = versions_on_disk(bases[0])
+        kept = {version for found in labels for version in found.by_label().values()}
+        kept.update(versions[-config.retrain.keep_versions :])
+        gone = [_moved_away(base / str(version)) for version in set(versions) - kept for base in bases]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
     records = all_records(store)
     newest = max((record.created for record in records), default="")
     for record in records:
@@ -197,12 +202,12 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _vanish(version: Path) -> None:
-    """Renames away first: a server must not find half a version."""
+def _moved_away(version: Path) -> Path:
+    """Where a version is renamed to, if it is there, before it is deleted: a server must not find half of one."""
+    gone = version.parent.parent / f"{version.parent.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
     if version.exists():
-        gone = version.parent.parent / f"{version.parent.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
         os.rename(version, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    return gone
 
 
 def _keep_only_record(store: Store, run_id: str) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
@@ -197,6 +198,53 @@ def test_a_rollback_during_a_retrain_is_kept(store: Store) -> None:
     set_stable(store, 1)
     assert push(store, 3, 2) == "canary"
     assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
+
+
+def test_a_rollback_at_the_moment_of_a_push_is_not_overwritten(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The push has read the labels, and goes on to write them."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    rollback = Thread(target=set_stable, args=(store, 1))
+    write = publishing.write_json
+
+    def meanwhile(*arguments: object) -> None:
+        write(*arguments)
+        if not rollback.ident:
+            rollback.start()
+            rollback.join(0.2)
+
+    monkeypatch.setattr(publishing, "write_json", meanwhile)
+    push(store, 3, 2)
+    rollback.join()
+    assert [labels.stable for labels in stable(store)] == [1, 1]
+
+
+def test_a_rollback_during_retention_finds_its_version_or_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 4):
+        push(store, number, number - 1 or None)
+    refused: list[ValueError] = []
+
+    def go_back() -> None:
+        try:
+            set_stable(store, 1)
+        except ValueError as error:
+            refused.append(error)
+
+    rollback, rename = Thread(target=go_back), os.rename
+
+    def meanwhile(*names: Path) -> None:
+        if not rollback.ident:
+            rollback.start()
+            rollback.join(0.2)
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", meanwhile)
+    retain(CONFIG, store)
+    rollback.join()
+    assert [labels.stable in versions_on_disk(store.servable("dnc")) for labels in stable(store)] == [True, True]
+    assert "there is no version 1" in str(refused)
 
 
 @pytest.mark.parametrize("version", [0, 9])
