@@ -12,6 +12,7 @@ from trainer import ranking
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metrics import hits, recall_at_k, recall_of_places
+from trainer.popularity import popularity_lists
 from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
 from trainer.scoring import fill_quotas, quotas
@@ -127,6 +128,20 @@ def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:
     for lists in case.ranking.lists_of_merges([("score", 1.0), ("quota", 1.0)], [1, 5]):
         assert [found.shape for found in lists.values()] == [(NUM_USERS, 1), (NUM_USERS, 5)]
         assert not any(found.any() for found in lists.values())
+
+
+@pytest.mark.parametrize("length", [1, 6, NUM_ITEMS + 5])
+def test_popularity_is_a_full_sort_of_what_is_unseen(length: int) -> None:
+    """Counts of 0 to 2; the users have seen nothing, half of the items, all but one, and all."""
+    rng = np.random.default_rng(1)
+    count = np.append(0, rng.integers(0, 3, NUM_ITEMS))
+    seen = [rng.permutation(NUM_ITEMS)[:number] + 1 for number in (0, NUM_ITEMS // 2, NUM_ITEMS - 1, NUM_ITEMS)]
+    users = EvaluationUsers(np.arange(4), of_rows(seen), of_rows(seen), of_rows(seen))
+    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), count, 3, train_count=count, sampling_probability=count)
+    order = np.lexsort([np.random.default_rng(0).permutation(NUM_ITEMS), -count[1:]]) + 1
+    for found, own in zip(popularity_lists(catalogue, users, length), seen, strict=True):
+        unseen = order[~np.isin(order, own)][:length].tolist()
+        assert found.tolist() == unseen + [0] * (min(length, NUM_ITEMS) - len(unseen))
 
 
 def test_users_vectors_are_held_for_some_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,47 @@
+"""What the user tower gives its encoder to read, and what it makes of the answer."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.trainer.artifacts import cyclic_log, write_artifacts
+from tests.trainer.conftest import small_config
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
+from trainer.query_tower import QueryTower
+
+AGE = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "width": 1}
+
+
+@pytest.mark.parametrize("user_tower", ["transformer", "gru", "mean"])
+def test_a_history_is_read_after_the_start_and_the_users_features_are_added(user_tower: str, tmp_path: Path) -> None:
+    log = cyclic_log(num_users=12)
+    log.user_features = {"age": (AGE, np.arange(12, dtype=np.float32))}
+    config = small_config(model={"user_tower": user_tower})
+    tower = QueryTower(config, Catalogue.load(write_artifacts(log, tmp_path)), tf.random.Generator.from_seed(0))
+    rng = np.random.default_rng(0)
+    history, age = rng.normal(size=(2, 5, 16)).astype(np.float32), np.array([2.0, -1.0], np.float32)
+    tower(history, {"age": age})
+    weights = {}
+    for weight in tower.trainable_variables:
+        weight.assign(rng.normal(size=weight.shape))
+        weights[weight.name.removesuffix(":0")] = weight.numpy()
+    tokens = np.concatenate([np.tile(weights["start"], (2, 1, 1)), history], axis=1)
+    # Embeddings are scaled as in "Attention is all you need"; 16 values, so by 4.
+    encoded = tower.encoder(tf.constant(4 * tokens + weights["positions"][:6])).numpy()
+    expected = encoded + age[:, None, None] * weights["feature/age"]
+    np.testing.assert_allclose(tower(history, {"age": age}), expected, rtol=1e-4, atol=1e-4)
+    after = tower(history, {"age": age}, num_events=tf.constant([0, 3]))
+    np.testing.assert_allclose(after, expected[[0, 1], [0, 3]], rtol=1e-4, atol=1e-4)
+
+
+def test_an_events_group_is_part_of_its_token_and_padding_has_none(tmp_path: Path) -> None:
+    catalogue = Catalogue.load(write_artifacts(cyclic_log(num_users=12), tmp_path))
+    model = TwoTowerModel(small_config(model={"history_groups": True}), catalogue)
+    table = next(weight for weight in model.trainable_variables if weight.name == "group_tokens/embeddings:0")
+    table.assign(np.random.default_rng(0).normal(size=table.shape))
+    events = np.array([[1, 60, 30, 0]])
+    added = model._history_tokens(tf.constant(events)) - model.candidate_embeddings(tf.constant(events))
+    np.testing.assert_allclose(added[0], table.numpy()[[*catalogue.group_id[[1, 60, 30]] + 1, 0]], atol=1e-6)
