@@ -45,7 +45,10 @@ def refine_centroids(
     current = _write_centroids(scratch, start)
     before = np.inf
     for iteration in range(iterations):
-        [result] = collect(config, blocks, LloydStep(current), scratch)
+        moved = _new_file(scratch)
+        [result] = collect(config, blocks, LloydStep(current, moved), scratch)
+        remove(current)
+        current = moved
         logger.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
         if result["inertia"] > before * (1 - _LEAST_GAIN):
             break
@@ -65,24 +68,33 @@ def assign_items(config: BeamConfig, blocks: Sequence[EmbeddingBlock], centroids
 
 
 def _write_centroids(scratch: Path, centroids: Float32) -> Path:
-    path = scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
+    path = _new_file(scratch)
     write_array(path, centroids)
     return path
 
 
-class LloydStep(beam.PTransform):
-    """Blocks -> the file of centroids replaced by the means of what is nearest to each; yields inertia."""
+def _new_file(scratch: Path) -> Path:
+    return scratch / f"centroids-{uuid.uuid4().hex[:8]}.npy"
 
-    def __init__(self, centroids: Path) -> None:
+
+class LloydStep(beam.PTransform):
+    """Blocks -> a file of the means of what is nearest to each centroid; yields inertia.
+
+    It is another file than that of the centroids: a runner that has lost a worker reads blocks again, even after some
+    of the end is done, and must find what it found.
+    """
+
+    def __init__(self, centroids: Path, means: Path) -> None:
         super().__init__()
         self._centroids = centroids
+        self._means = means
 
     def expand(self, blocks: beam.PCollection) -> beam.PCollection:
         return (
             blocks
             | "SumBlocks" >> beam.ParDo(_SumBlock(self._centroids))
             | "SumAll" >> beam.CombineGlobally(_SumArrays()).without_defaults()
-            | "WriteCentroids" >> beam.ParDo(_WriteCentroids(self._centroids))
+            | "WriteMeans" >> beam.ParDo(_WriteMeans(self._centroids, self._means))
         )
 
 
@@ -121,15 +133,18 @@ class _SumArrays(beam.CombineFn):
         return accumulator
 
 
-class _WriteCentroids(beam.DoFn):
-    def __init__(self, path: Path) -> None:
+class _WriteMeans(beam.DoFn):
+    """Sums of all blocks -> the file of their means; yields inertia."""
+
+    def __init__(self, centroids: Path, path: Path) -> None:
+        self._centroids = centroids
         self._path = path
 
     def process(self, sums: Int64) -> Iterator[dict[str, float]]:
         means = sums[:, :-2] / np.maximum(sums[:, -2:-1], 1)
         # A centroid that nothing is near to stays: `fill_empty` gives its group an item in the end.
-        centroids = np.where(sums[:, -2:-1] > 0, means, read_array(self._path)).astype(np.float32)
-        write_array(self._path, centroids)
+        moved = np.where(sums[:, -2:-1] > 0, means, read_array(self._centroids)).astype(np.float32)
+        write_array(self._path, moved)
         yield {"inertia": float(sums[:, -1].sum() / _UNIT)}
 
 
