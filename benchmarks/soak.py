@@ -1,6 +1,6 @@
 """`dnc serve` for minutes at 80% load, with a new version every 30 s.
 
-    python -m benchmarks.soak --minutes 20 --log benchmarks/results/soak.log
+    python -m benchmarks.soak --minutes 20 --log benchmarks/results/server-soak.log
 
 The server is a process of its own. Requests come at random times (Poisson), most over gRPC, some over
 REST, each to be answered within 10 s; a version is a copy of the first, which is deleted once two

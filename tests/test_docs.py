@@ -24,6 +24,7 @@ INLINE = re.compile(r"`((?:dnc|python -m) [^`<]+)`")
 KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)[`=]")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 ANCHOR = re.compile(r"\]\((?!https?://)([^)#]*)#([^)]+)\)")
+FILE = re.compile(r"`((?:contracts|beam_jobs|trainer|serving|pipeline|benchmarks|tests|configs|docs)/[\w./{},-]*)`")
 BLOCKS = re.compile(r"```.*?```", re.DOTALL)
 
 
@@ -127,6 +128,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 def anchor(heading: str) -> str:
     """As GitHub makes it: lower case, no punctuation, hyphens for spaces."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_named_file_exists(page: Path) -> None:
+    named = [path for span in FILE.findall(page.read_text(encoding="utf-8")) for path in alternatives(span)]
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def alternatives(span: str) -> list[str]:
+    """Of a.{b,c}: a.b and a.c."""
+    head, brace, rest = span.partition("{")
+    words, _, tail = rest.partition("}")
+    return [head + word + tail for word in words.split(",")] if brace else [span]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
