@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,17 @@ def holding_directory(lock: Path, option: str) -> Iterator[None]:
     held, owner = FileLock(lock), lock.with_name(_OWNER)
     try:
         held.acquire(timeout=0)
-        storage.write_text(owner, f"{_this_process()} since {now()}")
     except Timeout:
         raise _busy(lock, _owner(owner), option) from None
     except OSError as error:
-        held.release()
         raise ValueError(f"{option} {lock.parent} cannot be written to: {error.strerror}; name another one") from None
     try:
+        with suppress(OSError):  # of a full disk, which the run itself will tell
+            storage.write_text(owner, f"{_this_process()} since {now()}")
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):  # as of one that has turned read-only
+            owner.unlink()
         held.release()
 
 
