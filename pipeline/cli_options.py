@@ -15,7 +15,7 @@ from contracts.storage import as_path
 
 FAILED = 1
 USER_ERROR = 2
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class PathOrUrl(click.ParamType):
@@ -43,20 +43,20 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"dnc: {error}", err=True)
             sys.exit(USER_ERROR)
         except OSError as error:
-            if click.get_current_context().find_root().params["verbose"] or not is_of_the_machine(error):
+            if click.get_current_context().find_root().params["verbose"] or not is_disk_error(error):
                 raise
-            click.echo(f"dnc: {said_of(error)}", err=True)
+            click.echo(f"dnc: {disk_error_message(error)}", err=True)
             sys.exit(FAILED)
 
     return wrapper
 
 
-def is_of_the_machine(error: OSError) -> bool:
+def is_disk_error(error: OSError) -> bool:
     """Whether a disk is full or does not let us write, rather than that something here is wrong."""
-    return error.errno in _OF_THE_MACHINE
+    return error.errno in _DISK_ERRORS
 
 
-def said_of(error: OSError) -> str:
+def disk_error_message(error: OSError) -> str:
     """What the operating system said, and of which file."""
     return f"{error.strerror}: {error.filename or error}; make room or give the right to write there, and run it again"
 

@@ -78,7 +78,7 @@ def query(
     }
     items = history_of(config, run, user) if user is not None else _ids(history) or []
     with ServableSession(exported_servable(run)) as session:
-        if said := what_is_unknown(session.candidate_embedding(items)[1], items, config.model.oov_buckets):
+        if said := unknown_items_note(session.candidate_embedding(items)[1], items, config.model.oov_buckets):
             click.echo(said, err=True)
         answer = session.recommend([items], user_ids=[user or ""], **controls)
     is_there = answer.item_ids[0] != ""
@@ -115,7 +115,7 @@ def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
     return None if values is None else [values]
 
 
-def what_is_unknown(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
+def unknown_items_note(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
     """A line on the items that have no group, and what the servable makes of them; "" where there are none."""
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
     if not unknown:

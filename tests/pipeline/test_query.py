@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from pipeline.query import _ids, what_is_unknown
+from pipeline.query import _ids, unknown_items_note
 
 
 @pytest.mark.parametrize(("num_buckets", "reading"), [(0, "as if absent"), (7, "read by the bucket of its hash")])
 def test_unknown_items_are_read_as_the_model_reads_them(num_buckets: int, reading: str) -> None:
-    said = what_is_unknown(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], num_buckets)
+    said = unknown_items_note(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], num_buckets)
     assert said.startswith(f"not in the servable's catalogue, and {reading}")
     assert said.endswith(": new, newer")
-    assert what_is_unknown(np.array([3, 0]), ["a", "b"], num_buckets) == ""
+    assert unknown_items_note(np.array([3, 0]), ["a", "b"], num_buckets) == ""
 
 
 def test_ids_with_commas_are_a_json_list() -> None:
