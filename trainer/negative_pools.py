@@ -142,9 +142,14 @@ def row_correction(
     """
     if own_items is None:
         return tf.gather(candidates.row_correction, group_id)[:, None, :]
-    of_window = _left_out(tf.gather(own_items, candidates.rows, axis=1)) + candidates.row_correction
-    group = tf.broadcast_to(tf.cast(group_id, tf.int64)[:, None], tf.shape(window))
-    return tf.gather_nd(of_window, tf.stack([window, group], axis=-1))
+    # Each pair of a window and a group of its positives once: of many groups, a window has few.
+    num_groups = tf.shape(candidates.rows, tf.int64)[0]
+    pairs = window * num_groups + tf.cast(group_id, tf.int64)[:, None]
+    pair, place = tf.unique(tf.reshape(pairs, [-1]))
+    group = pair % num_groups
+    is_own = tf.gather(tf.gather(own_items, pair // num_groups), tf.gather(candidates.rows, group), batch_dims=1)
+    of_pair = _left_out(is_own) + tf.gather(candidates.row_correction, group)
+    return tf.gather(of_pair, tf.reshape(place, tf.shape(window)))
 
 
 def _left_out(which: tf.Tensor) -> tf.Tensor:

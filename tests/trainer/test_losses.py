@@ -255,6 +255,35 @@ def test_a_windows_own_items_are_left_out_of_its_draws() -> None:
             assert (kept == ~np.isin(item[row[:number]], windows[window[2 * block + place]])).all()
 
 
+def test_a_windows_own_items_are_looked_up_in_the_groups_of_its_positives_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 windows of one positive each and 60 groups are 12,000 pairs, of which 200, and those of padding, count."""
+    num_windows, num_groups = 200, NUM_ITEMS
+    items = replace(catalogue(np.ones(NUM_ITEMS)), group_id=np.arange(NUM_ITEMS + 1, dtype=np.int32) - 1)
+    items = replace(items, num_groups=num_groups)
+    rng = np.random.default_rng(0)
+    windows = rng.integers(1, NUM_ITEMS + 1, (num_windows, 2))
+    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=400, easy_pool=200))
+    hard, easy = np.repeat(rng.integers(1, NUM_ITEMS + 1, 20), 20), rng.integers(1, NUM_ITEMS + 1, 200)
+    candidates = pools(tf.constant(hard), tf.constant(easy), windows[:, 1], tf.random.Generator.from_seed(0))
+    own_items = pools.own_items(candidates, tf.constant(windows))
+    blocks = GroupBlocks.of(tf.constant(items.group_id[windows[:, 1]]), num_groups)
+    of_block = tf.gather(tf.range(num_windows, dtype=tf.int64), blocks.row)
+    sizes, gather = [], tf.gather
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            tf, "gather", lambda *of, **how: sizes.append((found := gather(*of, **how)).numpy().size) or found
+        )
+        found = row_correction(candidates, own_items, of_block, blocks.group_id).numpy()
+    places, item = candidates.rows.numpy()[blocks.group_id.numpy()], candidates.item_index.numpy()
+    is_own = (windows[of_block.numpy()][:, :, None, :] == item[places][:, None, :, None]).any(axis=3)
+    without = candidates.row_correction.numpy()[blocks.group_id.numpy()][:, None]
+    assert ((found < -1e8) == (is_own | (without < -1e8))).all()
+    np.testing.assert_allclose(found[found > -1e8], np.broadcast_to(without, found.shape)[found > -1e8], rtol=1e-6)
+    assert max(sizes) < num_windows * num_groups * places.shape[1] / 2
+
+
 def test_membership_against_brute_force() -> None:
     rng = np.random.default_rng(0)
     rows, values = rng.integers(0, 30, (20, 7)), rng.integers(0, 40, 50)
