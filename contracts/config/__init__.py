@@ -63,7 +63,10 @@ __all__ = [
 class Config(Section):
     """The whole tree."""
 
-    seed: int = Field(0, ge=0, description="of all that is drawn: initial weights, negatives, shuffles, bootstraps")
+    # scikit-learn and Keras take no more than 32 bits.
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of all that is drawn: initial weights, negatives, shuffles, bootstraps"
+    )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
     groups: GroupsConfig = GroupsConfig()
