@@ -78,7 +78,7 @@ class BeamStore:
 
     def _s3_of(self, url: str) -> S3System:
         if self._s3 is None:
-            # A worker in a thread of a pool hears of no options: then the environment says how to reach the store.
+            # A worker of a pool hears of no options: then the environment says how to reach the store.
             self._s3 = S3System(self._options or FileSystems.get_filesystem(url)._options or {})
         bucket = url.split("/")[2]
         if bucket not in self._checked:

@@ -145,7 +145,7 @@ def job_server(folder: Path, environment: dict[str, str] | None = None) -> Itera
 
     Args:
         folder: for their files.
-        environment: variables of the workers, which are threads of the pool and hear of no pipeline options.
+        environment: variables of the workers, which are processes of the pool and hear of no pipeline options.
     """
     server, pool, elsewhere = free_port(), free_port(), folder / "worker"
     elsewhere.mkdir(parents=True)
