@@ -33,6 +33,7 @@ _ITEMS = pa.schema(
 )
 _USERS = pa.schema([(UserColumn.USER_ID, pa.string()), (UserColumn.TRAIN_COUNT, pa.int64())])
 
+_MOST_ID_BYTES = 2**31 - 1
 
 _AGGREGATES = {
     ItemColumn.TRAIN_COUNT: "sum",
@@ -180,7 +181,17 @@ def _with_known_ids(table: pa.Table, path: Path | None, schema: pa.Schema) -> pa
 
 
 def _by_count(table: pa.Table, count: str, identity: str) -> pa.Table:
-    """Most frequent first, ties by the id's bytes: the same on every runner."""
+    """Most frequent first, ties by the id's bytes: the same on every runner.
+
+    Raises:
+        ValueError: the ids are more text than one Arrow array holds, as which all that follows reads them.
+    """
+    num_bytes = pc.sum(pc.binary_length(table[identity])).as_py() or 0
+    if num_bytes > _MOST_ID_BYTES:
+        raise ValueError(
+            f"{identity}: the {table.num_rows:,} distinct ids are {num_bytes:,} bytes of text, more than the "
+            f"{_MOST_ID_BYTES:,} that are read: write shorter ids into log and tables, such as numbers"
+        )
     keys = pa.table({"count": table[count], "id": table[identity].cast(pa.binary())})
     return table.take(pc.sort_indices(keys, sort_keys=[("count", "descending"), ("id", "ascending")])).combine_chunks()
 

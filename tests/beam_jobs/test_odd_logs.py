@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from beam_jobs import groups, ingest, statistics, windows
+from beam_jobs import groups, ingest, statistics, statistics_steps, windows
 from contracts.artifact import Manifest
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import make_config, write_log
@@ -76,6 +76,12 @@ def test_what_cannot_be_trained_on_is_refused(name: str, tmp_path: Path) -> None
     rows, sections, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         run(tmp_path, rows, sections)
+
+
+def test_more_text_of_ids_than_an_array_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_steps, "_MOST_ID_BYTES", 10)  # u0 to u4 are as much, i0 to i7 are 16
+    with pytest.raises(ValueError, match="item_id: the 8 distinct ids are 16 bytes of text, more than the 10 that are"):
+        run(tmp_path, lines(100), ONE_GROUP)
 
 
 def test_a_split_that_measures_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
