@@ -116,7 +116,12 @@ class MergeCounts(beam.DoFn):
     """(partition, packed counts) -> (0, packed counts), one row an item."""
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
-        yield 0, pack(_summed(unpack(element[1]), _ITEMS))
+        yield 0, pack(sum_items(unpack(element[1])))
+
+
+def sum_items(counts: pa.Table) -> pa.Table:
+    """Counts of items, one row an item."""
+    return _summed(counts, _ITEMS)
 
 
 def _summed(table: pa.Table, schema: pa.Schema) -> pa.Table:

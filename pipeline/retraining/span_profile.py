@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, time, timezone
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -56,8 +58,6 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             breaks the schema.
     """
     from beam_jobs import ingest
-    from beam_jobs.bucket_file import EVENT_SCHEMA
-    from beam_jobs.statistics_steps import count_events
 
     data = config.data.model_copy(update={"events": span.files})
     own = Config(data=data, beam=config.beam)
@@ -69,16 +69,13 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
         found = ingest.run(_compared(own, before), Workdir(parts.path), wanted)
     profile = artifact.find_current(parts.profile, wanted)
     if profile is None:
-        columns = EVENT_SCHEMA.names
-        files = [pq.read_table(parts.events.path / name, columns=columns) for name in found.files]
-        table = pa.concat_tables([file.cast(EVENT_SCHEMA) for file in files])
-        levels = table[EventColumn.FEEDBACK_LEVEL].to_numpy()
-        items, users = count_events(table, levels >= data.feedback.target_level_index)
+        files = [parts.events.path / name for name in found.files]
+        counted = _count(files, data.feedback.target_level_index)
         with artifact.writing(parts.profile, SpanParts.PROFILE_KIND, wanted) as writer:
-            for counts, path in ((items, parts.items), (users, parts.users)):
+            for counts, path in ((counted.items, parts.items), (counted.users, parts.users)):
                 pq.write_table(counts, writer.path / path.name)
                 writer.files.append(path.name)
-            writer.details = _measure(span, table)
+            writer.details = _measure(span, counted)
         profile = artifact.read_manifest(parts.profile)
     return SpanProfile(items=str(parts.items), **profile.details)
 
@@ -145,16 +142,41 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
     return found
 
 
-def _measure(span: Span, table: pa.Table) -> dict[str, object]:
-    per_user = table.group_by(EventColumn.USER_ID).aggregate([([], "count_all")])["count_all"].to_numpy()
-    times = table[EventColumn.TIMESTAMP].to_numpy()
+@dataclass(frozen=True)
+class _Counted:
+    """A span's counts of items and of users, [num_events] times, and the most events that a user has."""
+
+    items: pa.Table
+    users: pa.Table
+    times: npt.NDArray[np.int64]
+    busiest: int
+
+
+def _count(files: Iterable[Path], target_level: int) -> _Counted:
+    """Reads one bucket at a time: of all of a span's events, no more than their times are kept."""
+    from beam_jobs.statistics_steps import count_events, sum_items
+
+    items, users, times, busiest = [], [], [], 0
+    for path in files:
+        events = pq.read_table(path, use_threads=False)
+        of_items, of_users = count_events(events, events[EventColumn.FEEDBACK_LEVEL].to_numpy() >= target_level)
+        items.append(of_items)
+        users.append(of_users)
+        times.append(events[EventColumn.TIMESTAMP].to_numpy())
+        per_user = events[EventColumn.USER_ID].value_counts().field("counts")
+        busiest = max(busiest, pc.max(per_user).as_py() or 0)
+    return _Counted(sum_items(pa.concat_tables(items)), pa.concat_tables(users), np.concatenate(times), busiest)
+
+
+def _measure(span: Span, counted: _Counted) -> dict[str, object]:
+    num_events = len(counted.times)
     return {
         "key": span.key,
-        "events": len(times),
-        "users": len(per_user),
-        "max_user_share": float(per_user.max(initial=0)) / max(len(times), 1),
-        "stray_share": _stray_share(span, times),
-        "start": int(np.quantile(times, _EARLY, method="lower")),
+        "events": num_events,
+        "users": counted.users.num_rows,
+        "max_user_share": counted.busiest / max(num_events, 1),
+        "stray_share": _stray_share(span, counted.times),
+        "start": int(np.quantile(counted.times, _EARLY, method="lower")),
     }
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from beam_jobs import statistics_steps
 from contracts import artifact
 from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
@@ -127,6 +129,30 @@ def test_a_span_is_ingested_once_by_the_same_code(log: Path, tmp_path: Path, mon
     monkeypatch.setattr(artifact, "code_of", lambda *rooms: "other code")
     assert profile_span(config, span, SpanParts(tmp_path / "span")) == profile
     assert events.stat().st_mtime_ns > written
+
+
+def test_a_span_is_counted_a_bucket_at_a_time(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its length does not decide how much memory it takes."""
+    counted: list[int] = []
+    original = statistics_steps.count_events
+
+    def count_events(events: pa.Table, trained: np.ndarray) -> tuple[pa.Table, pa.Table]:
+        counted.append(events.num_rows)
+        return original(events, trained)
+
+    monkeypatch.setattr(statistics_steps, "count_events", count_events)
+    [span, *_] = find_spans(config_of(log))
+    parts = SpanParts(tmp_path / "span")
+    profile = profile_span(config_of(log), span, parts)
+    rows = pa_csv.read_csv(span.files[0]).to_pylist()
+    assert len(counted) == 2 and sum(counted) == len(rows) == 400 and max(counted) < 300
+    of_users, of_items = (Counter(row[name] for row in rows) for name in ("user_id", "item_id"))
+    assert profile.max_user_share == max(of_users.values()) / 400
+    items = {row["item_id"]: row for row in pq.read_table(parts.items).to_pylist()}
+    assert {item: row["total_count"] for item, row in items.items()} == of_items
+    times = [row["timestamp"] * 1_000_000 for row in rows if row["item_id"] == "i0"]
+    assert (items["i0"]["first_seen"], items["i0"]["last_seen"]) == (min(times), max(times))
+    assert {row["user_id"]: row["train_count"] for row in pq.read_table(parts.users).to_pylist()} == of_users
 
 
 @pytest.mark.parametrize(
