@@ -14,6 +14,9 @@ from contracts.config import COVERAGE_K
 from trainer.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, recall_name
 from trainer.ragged import Ragged
 
+_PLACES_AT_ONCE = 1 << 20
+"""Places of lists that are looked up at once: few enough for the caches to help."""
+
 MetricTable = dict[str, dict[str, float]]
 """metric -> {"value", "low", "high"}."""
 
@@ -23,6 +26,14 @@ def hits(lists: np.ndarray, targets: Ragged) -> np.ndarray:
 
     A repeated item counts once, at its first place.
     """
+    result = np.zeros(lists.shape, bool)
+    users = np.arange(len(lists))
+    for rows in np.array_split(users, 1 + lists.size // _PLACES_AT_ONCE):
+        result[rows] = _hits(lists[rows], targets.take(rows))
+    return result
+
+
+def _hits(lists: np.ndarray, targets: Ragged) -> np.ndarray:
     num_users, length = lists.shape
     base = max(int(lists.max(initial=0)), int(targets.values.max(initial=0))) + 1
     wanted = np.sort(targets.row_ids() * base + targets.values)

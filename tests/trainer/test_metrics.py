@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
@@ -28,6 +30,22 @@ def test_hits_are_of_the_users_own_targets() -> None:
 
 def test_a_repeated_item_is_one_hit() -> None:
     assert hits(np.array([[2, 2]]), Ragged(np.array([2]), np.array([0, 1]))).tolist() == [[True, False]]
+
+
+def test_hits_of_many_users_are_found_in_little_memory() -> None:
+    """5 million places, of which each target has one; as numbers of 64 bits they are 40 MB, and copies of that."""
+    num_users, length = 5000, 1000
+    rng = np.random.default_rng(0)
+    lists = rng.permutation(np.arange(1, length + 1, dtype=np.int32))[None].repeat(num_users, axis=0)
+    place = rng.integers(0, length, num_users)
+    targets = Ragged(lists[0, place].astype(np.int64), np.arange(num_users + 1))
+    tracemalloc.start()
+    found = hits(lists, targets)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.sum(axis=1) == 1).all()
+    assert (found.argmax(axis=1) == place).all()
+    assert peak < 60e6
 
 
 @pytest.mark.parametrize(
