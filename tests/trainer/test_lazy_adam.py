@@ -11,7 +11,8 @@ def test_a_step_that_reads_every_row_is_adams_and_another_leaves_rows_alone() ->
     lazy, dense = tf.Variable(start), tf.Variable(start)
     lazily, plainly = LazyAdam(0.1, beta_2=0.98), tf.keras.optimizers.Adam(0.1, beta_2=0.98)
     for _ in range(3):
-        gradient = rng.normal(size=(5, 3)).astype(np.float32)
+        # Down to what epsilon counts for.
+        gradient = (rng.normal(size=(5, 3)) * np.logspace(0, -6, 5)[:, None]).astype(np.float32)
         # Row 2 comes in two parts, which add up.
         rows = np.array([4, 2, 0, 1, 3, 2])
         values = gradient[rows] * np.array([1, 0.25, 1, 1, 1, 0.75])[:, None]
