@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import apache_beam as beam
@@ -26,6 +27,7 @@ from contracts.names import EventColumn
 
 Int64 = npt.NDArray[np.int64]
 
+_MERGED_AT_ONCE = 16
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 
 
@@ -148,23 +150,29 @@ class TargetSeconds(beam.DoFn):
                 events = validate(raw, self._data).events
                 target = pc.greater_equal(events[EventColumn.FEEDBACK_LEVEL], self._data.feedback.target_level_index)
                 times = events.filter(target)[EventColumn.TIMESTAMP].to_numpy()
-                yield _pack_seconds(*np.unique(times // 1_000_000, return_counts=True))
+                seconds, counts = np.unique(times // 1_000_000, return_counts=True)
+                yield pack(_seconds_table(seconds, counts))
         except ValueError:
             pass  # the main pass reads the file again, and reports it
 
 
 def merge_seconds(payloads: Iterable[bytes]) -> bytes:
-    """Sums the counts of equal seconds; used by Beam as an associative combiner."""
-    tables = list(payloads)
-    table = unpack(tables) if tables else _SECONDS_SCHEMA.empty_table()
-    seconds, places = np.unique(table["second"].to_numpy(), return_inverse=True)
-    counts = np.zeros(len(seconds), np.int64)
-    np.add.at(counts, places, table["count"].to_numpy())
-    return _pack_seconds(seconds, counts)
+    """Sums the counts of equal seconds; used by Beam as an associative combiner.
+
+    A few at a time: there are as many payloads as files, or more, and in each as many seconds as its events have.
+    """
+    rest, merged = iter(payloads), _SECONDS_SCHEMA.empty_table()
+    while some := list(islice(rest, _MERGED_AT_ONCE)):
+        table = pa.concat_tables([merged, unpack(some)])
+        seconds, places = np.unique(table["second"].to_numpy(), return_inverse=True)
+        counts = np.zeros(len(seconds), np.int64)
+        np.add.at(counts, places, table["count"].to_numpy())
+        merged = _seconds_table(seconds, counts)
+    return pack(merged)
 
 
-def _pack_seconds(seconds: Int64, counts: Int64) -> bytes:
-    return pack(pa.table([pa.array(seconds, pa.int64()), pa.array(counts, pa.int64())], _SECONDS_SCHEMA))
+def _seconds_table(seconds: Int64, counts: Int64) -> pa.Table:
+    return pa.table([pa.array(seconds, pa.int64()), pa.array(counts, pa.int64())], _SECONDS_SCHEMA)
 
 
 def quantiles_of(payload: bytes, quantiles: Sequence[float]) -> list[int]:

@@ -1,5 +1,6 @@
 """Splits by hand and against a per-user loop, and as ingest makes them of a log."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 
-from beam_jobs import ingest
+from beam_jobs import ingest, ingest_steps
 from beam_jobs.bucket_file import order_events
+from beam_jobs.payload import pack, unpack
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.layout import Workdir
 from contracts.names import EventColumn, Split
@@ -50,6 +52,26 @@ def test_quantile_of_counted_seconds() -> None:
     # Events at 1, 1, 1, 5, 9: three of five lie at 1, so the 60% quantile is 1 and the 61% one is 5.
     seconds, counts = np.array([1, 5, 9]), np.array([3, 1, 1])
     assert [time_quantile(seconds, counts, q) for q in (0.6, 0.61, 1.0)] == [1, 5, 9]
+
+
+def test_seconds_are_merged_a_few_files_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker merges those of all files: held at once, they would be as many as a log's events."""
+    held: list[int] = []
+
+    def unpack_noting(payloads: list[bytes]) -> pa.Table:
+        held.append(len(payloads))
+        return unpack(payloads)
+
+    rng = np.random.default_rng(0)
+    files = [rng.integers(0, 50, 20) for _ in range(100)]
+    counted = [np.unique(file, return_counts=True) for file in files]
+    tables = [pa.table({"second": seconds, "count": counts}) for seconds, counts in counted]
+    monkeypatch.setattr(ingest_steps, "unpack", unpack_noting)
+    merged = unpack([ingest_steps.merge_seconds(pack(table) for table in tables)])
+    assert sum(held) == 100 and max(held) < 20
+    expected = sorted(Counter(np.concatenate(files).tolist()).items())
+    assert [(row["second"], row["count"]) for row in merged.to_pylist()] == expected
+    assert unpack([ingest_steps.merge_seconds([])]).num_rows == 0
 
 
 def test_what_is_held_out_is_new_to_its_user(tmp_path: Path) -> None:
