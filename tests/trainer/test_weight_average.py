@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +11,10 @@ import tensorflow as tf
 from contracts.artifact import read_manifest
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
+from trainer.training_state import TrainingState
 from trainer.weight_average import SNAPSHOTS_PER_EPOCH, WeightAverage
 
 
@@ -68,6 +73,21 @@ def test_of_no_length_it_is_the_last_snapshot(weights: list[tf.Variable]) -> Non
         set_to(weights, value)
         average.add()
     assert averaged(average, weights) == 5
+
+
+def test_a_plateau_goes_back_to_the_best_average_and_averages_anew(workdir: Workdir, tmp_path: Path) -> None:
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    state = TrainingState(tmp_path / "state", "fingerprint", model, tf.keras.optimizers.Adam(), averaged_epochs=100)
+    for epoch, (value, recall) in enumerate([(1.0, 0.5), (3.0, 0.4)], start=1):
+        set_to(model.trainable_variables, value)
+        state.average.add()
+        state.epoch_done({"epoch": epoch, "validation_recall": recall}, patience=1)
+    assert state.plateaus == 1
+    assert all((weight.numpy() == 1).all() for weight in model.trainable_variables)
+    set_to(model.trainable_variables, 5.0)
+    state.average.add()
+    with state.average.in_place():
+        assert all((weight.numpy() == 5).all() for weight in model.trainable_variables)
 
 
 @pytest.mark.parametrize("batch_size", [1, 100_000])
