@@ -90,6 +90,14 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
                 "are recommended, and measured on the other users",
                 f"{repeating:,}", f"{measured + repeating:,}", split,
             )  # fmt: skip
+        targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
+        if cold > _MANY * targets:
+            logger.warning(
+                "windows: %s of %s targets in the %s split are items without training events, which hardly get into a "
+                "list: nothing but data.item_features places them. Where items live that shortly, hold out less "
+                "(split.protocol=time with later starts), retrain as often, and ask for such items by num_exploration",
+                f"{cold:,}", f"{targets:,}", split,
+            )  # fmt: skip
     items = of_statistics["items_in_training"]
     if config.data.feedback.target_level_index and totals["train_positives"] < items:
         levels, target = config.data.feedback.levels, config.data.feedback.target_level_index

@@ -19,7 +19,7 @@ from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import evaluation_records, is_repeat, ragged_range, user_blocks, window_bounds
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
-from contracts.names import PADDING_INDEX, ItemColumn, Split, WindowField
+from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, WindowField
 from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
@@ -40,12 +40,14 @@ class WriteWindows(beam.DoFn):
         self._drops_repeats = config.windows.repeats == "drop"
 
     def setup(self) -> None:
-        probabilities = read_parquet(local(self._statistics.items), columns=[ItemColumn.SAMPLING_PROBABILITY])
+        columns = [ItemColumn.SAMPLING_PROBABILITY, ItemColumn.TRAIN_COUNT]
+        items = read_parquet(local(self._statistics.items), columns=columns)
         table = read_parquet(local(self._item_groups.groups), columns=[ItemColumn.GROUP_ID])
         self._vocabulary = Vocabulary(self._statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
+        self._is_cold = items[ItemColumn.TRAIN_COUNT].to_numpy() == 0
         self._sampler = NegativeSampler(
-            probabilities[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
+            items[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
             self._groups,
             self._config.groups.num_groups,
             None if self._neighbors is None else neighbor_lists(self._neighbors),
@@ -72,10 +74,12 @@ class WriteWindows(beam.DoFn):
                 positives, split, self._config.windows.length, len(self._groups), self._drops_repeats
             )
             self._write(split, number, iter([encode_examples(users.features)]))
+            targets = users.features[EvaluationField.TARGET_ITEM_INDEX].values
             counts.update(
                 {
                     f"{split.name.lower()}_users": users.num_users,
                     f"{split.name.lower()}_targets": users.num_targets,
+                    f"{split.name.lower()}_cold_targets": int(self._is_cold[targets - 1].sum()),
                     f"{split.name.lower()}_repeat_targets": users.repeat_targets,
                     f"{split.name.lower()}_users_without_history": users.users_without_history,
                 }

@@ -97,3 +97,24 @@ def test_a_level_that_no_event_has_is_said_with_those_that_there_are(tmp_path: P
     said = "two items of level 'click' to train on .* events, 400 of 'exposure', 0 of 'click'.*lower data.feedback"
     with pytest.raises(ValueError, match=said):
         windows.run(config, workdir, "f")
+
+
+@pytest.mark.parametrize(("lives", "are_said"), [(100, True), (400, False)])
+def test_targets_that_training_never_saw_are_said(
+    lives: int, are_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of news, each of which is read on one day; `lives`: events after which items are others."""
+    rows = [f"u{row % 20},{row // lives}-{row * 7 % 30},{1_700_000_000 + row}" for row in range(400)]
+    log = write_log(tmp_path / "log.csv", rows)
+    split = {"protocol": "time", "validation_start": 1_700_000_000 + 300, "test_start": 1_700_000_000 + 360}
+    workdir, config = Workdir(tmp_path / "run"), make_config(log, split=split)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    counts = windows.run(config, workdir, "f").counts
+    items = [row.split(",")[:2] for row in rows]
+    trained = {item for _, item in items[:300]}
+    validation = {(user, item) for user, item in items[300:360]} - {(user, item) for user, item in items[:300]}
+    cold = sum(item not in trained for _, item in validation)
+    assert (counts["validation_targets"], counts["validation_cold_targets"]) == (len(validation), cold)
+    said = f"{cold} of {len(validation)} targets in the validation split are items without training events"
+    assert (said in caplog.text, "without training events" in caplog.text) == (are_said, are_said)
