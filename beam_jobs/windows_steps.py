@@ -117,6 +117,8 @@ class WriteWindows(beam.DoFn):
         counts["users_without_targets"] += int((np.bincount(block.users[is_new], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
+        # What is all the context of its window is a target of the empty history.
+        counts["train_first_targets"] += int(is_new[bounds.starts[bounds.num_context == 1]].sum())
         for name, (_, drawn) in negatives.items():
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {

@@ -54,12 +54,12 @@ class TrainingWindows:
     events, so that short users do not pay for long ones' padding.
 
     Attributes:
-        most_positives: of an epoch: each window's first event may be one, too.
+        num_positives: targets of an epoch, windows' first events among them.
     """
 
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
         manifest = read_manifest(workdir.windows.path)
-        self.most_positives = manifest.counts["train_positives"] + manifest.counts["train_windows"]
+        self.num_positives = manifest.counts["train_positives"] + manifest.counts["train_first_targets"]
         self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
         self._seed = seed

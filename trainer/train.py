@@ -154,7 +154,7 @@ class _Trainer:
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best average of the weights."""
-        epochs, positives = self._config.epochs, self._batches.most_positives
+        epochs, positives = self._config.epochs, self._batches.num_positives
         progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
         with closing(self._summaries), progressing as progress:
             if self._config.warm_start and not self.state.history:
@@ -192,8 +192,8 @@ class _Trainer:
             self._require_finite(terms, batch)
             count = int(batch.is_target.sum())
             positives += count
-            # The last one is the epoch's end's, whose number of positives is known only then.
-            due = min(positives * SNAPSHOTS_PER_EPOCH // self._batches.most_positives, SNAPSHOTS_PER_EPOCH - 1)
+            # The last one is the epoch's end's, of however few steps.
+            due = min(positives * SNAPSHOTS_PER_EPOCH // self._batches.num_positives, SNAPSHOTS_PER_EPOCH - 1)
             self._take_snapshots(due - snapshots)
             snapshots = due
             for key, value in terms.items():

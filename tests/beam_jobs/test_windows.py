@@ -179,6 +179,25 @@ def test_the_trainer_reads_new_items_as_targets_and_repeats_as_context(finished:
     assert events > 1.2 * len(pairs)
 
 
+@pytest.mark.parametrize("since", [None, 0.8], ids=["all", "the newest"])
+@pytest.mark.parametrize("repeats", ["keep", "drop"])
+def test_the_trainer_knows_how_many_targets_an_epoch_has(
+    repeats: str, since: float | None, finished: tuple[Config, Workdir], tmp_path: Path
+) -> None:
+    config, kept = finished
+    workdir = Workdir(tmp_path / "run")
+    shutil.copytree(kept.path, workdir.path)
+    times = sorted(event["timestamp"] for event in read_events(workdir))
+    moment = None if since is None else int(times[int(since * len(times))])
+    settings = config.windows.model_copy(update={"repeats": repeats, "since": moment})
+    windows.run(config.model_copy(update={"windows": settings}), workdir, "f")
+    training = TrainingWindows(workdir, 1000, seed=0)
+    found = sum(int(batch.is_target.sum()) for batch in training.epoch(0))
+    counts = read_manifest(workdir.windows.path).counts
+    assert training.num_positives == found
+    assert (found < counts["train_positives"] + counts["train_windows"]) == (repeats == "keep" or since is not None)
+
+
 def test_without_repeats_a_history_holds_each_item_once_and_the_targets_are_the_same(
     finished: tuple[Config, Workdir], tmp_path: Path
 ) -> None:

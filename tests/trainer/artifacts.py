@@ -66,8 +66,9 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
                 for example in examples:
                     writer.write(example)
             artifact.files.append(file.name)
-        number = len(log.sequences)  # each of a first event and targets
-        artifact.counts.update(train_positives=int(counts.sum()) - number, train_windows=number)
+        windows_of = [-(-(len(sequence) - 3) // log.window_length) for sequence in log.sequences]
+        artifact.counts["train_positives"] = int(counts.sum()) - len(log.sequences)
+        artifact.counts["train_first_targets"] = sum(windows_of)
         artifact.details["resamples"] = log.resamples
     return workdir
 
