@@ -182,6 +182,19 @@ def test_the_epoch_that_spends_the_time_is_validated(workdir: Workdir) -> None:
     assert 0 < entry["validation_recall"] <= 1
 
 
+def test_an_epochs_loss_is_the_mean_over_its_positives(workdir: Workdir) -> None:
+    """Batches differ in their numbers of positives; at no learning rate, their mean is that of one batch of all."""
+    settings = {"epochs": 1, "learning_rate": 1e-12, "batch_size": 8}
+    config = small_config(model={"dropout": 0.0, "conditioning_dropout": 0.0}, training=settings)
+    train(config, workdir, "model", "mean")
+    [entry] = json.loads(workdir.model("model").history.read_text())
+    [everything] = TrainingWindows(workdir, 10**6, 0).epoch(0)
+    terms = load_model(config, workdir, "model").loss_terms(everything, training=False)
+    assert set(terms) == {"loss", "in_group", "global", "intent", "z"}
+    for name, value in terms.items():
+        assert entry[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
 def test_weight_decay_shrinks_the_weights(workdir: Workdir) -> None:
     """A tenth a step, by a learning rate of .01; what a step learns is at most a hundredth of each weight or so."""
     sums = {}

@@ -1,0 +1,33 @@
+"""Recall by the target's group and by the user's activity, by hand."""
+
+import numpy as np
+
+from trainer.catalogue import Catalogue
+from trainer.evaluate import break_down
+from trainer.input_pipeline import EvaluationUsers
+from trainer.ragged import Ragged
+
+
+def of_rows(rows: list[list[int]]) -> Ragged:
+    return Ragged(np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)]))
+
+
+def test_breakdowns_by_hand() -> None:
+    group_id = np.array([-1, 0, 0, 1, 1, 2])
+    catalogue = Catalogue(np.arange(5).astype(object), group_id, 4, train_count=group_id, sampling_probability=group_id)
+    # Users have seen 5, 1, 4, 2, 6 and 3 items: the least active are 1 and 3, then come 5 and 2, then 0 and 4.
+    seen = of_rows([list(range(number)) for number in (5, 1, 4, 2, 6, 3)])
+    targets = of_rows([[1], [3, 4], [5], [3], [2], [1]])
+    lists = np.array([[1, 2], [3, 5], [1, 2], [4, 5], [2, 0], [3, 2]])
+    found = break_down(catalogue, EvaluationUsers(np.arange(6), seen, seen, targets), lists)
+    # Group 0 holds the targets of users 0, 4 (found) and 5 (not); group 1 those of 1 (one of two) and 3; group 2 of 2.
+    assert found["group"] == {
+        "0": {"value": 2 / 3, "count": 3},
+        "1": {"value": 1 / 3, "count": 3},
+        "2": {"value": 0, "count": 1},
+    }
+    assert found["user_activity"] == {
+        "low": {"value": 0.25, "count": 2},
+        "medium": {"value": 0, "count": 2},
+        "high": {"value": 1, "count": 2},
+    }
