@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import apache_beam as beam
@@ -229,8 +230,10 @@ def _statistics(
     }
     histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
     times = _time_range(buckets)
+    # Buckets are of users at random: the middle one's moment is about that of all.
+    late = median_low(bucket["late"] for bucket in buckets if bucket["late"] is not None)
     return event_statistics(
-        counts["events"], histograms, times["first_event"], times["last_event"], counts["dead_letters"]
+        counts["events"], histograms, times["first_event"], times["last_event"], late, counts["dead_letters"]
     )
 
 

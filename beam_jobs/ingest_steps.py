@@ -20,6 +20,7 @@ from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
 from beam_jobs.payload import one_array, pack, unpack
+from beam_jobs.span_statistics import LATE
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.config import DataConfig
 from contracts.layout import Events
@@ -124,9 +125,10 @@ class WriteBucket(beam.DoFn):
         table, counts = write_bucket(path, unpack(payloads), self._plan)
         times = table[EventColumn.TIMESTAMP].to_numpy()
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
+        late = int(np.quantile(times, LATE, method="lower")) if len(times) else None
         of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
         yield {
-            "kind": "bucket", "counts": counts, "first": first, "last": last, "levels": of_level,
+            "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
             "busiest": _busiest(one_array(table[EventColumn.USER_ID])),
         }  # fmt: skip
 

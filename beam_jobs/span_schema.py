@@ -13,7 +13,8 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_metadata.proto.v0.schema_pb2 import Schema
 
 from beam_jobs.id_shapes import SHAPE, are_random
-from beam_jobs.span_statistics import OTHER, Statistics, histograms_of, last_event
+from beam_jobs.span_statistics import LATE, OTHER, Statistics, histograms_of, last_event, late_event
+from beam_jobs.timestamps import as_text
 from contracts.storage import read_text, write_text
 
 _LEAST_DOMAIN_MASS = 0.95
@@ -81,10 +82,12 @@ def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_v
             )
     if now.num_examples < min_volume * before.num_examples:
         anomalies.append(f"{now.name}: {now.num_examples:,}, after {before.num_examples:,} in the last span")
-    last, last_before = last_event(now), last_event(before)
-    if last is not None and last_before is not None and last < last_before:
-        anomalies.append(f"timestamp: the last event is {(last_before - last) / 3.6e9:.1f} hours older than the last "
-                         "span's: is this an old log?")  # fmt: skip
+    last, late_before = last_event(now), late_event(before)
+    if last is not None and late_before is not None and last < late_before:
+        anomalies.append(
+            f"timestamp: the last event is of {as_text(last)}, and by {as_text(late_before)} {LATE:.0%} of the last "
+            "span's had happened: is this an old log?"
+        )
     return anomalies
 
 

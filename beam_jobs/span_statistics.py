@@ -15,6 +15,9 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 from contracts.storage import read_text, write_text
 
 TIMESTAMP = "timestamp"
+LATE = 0.99
+"""Share of the events by which a log is nearly over: some clocks are always wrong, and say that it ends in years."""
+_LATE = "late"
 MISSING, OTHER = "(missing)", "(other)"
 """Values of a histogram: rows that have none, and all values too rare to be listed."""
 
@@ -35,7 +38,7 @@ def dataset_statistics(name: str, rows: int, histograms: Mapping[str, Mapping[st
 
 
 def event_statistics(
-    events: int, histograms: Mapping[str, Mapping[str, int]], first: int, last: int, dead_letters: int
+    events: int, histograms: Mapping[str, Mapping[str, int]], first: int, last: int, late: int, dead_letters: int
 ) -> Statistics:
     """Those of the log.
 
@@ -43,11 +46,13 @@ def event_statistics(
         events: valid events.
         histograms: feature name -> value -> count.
         first, last: microseconds of the earliest and the latest event.
+        late: microseconds by which the share `LATE` of the events had happened.
         dead_letters: rows that were set aside.
     """
     statistics = dataset_statistics("events", events, histograms)
     times = statistics.features.add(name=TIMESTAMP, type=statistics_pb2.FeatureNameStatistics.INT)
     times.num_stats.min, times.num_stats.max = first, last
+    times.custom_stats.add(name=_LATE, num=late)
     times.num_stats.common_stats.num_non_missing = events
     times.num_stats.common_stats.num_missing = dead_letters
     return statistics
@@ -69,6 +74,12 @@ def last_event(statistics: Statistics) -> int | None:
     """Microseconds of the latest event; None of a feature table."""
     times = [int(feature.num_stats.max) for feature in statistics.features if feature.name == TIMESTAMP]
     return max(times, default=None)
+
+
+def late_event(statistics: Statistics) -> int | None:
+    """Microseconds by which the share `LATE` of the events had happened; None of a feature table."""
+    times = [feature for feature in statistics.features if feature.name == TIMESTAMP]
+    return next((int(each.num) for feature in times for each in feature.custom_stats if each.name == _LATE), None)
 
 
 def write_statistics(statistics: Iterable[Statistics], path: Path) -> None:
