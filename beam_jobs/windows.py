@@ -98,13 +98,21 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
                 "(split.protocol=time with later starts), retrain as often, and ask for such items by num_exploration",
                 f"{cold:,}", f"{targets:,}", split,
             )  # fmt: skip
+    repeats, learnt = totals["train_repeats"], totals["train_positives"]
+    if repeats > _MANY * (repeats + learnt):
+        logger.warning(
+            "windows: %s training events are of items that their user had before, beside %s that are learnt from: such "
+            "items are never recommended, and what is measured is new ones alone. To remind users of what they come "
+            "back to, use something else beside, such as a list of what they had most often",
+            f"{repeats:,}", f"{learnt:,}",
+        )  # fmt: skip
     items = of_statistics["items_in_training"]
-    if config.data.feedback.target_level_index and totals["train_positives"] < items:
+    if config.data.feedback.target_level_index and learnt < items:
         levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
         logger.warning(
             "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
             "are no history: with %r there are more to learn from",
-            f"{totals['train_positives']:,}", levels[target], f"{items:,}", levels[target - 1],
+            f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
         )  # fmt: skip
 
 

@@ -118,3 +118,20 @@ def test_targets_that_training_never_saw_are_said(
     assert (counts["validation_targets"], counts["validation_cold_targets"]) == (len(validation), cold)
     said = f"{cold} of {len(validation)} targets in the validation split are items without training events"
     assert (said in caplog.text, "without training events" in caplog.text) == (are_said, are_said)
+
+
+@pytest.mark.parametrize(("again", "are_said"), [(0, False), (1, False), (8, True)])
+def test_repeats_that_nothing_learns_from_are_said(
+    again: int, are_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of groceries; by leave_one_out every user has new items to be measured on, whatever the others are."""
+    steps = [0] * again + list(range(9))
+    lines = [f"u{user},{(user * 3 + step) % 30}," for user in range(20) for step in steps]
+    log = write_log(tmp_path / "log.csv", [f"{line}{1_700_000_000 + row}" for row, line in enumerate(lines)])
+    workdir, config = Workdir(tmp_path / "run"), make_config(log)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    counts = windows.run(config, workdir, "f").counts
+    # Of nine items the last two are held out, and the first one is context.
+    assert (counts["train_repeats"], counts["train_positives"]) == (20 * again, 20 * 6)
+    assert (f"{20 * again} training events are of items that their user had before" in caplog.text) == are_said
