@@ -218,7 +218,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Finished trials to reach.")
 @reports_user_errors
 def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:
-    """Search K, alpha, the loss terms' shares and the rates for the best validation recall.
+    """Search the user tower, K, alpha, the loss terms' shares and the rates for the best validation recall.
 
     Test users are not looked at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
 

@@ -1,4 +1,4 @@
-"""`dnc tune`: a search over K, alpha, the terms' shares and the rates, judged on validation users only.
+"""`dnc tune`: a search over the tower, K, alpha, the terms' shares and the rates, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
 gets more trials, goes on by the same config and code. The merge and the quotas' alpha cost no training, so each
@@ -35,6 +35,8 @@ _ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _MERGES: tuple[tuple[ScoredMerge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
 """By score there is no alpha."""
 _GROUPS = (5, 10, 20, 40, 80)
+_TOWERS = ("transformer", "mean")
+"""Where the order of events tells little, as of loans known to the day, a mean of them learns more from a small log."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
         "model.dropout": trial.suggest_float("dropout", 0.1, 0.6),
         "model.conditioning_dropout": trial.suggest_float("conditioning_dropout", 0.0, 0.8),
     }
+    if _tower_is_free(config):
+        found["model.user_tower"] = trial.suggest_categorical("user_tower", _TOWERS)
     # The number of a category's groups is not free.
     if config.groups.method == "kmeans":
         choices = sorted({*_GROUPS, config.groups.num_groups})
@@ -120,10 +124,15 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
     return found
 
 
+def _tower_is_free(config: Config) -> bool:
+    """Not where another tower was asked for, or what only the transformer can do."""
+    return config.model.user_tower in _TOWERS and not config.training.mixed_precision
+
+
 def starting_point(config: Config) -> dict[str, Any]:
     """The config's own values of what `suggest` asks for."""
     loss, model = config.training.loss, config.model
-    found = {
+    found: dict[str, Any] = {
         "in_group_weight": loss.in_group_weight,
         "global_weight": loss.global_weight,
         "intent_weight": loss.intent_weight,
@@ -131,6 +140,8 @@ def starting_point(config: Config) -> dict[str, Any]:
         "dropout": model.dropout,
         "conditioning_dropout": model.conditioning_dropout,
     }
+    if _tower_is_free(config):
+        found["user_tower"] = model.user_tower
     return found | ({"num_groups": config.groups.num_groups} if config.groups.method == "kmeans" else {})
 
 

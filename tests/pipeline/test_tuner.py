@@ -22,12 +22,16 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
             "learning_rate": 2e-3,
             "dropout": 0.3,
             "conditioning_dropout": 0.1,
+            "user_tower": "mean",
             "num_groups": 20,
         }
     )
     config = with_keys(Config(), suggest(trial, Config(), 1000))
     assert (config.training.loss.in_group_weight, config.training.loss.global_weight) == (0.5, 2.0)
     assert (config.model.dropout, config.training.learning_rate, config.groups.num_groups) == (0.3, 2e-3, 20)
+    assert config.model.user_tower == "mean"
+    for asked_for in ({"model.user_tower": "gru"}, {"training.mixed_precision": True}):
+        assert "model.user_tower" not in suggest(trial, with_keys(Config(), asked_for), 1000)
     assert suggest(trial, Config(), 12)["groups.num_groups"] == 12  # a catalogue has no more groups than items
 
 
@@ -59,6 +63,7 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
     began = Config()
     assert seen[0]["training.learning_rate"] == began.training.learning_rate  # the search begins where it is asked to
     assert seen[0]["groups.num_groups"] == began.groups.num_groups
+    assert seen[0]["model.user_tower"] == began.model.user_tower
     assert len({tuple(keys.values()) for keys in seen}) == 5  # the second session does not repeat the first
     assert found.recall == max(keys["model.dropout"] for keys in seen)
     best = load_config(found.path)
