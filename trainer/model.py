@@ -73,7 +73,7 @@ class TwoTowerModel(tfrs.Model):
         )
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         pools = NegativePools(catalogue, config.training.loss)
-        self._softmax = SoftmaxTerms(pools, self._candidate_tower, config.training.loss)
+        self._softmax = SoftmaxTerms(pools, self._candidate_tower, self._group_id, config.training.loss)
         self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
@@ -160,7 +160,7 @@ class TwoTowerModel(tfrs.Model):
             logits = self._intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
             terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            of = self._softmax(batch, place, target, group, vectors, self.generator)
+            of = self._softmax(batch, place, target, vectors, self.generator)
             terms["in_group"] = mean_over_replicas(of.in_group)
             if self.num_groups > 1:  # Of one group, there is no other whose scores could differ in scale.
                 terms["z"] = z_loss(of.log_partition, of.center)

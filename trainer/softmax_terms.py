@@ -14,6 +14,7 @@ from trainer.input_pipeline import WindowBatch
 from trainer.log_partitions import group_log_partitions, log_add_exp, log_sum_exp, shared_log_partitions
 from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
+from trainer.window_items import WindowItems
 
 
 class Softmaxes(NamedTuple):
@@ -38,23 +39,31 @@ class _Step(NamedTuple):
     Attributes:
         candidates: what positives are compared with; `embeddings` float32 [num_candidates, dim] are theirs.
         own_items: see `NegativePools.own_items`.
-        window, group: int64 and int32 [num_positives], whose they are and of which group.
-        positive: float32 [num_positives, dim], embeddings of the positives.
+        windows: items of the windows, the positives among them; None where candidates are the whole catalogue.
+        place: int64 [num_positives, 2], window and position of the positives.
+        group: int32 [num_positives], theirs.
+        positive: float32 [num_positives, dim], their embeddings.
     """
 
     candidates: Candidates
     embeddings: tf.Tensor
     own_items: tf.Tensor | None
-    window: tf.Tensor
+    windows: WindowItems | None
+    place: tf.Tensor
     group: tf.Tensor
     positive: tf.Tensor
 
 
 class SoftmaxTerms:
-    """Scores positives and a step's candidates."""
+    """Scores positives and a step's candidates.
 
-    def __init__(self, pools: NegativePools, candidate_tower: CandidateTower, loss: LossConfig):
+    Draws stand for the items that a window does not hold; its own are compared with exactly, the positive among them.
+    """
+
+    def __init__(self, pools: NegativePools, candidate_tower: CandidateTower, group_id: tf.Tensor, loss: LossConfig):
+        """`group_id`: int32 [num_items + 1 + num_buckets], -1 of padding and of buckets."""
         self._pools, self._tower, self._use_global = pools, candidate_tower, loss.global_weight > 0
+        self._group_id = group_id
         self._num_groups = pools.num_groups
         # Of one group, the group's vector ranks all that there is.
         self._shared_ranks_all = self._use_global and loss.global_by == "shared" and pools.num_groups > 1
@@ -64,16 +73,21 @@ class SoftmaxTerms:
         batch: WindowBatch,
         place: tf.Tensor,
         target: tf.Tensor,
-        group: tf.Tensor,
         vectors: UserVectors,
         generator: tf.random.Generator,
     ) -> Softmaxes:
-        """The softmaxes of the positives `target` of `group` at `place`, int64 [num_positives, 2]."""
+        """The softmaxes of the positives `target` at `place`, int64 [num_positives, 2]."""
         candidates = self._pools(batch.in_group_negatives, batch.easy_negatives, target, generator)
         own_items = self._pools.own_items(candidates, batch.item_index)
         embeddings = self._tower(candidates.item_index)
-        step = _Step(candidates, embeddings, own_items, place[:, 0], group, self._tower(target))
+        windows = None if self._pools.exact else self._window_items(batch.item_index)
+        positive = self._tower(target) if windows is None else tf.gather_nd(windows.embeddings, place)
+        group = tf.gather(self._group_id, target)
+        step = _Step(candidates, embeddings, own_items, windows, place, group, positive)
         return self._with_shared(step, vectors) if self._shared_ranks_all else self._by_group(step, vectors)
+
+    def _window_items(self, item_index: tf.Tensor) -> WindowItems:
+        return WindowItems.of(item_index, self._tower(item_index), tf.gather(self._group_id, item_index))
 
     def _with_shared(self, step: _Step, vectors: UserVectors) -> Softmaxes:
         """The shared vector decides between groups, the positive's own group's vector within its group.
@@ -85,19 +99,22 @@ class SoftmaxTerms:
         place, conditioned = vectors.conditioned(step.group)
         logit = tf.reduce_sum(shared * positive, axis=-1)
         conditioned_logit = tf.reduce_sum(conditioned * tf.gather_nd(positive, place), axis=-1)
-        window, group = tf.gather_nd(step.window, place), tf.gather_nd(step.group, place)
-        if self._pools.exact:
-            partition = self._own_partition(step, window, group, conditioned)
+        at, group = tf.gather_nd(step.place, place), tf.gather_nd(step.group, place)
+        if step.windows is None:
+            partition = self._own_partition(step, at[:, 0], group, conditioned)
             by_group = shared_log_partitions(shared, step.embeddings, sizes)
             center, everything = tf.gather(by_group, step.group, batch_dims=1), log_sum_exp(by_group)
         else:
             # One layout in blocks for both vectors, the group's draws being the same.
-            both = (step.window, window), (step.group, group), (shared, conditioned)
+            both = (step.place[:, 0], at[:, 0]), (step.group, group), (shared, conditioned)
             rows = self._own_partition(step, *[tf.concat(of_both, 0) for of_both in both])
-            center = log_add_exp(logit, rows[: tf.size(logit)])
-            partition = log_add_exp(conditioned_logit, rows[tf.size(logit) :])
+            own, others = step.windows.log_partitions(step.windows.scores(shared, step.place), step.place, step.group)
+            center = log_add_exp(own, rows[: tf.size(logit)])
+            own, _ = step.windows.log_partitions(step.windows.scores(conditioned, at), at, group)
+            partition = log_add_exp(own, rows[tf.size(logit) :])
             draws = step.embeddings[step.candidates.shared_from :]
-            everything = self._with_others(step, center, tf.matmul(shared, draws, transpose_b=True))
+            scores = tf.matmul(shared, draws, transpose_b=True)
+            everything = log_add_exp(self._with_others(step, center, scores), others)
         return Softmaxes(
             tf.tensor_scatter_nd_update(center - logit, place, partition - conditioned_logit),
             everything - logit,
@@ -116,18 +133,24 @@ class SoftmaxTerms:
             return Softmaxes(own - logit, log_sum_exp(by_group) - logit, own, None)
         queries = vectors.own_group(step.group)
         logit = tf.reduce_sum(queries * step.positive, axis=-1)
-        own = self._own_partition(step, step.window, step.group, queries)
-        # A whole group has the positive among it; of draws, its copies are left out.
-        own = own if self._pools.exact else log_add_exp(logit, own)
+        own = self._own_partition(step, step.place[:, 0], step.group, queries)
+        if step.windows is not None:
+            scores = step.windows.scores(queries, step.place)
+            own = log_add_exp(step.windows.log_partitions(scores, step.place, step.group)[0], own)
         if not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
-        scores = vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
-        return Softmaxes(own - logit, self._with_others(step, own, scores) - logit, own, None)
+        everything = self._with_others(
+            step, own, vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
+        )
+        if step.windows is not None:
+            scores = step.windows.scores_by_group(vectors.all_groups(), step.place)
+            everything = log_add_exp(everything, step.windows.log_partitions(scores, step.place, step.group)[1])
+        return Softmaxes(own - logit, everything - logit, own, None)
 
     def _with_others(self, step: _Step, own: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
         """log-partition of all groups from that of the own one and `scores` [num_positives, num_shared] of draws."""
-        scores += shared_correction(step.candidates, step.own_items, step.window)
+        scores += shared_correction(step.candidates, step.own_items, step.place[:, 0])
         # Added, not selected: the gradient is the scores' own.
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate

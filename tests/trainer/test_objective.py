@@ -102,7 +102,7 @@ def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, wor
 
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
-    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items never."""
+    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items once."""
     loss = {**DRAWN, "global_by": global_by}
     config = small_config(training={"loss": loss}, model={"conditioning": "mmoe", "dropout": 0.0})
     catalogue = Catalogue.load(workdir)
@@ -124,7 +124,8 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
     for row, target, queries, shared in zip(rows, encoded.targets, encoded.own, encoded.shared, strict=True):
         of_all = np.tile(shared, (catalogue.num_groups, 1)) if global_by == "shared" else queries
         own = catalogue.group_id[target]
-        allowed = ~np.isin(item, batch.item_index[row])
+        window = np.setdiff1d(batch.item_index[row], [0])
+        allowed = ~np.isin(item, window)
         same, other = allowed & (group == own), allowed & (group != own) & (np.arange(len(item)) >= num_hard)
         hard_of_own, easy = (group[:num_hard] == own).sum(), len(item) - num_hard
         weight = np.where(group == own, hard_of_own / mass[own] + easy, easy) * q[item]
@@ -132,7 +133,11 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
         for name, vectors in {"own": queries, "all": of_all}.items():
             scores = (vectors[group] * items[item]).sum(axis=1) - np.log(weight)
             positive = vectors[own] @ items[target]
-            parts[name] = [log_partition(np.append(scores[mask], positive)) - positive for mask in (same, same | other)]
+            of_window = (vectors[catalogue.group_id[window]] * items[window]).sum(axis=1)
+            both = (same, catalogue.group_id[window] == own), (same | other, window > 0)
+            parts[name] = [
+                log_partition(np.append(scores[drawn], of_window[own_items])) - positive for drawn, own_items in both
+            ]
         in_group.append(parts["own"][0])
         overall.append(parts["all"][1])
     assert float(terms["in_group"]) == pytest.approx(np.mean(in_group), rel=1e-4)
@@ -143,7 +148,7 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
 @pytest.mark.parametrize("negatives", ["windows", "in_batch"])
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 @pytest.mark.parametrize("num_groups", [1, 4])
-def test_a_step_without_any_draws_has_no_softmax_to_train(
+def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
 ) -> None:
     loss = {**DRAWN, "global_by": global_by, "negatives": negatives}
@@ -166,7 +171,8 @@ def test_a_step_without_any_draws_has_no_softmax_to_train(
         return terms, [tf.convert_to_tensor(gradient) for gradient in gradients if gradient is not None]
 
     terms, gradients = step()
-    assert float(terms["in_group"]) == float(terms["global"]) == 0
+    has_positives = windows and negatives == "windows"
+    assert (float(terms["global"]) > 0) == (float(terms["in_group"]) > 0) == has_positives
     assert all(np.isfinite(value).all() for value in [*terms.values(), *gradients])
 
 

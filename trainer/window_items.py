@@ -1,0 +1,64 @@
+"""A window's own items, with which its positives are compared one by one while draws stand for all other items."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from trainer.log_partitions import log_sum_exp
+from trainer.negative_pools import LEFT_OUT
+
+
+class WindowItems(NamedTuple):
+    """The items of a step's windows.
+
+    Few items are as near to a positive as its user's others, and a softmax over the whole catalogue has them all.
+    Draws hold hardly any, so that a model that saw draws alone would not learn to tell a user's items apart.
+
+    Attributes:
+        embeddings: float32 [num_windows, length, dim].
+        group: int32 [num_windows, length]; -1 of padding, of an id outside the catalogue, and of an item from its
+            second time on.
+    """
+
+    embeddings: tf.Tensor
+    group: tf.Tensor
+
+    @classmethod
+    def of(cls, item_index: tf.Tensor, embeddings: tf.Tensor, group: tf.Tensor) -> WindowItems:
+        """Of windows int64 [num_windows, length]; `group` is -1 of padding and of what is in no catalogue."""
+        same = item_index[:, :, None] == item_index[:, None, :]
+        place = tf.range(tf.shape(item_index)[1])
+        is_repeat = tf.reduce_any(same & (place[None, :] < place[:, None]), axis=-1)
+        return cls(embeddings, tf.where(is_repeat, -1, group))
+
+    def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        """Inner products of queries float32 [n, dim] at `place`, int64 [n, 2], with their windows' items: [n, length].
+
+        One product a window: no query has a copy of its window's items.
+        """
+        by_window = tf.scatter_nd(place, queries, tf.shape(self.embeddings, tf.int64))
+        return tf.gather_nd(tf.matmul(by_window, self.embeddings, transpose_b=True), place)
+
+    def scores_by_group(self, heads: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+        """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim]."""
+        group = tf.maximum(tf.gather(self.group, place[:, 0]), 0)
+        return tf.einsum("nld,nld->nl", tf.gather(heads, group, batch_dims=1), tf.gather(self.embeddings, place[:, 0]))
+
+    def log_partitions(self, scores: tf.Tensor, place: tf.Tensor, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """log sum_j e^{scores_j} over a window's items j of the group `group_id`, and over those of other groups.
+
+        Args:
+            scores: float32 [n, length].
+            place: int64 [n, 2].
+            group_id: int32 [n].
+
+        Returns:
+            float32 [n] each; about -1e9 without such items.
+        """
+        group = tf.gather(self.group, place[:, 0])
+        is_own = group == group_id[:, None]
+        is_other = ~is_own & (group >= 0)
+        own, other = (scores + LEFT_OUT * tf.cast(~which, tf.float32) for which in (is_own, is_other))
+        return log_sum_exp(own), log_sum_exp(other)
