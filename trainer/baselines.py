@@ -21,7 +21,7 @@ _SOFTMAX = {
 _BINARY = {**_SOFTMAX, "global_weight": 0.0, "binary_weight": 1.0, "binary_negatives": 1, "binary_calibration": 0.0}
 
 _OVERRIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # Exact softmax up to `exact_softmax_max_items` items, above it the windows' easy negatives.
+    # Exact softmax up to `exact_softmax_max_items` items, above it the windows' easy negatives and fresh ones.
     "single_vector": ({}, _SOFTMAX),
     "single_vector_uniform": ({}, {**_SOFTMAX, "negatives": "uniform", "exact_softmax_max_items": 0}),
     "single_vector_popularity": ({}, {**_SOFTMAX, "negatives": "popularity", "exact_softmax_max_items": 0}),
@@ -52,7 +52,9 @@ def baseline_config(config: Config, name: str) -> Config:
     groups: dict[str, Any] = {}
     if name != _KEEPS_GROUPS:
         pools = config.training.loss
-        loss = {"easy_pool": pools.easy_pool + pools.in_group_pool, **loss}
+        easy, fresh = pools.easy_pool + pools.in_group_pool, pools.fresh_pool
+        # Where a baseline says what is drawn, all draws are of that.
+        loss = {**({"easy_pool": easy + fresh, "fresh_pool": 0} if "negatives" in loss else {"easy_pool": easy}), **loss}
         groups = {"num_groups": 1}
     return config.model_copy(
         update={

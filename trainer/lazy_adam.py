@@ -5,12 +5,17 @@ from __future__ import annotations
 import tensorflow as tf
 
 
+_BETA_2_OF_RARE_ROWS = 0.999
+"""Of a row's own reads: what a positive does to a rare item's row lasts over the many draws between two positives."""
+
+
 class LazyAdam(tf.keras.optimizers.Adam):
     """Adam that touches only the rows that a step read.
 
     Keras' Adam decays the moments of every row of a table at every step: at a million items that
     costs more than the model. Here a row's moments rest until it is read again. A step that reads
-    every row (the exact softmax) is plain Adam's. `weight_decay` still shrinks whole tables.
+    every row (the exact softmax) is plain Adam's. Where a step reads less than half of a table's rows, they
+    have no momentum: ten reads long, it would be of epochs ago. `weight_decay` still shrinks whole tables.
     """
 
     def __init__(self, learning_rate: float, beta_2: float = 0.999, weight_decay: float | None = None) -> None:
@@ -25,12 +30,15 @@ class LazyAdam(tf.keras.optimizers.Adam):
         place = self._index_dict[self._var_key(variable)]
         first, second = self._momentums[place], self._velocities[place]
         step = tf.cast(self.iterations + 1, variable.dtype)
-        rate = tf.cast(self.learning_rate, variable.dtype) * tf.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
         rows, values = gradient.indices, gradient.values
+        reads_most = 2 * tf.size(rows) >= variable.shape[0]
+        beta_1 = tf.where(reads_most, self.beta_1, 0.0)
+        beta_2 = tf.where(reads_most, self.beta_2, _BETA_2_OF_RARE_ROWS)
+        rate = tf.cast(self.learning_rate, variable.dtype) * tf.sqrt(1 - beta_2**step) / (1 - beta_1**step)
         momentum = tf.gather(first, rows)
-        momentum += (values - momentum) * (1 - self.beta_1)
+        momentum += (values - momentum) * (1 - beta_1)
         velocity = tf.gather(second, rows)
-        velocity += (tf.square(values) - velocity) * (1 - self.beta_2)
+        velocity += (tf.square(values) - velocity) * (1 - beta_2)
         first.scatter_update(tf.IndexedSlices(momentum, rows))
         second.scatter_update(tf.IndexedSlices(velocity, rows))
         # Rows come once each: reading and writing them is faster than subtracting in place, element by element.

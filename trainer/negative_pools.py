@@ -11,7 +11,7 @@ from contracts.config import LossConfig
 from contracts.names import PADDING_INDEX
 from trainer.catalogue import Catalogue
 from trainer.index_ops import count, is_member
-from trainer.negative_samplers import evenly_spread, negative_sampler
+from trainer.negative_samplers import CatalogueSampler, evenly_spread, negative_sampler
 
 LEFT_OUT = -1e9
 """Added to the logit of a candidate that is none: finite, so that a row of nothing else stays free of NaN."""
@@ -45,7 +45,9 @@ class NegativePools:
 
     In-group draws come with the windows and follow q(i | g); easy draws follow q(i), and come with
     them too or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
-    step keeps a part, evenly spread over the windows' draws: a group keeps its share of the positives.
+    step keeps a part, evenly spread over the windows' draws: a group keeps its share of the positives. Fresh draws
+    join the easy ones: what comes with the windows comes again in every epoch, and an item that chance left
+    out of it would never be a negative.
     A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
@@ -69,6 +71,7 @@ class NegativePools:
         probability = self._sampler.probability
         mass = np.zeros(catalogue.num_groups)
         np.add.at(mass, catalogue.group_id[1:], probability[1:])
+        self._fresh_pool, self._fresh_sampler = loss.fresh_pool, CatalogueSampler(probability)
         log_probability = np.log(np.maximum(probability, 1e-30))
         log_probability[PADDING_INDEX] = -LEFT_OUT
         self._log_probability = tf.constant(log_probability, tf.float32)
@@ -87,6 +90,8 @@ class NegativePools:
             return self._whole_catalogue
         hard = evenly_spread(in_group_negatives, self._in_group_pool, generator)
         easy = self._sampler.draw(easy_negatives, targets, self._easy_pool, generator)
+        fresh = self._fresh_sampler.draw(easy_negatives, targets, self._fresh_pool, generator)
+        easy = tf.concat([easy, fresh], 0)
         num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
         # Users who know all items leave nothing to draw: padding, which is left out, is what a step then gathers.
         easy = tf.pad(easy, [[0, tf.cast(tf.equal(tf.size(easy), 0), tf.int32)]])

@@ -278,12 +278,13 @@ class _Trainer:
 def _require_negatives(config: Config, catalogue: Catalogue) -> None:
     """Raises ValueError where a sampled softmax has nothing to compare with."""
     loss = config.training.loss
-    if not (loss.in_group_weight or loss.global_weight) or catalogue.num_items <= loss.exact_softmax_max_items:
+    is_exact = catalogue.num_items <= loss.exact_softmax_max_items
+    if is_exact or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
         return
     if loss.negatives != "windows" and not loss.easy_pool:
         raise ValueError(
-            f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool negatives a step: set it to at "
-            "least 1; got 0"
+            f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool and fresh_pool negatives a step: "
+            "set one of them to at least 1; got 0 and 0"
         )
     # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
     needs_easy = not catalogue.groups_match_windows or (loss.global_weight > 0 and catalogue.num_groups > 1)
@@ -291,6 +292,7 @@ def _require_negatives(config: Config, catalogue: Catalogue) -> None:
         raise ValueError(
             "the global softmax of a catalogue larger than training.loss.exact_softmax_max_items="
             f"{loss.exact_softmax_max_items} compares with easy negatives: set windows.easy_negatives and "
-            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}. "
+            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}; or "
+            "training.loss.fresh_pool. "
             "With training.loss.global_weight=0 a model of several groups does without them"
         )

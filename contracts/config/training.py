@@ -114,6 +114,9 @@ class LossConfig(Section):
         1024, ge=1, description="in-group negatives of a step, each shared by the batch's positives of its group"
     )
     easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
+    fresh_pool: int = Field(
+        1024, ge=0, description="more of them, drawn anew at each step, while what is in the windows comes again"
+    )
     exact_softmax_max_items: int = Field(
         20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"
     )

@@ -24,6 +24,14 @@ def test_a_step_that_reads_every_row_is_adams_and_another_leaves_rows_alone() ->
     assert np.flatnonzero(np.abs(lazy.numpy() - before).max(axis=1) > 0).tolist() == [2]
 
 
+def test_rows_that_a_step_seldom_reads_have_no_momentum() -> None:
+    """A step of the whole rate by a first gradient, and none by a second one that is 0: Adam's would take .067 more."""
+    table, lazily = tf.Variable(tf.zeros([5, 1])), LazyAdam(0.1, beta_2=0.98)
+    for gradient, expected in ((4.0, -0.1), (0.0, -0.1)):
+        lazily.apply_gradients([(tf.IndexedSlices(tf.constant([[gradient]]), tf.constant([3]), [5, 1]), table)])
+        np.testing.assert_allclose(table.numpy()[:, 0], [0, 0, 0, expected, 0], atol=1e-6)
+
+
 def test_an_update_is_not_compiled_for_each_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.compat.v2.config, "list_physical_devices", lambda kind=None: ["a GPU"])
     assert tf.keras.optimizers.Adam(0.1).jit_compile

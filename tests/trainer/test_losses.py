@@ -81,12 +81,17 @@ def test_log_sum_exp_and_its_gradient_against_tensorflows(scale: float) -> None:
     assert log_sum_exp(tf.zeros([2, 0])).numpy().tolist() == [-np.inf, -np.inf]
 
 
-@pytest.mark.parametrize(("hard", "easy"), [(0, 4000), (6000, 4000), (6000, 50)], ids=["easy", "mixed", "mostly hard"])
-def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, easy: int) -> None:
+@pytest.mark.parametrize(
+    ("hard", "easy", "fresh"),
+    [(0, 4000, 0), (6000, 4000, 0), (6000, 50, 0), (0, 0, 8000), (6000, 2000, 2000)],
+    ids=["easy", "mixed", "mostly hard", "fresh", "all"],
+)
+def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, easy: int, fresh: int) -> None:
     """A wrong sign of logQ, or a wrong mixture, is off by a factor here: q spans two orders of magnitude."""
     rng = np.random.default_rng(1)
     items = catalogue(np.exp(rng.normal(size=NUM_ITEMS)))
-    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=6000, easy_pool=4000))
+    loss = LossConfig(exact_softmax_max_items=0, in_group_pool=6000, easy_pool=4000, fresh_pool=fresh)
+    pools = NegativePools(items, loss)
     query = tf.constant(rng.normal(size=[1, 8]), tf.float32)
     table = rng.normal(size=[NUM_ITEMS + 1, 8]).astype(np.float32) * 0.5
     q, target = items.sampling_probability, 7
@@ -109,10 +114,10 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
     scores = table @ query.numpy()[0]
     members = by_group[own_group]
     weights = np.exp(scores[members]) / np.exp(scores[members]).sum()
-    tolerance = 0.08 if hard or easy > 1000 else 1.0
+    tolerance = 0.08 if hard or easy + fresh > 1000 else 1.0
     assert own.numpy()[0] == pytest.approx(np.log(np.exp(scores[members]).sum()), abs=tolerance)
     np.testing.assert_allclose(tape.gradient(own, query).numpy()[0], weights @ table[members], atol=tolerance)
-    if easy > 1000:
+    if easy + fresh > 1000:
         rest = table[candidates.item_index[int(candidates.shared_from) :]] @ query.numpy()[0]
         weight = np.exp(rest + candidates.shared_correction.numpy())
         group_of = np.repeat(np.arange(NUM_GROUPS), candidates.shared_sizes)
@@ -127,7 +132,7 @@ def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
     count = rng.integers(1, 50, NUM_ITEMS + 1)
     count[0] = 0
     items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=count)
-    loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, negatives=negatives)
+    loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, fresh_pool=0, negatives=negatives)
     targets = rng.choice(NUM_ITEMS + 1, 20_000, p=count / count.sum())
     candidates = NegativePools(items, loss)(
         tf.constant([3, 4], tf.int64),  # in-group draws of the windows: not used
@@ -230,7 +235,7 @@ def test_a_windows_own_items_are_left_out_of_its_draws() -> None:
     items = catalogue(np.ones(NUM_ITEMS))
     rng = np.random.default_rng(0)
     windows = rng.integers(1, NUM_ITEMS + 1, (3, 8))
-    loss = LossConfig(exact_softmax_max_items=0, in_group_pool=100, easy_pool=50)
+    loss = LossConfig(exact_softmax_max_items=0, in_group_pool=100, easy_pool=50, fresh_pool=0)
     hard, easy = rng.integers(1, NUM_ITEMS + 1, 200), rng.integers(1, NUM_ITEMS + 1, 50)
     pools = NegativePools(items, loss)
     generator = tf.random.Generator.from_seed(0)
@@ -264,7 +269,7 @@ def test_a_windows_own_items_are_looked_up_in_the_groups_of_its_positives_alone(
     items = replace(items, num_groups=num_groups)
     rng = np.random.default_rng(0)
     windows = rng.integers(1, NUM_ITEMS + 1, (num_windows, 2))
-    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=400, easy_pool=200))
+    pools = NegativePools(items, LossConfig(exact_softmax_max_items=0, in_group_pool=400, easy_pool=200, fresh_pool=0))
     hard, easy = np.repeat(rng.integers(1, NUM_ITEMS + 1, 20), 20), rng.integers(1, NUM_ITEMS + 1, 200)
     candidates = pools(tf.constant(hard), tf.constant(easy), windows[:, 1], tf.random.Generator.from_seed(0))
     own_items = pools.own_items(candidates, tf.constant(windows))

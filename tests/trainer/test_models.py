@@ -15,7 +15,7 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.train import train
 
-SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}}
+SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}}
 
 
 def variant(**sections: dict) -> Config:

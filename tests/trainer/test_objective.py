@@ -20,7 +20,7 @@ from trainer.model import TwoTowerModel
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 
-DRAWN = {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32}
+DRAWN = {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 8}
 
 
 def perturbed(model: TwoTowerModel) -> TwoTowerModel:
@@ -151,7 +151,7 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
 def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
 ) -> None:
-    loss = {**DRAWN, "global_by": global_by, "negatives": negatives}
+    loss = {**DRAWN, "fresh_pool": 0, "global_by": global_by, "negatives": negatives}
     config = small_config(training={"loss": loss}, groups={"num_groups": num_groups})
     model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
     whole = next(TrainingWindows(workdir, 1000, 0).epoch(0))
