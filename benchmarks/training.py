@@ -128,13 +128,13 @@ def contestant(items: Catalogue, data: list[WindowBatch], model: dict[str, Any],
 def own_negatives(num_groups: int) -> int:
     """Negatives that a positive is compared with inside its group, on average."""
     loss = Config().training.loss
-    return (loss.in_group_pool + loss.easy_pool) // num_groups
+    return (loss.in_group_pool + loss.easy_pool + loss.fresh_pool) // num_groups
 
 
 def negatives(num_groups: int) -> int:
     """Negatives that a positive is compared with by the shared vector, on average: its group's and the easy ones."""
     loss = Config().training.loss
-    return loss.in_group_pool // num_groups + loss.easy_pool
+    return loss.in_group_pool // num_groups + loss.easy_pool + loss.fresh_pool
 
 
 def contestants() -> dict[str, Contestant]:
@@ -144,7 +144,9 @@ def contestants() -> dict[str, Contestant]:
     one = replace(items, group_id=np.minimum(items.group_id, 0), num_groups=1, groups_match_windows=False)
 
     def single(drawn: int) -> Contestant:
-        loss = {"in_group_weight": 0, "intent_weight": 0, "z_weight": 0, "easy_pool": drawn}
+        fresh = min(drawn, Config().training.loss.fresh_pool)
+        loss = {"in_group_weight": 0, "intent_weight": 0, "z_weight": 0}
+        loss |= {"easy_pool": drawn - fresh, "fresh_pool": fresh}
         return contestant(one, data, {"conditioning": "none"}, loss)
 
     result = {"single": single(negatives(1))}
