@@ -52,9 +52,10 @@ def baseline_config(config: Config, name: str) -> Config:
     groups: dict[str, Any] = {}
     if name != _KEEPS_GROUPS:
         pools = config.training.loss
-        easy, fresh = pools.easy_pool + pools.in_group_pool, pools.fresh_pool
+        easy, fresh = pools.easy_pool, pools.fresh_pool + pools.in_group_pool
         # Where a baseline says what is drawn, all draws are of that.
-        loss = {**({"easy_pool": easy + fresh, "fresh_pool": 0} if "negatives" in loss else {"easy_pool": easy}), **loss}
+        drawn = {"easy_pool": easy + fresh, "fresh_pool": 0} if "negatives" in loss else {"fresh_pool": fresh}
+        loss = {**drawn, **loss}
         groups = {"num_groups": 1}
     return config.model_copy(
         update={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +51,8 @@ class TrainingWindows:
 
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
-    events, so that short users do not pay for long ones' padding.
+    events, so that short users do not pay for long ones' padding. The draws of a chunk are shared out anew among its
+    windows: a window that met the same negatives in every epoch would learn them by heart.
 
     Attributes:
         num_positives: targets of an epoch, windows' first events among them.
@@ -72,8 +73,13 @@ class TrainingWindows:
         records = tf.data.TFRecordDataset(files, compression_type="GZIP").shuffle(
             4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False
         )
+        # Its own stream: what is drawn does not change which windows make a batch.
+        of_draws = np.random.default_rng([self._seed, epoch, 1])
         for chunk in records.batch(_CHUNK).map(_parse_windows).prefetch(1).with_options(_no_autotune()):
-            yield from self._batches({name: _to_ragged(value) for name, value in chunk.items()}, rng)
+            ragged = {name: _to_ragged(value) for name, value in chunk.items()}
+            for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
+                ragged[name] = replace(ragged[name], values=of_draws.permutation(ragged[name].values))
+            yield from self._batches(ragged, rng)
 
     def target_count(self, num_items: int) -> np.ndarray:
         """int64 [num_items + 1]: how often each item is a target in an epoch, by reading one."""

@@ -60,6 +60,14 @@ def recall_of_places(places: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
     return np.bincount(rows, minlength=len(targets)) / np.minimum(k, targets.lengths)
 
 
+def ndcg_of_places(places: np.ndarray, targets: Ragged) -> np.ndarray:
+    """float64 [num_users]: NDCG of the whole ranking, of targets at known places (see `recall_of_places`)."""
+    found = np.flatnonzero(places < np.iinfo(np.int64).max)
+    hit = np.unique(np.stack([targets.row_ids()[found], places[found]]), axis=1)
+    gained = np.bincount(hit[0], 1 / np.log2(hit[1] + 2.0), len(targets))
+    return gained / np.cumsum(1 / np.log2(np.arange(2, targets.lengths.max(initial=1) + 2)))[targets.lengths - 1]
+
+
 def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     """float64 [num_users]: sum of 1 / log2(place + 1) over hits, over that of a perfect list."""
     discount = 1 / np.log2(np.arange(2, k + 2))

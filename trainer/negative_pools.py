@@ -45,9 +45,8 @@ class NegativePools:
 
     In-group draws come with the windows and follow q(i | g); easy draws follow q(i), and come with
     them too or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
-    step keeps a part, evenly spread over the windows' draws: a group keeps its share of the positives. Fresh draws
-    join the easy ones: what comes with the windows comes again in every epoch, and an item that chance left
-    out of it would never be a negative.
+    step keeps a part, evenly spread over the windows' draws. Fresh draws join the easy ones: what comes with the
+    windows comes again in every epoch, and an item that chance left out of it would never be a negative.
     A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
@@ -116,7 +115,8 @@ class NegativePools:
     def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
         """bool [num_windows, num_candidates]: which draws are a window's own; a positive is of its window.
 
-        They are left out of what the window's positives are compared with. None of a whole catalogue.
+        They are left out of its draws, as its positives are compared with all of its items (`WindowItems`). None of a
+        whole catalogue.
 
         Args:
             items: int64 [num_windows, length].

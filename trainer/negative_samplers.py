@@ -89,8 +89,8 @@ def uniform_probability(catalogue: Catalogue) -> np.ndarray:
 def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
     """At most `size` of int64 [n] draws, evenly spaced from a random start, less those that are 0.
 
-    Every draw is as likely to be kept, whatever it drew; draws lie in order of the positives that they
-    were made for, so that every part of the batch keeps its share. (A shuffle would cost as much as it keeps few.)
+    Every draw is as likely to be kept, whatever it drew, and so is every part of the batch. (A shuffle would cost as
+    much as it keeps few.)
     """
     number = tf.size(draws)
     kept = tf.minimum(number, size)

@@ -22,7 +22,7 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
-from trainer.metrics import recall_of_places
+from trainer.metrics import ndcg_of_places, recall_of_places
 from trainer.model import TwoTowerModel
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
@@ -159,7 +159,7 @@ class _Trainer:
         with closing(self._summaries), progressing as progress:
             if self._config.warm_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
-                start = {"epoch": 0, "seconds": 0.0, "validation_recall": self._validation_recall()}
+                start = {"epoch": 0, "seconds": 0.0, **self._validate()}
                 self.state.epoch_done(start, self._config.early_stopping_patience)
             while self.state.epoch < self._config.epochs:
                 if self._is_over():
@@ -217,7 +217,7 @@ class _Trainer:
         # A model is not shipped that no validation has seen.
         is_last = epoch + 1 == self._config.epochs or self._is_spent(seconds)
         if is_last or (epoch + 1) % self._config.evaluate_every == 0:
-            entry["validation_recall"] = self._validation_recall()
+            entry |= self._validate()
         return entry
 
     def _take_snapshots(self, number: int) -> None:
@@ -250,11 +250,14 @@ class _Trainer:
         trained = itertools.compress(self._model.trainable_variables, self._is_trained)
         self._optimizer.apply_gradients(list(zip(gradients, trained, strict=True)))
 
-    def _validation_recall(self) -> float:
-        k = self._watched_k
+    def _validate(self) -> dict[str, float]:
+        targets = self._validation.targets
         with self.state.average.in_place():
             places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
-        return float(recall_of_places(places, self._validation.targets, k).mean())
+        return {
+            "validation_recall": float(recall_of_places(places, targets, self._watched_k).mean()),
+            "validation_ndcg": float(ndcg_of_places(places, targets).mean()),
+        }
 
     def _require_finite(self, terms: dict[str, float], batch: WindowBatch) -> None:
         if np.isfinite(terms["loss"]):

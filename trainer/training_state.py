@@ -83,15 +83,17 @@ class TrainingState:
         return sum(entry.get("plateau", False) for entry in self.history)
 
     def evaluations_without_better(self) -> int:
-        """Validations after the best epoch, and after the last plateau.
+        """Validations after the last one with the best recall or the best NDCG so far, and after the last plateau.
 
-        What a warm training starts from is no epoch: with a fresh optimizer the first one may lose what the next ones
-        gain twice.
+        Recall at one k can stand still for epochs while targets still come nearer to the top. What a warm training
+        starts from is no epoch: with a fresh optimizer the first one may lose what the next ones gain twice.
         """
         epochs = [entry for entry in self.history if entry["epoch"] > 0 and "validation_recall" in entry]
-        best = max(epochs, key=_validation_recall, default=None)
-        marks = [entry["epoch"] for entry in self.history if entry is best or entry.get("plateau")]
-        return sum(entry["epoch"] > max(marks) for entry in epochs) if epochs else 0
+        if not epochs:
+            return 0
+        best = [max(epochs, key=metric)["epoch"] for metric in (_validation_recall, _validation_ndcg)]
+        plateaus = [entry["epoch"] for entry in self.history if entry.get("plateau")]
+        return sum(entry["epoch"] > max(best + plateaus) for entry in epochs)
 
     def epoch_done(self, entry: dict[str, Any], patience: int) -> None:
         """Records an epoch's history entry, and the average of the weights if its validation is the best so far.
@@ -144,3 +146,7 @@ class TrainingState:
 
 def _validation_recall(entry: dict[str, Any]) -> float:
     return float(entry["validation_recall"])
+
+
+def _validation_ndcg(entry: dict[str, Any]) -> float:
+    return float(entry["validation_ndcg"])

@@ -11,7 +11,7 @@ import tensorflow as tf
 from trainer import ranking
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metrics import hits, recall_at_k, recall_of_places
+from trainer.metrics import hits, ndcg_at_k, ndcg_of_places, recall_at_k, recall_of_places
 from trainer.popularity import popularity_lists
 from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
@@ -101,6 +101,8 @@ def test_places_are_those_of_a_full_sort(kind: str) -> None:
             recall_of_places(places, users.targets, k),
             recall_at_k(hits(lists, users.targets), users.targets.lengths, k),
         )
+    expected_ndcg = ndcg_at_k(hits(lists, users.targets), users.targets.lengths, NUM_ITEMS)
+    np.testing.assert_allclose(ndcg_of_places(places, users.targets), expected_ndcg)
 
 
 def test_lists_of_several_merges_are_those_of_a_full_sort(case: Case) -> None:

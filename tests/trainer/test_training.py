@@ -117,7 +117,7 @@ def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir)
     model = TwoTowerModel(small_config(), Catalogue.load(workdir))
     path = workdir.checkpoints("half removed")
     state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
-    state.epoch_done({"epoch": 1, "validation_recall": 0.5}, patience=1)
+    state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
     assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
     (path / "run.json").unlink()
     assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
@@ -158,11 +158,11 @@ def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdi
     config = small_config(training={**settings, **rates})
     train(config, workdir, "model", "a")
     history = json.loads(workdir.model("model").history.read_text())
-    best, waited, plateaus = -1.0, 0, 0
+    best, best_ndcg, waited, plateaus = -1.0, -1.0, 0, 0
     for entry in history:
         assert entry["learning_rate"] == pytest.approx(0.3 * 0.1**plateaus)
-        waited = 0 if entry["validation_recall"] > best else waited + 1
-        best = max(best, entry["validation_recall"])
+        waited = 0 if entry["validation_recall"] > best or entry["validation_ndcg"] > best_ndcg else waited + 1
+        best, best_ndcg = max(best, entry["validation_recall"]), max(best_ndcg, entry["validation_ndcg"])
         assert entry.get("plateau", False) == (waited == 2)
         if waited == 2:
             waited, plateaus = 0, plateaus + 1
@@ -171,6 +171,17 @@ def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdi
     users = EvaluationUsers.load(workdir, Split.VALIDATION)
     lists = ExactRanking(load_model(config, workdir, "model"), Catalogue.load(workdir), users).lists("score", 0.0, 3)
     assert float(per_user_metrics(lists, users.targets, [3])["recall_at_3"].mean()) == pytest.approx(best)
+
+
+def test_what_still_gets_nearer_to_the_top_is_no_plateau(workdir: Workdir) -> None:
+    """NDCG rises in the second epoch, nothing in the third. The recall chooses what is kept."""
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    state = TrainingState(workdir.checkpoints("flat"), "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+    for epoch, (recall, ndcg, plateaus) in enumerate([(0.5, 0.2, 0), (0.5, 0.3, 0), (0.4, 0.3, 1)], start=1):
+        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": ndcg}, patience=1)
+        assert state.plateaus == plateaus
+    assert state.best_epoch is not None
+    assert state.best_epoch["epoch"] == 1
 
 
 def test_the_epoch_that_spends_the_time_is_validated(workdir: Workdir) -> None:

@@ -284,7 +284,7 @@ def test_a_first_epoch_below_the_start_does_not_end_the_training(tmp_path: Path)
     state = TrainingState(tmp_path / "state", "fingerprint", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
     plateaus, best = [], []
     for epoch, recall in enumerate([0.33, 0.32, 0.35, 0.34]):
-        state.epoch_done({"epoch": epoch, "validation_recall": recall}, patience=1)
+        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": recall}, patience=1)
         plateaus.append(state.plateaus)
         best.append(state.best_epoch["epoch"])
     assert plateaus == [0, 0, 0, 1]

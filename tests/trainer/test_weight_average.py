@@ -81,7 +81,7 @@ def test_a_plateau_goes_back_to_the_best_average_and_averages_anew(workdir: Work
     for epoch, (value, recall) in enumerate([(1.0, 0.5), (3.0, 0.4)], start=1):
         set_to(model.trainable_variables, value)
         state.average.add()
-        state.epoch_done({"epoch": epoch, "validation_recall": recall}, patience=1)
+        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": recall}, patience=1)
     assert state.plateaus == 1
     assert all((weight.numpy() == 1).all() for weight in model.trainable_variables)
     set_to(model.trainable_variables, 5.0)
