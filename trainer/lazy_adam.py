@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-
 _BETA_2_OF_RARE_ROWS = 0.999
 """Of a row's own reads: what a positive does to a rare item's row lasts over the many draws between two positives."""
 

@@ -152,8 +152,8 @@ class TrainingConfig(Section):
     early_stopping_patience: int = Field(
         2,
         ge=1,
-        description="validations without a better recall or NDCG that make a plateau: training goes back to the average "
-        "with the best recall and on at a lower rate, or ends",
+        description="validations without a better recall or NDCG that make a plateau: training goes back to the "
+        "average with the best recall and on at a lower rate, or ends",
     )
     evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(

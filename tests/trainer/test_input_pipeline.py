@@ -47,6 +47,21 @@ def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: 
     assert batch.item_index.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
 
 
+def test_a_windows_draws_are_others_in_every_epoch(tmp_path: Path) -> None:
+    """A batch a window: by chance, 4 of 40 items' draws agree in some places, not in most."""
+    workdir = write_artifacts(cyclic_log(num_users=60, num_items=40), tmp_path)
+    batches = [list(TrainingWindows(workdir, 1, 0).epoch(epoch)) for epoch in range(2)]
+    for kind in ("in_group_negatives", "easy_negatives"):
+        first, second = (
+            {(int(batch.user_index[0]), *batch.item_index[0].tolist()): getattr(batch, kind) for batch in of_epoch}
+            for of_epoch in batches
+        )
+        assert [len(first[window]) for window in first] == [len(second[window]) for window in first]
+        agree = np.concatenate([first[window] == second[window] for window in first])
+        assert agree.mean() < 0.5
+        np.testing.assert_array_equal(*(np.sort(np.concatenate(list(of.values()))) for of in (first, second)))
+
+
 def test_an_epoch_has_the_next_draw_in_an_order_of_its_own(tmp_path: Path) -> None:
     workdir = write_artifacts(cyclic_log(num_users=40, resamples=2), tmp_path)
 

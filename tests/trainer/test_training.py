@@ -27,7 +27,9 @@ from trainer.train import load_model, train, watched_k
 from trainer.training_state import TrainingState
 
 MIXED = {"loss": {"global_weight": 1.0}}
-SAMPLED = {"loss": {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}}
+SAMPLED = {
+    "loss": {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}
+}
 
 
 def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Workdir) -> None:
