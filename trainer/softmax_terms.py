@@ -136,16 +136,15 @@ class SoftmaxTerms:
         own = self._own_partition(step, step.place[:, 0], step.group, queries)
         if step.windows is not None:
             scores = step.windows.scores(queries, step.place)
-            own = log_add_exp(step.windows.log_partitions(scores, step.place, step.group)[0], own)
-        if not self._use_global or self._num_groups == 1:
+            of_window, _ = step.windows.log_partitions(scores, step.place, step.group)
+            own = log_add_exp(of_window, own)
+        if step.windows is None or not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
-        everything = self._with_others(
-            step, own, vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
-        )
-        if step.windows is not None:
-            scores = step.windows.scores_by_group(vectors.all_groups(), step.place)
-            everything = log_add_exp(everything, step.windows.log_partitions(scores, step.place, step.group)[1])
+        scores = vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
+        by_group = step.windows.scores_by_group(vectors.all_groups(), step.place)
+        _, others = step.windows.log_partitions(by_group, step.place, step.group)
+        everything = log_add_exp(self._with_others(step, own, scores), others)
         return Softmaxes(own - logit, everything - logit, own, None)
 
     def _with_others(self, step: _Step, own: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
