@@ -34,17 +34,25 @@ class WindowItems(NamedTuple):
         return cls(embeddings, tf.where(is_repeat, -1, group))
 
     def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-        """Inner products of queries float32 [n, dim] at `place`, int64 [n, 2], with their windows' items: [n, length].
+        """Inner products of queries float32 [n, ..., dim] at `place`, int64 [n, 2], with their windows' items.
 
         One product a window: no query has a copy of its window's items.
+
+        Returns:
+            float32 [n, ..., length].
         """
-        by_window = tf.scatter_nd(place, queries, tf.shape(self.embeddings, tf.int64))
-        return tf.gather_nd(tf.matmul(by_window, self.embeddings, transpose_b=True), place)
+        windows, length, dim = tf.unstack(tf.shape(self.embeddings, tf.int64))
+        several = queries.shape[1:-1]
+        by_window = tf.scatter_nd(place, queries, tf.stack([windows, length, *several, dim]))
+        rows = tf.reshape(by_window, [windows, -1, self.embeddings.shape[2]])
+        products = tf.matmul(rows, self.embeddings, transpose_b=True)
+        return tf.gather_nd(tf.reshape(products, tf.stack([windows, length, *several, length])), place)
 
     def scores_by_group(self, heads: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim]."""
-        group = tf.maximum(tf.gather(self.group, place[:, 0]), 0)
-        return tf.einsum("nld,nld->nl", tf.gather(heads, group, batch_dims=1), tf.gather(self.embeddings, place[:, 0]))
+        group = tf.gather(self.group, place[:, 0])
+        is_of_group = tf.range(heads.shape[1])[:, None] == group[:, None, :]
+        return tf.reduce_sum(self.scores(heads, place) * tf.cast(is_of_group, heads.dtype), axis=1)
 
     def log_partitions(self, scores: tf.Tensor, place: tf.Tensor, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """log sum_j e^{scores_j} over a window's items j of the group `group_id`, and over those of other groups.
