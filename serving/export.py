@@ -65,7 +65,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         model_name=model_name,
         catalogue=catalogue,
         model=model,
-        item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary),
+        item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary, catalogue.num_items),
         user_features=UserFeatures(config, workdir, catalogue),
         exploration=Exploration(embeddings, members, catalogue.train_count == 0),
         embeddings=embeddings,

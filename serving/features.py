@@ -66,8 +66,13 @@ class TransformGraph(tf.Module):
 class VocabularyLookup(tf.Module):
     """item_id -> item_index, or user_id -> user_index."""
 
-    def __init__(self, vocabulary: Path):
-        """`vocabulary` is one of `ItemStatistics`, which is saved along as an asset."""
+    def __init__(self, vocabulary: Path, size: int):
+        """Args:
+
+        vocabulary: one of `ItemStatistics`, which is saved along as an asset.
+        size: its ids. A server that finds fewer, as in a copy that still goes on, refuses the version; it would take
+            the others for unknown.
+        """
         super().__init__(name="vocabulary_lookup")
         self._table = tf.lookup.StaticHashTable(
             tf.lookup.TextFileInitializer(
@@ -76,6 +81,7 @@ class VocabularyLookup(tf.Module):
                 tf.lookup.TextFileIndex.WHOLE_LINE,
                 tf.int64,
                 tf.lookup.TextFileIndex.LINE_NUMBER,
+                vocab_size=size,
             ),
             default_value=-1,
         )
@@ -96,7 +102,7 @@ class UserFeatures(tf.Module):
         super().__init__(name="user_features")
         self.configs = user_feature_configs(config)
         self._graph = TransformGraph(workdir.transform.user_graph)
-        self._lookup = VocabularyLookup(workdir.item_statistics.user_vocabulary)
+        self._lookup = VocabularyLookup(workdir.item_statistics.user_vocabulary, catalogue.num_users)
         self._stored = {
             feature.name: tf.Variable(catalogue.user_features[feature.name], trainable=False, name=feature.name)
             for feature in self.configs

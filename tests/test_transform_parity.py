@@ -118,7 +118,7 @@ class Run:
         for job in (ingest, statistics, groups, transform, windows):
             job.run(self.config, self.workdir, "fingerprint")
         self.catalogue = Catalogue.load(self.workdir)
-        self.item_lookup = VocabularyLookup(self.workdir.item_statistics.item_vocabulary)
+        self.item_lookup = VocabularyLookup(self.workdir.item_statistics.item_vocabulary, len(self.items))
         self.user_graph = TransformGraph(self.workdir.transform.user_graph)
         self.user_features = UserFeatures(self.config, self.workdir, self.catalogue)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,3 +116,13 @@ def test_a_session_that_cannot_be_loaded_is_closed(tmp_path, closed):
     with pytest.raises(OSError, match="Cannot parse file"):
         ServableSession(tmp_path)
     assert closed == [True]
+
+
+@pytest.mark.parametrize("vocabulary", ["item_vocabulary.txt", "user_vocabulary.txt"])
+def test_a_version_whose_vocabulary_is_still_being_copied_is_refused(servable, vocabulary, tmp_path):
+    """Its items would be unknown: nothing else says that lines are missing."""
+    shutil.copytree(servable, tmp_path / "1")
+    lines = (tmp_path / "1" / "assets" / vocabulary).read_bytes().splitlines(keepends=True)
+    (tmp_path / "1" / "assets" / vocabulary).write_bytes(b"".join(lines[: len(lines) // 2]))
+    with pytest.raises(LoadError, match=f"expected {len(lines)} but got {len(lines) // 2}"):
+        LoadedServable(tmp_path / "1", 1)
