@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -179,7 +180,7 @@ class ServedModel:
             return
         self._loading.add(number)
         try:
-            servable = await self._in_loader(LoadedServable, path, self._config.session_threads)
+            servable = await self._in_loader(_load, path, state, self._config.session_threads)
         except LoadError as error:
             self._failures[number] = _Failure.of(error, state, failure)
             self._metrics.loads.labels(self.name, "failure").inc()
@@ -219,15 +220,30 @@ class ServedModel:
         self.complaints = complaints
 
 
-def _state(version: Path) -> tuple[int, int] | None:
-    """Newest time and total size of all that a version holds: they change while it is still being copied.
+def _load(version: Path, state: tuple[int, int], num_threads: int) -> LoadedServable:
+    """Loads a version whose files were in `state`.
 
-    None if it holds no graph.
+    Raises:
+        LoadError: it cannot be served; or its files changed meanwhile, so that nobody knows what was read of them:
+            half a vocabulary loads as well as a whole one.
+    """
+    servable = LoadedServable(version, num_threads)
+    if _state(version) != state:
+        servable.close()
+        raise LoadError(version, OSError("its files changed while they were read"))
+    return servable
+
+
+def _state(version: Path) -> tuple[int, int] | None:
+    """Newest time and total size of a version's files: they change while it is still being copied.
+
+    None if it holds no graph. Times of directories do not count, which some mounts of object stores make up anew.
     """
     if not (version / SAVED_MODEL).exists():
         return None
     found = []
-    for path in [version, *version.rglob("*")]:
+    for path in version.rglob("*"):
         with contextlib.suppress(OSError):  # it may be moved meanwhile
             found.append(path.stat())
+    found = [one for one in found if stat.S_ISREG(one.st_mode)]
     return max((one.st_mtime_ns for one in found), default=0), sum(one.st_size for one in found)

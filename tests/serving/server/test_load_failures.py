@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,23 @@ def test_a_failure_that_stays_is_tried_again_when_the_files_change(error, tmp_pa
     assert tried.poll(2_000) == [0]
     tried.graph.write_text("other")
     assert tried.poll(4_000) == [0, 2000]
+
+
+def test_a_version_whose_files_change_while_it_is_loaded_is_loaded_again(tmp_path, monkeypatch):
+    tried, closed = Tried(tmp_path / "dnc", monkeypatch, ValueError()), []
+
+    def load(path: Path, num_threads: int) -> Any:
+        tried.times.append(tried.now)
+        os.utime(path)  # of a directory, whose time is not its files'
+        if len(tried.times) < 3:
+            (path / "assets").mkdir(exist_ok=True)
+            (path / "assets" / "vocabulary").write_text("id\n" * len(tried.times))
+        return SimpleNamespace(definitions={}, signatures={}, close=lambda: closed.append(tried.now))
+
+    monkeypatch.setattr(serving.server.model, "LoadedServable", load)
+    assert tried.poll(10) == [0, 1, 2]
+    assert closed == [0, 1]
+    assert tried.model.find().number == 1
 
 
 @pytest.fixture
