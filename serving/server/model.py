@@ -81,7 +81,7 @@ class ServedModel:
         self._labels: dict[str, int] = {}
         self._failures: dict[int, _Failure] = {}
         self._loading: set[int] = set()
-        self._draining: dict[int, asyncio.Task[None]] = {}
+        self._draining: dict[asyncio.Task[None], int] = {}
         self.complaints: list[str] = []
         self._refreshing = asyncio.Lock()
 
@@ -151,7 +151,7 @@ class ServedModel:
         states = {
             **dict.fromkeys(self._on_disk, State.END),
             **dict.fromkeys(self._loading, State.LOADING),
-            **dict.fromkeys(self._draining, State.UNLOADING),
+            **dict.fromkeys(self._draining.values(), State.UNLOADING),
             **dict.fromkeys(self._versions, State.AVAILABLE),
         }
         statuses = []
@@ -168,7 +168,7 @@ class ServedModel:
         self._labels.clear()
         for number in list(self._versions):
             self._drain(number)
-        await asyncio.gather(*self._draining.values())
+        await asyncio.gather(*self._draining)
 
     async def _load(self, number: int) -> None:
         if number in self._versions:
@@ -196,14 +196,15 @@ class ServedModel:
         return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
 
     def _drain(self, number: int) -> None:
-        version = self._versions.pop(number)
+        """Begins to; a version may be loaded and dropped again before its first drain is over."""
 
         def done(task: asyncio.Task[None]) -> None:
-            self._draining.pop(number, None)
+            del self._draining[task]
             _log.info("%s: version %d is unloaded", self.name, number)
 
-        self._draining[number] = asyncio.get_running_loop().create_task(version.drain())
-        self._draining[number].add_done_callback(done)
+        task = asyncio.get_running_loop().create_task(self._versions.pop(number).drain())
+        self._draining[task] = number
+        task.add_done_callback(done)
 
     def _why_not(self, label: str, number: int) -> str:
         if number in self._failures:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, ve
 from serving.client import RetrievalClient, RetrievalError
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
+from serving.server.model import ServedModel, State
 from serving.server.models import Models
 from serving.server.reload import reload_labels
 from tests.serving.server.conftest import LiveServer, add_version
@@ -245,6 +247,41 @@ def test_a_policy_that_labels_cannot_meet_is_refused_and_changes_nothing(tmp_pat
         asyncio.run(reload())
     assert refused.value.code == Code.INVALID_ARGUMENT
     assert read_labels(base) == ServingLabels(stable=1)
+
+
+def test_a_version_that_is_dropped_again_while_its_last_requests_run_is_waited_for(tmp_path, monkeypatch):
+    """Version 1 is served, left, gone back to, and left again; requests of its first time end last."""
+    base, gates, ended = tmp_path / "dnc", [], []
+    for number in (1, 2):
+        (base / str(number)).mkdir(parents=True)
+        (base / str(number) / "saved_model.pb").touch()
+
+    class Slow:
+        def __init__(self, number: int, *_: object):
+            self.number, self.gate = number, asyncio.Event()
+            gates.append(self.gate)
+
+        async def drain(self) -> None:
+            await self.gate.wait()
+            ended.append(self.number)
+
+    async def swap() -> dict[int, int]:
+        model = ServedModel("dnc", base, ServerConfig(), None, ThreadPoolExecutor(1), Metrics(["dnc"]))
+        for stable in (1, 2, 1, 2):
+            write_labels(base, ServingLabels(stable=stable))
+            await model.refresh()
+        gates[2].set()  # of version 1's second time; its first still has requests
+        await asyncio.sleep(0.01)
+        states = {one.version: one.state for one in model.status()}
+        for gate in gates:
+            asyncio.get_running_loop().call_later(0.05, gate.set)
+        await model.close()
+        return states
+
+    monkeypatch.setattr("serving.server.model.LoadedServable", lambda *_: None)
+    monkeypatch.setattr("serving.server.model.Version", Slow)
+    assert asyncio.run(swap()) == {1: State.UNLOADING, 2: State.AVAILABLE}
+    assert sorted(ended) == [1, 1, 2, 2]
 
 
 @pytest.mark.slow
