@@ -206,9 +206,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
     serve(
         bases,
         resolved.server,
-        lambda at: click.echo(
-            f"{', '.join(bases)}: gRPC {at.host}:{at.grpc_port}, REST http://{at.host}:{at.rest_port}"
-        ),
+        lambda at: click.echo(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}"),
     )
 
 

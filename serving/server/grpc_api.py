@@ -21,6 +21,7 @@ from contracts.names import SIGNATURE_DEF
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.server.models import Models, signature_name
+from serving.server.ports import address, cannot_listen
 from serving.server.reload import reload_labels
 from serving.tensors import to_array, to_proto
 
@@ -153,14 +154,10 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
         ]
     )
     server.add_generic_rpc_handlers(GrpcApi(models, metrics, config.max_batch_elements).handlers())
-    address = f"{config.host}:{config.grpc_port}"
     try:
-        bound = server.add_insecure_port(address)
+        bound = server.add_insecure_port(address(config, config.grpc_port))
     except RuntimeError:  # which says nothing of why
-        raise ValueError(
-            f"cannot listen on {address}, which is in use or not of this machine; set server.grpc_port to a free one "
-            "or server.host to an address of this machine"
-        ) from None
+        raise cannot_listen(config, "grpc_port", "in use, or not of this machine") from None
     await server.start()
     return server, bound
 

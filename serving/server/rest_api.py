@@ -27,6 +27,7 @@ from serving.server.grpc_api import SIGNATURE_DEF, model_metadata, model_status
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.models import Models
+from serving.server.ports import cannot_listen
 
 _log = logging.getLogger(__name__)
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -184,8 +185,5 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
         await web.TCPSite(runner, config.host, config.rest_port).start()
     except OSError as error:
         await runner.cleanup()
-        raise ValueError(
-            f"cannot listen on {config.host}:{config.rest_port} ({error.strerror}); set server.rest_port to a free one "
-            "or server.host to an address of this machine"
-        ) from None
+        raise cannot_listen(config, "rest_port", error.strerror) from None
     return RestServer(api, runner, runner.addresses[0][1])

@@ -18,6 +18,7 @@ from contracts.serving_labels import effective_labels
 from serving.server.grpc_api import start_grpc
 from serving.server.metrics import Metrics
 from serving.server.models import Models
+from serving.server.ports import address, require_free
 from serving.server.rest_api import start_rest
 
 _log = logging.getLogger(__name__)
@@ -28,11 +29,15 @@ _SWITCH_SECONDS = 1e-4
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a started server listens."""
+    """Where a started server listens.
 
-    host: str
-    grpc_port: int
-    rest_port: int
+    Attributes:
+        grpc: host:port.
+        rest: the URL.
+    """
+
+    grpc: str
+    rest: str
 
 
 def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]) -> None:
@@ -63,6 +68,7 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
     Raises:
         ValueError: a port cannot be had.
     """
+    require_free(config)
     metrics = Metrics(frozenset(bases))
     async with Models(bases, config, metrics) as models:
         rest = await start_rest(models, metrics, config)
@@ -72,7 +78,7 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
             await rest.stop()
             raise
         try:
-            yield models, Listening(config.host, grpc_port, rest.port)
+            yield models, Listening(address(config, grpc_port), f"http://{address(config, rest.port)}")
         finally:
             await asyncio.gather(grpc_server.stop(config.request_timeout_seconds), rest.stop())
 

@@ -55,13 +55,13 @@ class LiveServer:
     def address(self) -> str:
         """Of gRPC."""
         assert self._at
-        return f"{self._at.host}:{self._at.grpc_port}"
+        return self._at.grpc
 
     @property
     def url(self) -> str:
         """Of REST."""
         assert self._at
-        return f"http://{self._at.host}:{self._at.rest_port}"
+        return self._at.rest
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self.address)

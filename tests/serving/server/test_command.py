@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from contracts.config import ServerConfig
 from pipeline.cli import main
 from serving.client import RetrievalClient
+from serving.server.grpc_api import start_grpc
+from serving.server.metrics import Metrics
+from serving.server.models import Models
+from serving.server.rest_api import start_rest
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,13 +65,44 @@ def test_mistakes_are_explained(arguments, message):
     assert message in run.stderr
 
 
-def test_what_cannot_be_loaded_or_bound_is_explained(base, serve):
-    taken = serve(base).address.split(":")[1]
-    run = CliRunner().invoke(
-        main, ["serve", "--model", f"dnc={base}", "--set", f"server.rest_port={taken}", "--set", "server.grpc_port=0"]
-    )
+@pytest.mark.parametrize(("taken", "free"), [("rest_port", "grpc_port"), ("grpc_port", "rest_port")])
+def test_a_taken_port_is_told_before_anything_is_loaded(taken, free, base, monkeypatch):
+    """To load takes long, and memory that another server may need."""
+    monkeypatch.setattr("serving.server.model.LoadedServable", lambda *_: pytest.fail("it is loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = ["--set", f"server.{taken}={other.getsockname()[1]}", "--set", f"server.{free}=0"]
+        run = CliRunner().invoke(main, ["serve", "--model", f"dnc={base}", *ports])
     assert run.exit_code == 2
-    assert "set server.rest_port to a free one" in run.stderr
+    assert f"set server.{taken} to a free one" in run.stderr
+
+
+@pytest.mark.parametrize("start", [start_grpc, start_rest])
+def test_a_port_that_is_taken_meanwhile_is_told_too(start):
+    async def listen() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = other.getsockname()[1]
+            await start(Models({}, config := ServerConfig(grpc_port=taken, rest_port=taken), Metrics([])), None, config)
+
+    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1:\d+ \(.*\); set server.\w+_port to a free one"):
+        asyncio.run(listen())
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_it_listens_on_ipv6(serve, base):
+    server = serve(base, host="::1")
+    with RetrievalClient.grpc(server.address, "dnc") as client, RetrievalClient.rest(server.url, "dnc") as other:
+        assert client.recommend([["i1"]])[0].item_ids == other.recommend([["i1"]])[0].item_ids
+
+
+def test_what_cannot_be_loaded_is_explained(base):
     (base / "2").mkdir()
     (base / "2" / "saved_model.pb").write_bytes(b"\xffnonsense")
     ports = ["--set", "server.rest_port=0", "--set", "server.grpc_port=0"]

@@ -1,0 +1,37 @@
+"""The ports that a server listens on."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+from contracts.config import ServerConfig
+
+Setting = Literal["grpc_port", "rest_port"]
+
+
+def address(config: ServerConfig, port: int) -> str:
+    """host:port, with an IPv6 host in brackets."""
+    return f"[{config.host}]:{port}" if ":" in config.host else f"{config.host}:{port}"
+
+
+def require_free(config: ServerConfig) -> None:
+    """Raises ValueError if a port is taken.
+
+    Asked before versions are loaded, which takes long, and memory that whoever has the port may need.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    settings: tuple[Setting, Setting] = ("grpc_port", "rest_port")
+    for setting in settings:
+        try:
+            socket.create_server((config.host, getattr(config, setting)), family=family).close()
+        except OSError as error:
+            raise cannot_listen(config, setting, error.strerror) from None
+
+
+def cannot_listen(config: ServerConfig, setting: Setting, why: str | None) -> ValueError:
+    """What to raise where the port of that setting cannot be had."""
+    return ValueError(
+        f"cannot listen on {address(config, getattr(config, setting))} ({why}); set server.{setting} to a free one or "
+        "server.host to an address of this machine"
+    )
