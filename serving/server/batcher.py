@@ -7,8 +7,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from contracts.config import ServerConfig
@@ -25,6 +26,18 @@ class Workers:
     def __init__(self, executor: Executor, num_threads: int):
         self.executor = executor
         self.free = asyncio.Semaphore(num_threads)
+        self._num_threads = num_threads
+
+    @asynccontextmanager
+    async def at_rest(self) -> AsyncIterator[None]:
+        """Waits for the batches that run; the next ones begin when it is left."""
+        for _ in range(self._num_threads):
+            await self.free.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._num_threads):
+                self.free.release()
 
 
 @dataclass

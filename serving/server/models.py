@@ -25,16 +25,20 @@ _log = logging.getLogger(__name__)
 
 
 class Models:
-    """The served models by name. Use it as an async context manager: it follows the disk meanwhile."""
+    """The served models by name. Use it as an async context manager: it follows the disk meanwhile.
+
+    Attributes:
+        workers: what runs the batches of all of them.
+    """
 
     def __init__(self, bases: Mapping[str, Path], config: ServerConfig, metrics: Metrics):
         """Prepares to serve each name's base path; needs a running loop."""
         self._config = config
         self._threads = ThreadPoolExecutor(config.num_batch_threads, thread_name_prefix="batch")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        workers = Workers(self._threads, config.num_batch_threads)
+        self.workers = Workers(self._threads, config.num_batch_threads)
         self._models = {
-            name: ServedModel(name, base, config, workers, self._loader, metrics) for name, base in bases.items()
+            name: ServedModel(name, base, config, self.workers, self._loader, metrics) for name, base in bases.items()
         }
         self._poll: asyncio.Task[None] | None = None
 

@@ -212,6 +212,16 @@ def test_a_burst_while_the_loop_is_busy_is_answered(server, predict):
     assert {call.code() for call in calls} == {Code.OK}
 
 
+def test_a_server_that_stops_answers_what_has_come_while_its_loop_was_busy(serve, base):
+    server = serve(base)
+    with server.channel() as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        server.keep_busy(1.0)
+        calls = [stub.Predict.future(request(request_inputs([["i1"]]), "dnc")) for _ in range(50)]
+        server.stop()
+        assert {call.code() for call in calls} == {Code.OK}
+
+
 def test_a_deadline_that_passed_is_said_so(predict):
     with pytest.raises(grpc.RpcError) as raised:
         predict.Predict(request(request_inputs([["i1"]])), timeout=1e-4)
