@@ -11,9 +11,10 @@ import numpy as np
 
 Code = grpc.StatusCode
 
-_TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
+_TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED})
 """Overload, and a server that is going or coming. TF Serving calls a full queue UNAVAILABLE, `dnc serve`
-RESOURCE_EXHAUSTED. Predictions change nothing, so asking again is safe."""
+RESOURCE_EXHAUSTED; and gRPC answers what no server has taken up, when it stops or has too much of it, by CANCELLED.
+Predictions change nothing, so asking again is safe."""
 
 
 class RetrievalError(Exception):

@@ -283,10 +283,10 @@ class Recorded:
 
 
 def test_overload_and_absence_are_asked_again(session):
-    transport = Recorded(session.signatures, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+    transport = Recorded(session.signatures, Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE, Code.CANCELLED)
     (found,) = RetrievalClient(transport, Target("dnc")).recommend([["i1"]])
     assert found.item_ids == ["a"]
-    assert len(transport.sent) == 3
+    assert len(transport.sent) == 4
 
 
 def test_retries_end_with_the_time(session):
