@@ -189,7 +189,9 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
         with open_binary(as_path(path)) as stream:
             return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]
     if _JSON.search(path.lower()):
-        remedy = f"JSON is not read: pandas.read_json({path!r}, lines=True).to_parquet('x.parquet') converts JSON lines"
+        # Not pandas, to which the id "007" is the number 7.
+        copy = f"parquet.write_table(json.read_json({path!r}), 'x.parquet')"
+        remedy = f"JSON is not read: `from pyarrow import json, parquet; {copy}` converts JSON lines"
     else:
         remedy = "convert it, or rename it to what it is"
     raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

@@ -1,5 +1,7 @@
 """What the jobs say of logs and tables that they can read, or nearly, and that are hardly meant so."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, transform, windows
+from beam_jobs.event_files import find_event_files
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, make_config, write_log
 
@@ -29,6 +32,17 @@ def test_a_file_of_another_kind_has_its_remedy(name: str, tmp_path: Path) -> Non
     log.write_bytes(content)
     with pytest.raises(ValueError, match=said):
         ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
+
+
+def test_the_remedy_for_json_lines_keeps_ids_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ['{"user_id": "007", "item_id": "1", "timestamp": 5}', '{"user_id": "7", "item_id": "01", "timestamp": 6}']
+    with gzip.open("log.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines))
+    with pytest.raises(ValueError, match="JSON is not read") as caught:
+        find_event_files(make_config(Path("log.jsonl.gz")).data)
+    exec(str(caught.value).split("`")[1])
+    assert pq.read_table("x.parquet").to_pylist() == [json.loads(line) for line in lines]
 
 
 def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
