@@ -20,6 +20,7 @@ _OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE = range(5)
 
 _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _MAX_MICROSECONDS = 253_402_300_800_000_000
+_GREATEST = 2**63 - 1
 # Up to these magnitudes a number is taken for seconds, milliseconds, microseconds; above, nanoseconds.
 # Seconds reach the year 5138; milliseconds start in March 1973.
 _AUTO_LIMITS = (1e11, 1e14, 1e17)
@@ -56,7 +57,7 @@ def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> 
         return np.zeros(len(column), np.int64), np.where(missing, _MISSING, _NOT_A_TIME).astype(np.int8)
     if pa.types.is_integer(column.type):
         values = column.fill_null(0).to_numpy()
-        wide = np.minimum(values, values.dtype.type(min(np.iinfo(values.dtype).max, 2**63 - 1))).astype(np.int64)
+        wide = np.minimum(values, values.dtype.type(min(np.iinfo(values.dtype).max, _GREATEST))).astype(np.int64)
         return _judge(_scale_integers(wide, unit), np.where(missing, _MISSING, _OK).astype(np.int8))
     if pa.types.is_floating(column.type):
         micros, problems = _scale_floats(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), unit)
@@ -106,12 +107,20 @@ def _scale_integers(values: Int64, unit: str) -> Int64:
         size = np.abs(values)
         seconds, millis, micros = (size < int(limit) for limit in _AUTO_LIMITS)
         choices = [_times(values, 1_000_000), _times(values, 1_000), values]
-        return np.select([seconds, millis, micros], choices, values // 1_000)
-    return values // 1_000 if unit == "ns" else _times(values, int(_MICROSECONDS[unit]))
+        return np.select([seconds, millis, micros], choices, _from_nanoseconds(values))
+    return _from_nanoseconds(values) if unit == "ns" else _times(values, int(_MICROSECONDS[unit]))
+
+
+def _from_nanoseconds(values: Int64) -> Int64:
+    """The greatest integer remains, which is no microsecond: it stands for no time, or for a number that was cut to it.
+
+    As nanoseconds it would be a day of 2262, the last of every user's events.
+    """
+    return np.where(values == _GREATEST, values, values // 1_000)
 
 
 def _times(values: Int64, factor: int) -> Int64:
-    limit = np.iinfo(np.int64).max // factor
+    limit = _GREATEST // factor
     return np.clip(values, -limit, limit) * factor
 
 
@@ -123,6 +132,7 @@ def _scale_floats(values: npt.NDArray[np.float64], unit: str) -> tuple[Int64, In
         factor = np.select([size < limit for limit in _AUTO_LIMITS], [1e6, 1e3, 1.0], 1e-3)
     else:
         factor = np.full(len(values), _MICROSECONDS[unit])
+    factor[values >= _GREATEST] = 1.0  # as of `_from_nanoseconds`
     return np.rint(np.clip(values * factor, -9e18, 9e18)).astype(np.int64), problems
 
 
@@ -155,7 +165,7 @@ def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
     if integer.any():
         digits = pc.utf8_ltrim(pc.utf8_trim_whitespace(text.filter(pa.array(integer))), "+")
         large = digits.cast(pa.uint64()).to_numpy()
-        micros[integer] = _scale_integers(np.minimum(large, np.iinfo(np.int64).max).astype(np.int64), unit)
+        micros[integer] = _scale_integers(np.minimum(large, _GREATEST).astype(np.int64), unit)
         problems[integer] = _OK
     if integer.all():
         return micros, problems

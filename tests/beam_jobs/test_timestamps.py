@@ -95,6 +95,24 @@ def test_an_arrow_time_out_of_range_does_not_wrap_around(kind: pa.DataType) -> N
     assert micros.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("unit", ["auto", "ns", "us", "ms", "s"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**63 - 1]),
+        pa.array([2**63 - 1, 10**19 - 1, 2**64 - 1], pa.uint64()),
+        pa.array([float(2**63 - 1)]),
+        pa.array([str(2**63 - 1), "9" * 19, str(2**64 - 1), "9.223372036854776E18"]),
+        pa.array([2**63 - 1], pa.timestamp("ns")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_the_greatest_integer_is_no_time(column: pa.Array, unit: str) -> None:
+    """Programs write it, or nines, where there is none; as nanoseconds it would be in 2262."""
+    micros, problems = parse_times(column, unit)
+    assert {TIME_PROBLEMS[code] for code in problems} == {"after the year 9999"} and not micros.any()
+
+
 def test_a_config_value_that_is_no_time_names_its_key() -> None:
     with pytest.raises(ValueError, match=r"split\.test_start='soon'"):
         parse_time("soon", "split.test_start")
