@@ -99,6 +99,9 @@ class ObjectStore(Protocol):
         """Removes objects; one that is not there is no error."""
 
 
+Identity = tuple[str, int, int | str]
+"""A file's whole name, size, and time or version: what changes when it is written anew."""
+
 Factory = Callable[[tuple[str, ...] | None], ObjectStore]
 
 _factory: Factory | None = None
@@ -331,15 +334,14 @@ def matching(pattern: str) -> list[str]:
     return sorted(found.url for found in _store(pattern).match(pattern))
 
 
-def identities(pattern: str) -> list[tuple[str, int, int | str]]:
-    """Name, size and version of each file that matches: what changes when one is written anew."""
+def identities(pattern: str) -> dict[str, Identity]:
+    """Each file that matches, and what it is now, sorted by name."""
     if is_remote(as_path(pattern)):
         found = sorted(_store(pattern).match(pattern), key=lambda stored: stored.url)
-        return [(stored.url, stored.size, stored.version) for stored in found]
-    return [_file_identity(path) for path in matching(pattern)]
+        return {stored.url: (stored.url, stored.size, stored.version) for stored in found}
+    return {path: _file_identity(path) for path in matching(pattern)}
 
 
-def _file_identity(path: str) -> tuple[str, int, int]:
-    """Name, size and time of a local file: what changes when it is written anew."""
+def _file_identity(path: str) -> Identity:
     status = os.stat(path)
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -58,6 +58,6 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
             stage.name,
             {section: functools.reduce(operator.getitem, section.split("."), tree) for section in stage.sections},
             [result[name] for name in stage.after],
-            [identity for pattern in stage.sources(config) for identity in storage.identities(pattern)],
+            [identity for pattern in stage.sources(config) for identity in storage.identities(pattern).values()],
         )
     return result

@@ -59,7 +59,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     """
     from beam_jobs import ingest
 
-    data = config.data.model_copy(update={"events": span.files})
+    data = config.data.model_copy(update={"events": tuple(span.files)})
     own = Config(data=data, beam=config.beam)
     code = artifact.code_of("contracts", "beam_jobs")
     wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=set(LIMITS_OF_DATA)), span.identity())

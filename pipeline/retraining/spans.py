@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
 from contracts.config import Config
-from contracts.storage import identities, matching
+from contracts.storage import Identity, identities
 
 DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
@@ -22,12 +21,13 @@ class Span:
     Attributes:
         order: what spans are sorted by: days since 0001-01-01, or the number.
         key: `2024-05-31`, or the number as text; names the span's directory.
-        files: its files, sorted.
+        files: its files by name, sorted, and what they were when they were found: who writes one anew while a run goes
+            on changes the next run's, not what this one says that it has read.
     """
 
     order: int
     key: str
-    files: tuple[str, ...]
+    files: dict[str, Identity]
 
     @property
     def day(self) -> date | None:
@@ -40,7 +40,7 @@ class Span:
 
     def files_json(self) -> list[list[object]]:
         """The identities of its files, as a record holds them."""
-        return [list(identity) for path in self.files for identity in identities(glob.escape(path))]
+        return [list(identity) for identity in self.files.values()]
 
 
 def find_spans(config: Config, until: str | None = None, now: datetime | None = None) -> list[Span]:
@@ -55,11 +55,11 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
         ValueError: a pattern holds no placeholder, or they hold different ones; or `until` is not of their kind.
     """
     placeholder = _placeholder(config)
-    files: dict[int, list[str]] = defaultdict(list)
+    files: dict[int, dict[str, Identity]] = defaultdict(dict)
     for pattern in config.data.events:
-        for path, order in _matches(pattern, placeholder):
-            files[order].append(path)
-    spans = [Span(order, _key(order, placeholder), tuple(sorted(files[order]))) for order in sorted(files)]
+        for path, identity, order in _matches(pattern, placeholder):
+            files[order][path] = identity
+    spans = [Span(order, _key(order, placeholder), dict(sorted(files[order].items()))) for order in sorted(files)]
     last = _order(until, placeholder) if until is not None else None
     complete = _marked(config, placeholder)
     today = (now or datetime.now(timezone.utc)).date()
@@ -99,7 +99,7 @@ def _marked(config: Config, placeholder: str) -> set[int] | None:
     if marker is None:
         return None
     _require_marker(config, placeholder)
-    return {order for _, order in _matches(marker, placeholder)}
+    return {order for _, _, order in _matches(marker, placeholder)}
 
 
 def _require_marker(config: Config, placeholder: str) -> None:
@@ -108,17 +108,17 @@ def _require_marker(config: Config, placeholder: str) -> None:
         raise ValueError(f"retrain.complete_marker={marker!r} must hold {placeholder}, as data.events does")
 
 
-def _matches(pattern: str, placeholder: str) -> list[tuple[str, int]]:
-    """(path, order) of the files of all spans of a pattern."""
+def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
+    """(path, identity, order) of the files of all spans of a pattern."""
     head, *rest = pattern.split(placeholder)
     # The first occurrence is captured; further ones must repeat it.
     regex = _regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(_regex(part) for part in rest)
     found = []
-    for path in matching(pattern.replace(placeholder, "[0-9]*")):
+    for path, identity in identities(pattern.replace(placeholder, "[0-9]*")).items():
         match = re.fullmatch(regex, path)
         order = _order_of_text(match["span"], placeholder) if match else None
         if order is not None:
-            found.append((path, order))
+            found.append((path, identity, order))
     return found
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from beam_jobs import groups, ingest, statistics, transform, windows
 from beam_jobs.distributed_kmeans import AssignBlock
+from beam_jobs.object_store import BeamStore
 from benchmarks.beam_runners import write_config
 from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest
@@ -197,11 +198,22 @@ def test_a_span_of_a_log_in_a_store_is_what_it_is_on_a_disk(log: Path, store: Pa
         [span, *_] = find_spans(config)
         profiles.append(replace(profile_span(config, span, SpanParts(tmp_path / str(number))), items=""))
     assert profiles[0] == profiles[1]
+
+
+def test_a_span_knows_its_files_as_they_were_found(log: Path, store: Path) -> None:
+    """A listing a file would cost minutes; and a run that asked later would say that it has read late data."""
+    put_log(log, f"{BUCKET}/log")
+    config = load_config(log / "config.yaml", [f"data.events='{BUCKET}/log/log-{{span}}.csv'"])
+    [span, *_] = find_spans(config)
     [url] = span.files
-    before, text = span.files_json(), storage.read_text(as_path(url))
-    assert before[0][:2] == [url, len(text.encode())]
-    storage.write_text(as_path(url), f"{text}\n")
-    assert span.files_json() != before
+    text = storage.read_text(as_path(url))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BeamStore, "match", lambda *_: pytest.fail("listed"))
+        before = span.files_json()
+        assert before[0][:2] == [url, len(text.encode())]
+        storage.write_text(as_path(url), f"{text}\n")
+        assert span.files_json() == before
+    assert find_spans(config)[0].files_json() != before
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from beam_jobs.span_cooccurrences import sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
+from contracts.storage import identities
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
 from tests.beam_jobs.helpers import make_config
@@ -51,7 +52,7 @@ class Spans:
         config, workdir = self.config, Workdir(self.folder / name)
         parts = [SpanParts(self.folder / store / str(day)) for day in days]
         for day, part in zip(days, parts, strict=True):
-            profile_span(config, Span(day, str(day), (str(self.folder / f"{day}.parquet"),)), part)
+            profile_span(config, Span(day, str(day), identities(str(self.folder / f"{day}.parquet"))), part)
         merge_spans.run(config, workdir, "x", parts, (FIRST + days[-1] * DAY) * 1_000_000)
         return workdir
 

@@ -12,6 +12,7 @@ from beam_jobs import groups, merge_spans, statistics, windows
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import EventColumn, Split
+from contracts.storage import identities
 from pipeline.retraining.holdout import holdout_events_in_training
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
@@ -43,7 +44,7 @@ def run_up_to_windows(folder: Path, seed: int) -> tuple[Config, Workdir]:
     parts = [SpanParts(folder / "spans" / str(day)) for day in range(3)]
     for day, (part, table) in enumerate(zip(parts, log_of(seed), strict=True)):
         pq.write_table(table, folder / f"{day}.parquet")
-        profile_span(config, Span(day, str(day), (str(folder / f"{day}.parquet"),)), part)
+        profile_span(config, Span(day, str(day), identities(str(folder / f"{day}.parquet"))), part)
     merge_spans.run(config, workdir, "x", parts, START)
     for stage in (statistics, groups, windows):
         stage.run(config, workdir, "x")

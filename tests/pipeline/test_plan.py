@@ -14,6 +14,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Model, RetrainRun, Store
 from contracts.serving_labels import ServingLabels, write_labels
+from contracts.storage import identities
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.spans import Span
@@ -165,7 +166,7 @@ def test_a_damaged_plan_is_named(store: Store, content: str) -> None:
 def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("1")
-    span = Span(1, "1", (str(log),))
+    span = Span(1, "1", identities(str(log)))
     first = run_id_of(CONFIG, [span])
     assert first.startswith("1-")
     operation = ("retrain.webhook=http://x", "server.grpc_port=9000", "beam.runner=DirectRunner")
@@ -181,7 +182,8 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     ):
         assert run_id_of(with_key(other), [span]) != first, other
     log.write_text("12")
-    assert run_id_of(CONFIG, [span]) != first
+    assert run_id_of(CONFIG, [span]) == first
+    assert run_id_of(CONFIG, [Span(1, "1", identities(str(log)))]) != first
 
 
 # name -> (the parent's spans, today's, news_start, since)
