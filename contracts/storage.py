@@ -327,17 +327,24 @@ def make_directory(path: Path, option: str) -> None:
 
 def matching(pattern: str) -> list[str]:
     """Names of the files that match, sorted; `**` descends."""
-    if not is_remote(as_path(pattern)):
-        if os.path.isfile(pattern):  # whatever characters its name has
-            return [pattern]
-        return sorted(glob.glob(pattern, recursive=True))
-    return sorted(found.url for found in _store(pattern).match(pattern))
+    if is_remote(as_path(pattern)):
+        return sorted(found.url for found in _listed(pattern))
+    if os.path.isfile(pattern):  # whatever characters its name has
+        return [pattern]
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def _listed(pattern: str) -> list[StoredObject]:
+    """`matching` of an object store."""
+    store = _store(pattern)
+    is_name = glob.has_magic(pattern) and store.exists(pattern)
+    return store.match(glob.escape(pattern) if is_name else pattern)
 
 
 def identities(pattern: str) -> dict[str, Identity]:
     """Each file that matches, and what it is now, sorted by name."""
     if is_remote(as_path(pattern)):
-        found = sorted(_store(pattern).match(pattern), key=lambda stored: stored.url)
+        found = sorted(_listed(pattern), key=lambda stored: stored.url)
         return {stored.url: (stored.url, stored.size, stored.version) for stored in found}
     return {path: _file_identity(path) for path in matching(pattern)}
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from apache_beam.internal import pickler
@@ -214,6 +215,17 @@ def test_a_span_knows_its_files_as_they_were_found(log: Path, store: Path) -> No
         storage.write_text(as_path(url), f"{text}\n")
         assert span.files_json() == before
     assert find_spans(config)[0].files_json() != before
+
+
+def test_an_object_is_found_whatever_characters_its_name_has(store: Path) -> None:
+    names = [f"{BUCKET}/log/{name}.csv" for name in ("1", "[1]", "a*", "ab")]
+    for name in names:
+        storage.write_text(as_path(name), name)
+    for name in names:
+        assert storage.matching(name) == [name]
+        assert storage.identities(name) == {name: (name, len(name), ANY)}
+    assert storage.matching(f"{BUCKET}/log/*.csv") == names
+    assert storage.matching(f"{BUCKET}/log/[12].csv") == names[:1]
 
 
 @pytest.fixture
