@@ -17,7 +17,9 @@ from contracts.serving_labels import ServingLabels, write_labels
 from contracts.storage import identities
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
+from pipeline.retraining.retrain import retrain_stages
 from pipeline.retraining.spans import Span
+from pipeline.stage import fingerprints
 
 KEYS = ["retrain.epochs=3", "retrain.replay_spans=1"]
 CONFIG = load_config(None, KEYS)
@@ -184,6 +186,12 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     log.write_text("12")
     assert run_id_of(CONFIG, [span]) == first
     assert run_id_of(CONFIG, [Span(1, "1", identities(str(log)))]) != first
+
+
+def test_a_runs_stages_ask_for_no_file_of_the_log(store: Store) -> None:
+    """Its name holds what they are; of thousands in an object store, to ask takes minutes."""
+    stages = retrain_stages(store, plan_of(store))
+    assert fingerprints(stages, with_key("data.events=nowhere://bucket/log.csv")).keys() >= {"ingest", "gate"}
 
 
 # name -> (the parent's spans, today's, news_start, since)
