@@ -17,6 +17,7 @@ _MOST_RUNS = 8  # of a shape: of a UUID or a hash only the beginning is kept
 _MOST_SHAPES = 64
 _RARE = 0.05  # share of ids up to which a shape is rare
 _MOST_RARE = 0.01  # share of ids with rare shapes from which the next ids are expected to have others
+_MOST = 0.5
 
 SHAPE = "shape"
 """Last part of a feature's name whose values are shapes."""
@@ -46,6 +47,12 @@ def are_random(shares: dict[str, float]) -> bool:
     It goes by shares, not by counts: an id counts once for each file that it is in.
     """
     return sum(share for share in shares.values() if share <= _RARE) > _MOST_RARE
+
+
+def begin_oddly(shapes: dict[str, int]) -> str | None:
+    """The commonest shape that begins with a space or a quote, if most ids do: it is of how the file is written."""
+    odd = {shape: count for shape, count in shapes.items() if shape[:1].isspace() or shape[:1] in ('"', "'")}
+    return max(odd, key=odd.__getitem__) if sum(odd.values()) > _MOST * sum(shapes.values()) else None
 
 
 def spelled_twice(ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -16,7 +16,7 @@ from beam_jobs.column_text import NOT_UTF8
 from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.id_shapes import SHAPE, merge_shapes
+from beam_jobs.id_shapes import SHAPE, begin_oddly, merge_shapes
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -228,6 +228,7 @@ def _statistics(
         f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
+    _say_how_ids_begin(shapes)
     histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
     times = _time_range(buckets)
     # Buckets are of users at random: the middle one's moment is about that of all.
@@ -298,6 +299,16 @@ def _say_who_is_too_busy(counts: dict[str, int], busiest: list[tuple[int, str]])
             "ingest: user %r has %.0f%% of the events: a bot, or what stands for no user? Leave its rows out",
             user_id, 100 * share,
         )  # fmt: skip
+
+
+def _say_how_ids_begin(shapes: dict[str, dict[str, int]]) -> None:
+    for feature, counts in shapes.items():
+        if shape := begin_oddly(counts):
+            logger.warning(
+                "ingest: most values of %s begin with a space or a quote, as %r, 9 being any digits and a any letters: "
+                "requests must say so, too. Write the log without spaces behind separators, and with data.quoting=auto "
+                "where it quotes", feature.split(".")[0], shape,
+            )  # fmt: skip
 
 
 def _examples(files: list[dict[str, Any]], most: int = _SHOWN_EXAMPLES) -> str:

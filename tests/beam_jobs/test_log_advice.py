@@ -58,6 +58,24 @@ def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: p
     assert "values of user_id" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("said", "row", "data"),
+    [
+        ("item_id begin with a space or a quote, as ' \"a9\"'", '"u{0}", "i{1}", {2}', {}),
+        ("item_id begin with a space or a quote, as ' a9'", "u{0}, i{1}, {2}", {}),
+        ("user_id begin with a space or a quote, as '\"a9\"'", '"u{0}",i{1},{2}', {"quoting": "none"}),
+        (None, '"u{0}","i{1}",{2}', {}),
+    ],
+)
+def test_spaces_and_quotes_that_became_part_of_ids_are_said(
+    said: str | None, row: str, data: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_log(tmp_path / "log.csv", [row.format(*line.split(",")) for line in ROWS])
+    ingest.run(make_config(tmp_path / "log.csv", data=data), Workdir(tmp_path / "run"), "f")
+    found = [record.message for record in caplog.records if "begin with" in record.message]
+    assert len(found) == (said is not None) and all(said in message for message in found)
+
+
 def with_table(tmp_path: Path, table: dict[str, list], feature: str, **sections: dict) -> tuple[Workdir, list]:
     pq.write_table(pa.table(table), tmp_path / "items.parquet")
     features = {"path": str(tmp_path / "items.parquet"), "id": "id", "features": [{"name": "it", "kind": feature}]}
