@@ -17,7 +17,8 @@ from contracts.config import Feature, FeatureTable
 
 Int64 = npt.NDArray[np.int64]
 
-_MAX_VALUES = 2_000  # per feature: the ridge regression solves a dense system of their number
+# The ridge regression solves a dense system of all values: time grows with the cube of their number.
+_MAX_VALUES, _MAX_VALUES_OF_ALL = 2_000, 6_000
 
 
 @dataclass
@@ -75,11 +76,12 @@ class SideFeatures:
         )
 
     def matrix(self) -> sp.csr_matrix:
-        """[num_items, num_columns] one-hot values and standardised numbers."""
+        """[num_items, num_columns] one-hot values, the most frequent of each feature, and standardised numbers."""
         blocks = [sp.csr_matrix((self.num_items, 0), dtype=np.float32)]
+        most = min(_MAX_VALUES, _fair_share([len(feature.values) for feature in self.tokens], _MAX_VALUES_OF_ALL))
         for feature in self.tokens:
-            kept = feature.codes < _MAX_VALUES
-            shape = (self.num_items, min(len(feature.values), _MAX_VALUES))
+            kept = feature.codes < most
+            shape = (self.num_items, min(len(feature.values), most))
             ones = np.ones(int(kept.sum()), np.float32)
             blocks.append(sp.csr_matrix((ones, (feature.items[kept], feature.codes[kept])), shape=shape))
         for numbers in self.numbers.values():
@@ -91,6 +93,17 @@ class SideFeatures:
                 scaled[present] = deviation / np.where(spread > 0, spread, 1.0) / numbers.shape[1] ** 0.5
             blocks.append(sp.csr_matrix(scaled))
         return sp.hstack(blocks, format="csr")
+
+
+def _fair_share(sizes: list[int], most: int) -> int:
+    """The greatest number to which each of `sizes` may be cut so that their sum is at most `most`."""
+    left = most
+    for place, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - place)
+        if size > share:
+            return share
+        left -= size
+    return most
 
 
 def read_side_features(table: FeatureTable | None, item_ids: pa.Array) -> SideFeatures:
