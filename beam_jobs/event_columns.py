@@ -20,6 +20,10 @@ _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
 
 _INEXACT = ("", "is a float that has lost digits: write ids as integers or text")
 
+# In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
+_TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
+_FALSE = frozenset({b"", b"0", b"0.0", b"false", b"f", b"no", b"n"})
+
 DEAD_LETTER_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
 
 
@@ -132,8 +136,7 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
 
 def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
     """1 true, 0 false or absent, -1 neither."""
-    known = [b"", b"0", b"false", b"f", b"no", b"n", b"1", b"true", b"t", b"yes", b"y"]
     encoded = pc.fill_null(values, b"").dictionary_encode()
     lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
-    codes = np.array([-1 if value not in known else int(known.index(value) > 5) for value in lowered], np.int8)
+    codes = np.array([1 if value in _TRUE else 0 if value in _FALSE else -1 for value in lowered], np.int8)
     return codes[encoded.indices.to_numpy()] if len(codes) else np.zeros(0, np.int8)

@@ -232,6 +232,20 @@ def test_feedback_is_the_highest_level_that_applies_and_duplicates_keep_it(tmp_p
     assert dead_letters(workdir)[0]["value"] == "wave"
 
 
+def test_flags_are_read_as_programs_write_them(tmp_path: Path) -> None:
+    """pandas writes a column of 0 and 1 that has gaps as floats; counts are no flags."""
+    spelled = {"1": 1, "1.0": 1, "True": 1, " y": 1, "0": 0, "0.0": 0, "false": 0, "": 0}
+    lines = [f"u,{item},{item},{flag}" for item, flag in enumerate([*spelled, "2", "-1.0", "01"])]
+    write_log(tmp_path / "log.csv", lines, header=f"{HEADER},click")
+    feedback = {"levels": ["exposure", "click"], "flags": {"click": "click"}}
+    config = make_config(tmp_path / "log.csv", data={"feedback": feedback, "max_dead_letter_fraction": 0.5})
+    workdir = Workdir(tmp_path / "run")
+    ingest.run(config, workdir, "f")
+    found = {int(event["item_id"]): event["feedback_level"] for event in read_events(workdir)}
+    assert found == dict(enumerate(spelled.values()))
+    assert [letter["value"] for letter in dead_letters(workdir)] == ["2", "-1.0", "01"]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
