@@ -15,8 +15,10 @@ from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import Feature, FeatureTable
 
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
+_ROWS_AT_ONCE = 1 << 15
 # The ridge regression solves a dense system of all values: time grows with the cube of their number.
 _MAX_VALUES, _MAX_VALUES_OF_ALL = 2_000, 6_000
 
@@ -34,8 +36,8 @@ class TokenFeature:
 
     name: str
     values: list[str]
-    items: Int64
-    codes: Int64
+    items: Int32
+    codes: Int32
 
     def first_codes(self, num_items: int) -> Int64:
         """[num_items] code of each item's first value, -1 without one."""
@@ -149,21 +151,27 @@ def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
 
 def take_apart(feature: Feature, column: pa.Array) -> TokenFeature:
     """A column of a feature table by its values; an empty one is none."""
-    lists = _split(column, feature)
-    if lists is None:
-        flat, items = column, np.arange(len(column))
-    else:
-        flat = pc.list_flatten(lists)
-        items = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-    present = pc.not_equal(flat, pa.scalar(b"", pa.binary()))
-    encoded = flat.filter(present).dictionary_encode()
-    codes = encoded.indices.to_numpy().astype(np.int64)
+    # A block at a time: the words of a million descriptions are a hundred million.
+    starts = range(0, max(1, len(column)), _ROWS_AT_ONCE)
+    blocks = [_values_of(feature, column.slice(start, _ROWS_AT_ONCE)) for start in starts]
+    items = np.concatenate([items + start for (items, _), start in zip(blocks, starts, strict=True)], dtype=np.int32)
+    encoded = pa.chunked_array([encoded for _, encoded in blocks]).unify_dictionaries().combine_chunks()
+    codes = encoded.indices.to_numpy()
     counts = np.bincount(codes, minlength=len(encoded.dictionary))
     # Most frequent first, ties by the value's bytes.
     by_value = pc.sort_indices(encoded.dictionary).to_numpy()
     order = by_value[np.argsort(-counts[by_value], kind="stable")]
-    rank = np.empty(len(order), np.int64)
+    rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
     values = [value.decode("utf-8", "replace") for value in encoded.dictionary.take(pa.array(order)).to_pylist()]
-    kept_items = items[present.to_numpy(zero_copy_only=False)].astype(np.int64)
-    return TokenFeature(feature.name, values, kept_items, rank[codes] if len(codes) else codes)
+    return TokenFeature(feature.name, values, items, rank[codes] if len(codes) else codes)
+
+
+def _values_of(feature: Feature, cells: pa.Array) -> tuple[Int32, pa.DictionaryArray]:
+    """The places of the cells that the values are in, and the values."""
+    lists = _split(cells, feature)
+    flat, places = cells, pa.array(np.arange(len(cells)))
+    if lists is not None:
+        flat, places = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    present = pc.not_equal(flat, pa.scalar(b"", pa.binary()))
+    return places.filter(present).to_numpy().astype(np.int32), flat.filter(present).dictionary_encode()

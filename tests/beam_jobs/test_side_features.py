@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import side_features
-from beam_jobs.side_features import read_side_features
-from contracts.config import FeatureTable
+from beam_jobs.side_features import read_side_features, take_apart
+from contracts.config import Feature, FeatureTable
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,39 @@ def test_the_most_frequent_values_of_each_feature_are_columns(
         often = sorted(Counter(column).items(), key=lambda pair: (-pair[1], pair[0]))[:number]
         expected += [[cell == value for cell in column] for value, _ in often]
     np.testing.assert_array_equal(matrix, np.array(expected).T)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 1 << 15])
+@pytest.mark.parametrize("kind", ["categorical", "tokens", "text"])
+def test_a_column_is_taken_apart_the_same_in_blocks_of_any_length(
+    kind: str, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_features, "_ROWS_AT_ONCE", rows_at_once)
+    rng = np.random.default_rng(1)
+    lists = [rng.choice(["a", "b", "caf\xe9", "d", "e"], rng.integers(0, 5)).tolist() for _ in range(40)]
+    separator, between = {"categorical": (None, "+"), "tokens": ("|", "||"), "text": (" ", " - ")}[kind]
+    cells = [between.join(each) for each in lists]
+    found = take_apart(Feature(name="x", kind=kind), pa.array([cell.encode() for cell in cells]))
+    pairs = [
+        (place, value)
+        for place, cell in enumerate(cells)
+        for value in ([cell] if separator is None else cell.replace("-", " ").split(separator))
+        if value
+    ]
+    often = Counter(value for _, value in pairs)
+    assert found.values == sorted(often, key=lambda value: (-often[value], value.encode()))
+    assert [(item, found.values[code]) for item, code in zip(found.items, found.codes, strict=True)] == pairs
+
+
+def test_words_are_taken_apart_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of rows at a time, and eight bytes a word are kept."""
+    split, rows = side_features._split, []
+
+    def counted(column: pa.Array, feature: Feature) -> pa.Array | None:
+        rows.append(len(column))
+        return split(column, feature)
+
+    monkeypatch.setattr(side_features, "_split", counted)
+    found = take_apart(Feature(name="x", kind="text"), pa.array([b"a b c"] * 100_000))
+    assert sum(rows) == 100_000 and max(rows) <= 1 << 15
+    assert found.items.nbytes + found.codes.nbytes == 8 * 300_000
