@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ def _explain(path: Path | str | None, error: ValidationError) -> str:
             lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see contracts/config/")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | date):
+                message = "must be text: put it in quotes, without which YAML reads yes, 1 and 2024-01-31 as no text"
             shown = key and key not in _SECRET
             lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if shown else ""))
     return "\n".join(lines)

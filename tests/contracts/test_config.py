@@ -74,6 +74,9 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
     [
         (["training.epoch=3"], ["training.epoch", "unknown key", "3"]),
         (["groups.num_groups=0"], ["groups.num_groups", "greater than or equal to 1", "0"]),
+        (["data.header=[user, 2]"], ["data.header.1", "put it in quotes", "got 2"]),
+        (["data.feedback.levels=[no, 'yes']"], ["data.feedback.levels.0", "put it in quotes", "got False"]),
+        (["data.columns.user_id=null"], ["data.columns.user_id", "valid string", "got None"]),
         (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
         (["evaluation.ks=[10, 20000]"], ["evaluation.ks is 20000", "serving.max_candidates=10000"]),
         (["serving.num_candidates=500", "serving.max_candidates=200"], ["serving.num_candidates is 500", "200"]),
