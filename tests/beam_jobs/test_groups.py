@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
-from beam_jobs import groups, ingest, statistics
+from beam_jobs import groups, ingest, partition, statistics
 from beam_jobs.cooccurrence import UNIT, PairKeys
 from beam_jobs.item_embeddings import embed_cooccurrences
 from beam_jobs.partition import (
@@ -81,6 +81,19 @@ def test_merge_and_split_categories() -> None:
     parts = split_categories(rows, merged, 3, 2, 100, 0)
     assert len(set(parts[:7])) == 2 and len(set(parts[7:])) == 1
     assert not set(parts[:7]) & set(parts[7:])
+
+
+def test_of_very_many_categories_the_small_ones_join_the_large_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, as many as a catalogue has brands would take hours."""
+    monkeypatch.setattr(partition, "_MERGED_ONE_BY_ONE", 3)
+    rng = np.random.default_rng(0)
+    codes = np.concatenate([np.repeat([7, 30, 55], 9), np.repeat(np.delete(np.arange(60), [7, 30, 55]), 2)])
+    rows = rng.normal(size=(len(codes), 4)).astype(np.float32)
+    centres = {code: rows[codes == code].mean(axis=0) for code in range(60)}
+    nearest = [min((7, 30, 55), key=lambda large: ((centres[code] - centres[large]) ** 2).sum()) for code in range(60)]
+    expected = np.unique(np.array(nearest)[codes], return_inverse=True)[1]
+    np.testing.assert_array_equal(merge_categories(rows, codes, 3, 0), expected)
+    assert len(np.unique(merge_categories(rows, codes, 2, 0))) == 2
 
 
 def _run(tmp_path: Path, **sections: dict[str, object]) -> tuple[Workdir, np.ndarray]:
