@@ -101,7 +101,7 @@ def main() -> None:
         source = Workdir(Path(scratch) / "source")
         exported = source.servable(NAME) / "1"
         shutil.copytree(arguments.servable, exported)
-        publish(config, store, source, exported, 1, None, held=False)
+        publish([NAME], store, source, exported, 1, None, held=False)
         ports = [free_port(), free_port()]
         words = ["--model", f"{NAME}={store.servable(NAME)}", "--set", "server.poll_seconds=0.2"]
         words += ["--set", f"server.grpc_port={ports[0]}", "--set", f"server.rest_port={ports[1]}"]
@@ -131,7 +131,7 @@ def push_and_roll_back(
     every, rolled = max(1, pushes // max(rollbacks, 1)), 0
     started = time.monotonic()
     for version in range(2, pushes + 2):
-        publish(config, store, source, source.servable(NAME) / "1", version, version - 1, held=False)
+        publish([NAME], store, source, source.servable(NAME) / "1", version, version - 1, held=False)
         wait_for(load.address, version, load.histories[0])
         if version % every == 0 and rolled < rollbacks:
             for number in (version - 1, version):

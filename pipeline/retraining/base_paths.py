@@ -8,7 +8,7 @@ from contracts.config import ServingConfig
 from contracts.layout import Store
 from contracts.serving_labels import labels_or_none
 from contracts.storage import STAGING_MARK
-from pipeline.retraining.records import all_records
+from pipeline.retraining.records import Record, all_records
 
 
 def base_paths(store: Store) -> list[Path]:
@@ -38,10 +38,13 @@ def _on_disk(store: Store) -> list[Path]:
     return sorted(path for path in store.servables.glob("*") if path.is_dir() and STAGING_MARK not in path.name)
 
 
+def servables_of(record: Record) -> list[str]:
+    """Names of the servables that a run exported, the main one first."""
+    serving = record.config["serving"]
+    return list(ServingConfig(model_name=serving["model_name"], indexes=serving["indexes"]).servable_names().values())
+
+
 def _exported_last(store: Store) -> list[str]:
     """Names of the servables of the newest run that pushed, the main one first; none before that."""
     pushed = [record for record in all_records(store) if record.version]
-    if not pushed:
-        return []
-    serving = pushed[-1].config["serving"]
-    return list(ServingConfig(model_name=serving["model_name"], indexes=serving["indexes"]).servable_names().values())
+    return servables_of(pushed[-1]) if pushed else []

@@ -104,7 +104,7 @@ def make_plan(
     """
     path = RetrainRun(store.run(run_id)).plan
     if path.exists():
-        return _read_plan(path)
+        return read_plan(path)
     base = store.servable(config.serving.model_name)
     labels, versions = effective_labels(base), versions_on_disk(base)
     if labels is not None and labels.stable not in versions:
@@ -186,7 +186,12 @@ def _warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
     }
 
 
-def _read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan:
+    """The plan that an attempt at the run has written.
+
+    Raises:
+        ValueError: the file is not a plan.
+    """
     try:
         return Plan(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:

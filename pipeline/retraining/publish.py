@@ -5,9 +5,12 @@ from __future__ import annotations
 import filecmp
 import itertools
 import json
+import logging
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,22 +29,34 @@ from contracts.serving_labels import (
     write_labels,
 )
 from contracts.storage import STAGING_MARK
-from pipeline.retraining.base_paths import base_paths
+from pipeline.retraining.base_paths import base_paths, servables_of
+from pipeline.retraining.plan import read_plan
 from pipeline.retraining.records import Record, all_records, write_record
+from pipeline.stages import exported_servable
 from serving.versions import appearing
+
+log = logging.getLogger(__name__)
 
 
 def publish(
-    config: Config, store: Store, workdir: Workdir, exported: Path, version: int, parent: int | None, *, held: bool
+    names: Sequence[str],
+    store: Store,
+    workdir: Workdir,
+    exported: Path,
+    version: int,
+    parent: int | None,
+    *,
+    held: bool,
 ) -> tuple[int, str]:
     """Makes the run's servables version `version`, and labels it.
 
     Every servable of the run gets the number, the main one last: what servers watch is complete when it
-    appears. Doing it again changes nothing, whatever was made stable since. A number under which somebody has put
-    another servable since the plan is passed over.
+    appears. Doing it again goes on where it ended, and changes nothing once a version is labelled, or somebody has
+    rolled back since. A number under which somebody has put another servable since the plan is passed over.
 
     Args:
-        exported: version directory that the run's export wrote, of the first index.
+        names: of the run's servables, the main one first.
+        exported: version directory that the run's export wrote, of the main servable.
         version: the number that was planned.
         parent: the version that was stable when the run was planned: if another one is by now, somebody decided so.
         held: somebody held the stable version back already then. In both cases the new one becomes canary.
@@ -50,10 +65,8 @@ def publish(
         the version's number, and the label that it got.
     """
     done = RetrainRun(workdir).push
-    earlier = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {"version": 0, "is_done": False}
-    if earlier.get("is_done", True):
-        return int(earlier["version"]), str(earlier["label"])
-    names = list(config.serving.servable_names().values())
+    if (pushed := _finished_push(done)) is not None:
+        return pushed
     sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
     version = next(
         number
@@ -63,10 +76,10 @@ def publish(
     for base, source in sources.items():
         _appear(source, base / str(version))
     with FileLock(store.labels_lock):
+        if (pushed := _finished_push(done)) is not None:
+            return pushed
         # The main servable's labels, written last, decide: one that was not exported for a while is behind.
         main = read_labels(store.servable(names[0]))
-        # An earlier attempt died among the labels, or somebody has gone back since: as nobody can tell which, it holds.
-        held = held or earlier["version"] == version
         held = main is not None and main.stable != version and (held or main.stable != parent)
         label = CANARY if held else STABLE
         write_json(done, {"version": version, "label": label, "is_done": False})
@@ -80,21 +93,44 @@ def publish(
     return version, label
 
 
-def complete_records(store: Store, but: str) -> None:
-    """Writes the records of runs that died between their push and their record.
+def _finished_push(path: Path) -> tuple[int, str] | None:
+    """Version and label of a push that is over; None where it has not begun, or died among its labels."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"is_done": False}
+    return (int(found["version"]), str(found["label"])) if found.get("is_done", True) else None
 
-    A newer span makes another run, so nobody may call them again; and a version without a record has no weights to
-    start from, no lineage, and a run that `retain` would delete.
 
-    Args:
-        but: the run that is about to go on, and tells of its push itself.
-    """
+def _end_pushes(store: Store) -> None:
+    """Ends the pushes that died among their labels: whoever goes on with one must not undo what is decided now."""
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
-        run = RetrainRun(Workdir(path))
-        if path.name != but and run.push.exists() and run.pending.exists() and not run.record.exists():
-            pushed, record = (json.loads(file.read_text(encoding="utf-8")) for file in (run.push, run.pending))
-            record |= {"outcome": "pushed", "version": pushed["version"], "label": pushed["label"]}
-            write_record(store, Record(**record))
+        push = RetrainRun(Workdir(path)).push
+        if push.exists() and _finished_push(push) is None:
+            write_json(push, json.loads(push.read_text(encoding="utf-8")) | {"is_done": True})
+
+
+def push_blessed(store: Store, run_id: str) -> Record:
+    """Pushes a run that the gate has blessed, or goes on with that, and turns its pending record into its record."""
+    run = RetrainRun(store.run(run_id))
+    plan, pending = read_plan(run.plan), Record(**json.loads(run.pending.read_text(encoding="utf-8")))
+    names, exported = servables_of(pending), exported_servable(run.workdir)
+    version, label = publish(names, store, run.workdir, exported, plan.version, plan.parent, held=plan.held)
+    if version != plan.version:
+        log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)
+    record = replace(pending, outcome="pushed", version=version, label=label)
+    write_record(store, record)
+    return record
+
+
+def push_left_over(store: Store) -> list[Record]:
+    """Goes on with the runs that died in their push, or between it and their record; returns their records.
+
+    A newer span makes another run, so nobody may call them again. A version that is on disk and not stable looks as if
+    it were held back, so that every later one would become canary; and one without a record has no weights to start
+    from, no lineage, and a run that `retain` would delete.
+    """
+    runs = [RetrainRun(Workdir(path)) for path in (sorted(store.runs.iterdir()) if store.runs.is_dir() else ())]
+    return [
+        push_blessed(store, run.workdir.path.name) for run in runs if run.pending.exists() and not run.record.exists()
+    ]
 
 
 def set_stable(store: Store, version: int) -> list[str]:
@@ -111,6 +147,7 @@ def set_stable(store: Store, version: int) -> list[str]:
     with FileLock(store.labels_lock):
         if version not in (found := versions_on_disk(main)):
             raise ValueError(f"there is no version {version} in {main}; there are {found}")
+        _end_pushes(store)
         for base in (*others, main):
             versions = versions_on_disk(base)
             if version in versions:

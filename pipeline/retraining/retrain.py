@@ -15,13 +15,12 @@ from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.publish import complete_records, publish, retain, retain_spans
+from pipeline.retraining.publish import push_blessed, push_left_over, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
-from pipeline.stages import exported_servable
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,9 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     """
     started = time.monotonic()
     run_id = run_id_of(config, window)
-    complete_records(store, but=run_id)
+    left_over = {record.run_id: record for record in push_left_over(store)}
+    if run_id in left_over:
+        return _result(left_over[run_id], {})
     idle = _nothing_new(store, window, run_id)
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
@@ -93,8 +94,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     resolved = run_config(config, store, plan, window)
     stages = retrain_stages(store, plan)
     try:
-        # A run that is pushed lacks its record alone; by other code its stages would make another model's.
-        results = [] if RetrainRun(workdir).push.exists() else run_stages(stages, resolved, workdir, last=last)
+        results = run_stages(stages, resolved, workdir, last=last)
     except artifact.NothingToLearn as error:
         if plan.parent is None:
             raise
@@ -103,10 +103,14 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     if last is not None:
         return Result("stopped", run_id, reasons=[f"after {last}, as asked"])
     record = _finish(config, store, plan, resolved, stages, profiles, window, time.monotonic() - started)
-    ran = {result.name: round(result.seconds, 2) for result in results if result.ran}
+    return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
+
+
+def _result(record: Record, seconds: dict[str, float]) -> Result:
+    """Of a run that has come to its end; `seconds` of the stages that this call ran."""
     return Result(
-        record.outcome, run_id, record.version, record.label, reasons=record.gate["reasons"],
-        details={"stages": ran, "metrics": record.metrics, "notes": record.notes},
+        record.outcome, record.run_id, record.version, record.label, reasons=record.gate["reasons"],
+        details={"stages": seconds, "metrics": record.metrics, "notes": record.notes},
     )  # fmt: skip
 
 
@@ -228,22 +232,12 @@ def _finish(
     )
     if record.gate["blessed"]:  # last, so that whatever else fails does not leave a version without a record
         artifact.write_json(RetrainRun(workdir).pending, asdict(record))
-        version, label = _push(config, store, plan)
-        record = replace(record, outcome="pushed", version=version, label=label)
-    write_record(store, record)
+        record = push_blessed(store, plan.run_id)
+    else:
+        write_record(store, record)
     retain(config, store)
     retain_spans(store, {span.key for span in window})
     return record
-
-
-def _push(config: Config, store: Store, plan: Plan) -> tuple[int, str]:
-    """Publishes the run's servables; returns the number and the label that they got."""
-    workdir = store.run(plan.run_id)
-    exported = exported_servable(workdir)
-    version, label = publish(config, store, workdir, exported, plan.version, plan.parent, held=plan.held)
-    if version != plan.version:
-        log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)
-    return version, label
 
 
 def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:

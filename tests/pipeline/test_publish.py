@@ -39,7 +39,8 @@ def make_run(store: Store, number: int) -> Workdir:
 
 def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:
     workdir = make_run(store, number)
-    version, label = publish(config, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
+    names = list(config.serving.servable_names().values())
+    version, label = publish(names, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
     empty: dict[str, object] = {}
     write_record(
         store,
@@ -102,7 +103,7 @@ def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
     push(store, 1, None)
     inode = (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino
     workdir = store.run("run-1")
-    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == (1, "stable")
+    assert publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 1, None, held=False) == (1, "stable")
     assert (store.servable("dnc") / "1" / "saved_model.pb").stat().st_ino == inode
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
@@ -113,23 +114,9 @@ def test_pushing_again_keeps_a_rollback(store: Store) -> None:
     push(store, 2, 1)
     set_stable(store, 1)
     workdir = store.run("run-2")
-    pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
+    pushed = publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
     assert pushed == (2, "stable")  # what it was then
     assert stable(store) == [ServingLabels(stable=1)] * 2
-
-
-@pytest.mark.parametrize("is_rolled_back", [True, False])
-def test_a_push_that_died_at_its_labels_keeps_a_rollback_since(store: Store, is_rolled_back: bool) -> None:
-    push(store, 1, None)
-    push(store, 2, 1)
-    workdir = store.run("run-2")
-    RetrainRun(workdir).push.write_text('{"version": 2, "label": "stable", "is_done": false}')
-    if is_rolled_back:
-        set_stable(store, 1)
-    pushed = publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
-    expected = ServingLabels(stable=1, canary=2) if is_rolled_back else ServingLabels(stable=2)
-    assert (pushed, stable(store)) == ((2, "canary" if is_rolled_back else "stable"), [expected] * 2)
-    assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == pushed
 
 
 def test_a_rollback_goes_one_back_keeps_the_canary_and_ends_at_the_main_servable(
@@ -167,7 +154,7 @@ def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> Non
     for died_before in ("push.json", None):
         if died_before:
             (workdir.path / died_before).unlink()
-        assert publish(CONFIG, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == (3, "stable")
+        assert publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False) == (3, "stable")
     assert versions_on_disk(store.servable("dnc")) == [1, 2, 3]
 
 

@@ -18,16 +18,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contracts import artifact
-from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.lock import holding_directory
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.cli import main
 from pipeline.retraining import commands, schedule
+from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.plan import Plan
-from pipeline.retraining.records import Record, code, machine, record_of_version
+from pipeline.retraining.records import code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
 
@@ -128,51 +127,47 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
-def test_of_a_run_that_was_pushed_only_the_record_is_made(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other code would run stages anew, and the record would be of what is not served."""
-    ran: list[str] = []
-    profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:2])]
-    record = Record("r", "pushed", 1, "stable", "", 1.0, [], {}, {}, {"reasons": []}, {}, {}, {})
-    monkeypatch.setattr(retraining, "_profile", lambda *_: (profiles, {}))
-    monkeypatch.setattr(retraining, "run_stages", lambda *_, **__: ran.append("stages") or [])
-    monkeypatch.setattr(retraining, "_finish", lambda *_: record)
-    assert calls.here("--span", DAYS[1]).exit_code == 0
-    assert ran == ["stages"]
-    [run] = calls.store.runs.iterdir()
-    RetrainRun(Workdir(run)).push.write_text('{"version": 1, "label": "stable"}')
-    done = calls.here("--span", DAYS[1])
-    assert (done.exit_code, json.loads(done.stdout)["version"]) == (0, 1)
-    assert ran == ["stages"]
-
-
-def test_a_run_that_dies_after_its_push_and_is_not_called_again_gets_its_record(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("next_day", [DAYS[1], DAYS[2]])
+def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, next_day: str
 ) -> None:
-    """The scheduler's next call is a day later, and of another run: what is served must have a record by then."""
+    """The scheduler's next call is a day later, and of another run. Of the run itself no stage runs again.
+
+    Other code would make another model by then, and the record would be of what is not served.
+    """
+    ran: list[str] = []
     profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
     monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}))
-    monkeypatch.setattr(retraining, "run_stages", lambda *_, **__: [])
+    monkeypatch.setattr(
+        retraining, "run_stages", lambda stages, config, workdir, last: ran.append(workdir.path.name) or []
+    )
     monkeypatch.setattr(retraining, "_stage_record", lambda *_: {})
     verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
-    manifest = artifact.Manifest("any", "f", details={**verdict, "warm_start": None})
-    monkeypatch.setattr(retraining.artifact, "read_manifest", lambda *_: manifest)
+    details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7}
+    monkeypatch.setattr(retraining.artifact, "read_manifest", lambda *_: artifact.Manifest("any", "f", details=details))
 
-    def push_and_die(config: Config, store: Store, plan: Plan) -> None:
-        version = store.servable("dnc") / str(plan.version)
-        version.mkdir(parents=True)
-        (version / "saved_model.pb").touch()
-        artifact.write_json(RetrainRun(store.run(plan.run_id)).push, {"version": 1, "label": "stable", "is_done": True})
+    def die(*_: object, **__: object) -> None:
+        [run] = calls.store.runs.iterdir()
+        exported = Workdir(run).servable("dnc") / "7"
+        exported.mkdir(parents=True)
+        (exported / "saved_model.pb").touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(retraining, "_push", push_and_die)
-    assert calls.here("--span", DAYS[1]).exit_code == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "publish", die)
+        assert calls.here("--span", DAYS[1]).exit_code == 1
     assert record_of_version(calls.store, 1) is None
-    calls.here("--span", DAYS[2], "--set", "retrain.warm_start=false")  # there are no weights here
+    # Without a warm start, since there are no weights here; no matter to the run that is left over.
+    done = calls.here("--span", next_day, *(["--set", "retrain.warm_start=false"] if next_day == DAYS[2] else []))
     record = record_of_version(calls.store, 1)
     assert record is not None and (record.outcome, record.label) == ("pushed", "stable")
     assert [span["key"] for span in record.spans] == DAYS[:2]
-    plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
-    assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
+    assert ran[0] == record.run_id
+    if next_day == DAYS[1]:
+        assert (done.exit_code, json.loads(done.stdout)["version"], len(ran)) == (0, 1, 1)
+    else:
+        plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
+        assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""A push that dies at any of its steps is finished by the next call, of whatever run; a rollback since then stays."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from contracts import artifact
+from contracts.layout import RetrainRun, Store
+from contracts.serving_labels import ServingLabels, versions_on_disk
+from pipeline.retraining import publish as publishing
+from pipeline.retraining.plan import Plan, SpanStart, make_plan
+from pipeline.retraining.publish import push_blessed, push_left_over, set_stable
+from pipeline.retraining.records import all_records, record_of_version
+from tests.pipeline.test_publish import CONFIG, NAMES, make_run, push, stable
+
+STEPS = ["_appear", "_appear", "write_json", "write_labels", "write_labels", "write_json", "write_record"]
+"""What a push of two servables calls, in this order."""
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """Version 1 is stable; run-2 has passed the gate, and its push is yet to come."""
+    made = Store(tmp_path / "store")
+    push(made, 1, None)
+    run = RetrainRun(make_run(made, 2))
+    plan = Plan("run-2", ["1", "2"], {}, 5, None, None, 1, "run-1", warm=False, held=False, version=2, notes=[])
+    artifact.write_json(run.plan, asdict(plan))
+    with artifact.writing(run.workdir.export, "export", "f") as writer:
+        writer.details.update(model_name="dnc", version=1)
+    [first] = all_records(made)
+    pending = replace(first, run_id="run-2", outcome="not_blessed", version=None, label=None, created="2024-01-02")
+    artifact.write_json(run.pending, asdict(pending))
+    return made
+
+
+@contextmanager
+def dying_at(step: int) -> Iterator[None]:
+    """What a push calls is done in order, but for the call `step` and all after it."""
+    calls: list[str] = []
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: object) -> Any:
+            calls.append(name)
+            if len(calls) > step:
+                raise KeyboardInterrupt
+            return call(*arguments)
+
+        return instead
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for name in sorted(set(STEPS)):
+            patch.setattr(publishing, name, counted(name, getattr(publishing, name)))
+        yield
+    assert calls == STEPS[: step + 1]
+
+
+@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_the_next_call_finishes_it_and_nothing_is_held_back(store: Store, step: int) -> None:
+    with dying_at(step):
+        push_blessed(store, "run-2")
+    [record] = push_left_over(store)
+    assert (record.outcome, record.version, record.label) == ("pushed", 2, "stable")
+    assert record == record_of_version(store, 2)
+    assert stable(store) == [ServingLabels(stable=2)] * 2
+    assert [versions_on_disk(store.servable(name)) for name in NAMES] == [[1, 2]] * 2
+    assert push_left_over(store) == []
+    plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, ["b"]), SpanStart("3", 5, ["c"])], {})
+    assert (plan.parent, plan.parent_run, plan.version, plan.held) == (2, "run-2", 3, False)
+
+
+@pytest.mark.parametrize("step", [step for step, name in enumerate(STEPS) if step > STEPS.index("write_labels")])
+def test_a_rollback_before_the_next_call_stays(store: Store, step: int) -> None:
+    with dying_at(step):
+        push_blessed(store, "run-2")
+    set_stable(store, 1)
+    [record] = push_left_over(store)
+    assert (record.version, stable(store)) == (2, [ServingLabels(stable=1)] * 2)
+
+
+def test_somebody_who_goes_further_back_in_between_holds_it(store: Store) -> None:
+    """What was stable when the run was planned is so no more, though the push had no label yet."""
+    push(store, 3, 1)
+    with dying_at(STEPS.index("write_labels")):
+        push_blessed(store, "run-2")
+    [record] = push_left_over(store)
+    assert (record.version, record.label, stable(store)) == (2, "canary", [ServingLabels(stable=3, canary=2)] * 2)
