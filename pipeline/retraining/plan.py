@@ -95,6 +95,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a run, read where an earlier attempt has written it already.
 
+    Of other spans it is written anew: a limit of `retrain.span` that was changed since may refuse others.
+
     Args:
         spans: those of the window that can be used, oldest first.
         left_out: why the others cannot.
@@ -103,8 +105,9 @@ def make_plan(
         ValueError: the version that is labelled stable is not on disk, or the plan that was written is damaged.
     """
     path = RetrainRun(store.run(run_id)).plan
-    if path.exists():
-        return read_plan(path)
+    keys = [span.key for span in spans]
+    if path.exists() and (written := read_plan(path)).spans == keys:
+        return written
     base = store.servable(config.serving.model_name)
     labels, versions = effective_labels(base), versions_on_disk(base)
     if labels is not None and labels.stable not in versions:
@@ -120,7 +123,7 @@ def make_plan(
     notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
-        spans=[span.key for span in spans],
+        spans=keys,
         left_out=left_out,
         holdout_start=spans[-1].start,
         news_start=_learn_from(spans[:-1], parent, 0) if parent else None,

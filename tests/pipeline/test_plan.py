@@ -156,6 +156,14 @@ def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
     assert json.loads((store.run("new").path / "plan.json").read_text())["version"] == 2
 
 
+def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> None:
+    """Else the record, of the spans that can be used now, would say that one is learnt which never was."""
+    first = make_plan(CONFIG, store, "new", SPANS[1:], {"1": "too small"})
+    loosened = make_plan(CONFIG, store, "new", SPANS, {})
+    assert (first.spans, loosened.spans) == (["2", "3", "4", "5", "6"], ["1", "2", "3", "4", "5", "6"])
+    assert (loosened.left_out, make_plan(CONFIG, store, "new", SPANS, {})) == ({}, loosened)
+
+
 @pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])
 def test_a_damaged_plan_is_named(store: Store, content: str) -> None:
     path = RetrainRun(store.run("new")).plan
