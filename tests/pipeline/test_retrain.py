@@ -26,7 +26,7 @@ from pipeline.retraining import commands, schedule
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.records import code, machine, record_of_version
+from pipeline.retraining.records import Record, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from tests.pipeline.retrain_log import DAYS, make_log
 
@@ -127,14 +127,9 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
-@pytest.mark.parametrize("next_day", [DAYS[1], DAYS[2]])
-def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
-    calls: Calls, monkeypatch: pytest.MonkeyPatch, next_day: str
-) -> None:
-    """The scheduler's next call is a day later, and of another run. Of the run itself no stage runs again.
-
-    Other code would make another model by then, and the record would be of what is not served.
-    """
+@pytest.fixture
+def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Nothing is done instead of the stages, and the gate is content; gets the run of each call that would run them."""
     ran: list[str] = []
     profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
     monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}))
@@ -145,6 +140,31 @@ def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
     verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
     details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7}
     monkeypatch.setattr(retraining.artifact, "read_manifest", lambda *_: artifact.Manifest("any", "f", details=details))
+    return ran
+
+
+def test_what_is_written_anew_while_a_run_goes_on_is_new_to_the_next(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stages: list[str]
+) -> None:
+    """The run has read what was there before: were the record to name the new file, nobody would learn from it."""
+    late = tmp_path / "log" / DAYS[0] / "events.parquet"
+    before = late.stat()
+    monkeypatch.setattr(retraining, "run_stages", lambda *_, **__: late.write_bytes(b"other events") and [])
+    records: list[Record] = []
+    monkeypatch.setattr(publishing, "publish", lambda *_, **__: (1, "stable"))
+    monkeypatch.setattr(publishing, "write_record", lambda _, record: records.append(record))
+    assert calls.here("--span", DAYS[1]).exit_code == 0
+    assert records[0].spans[0]["files"] == [[str(late), before.st_size, before.st_mtime_ns]]
+
+
+@pytest.mark.parametrize("next_day", [DAYS[1], DAYS[2]])
+def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, stages: list[str], next_day: str
+) -> None:
+    """The scheduler's next call is a day later, and of another run. Of the run itself no stage runs again.
+
+    Other code would make another model by then, and the record would be of what is not served.
+    """
 
     def die(*_: object, **__: object) -> None:
         [run] = calls.store.runs.iterdir()
@@ -162,9 +182,9 @@ def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
     record = record_of_version(calls.store, 1)
     assert record is not None and (record.outcome, record.label) == ("pushed", "stable")
     assert [span["key"] for span in record.spans] == DAYS[:2]
-    assert ran[0] == record.run_id
+    assert stages[0] == record.run_id
     if next_day == DAYS[1]:
-        assert (done.exit_code, json.loads(done.stdout)["version"], len(ran)) == (0, 1, 1)
+        assert (done.exit_code, json.loads(done.stdout)["version"], len(stages)) == (0, 1, 1)
     else:
         plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
         assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
