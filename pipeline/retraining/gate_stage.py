@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from contracts import artifact
@@ -48,6 +49,11 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
         }
 
 
+def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
+    """What the candidate is compared with; None before there is one."""
+    return None if plan.parent is None else store.servable(config.serving.model_name) / str(plan.parent)
+
+
 def summary(holdout: Holdout, measured: Measured, k: int) -> dict[str, Any]:
     """Means over users, for people and records."""
     return {
@@ -66,11 +72,10 @@ def _answers(
     config: Config, store: Store, plan: Plan, workdir: Workdir, users: HoldoutUsers
 ) -> tuple[Answers, Answers, str]:
     """Candidate's and reference's answers, and the reference's name."""
-    k, exported = config.retrain.gate.k, exported_servable(workdir)
-    if plan.parent is None:
+    k, exported, served = config.retrain.gate.k, exported_servable(workdir), served_version(config, store, plan)
+    if served is None:
         [candidate] = users.ask([exported], k)
         return candidate, users.popularity(k), "popularity"
-    served = store.servable(config.serving.model_name) / str(plan.parent)
     try:
         candidate, reference = users.ask([exported, served], k)
     except Exception as error:  # a graph of another time fails in any way

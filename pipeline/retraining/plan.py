@@ -95,7 +95,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a run, read where an earlier attempt has written it already.
 
-    Of other spans it is written anew: a limit of `retrain.span` that was changed since may refuse others.
+    It is written anew where a limit of `retrain.span` that was changed since refuses other spans, or another version
+    is stable by now: the gate compares with what is served.
 
     Args:
         spans: those of the window that can be used, oldest first.
@@ -104,10 +105,6 @@ def make_plan(
     Raises:
         ValueError: the version that is labelled stable is not on disk, or the plan that was written is damaged.
     """
-    path = RetrainRun(store.run(run_id)).plan
-    keys = [span.key for span in spans]
-    if path.exists() and (written := read_plan(path)).spans == keys:
-        return written
     base = store.servable(config.serving.model_name)
     labels, versions = effective_labels(base), versions_on_disk(base)
     if labels is not None and labels.stable not in versions:
@@ -116,10 +113,14 @@ def make_plan(
             f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}: then the newest version is stable, "
             "or the next one if there is none"
         )
-    parent = record_of_version(store, labels.stable) if labels else None
+    keys, stable = [span.key for span in spans], labels.stable if labels else None
+    path = RetrainRun(store.run(run_id)).plan
+    if path.exists() and ((written := read_plan(path)).spans, written.parent) == (keys, stable):
+        return written
+    parent = record_of_version(store, stable) if stable else None
     warm, notes = _may_start_warm(config, store, parent)
-    if labels is not None and parent is None:
-        notes.append(f"version {labels.stable} is served, but no run of this store made it: training from scratch")
+    if stable and parent is None:
+        notes.append(f"version {stable} is served, but no run of this store made it: training from scratch")
     notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
@@ -128,10 +129,10 @@ def make_plan(
         holdout_start=spans[-1].start,
         news_start=_learn_from(spans[:-1], parent, 0) if parent else None,
         since=_learn_from(spans[:-1], parent, config.retrain.replay_spans) if parent and warm else None,
-        parent=labels.stable if labels else None,
+        parent=stable,
         parent_run=parent.run_id if parent else None,
         warm=warm,
-        held=labels is not None and labels.stable < versions[-1],
+        held=stable is not None and stable < versions[-1],
         version=max(last_version(store), *versions, 0) + 1,
         notes=notes,
     )

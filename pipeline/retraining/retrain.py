@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import time
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
-from pipeline.retraining.gate_stage import run_gate
+from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import push_blessed, push_left_over, retain, retain_spans
 from pipeline.retraining.records import Record, all_records, read_record, write_record
@@ -126,6 +127,10 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
     def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
         run_gate(config, store, plan, workdir, fingerprint)
 
+    def served(config: Config) -> tuple[str, ...]:
+        version = served_version(config, store, plan)
+        return () if version is None else (glob.escape(str(version / SAVED_MODEL)),)
+
     ingest, *rest = RUN_STAGES
     return (
         # What the files are is in the run's name. In an object store, each would be asked for once more.
@@ -139,6 +144,7 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
             rooms=("pipeline",),
             outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
             run=gate,
+            sources=served,
         ),
     )
 

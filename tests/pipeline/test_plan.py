@@ -15,7 +15,7 @@ from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Model, RetrainRun, Store
 from contracts.serving_labels import ServingLabels, write_labels
 from contracts.storage import identities
-from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.retrain import retrain_stages
 from pipeline.retraining.spans import Span
@@ -150,10 +150,28 @@ def test_weights_that_do_not_fit_are_left(
 def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
     pushed(store, 1)
     first = plan_of(store)
-    pushed(store, 2)
+    (store.servable("dnc") / "7").mkdir()  # somebody prepares a version of his own
     assert plan_of(store) == first
-    assert plan_of(store, run_id="other").version == 3
+    assert plan_of(store, run_id="other") == replace(first, run_id="other")
     assert json.loads((store.run("new").path / "plan.json").read_text())["version"] == 2
+
+
+def test_a_second_attempt_after_a_rollback_plans_anew(store: Store) -> None:
+    """It is what a gate that cannot ask the served version tells people to do; and no training differs by it."""
+    cold = with_key("retrain={warm_start: false, stable_groups: false}")
+    pushed(store, 1)
+    pushed(store, 2)
+    first = plan_of(store, cold)
+    write_labels(store.servable("dnc"), ServingLabels(stable=1))
+    second = plan_of(store, cold)
+    assert [(plan.parent, plan.parent_run, plan.held) for plan in (first, second)] == [
+        (2, "run-2", False),
+        (1, "run-1", True),
+    ]
+    gates = [
+        fingerprints(retrain_stages(store, plan), run_config(cold, store, plan, []))[GATE] for plan in (first, second)
+    ]
+    assert gates[0] != gates[1]
 
 
 def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> None:
