@@ -16,7 +16,7 @@ from contracts.config_io import ConfigError, read_stored_config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
-from pipeline.retraining.records import Record, last_version, record_of_version
+from pipeline.retraining.records import Record, all_records, last_version, record_of_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
@@ -39,8 +39,9 @@ class Plan:
         spans: keys of the spans of the window, oldest first; the last is the holdout.
         left_out: key -> why an older span of the window is not used.
         holdout_start: microseconds.
-        news_start: microseconds; the parent has not learnt from the events from then on. None: from no event.
-        since: the same, `retrain.replay_spans` spans earlier: where a warm-started training begins to learn.
+        news_start: microseconds; the parent's run has not seen the events from then on. None: it has seen no event.
+        since: where a warm-started training begins to learn: of what the parent's weights have not learnt from, which
+            is more if its own training made them no better, and `retrain.replay_spans` spans before.
         parent: the version that is served, which training starts from and the gate compares with.
         parent_run: its run.
         warm: whether training starts from the parent's weights.
@@ -127,8 +128,10 @@ def make_plan(
         spans=keys,
         left_out=left_out,
         holdout_start=spans[-1].start,
-        news_start=_learn_from(spans[:-1], parent, 0) if parent else None,
-        since=_learn_from(spans[:-1], parent, config.retrain.replay_spans) if parent and warm else None,
+        news_start=_first_new(spans[:-1], parent, 0) if parent else None,
+        since=_first_new(spans[:-1], _last_to_learn(store, parent), config.retrain.replay_spans)
+        if parent and warm
+        else None,
         parent=stable,
         parent_run=parent.run_id if parent else None,
         warm=warm,
@@ -141,15 +144,23 @@ def make_plan(
     return plan
 
 
-def _learn_from(spans: Sequence[SpanStart], parent: Record, replay: int) -> int | None:
-    """Where the events begin that the parent has not learnt from, and `replay` spans before.
+def _last_to_learn(store: Store, record: Record) -> Record:
+    """The run itself, or the one that made the weights which it started from, and that no epoch of its own improved."""
+    of_version = {earlier.version: earlier for earlier in all_records(store)}
+    while record.parents.get("kept_start") and (earlier := of_version.get(record.parents["version"])):
+        record = earlier
+    return record
 
-    The parent's last span was its holdout, so it is new to training; and so is a span whose files have changed.
+
+def _first_new(spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
+    """Where the events begin that an earlier run has not trained on, and `replay` spans before.
+
+    Its last span was its holdout, so it is new to training; and so is a span whose files have changed.
 
     Args:
         spans: those that training may see, oldest first.
     """
-    known = {span["key"]: span["files"] for span in parent.spans[:-1]}
+    known = {span["key"]: span["files"] for span in earlier.spans[:-1]}
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
     first = max(min(new, default=len(spans) - 1) - replay, 0)
     # From the window's first span on means: from all events, also those that lie before its start.

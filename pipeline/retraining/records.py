@@ -39,7 +39,8 @@ class Record:
         spans: key, files and numbers of each span that went in, oldest first.
         left_out: key -> why an older span of the window did not.
         parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
-            weights was kept ("warm_start"), and whether its groups were ("groups").
+            weights was kept ("warm_start"), whether training then made them no better ("kept_start"), and whether its
+            groups were kept ("groups").
         gate: the verdict, see `pipeline.retraining.gate.Verdict`.
         metrics: the candidate's and the reference's, on the same holdout users.
         config: the run's whole config; `seed` is in it.

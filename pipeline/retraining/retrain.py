@@ -213,6 +213,10 @@ def _finish(
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     files: dict[str, Span] = {span.key: span for span in window}
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
+    notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
+    if kept_start:
+        notes.append(f"no epoch validated better than version {plan.parent}, where training started: its weights stay")
+        log.warning("%s, and the next run will learn from this one's spans, too", notes[-1])
     record = Record(
         run_id=plan.run_id,
         outcome="not_blessed",
@@ -226,13 +230,14 @@ def _finish(
             "version": plan.parent,
             "run_id": plan.parent_run,
             "warm_start": trained["warm_start"],
+            "kept_start": kept_start,
             "groups": artifact.read_manifest(workdir.item_groups.path).details.get("drift"),
         },
         gate=blessing["verdict"],
         metrics=blessing["metrics"],
         config=resolved.model_dump(mode="json"),
         stages=_stage_record(stages, resolved, workdir),
-        notes=plan.notes,
+        notes=notes,
         code=records.code(),
         machine=records.machine(),
     )

@@ -33,7 +33,13 @@ SPANS = [SpanStart(str(number), number * 10, [[f"{number}.csv", 1, 1]]) for numb
 """Six spans of a file each, that begin at 10, 20, ..., 60."""
 
 
-def pushed(store: Store, version: int, config: Config = CONFIG, spans: Sequence[SpanStart] = ()) -> None:
+def pushed(
+    store: Store,
+    version: int,
+    config: Config = CONFIG,
+    spans: Sequence[SpanStart] = (),
+    parents: dict[str, object] | None = None,
+) -> None:
     """A version on disk, with its record and its model."""
     servable = store.servable("dnc") / str(version)
     servable.mkdir(parents=True)
@@ -44,7 +50,19 @@ def pushed(store: Store, version: int, config: Config = CONFIG, spans: Sequence[
     empty: dict[str, object] = {}
     of_spans = [{"key": span.key, "files": span.files} for span in spans]
     record = Record(
-        f"run-{version}", "pushed", version, "stable", "", 1.0, of_spans, {}, empty, empty, empty, empty, empty
+        f"run-{version}",
+        "pushed",
+        version,
+        "stable",
+        "",
+        1.0,
+        of_spans,
+        {},
+        parents or empty,
+        empty,
+        empty,
+        empty,
+        empty,
     )
     write_record(store, record)
 
@@ -240,3 +258,12 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
     assert (plan.news_start, plan.since) == (news_start, None)
+
+
+def test_what_a_parent_has_seen_and_not_learnt_is_learnt_now(store: Store) -> None:
+    """Version 1 has learnt from spans 1 and 2; no epoch of the next two made its weights any better."""
+    for version in (1, 2, 3):
+        pushed(store, version, spans=SPANS[: version + 2], parents={"version": version - 1, "kept_start": version > 1})
+    plan = make_plan(with_key("retrain.replay_spans=0"), store, "new", SPANS, {})
+    assert (plan.parent, plan.since) == (3, 30)
+    assert plan.news_start == 50  # groups and counts have it all
