@@ -122,6 +122,12 @@ def make_plan(
     warm, notes = _may_start_warm(config, store, parent)
     if stable and parent is None:
         notes.append(f"version {stable} is served, but no run of this store made it: training from scratch")
+    held = stable is not None and stable < versions[-1]
+    if held:
+        notes.append(
+            f"version {stable} is held, as {versions[-1]} is newer and not stable: this run's version becomes canary; "
+            f"dnc rollback -s STORE {versions[-1]} ends that"
+        )
     notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
@@ -135,7 +141,7 @@ def make_plan(
         parent=stable,
         parent_run=parent.run_id if parent else None,
         warm=warm,
-        held=stable is not None and stable < versions[-1],
+        held=held,
         version=max(last_version(store), *versions, 0) + 1,
         notes=notes,
     )

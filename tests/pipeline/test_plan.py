@@ -98,6 +98,7 @@ def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows
     write_labels(store.servable("dnc"), ServingLabels(stable=1))
     plan = plan_of(store)
     assert (plan.parent, plan.version, plan.held) == (1, 3, True)
+    assert "version 1 is held, as 2 is newer" in plan.notes[0]
 
 
 @pytest.mark.parametrize(("on_disk", "then"), [([], None), ([1], 1)])
