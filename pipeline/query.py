@@ -56,7 +56,7 @@ def query(
       dnc query -w runs/demo --history 50,181,172 -m 20 --merge quota --alpha 0.5
     """
     from pipeline.histories import history_of
-    from pipeline.report import candidates_table
+    from pipeline.report import candidates_table, titles_of
     from serving.servable_session import ServableSession
 
     if (user is None) == (history is None):
@@ -87,7 +87,7 @@ def query(
         for item, score, group in zip(*found, strict=True):
             click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
     else:
-        Console().print(candidates_table(config, run, *found))
+        Console().print(candidates_table(titles_of(config), run, *found))
 
 
 def _ids(listed: str | None) -> list[str] | None:

@@ -124,27 +124,27 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     """One user's last items and the candidates that the servable returns, group by group."""
     from serving.servable_session import ServableSession
 
-    user = example_user(config, workdir)
+    user, titles = example_user(config, workdir), titles_of(config)
     history = history_of(config, workdir, user)
     with ServableSession(servable) as session:
         answer = session.recommend([history], user_ids=[user], num_candidates=_SHOWN_CANDIDATES)
     return Group(
         Text(f"User {user}, last of {len(history)} items", style="bold"),
-        *(Text(f"  {name}") for name in _names(config, history[-_SHOWN_HISTORY:])),
+        *(Text(f"  {name}") for name in _names(titles, history[-_SHOWN_HISTORY:])),
         Text(f"{_SHOWN_CANDIDATES} candidates, by group in order of their best score", style="bold"),
-        candidates_table(config, workdir, answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
+        candidates_table(titles, workdir, answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
     )
 
 
 def candidates_table(
-    config: Config, workdir: Workdir, item_ids: list[str], scores: list[float], groups: list[int]
+    titles: dict[str, str], workdir: Workdir, item_ids: list[str], scores: list[float], groups: list[int]
 ) -> Table:
     """Candidates of one request under their groups, best group first."""
     labels = {
         row["group_id"]: row["label"] for row in json.loads(workdir.item_groups.report.read_text(encoding="utf-8"))
     }
     rows: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for name, score, group in zip(_names(config, item_ids), scores, groups, strict=True):
+    for name, score, group in zip(_names(titles, item_ids), scores, groups, strict=True):
         if group >= 0:
             rows[int(group)].append((name, float(score)))
     table = Table(show_lines=True, box=box.SIMPLE, pad_edge=False)
@@ -156,12 +156,11 @@ def candidates_table(
     return table
 
 
-def _names(config: Config, item_ids: list[str]) -> list[str]:
-    titles = _titles(config)
+def _names(titles: dict[str, str], item_ids: list[str]) -> list[str]:
     return [titles.get(item) or item for item in item_ids]
 
 
-def _titles(config: Config) -> dict[str, str]:
+def titles_of(config: Config) -> dict[str, str]:
     """item id -> title; empty where no item table with a `title` column is configured, or it is gone since."""
     table = config.data.item_features
     if table is None or table.title is None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
-from pipeline.report import candidates_table, groups_table, metrics_table, read_metrics
+from pipeline.report import candidates_table, groups_table, metrics_table, read_metrics, titles_of
 
 
 def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     # Group 1 is of a model that an earlier run made.
     console.print(groups_table(workdir))
-    console.print(candidates_table(config, workdir, ["1", "2", "?"], [3.0, 2.0, 1.0], [0, 0, 1]))
+    console.print(candidates_table(titles_of(config), workdir, ["1", "2", "?"], [3.0, 2.0, 1.0], [0, 0, 1]))
     shown = console.export_text()
     for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
         assert text in shown
