@@ -37,7 +37,7 @@ def pushed(
     store: Store,
     version: int,
     config: Config = CONFIG,
-    spans: Sequence[SpanStart] = (),
+    spans: Sequence[SpanStart] = SPANS[:1],
     parents: dict[str, object] | None = None,
 ) -> None:
     """A version on disk, with its record and its model."""

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
 
@@ -25,6 +25,7 @@ from pipeline.retraining.views import versions_json
 CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
 SPANS = [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])]
 NAMES = ["dnc", "dnc_exact"]
+NO_SPANS = json.dumps(asdict(Record("run-1", "pushed", 1, "stable", "", 1.0, [], {}, {}, {}, {}, {}, {})))
 
 
 def make_run(store: Store, number: int) -> Workdir:
@@ -51,7 +52,7 @@ def push(store: Store, number: int, parent: int | None, *, held: bool = False, c
             label,
             f"2024-01-0{number}",
             1.0,
-            [],
+            [{"key": str(number), "order": number}],
             {},
             empty,
             empty,
@@ -260,7 +261,7 @@ def test_nothing_to_roll_back_to(store: Store) -> None:
         version_before(store)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "null"])
+@pytest.mark.parametrize("text", ["", "{}", "null", NO_SPANS])
 def test_a_record_that_cannot_be_read_is_told_and_passed_over(
     store: Store, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
