@@ -34,8 +34,10 @@ class FeedbackConfig(Section):
     """
 
     levels: Strings = Field(("interaction",), description="lowest first, e.g. [exposure, click, purchase]")
-    flags: dict[str, str] = Field({}, description="level -> boolean column")
-    rating_thresholds: dict[str, float] = Field({}, description="level -> least rating")
+    flags: dict[str, str] = Field({}, description="level -> boolean column, which says whether a row reaches the level")
+    rating_thresholds: dict[str, float] = Field(
+        {}, description="level -> least value of data.columns.rating that reaches it, e.g. {liked: 4}"
+    )
     target_level: str | None = Field(
         None, description="lowest level that is a positive (history and target); default: the lowest level"
     )
@@ -282,7 +284,11 @@ class GroupsConfig(Section):
     fit: Literal["sample", "distributed"] = Field(
         "sample", description="distributed: from the sample's centroids, Lloyd's algorithm over all items, in Beam"
     )
-    iterations: int = Field(20, ge=1, description="of groups.fit=distributed, at most")
+    iterations: int = Field(
+        20,
+        ge=1,
+        description="of groups.fit=distributed: most passes over all items; it ends before if one gains too little",
+    )
     max_size_ratio: float | None = Field(
         None, gt=1, description="cap on a group's size in units of the mean size; items beyond it go to another group"
     )

@@ -15,12 +15,26 @@ class SpanLimits(Section):
     schema_of_last: bool = Field(
         True, description="the schema of the span before is enforced, and drift beyond data.max_drift refused"
     )
-    min_events: int = Field(100, ge=1, description="a span of fewer is not fit to train on")
-    max_volume_ratio: float = Field(5.0, gt=1, description="events against the median of the window, either way")
-    max_user_share: float = Field(0.05, gt=0, le=1, description="of one user's events in the span: a bot, a bad join")
-    max_new_item_share: float = Field(0.5, gt=0, le=1, description="of events on items that no earlier span has")
+    min_events: int = Field(100, ge=1, description="a span with fewer events is refused")
+    max_volume_ratio: float = Field(
+        5.0,
+        gt=1,
+        description="a span is refused if it has so many times more events than the median span before it, or fewer",
+    )
+    max_user_share: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="largest share of the span's events that one user may have: more is a bot or a bad join",
+    )
+    max_new_item_share: float = Field(
+        0.5, gt=0, le=1, description="largest share of events on items that no earlier span of the window has"
+    )
     max_stray_share: float = Field(
-        0.01, ge=0, le=1, description="of a dated span's events more than a day outside its date: a clock that jumped"
+        0.01,
+        ge=0,
+        le=1,
+        description="largest share of a dated span's events more than a day outside its date: more is a wrong clock",
     )
 
 
@@ -36,23 +50,35 @@ class GateConfig(Section):
     max_drop: float = Field(
         0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
     )
-    max_gain: float = Field(2.0, gt=1, description="recall over the served model's; more counts as a leak")
-    max_recall: float = Field(0.98, gt=0, le=1, description="at k; more counts as a leak")
-    min_recall: float = Field(0.01, ge=0, le=1, description="at k; less is a model that finds next to nothing")
-    min_users: int = Field(50, ge=1, description="holdout users that a verdict needs")
-    min_coverage: float = Field(0.02, ge=0, le=1, description="of the catalogue, in all lists together")
-    max_coverage_drop: float = Field(0.5, gt=0, lt=1, description="relative to the served model's")
-    min_filled: float = Field(0.99, ge=0, le=1, description="share of the asked places that hold distinct known items")
-    min_group_targets: int = Field(30, ge=1, description="holdout targets that a group's checks need")
+    max_gain: float = Field(
+        2.0, gt=1, description="largest recall, in units of the served model's; more counts as a leak"
+    )
+    max_recall: float = Field(0.98, gt=0, le=1, description="largest recall at k; more counts as a leak")
+    min_recall: float = Field(
+        0.01, ge=0, le=1, description="least recall at k; less is a model that finds next to nothing"
+    )
+    min_users: int = Field(50, ge=1, description="least number of holdout users for a verdict")
+    min_coverage: float = Field(0.02, ge=0, le=1, description="least share of the catalogue in all lists together")
+    max_coverage_drop: float = Field(
+        0.5, gt=0, lt=1, description="largest fall of that share, relative to the served model's"
+    )
+    min_filled: float = Field(
+        0.99, ge=0, le=1, description="least share of the places asked for that hold distinct known items"
+    )
+    min_group_targets: int = Field(
+        30, ge=1, description="groups with fewer holdout targets are not checked by themselves"
+    )
     min_group_presence: float = Field(
-        0.05, ge=0, le=1, description="a group's share of places over its share of targets, of the worst group"
+        0.05, ge=0, le=1, description="least share of places, over its share of targets, of any group"
     )
     max_group_drop: float = Field(
         0.5, gt=0, lt=1, description="a fall of a group's recall by this share, beyond chance, is refused"
     )
-    max_cold_share: float = Field(0.5, ge=0, le=1, description="share of places held by items without training events")
-    max_latency_ratio: float = Field(3.0, gt=1, description="time per request against the served model's")
-    max_latency_ms: float = Field(100.0, gt=0, description="time per request, one request at a time")
+    max_cold_share: float = Field(
+        0.5, ge=0, le=1, description="largest share of places held by items without training events"
+    )
+    max_latency_ratio: float = Field(3.0, gt=1, description="longest time per request, in units of the served model's")
+    max_latency_ms: float = Field(100.0, gt=0, description="longest time per request, one request at a time")
 
 
 class RetrainConfig(Section):
@@ -71,12 +97,16 @@ class RetrainConfig(Section):
         description="share of the users whose holdout events stop training early; the gate has the rest",
     )
     warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
-    stable_groups: bool = Field(True, description="groups continue the served model's; else they are fitted anew")
+    stable_groups: bool = Field(
+        True, description="groups continue the served model's and keep its ids; else they are fitted anew"
+    )
     replay_spans: int = Field(
         0, ge=0, description="spans before the new ones that a warm-started training learns from once more"
     )
     epochs: int = Field(10, ge=1, description="most epochs of a warm-started training")
-    patience: int = Field(1, ge=1, description="epochs without a better validation recall that end such a training")
+    patience: int = Field(
+        1, ge=1, description="epochs without a better validation recall or NDCG that end such a training"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
     # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.

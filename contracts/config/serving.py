@@ -23,13 +23,27 @@ class ServingConfig(Section):
         "scann needs a server with ScaNN's ops, exact runs on any",
     )
     merge: ScoredMerge = Field("score", description="how the groups' results become one list")
-    alpha: float = Field(1.0, ge=0, description="default exponent of p(group | user)")
-    num_candidates: int = Field(100, ge=1, description="default M")
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        description="default exponent of p(group | user) in the shares of merge quota: 0 gives every group the same, a "
+        "large one gives all to the likeliest",
+    )
+    num_candidates: int = Field(
+        100, ge=1, description="default M, the length of a list; the indexes' searches are tuned for lists up to it"
+    )
     max_candidates: int = Field(
         10_000, ge=1, description="largest M: a request for more gets this many, since its whole batch would be as wide"
     )
-    recall_target: float = Field(0.95, gt=0, le=1, description="least recall of a group's index against exact search")
-    brute_force_max_items: int = Field(1_000, ge=1, description="groups up to this size are searched exactly")
+    recall_target: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="least recall of a group's index against exact search; a higher one makes searches slower",
+    )
+    brute_force_max_items: int = Field(
+        1_000, ge=1, description="groups up to this size are searched exactly, larger ones by a tree with hashes"
+    )
     int8: bool = Field(
         False,
         description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores accurate to 1%",
@@ -77,7 +91,7 @@ class ServerConfig(Section):
         description="requests beyond what fills so many batches are refused as overload; the default leaves room for "
         "those that arrive while a new version loads",
     )
-    num_batch_threads: int = Field(1, ge=1, description="batches that run at the same time")
+    num_batch_threads: int = Field(1, ge=1, description="batches that may run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024, description="a larger request is refused, by gRPC and REST")
     request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that sets no earlier one")

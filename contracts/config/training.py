@@ -14,13 +14,14 @@ class ModelConfig(Section):
 
     user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
         "transformer",
-        description="what reads a history: transformer, gru or mean; mind, comirec (several interests, ranked by the "
-        "best) and user_id (matrix factorisation, no history) are those of baselines alone, see evaluation.baselines",
+        description="what reads a history: transformer, gru, or mean, which is better where the order of events tells "
+        "little (`dnc tune` tries it); mind, comirec (several interests, ranked by the best) and user_id (matrix "
+        "factorisation, no history) are those of baselines alone, see evaluation.baselines",
     )
     num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
     embedding_dim: int = Field(64, ge=2, description="D, length of user and item vectors; a multiple of num_heads")
-    num_layers: int = Field(2, ge=1, description="of user towers transformer, gru and mean")
-    num_heads: int = Field(2, ge=1, description="of the transformer's attention")
+    num_layers: int = Field(2, ge=1, description="layers of user towers transformer, gru and mean")
+    num_heads: int = Field(2, ge=1, description="heads of the transformer's attention")
     feed_forward_multiple: int = Field(
         2, ge=1, description="of user towers transformer, mean and mind: hidden width of a layer, in units of D"
     )
@@ -40,14 +41,19 @@ class ModelConfig(Section):
         4, ge=1, description="of conditioning mmoe; concat has one hidden layer of num_experts * expert_hidden_dim"
     )
     expert_hidden_dim: int = Field(16, ge=1, description="hidden units of an expert; of concat, see num_experts")
-    history_groups: bool = Field(False, description="the user tower also reads the group of each event")
+    history_groups: bool = Field(False, description="the user tower reads the group of each event beside its item")
     oov_buckets: int = Field(
         0,
         ge=0,
         description="rows of the item table that ids outside the vocabulary share, by a hash; 0: their events are left "
         "out of a history",
     )
-    oov_rate: float = Field(0.05, gt=0, lt=1, description="share of a history's events that train their id's bucket")
+    oov_rate: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="with oov_buckets: share of a history's events that train their id's bucket, not their own row",
+    )
     use_cooccurrence: bool = Field(
         True, description="the embeddings that groups are made from are a feature of the item tower"
     )
@@ -71,8 +77,8 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Weights of the training objective's terms."""
 
-    in_group_weight: float = Field(0.2, ge=0, description="softmax of the positive among its own group")
-    global_weight: float = Field(1.0, ge=0, description="softmax of the positive among in-group and easy negatives")
+    in_group_weight: float = Field(0.2, ge=0, description="softmax of the positive among the items of its own group")
+    global_weight: float = Field(1.0, ge=0, description="softmax of the positive among the items of all groups")
     global_by: Literal["shared", "group"] = Field(
         "shared",
         description="the vector that scores a candidate in the global softmax: shared, the user's shared one (a step "
@@ -108,17 +114,26 @@ class LossConfig(Section):
         "windows",
         description="of a catalogue too large for the exact softmax: the windows' in-group and easy draws, or draws "
         "from the whole catalogue alone, or the batch's other positives (of training.replicas, those of the replica's "
-        "part); each with its logQ",
+        "part). With each come fresh_pool draws of the same distribution, and every draw has its logQ",
     )
     in_group_pool: int = Field(
-        1024, ge=1, description="in-group negatives of a step, each shared by the batch's positives of its group"
+        1024,
+        ge=1,
+        description="most in-group negatives of a step, over all groups; the batch's positives of a group share them",
     )
-    easy_pool: int = Field(512, ge=0, description="whole-catalogue negatives shared by the batch")
+    easy_pool: int = Field(
+        512, ge=0, description="most negatives of a step from the whole catalogue, which the batch's positives share"
+    )
     fresh_pool: int = Field(
-        1024, ge=0, description="more of them, drawn anew at each step, while what is in the windows comes again"
+        1024,
+        ge=0,
+        description="more of these, drawn at the step itself, while the windows' draws come again in every epoch",
     )
     exact_softmax_max_items: int = Field(
-        20_000, ge=0, description="catalogues up to this size use every item as a negative, larger ones draw pools"
+        20_000,
+        ge=0,
+        description="catalogues of up to so many items use each of them as a negative at every step; larger ones draw "
+        "in_group_pool, easy_pool and fresh_pool",
     )
 
     @model_validator(mode="after")
@@ -140,15 +155,17 @@ class TrainingConfig(Section):
     epochs: int = Field(60, ge=1, description="most; early stopping ends most trainings before")
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
     learning_rate: float = Field(3e-3, gt=0, description="Adam's, up to the first plateau")
-    learning_rate_drop: float = Field(0.25, gt=0, lt=1, description="factor to the learning rate at a plateau")
-    learning_rate_drops: int = Field(1, ge=0, description="plateaus that training goes on from; the next one ends it")
+    learning_rate_drop: float = Field(
+        0.25, gt=0, lt=1, description="at a plateau the learning rate is multiplied by this"
+    )
+    learning_rate_drops: int = Field(1, ge=0, description="plateaus after which training goes on; the next one ends it")
     averaged_epochs: float = Field(
         1.25,
         ge=0,
         description="validation and export use the average of the weights over about this many epochs; 0: the weights "
         "of the last step",
     )
-    weight_decay: float = Field(0.0, ge=0, description="decoupled, a step: AdamW's, of all weights")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, at each step, of all weights")
     early_stopping_patience: int = Field(
         2,
         ge=1,
@@ -162,7 +179,7 @@ class TrainingConfig(Section):
     monitor_k: int = Field(
         50,
         ge=1,
-        description="k of the recall that early stopping watches; about a tenth of the catalogue where that is less",
+        description="k of the recall that early stopping watches, beside NDCG; about a tenth of a small catalogue",
     )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
