@@ -50,9 +50,9 @@ BATCH_SIGNATURE = WindowBatch(
 def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
     """Trains a model and writes it to `workdir.model(name)`.
 
-    Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops
-    early on validation recall at `watched_k`, by the average of the weights; the best epoch's is kept. With
-    `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
+    Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops early where neither
+    recall at `watched_k` nor NDCG of the validation users gets better, by the average of the weights; the average with
+    the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
 
     Raises:
         ValueError: a loss was NaN or infinite; the message names the step and the saved batch.
