@@ -258,7 +258,8 @@ def main() -> None:
         runs = all_runs(Path(name), s3=arguments.s3)
     reference = runs["FnApiRunner"]
     others = [runner for runner in runs if runner != "FnApiRunner"]
-    lines = ["# One log, four ways to run the jobs", "", f"| file, gzip undone | SHA-256 | {' | '.join(others)} |"]
+    lines = [f"# One log, {len(runs)} ways to run the jobs", ""]
+    lines.append(f"| file, gzip undone | SHA-256 | {' | '.join(others)} |")
     lines.append("|---|---|" + "---|" * len(others))
     for file, data in sorted(reference.items()):
         verdicts = ["same" if runs[runner].get(file) == data else "DIFFERENT" for runner in others]

@@ -42,7 +42,7 @@ def flags_of(module: str) -> set[str]:
     source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
     if module.startswith("beam_jobs.") and "from beam_jobs.command import main" in source:
         source = (ROOT / "beam_jobs" / "command.py").read_text(encoding="utf-8")
-    return set(re.findall(r"""["'](--[a-z-]+)["']""", source))
+    return set(re.findall(r"""["'](--[a-z0-9-]+)["']""", source))
 
 
 @pytest.mark.parametrize(("page", "words"), SHOWN, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
