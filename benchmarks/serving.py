@@ -54,7 +54,7 @@ from contracts.config import ServingConfig
 from contracts.names import Request, Signature
 from pipeline.benchmark_table import json_file
 from serving.exact_index import ExactIndexSet
-from serving.exact_merge import Asked, Corpus, exact_selection
+from serving.exact_merge import Corpus, RowControls, exact_selection
 from serving.index_set import ScannIndexSet
 from serving.servable_session import ServableSession
 from serving.warmup import read_warmup
@@ -126,7 +126,7 @@ def recalls(
     excluded = np.zeros([len(rows), len(data.items)], bool)
     products = data.global_queries[rows, 0] @ data.items.T
     of_all = products >= -np.partition(-products, num_candidates - 1, axis=1)[:, num_candidates - 1, None]
-    by_quota = Asked.alike(len(rows), num_groups, "quota", num_candidates, 1.0)
+    by_quota = RowControls.alike(len(rows), num_groups, "quota", num_candidates, 1.0)
     few = np.full(len(rows), max(1, num_groups // 4))
     of_groups, of_few, of_score = (
         exact_selection(corpus, data.queries[rows], data.intent[rows], excluded, asked).merged

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.exact_merge import Asked, Corpus, Selection, exact_selection
+from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.servable_session import Recommendations
 
 SCORE_TOLERANCE = 1e-4
@@ -50,7 +50,7 @@ def check_lists(
     index_of: Mapping[str, int],
     requests: Embedded,
     lists: Recommendations,
-    asked: Asked,
+    controls: RowControls,
     recall_target: float,
     tolerance: float = SCORE_TOLERANCE,
 ) -> ListsVerdict:
@@ -66,7 +66,7 @@ def check_lists(
     )
     at = np.maximum(index, 0)
     present = lists.item_ids != ""
-    exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked)
+    exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, controls)
     expected = np.take_along_axis(exact.scores, at, axis=1)
     with np.errstate(invalid="ignore"):
         error = np.where(present, np.abs(lists.scores - expected) / np.maximum(1, np.abs(expected)), 0.0)
@@ -82,23 +82,23 @@ def check_lists(
         "an excluded item is returned": present & np.take_along_axis(requests.excluded, at, axis=1),
         "an item of a group that may not answer is returned": present & np.isneginf(expected),
         "an item is returned twice": repeated,
-        "a list is not in its merge's order": _out_of_order(lists, present, asked, exact),
+        "a list is not in its merge's order": _out_of_order(lists, present, controls, exact),
         "a list is shorter or longer than asked for": present != (np.arange(present.shape[1]) < length[:, None]),
         "an absent place has a score or a group": ~present & ((lists.group_ids != -1) | ~np.isneginf(lists.scores)),
         "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
-    recall = _recall(corpus, exact, at, present, asked, tolerance)
+    recall = _recall(corpus, exact, at, present, controls, tolerance)
     if recall < recall_target:
         failures.append(f"recall against the exact merge is {recall:.4f}, below {recall_target}")
     return ListsVerdict(failures, recall, float(error.max(initial=0.0)))
 
 
-def _out_of_order(lists: Recommendations, present: np.ndarray, asked: Asked, exact: Selection) -> np.ndarray:
+def _out_of_order(lists: Recommendations, present: np.ndarray, controls: RowControls, exact: Selection) -> np.ndarray:
     """bool [batch_size, M]: a score above the one before it; of dealt lists, a turn before one that it follows."""
     same = lists.group_ids[:, :, None] == lists.group_ids[:, None, :]
     turn = np.tril(same, -1).sum(axis=2)
-    is_dealt = (asked.merge == "round_robin")[:, None]
+    is_dealt = (controls.merge == "round_robin")[:, None]
     places = np.where(is_dealt[:, 0], exact.merged.sum(axis=1), present.shape[1])
     with np.errstate(invalid="ignore"):
         wrong = np.where(is_dealt, np.diff(turn, axis=1) < 0, np.diff(lists.scores, axis=1) > 0)
@@ -115,7 +115,7 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
 
 
 def _recall(
-    corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, asked: Asked, tolerance: float
+    corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls, tolerance: float
 ) -> float:
     """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
 
@@ -126,7 +126,7 @@ def _recall(
     for group in np.unique(corpus.group_ids):
         region = corpus.group_ids == group
         lowest = np.where(exact.merged[:, region], exact.scores[:, region], np.inf).min(axis=1)
-        lowest = np.where(asked.merge == "score", lowest_of_all, lowest)[:, None]
+        lowest = np.where(controls.merge == "score", lowest_of_all, lowest)[:, None]
         with np.errstate(invalid="ignore"):  # of a region that gives nothing, nothing is good: inf
             tolerated = lowest - tolerance * np.maximum(1, np.abs(lowest))
         floor[:, region] = np.where(np.isinf(lowest), np.inf, tolerated)

@@ -34,8 +34,8 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What each row asks of the merge.
+class RowControls:
+    """What each row asks of the merge, as `Controls` has it in the graph.
 
     Attributes:
         num_candidates: int [batch_size], M.
@@ -64,7 +64,7 @@ class Asked:
         num_candidates: int,
         alpha: float,
         intent_in_score: bool = False,
-    ) -> Asked:
+    ) -> RowControls:
         """The same of every row, and nothing else."""
         return cls(
             np.full(rows, num_candidates),
@@ -76,10 +76,10 @@ class Asked:
             intent_in_score,
         )
 
-    def of_rows(self, rows: slice) -> Asked:
+    def of_rows(self, rows: slice) -> RowControls:
         """What some of the rows ask."""
         per_row = {name: value[rows] for name, value in vars(self).items() if name != "intent_in_score"}
-        return Asked(**per_row, intent_in_score=self.intent_in_score)
+        return RowControls(**per_row, intent_in_score=self.intent_in_score)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Selection:
 
 
 def exact_selection(
-    corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, asked: Asked
+    corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, controls: RowControls
 ) -> Selection:
     """Ranks every item for every row.
 
@@ -107,13 +107,13 @@ def exact_selection(
         queries: float32 [batch_size, num_groups, dim].
         intent: float32 [batch_size, num_groups], p(group | user).
         excluded: bool [batch_size, num_items].
-        asked: of each row.
+        controls: of each row.
     """
     size = max(1, _SCORES_AT_ONCE // max(1, len(corpus.group_ids)))
     parts = []
     for start in range(0, max(1, len(queries)), size):
         rows = slice(start, start + size)
-        parts.append(_select(corpus, queries[rows], intent[rows], excluded[rows], asked.of_rows(rows)))
+        parts.append(_select(corpus, queries[rows], intent[rows], excluded[rows], controls.of_rows(rows)))
     return Selection(
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.explored for part in parts]),
@@ -121,34 +121,36 @@ def exact_selection(
     )
 
 
-def _select(corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, asked: Asked) -> Selection:
+def _select(
+    corpus: Corpus, queries: np.ndarray, intent: np.ndarray, excluded: np.ndarray, controls: RowControls
+) -> Selection:
     with np.errstate(divide="ignore"):
-        log_intent, log_boost = floored_log_intent(np.log(intent)), np.log(asked.boost)
-    log_weight = asked.alpha[:, None] * log_intent + log_boost
-    scores = _scores(corpus, queries, log_boost + log_intent * asked.intent_in_score)
+        log_intent, log_boost = floored_log_intent(np.log(intent)), np.log(controls.boost)
+    log_weight = controls.alpha[:, None] * log_intent + log_boost
+    scores = _scores(corpus, queries, log_boost + log_intent * controls.intent_in_score)
     allowed = ~excluded & np.isfinite(scores)
-    explored = _among_best(scores, allowed & corpus.is_cold, asked.num_exploration)
+    explored = _among_best(scores, allowed & corpus.is_cold, controls.num_exploration)
     allowed &= ~explored
-    places = asked.num_candidates - explored.sum(axis=1)
+    places = controls.num_candidates - explored.sum(axis=1)
 
     available = _by_group(corpus, allowed, intent.shape[1])
     preference = np.where(available > 0, log_intent + log_boost, -np.inf)
     turn = np.argsort(np.argsort(-preference, axis=1, kind="stable"), axis=1)
-    probed = turn < np.where(asked.max_groups > 0, asked.max_groups, intent.shape[1])[:, None]
+    probed = turn < np.where(controls.max_groups > 0, controls.max_groups, intent.shape[1])[:, None]
     available = np.where(probed, available, 0)
     allowed &= probed[:, corpus.group_ids]
 
     merged = np.zeros_like(allowed)
-    if (by_score := asked.merge == "score").any():
+    if (by_score := controls.merge == "score").any():
         merged[by_score] = _among_best(scores[by_score], allowed[by_score], places[by_score])
     if not by_score.all():
         in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
         dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
         in_turn = _among_best(-dealt.astype(np.float32), allowed & (in_group < places[:, None]), places)
-        merged |= (asked.merge == "round_robin")[:, None] & in_turn
+        merged |= (controls.merge == "round_robin")[:, None] & in_turn
         budgets = fill_quotas(quotas(log_weight, places, available), available, preference)
         within = in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1)
-        merged |= (asked.merge == "quota")[:, None] & within
+        merged |= (controls.merge == "quota")[:, None] & within
     return Selection(scores, explored, merged & allowed)
 
 

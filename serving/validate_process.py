@@ -22,7 +22,7 @@ from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, ListsVerdict, check_lists
-from serving.exact_merge import Asked, Corpus
+from serving.exact_merge import Corpus, RowControls
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
 from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
@@ -160,7 +160,9 @@ def _check_lists(
     lists: Recommendations,
 ) -> ListsVerdict:
     serving, (rows, num_groups) = config.serving, embedded.intent.shape
-    alike = Asked.alike(rows, num_groups, serving.merge, serving.num_candidates, serving.alpha, config.intent_in_score)
+    alike = RowControls.alike(
+        rows, num_groups, serving.merge, serving.num_candidates, serving.alpha, config.intent_in_score
+    )
     per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}
     return check_lists(
         corpus,

@@ -10,7 +10,7 @@ import numpy as np
 from contracts.config import ServingConfig
 from contracts.names import MERGES
 from serving.checks import Embedded, ListsVerdict, check_lists
-from serving.exact_merge import Asked, Corpus
+from serving.exact_merge import Corpus, RowControls
 from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
 
@@ -37,9 +37,9 @@ def random_controls(rng: np.random.Generator, rows: int, catalogue: Catalogue) -
     return {name: value for name, value in controls.items() if rng.random() < 0.7}
 
 
-def asked_of(controls: dict[str, Any], rows: int, num_groups: int, serving: ServingConfig) -> Asked:
+def row_controls(controls: dict[str, Any], rows: int, num_groups: int, serving: ServingConfig) -> RowControls:
     """What the controls mean, row by row."""
-    default = Asked.alike(rows, num_groups, serving.merge, serving.num_candidates, serving.alpha)
+    default = RowControls.alike(rows, num_groups, serving.merge, serving.num_candidates, serving.alpha)
     boost = np.array(controls.get("group_boost", default.boost), float)
     for row, listed in enumerate(controls.get("groups", [])):
         named = [group for group in listed if group >= 0]
@@ -47,7 +47,7 @@ def asked_of(controls: dict[str, Any], rows: int, num_groups: int, serving: Serv
             boost[row, np.setdiff1d(np.arange(num_groups), named)] = 0
     values = {name: np.broadcast_to(controls.get(name, getattr(default, name)), [rows]) for name in _PER_ROW}
     values["num_exploration"] = np.minimum(values["num_exploration"], values["num_candidates"])
-    return Asked(boost=boost, intent_in_score=False, **values)
+    return RowControls(boost=boost, intent_in_score=False, **values)
 
 
 _PER_ROW = ("num_candidates", "alpha", "merge", "max_groups", "num_exploration")
@@ -66,7 +66,7 @@ def check(
     queries, intent = session.query_embedding(histories)
     unwanted = controls.get("exclude_item_ids", [[]] * len(histories))
     excluded = np.array([np.isin(ids, [*seen, *other]) for seen, other in zip(histories, unwanted, strict=True)])
-    asked = asked_of(controls, len(histories), catalogue.num_groups, serving)
+    by_row = row_controls(controls, len(histories), catalogue.num_groups, serving)
     lists = session.recommend(histories, **controls)
     index_of = {item: index for index, item in enumerate(ids)}
-    return check_lists(corpus, index_of, Embedded(queries, intent, excluded), lists, asked, recall_target), lists
+    return check_lists(corpus, index_of, Embedded(queries, intent, excluded), lists, by_row, recall_target), lists
