@@ -16,7 +16,7 @@ INT8_SCORE_TOLERANCE = 3e-2
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedRequests:
     """Requests as `query_embedding` sees them.
 
     Attributes:
@@ -48,7 +48,7 @@ class ListsVerdict:
 def check_lists(
     corpus: Corpus,
     index_of: Mapping[str, int],
-    requests: Embedded,
+    requests: EmbeddedRequests,
     lists: Recommendations,
     controls: RowControls,
     recall_target: float,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from serving.group_search import Found, Jobs, Results, search_groups
+from serving.group_search import GroupResults, JobResults, SearchJobs, search_groups
 
 _BLOCKS_FROM = 4096
 """Items from which a group's best are sought in two stages; below, the ops of the first cost what it saves."""
@@ -36,17 +36,17 @@ class ExactIndexSet(tf.Module):
             for group in self._searched.tolist()
         ]
 
-    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         """As `ScannIndexSet.search`."""
         return search_groups(query_embeddings, offset, wanted, self.group_sizes, self._search_each, by_level=False)
 
-    def _search_each(self, jobs: Jobs) -> Results:
+    def _search_each(self, jobs: SearchJobs) -> JobResults:
         num_groups = len(self._embeddings)
         rows, k = tf.split(jobs.queries, jobs.num_rows, num=num_groups), tf.unstack(jobs.k, num=num_groups)
         found = []
         for queries, embeddings, wanted in zip(rows, self._embeddings, k, strict=True):
             found.append(_best(tf.matmul(queries, embeddings), wanted, embeddings.shape[1]))
-        return Results.of(found)
+        return JobResults.of(found)
 
 
 def _best(scores: tf.Tensor, k: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:

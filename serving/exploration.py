@@ -15,7 +15,7 @@ from serving.slots import items_by_slot, slots_by_item
 
 
 @dataclass(frozen=True)
-class Explored:
+class ExploredItems:
     """The cold items chosen for each row, best first.
 
     Attributes:
@@ -55,7 +55,7 @@ class Exploration(tf.Module):
 
     def choose(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
-    ) -> Explored:
+    ) -> ExploredItems:
         """The best `num_exploration` int32 [batch_size] cold items.
 
         `offset` float32 [batch_size, num_groups] is added to a group's scores; -inf leaves the group out.
@@ -73,7 +73,7 @@ class Exploration(tf.Module):
             scores, slots, keys = nothing()
         else:
             scores, slots, keys = tf.cond(tf.reduce_any(num_exploration > 0), best, nothing)
-        return Explored(scores, slots, Exclusions(keys, exclusions.num_rows, exclusions.num_items))
+        return ExploredItems(scores, slots, Exclusions(keys, exclusions.num_rows, exclusions.num_items))
 
     def _best(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions

@@ -18,7 +18,7 @@ _LEVELS = (0.8, 2.0)
 
 
 @dataclass(frozen=True)
-class Jobs:
+class SearchJobs:
     """Searches to do, each of one group for some rows: those of all groups that are not empty, level by level.
 
     Attributes:
@@ -36,7 +36,7 @@ class Jobs:
 
 
 @dataclass(frozen=True)
-class Results:
+class JobResults:
     """What the jobs found, one after the other, each row's best first; and, as the last one, no result.
 
     Attributes:
@@ -50,7 +50,7 @@ class Results:
     widths: tf.Tensor
 
     @classmethod
-    def of(cls, found: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> Results:
+    def of(cls, found: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> JobResults:
         """Of scores and items [rows, width] of each job."""
         return cls(
             scores=tf.concat([*(tf.reshape(scores, [-1]) for scores, _ in found), [math.nan]], 0),
@@ -59,10 +59,10 @@ class Results:
         )
 
 
-Search = Callable[[Jobs], Results]
+Search = Callable[[SearchJobs], JobResults]
 
 
-class Found(NamedTuple):
+class GroupResults(NamedTuple):
     """What the groups found for each row, side by side; each group's columns are adjacent, best first.
 
     A row has at least what it wants of a group, as far as there is, and may have more.
@@ -87,7 +87,7 @@ def search_groups(
     group_sizes: np.ndarray,
     search: Search,
     by_level: bool,
-) -> Found:
+) -> GroupResults:
     """Searches each group for the rows that want something of it, and cuts each row's results to what it wants.
 
     Args:
@@ -118,7 +118,7 @@ def search_groups(
     queries = tf.gather(tf.reshape(query_embeddings, tf.stack([-1, tf.shape(query_embeddings)[2]])), cell)
     num_rows = tf.reduce_sum(tf.cast(searched, tf.int32), axis=1)
     k = tf.reduce_max(counts, axis=1)
-    results = search(Jobs(queries, num_rows, k, _typical_k(counts, k)))
+    results = search(SearchJobs(queries, num_rows, k, _typical_k(counts, k)))
     # The results of the pairs follow each other. At most one pair of a row and group wants any: a sum is that one's.
     widths = tf.gather(results.widths, job)
     num_columns = tf.minimum(tf.gather_nd(counts, pairs), widths)
@@ -155,8 +155,8 @@ def _typical_k(counts: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
 
 
 def _side_by_side(
-    results: Results, source: tf.Tensor, num_columns: tf.Tensor, offset: tf.Tensor, group_sizes: np.ndarray
-) -> Found:
+    results: JobResults, source: tf.Tensor, num_columns: tf.Tensor, offset: tf.Tensor, group_sizes: np.ndarray
+) -> GroupResults:
     """Each row's results of one group after the other's.
 
     Args:
@@ -187,7 +187,7 @@ def _side_by_side(
     slots = tf.gather(results.items, index) + first_slot
     shape = tf.stack([batch_size, width])
     starts = tf.reshape(splits[:-1], [batch_size, num_groups + 1])[:, :-1] - width * tf.range(batch_size)[:, None]
-    return Found(tf.reshape(scores, shape), tf.reshape(slots, shape), tf.reshape(group, shape), starts)
+    return GroupResults(tf.reshape(scores, shape), tf.reshape(slots, shape), tf.reshape(group, shape), starts)
 
 
 def _ranges(first: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from scann.scann_ops.py import scann_ops
 
 from serving.group_index import GroupIndex
-from serving.group_search import Found, Jobs, Results, search_groups
+from serving.group_search import GroupResults, JobResults, SearchJobs, search_groups
 from serving.scann_resource import ScannResources
 from serving.slots import first_slots
 
@@ -47,7 +47,7 @@ class ScannIndexSet(tf.Module):
         self._scratch = tempfile.TemporaryDirectory()  # until the SavedModel is written
         self._resources = ScannResources({index.group_id: index.tensors for index in indexes}, Path(self._scratch.name))
 
-    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         """The best items of every group; see `search_groups` for a batch.
 
         A batch of one is not laid out, which would cost as much as the searches. Of a group that the row
@@ -60,7 +60,7 @@ class ScannIndexSet(tf.Module):
         """
         is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
-        return Found(*self._answer(branch, self._resources.handles(), query_embeddings, offset, wanted))
+        return GroupResults(*self._answer(branch, self._resources.handles(), query_embeddings, offset, wanted))
 
     def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
         """What the branch of that number answers to what `search` is given.
@@ -79,7 +79,7 @@ class ScannIndexSet(tf.Module):
         )
 
     @property
-    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], Found]]:
+    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], GroupResults]]:
         return [self._of_few if self._few else self._of_all, self._of_all, self._of_batch]
 
     @functools.cached_property
@@ -93,15 +93,15 @@ class ScannIndexSet(tf.Module):
         ]
         return [_concrete(lambda *given, one=one: tuple(one(*given)), specs) for one in self._branches]
 
-    def _of_batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         search = functools.partial(self._search_jobs, tf.unstack(handles))
         return search_groups(queries, offset, wanted, self.group_sizes, search, by_level=True)
 
-    def _of_all(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_all(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         place = np.arange(len(self._groups), dtype=np.int32)
         return self._of_row(tf.unstack(handles), place, self._wanted_of_row(wanted), queries, offset)
 
-    def _of_few(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found:
+    def _of_few(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         k, place = tf.math.top_k(self._wanted_of_row(wanted), self._few)
         return self._of_row(tf.unstack(tf.gather(handles, place)), place, k, queries, offset)
 
@@ -117,7 +117,7 @@ class ScannIndexSet(tf.Module):
         k: tf.Tensor,
         queries: tf.Tensor,
         offset: tf.Tensor,
-    ) -> Found:
+    ) -> GroupResults:
         """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
         k = tf.maximum(k, 1)
         group = tf.gather(self._groups, place)
@@ -132,20 +132,20 @@ class ScannIndexSet(tf.Module):
         if len(handles) < len(self.group_sizes):
             starts = tf.scatter_nd(tf.expand_dims(group, 1), starts, [len(self.group_sizes)])
         group = tf.gather(group, handle)
-        return Found(
+        return GroupResults(
             scores=tf.concat([one for one, _ in found], 1) + tf.gather(offset[0], group),
             slots=items + tf.gather(first_slots(self.group_sizes), group),
             group=group[None],
             starts=starts[None],
         )
 
-    def _search_jobs(self, handles: Sequence[tf.Tensor], jobs: Jobs) -> Results:
+    def _search_jobs(self, handles: Sequence[tf.Tensor], jobs: SearchJobs) -> JobResults:
         num_jobs = jobs.num_rows.shape[0]
         place = np.arange(num_jobs, dtype=np.int32) % len(handles)
         rows = tf.split(jobs.queries, jobs.num_rows, num=num_jobs)
         k = tf.maximum(jobs.k, 1)
         columns = [tf.unstack(values) for values in (k, *self._searches(place, k, jobs.typical_k))]
-        return Results.of(
+        return JobResults.of(
             [_search(handles[place[job]], *asked) for job, asked in enumerate(zip(rows, *columns, strict=True))]
         )
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from contracts.names import MERGES
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.top_columns import top_columns
 from trainer.scoring import MIN_PROBABILITY
 
@@ -136,7 +136,7 @@ def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, order: tf.Tensor, turn: tf.
 
 
 def select(
-    found: Found,
+    found: GroupResults,
     merge: tf.Tensor,
     plan: GroupPlan,
     num_candidates: tf.Tensor,

@@ -13,10 +13,10 @@ from contracts.config import Config
 from contracts.names import MERGES, PADDING_INDEX, Request, Response, Signature
 from serving.controls import Controls
 from serving.exclusion import Exclusions
-from serving.exploration import Exploration, Explored
+from serving.exploration import Exploration, ExploredItems
 from serving.features import UserFeatures, VocabularyLookup
 from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.merge import LOG_PROBABILITY_FLOOR, plan_groups, select
 from serving.score_rounds import search_in_rounds
 from serving.slots import items_by_slot, slots_by_item
@@ -32,7 +32,7 @@ class IndexSet(Protocol):
 
     group_sizes: np.ndarray
 
-    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> Found: ...
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults: ...
 
 
 class Retriever(tf.Module):
@@ -122,7 +122,7 @@ class Retriever(tf.Module):
         log_intent: tf.Tensor,
         offset: tf.Tensor,
         controls: Controls,
-        explored: Explored,
+        explored: ExploredItems,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores and slots [batch_size, max M]; the groups fill the places that exploration leaves."""
         exclusions = explored.exclusions
@@ -137,7 +137,7 @@ class Retriever(tf.Module):
             self._index_set.group_sizes - excluded,
         )
 
-        def is_allowed(found: Found) -> tf.Tensor:
+        def is_allowed(found: GroupResults) -> tf.Tensor:
             return tf.math.is_finite(found.scores) & ~exclusions.contains(found.slots)
 
         found = search_in_rounds(
@@ -212,7 +212,7 @@ def is_repeat(items: tf.Tensor) -> tf.Tensor:
 
 
 def _with_explored(
-    scores: tf.Tensor, slots: tf.Tensor, explored: Explored, controls: Controls
+    scores: tf.Tensor, slots: tf.Tensor, explored: ExploredItems, controls: Controls
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The merged list and the explored items as one list of M: by score, or, of dealt lists, explored ones last."""
     all_scores = tf.concat([scores, explored.scores], 1)

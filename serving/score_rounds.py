@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.top_columns import kth_largest
 
 _SHARES = 4
@@ -21,15 +21,15 @@ _SHARES = 4
 
 
 def search_in_rounds(
-    search: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Found],
-    is_allowed: Callable[[Found], tf.Tensor],
+    search: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], GroupResults],
+    is_allowed: Callable[[GroupResults], tf.Tensor],
     queries: tf.Tensor,
     offset: tf.Tensor,
     wanted: tf.Tensor,
     spare: tf.Tensor,
     is_by_score: tf.Tensor,
     num_candidates: tf.Tensor,
-) -> Found:
+) -> GroupResults:
     """As search(queries, offset, wanted), for a merge that keeps the best of all groups of the rows that are by score.
 
     Args:
@@ -49,24 +49,24 @@ def search_in_rounds(
     share = (_SHARES * num_candidates + asked - 1) // asked
     first = tf.where(is_by_score[:, None], tf.minimum(wanted, share[:, None] + spare), wanted)
 
-    def allowed(found: Found) -> Found:
+    def allowed(found: GroupResults) -> GroupResults:
         return found._replace(scores=tf.where(is_allowed(found), found.scores, -math.inf))
 
     unfiltered = search(queries, offset, first)
     found = allowed(unfiltered)
 
-    def go_on() -> Found:
+    def go_on() -> GroupResults:
         # The last result bounds what comes after it, be it allowed or not.
         last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(found.scores)[1] - 1)
         least = _least(found.scores, num_candidates)
         unfinished = (first < wanted) & ~(tf.gather(unfiltered.scores, last, batch_dims=1) < least)
         return tf.cond(tf.reduce_any(unfinished), lambda: second_round(unfinished), lambda: found)
 
-    def second_round(unfinished: tf.Tensor) -> Found:
+    def second_round(unfinished: tf.Tensor) -> GroupResults:
         again = search(queries, offset, tf.where(unfinished, wanted, 0))
         return _replaced(found, allowed(again), unfinished)
 
-    return Found(*tf.cond(tf.reduce_any(first < wanted), go_on, lambda: found))
+    return GroupResults(*tf.cond(tf.reduce_any(first < wanted), go_on, lambda: found))
 
 
 def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
@@ -85,12 +85,12 @@ def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.reduce_all(num_candidates == largest), of_one_m, of_each_m)
 
 
-def _replaced(found: Found, again: Found, replaced: tf.Tensor) -> Found:
+def _replaced(found: GroupResults, again: GroupResults, replaced: tf.Tensor) -> GroupResults:
     """`found` with the results of `again` for the groups in bool [batch_size, num_groups]."""
     is_old = ~tf.gather(replaced, found.group, batch_dims=1)
     is_new = tf.gather(replaced, again.group, batch_dims=1)
     scores = [tf.where(is_old, found.scores, -math.inf), tf.where(is_new, again.scores, -math.inf)]
-    return Found(
+    return GroupResults(
         scores=tf.concat(scores, 1),
         slots=tf.concat([found.slots, again.slots], 1),
         group=tf.concat([found.group, again.group], 1),

@@ -21,7 +21,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
-from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, Embedded, ListsVerdict, check_lists
+from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, EmbeddedRequests, ListsVerdict, check_lists
 from serving.exact_merge import Corpus, RowControls
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
@@ -143,12 +143,12 @@ def _replay_warmup(session: ServableSession, servable: Path) -> int:
     return count
 
 
-def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> Embedded:
+def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> EmbeddedRequests:
     histories = requests.histories[rows]
     excluded = np.zeros([len(histories), len(index_of)], bool)
     for row, history in enumerate(histories):
         excluded[row, [index_of[item] for item in history]] = True
-    return Embedded(*servable.query_embedding(histories, requests.user_ids[rows]), excluded)
+    return EmbeddedRequests(*servable.query_embedding(histories, requests.user_ids[rows]), excluded)
 
 
 def _check_lists(
@@ -156,7 +156,7 @@ def _check_lists(
     controls: Mapping[str, Any],
     corpus: Corpus,
     index_of: Mapping[str, int],
-    embedded: Embedded,
+    embedded: EmbeddedRequests,
     lists: Recommendations,
 ) -> ListsVerdict:
     serving, (rows, num_groups) = config.serving, embedded.intent.shape

@@ -53,7 +53,7 @@ def _write(base: Path, labels: ServingLabels | None) -> None:
 def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
     if config.base_path and Path(config.base_path).absolute() != model.base.absolute():
         raise invalid(f"{model.name} is served from {model.base}; a reload cannot move it to {config.base_path}")
-    labels = _asked(model.name, config)
+    labels = _wanted_labels(model.name, config)
     if not labels:
         return None
     if not {STABLE} <= set(labels) <= {STABLE, CANARY}:
@@ -68,7 +68,7 @@ def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
         raise invalid(f"{model.name}: {error}") from None
 
 
-def _asked(name: str, config: Any) -> dict[str, int]:
+def _wanted_labels(name: str, config: Any) -> dict[str, int]:
     """Label -> version as a ModelConfig has them; empty for the newest version, whichever that will be."""
     policy, labels = config.model_version_policy, dict(config.version_labels)
     kind = policy.WhichOneof("policy_choice") or "latest"

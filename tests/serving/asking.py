@@ -9,7 +9,7 @@ import numpy as np
 
 from contracts.config import ServingConfig
 from contracts.names import MERGES
-from serving.checks import Embedded, ListsVerdict, check_lists
+from serving.checks import EmbeddedRequests, ListsVerdict, check_lists
 from serving.exact_merge import Corpus, RowControls
 from serving.servable_session import Recommendations, ServableSession
 from trainer.catalogue import Catalogue
@@ -69,4 +69,5 @@ def check(
     by_row = row_controls(controls, len(histories), catalogue.num_groups, serving)
     lists = session.recommend(histories, **controls)
     index_of = {item: index for index, item in enumerate(ids)}
-    return check_lists(corpus, index_of, Embedded(queries, intent, excluded), lists, by_row, recall_target), lists
+    requests = EmbeddedRequests(queries, intent, excluded)
+    return check_lists(corpus, index_of, requests, lists, by_row, recall_target), lists

@@ -9,7 +9,7 @@ import tensorflow as tf
 from contracts.config import ServingConfig
 from serving.exact_index import ExactIndexSet
 from serving.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.index_set import ScannIndexSet
 
 DIM = 16
@@ -33,7 +33,7 @@ def build(size: int, group_id: int = 0) -> tuple[GroupIndex, np.ndarray, np.ndar
 
 def search(
     index_set: ScannIndexSet | ExactIndexSet, queries: np.ndarray, wanted: list, offset: np.ndarray | float = 0.0
-) -> Found:
+) -> GroupResults:
     """`wanted` of each group by every row, or of each row and group, and what is added to its scores."""
     offset, wanted = (np.broadcast_to(of, queries.shape[:2]) for of in (offset, wanted))
     return index_set.search(tf.constant(queries), tf.constant(offset, tf.float32), tf.constant(wanted, tf.int32))

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from contracts.names import MERGES
 from serving.exclusion import Exclusions
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.merge import LOG_PROBABILITY_FLOOR, GroupPlan, plan_groups, select
 from trainer.scoring import fill_quotas, quotas
 
@@ -123,7 +123,7 @@ def test_select_keeps_each_groups_best_within_its_budget(merge, seed):
     num_candidates = rng.integers(1, 40, rows)
     ints = [tf.constant(values, tf.int32) for values in (group, starts, budgets, turn, num_candidates)]
     found, columns = select(
-        Found(tf.constant(np.where(allowed, scores, -np.inf), tf.float32), ints[0], ints[0], ints[1]),
+        GroupResults(tf.constant(np.where(allowed, scores, -np.inf), tf.float32), ints[0], ints[0], ints[1]),
         tf.constant(np.full(rows, MERGES.index(merge), np.int32)),
         GroupPlan(ints[2], ints[3]),
         ints[4],

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from serving.exact_index import ExactIndexSet
-from serving.group_search import Found
+from serving.group_search import GroupResults
 from serving.score_rounds import search_in_rounds
 
 DIM = 8
@@ -41,11 +41,11 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     members = [np.flatnonzero(group == g).astype(np.int32) for g in range(len(SIZES))]
     index_set, searches = ExactIndexSet(items, members), []
 
-    def search(of: tf.Tensor, added: tf.Tensor, numbers: tf.Tensor) -> Found:
+    def search(of: tf.Tensor, added: tf.Tensor, numbers: tf.Tensor) -> GroupResults:
         searches.append(numbers.numpy())
         return index_set.search(of, added, numbers)
 
-    def is_allowed(found: Found) -> tf.Tensor:
+    def is_allowed(found: GroupResults) -> tf.Tensor:
         slots = tf.where(tf.math.is_finite(found.scores), found.slots, 1)
         return tf.math.is_finite(found.scores) & tf.gather(tf.constant(allowed), slots - 1, batch_dims=1)
 

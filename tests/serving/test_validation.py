@@ -12,7 +12,7 @@ import pytest
 
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
-from serving.checks import Embedded, check_lists
+from serving.checks import EmbeddedRequests, check_lists
 from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.export import export
 from serving.index_store import read_indexes
@@ -114,14 +114,14 @@ def test_two_versions_elsewhere_do_not_answer_for_each_other(trained, servable, 
     assert max(errors.values()) < 1e-4, errors
 
 
-def perfect(merge: str) -> tuple[Corpus, list[str], Embedded, Recommendations, RowControls]:
+def perfect(merge: str) -> tuple[Corpus, list[str], EmbeddedRequests, Recommendations, RowControls]:
     rng = np.random.default_rng(3)
     is_cold = np.arange(30) % 5 == 0
     corpus = Corpus(rng.normal(size=[30, 4]).astype(np.float32), np.repeat([0, 1, 2], 10).astype(np.int32), is_cold)
     intent = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], np.float32)
     excluded = np.zeros([2, 30], bool)
     excluded[0, [0, 11]] = True
-    requests = Embedded(rng.normal(size=[2, 3, 4]).astype(np.float32), intent, excluded)
+    requests = EmbeddedRequests(rng.normal(size=[2, 3, 4]).astype(np.float32), intent, excluded)
     asked = replace(RowControls.alike(2, 3, merge, 8, 1.0), num_exploration=np.array([3, 0]))
     exact = exact_selection(corpus, requests.queries, intent, excluded, asked)
     order = list_order(exact, corpus, intent, merge)[:, :8]
