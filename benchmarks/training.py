@@ -4,11 +4,12 @@
 
 Batches are windows of random users over a Zipf-like catalogue, drawn in memory: what is measured is
 the training step (forward, backward, update), not the reading. All contestants have the same encoder and batches.
-`single` is the single-vector baseline of `dnc benchmark`: a positive is compared with all candidates that a step
-reads, 1,536. A per-group model reads as many, of which its shared vector compares a positive with its own group's and
-the easy ones: `single_k10` and `single_k100` read and compare no more than these. `*_in_group` is the paper's
-objective, in-group and intent alone (its single vector has as many negatives), and `*_every_group` a global term that
-scores each candidate by its own group's vector (`global_by=group`).
+`single` is the single-vector baseline of `dnc benchmark`: a positive is compared with all that a step draws (the sum of
+`training.loss`'s pools), and, as in all contestants, with its window's own items. A per-group model draws as many, of
+which its shared vector compares a positive with its own group's and the easy ones: `single_k10` and `single_k100` draw
+and compare no more than these. `*_in_group` is the paper's objective, in-group and intent alone (its single vector has
+as many negatives), and `*_every_group` a global term that scores each candidate by its own group's vector
+(`global_by=group`).
 Times are medians of interleaved steps; a ratio is of such medians.
 The roofline counts a positive's multiply-adds, forward, of the parts that differ; the last line is JSON.
 """
