@@ -128,11 +128,29 @@ def test_a_group_that_is_served_much_worse_refuses_by_itself() -> None:
     assert check.value == pytest.approx(min(ends), rel=1e-6)
 
 
+def test_a_group_of_few_targets_is_not_judged() -> None:
+    """Three items become a fifth group, which the candidate neither lists nor finds a target of.
+
+    At a confidence of 0.5: above it, chance alone excuses so few targets.
+    """
+    world = World.make(0)
+    world.holdout.group_id[1:4] = GROUPS
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    of_target = world.holdout.group_id[world.holdout.targets]
+    targets = int(np.sum(of_target == GROUPS))
+    assert 0 < targets < CONFIG.min_group_targets
+    places = np.append(good.group_places[:GROUPS], 0)
+    without = replace(good, hit=good.hit & (of_target != GROUPS), group_places=places)
+    assert world.judge(without, reference, replace_config(confidence=0.5)).blessed
+    judged = failed(world.judge(without, reference, replace_config(confidence=0.5, min_group_targets=targets)))
+    assert judged == ["group_presence", "worst group's recall change, high end"]
+
+
 def failed(verdict: Verdict) -> list[str]:
     return [check.name for check in verdict.checks if not check.passed]
 
 
-def replace_config(**keys: int) -> GateConfig:
+def replace_config(**keys: float) -> GateConfig:
     return CONFIG.model_copy(update=keys)
 
 
