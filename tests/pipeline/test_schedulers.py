@@ -37,6 +37,8 @@ def test_cron_times_are_utc() -> None:
         ("0 4 * * 7", ["Sun 29", "Sun 06", "Sun 13"]),
         ("0 4 * * 1-3", ["Mon 30", "Tue 01", "Wed 02"]),
         ("0 4 * * 5-7", ["Sun 29", "Fri 04", "Sat 05"]),
+        ("0 4 * * sat-mon", ["Sun 29", "Mon 30", "Sat 05"]),  # a range over the end of the week
+        ("0 4 * * 1/3", ["Mon 30", "Thu 03", "Mon 07"]),  # from Monday to the end of the week
         ("0 4 * * */2", ["Sun 29", "Tue 01", "Thu 03"]),
         ("0 4 * * MON,sat", ["Mon 30", "Sat 05", "Mon 07"]),
         ("0 4 1 * 5", ["Tue 01", "Fri 04", "Fri 11"]),  # either day will do
