@@ -1,7 +1,9 @@
 """Group ids across runs: matched by brute force over all namings, and through the whole job."""
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, start_centroids
 from contracts.artifact import read_manifest
+from contracts.config import GroupsConfig
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, write_log
 
@@ -44,6 +47,23 @@ def test_drift_by_hand() -> None:
         "size_shift": pytest.approx(4 / 6 - 3 / 6, abs=1e-6),
     }
     assert kept_shares(now, previous, 2) == [0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        ({}, True),
+        ({"num_groups": 3}, False),
+        ({"embedding_dim": 4}, False),
+        ({"method": "category", "category": "genre"}, False),
+    ],
+)
+def test_groups_of_another_shape_or_kind_are_not_kept(settings: dict[str, Any], fits: bool) -> None:
+    embeddings = np.eye(2, dtype=np.float32)
+    previous = PreviousGroups(np.array([0, 1]), np.array([1, 1]), np.array([True, False]), embeddings, embeddings)
+    assert previous.fits(GroupsConfig(**{"num_groups": 2, "embedding_dim": 2, **settings})) == fits
+    unsettled = replace(previous, settled=np.zeros(2, bool))
+    assert not unsettled.fits(GroupsConfig(num_groups=2, embedding_dim=2))
 
 
 def test_descent_starts_where_the_old_groups_are_today() -> None:
@@ -90,6 +110,12 @@ def test_a_second_run_keeps_the_ids(dim: int, runs: tuple[Workdir, Workdir]) -> 
     drifted = read_manifest(second.item_groups.path).details["drift"]
     assert drifted["shared_items"] == len(shared)
     assert drifted["changed_share"] == pytest.approx(len(moved) / len(shared), abs=1e-6)
+
+
+def test_an_id_that_no_longer_exists_is_nobodys(runs: tuple[Workdir, Workdir]) -> None:
+    first, second = runs
+    after = _groups(second, num_groups=1, previous=str(first.item_groups.path))
+    assert set(after.values()) == {0}
 
 
 def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:
