@@ -17,6 +17,15 @@ CASES = {
     "small milliseconds, named": (pa.array([5]), "ms", 5000),
     "text of digits": (pa.array(["1700000000123"]), "auto", SECOND * 10**6 + 123_000),
     "text of a float": (pa.array(["1.7e9"]), "auto", SECOND * 10**6),
+    "last second": (pa.array([10**11 - 1]), "auto", (10**11 - 1) * 10**6),
+    "first millisecond": (pa.array([10**11]), "auto", 10**14),
+    "first microsecond": (pa.array([10**14]), "auto", 10**14),
+    "first nanosecond": (pa.array([10**17]), "auto", 10**14),
+    "float of milliseconds": (pa.array([SECOND * 1000 + 0.5]), "auto", SECOND * 10**6 + 500),
+    "float of nanoseconds": (pa.array([SECOND * 1e9]), "auto", SECOND * 10**6),
+    "first millisecond, a float": (pa.array([1e11]), "auto", 10**14),
+    "small float, named": (pa.array([5.25]), "ms", 5250),
+    "small float of nanoseconds, named": (pa.array([5_250.0]), "ns", 5),
     "float": (pa.array([SECOND + 0.5]), "auto", SECOND * 10**6 + 500_000),
     "Arrow milliseconds": (pa.array([SECOND * 1000], pa.timestamp("ms", "Europe/Paris")), "auto", SECOND * 10**6),
     "Arrow nanoseconds": (pa.array([SECOND * 10**9 + 7999], pa.timestamp("ns")), "s", SECOND * 10**6 + 7),
@@ -25,6 +34,9 @@ CASES = {
     "ISO date": (pa.array(["2024-02-29"]), "auto", 1_709_164_800 * 10**6),
     "ISO with zone": (pa.array(["2024-02-29T02:00:00.25+02:00"]), "auto", 1_709_164_800 * 10**6 + 250_000),
     "ISO west of UTC": (pa.array(["2024-02-28 18:30-0530"]), "auto", 1_709_164_800 * 10**6),
+    "ISO with hours of a zone": (pa.array(["2024-02-29T02:00+02"]), "auto", 1_709_164_800 * 10**6),
+    "ISO far east": (pa.array(["2024-02-29T23:59:00+23:59"]), "auto", 1_709_164_800 * 10**6),
+    "ISO leap second": (pa.array(["2016-12-31T23:59:60Z"]), "auto", 1_483_228_800 * 10**6),
     "ISO Z in a dictionary": (pa.array(["2024-02-29T00:00:00Z"]).dictionary_encode(), "auto", 1_709_164_800 * 10**6),
 }
 
@@ -41,6 +53,19 @@ def test_iso_agrees_with_datetime_over_the_calendar() -> None:
     micros, problems = parse_times(pa.array([moment.isoformat() for moment in moments]), "auto")
     assert not problems.any()
     assert micros.tolist() == [int(moment.timestamp()) * 10**6 for moment in moments]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-02-30", "2023-02-29", "2024-04-31", "2024-12-32", "2024-01-00", "2024-00-01",
+        "2024-02-29T24:00", "2024-02-29T00:60", "2024-02-29T00:00:61",
+        "2024-02-29T00:00+24:00", "2024-02-29T00:00+01:60",
+    ],
+)  # fmt: skip
+def test_what_no_calendar_or_clock_shows_is_no_time(text: str) -> None:
+    micros, problems = parse_times(pa.array([text]), "auto")
+    assert (micros.tolist(), TIME_PROBLEMS[problems[0]]) == ([0], "not a time")
 
 
 FORMATTED = {
@@ -74,6 +99,20 @@ def test_problems_are_told_apart() -> None:
     assert [TIME_PROBLEMS[code] for code in problems] == [
         "missing", "not a time", "negative", "not a time", "after the year 9999", "missing",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "found"),
+    [
+        (pa.array([float("nan"), None, -1.0]), "auto", ["not a time", "missing", "negative"]),
+        (pa.array([2**64 - 1], pa.uint64()), "s", ["after the year 9999"]),
+    ],
+    ids=["floats", "unsigned"],
+)
+def test_problems_of_numbers_are_told_apart(column: pa.Array, unit: str, found: list[str]) -> None:
+    micros, problems = parse_times(column, unit)
+    assert [TIME_PROBLEMS[code] for code in problems] == found
+    assert not micros.any()
 
 
 # 2^64 microseconds more are, in 64 bits, the same number of microseconds.
