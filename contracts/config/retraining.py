@@ -19,7 +19,8 @@ class SpanLimits(Section):
     max_volume_ratio: float = Field(
         5.0,
         gt=1,
-        description="a span is refused if it has so many times more events than the median span before it, or fewer",
+        description="a span is refused if it has more than this many times the events of the median span before it, or "
+        "fewer than that median divided by this",
     )
     max_user_share: float = Field(
         0.05,

@@ -155,6 +155,16 @@ def test_a_span_is_counted_a_bucket_at_a_time(log: Path, tmp_path: Path, monkeyp
     assert {row["user_id"]: row["train_count"] for row in pq.read_table(parts.users).to_pylist()} == of_users
 
 
+def test_where_a_span_begins_and_what_strays_from_its_date(log: Path, tmp_path: Path) -> None:
+    """Up to a day before its date and up to a day after it an event is late, early or of another zone."""
+    start = FIRST + 4 * DAY
+    edges = [start - DAY - 1, start - DAY, start + 2 * DAY - 1, start + 2 * DAY]
+    write_day(log, 4, timestamp=np.array([*edges, *(start + 60 * np.arange(396))]))
+    profile = profile_span(config_of(log), find_spans(config_of(log))[-1], SpanParts(tmp_path / "span"))
+    assert profile.stray_share == 2 / 400
+    assert profile.start == (start + 60) * 1_000_000  # three of 400 are before it
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -287,18 +297,43 @@ def _plain() -> pa.Schema:
     return pa.schema(list(zip(names, [pa.string(), pa.string(), pa.int64(), pa.int8(), pa.int8()], strict=True)))
 
 
+def profile_of(
+    folder: Path, key: str, items: dict[str, int], user_share: float = 0.0, stray: float = 0.0
+) -> SpanProfile:
+    path = str(folder / f"{key}.parquet")
+    pq.write_table(pa.table({"item_id": list(items), "total_count": list(items.values())}), path)
+    return SpanProfile(key, sum(items.values()), 1, user_share, stray, 0, path)
+
+
+def test_every_limit_of_a_span_refuses_beyond_it_and_not_at_it(tmp_path: Path) -> None:
+    limits = SpanLimits(
+        min_events=200, max_volume_ratio=5, max_user_share=0.05, max_new_item_share=0.5, max_stray_share=0.01
+    )
+    usual = EarlierSpans(profile_of(tmp_path, f"before {day}", {"old": 1000}) for day in range(3))
+
+    def found(limits: SpanLimits = limits, old: int = 100, new: int = 100, **of_profile: float) -> list[str]:
+        reasons = refusals(profile_of(tmp_path, "newest", {"old": old, "new": new}, **of_profile), usual, limits)
+        return [name for text in reasons for name in re.findall(r"retrain\.span\.(\w+)=", text)]
+
+    assert found(user_share=0.05, stray=0.01) == []  # a fifth of what is usual
+    assert found(old=4000, new=1000) == []  # five times that
+    assert found(old=4001, new=1000) == ["max_volume_ratio"]
+    assert found(limits.model_copy(update={"min_events": 1}), old=199, new=0) == ["max_volume_ratio"]
+    assert found(limits.model_copy(update={"min_events": 201})) == ["min_events"]
+    assert found(user_share=0.051) == ["max_user_share"]
+    assert found(stray=0.011) == ["max_stray_share"]
+    assert found(old=99, new=101) == ["max_new_item_share"]
+
+
 def test_limits_are_about_what_is_usual_only_where_that_is_known() -> None:
     few = EarlierSpans()
-    few.events.append(1_000)
+    few.events += [1_000, 1_000]
     assert refusals(SpanProfile("2", 90_000, 10, 0.01, 0.0, 0, ""), few, SpanLimits()) == []
 
 
 def test_new_items_are_those_of_no_earlier_span(tmp_path: Path) -> None:
-    spans = []
-    for day, items in enumerate([{"a": 3, "b": 1}, {"b": 2, "c": 1}, {"a": 1, "c": 4, "d": 2, "e": 1}]):
-        path = str(tmp_path / f"{day}.parquet")
-        pq.write_table(pa.table({"item_id": list(items), "total_count": list(items.values())}), path)
-        spans.append(SpanProfile(str(day), sum(items.values()), 1, 1.0, 0.0, 0, path))
+    days: list[dict[str, int]] = [{"a": 3, "b": 1}, {"b": 2, "c": 1}, {"a": 1, "c": 4, "d": 2, "e": 1}]
+    spans = [profile_of(tmp_path, str(day), items) for day, items in enumerate(days)]
     assert EarlierSpans(spans[:1]).new_item_share(spans[1]) == pytest.approx(1 / 3)  # c of b, b, c
     assert EarlierSpans(spans[:2]).new_item_share(spans[2]) == pytest.approx(3 / 8)  # d, d, e of eight events
     assert EarlierSpans(spans).new_item_share(spans[2]) == 0
