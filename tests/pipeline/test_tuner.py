@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
 from pipeline import tuner
-from pipeline.tuner import _fingerprint, best_merge, suggest, tune, with_keys
+from pipeline.tuner import _fingerprint, best_merge, starting_point, suggest, tune, with_keys
 
 
 def test_a_config_takes_every_key_that_is_tried() -> None:
@@ -33,6 +34,20 @@ def test_a_config_takes_every_key_that_is_tried() -> None:
     for asked_for in ({"model.user_tower": "gru"}, {"training.mixed_precision": True}):
         assert "model.user_tower" not in suggest(trial, with_keys(Config(), asked_for), 1000)
     assert suggest(trial, Config(), 12)["groups.num_groups"] == 12  # a catalogue has no more groups than items
+
+
+CATEGORY = [
+    "data.item_features={path: items.csv, id: item_id, features: [{name: topic, kind: categorical}]}",
+    "groups.method=category",
+    "groups.category=topic",
+]
+
+
+@pytest.mark.parametrize("keys", [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY])
+def test_the_search_begins_at_the_config(keys: list[str]) -> None:
+    config = load_config(None, keys)
+    trial = optuna.trial.FixedTrial(starting_point(config))
+    assert with_keys(config, suggest(trial, config, 1000)) == config
 
 
 @pytest.mark.parametrize(
@@ -60,10 +75,9 @@ def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: 
         log.write('{"op_code": 4, "wor')  # what a killed session leaves
     found = tune(Config(), tmp_path, 5)
     assert (found.trials, len(seen)) == (5, 5)
-    began = Config()
-    assert seen[0]["training.learning_rate"] == began.training.learning_rate  # the search begins where it is asked to
-    assert seen[0]["groups.num_groups"] == began.groups.num_groups
-    assert seen[0]["model.user_tower"] == began.model.user_tower
+    assert with_keys(Config(), seen[0]) == Config()  # the search begins where it is asked to
+    recalls = [trial["recall"] for trial in json.loads((tmp_path / "trials.json").read_text())]
+    assert recalls == sorted((keys["model.dropout"] for keys in seen), reverse=True)
     assert len({tuple(keys.values()) for keys in seen}) == 5  # the second session does not repeat the first
     assert found.recall == max(keys["model.dropout"] for keys in seen)
     best = load_config(found.path)
