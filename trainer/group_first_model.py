@@ -24,10 +24,10 @@ class GroupFirstModel(TwoTowerModel):
     def passes_of_an_answer(self) -> int:
         return self.num_groups + 1
 
-    def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
+    def _vectors(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> UserVectors:
         group = self.sampled_group(batch)
         users = self.features_of_users(batch.user_index)
-        history = self._history_tokens(batch.item_index[:, :-1], training)
+        history = self._history_before(batch, items, training)
         encoded = self._encode(history, users, self._or_none(group), training)
         shared, conditioned = tf.gather_nd(encoded[0], place), tf.gather_nd(encoded[1], place)
         return OneGroupVectors(shared, conditioned, tf.gather(group, place[:, 0]), self.num_groups)

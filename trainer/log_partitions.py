@@ -27,28 +27,38 @@ def log_sum_exp(logits: tf.Tensor) -> tf.Tensor:
     return _partition_of_shares(logits, shares), lambda upstream: upstream[..., None] * shares
 
 
-@tf.custom_gradient
-def log_sum_exp_of_products(queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-    """log sum_j e^{<q, v_j>}: `log_sum_exp` of a matrix product.
+def log_sum_exp_of_products(
+    queries: tf.Tensor, candidates: tf.Tensor, correction: tf.Tensor | None = None
+) -> tf.Tensor:
+    """log sum_j e^{<q, v_j> + c_j}: `log_sum_exp` of a matrix product.
 
     The gradient is two matrix products of the shares, with the upstream gradient on the small factors: nothing
     else passes over the logits, which are by far the largest matrix of a step.
 
     Args:
-        queries: float32 [num_queries, dim].
-        candidates: float32 [num_candidates, dim].
+        queries: float32 [..., num_queries, dim].
+        candidates: float32 [..., num_candidates, dim].
+        correction: float32 [..., num_queries or 1, num_candidates], not trained; None adds nothing.
 
     Returns:
-        float32 [num_queries]; -inf without candidates.
+        float32 [..., num_queries]; -inf without candidates.
     """
-    logits = tf.matmul(queries, candidates, transpose_b=True)
-    shares = tf.nn.softmax(logits)
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        weight = upstream[:, None]
-        return weight * tf.matmul(shares, candidates), tf.matmul(shares, weight * queries, transpose_a=True)
+    @tf.custom_gradient
+    def partition(queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        logits = tf.matmul(queries, candidates, transpose_b=True)
+        if correction is not None:
+            logits += correction
+        shares = tf.nn.softmax(logits)
 
-    return _partition_of_shares(logits, shares), gradient
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            weight = upstream[..., None]
+            return weight * tf.matmul(shares, candidates), tf.matmul(shares, weight * queries, transpose_a=True)
+
+        return _partition_of_shares(logits, shares), gradient
+
+    result: tf.Tensor = partition(queries, candidates)
+    return result
 
 
 def _partition_of_shares(logits: tf.Tensor, shares: tf.Tensor) -> tf.Tensor:

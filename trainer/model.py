@@ -137,7 +137,7 @@ class TwoTowerModel(tfrs.Model):
         """
         place = tf.where(batch.is_target)
         target = tf.gather_nd(batch.item_index, place)
-        queries = self._queries_of(batch, place, target, training=False)
+        queries = self._queries_of(batch, self._candidate_tower(batch.item_index), place, training=False)
         gates = self._conditioning.gates(queries, tf.gather(self._group_id, target))
         return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
 
@@ -153,14 +153,15 @@ class TwoTowerModel(tfrs.Model):
         weights = self._loss_config
         place = tf.where(batch.is_target)
         target = tf.gather_nd(batch.item_index, place)
-        vectors = self._vectors(batch, place, target, training)
+        items = self._candidate_tower(batch.item_index)
+        vectors = self._vectors(batch, items, place, training)
         group = tf.gather(self._group_id, target)
         terms = {}
         if self._intent is not None:
             logits = self._intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
             terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            of = self._softmax(batch, place, target, vectors, self.generator)
+            of = self._softmax(batch, items, place, target, vectors, self.generator)
             terms["in_group"] = mean_over_replicas(of.in_group)
             if self.num_groups > 1:  # Of one group, there is no other whose scores could differ in scale.
                 terms["z"] = z_loss(of.log_partition, of.center)
@@ -221,30 +222,43 @@ class TwoTowerModel(tfrs.Model):
             losses.append(choice_loss(logits[:, 0], logits[:, 1:], masked))
         return tf.add_n(losses)
 
-    def _vectors(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> UserVectors:
-        """The users' vectors before the positives `target` at `place`, int64 [num_positives, 2]."""
-        shared = self._queries_of(batch, place, target, training)
+    def _vectors(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> UserVectors:
+        """The users' vectors before the positives at `place`, int64 [num_positives, 2].
+
+        `items`: float32 [batch_size, length, dim], of the windows' items as candidates.
+        """
+        shared = self._queries_of(batch, items, place, training)
         kept = None
         if training and self._conditioning_dropout:
             kept = self.generator.uniform([tf.shape(shared)[0]]) >= self._conditioning_dropout
         return ConditionedVectors(shared, self._conditioning, kept, training)
 
-    def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
-        """float32 [num_positives, dim] of the positives `target` at `place`, int64 [num_positives, 2]."""
+    def _queries_of(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> tf.Tensor:
+        """float32 [num_positives, dim]; arguments as of `_vectors`."""
         users = self.features_of_users(batch.user_index)
-        encoded = self._query_tower(self._history_tokens(batch.item_index[:, :-1], training), users, training=training)
-        # Position t of the encoder has seen t events: it predicts event t, counted from 0. The last
-        # event is a target only.
+        encoded = self._query_tower(self._history_before(batch, items, training), users, training=training)
+        # Position t of the encoder has seen t events: it predicts event t, counted from 0.
         return tf.gather_nd(encoded, place)
 
-    def _history_tokens(self, item_index: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Embeddings of events, float32 [batch_size, length, dim]; with `model.history_groups`, of their groups too."""
-        rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
-        tokens = self._candidate_tower(item_index, rows)
+    def _history_before(self, batch: WindowBatch, items: tf.Tensor, training: bool) -> tf.Tensor:
+        """`_history_tokens` of all events but the last, which is a target only."""
+        events = batch.item_index[:, :-1]
+        return self._history_tokens(events, items[:, :-1] if self._oov_buckets is None else None, training)
+
+    def _history_tokens(
+        self, item_index: tf.Tensor, items: tf.Tensor | None = None, training: bool = False
+    ) -> tf.Tensor:
+        """Embeddings of events, float32 [batch_size, length, dim]; with `model.history_groups`, of their groups too.
+
+        `items`: what the item tower makes of the events, where it is known.
+        """
+        if items is None:
+            rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
+            items = self._candidate_tower(item_index, rows)
         return (
-            tokens
+            items
             if self._group_tokens is None
-            else tokens + self._group_tokens(tf.gather(self._group_id, item_index) + 1)
+            else items + self._group_tokens(tf.gather(self._group_id, item_index) + 1)
         )
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:

@@ -31,9 +31,9 @@ class MultiInterestModel(TwoTowerModel):
         encoder: InterestEncoder = self._query_tower.encoder
         return encoder
 
-    def _queries_of(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, training: bool) -> tf.Tensor:
-        interests = super()._queries_of(batch, place, target, training)
-        return self._encoder.attend(interests, self._encoder.active(place[:, 1]), self._candidate_tower(target))
+    def _queries_of(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> tf.Tensor:
+        interests = super()._queries_of(batch, items, place, training)
+        return self._encoder.attend(interests, self._encoder.active(place[:, 1]), tf.gather_nd(items, place))
 
     def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         """Interests, and 0 for an active one, -inf for another."""

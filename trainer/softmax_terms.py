@@ -11,7 +11,13 @@ from trainer.candidate_tower import CandidateTower
 from trainer.group_blocks import GroupBlocks
 from trainer.index_ops import repeat
 from trainer.input_pipeline import WindowBatch
-from trainer.log_partitions import group_log_partitions, log_add_exp, log_sum_exp, shared_log_partitions
+from trainer.log_partitions import (
+    group_log_partitions,
+    log_add_exp,
+    log_sum_exp,
+    log_sum_exp_of_products,
+    shared_log_partitions,
+)
 from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
 from trainer.window_items import WindowItems
@@ -71,23 +77,24 @@ class SoftmaxTerms:
     def __call__(
         self,
         batch: WindowBatch,
+        items: tf.Tensor,
         place: tf.Tensor,
         target: tf.Tensor,
         vectors: UserVectors,
         generator: tf.random.Generator,
     ) -> Softmaxes:
-        """The softmaxes of the positives `target` at `place`, int64 [num_positives, 2]."""
+        """The softmaxes of the positives `target` at `place`, int64 [num_positives, 2].
+
+        `items`: float32 [num_windows, length, dim], of the windows' items.
+        """
         candidates = self._pools(batch.in_group_negatives, batch.easy_negatives, target, generator)
         own_items = self._pools.own_items(candidates, batch.item_index)
         embeddings = self._tower(candidates.item_index)
-        windows = None if self._pools.exact else self._window_items(batch.item_index)
-        positive = self._tower(target) if windows is None else tf.gather_nd(windows.embeddings, place)
-        group = tf.gather(self._group_id, target)
+        group = tf.gather(self._group_id, batch.item_index)
+        windows = None if self._pools.exact else WindowItems.of(batch.item_index, items, group)
+        group, positive = tf.gather_nd(group, place), tf.gather_nd(items, place)
         step = _Step(candidates, embeddings, own_items, windows, place, group, positive)
         return self._with_shared(step, vectors) if self._shared_ranks_all else self._by_group(step, vectors)
-
-    def _window_items(self, item_index: tf.Tensor) -> WindowItems:
-        return WindowItems.of(item_index, self._tower(item_index), tf.gather(self._group_id, item_index))
 
     def _with_shared(self, step: _Step, vectors: UserVectors) -> Softmaxes:
         """The shared vector decides between groups, the positive's own group's vector within its group.
@@ -108,13 +115,13 @@ class SoftmaxTerms:
             # One layout in blocks for both vectors, the group's draws being the same.
             both = (step.place[:, 0], at[:, 0]), (step.group, group), (shared, conditioned)
             rows = self._own_partition(step, *[tf.concat(of_both, 0) for of_both in both])
-            own, others = step.windows.log_partitions(step.windows.scores(shared, step.place), step.place, step.group)
+            own, others = step.windows.log_partitions(step.windows.scores(shared, step.place), step.place)
             center = log_add_exp(own, rows[: tf.size(logit)])
-            own, _ = step.windows.log_partitions(step.windows.scores(conditioned, at), at, group)
+            own, _ = step.windows.log_partitions(step.windows.scores(conditioned, at), at)
             partition = log_add_exp(own, rows[tf.size(logit) :])
             draws = step.embeddings[step.candidates.shared_from :]
-            scores = tf.matmul(shared, draws, transpose_b=True)
-            everything = log_add_exp(self._with_others(step, center, scores), others)
+            of_draws = log_sum_exp_of_products(shared, draws, self._correction_of_others(step))
+            everything = log_add_exp(log_add_exp(center, others), of_draws)
         return Softmaxes(
             tf.tensor_scatter_nd_update(center - logit, place, partition - conditioned_logit),
             everything - logit,
@@ -136,25 +143,24 @@ class SoftmaxTerms:
         own = self._own_partition(step, step.place[:, 0], step.group, queries)
         if step.windows is not None:
             scores = step.windows.scores(queries, step.place)
-            of_window, _ = step.windows.log_partitions(scores, step.place, step.group)
+            of_window, _ = step.windows.log_partitions(scores, step.place)
             own = log_add_exp(of_window, own)
         if step.windows is None or not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
         scores = vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
         by_group = step.windows.scores_by_group(vectors.all_groups(), step.place)
-        _, others = step.windows.log_partitions(by_group, step.place, step.group)
-        everything = log_add_exp(self._with_others(step, own, scores), others)
+        _, others = step.windows.log_partitions(by_group, step.place)
+        of_draws = log_sum_exp(scores + self._correction_of_others(step))
+        everything = log_add_exp(log_add_exp(own, others), of_draws)
         return Softmaxes(own - logit, everything - logit, own, None)
 
-    def _with_others(self, step: _Step, own: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
-        """log-partition of all groups from that of the own one and `scores` [num_positives, num_shared] of draws."""
-        scores += shared_correction(step.candidates, step.own_items, step.place[:, 0])
-        # Added, not selected: the gradient is the scores' own.
+    def _correction_of_others(self, step: _Step) -> tf.Tensor:
+        """What is added to scores of draws of all groups, float32 [num_positives, num_shared]: no own group's count."""
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
-        scores += tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)
-        return log_add_exp(own, log_sum_exp(scores))
+        of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)
+        return of_group + shared_correction(step.candidates, step.own_items, step.place[:, 0])
 
     def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
         """log-partition of each query's row of candidates, float32 [num_queries].
@@ -166,7 +172,5 @@ class SoftmaxTerms:
         """
         blocks = GroupBlocks.of(group, self._num_groups)
         members = tf.gather(step.embeddings, tf.gather(step.candidates.rows, blocks.group_id))
-        logits = tf.matmul(blocks.lay_out(queries), members, transpose_b=True)
-        window = tf.gather(window, blocks.row)
-        logits += row_correction(step.candidates, step.own_items, window, blocks.group_id)
-        return blocks.in_order(log_sum_exp(logits))
+        correction = row_correction(step.candidates, step.own_items, tf.gather(window, blocks.row), blocks.group_id)
+        return blocks.in_order(log_sum_exp_of_products(blocks.lay_out(queries), members, correction))

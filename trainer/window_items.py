@@ -39,34 +39,35 @@ class WindowItems(NamedTuple):
         One product a window: no query has a copy of its window's items.
 
         Returns:
-            float32 [n, ..., length].
+            float32 [num_windows, length, ..., length]; 0 where there is no query.
         """
         windows, length, dim = tf.unstack(tf.shape(self.embeddings, tf.int64))
         several = queries.shape[1:-1]
         by_window = tf.scatter_nd(place, queries, tf.stack([windows, length, *several, dim]))
-        rows = tf.reshape(by_window, [windows, -1, self.embeddings.shape[2]])
+        rows = tf.reshape(by_window, tf.stack([windows, -1, dim]))
         products = tf.matmul(rows, self.embeddings, transpose_b=True)
-        return tf.gather_nd(tf.reshape(products, tf.stack([windows, length, *several, length])), place)
+        return tf.reshape(products, tf.stack([windows, length, *several, length]))
 
     def scores_by_group(self, heads: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-        """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim]."""
-        group = tf.gather(self.group, place[:, 0])
-        is_of_group = tf.range(heads.shape[1])[:, None] == group[:, None, :]
-        return tf.reduce_sum(self.scores(heads, place) * tf.cast(is_of_group, heads.dtype), axis=1)
+        """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim].
 
-    def log_partitions(self, scores: tf.Tensor, place: tf.Tensor, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """log sum_j e^{scores_j} over a window's items j of the group `group_id`, and over those of other groups.
+        Returns:
+            float32 [num_windows, length, length].
+        """
+        is_of_group = tf.range(heads.shape[1])[:, None] == self.group[:, None, None, :]
+        return tf.reduce_sum(self.scores(heads, place) * tf.cast(is_of_group, heads.dtype), axis=2)
+
+    def log_partitions(self, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """log sum_j e^{scores_j} over a window's items j of the group of the item at a place, and over all others.
 
         Args:
-            scores: float32 [n, length].
-            place: int64 [n, 2].
-            group_id: int32 [n].
+            scores: float32 [num_windows, length, length].
+            place: int64 [n, 2], of positives.
 
         Returns:
             float32 [n] each; about -1e9 without such items.
         """
-        group = tf.gather(self.group, place[:, 0])
-        is_own = group == group_id[:, None]
-        is_other = ~is_own & (group >= 0)
-        own, other = (scores + LEFT_OUT * tf.cast(~which, tf.float32) for which in (is_own, is_other))
-        return log_sum_exp(own), log_sum_exp(other)
+        is_own = self.group[:, :, None] == self.group[:, None, :]
+        is_other = ~is_own & (self.group >= 0)[:, None, :]
+        own, others = (log_sum_exp(scores + LEFT_OUT * tf.cast(~which, tf.float32)) for which in (is_own, is_other))
+        return tf.gather_nd(own, place), tf.gather_nd(others, place)

@@ -50,7 +50,7 @@ class Encoded:
         before = np.arange(batch.item_index.shape[1] - 1) < places[:, 1:]
         histories = np.where(before, batch.item_index[places[:, 0], :-1], 0)
         own, log_intent = model.query_embeddings(tf.constant(histories), {})
-        shared = model._queries_of(batch, tf.constant(places), None, False)
+        shared = model._queries_of(batch, model.candidate_embeddings(batch.item_index), tf.constant(places), False)
         targets = batch.item_index[places[:, 0], places[:, 1]]
         return cls(places, targets, own.numpy(), shared.numpy(), log_intent.numpy())
 

@@ -36,10 +36,10 @@ def test_conditioning_dropout_is_the_share_of_positives_that_train_the_shared_ve
     model = TwoTowerModel(small_config(model={"conditioning_dropout": 0.8}), Catalogue.load(workdir))
     batch = next(TrainingWindows(workdir, 1000, 0).epoch(0))
     place = tf.where(batch.is_target)
-    target = tf.gather_nd(batch.item_index, place)
+    items = model.candidate_embeddings(batch.item_index)
     group, number = tf.zeros([len(place)], tf.int32), 0
     for _ in range(20):
-        number += len(model._vectors(batch, place, target, training=True).conditioned(group)[0])
+        number += len(model._vectors(batch, items, place, training=True).conditioned(group)[0])
     # Four standard errors.
     assert number / (20 * len(place)) == pytest.approx(0.2, abs=4 * 0.4 / np.sqrt(20 * len(place)))
-    assert len(model._vectors(batch, place, target, training=False).conditioned(group)[0]) == len(place)
+    assert len(model._vectors(batch, items, place, training=False).conditioned(group)[0]) == len(place)

@@ -19,7 +19,7 @@ def test_partitions_over_a_windows_items_by_numpy() -> None:
         (windows.scores(tf.constant(queries), tf.constant(place)), np.repeat(queries[:, None], 3, axis=1)),
         (windows.scores_by_group(tf.constant(heads), tf.constant(place)), heads),
     ):
-        found = windows.log_partitions(scores, tf.constant(place), tf.constant(own))
+        found = windows.log_partitions(scores, tf.constant(place))
         for row, (window, _) in enumerate(place):
             distinct = sorted(set(items[window]) - {0, 20})
             score = np.array([vectors[row, groups[item]] @ table[item] for item in distinct])
