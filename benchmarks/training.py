@@ -9,7 +9,7 @@ the training step (forward, backward, update), not the reading. All contestants 
 which its shared vector compares a positive with its own group's and the easy ones: `single_k10` and `single_k100` draw
 and compare no more than these. `*_in_group` is the paper's objective, in-group and intent alone (its single vector has
 as many negatives), and `*_every_group` a global term that scores each candidate by its own group's vector
-(`global_by=group`).
+(`global_by=group`). `*_uneven` has groups of Zipf-like sizes, as categories have.
 Times are medians of interleaved steps; a ratio is of such medians.
 The roofline counts a positive's multiply-adds, forward, of the parts that differ; the last line is JSON.
 """
@@ -41,10 +41,12 @@ LENGTH, WINDOWS, IN_GROUP, EASY = 50, 32, 8, 2
 SMALL, LARGE = 10_000, 1_000_000
 
 
-def catalogue(num_items: int, num_groups: int) -> Catalogue:
+def catalogue(num_items: int, num_groups: int, exponent: float = 0.0) -> Catalogue:
+    """Items of a Zipf-like popularity, in groups of even sizes, or Zipf-like ones of the exponent."""
     rng = np.random.default_rng(0)
     popularity = 1 / (1 + rng.permutation(num_items)) ** 0.8
-    group_id = rng.integers(0, num_groups, num_items + 1).astype(np.int32)
+    size = 1 / (1 + np.arange(num_groups)) ** exponent
+    group_id = rng.choice(num_groups, num_items + 1, p=size / size.sum()).astype(np.int32)
     group_id[0] = -1
     count = np.concatenate([[0], np.ceil(popularity * 1e5)]).astype(np.int64)
     return Catalogue(
@@ -153,11 +155,12 @@ def contestants() -> dict[str, Contestant]:
     result = {"single": single(negatives(1))}
     result["multiply_k10"] = contestant(items, data, {"conditioning": "multiply"}, {})
     for groups in (10, 100):
-        items = catalogue(SMALL, groups)
+        items, uneven = catalogue(SMALL, groups), catalogue(SMALL, groups, exponent=1.0)
         data = batches(items, 4, 1)
         result |= {
             f"single_k{groups}": single(negatives(groups)),
             f"mmoe_k{groups}": contestant(items, data, {}, {}),
+            f"mmoe_k{groups}_uneven": contestant(uneven, batches(uneven, 4, 1), {}, {}),
             f"mmoe_k{groups}_every_group": contestant(items, data, {}, {"global_by": "group"}),
             f"single_k{groups}_in_group": single(own_negatives(groups)),
             f"mmoe_k{groups}_in_group": contestant(items, data, {}, in_group),
@@ -234,6 +237,8 @@ def main() -> None:
         "mmoe_vs_single_k10": seconds["single"] / seconds["mmoe_k10"],
         "mmoe_vs_single_k100": seconds["single"] / seconds["mmoe_k100"],
         "multiply_vs_single": seconds["single"] / seconds["multiply_k10"],
+        "uneven_vs_even_k10": seconds["mmoe_k10"] / seconds["mmoe_k10_uneven"],
+        "uneven_vs_even_k100": seconds["mmoe_k100"] / seconds["mmoe_k100_uneven"],
         "packed_vs_unpacked": seconds["unpacked"] / seconds["single"],
         "cost_1m_items_vs_10k": seconds["mmoe_1m"] / seconds["mmoe_k10"],
         "mmoe_vs_single_at_equal_negatives_k10": seconds["single_k10"] / seconds["mmoe_k10"],

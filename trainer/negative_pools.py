@@ -12,6 +12,7 @@ from contracts.names import PADDING_INDEX
 from trainer.catalogue import Catalogue
 from trainer.index_ops import count, is_member
 from trainer.negative_samplers import CatalogueSampler, evenly_spread, negative_sampler
+from trainer.width_classes import width_classes
 
 LEFT_OUT = -1e9
 """Added to the logit of a candidate that is none: finite, so that a row of nothing else stays free of NaN."""
@@ -27,6 +28,7 @@ class Candidates(NamedTuple):
             inside their group; any place where a row is shorter than the widest.
         row_correction: float32 [num_groups, width], -log of how often an item is expected in its row;
             0 where a row holds every item of its group exactly once, `LEFT_OUT` where it is shorter.
+        row_sizes: int32 [num_groups], how long each row is.
         shared_from: where the candidates of all groups begin in `item_index`.
         shared_sizes: int32 [num_groups], how many of them each group has.
         shared_correction: float32 [num_shared], as `row_correction`.
@@ -35,9 +37,17 @@ class Candidates(NamedTuple):
     item_index: tf.Tensor
     rows: tf.Tensor
     row_correction: tf.Tensor
+    row_sizes: tf.Tensor
     shared_from: tf.Tensor
     shared_sizes: tf.Tensor
     shared_correction: tf.Tensor
+
+    def rows_of(self, groups: np.ndarray) -> Candidates:
+        """With the rows of some groups alone, in their order, as wide as the widest of them."""
+        sizes = tf.gather(self.row_sizes, groups)
+        width = tf.maximum(tf.reduce_max(sizes), 1)
+        rows, correction = (tf.gather(table[:, :width], groups) for table in (self.rows, self.row_correction))
+        return self._replace(rows=rows, row_correction=correction, row_sizes=sizes)
 
 
 class NegativePools:
@@ -57,6 +67,10 @@ class NegativePools:
     whatever the mix of hard and easy. What is neglected: the windows' writer rejects a user's own
     items, which other users then see less of. A step reads and updates the embeddings of as many
     candidates whatever K and the size of the catalogue are.
+
+    Attributes:
+        exact: whether candidates are the whole catalogue.
+        width_classes: of groups, by the candidates that a step is expected to have of each.
     """
 
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
@@ -68,14 +82,19 @@ class NegativePools:
         self._group_id = tf.constant(np.maximum(catalogue.group_id, 0))
         self._sampler = negative_sampler(catalogue, loss)
         probability = self._sampler.probability
-        mass = np.zeros(catalogue.num_groups)
-        np.add.at(mass, catalogue.group_id[1:], probability[1:])
+        mass = _sum_by_group(catalogue, probability)
         self._fresh_pool, self._fresh_sampler = loss.fresh_pool, CatalogueSampler(probability)
         log_probability = np.log(np.maximum(probability, 1e-30))
         log_probability[PADDING_INDEX] = -LEFT_OUT
         self._log_probability = tf.constant(log_probability, tf.float32)
         self._group_mass = tf.constant(np.maximum(mass, 1e-30), tf.float32)
         self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
+        positives = _sum_by_group(catalogue, catalogue.train_count / max(catalogue.train_count.sum(), 1))
+        if self.exact:
+            width = _sum_by_group(catalogue, np.ones(len(catalogue.group_id)))
+        else:
+            width = self._in_group_pool * positives + (loss.easy_pool + loss.fresh_pool) * mass
+        self.width_classes = width_classes(width, positives)
 
     def __call__(
         self,
@@ -99,7 +118,8 @@ class NegativePools:
         group = tf.gather(self._group_id, item_index)
         easy_sizes = count(group[num_hard:], self.num_groups)
         hard_sizes = count(group[:num_hard], self.num_groups)
-        rows, filled = _to_rows(group, easy_sizes + hard_sizes)
+        sizes = easy_sizes + hard_sizes
+        rows, filled = _to_rows(group, sizes)
         log_probability = tf.gather(self._log_probability, item_index)
         log_draws = tf.math.log(tf.cast(hard_sizes, tf.float32) / self._group_mass + num_easy + 1e-30)
         row_correction = -log_draws[:, None] - tf.gather(log_probability, rows)
@@ -107,6 +127,7 @@ class NegativePools:
             item_index,
             rows,
             tf.where(filled, row_correction, LEFT_OUT),
+            sizes,
             num_hard,
             easy_sizes,
             -tf.math.log(num_easy + 1e-30) - log_probability[num_hard:],
@@ -174,6 +195,11 @@ def _to_rows(group: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.gather(order, tf.minimum(place, tf.size(order) - 1)), column < sizes[:, None]
 
 
+def _sum_by_group(catalogue: Catalogue, values: np.ndarray) -> np.ndarray:
+    """float64 [num_groups] of [num_items + 1]."""
+    return np.bincount(catalogue.group_id[1:], weights=values[1:], minlength=catalogue.num_groups)
+
+
 def _whole_catalogue(catalogue: Catalogue) -> Candidates:
     """Every item once."""
     group = catalogue.group_id[1:]
@@ -185,6 +211,7 @@ def _whole_catalogue(catalogue: Catalogue) -> Candidates:
         tf.constant(order + 1),
         tf.constant(rows, tf.int32),
         tf.constant(np.where(column < sizes[:, None], 0, LEFT_OUT), tf.float32),
+        tf.constant(sizes, tf.int32),
         tf.constant(0),
         tf.constant(sizes, tf.int32),
         tf.zeros([len(order)]),

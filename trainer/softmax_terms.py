@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from contracts.config import LossConfig
@@ -71,6 +72,10 @@ class SoftmaxTerms:
         self._pools, self._tower, self._use_global = pools, candidate_tower, loss.global_weight > 0
         self._group_id = group_id
         self._num_groups = pools.num_groups
+        class_of_group, place_in_class = np.zeros([2, pools.num_groups], np.int32)
+        for number, groups in enumerate(pools.width_classes):
+            class_of_group[groups], place_in_class[groups] = number, np.arange(len(groups))
+        self._class_of_group, self._place_in_class = tf.constant(class_of_group), tf.constant(place_in_class)
         # Of one group, the group's vector ranks all that there is.
         self._shared_ranks_all = self._use_global and loss.global_by == "shared" and pools.num_groups > 1
 
@@ -165,12 +170,26 @@ class SoftmaxTerms:
     def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
         """log-partition of each query's row of candidates, float32 [num_queries].
 
-        Queries are laid out in blocks that share a group's candidates.
-
         Args:
             window, group, queries: int64 [num_queries], int32 [num_queries] and float32 [num_queries, dim].
         """
-        blocks = GroupBlocks.of(group, self._num_groups)
-        members = tf.gather(step.embeddings, tf.gather(step.candidates.rows, blocks.group_id))
-        correction = row_correction(step.candidates, step.own_items, tf.gather(window, blocks.row), blocks.group_id)
-        return blocks.in_order(log_sum_exp_of_products(blocks.lay_out(queries), members, correction))
+        classes = self._pools.width_classes
+        of_class = tf.gather(self._class_of_group, group)
+        place_in_class = tf.gather(self._place_in_class, group)
+        rows = (tf.dynamic_partition(each, of_class, len(classes)) for each in (window, place_in_class, queries))
+        found = [
+            _partition_in_blocks(step, step.candidates.rows_of(groups), len(groups), *of_rows)
+            for groups, *of_rows in zip(classes, *rows, strict=True)
+        ]
+        places = tf.dynamic_partition(tf.range(tf.size(group)), of_class, len(classes))
+        return tf.dynamic_stitch(places, found)
+
+
+def _partition_in_blocks(
+    step: _Step, candidates: Candidates, num_groups: int, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor
+) -> tf.Tensor:
+    """log-partition of each query's row of `candidates`, laid out in blocks that share a group's candidates."""
+    blocks = GroupBlocks.of(group, num_groups)
+    members = tf.gather(step.embeddings, tf.gather(candidates.rows, blocks.group_id))
+    correction = row_correction(candidates, step.own_items, tf.gather(window, blocks.row), blocks.group_id)
+    return blocks.in_order(log_sum_exp_of_products(blocks.lay_out(queries), members, correction))
