@@ -246,18 +246,27 @@ def test_a_reference_that_serves_nobody_is_no_division_by_zero(candidate: float,
 
 
 def test_measures_agree_with_sets() -> None:
-    """Recall, coverage and filled places against a plain loop over users."""
+    """Each measure against plain loops over users; one list holds a repeat and an empty place, some hold cold items."""
     world = World.make(3)
     lists = world.model(0.5)
     lists[0, :3] = [7, 7, 0]
-    measured = world.measured(lists)
-    expected = [
-        len(set(row.tolist()) & set(wanted.tolist())) / TARGETS
-        for row, wanted in zip(lists, world.targets, strict=True)
+    measured = measure(world.holdout, Answers(lists, np.array([9.0, 1.0, 2.0])))
+    of_user = [set(row.tolist()) - {0} for row in lists]
+    wanted = [row.tolist() for row in world.targets]
+    np.testing.assert_allclose(
+        measured.recall, [len(of & set(targets)) / TARGETS for of, targets in zip(of_user, wanted, strict=True)]
+    )
+    hits = [target in of for of, targets in zip(of_user, wanted, strict=True) for target in targets]
+    assert measured.hit.tolist() == hits
+    listed = [item for of in of_user for item in of]
+    assert measured.coverage == len(set(listed)) / ITEMS
+    assert measured.filled == len(listed) / (USERS * K)
+    cold = sum(item > ITEMS - 20 for item in listed)
+    assert measured.cold_share == pytest.approx(cold / len(listed)) and cold
+    assert measured.group_places.tolist() == [
+        sum(world.holdout.group_id[item] == group for item in listed) for group in range(GROUPS)
     ]
-    np.testing.assert_allclose(measured.recall, expected)
-    assert measured.coverage == len(set(lists.ravel().tolist()) - {0}) / ITEMS
-    assert measured.filled == sum(len(set(row.tolist()) - {0}) for row in lists) / (USERS * K)
+    assert measured.milliseconds == 2.0
 
 
 def test_ndcg_of_a_hand_made_list() -> None:
