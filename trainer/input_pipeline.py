@@ -27,7 +27,8 @@ class WindowBatch(NamedTuple):
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
         is_target: bool [batch_size, length], of no item that the user had before. A window's first event is one too,
             unless other context follows it: it trains the query of an empty history.
-        in_group_negatives: int64 [n], draws from the groups of the windows' targets.
+        in_group_negatives: int64 [n], draws from the groups of targets: of this batch's windows or, as a chunk's draws
+            are shared out anew, of others.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
         exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], of each target what

@@ -33,7 +33,8 @@ _ITEMS_AT_ONCE = 16_384
 class TwoTowerModel(tfrs.Model):
     """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
 
-    The objective is a weighted sum of
+    The objective is a weighted sum of the terms below. Candidates are the whole catalogue or, of a large one, the items
+    of the positive's own window and draws (`SoftmaxTerms`).
     - in-group: -log softmax of the positive among its own group's candidates;
     - global: -log softmax of the positive among the candidates of all groups, scored by the shared vector h_u
       that the groups' vectors are made from (`training.loss.global_by`; "group": each candidate by its own group's
@@ -107,7 +108,7 @@ class TwoTowerModel(tfrs.Model):
 
     @property
     def passes_of_an_answer(self) -> int:
-        """How many rows the encoder makes of a user's: what an answer takes memory by."""
+        """Rows that the encoder computes for a row of a request: the memory of an answer grows with them."""
         return 1
 
     def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:

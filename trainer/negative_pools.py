@@ -53,8 +53,8 @@ class Candidates(NamedTuple):
 class NegativePools:
     """Builds a step's candidates: the whole catalogue where it is small, drawn negatives where not.
 
-    In-group draws come with the windows and follow q(i | g); easy draws follow q(i), and come with
-    them too or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
+    In-group draws come with a chunk's windows and follow q(i | g); easy draws follow q(i), and come with
+    them, too, or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
     step keeps a part, evenly spread over the windows' draws. Fresh draws join the easy ones: what comes with the
     windows comes again in every epoch, and an item that chance left out of it would never be a negative.
     A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
