@@ -126,11 +126,23 @@ def push_left_over(store: Store) -> list[Record]:
     A newer span makes another run, so nobody may call them again. A version that is on disk and not stable looks as if
     it were held back, so that every later one would become canary; and one without a record has no weights to start
     from, no lineage, and a run that `retain` would delete.
+
+    Raises:
+        ValueError: a part of such a run is gone.
     """
-    runs = [RetrainRun(Workdir(path)) for path in (sorted(store.runs.iterdir()) if store.runs.is_dir() else ())]
-    return [
-        push_blessed(store, run.workdir.path.name) for run in runs if run.pending.exists() and not run.record.exists()
-    ]
+    records = []
+    for path in sorted(store.runs.iterdir()) if store.runs.is_dir() else ():
+        run = RetrainRun(Workdir(path))
+        if run.pending.exists() and not run.record.exists():
+            try:
+                records.append(record := push_blessed(store, path.name))
+            except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+                raise ValueError(
+                    f"{path} has passed the gate, and its push, which did not end, cannot go on ({error}): mend that, "
+                    "or delete the directory"
+                ) from error
+            log.warning("run %s had died in its push: version %d is %s", path.name, record.version, record.label)
+    return records
 
 
 def set_stable(store: Store, version: int) -> list[str]:

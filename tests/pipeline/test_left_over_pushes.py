@@ -58,7 +58,9 @@ def dying_at(step: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("step", range(len(STEPS)))
-def test_the_next_call_finishes_it_and_nothing_is_held_back(store: Store, step: int) -> None:
+def test_the_next_call_finishes_it_and_nothing_is_held_back(
+    store: Store, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with dying_at(step):
         push_blessed(store, "run-2")
     [record] = push_left_over(store)
@@ -66,6 +68,7 @@ def test_the_next_call_finishes_it_and_nothing_is_held_back(store: Store, step: 
     assert record == record_of_version(store, 2)
     assert stable(store) == [ServingLabels(stable=2)] * 2
     assert [versions_on_disk(store.servable(name)) for name in NAMES] == [[1, 2]] * 2
+    assert caplog.messages == ["run run-2 had died in its push: version 2 is stable"]
     assert push_left_over(store) == []
     plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, ["b"]), SpanStart("3", 5, ["c"])], {})
     assert (plan.parent, plan.parent_run, plan.version, plan.held) == (2, "run-2", 3, False)
@@ -87,3 +90,12 @@ def test_somebody_who_goes_further_back_in_between_holds_it(store: Store) -> Non
         push_blessed(store, "run-2")
     [record] = push_left_over(store)
     assert (record.version, record.label, stable(store)) == (2, "canary", [ServingLabels(stable=3, canary=2)] * 2)
+
+
+@pytest.mark.parametrize("gone", ["plan.json", "export", "servable"])
+def test_a_run_that_has_lost_a_part_is_named(store: Store, gone: str) -> None:
+    run = store.run("run-2").path
+    (run / gone).rename(run / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{run} has passed the gate, .*: mend that, or delete the directory"):
+        push_left_over(store)
+    assert stable(store) == [ServingLabels(stable=1)] * 2
