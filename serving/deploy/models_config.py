@@ -3,7 +3,10 @@
     python -m serving.deploy.models_config dnc=runs/mine/servable/dnc --root /models > models.config
 
 TF Serving reads it again every `--model_config_file_poll_wait_seconds`: written anew after a push or a
-rollback, which `--out FILE --every SECONDS` does, it follows `serving.json` as `dnc serve` does by itself.
+rollback, which `--out FILE --every SECONDS --server URL` does, it follows `serving.json` as `dnc serve` does by itself.
+
+TF Serving refuses a config that moves a label in use to a version that is not loaded, and loads nothing of it. So a
+label moves in two steps: its version is listed while the label stays, and is labelled once the server has loaded it.
 """
 
 from __future__ import annotations
@@ -15,19 +18,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import click
+import requests
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from contracts import storage
 from contracts.serving_labels import effective_labels, versions_on_disk
 
+_SECONDS_TO_ANSWER = 5.0
 
-def models_config(bases: Mapping[str, Path], root: PurePosixPath) -> str:
+
+def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | None = None) -> str:
     """A ModelServerConfig as text: each model's labelled versions, and no other.
 
     Args:
         bases: model name -> directory that holds its versions, here.
         root: where the server sees them, each below its name.
+        server: the REST API of a TF Serving that runs with an earlier config: what it can take as it is now. Without,
+            or while it does not answer, the config is for one that starts.
 
     Raises:
         ValueError: a base path has no version, or its `serving.json` is not well formed or labels what is not there.
@@ -43,9 +51,31 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath) -> str:
                 f"{base} holds versions {versions}; its serving.json labels {missing}: roll back to one of these"
             )
         one = config.model_config_list.config.add(name=name, base_path=str(root / name), model_platform="tensorflow")
-        one.model_version_policy.specific.versions.extend(labels.by_label().values())
-        one.version_labels.update(labels.by_label())
+        wanted = labels.by_label()
+        one.version_labels.update(_movable(wanted, f"{server}/v1/models/{name}") if server else wanted)
+        listed = {*wanted.values(), *one.version_labels.values()}
+        one.model_version_policy.specific.versions.extend(sorted(listed))
     return text_format.MessageToString(config)
+
+
+def _movable(wanted: Mapping[str, int], model: str) -> dict[str, int]:
+    """`wanted` as far as the server at the URL of a model can take it: a label in use waits for its version."""
+    loaded = {version for version, state in _states(model).items() if state == "AVAILABLE"}
+    movable = {}
+    for label, version in wanted.items():
+        held = next(iter(_states(f"{model}/labels/{label}")), None)
+        movable[label] = version if held is None or version in loaded else held
+    return movable
+
+
+def _states(url: str) -> dict[int, str]:
+    """Version -> state, of the versions at a URL of TF Serving's model status API; none if there is no answer."""
+    try:
+        answer = requests.get(url, timeout=_SECONDS_TO_ANSWER)
+        found = answer.json().get("model_version_status", [])
+    except requests.RequestException:  # of a server that starts or stops; or of what is no JSON
+        return {}
+    return {int(one["version"]): one["state"] for one in found}
 
 
 @click.command()
@@ -53,21 +83,27 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath) -> str:
 @click.option("--root", default="/models", show_default=True, help="Where the server sees the models.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write here, whole or not at all, instead of printing.")
 @click.option(
-    "--every", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Look again so often; needs --out."
+    "--every",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Look again so often; needs --out and --server.",
 )
-def main(models: tuple[str, ...], root: str, out: Path | None, every: float | None) -> None:
+@click.option("--server", metavar="URL", help="REST API of the server that reads the file: labels wait for its loads.")
+def main(models: tuple[str, ...], root: str, out: Path | None, every: float | None, server: str | None) -> None:
     """Print the models.config of the servables at PATH, or keep a file at it.
 
     With --every, what is wrong is said, and the file stays as it was until it is right again.
     """
-    if every and out is None:
-        raise click.UsageError("--every needs --out FILE: where to keep the models.config")
+    if every and not (out and server):
+        raise click.UsageError(
+            "--every needs --out FILE, where to keep the models.config, and --server URL, whose loads labels wait for"
+        )
     bases = _bases(models)
     if every:  # the first process of a container gets no signal that it does not ask for
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         try:
-            _write(models_config(bases, PurePosixPath(root)), out)
+            _write(models_config(bases, PurePosixPath(root), server), out)
         except (ValueError, OSError) as error:
             click.echo(f"models_config: {error}", err=True)
             if not every:

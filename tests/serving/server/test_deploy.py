@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,9 +116,10 @@ def test_models_config_follows_the_labels(tmp_path, servable):
         (["dnc={base}/nothing"], "no version of dnc"),
         (["dnc={base}"], "labels {'stable': 9}"),
         (["{base}"], "must have the form NAME=PATH"),
-        (["dnc={base}", "--every", "1"], "--every needs --out"),
+        (["dnc={base}", "--every", "1", "--server", "http://localhost:8501"], "--every needs --out"),
+        (["dnc={base}", "--every", "1", "--out", "{base}/models.config"], "and --server URL"),
     ],
-    ids=["no version", "a version that is not there", "no name", "no file to keep"],
+    ids=["no version", "a version that is not there", "no name", "no file to keep", "no server to ask"],
 )
 def test_a_models_config_that_cannot_be_is_explained(tmp_path, servable, arguments, said):
     add_version(tmp_path, 1, servable)
@@ -131,8 +133,9 @@ def test_a_models_config_is_kept_at_the_labels(tmp_path, servable):
     base, out = tmp_path / "dnc", tmp_path / "models.config"
     for number in (1, 2):
         add_version(base, number, servable)
+    flags = ["--out", str(out), "--every", "0.1", "--server", "http://127.0.0.1:9"]  # nobody is there yet
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "serving.deploy.models_config", f"dnc={base}", "--out", str(out), "--every", "0.1"],
+        [sys.executable, "-m", "serving.deploy.models_config", f"dnc={base}", *flags],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -147,6 +150,55 @@ def test_a_models_config_is_kept_at_the_labels(tmp_path, servable):
     finally:
         keeper.kill()
         keeper.wait()
+
+
+class Labelled:
+    """TF Serving's versions and labels, as ServerCore::ReloadConfig (model_servers/server_core.cc) keeps them."""
+
+    def __init__(self) -> None:
+        self.labels: dict[str, int] = {}
+        self.loaded: set[int] = set()
+        self.listed: set[int] = set()
+
+    def reload(self, config: str) -> None:
+        """Labels come first. With one in use that names a version not loaded, all of the config is refused."""
+        (model,) = text_format.Parse(config, model_server_config_pb2.ModelServerConfig()).model_config_list.config
+        labels = dict(model.version_labels)
+        if all(self.labels.get(one, to) == to or to in self.loaded for one, to in labels.items()):
+            self.labels, self.listed = labels, set(model.model_version_policy.specific.versions)
+
+    def load(self) -> None:
+        """What is listed, and then unloads what is not."""
+        self.loaded = self.listed
+
+    def status(self, path: str) -> dict[str, Any]:
+        """GET /v1/models/dnc and /v1/models/dnc/labels/LABEL."""
+        label = path.removeprefix("/v1/models/dnc").removeprefix("/labels/")
+        versions = self.listed | self.loaded if not label else {self.labels[label]} if label in self.labels else set()
+        states = {version: "AVAILABLE" if version in self.loaded else "LOADING" for version in versions}
+        found = [{"version": str(version), "state": state} for version, state in states.items()]
+        return {"model_version_status": found} if found else {"error": "Unrecognized servable version label"}
+
+
+def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, servable, monkeypatch):
+    """In one step, TF Serving would refuse the config at every look, and never load the version."""
+    server, base = Labelled(), tmp_path / "dnc"
+    monkeypatch.setattr(
+        "serving.deploy.models_config.requests.get",
+        lambda url, timeout: SimpleNamespace(json=lambda: server.status(url.removeprefix("http://server"))),
+    )
+    for number in (1, 2, 3):
+        add_version(base, number, servable)
+    seen = []
+    for labels in (ServingLabels(stable=1), ServingLabels(stable=2, canary=3), ServingLabels(stable=1)):
+        write_labels(base, labels)
+        for _ in range(2):
+            server.reload(models_config({"dnc": base}, PurePosixPath("/m"), "http://server"))
+            seen.append((server.labels["stable"], server.labels["stable"] in server.loaded))
+            server.load()
+        assert (server.labels, server.loaded) == (labels.by_label(), set(labels.by_label().values()))
+    # Nothing is loaded before the first config; since then, stable has always had a version that answers.
+    assert seen == [(1, False), (1, True), (1, True), (2, True), (2, True), (1, True)]
 
 
 def servers() -> dict[str, tuple[str, list[str]]]:
@@ -179,6 +231,20 @@ def test_dnc_serve_takes_the_arguments_that_it_is_given():
         assert given["models"] == ("dnc=/models/dnc",)
         server = load_config(None, given["overrides"]).server
         assert (server.host, server.grpc_port, server.rest_port) == ("0.0.0.0", 8500, 8501)
+
+
+def test_what_keeps_the_labels_asks_the_server_that_reads_them():
+    services = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]
+    asked = {"http://exact:8501": services["labels"]["command"]}
+    for name in TF_SERVING:
+        (deployment, _) = yaml.safe_load_all((DEPLOY / name).read_text())
+        (beside,) = deployment["spec"]["template"]["spec"]["initContainers"]
+        asked[f"http://localhost:8501#{name}"] = beside["args"]
+    for url, arguments in asked.items():
+        given = main.make_context("models_config", list(arguments)).params
+        assert given["server"] == url.partition("#")[0]
+        assert given["out"] == Path("/labels/models.config")
+        assert given["every"] == 10
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
