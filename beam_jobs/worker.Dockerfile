@@ -6,4 +6,5 @@ COPY requirements.lock setup.py README.md ./
 RUN pip install --no-cache-dir --no-deps -r requirements.lock
 COPY contracts contracts
 COPY beam_jobs beam_jobs
-RUN pip install --no-cache-dir --no-deps . && pip install --no-cache-dir 'apache-beam[gcp,aws]==2.77.0'
+RUN pip install --no-cache-dir --no-deps . \
+ && pip install --no-cache-dir -c requirements.lock 'apache-beam[gcp,aws]==2.77.0'

@@ -281,3 +281,12 @@ def test_what_the_image_copies_exists():
     for source in re.findall(r"^COPY (.+) \S+$", (DEPLOY / "dnc.Dockerfile").read_text(), re.MULTILINE):
         for path in source.split():
             assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "dnc.Dockerfile", ROOT / "beam_jobs" / "worker.Dockerfile"], ids=str)
+def test_images_have_the_locked_versions(path):
+    """What is installed after the lock would move them to what its own dependencies like better."""
+    installs = re.findall(r"pip install (.+?)(?= &&| \\\n|\n)", path.read_text())
+    assert len(installs) > 1
+    for arguments in installs:
+        assert "--no-deps" in arguments or "-c requirements.lock" in arguments
