@@ -54,10 +54,13 @@ def is_list(kind: pa.DataType) -> bool:
 def _split(column: pa.Array, separator: str) -> pa.Array:
     """Text cells as lists of their parts; "" and what has no text as empty lists.
 
-    A pair of brackets around a cell is left out: so Python and NumPy print vectors.
+    A pair of brackets around a cell is left out: so Python and NumPy print vectors. NumPy lines numbers up with further
+    spaces and breaks long lines, so that one that separates may be several, or a line's end.
     """
     text = pc.fill_null(to_binary(column), b"")
-    text = pc.replace_substring_regex(text, r"^\s*\[(.*)\]\s*$", r"\1")
+    text = pc.replace_substring_regex(text, r"(?s)^\s*\[(.*)\]\s*$", r"\1")
+    if separator.isspace():
+        text = pc.replace_substring_regex(pc.replace_substring_regex(text, r"^\s+|\s+$", ""), r"\s+", separator)
     parts = pc.split_pattern(text, separator.encode())
     return pc.if_else(pc.equal(text, pa.scalar(b"", pa.binary())), pa.scalar([], parts.type), parts)
 

@@ -1,5 +1,8 @@
 """Vectors from any column that may hold them."""
 
+import csv
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -29,6 +32,19 @@ def test_every_form_gives_the_same_vectors(name: str, start: int) -> None:
     expected = [cell or [np.nan] * 2 for cell in NUMBERS[start:]]
     np.testing.assert_array_equal(to_matrix(vectors), np.array(expected, np.float32))
     assert not is_malformed.any()
+
+
+@pytest.mark.parametrize(("separator", "write"), [(" ", str), (",", lambda row: json.dumps(row.tolist(), indent=1))])
+def test_vectors_are_read_from_csv_as_numpy_and_json_print_them(separator, write, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """NumPy lines columns up with spaces, and breaks lines after 75 characters."""
+    rows = np.random.default_rng(0).normal(size=(9, 40)).astype(np.float32)
+    with open(tmp_path / "items.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "look"], *([place, write(row)] for place, row in enumerate(rows))])
+    assert "\n" in write(rows[0])
+    features = (Feature(name="look", kind="vector", dim=40, separator=separator),)
+    read = read_feature_table(FeatureTable(path=str(tmp_path / "items.csv"), id="id", features=features), "table")
+    np.testing.assert_allclose(to_matrix(read.columns["look"]), rows, rtol=1e-6, atol=1e-7)
+    assert read.counts["malformed_look"] == 0
 
 
 def test_whole_numbers_and_what_float32_cannot_hold() -> None:
