@@ -42,7 +42,19 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             if found.get(MISSING) and found[MISSING] == len(rows.ids):
                 logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
                                f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
+            if feature.kind == "tokens" and _are_printed_lists(rows.columns[feature.name]):
+                logger.warning("data.%s: column %r of %s has lists as programs print them: their brackets and quotes "
+                               "are part of the tokens, so that one value counts as several. Write values with %r "
+                               "between them, or a column of lists into Parquet", name, feature.name, table.path,
+                               feature.separator)  # fmt: skip
         yield dataset_statistics(name, len(rows.ids), histograms)
+
+
+def _are_printed_lists(cells: pa.Array) -> bool:
+    """Whether most cells that hold anything are such as ['a', 'b'], which pandas makes of lists in CSV."""
+    present = cells.filter(pc.greater(pc.binary_length(cells), 0))
+    printed = pc.sum(pc.match_substring_regex(present, r"(?s)^\s*\[.*\]\s*$")).as_py() or 0
+    return 2 * printed > len(present)
 
 
 def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:

@@ -94,6 +94,24 @@ def test_a_table_that_lacks_most_items_is_said(
     assert ("20 of the 30 ids of the log have no row in data.item_features" in caplog.text) == is_said
 
 
+@pytest.mark.parametrize(
+    ("cells", "is_said"),
+    [
+        ([str(["a", "b"]), json.dumps(["b", "c"]), ""], True),
+        (["a|b", "[live]|c", "c"], False),
+        ([["a", "b"]] * 3, False),
+    ],
+    ids=["printed", "separated", "lists"],
+)
+def test_tokens_that_are_lists_as_programs_print_them_are_said(
+    cells: list, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pandas writes a column of lists so into CSV: "['a'" and "'a'" would be two values."""
+    workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": cells * 10}, "tokens")
+    ingest.run(config, workdir, "f")
+    assert ("has lists as programs print them" in caplog.text) == is_said
+
+
 def test_a_category_without_any_value_is_said(tmp_path: Path) -> None:
     sections = {"groups": {"method": "hybrid", "category": "it", "num_groups": 2, "embedding_dim": 8}}
     workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": [""] * 30}, "categorical", **sections)
