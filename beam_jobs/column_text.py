@@ -9,9 +9,13 @@ import pyarrow.compute as pc
 
 MAX_ID_BYTES = 1024
 NOT_UTF8 = "not UTF-8"
-ID_PROBLEMS = ("", "missing", NOT_UTF8, "holds control characters", f"longer than {MAX_ID_BYTES} bytes")
+LOST_DIGITS = "is a number that has lost digits: write ids as integers or text"
+ID_PROBLEMS = ("", "missing", NOT_UTF8, "holds control characters", f"longer than {MAX_ID_BYTES} bytes", LOST_DIGITS)
 """What `check_ids` finds, by code; code 0 is a sound id. Control characters would break text vocabularies."""
-_OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG = range(5)
+_OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG, _LOST = range(6)
+
+_SCIENTIFIC = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2,3}$"
+"""What spreadsheets make of 123456789012, and pandas of 64-bit ids in a column with gaps. (12e34 may be a hash.)"""
 
 NO_WORD = r"[^\pL\pN]+"
 """What lies between the words of a text: a regular expression that TensorFlow and Arrow read alike."""
@@ -79,6 +83,7 @@ def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:
     utf8 = utf8_mask(values)
     text = pc.if_else(pa.array(utf8), values, pa.scalar(b"", pa.binary())).cast(pa.string())
     control = pc.fill_null(pc.match_substring_regex(text, r"[\x00-\x1f\x7f]"), False).to_numpy(zero_copy_only=False)
+    problems[pc.fill_null(pc.match_substring_regex(text, _SCIENTIFIC), False).to_numpy(zero_copy_only=False)] = _LOST
     problems[control] = _CONTROL
     problems[~utf8] = _NOT_UTF8
     problems[lengths > MAX_ID_BYTES] = _LONG

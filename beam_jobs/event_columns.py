@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.column_text import ID_PROBLEMS, check_ids, is_inexact, to_binary, to_numbers
+from beam_jobs.column_text import ID_PROBLEMS, LOST_DIGITS, check_ids, is_inexact, to_binary, to_numbers
 from beam_jobs.event_files import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
@@ -18,7 +18,7 @@ from contracts.names import EventColumn
 
 _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
 
-_INEXACT = ("", "is a float that has lost digits: write ids as integers or text")
+_INEXACT = ("", LOST_DIGITS)
 
 # In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import ingest
+from beam_jobs.column_text import LOST_DIGITS
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log
 
@@ -39,6 +40,8 @@ MALFORMED = {
     "newline in id": (b'u,"a\nb",5\n', "item_id holds control characters"),
     "NUL in id": (b"u\x00,a,5\n", "user_id holds control characters"),
     "1 MB id": (b"u," + b"x" * (1 << 20) + b",5\n", "item_id longer than 1024 bytes"),
+    "id of a spreadsheet": (b"u,1.23457E+11,5\n", f"item_id {LOST_DIGITS}"),
+    "id of pandas": (b"1.2345678901234568e+18,a,5\n", f"user_id {LOST_DIGITS}"),
     "quote never closed": (b'u,"a,5\n', "quote never closed"),
     "repeated header": (HEADER.encode() + b"\n", "timestamp not a time"),
 }
@@ -176,7 +179,7 @@ def test_a_header_that_is_read_as_a_row_has_its_remedy(tmp_path: Path, caplog: p
 
 
 def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:
-    write_log(tmp_path / "a.csv", ["u,a,1", "U,a,1", "u ,a,1", "😀,a,1"])
+    write_log(tmp_path / "a.csv", ["u,a,1", "U,a,1", "u ,a,1", "😀,a,1", "12e34,1e-7,1"])
     pq.write_table(
         pa.table({"user_id": pa.array([7], pa.int16()), "item_id": [12], "timestamp": [1]}), tmp_path / "b.parquet"
     )
@@ -184,7 +187,7 @@ def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Pat
     workdir = Workdir(tmp_path / "run")
     ingest.run(config, workdir, "f")
     assert {(r["user_id"], r["item_id"]) for r in read_events(workdir)} == {
-        ("u", "a"), ("U", "a"), ("u ", "a"), ("😀", "a"), ("7", "12"),
+        ("u", "a"), ("U", "a"), ("u ", "a"), ("😀", "a"), ("12e34", "1e-7"), ("7", "12"),
     }  # fmt: skip
 
 
