@@ -187,7 +187,7 @@ def _fitted(
     remove(*blocks)
     embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
     warm: Bool = np.any(embeddings != 0, axis=1)
-    embeddings, placed = embed_cold(embeddings, side.matrix())
+    embeddings, placed = embed_cold(embeddings, side.columns())
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
     writer.details["cooccurrences"] = {"within": None, "expected": None}
     path = ItemGroups(writer.path).embeddings

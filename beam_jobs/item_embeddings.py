@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
 from beam_jobs.files import read_parquet
+from beam_jobs.side_features import SideColumns, blocks_of_items
 from contracts.storage import local
 
 Float32 = npt.NDArray[np.float32]
@@ -82,27 +83,43 @@ def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
     return scaled
 
 
-def embed_cold(embeddings: Float32, side: sp.csr_matrix) -> tuple[Float32, Bool]:
+def embed_cold(embeddings: Float32, side: SideColumns) -> tuple[Float32, Bool]:
     """Embeds items without co-occurrence where their side features lead, by ridge regression.
 
     The map from side features to embeddings is learnt from items that have both.
 
     Args:
         embeddings: [num_items, dim], rows of 0 to be filled.
-        side: [num_items, num_columns] side features.
+        side: features of the same items.
 
     Returns:
         [num_items, dim] embeddings and [num_items] whether each row is not 0.
     """
     warm: Bool = np.any(embeddings != 0, axis=1)
-    informed = np.asarray((side != 0).sum(axis=1)).ravel() > 0
-    train, cold = warm & informed, ~warm & informed
-    if not train.any() or not cold.any():
+    informed = side.tell()
+    train, cold = np.flatnonzero(warm & informed), np.flatnonzero(~warm & informed)
+    if not len(train) or not len(cold):
         return embeddings, warm
-    x = side[train]
     mean = embeddings[train].mean(axis=0)
-    gram = (x.T @ x).toarray() + _RIDGE * np.eye(side.shape[1])
-    weights = np.linalg.solve(gram, x.T @ (embeddings[train] - mean))
+    of_values, of_numbers = np.split(_ridge(side, train, embeddings, mean), [side.values.shape[1]])
     filled = embeddings.copy()
-    filled[cold] = normalise_rows(side[cold] @ weights + mean)
+    for items in blocks_of_items(cold):
+        filled[items] = normalise_rows(side.values[items] @ of_values + side.numbers(items) @ of_numbers + mean)
     return filled, np.any(filled != 0, axis=1)
+
+
+def _ridge(side: SideColumns, train: Int64, embeddings: Float32, mean: Float32) -> npt.NDArray[np.floating]:
+    """[num_columns, dim] weights of the regression of `embeddings` - `mean` on the columns, over the items `train`."""
+    num_values = side.values.shape[1]
+    size = num_values + side.width
+    gram, moments = _RIDGE * np.eye(size), np.zeros((size, embeddings.shape[1]))
+    values = side.values[train]
+    gram[:num_values, :num_values] += (values.T @ values).toarray()
+    moments[:num_values] = values.T @ (embeddings[train] - mean)
+    for items in blocks_of_items(train) if side.width else ():
+        numbers = side.numbers(items)
+        gram[num_values:, num_values:] += numbers.T @ numbers
+        gram[:num_values, num_values:] += side.values[items].T @ numbers
+        moments[num_values:] += numbers.T @ (embeddings[items] - mean)
+    gram[num_values:, :num_values] = gram[:num_values, num_values:].T
+    return np.linalg.solve(gram, moments)

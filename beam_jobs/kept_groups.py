@@ -76,7 +76,7 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeat
     embeddings[joining] = folded[joining]
     embeddings[~settled & ~joining] = 0
     settled = settled | joining
-    embeddings, placed = embed_cold(embeddings, side.matrix())
+    embeddings, placed = embed_cold(embeddings, side.columns())
     nearest = nearest_centroid(embeddings, previous.centroids)
     kept = previous.settled | (~joining & (previous.of_item >= 0))
     groups = np.where(kept, previous.of_item, np.where(placed, nearest, -1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,13 @@ from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import Feature, FeatureTable
 
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-_ROWS_AT_ONCE = 1 << 15
+_ROWS_AT_ONCE, _DENSE_ROWS = 1 << 15, 1 << 13
+_ROUNDING = 1e-12
 # The ridge regression solves a dense system of all values: time grows with the cube of their number.
 _MAX_VALUES, _MAX_VALUES_OF_ALL = 2_000, 6_000
 
@@ -77,8 +81,8 @@ class SideFeatures:
             f"those are {[feature.name for feature in self.tokens]}"
         )
 
-    def matrix(self) -> sp.csr_matrix:
-        """[num_items, num_columns] one-hot values, the most frequent of each feature, and standardised numbers."""
+    def columns(self) -> SideColumns:
+        """One-hot values, the most frequent of each feature, and standardised numbers."""
         blocks = [sp.csr_matrix((self.num_items, 0), dtype=np.float32)]
         most = min(_MAX_VALUES, _fair_share([len(feature.values) for feature in self.tokens], _MAX_VALUES_OF_ALL))
         for feature in self.tokens:
@@ -86,15 +90,62 @@ class SideFeatures:
             shape = (self.num_items, min(len(feature.values), most))
             ones = np.ones(int(kept.sum()), np.float32)
             blocks.append(sp.csr_matrix((ones, (feature.items[kept], feature.codes[kept])), shape=shape))
-        for numbers in self.numbers.values():
-            present = np.isfinite(numbers).all(axis=1)
-            scaled = np.zeros(numbers.shape, np.float32)
-            if present.any():
-                known = numbers[present].astype(np.float64)
-                spread, deviation = known.std(axis=0), known - known.mean(axis=0)
-                scaled[present] = deviation / np.where(spread > 0, spread, 1.0) / numbers.shape[1] ** 0.5
-            blocks.append(sp.csr_matrix(scaled))
-        return sp.hstack(blocks, format="csr")
+        return SideColumns(sp.hstack(blocks, format="csr"), list(self.numbers.values()))
+
+
+class SideColumns:
+    """Side features as columns: sparse ones, and dense ones, which are made a block of items at a time.
+
+    Embeddings of text or images are wider than all else: as sparse columns, or all at once in float64, those of a
+    million items outgrow a machine.
+
+    Attributes:
+        values: [num_items, num_values] one-hot.
+        width: how many columns are dense.
+    """
+
+    def __init__(self, values: sp.csr_matrix, numbers: Sequence[Float32]) -> None:
+        """`numbers` are arrays [num_items, dim]; a row with NaN is missing."""
+        self.values = values
+        self.width = sum(each.shape[1] for each in numbers)
+        self._numbers = [(each, *_mean_and_scale(each)) for each in numbers]
+
+    def numbers(self, items: Int64) -> Float32:
+        """[num_items, width] of some items: z-scores, over sqrt(dim) of each feature; 0 where it is missing."""
+        columns = [np.zeros((len(items), 0), np.float32)]
+        for numbers, mean, scale in self._numbers:
+            with np.errstate(invalid="ignore"):  # of what is missing
+                scaled = (numbers[items] - mean) * scale
+            scaled[~np.isfinite(scaled).all(axis=1)] = 0
+            columns.append(scaled.astype(np.float32))
+        return np.concatenate(columns, axis=1)
+
+    def tell(self) -> npt.NDArray[np.bool_]:
+        """[num_items] whether anything but 0 is known of an item."""
+        known = np.diff(self.values.indptr) > 0
+        for items in blocks_of_items(np.arange(len(known))):
+            known[items] |= self.numbers(items).any(axis=1)
+        return known
+
+
+def blocks_of_items(items: Int64) -> Iterator[Int64]:
+    """Some items at a time."""
+    return (items[start : start + _DENSE_ROWS] for start in range(0, len(items), _DENSE_ROWS))
+
+
+def _mean_and_scale(numbers: Float32) -> tuple[Float64, Float64]:
+    """[dim] mean of the rows without NaN, and what makes z-scores over sqrt(dim) of deviations from it.
+
+    0 for a column of equal numbers: a variance within their rounding is none.
+    """
+    present = np.flatnonzero(np.isfinite(numbers).all(axis=1))
+    mean, variance = np.zeros(numbers.shape[1]), np.zeros(numbers.shape[1])
+    for items in blocks_of_items(present):
+        mean += numbers[items].sum(axis=0, dtype=np.float64) / len(present)
+    for items in blocks_of_items(present):
+        variance += ((numbers[items] - mean) ** 2).sum(axis=0) / len(present)
+    varies = variance > _ROUNDING * mean**2
+    return mean, np.where(varies, 1 / np.sqrt(np.where(varies, variance * numbers.shape[1], 1.0)), 0.0)
 
 
 def _fair_share(sizes: list[int], most: int) -> int:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import side_features
-from beam_jobs.side_features import read_side_features, take_apart
+from beam_jobs.item_embeddings import embed_cold, normalise_rows
+from beam_jobs.side_features import SideFeatures, read_side_features, take_apart
 from contracts.config import Feature, FeatureTable
 
 
@@ -33,12 +34,42 @@ def test_the_most_frequent_values_of_each_feature_are_columns(
     pq.write_table(pa.table({"id": [str(item) for item in range(630)], **cells}), tmp_path / "items.parquet")
     features = [{"name": name, "kind": "categorical"} for name in cells]
     table = FeatureTable.model_validate({"path": str(tmp_path / "items.parquet"), "id": "id", "features": features})
-    matrix = read_side_features(table, pa.array([str(item) for item in range(630)])).matrix().toarray()
+    matrix = read_side_features(table, pa.array([str(item) for item in range(630)])).columns().values.toarray()
     expected = []
     for (_, column), number in zip(cells.items(), kept, strict=True):
         often = sorted(Counter(column).items(), key=lambda pair: (-pair[1], pair[0]))[:number]
         expected += [[cell == value for cell in column] for value, _ in often]
     np.testing.assert_array_equal(matrix, np.array(expected).T)
+
+
+def test_items_without_history_lie_where_a_ridge_regression_puts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks that do not end where items do; the same regression, of all columns in one dense matrix."""
+    monkeypatch.setattr(side_features, "_DENSE_ROWS", 7)
+    rng = np.random.default_rng(2)
+    colours, prices, looks = rng.integers(0, 4, 60), rng.normal(5, 3, (60, 1)), rng.normal(size=(60, 3))
+    prices[::6], looks[::5, 1] = np.nan, np.nan
+    colours[[5, 57]], prices[[5, 57]], looks[[5, 57]] = 3, np.nan, np.nan  # of these nothing is known
+    numbers = {"price": prices, "look": looks, "same": np.full((60, 1), 0.1), "none": np.full((60, 2), np.nan)}
+    values = take_apart(Feature(name="colour", kind="categorical"), pa.array([b"abc"[c : c + 1] for c in colours]))
+    side = SideFeatures(60, [values], {name: each.astype(np.float32) for name, each in numbers.items()}, [])
+    embeddings = normalise_rows(rng.normal(size=(60, 5)))
+    embeddings[40:] = 0
+    columns = [np.equal.outer(colours, range(3)).astype(float)]  # the last colour is none
+    for each in (prices, looks):
+        known = ~np.isnan(each).any(axis=1)
+        scaled = (each - each[known].mean(axis=0)) / each[known].std(axis=0) / each.shape[1] ** 0.5
+        columns.append(np.where(known[:, None], scaled, 0))
+    x = np.concatenate(columns, axis=1)
+    tells = x.any(axis=1)
+    train, cold = tells & (np.arange(60) < 40), tells & (np.arange(60) >= 40)
+    mean = embeddings[train].mean(axis=0)
+    weights = np.linalg.inv(x[train].T @ x[train] + np.eye(x.shape[1])) @ x[train].T @ (embeddings[train] - mean)
+    expected = embeddings.copy()
+    expected[cold] = normalise_rows(x[cold] @ weights + mean)
+    found, placed = embed_cold(embeddings, side.columns())
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(placed, expected.any(axis=1))
+    assert np.flatnonzero(~placed).tolist() == [57]
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 1 << 15])
