@@ -18,6 +18,7 @@ from beam_jobs.vector_column import from_matrix, is_list, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
 from contracts.storage import as_path, reading
 
+_ROWS_AT_ONCE = 1 << 13
 _MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n")
 """How programs write that there is no number, in lower case."""
 
@@ -76,7 +77,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     for name in wanted:
         if name in kinds or name == table.title:
             where = f"{table.path}, column {name!r}"
-            values, problem, has_it = _feature_values(one_array(raw[name]), kinds.get(name), where)
+            values, problem, has_it = _feature_values(raw[name], kinds.get(name), where)
             columns[name] = values.filter(keep)
             counts[f"{problem}_{name}"] = int((has_it & np.asarray(keep)).sum())
     return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts)
@@ -96,33 +97,38 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
         if not is_csv(path):
             with reading(as_path(path)) as copy:
                 file = pq.ParquetFile(copy)
-                table = file.read(columns=parquet_columns(file, columns), use_threads=False)
+                names = parquet_columns(file, columns)
+                schema = pa.schema([file.schema_arrow.field(name) for name in names])
+                # Not at once: of lists, that takes five times the memory that they fill.
+                batches = file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False)
+                table = pa.Table.from_batches(batches, schema)
             return table.rename_columns([name.strip() for name in table.column_names]), 0
-        batches = list(read_csv_batches(path, columns, source))
+        blocks = list(read_csv_batches(path, columns, source))
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "get a whole copy"
         if "lists to be of size" in str(error):
             remedy = "pyarrow reads no fixed-size list that is null: write lists of variable length, or drop those rows"
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
     empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
-    return pa.concat_tables([empty, *(b.table for b in batches)]), sum(len(b.bad_rows) for b in batches)
+    return pa.concat_tables([empty, *(b.table for b in blocks)]), sum(len(b.bad_rows) for b in blocks)
 
 
 def _feature_values(
-    column: pa.Array, feature: Feature | None, where: str
+    chunks: pa.ChunkedArray, feature: Feature | None, where: str
 ) -> tuple[pa.Array, str, npt.NDArray[np.bool_]]:
     """float32 of a numeric feature (NaN where there is no number), vectors as `to_vectors` has them, else binary.
 
     And what may be wrong with a cell, and with which it is.
     """
     name = "title" if feature is None else feature.kind
-    kind = column.type
+    kind = chunks.type
     try:
-        if is_list(kind) and name not in ("tokens", "vector"):
-            raise ValueError(f"a column of type {kind} has several values a row; set kind: tokens, or vector")
         if feature is not None and name == "vector":
-            vectors, is_malformed = to_vectors(column, feature)
+            vectors, is_malformed = to_vectors(chunks, feature)
             return vectors, "malformed", is_malformed
+        column = one_array(chunks)
+        if is_list(kind) and name != "tokens":
+            raise ValueError(f"a column of type {kind} has several values a row; set kind: tokens, or vector")
         if name == "numeric":
             numbers, is_malformed = _to_float32(column)
             return numbers, "malformed", is_malformed

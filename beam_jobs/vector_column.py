@@ -12,9 +12,13 @@ from contracts.config import Feature
 
 Float32 = npt.NDArray[np.float32]
 
+_ROWS_AT_ONCE = 1 << 13
 
-def to_vectors(column: pa.Array, feature: Feature) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+
+def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """The column's cells as vectors: lists of numbers, or text that `feature.separator` joins.
+
+    It is read a block of rows at a time: of a million pictures, what is made on the way outgrows a machine.
 
     Returns:
         Fixed-size lists of float32, a missing or malformed cell being all NaN; and bool [num_rows], which cells
@@ -23,6 +27,20 @@ def to_vectors(column: pa.Array, feature: Feature) -> tuple[pa.Array, npt.NDArra
     Raises:
         ValueError: the column is of a type that holds no numbers.
     """
+    vectors = np.full((len(column), feature.dim), np.nan, np.float32)
+    is_malformed = np.zeros(len(column), bool)
+    row = 0
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _ROWS_AT_ONCE):
+            cells = chunk.slice(start, _ROWS_AT_ONCE)
+            rows = slice(row, row + len(cells))
+            is_malformed[rows] = _read(cells, feature, vectors[rows])
+            row += len(cells)
+    return from_matrix(vectors), is_malformed
+
+
+def _read(column: pa.Array, feature: Feature, vectors: Float32) -> npt.NDArray[np.bool_]:
+    """Writes the vectors that there are over `vectors`; returns which cells are malformed."""
     present = pc.is_valid(column).to_numpy(zero_copy_only=False)
     lists = column.filter(pa.array(present))  # a null fixed-size list has values
     lists = lists if is_list(column.type) else _split(lists, feature.separator)
@@ -30,10 +48,9 @@ def to_vectors(column: pa.Array, feature: Feature) -> tuple[pa.Array, npt.NDArra
     rows = np.flatnonzero(present)[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
     lengths = np.bincount(rows, minlength=len(column))
     sound = lengths == feature.dim
-    np.logical_and.at(sound, rows, np.isfinite(numbers))
-    vectors = np.full((len(column), feature.dim), np.nan, np.float32)
+    sound[rows[~np.isfinite(numbers)]] = False
     vectors[sound] = numbers[sound[rows]].reshape(-1, feature.dim)
-    return from_matrix(vectors), ~sound & (lengths > 0)
+    return ~sound & (lengths > 0)
 
 
 def from_matrix(vectors: Float32) -> pa.Array:

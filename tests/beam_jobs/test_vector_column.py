@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from beam_jobs import vector_column
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
@@ -25,13 +26,25 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 @pytest.mark.parametrize("start", [0, 1])
-def test_every_form_gives_the_same_vectors(name: str, start: int) -> None:
-    """Also of a slice, whose values lie elsewhere in memory."""
+@pytest.mark.parametrize("rows_at_once", [1, 3, 100])
+def test_every_form_gives_the_same_vectors(
+    name: str, start: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a slice, whose values lie elsewhere in memory; never more than a block of rows at a time."""
+    read, rows = vector_column._read, []
+
+    def counted(cells: pa.Array, *arguments: object) -> np.ndarray:
+        rows.append(len(cells))
+        return read(cells, *arguments)
+
+    monkeypatch.setattr(vector_column, "_read", counted)
+    monkeypatch.setattr(vector_column, "_ROWS_AT_ONCE", rows_at_once)
     feature = Feature(name="look", kind="vector", dim=2, separator=" ")
-    vectors, is_malformed = to_vectors(COLUMNS[name].slice(start), feature)
+    vectors, is_malformed = to_vectors(pa.chunked_array([COLUMNS[name]]).slice(start), feature)
     expected = [cell or [np.nan] * 2 for cell in NUMBERS[start:]]
     np.testing.assert_array_equal(to_matrix(vectors), np.array(expected, np.float32))
     assert not is_malformed.any()
+    assert max(rows) <= rows_at_once and sum(rows) == len(expected)
 
 
 @pytest.mark.parametrize(("separator", "write"), [(" ", str), (",", lambda row: json.dumps(row.tolist(), indent=1))])
@@ -50,10 +63,10 @@ def test_vectors_are_read_from_csv_as_numpy_and_json_print_them(separator, write
 def test_whole_numbers_and_what_float32_cannot_hold() -> None:
     feature = Feature(name="look", kind="vector", dim=1)
     cells = pa.array([[2**40], [7], [None], []], pa.list_(pa.int64()))
-    vectors, is_malformed = to_vectors(cells, feature)
+    vectors, is_malformed = to_vectors(pa.chunked_array([cells]), feature)
     np.testing.assert_array_equal(to_matrix(vectors)[:, 0], np.array([2**40, 7, np.nan, np.nan], np.float32))
     assert is_malformed.tolist() == [False, False, True, False]
-    vectors, is_malformed = to_vectors(pa.array([[1e300], [-1e300], [1e-300]]), feature)
+    vectors, is_malformed = to_vectors(pa.chunked_array([[[1e300]], [[-1e300], [1e-300]]]), feature)
     np.testing.assert_array_equal(to_matrix(vectors)[:, 0], np.array([np.nan, np.nan, 0], np.float32))
     assert is_malformed.tolist() == [True, True, False]
 
