@@ -174,6 +174,8 @@ class SoftmaxTerms:
             window, group, queries: int64 [num_queries], int32 [num_queries] and float32 [num_queries, dim].
         """
         classes = self._pools.width_classes
+        if len(classes) == 1:
+            return _partition_in_blocks(step, step.candidates, self._num_groups, window, group, queries)
         of_class = tf.gather(self._class_of_group, group)
         place_in_class = tf.gather(self._place_in_class, group)
         rows = (tf.dynamic_partition(each, of_class, len(classes)) for each in (window, place_in_class, queries))
