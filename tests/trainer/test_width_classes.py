@@ -31,19 +31,23 @@ def test_no_other_split_costs_less(exponent: float) -> None:
     assert (len(found) > 1) == (exponent > 0)
 
 
-def loss_and_gradients(config: Config, items: Catalogue) -> tuple[int, float, list[np.ndarray]]:
-    """Of a new model of always the same weights, and how many classes it has."""
+def loss_and_gradients(config: Config, items: Catalogue, groups: int) -> tuple[int, float, list[np.ndarray]]:
+    """Of a new model of always the same weights and the positives of the first groups, and how many classes it has."""
     tf.keras.utils.set_random_seed(0)
     model = build_model(config, items)
     batch = batches(items, 1, 1)[0]
+    batch = batch._replace(is_target=batch.is_target & (items.group_id[batch.item_index] < groups))
     with tf.GradientTape() as tape:
         loss = model.loss_terms(batch, training=True)["loss"]
     gradients = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(loss, model.trainable_variables)]
     return len(model._softmax._pools.width_classes), float(loss), gradients
 
 
+@pytest.mark.parametrize("groups", [1, 40], ids=["positives of the widest class alone", "positives of all"])
 @pytest.mark.parametrize("exact_softmax_max_items", [0, 3_000])
-def test_classes_change_no_loss_and_no_gradient(exact_softmax_max_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_change_no_loss_and_no_gradient(
+    exact_softmax_max_items: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of forty groups, the first with a third of all items and the last with none, against a layout of one width."""
     items = catalogue(3_000, 40)
     share = 1 / (1 + np.arange(39)) ** 1.2
@@ -58,7 +62,7 @@ def test_classes_change_no_loss_and_no_gradient(exact_softmax_max_items: int, mo
     for together in (False, True):
         if together:
             monkeypatch.setattr("trainer.negative_pools.width_classes", lambda width, _: [np.arange(len(width))])
-        results.append(loss_and_gradients(config, items))
+        results.append(loss_and_gradients(config, items, groups))
     (classes, loss, gradients), (_, expected, of_one_width) = results
     assert classes > 1
     assert loss == pytest.approx(expected, rel=1e-6)
