@@ -7,16 +7,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.column_text import to_binary, utf8_mask
+from beam_jobs.column_text import is_inexact, to_binary, utf8_mask
 from contracts.config.data import FRACTIONS
 
 Int64 = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
 
 UNREADABLE, NEGATIVE = "not a time", "negative"
-TIME_PROBLEMS = ("", "missing", UNREADABLE, NEGATIVE, "after the year 9999")
+_ROUNDED = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
+TIME_PROBLEMS = ("", "missing", UNREADABLE, NEGATIVE, "after the year 9999", _ROUNDED)
 """What `parse_times` finds, by code; code 0 is a sound time."""
-_OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE = range(5)
+_OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE, _LOST = range(6)
 
 _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _MAX_MICROSECONDS = 253_402_300_800_000_000
@@ -27,6 +28,8 @@ _AUTO_LIMITS = (1e11, 1e14, 1e17)
 
 _INTEGER = r"^\s*\+?[0-9]{1,19}\s*$"
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
+_OF_SPREADSHEET = r"^\s*[0-9](\.[0-9]{1,5})?E\+[0-9]{2}\s*$"
+"""What spreadsheets write of a number with more digits than a cell shows: 1.397E+12 are any of twelve days."""
 _ISO = (
     r"^\s*(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
     r"(?:[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?"
@@ -48,22 +51,32 @@ def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> 
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    micros, problems = _read(column, unit, text_format)
+    problems[(problems == _OK) & (micros < 0)] = _NEGATIVE
+    problems[(problems == _OK) & (micros >= _MAX_MICROSECONDS)] = _LATE
+    if pa.types.is_floating(column.type) and column.type.bit_width < 64:
+        problems[(problems == _OK) & is_inexact(column)] = _LOST  # seconds of today, by two minutes
+    return np.where(problems == _OK, micros, 0), problems
+
+
+def _read(column: pa.Array, unit: str, text_format: str | None) -> tuple[Int64, Int8]:
+    """As `parse_times`, before any time is judged."""
     missing = column.is_null(nan_is_null=False).to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return _judge(_from_arrow(column), np.where(missing, _MISSING, _OK).astype(np.int8))
+        return _from_arrow(column), np.where(missing, _MISSING, _OK).astype(np.int8)
     if text_format is not None:
-        return _judge(*_parse_formatted(to_binary(column), text_format))
+        return _parse_formatted(to_binary(column), text_format)
     if pa.types.is_duration(column.type):
         return np.zeros(len(column), np.int64), np.where(missing, _MISSING, _NOT_A_TIME).astype(np.int8)
     if pa.types.is_integer(column.type):
         values = column.fill_null(0).to_numpy()
         wide = np.minimum(values, values.dtype.type(min(np.iinfo(values.dtype).max, _GREATEST))).astype(np.int64)
-        return _judge(_scale_integers(wide, unit), np.where(missing, _MISSING, _OK).astype(np.int8))
+        return _scale_integers(wide, unit), np.where(missing, _MISSING, _OK).astype(np.int8)
     if pa.types.is_floating(column.type):
         micros, problems = _scale_floats(column.cast(pa.float64()).fill_null(np.nan).to_numpy(), unit)
         problems[missing] = _MISSING
-        return _judge(micros, problems)
-    return _judge(*_parse_text(to_binary(column), unit))
+        return micros, problems
+    return _parse_text(to_binary(column), unit)
 
 
 def parse_time(text: str, field: str) -> int:
@@ -84,13 +97,6 @@ def parse_time(text: str, field: str) -> int:
 def as_text(micros: int) -> str:
     """ISO 8601, to the second, for messages."""
     return str(np.datetime64(micros, "us").astype("datetime64[s]"))
-
-
-def _judge(micros: Int64, problems: Int8) -> tuple[Int64, Int8]:
-    sound = problems == _OK
-    problems[sound & (micros < 0)] = _NEGATIVE
-    problems[sound & (micros >= _MAX_MICROSECONDS)] = _LATE
-    return np.where(problems == _OK, micros, 0), problems
 
 
 def _from_arrow(column: pa.Array) -> Int64:
@@ -174,6 +180,7 @@ def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
         floats = pc.utf8_trim_whitespace(text.filter(pa.array(number)))
         floats = pc.utf8_ltrim(floats, "+").cast(pa.float64()).to_numpy()
         micros[number], problems[number] = _scale_floats(floats, unit)
+        problems[pc.match_substring_regex(text, _OF_SPREADSHEET).to_numpy(zero_copy_only=False)] = _LOST
     rest = ~integer & ~number
     if rest.any():
         parsed, sound = _parse_iso(text.filter(pa.array(rest)))

@@ -115,6 +115,24 @@ def test_problems_of_numbers_are_told_apart(column: pa.Array, unit: str, found: 
     assert not micros.any()
 
 
+LOST = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
+# Of 24 bits, a second of 2023 is one of 128, and an hour since 1970 is told from the next.
+ROUNDED: dict[str, tuple[pa.Array, str | None, list[str]]] = {
+    "32-bit floats": (pa.array([1.7e9, 472_222.0, 2.0**24, None], pa.float32()), None, [LOST, "", LOST, "missing"]),
+    "32-bit dates": (pa.array([20_240_130.0], pa.float32()), "%Y%m%d", [LOST]),
+    "a spreadsheet's": (pa.array(["1.7E+12", "1.70001E+12", " 2E+09 "]), None, [LOST] * 3),
+    "text of doubles": (pa.array(["1.7E12", "1.7e+12", "1.700001E+12", "1.700000000000000000E+12"]), None, [""] * 4),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_times_that_have_lost_digits_are_set_aside(name: str) -> None:
+    column, text_format, found = ROUNDED[name]
+    micros, problems = parse_times(column, "auto", text_format)
+    assert [TIME_PROBLEMS[code] for code in problems] == found
+    assert [moment > 0 for moment in micros.tolist()] == [problem == "" for problem in found]
+
+
 # 2^64 microseconds more are, in 64 bits, the same number of microseconds.
 WRAPPING: dict[pa.DataType, int] = {
     pa.timestamp("s"): 2**64 // 10**6 + SECOND,
