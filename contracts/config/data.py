@@ -156,6 +156,9 @@ LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume
 FRACTIONS = (".%f", ",%f")
 """Ends of `data.timestamp_format` that stand for a fraction of a second."""
 
+_YEARS = frozenset("YyCsDFcx")
+"""Directives of `data.timestamp_format` that tell the year."""
+
 
 class DataConfig(TextFormat):
     """Where the log is and how to read it."""
@@ -213,19 +216,24 @@ class DataConfig(TextFormat):
 
     @model_validator(mode="after")
     def _format_is_read(self) -> DataConfig:
-        """C's strptime has no %f, and passes over the zone's name that it finds for %Z."""
+        """C's strptime has no %f, passes over the zone's name that it finds for %Z, and begins in 1900."""
         text_format = self.timestamp_format or ""
         whole = text_format[:-3] if text_format.endswith(FRACTIONS) else text_format
-        directives = re.findall("%.", whole)
-        if "%f" in directives:
+        directives = set(re.findall("%[EO]?(.)", whole))
+        if "f" in directives:
             raise ValueError(
                 f"data.timestamp_format={text_format!r} has %f elsewhere than at its end, after a point or a comma: "
                 "leave data.timestamp_format out if the times are ISO 8601, or else rewrite the column"
             )
-        if "%Z" in directives:
+        if "Z" in directives:
             raise ValueError(
                 f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of every zone would be read "
                 "as UTC: if all are in UTC, write that name, e.g. GMT, or rewrite the column with offsets, for %z"
+            )
+        if text_format and not directives & _YEARS:
+            raise ValueError(
+                f"data.timestamp_format={text_format!r} has no year, such as %Y, and all times would be of 1900: write "
+                "the year into the column"
             )
         return self
 

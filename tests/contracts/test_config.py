@@ -102,6 +102,9 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
         (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
         (["data.timestamp_format='%d %b %Y %H:%M:%S %Z'"], ["data.timestamp_format=", "%Z", "as UTC", "for %z"]),
+        (["data.timestamp_format='%m%d'"], ["data.timestamp_format='%m%d' has no year", "1900", "into the column"]),
+        (["data.timestamp_format='%H:%M:%S,%f'"], ["data.timestamp_format=", "has no year"]),
+        (["data.timestamp_format='%m%d %%Y'"], ["data.timestamp_format=", "has no year"]),
         (["split.test_start=2024-01-01"], ["split.test_start", "leave_one_out", "split.protocol=time"]),
         (["epochs"], ["--set", "section.key=value"]),
         (["seed=1", "seed.deeper=1"], ["'seed'", "not a section"]),
@@ -182,7 +185,10 @@ def test_one_string_stands_for_a_list_and_a_bare_date_for_its_text() -> None:
     assert config.split.test_start == "2026-11-01"
 
 
-@pytest.mark.parametrize("text_format", ["%d.%m.%Y %H:%M:%S.%f", "%H:%M:%S,%f", "%d.%m.%Y %%f %%Z GMT", "%Y %z"])
+@pytest.mark.parametrize(
+    "text_format",
+    ["%d.%m.%Y %H:%M:%S.%f", "%D %H:%M:%S,%f", "%d.%m.%Y %%f %%Z GMT", "%Y %z", "%y%m%d", "%s", "%F", "%c", "%EY"],
+)
 def test_a_format_that_can_be_read_is_taken(text_format: str) -> None:
     assert DataConfig(timestamp_format=text_format).timestamp_format == text_format
 
