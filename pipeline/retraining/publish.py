@@ -193,11 +193,7 @@ def _base_paths(store: Store) -> list[Path]:
 
 
 def retain(config: Config, store: Store) -> None:
-    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and their runs but the record.
-
-    Runs without a record go, too: the caller holds the lock and has finished its own, so nobody will take them up
-    but a call with the same input, which can begin anew.
-    """
+    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and their runs but the record."""
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
     with FileLock(store.labels_lock):
         labels = [found for base in bases if (found := effective_labels(base))]
@@ -213,16 +209,21 @@ def retain(config: Config, store: Store) -> None:
         # The newest run stays, whatever came of it: somebody will want to look.
         if record.version not in kept and record.created != newest:
             _keep_only_record(store, record.run_id)
-    for path in store.runs.iterdir():
+
+
+def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
+    """Deletes the runs without a record but `run_id`, and the ingested spans that are not in `span_keys`.
+
+    Before a run begins, not at its end: days that fail would leave one after the other, and of a disk that they have
+    filled no later day would get anything back. The caller holds the lock and has ended the pushes that were left
+    over, so nobody will take such a run up but a call with the same input, which can begin anew.
+    """
+    for path in store.runs.iterdir() if store.runs.is_dir() else ():
         # A record that cannot be read may be restored.
-        if not RetrainRun(Workdir(path)).record.exists():
+        if path.name != run_id and not RetrainRun(Workdir(path)).record.exists():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def retain_spans(store: Store, keys: set[str]) -> None:
-    """Deletes the ingested spans that are not in `keys`: the window has left them behind."""
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
-        if path.name not in keys:
+        if path.name not in span_keys:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.publish import push_blessed, push_left_over, retain, retain_spans
+from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
@@ -85,6 +85,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     idle = _nothing_new(store, window, run_id)
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
+    make_room(store, run_id, {span.key for span in window})
     profiles, left_out = _profile(config, store, window)
     files = {span.key: span.files_json() for span in window}
     usable = [SpanStart(profile.key, profile.start, files[profile.key]) for profile in profiles]
@@ -247,7 +248,6 @@ def _finish(
     else:
         write_record(store, record)
     retain(config, store)
-    retain_spans(store, {span.key for span in window})
     return record
 
 

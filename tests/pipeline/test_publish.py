@@ -323,9 +323,7 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
         push(store, number, number - 1 or None)
     set_stable(store, 1)
     push(store, 4, 1, held=True)
-    make_run(store, 9)  # abandoned: its input changed before it could finish
     retain(CONFIG, store)
-    assert not store.run("run-9").path.exists()
     assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4]
     assert [record.version for record in all_records(store)] == [1, 2, 3, 4]
     assert [path.name for path in store.run("run-2").path.iterdir()] == [RetrainRun(store.run("run-2")).record.name]

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contracts import artifact
+from contracts.config import Config
 from contracts.layout import RetrainRun, Store, Workdir
 from contracts.lock import holding_directory
 from contracts.serving_labels import ServingLabels, read_labels
@@ -28,6 +29,7 @@ from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.records import Record, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
+from pipeline.retraining.spans import Span
 from tests.pipeline.retrain_log import DAYS, make_log
 
 
@@ -188,6 +190,31 @@ def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
     else:
         plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
         assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
+
+
+def test_days_that_fail_leave_no_more_than_one_unfinished_run(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, stages: list[str]
+) -> None:
+    """The disk is full: what the day before has left is gone before anything of the next day is written."""
+    found: list[tuple[list[str], list[str]]] = []
+
+    def profile(config: Config, store: Store, window: list[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
+        runs, spans = ([path.name[:10] for path in store.path.glob(f"{kind}/*")] for kind in ("runs", "spans"))
+        found.append((runs, sorted(spans)))
+        return [SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}
+
+    def fill_the_disk(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(retraining, "_profile", profile)
+    monkeypatch.setattr(retraining, "run_stages", fill_the_disk)
+    for key in DAYS[:4]:
+        calls.store.span(key).path.mkdir(parents=True)
+    for until in (DAYS[2], DAYS[2], DAYS[3]):
+        assert calls.here("--span", until).exit_code == 1
+    [left] = calls.store.runs.iterdir()
+    assert left.name.startswith(DAYS[3])
+    assert found == [([], DAYS[:3]), ([DAYS[2]], DAYS[:3]), ([], DAYS[1:3])]
 
 
 @pytest.fixture
