@@ -72,8 +72,9 @@ STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]
 
 _SECTIONS = {section.split(".")[0] for stage in STAGES for section in stage.sections} | {"retrain"}
 """What the stages of a run and its gate depend on; the others say how it runs and serves."""
-_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span"}
-"""Keys of the section retrain that change no model: those that choose or refuse spans are in what they chose."""
+_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span", "gate"}
+"""Keys of the section retrain that change no model: those that choose or refuse spans are in what they chose, and under
+other limits of the gate a run that it refused is judged again."""
 
 
 def run_id_of(config: Config, spans: Sequence[Span]) -> str:

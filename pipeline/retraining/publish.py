@@ -31,7 +31,7 @@ from contracts.serving_labels import (
 from contracts.storage import STAGING_MARK
 from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.plan import read_plan
-from pipeline.retraining.records import Record, all_records, write_record
+from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.stages import exported_servable
 from serving.versions import appearing
 
@@ -132,8 +132,7 @@ def push_left_over(store: Store) -> list[Record]:
     """
     records = []
     for path in sorted(store.runs.iterdir()) if store.runs.is_dir() else ():
-        run = RetrainRun(Workdir(path))
-        if run.pending.exists() and not run.record.exists():
+        if _died_in_push(store, path.name):
             try:
                 records.append(record := push_blessed(store, path.name))
             except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
@@ -143,6 +142,12 @@ def push_left_over(store: Store) -> list[Record]:
                 ) from error
             log.warning("run %s had died in its push: version %d is %s", path.name, record.version, record.label)
     return records
+
+
+def _died_in_push(store: Store, run_id: str) -> bool:
+    run, record = RetrainRun(store.run(run_id)), read_record(store, run_id)
+    # A record may be of an earlier verdict, under other limits; one that cannot be read may be restored.
+    return run.pending.exists() and (record.outcome == "not_blessed" if record else not run.record.exists())
 
 
 def set_stable(store: Store, version: int) -> list[str]:

@@ -82,7 +82,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     left_over = {record.run_id: record for record in push_left_over(store)}
     if run_id in left_over:
         return _result(left_over[run_id], {})
-    idle = _nothing_new(store, window, run_id)
+    idle = _nothing_new(config, store, window, run_id)
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
     make_room(store, run_id, {span.key for span in window})
@@ -156,12 +156,14 @@ def _markers(config: Config) -> str:
     )
 
 
-def _nothing_new(store: Store, window: Sequence[Span], run_id: str) -> str | None:
+def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: str) -> str | None:
     """Why there is nothing to do, or None."""
     if len(window) < 2:
         return f"only one complete span ({window[-1].key}): the newest is the holdout, so training needs an earlier one"
     record = read_record(store, run_id)
-    if record is not None:
+    limits = config.retrain.gate.model_dump(mode="json")
+    # What the gate refused under other limits is judged again; the stages before it are done.
+    if record is not None and (record.outcome == "pushed" or record.config["retrain"]["gate"] == limits):
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
     newer = [r for r in all_records(store) if r.spans[-1]["order"] > window[-1].order]

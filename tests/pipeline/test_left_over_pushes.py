@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +14,16 @@ from contracts.serving_labels import ServingLabels, versions_on_disk
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.plan import Plan, SpanStart, make_plan
 from pipeline.retraining.publish import push_blessed, push_left_over, set_stable
-from pipeline.retraining.records import all_records, record_of_version
+from pipeline.retraining.records import all_records, record_of_version, write_record
 from tests.pipeline.test_publish import CONFIG, NAMES, make_run, push, stable
 
 STEPS = ["_appear", "_appear", "write_json", "write_labels", "write_labels", "write_json", "write_record"]
 """What a push of two servables calls, in this order."""
 
 
-@pytest.fixture
-def store(tmp_path) -> Store:
-    """Version 1 is stable; run-2 has passed the gate, and its push is yet to come."""
+@pytest.fixture(params=[False, True], ids=["", "refused before"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
+    """Version 1 is stable; run-2 has passed the gate, perhaps not at once, and its push is yet to come."""
     made = Store(tmp_path / "store")
     push(made, 1, None)
     run = RetrainRun(make_run(made, 2))
@@ -33,6 +34,8 @@ def store(tmp_path) -> Store:
     [first] = all_records(made)
     pending = replace(first, run_id="run-2", outcome="not_blessed", version=None, label=None, created="2024-01-02")
     artifact.write_json(run.pending, asdict(pending))
+    if request.param:
+        write_record(made, pending)
     return made
 
 

@@ -217,13 +217,12 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     first = run_id_of(CONFIG, [span])
     assert first.startswith("1-")
     operation = ("retrain.webhook=http://x", "server.grpc_port=9000", "beam.runner=DirectRunner")
-    for same in (*operation, "data.max_drift=0.9", "retrain.span.schema_of_last=false"):
+    for same in (*operation, "data.max_drift=0.9", "retrain.span.schema_of_last=false", "retrain.gate.k=9"):
         assert run_id_of(with_key(same), [span]) == first, same
     for other in (
         "retrain.epochs=4",
         "seed=1",
         "evaluation.max_users=9",
-        "retrain.gate.k=9",
         "serving.alpha=0.5",
         "windows.length=9",
     ):

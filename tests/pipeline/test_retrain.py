@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -27,7 +28,7 @@ from pipeline.retraining import commands, schedule
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.records import Record, code, machine, record_of_version
+from pipeline.retraining.records import Record, all_records, code, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from pipeline.retraining.spans import Span
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -96,6 +97,8 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert (code, outcome["outcome"], outcome["version"]) == (3, "not_blessed", None)
     assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
     assert read_labels(base) == ServingLabels(stable=3)
+    code, again = calls.retrain(DAYS[5], "--set", "retrain.gate.min_recall=0.99")
+    assert (code, again["run_id"], list(again["details"]["stages"])) == (3, outcome["run_id"], ["gate"])
 
     shown = json.loads(calls.dnc("versions", "--json").stdout)
     assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
@@ -190,6 +193,28 @@ def test_a_run_that_dies_in_its_push_is_finished_by_any_call(
     else:
         plans = [json.loads(RetrainRun(Workdir(run)).plan.read_text()) for run in calls.store.runs.iterdir()]
         assert sorted((plan["version"], plan["parent_run"]) for plan in plans) == [(1, None), (2, record.run_id)]
+
+
+def test_what_the_gate_refused_is_judged_again_once_its_limits_differ(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, stages: list[str]
+) -> None:
+    """To train it again would take hours, and make the same model. What was pushed stays as it is."""
+    blessed = retraining.artifact.read_manifest(Path())
+    refused = replace(blessed, details=blessed.details | {"verdict": {"blessed": False, "reasons": ["too slow"]}})
+    looser, loosest = (["--set", f"retrain.gate.max_latency_ms={limit}"] for limit in (9_000, 9_001))
+    monkeypatch.setattr(publishing, "exported_servable", lambda workdir: workdir.servable("dnc") / "7")
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining.artifact, "read_manifest", lambda *_: refused)
+        assert [calls.here("--span", DAYS[1]).exit_code for _ in range(2)] == [3, 4]
+        assert calls.here("--span", DAYS[1], *looser).exit_code == 3
+    [run] = calls.store.runs.iterdir()
+    (run / "servable" / "dnc" / "7").mkdir(parents=True)
+    (run / "servable" / "dnc" / "7" / "saved_model.pb").touch()
+    tries = (looser, loosest, loosest, looser)
+    assert [calls.here("--span", DAYS[1], *limits).exit_code for limits in tries] == [4, 0, 4, 4]
+    assert stages == [run.name] * 3
+    [record] = all_records(calls.store)
+    assert (record.outcome, record.config["retrain"]["gate"]["max_latency_ms"]) == ("pushed", 9_001)
 
 
 def test_days_that_fail_leave_no_more_than_one_unfinished_run(
