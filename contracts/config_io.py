@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from contracts import storage
 from contracts.config import Config
 
 _SECRET = {"retrain.webhook"}
 """Keys whose values no message shows; no dump has them, either."""
+
+_GONE: dict[tuple[str, str], Any] = {("model", "history_groups"): False}
+"""Settings that there were, and the value without which a stored config means the same."""
 
 
 class ConfigError(ValueError):
@@ -74,7 +77,11 @@ def read_stored_config(path: Path) -> Config:
         ConfigError: this code does not know it: code of another time wrote it.
     """
     try:
-        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+        tree = TypeAdapter(dict[str, Any]).validate_json(path.read_text(encoding="utf-8"))
+        for (section, key), meaningless in _GONE.items():
+            if tree.get(section, {}).get(key) == meaningless:
+                del tree[section][key]
+        return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(
             f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"

@@ -19,7 +19,7 @@ from trainer.choice_loss import choice_loss
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
 from trainer.log_partitions import log_sum_exp, z_loss
-from trainer.model_parts import conditioning, group_tokens, intent_head, oov_buckets, query_tower
+from trainer.model_parts import conditioning, intent_head, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 from trainer.replicas import mean_over_replicas
@@ -75,7 +75,6 @@ class TwoTowerModel(tfrs.Model):
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         pools = NegativePools(catalogue, config.training.loss)
         self._softmax = SoftmaxTerms(pools, self._candidate_tower, self._group_id, config.training.loss)
-        self._group_tokens = group_tokens(config, catalogue.num_groups)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
         self._intent = intent_head(self.num_groups) if self._loss_config.intent_weight else None
@@ -249,18 +248,14 @@ class TwoTowerModel(tfrs.Model):
     def _history_tokens(
         self, item_index: tf.Tensor, items: tf.Tensor | None = None, training: bool = False
     ) -> tf.Tensor:
-        """Embeddings of events, float32 [batch_size, length, dim]; with `model.history_groups`, of their groups too.
+        """Embeddings of events, float32 [batch_size, length, dim].
 
         `items`: what the item tower makes of the events, where it is known.
         """
-        if items is None:
-            rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
-            items = self._candidate_tower(item_index, rows)
-        return (
-            items
-            if self._group_tokens is None
-            else items + self._group_tokens(tf.gather(self._group_id, item_index) + 1)
-        )
+        if items is not None:
+            return items
+        rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
+        return self._candidate_tower(item_index, rows)
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:
         if self._intent is None:

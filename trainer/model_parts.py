@@ -21,13 +21,6 @@ def intent_head(num_groups: int) -> tf.keras.layers.Dense:
     return tf.keras.layers.Dense(num_groups, name="intent_logits")
 
 
-def group_tokens(config: Config, num_groups: int) -> tf.keras.layers.Embedding | None:
-    """What an event's group adds to its token, by group_id + 1; it starts at zero."""
-    if not config.model.history_groups:
-        return None
-    return tf.keras.layers.Embedding(num_groups + 1, config.model.embedding_dim, "zeros", name="group_tokens")
-
-
 def oov_buckets(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> OOVBuckets | None:
     """What stands for events of unknown items; None where a history lacks them."""
     model = config.model

@@ -36,8 +36,7 @@ GROUP_AXIS = {
     "token_scale": 0,
     "intent_logits/kernel": 1,
 }
-"""Weights with a row a group, and the axis of it; the next two have rules of their own."""
-_GROUP_TOKENS = "group_tokens/embeddings"
+"""Weights with a row a group, and the axis of it; the next one has a rule of its own."""
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
 _POSITIONS = "positions"
@@ -195,12 +194,10 @@ def _carry(
         if initial.shape[1:] != source.shape[1:]:
             return None
         return _item_table(initial, source, items, catalogue, num_earlier)
-    if name == _GROUP_TOKENS:
-        rows = groups.earlier
     if name == _POSITIONS:  # counted from a window's first event: a row means the same in windows of any length
         place = np.arange(len(initial) - 1)
         rows = np.where(place < len(source) - 1, place, -1)
-    if rows is not None:  # row 0 of such a table stands for no value, group or event
+    if rows is not None:  # row 0 of such a table stands for no value or event
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
         carried = _take(initial, source, groups.earlier, 0)

@@ -41,7 +41,6 @@ class ModelConfig(Section):
         4, ge=1, description="of conditioning mmoe; concat has one hidden layer of num_experts * expert_hidden_dim"
     )
     expert_hidden_dim: int = Field(16, ge=1, description="hidden units of an expert; of concat, see num_experts")
-    history_groups: bool = Field(False, description="the user tower reads the group of each event beside its item")
     oov_buckets: int = Field(
         0,
         ge=0,

@@ -1,5 +1,6 @@
 """The config tree: what it refuses, and what it says then."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,14 @@ import yaml
 
 from contracts import storage
 from contracts.config import Config, DataConfig, Section
-from contracts.config_io import ConfigError, dump_changes, dump_config, load_config, parse_assignments
+from contracts.config_io import (
+    ConfigError,
+    dump_changes,
+    dump_config,
+    load_config,
+    parse_assignments,
+    read_stored_config,
+)
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -156,6 +164,24 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> No
     with pytest.raises(ConfigError, match=r"broken\.yaml") as error:
         load_config(path)
     assert said in str(error.value)
+
+
+def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant_nothing(tmp_path: Path) -> None:
+    """Each model has its whole config beside it: one that could not be read could not be warm-started from."""
+    config = load_config(None, ["seed=7", "split.protocol=time", "split.test_start=2026-11-01"])
+    path = tmp_path / "config.json"
+
+    def stored(**model: bool) -> Config:
+        tree = config.model_dump(mode="json")
+        path.write_text(json.dumps({**tree, "model": tree["model"] | model}))
+        return read_stored_config(path)
+
+    assert stored() == stored(history_groups=False) == config
+    with pytest.raises(ConfigError, match=r"(?s)config.json.*model.history_groups: unknown key \(value True\).*again"):
+        stored(history_groups=True)
+    path.write_text('{"seed": 7')
+    with pytest.raises(ConfigError, match=r"config\.json is not valid"):
+        read_stored_config(path)
 
 
 def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ PRODUCTS = {
     "mmoe, gBCE": variant(training={"loss": {"binary_weight": 1.0, "binary_negatives": 3, "binary_calibration": 0.7}}),
     "mmoe, hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0}}),
     "mmoe, pairwise hierarchy": variant(training={"loss": {"hierarchy_weight": 1.0, "hierarchy": "pairwise"}}),
-    "mmoe, groups of the history": variant(model={"history_groups": True}),
     "mmoe, OOV buckets": variant(model={"oov_buckets": 3, "oov_rate": 0.3}),
     "mmoe, bfloat16": variant(training={"mixed_precision": True}),
     "mmoe, XLA": variant(training={"jit_compile": True}),

@@ -9,7 +9,6 @@ import tensorflow as tf
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
-from trainer.model import TwoTowerModel
 from trainer.query_tower import QueryTower
 
 AGE = {"name": "age", "kind": "numeric", "vocabulary_size": 0, "width": 1}
@@ -35,13 +34,3 @@ def test_a_history_is_read_after_the_start_and_the_users_features_are_added(user
     np.testing.assert_allclose(tower(history, {"age": age}), expected, rtol=1e-4, atol=1e-4)
     after = tower(history, {"age": age}, num_events=tf.constant([0, 3]))
     np.testing.assert_allclose(after, expected[[0, 1], [0, 3]], rtol=1e-4, atol=1e-4)
-
-
-def test_an_events_group_is_part_of_its_token_and_padding_has_none(tmp_path: Path) -> None:
-    catalogue = Catalogue.load(write_artifacts(cyclic_log(num_users=12), tmp_path))
-    model = TwoTowerModel(small_config(model={"history_groups": True}), catalogue)
-    table = next(weight for weight in model.trainable_variables if weight.name == "group_tokens/embeddings:0")
-    table.assign(np.random.default_rng(0).normal(size=table.shape))
-    events = np.array([[1, 60, 30, 0]])
-    added = model._history_tokens(tf.constant(events)) - model.candidate_embeddings(tf.constant(events))
-    np.testing.assert_allclose(added[0], table.numpy()[[*catalogue.group_id[[1, 60, 30]] + 1, 0]], atol=1e-6)

@@ -98,7 +98,7 @@ def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[s
 
 CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"]
 CARRIED_OVER = [
-    *(([conditioning, f"model.history_groups={own}"], "colour") for conditioning in CONDITIONINGS for own in (0, 1)),
+    *(([conditioning], "colour") for conditioning in CONDITIONINGS),
     *((["mmoe", f"model.user_tower={tower}"], "colour") for tower in ("gru", "mean")),
     # A feature may have the name of a weight.
     *((["mmoe"], feature) for feature in ("id_embedding", "cooccurrence_projection", "cooccurrence")),
