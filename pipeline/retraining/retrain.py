@@ -166,9 +166,14 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     if record is not None and (record.outcome == "pushed" or record.config["retrain"]["gate"] == limits):
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
-    newer = [r for r in all_records(store) if r.spans[-1]["order"] > window[-1].order]
-    if newer:
-        return f"span {window[-1].key} is older than {newer[-1].spans[-1]['key']}, which was trained on already"
+    last = max(all_records(store), key=lambda one: one.spans[-1]["order"], default=None)
+    if last is not None and last.spans[-1]["order"] > window[-1].order:
+        key = last.spans[-1]["key"]
+        return (
+            f"span {window[-1].key} is older than {key}, which was trained on already; if {key} is a wrong name, "
+            f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
+            "training begins from scratch"
+        )
     return None
 
 

@@ -17,7 +17,7 @@ from contracts.serving_labels import ServingLabels, write_labels
 from contracts.storage import identities
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
-from pipeline.retraining.retrain import retrain_stages
+from pipeline.retraining.retrain import _nothing_new, retrain_stages
 from pipeline.retraining.spans import Span
 from pipeline.stage import fingerprints
 
@@ -48,7 +48,7 @@ def pushed(
     with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
         Model(writer.path).config.write_text(config.model_dump_json())
     empty: dict[str, object] = {}
-    of_spans = [{"key": span.key, "files": span.files} for span in spans]
+    of_spans = [{"key": span.key, "order": int(span.key), "files": span.files} for span in spans]
     record = Record(
         f"run-{version}",
         "pushed",
@@ -199,6 +199,21 @@ def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> N
     loosened = make_plan(CONFIG, store, "new", SPANS, {})
     assert (first.spans, loosened.spans) == (["2", "3", "4", "5", "6"], ["1", "2", "3", "4", "5", "6"])
     assert (loosened.left_out, make_plan(CONFIG, store, "new", SPANS, {})) == ({}, loosened)
+
+
+def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(store: Store) -> None:
+    """Span 3 came as 1000, which is greater than all that will come for years; it was trained on twice."""
+    for version, newest in ((1, 2), (2, 1000), (3, 1000)):
+        pushed(store, version, spans=[SpanStart("1", 1, []), SpanStart(str(newest), 5, [])])
+    window, said = [Span(number, str(number), {}) for number in (2, 3)], []
+    while reason := _nothing_new(CONFIG, store, window, "new"):
+        assert reason.startswith("span 3 is older than 1000, which was trained on already; if 1000 is a wrong name,")
+        [run] = [path for path in store.runs.iterdir() if f"delete {path}, and call again" in reason]
+        said.append(run.name)
+        shutil.rmtree(run)
+    assert sorted(said) == ["run-2", "run-3"]
+    [note] = plan_of(store).notes
+    assert "training from scratch" in note
 
 
 @pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])
