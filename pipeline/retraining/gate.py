@@ -13,6 +13,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from contracts.config import GateConfig
 from pipeline.retraining.evidence import Holdout, Measured
@@ -181,13 +182,11 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
     judged = (targets >= config.min_group_targets) & (theirs > 0)
     change = 0.0
     if judged.any():
-        n, a, b = targets[judged], mine[judged], theirs[judged]
-        # Upper end of the ratio of two proportions: log-normal, half a hit added to each.
-        # Where both find (nearly) all, the added halves make the variance negative: there it is none.
-        error = np.sqrt(np.maximum(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n, 0))
-        tests = max(1, int(judged.sum()))
-        reach = _NORMAL.inv_cdf(1 - (1 - config.confidence) / tests)  # Bonferroni: many groups, one verdict
-        change = float((np.exp(np.log((a + 0.5) / (b + 0.5)) + reach * error) - 1).min())
+        level = 1 - (1 - config.confidence) / judged.sum()  # Bonferroni: many groups, one verdict
+        # Upper end of the ratio of two counts. Given their sum, one of them is binomial, if hits are rare; if not, it
+        # varies less. No normal stands in for that: it would excuse a small group of which nothing is found any more.
+        share = betaincinv(mine[judged] + 1, theirs[judged], level)
+        change = float((share / (1 - share)).min()) - 1
     return _at_least(
         "worst group's recall change, high end", change, -config.max_group_drop, "one group is served much worse"
     )

@@ -118,14 +118,40 @@ def test_a_group_that_is_served_much_worse_refuses_by_itself() -> None:
     worse = replace(good, hit=good.hit & ((of_target != 2) | (np.arange(len(good.hit)) % 8 == 0)))
     verdict = world.judge(worse, reference)
     assert failed(verdict) == ["worst group's recall change, high end"]
-    # The upper end of log(a / b), half a hit added to each, at a level shared out among the groups.
+    # The upper end of the candidate's share of both models' hits (Clopper and Pearson), at a level shared out among the
+    # groups.
     ends = []
     for group in range(GROUPS):
-        n, a, b = (int(np.sum(hit[of_target == group])) for hit in (np.ones_like(worse.hit), worse.hit, reference.hit))
-        reach = scipy.stats.norm.ppf(1 - (1 - CONFIG.confidence) / GROUPS)
-        ends.append((a + 0.5) / (b + 0.5) * np.exp(reach * np.sqrt(1 / (a + 0.5) + 1 / (b + 0.5) - 2 / n)) - 1)
+        a, b = (int(np.sum(hit[of_target == group])) for hit in (worse.hit, reference.hit))
+        level = 1 - (1 - CONFIG.confidence) / GROUPS
+        share = scipy.stats.binomtest(a, a + b, alternative="less").proportion_ci(level).high
+        ends.append(share / (1 - share) - 1)
     [check] = [check for check in verdict.checks if not check.passed]
     assert check.value == pytest.approx(min(ends), rel=1e-6)
+
+
+@pytest.mark.parametrize(("groups", "probability"), [(4, 0.03), (25, 0.4)], ids=["rare hits", "many groups"])
+def test_a_small_group_of_which_nothing_is_found_any_more_refuses(groups: int, probability: float) -> None:
+    """A normal approximation of its recall, at its worst where nothing is found, would call that chance.
+
+    Were half of n hits still to be found, chance would take all of them once in 1.5**n times.
+    """
+    world = World.make(0)
+    world.holdout.group_id[1:] = np.arange(ITEMS) % groups
+    reference = world.measured(world.model(probability))
+    lost = reference.hit & (world.holdout.group_id[world.holdout.targets] == 2)
+    assert 1.5 ** -lost.sum() < (1 - CONFIG.confidence) / groups
+    verdict = world.judge(replace(reference, hit=reference.hit & ~lost), reference)
+    assert "worst group's recall change, high end" in failed(verdict)
+
+
+def test_equal_models_lose_no_group_by_chance() -> None:
+    """At a level of 0.95 for all groups together, one of 20 may be refused; of a fall by half, hardly any is."""
+    for seed in range(20):
+        world = World.make(seed)
+        world.holdout.group_id[1:] = np.arange(ITEMS) % 50
+        verdict = world.judge(world.measured(world.model(0.4)), world.measured(world.model(0.4)))
+        assert "worst group's recall change, high end" not in failed(verdict)
 
 
 def test_a_group_of_few_targets_is_not_judged() -> None:
