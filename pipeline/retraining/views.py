@@ -77,14 +77,14 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
 def lineage_tree(store: Store, record: Record) -> Tree:
     """Where a version comes from, its parents' first version at the bottom."""
     root = Tree(f"version {record.version} ({record.run_id}), {record.created}")
-    branch: Tree = root
+    _add_facts(root, record)
     of_version = {one.version: one for one in all_records(store) if one.version}
-    seen: Record | None = record
-    while seen is not None:
-        _add_facts(branch, seen)
-        seen = of_version.get(seen.parents["version"])
-        if seen is not None:
-            branch = branch.add(f"parent: version {seen.version} ({seen.run_id}), {seen.created}")
+    child = record
+    # All below the root: one below the other, those of a year would have no column left.
+    while (parent := of_version.get(child.parents["version"])) is not None:
+        name = f"parent of {child.version}: version {parent.version} ({parent.run_id}), {parent.created}"
+        _add_facts(root.add(name), parent)
+        child = parent
     return root
 
 

@@ -103,7 +103,7 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     shown = json.loads(calls.dnc("versions", "--json").stdout)
     assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
     tree = calls.dnc("lineage", "3").stdout
-    assert "parent: version 1" in tree
+    assert "parent of 3: version 1" in tree
     assert "seed 0" in tree
     assert "groups: kept" in tree
     assert "of 10" in calls.dnc("diff", "1", "3").stdout

@@ -1,0 +1,50 @@
+"""What people read of a store that has been retrained daily for long."""
+
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from contracts.layout import Store
+from pipeline.retraining.records import Record, write_record
+from pipeline.retraining.views import lineage_tree
+
+DAYS = 100
+
+
+def record(version: int) -> Record:
+    day = f"day-{version:03d}"
+    return Record(
+        run_id=f"run-{version}",
+        outcome="pushed",
+        version=version,
+        label="stable",
+        created=day,
+        seconds=1.0,
+        spans=[{"key": day, "order": version, "events": version}],
+        left_out={},
+        parents={"version": version - 1 or None, "warm_start": None},
+        gate={"reference": "popularity", "checks": []},
+        metrics={},
+        config={"seed": 0},
+        stages={"train": {"seconds": 1.0}},
+        code={"dnc-retrieval": "0.1.0"},
+        machine={"host": "host", "platform": "Linux", "cpus": 2},
+    )
+
+
+def test_the_lineage_of_many_days_can_be_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for version in range(1, DAYS + 1):
+        store.run(f"run-{version}").path.mkdir(parents=True)
+        write_record(store, record(version))
+    text = io.StringIO()
+    Console(file=text, width=160).print(lineage_tree(store, record(DAYS)))
+    parents = [
+        (int(child), int(parent)) for child, parent in re.findall(r"parent of (\d+): version (\d+)", text.getvalue())
+    ]
+    assert parents == [(version, version - 1) for version in range(DAYS, 1, -1)]
+    assert re.findall(r"spans: (day-\d+) \.\. \1, 1, (\d+) events\n", text.getvalue()) == [
+        (f"day-{version:03d}", str(version)) for version in range(DAYS, 0, -1)
+    ]
