@@ -22,6 +22,7 @@ from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json,
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
+from pipeline.stages import manifest_of
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,9 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
         spans = [store.span(key) for key in plan.spans]
         merge_spans.run(config, workdir, fingerprint, spans, plan.holdout_start)
 
+    def merged(config: Config) -> tuple[str, ...]:
+        return tuple(path for key in plan.spans for path in manifest_of(str(store.span(key).events.path)))
+
     def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
         run_gate(config, store, plan, workdir, fingerprint)
 
@@ -134,8 +138,9 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
 
     ingest, *rest = RUN_STAGES
     return (
-        # What the files are is in the run's name. In an object store, each would be asked for once more.
-        replace(ingest, summary="merge the window's spans", run=merge, sources=lambda config: ()),
+        # What the log's files are is in the run's name; in an object store, each would be asked for once more. But what
+        # is merged names parts of the spans, which may have been moved with the store, or deleted, since.
+        replace(ingest, summary="merge the window's spans", run=merge, sources=merged),
         *rest,
         Stage(
             GATE,

@@ -73,7 +73,7 @@ def plan_of(store: Store, config: Config = CONFIG, run_id: str = "new") -> Plan:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+    return Store(tmp_path / "store")
 
 
 def test_without_a_served_version_training_starts_from_scratch(store: Store) -> None:
@@ -251,6 +251,27 @@ def test_a_runs_stages_ask_for_no_file_of_the_log(store: Store) -> None:
     """Its name holds what they are; of thousands in an object store, to ask takes minutes."""
     stages = retrain_stages(store, plan_of(store))
     assert fingerprints(stages, with_key("data.events=nowhere://bucket/log.csv")).keys() >= {"ingest", "gate"}
+
+
+def test_spans_are_merged_again_where_they_are_not_what_they_were(store: Store, tmp_path: Path) -> None:
+    """Else a run that is taken up looks for their counts where the store was before, or that somebody has deleted."""
+    plan = plan_of(store)
+
+    def of_merge(at: Store) -> str:
+        return fingerprints(retrain_stages(at, plan), CONFIG)["ingest"]
+
+    def ingested(span: str) -> None:
+        with artifact.writing(store.span(span).events.path, "events", "f"):
+            pass
+
+    for span in plan.spans:
+        ingested(span)
+    first = of_merge(store)
+    assert of_merge(store) == first
+    ingested("1")
+    again = of_merge(store)
+    store.path.rename(tmp_path / "elsewhere")
+    assert len({first, again, of_merge(Store(tmp_path / "elsewhere"))}) == 3
 
 
 # name -> (the parent's spans, today's, news_start, since)
