@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from beam_jobs.csv_header import USE_ONE_CHARACTER
+from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
 from contracts.storage import as_path, is_remote, matching, open_binary, reading
 
@@ -24,6 +25,7 @@ _SHOWN_COLUMNS = 30
 _NO_TIMES = (
     "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events"
 )
+_OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
@@ -164,8 +166,7 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
         with reading(as_path(path)) as copy:
             row, file = 1, pq.ParquetFile(copy)
             for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
-                table = pa.Table.from_batches([record_batch])
-                table = table.rename_columns([name.strip() for name in table.column_names])
+                table = as_named(pa.Table.from_batches([record_batch]))
                 yield RawBatch(table, np.arange(row, row + table.num_rows), [])
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -175,6 +176,21 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
 def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
     """What the file calls `columns`, which are without spaces around them."""
     return [name for name in file.schema_arrow.names if name.strip() in columns]
+
+
+def as_named(table: pa.Table) -> pa.Table:
+    """What was read of `parquet_columns`, by the names that they are wanted by, and views of text as text.
+
+    Arrow can neither take nor filter views, which Polars and DataFusion may write.
+    """
+    columns = [column.cast(_without_views(column.type)) for column in table.columns]
+    return pa.table(columns, [name.strip() for name in table.column_names])
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if is_list(kind) and kind.value_type in _OF_VIEW:
+        return pa.list_(_OF_VIEW[kind.value_type])
+    return _OF_VIEW.get(kind, kind)
 
 
 def is_parquet(path: str) -> bool:

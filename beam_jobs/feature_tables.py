@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
-from beam_jobs.event_files import check_file, parquet_columns
+from beam_jobs.event_files import as_named, check_file, parquet_columns
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, is_list, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
@@ -102,7 +102,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
                 # Not at once: of lists, that takes five times the memory that they fill.
                 batches = file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False)
                 table = pa.Table.from_batches(batches, schema)
-            return table.rename_columns([name.strip() for name in table.column_names]), 0
+            return as_named(table), 0
         blocks = list(read_csv_batches(path, columns, source))
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "get a whole copy"

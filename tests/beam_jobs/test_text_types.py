@@ -1,0 +1,59 @@
+"""Parquet files whose text is of any of Arrow's types: the rows, dead letters and features of plain text."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import ingest
+from beam_jobs.feature_tables import read_feature_table
+from beam_jobs.vector_column import to_matrix
+from contracts.config import FeatureTable
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import dead_letters, make_config, read_events
+
+TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()]
+BAD = {"user_id": None, "item_id": "", "timestamp": "noon", "what": "wave", "click": "perhaps", "stars": "many"}
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_a_log_of_any_text_keeps_its_rows_and_sets_bad_ones_aside(kind: pa.DataType, tmp_path: Path) -> None:
+    good = {"user_id": "u", "item_id": "0{}", "timestamp": "{}", "what": "seen", "click": "1", "stars": "2"}
+    rows: list[dict[str, str | None]] = [{name: cell.format(row) for name, cell in good.items()} for row in range(100)]
+    for row, (name, cell) in enumerate(BAD.items()):
+        rows[row][name] = cell
+    pq.write_table(
+        pa.table({name: pa.array([row[name] for row in rows]).cast(kind) for name in good}), tmp_path / "l.parquet"
+    )
+    feedback = {"levels": ["seen", "click", "liked"], "flags": {"click": "click"}, "rating_thresholds": {"liked": 4}}
+    data = {"columns": {"event": "what", "rating": "stars"}, "feedback": feedback, "max_dead_letter_fraction": 0.1}
+    config = make_config(tmp_path / "l.parquet", data={"events": str(tmp_path / "l.parquet"), **data})
+    ingest.run(config, Workdir(tmp_path / "run"), "f")
+    found = {
+        (row["item_id"], row["timestamp"], row["feedback_level"]) for row in read_events(Workdir(tmp_path / "run"))
+    }
+    assert found == {(f"0{row}", row * 10**6, 1) for row in range(len(BAD), 100)}
+    said = [(letter["row"], letter["value"]) for letter in dead_letters(Workdir(tmp_path / "run"))]
+    assert sorted(said) == [(row + 1, cell or "") for row, cell in enumerate(BAD.values())]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_a_table_of_any_text_has_its_features(kind: pa.DataType, tmp_path: Path) -> None:
+    text = {"id": ["a", "a", "b", None], "genre": ["x", "z", None, "z"], "price": ["5", "6", "$7", "8"]}
+    table = {name: pa.array(cells).cast(kind) for name, cells in text.items()}
+    table["picture"] = pa.array(["[1 2]", "3 4", None, "5 6"]).cast(kind)
+    table["tags"] = pa.array([["p", None], ["q"], [], ["r"]]).cast(pa.list_(kind))
+    table["parts"] = pa.array([["1", "2"], ["3"], None, ["4"]]).cast(pa.large_list(kind))
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    kinds = {"genre": "categorical", "price": "numeric", "tags": "tokens"}
+    features: list[dict[str, Any]] = [{"name": name, "kind": of_feature} for name, of_feature in kinds.items()]
+    features += [{"name": name, "kind": "vector", "dim": 2, "separator": " "} for name in ("picture", "parts")]
+    rows = read_feature_table(FeatureTable(path=str(tmp_path / "items.parquet"), id="id", features=features), "f")
+    assert rows.ids.to_pylist() == ["a", "b"]
+    assert [rows.columns[name].to_pylist() for name in ("genre", "tags")] == [[b"x", b""], [b"p", b""]]
+    assert rows.columns["price"][0].as_py() == 5 and rows.counts["malformed_price"] == 1
+    for name in ("picture", "parts"):
+        assert to_matrix(rows.columns[name])[0].tolist() == [1, 2]
+    assert (rows.counts["repeated_ids"], rows.counts["unusable_ids"]) == (1, 1)
