@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
+_TIED_SHARE = 0.9
 _EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
 
 
@@ -114,6 +115,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
         _say_what_cannot_be_measured(config, writer.counts)
+        _say_what_has_no_order(writer.counts, sum(bucket["tied"] for bucket in buckets))
         _say_who_is_too_busy(writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=_level_counts(config, buckets),
@@ -270,8 +272,6 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
                 f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
                 f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
             )
-    if first_event == last_event:
-        logger.warning("ingest: all events are of one time, %s, so which of a user's are held out is arbitrary", first)
     if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
         logger.warning(
             "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601; of "
@@ -289,6 +289,16 @@ def _say_what_cannot_be_measured(config: Config, counts: dict[str, int]) -> None
             "and no model can be measured: are data.columns the right ones?",
             f"{counts['users']:,}", config.split.min_user_events, level,
         )  # fmt: skip
+
+
+def _say_what_has_no_order(counts: dict[str, int], num_tied: int) -> None:
+    share = num_tied / max(1, counts["events"] - counts["users"])
+    if share > _TIED_SHARE:
+        logger.warning(
+            "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
+            "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times",
+            100 * share,
+        )
 
 
 def _say_who_is_too_busy(counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:

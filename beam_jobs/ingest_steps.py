@@ -123,13 +123,13 @@ class WriteBucket(beam.DoFn):
         bucket, payloads = element
         path = self._events.bucket(bucket, self._num_buckets)
         table, counts = write_bucket(path, unpack(payloads), self._plan)
-        times = table[EventColumn.TIMESTAMP].to_numpy()
+        users, times = one_array(table[EventColumn.USER_ID]), table[EventColumn.TIMESTAMP].to_numpy()
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
         late = int(np.quantile(times, LATE, method="lower")) if len(times) else None
         of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
-            "busiest": _busiest(one_array(table[EventColumn.USER_ID])),
+            "busiest": _busiest(users), "tied": int(((np.diff(users.indices) == 0) & (np.diff(times) == 0)).sum()),
         }  # fmt: skip
 
 

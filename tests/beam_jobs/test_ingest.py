@@ -364,13 +364,6 @@ def test_dates_that_are_hardly_meant_are_said(
     assert (said is None and not warnings) or (said is not None and said in warnings[0])
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_a_log_of_one_time_is_said(step: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_log(tmp_path / "log.csv", [f"u,i{row},{1_700_000_000 + row * step}" for row in range(9)])
-    ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
-    assert ("all events are of one time, 2023-11-14T22:13:20" in caplog.text) == (step == 0)
-
-
 def test_rerun_is_byte_identical_and_does_not_depend_on_the_order_of_the_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     lines = [f"u{u},i{i},{t}" for u, i, t in rng.integers(0, 20, (400, 3))]

@@ -76,6 +76,21 @@ def test_spaces_and_quotes_that_became_part_of_ids_are_said(
     assert len(found) == (said is not None) and all(said in message for message in found)
 
 
+@pytest.mark.parametrize(
+    ("moments", "share"),
+    [([5] * 10, 100), ([5, 6] * 10, 95), ([5, 6, 7] * 3, None), ([5], None)],
+    ids=["one time", "two dates", "three dates", "nobody comes back"],
+)
+def test_events_without_an_order_are_said(
+    moments: list[int], share: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 20 events of a user on two dates, 18 of the 19 that follow one are tied; of 9 on three, 6 of 8."""
+    lines = [f"u{user},i{row},{moment}" for user in range(30) for row, moment in enumerate(moments)]
+    ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
+    said = f"{share}% of events are of the time of their user's event before"
+    assert (said in caplog.text, "is arbitrary" in caplog.text) == (share is not None, share is not None)
+
+
 def with_table(tmp_path: Path, table: dict[str, list], feature: str, **sections: dict) -> tuple[Workdir, list]:
     pq.write_table(pa.table(table), tmp_path / "items.parquet")
     features = {"path": str(tmp_path / "items.parquet"), "id": "id", "features": [{"name": "it", "kind": feature}]}
