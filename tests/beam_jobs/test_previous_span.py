@@ -30,17 +30,6 @@ HEADER = "user_id,item_id,timestamp,event"
 LEVELS = {"levels": ["exposure", "click", "purchase"], "target_level": "click"}
 
 
-def test_shapes_of_ids() -> None:
-    ids = pa.array(["u1", "user22", "17", "17.0", "Ünï9", "a-b-c-d-e-f", "", "x y"])
-    assert id_shapes(ids) == {"a9": 3, "9": 1, "9.9": 1, "a-a-a-a-": 1, "a a": 1}
-
-
-def test_shapes_are_those_of_all_ids_however_many() -> None:
-    ids = pa.array([str(number) for number in range(5_000)] + [f"{number}.0" for number in range(5_000, 50_000)])
-    shapes = id_shapes(ids)
-    assert abs(shapes["9.9"] / shapes.total() - 0.9) < 0.01
-
-
 LETTERS = list(string.ascii_letters + string.digits + "-_")
 
 
