@@ -151,17 +151,21 @@ MEANT = {
 }
 
 
+@pytest.mark.parametrize("last", ["u,i,5", 'u,"i,5'], ids=["no stray", "a stray in the block"])
 @pytest.mark.parametrize("name", MEANT)
-def test_a_cell_of_text_with_separators_is_kept(name: str, tmp_path: Path) -> None:
+def test_a_cell_of_text_with_separators_is_kept(name: str, last: str, tmp_path: Path) -> None:
     cell, before, behind = MEANT[name]
     line = ",".join([*before, f'"{cell}"', *behind])
-    (tmp_path / "log.csv").write_text("\n".join(["a,b,c", line, line, "u,i,5", ""]))
+    (tmp_path / "log.csv").write_text("\n".join(["a,b,c", line, line, last, ""]))
     row = (*before, cell, *behind)
-    assert _read(tmp_path / "log.csv", 1 << 16) == [row, row, ("u", "i", "5")]
+    end = ("quote never closed", last) if '"' in last else ("u", "i", "5")
+    assert _read(tmp_path / "log.csv", 1 << 16) == [row, row, end]
 
 
 def test_lists_in_tables_of_two_columns_are_kept(tmp_path: Path) -> None:
-    cell = '[\n  ""red"",\n  ""green"",\n  ""blue""\n]'
+    """Although most of a list's lines have one comma, as a row of two columns has."""
+    colours = ["red", "green", "blue", "white", "black"]
+    cell = "[\n" + ",\n".join(f'  ""{colour}""' for colour in colours) + "\n]"
     path = tmp_path / "table.csv"
     path.write_text(f'id,list\n1,"{cell}"\n')
     [[row]] = [batch.table.to_pylist() for batch in read_csv_batches(str(path), ["id", "list"], TextFormat())]
