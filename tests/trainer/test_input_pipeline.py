@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from contracts.names import WindowField
-from tests.trainer.artifacts import cyclic_log, write_artifacts
+from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
 from trainer.input_pipeline import TrainingWindows, _window_batch
 from trainer.ragged import Ragged
 
@@ -60,6 +60,21 @@ def test_a_windows_draws_are_others_in_every_epoch(tmp_path: Path) -> None:
         agree = np.concatenate([first[window] == second[window] for window in first])
         assert agree.mean() < 0.5
         np.testing.assert_array_equal(*(np.sort(np.concatenate(list(of.values()))) for of in (first, second)))
+
+
+def test_a_batch_is_as_many_windows_of_like_length_as_fit(tmp_path: Path) -> None:
+    """In the order of their lengths, padded to the longest; of a limit of 20 events, a window of 25 is alone."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.permutation(40)[:length] + 1 for length in [*rng.integers(4, 18, 60), 27]]
+    workdir = write_artifacts(Log(sequences, np.zeros(40, int), window_length=30), tmp_path)
+    found = [[int((row > 0).sum()) for row in batch.item_index] for batch in TrainingWindows(workdir, 20, 0).epoch(0)]
+    expected: list[list[int]] = [[]]
+    for length in sorted(len(sequence) - 2 for sequence in sequences):
+        if expected[-1] and (len(expected[-1]) + 1) * length > 20:
+            expected.append([])
+        expected[-1].append(length)
+    assert sorted(map(sorted, found)) == sorted(expected)
+    assert [25] in expected and any(len(batch) * batch[-1] == 20 for batch in expected)
 
 
 def test_an_epoch_has_the_next_draw_in_an_order_of_its_own(tmp_path: Path) -> None:
