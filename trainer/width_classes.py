@@ -26,7 +26,7 @@ def width_classes(width: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:
         positives: float64 [num_groups], each group's share of the positives.
 
     Returns:
-        int64 arrays of groups, those of the widest class first.
+        int64 arrays of groups.
     """
     order = np.argsort(-width, kind="stable")
     width, rows = width[order], np.cumsum(np.append(0, positives[order] * _POSITIVES + _PADDING))
@@ -39,4 +39,4 @@ def width_classes(width: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:
     while end:
         classes.append(np.sort(order[begins[end] : end]))
         end = begins[end]
-    return classes[::-1]
+    return classes

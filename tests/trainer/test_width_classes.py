@@ -17,12 +17,18 @@ def cost(width: np.ndarray, positives: np.ndarray, classes: list[np.ndarray]) ->
     return sum((3_000 * positives[g].sum() + 4 * len(g)) * width[g].max() + 250_000 for g in classes)
 
 
-@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.5])
-def test_no_other_split_costs_less(exponent: float) -> None:
-    """Against all splits of ten groups in the order of their width; that of even groups is no split."""
+@pytest.mark.parametrize(
+    ("exponent", "widest", "is_shared"),
+    [(0.0, 4_000, True), (1.0, 4_000, True), (2.5, 4_000, True), (1.0, 20_000, False)],
+)
+def test_no_other_split_costs_less(exponent: float, widest: float, is_shared: bool) -> None:
+    """Against all splits of ten groups in the order of their width; that of even groups is no split.
+
+    Where all positives are of the widest group, the padding of the others alone is worth a class.
+    """
     rng = np.random.default_rng(0)
-    width = rng.permutation(4_000 / (1 + np.arange(10)) ** exponent)
-    positives = rng.dirichlet(np.full(10, 0.5))
+    width = rng.permutation(widest / (1 + np.arange(10)) ** exponent)
+    positives = rng.dirichlet(np.full(10, 0.5)) if is_shared else (width == widest).astype(float)
     found = width_classes(width, positives)
     order = np.argsort(-width, kind="stable")
     splits = [np.split(order, cuts) for number in range(10) for cuts in combinations(range(1, 10), number)]
