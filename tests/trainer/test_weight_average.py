@@ -90,11 +90,11 @@ def test_a_plateau_goes_back_to_the_best_average_and_averages_anew(workdir: Work
         assert all((weight.numpy() == 5).all() for weight in model.trainable_variables)
 
 
-@pytest.mark.parametrize("batch_size", [1, 100_000])
+@pytest.mark.parametrize(("batch_size", "distinct"), [(1, 3 * SNAPSHOTS_PER_EPOCH), (100_000, 3)])
 def test_a_trained_model_is_the_average_of_its_best_epoch(
-    batch_size: int, workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+    batch_size: int, distinct: int, workdir: Workdir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an epoch of one step, all snapshots are alike."""
+    """Of an epoch of many steps, snapshots are of its parts; of one of a single step, all are alike."""
     taken: list[list[np.ndarray]] = []
     add = WeightAverage.add
 
@@ -107,6 +107,7 @@ def test_a_trained_model_is_the_average_of_its_best_epoch(
     config = small_config(training={**settings, "batch_size": batch_size})
     train(config, workdir, "averaged", "a")
     assert len(taken) == 3 * SNAPSHOTS_PER_EPOCH
+    assert len({snapshot[0].tobytes() for snapshot in taken}) == distinct
     best = read_manifest(workdir.model("averaged").path).details["best"]["epoch"]
     shipped = load_model(config, workdir, "averaged").trainable_variables
     for weight, snapshots in zip(shipped, zip(*taken[: best * SNAPSHOTS_PER_EPOCH], strict=True), strict=True):
