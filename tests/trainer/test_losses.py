@@ -148,6 +148,23 @@ def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
     np.testing.assert_allclose(estimate, exact, rtol=0.1)
 
 
+def test_one_vector_leaves_the_windows_in_group_draws_out() -> None:
+    """They are of the groups that the windows were written with: of one group for all, too many of some items."""
+    rng = np.random.default_rng(3)
+    items = catalogue(np.exp(rng.normal(size=NUM_ITEMS))).with_single_group()
+    loss = LossConfig(exact_softmax_max_items=0, in_group_pool=20_000, easy_pool=20_000, fresh_pool=0)
+    candidates = NegativePools(items, loss)(
+        tf.constant(rng.integers(1, 16, 20_000)),
+        tf.constant(rng.choice(NUM_ITEMS + 1, 20_000, p=items.sampling_probability)),
+        tf.zeros([0], tf.int64),
+        tf.random.Generator.from_seed(0),
+    )
+    scores = rng.normal(size=NUM_ITEMS + 1)
+    [row], [correction] = candidates.rows.numpy(), candidates.row_correction.numpy()
+    estimate = np.exp(scores[candidates.item_index.numpy()[row]] + correction).sum()
+    assert estimate == pytest.approx(np.exp(scores[1:]).sum(), rel=0.1)
+
+
 def test_binary_loss_by_hand() -> None:
     # beta log(1 + e^-2) + log(1 + e^1), the masked negative left out, over 3.
     loss = binary_loss(tf.constant([2.0]), tf.constant([[1.0, 9.0]]), tf.constant([[False, True]]), 0.25)
