@@ -22,9 +22,9 @@ def run_of(folder: Path, model: str, seed: int, recall: np.ndarray) -> dict:
 
 @pytest.fixture
 def results(tmp_path: Path) -> list[dict]:
-    """Users differ much, and the model serves each of them a tenth better than the reference, on either seed."""
+    """Users differ much, a third get nothing, and the model serves each a tenth better than the reference."""
     rng = np.random.default_rng(0)
-    base = rng.random(USERS) ** 4
+    base = rng.random(USERS) ** 4 * (rng.random(USERS) > 1 / 3)
     noise = 0.01 * rng.standard_normal((2, USERS))
     reference = [run_of(tmp_path, "reference", seed, base) for seed in range(2)]
     return reference + [run_of(tmp_path, "better", seed, 1.1 * base + noise[seed]) for seed in range(2)]
@@ -47,6 +47,17 @@ def test_the_interval_is_that_of_the_users_differences(results: list[dict], tmp_
     assert found["high"] == pytest.approx(ratio - 1 + 1.96 * error, abs=error / 4)
     unpaired = 1.96 * np.hypot(ours.std(), theirs.std()) / np.sqrt(USERS) / theirs.mean()
     assert found["high"] - found["low"] < unpaired / 10
+
+
+def test_changes_are_against_the_references_first_lists_in_resamples_of_whom_it_serves_somebody(tmp_path: Path) -> None:
+    """Whoever is drawn, the model serves twice as well as those lists, or neither of both serves anybody."""
+    of_reference = {"quota 0.5": {"recall_at_10": np.array([0.5, 0, 0])}, "score 1": {"recall_at_10": np.ones(3)}}
+    write_per_user(tmp_path, "r", of_reference)
+    write_per_user(tmp_path, "o", {"score 1": {"recall_at_10": np.array([1.0, 0, 0])}})
+    results = [{"dataset": "a", "model": name, "fingerprint": name[0]} for name in ("reference", "other")]
+    [(lists, changes)] = paired_changes("reference", results, tmp_path).items()
+    assert lists == ("a", "other", "score 1")
+    assert changes == {"recall_at_10": {"value": 1, "low": 1, "high": 1}}
 
 
 def test_the_table_shows_changes_against_the_reference(results: list[dict], tmp_path: Path) -> None:
