@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -203,6 +204,17 @@ def test_means_and_deviations_over_seeds(tmp_path: Path) -> None:
     assert "| one | score 1 | .4000 ±.1000 (.2000) | 4 | 10 |" in markdown.read_text()
     written = json.loads((tmp_path / "out.json").read_text())
     assert {"machine", "date", "seeds", "command", "rows", "runs"} <= set(written)
+
+
+def test_a_data_set_has_its_own_rows_in_the_files_order_of_models(tmp_path: Path) -> None:
+    cell = {"value": 0.5, "low": 0.5, "high": 0.5}
+    common = {"seed": 0, "best_epoch": 1, "seconds": 1.0, "lists": {"score 1": {"recall_at_10": cell}}}
+    results = [{"dataset": dataset, "model": model, **common} for dataset in "ba" for model in ("two", "one")]
+    text = write_tables(small(), results, {}, tmp_path / "out.json", "dnc benchmark").read_text()
+    assert re.findall(r"^(?:## (\w)|\| (one|two) )", text, re.MULTILINE) == [
+        *(("a", ""), ("", "one"), ("", "two")),
+        *(("b", ""), ("", "one"), ("", "two")),
+    ]
 
 
 @pytest.mark.parametrize("text", ["1 5 6 7\n2 5\n", "1 5\n1 6\n2 5\n1 7\n"], ids=["a line a user", "a line an event"])

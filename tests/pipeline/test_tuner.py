@@ -52,7 +52,11 @@ def test_the_search_begins_at_the_config(keys: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("recalls", "merge", "alpha"),
-    [([0.3, 0.1, 0.1, 0.2, 0.1, 0.1], "score", 1.0), ([0.3, 0.1, 0.4, 0.2, 0.1, 0.1], "quota", 0.5)],
+    [
+        ([0.3, 0.1, 0.1, 0.2, 0.1, 0.1], "score", 1.0),
+        ([0.3, 0.1, 0.4, 0.2, 0.1, 0.1], "quota", 0.5),
+        ([0.4, 0.1, 0.1, 0.1, 0.4, 0.1], "score", 1.5),  # of equal recall, the merge that needs no alpha
+    ],
 )
 def test_the_best_alpha_is_that_of_quotas(recalls: list[float], merge: str, alpha: float) -> None:
     assert best_merge(recalls) == {"serving.merge": merge, "serving.alpha": alpha}
