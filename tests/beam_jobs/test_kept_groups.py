@@ -51,6 +51,16 @@ def test_items_join_the_group_of_their_cooccurrence(tmp_path: Path) -> None:
     assert found.as_json()["expected"] == found.within
 
 
+def test_an_item_that_nothing_tells_of_any_more_has_no_embedding_and_stays(tmp_path: Path) -> None:
+    """What side features told of it in an earlier run is not taken for what co-occurrence tells."""
+    previous = previous_of()
+    previous.embeddings[4] = 0, 1
+    block = write_block(tmp_path / "block.parquet", [(0, 1, 60)])
+    found = keep_groups(previous, [block], read_side_features(None, pa.array([str(item) for item in range(7)])))
+    assert found.embeddings[4].tolist() == [0, 0]
+    assert found.groups.tolist() == [0, 0, 1, 1, 0, -1, -1]
+
+
 def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> None:
     block = write_block(tmp_path / "block.parquet", [(0, 1, 30), (0, 2, 70)])
     side = read_side_features(None, pa.array([str(item) for item in range(7)]))
