@@ -145,9 +145,12 @@ def push_left_over(store: Store) -> list[Record]:
 
 
 def _died_in_push(store: Store, run_id: str) -> bool:
-    run, record = RetrainRun(store.run(run_id)), read_record(store, run_id)
-    # A record may be of an earlier verdict, under other limits; one that cannot be read may be restored.
-    return run.pending.exists() and (record.outcome == "not_blessed" if record else not run.record.exists())
+    run = RetrainRun(store.run(run_id))
+    if not run.pending.exists():
+        return False
+    record = read_record(store, run_id)
+    # It may be of an earlier verdict, under other limits; one that cannot be read may be restored.
+    return record.outcome == "not_blessed" if record else not run.record.exists()
 
 
 def set_stable(store: Store, version: int) -> list[str]:
