@@ -57,7 +57,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(_without_gone(tree))
     except ValidationError as error:
         raise ConfigError(_explain(f"{path} with --set" if path and overrides else path, error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
@@ -78,14 +78,19 @@ def read_stored_config(path: Path) -> Config:
     """
     try:
         tree = TypeAdapter(dict[str, Any]).validate_json(path.read_text(encoding="utf-8"))
-        for (section, key), meaningless in _GONE.items():
-            if tree.get(section, {}).get(key) == meaningless:
-                del tree[section][key]
-        return Config.model_validate(tree)
+        return Config.model_validate(_without_gone(tree))
     except ValidationError as error:
         raise ConfigError(
             f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"
         ) from None
+
+
+def _without_gone(tree: dict[str, Any]) -> dict[str, Any]:
+    for (section, key), meaningless in _GONE.items():
+        values = tree.get(section)
+        if isinstance(values, dict) and values.get(key) == meaningless:
+            del values[key]
+    return tree
 
 
 def dump_config(config: Config) -> str:

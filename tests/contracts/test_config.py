@@ -167,7 +167,7 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> No
 
 
 def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant_nothing(tmp_path: Path) -> None:
-    """Each model has its whole config beside it: one that could not be read could not be warm-started from."""
+    """Each model and each workdir has a whole config: without it, nothing starts from the one or asks the other."""
     config = load_config(None, ["seed=7", "split.protocol=time", "split.test_start=2026-11-01"])
     path = tmp_path / "config.json"
 
@@ -176,7 +176,7 @@ def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant
         path.write_text(json.dumps({**tree, "model": tree["model"] | model}))
         return read_stored_config(path)
 
-    assert stored() == stored(history_groups=False) == config
+    assert stored() == stored(history_groups=False) == load_config(path) == config
     with pytest.raises(ConfigError, match=r"(?s)config.json.*model.history_groups: unknown key \(value True\).*again"):
         stored(history_groups=True)
     path.write_text('{"seed": 7')
