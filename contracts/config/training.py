@@ -14,9 +14,9 @@ class ModelConfig(Section):
 
     user_tower: Literal["transformer", "gru", "mean", "mind", "comirec", "user_id"] = Field(
         "transformer",
-        description="what reads a history: transformer, gru, or mean, which is better where the order of events tells "
-        "little (`dnc tune` tries it); mind, comirec (several interests, ranked by the best) and user_id (matrix "
-        "factorisation, no history) are those of baselines alone, see evaluation.baselines",
+        description="what reads a history: transformer, gru, or mean, which may be better where the order of events "
+        "tells nothing (`dnc tune` tries it); mind, comirec (several interests, ranked by the best) and user_id "
+        "(matrix factorisation, no history) are those of baselines alone, see evaluation.baselines",
     )
     num_interests: int = Field(4, ge=1, description="of user towers mind and comirec: most interests of a user")
     embedding_dim: int = Field(64, ge=2, description="D, length of user and item vectors; a multiple of num_heads")
