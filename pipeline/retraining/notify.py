@@ -43,4 +43,6 @@ def _may_pass(error: BaseException) -> bool:
 )
 def _post(url: str, outcome: str) -> None:
     headers = {"Content-Type": "application/json"}
-    requests.post(url, data=outcome.encode(), headers=headers, timeout=_TIMEOUT_SECONDS).raise_for_status()
+    # The timeout is of each read, so that an answer which never ends would never time out: nobody reads it.
+    with requests.post(url, data=outcome.encode(), headers=headers, timeout=_TIMEOUT_SECONDS, stream=True) as answer:
+        answer.raise_for_status()
