@@ -206,8 +206,8 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
             return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]
     if _JSON.search(path.lower()):
         # Not pandas, to which the id "007" is the number 7.
-        copy = f"parquet.write_table(json.read_json({path!r}), 'x.parquet')"
-        remedy = f"JSON is not read: `from pyarrow import json, parquet; {copy}` converts JSON lines"
+        copy = f"from pyarrow import json, parquet; parquet.write_table(json.read_json({path!r}), 'x.parquet')"
+        remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each, docs/data.md any others"
     else:
         remedy = "convert it, or rename it to what it is"
     raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

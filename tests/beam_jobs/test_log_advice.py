@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pytest
 
 from beam_jobs import groups, ingest, statistics, transform, windows
 from beam_jobs.event_files import find_event_files
+from beam_jobs.feature_tables import read_feature_table
+from contracts.config import FeatureTable
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, make_config, write_log
 
@@ -43,6 +46,27 @@ def test_the_remedy_for_json_lines_keeps_ids_as_they_are(tmp_path: Path, monkeyp
         find_event_files(make_config(Path("log.jsonl.gz")).data)
     exec(str(caught.value).split("`")[1])
     assert pq.read_table("x.parquet").to_pylist() == [json.loads(line) for line in lines]
+
+
+def test_the_documented_remedy_for_other_json_lines_writes_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of Amazon's metadata, where a value is now a number and now a text, which Arrow does not read."""
+    code = re.search(r"```python\n(.*?)```", Path("docs/data.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    items = [
+        {"asin": "0001", "category": ["Books", "Café, Bar"], "price": 5.5, "rank": ["1"]},
+        {"asin": "1", "price": "$6", "rank": "2 in Books"},
+        {"asin": "B00", "category": [], "title": 'a "b"\nc'},
+    ]
+    with gzip.open("meta.json.gz", "wt", encoding="utf-8") as file:
+        file.write("".join(json.dumps(item) + "\n" for item in items))
+    exec(code and code[1])
+    features = [{"name": "categories", "kind": "tokens"}, {"name": "price", "kind": "categorical"}]
+    rows = read_feature_table(FeatureTable(path="items.csv", id="item_id", features=features), "data.item_features")
+    assert rows.ids.to_pylist() == ["0001", "1", "B00"]
+    assert rows.columns["categories"].to_pylist() == ["Books|Café, Bar".encode(), b"", b""]
+    assert rows.columns["price"].to_pylist() == [b"5.5", b"$6", b""]
 
 
 def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
