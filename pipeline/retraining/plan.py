@@ -129,6 +129,7 @@ def make_plan(
             f"version {stable} is held, as {versions[-1]} is newer and not stable: this run's version becomes canary; "
             f"dnc rollback -s STORE {versions[-1]} ends that"
         )
+    notes += _written_anew(spans[:-1], parent) if parent else []
     notes += no_longer_exported(store, config.serving)
     plan = Plan(
         run_id=run_id,
@@ -159,6 +160,19 @@ def _last_to_learn(store: Store, record: Record) -> Record:
     return record
 
 
+def _learnt(earlier: Record) -> dict[str, list[Any]]:
+    """Key -> files of the spans that a run has trained on: all but its holdout."""
+    return {span["key"]: span["files"] for span in earlier.spans[:-1]}
+
+
+def _written_anew(spans: Sequence[SpanStart], earlier: Record) -> list[str]:
+    """What to say of spans that are learnt again: a job that touches the whole log makes every day a long one."""
+    known = _learnt(earlier)
+    again = [span.key for span in spans if known.get(span.key, span.files) != span.files]
+    what = f"written anew since version {earlier.version} learnt from it, so new to this run: {', '.join(again)}"
+    return [what] if again else []
+
+
 def _first_new(spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
     """Where the events begin that an earlier run has not trained on, and `replay` spans before.
 
@@ -167,7 +181,7 @@ def _first_new(spans: Sequence[SpanStart], earlier: Record, replay: int) -> int 
     Args:
         spans: those that training may see, oldest first.
     """
-    known = {span["key"]: span["files"] for span in earlier.spans[:-1]}
+    known = _learnt(earlier)
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
     first = max(min(new, default=len(spans) - 1) - replay, 0)
     # From the window's first span on means: from all events, also those that lie before its start.
