@@ -120,7 +120,7 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
         ValueError: it is not.
     """
     if os.path.isdir(path):
-        raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/*.parquet'")
+        raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/**/*.parquet'")
     try:
         found = _column_names(path, field, text)
     except (OSError, EOFError, pa.ArrowInvalid) as error:

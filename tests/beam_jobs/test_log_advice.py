@@ -48,6 +48,18 @@ def test_the_remedy_for_json_lines_keeps_ids_as_they_are(tmp_path: Path, monkeyp
     assert pq.read_table("x.parquet").to_pylist() == [json.loads(line) for line in lines]
 
 
+@pytest.mark.parametrize("partition", [[], ["day"]], ids=["flat", "partitioned"])
+def test_the_remedy_for_a_directory_names_its_files(partition: list[str], tmp_path: Path) -> None:
+    """As Spark and pandas write tables, one directory for each day."""
+    events = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": [1, 2], "day": ["2024-01-01", "2024-01-02"]}
+    pq.write_to_dataset(pa.table(events), tmp_path / "log", partition_cols=partition)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    with pytest.raises(ValueError, match="is a directory; name its files") as caught:
+        find_event_files(make_config(tmp_path / "log").data)
+    found = find_event_files(make_config(str(caught.value).split("'")[1]).data)
+    assert found == sorted(map(str, (tmp_path / "log").rglob("*.parquet")))
+
+
 def test_the_documented_remedy_for_other_json_lines_writes_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
