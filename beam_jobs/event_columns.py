@@ -127,8 +127,10 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
         levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
     if feedback.rating_thresholds and data.columns.rating is not None:
         raw = column(data.columns.rating)
-        ratings = to_numbers(to_binary(raw))
-        letters.add("rating", np.isnan(ratings).astype(np.int8), ("", "is not a number"), raw)
+        text = pc.fill_null(to_binary(raw), b"")
+        ratings = to_numbers(text)
+        is_wrong = np.isnan(ratings) & pc.not_equal(text, b"").to_numpy(zero_copy_only=False)  # absent reaches no level
+        letters.add("rating", is_wrong.astype(np.int8), ("", "is not a number"), raw)
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
     return levels

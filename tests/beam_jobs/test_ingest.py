@@ -14,6 +14,9 @@ import pytest
 
 from beam_jobs import ingest
 from beam_jobs.column_text import LOST_DIGITS
+from beam_jobs.event_columns import validate
+from beam_jobs.event_files import RawBatch
+from contracts.config import DataConfig
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log
 
@@ -233,6 +236,20 @@ def test_feedback_is_the_highest_level_that_applies_and_duplicates_keep_it(tmp_p
     assert manifest.counts["duplicates"] == 1
     assert dead_letters(workdir)[0]["reason"] == "event is not one of data.feedback.levels"
     assert dead_letters(workdir)[0]["value"] == "wave"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.float64()], ids=str)
+def test_a_row_without_a_rating_reaches_no_level_by_it(kind: pa.DataType) -> None:
+    """As of Goodreads, where most of what is read is never rated."""
+    stars = pa.array(["5", None, "" if kind == pa.string() else "nan", "2", "5"]).cast(kind)
+    ids = pa.array(["a", "b", "c", "d", "e"])
+    times, read = pa.array([1, 2, 3, 4, 5]), pa.array([True, True, False, True, False])
+    table = pa.table({"user_id": ids, "item_id": ids, "timestamp": times, "read": read, "stars": stars})
+    feedback = {"levels": ["shelved", "read", "liked"], "flags": {"read": "read"}, "rating_thresholds": {"liked": 4}}
+    data = DataConfig.model_validate({"columns": {"rating": "stars"}, "feedback": feedback})
+    batch = validate(RawBatch(table, np.arange(5), []), data)
+    assert batch.events["feedback_level"].to_pylist() == [2, 1, 0, 1, 2]
+    assert not batch.dead_letters.num_rows
 
 
 def test_flags_are_read_as_programs_write_them(tmp_path: Path) -> None:
