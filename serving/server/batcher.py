@@ -19,6 +19,9 @@ from serving.signature_spec import Arrays
 
 _log = logging.getLogger(__name__)
 
+_SMOOTHING = 1 / 8
+"""Weight of the last batch in how long one takes: a single long one, as while a version is loaded, is no rule."""
+
 
 class Workers:
     """The threads that run batches, shared by every signature of every version."""
@@ -47,6 +50,7 @@ class _Waiting:
     width: int
     answer: asyncio.Future[Arrays]
     since: float
+    deadline: float
 
 
 class Batcher:
@@ -56,6 +60,9 @@ class Batcher:
     long as its inputs, padded to the widest, have no more than `max_batch_elements` values; with
     `batch_timeout_micros` it waits for more, at most so long after its first request. Under load
     batches grow by themselves, and a lone request waits for nobody.
+
+    Under overload the head of the queue is about to be late: a batch of it would be for nothing, and so would every
+    one after it. While more waits than a batch takes, it passes over what cannot be in time any more.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Batcher:
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
         self._rows = 0
+        self._batch_seconds = 0.0
         self._is_closed = False
         self._changed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
@@ -113,7 +121,7 @@ class Batcher:
         if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
             raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter())
+        waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter(), deadline)
         timer = loop.call_at(deadline, _expire, waiting.answer)
         self._waiting.append(waiting)
         self._rows += rows
@@ -165,11 +173,14 @@ class Batcher:
                 break
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, without requests that nobody waits for any more."""
+        """The next batch, without requests that nobody waits for any more or, if others wait, that would be late."""
         batch: list[_Waiting] = []
         rows = width = 0
+        done_at = asyncio.get_running_loop().time() + self._batch_seconds
         while self._waiting:
             waiting = self._waiting[0]
+            if waiting.deadline < done_at and rows + self._rows > self._config.max_batch_size:
+                _expire(waiting.answer)
             if not waiting.answer.done():
                 rows, width = rows + waiting.rows, max(width, waiting.width)
                 if rows > self._config.max_batch_size or rows * width > self._config.max_batch_elements:
@@ -181,8 +192,11 @@ class Batcher:
 
     async def _answer(self, batch: list[_Waiting], begun: asyncio.Future[list[Arrays]]) -> None:
         """Answers a batch that runs. Where it fails, each of its requests runs alone: one must not fail another."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             answers = await _outcomes(begun, len(batch))
+            self._batch_seconds += _SMOOTHING * (loop.time() - started - self._batch_seconds)
             first = answers[0]
             if len(batch) > 1 and isinstance(first, RequestError):
                 answers = [await self._answer_alone(waiting, first) for waiting in batch]
@@ -225,4 +239,4 @@ async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> S
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:
     if not answer.done():
-        answer.set_exception(RequestError(Code.DEADLINE_EXCEEDED, "the deadline passed before the answer was there"))
+        answer.set_exception(RequestError(Code.DEADLINE_EXCEEDED, "the answer is not there within the deadline"))

@@ -184,6 +184,31 @@ def test_late_and_abandoned_requests_are_not_run():
     assert run(body).batches == [[0], [3]]
 
 
+def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
+    """Else each would be of the oldest, whose time ends while it runs: at twice the load, next to nothing in time."""
+
+    class Slow(Graph):
+        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+            time.sleep(2.0 * (not self.batches))
+            return super().run(requests)
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        await ask(batcher, 0)  # an eighth of its two seconds is what another batch is expected to take
+        for others, outcome in (([3, 4, 5, 6], RequestError), ([3, 4], dict)):
+            graph.gate.clear()
+            first = ask(batcher, 7)
+            await settle()
+            late = [ask(batcher, value, seconds=0.2) for value in (1, 2)]
+            in_time = [ask(batcher, value) for value in others]
+            await asyncio.sleep(0)
+            graph.gate.set()
+            await asyncio.gather(first, *in_time)
+            assert {type(one) for one in await asyncio.gather(*late, return_exceptions=True)} == {outcome}
+
+    # A batch has room for four: for the others, or for all.
+    assert run(body, Slow()).batches == [[0], [7], [3, 4, 5, 6], [7], [1, 2, 3, 4]]
+
+
 def test_a_request_larger_than_a_batch_is_refused():
     async def body(graph: Graph, batcher: Batcher) -> None:
         with pytest.raises(RequestError, match="5 rows, more than max_batch_size=4") as raised:
