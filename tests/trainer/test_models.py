@@ -124,6 +124,18 @@ def test_a_baseline_has_the_terms_of_its_name_alone(name: str) -> None:
     assert weights == expected.get(name, {"global_weight": 1.0})
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_has_as_many_draws_as_the_product(name: str) -> None:
+    """Of 123; without groups, those in the place of in-group ones are fresh, or all are of what its name says."""
+    pools = {"in_group_pool": 100, "easy_pool": 20, "fresh_pool": 3}
+    config = baseline_config(variant(training={"loss": pools}), name)
+    loss = config.training.loss
+    drawn_by_name = name in {"single_vector_uniform", "single_vector_popularity", "single_vector_in_batch"}
+    expected = (3, 20) if name == "single_vector_mixed" else (0, 123) if drawn_by_name else (103, 20)
+    assert (loss.fresh_pool, loss.easy_pool) == expected
+    assert config.groups.num_groups == (4 if name == "single_vector_mixed" else 1)
+
+
 def test_the_mixed_baseline_ranks_by_one_vector_alone(odd: Workdir) -> None:
     config = VARIANTS["single_vector_mixed"]
     model = build_model(config, Catalogue.for_config(config, odd))
