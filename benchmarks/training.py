@@ -113,7 +113,7 @@ def contestant(items: Catalogue, data: list[WindowBatch], model: dict[str, Any],
         "training": {"loss": {"exact_softmax_max_items": 0, **loss}},
     }
     built = build_model(Config.model_validate(tree), items)
-    optimizer = LazyAdam(1e-3, beta_2=0.98)
+    optimizer = LazyAdam(1e-3)
     optimizer.build(built.trainable_variables)
 
     def step(batch: WindowBatch) -> tf.Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+_BETA_2 = 0.98
+"""A second moment of about fifty steps."""
+
 _BETA_2_OF_RARE_ROWS = 0.999
 """Of a row's own reads: what a positive does to a rare item's row lasts over the many draws between two positives."""
 
@@ -17,9 +20,9 @@ class LazyAdam(tf.keras.optimizers.Adam):
     have no momentum: ten reads long, it would be of epochs ago. `weight_decay` still shrinks whole tables.
     """
 
-    def __init__(self, learning_rate: float, beta_2: float = 0.999, weight_decay: float | None = None) -> None:
+    def __init__(self, learning_rate: float, weight_decay: float | None = None) -> None:
         # Where there is a GPU, Keras would have XLA compile the update, which does so anew for every number of rows.
-        super().__init__(learning_rate, beta_2=beta_2, weight_decay=weight_decay, jit_compile=False)
+        super().__init__(learning_rate, beta_2=_BETA_2, weight_decay=weight_decay, jit_compile=False)
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates one variable; `gradient` comes without repeated rows."""

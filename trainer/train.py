@@ -138,9 +138,7 @@ class _Trainer:
         self._strategy, self._batches = strategy, windows
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION, self._config.max_validation_users)
         with strategy.scope():
-            self._optimizer = LazyAdam(
-                config.training.learning_rate, beta_2=0.98, weight_decay=config.training.weight_decay or None
-            )
+            self._optimizer = LazyAdam(config.training.learning_rate, config.training.weight_decay or None)
             self.state = TrainingState(
                 workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
             )
