@@ -75,7 +75,7 @@ class Catalogue:
         return cls(
             item_ids=items[ItemColumn.ITEM_ID].to_numpy(zero_copy_only=False),
             group_id=group_id,
-            num_groups=_num_groups(workdir, group_id),
+            num_groups=int(group_id.max()) + 1,  # none is empty
             train_count=_padded(items[ItemColumn.TRAIN_COUNT], np.int64),
             sampling_probability=_padded(items[ItemColumn.SAMPLING_PROBABILITY], np.float64),
             item_features=_read_features(workdir.transform.items, spec["item"]),
@@ -106,14 +106,6 @@ def _require_same_items(items: pa.Table, groups: pa.Table, workdir: Workdir) -> 
             f"{workdir.item_groups.groups} and {workdir.item_statistics.items} hold different items: "
             "run the groups stage again"
         )
-
-
-def _num_groups(workdir: Workdir, group_id: np.ndarray) -> int:
-    """K counts empty groups too, so it comes from the centroids where there are any."""
-    found = int(group_id.max()) + 1
-    if workdir.item_groups.centroids.exists():
-        return max(found, len(np.load(workdir.item_groups.centroids, mmap_mode="r")))
-    return found
 
 
 def _cooccurrence(workdir: Workdir, num_items: int) -> np.ndarray:
