@@ -27,9 +27,8 @@ class CandidateTower(tf.keras.layers.Layer):
         use_features: bool,
         use_cooccurrence: bool,
         num_buckets: int,
-        name: str = "candidate_tower",
     ):
-        super().__init__(name=name)
+        super().__init__(name="candidate_tower")
         self._num_items = catalogue.num_items
         seen = tf.constant(np.append(catalogue.train_count > 0, np.ones(num_buckets)), tf.float32)[:, None]
         self._id_table = self.add_weight(
@@ -76,9 +75,9 @@ class CandidateTower(tf.keras.layers.Layer):
 class FixedCandidates(tf.keras.layers.Layer):
     """What serving needs of an item tower that learns no more: its vectors, in one table."""
 
-    def __init__(self, vectors: np.ndarray, name: str = "candidate_tower"):
+    def __init__(self, vectors: np.ndarray):
         """`vectors`: float32 [num_items + 1, dim], by item_index."""
-        super().__init__(name=name)
+        super().__init__(name="candidate_tower")
         self._table = self.add_weight(
             name="embeddings",
             shape=vectors.shape,

@@ -29,8 +29,8 @@ class QueryTower(tf.keras.layers.Layer):
     events and a user without history has a trained query too: the start token's.
     """
 
-    def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator, name: str = "query_tower"):
-        super().__init__(name=name)
+    def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator):
+        super().__init__(name="query_tower")
         model, dim = config.model, config.model.embedding_dim
         self._dim = dim
         self._start = self.add_weight(name="start", shape=[dim], initializer=_small())

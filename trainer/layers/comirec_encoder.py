@@ -17,10 +17,8 @@ class ComiRecEncoder(InterestEncoder):
     logits. A positive trains the interest nearest to it (the paper's argmax).
     """
 
-    def __init__(
-        self, num_interests: int, dim: int, dropout: float, generator: tf.random.Generator, name: str = "encoder"
-    ):
-        super().__init__(num_interests, name)
+    def __init__(self, num_interests: int, dim: int, dropout: float, generator: tf.random.Generator):
+        super().__init__(num_interests)
         self._hidden = tf.keras.layers.Dense(_HIDDEN_MULTIPLE * dim, activation="tanh", use_bias=False, name="hidden")
         self._heads = tf.keras.layers.Dense(num_interests, use_bias=False, name="heads")
         self._norm = tf.keras.layers.LayerNormalization(epsilon=1e-6, name="norm")

@@ -23,9 +23,8 @@ class ConcatConditioning(GroupConditioning):
         hidden_dim: int,
         dropout: float,
         generator: tf.random.Generator,
-        name: str = "concat",
     ):
-        super().__init__(num_groups, dim, name)
+        super().__init__(num_groups, dim, "concat")
         self._query_kernel = self.add_weight(name="query_kernel", shape=[dim, hidden_dim])
         # t_g and W_t always appear as their product, which is therefore the parameter.
         self._group_hidden = self.add_weight(

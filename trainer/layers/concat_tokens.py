@@ -13,8 +13,8 @@ class ConcatTokens(TokenConditioning):
     It stands in the start token's place, which every position sees, so that no position moves. t_g starts at 0.
     """
 
-    def __init__(self, num_groups: int, dim: int, name: str = "concat_tokens"):
-        super().__init__(num_groups, dim, name)
+    def __init__(self, num_groups: int, dim: int):
+        super().__init__(num_groups, dim, "concat_tokens")
         self._token_offset = self.add_weight(name="token_offset", shape=[num_groups, dim], initializer="zeros")
 
     def call(self, tokens: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:

@@ -11,10 +11,8 @@ from trainer.layers.sequence_encoder import SequenceEncoder
 class GRUEncoder(SequenceEncoder):
     """Stacked gated recurrent units with residual connections (GRU4Rec, Hidasi et al., ICLR 2016)."""
 
-    def __init__(
-        self, num_layers: int, dim: int, dropout: float, generator: tf.random.Generator, name: str = "encoder"
-    ):
-        super().__init__(name=name)
+    def __init__(self, num_layers: int, dim: int, dropout: float, generator: tf.random.Generator):
+        super().__init__(name="encoder")
         # A cell in the generic RNN is plain TensorFlow ops; Keras' GRU would save a cuDNN variant, too. Without a name
         # it is numbered through the process, and a warm start finds weights by name.
         self._layers = [

@@ -12,8 +12,8 @@ from trainer.layers.sequence_encoder import SequenceEncoder
 class InterestEncoder(SequenceEncoder):
     """Base: a `SequenceEncoder` with `num_interests` vectors a position, ranked by the best of them."""
 
-    def __init__(self, num_interests: int, name: str):
-        super().__init__(name=name)
+    def __init__(self, num_interests: int):
+        super().__init__(name="encoder")
         self.num_interests = num_interests
 
     def active(self, num_events: tf.Tensor) -> tf.Tensor:

@@ -19,9 +19,8 @@ class MeanEncoder(SequenceEncoder):
         feed_forward_dim: int,
         dropout: float,
         generator: tf.random.Generator,
-        name: str = "encoder",
     ):
-        super().__init__(name=name)
+        super().__init__(name="encoder")
         self._norms = [
             tf.keras.layers.LayerNormalization(epsilon=1e-6, name=f"norm_{index}") for index in range(num_layers + 1)
         ]

@@ -28,9 +28,8 @@ class MINDEncoder(InterestEncoder):
         feed_forward_dim: int,
         dropout: float,
         generator: tf.random.Generator,
-        name: str = "encoder",
     ):
-        super().__init__(num_interests, name)
+        super().__init__(num_interests)
         self._bilinear = self.add_weight(name="bilinear", shape=[dim, dim])
         self._routing_start = self.add_weight(
             name="routing_start",

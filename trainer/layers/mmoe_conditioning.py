@@ -30,9 +30,8 @@ class MMoEConditioning(GroupConditioning):
         hidden_dim: int,
         dropout: float,
         generator: tf.random.Generator,
-        name: str = "mmoe",
     ):
-        super().__init__(num_groups, dim, name)
+        super().__init__(num_groups, dim, "mmoe")
         self._num_experts, self._hidden_dim = num_experts, hidden_dim
         self._expert_kernel = self.add_weight(name="expert_kernel", shape=[dim, num_experts * hidden_dim])
         self._expert_bias = self.add_weight(name="expert_bias", shape=[num_experts * hidden_dim], initializer="zeros")

@@ -10,8 +10,8 @@ from trainer.layers.group_conditioning import GroupConditioning
 class MultiplyConditioning(GroupConditioning):
     """e_{u,g} = t_g * h_u, on the encoded query; t_g starts at 1, so that training starts from h_u."""
 
-    def __init__(self, num_groups: int, dim: int, name: str = "multiply"):
-        super().__init__(num_groups, dim, name)
+    def __init__(self, num_groups: int, dim: int):
+        super().__init__(num_groups, dim, "multiply")
         self._group_scale = self.add_weight(name="group_scale", shape=[num_groups, dim], initializer="ones")
 
     def own_group(self, query: tf.Tensor, group_id: tf.Tensor, training: bool = False) -> tf.Tensor:

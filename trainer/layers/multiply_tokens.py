@@ -10,8 +10,8 @@ from trainer.layers.token_conditioning import TokenConditioning
 class MultiplyTokens(TokenConditioning):
     """x_j := t_g * x_j for every token (arXiv 2302.02657); t_g starts at 1, so that training starts from h_u."""
 
-    def __init__(self, num_groups: int, dim: int, name: str = "multiply_tokens"):
-        super().__init__(num_groups, dim, name)
+    def __init__(self, num_groups: int, dim: int):
+        super().__init__(num_groups, dim, "multiply_tokens")
         self._token_scale = self.add_weight(name="token_scale", shape=[num_groups, dim], initializer="ones")
 
     def call(self, tokens: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:

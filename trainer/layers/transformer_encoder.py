@@ -26,9 +26,8 @@ class TransformerEncoder(SequenceEncoder):
         feed_forward_dim: int,
         dropout: float,
         generator: tf.random.Generator,
-        name: str = "encoder",
     ):
-        super().__init__(name=name)
+        super().__init__(name="encoder")
         self._blocks = [
             _Block(num_heads, dim, feed_forward_dim, dropout, generator, name=f"block_{index}")
             for index in range(num_layers)
