@@ -18,7 +18,7 @@ from tensorflow_serving.apis import get_model_status_pb2, status_pb2
 
 from contracts.config import ServerConfig
 from contracts.layout import SAVED_MODEL
-from contracts.serving_labels import STABLE, effective_labels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, STABLE, effective_labels, versions_on_disk
 from serving.server.batcher import Workers
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
@@ -104,6 +104,8 @@ class ServedModel:
         wanted = labels.by_label() if labels else {}
         for number in dict.fromkeys(wanted.values()):
             await self._load(number)
+        if not self._versions and not await self._in_loader((self.base / LABELS_FILE).exists):
+            await self._load_newest_whole()
         for label, number in wanted.items():
             if number in self._versions:
                 self._labels[label] = number
@@ -116,6 +118,15 @@ class ServedModel:
             self._metrics.serving.remove(self.name, label)
         for number in set(self._versions) - set(self._labels.values()):
             self._drain(number)
+
+    async def _load_newest_whole(self) -> None:
+        """For a server that starts without labels on disk: a broken version must not keep an older from answering."""
+        for number in reversed(self._on_disk):
+            await self._load(number)
+            if number in self._versions:
+                self._labels[STABLE] = number
+                self._metrics.serving.labels(self.name, STABLE).set(number)
+                return
 
     def require(self) -> None:
         """Raises ValueError if no version answers."""

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from contracts.config import ServerConfig
+from contracts.serving_labels import ServingLabels, write_labels
 from pipeline.cli import main
 from serving.client import RetrievalClient
 from serving.server.grpc_api import start_grpc
@@ -103,6 +104,7 @@ def test_it_listens_on_ipv6(serve, base):
 
 
 def test_what_cannot_be_loaded_is_explained(base):
+    write_labels(base, ServingLabels(stable=2))  # without, version 1 would be served
     (base / "2").mkdir()
     (base / "2" / "saved_model.pb").write_bytes(b"\xffnonsense")
     ports = ["--set", "server.rest_port=0", "--set", "server.grpc_port=0"]
