@@ -239,4 +239,4 @@ async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> S
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:
     if not answer.done():
-        answer.set_exception(RequestError(Code.DEADLINE_EXCEEDED, "the answer is not there within the deadline"))
+        answer.set_exception(RequestError(Code.DEADLINE_EXCEEDED, "the answer cannot be there before the deadline"))
