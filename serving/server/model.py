@@ -105,7 +105,7 @@ class ServedModel:
         for number in dict.fromkeys(wanted.values()):
             await self._load(number)
         if not self._versions and not await self._in_loader((self.base / LABELS_FILE).exists):
-            await self._load_newest_whole()
+            await self._load_newest_whole(set(wanted.values()))
         for label, number in wanted.items():
             if number in self._versions:
                 self._labels[label] = number
@@ -119,9 +119,9 @@ class ServedModel:
         for number in set(self._versions) - set(self._labels.values()):
             self._drain(number)
 
-    async def _load_newest_whole(self) -> None:
+    async def _load_newest_whole(self, tried: set[int]) -> None:
         """For a server that starts without labels on disk: a broken version must not keep an older from answering."""
-        for number in reversed(self._on_disk):
+        for number in sorted(set(self._on_disk) - tried, reverse=True):
             await self._load(number)
             if number in self._versions:
                 self._labels[STABLE] = number
