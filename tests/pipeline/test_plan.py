@@ -147,7 +147,7 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (older_code, "version 1 is of code version 0.1.0, this is 9.0: training from scratch"),
+        (older_code, f"version 1 is of code version {contracts.__version__}, this is 9.0: training from scratch"),
         (other_model, "section model is not that of version 1"),
         (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
