@@ -285,7 +285,7 @@ def _feature_rows(
         known = {spec["name"]: spec for spec in earlier.feature_spec[kind]}
         for spec in now.feature_spec[kind]:
             before = known.get(spec["name"])
-            if spec["vocabulary_size"] and before is not None and before["kind"] == spec["kind"]:
+            if spec["vocabulary_size"] and before is not None and before["vocabulary_size"]:
                 vocabularies = [_vocabulary(run, kind, spec["name"]) for run in (workdir, earlier_workdir)]
                 result[layer, feature_weight(spec["name"])] = _places(*vocabularies)
     if has_user_table:

@@ -25,7 +25,7 @@ from trainer.warm_start import GROUP_AXIS, _item_table, continued_groups, warm_s
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
-ITEM_SPEC = {"kind": "categorical", "vocabulary_size": 3, "width": 1}
+ITEM_SPEC = {"vocabulary_size": 3, "width": 1}
 
 
 def config_of(conditioning: str, *more: str) -> Config:
@@ -44,21 +44,24 @@ def make_run(
     colour_order: list[str],
     axes: np.ndarray | None = None,
     feature: str = "colour",
+    kind: str = "categorical",
 ) -> Workdir:
     """A run whose item_index r + 1 is item `item_order[r]`; group, colour and co-occurrence follow the item.
 
-    `axes`: orthogonal [4, 4], what this run's SVD turned the co-occurrence embeddings by; `feature`: the colour's name.
+    `axes`: orthogonal [4, 4], what this run's SVD turned the co-occurrence embeddings by; `feature`, `kind`: the
+    colour's name and kind.
     """
     rng = np.random.default_rng(0)
     place = np.empty(len(item_order), np.int64)
     place[item_order] = np.arange(len(item_order))
     sequences = [place[rng.integers(0, NUM_ITEMS, 12)] + 1 for _ in range(40)]
     colours = np.array([colour_order.index(COLOURS[item % 3]) + 1 for item in item_order])
+    colours = colours[:, None] if kind == "tokens" else colours
     cooccurrence = np.random.default_rng(3).normal(size=(2 * NUM_ITEMS, 4)).astype(np.float32)[item_order]
     log = Log(
         sequences,
         group_of[item_order],
-        item_features={feature: ({"name": feature, **ITEM_SPEC}, colours)},
+        item_features={feature: ({**ITEM_SPEC, "name": feature, "kind": kind}, colours)},
         cooccurrence=cooccurrence @ (np.eye(4, dtype=np.float32) if axes is None else axes),
     )
     workdir = write_artifacts(log, root)
@@ -124,6 +127,20 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, settings: list
         np.testing.assert_allclose(new[item], value, atol=1e-5, err_msg=item)
     assert (report.kept_items, report.new_items, report.kept_groups, report.fresh) == (NUM_ITEMS, 2, NUM_GROUPS, [])
     assert report.kept_values == len(COLOURS)
+
+
+def test_values_are_matched_where_a_category_becomes_a_list_of_them(tmp_path: Path) -> None:
+    """As many values, in another order: the table has the same shape, and its rows mean others."""
+    group_of, config = np.arange(NUM_ITEMS) % NUM_GROUPS, config_of("mmoe")
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
+    earlier = random_model(config, before)
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, ["blue", "red", "green"], kind="tokens")
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
+    model = build_model(warm, Catalogue.load(after))
+    report = warm_start(model, warm, after, "dnc", load_model)
+    old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
+    np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
+    assert (report.kept_values, report.fresh) == (len(COLOURS), [])
 
 
 def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> None:
