@@ -41,8 +41,10 @@ class QueryTower(tf.keras.layers.Layer):
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
         with _precision(config):
             self.encoder = _sequence_encoder(config, generator)
-        # Compiled, or not: the same function.
-        self._encode = tf.function(self.encoder, jit_compile=True) if config.training.jit_compile else self.encoder
+        # Compiled, or not: the same function. Answers do without: a stock TF Serving refuses a graph that asks for XLA,
+        # and any other server would compile it anew for each shape of a request.
+        is_compiled = config.training.jit_compile
+        self._training_encoder = tf.function(self.encoder, jit_compile=True) if is_compiled else self.encoder
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
         self._features = FeatureEmbedding(specs, dim, name="user_features") if specs else None
 
@@ -73,7 +75,8 @@ class QueryTower(tf.keras.layers.Layer):
             tokens = self._condition(tokens, group_id)
         tokens = tokens * self._dim**0.5 + self._positions[: length + 1]
         tokens = self._dropout(tokens, training=training)
-        encoded = tf.cast(self._encode(tokens, training=training, position=num_events), tf.float32)
+        encode = self._training_encoder if training else self.encoder
+        encoded = tf.cast(encode(tokens, training=training, position=num_events), tf.float32)
         if self._features is None:
             return encoded
         features = self._dropout(self._features(user_features), training=training)

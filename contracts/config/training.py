@@ -185,7 +185,9 @@ class TrainingConfig(Section):
         1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"
     )
     mixed_precision: bool = Field(False, description="the user tower's transformer computes in bfloat16")
-    jit_compile: bool = Field(False, description="XLA compiles the user tower's encoder, once per batch shape")
+    jit_compile: bool = Field(
+        False, description="XLA compiles the user tower's encoder for the steps of training, once per batch shape"
+    )
     loss: LossConfig = LossConfig()
 
 

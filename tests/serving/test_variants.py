@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from contracts.config import TrainingConfig
+from contracts.layout import SAVED_MODEL
 from contracts.names import Split
 from serving.export import export
 from serving.requests import user_requests
@@ -41,6 +43,15 @@ def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) ->
         histories = [["i1", "nobody", "i7"], [], ["i2"]]
         verdict, _ = check(session, corpus, trained.catalogue, config.serving, histories, {}, 1.0)
         assert verdict.failures == []
+
+
+def test_a_servable_needs_no_xla(trained: Trained) -> None:
+    """Of which a stock TF Serving refuses functions on a CPU, unless it is told otherwise by a flag."""
+    training = TrainingConfig(jit_compile=True)
+    config = make_config(indexes=("exact",), model_name="compiled").model_copy(update={"training": training})
+    write_model(config, trained.workdir, "compiled", seed=6)
+    version = export(config, trained.workdir, "compiled", "fingerprint")
+    assert b"_XlaMustCompile" not in (version / SAVED_MODEL).read_bytes()
 
 
 def test_an_unknown_id_in_a_history_is_its_bucket(trained: Trained) -> None:

@@ -1,5 +1,7 @@
 """Every model variant passes `model_test` on one log that has every oddity."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,7 +15,7 @@ from tests.trainer.model_test import embeddings, model_test
 from trainer.baselines import baseline_config
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.train import train
+from trainer.train import BATCH_SIGNATURE, train
 
 SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}}
 
@@ -152,6 +154,15 @@ def test_bfloat16_is_for_transformers() -> None:
 def test_xla_is_not_for_the_gru() -> None:
     with pytest.raises(ConfigError, match=r"jit_compile=true does not work with model.user_tower=gru: set .*=false"):
         load_config(None, ["model.user_tower=gru", "training.jit_compile=true"])
+
+
+def test_xla_compiles_what_training_computes_and_no_answer(odd: Workdir) -> None:
+    model = build_model(variant(training={"jit_compile": True}), Catalogue.load(odd))
+    for training in (True, False):
+        loss = functools.partial(model.compute_loss, training=training)
+        traced = tf.function(loss, input_signature=[BATCH_SIGNATURE], autograph=False).get_concrete_function()
+        functions = traced.graph.as_graph_def().library.function
+        assert any(function.attr["_XlaMustCompile"].b for function in functions) == training
 
 
 def test_bfloat16_changes_the_encoders_arithmetic_not_its_weights(odd: Workdir) -> None:

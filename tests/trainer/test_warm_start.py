@@ -143,6 +143,19 @@ def test_values_are_matched_where_a_category_becomes_a_list_of_them(tmp_path: Pa
     assert (report.kept_values, report.fresh) == (len(COLOURS), [])
 
 
+@pytest.mark.parametrize("compiled", [(False, True), (True, False)], ids=["then compiled", "compiled before"])
+def test_an_encoder_is_the_same_whether_it_is_compiled_or_not(tmp_path: Path, compiled: tuple[bool, bool]) -> None:
+    run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    before, now = (f"training.jit_compile={is_compiled}" for is_compiled in compiled)
+    earlier = random_model(config_of("mmoe", before), run)
+    warm = config_of("mmoe", now, f"training.warm_start={run.path}")
+    model = build_model(warm, Catalogue.load(run))
+    report = warm_start(model, warm, run, "dnc", load_model)
+    assert report.fresh == []
+    old, new = (scores(of, run, [3, 7, 11, 2]) for of in (earlier, model))
+    np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-4)
+
+
 def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> None:
     before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS + 5), np.arange(NUM_ITEMS + 5) % NUM_GROUPS, COLOURS)
