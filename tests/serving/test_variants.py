@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.config import TrainingConfig
+from contracts.config import LossConfig, TrainingConfig
 from contracts.layout import SAVED_MODEL
 from contracts.names import Split
 from serving.export import export
@@ -52,6 +52,28 @@ def test_a_servable_needs_no_xla(trained: Trained) -> None:
     write_model(config, trained.workdir, "compiled", seed=6)
     version = export(config, trained.workdir, "compiled", "fingerprint")
     assert b"_XlaMustCompile" not in (version / SAVED_MODEL).read_bytes()
+
+
+def test_the_intent_is_in_the_score_where_no_term_compares_groups(trained: Trained) -> None:
+    """By hand, from what the servable's other signatures say of user and items."""
+    training = TrainingConfig(loss=LossConfig(global_weight=0.0))
+    config = make_config(indexes=("exact",), model_name="in_group").model_copy(update={"training": training})
+    write_model(config, trained.workdir, "in_group", seed=5)
+    history = [["i3", "i7", "i9"]]
+    with ServableSession(export(config, trained.workdir, "in_group", "fingerprint"), num_threads=1) as session:
+        queries, intent = session.query_embedding(history)
+        corpus = corpus_of(session, trained.catalogue)
+        lists = session.recommend(history, num_candidates=20, num_exploration=2)
+    assert intent.max() > 2 * intent.min()
+    group = corpus.group_ids
+    scores = (queries[0, group] * corpus.embeddings).sum(axis=1) + np.log(intent[0, group])
+    scores[[2, 6, 8]] = -np.inf
+    ids = trained.catalogue.item_ids
+    cold = [item for item in np.argsort(-scores) if corpus.is_cold[item]][:2]
+    others = [item for item in np.argsort(-scores) if item not in cold][:18]
+    expected = sorted([*cold, *others], key=lambda item: -scores[item])
+    assert lists.item_ids[0].tolist() == ids[expected].tolist()
+    np.testing.assert_allclose(lists.scores[0], scores[expected], rtol=1e-4, atol=1e-4)
 
 
 def test_an_unknown_id_in_a_history_is_its_bucket(trained: Trained) -> None:
