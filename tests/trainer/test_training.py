@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from trainer.baselines import baseline_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate, write_evaluation
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.lazy_adam import LazyAdam
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
 from trainer.negative_samplers import negative_sampler
@@ -64,7 +67,9 @@ class Killed(Exception):
 def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every validation is a plateau but the best: the weights that a run goes back to are part of what is resumed."""
     config = small_config(training={"epochs": 4, "early_stopping_patience": 1, "learning_rate_drops": 9, **SAMPLED})
-    train(config, workdir, "whole", "run")
+    asked, epoch_of = [], TrainingWindows.epoch
+    monkeypatch.setattr(TrainingWindows, "epoch", lambda self, epoch: asked.append(epoch) or epoch_of(self, epoch))
+    whole = train(config, workdir, "whole", "run")
     save = TrainingState.epoch_done
 
     def killed(self: TrainingState, entry: dict, patience: int) -> None:
@@ -77,6 +82,8 @@ def test_a_killed_run_goes_on_to_the_same_result(workdir: Workdir, monkeypatch: 
         train(config, workdir, "resumed", "run")
     manifest = train(config, workdir, "resumed", "run")
     assert manifest.counts["epochs"] == 4
+    assert manifest.counts == whole.counts
+    assert asked == [0, 1, 2, 3, 0, 1, 2, 3]  # each shuffles and shares out its draws anew
     for left, right in zip(
         embeddings(load_model(config, workdir, "whole")),
         embeddings(load_model(config, workdir, "resumed")),
@@ -114,14 +121,16 @@ def test_in_batch_negatives_are_corrected_by_how_often_they_are_targets(
     np.testing.assert_allclose(seen[0] * 13, [0, *[1] * 10, 2, 1, 0, 0])
 
 
-def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir) -> None:
+@pytest.mark.parametrize("is_half_removed", [False, True])
+def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir, is_half_removed: bool) -> None:
     """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
     model = TwoTowerModel(small_config(), Catalogue.load(workdir))
     path = workdir.checkpoints("half removed")
     state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
     state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
     assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
-    (path / "run.json").unlink()
+    if is_half_removed:
+        (path / "run.json").unlink()
     assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
     assert [left.name for left in path.iterdir()] == ["run.json"]
 
@@ -154,7 +163,11 @@ def test_of_more_users_than_the_limit_evenly_spaced_ones_are_measured(workdir: W
     assert measured["recall_at_3"]["value"] == pytest.approx(np.mean(found))
 
 
-def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdir) -> None:
+def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers: list[LazyAdam] = []
+    monkeypatch.setattr("trainer.train.LazyAdam", lambda *of: optimizers.append(LazyAdam(*of)) or optimizers[-1])
     settings = {"epochs": 40, "evaluate_every": 1, "early_stopping_patience": 2, "monitor_k": 3}
     rates = {"learning_rate": 1.0, "learning_rate_drop": 0.1, "learning_rate_drops": 2}
     config = small_config(training={**settings, **rates})
@@ -170,6 +183,7 @@ def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(workdir: Workdi
             waited, plateaus = 0, plateaus + 1
     assert plateaus == 3
     assert history[-1]["plateau"]
+    assert float(optimizers[0].learning_rate) == pytest.approx(0.01)
     users = EvaluationUsers.load(workdir, Split.VALIDATION)
     lists = ExactRanking(load_model(config, workdir, "model"), Catalogue.load(workdir), users).lists("score", 0.0, 3)
     assert float(per_user_metrics(lists, users.targets, [3])["recall_at_3"].mean()) == pytest.approx(best)
@@ -186,13 +200,22 @@ def test_what_still_gets_nearer_to_the_top_is_no_plateau(workdir: Workdir) -> No
     assert state.best_epoch["epoch"] == 1
 
 
-def test_the_epoch_that_spends_the_time_is_validated(workdir: Workdir) -> None:
-    config = small_config(training={"epochs": 9, "evaluate_every": 5, "max_seconds": 1e-6})
-    manifest = train(config, workdir, "short", "a")
-    [entry] = json.loads(workdir.model("short").history.read_text())
-    assert manifest.details["best"] == entry
-    assert (entry["epoch"], manifest.counts["epochs"]) == (1, 1)
-    assert 0 < entry["validation_recall"] <= 1
+@pytest.mark.parametrize(
+    ("limits", "epochs", "validated"),
+    [({"epochs": 5}, [1, 2, 3, 4, 5], [2, 4, 5]), ({"epochs": 9, "max_seconds": 25}, [1, 2, 3], [2, 3])],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_the_epoch_that_ends_the_training_is_validated(
+    limits: dict, epochs: list[int], validated: list[int], workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is asked at an epoch's start, its one step and its end, so that by this one it takes ten seconds."""
+    clock = itertools.count(step=5)
+    monkeypatch.setattr("trainer.train.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    settings = {"evaluate_every": 2, "early_stopping_patience": 9, "batch_size": 100_000}
+    train(small_config(training={**settings, **limits}), workdir, "short", "a")
+    history = json.loads(workdir.model("short").history.read_text())
+    assert [(entry["epoch"], entry["seconds"]) for entry in history] == [(epoch, 10) for epoch in epochs]
+    assert [entry["epoch"] for entry in history if "validation_recall" in entry] == validated
 
 
 def test_an_epochs_loss_is_the_mean_over_its_positives(workdir: Workdir) -> None:

@@ -286,8 +286,8 @@ def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:
                 assert name == "intent_logits/bias" or weight.shape[GROUP_AXIS[name]] == 7
 
 
-def test_training_never_ends_worse_than_it_started(tmp_path: Path) -> None:
-    """A learning rate that ruins the model: epoch 0, the start, is the best, and its weights are kept."""
+def test_training_never_ends_worse_than_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that ruins the model: epoch 0, the start, is the best, and its weights are kept, after a kill as well."""
     group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
     workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), group_of, COLOURS)
     config = config_of("mmoe", "training.monitor_k=3", "training.epochs=30", "training.early_stopping_patience=30")
@@ -296,6 +296,16 @@ def test_training_never_ends_worse_than_it_started(tmp_path: Path) -> None:
     ruinous = {"learning_rate": 50.0, "epochs": 2, "warm_start": str(workdir.path)}
     warm = config.model_copy(update={"training": config.training.model_copy(update=ruinous)})
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
+    save = TrainingState.epoch_done
+
+    def killed(self: TrainingState, entry: dict, patience: int) -> None:
+        save(self, entry, patience)
+        if entry["epoch"] == 1:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(TrainingState, "epoch_done", killed)
+        train(warm, after, "dnc", "second")
     train(warm, after, "dnc", "second")
     history = json.loads(after.model("dnc").history.read_text())
     assert [entry["epoch"] for entry in history] == [0, 1, 2]
