@@ -47,6 +47,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             totals.update(counts)
         if neighbors is not None:
             remove(neighbors)
+        if unknown := totals.pop("unknown"):
+            raise ValueError(
+                f"{unknown:,} events of {workdir.events.path} are of items or users that "
+                f"{workdir.item_statistics.path} lacks, as it was made of other events: run statistics and what "
+                "follows again"
+            )
         if not totals["train_positives"]:
             raise NothingToLearn(_nothing_to_learn(config, workdir.events.path))
         writer.counts.update(totals)

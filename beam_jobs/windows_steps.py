@@ -62,7 +62,9 @@ class WriteWindows(beam.DoFn):
         train = positives.where(is_train & is_new if self._drops_repeats else is_train)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
-        counts = Counter(train_repeats=int((is_train & ~is_new).sum()))
+        # None, unless the statistics are of other events: the driver refuses them.
+        is_unknown = (events.items == PADDING_INDEX) | (events.user_index[events.users] == PADDING_INDEX)
+        counts = Counter(train_repeats=int((is_train & ~is_new).sum()), unknown=int(is_unknown.sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.

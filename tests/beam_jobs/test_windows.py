@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
@@ -269,6 +270,22 @@ def test_groups_of_other_items_are_refused(tmp_path: Path) -> None:
         for job in (ingest, statistics) if seed else (ingest, statistics, groups):
             job.run(config, workdir, "f")
     with pytest.raises(ValueError, match="run groups again"):
+        windows.run(config, workdir, "f")
+
+
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_statistics_of_other_events_are_refused(tmp_path: Path, column: str) -> None:
+    """As where ingest alone has run again: by the old vocabulary, new ids are padding."""
+    log, workdir = community_log(tmp_path / "log.parquet"), Workdir(tmp_path / "run")
+    config = make_config(log)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    table = pq.read_table(log)
+    ids = table[column].to_pylist()
+    renamed = pa.array(["new" if name == ids[0] else name for name in ids])
+    pq.write_table(table.set_column(table.column_names.index(column), column, renamed), log)
+    ingest.run(config, workdir, "f")
+    with pytest.raises(ValueError, match=f"^{ids.count(ids[0])} events .* run statistics and what follows again"):
         windows.run(config, workdir, "f")
 
 
