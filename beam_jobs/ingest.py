@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from pathlib import Path
 from statistics import median_low
@@ -41,7 +40,6 @@ VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
 _TIED_SHARE = 0.9
-_EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
 
 
 class ValidateAndBucket(beam.PTransform):
@@ -114,6 +112,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         write_schema(schema, staged.schema)
         times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
+        _say_when_it_hardly_was(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
         _say_what_cannot_be_measured(config, writer.counts)
         _say_what_has_no_order(writer.counts, sum(bucket["tied"] for bucket in buckets))
         _say_who_is_too_busy(writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
@@ -256,10 +255,7 @@ def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
-    """Refuses a split without training events, and warns of dates that are hardly meant.
-
-    A number like 20240131, a date, reads as a second of 1970 too, and nobody's log began then.
-    """
+    """Refuses a split without events of its own."""
     first, last = as_text(first_event), as_text(last_event)
     if not counts["train_events"]:
         raise ValueError(
@@ -272,11 +268,19 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
                 f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
                 f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
             )
-    if first_event < _EARLIEST or last_event > (time.time() + 366 * 86_400) * 1e6:
+
+
+def _say_when_it_hardly_was(
+    config: Config, counts: dict[str, int], num_unlikely: int, first_event: int, last_event: int
+) -> None:
+    """A number like 20240131, a date, reads as a second of 1970 too; a few such times are of clocks that are wrong."""
+    if num_unlikely:
         logger.warning(
-            "ingest: events from %s to %s: if that is wrong, set data.timestamp_unit (now %s), or write ISO 8601; of "
+            "ingest: of %s events from %s to %s, %s are before 1990 or in the future: leave them out if they are of "
+            "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
             "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d'",
-            first, last, config.data.timestamp_unit,
+            f"{counts['events']:,}", as_text(first_event), as_text(last_event), f"{num_unlikely:,}",
+            config.data.timestamp_unit,
         )  # fmt: skip
 
 

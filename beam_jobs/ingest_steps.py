@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +30,8 @@ from contracts.names import EventColumn
 Int64 = npt.NDArray[np.int64]
 
 _MERGED_AT_ONCE = 16
+_EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
+_AHEAD_SECONDS = 366 * 86_400
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 
 
@@ -127,9 +130,11 @@ class WriteBucket(beam.DoFn):
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
         late = int(np.quantile(times, LATE, method="lower")) if len(times) else None
         of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
+        is_unlikely = (times < _EARLIEST) | (times > (time.time() + _AHEAD_SECONDS) * 1e6)
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
             "busiest": _busiest(users), "tied": int(((np.diff(users.indices) == 0) & (np.diff(times) == 0)).sum()),
+            "unlikely": int(is_unlikely.sum()),
         }  # fmt: skip
 
 
