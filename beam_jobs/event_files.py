@@ -21,6 +21,7 @@ from contracts.storage import as_path, is_remote, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _OPEN_AT_ONCE = 16
+_LOG = "data.events"
 _SHOWN_COLUMNS = 30
 _NO_TIMES = (
     "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events"
@@ -85,7 +86,7 @@ def find_event_files(data: DataConfig) -> list[str]:
     wanted = wanted_columns(data)
 
     def check(path: str) -> None:
-        check_file(path, wanted, "data.events", data)
+        check_file(path, wanted, _LOG, data)
         _check_flat(path, wanted)
 
     with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # of thousands of files in an object store, each takes a moment
@@ -120,7 +121,11 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
         ValueError: it is not.
     """
     if os.path.isdir(path):
-        raise ValueError(f"{field}: {path} is a directory; name its files, e.g. '{path.rstrip('/')}/**/*.parquet'")
+        remedy = f"name its files, e.g. '{path.rstrip('/')}/**/*.parquet'"
+        if field != _LOG:  # of a table, which is one file
+            one = f"from pyarrow import parquet; parquet.write_table(parquet.read_table({path!r}), 'x.parquet')"
+            remedy = f"name one file, such as `{one}` makes of a directory of Parquet files"
+        raise ValueError(f"{field}: {path} is a directory; {remedy}")
     try:
         found = _column_names(path, field, text)
     except (OSError, EOFError, pa.ArrowInvalid) as error:

@@ -60,6 +60,23 @@ def test_the_remedy_for_a_directory_names_its_files(partition: list[str], tmp_pa
     assert found == sorted(map(str, (tmp_path / "log").rglob("*.parquet")))
 
 
+def test_the_remedy_for_a_table_in_a_directory_makes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is one file, and a pattern, as names a log's files, names none."""
+    monkeypatch.chdir(tmp_path)
+    columns = {"item_id": ["007", "7"], "price": [1.5, 2.5], "shop": ["a", "b"]}
+    pq.write_to_dataset(pa.table(columns), "items.parquet", partition_cols=["shop"])
+    (tmp_path / "items.parquet" / "_SUCCESS").touch()
+    features = [{"name": "price", "kind": "numeric"}, {"name": "shop", "kind": "categorical"}]
+    with pytest.raises(ValueError, match="is a directory; name one file") as caught:
+        read_feature_table(FeatureTable(path="items.parquet", id="item_id", features=features), "data.item_features")
+    exec(str(caught.value).split("`")[1])
+    read = read_feature_table(FeatureTable(path="x.parquet", id="item_id", features=features), "data.item_features")
+    assert read.ids.to_pylist() == ["007", "7"]
+    assert {name: column.to_pylist() for name, column in read.columns.items()} == {
+        "price": [1.5, 2.5], "shop": [b"a", b"b"],
+    }  # fmt: skip
+
+
 def test_the_documented_remedy_for_other_json_lines_writes_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
