@@ -115,7 +115,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         _say_when_it_hardly_was(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
         _say_what_cannot_be_measured(config, writer.counts)
         _say_what_has_no_order(writer.counts, sum(bucket["tied"] for bucket in buckets))
-        _say_who_is_too_busy(writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
+        _say_who_is_too_busy(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=_level_counts(config, buckets),
             dead_letter_reasons=dict(sorted(reasons.items())),
@@ -305,8 +305,13 @@ def _say_what_has_no_order(counts: dict[str, int], num_tied: int) -> None:
         )
 
 
-def _say_who_is_too_busy(counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:
+def _say_who_is_too_busy(config: Config, counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:
     most, user_id = max(busiest)
+    if counts["users"] == 1:
+        logger.warning(
+            "ingest: all events are of one user, %r, of whom no model can learn what users like: is "
+            "data.columns.user_id=%s the right column?", user_id, config.data.columns.user_id,
+        )  # fmt: skip
     share = most / counts["events"]
     if share > _BUSY_SHARE and counts["users"] > _FEW_USERS:
         logger.warning(

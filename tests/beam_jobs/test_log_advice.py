@@ -214,6 +214,13 @@ def test_clocks_that_are_wrong_are_counted(tmp_path: Path, caplog: pytest.LogCap
     assert said in caplog.text
 
 
+def test_a_log_of_one_user_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of Diginetica's userId, NA in most rows; its sessions have another column. All recalls would be 1."""
+    log = write_log(tmp_path / "log.csv", [f"NA,i{row % 30},{1_700_000_000 + row}" for row in range(60)])
+    ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
+    assert "all events are of one user, 'NA', " in caplog.text and "data.columns.user_id=user_id the" in caplog.text
+
+
 def test_a_level_that_no_event_has_is_said_with_those_that_there_are(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", [f"{row},exposure" for row in ROWS], header=f"{HEADER},what")
     feedback = {"levels": ["exposure", "click"], "target_level": "click"}
