@@ -50,7 +50,9 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
             "names the item; write a file with one row a rating, the item in a column of its own"
         )
     if text.header:
-        return [name.strip() for name in text.header], _separator_of_rows(block, path, text), block
+        # A file without a row, as of a day without events, tells nothing; one of a header line alone is read, too.
+        separator = _separator_of_rows(block, path, text) if block.strip() else _SEPARATORS[0]
+        return [name.strip() for name in text.header], separator, block
     line, rest = _first_line(block, path, text)
     headers, problem = {}, None
     for separator in _SEPARATORS:

@@ -178,7 +178,7 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
             f"data.events: no valid row among the {rows:,} of {sources}"
-            + (f" ({listing}; {_examples(files)})" if rows else " (there are only headers)")
+            + (f" ({listing}; {_examples(files)})" if rows else " (there are no more than headers)")
             + f": {remedy or 'check data.columns, data.feedback and data.timestamp_unit'}"
         )
     said, advice = f"{dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed", remedy and f"; {remedy}"

@@ -221,6 +221,19 @@ def test_a_log_of_one_user_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "all events are of one user, 'NA', " in caplog.text and "data.columns.user_id=user_id the" in caplog.text
 
 
+@pytest.mark.parametrize("empty", ["", "\n"])
+def test_a_file_without_a_row_stops_no_log_without_header_lines(empty: str, tmp_path: Path) -> None:
+    """As of a day without events; the same file of a header line alone is read."""
+    for day, text in (("1", "\n".join(ROWS) + "\n"), ("2", empty)):
+        (tmp_path / f"{day}.csv").write_text(text)
+    data = {"events": str(tmp_path / "*.csv"), "header": HEADER.split(",")}
+    counts = ingest.run(make_config("x", data=data), Workdir(tmp_path / "run"), "f").counts
+    assert (counts["rows"], counts["events"]) == (400, 400)
+    (tmp_path / "1.csv").unlink()
+    with pytest.raises(ValueError, match="no valid row among the 0 of"):
+        ingest.run(make_config("x", data=data), Workdir(tmp_path / "other"), "f")
+
+
 def test_a_level_that_no_event_has_is_said_with_those_that_there_are(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", [f"{row},exposure" for row in ROWS], header=f"{HEADER},what")
     feedback = {"levels": ["exposure", "click"], "target_level": "click"}
