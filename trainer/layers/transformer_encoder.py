@@ -10,18 +10,12 @@ from trainer.layers.random_dropout import RandomDropout
 from trainer.layers.running_mean import running_mean
 from trainer.layers.sequence_encoder import SequenceEncoder
 
-_FIRST_MEAN_WEIGHT = 6.0
-"""What a history has been about counts for more than its last item, until a log shows that it does not."""
-_MEAN_WEIGHT_SPEED = 3.0
-"""Adam moves every weight by the learning rate a step; this one is to be found within an epoch or two."""
-
 
 class TransformerEncoder(SequenceEncoder):
     """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm).
 
-    A token comes with w times the mean of those up to it: what a user has liked so far, which a small log would not
-    teach attention to take (after FISSA, Lin et al., RecSys 2020, whose global representation is an attention's). How
-    much the order of a history tells differs from log to log, so w is learned, from `_FIRST_MEAN_WEIGHT` on.
+    Each token comes with the mean of those up to it: what a user has liked so far, which a small log would not teach
+    attention to take (after FISSA, Lin et al., RecSys 2020, whose global representation is an attention's).
     """
 
     def __init__(
@@ -39,7 +33,6 @@ class TransformerEncoder(SequenceEncoder):
             for index in range(num_layers)
         ]
         self._norm = LayerNorm(name="norm")
-        self._log_mean_weight = self.add_weight(name="log_mean_weight", shape=[], initializer="zeros")
 
     def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
         encoded = self._norm(self._encoded(inputs, None, training), training=training)
@@ -51,9 +44,8 @@ class TransformerEncoder(SequenceEncoder):
     def _encoded(self, inputs: tf.Tensor, position: tf.Tensor | None, training: bool) -> tf.Tensor:
         """[batch_size * length, dim]; with a `position` [batch_size, dim]: the last block leaves the others out."""
         batch_size, length, dim = tf.shape(inputs)[0], tf.shape(inputs)[1], inputs.shape[2]
-        weight = _FIRST_MEAN_WEIGHT * tf.exp(_MEAN_WEIGHT_SPEED * self._log_mean_weight)
         # One row a position: a dense layer of rows is one product, of sequences a dozen ops around it.
-        hidden = tf.reshape(inputs + weight * running_mean(inputs), [-1, dim])
+        hidden = tf.reshape(inputs + running_mean(inputs), [-1, dim])
         for block in self._blocks[:-1]:
             hidden = block(hidden, batch_size, length, training=training)
         return self._blocks[-1](hidden, batch_size, length, position, training=training)
