@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from beam_jobs.csv_header import USE_ONE_CHARACTER
 from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
-from contracts.storage import as_path, is_remote, matching, open_binary, reading
+from contracts.storage import as_path, exists, is_remote, matching, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _OPEN_AT_ONCE = 16
@@ -120,6 +121,10 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
     Raises:
         ValueError: it is not.
     """
+    if not exists(as_path(path)):
+        where = "" if is_remote(as_path(path)) else f" (looked in {os.getcwd()})"
+        remedy = "a table is one file, named without patterns" if glob.has_magic(path) else "check the path"
+        raise ValueError(f"{field}: there is no file {path}{where}: {remedy}")
     if os.path.isdir(path):
         remedy = f"name its files, e.g. '{path.rstrip('/')}/**/*.parquet'"
         if field != _LOG:  # of a table, which is one file

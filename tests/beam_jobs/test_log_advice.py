@@ -152,6 +152,15 @@ def with_table(tmp_path: Path, table: dict[str, list], feature: str, **sections:
     return Workdir(tmp_path / "run"), [config]
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("items-*.csv", "named without patterns"), ("itens.csv", "check the path")]
+)
+def test_a_table_that_is_not_there_has_its_remedy(name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "items-1.csv").write_text("id\n1\n")
+    with pytest.raises(ValueError, match=f"data.item_features.path: there is no file .*{remedy}"):
+        read_feature_table(FeatureTable(path=str(tmp_path / name), id="id"), "data.item_features")
+
+
 @pytest.mark.parametrize(("rows", "is_said"), [(10, True), (25, False)])
 def test_a_table_that_lacks_most_items_is_said(
     rows: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
