@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +117,7 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
     levels = np.zeros(num_rows, np.int8)
     if data.columns.event is not None:
         raw = column(data.columns.event)
-        names = pa.array([level.encode() for level in feedback.levels], pa.binary())
-        found = pc.fill_null(pc.index_in(to_binary(raw), names), -1).to_numpy(zero_copy_only=False)
+        found = _places_of_levels(to_binary(raw), feedback.levels)
         letters.add("event", (found < 0).astype(np.int8), ("", "is not one of data.feedback.levels"), raw)
         levels = np.maximum(levels, found.astype(np.int8))
     for level, name in feedback.flags.items():
@@ -134,6 +134,16 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
     return levels
+
+
+def _places_of_levels(values: pa.Array, levels: Sequence[str]) -> npt.NDArray[np.int32]:
+    """[num_rows] index of each value's level, -1 without one; "3.0" is level 3, as pandas writes a column with gaps."""
+    names = pa.array([level.encode() for level in levels], pa.binary())
+    encoded = values.dictionary_encode(null_encoding="encode")
+    cells = encoded.dictionary
+    whole = pc.if_else(pc.is_in(cells, names), cells, pc.replace_substring_regex(cells, r"^(-?[0-9]+)\.0+$", r"\1"))
+    places = pc.fill_null(pc.index_in(whole, names), -1).to_numpy(zero_copy_only=False)
+    return places[encoded.indices.to_numpy()] if len(places) else np.zeros(0, np.int32)
 
 
 def _flags(values: pa.Array) -> npt.NDArray[np.int8]:

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import ingest
+from beam_jobs.event_columns import validate
+from beam_jobs.event_files import RawBatch
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
-from contracts.config import FeatureTable
+from contracts.config import DataConfig, FeatureTable
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import dead_letters, make_config, read_events
 
@@ -37,6 +40,31 @@ def test_a_log_of_any_text_keeps_its_rows_and_sets_bad_ones_aside(kind: pa.DataT
     assert found == {(f"0{row}", row * 10**6, 1) for row in range(len(BAD), 100)}
     said = [(letter["row"], letter["value"]) for letter in dead_letters(Workdir(tmp_path / "run"))]
     assert sorted(said) == [(row + 1, cell or "") for row, cell in enumerate(BAD.values())]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()], ids=str)
+def test_numbered_levels_are_read_as_programs_write_them(kind: pa.DataType) -> None:
+    """As of JD, one of whose files has 6 where another has 6.0; a level that is itself called 2.0 stays what it is."""
+    spelled = {
+        "6": 0,
+        "6.0": 0,
+        "2.0": 1,
+        "2": None,
+        "6.00": 0,
+        "-1.0": 2,
+        "6.5": None,
+        "06": None,
+        "6.": None,
+        "": None,
+    }
+    cells = pa.array([*spelled, None]).cast(kind)
+    ids = pa.array([str(row) for row in range(len(cells))])
+    table = pa.table({"user_id": ids, "item_id": ids, "timestamp": ids, "type": cells})
+    data = DataConfig.model_validate({"columns": {"event": "type"}, "feedback": {"levels": ["6", "2.0", "-1"]}})
+    batch = validate(RawBatch(table, np.arange(len(cells)), []), data)
+    known = [(str(row), level) for row, level in enumerate(spelled.values()) if level is not None]
+    assert list(zip(*(batch.events[name].to_pylist() for name in ("item_id", "feedback_level")), strict=True)) == known
+    assert [row["value"] for row in batch.dead_letters.to_pylist()] == ["2", "6.5", "06", "6.", "", ""]
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
