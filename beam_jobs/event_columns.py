@@ -20,6 +20,8 @@ from contracts.names import EventColumn
 _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
 
 _INEXACT = ("", LOST_DIGITS)
+NO_LEVEL = "is not one of data.feedback.levels"
+NO_FLAG = "is neither true nor false"
 
 # In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
@@ -118,12 +120,12 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
     if data.columns.event is not None:
         raw = column(data.columns.event)
         found = _places_of_levels(to_binary(raw), feedback.levels)
-        letters.add("event", (found < 0).astype(np.int8), ("", "is not one of data.feedback.levels"), raw)
+        letters.add("event", (found < 0).astype(np.int8), ("", NO_LEVEL), raw)
         levels = np.maximum(levels, found.astype(np.int8))
     for level, name in feedback.flags.items():
         raw = column(name)
         flags = _flags(to_binary(raw))
-        letters.add(f"flag {name}", (flags < 0).astype(np.int8), ("", "is neither true nor false"), raw)
+        letters.add(f"flag {name}", (flags < 0).astype(np.int8), ("", NO_FLAG), raw)
         levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
     if feedback.rating_thresholds and data.columns.rating is not None:
         raw = column(data.columns.rating)

@@ -11,8 +11,7 @@ from typing import Any
 import apache_beam as beam
 
 from beam_jobs.beam_run import collect
-from beam_jobs.column_text import NOT_UTF8
-from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
+from beam_jobs.dead_letters import remedy
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
 from beam_jobs.id_shapes import SHAPE, begin_oddly, merge_shapes
@@ -28,9 +27,9 @@ from beam_jobs.ingest_steps import (
 from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
 from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
-from beam_jobs.timestamps import NEGATIVE, UNREADABLE, as_text, parse_time
+from beam_jobs.timestamps import as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
-from contracts.config import Config, DataConfig
+from contracts.config import Config
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
 
@@ -173,15 +172,15 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
     listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
     has_quote = any('"' in example for file in files for example in file["examples"])
-    remedy = _remedy(reasons, config.data, len(files), has_quote)
+    cure = remedy(reasons, config.data, len(files), has_quote)
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
             f"data.events: no valid row among the {rows:,} of {sources}"
             + (f" ({listing}; {_examples(files)})" if rows else " (there are no more than headers)")
-            + f": {remedy or 'check data.columns, data.feedback and data.timestamp_unit'}"
+            + f": {cure or 'check data.columns, data.feedback and data.timestamp_unit'}"
         )
-    said, advice = f"{dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed", remedy and f"; {remedy}"
+    said, advice = f"{dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed", cure and f"; {cure}"
     limit = config.data.max_dead_letter_fraction
     if dead > limit * rows:
         raise ValueError(
@@ -191,35 +190,6 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     if dead:
         logger.warning("ingest: %s and set aside: %s. %s%s", said, listing, _examples(files, 1), advice)
     return reasons
-
-
-def _remedy(reasons: Counter[str], data: DataConfig, num_files: int, has_quote: bool) -> str:
-    """What the commonest reason calls for, if that can be told; `has_quote`: so has an example."""
-    reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
-    if reason.startswith(EventColumn.TIMESTAMP):
-        return _remedy_of_times(reason, data, is_header=bool(data.header) and count <= num_files)
-    if reason.endswith(NOT_UTF8):
-        return "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`"
-    if is_not_fields(reason) and not has_quote:
-        return "write as many fields a row as the header has, with quotes around values that hold the separator"
-    if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
-        return "if a quote is a character like any other, set data.quoting=none"
-    return ""
-
-
-def _remedy_of_times(reason: str, data: DataConfig, is_header: bool) -> str:
-    if reason.endswith(NEGATIVE):
-        return "times before 1970 are not read; were they meant? Check data.timestamp_unit"
-    if not reason.endswith(UNREADABLE):
-        return ""
-    if is_header:
-        return "if that is the line that names the columns, leave data.header out: it is for files without one"
-    if data.timestamp_format is not None:
-        return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
-    return (
-        "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
-        "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
-    )
 
 
 def _statistics(

@@ -37,6 +37,25 @@ def test_a_file_of_another_kind_has_its_remedy(name: str, tmp_path: Path) -> Non
         ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
 
 
+LEVELS = {
+    "events of other kinds": ({"levels": ["buy"]}, "name all values of data.columns.event in data.feedback.levels"),
+    "a number as a flag": (
+        {"levels": ["seen", "buy"], "flags": {"buy": "share"}},
+        "name the column in data.columns.rating",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_rows_without_a_level_have_their_remedy(name: str, tmp_path: Path) -> None:
+    feedback, said = LEVELS[name]
+    lines = [f"u,i{row},{row},{'buy' if row % 2 else 'view'},0.{row}" for row in range(10)]
+    log = write_log(tmp_path / "log.csv", lines, header=f"{HEADER},what,share")
+    columns = {} if "flags" in feedback else {"event": "what"}
+    with pytest.raises(ValueError, match=said):
+        ingest.run(make_config(log, data={"columns": columns, "feedback": feedback}), Workdir(tmp_path / "run"), "f")
+
+
 def test_the_remedy_for_json_lines_keeps_ids_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lines = ['{"user_id": "007", "item_id": "1", "timestamp": 5}', '{"user_id": "7", "item_id": "01", "timestamp": 6}']
