@@ -32,7 +32,11 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
         if table is None:
             continue
         rows = read_feature_table(table, f"data.{name}")
-        left_out = ", ".join(f"{count:,} {what}" for what, count in rows.counts.items() if count)
+        left_out = ", ".join(
+            f"{count:,} {what}" + (f" ({rows.examples[what]})" if what in rows.examples else "")
+            for what, count in rows.counts.items()
+            if count
+        )
         if left_out or not len(rows.ids):
             logger.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
                            f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip

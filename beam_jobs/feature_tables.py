@@ -19,6 +19,7 @@ from contracts.config import Feature, FeatureTable
 from contracts.storage import as_path, reading
 
 _ROWS_AT_ONCE = 1 << 13
+_SHOWN_CHARACTERS = 60
 _MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n")
 """How programs write that there is no number, in lower case."""
 
@@ -33,11 +34,13 @@ class FeatureRows:
             binary.
         counts: rows that were left out, by reason, and cells, by feature: `malformed`, numbers and vectors that are
             none and so missing; `not_utf8`, text whose other bytes have become one and the same.
+        examples: the first of each that is counted, where a value tells more than its count.
     """
 
     ids: pa.Array
     columns: dict[str, pa.Array]
     counts: dict[str, int]
+    examples: dict[str, str]
 
     def aligned(self, ids: pa.Array) -> dict[str, pa.Array]:
         """The columns in the order of `ids`; an id without a row has "" or NaN."""
@@ -60,7 +63,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     if table.title is not None:
         wanted.setdefault(table.title, f"{field}.title")
     check_file(table.path, wanted, f"{field}.path", table)
-    raw, malformed = _read(table, list(wanted), field)
+    raw, bad_rows = _read(table, list(wanted), field)
     ids = to_binary(one_array(raw[table.id]))
     sound = check_ids(ids) == 0
     _, first = np.unique(ids.dictionary_encode(null_encoding="encode").indices.to_numpy(), return_index=True)
@@ -69,18 +72,30 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     keep = pa.array(sound & is_first)
     kinds = {feature.name: feature for feature in table.features}
     counts = {
-        "malformed_rows": malformed,
+        "malformed_rows": len(bad_rows),
         "unusable_ids": int((~sound).sum()),
         "repeated_ids": int((sound & ~is_first).sum()),
     }
-    columns = {}
+    examples, columns = {}, {}
+    if bad_rows:
+        row, reason, text = bad_rows[0]
+        examples["malformed_rows"] = f"row {row}, {reason}: {_shown(text)}"
     for name in wanted:
         if name in kinds or name == table.title:
             where = f"{table.path}, column {name!r}"
             values, problem, has_it = _feature_values(raw[name], kinds.get(name), where)
             columns[name] = values.filter(keep)
-            counts[f"{problem}_{name}"] = int((has_it & np.asarray(keep)).sum())
-    return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts)
+            places = np.flatnonzero(has_it & np.asarray(keep))
+            counts[f"{problem}_{name}"] = len(places)
+            if len(places):
+                examples[f"{problem}_{name}"] = _shown(raw[name][places[0]].as_py())
+    return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts, examples)
+
+
+def _shown(cell: object) -> str:
+    """Enough of a cell to recognise it."""
+    text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell).replace("\U0010ffff", "\ufffd")
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 
 def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
@@ -91,7 +106,8 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
     return pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
 
 
-def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Table, int]:
+def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+    """The columns, and (row number, reason, text) of lines that are no row."""
     path = source.path
     try:
         if not is_csv(path):
@@ -102,7 +118,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
                 # Not at once: of lists, that takes five times the memory that they fill.
                 batches = file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False)
                 table = pa.Table.from_batches(batches, schema)
-            return as_named(table), 0
+            return as_named(table), []
         blocks = list(read_csv_batches(path, columns, source))
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "get a whole copy"
@@ -110,7 +126,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
             remedy = "pyarrow reads no fixed-size list that is null: write lists of variable length, or drop those rows"
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
     empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
-    return pa.concat_tables([empty, *(b.table for b in blocks)]), sum(len(b.bad_rows) for b in blocks)
+    return pa.concat_tables([empty, *(b.table for b in blocks)]), [row for block in blocks for row in block.bad_rows]
 
 
 def _feature_values(

@@ -180,6 +180,19 @@ def test_a_table_that_is_not_there_has_its_remedy(name: str, remedy: str, tmp_pa
         read_feature_table(FeatureTable(path=str(tmp_path / name), id="id"), "data.item_features")
 
 
+def test_what_a_table_loses_is_said_with_an_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of titles with commas, which Netflix does not quote, of Latin-1, and of prices with a currency."""
+    rows = ["0,X,5", "1,Felidae, or so,5", "2,Y,$5.50", "3,Z,n/a", "4,\xe9,$6"]
+    (tmp_path / "items.csv").write_text("\n".join(["id,name,price", *rows]), encoding="latin1")
+    features = [{"name": "name", "kind": "categorical"}, {"name": "price", "kind": "numeric"}]
+    table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": features}
+    log = write_log(tmp_path / "log.csv", ROWS)
+    ingest.run(make_config(log, data={"item_features": table}), Workdir(tmp_path / "run"), "f")
+    row, text, price = "row 2, not 3 fields: '1,Felidae, or so,5'", "'\ufffd'", "'$5.50'"
+    said = f"1 malformed_rows ({row}), 1 not_utf8_name ({text}), 2 malformed_price ({price})"
+    assert f"4 rows are used; left out or mended: {said}" in caplog.text
+
+
 @pytest.mark.parametrize(("rows", "is_said"), [(10, True), (25, False)])
 def test_a_table_that_lacks_most_items_is_said(
     rows: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
