@@ -20,6 +20,7 @@ from contracts.config import DataConfig, Feature
 logger = logging.getLogger(__name__)
 
 _MOST_VALUES = 1_000  # of a column; the others are one
+_SEPARATORS = ("|", ",", ";")
 
 
 def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
@@ -46,19 +47,35 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             if found.get(MISSING) and found[MISSING] == len(rows.ids):
                 logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
                                f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
-            if feature.kind == "tokens" and _are_printed_lists(rows.columns[feature.name]):
-                logger.warning("data.%s: column %r of %s has lists as programs print them: their brackets and quotes "
-                               "are part of the tokens, so that one value counts as several. Write values with %r "
-                               "between them, or a column of lists into Parquet", name, feature.name, table.path,
-                               feature.separator)  # fmt: skip
+            if feature.kind == "tokens" and (problem := _misread_tokens(rows.columns[feature.name], feature.separator)):
+                logger.warning("data.%s: column %r of %s %s", name, feature.name, table.path, problem)
         yield dataset_statistics(name, len(rows.ids), histograms)
 
 
-def _are_printed_lists(cells: pa.Array) -> bool:
-    """Whether most cells that hold anything are such as ['a', 'b'], which pandas makes of lists in CSV."""
+def _misread_tokens(cells: pa.Array, separator: str) -> str | None:
+    """What makes one value of a column of tokens count as several, and the remedy; most cells that hold any must."""
     present = cells.filter(pc.greater(pc.binary_length(cells), 0))
-    printed = pc.sum(pc.match_substring_regex(present, r"(?s)^\s*\[.*\]\s*$")).as_py() or 0
-    return 2 * printed > len(present)
+    separated = present.filter(pc.match_substring(present, separator))
+    if _most(pc.match_substring_regex(present, r"(?s)^\s*\[.*\]\s*$")):
+        return (
+            "has lists as programs print them: their brackets and quotes are part of the tokens, so that one value "
+            f"counts as several. Write values with {separator!r} between them, or a column of lists into Parquet"
+        )
+    if not separator.endswith(" ") and _most(pc.match_substring(separated, f"{separator} ")):
+        return (
+            f"has a space behind each {separator!r}, which is part of the token, so that a value counts as another "
+            f"where it comes first: set separator: '{separator} '"
+        )
+    for other in _SEPARATORS:
+        if not len(separated) and _most(pc.match_substring(present, other)):
+            return (
+                f"has {other!r} in most cells, and {separator!r} in none, so that each cell is one token: set separator"
+            )
+    return None
+
+
+def _most(mask: pa.Array) -> bool:
+    return 2 * (pc.sum(mask).as_py() or 0) > len(mask)
 
 
 def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:
