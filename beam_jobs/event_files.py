@@ -25,7 +25,8 @@ _OPEN_AT_ONCE = 16
 _LOG = "data.events"
 _SHOWN_COLUMNS = 30
 _NO_TIMES = (
-    "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events"
+    "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events, or "
+    "else the same number for all"
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")

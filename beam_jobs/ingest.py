@@ -248,7 +248,8 @@ def _say_when_it_hardly_was(
         logger.warning(
             "ingest: of %s events from %s to %s, %s are before 1990 or in the future: leave them out if they are of "
             "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
-            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d'",
+            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d'. Numbers of rows, orders or days in "
+            "place of times do no harm",
             f"{counts['events']:,}", as_text(first_event), as_text(last_event), f"{num_unlikely:,}",
             config.data.timestamp_unit,
         )  # fmt: skip
@@ -270,7 +271,8 @@ def _say_what_has_no_order(counts: dict[str, int], num_tied: int) -> None:
     if share > _TIED_SHARE:
         logger.warning(
             "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
-            "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times",
+            "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "
+            "not, model.user_tower=mean may learn more",
             100 * share,
         )
 
