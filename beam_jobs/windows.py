@@ -17,12 +17,13 @@ from beam_jobs.windows_steps import WriteWindows
 from contracts.artifact import Manifest, NothingToLearn, current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
-from contracts.names import ItemColumn, Split
+from contracts.names import ItemColumn, Split, WindowField
 from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
 
 _MANY = 0.2
+_MOST = 0.5
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
@@ -65,6 +66,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ]
         writer.details["resamples"] = config.windows.resamples
         _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
+        _warn_of_absent_negatives(config, totals)
         logger.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
@@ -120,6 +122,30 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
             "are no history: with %r there are more to learn from",
             f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
         )  # fmt: skip
+
+
+def _warn_of_absent_negatives(config: Config, totals: Counter[str]) -> None:
+    settings, feedback = config.windows, config.data.feedback
+    level = feedback.levels[feedback.target_level_index]
+    kinds = (
+        (
+            WindowField.EXPOSED_NEGATIVES,
+            settings.exposed_negatives,
+            f"their users had next to nothing below level {level!r} that they never took: log what was shown",
+        ),
+        (
+            WindowField.MINED_NEGATIVES,
+            settings.mined_negatives,
+            f"windows.mined_from={settings.mined_from} lacks their items: make it of a run with these",
+        ),
+    )
+    for name, number, remedy in kinds:
+        absent, wanted = totals[f"absent_{name}"], number * totals["train_positives"]
+        if absent > _MOST * wanted:
+            logger.warning(
+                "windows: %s of %s %s are absent, and training.loss.choice_weight has nothing to choose from there, as "
+                "%s, or leave windows.%s out", f"{absent:,}", f"{wanted:,}", name, remedy, name,
+            )  # fmt: skip
 
 
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:

@@ -18,7 +18,7 @@ from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig, Config
 from contracts.layout import Workdir
 from contracts.names import PADDING_INDEX, Split, WindowField
-from tests.beam_jobs.helpers import make_config, read_events
+from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
 from trainer.input_pipeline import TrainingWindows
 
 DRAWS = 20_000
@@ -201,6 +201,32 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Workdir]
     for job in (ingest, statistics, groups, windows):
         job.run(config, workdir, "f")
     return config, workdir
+
+
+@pytest.mark.parametrize("shown_to", [0, 12, 60])
+def test_negatives_that_are_mostly_absent_are_said(
+    shown_to: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 60 users with ten clicks each, so many were shown anything else; nine of the ten clicks are targets."""
+    lines = [f"u{user},i{user % 7 * 10 + place},{place},click" for user in range(60) for place in range(10)]
+    lines += [f"u{user},i{user % 7 * 10 - 1},0,exposure" for user in range(shown_to)]
+    log = write_log(tmp_path / "log.csv", lines, header=f"{HEADER},event")
+    config = make_config(
+        log,
+        data={
+            "columns": {"event": "event"},
+            "feedback": {"levels": ["exposure", "click"], "target_level": "click"},
+        },
+        windows={"exposed_negatives": 2},
+    )
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    wanted, absent = (
+        60 * 7 * 2,
+        (60 - shown_to) * 7 * 2,
+    )  # each user's last two clicks are held out, the first is context
+    said = f"windows: {absent:,} of {wanted:,} exposed_negatives are absent"
+    assert (said in caplog.text, "are absent" in caplog.text) == (shown_to < 60, shown_to < 60)
 
 
 def _records(workdir: Workdir, draw: int) -> list[dict[str, list[int]]]:
