@@ -66,6 +66,10 @@ class NothingToLearn(ValueError):
     """The data hold no target to train on."""
 
 
+class Diverged(ValueError):
+    """A loss of training was NaN or infinite."""
+
+
 def fingerprint(*parts: object) -> str:
     """A stable hash of JSON-like values."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from contracts import artifact, storage
+from contracts.artifact import Diverged
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
@@ -34,9 +36,49 @@ log = logging.getLogger(__name__)
 _ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _MERGES: tuple[tuple[ScoredMerge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
 """By score there is no alpha."""
+_FINISHED, _DIVERGED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
+_MOST_IN_VAIN = 5
+"""Trials in a row that diverge: then it is the data, not what was tried."""
 _GROUPS = (5, 10, 20, 40, 80)
 _TOWERS = ("transformer", "mean")
 """Where the order of events tells little, as of loans known to the day, a mean of them learns more from a small log."""
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A setting that is searched from `low` to `high`, or as far as the config's own value lies.
+
+    Attributes:
+        key: in the config.
+        low: least value.
+        high: greatest value.
+        is_scale: whether it is drawn by its logarithm.
+    """
+
+    key: str
+    low: float
+    high: float
+    is_scale: bool = True
+
+    @property
+    def name(self) -> str:
+        """The trial's parameter."""
+        return self.key.rpartition(".")[2]
+
+    def of(self, config: Config) -> float:
+        """The config's own value."""
+        value: float = attrgetter(self.key)(config)
+        return value
+
+
+_NUMBERS = (
+    _Number("training.loss.in_group_weight", 0.1, 3.0),
+    _Number("training.loss.global_weight", 0.1, 3.0),
+    _Number("training.loss.intent_weight", 0.1, 3.0),
+    _Number("training.learning_rate", 2e-4, 5e-3),
+    _Number("model.dropout", 0.1, 0.6, is_scale=False),
+    _Number("model.conditioning_dropout", 0.0, 0.8, is_scale=False),
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +102,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
     """Searches until the study in `workdir` has `num_trials` finished trials; writes best.yaml and trials.json.
 
     Raises:
-        ValueError: another search holds the workdir, the data cannot be prepared, a model's loss is not finite, or the
+        ValueError: another search holds the workdir, the data cannot be prepared, trial after trial diverges, or the
             config warm-starts, which trials of other shapes cannot.
     """
     if config.training.warm_start is not None:
@@ -68,10 +110,21 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
     with holding(Workdir(workdir)):
         num_items = _num_items(config, workdir)
         study = _open_study(config, workdir / "study.log")
-        if not study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+        if not study.get_trials(states=[_FINISHED, _DIVERGED]):
             study.enqueue_trial(starting_point(config))  # the search must not end below where it began
-        while (done := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
-            study.optimize(lambda trial: _objective(trial, config, workdir, num_items), n_trials=1)
+        in_vain = 0
+        while (done := len(study.get_trials(states=[_FINISHED]))) < num_trials:
+            trial = study.ask()
+            try:
+                study.tell(trial, _objective(trial, config, workdir, num_items))
+            except Diverged as error:
+                study.tell(trial, state=_DIVERGED)
+                log.warning("tune: trial %d counts as none: %s", trial.number, error)
+                in_vain += 1
+                if in_vain == _MOST_IN_VAIN:
+                    raise
+                continue
+            in_vain = 0
             log.info("tune: %d of %d trials, best recall %.4f", done + 1, num_trials, study.best_value)
         return _write(study, config, workdir)
 
@@ -106,14 +159,9 @@ def _fingerprint(config: Config) -> str:
 
 def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:
     """A trial's config keys; the search's ranges are here. There are no more groups than `num_items`."""
-    loss = "training.loss"
     found: dict[str, Any] = {
-        f"{loss}.in_group_weight": trial.suggest_float("in_group_weight", 0.1, 3.0, log=True),
-        f"{loss}.global_weight": trial.suggest_float("global_weight", 0.1, 3.0, log=True),
-        f"{loss}.intent_weight": trial.suggest_float("intent_weight", 0.1, 3.0, log=True),
-        "training.learning_rate": trial.suggest_float("learning_rate", 2e-4, 5e-3, log=True),
-        "model.dropout": trial.suggest_float("dropout", 0.1, 0.6),
-        "model.conditioning_dropout": trial.suggest_float("conditioning_dropout", 0.0, 0.8),
+        number.key: trial.suggest_float(number.name, min(number.low, own), max(number.high, own), log=number.is_scale)
+        for number, own in _numbers(config)
     }
     if _tower_is_free(config):
         found["model.user_tower"] = trial.suggest_categorical("user_tower", _TOWERS)
@@ -124,6 +172,12 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
     return found
 
 
+def _numbers(config: Config) -> list[tuple[_Number, float]]:
+    """What is searched, with the config's own values; not a term of the loss that the config leaves out."""
+    own = [(number, number.of(config)) for number in _NUMBERS]
+    return [(number, value) for number, value in own if value or not number.is_scale]
+
+
 def _tower_is_free(config: Config) -> bool:
     """Not where another tower was asked for, or what only the transformer can do."""
     return config.model.user_tower in _TOWERS and not config.training.mixed_precision
@@ -131,17 +185,9 @@ def _tower_is_free(config: Config) -> bool:
 
 def starting_point(config: Config) -> dict[str, Any]:
     """The config's own values of what `suggest` asks for."""
-    loss, model = config.training.loss, config.model
-    found: dict[str, Any] = {
-        "in_group_weight": loss.in_group_weight,
-        "global_weight": loss.global_weight,
-        "intent_weight": loss.intent_weight,
-        "learning_rate": config.training.learning_rate,
-        "dropout": model.dropout,
-        "conditioning_dropout": model.conditioning_dropout,
-    }
+    found: dict[str, Any] = {number.name: own for number, own in _numbers(config)}
     if _tower_is_free(config):
-        found["user_tower"] = model.user_tower
+        found["user_tower"] = config.model.user_tower
     return found | ({"num_groups": config.groups.num_groups} if config.groups.method == "kmeans" else {})
 
 
@@ -159,6 +205,7 @@ def with_keys(config: Config, keys: dict[str, Any]) -> Config:
 
 def _objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
     keys = suggest(trial, config, num_items)
+    trial.set_user_attr("keys", keys)
     chosen = with_keys(config, keys)
     data = data_workdir(chosen, workdir / "data")
     prepare_data(chosen, data, chosen.seed)
@@ -194,8 +241,8 @@ def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[floa
 
 
 def _write(study: optuna.Study, config: Config, workdir: Path) -> Tuned:
-    finished = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    ranked = sorted(finished, key=lambda trial: -(trial.value or 0.0))
+    finished, diverged = study.get_trials(states=[_FINISHED]), study.get_trials(states=[_DIVERGED])
+    ranked = sorted(finished, key=lambda trial: -(trial.value or 0.0)) + diverged
     rows = [{"trial": trial.number, "recall": trial.value, **trial.user_attrs["keys"]} for trial in ranked]
     artifact.write_json(workdir / "trials.json", rows)
     path = workdir / "best.yaml"

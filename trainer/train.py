@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import ArtifactWriter, Manifest, read_manifest, write_json, writing
+from contracts.artifact import ArtifactWriter, Diverged, Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
@@ -55,7 +55,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
 
     Raises:
-        ValueError: a loss was NaN or infinite; the message names the step and the saved batch.
+        Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
         ArtifactError: an artifact that training reads is missing.
     """
     tf.keras.utils.set_random_seed(config.seed)
@@ -263,7 +263,7 @@ class _Trainer:
         path: Path = self._failed_batch
         np.savez_compressed(path, **batch._asdict())
         bad = {key: value for key, value in terms.items() if not np.isfinite(value)}
-        raise ValueError(
+        raise Diverged(
             f"training {self._name}: the loss of step {int(self.state.step.numpy()) + 1} is not finite ({bad}); "
             f"the batch is saved in {path}. Lower training.learning_rate, or look for extreme numeric features"
         )

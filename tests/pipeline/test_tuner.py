@@ -43,7 +43,11 @@ CATEGORY = [
 ]
 
 
-@pytest.mark.parametrize("keys", [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY])
+PAPER = ["training.loss.global_weight=0", "training.loss.intent_weight=9"]
+OUT_OF_RANGE = ["training.learning_rate=0.05", "model.dropout=0"]
+
+
+@pytest.mark.parametrize("keys", [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, OUT_OF_RANGE])
 def test_the_search_begins_at_the_config(keys: list[str]) -> None:
     config = load_config(None, keys)
     trial = optuna.trial.FixedTrial(starting_point(config))
@@ -60,6 +64,50 @@ def test_the_search_begins_at_the_config(keys: list[str]) -> None:
 )
 def test_the_best_alpha_is_that_of_quotas(recalls: list[float], merge: str, alpha: float) -> None:
     assert best_merge(recalls) == {"serving.merge": merge, "serving.alpha": alpha}
+
+
+@pytest.mark.parametrize("keys", [PAPER, OUT_OF_RANGE])
+def test_a_search_from_any_start_draws_around_it(
+    keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More trials than the ten that are drawn at random; a term that the config leaves out stays out."""
+    config, seen = load_config(None, keys), []
+
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
+        seen.append(with_keys(config, suggest(trial, config, num_items)))
+        trial.set_user_attr("keys", {})
+        return seen[-1].model.dropout
+
+    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
+    monkeypatch.setattr(tuner, "_objective", objective)
+    assert tune(config, tmp_path, 15).trials == 15
+    assert seen[0] == config and len({each.training.learning_rate for each in seen}) == 15
+    weights = {each.training.loss.global_weight for each in seen}
+    assert weights == {0.0} if keys == PAPER else 0.0 not in weights
+
+
+def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one, which is the config itself, too; five in a row are too many."""
+    diverging = {0, 2, 3}
+
+    def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
+        trial.set_user_attr("keys", suggest(trial, config, num_items))
+        if trial.number in diverging:
+            raise artifact.Diverged("the loss of step 1 is not finite")
+        return 0.1
+
+    monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
+    monkeypatch.setattr(tuner, "_objective", objective)
+    assert tune(Config(), tmp_path, 3).trials == 3
+    trials = {trial["trial"]: trial["recall"] for trial in json.loads((tmp_path / "trials.json").read_text())}
+    assert trials == {0: None, 1: 0.1, 2: None, 3: None, 4: 0.1, 5: 0.1}
+    assert "trial 2 counts as none: the loss of step 1 is not finite" in caplog.text
+    diverging.update(range(6, 100))
+    with pytest.raises(artifact.Diverged):
+        tune(Config(), tmp_path, 4)
+    assert "trial 10 counts" in caplog.text and "trial 11 " not in caplog.text
 
 
 def test_a_study_goes_on_and_its_best_config_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
