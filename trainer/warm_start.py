@@ -53,8 +53,8 @@ class WarmStart:
         kept_groups: groups whose head continues that of the earlier group with most common items.
         new_groups: groups that share no item with an earlier one.
         kept_values: rows of feature and user tables whose value was known.
-        fresh: weights that start anew, since the two models hold them in other shapes; the positions, where only those
-            of the earlier, shorter windows are known.
+        fresh: weights that start anew, since the earlier model lacks them, or holds them in another shape; the
+            positions, where only those of the earlier, shorter windows are known.
     """
 
     source: str
@@ -127,7 +127,10 @@ def warm_start(
     kept, new = result.kept_items, result.new_items
     log.info("warm start: %d items known, %d new; %d groups known", kept, new, result.kept_groups)
     if fresh:
-        log.warning("warm start: of other shapes than the earlier run's, so they start anew: %s", ", ".join(fresh))
+        log.warning(
+            "warm start: the earlier run lacks them, or has another shape of them, so they start anew: %s",
+            ", ".join(fresh),
+        )
     return result
 
 

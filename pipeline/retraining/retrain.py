@@ -228,8 +228,10 @@ def _finish(
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
     if kept_start:
-        notes.append(f"no epoch validated better than version {plan.parent}, where training started: its weights stay")
-        log.warning("%s, and the next run will learn from this one's spans, too", notes[-1])
+        # A first version may start from another run, by training.warm_start.
+        start = f"version {plan.parent}" if plan.parent else trained["warm_start"]["source"]
+        notes.append(f"no epoch validated better than {start}, where training started: its weights stay")
+        log.warning("%s%s", notes[-1], ", and the next run will learn from this one's spans, too" * bool(plan.parent))
     record = Record(
         run_id=plan.run_id,
         outcome="not_blessed",
