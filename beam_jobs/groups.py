@@ -109,6 +109,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),
             ItemColumn.SETTLED: pa.array(settled),
         }
+        if (categories := _categories(config, side)) is not None:
+            columns[ItemColumn.CATEGORY] = categories
         write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
         if previous is not None:
@@ -246,13 +248,24 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
             centroids = group_centroids(embeddings[members], of_member, len(known))
             groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
     if previous is not None:
-        groups = match_groups(groups, before, embedded.items.weights, num_groups)
+        weights, of_new = embedded.items.weights, None
+        categories = _categories(config, embedded.side)
+        if categories is not None and previous.categories is not None:
+            of_new = previous.categories.overlap(categories, groups, np.where(before < 0, weights, 0), num_groups)
+        groups = match_groups(groups, before, weights, num_groups, of_new)
         groups = np.where(groups < 0, before, groups)
     groups = _spread(groups, num_groups, embedded.items.ids)
     groups = fill_empty(embeddings, groups, num_groups)
     if settings.max_size_ratio is not None:
         groups = balance_groups(embeddings, groups, num_groups, settings.max_size_ratio)
     return groups
+
+
+def _categories(config: Config, side: SideFeatures) -> pa.Array | None:
+    """[num_items] what groups of categories are made of; None of other groups."""
+    if config.groups.method == "kmeans":
+        return None
+    return side.feature(config.groups.category or "").first_values(side.num_items)
 
 
 def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Path) -> Int64:

@@ -50,6 +50,11 @@ class TokenFeature:
         codes[items] = self.codes[first]
         return codes
 
+    def first_values(self, num_items: int) -> pa.Array:
+        """[num_items] each item's first value as text, null without one."""
+        codes = self.first_codes(num_items)
+        return pa.array(self.values, pa.string()).take(pa.array(codes, mask=codes < 0))
+
 
 @dataclass
 class SideFeatures:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
 
 from beam_jobs.files import read_array, read_parquet
@@ -26,6 +27,45 @@ Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class CategoryShares:
+    """Where the items of each category were.
+
+    Attributes:
+        values: [num_categories] distinct categories.
+        shares: [num_categories, previous K] the part of a category's items in each group.
+    """
+
+    values: pa.Array
+    shares: sp.csr_matrix
+
+    @classmethod
+    def of(cls, categories: pa.Array, groups: Int64, num_groups: int) -> CategoryShares:
+        """Of the old items' categories, null without one, and groups."""
+        known = categories.is_valid().to_numpy(zero_copy_only=False)
+        encoded = categories.filter(pa.array(known)).dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        parts = 1 / np.bincount(codes, minlength=1)[codes]
+        shape = (len(encoded.dictionary), num_groups)
+        return cls(encoded.dictionary, sp.csr_matrix((parts, (codes, groups[known])), shape=shape))
+
+    def overlap(self, categories: pa.Array, groups: Int64, weights: Float64, num_groups: int) -> Float64:
+        """[num_groups, num_groups] the weight of items by today's group and, by its category's shares, old group.
+
+        Args:
+            categories: [num_items], null without one.
+            groups: [num_items] 0..K-1, or -1.
+            weights: [num_items].
+            num_groups: K.
+        """
+        codes = pc.fill_null(pc.index_in(categories, self.values), -1).to_numpy(zero_copy_only=False)
+        known = (codes >= 0) & (groups >= 0)
+        shape = (num_groups, len(self.values))
+        now = sp.csr_matrix((weights[known], (groups[known], codes[known])), shape=shape)
+        found = (now @ self.shares).toarray()[:, :num_groups]
+        return np.pad(found, ((0, 0), (0, num_groups - found.shape[1])))
+
+
+@dataclass(frozen=True)
 class PreviousGroups:
     """The last run's groups, seen from today's catalogue.
 
@@ -37,6 +77,7 @@ class PreviousGroups:
         centroids: [previous K, previous dim].
         expected_within: share of co-occurrence within groups that is usual, see `beam_jobs.kept_groups`; None if
             unknown.
+        categories: what the groups hold, if they are of categories.
     """
 
     of_item: Int64
@@ -45,6 +86,7 @@ class PreviousGroups:
     embeddings: Float32
     centroids: Float32
     expected_within: float | None = None
+    categories: CategoryShares | None = None
 
     def fits(self, groups: GroupsConfig) -> bool:
         """Whether they can be kept under this config: another K or another space asks for another fit.
@@ -84,6 +126,9 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         embeddings=np.where(known[:, None], embeddings[rows], 0),
         centroids=centroids,
         expected_within=manifest.details.get("cooccurrences", {}).get("expected"),
+        categories=CategoryShares.of(one_array(table[ItemColumn.CATEGORY]), previous, len(centroids))
+        if ItemColumn.CATEGORY in table.column_names
+        else None,
     )
 
 
@@ -108,7 +153,9 @@ def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: 
     return centroids
 
 
-def match_groups(groups: Int64, of_item: Int64, weights: Float64, num_groups: int) -> Int64:
+def match_groups(
+    groups: Int64, of_item: Int64, weights: Float64, num_groups: int, of_new: Float64 | None = None
+) -> Int64:
     """Renames groups so that as much weight as possible stays in the group of its name.
 
     The one-to-one naming of greatest total overlap is a linear assignment (Kuhn 1955; Crouse 2016).
@@ -118,12 +165,13 @@ def match_groups(groups: Int64, of_item: Int64, weights: Float64, num_groups: in
         of_item: [num_items] old group, -1 without one.
         weights: [num_items] what an item counts: with training events, what most users see stays put.
         num_groups: K.
+        of_new: [num_groups, num_groups] what new items add to the overlap of today's groups with the old ones.
 
     Returns:
         [num_items] the same partition under other names.
     """
     shared = (groups >= 0) & (of_item >= 0)
-    overlap = np.zeros((num_groups, num_groups))
+    overlap = np.zeros((num_groups, num_groups)) if of_new is None else of_new.copy()
     np.add.at(overlap, (groups[shared], of_item[shared]), weights[shared])
     _, names = linear_sum_assignment(overlap, maximize=True)
     return np.where(groups >= 0, names[groups], -1)

@@ -36,6 +36,7 @@ class ItemColumn:
     LAST_SEEN = "last_seen"
     GROUP_ID = "group_id"  # int32, 0..K-1
     SETTLED = "settled"  # bool, of the groups: whether co-occurrence placed the item, not its side features or a hash
+    CATEGORY = "category"  # string, of groups of categories: the item's; null without one
 
 
 class UserColumn:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics
-from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, start_centroids
+from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, kept_shares, match_groups, start_centroids
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
@@ -116,6 +116,41 @@ def test_an_id_that_no_longer_exists_is_nobodys(runs: tuple[Workdir, Workdir]) -
     first, second = runs
     after = _groups(second, num_groups=1, previous=str(first.item_groups.path))
     assert set(after.values()) == {0}
+
+
+@pytest.mark.parametrize(("method", "num_groups"), [("category", 3), ("hybrid", 5)])
+def test_categories_keep_their_ids_where_all_items_are_new(method: str, num_groups: int, tmp_path: Path) -> None:
+    """As of news. Groups are made in the order of the categories' sizes, which the second day turns round."""
+    groups_of: list[dict[str, set[int]]] = []
+    previous = None
+    for day, sizes in enumerate([{"sports": 30, "music": 20, "food": 10}, {"sports": 10, "music": 20, "food": 30}]):
+        topics = [topic for topic, size in sizes.items() for _ in range(size)]
+        (tmp_path / "items.csv").write_text("id,topic\n" + "".join(f"{day}-{i},{t}\n" for i, t in enumerate(topics)))
+        lines = [f"u{user},{day}-{(user * 7 + place * 11) % 60},{place}" for user in range(60) for place in range(6)]
+        features = [{"name": "topic", "kind": "categorical"}]
+        table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": features}
+        settings = {"method": method, "category": "topic", "num_groups": num_groups, "previous": previous}
+        config = make_config(
+            write_log(tmp_path / "log.csv", lines),
+            data={"events": str(tmp_path / "log.csv"), "item_features": table},
+            groups=settings,
+        )
+        workdir = Workdir(tmp_path / f"day-{day}")
+        for job in (ingest, statistics, groups):
+            job.run(config, workdir, "f")
+        found = pq.read_table(workdir.item_groups.groups).to_pylist()
+        groups_of.append({t: {r["group_id"] for r in found if topics[int(r["item_id"][2:])] == t} for t in sizes})
+        previous = str(workdir.item_groups.path)
+    before, after = groups_of
+    assert all(before[topic] & after[topic] for topic in before) and sum(map(len, after.values())) == num_groups
+
+
+def test_new_items_count_as_the_old_ones_of_their_category() -> None:
+    """Of four old items of category a, three were in group 1; group 2 is no more. d is a new category."""
+    old = CategoryShares.of(pa.array(["a", "a", "a", "a", "b", None]), np.array([1, 1, 1, 0, 2, 2]), 3)
+    found = old.overlap(pa.array(["a", "b", "a", "d", None]), np.array([0, 0, 1, 1, 1]), np.array([8.0, 5, 4, 9, 9]), 2)
+    assert found.tolist() == [[2, 6], [1, 3]]
+    assert old.overlap(pa.array(["b"]), np.array([-1]), np.ones(1), 4).tolist() == np.zeros((4, 4)).tolist()
 
 
 def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:
