@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ _NO_TIMES = (
     "else the same number for all"
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+_KINDS = ("*.parquet", "*.csv", "*.csv.gz", "*.tsv", "*.tsv.gz")
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
@@ -81,8 +83,7 @@ def find_event_files(data: DataConfig) -> list[str]:
     for pattern in data.events:
         found = matching(pattern)
         if not found:
-            where = "" if is_remote(as_path(pattern)) else f" (looked in {os.getcwd()})"
-            raise ValueError(f"data.events: no file matches {pattern!r}{where}: check the path")
+            raise ValueError(f"data.events: no file matches {pattern!r}{_looked_in(pattern)}: check the path")
         paths += found
     paths = sorted(set(paths))
     wanted = wanted_columns(data)
@@ -123,11 +124,11 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
         ValueError: it is not.
     """
     if not exists(as_path(path)):
-        where = "" if is_remote(as_path(path)) else f" (looked in {os.getcwd()})"
         remedy = "a table is one file, named without patterns" if glob.has_magic(path) else "check the path"
-        raise ValueError(f"{field}: there is no file {path}{where}: {remedy}")
+        raise ValueError(f"{field}: there is no file {path}{_looked_in(path)}: {remedy}")
     if os.path.isdir(path):
-        remedy = f"name its files, e.g. '{path.rstrip('/')}/**/*.parquet'"
+        kind = next((kind for kind in _KINDS if any(Path(path).rglob(kind))), _KINDS[0])
+        remedy = f"name its files, e.g. '{path.rstrip('/')}/**/{kind}'"
         if field != _LOG:  # of a table, which is one file
             one = f"from pyarrow import parquet; parquet.write_table(parquet.read_table({path!r}), 'x.parquet')"
             remedy = f"name one file, such as `{one}` makes of a directory of Parquet files"
@@ -142,10 +143,17 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
             raise ValueError(
                 f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
                 f"{_remedy(found, name, path) or f'set {key} to one of them'}"
+                + (", or leave the file out of data.events" if field == _LOG else "")
                 + (_NO_TIMES if key == "data.columns.timestamp" else "")
             )
         if found.count(name) > 1:
             raise ValueError(f"{path} has {found.count(name)} columns named {name!r} ({key}): rename all but one")
+
+
+def _looked_in(path: str) -> str:
+    if is_remote(as_path(path)):
+        return ""
+    return f" (looked in {os.getcwd()}{', as ~ is no home here' if path.startswith('~') else ''})"
 
 
 def _remedy(names: list[str], name: str, path: str) -> str | None:
@@ -220,5 +228,5 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
         copy = f"from pyarrow import json, parquet; parquet.write_table(json.read_json({path!r}), 'x.parquet')"
         remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each, docs/data.md any others"
     else:
-        remedy = "convert it, or rename it to what it is"
+        remedy = "rename it to what it is, or convert it as docs/data.md has it"
     raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

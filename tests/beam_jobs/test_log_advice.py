@@ -79,6 +79,31 @@ def test_the_remedy_for_a_directory_names_its_files(partition: list[str], tmp_pa
     assert found == sorted(map(str, (tmp_path / "log").rglob("*.parquet")))
 
 
+@pytest.mark.parametrize("name", ["a.csv", "b.tsv.gz", "c.parquet"])
+def test_the_remedy_for_a_directory_is_of_what_it_holds(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=re.escape(f"'{tmp_path}/**/*{name[1:]}'")):
+        find_event_files(make_config(tmp_path).data)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("~/none-*.csv", "as ~ is no home here"),
+        ("**/*.csv", "items.csv has no column .*, or leave the file out of data"),
+    ],
+)
+def test_files_that_are_not_meant_have_their_remedy(
+    pattern: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell replaces a ~ behind the = of --set; MovieLens has its movies beside its ratings."""
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "a.csv", ROWS)
+    (tmp_path / "items.csv").write_text("item_id,title\n1,x\n")
+    with pytest.raises(ValueError, match=said):
+        find_event_files(make_config(pattern).data)
+
+
 def test_the_remedy_for_a_table_in_a_directory_makes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table is one file, and a pattern, as names a log's files, names none."""
     monkeypatch.chdir(tmp_path)
