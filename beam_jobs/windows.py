@@ -89,15 +89,7 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
 
 def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:
     for split in ("validation", "test"):
-        measured, repeating = totals[f"{split}_users"], totals[f"{split}_repeat_targets"]
-        if not measured:
-            logger.warning("windows: no user has a new item in the %s split: nothing can be measured on it", split)
-        elif repeating > _MANY * (measured + repeating):
-            logger.warning(
-                "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
-                "are recommended, and measured on the other users",
-                f"{repeating:,}", f"{measured + repeating:,}", split,
-            )  # fmt: skip
+        _warn_of_unmeasured_users(split, totals)
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
             logger.warning(
@@ -121,6 +113,30 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
             "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
             "are no history: with %r there are more to learn from",
             f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
+        )  # fmt: skip
+
+
+def _warn_of_unmeasured_users(split: str, totals: Counter[str]) -> None:
+    measured, repeating, new = (
+        totals[f"{split}_{what}"] for what in ("users", "repeat_targets", "users_without_history")
+    )
+    if not measured:
+        logger.warning(
+            "windows: no user has an event before the %s split and a new item in it: nothing can be measured on it",
+            split,
+        )
+    elif repeating > _MANY * (measured + repeating):
+        logger.warning(
+            "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
+            "are recommended, and measured on the other users",
+            f"{repeating:,}", f"{measured + repeating:,}", split,
+        )  # fmt: skip
+    users = measured + repeating + new
+    if measured and new > _MOST * users:
+        logger.warning(
+            "windows: %s of %s users in the %s split have no event before it, so %s are measured. Where users come "
+            "once, as sessions do, hold out the last items of each (split.protocol=leave_one_out)",
+            f"{new:,}", f"{users:,}", split, f"{measured:,}",
         )  # fmt: skip
 
 

@@ -339,6 +339,26 @@ def test_targets_that_training_never_saw_are_said(
     assert (said in caplog.text, "without training events" in caplog.text) == (are_said, are_said)
 
 
+@pytest.mark.parametrize(("stay", "is_said"), [(2, True), (9, True), (11, False), (20, False)])
+def test_users_who_come_once_are_said(
+    stay: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As sessions do, of which nearly none reaches from one part of a log into the next; here `stay` of 20 do."""
+    rows = [
+        f"{'u' if user < stay else f'{part}-'}{user},i{part * 7 + user + place},{part * 100 + place}"
+        for part in range(3)
+        for user in range(20)
+        for place in range(3)
+    ]
+    split = {"protocol": "time", "validation_start": 100, "test_start": 200}
+    config = make_config(write_log(tmp_path / "log.csv", rows), split=split)
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, Workdir(tmp_path / "run"), "f")
+    for part in ("validation", "test"):
+        said = f"{20 - stay} of 20 users in the {part} split have no event before it, so {stay} are measured"
+        assert (said in caplog.text) == is_said
+
+
 @pytest.mark.parametrize(("again", "are_said"), [(0, False), (1, False), (8, True)])
 def test_repeats_that_nothing_learns_from_are_said(
     again: int, are_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
