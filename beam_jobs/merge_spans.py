@@ -23,7 +23,7 @@ from beam_jobs.bucket_file import write_bucket
 from beam_jobs.hashing import hash_strings
 from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
-from contracts.artifact import Manifest, read_manifest, writing
+from contracts.artifact import Manifest, TooFewEvents, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, SpanParts, Workdir
 from contracts.names import EventColumn, Split
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
 
     Raises:
         ArtifactError: a span is not there.
-        ValueError: nothing lies before, or nothing after, the holdout's start.
+        TooFewEvents: nothing lies before the holdout's start, or nothing after it of validation or of test users.
     """
     sources = [read_manifest(span.events.path) for span in spans]
     num_buckets = config.data.num_buckets
@@ -90,9 +90,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
             totals.update(summary)
         empty = [split.name.lower() for split in Split if not totals[f"{split.name.lower()}_events"]]
         if empty:
-            raise ValueError(
+            raise TooFewEvents(
                 f"the window of {len(spans)} spans leaves no {' and no '.join(empty)} events: give it more spans "
-                "(retrain.window_spans), or change retrain.validation_users"
+                "(retrain.window_spans), change retrain.validation_users, or wait for the next span"
             )
         writer.counts.update(totals)
         counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)

@@ -14,7 +14,7 @@ from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import as_text
 from beam_jobs.windows_steps import WriteWindows
-from contracts.artifact import Manifest, NothingToLearn, current, read_manifest, writing
+from contracts.artifact import Manifest, TooFewEvents, current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
 from contracts.names import ItemColumn, Split, WindowField
@@ -30,7 +30,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Windows` artifact from events, item statistics and item groups.
 
     Raises:
-        NothingToLearn: no user has two items to train on, the later one since `windows.since`.
+        TooFewEvents: no user has two items to train on, the later one since `windows.since`.
         ValueError: an input artifact is missing or made for another config or of other items, or `windows.mined_from`
             is unusable.
     """
@@ -55,7 +55,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
                 "follows again"
             )
         if not totals["train_positives"]:
-            raise NothingToLearn(_nothing_to_learn(config, workdir.events.path))
+            raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
         writer.files = [

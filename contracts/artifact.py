@@ -62,8 +62,8 @@ class ArtifactError(ValueError):
     """An artifact is missing, half-written, or of another kind."""
 
 
-class NothingToLearn(ValueError):
-    """The data hold no target to train on."""
+class TooFewEvents(ValueError):
+    """The events hold no target to train on, or nobody to measure a model on."""
 
 
 class Diverged(ValueError):

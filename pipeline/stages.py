@@ -54,7 +54,7 @@ def _model_configs(config: Config) -> dict[str, Config]:
 
 
 def _require_users(workdir: Workdir) -> None:
-    """Raises ValueError where the model could not be measured: better before it is trained."""
+    """Raises TooFewEvents where the model could not be measured: better before it is trained."""
     counts = artifact.read_manifest(workdir.windows.path).counts
     for split in ("validation", "test"):
         if not counts[f"{split}_users"]:
@@ -62,9 +62,9 @@ def _require_users(workdir: Workdir) -> None:
             why = f"{know_all:,} of its users have no item that is new to them, {have_nothing:,} no event before it"
             if not know_all + have_nothing:
                 why = "it has no users, as where no history is as long as split.min_user_events, or data.columns differ"
-            raise ValueError(
-                f"nobody can be measured on the {split} split: {why}; change the section split (in a retrain, "
-                "retrain.validation_users), or bring more events"
+            raise artifact.TooFewEvents(
+                f"nobody can be measured on the {split} split: {why}; change the section split, or bring more events "
+                "(in a retrain: raise retrain.window_spans, change retrain.validation_users, or wait for the next span)"
             )
 
 

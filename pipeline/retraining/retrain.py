@@ -98,7 +98,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     stages = retrain_stages(store, plan)
     try:
         results = run_stages(stages, resolved, workdir, last=last)
-    except artifact.NothingToLearn as error:
+    except artifact.TooFewEvents as error:
         if plan.parent is None:
             raise
         reasons = [f"version {plan.parent} serves on, and the next span's run will learn from this one's, too: {error}"]

@@ -11,8 +11,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -108,28 +106,6 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert "groups: kept" in tree
     assert "of 10" in calls.dnc("diff", "1", "3").stdout
     assert calls.dnc("lineage", "9").returncode == 2
-
-
-@pytest.mark.slow
-def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: Calls, tmp_path: Path) -> None:
-    """Everybody of day 3 came once, and what they did before has left the window of two days."""
-    short = ["--set", "retrain.window_spans=2", "--set", "data.min_volume=0.05"]
-    path, last = (tmp_path / "log" / day / "events.parquet" for day in DAYS[2:4])
-    table = pq.read_table(path)
-    _, first = np.unique(table["user_id"].to_numpy(zero_copy_only=False), return_index=True)
-    pq.write_table(table.take(pa.array(np.sort(first))), path)
-    # A span begins where 1% of its events have happened: here no event is before that.
-    table = pq.read_table(last)
-    at = table.schema.get_field_index("timestamp")
-    times = table["timestamp"].to_numpy()
-    pq.write_table(
-        table.set_column(at, "timestamp", pa.array(np.maximum(times, np.sort(times)[len(times) // 10]))), last
-    )
-    assert calls.retrain(DAYS[1], *short)[0] == 0
-    code, outcome = calls.retrain(DAYS[3], *short)
-    assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert "version 1 serves on" in outcome["reasons"][0]
-    assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
 @pytest.fixture

@@ -1,0 +1,83 @@
+"""Spans that no model can be trained on, or measured by: what is served serves on, and the next day goes on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.serving_labels import ServingLabels, read_labels
+from pipeline.retraining import retrain as retraining
+from pipeline.stage import Stage
+from tests.pipeline.retrain_log import DAYS
+from tests.pipeline.test_retrain import Calls
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Calls:
+    return Calls(tmp_path)
+
+
+@pytest.mark.parametrize("users", ["who repeat themselves", "who are new"])
+def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
+    users: str, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained, which would take hours. Where nothing is served yet, somebody must hear of it."""
+    before, path = (tmp_path / "log" / day / "events.parquet" for day in DAYS[:2])
+    had, table = pq.read_table(before), pq.read_table(path)
+    last_item = dict(zip(had["user_id"].to_pylist(), had["item_id"].to_pylist(), strict=True))
+    repeating = users == "who repeat themselves"
+    table = table.filter(pa.array([(user in last_item) == repeating for user in table["user_id"].to_pylist()]))
+    if repeating:
+        at = table.schema.get_field_index("item_id")
+        table = table.set_column(at, "item_id", pa.array([last_item[user] for user in table["user_id"].to_pylist()]))
+    pq.write_table(table, path)
+
+    def until_training(stages: Sequence[Stage], config: Config, workdir: Workdir, last: str | None) -> None:
+        for stage in stages:
+            if stage.name in ("ingest", "statistics", "groups", "windows", "train"):
+                stage.run(config, workdir, "f")
+
+    monkeypatch.setattr(retraining, "run_stages", until_training)
+    call = ("--span", DAYS[1], "--set", "data.min_volume=0.05")
+    failed = calls.here(*call)
+    outcome = json.loads(failed.stdout)
+    assert (failed.exit_code, outcome["outcome"]) == (1, "failed"), outcome
+    assert "nobody can be measured on the validation split" in outcome["reasons"][0]
+    assert outcome["reasons"][0].endswith("or wait for the next span)")
+
+    served = calls.store.servable("dnc") / "1"
+    served.mkdir(parents=True)
+    (served / "saved_model.pb").touch()
+    idle = calls.here(*call)
+    outcome = json.loads(idle.stdout)
+    assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
+    assert outcome["reasons"][0].startswith("version 1 serves on, and the next span's run will learn from this one's")
+    assert "nobody can be measured on the validation split" in outcome["reasons"][0]
+
+
+@pytest.mark.slow
+def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: Calls, tmp_path: Path) -> None:
+    """Everybody of day 3 came once, and what they did before has left the window of two days."""
+    short = ["--set", "retrain.window_spans=2", "--set", "data.min_volume=0.05"]
+    path, last = (tmp_path / "log" / day / "events.parquet" for day in DAYS[2:4])
+    table = pq.read_table(path)
+    _, first = np.unique(table["user_id"].to_numpy(zero_copy_only=False), return_index=True)
+    pq.write_table(table.take(pa.array(np.sort(first))), path)
+    # A span begins where 1% of its events have happened: here no event is before that.
+    table = pq.read_table(last)
+    at = table.schema.get_field_index("timestamp")
+    times = table["timestamp"].to_numpy()
+    pq.write_table(
+        table.set_column(at, "timestamp", pa.array(np.maximum(times, np.sort(times)[len(times) // 10]))), last
+    )
+    assert calls.retrain(DAYS[1], *short)[0] == 0
+    code, outcome = calls.retrain(DAYS[3], *short)
+    assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
+    assert "version 1 serves on" in outcome["reasons"][0]
+    assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
