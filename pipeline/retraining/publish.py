@@ -229,10 +229,18 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         # A record that cannot be read may be restored.
         if path.name != run_id and not RetrainRun(Workdir(path)).record.exists():
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
         if path.name not in span_keys:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Away with its name first: of what a killed deletion leaves, a manifest may say that it is whole."""
+    if path.is_dir():
+        gone = path.with_name(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _is_free_for(source: Path, version: Path) -> bool:
