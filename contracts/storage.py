@@ -195,6 +195,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(staging)
         is_staged = any(STAGING_MARK in folder.name for folder in path.parents)
         (os.replace if is_staged else rename_durably)(staging, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # of a write that fails, Python does not say which file
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):  # of a file system that takes nothing, which the write has said
             staging.unlink(missing_ok=True)

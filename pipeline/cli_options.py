@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,23 +43,26 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             click.echo(f"dnc: {error}", err=True)
             sys.exit(USER_ERROR)
-        except OSError as error:
-            if click.get_current_context().find_root().params["verbose"] or not is_disk_error(error):
+        except Exception as error:
+            message = disk_error_message(error)
+            if click.get_current_context().find_root().params["verbose"] or message is None:
                 raise
-            click.echo(f"dnc: {disk_error_message(error)}", err=True)
+            click.echo(f"dnc: {message}", err=True)
             sys.exit(FAILED)
 
     return wrapper
 
 
-def is_disk_error(error: OSError) -> bool:
-    """Whether a disk is full or does not let us write, rather than that something here is wrong."""
-    return error.errno in _DISK_ERRORS
+def disk_error_message(error: Exception) -> str | None:
+    """What the operating system said of a disk that is full or does not let us write, and of which file.
 
-
-def disk_error_message(error: OSError) -> str:
-    """What the operating system said, and of which file."""
-    return f"{error.strerror}: {error.filename or error}; make room or give the right to write there, and run it again"
+    None: something here is wrong. Beam and TensorFlow pass its words on in errors of their own.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        is_disk, said = error.errno in _DISK_ERRORS, f"{error.strerror}: {error.filename or error}"
+    else:
+        is_disk, said = any(os.strerror(number) in str(error) for number in _DISK_ERRORS), str(error)
+    return f"{said}; make room or give the right to write there, and run it again" if is_disk else None
 
 
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:

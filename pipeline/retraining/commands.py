@@ -19,7 +19,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
-from pipeline.cli_options import disk_error_message, is_disk_error, reports_user_errors, with_config
+from pipeline.cli_options import disk_error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
@@ -110,8 +110,8 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
     except Exception as error:  # whatever it is, somebody must hear of it
         if isinstance(error, ValueError):
             reason = str(error)
-        elif isinstance(error, OSError) and is_disk_error(error):
-            reason = disk_error_message(error)
+        elif (message := disk_error_message(error)) is not None:
+            reason = message
         else:
             log.exception("retrain failed")
             reason = f"{type(error).__name__}: {error}"
