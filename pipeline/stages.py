@@ -91,6 +91,9 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.export import export
 
     with artifact.writing(workdir.export, "export", fingerprint) as writer:
+        # Of exports that died, as of one that has filled the disk: the next try would find less room each time.
+        named = exported_servable(workdir) if artifact.find_manifest(workdir.export) else None
+        remove_unvalidated(config, workdir, but=named)
         exported = export(config, workdir, MAIN_MODEL, fingerprint)
         version = version_of(exported)
         writer.details.update(model_name=version.parent.name, version=int(version.name))

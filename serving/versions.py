@@ -68,11 +68,12 @@ def admit(config: Config, workdir: Workdir, exported: Path) -> None:
             rename_durably(path, version_of(path))
 
 
-def remove_unvalidated(config: Config, workdir: Workdir, but: Path) -> None:
+def remove_unvalidated(config: Config, workdir: Workdir, but: Path | None) -> None:
     """Removes what earlier exports left and nobody admitted; what was exported together with `but` stays."""
-    for path in exported_versions(config, workdir, but).values():
-        for left in path.parent.glob(f"{_UNVALIDATED}*"):
-            if left != path:
+    kept = exported_versions(config, workdir, but).values() if but else ()
+    for name in config.serving.servable_names().values():
+        for left in workdir.servable(name).glob(f"{_UNVALIDATED}*"):
+            if left not in kept:
                 shutil.rmtree(left, ignore_errors=True)
 
 

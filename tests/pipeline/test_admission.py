@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,4 +134,26 @@ def test_a_death_in_an_export_leaves_what_the_last_one_left(run: Run, monkeypatc
     run()
     assert run.on_disk("dnc") == {"1": "export 1", "unvalidated-2": "export 2"}
     run("serving.alpha=0.5")
-    assert run.on_disk("dnc") == {"1": "export 1", "3": "export 3"}
+    assert run.on_disk("dnc") == {"1": "export 1", "2": "export 3"}
+
+
+@pytest.mark.parametrize("exported_before", [False, True])
+def test_exports_that_die_do_not_pile_up(run: Run, monkeypatch: pytest.MonkeyPatch, exported_before: bool) -> None:
+    """Each on a disk that has no room for its last servable: the first ones are whole, and as large."""
+    before = ["1"] if exported_before else []
+    if exported_before:
+        run()
+
+    def full(*arguments: Any) -> Path:
+        run.export(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serving.export, "export", full)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left"):
+                run("serving.alpha=0.5")
+            assert [*run.on_disk("dnc")] == [*before, f"unvalidated-{len(before) + 1}"]
+    run("serving.alpha=0.5")
+    for name in NAMES:
+        assert [*run.on_disk(name)] == [*before, f"{len(before) + 1}"]
