@@ -212,12 +212,23 @@ def rename_durably(source: Path, target: Path, displaced_to: Path | None = None)
     Args:
         displaced_to: where a `target` that is a directory is moved first, as no rename replaces one. Not before what
             shall take its place is on the disk, which may take long and may fail.
+
+    Raises:
+        StorageError: the target's directory, mounted or linked, is on another file system.
     """
     for path in (*(source.rglob("*") if source.is_dir() else ()), source):
         _sync(path)
     if displaced_to is not None:
         os.rename(target, displaced_to)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise StorageError(
+            f"{target.parent} is on another file system than {source.parent}, from where nothing can be renamed into "
+            f"it: mount, or link, {source.parent} as a whole"
+        ) from None
     _sync(target.parent)
 
 

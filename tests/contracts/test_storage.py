@@ -19,6 +19,7 @@ from contracts.storage import (
     as_path,
     make_directory,
     matching,
+    rename_durably,
     require_literal,
     write_text,
     write_whole,
@@ -91,6 +92,19 @@ def test_what_has_a_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monk
     last = done[-1 - done[::-1].index("rename") :]
     assert last == ["rename", tmp_path.name]
     assert {"data", "whole", "deep", artifact.MANIFEST_NAME, "groups"} <= set(done[: -len(last)])
+
+
+def test_a_directory_of_another_file_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a store whose base path alone is mounted, or linked, to a faster disk."""
+
+    def replace(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "dnc").mkdir()
+    (tmp_path / "dnc.staging-1").mkdir()
+    with pytest.raises(StorageError, match=f"{tmp_path}/dnc is on another .* than {tmp_path}, .* link, {tmp_path} as"):
+        rename_durably(tmp_path / "dnc.staging-1", tmp_path / "dnc" / "1")
 
 
 def test_a_directory_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
