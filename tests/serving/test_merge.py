@@ -63,10 +63,13 @@ def deal(num_candidates: int, available: list[int], order: list[int]) -> list[in
 @pytest.mark.parametrize("seed", range(30))
 def test_round_robin_deals(seed):
     log_intent, available, num_candidates, _ = random_case(seed)
-    budgets = plan("round_robin", num_candidates, log_intent, available).budgets.numpy()
+    found = plan("round_robin", num_candidates, log_intent, available)
     for row in range(len(available)):
         order = sorted(range(available.shape[1]), key=lambda g: (-log_intent[row, g], g))
-        assert budgets[row].tolist() == deal(int(num_candidates[row]), available[row].tolist(), order)
+        dealt = deal(int(num_candidates[row]), available[row].tolist(), order)
+        assert found.budgets.numpy()[row].tolist() == dealt
+        giving = [group for group in order if available[row, group]]
+        assert np.argsort(found.turn.numpy()[row])[: len(giving)].tolist() == giving
 
 
 LOG = np.log
@@ -91,6 +94,10 @@ LOG = np.log
         # Rounds of 2, 2, 2, then the spare one to the first by weight.
         pytest.param("round_robin", 7, [0.2, 0.3, 0.5], [9, 9, 9], 0, [2, 2, 3], id="dealt"),
         pytest.param("round_robin", 7, [0.2, 0.3, 0.5], [9, 9, 1], 0, [3, 3, 1], id="dealt past a short group"),
+        # Rounds of 2, 2, 2 take all of the first: the spare one goes to the next by weight.
+        pytest.param(
+            "round_robin", 7, [0.5, 0.3, 0.2], [2, 9, 9], 0, [2, 3, 2], id="dealt past one that is just used up"
+        ),
         pytest.param("round_robin", 7, [0.2, 0.0, 0.5], [9, 9, 1], 0, [6, 0, 1], id="dealt past an excluded one"),
         pytest.param("round_robin", 0, [0.2, 0.3, 0.5], [9, 9, 9], 0, [0, 0, 0], id="nothing asked for"),
     ],

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from contracts.names import Request, Response, Signature, Split
+from contracts.names import MERGES, Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
 from serving.loaders import CServable
 from serving.requests import user_requests
@@ -96,13 +96,14 @@ def test_lists_are_the_exact_merge(session, trained, num_candidates, alpha):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_requests_are_the_exact_merge(session, trained, seed):
+def test_random_requests_are_the_exact_merge(session, trained, seed, request):
     """Every control, each row its own, against brute force over the whole catalogue."""
     rng = np.random.default_rng(seed)
     ids = trained.catalogue.item_ids
     histories = [rng.choice(ids, size, replace=False).tolist() for size in rng.choice([0, 1, 9, 40, 400], 6)]
-    # A few rows of an approximate index are a small sample; the exact one is held to its recall below.
-    lists = assert_exact_merge(session, trained, histories, 0.9, **random_controls(rng, 6, trained.catalogue))
+    # A few rows of an approximate index are a small sample. The other finds all, so that each share must be right.
+    recall_target = {"scann": 0.9, "exact": 1.0}[request.node.callspec.params["session"]]
+    lists = assert_exact_merge(session, trained, histories, recall_target, **random_controls(rng, 6, trained.catalogue))
     assert lists.item_ids.shape[0] == 6
 
 
@@ -277,6 +278,11 @@ def test_the_servables_metrics_are_the_exact_ones(servable, trained):
         pytest.param({"group_boost": [[0.0] * 5]}, None, id="all groups excluded"),
         pytest.param({"group_boost": [[-1.0, 1, 1, 1, 1]]}, {"group_boost": [[0, 1, 1, 1, 1]]}, id="negative boost"),
         pytest.param({"group_boost": [[float("nan")] * 5]}, {}, id="boost NaN"),
+        pytest.param(
+            {"group_boost": [[1.0, 1, 1, float("inf"), 1]]},
+            {"group_boost": [[1, 1, 1, 1e38, 1]]},
+            id="boost without bound",
+        ),
         pytest.param({"exclude_item_ids": [["", "nobody"]]}, {}, id="excluding nothing known"),
     ],
 )
@@ -298,6 +304,22 @@ def test_values_out_of_range_follow_a_rule(session, trained, controls, like):
     else:
         assert lists.item_ids[0].tolist() == expected.item_ids[0].tolist()
     assert (lists.item_ids[1] != "").sum() == trained.config.serving.num_candidates
+
+
+def test_places_that_exploration_cannot_fill_are_the_merges(session, trained):
+    """Of the cold items, all but three are excluded: a row has those, and is as long as asked for."""
+    cold = trained.catalogue.item_ids[trained.catalogue.train_count[1:] == 0]
+    lists = assert_exact_merge(
+        session,
+        trained,
+        [["i5"]] * len(MERGES),
+        merge=list(MERGES),
+        num_candidates=30,
+        num_exploration=9,
+        exclude_item_ids=[cold[3:].tolist()] * len(MERGES),
+    )
+    assert (lists.item_ids != "").sum(axis=1).tolist() == [30] * len(MERGES)
+    assert np.isin(lists.item_ids, cold[:3]).sum(axis=1).tolist() == [3] * len(MERGES)
 
 
 def test_negative_alpha_prefers_unlikely_groups(session, trained):
