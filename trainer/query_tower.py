@@ -96,17 +96,18 @@ def _precision(config: Config) -> Iterator[None]:
 
 def _sequence_encoder(config: Config, generator: tf.random.Generator) -> SequenceEncoder:
     model, dim = config.model, config.model.embedding_dim
-    feed_forward_dim = model.feed_forward_multiple * dim
+    feed_forward_dim, max_length = model.feed_forward_multiple * dim, config.windows.length + 1
     if model.user_tower == "gru":
         return GRUEncoder(model.num_layers, dim, model.dropout, generator)
     if model.user_tower == "mean":
         return MeanEncoder(model.num_layers, dim, feed_forward_dim, model.dropout, generator)
     if model.user_tower == "mind":
-        length = config.windows.length + 1
-        return MINDEncoder(model.num_interests, length, dim, feed_forward_dim, model.dropout, generator)
+        return MINDEncoder(model.num_interests, max_length, dim, feed_forward_dim, model.dropout, generator)
     if model.user_tower == "comirec":
         return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
-    return TransformerEncoder(model.num_layers, model.num_heads, dim, feed_forward_dim, model.dropout, generator)
+    return TransformerEncoder(
+        model.num_layers, model.num_heads, max_length, dim, feed_forward_dim, model.dropout, generator
+    )
 
 
 def _token_conditioning(config: Config, num_groups: int) -> TokenConditioning | None:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from trainer.layers.comirec_encoder import ComiRecEncoder
 from trainer.layers.gru_encoder import GRUEncoder
+from trainer.layers.history_means import HistoryMeans
 from trainer.layers.mean_encoder import MeanEncoder
 from trainer.layers.mind_encoder import MINDEncoder
 from trainer.layers.sequence_encoder import SequenceEncoder
@@ -17,7 +18,7 @@ DIM, LENGTH, INTERESTS = 6, 9, 3
 def encoder(kind: str) -> SequenceEncoder:
     generator = tf.random.Generator.from_seed(0)
     layer: SequenceEncoder = {
-        "transformer": lambda: TransformerEncoder(1, 2, DIM, 2 * DIM, 0.0, generator),
+        "transformer": lambda: TransformerEncoder(1, 2, LENGTH, DIM, 2 * DIM, 0.0, generator),
         "gru": lambda: GRUEncoder(1, DIM, 0.0, generator),
         "mean": lambda: MeanEncoder(1, DIM, 2 * DIM, 0.0, generator),
         "mind": lambda: MINDEncoder(INTERESTS, LENGTH, DIM, 2 * DIM, 0.0, generator),
@@ -74,14 +75,33 @@ def normed(rows: np.ndarray, norm: tf.keras.layers.Layer) -> np.ndarray:
     return scaled * norm.gamma.numpy() + norm.beta.numpy()
 
 
+def test_half_of_the_dimensions_mean_all_of_a_history_and_half_its_last_events() -> None:
+    """Of 32 dimensions, 16 take the mean with weights from .5 to 8; two each have windows of 2 to 32 events."""
+    tokens = np.random.default_rng(2).normal(size=(2, LENGTH, 32)).astype(np.float32)
+    means = HistoryMeans(LENGTH + 3, 32)(tf.constant(tokens)).numpy() - tokens
+    for place in range(LENGTH):
+        seen, ages = tokens[:, : place + 1], np.arange(place, -1, -1)
+        of_all = 0.5 * 16 ** (np.arange(16) / 15) * seen[:, :, :16].mean(axis=1)
+        np.testing.assert_allclose(means[:, place, :16], of_all, rtol=1e-4, atol=1e-5)
+        for dim in range(16, 32):
+            window = 2 * 16 ** ((dim - 16) // 2 / 7)
+            recent = np.average(seen[:, :, dim], axis=1, weights=(1 - 1 / window) ** ages)
+            np.testing.assert_allclose(means[:, place, dim], 3 * recent, rtol=1e-4, atol=1e-5)
+
+
 def test_the_transformer_attends_as_the_paper_says() -> None:
     """SASRec (arXiv 1808.09781), norms before each part: loops over blocks, heads and positions.
 
-    What it reads is each token and the mean of those up to it.
+    What it reads is each token and means of those up to it. Of six dimensions, three take the mean of all, half of it,
+    2 (the root of .5 * 8) and 8 times, the others 3 times that of a window of 2 events: weights of 1, 1/2, 1/4 and so
+    on, back from the last.
     """
     layer, head_dim = encoder("transformer"), DIM // 2
     inputs = np.random.default_rng(1).normal(size=(LENGTH, DIM)).astype(np.float32)
-    hidden = np.stack([inputs[place] + inputs[: place + 1].mean(axis=0) for place in range(LENGTH)])
+    hidden = inputs.copy()
+    for place in range(LENGTH):
+        hidden[place, :3] += np.array([0.5, 2, 8]) * inputs[: place + 1, :3].mean(axis=0)
+        hidden[place, 3:] += 3 * np.average(inputs[: place + 1, 3:], axis=0, weights=0.5 ** np.arange(place, -1, -1))
     for block in layer._blocks:
         query, key, value = np.split(normed(hidden, block._attention_norm) @ block._query_key_value.kernel, 3, axis=1)
         attended = np.zeros_like(hidden)

@@ -106,7 +106,7 @@ def test_tokens_are_conditioned_by_hand() -> None:
 
 
 def encoder() -> TransformerEncoder:
-    layer = TransformerEncoder(2, 2, DIM, 2 * DIM, 0.0, tf.random.Generator.from_seed(0))
+    layer = TransformerEncoder(2, 2, 9, DIM, 2 * DIM, 0.0, tf.random.Generator.from_seed(0))
     layer(tf.zeros([1, 2, DIM]))
     return randomized(layer)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tensorflow as tf
 
 from trainer.layers.random_dropout import RandomDropout
-from trainer.layers.running_mean import running_mean
 from trainer.layers.sequence_encoder import SequenceEncoder
 
 
@@ -32,7 +31,8 @@ class MeanEncoder(SequenceEncoder):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def encode(self, inputs: tf.Tensor, training: bool) -> tf.Tensor:
-        hidden = running_mean(inputs)
+        count = tf.cast(tf.range(1, tf.shape(inputs)[1] + 1), inputs.dtype)
+        hidden = tf.cumsum(inputs, axis=1) / count[:, None]
         for norm, expand, contract in zip(self._norms, self._expand, self._contract, strict=False):
             hidden = hidden + self._dropout(contract(expand(norm(hidden))), training=training)
         return self._norms[-1](hidden)

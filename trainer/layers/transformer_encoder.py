@@ -5,29 +5,30 @@ from __future__ import annotations
 import tensorflow as tf
 
 from trainer.layers.gelu import gelu
+from trainer.layers.history_means import HistoryMeans
 from trainer.layers.layer_norm import LayerNorm
 from trainer.layers.random_dropout import RandomDropout
-from trainer.layers.running_mean import running_mean
 from trainer.layers.sequence_encoder import SequenceEncoder
 
 
 class TransformerEncoder(SequenceEncoder):
     """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm).
 
-    Each token comes with the mean of those up to it: what a user has liked so far, which a small log would not teach
-    attention to take (after FISSA, Lin et al., RecSys 2020, whose global representation is an attention's).
+    The blocks read each token with the means of those up to it, see `HistoryMeans`.
     """
 
     def __init__(
         self,
         num_layers: int,
         num_heads: int,
+        max_length: int,
         dim: int,
         feed_forward_dim: int,
         dropout: float,
         generator: tf.random.Generator,
     ):
         super().__init__(name="encoder")
+        self._means = HistoryMeans(max_length, dim)
         self._blocks = [
             _Block(num_heads, dim, feed_forward_dim, dropout, generator, name=f"block_{index}")
             for index in range(num_layers)
@@ -45,7 +46,7 @@ class TransformerEncoder(SequenceEncoder):
         """[batch_size * length, dim]; with a `position` [batch_size, dim]: the last block leaves the others out."""
         batch_size, length, dim = tf.shape(inputs)[0], tf.shape(inputs)[1], inputs.shape[2]
         # One row a position: a dense layer of rows is one product, of sequences a dozen ops around it.
-        hidden = tf.reshape(inputs + running_mean(inputs), [-1, dim])
+        hidden = tf.reshape(self._means(inputs), [-1, dim])
         for block in self._blocks[:-1]:
             hidden = block(hidden, batch_size, length, training=training)
         return self._blocks[-1](hidden, batch_size, length, position, training=training)
