@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 
 from beam_jobs.beam_run import collect
-from beam_jobs.dead_letters import remedy
+from beam_jobs.dead_letter_remedies import remedy
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
 from beam_jobs.id_shapes import SHAPE, begin_oddly, merge_shapes

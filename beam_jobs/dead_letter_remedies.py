@@ -1,0 +1,50 @@
+"""What to do about a log many of whose rows are dead letters."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from beam_jobs.column_text import NOT_UTF8
+from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
+from beam_jobs.event_columns import NO_FLAG, NO_LEVEL
+from beam_jobs.timestamps import NEGATIVE, UNREADABLE
+from contracts.config import DataConfig
+from contracts.names import EventColumn
+
+_REMEDIES = {
+    NO_LEVEL: "name all values of data.columns.event in data.feedback.levels, lowest first, and as target_level the "
+    "lowest that counts; or leave the other rows out",
+    NO_FLAG: "of numbers name the column in data.columns.rating, and the least that counts in rating_thresholds",
+    NOT_UTF8: "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`",
+}
+"""By what a reason ends with."""
+
+
+def remedy(reasons: Counter[str], data: DataConfig, num_files: int, has_quote: bool) -> str:
+    """What the commonest reason calls for, if that can be told; `has_quote`: so has an example."""
+    reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
+    if reason.startswith(EventColumn.TIMESTAMP):
+        return _remedy_of_times(reason, data, is_header=bool(data.header) and count <= num_files)
+    for end, cure in _REMEDIES.items():
+        if reason.endswith(end):
+            return cure
+    if is_not_fields(reason) and not has_quote:
+        return "write as many fields a row as the header has, with quotes around values that hold the separator"
+    if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
+        return "if a quote is a character like any other, set data.quoting=none"
+    return ""
+
+
+def _remedy_of_times(reason: str, data: DataConfig, is_header: bool) -> str:
+    if reason.endswith(NEGATIVE):
+        return "times before 1970 are not read; were they meant? Check data.timestamp_unit"
+    if not reason.endswith(UNREADABLE):
+        return ""
+    if is_header:
+        return "if that is the line that names the columns, leave data.header out: it is for files without one"
+    if data.timestamp_format is not None:
+        return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
+    return (
+        "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
+        "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
+    )
