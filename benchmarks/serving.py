@@ -12,9 +12,10 @@ The first compares, over the same clustered embeddings (d=64) and to the same re
 - faiss (IVF) and hnswlib on one index of everything, where they are installed.
 Graphs are SavedModels in v1 sessions of one thread. Times are medians of calls in turns of a few, the
 session's own cost included (the cost of a call that does nothing is printed, and taken off
-all_groups_b1_us and global_b1_us, which shows how fast the machine is). Recall is each one's own: against exact search by the rule that it follows (its
-vectors, its merge), of a batch; recall_all_b1 is that of the same users one by one. Load time and
-memory are those of the servable's indexes in a fresh process.
+all_groups_b1_us and global_b1_us; the latter shows how fast the machine is). Recall is each one's own:
+against exact search by the rule that it follows (its vectors, its merge), of a batch; recall_all_b1 is
+that of the same users one by one. Load time and memory are those of the servable's indexes in a fresh
+process.
 --json PATH also writes PATH's .md and .png; the last line is JSON. Compare ratios of one run, not
 times of two.
 
