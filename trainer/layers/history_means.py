@@ -7,7 +7,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-_MOST_WINDOWS = 16
+_MOST_WINDOWS = 8
 _RECENT = 2.0, 32.0
 """Events that the shortest and the longest window of recent ones hold."""
 _WEIGHTS_OF_ALL = 0.5, 8.0
@@ -26,24 +26,32 @@ class HistoryMeans(tf.keras.layers.Layer):
 
     def __init__(self, max_length: int, dim: int):
         super().__init__(name="history_means")
-        num_windows = math.gcd(dim, _MOST_WINDOWS)
-        of_all = (num_windows + 1) // 2
-        windows = np.append(np.full(of_all, np.inf), np.geomspace(*_RECENT, num_windows - of_all))
-        age = np.subtract.outer(np.arange(max_length), np.arange(max_length))
-        shares = np.where(age >= 0, (1 - 1 / windows)[:, None, None] ** np.maximum(age, 0), 0)
-        self._shares = (shares / shares.sum(axis=2, keepdims=True)).astype(np.float32)
-        weights = np.full(dim, _WEIGHT_OF_RECENT, np.float32)
-        weights[: dim // num_windows * of_all] = np.geomspace(*_WEIGHTS_OF_ALL, dim // num_windows * of_all)
-        self._weights = weights
+        self._dim_of_all, dim_of_recent = dim // 2, dim - dim // 2
+        windows = np.geomspace(*_RECENT, math.gcd(dim_of_recent, _MOST_WINDOWS))
+        self._shares_of_all = _shares(np.ones(1), max_length)
+        self._shares_of_recent = _shares(1 - 1 / windows, max_length)
+        weights_of_all = np.geomspace(*_WEIGHTS_OF_ALL, self._dim_of_all)
+        self._weights = np.append(weights_of_all, np.full(dim_of_recent, _WEIGHT_OF_RECENT)).astype(np.float32)
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
         """float [batch_size, length, dim] -> the same shape; length up to max_length."""
-        batch_size, length, dim = tf.shape(tokens)[0], tf.shape(tokens)[1], tokens.shape[2]
-        num_windows = len(self._shares)
-        # One product for each window, of all rows together.
-        of_windows = tf.reshape(tokens, [batch_size, length, num_windows, dim // num_windows])
-        columns = tf.reshape(tf.transpose(of_windows, [2, 1, 0, 3]), [num_windows, length, -1])
-        means = tf.matmul(tf.constant(self._shares, tokens.dtype)[:, :length, :length], columns)
-        means = tf.reshape(means, [num_windows, length, batch_size, dim // num_windows])
-        means = tf.reshape(tf.transpose(means, [2, 1, 0, 3]), [batch_size, length, dim])
-        return tokens + tf.constant(self._weights, tokens.dtype) * means
+        of_all = _means(tokens[:, :, : self._dim_of_all], self._shares_of_all)
+        of_recent = _means(tokens[:, :, self._dim_of_all :], self._shares_of_recent)
+        return tokens + tf.constant(self._weights, tokens.dtype) * tf.concat([of_all, of_recent], axis=2)
+
+
+def _shares(rates: np.ndarray, max_length: int) -> np.ndarray:
+    """What each token weighs in the mean at each position: float [rates] -> float32 [rates, position, token]."""
+    age = np.subtract.outer(np.arange(max_length), np.arange(max_length))
+    shares = np.where(age >= 0, rates[:, None, None] ** np.maximum(age, 0), 0)
+    return (shares / shares.sum(axis=2, keepdims=True)).astype(np.float32)
+
+
+def _means(tokens: tf.Tensor, shares: np.ndarray) -> tf.Tensor:
+    """The first dimensions' means by the first shares, and so on: one product for each, of all rows together."""
+    batch_size, length, dim = tf.shape(tokens)[0], tf.shape(tokens)[1], tokens.shape[2]
+    parts = tf.reshape(tokens, [batch_size, length, len(shares), dim // len(shares)])
+    columns = tf.reshape(tf.transpose(parts, [2, 1, 0, 3]), [len(shares), length, -1])
+    means = tf.matmul(tf.constant(shares, tokens.dtype)[:, :length, :length], columns)
+    means = tf.reshape(means, [len(shares), length, batch_size, dim // len(shares)])
+    return tf.reshape(tf.transpose(means, [2, 1, 0, 3]), [batch_size, length, dim])
