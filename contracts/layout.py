@@ -340,6 +340,13 @@ class Store:
     def span(self, key: str) -> SpanParts:
         return SpanParts(self.spans / key)
 
+    def span_files(self, key: str, digest: str) -> Path:
+        """JSON list of the files that a span had, each its name, size, and time or version.
+
+        Kept for the lineage, once for all runs that read the span as it was then.
+        """
+        return self.path / "span_files" / f"{key}-{digest}.json"
+
     @property
     def servables(self) -> Path:
         """One directory per servable: its base path."""

@@ -191,12 +191,12 @@ def diff(store_path: Path, first: int, second: int) -> None:
 @reports_user_errors
 def lineage(store_path: Path, version: int, as_json: bool) -> None:
     """Show what a version was made of: spans, config, seed, code, machine, parents."""
-    from pipeline.retraining.views import lineage_tree, record_or_error
+    from pipeline.retraining.views import lineage_json, lineage_tree, record_or_error
 
     store = _existing(store_path)
     record = record_or_error(store, version)
     if as_json:
-        click.echo(json.dumps(asdict(record), ensure_ascii=False))
+        click.echo(json.dumps(lineage_json(store, record), ensure_ascii=False))
     else:
         Console(width=160).print(lineage_tree(store, record))
 

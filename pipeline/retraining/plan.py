@@ -16,18 +16,18 @@ from contracts.config_io import ConfigError, read_stored_config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
-from pipeline.retraining.records import Record, all_records, last_version, record_of_version
+from pipeline.retraining.records import Record, all_records, files_digest, last_version, record_of_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
 
 @dataclass(frozen=True)
 class SpanStart:
-    """A span that can be used: its key, its first moment in microseconds, and the identities of its files."""
+    """A span that can be used: its key, its first moment in microseconds, and the digest of its files."""
 
     key: str
     start: int
-    files: list[Any]
+    files: str
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def _last_to_learn(store: Store, record: Record) -> Record:
     return record
 
 
-def _learnt(earlier: Record) -> dict[str, list[Any]]:
-    """Key -> files of the spans that a run has trained on: all but its holdout."""
-    return {span["key"]: span["files"] for span in earlier.spans[:-1]}
+def _learnt(earlier: Record) -> dict[str, str]:
+    """Key -> digest of the files of the spans that a run has trained on: all but its holdout."""
+    return {span["key"]: files_digest(span) for span in earlier.spans[:-1]}
 
 
 def _written_anew(spans: Sequence[SpanStart], earlier: Record) -> list[str]:

@@ -278,9 +278,8 @@ def _moved_away(version: Path) -> Path:
 
 def _keep_only_record(store: Store, run_id: str) -> None:
     run = RetrainRun(store.run(run_id))
-    kept = {run.record, run.plan, run.workdir.config}
     for path in run.workdir.path.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path not in kept:
+        elif path != run.record:
             path.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import contracts
 from contracts import artifact
 from contracts.layout import RetrainRun, Store
+from pipeline.retraining.spans import Span
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,14 @@ class Record:
         outcome: pushed, or not_blessed by the gate.
         version: of the servable; None if nothing was pushed.
         label: the label that the version got when it was pushed.
-        spans: key, files and numbers of each span that went in, oldest first.
+        spans: key, digest of the files (see `files_of`) and numbers of each span that went in, oldest first.
         left_out: key -> why an older span of the window did not.
         parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
             weights was kept ("warm_start"), whether training then made them no better ("kept_start"), and whether its
             groups were kept ("groups").
         gate: the verdict, see `pipeline.retraining.gate.Verdict`.
         metrics: the candidate's and the reference's, on the same holdout users.
-        config: the run's whole config; `seed` is in it.
+        config: the run's whole config, with `data.events` as it was given; `seed` is in it.
         stages: name -> fingerprint and seconds.
         code, machine: what it ran on.
     """
@@ -98,6 +99,28 @@ def all_records(store: Store) -> list[Record]:
     found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
     # Within a second a version tells, too: numbers only grow.
     return sorted(found, key=lambda record: (record.created, record.version or 0))
+
+
+def keep_files(store: Store, span: Span) -> None:
+    """Writes down what files a span has. In the records, each list would be there once for every day of the window."""
+    path = store.span_files(span.key, span.digest)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_json(path, span.files_json())
+
+
+def files_digest(span: dict[str, Any]) -> str:
+    """The digest of the files of a record's span; records of before there was one hold the files themselves."""
+    files = span["files"]
+    return files if isinstance(files, str) else artifact.fingerprint([span["key"], *files])
+
+
+def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
+    """The files of a record's span: name, size, and time or version. None where the list is gone."""
+    if not isinstance(span["files"], str):
+        return list(span["files"])
+    path = store.span_files(span["key"], span["files"])
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def record_of_version(store: Store, version: int) -> Record | None:

@@ -17,7 +17,7 @@ from pipeline.retraining import records
 from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
-from pipeline.retraining.records import Record, all_records, read_record, write_record
+from pipeline.retraining.records import Record, all_records, keep_files, read_record, write_record
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
@@ -88,8 +88,8 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         return Result("nothing_new", run_id, reasons=[idle])
     make_room(store, run_id, {span.key for span in window})
     profiles, left_out = _profile(config, store, window)
-    files = {span.key: span.files_json() for span in window}
-    usable = [SpanStart(profile.key, profile.start, files[profile.key]) for profile in profiles]
+    digests = {span.key: span.digest for span in window}
+    usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in profiles]
     plan = make_plan(config, store, run_id, usable, left_out)
     for note in plan.notes:
         log.warning("%s", note)
@@ -224,7 +224,9 @@ def _finish(
     """Pushes if the gate blessed, writes the record, tidies up."""
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
-    files: dict[str, Span] = {span.key: span for span in window}
+    spans = {span.key: span for span in window}
+    for profile in profiles:
+        keep_files(store, spans[profile.key])
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
     if kept_start:
@@ -239,7 +241,7 @@ def _finish(
         label=None,
         created=artifact.now(),
         seconds=round(seconds, 2),
-        spans=[{**as_json(p), "order": files[p.key].order, "files": files[p.key].files_json()} for p in profiles],
+        spans=[{**as_json(p), "order": spans[p.key].order, "files": spans[p.key].digest} for p in profiles],
         left_out=plan.left_out,
         parents={
             "version": plan.parent,
@@ -250,7 +252,7 @@ def _finish(
         },
         gate=blessing["verdict"],
         metrics=blessing["metrics"],
-        config=resolved.model_dump(mode="json"),
+        config=resolved.model_copy(update={"data": config.data}).model_dump(mode="json"),
         stages=_stage_record(stages, resolved, workdir),
         notes=notes,
         code=records.code(),

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
+from contracts import artifact
 from contracts.config import Config
 from contracts.storage import Identity, identities
 
@@ -38,8 +39,13 @@ class Span:
         """What changes when a file of the span is added or written anew, e.g. by late data."""
         return [self.key, *self.files_json()]
 
+    @property
+    def digest(self) -> str:
+        """Of its identity; by it a record names the span's files."""
+        return artifact.fingerprint(self.identity())
+
     def files_json(self) -> list[list[object]]:
-        """The identities of its files, as a record holds them."""
+        """The identities of its files, as the store keeps them."""
         return [list(identity) for identity in self.files.values()]
 
 

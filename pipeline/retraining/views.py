@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from contracts.layout import Store
 from contracts.names import ItemColumn
 from contracts.serving_labels import labels_or_none, versions_on_disk
 from pipeline.retraining.base_paths import base_paths
-from pipeline.retraining.records import Record, all_records, record_of_version
+from pipeline.retraining.records import Record, all_records, files_of, record_of_version
 from pipeline.stages import exported_servable
 from trainer.metric_names import recall_k
 
@@ -72,6 +73,11 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
         }
         for record in all_records(store)
     ]
+
+
+def lineage_json(store: Store, record: Record) -> dict[str, Any]:
+    """A record for programs, with the lists of its spans' files."""
+    return {**asdict(record), "spans": [{**span, "files": files_of(store, span)} for span in record.spans]}
 
 
 def lineage_tree(store: Store, record: Record) -> Tree:

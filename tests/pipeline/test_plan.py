@@ -29,7 +29,7 @@ def with_key(assignment: str) -> Config:
     return load_config(None, [*KEYS, assignment])
 
 
-SPANS = [SpanStart(str(number), number * 10, [[f"{number}.csv", 1, 1]]) for number in range(1, 7)]
+SPANS = [SpanStart(str(number), number * 10, f"files of {number}") for number in range(1, 7)]
 """Six spans of a file each, that begin at 10, 20, ..., 60."""
 
 
@@ -68,7 +68,7 @@ def pushed(
 
 
 def plan_of(store: Store, config: Config = CONFIG, run_id: str = "new") -> Plan:
-    return make_plan(config, store, run_id, [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])], {})
+    return make_plan(config, store, run_id, [SpanStart("1", 1, "a"), SpanStart("2", 5, "b")], {})
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> N
 def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(store: Store) -> None:
     """Span 3 came as 1000, which is greater than all that will come for years; it was trained on twice."""
     for version, newest in ((1, 2), (2, 1000), (3, 1000)):
-        pushed(store, version, spans=[SpanStart("1", 1, []), SpanStart(str(newest), 5, [])])
+        pushed(store, version, spans=[SpanStart("1", 1, ""), SpanStart(str(newest), 5, "")])
     window, said = [Span(number, str(number), {}) for number in (2, 3)], []
     while reason := _nothing_new(CONFIG, store, window, "new"):
         assert reason.startswith("span 3 is older than 1000, which was trained on already; if 1000 is a wrong name,")
@@ -278,7 +278,7 @@ def test_spans_are_merged_again_where_they_are_not_what_they_were(store: Store, 
 LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None, int | None]] = {
     "a day later": (SPANS[:5], SPANS[1:], 50, 40),  # 5 was the holdout, 6 is; one span is seen again
     "two days missed": (SPANS[:3], SPANS, 30, 20),
-    "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files=[["3.csv", 2, 2]]), *SPANS[3:]], 30, 20),
+    "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files="late"), *SPANS[3:]], 30, 20),
     "nothing in common": (SPANS[:2], SPANS[3:], None, None),  # from the window's first span on: from all events
 }
 
@@ -296,6 +296,19 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
     assert (plan.news_start, plan.since) == (news_start, None)
+
+
+def test_a_record_that_holds_the_files_themselves_says_as_well_what_was_learnt(store: Store) -> None:
+    """As those of before the store kept each list once; what was written anew since is new."""
+    spans = [Span(number, str(number), {"a.csv": ("a.csv", 1, number)}) for number in (1, 2, 3)]
+    now = [SpanStart(span.key, span.order * 10, span.digest) for span in spans]
+    held = [{"key": span.key, "order": span.order, "files": [["a.csv", 1, span.order]]} for span in spans]
+    for version, of_spans in ((1, held), (2, [{**held[0], "files": [["a.csv", 1, 9]]}, *held[1:]])):
+        pushed(store, version)
+        path = RetrainRun(store.run(f"run-{version}")).record
+        path.write_text(json.dumps({**json.loads(path.read_text()), "spans": of_spans}))
+        plan = make_plan(with_key("retrain.replay_spans=0"), store, f"after {version}", now, {})
+        assert (plan.parent, plan.news_start, len(plan.notes)) == ((1, 20, 0) if version == 1 else (2, None, 1))
 
 
 def test_what_a_parent_has_seen_and_not_learnt_is_learnt_now(store: Store) -> None:

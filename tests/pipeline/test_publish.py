@@ -23,7 +23,7 @@ from pipeline.retraining.records import Record, all_records, last_version, write
 from pipeline.retraining.views import versions_json
 
 CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
-SPANS = [SpanStart("1", 1, ["a"]), SpanStart("2", 5, ["b"])]
+SPANS = [SpanStart("1", 1, "a"), SpanStart("2", 5, "b")]
 NAMES = ["dnc", "dnc_exact"]
 NO_SPANS = json.dumps(asdict(Record("run-1", "pushed", 1, "stable", "", 1.0, [], {}, {}, {}, {}, {}, {})))
 
@@ -323,6 +323,7 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
         push(store, number, number - 1 or None)
     set_stable(store, 1)
     push(store, 4, 1, held=True)
+    store.run("run-2").config.touch()
     retain(CONFIG, store)
     assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4]
     assert [record.version for record in all_records(store)] == [1, 2, 3, 4]

@@ -26,7 +26,7 @@ from pipeline.retraining import commands, schedule
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.records import Record, all_records, code, machine, record_of_version
+from pipeline.retraining.records import Record, all_records, code, files_of, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from pipeline.retraining.spans import Span
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -135,7 +135,26 @@ def test_what_is_written_anew_while_a_run_goes_on_is_new_to_the_next(
     monkeypatch.setattr(publishing, "publish", lambda *_, **__: (1, "stable"))
     monkeypatch.setattr(publishing, "write_record", lambda _, record: records.append(record))
     assert calls.here("--span", DAYS[1]).exit_code == 0
-    assert records[0].spans[0]["files"] == [[str(late), before.st_size, before.st_mtime_ns]]
+    assert files_of(calls.store, records[0].spans[0]) == [[str(late), before.st_size, before.st_mtime_ns]]
+
+
+def test_what_files_a_span_had_is_written_down_once(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stages: list[str]
+) -> None:
+    """Of thousands a day, a record with all of its window is as large as what it describes, and is kept for ever."""
+    for version, day in ((1, DAYS[1]), (2, DAYS[2])):
+        monkeypatch.setattr(publishing, "publish", lambda *_, number=version, **__: (number, "stable"))
+        assert calls.here("--span", day).exit_code == 0
+    for path in calls.store.runs.glob("*/record.json"):
+        assert [text for text in path.read_text().split('"') if "events.parquet" in text] == [
+            f"{tmp_path}/log/{{date}}/events.parquet"
+        ]
+    assert len(list(calls.store.path.rglob("2024-01-01-*.json"))) == 1
+    done = CliRunner().invoke(main, ["lineage", "-s", str(calls.store.path), "2", "--json"])
+    logs = [tmp_path / "log" / day / "events.parquet" for day in DAYS[:3]]
+    assert [span["files"] for span in json.loads(done.stdout)["spans"]] == [
+        [[str(path), path.stat().st_size, path.stat().st_mtime_ns]] for path in logs
+    ]
 
 
 @pytest.mark.parametrize("next_day", [DAYS[1], DAYS[2]])
