@@ -17,7 +17,12 @@ from contracts.lock import holding
 
 
 def main(module: str) -> None:
-    """Runs the job in `module` as a program.
+    """Runs the job in `module` as a program."""
+    command_of(module)()
+
+
+def command_of(module: str) -> click.Command:
+    """The command line of the job in `module`.
 
     The module is imported by its own name: Beam would pickle what lives in `__main__` by value.
     """
@@ -25,7 +30,13 @@ def main(module: str) -> None:
 
     @click.command(help=job.__doc__)
     @click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML file; default: all defaults")
-    @click.option("--workdir", required=True, type=storage.as_path, help="the run's directory, or a URL such as gs://")
+    @click.option(
+        "--workdir",
+        required=True,
+        type=storage.as_path,
+        metavar="PATH OR URL",
+        help="the run's directory, or a URL such as gs://",
+    )
     @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="overrides a key of the config")
     def command(config_path: Path | None, workdir: Path, overrides: tuple[str, ...]) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
@@ -41,4 +52,4 @@ def main(module: str) -> None:
         counts = ", ".join(f"{name} {count:,}" for name, count in manifest.counts.items())
         click.echo(f"{manifest.kind}: {counts} ({manifest.seconds:.1f} s)")
 
-    command()
+    return command

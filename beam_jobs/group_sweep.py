@@ -69,8 +69,14 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
 
 
 @click.command(help=__doc__)
-@click.option("--config", "config_path", type=as_path, help="YAML file; default: the run's own, DIR/config.yaml")
-@click.option("--workdir", required=True, type=as_path, help="a run whose groups job is done")
+@click.option(
+    "--config",
+    "config_path",
+    type=as_path,
+    metavar="PATH OR URL",
+    help="YAML file; default: the run's own, WORKDIR/config.yaml",
+)
+@click.option("--workdir", required=True, type=as_path, metavar="PATH OR URL", help="a run whose groups stage is done")
 @click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="also write the rows here")
 def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | None) -> None:

@@ -12,9 +12,13 @@ import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel
 
+from beam_jobs import group_sweep
+from beam_jobs.command import command_of
 from contracts.config import Config
 from pipeline.cli import main
 from pipeline.retraining.commands import EXIT_CODES
+from serving.deploy import models_config
+from trainer import item_embeddings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,12 +108,16 @@ def leaves(command: click.Command = main) -> list[click.Command]:
     return [command, *(leaf for child in inner for leaf in leaves(child))]
 
 
-@pytest.mark.parametrize("command", leaves(), ids=lambda command: command.name)
+MODULES = [command_of("beam_jobs.ingest"), group_sweep.main, item_embeddings.main, models_config.main]
+"""Command lines of `python -m`."""
+
+
+@pytest.mark.parametrize("command", [*leaves(), *MODULES], ids=lambda command: command.name)
 def test_every_option_says_what_it_is(command: click.Command) -> None:
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert [option.opts for option in options if not option.help] == []
     # click names a function that reads a value after the function.
-    assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType)] == []
+    assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType) and not p.metavar] == []
 
 
 def test_help_tells_every_exit_code() -> None:

@@ -35,7 +35,7 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
 
 @click.command(help=__doc__)
 @click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose train stage is done")
-@click.option("--model", default=MAIN_MODEL, show_default=True)
+@click.option("--model", default=MAIN_MODEL, show_default=True, help="one of the run's models, as below models/")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help=".parquet to write")
 def main(workdir: Path, model: str, out: Path) -> None:
     """The command; `help` is the module's docstring."""
