@@ -1,4 +1,4 @@
-"""What a history has been about, in all and lately."""
+"""Causal means of a history: of all events, and of recent ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ _WEIGHT_OF_RECENT = 3.0
 
 
 class HistoryMeans(tf.keras.layers.Layer):
-    """x_t + c * sum_i r^(t-i) x_i / sum_i r^(t-i), over tokens i up to t, r and c fixed for each dimension.
+    """Adds to each token the mean of the tokens up to it, with exponential decay; nothing is learned.
 
-    What a user has liked so far a small log would not teach attention to take (FISSA, Lin et al., RecSys 2020), nor
-    what he has liked lately (Mega, Ma et al., arXiv 2209.10655, whose rates are learned). How much each tells, and how
-    much the last event does, differs from log to log. So they lie side by side, and a model finds what it needs: half
-    of the dimensions take the mean of all (r = 1), some little of it and some much; the others one of recent events
-    (r = 1 - 1 / window).
+        y_t = x_t + c * sum_{i <= t} r^(t-i) x_i / sum_{i <= t} r^(t-i),    r and c fixed for each dimension
+
+    In the first half of the dimensions r = 1, the mean of all events, and c goes from .5 to 8. In the other half
+    r = 1 - 1 / window, a mean of recent events, the windows going from 2 to 32, and c = 3.
+
+    A small log does not teach attention to take such means: that of all is after FISSA (Lin et al., RecSys 2020), those
+    of recent events after Mega (Ma et al., arXiv 2209.10655, whose rates are learned). How much each of them tells, and
+    how much the last event does, differs from log to log: side by side, the blocks behind choose what they need.
     """
 
     def __init__(self, max_length: int, dim: int):
@@ -41,14 +44,14 @@ class HistoryMeans(tf.keras.layers.Layer):
 
 
 def _shares(rates: np.ndarray, max_length: int) -> np.ndarray:
-    """What each token weighs in the mean at each position: float [rates] -> float32 [rates, position, token]."""
+    """Each token's weight in the mean at each position, for each decay r: float [n] -> float32 [n, position, token]."""
     age = np.subtract.outer(np.arange(max_length), np.arange(max_length))
     shares = np.where(age >= 0, rates[:, None, None] ** np.maximum(age, 0), 0)
     return (shares / shares.sum(axis=2, keepdims=True)).astype(np.float32)
 
 
 def _means(tokens: tf.Tensor, shares: np.ndarray) -> tf.Tensor:
-    """The first dimensions' means by the first shares, and so on: one product for each, of all rows together."""
+    """Means of [batch_size, length, dim], the n shares each for dim / n adjacent dimensions: one product a share."""
     batch_size, length, dim = tf.shape(tokens)[0], tf.shape(tokens)[1], tokens.shape[2]
     parts = tf.reshape(tokens, [batch_size, length, len(shares), dim // len(shares)])
     columns = tf.reshape(tf.transpose(parts, [2, 1, 0, 3]), [len(shares), length, -1])
