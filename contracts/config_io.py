@@ -52,7 +52,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
             of a baseline, whose config `trainer/baselines.py` derives.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = read_yaml(path) if path else {}
     overrides = list(overrides)
     for override in overrides:
         _apply(tree, override)
@@ -103,7 +103,12 @@ def dump_changes(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; empty of an empty file.
+
+    Raises:
+        ConfigError: it is missing, not YAML, names a key twice, or holds no mapping.
+    """
     try:
         tree = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from contracts.config import BaselineName, Section
-from contracts.config_io import ConfigError
+from contracts.config_io import ConfigError, read_yaml
 from contracts.names import ScoredMerge
 from trainer.baselines import UNTRAINED
 from trainer.metric_names import COVERAGE, NDCG, recall_name
@@ -147,11 +146,7 @@ def load_benchmark(path: Path) -> BenchmarkConfig:
         ConfigError: it is missing, not YAML, or a key or value is not valid.
     """
     try:
-        return BenchmarkConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"cannot read the benchmark {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        return BenchmarkConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
         raise ConfigError("\n  ".join([f"{path} is not a valid benchmark:", *lines])) from None

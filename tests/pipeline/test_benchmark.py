@@ -90,6 +90,7 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
             "model 'm' on a: the config is not valid:\n  training.epoch: unknown key",
         ),
         ("title: [", "is not YAML"),
+        ("datasets: {a: {path: x}}\nmodels: {wide: {}, wide: {}}", "'wide' stands twice, first in line 2"),
     ],
 )
 def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> None:
