@@ -51,15 +51,14 @@ def check_lists(
     requests: EmbeddedRequests,
     lists: Recommendations,
     controls: RowControls,
-    recall_target: float,
     tolerance: float = SCORE_TOLERANCE,
 ) -> ListsVerdict:
     """Checks the lists of one batch, whose items `index_of` finds in the corpus.
 
     Checked: ids are of the catalogue, distinct, not excluded, in the group claimed, and that group may
     answer; scores are what the formula gives; lists are in their merge's order; absent places come last,
-    and only when nothing is left; as many cold items as asked for are there; recall against the exact
-    merge reaches the target.
+    and only when nothing is left; as many cold items as asked for are there. Recall is measured: a target for it
+    holds for the mean over batches.
     """
     index: np.ndarray = np.array([index_of.get(item, -1) for item in lists.item_ids.ravel()], np.int64).reshape(
         lists.scores.shape
@@ -89,8 +88,6 @@ def check_lists(
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
     recall = _recall(corpus, exact, at, present, controls, tolerance)
-    if recall < recall_target:
-        failures.append(f"recall against the exact merge is {recall:.4f}, below {recall_target}")
     return ListsVerdict(failures, recall, float(error.max(initial=0.0)))
 
 

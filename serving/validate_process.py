@@ -170,8 +170,7 @@ def _check_lists(
         embedded,
         lists,
         replace(alike, **per_row),
-        recall_target=0.0,  # a mean over all batches is held to the target
-        tolerance=INT8_SCORE_TOLERANCE if serving.int8 else SCORE_TOLERANCE,
+        INT8_SCORE_TOLERANCE if serving.int8 else SCORE_TOLERANCE,
     )
 
 

@@ -70,4 +70,6 @@ def check(
     lists = session.recommend(histories, **controls)
     index_of = {item: index for index, item in enumerate(ids)}
     requests = EmbeddedRequests(queries, intent, excluded)
-    return check_lists(corpus, index_of, requests, lists, by_row, recall_target), lists
+    verdict = check_lists(corpus, index_of, requests, lists, by_row)
+    assert verdict.recall >= recall_target
+    return verdict, lists
