@@ -15,8 +15,8 @@ from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metric_names import NDCG_K, recall_name
-from trainer.metrics import ListMetrics, MetricTable, mean_by, metrics_from_lists, per_user_metrics, target_recall
+from trainer.metric_names import NDCG_K
+from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.train import load_model
@@ -120,8 +120,9 @@ def measure(
 
 def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> dict[str, Any]:
     """recall_at_100 by the target's group and by the user's activity."""
-    by_target = target_recall(lists, users.targets, BREAKDOWN_K)
-    by_user = per_user_metrics(lists, users.targets, [BREAKDOWN_K])[recall_name(BREAKDOWN_K)]
+    hit = hits(lists, users.targets)
+    by_target = target_recall(hit, lists, users.targets, BREAKDOWN_K)
+    by_user = recall_at_k(hit, users.targets.lengths, BREAKDOWN_K)
     rank = np.argsort(np.argsort(users.seen.lengths, kind="stable"), kind="stable")
     groups = {group: str(group) for group in range(catalogue.num_groups)}
     return {

@@ -202,11 +202,14 @@ def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> d
     return result
 
 
-def target_recall(lists: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
-    """float64 [number of targets]: 1 where the target is in the first k of its user's list."""
-    hit = hits(lists[:, :k], targets)
+def target_recall(hit: np.ndarray, lists: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
+    """float64 [number of targets]: 1 where the target is in the first k of its user's list.
+
+    Args:
+        hit: the lists' `hits`.
+    """
     base = max(int(lists.max(initial=0)), int(targets.values.max(initial=0))) + 1
-    rows, places = np.nonzero(hit)
+    rows, places = np.nonzero(hit[:, :k])
     return np.isin(targets.row_ids() * base + targets.values, rows * base + lists[rows, places]).astype(np.float64)
 
 

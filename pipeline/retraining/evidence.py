@@ -90,7 +90,7 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
     return Measured(
         recall=recall_at_k(found, num_targets, k),
         ndcg=ndcg_at_k(found, num_targets, NDCG_K),
-        hit=target_recall(lists, targets, k) > 0,
+        hit=target_recall(found, lists, targets, k) > 0,
         coverage=catalog_coverage(known, holdout.num_items),
         filled=float(len(listed) / max(possible, 1)),
         cold_share=float(np.mean(holdout.train_count[listed] == 0)) if len(listed) else 0.0,

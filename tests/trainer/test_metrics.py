@@ -85,8 +85,9 @@ def test_groups_per_list_ignores_absent_places() -> None:
 
 
 def test_target_recall_is_per_target() -> None:
-    assert target_recall(LISTS, TARGETS, 4).tolist() == [1, 0, 1, 0]
-    assert target_recall(LISTS, TARGETS, 2).tolist() == [0, 0, 1, 0]
+    hit = hits(LISTS, TARGETS)
+    assert target_recall(hit, LISTS, TARGETS, 4).tolist() == [1, 0, 1, 0]
+    assert target_recall(hit, LISTS, TARGETS, 2).tolist() == [0, 0, 1, 0]
 
 
 def test_bootstrap_agrees_with_the_normal_interval() -> None:
