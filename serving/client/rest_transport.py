@@ -52,11 +52,9 @@ class RestTransport:
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
-        response = json_format.ParseDict(
-            answer, get_model_metadata_pb2.GetModelMetadataResponse(), ignore_unknown_fields=True
-        )
-        found = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata[SIGNATURE_DEF].Unpack(found)
+        # Read as the map itself: TF Serving leaves out the "@type" by which protobuf knows what an Any holds.
+        written = answer.get("metadata", {}).get(SIGNATURE_DEF, {})
+        found = json_format.ParseDict(written, get_model_metadata_pb2.SignatureDefMap(), ignore_unknown_fields=True)
         return found.signature_def
 
     def predict(

@@ -82,15 +82,13 @@ class RestApi:
             with self._metrics.measured(spec.name, "REST"):
                 body = await self._predict(spec, request)
             return web.Response(body=body, content_type="application/json")
-        answer: Any
         if matched["what"] == "/metadata":
             asked = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[SIGNATURE_DEF])
-            answer = model_metadata(self._models, asked)
+            answer = _fields(model_metadata(self._models, asked))
+            del answer["metadata"][SIGNATURE_DEF]["@type"]  # which TF Serving does not write
         else:
-            answer = model_status(self._models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
-        text = json_format.MessageToJson(
-            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
+            answer = _fields(model_status(self._models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
+        text = json.dumps(answer, indent=2)
         return web.Response(text=text, content_type="application/json")
 
     async def _predict(self, spec: Any, request: web.Request) -> bytes:
@@ -103,6 +101,14 @@ class RestApi:
         inputs, form = request_arrays(body, signature)
         outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())
         return response_body(outputs, form)
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    """A message as TF Serving writes it: names as in the proto, and what is 0 or empty, too."""
+    found: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return found
 
 
 def _model_spec(matched: re.Match[str]) -> Any:
