@@ -91,13 +91,8 @@ class GrpcApi:
         return model_status(self._models, request)
 
     async def _reload(self, request: Any, seconds_left: float | None) -> Any:
-        response = model_management_pb2.ReloadConfigResponse()
-        try:
-            await reload_labels(self._models, request.config)
-        except RequestError as error:
-            response.status.error_code = error.code.value[0]
-            response.status.error_message = error.message
-        return response
+        await reload_labels(self._models, request.config)
+        return model_management_pb2.ReloadConfigResponse()
 
 
 def model_metadata(models: Models, request: Any) -> Any:
