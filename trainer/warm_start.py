@@ -50,8 +50,8 @@ class WarmStart:
     Attributes:
         source: the earlier run's workdir.
         kept_items, new_items: rows of the item table with and without a predecessor.
-        kept_groups: groups whose head continues that of the earlier group with most common items.
-        new_groups: groups that share no item with an earlier one.
+        kept_groups: groups whose head continues an earlier group's.
+        new_groups: groups that continue no earlier one.
         kept_values: rows of feature and user tables whose value was known.
         fresh: weights that start anew, since the earlier model lacks them, or holds them in another shape; the
             positions, where only those of the earlier, shorter windows are known.
@@ -71,7 +71,7 @@ class GroupMatch:
     """For each new group, the earlier group that it continues.
 
     Attributes:
-        earlier: int64 [num_groups], -1 where no item is common.
+        earlier: int64 [num_groups], -1 where none is known.
         log_share: float32 [num_groups], log of the share of the earlier group's items that went there:
             where a group was split, its parts share its probability.
     """
@@ -91,8 +91,8 @@ def warm_start(
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
 
     A new item with training events starts at the mean of its group's earlier items, one without at the
-    model's own initial value. A group that shares no item with an earlier one, an unknown feature value and a
-    weight of another shape keep their initial values.
+    model's own initial value. A group that continues no earlier one, an unknown feature value and a weight of
+    another shape keep their initial values.
 
     Args:
         name: of the model, in both runs.
@@ -110,7 +110,10 @@ def warm_start(
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
-    groups = continued_groups(now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups)
+    same_ids = _keeps_ids(config, earlier_workdir)
+    groups = continued_groups(
+        now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups, same_ids
+    )
     has_user_table = config.model.user_tower == "user_id"
     values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
     fresh, kept_values = _carry_weights(model, earlier_model, items, groups, values, now, earlier.num_items)
@@ -135,7 +138,12 @@ def warm_start(
 
 
 def continued_groups(
-    group: np.ndarray, earlier_group: np.ndarray, items: np.ndarray, num_groups: int, num_earlier: int
+    group: np.ndarray,
+    earlier_group: np.ndarray,
+    items: np.ndarray,
+    num_groups: int,
+    num_earlier: int,
+    same_ids: bool = False,
 ) -> GroupMatch:
     """Matches groups by common items: each new group continues the earlier one with most of its items.
 
@@ -143,6 +151,7 @@ def continued_groups(
         group: int [num_items], of the new run.
         earlier_group: int [num_earlier_items].
         items: int [num_items], row of the same item in the earlier run, -1 = new.
+        same_ids: a group whose items are all new continues the one of its id.
     """
     common = items >= 0
     overlap = np.zeros((num_groups, num_earlier), np.int64)
@@ -150,10 +159,18 @@ def continued_groups(
     best = overlap.argmax(axis=1)
     most = overlap[np.arange(num_groups), best]
     share = most / np.maximum(overlap.sum(axis=0)[best], 1)
+    own = np.arange(num_groups)
     return GroupMatch(
-        earlier=np.where(most > 0, best, -1),
+        earlier=np.where(most > 0, best, np.where(same_ids & (own < num_earlier), own, -1)),
         log_share=np.log(np.where(most > 0, share, 1.0)).astype(np.float32),
     )
+
+
+def _keeps_ids(config: Config, earlier: Workdir) -> bool:
+    """Whether groups are of categories and named after the earlier run's: a day of news has no item in common."""
+    groups = config.groups
+    named_after = Path(groups.previous or "").resolve() == earlier.item_groups.path.resolve()
+    return groups.method != "kmeans" and named_after
 
 
 def _carry_weights(

@@ -235,6 +235,27 @@ def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> 
     assert np.isfinite(list(new.values())).all()
 
 
+@pytest.mark.parametrize(("method", "kept"), [("category", NUM_GROUPS), ("kmeans", 0)])
+def test_groups_of_categories_go_on_where_all_items_are_new(tmp_path: Path, method: str, kept: int) -> None:
+    """As a day of news: the groups stage names them after the earlier ones, and what is known of a user stays."""
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before, after = (make_run(tmp_path / name, np.arange(NUM_ITEMS), group_of, COLOURS) for name in ("old", "new"))
+    for path in (after.item_statistics.items, after.item_groups.groups):
+        ids = pa.array([f"news-{item}" for item in range(NUM_ITEMS)])
+        pq.write_table(pq.read_table(path).set_column(0, "item_id", ids), path)
+    config = config_of("mmoe", f"training.warm_start={before.path}")
+    earlier = random_model(config_of("mmoe"), before)
+    named_after = {"method": method, "category": "colour", "previous": str(before.item_groups.path)}
+    config = config.model_copy(update={"groups": config.groups.model_copy(update=named_after)})
+    model = build_model(config, Catalogue.load(after))
+    report = warm_start(model, config, after, "dnc", load_model, frozen=True)
+    assert (report.kept_items, report.kept_groups, report.new_groups) == (0, kept, NUM_GROUPS - kept)
+    users = model.features_of_users(tf.constant([1], tf.int64))
+    old, new = (one.query_embeddings(tf.zeros([1, 1], tf.int64), users) for one in (earlier, model))
+    for mine, theirs in zip(new, old, strict=True):
+        assert np.allclose(mine, theirs, atol=1e-5) == (kept > 0)
+
+
 def test_a_split_group_shares_its_probability() -> None:
     """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new."""
     earlier = np.array([0, 0, 0, 0, 0, 0, 1, 1])
