@@ -63,7 +63,7 @@ class ArtifactError(ValueError):
 
 
 class TooFewEvents(ValueError):
-    """The events hold no target to train on, or nobody to measure a model on."""
+    """The events hold no target to train on, or nobody, or too few users, to measure a model on."""
 
 
 class Diverged(ValueError):

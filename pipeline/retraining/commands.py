@@ -55,8 +55,8 @@ def retrain(
       1  failed       what is served stays; the message says what to do
       2  bad config   or a bad command line
       3  not blessed  the gate refused the model; the reasons are in the JSON
-      4  nothing new  the newest span was trained on already, is older than one that was, has nothing to learn, or is
-                      the only one
+      4  nothing new  the newest span was trained on already, is older than one that was, has nothing to learn, has too
+                      few users to judge a model by, or is the only one
 
     \b
     Examples:

@@ -136,7 +136,12 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
         version = served_version(config, store, plan)
         return () if version is None else (glob.escape(str(version / SAVED_MODEL)),)
 
-    ingest, *rest = RUN_STAGES
+    def train(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        _require_judges(config, workdir)
+        by_name["train"].run(config, workdir, fingerprint)
+
+    by_name = {stage.name: stage for stage in RUN_STAGES}
+    ingest, *rest = (by_name | {"train": replace(by_name["train"], run=train)}).values()
     return (
         # What the log's files are is in the run's name; in an object store, each would be asked for once more. But what
         # is merged names parts of the spans, which may have been moved with the store, or deleted, since.
@@ -153,6 +158,17 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
             sources=served,
         ),
     )
+
+
+def _require_judges(config: Config, workdir: Workdir) -> None:
+    """Raises TooFewEvents where the gate would refuse any model for want of users: better before it is trained."""
+    users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
+    if 0 < users < least:  # training itself says why there is none
+        raise artifact.TooFewEvents(
+            f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
+            f"that, or retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait for "
+            "the next one"
+        )
 
 
 def _markers(config: Config) -> str:

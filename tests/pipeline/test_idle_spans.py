@@ -1,6 +1,7 @@
 """Spans that no model can be trained on, or measured by: what is served serves on, and the next day goes on."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +11,31 @@ import pyarrow.parquet as pq
 import pytest
 
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import Store, Workdir
+from contracts.names import Split
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.retraining import retrain as retraining
 from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.test_retrain import Calls
+from trainer.input_pipeline import EvaluationUsers
+
+
+def serve_a_version(store: Store) -> None:
+    served = store.servable("dnc") / "1"
+    served.mkdir(parents=True)
+    (served / "saved_model.pb").touch()
 
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Calls:
     return Calls(tmp_path)
+
+
+def until_training(stages: Sequence[Stage], config: Config, workdir: Workdir, last: str | None) -> None:
+    for stage in stages:
+        if stage.name in ("ingest", "statistics", "groups", "windows", "train"):
+            stage.run(config, workdir, "f")
 
 
 @pytest.mark.parametrize("users", ["who repeat themselves", "who are new"])
@@ -38,27 +53,43 @@ def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
         table = table.set_column(at, "item_id", pa.array([last_item[user] for user in table["user_id"].to_pylist()]))
     pq.write_table(table, path)
 
-    def until_training(stages: Sequence[Stage], config: Config, workdir: Workdir, last: str | None) -> None:
-        for stage in stages:
-            if stage.name in ("ingest", "statistics", "groups", "windows", "train"):
-                stage.run(config, workdir, "f")
-
     monkeypatch.setattr(retraining, "run_stages", until_training)
-    call = ("--span", DAYS[1], "--set", "data.min_volume=0.05")
+    call = ("--span", DAYS[1], "--set", "data.min_volume=0.05", "--set", "retrain.gate.min_users=1")
     failed = calls.here(*call)
     outcome = json.loads(failed.stdout)
     assert (failed.exit_code, outcome["outcome"]) == (1, "failed"), outcome
     assert "nobody can be measured on the validation split" in outcome["reasons"][0]
     assert outcome["reasons"][0].endswith("or wait for the next span)")
 
-    served = calls.store.servable("dnc") / "1"
-    served.mkdir(parents=True)
-    (served / "saved_model.pb").touch()
+    serve_a_version(calls.store)
     idle = calls.here(*call)
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
     assert outcome["reasons"][0].startswith("version 1 serves on, and the next span's run will learn from this one's")
     assert "nobody can be measured on the validation split" in outcome["reasons"][0]
+
+
+def test_a_newest_span_of_too_few_users_is_waited_out_as_well(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be counted by the gate, after hours of training whose result it must refuse."""
+    trained: list[Workdir] = []
+    monkeypatch.setattr("trainer.train.train", lambda config, workdir, *_: trained.append(workdir))
+    monkeypatch.setattr(retraining, "run_stages", until_training)
+    call = ("--span", DAYS[1], "--set")
+    failed = calls.here(*call, "retrain.gate.min_users=400")
+    users = int(re.search(r"(\d+) users of the newest span can judge", failed.stdout)[1])  # type: ignore[index]
+    assert (failed.exit_code, json.loads(failed.stdout)["outcome"]) == (1, "failed")
+
+    serve_a_version(calls.store)
+    idle = calls.here(*call, f"retrain.gate.min_users={users + 1}")
+    outcome = json.loads(idle.stdout)
+    assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
+    assert outcome["reasons"][0].startswith("version 1 serves on, and the next span's run will learn from this one's")
+    assert f"fewer than retrain.gate.min_users={users + 1}: lower that" in outcome["reasons"][0]
+    assert trained == []
+    [run] = calls.store.runs.iterdir()
+    assert users == len(EvaluationUsers.load(Workdir(run), Split.TEST).user_index)
+    calls.here(*call, f"retrain.gate.min_users={users}")
+    assert trained == [Workdir(run)]
 
 
 @pytest.mark.slow
