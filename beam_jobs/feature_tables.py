@@ -19,6 +19,7 @@ from contracts.config import Feature, FeatureTable
 from contracts.storage import as_path, reading
 
 _ROWS_AT_ONCE = 1 << 13
+_ROWS_HELD = 1 << 18
 _SHOWN_CHARACTERS = 60
 _MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n")
 """How programs write that there is no number, in lower case."""
@@ -63,19 +64,10 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     if table.title is not None:
         wanted.setdefault(table.title, f"{field}.title")
     check_file(table.path, wanted, f"{field}.path", table)
-    raw, bad_rows = _read(table, list(wanted), field)
-    ids = to_binary(one_array(raw[table.id]))
-    sound = check_ids(ids) == 0
-    _, first = np.unique(ids.dictionary_encode(null_encoding="encode").indices.to_numpy(), return_index=True)
-    is_first = np.zeros(len(ids), bool)
-    is_first[first] = True
-    keep = pa.array(sound & is_first)
+    first, bad_rows = _read(table, list(wanted), field)
+    raw = first.rows()
     kinds = {feature.name: feature for feature in table.features}
-    counts = {
-        "malformed_rows": len(bad_rows),
-        "unusable_ids": int((~sound).sum()),
-        "repeated_ids": int((sound & ~is_first).sum()),
-    }
+    counts = {"malformed_rows": len(bad_rows), "unusable_ids": first.unusable, "repeated_ids": first.repeated}
     examples, columns = {}, {}
     if bad_rows:
         row, reason, text = bad_rows[0]
@@ -83,13 +75,12 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     for name in wanted:
         if name in kinds or name == table.title:
             where = f"{table.path}, column {name!r}"
-            values, problem, has_it = _feature_values(raw[name], kinds.get(name), where)
-            columns[name] = values.filter(keep)
-            places = np.flatnonzero(has_it & np.asarray(keep))
+            columns[name], problem, has_it = _feature_values(raw[name], kinds.get(name), where)
+            places = np.flatnonzero(has_it)
             counts[f"{problem}_{name}"] = len(places)
             if len(places):
                 examples[f"{problem}_{name}"] = _shown(raw[name][places[0]].as_py())
-    return FeatureRows(ids.filter(keep).cast(pa.string()), columns, counts, examples)
+    return FeatureRows(to_binary(one_array(raw[table.id])).cast(pa.string()), columns, counts, examples)
 
 
 def _shown(cell: object) -> str:
@@ -106,9 +97,44 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
     return pc.fill_null(column.take(places), float("nan") if pa.types.is_floating(column.type) else b"")
 
 
-def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
-    """The columns, and (row number, reason, text) of lines that are no row."""
+class _FirstRows:
+    """The first row of each sound id of what is added. Few more are held: a log may be its own item table.
+
+    Attributes:
+        unusable: rows whose id is not sound.
+        repeated: other rows that were left out.
+    """
+
+    def __init__(self, id_name: str, empty: pa.Table) -> None:
+        self.unusable = self.repeated = 0
+        self._id_name = id_name
+        self._kept = [empty]
+        self._most = _ROWS_HELD
+
+    def add(self, rows: pa.Table) -> None:
+        sound = check_ids(to_binary(one_array(rows[self._id_name]))) == 0
+        self.unusable += int((~sound).sum())
+        self._kept.append(rows.filter(pa.array(sound)))
+        if sum(map(len, self._kept)) > self._most:
+            self._most = 2 * len(self.rows()) + _ROWS_HELD
+
+    def rows(self) -> pa.Table:
+        """Those of what was added up to now, in its order."""
+        rows = pa.concat_tables(self._kept)
+        ids = to_binary(one_array(rows[self._id_name])).dictionary_encode().indices.to_numpy()
+        is_first = np.zeros(len(ids), bool)
+        is_first[np.unique(ids, return_index=True)[1]] = True
+        if not is_first.all():
+            self.repeated += int((~is_first).sum())
+            rows = rows.filter(pa.array(is_first)).combine_chunks()
+        self._kept = [rows]
+        return rows
+
+
+def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstRows, list[tuple[int, str, str]]]:
+    """The columns' first rows, and (row number, reason, text) of lines that are no row."""
     path = source.path
+    bad_rows: list[tuple[int, str, str]] = []
     try:
         if not is_csv(path):
             with reading(as_path(path)) as copy:
@@ -116,17 +142,20 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[pa.Tabl
                 names = parquet_columns(file, columns)
                 schema = pa.schema([file.schema_arrow.field(name) for name in names])
                 # Not at once: of lists, that takes five times the memory that they fill.
-                batches = file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False)
-                table = pa.Table.from_batches(batches, schema)
-            return as_named(table), []
-        blocks = list(read_csv_batches(path, columns, source))
+                first = _FirstRows(source.id, as_named(schema.empty_table()))
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False):
+                    first.add(as_named(pa.Table.from_batches([batch], schema)))
+            return first, bad_rows
+        first = _FirstRows(source.id, pa.table({name: pa.array([], pa.binary()) for name in columns}))
+        for block in read_csv_batches(path, columns, source):
+            first.add(block.table)
+            bad_rows += block.bad_rows
+        return first, bad_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "get a whole copy"
         if "lists to be of size" in str(error):
             remedy = "pyarrow reads no fixed-size list that is null: write lists of variable length, or drop those rows"
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
-    empty = pa.table({name: pa.array([], pa.binary()) for name in columns})
-    return pa.concat_tables([empty, *(b.table for b in blocks)]), [row for block in blocks for row in block.bad_rows]
 
 
 def _feature_values(
