@@ -61,14 +61,15 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
         ValueError: a pattern holds no placeholder, or they hold different ones; or `until` is not of their kind.
     """
     placeholder = _placeholder(config)
+    # Before the files: of a span that is ended meanwhile, those that were listed may not be all.
+    complete = _marked(config, placeholder)
+    today = (now or datetime.now(timezone.utc)).date()
     files: dict[int, dict[str, Identity]] = defaultdict(dict)
     for pattern in config.data.events:
         for path, identity, order in _matches(pattern, placeholder):
             files[order][path] = identity
     spans = [Span(order, _key(order, placeholder), dict(sorted(files[order].items()))) for order in sorted(files)]
     last = _order(until, placeholder) if until is not None else None
-    complete = _marked(config, placeholder)
-    today = (now or datetime.now(timezone.utc)).date()
     return [
         span
         for span in spans

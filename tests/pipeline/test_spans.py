@@ -18,6 +18,8 @@ from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import Split
+from contracts.storage import Identity, identities
+from pipeline.retraining import spans
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans
 
@@ -63,6 +65,25 @@ def test_a_dated_span_is_complete_when_its_day_is_over(log: Path) -> None:
 def test_a_marker_decides_where_there_is_one(log: Path) -> None:
     (log / "2024-01-02" / "_SUCCESS").touch()
     assert keys(config_of(log, f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'")) == ["2024-01-02"]
+
+
+def test_a_span_that_is_ended_while_files_are_listed_waits_for_the_next_call(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of files that takes a while; those that came last and the marker came after it."""
+
+    def listed(pattern: str) -> dict[str, Identity]:
+        found = identities(pattern)
+        if pattern.endswith(".csv"):
+            for name in ("late.csv", "_SUCCESS"):
+                (log / "2024-01-02" / name).touch()
+        return found
+
+    monkeypatch.setattr(spans, "identities", listed)
+    config = config_of(log, f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'")
+    assert find_spans(config) == []
+    [span] = find_spans(config)
+    assert [Path(path).name for path in span.files] == ["events.csv", "late.csv"]
 
 
 @pytest.mark.parametrize(
