@@ -52,10 +52,12 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Items:
-    """[num_items] ids, and [num_items] what each counts where groups are matched with the previous ones."""
+    """[num_items] ids, what each counts where groups are matched with the previous ones, and what groups of categories
+    are made of, None of other groups."""
 
     ids: pa.Array
     weights: Float64
+    categories: pa.Array | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class EmbeddedItems:
         placed: [num_items] whether the embedding says anything: it is not 0.
         blocks: where workers find the embeddings.
         side: item features.
-        items: their ids and weights.
+        items: their ids, weights and categories.
     """
 
     embeddings: Float32
@@ -99,8 +101,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
         side = read_side_features(config.data.item_features, item_ids)
+        categories = _categories(config, side)
         fitted = _kept(config, workdir, previous, side, item_ids, writer) or _fitted(
-            config, workdir, previous, side, Items(item_ids, weights), writer
+            config, workdir, previous, side, Items(item_ids, weights, categories), writer
         )
         embeddings, groups, settled = fitted
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
@@ -109,7 +112,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),
             ItemColumn.SETTLED: pa.array(settled),
         }
-        if (categories := _categories(config, side)) is not None:
+        if categories is not None:
             columns[ItemColumn.CATEGORY] = categories
         write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
@@ -248,8 +251,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
             centroids = group_centroids(embeddings[members], of_member, len(known))
             groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
     if previous is not None:
-        weights, of_new = embedded.items.weights, None
-        categories = _categories(config, embedded.side)
+        weights, categories, of_new = embedded.items.weights, embedded.items.categories, None
         if categories is not None and previous.categories is not None:
             of_new = previous.categories.overlap(categories, groups, np.where(before < 0, weights, 0), num_groups)
         groups = match_groups(groups, before, weights, num_groups, of_new)
@@ -262,7 +264,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
 
 
 def _categories(config: Config, side: SideFeatures) -> pa.Array | None:
-    """[num_items] what groups of categories are made of; None of other groups."""
+    """As `Items` has them."""
     if config.groups.method == "kmeans":
         return None
     return side.feature(config.groups.category or "").first_values(side.num_items)
