@@ -25,7 +25,9 @@ def _number(flag: str, name: str, default: int, shown: str, least: int = 1) -> C
     return click.option(flag, name, type=click.IntRange(least), default=default, show_default=True, help=shown)
 
 
-_seed = click.option("--seed", type=int, default=0, show_default=True, help="Another one gives another log.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one gives another log."
+)
 
 
 @data.command("ml-100k")
@@ -42,11 +44,11 @@ def ml_100k(out: Path) -> None:
 
 @data.command()
 @_out("synthetic")
-@_number("--events", "num_events", 40_000, "Events in all.")
+@_number("--events", "num_events", 40_000, "Events in all: at least one a user.")
 @_number("--users", "num_users", 1_500, "Users in all.")
 @_number("--items", "num_items", 600, "Items in all: at least 2 a topic.", least=2)
 @_number("--topics", "num_topics", 6, "Groups of items of a kind: what grouping should find.")
-@_number("--files", "num_files", 2, "Files that the events are spread over.")
+@_number("--files", "num_files", 2, "Files that the events are spread over: at most one a user.")
 @click.option(
     "--format",
     "file_format",

@@ -54,6 +54,11 @@ def generate(log: SyntheticLog, out: Path) -> artifact.Manifest:
             f"a synthetic log needs at least 2 items per topic and as many topics as a user has; got {log.num_items} "
             f"items, {log.num_topics} topics, {log.topics_per_user} per user"
         )
+    if not log.num_files <= log.num_users <= log.num_events:
+        raise ValueError(
+            "a synthetic log needs at least one event per user and one user per file; got "
+            f"{log.num_events} events, {log.num_users} users, {log.num_files} files"
+        )
     fingerprint = artifact.fingerprint(vars(log))
     if manifest := artifact.find_current(out, fingerprint):
         return manifest

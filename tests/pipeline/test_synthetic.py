@@ -62,6 +62,19 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder: Path, t
     assert (folder / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
-def test_sizes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="3 items, 6 topics"):
-        generate(SyntheticLog(num_items=3), tmp_path / "log")
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_items": 3}, "3 items, 6 topics"),
+        ({"num_events": 1_000}, "one event per user.*1000 events, 1500 users"),
+        ({"num_users": 3, "num_files": 4}, "one user per file.*3 users, 4 files"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(SyntheticLog(**sizes), tmp_path / "log")
+
+
+def test_a_log_of_as_few_events_as_users(tmp_path: Path) -> None:
+    generate(SyntheticLog(num_events=9, num_users=9, num_files=9), tmp_path / "log")
+    assert sorted(events(tmp_path / "log")["user_id"]) == [f"u{number}" for number in range(9)]
