@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import get_args
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 from pydantic import BaseModel
 
 from beam_jobs import group_sweep
 from beam_jobs.command import command_of
 from contracts.config import Config
+from contracts.config_io import load_config
 from pipeline.cli import main
 from pipeline.retraining.commands import EXIT_CODES
 from serving.deploy import models_config
@@ -23,6 +26,8 @@ from trainer import item_embeddings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```(?:sh|bash)\n(.*?)```", re.DOTALL)
+YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 OURS = ("benchmarks", "beam_jobs", "serving", "trainer", "pipeline")
 INLINE = re.compile(r"`((?:dnc|python -m) [^`<]+)`")
 KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)[`=]")
@@ -37,7 +42,26 @@ def commands(page: Path) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-SHOWN = [(page.name, words) for page in PAGES for words in commands(page)]
+def commands_of_comments(config: Path) -> list[list[str]]:
+    lines = [line[1:].strip() for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    parts = re.split(r"\n|&&", "\n".join(lines).replace("\\\n", " "))
+    return [shlex.split(part.removesuffix("...")) for part in map(str.strip, parts) if part.startswith("dnc ")]
+
+
+def leaves(command: click.Command = main) -> list[click.Command]:
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    return [command, *(leaf for child in inner for leaf in leaves(child))]
+
+
+def commands_of_help(command: click.Command) -> list[list[str]]:
+    return [shlex.split(line) for line in (command.help or "").splitlines() if line.strip().startswith("dnc ")]
+
+
+SHOWN = [
+    *((page.name, words) for page in PAGES for words in commands(page)),
+    *((config.name, words) for config in CONFIGS for words in commands_of_comments(config)),
+    *((f"{command.name} --help", words) for command in leaves() for words in commands_of_help(command)),
+]
 
 
 @functools.cache
@@ -70,6 +94,14 @@ def test_a_shown_command_exists(page: str, words: list[str]) -> None:
     for word in words:
         if word.startswith("configs/"):
             assert (ROOT / word).exists(), f"{page} names {word}"
+    config = next((ROOT / word for word in words if re.fullmatch(r"configs/[^/]+", word)), None)
+    load_config(config, [value for flag, value in itertools.pairwise(words) if flag == "--set"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shown_yaml_is_a_config(page: Path) -> None:
+    for block in YAML.findall(page.read_text(encoding="utf-8")):
+        Config.model_validate(yaml.safe_load(block))
 
 
 NAMED = {(page.name, " ".join(span.split())) for page in PAGES for span in INLINE.findall(page.read_text("utf-8"))}
@@ -101,11 +133,6 @@ def test_a_config_key_exists(page: Path) -> None:
 def model_of(annotation: object) -> type[BaseModel] | None:
     kinds = [annotation, *get_args(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def leaves(command: click.Command = main) -> list[click.Command]:
-    inner = command.commands.values() if isinstance(command, click.Group) else ()
-    return [command, *(leaf for child in inner for leaf in leaves(child))]
 
 
 MODULES = [command_of("beam_jobs.ingest"), group_sweep.main, item_embeddings.main, models_config.main]
