@@ -89,8 +89,9 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
         read_manifest(artifact.path)
         rows = read_array(artifact.embeddings)
         rows = rows[rows.any(axis=1)]
-        numbers = sorted({int(number) for number in ks.split(",")})
-        if not 1 <= numbers[0] <= numbers[-1] <= len(rows):
+        words = [word.strip() for word in ks.split(",")]
+        numbers = sorted({int(word) for word in words if word.isdecimal()})
+        if not all(map(str.isdecimal, words)) or not 1 <= numbers[0] <= numbers[-1] <= len(rows):
             raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that have an embedding")
     except ValueError as error:
         click.echo(f"error: {error}", err=True)

@@ -100,8 +100,9 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
     own = sweep_row(rows, 12, GroupsConfig(restarts=3, fit_sample=2000), seed=1)
     assert twelve["inertia"] == own.inertia != sweep_row(rows, 12, GroupsConfig(), seed=0).inertia
-    refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "9000"])
-    assert refused.exit_code == 2 and "from 1 to 3000" in refused.output
+    for ks in ("9000", "0,5", "5,ten", ""):
+        refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", ks])
+        assert refused.exit_code == 2 and f"--k {ks}: give numbers from 1 to 3000" in refused.output
 
 
 def test_balance_goes_by_the_centres_of_what_is_known() -> None:
