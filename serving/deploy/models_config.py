@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import click
 import requests
@@ -60,22 +61,29 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
 
 def _movable(wanted: Mapping[str, int], model: str) -> dict[str, int]:
     """`wanted` as far as the server at the URL of a model can take it: a label in use waits for its version."""
-    loaded = {version for version, state in _states(model).items() if state == "AVAILABLE"}
-    movable = {}
-    for label, version in wanted.items():
-        held = next(iter(_states(f"{model}/labels/{label}")), None)
-        movable[label] = version if held is None or version in loaded else held
-    return movable
+    states = _asked(model).get("model_version_status", [])
+    loaded = {int(one["version"]) for one in states if one["state"] == "AVAILABLE"}
+    return {
+        label: version if version in loaded else _held(f"{model}/labels/{label}", version)
+        for label, version in wanted.items()
+    }
 
 
-def _states(url: str) -> dict[int, str]:
-    """Version -> state, of the versions at a URL of TF Serving's model status API; none if there is no answer."""
+def _held(label: str, wanted: int) -> int:
+    """The version that answers for a label's URL, `wanted` if none does.
+
+    The metadata name it. TF Serving's model status API, whichever label it is asked for, lists all versions.
+    """
+    return int(_asked(f"{label}/metadata").get("model_spec", {}).get("version", wanted))
+
+
+def _asked(url: str) -> dict[str, Any]:
+    """What TF Serving's REST API says at a URL; nothing if there is no answer."""
     try:
-        answer = requests.get(url, timeout=_SECONDS_TO_ANSWER)
-        found = answer.json().get("model_version_status", [])
+        found: dict[str, Any] = requests.get(url, timeout=_SECONDS_TO_ANSWER).json()
     except requests.RequestException:  # of a server that starts or stops; or of what is no JSON
         return {}
-    return {int(one["version"]): one["state"] for one in found}
+    return found
 
 
 @click.command()

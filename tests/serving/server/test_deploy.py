@@ -159,6 +159,7 @@ class Labelled:
         self.labels: dict[str, int] = {}
         self.loaded: set[int] = set()
         self.listed: set[int] = set()
+        self.known: set[int] = set()
 
     def reload(self, config: str) -> None:
         """Labels come first. With one in use that names a version not loaded, all of the config is refused."""
@@ -166,18 +167,25 @@ class Labelled:
         labels = dict(model.version_labels)
         if all(self.labels.get(one, to) == to or to in self.loaded for one, to in labels.items()):
             self.labels, self.listed = labels, set(model.model_version_policy.specific.versions)
+            self.known |= self.listed
 
     def load(self) -> None:
         """What is listed, and then unloads what is not."""
         self.loaded = self.listed
 
-    def status(self, path: str) -> dict[str, Any]:
-        """GET /v1/models/dnc and /v1/models/dnc/labels/LABEL."""
-        label = path.removeprefix("/v1/models/dnc").removeprefix("/labels/")
-        versions = self.listed | self.loaded if not label else {self.labels[label]} if label in self.labels else set()
-        states = {version: "AVAILABLE" if version in self.loaded else "LOADING" for version in versions}
-        found = [{"version": str(version), "state": state} for version, state in states.items()]
-        return {"model_version_status": found} if found else {"error": "Unrecognized servable version label"}
+    def answer(self, path: str) -> dict[str, Any]:
+        """By http_rest_api_handler.cc, get_model_status_impl.cc and get_model_metadata_impl.cc."""
+        _, _, label = path.removesuffix("/metadata").partition("/labels/")
+        if not path.endswith("/metadata"):  # a label makes no difference, and what was unloaded is listed, too
+            state = {version: "AVAILABLE" if version in self.loaded else "LOADING" for version in self.listed}
+            versions = sorted(self.known, reverse=True)
+            found = [{"version": str(version), "state": state.get(version, "END")} for version in versions]
+            return {"model_version_status": found} if found else {"error": "Could not find any versions of model dnc"}
+        if label not in self.labels:
+            return {"error": f"Unrecognized servable version label: {label}"}
+        if (version := self.labels[label]) not in self.loaded:
+            return {"error": f"Servable not found for request: Specific(dnc, {version})"}
+        return {"model_spec": {"name": "dnc", "signature_name": "", "version": str(version)}, "metadata": {}}
 
 
 def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, servable, monkeypatch):
@@ -185,12 +193,18 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     server, base = Labelled(), tmp_path / "dnc"
     monkeypatch.setattr(
         "serving.deploy.models_config.requests.get",
-        lambda url, timeout: SimpleNamespace(json=lambda: server.status(url.removeprefix("http://server"))),
+        lambda url, timeout: SimpleNamespace(json=lambda: server.answer(url.removeprefix("http://server"))),
     )
     for number in (1, 2, 3):
         add_version(base, number, servable)
     seen = []
-    for labels in (ServingLabels(stable=1), ServingLabels(stable=2, canary=3), ServingLabels(stable=1)):
+    for labels in (
+        ServingLabels(stable=1),
+        ServingLabels(stable=2, canary=3),
+        ServingLabels(stable=1, canary=3),  # to a version that is not loaded, beside a newer one
+        ServingLabels(stable=1),
+        ServingLabels(stable=2),  # after a newer one was unloaded
+    ):
         write_labels(base, labels)
         for _ in range(2):
             server.reload(models_config({"dnc": base}, PurePosixPath("/m"), "http://server"))
@@ -198,7 +212,8 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
             server.load()
         assert (server.labels, server.loaded) == (labels.by_label(), set(labels.by_label().values()))
     # Nothing is loaded before the first config; since then, stable has always had a version that answers.
-    assert seen == [(1, False), (1, True), (1, True), (2, True), (2, True), (1, True)]
+    assert [version for version, _ in seen] == [1, 1, 1, 2, 2, 1, 1, 1, 1, 2]
+    assert [answers for _, answers in seen] == [False] + [True] * 9
 
 
 def servers() -> dict[str, tuple[str, list[str]]]:
