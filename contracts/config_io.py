@@ -161,7 +161,7 @@ def _explain(path: Path | str | None, error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see contracts/config/")
+            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see `dnc settings`")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | date):

@@ -20,11 +20,12 @@ class ExactIndexSet(tf.Module):
     """K matrices of embeddings, each searched by a product and a top-k."""
 
     def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], name: str = "index_set"):
-        """Args:
+        """Of the embeddings of all items.
 
-        embeddings: float32 [num_items + 1, dim], by item_index.
-        members: of each group, empty ones included, int32 [size], its items by item_index, in order of their slots.
-        name: of the variables.
+        Args:
+            embeddings: float32 [num_items + 1, dim], by item_index.
+            members: of each group, empty ones included, int32 [size], its items by item_index, in order of their slots.
+            name: of the variables.
         """
         super().__init__(name=name)
         self.group_sizes = np.array([len(items) for items in members], np.int32)

@@ -37,11 +37,12 @@ class Exploration(tf.Module):
     """
 
     def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray):
-        """Args:
+        """Of a catalogue whose items lie in slots, group by group.
 
-        embeddings: float32 [num_items + 1, dim], by item_index.
-        members: of each group, int32 [size], its items by item_index, in order of their slots.
-        is_cold: bool [num_items + 1].
+        Args:
+            embeddings: float32 [num_items + 1, dim], by item_index.
+            members: of each group, int32 [size], its items by item_index, in order of their slots.
+            is_cold: bool [num_items + 1].
         """
         super().__init__(name="exploration")
         cold = [items[is_cold[items]] for items in members]

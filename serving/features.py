@@ -67,11 +67,12 @@ class VocabularyLookup(tf.Module):
     """item_id -> item_index, or user_id -> user_index."""
 
     def __init__(self, vocabulary: Path, size: int):
-        """Args:
+        """Reads the vocabulary when the servable is loaded.
 
-        vocabulary: one of `ItemStatistics`, which is saved along as an asset.
-        size: its ids. A server that finds fewer, as in a copy that still goes on, refuses the version; it would take
-            the others for unknown.
+        Args:
+            vocabulary: one of `ItemStatistics`, which is saved along as an asset.
+            size: its ids. A server that finds fewer, as in a copy that still goes on, refuses the version; it would
+                take the others for unknown.
         """
         super().__init__(name="vocabulary_lookup")
         self._table = tf.lookup.StaticHashTable(

@@ -29,10 +29,11 @@ class ScannIndexSet(tf.Module):
     """K ScaNN indexes as raw ops, made by `ScannResources`."""
 
     def __init__(self, indexes: Sequence[GroupIndex], num_groups: int):
-        """Args:
+        """Of the indexes of all groups that hold an item.
 
-        indexes: the groups that are not empty, in order of group_id.
-        num_groups: K, empty groups included.
+        Args:
+            indexes: the groups that are not empty, in order of group_id.
+            num_groups: K, empty groups included.
         """
         super().__init__(name="index_set")
         self._groups = np.array([index.group_id for index in indexes], np.int32)

@@ -49,16 +49,17 @@ class Retriever(tf.Module):
         index_set: IndexSet,
         exploration: Exploration,
     ):
-        """Args:
+        """Of a trained model and what was built from it.
 
-        config: what the model was trained with.
-        catalogue: of all items.
-        model: the trained one.
-        item_lookup: item_id -> item_index.
-        user_features: what the model knows of a user beside the history.
-        members: of each group, int32 [size], its items by item_index, in order of their slots.
-        index_set: of all items.
-        exploration: of the cold ones.
+        Args:
+            config: what the model was trained with.
+            catalogue: of all items.
+            model: the trained one.
+            item_lookup: item_id -> item_index.
+            user_features: what the model knows of a user beside the history.
+            members: of each group, int32 [size], its items by item_index, in order of their slots.
+            index_set: of all items.
+            exploration: of the cold ones.
         """
         super().__init__(name="retriever")
         self._serving = config.serving
