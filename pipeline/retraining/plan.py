@@ -107,18 +107,39 @@ def make_plan(
     Raises:
         ValueError: the version that is labelled stable is not on disk, or the plan that was written is damaged.
     """
-    base = store.servable(config.serving.model_name)
+    stable, versions = _served(store.servable(config.serving.model_name))
+    path = RetrainRun(store.run(run_id)).plan
+    if path.exists() and ((written := read_plan(path)).spans, written.parent) == ([span.key for span in spans], stable):
+        return written
+    plan = _new_plan(config, store, run_id, spans, left_out, stable, versions)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifact.write_json(path, asdict(plan))
+    return plan
+
+
+def _served(base: Path) -> tuple[int | None, list[int]]:
+    """The stable version of a base path, None without one, and all that are on disk."""
     labels, versions = effective_labels(base), versions_on_disk(base)
-    if labels is not None and labels.stable not in versions:
+    if labels is None:
+        return None, versions
+    if labels.stable not in versions:
         raise ValueError(
             f"{base / LABELS_FILE} says that version {labels.stable} is stable, and {base} holds "
             f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}: then the newest version is stable, "
             "or the next one if there is none"
         )
-    keys, stable = [span.key for span in spans], labels.stable if labels else None
-    path = RetrainRun(store.run(run_id)).plan
-    if path.exists() and ((written := read_plan(path)).spans, written.parent) == (keys, stable):
-        return written
+    return labels.stable, versions
+
+
+def _new_plan(
+    config: Config,
+    store: Store,
+    run_id: str,
+    spans: Sequence[SpanStart],
+    left_out: dict[str, str],
+    stable: int | None,
+    versions: list[int],
+) -> Plan:
     parent = record_of_version(store, stable) if stable else None
     warm, notes = _may_start_warm(config, store, parent)
     if stable and parent is None:
@@ -131,9 +152,9 @@ def make_plan(
         )
     notes += _written_anew(spans[:-1], parent) if parent else []
     notes += no_longer_exported(store, config.serving)
-    plan = Plan(
+    return Plan(
         run_id=run_id,
-        spans=keys,
+        spans=[span.key for span in spans],
         left_out=left_out,
         holdout_start=spans[-1].start,
         news_start=_first_new(spans[:-1], parent, 0) if parent else None,
@@ -147,9 +168,6 @@ def make_plan(
         version=max(last_version(store), *versions, 0) + 1,
         notes=notes,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    artifact.write_json(path, asdict(plan))
-    return plan
 
 
 def _last_to_learn(store: Store, record: Record) -> Record:
