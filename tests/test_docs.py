@@ -98,10 +98,13 @@ def test_a_shown_command_exists(page: str, words: list[str]) -> None:
     load_config(config, [value for flag, value in itertools.pairwise(words) if flag == "--set"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_shown_yaml_is_a_config(page: Path) -> None:
-    for block in YAML.findall(page.read_text(encoding="utf-8")):
-        Config.model_validate(yaml.safe_load(block))
+SHOWN_YAML = [(page.name, block) for page in PAGES for block in YAML.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "block"), SHOWN_YAML, ids=[page for page, _ in SHOWN_YAML])
+def test_shown_yaml_is_a_config(page: str, block: str) -> None:
+    tree = yaml.safe_load(block)
+    assert Config.model_validate(tree).model_fields_set == set(tree), page
 
 
 NAMED = {(page.name, " ".join(span.split())) for page in PAGES for span in INLINE.findall(page.read_text("utf-8"))}
