@@ -116,19 +116,31 @@ def _recall(
 ) -> float:
     """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
 
-    The last one is the lowest of all by score, of its group otherwise.
+    The last one is the lowest of all by score, of its group otherwise; of cold items, the lowest explored one, too.
     """
     floor = np.full_like(exact.scores, np.inf)
-    lowest_of_all = np.where(exact.merged, exact.scores, np.inf).min(axis=1)
+    lowest_of_all = _lowest(exact.scores, exact.merged)
     for group in np.unique(corpus.group_ids):
         region = corpus.group_ids == group
-        lowest = np.where(exact.merged[:, region], exact.scores[:, region], np.inf).min(axis=1)
-        lowest = np.where(controls.merge == "score", lowest_of_all, lowest)[:, None]
-        with np.errstate(invalid="ignore"):  # of a region that gives nothing, nothing is good: inf
-            tolerated = lowest - tolerance * np.maximum(1, np.abs(lowest))
-        floor[:, region] = np.where(np.isinf(lowest), np.inf, tolerated)
-    good = present & np.take_along_axis(exact.explored | (exact.scores >= floor), index, axis=1)
+        lowest = _lowest(exact.scores[:, region], exact.merged[:, region])
+        floor[:, region] = _tolerated(np.where(controls.merge == "score", lowest_of_all, lowest), tolerance)
+    # Cold items that no step has drawn all have the same vector, zero.
+    explored_floor = _tolerated(_lowest(exact.scores, exact.explored), tolerance)
+    floor = np.where(corpus.is_cold, np.minimum(floor, explored_floor), floor)
+    good = present & np.take_along_axis(exact.scores >= floor, index, axis=1)
     wanted = (exact.merged | exact.explored).sum(axis=1)
     return (
         float(np.mean(np.minimum(good.sum(axis=1), wanted)[wanted > 0] / wanted[wanted > 0])) if wanted.any() else 1.0
     )
+
+
+def _lowest(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """float32 [batch_size]; inf of a row without any."""
+    return np.where(chosen, scores, np.inf).min(axis=1)
+
+
+def _tolerated(lowest: np.ndarray, tolerance: float) -> np.ndarray:
+    """float32 [batch_size, 1]: from what score on an item ties with the lowest. Where there is none, inf: none does."""
+    with np.errstate(invalid="ignore"):
+        tolerated = lowest - tolerance * np.maximum(1, np.abs(lowest))
+    return np.where(np.isinf(lowest), np.inf, tolerated)[:, None]

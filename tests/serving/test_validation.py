@@ -228,6 +228,26 @@ def test_low_recall_is_measured():
     assert verdict.recall == 0.5
 
 
+@pytest.mark.parametrize(("others", "recall"), [([25, 20, 15], 1.0), ([25, 20, 10], (7 / 8 + 1) / 2)])
+def test_cold_items_that_tie_may_stand_for_one_another(others, recall):
+    """Most cold items without features have a vector of zeros: which of them are explored, no score decides."""
+    corpus, index_of, requests, _, asked = perfect("score")
+    corpus.embeddings[corpus.is_cold] = 0
+    # The list may hold any other of those that tie, but not one that scores less.
+    corpus.embeddings[10] = -requests.queries[0, 1]
+    exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked)
+    assert np.flatnonzero(exact.explored[0]).tolist() == [5, 15, 20]
+    chosen = [np.concatenate([np.flatnonzero(exact.merged[0]), others]), np.flatnonzero(exact.merged[1])]
+    order = np.stack([items[np.argsort(-exact.scores[row, items])] for row, items in enumerate(chosen)])
+    lists = Recommendations(
+        np.array(list(index_of), object)[order],
+        np.take_along_axis(exact.scores, order, axis=1),
+        corpus.group_ids[order],
+    )
+    verdict = check_lists(corpus, index_of, requests, lists, asked)
+    assert (verdict.failures, verdict.recall) == ([], recall)
+
+
 def test_export_without_a_model_names_it(tmp_path, trained):
     with pytest.raises(ValueError, match="no artifact at"):
         export(trained.config, Workdir(tmp_path), MODEL, "fingerprint")
