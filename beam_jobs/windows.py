@@ -93,9 +93,9 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
             logger.warning(
-                "windows: %s of %s targets in the %s split are items without training events, which hardly get into a "
-                "list: nothing but data.item_features places them. Where items live that shortly, hold out less "
-                "(split.protocol=time with later starts), retrain as often, and ask for such items by num_exploration",
+                "windows: %s of %s targets in the %s split are items without training events, which nothing but "
+                "data.item_features places; they get serving.exploration_share of a list. Where items live that "
+                "shortly, hold out less (split.protocol=time with later starts), and retrain as often",
                 f"{cold:,}", f"{targets:,}", split,
             )  # fmt: skip
     repeats, learnt = totals["train_repeats"], totals["train_positives"]

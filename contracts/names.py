@@ -120,7 +120,7 @@ class Request:
     GROUPS = "groups"  # int32 [B, G], the only groups that may answer; -1 = padding, none = all
     MAX_GROUPS = "max_groups"  # int32 [B], search only so many, the likeliest; 0 = all
     EXCLUDE_ITEM_IDS = "exclude_item_ids"  # string [B, E], not to be returned, beside the history; "" = padding
-    NUM_EXPLORATION = "num_exploration"  # int32 [B], places for the best items without training events; no random draw
+    NUM_EXPLORATION = "num_exploration"  # int32 [B], places for cold items, the best first; < 0: the model's share
     ITEM_IDS = "item_ids"  # string [N], of candidate_embedding
 
 

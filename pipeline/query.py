@@ -32,7 +32,11 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer.")
 @click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest.")
 @click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
-@click.option("--explore", type=_POSITIVE, help="Places for items without training events.")
+@click.option(
+    "--explore",
+    type=click.IntRange(min=0),
+    help="Places for items without training events; default: the model's share.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per candidate.")
 @reports_user_errors
 def query(

@@ -241,7 +241,7 @@ STAGES = (
         "evaluate",
         "rank the whole catalogue for every test user",
         after=("train",),
-        sections=("evaluation", "serving.merge", "serving.alpha", "seed"),
+        sections=("evaluation", "serving.merge", "serving.alpha", "serving.exploration_share", "seed"),
         rooms=("trainer",),
         outputs=lambda config, workdir: (workdir.evaluation,),
         run=_evaluate,

@@ -42,21 +42,27 @@ class Controls:
     num_exploration: tf.Tensor
 
     @classmethod
-    def of(cls, request: Mapping[str, tf.Tensor], serving: ServingConfig, num_items: int) -> Controls:
-        """Reads the inputs of serving_default."""
+    def of(
+        cls, request: Mapping[str, tf.Tensor], serving: ServingConfig, num_items: int, exploration_share: float
+    ) -> Controls:
+        """Reads the inputs of serving_default; `exploration_share`: see `trainer.scoring.num_explored`."""
         wanted, alpha, merge = (request[name] for name in (Request.NUM_CANDIDATES, Request.ALPHA, Request.MERGE))
         is_merge = tf.where(merge == "", serving.merge, merge)[:, None] == np.array(MERGES, object)
         wanted = tf.minimum(
             tf.where(wanted > 0, wanted, serving.num_candidates), min(serving.max_candidates, num_items)
         )
         wanted = tf.where(tf.reduce_any(is_merge, 1), wanted, 0)
+        num_exploration = request[Request.NUM_EXPLORATION]
+        if exploration_share:
+            of_share = tf.floor(exploration_share * tf.cast(wanted, tf.float64) + 0.5)
+            num_exploration = tf.where(num_exploration < 0, tf.cast(of_share, tf.int32), num_exploration)
         return cls(
             num_candidates=wanted,
             alpha=tf.clip_by_value(tf.where(tf.math.is_nan(alpha), serving.alpha, alpha), -MAX_ALPHA, MAX_ALPHA),
             merge=tf.argmax(is_merge, 1, tf.int32),
             log_boost=_log_boost(request[Request.GROUP_BOOST], request[Request.GROUPS]),
             max_groups=request[Request.MAX_GROUPS],
-            num_exploration=tf.clip_by_value(request[Request.NUM_EXPLORATION], 0, wanted),
+            num_exploration=tf.clip_by_value(num_exploration, 0, wanted),
         )
 
 

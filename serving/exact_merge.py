@@ -64,6 +64,7 @@ class RowControls:
         num_candidates: int,
         alpha: float,
         intent_in_score: bool = False,
+        num_exploration: int = 0,
     ) -> RowControls:
         """The same of every row, and nothing else."""
         return cls(
@@ -72,7 +73,7 @@ class RowControls:
             np.full(rows, merge, object),
             np.ones([rows, num_groups]),
             np.zeros(rows, int),
-            np.zeros(rows, int),
+            np.full(rows, num_exploration),
             intent_in_score,
         )
 

@@ -36,15 +36,17 @@ class Exploration(tf.Module):
     be in the list anyway, merge "score" gives the same list with and without.
     """
 
-    def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray):
+    def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray, share: float = 0.0):
         """Of a catalogue whose items lie in slots, group by group.
 
         Args:
             embeddings: float32 [num_items + 1, dim], by item_index.
             members: of each group, int32 [size], its items by item_index, in order of their slots.
             is_cold: bool [num_items + 1].
+            share: of a list, what goes to cold items where a request does not say.
         """
         super().__init__(name="exploration")
+        self.share = share
         cold = [items[is_cold[items]] for items in members]
         self._num_groups = len(members)
         group_id = np.repeat(np.arange(len(members)), [len(items) for items in members])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Manifest, write_json
+from contracts.artifact import Manifest, read_manifest, write_json
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Split
@@ -28,6 +28,7 @@ from serving.signatures import require_compatible
 from serving.versions import appearing, next_version, predecessor, unvalidated
 from serving.warmup import WARMUP_FILE, write_warmup
 from trainer.catalogue import Catalogue
+from trainer.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
 from trainer.scoring import MIN_PROBABILITY
@@ -59,6 +60,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     model = load_model(config, workdir, model_name)
     model.fix_candidates()
     embeddings, members = model.catalogue_embeddings(), group_members(catalogue)
+    share = exploration_share(config, read_manifest(workdir.model(model_name).path))
     parts = _Parts(
         config=config,
         workdir=workdir,
@@ -67,7 +69,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         model=model,
         item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary, catalogue.num_items),
         user_features=UserFeatures(config, workdir, catalogue),
-        exploration=Exploration(embeddings, members, catalogue.train_count == 0),
+        exploration=Exploration(embeddings, members, catalogue.train_count == 0, share),
         embeddings=embeddings,
         members=members,
         warmup=user_requests(
@@ -101,7 +103,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
                 "warmup_requests": len(warmup),
             },
             files=[SAVED_MODEL, str(WARMUP_FILE)],
-            details={"model": parts.model_name, "index": index, **_details(parts.config), **about},
+            details={"model": parts.model_name, "index": index, **_details(parts.config, parts.exploration), **about},
             seconds=round(time.monotonic() - started, 3),
         )
         write_json(staging / MANIFEST_FILE, asdict(manifest))
@@ -165,13 +167,17 @@ def save(retriever: Retriever, path: Path) -> None:
     tf.saved_model.save(retriever, str(path), signatures=signatures, options=options)
 
 
-def _details(config: Config) -> dict[str, Any]:
+def _details(config: Config, exploration: Exploration) -> dict[str, Any]:
     serving = config.serving
     return {
         "embedding_dim": config.model.embedding_dim,
         "merge": serving.merge,
         "formula": FORMULA + INTENT_TERM * config.intent_in_score,
-        "defaults": {"num_candidates": serving.num_candidates, "alpha": serving.alpha},
+        "defaults": {
+            "num_candidates": serving.num_candidates,
+            "alpha": serving.alpha,
+            EXPLORATION_SHARE: exploration.share,
+        },
         "recall_target": serving.recall_target,
         "user_features": [feature.name for feature in user_feature_configs(config)],
     }

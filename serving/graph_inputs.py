@@ -64,7 +64,7 @@ def merge_inputs(num_groups: int) -> list[GraphInput]:
         GraphInput(Request.GROUPS, tf.int32, [-1], (None,)),
         GraphInput(Request.MAX_GROUPS, tf.int32, 0),
         GraphInput(Request.EXCLUDE_ITEM_IDS, tf.string, [""], (None,)),
-        GraphInput(Request.NUM_EXPLORATION, tf.int32, 0),
+        GraphInput(Request.NUM_EXPLORATION, tf.int32, -1),
     ]
 
 

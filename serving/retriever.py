@@ -104,7 +104,7 @@ class Retriever(tf.Module):
         """serving_default: inputs by name -> outputs by name."""
         history = self._item_lookup(request[Request.HISTORY])
         queries, log_intent = self._embed(history, request)
-        controls = Controls.of(request, self._serving, self._num_items)
+        controls = Controls.of(request, self._serving, self._num_items, self._exploration.share)
         offset = controls.log_boost + log_intent if self._intent_in_score else controls.log_boost
         excluded_ids = self._item_lookup(request[Request.EXCLUDE_ITEM_IDS])
         excluded = tf.gather(self._slot_of_item, tf.concat([history, excluded_ids], 1))

@@ -23,14 +23,17 @@ from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, EmbeddedRequests, ListsVerdict, check_lists
 from serving.exact_merge import Corpus, RowControls
+from serving.export import read_servable_manifest
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
 from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
 from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
+from trainer.exploration import EXPLORATION_SHARE
 from trainer.input_pipeline import EvaluationUsers
 from trainer.progress import line_a_minute
+from trainer.scoring import num_explored
 
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
 """What a server must have beside TensorFlow's own ops."""
@@ -97,7 +100,7 @@ def _check_servable(
         corpus = Corpus(*session.candidate_embedding(list(index_of)), catalogue.train_count[1:] == 0)
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
-        eager = EagerServable(path)
+        eager, share = EagerServable(path), read_servable_manifest(path).details["defaults"][EXPLORATION_SHARE]
         verdicts: dict[str, list[ListsVerdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
             embedded = _embed(session, requests, rows, index_of)
@@ -105,7 +108,7 @@ def _check_servable(
                 lists = (eager if controls else session).recommend(
                     requests.histories[rows], requests.user_ids[rows], **controls
                 )
-                verdicts[name].append(_check_lists(config, controls, corpus, index_of, embedded, lists))
+                verdicts[name].append(_check_lists(config, share, controls, corpus, index_of, embedded, lists))
         answer = session.predict(Signature.SERVING_DEFAULT, inputs)
         answers = {"tf.saved_model.load": eager.predict(Signature.SERVING_DEFAULT, inputs), "C API": in_c.result()}
     loaders = {name: other if isinstance(other, str) else _compare(answer, other) for name, other in answers.items()}
@@ -153,6 +156,7 @@ def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Ma
 
 def _check_lists(
     config: Config,
+    exploration_share: float,
     controls: Mapping[str, Any],
     corpus: Corpus,
     index_of: Mapping[str, int],
@@ -160,8 +164,10 @@ def _check_lists(
     lists: Recommendations,
 ) -> ListsVerdict:
     serving, (rows, num_groups) = config.serving, embedded.intent.shape
+    num_candidates = min(serving.num_candidates, serving.max_candidates, len(index_of))
+    explored = num_explored(exploration_share, num_candidates)
     alike = RowControls.alike(
-        rows, num_groups, serving.merge, serving.num_candidates, serving.alpha, config.intent_in_score
+        rows, num_groups, serving.merge, num_candidates, serving.alpha, config.intent_in_score, explored
     )
     per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}
     return check_lists(

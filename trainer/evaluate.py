@@ -14,6 +14,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
+from trainer.exploration import exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metric_names import NDCG_K
 from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
@@ -79,7 +80,7 @@ def evaluate_lists(
     lengths = lengths_to_measure(config)
     if name is None:
         return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
-    ranking = ExactRanking(load_model(config, workdir, name), Catalogue.for_config(config, workdir), users)
+    ranking = _ranking(config, workdir, name, users)
     return [measure(config, catalogue, users, lists) for lists in ranking.lists_of_merges(merges, lengths)]
 
 
@@ -139,13 +140,19 @@ def _ranked(
         return [(name, _popularity(catalogue, users, lengths))]
     if kind != PER_GROUP:
         trained = baseline_config(config, kind)
-        ranking = ExactRanking(load_model(trained, workdir, name), Catalogue.for_config(trained, workdir), users)
+        ranking = _ranking(trained, workdir, name, users)
         return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
-    ranking = ExactRanking(load_model(config, workdir, name), catalogue, users)
+    ranking = _ranking(config, workdir, name, users)
     labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
     merges = sorted(_MERGES, key=lambda merge: labels[merge])
     lists = ranking.lists_of_merges([(merge, config.serving.alpha) for merge in merges], lengths)
     return [(labels[merge], of_merge) for merge, of_merge in zip(merges, lists, strict=True)]
+
+
+def _ranking(config: Config, workdir: Workdir, name: str, users: EvaluationUsers) -> ExactRanking:
+    """Lists as a servable of the model gives them, cold items among them."""
+    share = exploration_share(config, read_manifest(workdir.model(name).path))
+    return ExactRanking(load_model(config, workdir, name), Catalogue.for_config(config, workdir), users, share)
 
 
 def _popularity(catalogue: Catalogue, users: EvaluationUsers, lengths: Sequence[int]) -> dict[int, np.ndarray]:

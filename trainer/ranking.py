@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
 from trainer.progress import line_a_minute
 from trainer.ragged import Ragged
-from trainer.scoring import fill_quotas, floored_log_intent, quotas
+from trainer.scoring import fill_quotas, floored_log_intent, num_explored, quotas
 from trainer.top_k import top_k
 
 _SCORES_PER_CHUNK = 1_000_000
@@ -51,8 +51,12 @@ class ExactRanking:
     performs at chance.
     """
 
-    def __init__(self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers):
+    def __init__(
+        self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, exploration_share: float = 0.0
+    ):
+        """`exploration_share`: of a list, what goes to cold items, see `num_explored`; places are by score alone."""
         self._model, self._catalogue, self._users = model, catalogue, users
+        self._exploration_share = exploration_share
         group = catalogue.group_id[1:]
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
         self._items = (np.lexsort([tie_break, group]) + 1).astype(np.int32)
@@ -63,6 +67,8 @@ class ExactRanking:
         self._column_of_item[self._items] = np.arange(catalogue.num_items)
         # Across groups, ties are settled by the random order too.
         self._tie_break = tie_break[self._items - 1]
+        self._cold_columns = np.flatnonzero(catalogue.train_count[self._items] == 0)
+        self._cold_tie_break = np.argsort(np.argsort(self._tie_break[self._cold_columns]))
 
     def lists(self, merge: ScoredMerge, alpha: float, length: int) -> np.ndarray:
         """int32 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
@@ -71,7 +77,7 @@ class ExactRanking:
     def lists_of_lengths(self, merge: ScoredMerge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
         """Lists as they are when M candidates are asked for, for each M in `lengths`; `alpha` shapes quotas.
 
-        A shorter score list is a prefix of a longer one; a shorter quota list is not.
+        Without exploration, a shorter score list is a prefix of a longer one; a shorter quota list is not.
         """
         return self.lists_of_merges([(merge, alpha)], lengths)[0]
 
@@ -82,12 +88,7 @@ class ExactRanking:
 
         def of_chunk(chunk: _Chunk) -> list[dict[int, np.ndarray]]:
             scores = self._scores(chunk)
-            return [
-                self._score_lists(scores, lengths)
-                if merge == "score"
-                else self._quota_lists(scores, chunk.log_intent, alpha, lengths)
-                for merge, alpha in merges
-            ]
+            return [self._lists(scores, chunk.log_intent, merge, alpha, lengths) for merge, alpha in merges]
 
         parts = self._each_chunk(of_chunk)
         return [
@@ -166,21 +167,70 @@ class ExactRanking:
             scores[active] = np.maximum(scores[active], liked)
         return scores
 
-    def _score_lists(self, scores: np.ndarray, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-        columns = top_k(scores, min(max(lengths), self._catalogue.num_items), self._tie_break)
+    def _lists(
+        self, scores: np.ndarray, log_intent: np.ndarray, merge: ScoredMerge, alpha: float, lengths: Sequence[int]
+    ) -> dict[int, np.ndarray]:
+        """int32 [num_rows, min(length, num_items)] of each length."""
+
+        def merged(scores: np.ndarray, places: Mapping[int, int | np.ndarray]) -> dict[int, np.ndarray]:
+            if merge == "score":
+                return self._score_lists(scores, places)
+            return self._quota_lists(scores, log_intent, alpha, places)
+
+        explored = {length: self._num_explored(length) for length in lengths}
+        plain = {length: length for length, number in explored.items() if not number}
+        lists = merged(scores, plain) if plain else {}
+        for length, number in explored.items():
+            if number:
+                lists[length] = self._with_explored(scores, length, number, merged)
+        return lists
+
+    def _num_explored(self, length: int) -> int:
+        number = num_explored(self._exploration_share, min(length, self._catalogue.num_items))
+        return min(number, len(self._cold_columns))
+
+    def _with_explored(
+        self,
+        scores: np.ndarray,
+        length: int,
+        number: int,
+        merged: Callable[[np.ndarray, Mapping[int, int | np.ndarray]], dict[int, np.ndarray]],
+    ) -> np.ndarray:
+        """The best cold items, at most `number`, and what the merge gives of the others, by score."""
+        best = self._cold_columns[top_k(scores[:, self._cold_columns], number, self._cold_tie_break)]
+        is_there = np.isfinite(np.take_along_axis(scores, best, axis=1))
+        others = scores.copy()
+        np.put_along_axis(others, best, -np.inf, axis=1)
+        found = merged(others, {length: length - is_there.sum(axis=1)})[length]
+        items = np.concatenate([np.where(is_there, self._items[best], 0), found], axis=1)
+        columns = self._column_of_item[items]
+        values = np.where(items > 0, np.take_along_axis(scores, columns, axis=1), -np.inf)
+        order = np.lexsort([self._tie_break[columns], -values], axis=1)[:, : found.shape[1]]
+        return np.take_along_axis(items, order, axis=1)
+
+    def _score_lists(self, scores: np.ndarray, places: Mapping[int, int | np.ndarray]) -> dict[int, np.ndarray]:
+        """`places`: of each length, how many of a list are filled, of all rows or of each."""
+        columns = top_k(scores, min(max(places), self._catalogue.num_items), self._tie_break)
         best = np.where(np.isfinite(np.take_along_axis(scores, columns, axis=1)), self._items[columns], 0)
-        return {length: best[:, :length] for length in lengths}
+        place = np.arange(best.shape[1])
+        return {
+            length: np.where(place[:length] < np.reshape(number, [-1, 1]), best[:, :length], 0)
+            for length, number in places.items()
+        }
 
     def _quota_lists(
-        self, scores: np.ndarray, log_intent: np.ndarray, alpha: float, lengths: Sequence[int]
+        self, scores: np.ndarray, log_intent: np.ndarray, alpha: float, places: Mapping[int, int | np.ndarray]
     ) -> dict[int, np.ndarray]:
-        """Each group's best are sought once, as many as its largest quota; each length takes its part of them."""
+        """Each group's best are sought once, as many as its largest quota; each length takes its part of them.
+
+        `places`: as of `_score_lists`.
+        """
         bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
         available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
         log_weight = alpha * floored_log_intent(log_intent.astype(np.float64))
         taken = {
-            length: fill_quotas(quotas(log_weight, length, available), available, log_intent).astype(np.int32)
-            for length in lengths
+            length: fill_quotas(quotas(log_weight, number, available), available, log_intent).astype(np.int32)
+            for length, number in places.items()
         }
         widths = np.max([of_length.max(axis=0) for of_length in taken.values()], axis=0)
         best = [

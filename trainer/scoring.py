@@ -12,9 +12,12 @@ merge "score": the M items of the highest score.
 merge "quota": group g gets M_g places, in proportion to p(g | u)^alpha (alpha 0: equal shares,
 large alpha: the best group only), filled by its items of the highest score; a group without items has
 no share, one with fewer gives its places to the others in order of intent. The list is ordered by score.
+exploration: `num_explored` places go to the best cold items, and the merge fills the others.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -46,6 +49,11 @@ def quotas(log_weight: np.ndarray, num_candidates: int | np.ndarray, available: 
     shares = np.divide(running, running[:, -1:], out=np.zeros_like(running), where=running[:, -1:] > 0)
     places = np.reshape(num_candidates, [-1, 1])
     return np.diff(np.floor(places * shares + 0.5).astype(np.int64), axis=1, prepend=0)
+
+
+def num_explored(share: float, num_candidates: int) -> int:
+    """Places of a list of M that go to cold items, the best of them first: round(share M), a half up."""
+    return math.floor(share * num_candidates + 0.5)
 
 
 def fill_quotas(quota: np.ndarray, available: np.ndarray, log_intent: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from contracts.layout import Model, Workdir
 from contracts.names import Split
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
+from trainer.exploration import EXPLORATION_SHARE, measured_share
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
 from trainer.metrics import ndcg_of_places, recall_of_places
@@ -74,7 +75,11 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         trainer.run()
         artifact.counts |= {"epochs": trainer.state.epoch, "steps": int(trainer.state.step.numpy())}
         save_model(artifact, model, config, trainer.state.history)
-        artifact.details |= {"best": trainer.state.best_epoch, "warm_start": started_from and asdict(started_from)}
+        artifact.details |= {
+            "best": trainer.state.best_epoch,
+            "warm_start": started_from and asdict(started_from),
+            EXPLORATION_SHARE: trainer.exploration_share(),
+        }
     trainer.state.remove()
     return read_manifest(final.path)
 
@@ -170,6 +175,13 @@ class _Trainer:
                     f"recall@{self._watched_k} {best['validation_recall']:.4f} (epoch {best['epoch']})" if best else ""
                 )
         self.state.restore_best()
+
+    def exploration_share(self) -> float:
+        """`measured_share` of the model that was kept."""
+        share = measured_share(self._model, self._catalogue, self._validation, self._watched_k)
+        if share:
+            log.info("training %s: of a list, %.3f goes to items without training events", self._name, share)
+        return share
 
     def _is_over(self) -> bool:
         return self.state.plateaus > self._config.learning_rate_drops or self._is_spent()

@@ -35,6 +35,13 @@ class ServingConfig(Section):
     max_candidates: int = Field(
         10_000, ge=1, description="largest M: a request for more gets this many, since its whole batch would be as wide"
     )
+    exploration_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of a list that goes to items without training events; default: their share of the "
+        "validation targets where validation users find more by that, else 0",
+    )
     recall_target: float = Field(
         0.95,
         gt=0,

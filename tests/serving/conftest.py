@@ -19,6 +19,7 @@ from tests.serving.transform_graphs import CATEGORIES, GENDERS, MAX_TAGS, TAGS, 
 from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
+from trainer.exploration import EXPLORATION_SHARE
 
 MODEL = "per_group"
 GROUP_SIZES = (1, 3, 80, 240, 620)
@@ -74,7 +75,7 @@ def spec(name: str, kind: str, values: Sequence[str] = (), width: int = 1) -> di
     return {"name": name, "kind": kind, "vocabulary_size": len(values), "width": width}
 
 
-def write_model(config: Config, workdir: Workdir, name: str, seed: int) -> None:
+def write_model(config: Config, workdir: Workdir, name: str, seed: int, exploration_share: float = 0.0) -> None:
     """A model of random weights, large enough that groups, users and items differ."""
     model = build_model(config, Catalogue.for_config(config, workdir))
     rng = np.random.default_rng(seed)
@@ -82,6 +83,7 @@ def write_model(config: Config, workdir: Workdir, name: str, seed: int) -> None:
         variable.assign(rng.normal(0, 0.25, variable.shape).astype(np.float32))
     with writing(workdir.model(name).path, Model.KIND, "test") as artifact:
         model.save_weights(str(Model(artifact.path).weights))
+        artifact.details[EXPLORATION_SHARE] = exploration_share
 
 
 @pytest.fixture(scope="session")

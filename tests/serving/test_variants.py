@@ -1,5 +1,8 @@
 """Models whose towers read a request otherwise, exported and served."""
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,9 +15,10 @@ from serving.requests import user_requests
 from serving.servable_session import ServableSession
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
+from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.oov_buckets import bucket_index
-from trainer.ranking import encode_users
+from trainer.ranking import ExactRanking, encode_users
 from trainer.train import load_model
 
 VARIANTS = {
@@ -74,6 +78,34 @@ def test_the_intent_is_in_the_score_where_no_term_compares_groups(trained: Train
     expected = sorted([*cold, *others], key=lambda item: -scores[item])
     assert lists.item_ids[0].tolist() == ids[expected].tolist()
     np.testing.assert_allclose(lists.scores[0], scores[expected], rtol=1e-4, atol=1e-4)
+
+
+def test_the_share_of_cold_items_is_served_as_it_was_evaluated(trained: Trained) -> None:
+    """The share that was measured of the model; a request may ask for another number, and the config for no share."""
+    config = make_config(indexes=("exact",), model_name="exploring")
+    write_model(config, trained.workdir, "exploring", seed=7, exploration_share=0.3)
+    users = EvaluationUsers.load(trained.workdir, Split.TEST)
+    requests = user_requests(trained.workdir, trained.catalogue, users)
+    asked = requests.histories, requests.user_ids
+    model, index_of = load_model(config, trained.workdir, "exploring"), index_by_id(trained.catalogue)
+    is_cold = trained.catalogue.train_count == 0
+    with ServableSession(export(config, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
+        for merge, length in itertools.product(("score", "quota"), (10, 25)):
+            lists = index_of(session.recommend(*asked, merge=merge, num_candidates=length).item_ids)
+            # 3 of 10; 7.5 of 25 are 8. Random weights place cold items as high as others.
+            assert is_cold[lists].sum(axis=1).min() >= {10: 3, 25: 8}[length]
+            ranking = ExactRanking(model, trained.catalogue, users, 0.3)
+            np.testing.assert_array_equal(lists, ranking.lists(merge, config.serving.alpha, length))
+        plain = index_of(session.recommend(*asked, num_candidates=25, num_exploration=0).item_ids)
+    np.testing.assert_array_equal(plain, ExactRanking(model, trained.catalogue, users).lists("score", 1.0, 25))
+    without = make_config(indexes=("exact",), model_name="not_exploring", exploration_share=0.0)
+    with ServableSession(export(without, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
+        np.testing.assert_array_equal(index_of(session.recommend(*asked, num_candidates=25).item_ids), plain)
+
+
+def index_by_id(catalogue: Catalogue) -> Callable[[np.ndarray], np.ndarray]:
+    index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
+    return np.vectorize(index_of.__getitem__, otypes=[np.int64])
 
 
 def test_an_unknown_id_in_a_history_is_its_bucket(trained: Trained) -> None:

@@ -1,5 +1,6 @@
 """Places and lists against a full sort, where many scores are equal."""
 
+import math
 import tracemalloc
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ class Case:
     scores: np.ndarray
     group_id: np.ndarray
     log_intent: np.ndarray
+    is_cold: np.ndarray
     users: EvaluationUsers
     ranking: ExactRanking
 
@@ -46,7 +48,7 @@ def case() -> Case:
     return case_of("by group")
 
 
-def case_of(kind: str) -> Case:
+def case_of(kind: str, exploration_share: float = 0.0) -> Case:
     rng = np.random.default_rng(0)
     items = rng.integers(-1, 2, (NUM_ITEMS + 1, DIM)).astype(np.float32)
     queries = rng.integers(-1, 2, (NUM_USERS, NUM_GROUPS, DIM)).astype(np.float32)
@@ -77,8 +79,10 @@ def case_of(kind: str) -> Case:
     targets = [rng.choice(NUM_ITEMS, 4, replace=False) + 1 for _ in range(NUM_USERS)]
     targets[0] = np.array([seen[0][0], 0, 7, 7])  # seen, unknown, and one named twice
     users = EvaluationUsers(np.arange(NUM_USERS), of_rows([[1]] * NUM_USERS), of_rows(seen), of_rows(targets))
-    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, NUM_GROUPS, group_id, group_id)
-    return Case(scores, group_id, log_intent, users, ExactRanking(model, catalogue, users))
+    train_count = np.arange(NUM_ITEMS + 1) % 3  # every third item is cold
+    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, NUM_GROUPS, train_count, group_id)
+    ranking = ExactRanking(model, catalogue, users, exploration_share)
+    return Case(scores, group_id, log_intent, train_count == 0, users, ranking)
 
 
 NOWHERE = np.iinfo(np.int64).max
@@ -105,23 +109,40 @@ def test_places_are_those_of_a_full_sort(kind: str) -> None:
     np.testing.assert_allclose(ndcg_of_places(places, users.targets), expected_ndcg)
 
 
-def test_lists_of_several_merges_are_those_of_a_full_sort(case: Case) -> None:
-    """A quota list is the full order without what is beyond its group's places; each length has quotas of its own."""
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["by group", "with intent"])
+def test_lists_of_several_merges_are_those_of_a_full_sort(kind: str, share: float) -> None:
+    """The best cold items first, as many as their share; the merge fills the other places, all in order of score.
+
+    A quota list is the full order without what is beyond its group's places; each length has quotas of its own.
+    """
+    case = case_of(kind, share)
     lengths, alphas = [1, 4, 11, NUM_ITEMS], [0.0, 1.0, 3.0]
     by_score, *by_quota = case.ranking.lists_of_merges([("score", 1.0), *(("quota", a) for a in alphas)], lengths)
     for user in range(NUM_USERS):
         order = case.order(user)
-        group = case.group_id[order]
-        available = np.bincount(group, minlength=NUM_GROUPS)[None]
-        place = np.array([(group[:i] == group[i]).sum() for i in range(len(order))])
         for length in lengths:
-            assert [item for item in by_score[length][user] if item] == order[:length]
+            explored = [item for item in order if case.is_cold[item]][: math.floor(share * length + 0.5)]
+            others, places = [item for item in order if item not in explored], length - len(explored)
+            assert listed(by_score, length, user) == sorted(explored + others[:places], key=order.index)
+            group = case.group_id[others]
+            available = np.bincount(group, minlength=NUM_GROUPS)[None]
+            place = np.array([(group[:i] == group[i]).sum() for i in range(len(others))])
+            log_intent = case.log_intent[user : user + 1]
             for alpha, lists in zip(alphas, by_quota, strict=True):
-                log_intent = case.log_intent[user : user + 1]
-                places = fill_quotas(quotas(alpha * log_intent, length, available), available, log_intent)[0]
-                expected = np.array(order)[place < places[group]].tolist()
-                listed = lists[length][user]
-                assert listed.tolist() == expected + [0] * (length - len(expected))
+                log_weight = alpha * np.maximum(log_intent, np.log(1e-20))
+                of_group = fill_quotas(quotas(log_weight, places, available), available, log_intent)[0]
+                merged = np.array(others)[place < of_group[group]].tolist()
+                assert listed(lists, length, user) == sorted(explored + merged, key=order.index)
+
+
+def listed(lists: dict[int, np.ndarray], length: int, user: int) -> list[int]:
+    """A user's list, without the absent places, which come last."""
+    found = lists[length][user].tolist()
+    assert len(found) == length
+    present = [item for item in found if item]
+    assert found == present + [0] * (length - len(present))
+    return present
 
 
 def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:

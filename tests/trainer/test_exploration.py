@@ -1,0 +1,82 @@
+"""The share of cold items: measured where they are targets, given where users gain by it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.names import Split
+from tests.trainer.artifacts import Log, write_artifacts
+from tests.trainer.conftest import small_config
+from trainer.catalogue import Catalogue
+from trainer.evaluate import evaluate
+from trainer.exploration import EXPLORATION_SHARE, measured_share
+from trainer.input_pipeline import EvaluationUsers
+from trainer.ragged import Ragged
+from trainer.train import train
+
+NUM_USERS, NUM_ITEMS, NUM_COLD = 50, 60, 20
+BEST, LAST, BEST_COLD, LAST_COLD = 1, 40, 41, 60
+"""All users like items in order of their index; the last 20 items are cold."""
+
+
+def share_of(targets: list[list[int]], k: int = 10) -> float:
+    train_count = np.append(np.ones(1 + NUM_ITEMS - NUM_COLD, int), np.zeros(NUM_COLD, int))
+    group_id = np.append(-1, np.arange(NUM_ITEMS) % 2).astype(np.int32)
+    ids = np.arange(NUM_ITEMS).astype(object)
+    model = SimpleNamespace(
+        ranked_by="group",
+        intent_in_score=False,
+        num_vectors=2,
+        passes_of_an_answer=1,
+        embedding_dim=1,
+        features_of_users=lambda user: user,
+        query_embeddings=lambda history, user: (tf.ones([len(user), 2, 1]), tf.fill([len(user), 2], np.log(0.5))),
+        catalogue_embeddings=lambda: -np.arange(NUM_ITEMS + 1, dtype=np.float32)[:, None],
+    )
+    users = np.arange(len(targets))
+    of_users = EvaluationUsers(users, of_rows([[BEST]] * len(users)), of_rows([[]] * len(users)), of_rows(targets))
+    return measured_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
+
+
+def of_rows(rows: list[list[int]]) -> Ragged:
+    return Ragged(np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)]))
+
+
+@pytest.mark.parametrize(
+    ("cold", "number", "warm", "share"),
+    [
+        pytest.param(BEST_COLD, 40, BEST, 0.8, id="8 of 10 places: four in five users gain, nobody loses"),
+        pytest.param(BEST_COLD + 8, 40, BEST, 0.0, id="the 9th best cold item is in no list"),
+        pytest.param(BEST_COLD, 40, BEST + 2, 0.8, id="the third best is lost: more gain than lose"),
+        pytest.param(BEST_COLD, 20, BEST + 9, 0.0, id="fewer gain than lose"),
+        pytest.param(BEST_COLD, 2, LAST, 0.0, id="4% of 10 places are none"),
+        pytest.param(BEST_COLD, 3, LAST, 0.0, id="three of 50 users gain: chance"),
+        pytest.param(BEST_COLD, 6, LAST, 0.12, id="six of 50 do not"),
+        pytest.param(BEST_COLD, 0, BEST, 0.0, id="no cold target"),
+    ],
+)
+def test_the_share_is_given_where_users_gain(cold: int, number: int, warm: int, share: float) -> None:
+    """3 of 50: a mean of .06 and a standard error of .0336; 6 of 50: .12 and .0460."""
+    assert share_of([[cold]] * number + [[warm]] * (NUM_USERS - number)) == share
+
+
+def test_an_unknown_target_is_not_a_cold_item() -> None:
+    assert share_of([[BEST_COLD]] * 25 + [[0]] * 25) == 0.5
+
+
+def test_a_log_of_news_is_evaluated_with_what_is_new(tmp_path: Path) -> None:
+    """Each user's last two items are of four that no training event has: without places for them, none is found."""
+    rng = np.random.default_rng(0)
+    earlier = [rng.choice(20, 6, replace=False) + 1 for _ in range(60)]
+    sequences = [np.append(items, rng.choice(4, 2, replace=False) + 21) for items in earlier]
+    workdir = write_artifacts(Log(sequences, np.arange(24) % 3), tmp_path / "news")
+    config = small_config(training={"epochs": 3})
+    assert train(config, workdir, "news", "a").details[EXPLORATION_SHARE] == 1.0
+    without = small_config(training={"epochs": 3}, serving={"exploration_share": 0.0})
+    found, missed = (evaluate(of, workdir, Split.TEST, {"news": "per_group"}).metrics for of in (config, without))
+    for merge in ("news", "news_quota"):
+        assert found[merge]["recall_at_5"]["value"] == 1.0
+        assert missed[merge]["recall_at_5"]["value"] < 0.3

@@ -1,0 +1,51 @@
+"""The share of a list that goes to cold items, those without training events.
+
+In training a cold item is nobody's positive and everybody's negative, so that by score it comes after nearly all
+others. Where many of the items that users turn to are new, as news are, a list by score finds none of these. A share of
+its places does, at the price of as many others: what it is worth is a property of the log, so it is measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from contracts.artifact import Manifest
+from contracts.config import Config
+from contracts.names import PADDING_INDEX
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers
+from trainer.metrics import hits, recall_at_k
+from trainer.model import TwoTowerModel
+from trainer.ranking import ExactRanking
+from trainer.scoring import num_explored
+
+EXPLORATION_SHARE = "exploration_share"
+"""Among the details of a `Model` artifact's manifest."""
+
+_STANDARD_ERRORS = 2.0
+
+
+def exploration_share(config: Config, model: Manifest) -> float:
+    """The config's or, where it has none, what was measured of the model."""
+    chosen = config.serving.exploration_share
+    return float(model.details.get(EXPLORATION_SHARE, 0.0)) if chosen is None else chosen
+
+
+def measured_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:
+    """The share that cold items have of the users' targets, if lists of k with it find more than without; else 0.
+
+    More is two standard errors of the difference's mean over users, so that chance gives nothing away.
+
+    Args:
+        users: of the validation split.
+    """
+    target = users.targets.values
+    share = float(np.mean((target != PADDING_INDEX) & (catalogue.train_count[target] == 0)))
+    if not num_explored(share, k):
+        return 0.0
+    without, explored = (
+        recall_at_k(hits(ranking.lists("score", 0.0, k), users.targets), users.targets.lengths, k)
+        for ranking in (ExactRanking(model, catalogue, users), ExactRanking(model, catalogue, users, share))
+    )
+    gain = explored - without
+    return share if gain.mean() > _STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)) else 0.0
