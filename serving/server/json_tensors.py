@@ -146,10 +146,16 @@ def _text(name: str, value: Any) -> bytes:
         return value.encode("utf-8", "surrogatepass")
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
         try:
-            return base64.b64decode(value["b64"], validate=True)
+            return _from_base64(value["b64"])
         except (binascii.Error, ValueError) as error:
             raise invalid(f"input {name!r} has a value that is not base64: {error}") from None
     raise invalid(f"input {name!r} must hold strings, got {_kind(value)}")
+
+
+def _from_base64(text: str) -> bytes:
+    """As TF Serving reads it (absl::Base64Unescape): white space does not count, and padding may be left out."""
+    data = b"".join(text.encode().split())
+    return base64.b64decode(data if b"=" in data else data + b"=" * (-len(data) % 4), validate=True)
 
 
 def _is_named(value: Any) -> bool:

@@ -55,8 +55,15 @@ def test_an_only_input_needs_no_name(server, session):
         rows = post(server, {**signature, **body}).json()["predictions"]
         assert [row["group_ids"] for row in rows] == groups.tolist()
         np.testing.assert_allclose([row["embeddings"] for row in rows], embeddings, rtol=1e-6)
-    in_base64 = {"b64": base64.b64encode(b"i4").decode()}
-    columns = post(server, {**signature, "inputs": [in_base64, "nobody"]}).json()["outputs"]
+
+
+@pytest.mark.parametrize("written", ["aTQ=", "aTQ", "a TQ\n="])
+def test_base64_is_read_as_tf_serving_reads_it(server, session, written):
+    """absl::Base64Unescape takes it without padding and with white space; its alphabet is not the web-safe one."""
+    assert base64.b64encode(b"i4") == b"aTQ="
+    _, groups = session.candidate_embedding(["i4"])
+    signature = {"signature_name": Signature.CANDIDATE_EMBEDDING}
+    columns = post(server, {**signature, "inputs": [{"b64": written}]}).json()["outputs"]
     assert columns["group_ids"] == groups.tolist()
 
 
@@ -102,6 +109,9 @@ REFUSED = {
     "too deep": ({"inputs": {"history": [[["i1"]]]}}, 400, "must hold strings, got a list"),
     "null": ({"inputs": {"history": [[None]]}}, 400, "must hold strings, got null"),
     "bad base64": ({"inputs": {"history": [[{"b64": "?"}]]}}, 400, "not base64"),
+    "base64 cut off": ({"inputs": {"history": [[{"b64": "aTQxM"}]]}}, 400, "not base64"),
+    "base64 with half its padding": ({"inputs": {"history": [[{"b64": "aQ="}]]}}, 400, "not base64"),
+    "web-safe base64": ({"inputs": {"history": [[{"b64": "-_8="}]]}}, 400, "not base64"),
     "text for a number": ({"inputs": {**HISTORY, "alpha": ["1"]}}, 400, "'alpha' must hold float32, got a string"),
     "fraction for a whole number": ({"inputs": {**HISTORY, "num_candidates": [1.5]}}, 400, "must hold int32"),
     "boolean for a number": ({"inputs": {**HISTORY, "num_candidates": [True]}}, 400, "got a boolean"),
