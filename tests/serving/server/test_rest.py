@@ -265,7 +265,7 @@ def test_a_server_that_stops_drops_no_request_of_a_busy_client(serve, base):
 
 
 def test_a_body_that_comes_after_its_version_has_gone_is_answered_by_the_next(serve, base, servable):
-    server = serve(base)
+    server = serve(base, request_timeout_seconds=90.0)  # the body waits for the version to go
     body = json.dumps({"inputs": HISTORY}).encode()
     with connect(server) as client:
         client.sendall(head(len(body)).replace(b"dnc_exact", b"dnc") + body[:5])
