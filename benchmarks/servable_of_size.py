@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+import beam_jobs  # noqa: F401  (Beam, which the transform graphs need, then does not say what it lacks)
 from contracts.artifact import writing
 from contracts.config import Config, GroupsConfig, ModelConfig, ServingConfig, WindowsConfig
 from contracts.layout import Model
