@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 import tensorflow as tf
@@ -13,6 +14,8 @@ from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.train import load_model, save_model
 from trainer.warm_start import warm_start
+
+log = logging.getLogger(__name__)
 
 
 def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
@@ -34,6 +37,13 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
             "data.*_features, windows.length, training.loss.intent_weight, groups.method and groups.embedding_dim, or "
             "train with training.warm_start"
         )
+    if carried.new_groups:
+        log.warning(
+            "index: %d of %d groups hold no item that the model in %s knows, and nothing trains their heads, which "
+            "begin at random: quotas and lists of these groups tell little. Train on this log (dnc run with "
+            "training.warm_start), or train with groups.method=category, whose groups outlive their items",
+            carried.new_groups, carried.new_groups + carried.kept_groups, carried.source,
+        )  # fmt: skip
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}

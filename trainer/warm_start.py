@@ -110,7 +110,7 @@ def warm_start(
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
-    same_ids = _keeps_ids(config, earlier_workdir)
+    same_ids = _keeps_ids(config, workdir, earlier_workdir)
     groups = continued_groups(
         now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups, same_ids
     )
@@ -166,11 +166,15 @@ def continued_groups(
     )
 
 
-def _keeps_ids(config: Config, earlier: Workdir) -> bool:
-    """Whether groups are of categories and named after the earlier run's: a day of news has no item in common."""
+def _keeps_ids(config: Config, workdir: Workdir, earlier: Workdir) -> bool:
+    """Whether a group without a common item still is the earlier run's group of its id.
+
+    So it is where groups are named after the earlier run's, and are of categories, as of a day of news, or were kept.
+    """
     groups = config.groups
     named_after = Path(groups.previous or "").resolve() == earlier.item_groups.path.resolve()
-    return groups.method != "kmeans" and named_after
+    kept = read_manifest(workdir.item_groups.path).details.get("drift", {}).get("kept", False)
+    return named_after and (groups.method != "kmeans" or kept)
 
 
 def _carry_weights(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from contracts.artifact import read_manifest, writing
+from contracts.artifact import MANIFEST_NAME, read_manifest, writing
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
@@ -254,6 +254,30 @@ def test_groups_of_categories_go_on_where_all_items_are_new(tmp_path: Path, meth
     old, new = (one.query_embeddings(tf.zeros([1, 1], tf.int64), users) for one in (earlier, model))
     for mine, theirs in zip(new, old, strict=True):
         assert np.allclose(mine, theirs, atol=1e-5) == (kept > 0)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "fitted anew"])
+def test_a_kept_group_goes_on_where_all_its_items_are_new(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kept: bool
+) -> None:
+    """New items joined group 2 while its own went. After another fit, its id says nothing, and the log says so."""
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before, after = (make_run(tmp_path / name, np.arange(NUM_ITEMS), group_of, COLOURS) for name in ("old", "new"))
+    ids = pa.array([f"new-{item}" if group == 2 else f"item-{item}" for item, group in enumerate(group_of)])
+    for path in (after.item_statistics.items, after.item_groups.groups):
+        pq.write_table(pq.read_table(path).set_column(0, "item_id", ids), path)
+    manifest = json.loads((after.item_groups.path / MANIFEST_NAME).read_text())
+    manifest["details"]["drift"] = {"kept": kept}
+    (after.item_groups.path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    earlier = random_model(config_of("mmoe"), before)
+    config = config_of("mmoe", f"training.warm_start={before.path}", f"groups.previous={before.item_groups.path}")
+    carry_over(config, after, "dnc", "fingerprint")
+    model = load_model(config, after, "dnc")
+    users = model.features_of_users(tf.constant([1], tf.int64))
+    (old, _), (new, _) = (one.query_embeddings(tf.zeros([1, 1], tf.int64), users) for one in (earlier, model))
+    same = np.isclose(new.numpy(), old.numpy(), atol=1e-5).all(axis=(0, 2))
+    assert same.tolist() == [True, True, kept]
+    assert ("1 of 3 groups hold no item that the model" in caplog.text) == (not kept)
 
 
 def test_a_split_group_shares_its_probability() -> None:
