@@ -31,11 +31,12 @@ from beam_jobs.partition import (
     merge_categories,
     nearest_centroid,
     split_categories,
+    start_centroids,
 )
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
 from beam_jobs.span_cooccurrences import MergeCooccurrences, sources_of
-from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous, start_centroids
+from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Workdir
@@ -243,7 +244,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
             groups[placed] = _kmeans(config, embedded, before, scratch)[placed]
     else:
         codes = embedded.side.feature(settings.category or "").first_codes(len(embeddings))
-        groups = _by_category(config, embeddings, codes)
+        groups = _by_category(config, embeddings, codes, before)
         members, rest = (groups >= 0) & placed, (groups < 0) & placed
         if rest.any() and members.any():
             # A group of none that is placed has no centroid: 0 would be near to everything.
@@ -281,7 +282,7 @@ def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Pat
     return assign_items(config.beam, embedded.blocks, centroids, scratch)
 
 
-def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:
+def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int64) -> Int64:
     """Group of each item that has a category, else -1."""
     settings = config.groups
     known = codes >= 0
@@ -303,7 +304,7 @@ def _by_category(config: Config, embeddings: Float32, codes: Int64) -> Int64:
     merged = merge_categories(rows, codes[known], settings.num_groups, least)
     if settings.method == "hybrid":
         merged = split_categories(
-            rows, merged, settings.num_groups, settings.restarts, settings.fit_sample, config.seed
+            rows, merged, before[known], settings.num_groups, settings.restarts, settings.fit_sample, config.seed
         )
     groups = np.full(len(codes), -1)
     groups[known] = merged

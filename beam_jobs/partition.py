@@ -36,6 +36,27 @@ def fit_centroids(
     return np.resize(fitted, (num_groups, embeddings.shape[1])).astype(np.float32)
 
 
+def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:
+    """[num_groups, dim] where k-means starts: the old groups' means in today's space.
+
+    Axes of two runs' embeddings mean different things, so old centroids themselves are of no use; the items
+    that both runs know carry them over, whatever the dimensions. Groups without such items start at items drawn
+    at random.
+
+    Args:
+        embeddings: [num_items, dim] of today.
+        of_item: [num_items] old group, -1 without one.
+        num_groups: K.
+        seed: of the draw.
+    """
+    shared = of_item >= 0
+    centroids = group_centroids(embeddings[shared], of_item[shared], num_groups)
+    missing = np.flatnonzero(np.bincount(of_item[shared], minlength=num_groups) == 0)
+    drawn = np.random.default_rng(seed).choice(len(embeddings), len(missing), replace=len(missing) > len(embeddings))
+    centroids[missing] = embeddings[drawn]
+    return centroids
+
+
 def nearest_centroid(embeddings: Float32, centroids: Float32) -> Int64:
     """[num_items] the centroid at the least Euclidean distance.
 
@@ -151,11 +172,18 @@ def _join_small(embeddings: Float32, categories: Int64, most: int) -> Int64:
 
 
 def split_categories(
-    embeddings: Float32, categories: Int64, num_groups: int, restarts: int, sample: int, seed: int
+    embeddings: Float32, categories: Int64, before: Int64, num_groups: int, restarts: int, sample: int, seed: int
 ) -> Int64:
     """Cuts large categories by k-means until there are `num_groups`.
 
     Parts are dealt out one at a time to the category with the largest parts (D'Hondt's method).
+
+    Args:
+        embeddings: [num_items, dim].
+        categories: [num_items] codes 0..C-1.
+        before: [num_items] old group, -1 without one: a category is cut where it was, if it was.
+        num_groups: parts of all categories, C or more.
+        restarts, sample, seed: as of `fit_centroids`.
     """
     sizes = np.bincount(categories)
     parts = np.ones(len(sizes), np.int64)
@@ -169,7 +197,19 @@ def split_categories(
         inside = np.zeros(len(members), np.int64)
         if parts[category] > 1:
             rows, count = embeddings[members], int(parts[category])
-            inside = nearest_centroid(rows, fit_centroids(rows, count, restarts, sample, seed))
+            start = _start_of_parts(rows, before[members], count, seed)
+            inside = nearest_centroid(rows, fit_centroids(rows, count, restarts, sample, seed, start))
             inside = fill_empty(rows, inside, count)
         groups[members] = first[category] + inside
     return groups
+
+
+def _start_of_parts(embeddings: Float32, before: Int64, count: int, seed: int) -> Float32 | None:
+    """[count, dim] where a category's largest old parts lie today; None if all of its items are new."""
+    sizes = np.bincount(before[before >= 0])
+    largest = [group for group in np.argsort(-sizes, kind="stable")[:count].tolist() if sizes[group]]
+    if not largest:
+        return None
+    part = np.full(len(sizes) + 1, -1)  # the last one is of new items, whose old group is -1
+    part[largest] = np.arange(len(largest))
+    return start_centroids(embeddings, part[before], count, seed)

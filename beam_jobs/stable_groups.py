@@ -12,7 +12,6 @@ import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
 
 from beam_jobs.files import read_array, read_parquet
-from beam_jobs.partition import group_centroids
 from beam_jobs.payload import one_array
 from contracts.artifact import ArtifactError, current, read_manifest
 from contracts.config import GroupsConfig
@@ -130,27 +129,6 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         if ItemColumn.CATEGORY in table.column_names
         else None,
     )
-
-
-def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:
-    """[num_groups, dim] where k-means starts: the old groups' means in today's space.
-
-    Axes of two runs' embeddings mean different things, so old centroids themselves are of no use; the items
-    that both runs know carry them over, whatever the dimensions. Groups without such items start at items drawn
-    at random.
-
-    Args:
-        embeddings: [num_items, dim] of today.
-        of_item: [num_items] old group, -1 without one.
-        num_groups: K.
-        seed: of the draw.
-    """
-    shared = of_item >= 0
-    centroids = group_centroids(embeddings[shared], of_item[shared], num_groups)
-    missing = np.flatnonzero(np.bincount(of_item[shared], minlength=num_groups) == 0)
-    drawn = np.random.default_rng(seed).choice(len(embeddings), len(missing), replace=len(missing) > len(embeddings))
-    centroids[missing] = embeddings[drawn]
-    return centroids
 
 
 def match_groups(

@@ -78,7 +78,7 @@ def test_merge_and_split_categories() -> None:
     codes = np.array([0] * 6 + [1] + [2] * 3)
     merged = merge_categories(rows, codes, 2, 0)
     assert merged.tolist() == [0] * 7 + [1] * 3
-    parts = split_categories(rows, merged, 3, 2, 100, 0)
+    parts = split_categories(rows, merged, np.full(len(rows), -1), 3, 2, 100, 0)
     assert len(set(parts[:7])) == 2 and len(set(parts[7:])) == 1
     assert not set(parts[:7]) & set(parts[7:])
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics
-from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, kept_shares, match_groups, start_centroids
+from beam_jobs.partition import split_categories, start_centroids
+from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, kept_shares, match_groups
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
@@ -71,6 +72,22 @@ def test_descent_starts_where_the_old_groups_are_today() -> None:
     started = start_centroids(rows, np.array([0, 0, 2, -1]), 3, seed=0)
     assert started[[0, 2], 0].tolist() == [1.0, 9.0]
     assert started[1, 0] in rows  # nobody of group 1 is left
+
+
+def test_a_category_is_cut_where_it_was_cut_before() -> None:
+    """A cloud without clusters can be cut in many ways. Day two has it turned round, a little elsewhere, and more."""
+    rng = np.random.default_rng(2)
+    rows = rng.uniform(size=(400, 2)).astype(np.float32)
+    new = np.full(400, -1)
+    first = split_categories(rows, np.zeros(400, np.int64), new, 6, 2, 1_000, seed=0)
+    today = np.concatenate([rows + rng.normal(0, 0.005, (400, 2)), rng.uniform(size=(40, 2))]).astype(np.float32)[::-1]
+    before = np.concatenate([first, new[:40]])[::-1]
+    kept = {}
+    for name, known in (("cut anew", np.full(440, -1)), ("cut where it was", before)):
+        second = split_categories(today, np.repeat([1, 0], [20, 420]), known, 7, 2, 1_000, seed=0)
+        kept[name] = np.mean(match_groups(second, before, np.ones(440), 7)[40:] == before[40:])
+        assert set(second) == set(range(7))
+    assert kept["cut anew"] < 0.8 and kept["cut where it was"] > 0.9
 
 
 def _prepare(folder: Path, log: Path) -> Workdir:
