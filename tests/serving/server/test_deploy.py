@@ -25,8 +25,8 @@ from tests.serving.server.test_versions import eventually
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "serving" / "deploy"
-TF_SERVING = ["kubernetes-exact.yaml", "kubernetes-scann.yaml"]
-MANIFESTS = [*TF_SERVING, "kubernetes-dnc-serve.yaml"]
+TF_SERVING = ["exact", "scann"]
+MANIFESTS = [*TF_SERVING, "dnc-serve"]
 FLAGS = {
     "port",
     "rest_api_port",
@@ -216,12 +216,24 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     assert [answers for _, answers in seen] == [False] + [True] * 9
 
 
+def manifests(name: str) -> list[Any]:
+    """Deployment and service of what serves; those of `scann` are written by the command in the head of the others."""
+    if name == "dnc-serve":
+        text = (DEPLOY / "kubernetes-dnc-serve.yaml").read_text()
+    else:
+        text = (DEPLOY / "kubernetes-tf-serving.yaml").read_text()
+    if name == "scann":
+        (command,) = re.findall(r"#   (sed .+yaml) ", text)
+        text = subprocess.run(command, shell=True, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    return list(yaml.safe_load_all(text))
+
+
 def servers() -> dict[str, tuple[str, list[str]]]:
     """Image and arguments of everything that runs TF Serving."""
     compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["exact"]
     found = {"docker-compose": (compose["image"], compose["command"])}
     for name in TF_SERVING:
-        (deployment, _) = yaml.safe_load_all((DEPLOY / name).read_text())
+        (deployment, _) = manifests(name)
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         found[name] = container["image"], container["args"]
     return found
@@ -239,7 +251,7 @@ def test_servers_have_known_flags_and_files_that_exist(name):
 
 def test_dnc_serve_takes_the_arguments_that_it_is_given():
     compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["scann"]
-    (deployment, _) = yaml.safe_load_all((DEPLOY / "kubernetes-dnc-serve.yaml").read_text())
+    (deployment, _) = manifests("dnc-serve")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     for command, *arguments in (compose["command"], container["args"]):
         given = cli.commands[command].make_context(command, arguments).params
@@ -252,7 +264,7 @@ def test_what_keeps_the_labels_asks_the_server_that_reads_them():
     services = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]
     asked = {"http://exact:8501": services["labels"]["command"]}
     for name in TF_SERVING:
-        (deployment, _) = yaml.safe_load_all((DEPLOY / name).read_text())
+        (deployment, _) = manifests(name)
         (beside,) = deployment["spec"]["template"]["spec"]["initContainers"]
         asked[f"http://localhost:8501#{name}"] = beside["args"]
     for url, arguments in asked.items():
@@ -262,9 +274,18 @@ def test_what_keeps_the_labels_asks_the_server_that_reads_them():
         assert given["every"] == 10
 
 
+@pytest.mark.parametrize(("name", "servable"), [("exact", "dnc_exact"), ("scann", "dnc")])
+def test_what_keeps_the_labels_reads_those_of_what_is_served(name, servable):
+    (deployment, _) = manifests(name)
+    pod = deployment["spec"]["template"]["spec"]
+    assert f"dnc=/store/servable/{servable}" in pod["initContainers"][0]["args"]
+    (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "store")
+    assert (mount["mountPath"], mount["subPath"]) == ("/models/dnc", f"servable/{servable}")
+
+
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_manifests_agree_with_themselves(name):
-    deployment, service = yaml.safe_load_all((DEPLOY / name).read_text())
+    deployment, service = manifests(name)
     template = deployment["spec"]["template"]
     assert (
         service["spec"]["selector"] == template["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
@@ -288,7 +309,7 @@ def test_the_images_have_the_tensorflow_that_wrote_the_servable():
     assert set(re.findall(r"TF_SERVING_VERSION=(\S+)", recipe)) == {pinned[1]}
     assert f"ScaNN {scann[1]}" in recipe
     assert {image.split(":")[1] for image, _ in servers().values()} == {pinned[1]}
-    built, _ = servers()["kubernetes-scann.yaml"]
+    built, _ = servers()["scann"]
     assert f" -t {built} " in recipe
 
 
