@@ -23,6 +23,8 @@ from trainer.metric_names import recall_k
 
 _DIFF_USERS = 5
 _DIFF_LENGTH = 10
+_OF_EACH_DAY = ("data.events", "training.warm_start", "groups.previous", "groups.since", "windows.since")
+"""What a plan sets anew each day: no difference between two versions' settings."""
 
 
 def record_or_error(store: Store, version: int) -> Record:
@@ -138,11 +140,10 @@ def _metrics_difference(first: Record, second: Record) -> Table:
 
 def _config_difference(first: Record, second: Record) -> Text:
     mine, theirs = _flat(first.config), _flat(second.config)
-    ignored = ("data.events", "training.warm_start", "groups.previous")
     changed = [
         f"  {key}: {mine.get(key)} -> {theirs.get(key)}"
         for key in sorted({*mine, *theirs})
-        if mine.get(key) != theirs.get(key) and not key.startswith(ignored)
+        if mine.get(key) != theirs.get(key) and not key.startswith(_OF_EACH_DAY)
     ]
     return Text("config: " + ("\n" + "\n".join(changed) if changed else "the same"))
 

@@ -2,13 +2,14 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from contracts.layout import Store
 from pipeline.retraining.records import Record, write_record
-from pipeline.retraining.views import lineage_tree
+from pipeline.retraining.views import difference, lineage_tree
 
 DAYS = 100
 
@@ -48,3 +49,25 @@ def test_the_lineage_of_many_days_can_be_read(tmp_path: Path) -> None:
     assert re.findall(r"spans: (day-\d+) \.\. \1, 1, (\d+) events\n", text.getvalue()) == [
         (f"day-{version:03d}", str(version)) for version in range(DAYS, 0, -1)
     ]
+
+
+def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day_has_of_its_own(tmp_path: Path) -> None:
+    of_day = [
+        {
+            "data": {"events": [f"log/{day}.csv"]},
+            "groups": {"previous": f"runs/{day}/item_groups", "since": day},
+            "training": {"warm_start": f"runs/{day}", "batch_size": 64},
+            "windows": {"since": day},
+        }
+        for day in (1, 2)
+    ]
+    first, second = (
+        replace(record(day), config=config, metrics={"candidate": {}})
+        for day, config in zip((1, 2), of_day, strict=True)
+    )
+    for batch_size, said in ((64, ["config: the same"]), (32, ["config:", "  training.batch_size: 64 -> 32"])):
+        of_day[1]["training"]["batch_size"] = batch_size
+        text = io.StringIO()
+        Console(file=text, width=160).print(difference(Store(tmp_path), first, second))
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        assert [line for line in lines if line.startswith("config:") or " -> " in line] == said
