@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
 from contracts import artifact
 from contracts.config import Config
 from contracts.storage import Identity, identities
+
+log = logging.getLogger(__name__)
 
 DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
@@ -65,17 +69,40 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
     complete = _marked(config, placeholder)
     today = (now or datetime.now(timezone.utc)).date()
     files: dict[int, dict[str, Identity]] = defaultdict(dict)
+    of_feed: dict[str, set[int]] = {}
     for pattern in config.data.events:
-        for path, identity, order in _matches(pattern, placeholder):
+        matches = _matches(pattern, placeholder)
+        of_feed[pattern] = {order for _, _, order in matches}
+        for path, identity, order in matches:
             files[order][path] = identity
     spans = [Span(order, _key(order, placeholder), dict(sorted(files[order].items()))) for order in sorted(files)]
     last = _order(until, placeholder) if until is not None else None
-    return [
+    found = [
         span
         for span in spans
         if (last is None or span.order <= last)
         and (span.order in complete if complete is not None else span.day is None or span.day < today)
     ]
+    if complete is None:
+        _warn_of_late_feeds(of_feed, found)
+    return found
+
+
+def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) -> None:
+    """Says so where the newest span lacks one of several patterns' files, and the span before it has some.
+
+    `of_feed`: pattern -> orders of the spans that have files of it.
+    """
+    if len(spans) < 2:
+        return
+    before, newest = spans[-2:]
+    late = [feed for feed, orders in of_feed.items() if before.order in orders and newest.order not in orders]
+    if late:
+        log.warning(
+            "span %s has no file of data.events=%s, and span %s has: it is taken without, and read again once one "
+            "comes. To wait for all feeds, set retrain.complete_marker to a file that exists once all are there",
+            newest.key, ", ".join(late), before.key,
+        )  # fmt: skip
 
 
 def require_spans(config: Config, until: str | None = None) -> None:

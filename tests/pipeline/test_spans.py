@@ -67,6 +67,20 @@ def test_a_marker_decides_where_there_is_one(log: Path) -> None:
     assert keys(config_of(log, f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'")) == ["2024-01-02"]
 
 
+def test_a_feed_that_is_late_is_named(log: Path, caplog: pytest.LogCaptureFixture) -> None:
+    feeds = [f"{log}/{{date}}/events.csv", f"{log}/{{date}}/buys.csv"]
+    config = config_of(log, f"data.events={feeds}")
+    for day in ("2024-01-02", "2024-01-03"):
+        (log / day / "buys.csv").touch()
+    assert keys(config, until="2024-01-03")[-1] == "2024-01-03" and not caplog.text
+    assert keys(config)[-1] == "2024-01-04"
+    assert f"span 2024-01-04 has no file of data.events={feeds[1]}, and span 2024-01-03 has" in caplog.text
+    caplog.clear()
+    (log / "2024-01-04" / "_SUCCESS").touch()
+    assert keys(config_of(log, f"data.events={feeds}", f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'"))
+    assert not caplog.text  # the marker says that this is all
+
+
 def test_a_span_that_is_ended_while_files_are_listed_waits_for_the_next_call(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
