@@ -5,8 +5,9 @@ INSTALLED := .venv/.installed
 DATA := data/ml-100k
 RUN := runs/demo
 DEMO_FLAGS :=
-# Files of tests share fixtures that take long, so a file stays in one process.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# Files of tests share fixtures that take long, so a file stays in one process. One that a test brings down is not begun
+# anew: the same test would be its first.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 .PHONY: help install demo test test-all lint lock clean
 help: ## Show the targets
