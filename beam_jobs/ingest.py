@@ -246,10 +246,10 @@ def _say_when_it_hardly_was(
     """A number like 20240131, a date, reads as a second of 1970 too; a few such times are of clocks that are wrong."""
     if num_unlikely:
         logger.warning(
-            "ingest: of %s events from %s to %s, %s are before 1990 or in the future: leave them out if they are of "
+            "ingest: of %s events from %s to %s, %s are before 1991 or in the future: leave them out if they are of "
             "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
-            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d'. Numbers of rows, orders or days in "
-            "place of times do no harm",
+            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d', and of ticks such as 638424288000000000 "
+            "write (ticks - 621355968000000000) / 10. Numbers of rows, orders or days in place of times do no harm",
             f"{counts['events']:,}", as_text(first_event), as_text(last_event), f"{num_unlikely:,}",
             config.data.timestamp_unit,
         )  # fmt: skip

@@ -30,7 +30,8 @@ from contracts.names import EventColumn
 Int64 = npt.NDArray[np.int64]
 
 _MERGED_AT_ONCE = 16
-_EARLIEST = 631_152_000_000_000  # 1990-01-01: logs do not begin before
+_EARLIEST = 662_688_000_000_000
+"""1991-01-01: logs do not begin before, and the ticks of .NET, read as nanoseconds, are of 1990."""
 _AHEAD_SECONDS = 366 * 86_400
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 

@@ -278,11 +278,11 @@ def test_a_log_whose_users_are_all_short_is_said_before_the_work(
 
 
 def test_clocks_that_are_wrong_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As Taobao's log has them: no unit of time would mend these three, of 1970, 1989 and 2037."""
-    times = [1_511_544_070 + row for row in range(60)] + [20, 631_151_999, 2_122_867_355]
+    """As Taobao's log has them: no unit of time would mend these three, of 1970, 1990 and 2037."""
+    times = [1_511_544_070 + row for row in range(60)] + [20, 662_687_999, 2_122_867_355]
     log = write_log(tmp_path / "log.csv", [f"u{row % 9},i{row},{time}" for row, time in enumerate(times)])
     ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
-    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, 3 are before 1990 or in the future: leave"
+    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, 3 are before 1991 or in the future: leave"
     assert said in caplog.text and "Numbers of rows, orders or days in place of times do no harm" in caplog.text
 
 

@@ -1,5 +1,6 @@
 """Logs whose every row is sound and whose shape is odd: windows of them, or a clear error, never a traceback."""
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,16 @@ def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest
     assert "8 rows are used; left out or mended: 1 repeated_ids" in said
     assert "none of the 8 rows of " in said and "has a value of kind numeric in column 'price'" in said
     assert "none of the 8 ids of data.item_features" in said and "occurs in the log" in said
+
+
+def test_ticks_of_dot_net_are_told_from_nanoseconds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """100 ns since the year 1, which as nanoseconds since 1970 are of 1990; the remedy makes microseconds of them."""
+    first = (datetime(2024, 1, 31) - datetime(1, 1, 1)) // timedelta(microseconds=1) * 10
+    ticks = [first + hour * 36_000_000_000 for hour in range(60)]
+    for name, times in (("ticks", ticks), ("remedy", [(tick - 621_355_968_000_000_000) // 10 for tick in ticks])):
+        caplog.clear()
+        log = write_log(tmp_path / f"{name}.csv", [f"u{row % 9},i{row},{time}" for row, time in enumerate(times)])
+        found = ingest.run(make_config(log), Workdir(tmp_path / name), "f")
+        said = "60 are before 1991" in caplog.text and "(ticks - 621355968000000000) / 10" in caplog.text
+        assert said == (name == "ticks")
+    assert found.details["first_event"] == datetime(2024, 1, 31, tzinfo=timezone.utc).timestamp() * 1e6
