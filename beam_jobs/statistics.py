@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 
 from beam_jobs.beam_run import collect
@@ -24,6 +25,8 @@ from contracts.storage import remove
 logger = logging.getLogger(__name__)
 
 _MANY = 0.5
+_NEARLY_ALL = 0.99
+_LEAST_ITEMS = 20
 
 
 class CountItemsAndUsers(beam.PTransform):
@@ -83,6 +86,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either)
         users.warn_of_strangers(events.counts["users"], writer.counts["users"])
         _warn_of_ids_spelled_twice(staged)
+        _warn_of_times_by_item(staged)
         writer.details.update(
             item_table=items.counts,
             user_table=users.counts,
@@ -102,6 +106,20 @@ def _warn_of_ids_spelled_twice(staged: ItemStatistics) -> None:
                 "each: where files of the log disagree, write the column alike in all", f"{len(twice):,}", name,
                 twice[0], twice[0],
             )  # fmt: skip
+
+
+def _warn_of_times_by_item(staged: ItemStatistics) -> None:
+    """Says so where one item's events end before the next one's begin, as nobody's log does that has real times."""
+    seen = read_parquet(staged.items, columns=[ItemColumn.FIRST_SEEN, ItemColumn.LAST_SEEN]).drop_null()
+    first, last = (column.to_numpy() for column in seen.columns)
+    order = np.flatnonzero(first < last)
+    order = order[np.argsort(first[order])]
+    if len(order) >= _LEAST_ITEMS and np.mean(last[order[:-1]] < first[order[1:]]) >= _NEARLY_ALL:
+        logger.warning(
+            "statistics: each item's events end before the next item's begin, as where rows sorted by item were "
+            "numbered: then every history is in the order of the items, and what comes next says nothing. Give the "
+            "real times; or, where nothing tells the order, the same time to all, and set model.user_tower=mean"
+        )
 
 
 @dataclass(frozen=True)

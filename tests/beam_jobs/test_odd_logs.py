@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from beam_jobs import groups, ingest, statistics, statistics_steps, windows
@@ -118,3 +119,25 @@ def test_ticks_of_dot_net_are_told_from_nanoseconds(tmp_path: Path, caplog: pyte
         said = "60 are before 1991" in caplog.text and "(ticks - 621355968000000000) / 10" in caplog.text
         assert said == (name == "ticks")
     assert found.details["first_event"] == datetime(2024, 1, 31, tzinfo=timezone.utc).timestamp() * 1e6
+
+
+@pytest.mark.parametrize(("order", "said"), [("item", True), ("user", False), ("nothing", False)])
+def test_rows_sorted_by_item_whose_numbers_are_their_times_are_told(
+    order: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of 40 users has 15 of 30 items. Sorted by user, each history is in the order of its rows."""
+    pairs = [(f"u{user}", f"i{(user * 7 + place) % 30}") for user in range(40) for place in range(15)]
+    np.random.default_rng(0).shuffle(pairs)
+    pairs.sort(key={"user": lambda pair: pair[0], "item": lambda pair: pair[1], "nothing": lambda pair: 0}[order])
+    rows = [f"{user},{item},{number}" for number, (user, item) in enumerate(pairs)]
+    config, workdir = make_config(write_log(tmp_path / "log.csv", rows)), Workdir(tmp_path / "run")
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    assert ("each item's events end before the next item's begin" in caplog.text) == said
+
+
+def test_one_time_for_all_says_nothing_of_the_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, workdir = make_config(write_log(tmp_path / "log.csv", lines(300, items=40, step=0))), Workdir(tmp_path)
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    assert "each item's events end" not in caplog.text
