@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from contracts.artifact import Manifest, read_manifest, write_json, writing
-from contracts.config import COVERAGE_K, Config
+from contracts.config import COVERAGE_K, BaselineName, Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import ScoredMerge, Split
 from trainer.baselines import UNTRAINED, baseline_config
@@ -21,9 +21,6 @@ from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_fro
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 from trainer.train import load_model
-
-PER_GROUP = "per_group"
-"""Kind of the product's own model; any other kind is a `BaselineName`."""
 
 BREAKDOWN_K = 100
 _MERGES: tuple[ScoredMerge, ...] = ("score", "quota")
@@ -45,14 +42,14 @@ class Evaluation:
     breakdowns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str, str]) -> Evaluation:
+def evaluate(config: Config, workdir: Workdir, split: Split, names: Sequence[str]) -> Evaluation:
     """Ranks the whole catalogue for the split's users with each model, and measures the lists.
 
     Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
-        models: name of a model, `workdir.model(name)` -> its kind, `PER_GROUP` or a `BaselineName`;
-            popularity needs no model.
+        names: of models, each `workdir.model(name)`, except for popularity, which needs none. A `BaselineName` is that
+            baseline; any other name is of a model of the config itself.
 
     Raises:
         ArtifactError: a model or an artifact is missing.
@@ -60,8 +57,8 @@ def evaluate(config: Config, workdir: Workdir, split: Split, models: Mapping[str
     catalogue = Catalogue.load(workdir)
     users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
     result = Evaluation()
-    for name, kind in models.items():
-        for label, lists in _ranked(config, workdir, name, kind, catalogue, users):
+    for name in names:
+        for label, lists in _ranked(config, workdir, name, catalogue, users):
             result.metrics[label] = measure(config, catalogue, users, lists).table
             result.breakdowns[label] = break_down(catalogue, users, lists[BREAKDOWN_K])
     return result
@@ -89,9 +86,8 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
 
     Writes `Workdir.metrics` and `Workdir.breakdowns`.
     """
-    models = {name: str(name) for name in config.evaluation.baselines} | {MAIN_MODEL: PER_GROUP}
     with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
-        evaluation = evaluate(config, workdir, Split.TEST, models)
+        evaluation = evaluate(config, workdir, Split.TEST, [*config.evaluation.baselines, MAIN_MODEL])
         for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
             write_json(artifact.path / path.name, found)
             artifact.files.append(path.name)
@@ -133,13 +129,13 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
 
 
 def _ranked(
-    config: Config, workdir: Workdir, name: str, kind: str, catalogue: Catalogue, users: EvaluationUsers
+    config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers
 ) -> list[tuple[str, dict[int, np.ndarray]]]:
     lengths = lengths_to_measure(config)
-    if kind == UNTRAINED:
+    if name == UNTRAINED:
         return [(name, _popularity(catalogue, users, lengths))]
-    if kind != PER_GROUP:
-        trained = baseline_config(config, kind)
+    if name in get_args(BaselineName):
+        trained = baseline_config(config, name)
         ranking = _ranking(trained, workdir, name, users)
         return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
     ranking = _ranking(config, workdir, name, users)

@@ -76,7 +76,7 @@ def test_a_log_of_news_is_evaluated_with_what_is_new(tmp_path: Path) -> None:
     config = small_config(training={"epochs": 3})
     assert train(config, workdir, "news", "a").details[EXPLORATION_SHARE] == 1.0
     without = small_config(training={"epochs": 3}, serving={"exploration_share": 0.0})
-    found, missed = (evaluate(of, workdir, Split.TEST, {"news": "per_group"}).metrics for of in (config, without))
+    found, missed = (evaluate(of, workdir, Split.TEST, ["news"]).metrics for of in (config, without))
     for merge in ("news", "news_quota"):
         assert found[merge]["recall_at_5"]["value"] == 1.0
         assert missed[merge]["recall_at_5"]["value"] < 0.3

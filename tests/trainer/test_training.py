@@ -45,15 +45,14 @@ def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Wor
 def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
     config = small_config(training={"epochs": 16, **MIXED})
     train(config, workdir, "dnc", "a")
-    train(baseline_config(config, "single_vector"), workdir, "single", "a")
-    models = {"popularity": "popularity", "single": "single_vector", "dnc": "per_group"}
-    result = evaluate(config, workdir, Split.TEST, models)
+    train(baseline_config(config, "single_vector"), workdir, "single_vector", "a")
+    result = evaluate(config, workdir, Split.TEST, ["popularity", "single_vector", "dnc"])
     recall = {name: table["recall_at_5"]["value"] for name, table in result.metrics.items()}
-    assert list(recall) == ["popularity", "single", "dnc", "dnc_quota"]
+    assert list(recall) == ["popularity", "single_vector", "dnc", "dnc_quota"]
     # The next item is one or three steps on, which the last two events tell.
     assert recall["popularity"] < 0.35
     assert recall["dnc"] > 0.8
-    assert recall["single"] > 0.8
+    assert recall["single_vector"] > 0.8
     for table in result.metrics.values():
         assert {"ndcg_at_10", "catalog_coverage_at_100", "gini_at_100", "groups_per_list_at_100"} <= set(table)
         assert all(cell["low"] <= cell["value"] <= cell["high"] for cell in table.values())
@@ -154,7 +153,7 @@ def test_of_more_users_than_the_limit_evenly_spaced_ones_are_measured(workdir: W
     assert few.targets.values.tolist() == everybody.targets.take(np.array(spaced)).values.tolist()
     catalogue = Catalogue.load(workdir)
     config = small_config(evaluation={"max_users": 5, "ks": [3]})
-    measured = evaluate(config, workdir, Split.TEST, {"popularity": "popularity"}).metrics["popularity"]
+    measured = evaluate(config, workdir, Split.TEST, ["popularity"]).metrics["popularity"]
     # By brute force: each user's three most trained-on items that are new to them.
     tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
     ranked = np.lexsort([tie_break, -catalogue.train_count[1:]]) + 1
@@ -281,7 +280,7 @@ def test_odd_logs_train_and_evaluate(kind: str, sampled: bool, tmp_path: Path) -
         {**config.model_dump(), "training": {**config.training.model_dump(), "epochs": 2, **training}}
     )
     train(config, workdir, "model", "x")
-    table = evaluate(config, workdir, Split.TEST, {"model": "per_group"}).metrics["model_quota"]
+    table = evaluate(config, workdir, Split.TEST, ["model"]).metrics["model_quota"]
     assert 0 <= table["recall_at_10"]["value"] <= 1
 
 
