@@ -22,6 +22,7 @@ from contracts.config_io import read_stored_config
 from contracts.layout import Workdir, vocabulary_file
 from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
+from trainer.group_match import GroupMatch, continued_groups, keeps_ids
 from trainer.layers.feature_embedding import feature_weight
 from trainer.model import TwoTowerModel
 
@@ -66,20 +67,6 @@ class WarmStart:
     fresh: list[str]
 
 
-@dataclass(frozen=True)
-class GroupMatch:
-    """For each new group, the earlier group that it continues.
-
-    Attributes:
-        earlier: int64 [num_groups], -1 where none is known.
-        log_share: float32 [num_groups], log of the share of the earlier group's items that went there:
-            where a group was split, its parts share its probability.
-    """
-
-    earlier: np.ndarray
-    log_share: np.ndarray
-
-
 def warm_start(
     model: TwoTowerModel,
     config: Config,
@@ -110,7 +97,7 @@ def warm_start(
     earlier_model = load(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
-    same_ids = _keeps_ids(config, workdir, earlier_workdir)
+    same_ids = keeps_ids(config, workdir, earlier_workdir)
     groups = continued_groups(
         now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups, same_ids
     )
@@ -135,46 +122,6 @@ def warm_start(
             ", ".join(fresh),
         )
     return result
-
-
-def continued_groups(
-    group: np.ndarray,
-    earlier_group: np.ndarray,
-    items: np.ndarray,
-    num_groups: int,
-    num_earlier: int,
-    same_ids: bool = False,
-) -> GroupMatch:
-    """Matches groups by common items: each new group continues the earlier one with most of its items.
-
-    Args:
-        group: int [num_items], of the new run.
-        earlier_group: int [num_earlier_items].
-        items: int [num_items], row of the same item in the earlier run, -1 = new.
-        same_ids: a group whose items are all new continues the one of its id.
-    """
-    common = items >= 0
-    overlap = np.zeros((num_groups, num_earlier), np.int64)
-    np.add.at(overlap, (group[common], earlier_group[items[common]]), 1)
-    best = overlap.argmax(axis=1)
-    most = overlap[np.arange(num_groups), best]
-    share = most / np.maximum(overlap.sum(axis=0)[best], 1)
-    own = np.arange(num_groups)
-    return GroupMatch(
-        earlier=np.where(most > 0, best, np.where(same_ids & (own < num_earlier), own, -1)),
-        log_share=np.log(np.where(most > 0, share, 1.0)).astype(np.float32),
-    )
-
-
-def _keeps_ids(config: Config, workdir: Workdir, earlier: Workdir) -> bool:
-    """Whether a group without a common item still is the earlier run's group of its id.
-
-    So it is where groups are named after the earlier run's, and are of categories, as of a day of news, or were kept.
-    """
-    groups = config.groups
-    named_after = Path(groups.previous or "").resolve() == earlier.item_groups.path.resolve()
-    kept = read_manifest(workdir.item_groups.path).details.get("drift", {}).get("kept", False)
-    return named_after and (groups.method != "kmeans" or kept)
 
 
 def _carry_weights(

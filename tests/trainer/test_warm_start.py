@@ -18,10 +18,11 @@ from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
+from trainer.group_match import continued_groups
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
 from trainer.training_state import TrainingState
-from trainer.warm_start import GROUP_AXIS, _item_table, continued_groups, warm_start
+from trainer.warm_start import GROUP_AXIS, _item_table, warm_start
 
 NUM_ITEMS, NUM_GROUPS = 24, 3
 COLOURS = ["red", "green", "blue"]
