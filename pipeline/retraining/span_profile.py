@@ -87,7 +87,7 @@ def _compared(config: Config, before: SpanParts | None) -> Config:
 
 
 class EarlierSpans:
-    """What is usual in a window, span by span: each span's items are read once, however long the window is."""
+    """What is usual in a window, span by span: a span's items are not read again for the spans that follow."""
 
     def __init__(self, profiles: Iterable[SpanProfile] = ()) -> None:
         self.events: list[int] = []
@@ -106,7 +106,7 @@ class EarlierSpans:
         return float(np.sum(new) / max(profile.events, 1))
 
     def _new_items(self, profile: SpanProfile) -> pa.Table:
-        items = pq.read_table(profile.items)
+        items = pq.read_table(profile.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TOTAL_COUNT])
         return items.filter(pc.invert(pc.is_in(items[ItemColumn.ITEM_ID], self._known)))
 
 
