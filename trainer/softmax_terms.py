@@ -14,6 +14,7 @@ from trainer.index_ops import repeat
 from trainer.input_pipeline import WindowBatch
 from trainer.log_partitions import (
     group_log_partitions,
+    group_scores,
     log_add_exp,
     log_sum_exp,
     log_sum_exp_of_products,
@@ -153,8 +154,9 @@ class SoftmaxTerms:
         if step.windows is None or not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
-        scores = vectors.scores(step.embeddings[candidates.shared_from :], candidates.shared_sizes)
-        by_group = step.windows.scores_by_group(vectors.all_groups(), step.place)
+        heads = vectors.all_groups()
+        scores = group_scores(heads, step.embeddings[candidates.shared_from :], candidates.shared_sizes)
+        by_group = step.windows.scores_by_group(heads, step.place)
         _, others = step.windows.log_partitions(by_group, step.place)
         of_draws = log_sum_exp(scores + self._correction_of_others(step))
         everything = log_add_exp(log_add_exp(own, others), of_draws)

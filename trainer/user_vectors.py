@@ -7,7 +7,6 @@ import abc
 import tensorflow as tf
 
 from trainer.layers.group_conditioning import GroupConditioning
-from trainer.log_partitions import group_scores
 
 
 class UserVectors(abc.ABC):
@@ -36,18 +35,6 @@ class UserVectors(abc.ABC):
         """Vectors for one group each: int32 [num_positives] -> float32 [num_positives, dim]."""
         return tf.tensor_scatter_nd_update(self.shared, *self.conditioned(group_id))
 
-    def scores(self, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
-        """Inner products of candidates with each user's vector for the candidate's group.
-
-        Args:
-            candidates: float32 [num_candidates, dim], sorted by group.
-            group_sizes: int32 [num_groups].
-
-        Returns:
-            float32 [num_positives, num_candidates].
-        """
-        return group_scores(self.all_groups(), candidates, group_sizes)
-
 
 class ConditionedVectors(UserVectors):
     """Vectors by a `GroupConditioning`; the shared one for every group where a positive's conditioning is dropped.
@@ -72,14 +59,6 @@ class ConditionedVectors(UserVectors):
     def all_groups(self) -> tf.Tensor:
         vectors = self._conditioning.all_groups(self.shared, self._training)
         return vectors if self._kept is None else tf.where(self._kept[:, None, None], vectors, self.shared[:, None, :])
-
-    def scores(self, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
-        if self._kept is None:
-            return self._conditioning.scores(self.shared, candidates, group_sizes, self._training)
-        place = tf.where(self._kept)
-        query = tf.gather_nd(self.shared, place)
-        conditioned = self._conditioning.scores(query, candidates, group_sizes, self._training)
-        return tf.tensor_scatter_nd_update(tf.matmul(self.shared, candidates, transpose_b=True), place, conditioned)
 
 
 class OneGroupVectors(UserVectors):

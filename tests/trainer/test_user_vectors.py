@@ -27,9 +27,6 @@ def test_dropped_positives_have_the_shared_vector_for_every_group(kept: list[boo
     np.testing.assert_allclose(vectors.all_groups(), expected, rtol=1e-6)
     group = np.array([2, 0, 1, 1, 0])
     np.testing.assert_allclose(vectors.own_group(tf.constant(group)), expected[np.arange(5), group], rtol=1e-6)
-    sizes, candidates = [2, 0, 3], rng.normal(size=(5, DIM)).astype(np.float32)
-    scores = np.einsum("pnd,nd->pn", np.repeat(expected, sizes, axis=1), candidates)
-    np.testing.assert_allclose(vectors.scores(tf.constant(candidates), tf.constant(sizes)), scores, rtol=1e-4)
 
 
 def test_conditioning_dropout_is_the_share_of_positives_that_train_the_shared_vector(workdir: Workdir) -> None:

@@ -6,8 +6,6 @@ import abc
 
 import tensorflow as tf
 
-from trainer.log_partitions import group_scores
-
 
 class GroupConditioning(tf.keras.layers.Layer):
     """Base: turns an encoded query h_u into e_{u,g}, the user's vector for group g.
@@ -36,21 +34,6 @@ class GroupConditioning(tf.keras.layers.Layer):
     @abc.abstractmethod
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
-
-    def scores(
-        self, query: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, training: bool = False
-    ) -> tf.Tensor:
-        """Inner products of candidates with each query's vector for the candidate's group.
-
-        Args:
-            query: float32 [num_queries, dim].
-            candidates: float32 [num_candidates, dim], sorted by group.
-            group_sizes: int32 [num_groups].
-
-        Returns:
-            float32 [num_queries, num_candidates].
-        """
-        return group_scores(self.all_groups(query, training), candidates, group_sizes)
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
         """Mixture weights [num_positives, num_experts], or None where there is no mixture."""

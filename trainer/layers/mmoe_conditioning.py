@@ -9,9 +9,6 @@ from trainer.layers.gelu import gelu
 from trainer.layers.group_conditioning import GroupConditioning
 from trainer.layers.random_dropout import RandomDropout
 
-_MANY_GROUPS = 32
-"""From this number of groups on, scoring a few hundred candidates by expert is cheaper than a vector a group."""
-
 
 class MMoEConditioning(GroupConditioning):
     """e_{u,g} = h_u + sum_n gate_g(h_u)_n expert_n(h_u), gate_g(h) = softmax(G_g h + b_g).
@@ -65,20 +62,6 @@ class MMoEConditioning(GroupConditioning):
         gated = hidden * self.gates(query, group_id)[..., None]
         flat = tf.reshape(gated, [-1, self._num_experts * self._hidden_dim])
         return query + tf.matmul(flat, tf.reshape(self._expert_output, [-1, self.dim]))
-
-    def scores(
-        self, query: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor, training: bool = False
-    ) -> tf.Tensor:
-        if self.num_groups < _MANY_GROUPS:
-            return super().scores(query, candidates, group_sizes, training)
-        # <h + sum_n gate_n expert_n, v> = <h, v> + sum_n gate_n <expert_n, v>: no vector of a group is made.
-        of_experts = tf.matmul(tf.reshape(self._experts(query, training), [-1, self.dim]), candidates, transpose_b=True)
-        gates = tf.transpose(tf.nn.softmax(self._gate_logits(query)), [0, 2, 1])
-        # A product with indicators, because its gradient is one too.
-        indicator = tf.repeat(tf.eye(self.num_groups), group_sizes, axis=1)
-        of_gates = tf.matmul(tf.reshape(gates, [-1, self.num_groups]), indicator)
-        mixed = tf.reshape(of_gates * of_experts, [-1, self._num_experts, tf.shape(candidates)[0]])
-        return tf.matmul(query, candidates, transpose_b=True) + tf.reduce_sum(mixed, axis=1)
 
     def all_groups(self, query: tf.Tensor, training: bool = False) -> tf.Tensor:
         return query[:, None, :] + tf.matmul(tf.nn.softmax(self._gate_logits(query)), self._experts(query, training))
