@@ -1,12 +1,13 @@
 """Every model variant passes `model_test` on one log that has every oddity."""
 
 import functools
+from typing import get_args
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.config import BaselineName, Config
+from contracts.config import BaselineName, Config, ModelConfig
 from contracts.config_io import ConfigError, load_config
 from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
@@ -15,6 +16,8 @@ from tests.trainer.model_test import embeddings, model_test
 from trainer.baselines import baseline_config
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
+from trainer.model_parts import conditioning
+from trainer.query_tower import _token_conditioning
 from trainer.train import BATCH_SIGNATURE, train
 
 SAMPLED = {"loss": {"exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 0}}
@@ -63,6 +66,18 @@ QUICK = {
     "mind",
     "matrix_factorisation",
 }
+
+
+def test_every_conditioning_is_built_by_its_name_and_is_tried_here() -> None:
+    names = set(get_args(ModelConfig.model_fields["conditioning"].annotation))
+    assert {config.model.conditioning for config in PRODUCTS.values()} == names
+    for name in names - {"none"}:
+        config = variant(model={"conditioning": name})
+        if config.model.reads_groups_first:
+            layer = _token_conditioning(config, 3)
+        else:
+            layer = conditioning(config, 3, tf.random.Generator.from_seed(0))
+        assert layer.name == name
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from contracts.artifact import MANIFEST_NAME, read_manifest, writing
-from contracts.config import Config
+from contracts.config import Config, ModelConfig
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
@@ -100,7 +101,7 @@ def scores(model: TwoTowerModel, workdir: Workdir, history: list[int]) -> dict[s
     return dict(zip(catalogue.item_ids, values, strict=True))
 
 
-CONDITIONINGS = ["mmoe", "concat", "multiply", "concat_tokens", "multiply_tokens", "none"]
+CONDITIONINGS = get_args(ModelConfig.model_fields["conditioning"].annotation)
 CARRIED_OVER = [
     *(([conditioning], "colour") for conditioning in CONDITIONINGS),
     *((["mmoe", f"model.user_tower={tower}"], "colour") for tower in ("gru", "mean")),
