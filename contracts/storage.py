@@ -341,12 +341,33 @@ def make_directory(path: Path, option: str) -> None:
 
 
 def matching(pattern: str) -> list[str]:
-    """Names of the files that match, sorted; `**` descends."""
+    """Names of the files that match, sorted; `**` descends.
+
+    Raises:
+        StorageError: a directory on the way cannot be looked into.
+    """
     if is_remote(as_path(pattern)):
         return sorted(found.url for found in _listed(pattern))
     if os.path.isfile(pattern):  # whatever characters its name has
         return [pattern]
+    _require_rights(pattern)
     return sorted(glob.glob(pattern, recursive=True))
+
+
+def _require_rights(pattern: str) -> None:
+    """Refuses a directory that a glob would pass over, since it may not list it: nobody would hear of a missing day."""
+    path = Path(pattern)
+    for parent, below in zip(path.parents, (path, *path.parents), strict=False):
+        is_listed = glob.has_magic(below.name) or parent.name == "**"
+        for folder in glob.glob(f"{parent}/", recursive=True):
+            try:
+                # With the dot, both need the right to search the directory, too.
+                os.scandir(f"{folder}.").close() if is_listed else os.stat(f"{folder}.")
+            except PermissionError as error:
+                raise StorageError(
+                    f"{folder} cannot be looked into, and what it holds of {pattern} would be left out: "
+                    f"{error.strerror}; give the right to read it, or choose a pattern that does not match it"
+                ) from None
 
 
 def _listed(pattern: str) -> list[StoredObject]:
