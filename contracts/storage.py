@@ -336,7 +336,8 @@ def make_directory(path: Path, option: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "it is a file" if path.is_file() else error.strerror
+        # Path.is_file would raise for a name that is too long, or lies where we may not look.
+        reason = "it is a file" if os.path.isfile(path) else error.strerror
         raise ValueError(f"{option} {path} cannot be made a directory: {reason}; name another one") from None
 
 
@@ -386,5 +387,10 @@ def identities(pattern: str) -> dict[str, Identity]:
 
 
 def _file_identity(path: str) -> Identity:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise StorageError(
+            f"{path} is listed, and there is no such file: mend or remove the link, if it is one, or run it again"
+        ) from None
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

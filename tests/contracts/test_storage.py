@@ -18,6 +18,7 @@ from contracts.storage import (
     RemotePath,
     StorageError,
     as_path,
+    identities,
     make_directory,
     matching,
     rename_durably,
@@ -185,6 +186,14 @@ def test_a_file_is_found_whatever_characters_its_name_has(tmp_path: Path) -> Non
     assert matching(str(path)) == [str(path)]
 
 
+@pytest.mark.parametrize("pattern", ["*.csv", "b.csv"])
+def test_a_link_that_leads_nowhere_is_told(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(StorageError, match=f"^{tmp_path}/b.csv is listed, and there is no such file: mend or remove"):
+        identities(f"{tmp_path}/{pattern}")
+
+
 @pytest.mark.parametrize("name", ["run [1]", "a*", "what?"])
 def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TensorFlow reads as a pattern: choose another name"):
@@ -194,7 +203,8 @@ def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Pat
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")
-    for path, reason in (("a.csv", "it is a file"), ("a.csv/deeper", "Not a directory")):
+    long = "a" * 300
+    for path, reason in (("a.csv", "it is a file"), ("a.csv/deeper", "Not a directory"), (long, "File name too long")):
         with pytest.raises(ValueError, match=f"-s {tmp_path / path} cannot be made a directory: {reason}"):
             make_directory(tmp_path / path, "-s")
     for _ in range(2):
