@@ -16,7 +16,11 @@ from contracts.storage import as_path
 
 FAILED = 1
 USER_ERROR = 2
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give the right to read and write there"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "choose another name"),
+}
 
 
 class PathOrUrl(click.ParamType):
@@ -31,7 +35,7 @@ class PathOrUrl(click.ParamType):
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2.
 
-    Of a disk that is full or takes nothing it makes a message and exit code 1.
+    Of a disk that is full, or of a path that the operating system refuses, it makes a message and exit code 1.
     """
 
     @functools.wraps(command)
@@ -54,15 +58,16 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def disk_error_message(error: Exception) -> str | None:
-    """What the operating system said of a disk that is full or does not let us write, and of which file.
+    """What the operating system said of a disk that is full, or a path that it refuses, and what to do.
 
     None: something here is wrong. Beam and TensorFlow pass its words on in errors of their own.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        is_disk, said = error.errno in _DISK_ERRORS, f"{error.strerror}: {error.filename or error}"
+        remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {error.filename or error}"
     else:
-        is_disk, said = any(os.strerror(number) in str(error) for number in _DISK_ERRORS), str(error)
-    return f"{said}; make room or give the right to write there, and run it again" if is_disk else None
+        said = str(error)
+        remedy = next((remedy for number, remedy in _REMEDIES.items() if os.strerror(number) in said), None)
+    return f"{said}; {remedy}, and run it again" if remedy else None
 
 
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from click.testing import CliRunner
 
 from contracts.storage import write_whole
+from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
 
 
@@ -23,11 +24,29 @@ def failing(verbose: bool, number: int) -> None:
     raise OSError(number, os.strerror(number), "runs/mine/events")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_disk_that_takes_nothing_is_said_in_a_line(number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, "give the right to read and write there"),
+        (errno.EACCES, "give the right to read and write there"),
+        (errno.ENOTDIR, "choose another name"),
+        (errno.ENAMETOOLONG, "choose another name"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_said_in_a_line(number: int, remedy: str) -> None:
     done = CliRunner().invoke(failing, [str(number)])
-    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert f"dnc: {os.strerror(number)}: runs/mine/events; make room or give the right to write there" in done.stderr
+    assert done.exit_code == 1
+    assert done.stderr == f"dnc: {os.strerror(number)}: runs/mine/events; {remedy}, and run it again\n"
+
+
+@pytest.mark.parametrize("arguments", [["serve", "-w"], ["data", "synthetic", "--out"], ["run", "-w"]])
+def test_a_file_in_a_directorys_place_is_said_in_a_line(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x")
+    done = CliRunner().invoke(main, [*arguments, str(tmp_path / "a.csv")])
+    assert done.exit_code in {1, 2} and isinstance(done.exception, SystemExit)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("dnc: ") and str(tmp_path / "a.csv") in last
 
 
 @pytest.mark.parametrize("arguments", [[str(errno.ENOSPC), "--verbose"], [str(errno.ENOENT)]])
@@ -61,5 +80,5 @@ def test_a_full_disk_is_recognised_whoever_writes(writes: Callable[[str], None],
         writes(str(tmp_path / "events.json"))
     said = disk_error_message(raised.value)
     assert said is not None and str(tmp_path / "events.json") in said
-    assert said.endswith("; make room or give the right to write there, and run it again")
+    assert said.endswith("; make room, and run it again")
     assert list(tmp_path.iterdir()) == []
