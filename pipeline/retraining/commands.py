@@ -84,6 +84,12 @@ def _usable(
     resolved, store = load_config(config, overrides), Store(store_path.absolute())
     require_literal(store.path)
     require_spans(resolved, until)
+    asked, least = resolved.evaluation.max_users, resolved.retrain.gate.min_users
+    if asked < least:
+        raise ValueError(
+            f"evaluation.max_users={asked:,} is fewer than retrain.gate.min_users={least:,}: the gate would ask too "
+            "few users for a verdict and refuse every model; raise the one or lower the other"
+        )
     make_directory(store.path, "-s")
     return resolved, store
 
