@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +29,7 @@ from trainer.model import TwoTowerModel
 from trainer.negative_samplers import negative_sampler
 from trainer.ranking import ExactRanking
 from trainer.train import load_model, train, watched_k
-from trainer.training_state import TrainingState
+from trainer.training_state import TrainingState, save_weights
 
 MIXED = {"loss": {"global_weight": 1.0}}
 SAMPLED = {
@@ -290,6 +292,26 @@ def test_weights_that_do_not_fit_are_refused(workdir: Workdir) -> None:
         load_model(small_config(model={"embedding_dim": 8}), workdir, "fits")
     with pytest.raises(ArtifactError, match="no artifact"):
         load_model(small_config(), workdir, "never trained")
+
+
+def test_weights_for_which_there_is_no_room_are_told(
+    workdir: Workdir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 would bring the process down."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    model.query_embeddings(HISTORY, {})
+    save_weights(model, tmp_path / "a.weights.h5")
+    size = (tmp_path / "a.weights.h5").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size - 1))
+    with pytest.raises(OSError, match=r"No space left on device for .* MiB of weights") as raised:
+        save_weights(model, tmp_path / "b.weights.h5")
+    with pytest.raises(OSError, match="No space left on device for"):  # before an epoch, not after it
+        TrainingState(tmp_path / "state", "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+    assert raised.value.errno == errno.ENOSPC and raised.value.filename == str(tmp_path / "tmp")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.weights.h5", "tmp"]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_stray_shard_is_not_read(workdir: Workdir, tmp_path: Path) -> None:
