@@ -211,11 +211,9 @@ def retain(config: Config, store: Store) -> None:
         gone = [_moved_away(base / str(version)) for version in set(versions) - kept for base in bases]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
-    records = all_records(store)
-    newest = max((record.created for record in records), default="")
-    for record in records:
-        # The newest run stays, whatever came of it: somebody will want to look.
-        if record.version not in kept and record.created != newest:
+    # The newest run stays, whatever came of it: somebody will want to look, or have it judged again.
+    for record in all_records(store)[:-1]:
+        if record.version not in kept:
             _keep_only_record(store, record.run_id)
 
 

@@ -97,8 +97,9 @@ def all_records(store: Store) -> list[Record]:
     """Every finished run's, oldest first."""
     ids = [path.name for path in store.runs.iterdir() if path.is_dir()] if store.runs.is_dir() else []
     found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
-    # Within a second a version tells, too: numbers only grow.
-    return sorted(found, key=lambda record: (record.created, record.version or 0))
+    # By the newest span, since none is trained on after a later one, and a clock may be set back. Runs of one span by
+    # time; within a second a version tells, too: numbers only grow.
+    return sorted(found, key=lambda record: (record.spans[-1]["order"], record.created, record.version or 0))
 
 
 def keep_files(store: Store, span: Span) -> None:

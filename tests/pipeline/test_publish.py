@@ -318,6 +318,17 @@ def test_runs_are_listed_by_time_whatever_came_of_them(store: Store) -> None:
     assert [row["version"] for row in versions_json(store)] == [1, None, 3]
 
 
+def test_a_clock_that_was_set_back_makes_no_run_the_newest(store: Store) -> None:
+    push(store, 2, None)
+    [first] = all_records(store)
+    make_run(store, 3)
+    refused = replace(first, run_id="run-3", outcome="not_blessed", version=None, created="2024-01-01")
+    write_record(store, replace(refused, spans=[{"key": "3", "order": 3}]))
+    assert [row["version"] for row in versions_json(store)] == [2, None]
+    retain(CONFIG, store)
+    assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
+
+
 def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
     for number in range(1, 4):
         push(store, number, number - 1 or None)
