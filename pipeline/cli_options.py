@@ -63,7 +63,9 @@ def disk_error_message(error: Exception) -> str | None:
     None: something here is wrong. Beam and TensorFlow pass its words on in errors of their own.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {error.filename or error}"
+        # Of a copy that fails, the first name is the source's, whichever disk is full.
+        files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files or error}"
     else:
         said = str(error)
         remedy = next((remedy for number, remedy in _REMEDIES.items() if os.strerror(number) in said), None)

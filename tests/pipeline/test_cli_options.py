@@ -64,6 +64,13 @@ def write(name: str) -> None:
     write_whole(Path(name), fill)
 
 
+def test_of_a_copy_the_target_is_named_too() -> None:
+    """`shutil.copyfile` to a disk that is full gives both names, the source's first."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tmp/a.h5", None, "runs/a.h5")
+    said = "No space left on device: tmp/a.h5 -> runs/a.h5; make room, and run it again"
+    assert disk_error_message(error) == said
+
+
 def write_in_a_worker(name: str) -> None:
     with beam.Pipeline() as pipeline:
         _ = pipeline | beam.Create([name]) | beam.Map(write)
