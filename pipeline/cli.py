@@ -43,6 +43,8 @@ def main(verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for room in ("contracts", "beam_jobs", "trainer", "serving", "pipeline"):
         logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
+    # Beam logs what a worker raised, with its traceback, and then raises it here, where it is told in a line.
+    logging.getLogger("apache_beam.runners.common").setLevel(logging.ERROR if verbose else logging.CRITICAL)
     # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
     logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 
+from beam_jobs import bucket_file
 from contracts.storage import write_whole
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
@@ -74,6 +75,16 @@ def test_of_a_copy_the_target_is_named_too() -> None:
 def write_in_a_worker(name: str) -> None:
     with beam.Pipeline() as pipeline:
         _ = pipeline | beam.Create([name]) | beam.Map(write)
+
+
+def test_what_a_worker_raises_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_file, "write_parquet", lambda _, path: write(str(path)))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,a,1\nu,b,2\n")
+    arguments = ["run", "--set", f"data.events={tmp_path}/log.csv", "-w", str(tmp_path / "w"), "--to", "ingest"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1 and "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr.splitlines()[-1]
+    assert "Traceback" in CliRunner().invoke(main, ["--verbose", *arguments]).stderr
 
 
 def write_by_tensorflow(name: str) -> None:
