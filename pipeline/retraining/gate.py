@@ -138,7 +138,7 @@ def equal_refusal_rate(error: float, config: GateConfig) -> float:
 def _floors(
     config: GateConfig, holdout: Holdout, candidate: Measured, index_recall: float | None, recall_target: float
 ) -> list[Check]:
-    recall = float(candidate.recall.mean()) if holdout.num_users else 0.0
+    recall = float(candidate.recall.mean())
     checks = [
         _at_least("users", holdout.num_users, config.min_users, "the holdout is too small for a verdict"),
         _at_least(recall_name(config.k), recall, config.min_recall, "the model finds next to nothing"),

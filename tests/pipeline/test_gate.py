@@ -27,7 +27,7 @@ class World:
         rng = np.random.default_rng(seed)
         targets = np.argsort(rng.random((USERS, ITEMS)), axis=1)[:, :TARGETS] + 1
         group = np.concatenate([[-1], np.arange(ITEMS) % GROUPS]).astype(np.int32)
-        counts = np.concatenate([[0], np.full(ITEMS, 5)])
+        counts = np.concatenate([[0], np.ones(ITEMS, int)])
         counts[-20:] = 0  # the last 20 items are cold
         users = np.repeat(np.arange(USERS), TARGETS)
         return cls(Holdout(users, targets.ravel(), np.zeros(USERS, np.int64), group, counts), targets, rng)
@@ -83,6 +83,7 @@ def test_a_broken_model_is_refused(kind: str) -> None:
     verdict = world.judge(world.measured(BROKEN[kind](world, good)), reference)
     assert not verdict.blessed
     assert verdict.reasons()
+    assert np.isfinite([check.value for check in verdict.checks]).all()  # the record is JSON
 
 
 # Check -> what of the candidate, and of the reference, is another; nothing but that check must fail then.
@@ -93,6 +94,10 @@ ALONE = {
     "cold_share": ({"cold_share": 0.9}, {}),
     "group_presence": ({"group_places": np.array([100.0, 100.0, 0.0, 100.0])}, {}),
     "latency_ms": ({"milliseconds": 500.0}, {"milliseconds": 500.0}),
+    f"recall_at_{K}": ({"recall": np.full(USERS, 0.009)}, {"recall": np.full(USERS, 0.009)}),
+    f"recall_at_{K} too good": ({"recall": np.full(USERS, 0.99)}, {"recall": np.full(USERS, 0.99)}),
+    f"recall_at_{K} change, low end": ({"recall": np.full(USERS, 0.35)}, {"recall": np.full(USERS, 0.4)}),
+    "recall gain": ({"recall": np.full(USERS, 0.81)}, {"recall": np.full(USERS, 0.4)}),
 }
 
 
@@ -109,6 +114,7 @@ def test_a_holdout_of_few_users_is_no_evidence() -> None:
     world = World.make(0)
     reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
     assert failed(world.judge(good, reference, replace_config(min_users=USERS + 1))) == ["users"]
+    assert world.judge(good, reference, replace_config(min_users=USERS)).blessed
 
 
 def test_a_group_that_is_served_much_worse_refuses_by_itself() -> None:
@@ -189,6 +195,7 @@ def test_places_of_unknown_items_are_not_filled_and_what_is_seen_need_not_be() -
     lists[1] = np.where(np.arange(50) < 45, np.arange(50) + 101, np.arange(50) + 1)
     found = measure(holdout, Answers(lists, np.zeros(0)))
     assert found.filled == pytest.approx((40 + 5) / (40 + 50))
+    assert (found.coverage, found.group_places.tolist()) == ((40 + 5) / 100, [40 + 5])
 
 
 def test_a_model_that_serves_badly_is_refused() -> None:
@@ -222,6 +229,13 @@ def test_a_value_that_is_not_a_number_never_passes() -> None:
     reference = world.measured(world.model(0.4))
     nothing = replace(world.measured(world.model(0.4)), coverage=float("nan"))
     assert not world.judge(nothing, reference).blessed
+
+
+def test_a_group_of_which_the_served_model_finds_nothing_is_no_reason_to_keep_it() -> None:
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    of_target = world.holdout.group_id[world.holdout.targets]
+    assert world.judge(good, replace(reference, hit=reference.hit & (of_target != 2))).blessed
 
 
 def test_models_that_find_everything_are_equal_in_every_group() -> None:
@@ -295,10 +309,12 @@ def test_measures_agree_with_sets() -> None:
     assert measured.milliseconds == 2.0
 
 
-def test_ndcg_of_a_hand_made_list() -> None:
-    """Targets at places 1 and 3 of two: (1 + 1 / log2(4)) / (1 + 1 / log2(3)) = 1.5 / 1.63093."""
-    holdout = Holdout(
-        np.array([0, 0]), np.array([5, 6]), np.array([0]), np.array([-1] + [0] * 8), np.array([0] + [1] * 8)
-    )
-    measured = measure(holdout, Answers(np.array([[5, 1, 6, 2]]), np.empty(0)))
-    np.testing.assert_allclose(measured.ndcg, [1.5 / 1.6309297535714574])
+def test_ndcg_of_hand_made_lists() -> None:
+    """Targets at places 1, 3 and 11, of which ten count: (1 + 1 / log2(4)) / (1 + 1 / log2(3) + 1 / log2(4)).
+
+    The other user's one target fills the list: its first place is the only one.
+    """
+    group, counts = np.array([-1] + [0] * 12), np.array([0] + [1] * 12)
+    holdout = Holdout(np.array([0, 0, 0, 1]), np.array([5, 6, 7, 5]), np.zeros(2, int), group, counts)
+    lists = np.array([[5, 1, 6, 2, 3, 4, 8, 9, 10, 11, 7] + [0] * 29, [5] * 40])
+    np.testing.assert_allclose(measure(holdout, Answers(lists, np.empty(0))).ndcg, [1.5 / 2.1309297535714573, 1])
