@@ -60,5 +60,4 @@ def time_quantile(seconds: Int64, counts: Int64, quantile: float) -> int:
         quantile: in [0, 1].
     """
     cumulative = np.cumsum(counts)
-    place = np.searchsorted(cumulative, quantile * cumulative[-1], side="left")
-    return int(seconds[min(place, len(seconds) - 1)])
+    return int(seconds[np.searchsorted(cumulative, quantile * cumulative[-1], side="left")])

@@ -209,6 +209,6 @@ def evaluation_records(
     }
     return EvaluationRecords(
         features,
-        repeat_targets=int((has_history & has_targets & (fresh_counts == 0)).sum()),
+        repeat_targets=int((has_targets & (fresh_counts == 0)).sum()),
         users_without_history=int((has_targets & ~has_history).sum()),
     )

@@ -42,4 +42,4 @@ def hierarchy_loss(
         margins = tf.where(below, tf.nn.softplus(logits[:, None, :] - anchor[:, :, None]), 0.0)
         loss = tf.math.divide_no_nan(tf.reduce_sum(margins, axis=2), tf.reduce_sum(tf.cast(below, tf.float32), axis=2))
     counted = tf.cast(tf.reduce_any(below, axis=2), tf.float32)
-    return mean_over_replicas(tf.where(counted > 0, loss, 0.0), counted)
+    return mean_over_replicas(loss, counted)

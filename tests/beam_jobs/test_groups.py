@@ -55,6 +55,15 @@ def test_kmeans_is_within_two_percent_of_scikit_learn() -> None:
     assert inertia <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_fit_descends_from_where_it_is_told_to_start(axis: int) -> None:
+    """Four corners of a square make two pairs, side by side or one above the other: both are the best."""
+    corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float32)
+    start = np.zeros((2, 2), np.float32)
+    start[:, axis] = 0.5, -0.5
+    assert fit_centroids(corners, 2, restarts=4, sample=9, seed=0, start=start).tolist() == (2 * start).tolist()
+
+
 def test_empty_groups_are_filled_from_the_largest() -> None:
     rows = np.array([[0.0], [0.1], [9.0], [5.0]], np.float32)
     assert fill_empty(rows, np.array([0, 0, 0, 1]), 3).tolist() == [0, 0, 2, 1]

@@ -22,7 +22,8 @@ from tests.beam_jobs.helpers import community_log, make_config, write_log
 def test_matching_keeps_the_most_weight_of_all_namings() -> None:
     rng = np.random.default_rng(0)
     now, before = rng.integers(-1, 5, 400), rng.integers(-1, 5, 400)
-    weights = rng.random(400) ** 4
+    # What has no group now, or had none, weighs most, and not the same of all old groups.
+    weights = rng.random(400) ** 4 * np.where((now < 0) | (before < 0), 10 * (now + before + 3), 1)
     renamed = match_groups(now, before, weights, 5)
     stayed = weights[(renamed >= 0) & (renamed == before)].sum()
     best = max(
@@ -35,19 +36,20 @@ def test_matching_keeps_the_most_weight_of_all_namings() -> None:
 
 
 def test_drift_by_hand() -> None:
-    # Old: items 0-3 in group 0, item 4 in 1, and one item of 1 that is gone. New: item 3 moves to 1; item 5 is new.
+    # Old: items 0-3 in group 0, item 4 in 1, and two items of 1 that are gone. New: item 3 moves to 1; item 5 is new.
     nothing = np.zeros((6, 1), np.float32)
-    previous = PreviousGroups(np.array([0, 0, 0, 0, 1, -1]), np.array([4, 2]), np.ones(6, bool), nothing, nothing[:2])
+    previous = PreviousGroups(np.array([0, 0, 0, 0, 1, -1]), np.array([4, 3]), np.ones(6, bool), nothing, nothing[:2])
     now, weights = np.array([0, 0, 0, 1, 1, 1]), np.array([1.0, 1.0, 1.0, 5.0, 2.0, 9.0])
     assert drift(now, previous, weights, 2) == {
         "shared_items": 5,
         "new_items": 1,
-        "gone_items": 1,
+        "gone_items": 2,
         "changed_share": 0.2,
         "changed_weight": 0.5,  # 5 of 10
-        "size_shift": pytest.approx(4 / 6 - 3 / 6, abs=1e-6),
+        "size_shift": pytest.approx(4 / 7 - 3 / 6, abs=1e-6),
     }
     assert kept_shares(now, previous, 2) == [0.75, 1.0]
+    assert drift(now, previous, weights, 3) == drift(now, previous, weights, 2)  # a third group, empty as yet
 
 
 @pytest.mark.parametrize(
@@ -68,10 +70,12 @@ def test_groups_of_another_shape_or_kind_are_not_kept(settings: dict[str, Any], 
 
 
 def test_descent_starts_where_the_old_groups_are_today() -> None:
-    rows = np.array([[0.0], [2.0], [9.0], [5.0]], np.float32)
+    rows = np.array([[1.0], [3.0], [9.0], [5.0]], np.float32)
     started = start_centroids(rows, np.array([0, 0, 2, -1]), 3, seed=0)
-    assert started[[0, 2], 0].tolist() == [1.0, 9.0]
+    assert started[[0, 2], 0].tolist() == [2.0, 9.0]
     assert started[1, 0] in rows  # nobody of group 1 is left
+    # More groups are left than there are items.
+    assert start_centroids(rows[:1], np.array([-1]), 3, seed=0).tolist() == [[1.0]] * 3
 
 
 def test_a_category_is_cut_where_it_was_cut_before() -> None:
@@ -167,7 +171,8 @@ def test_new_items_count_as_the_old_ones_of_their_category() -> None:
     old = CategoryShares.of(pa.array(["a", "a", "a", "a", "b", None]), np.array([1, 1, 1, 0, 2, 2]), 3)
     found = old.overlap(pa.array(["a", "b", "a", "d", None]), np.array([0, 0, 1, 1, 1]), np.array([8.0, 5, 4, 9, 9]), 2)
     assert found.tolist() == [[2, 6], [1, 3]]
-    assert old.overlap(pa.array(["b"]), np.array([-1]), np.ones(1), 4).tolist() == np.zeros((4, 4)).tolist()
+    found = old.overlap(pa.array(["b", "b"]), np.array([0, -1]), np.array([5.0, 7.0]), 4)
+    assert found.tolist() == [[0, 0, 5, 0], *[[0] * 4] * 3]
 
 
 def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:

@@ -85,19 +85,18 @@ def test_bounds_since_a_moment_by_hand() -> None:
 
 
 def test_blocks_cover_every_user_once() -> None:
-    counts = np.array([3, 0, 9, 1, 1, 1, 0])
-    blocks = list(user_blocks(counts, 4))
-    assert [user for start, stop in blocks for user in range(start, stop)] == list(range(7))
-    assert all(counts[start:stop].sum() <= 4 or stop - start == 1 for start, stop in blocks)
+    """As many users as there is room for four events of, and who has more by himself."""
+    assert list(user_blocks(np.array([3, 0, 9, 1, 1, 2, 0, 1]), 4)) == [(0, 2), (2, 3), (3, 7), (7, 8)]
 
 
 def test_evaluation_users_by_hand() -> None:
     # user 0: trained on 5, 3, 5; validation 3 (seen), 8, 7, 8; test 9
-    # user 1: trained on 2; validation 2 only: nothing new.  user 2: no training, validation 4
-    users = np.array([0] * 8 + [1] * 2 + [2])
-    items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4])
-    splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1])
-    events = BucketEvents(users, items, np.arange(11), np.zeros(11, np.int64), splits, np.array([11, 12, 13]))
+    # user 1: trained on 2; validation 2 only: nothing new.  user 2: no training, validation 4.  user 3: test 6 alone
+    users = np.array([0] * 8 + [1] * 2 + [2, 3])
+    items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4, 6])
+    splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1, 2])
+    # Each event is of a higher level than all before it, of which a request knows nothing: a repeat is one nonetheless.
+    events = BucketEvents(users, items, np.arange(12), np.arange(12), splits, np.array([11, 12, 13, 14]))
     validation = evaluation_records(events, Split.VALIDATION, 2, 9, drop_repeats=False)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
@@ -118,6 +117,8 @@ def test_evaluation_users_by_hand() -> None:
     }
     dropped = evaluation_records(events, Split.TEST, 3, 9, drop_repeats=True)
     assert dropped.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [3, 8, 7]
+    of_newcomers = evaluation_records(events.of_users(2, 3), Split.VALIDATION, 2, 9, drop_repeats=False)
+    assert (of_newcomers.num_users, of_newcomers.repeat_targets, of_newcomers.users_without_history) == (0, 0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -278,6 +278,7 @@ def test_a_model_that_answers_as_the_reference_does_has_not_changed() -> None:
     recall = np.zeros(50)
     recall[7] = 1.0
     assert relative_change(recall, recall, CONFIG, seed=0) == (0.0, 0.0)
+    assert np.isfinite(relative_change(np.ones(50), recall, CONFIG, seed=0)).all()
 
 
 @pytest.mark.parametrize(("candidate", "change"), [(0.0, 0.0), (1.0, 1.0)])

@@ -4,14 +4,14 @@ import tensorflow as tf
 
 from trainer.hierarchy_loss import PADDING_LEVEL, hierarchy_loss
 
-# A purchase (2), an exposure (0), a click (1), a random item (-1), padding.
-LOGITS, LEVELS = [2.0, 0.5, 1.0, -1.0, 9.0], [2, 0, 1, -1, PADDING_LEVEL]
+# A purchase (2), padding, an exposure (0), a click (1), a random item (-1).
+LOGITS, LEVELS = [2.0, 9.0, 0.5, 1.0, -1.0], [2, PADDING_LEVEL, 0, 1, -1]
 
 
 @pytest.mark.parametrize("kind", ["softmax", "pairwise"])
 def test_levels_are_compared_downwards_only(kind: str) -> None:
-    """Anchors are the purchase, above the exposure, click and random item, and the exposure, above the random one."""
-    loss = hierarchy_loss(tf.constant([LOGITS]), tf.constant([LEVELS]), 2, kind)
+    """Anchors are the purchase, above exposure, click and random item, and the exposure, above the random one."""
+    loss = hierarchy_loss(tf.constant([LOGITS]), tf.constant([LEVELS]), 3, kind)
     if kind == "softmax":
         purchase = np.log(np.exp([2, 0.5, 1, -1]).sum()) - 2
         exposure = np.log(np.exp([0.5, -1]).sum()) - 0.5

@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from contracts.config import LossConfig
-from tests.trainer.artifacts import cyclic_log
 from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
@@ -26,7 +25,8 @@ NUM_ITEMS, NUM_GROUPS = 60, 4
 
 
 def catalogue(probability: np.ndarray) -> Catalogue:
-    group_id = np.concatenate([[-1], cyclic_log(num_items=NUM_ITEMS, num_groups=NUM_GROUPS).group_id])
+    """Of groups of 18, 12, 16 and 14 items, which lie in no order."""
+    group_id = np.append(-1, np.random.default_rng(0).permutation(np.repeat(np.arange(NUM_GROUPS), [18, 12, 16, 14])))
     return Catalogue(
         item_ids=np.array([f"i{index}" for index in range(NUM_ITEMS)], object),
         group_id=group_id.astype(np.int32),
@@ -79,6 +79,7 @@ def test_log_sum_exp_and_its_gradient_against_tensorflows(scale: float) -> None:
         for found, expected in zip(result, results[0], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert log_sum_exp(tf.zeros([2, 0])).numpy().tolist() == [-np.inf, -np.inf]
+    assert log_sum_exp(tf.zeros([1, 200_000])).numpy() == pytest.approx(np.log(200_000), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +124,15 @@ def test_drawn_candidates_estimate_the_partition_and_its_gradient(hard: int, eas
         group_of = np.repeat(np.arange(NUM_GROUPS), candidates.shared_sizes)
         found = np.log(np.bincount(group_of, weight, NUM_GROUPS))
         expected = [np.log(np.exp(scores[rows]).sum()) for rows in by_group]
-        np.testing.assert_allclose(found, expected, atol=0.12)
+        np.testing.assert_allclose(found, expected, atol=0.2)
 
 
 @pytest.mark.parametrize("negatives", ["uniform", "popularity", "in_batch"])
 def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
     rng = np.random.default_rng(2)
-    count = rng.integers(1, 50, NUM_ITEMS + 1)
-    count[0] = 0
-    items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=count)
+    train_count, count = rng.integers(1, 50, (2, NUM_ITEMS + 1))
+    train_count[0] = count[0] = 0
+    items = replace(catalogue(np.ones(NUM_ITEMS)), train_count=train_count, target_count=count)
     loss = LossConfig(exact_softmax_max_items=0, easy_pool=20_000, fresh_pool=0, negatives=negatives)
     targets = rng.choice(NUM_ITEMS + 1, 20_000, p=count / count.sum())
     candidates = NegativePools(items, loss)(
@@ -141,6 +142,9 @@ def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
         tf.random.Generator.from_seed(0),
     )
     assert candidates.shared_sizes.numpy().sum() == len(candidates.item_index) == 20_000
+    weight = {"uniform": np.append(0, np.ones(NUM_ITEMS)), "popularity": train_count, "in_batch": count}[negatives]
+    shares = np.bincount(candidates.item_index) / 20_000
+    np.testing.assert_allclose(shares, weight / weight.sum(), atol=0.006)  # five standard errors of a share of 1/30
     scores = rng.normal(size=NUM_ITEMS + 1)
     drawn = candidates.item_index.numpy()[candidates.rows.numpy()]
     estimate = np.exp(scores[drawn] + candidates.row_correction.numpy()).sum(axis=1)
@@ -216,7 +220,9 @@ def test_choices_without_correction_recover_the_scores() -> None:
 def test_a_small_catalogue_is_compared_whole() -> None:
     items = catalogue(np.ones(NUM_ITEMS))
     nothing = tf.zeros([0], tf.int64)
-    candidates = NegativePools(items, LossConfig())(nothing, nothing, nothing, None)
+    loss = LossConfig(exact_softmax_max_items=NUM_ITEMS)
+    assert not NegativePools(items, loss.model_copy(update={"exact_softmax_max_items": NUM_ITEMS - 1})).exact
+    candidates = NegativePools(items, loss)(nothing, nothing, nothing, None)
     expected = [np.flatnonzero(items.group_id == group).tolist() for group in range(NUM_GROUPS)]
     item, filled = candidates.item_index.numpy(), candidates.row_correction.numpy() == 0
     rows = [sorted(item[row[real]]) for row, real in zip(candidates.rows.numpy(), filled, strict=True)]

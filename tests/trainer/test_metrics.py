@@ -8,6 +8,7 @@ from contracts.config import COVERAGE_K
 from trainer.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, metric_names
 from trainer.metrics import (
     bootstrap_intervals,
+    bootstrap_means,
     catalog_coverage,
     gini,
     groups_per_list,
@@ -60,12 +61,12 @@ def test_recall_divides_by_the_reachable_targets(k: int, expected: list[float]) 
     assert recall_at_k(hits(LISTS, TARGETS), TARGETS.lengths, k).tolist() == expected
 
 
-def test_ndcg_agrees_with_scikit_learn() -> None:
+@pytest.mark.parametrize("number", [3, 12], ids=["fewer targets than places", "more"])
+def test_ndcg_agrees_with_scikit_learn(number: int) -> None:
     rng = np.random.default_rng(0)
     lists = np.stack([rng.permutation(np.arange(1, 21)) for _ in range(30)])
-    targets = Ragged(
-        np.concatenate([rng.choice(np.arange(1, 21), 3, replace=False) for _ in range(30)]), np.arange(0, 91, 3)
-    )
+    chosen = [rng.choice(np.arange(1, 21), number, replace=False) for _ in range(30)]
+    targets = Ragged(np.concatenate(chosen), np.arange(31) * number)
     relevance = hits(lists, targets).astype(float)
     scores = np.tile(np.arange(20, 0, -1), (30, 1))
     ours = ndcg_at_k(hits(lists, targets), targets.lengths, 10)
@@ -76,10 +77,11 @@ def test_coverage_and_gini() -> None:
     assert catalog_coverage(LISTS, 18) == 9 / 18  # items 1..9 of 18; 0 is no item
     assert gini(np.array([[1, 2], [3, 4]]), 4) == pytest.approx(0)
     assert gini(np.array([[2], [2]]), 4) == pytest.approx(3 / 4)  # all exposure on one of four
+    assert gini(np.zeros((2, 3), int), 4) == 0  # nothing is listed
 
 
 def test_groups_per_list_ignores_absent_places() -> None:
-    group_id = np.array([-1, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    group_id = np.array([2, 0, 0, 1, 1, 1, 2, 2, 2, 2])  # what stands for padding means nothing
     # user 0: items 3, 1, 2 -> groups {1, 0}; user 1: 4, 5, 6, 1 -> {1, 2, 0}; user 2: 7, 8, 9, 2 -> {2, 0}
     assert groups_per_list(LISTS, group_id).tolist() == [2, 3, 2]
 
@@ -99,6 +101,7 @@ def test_bootstrap_agrees_with_the_normal_interval() -> None:
     assert high[0] == pytest.approx(values.mean() + half, abs=half / 11)
     again = bootstrap_intervals(values, 4000, 0.95, seed=1)
     assert (low[0], high[0]) == (again[0][0], again[1][0])
+    assert bootstrap_means(values, 150, seed=1).shape == (150, 1)
 
 
 def test_all_that_is_measured_has_its_name() -> None:

@@ -152,8 +152,9 @@ def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
 ) -> None:
     loss = {**DRAWN, "fresh_pool": 0, "global_by": global_by, "negatives": negatives}
-    config = small_config(training={"loss": loss}, groups={"num_groups": num_groups})
-    model = TwoTowerModel(config, Catalogue.for_config(config, workdir))
+    config = small_config(training={"loss": loss}, groups={"num_groups": num_groups}, model={"dropout": 0.0})
+    catalogue = Catalogue.for_config(config, workdir)
+    model = TwoTowerModel(config, catalogue)
     whole = next(TrainingWindows(workdir, 1000, 0).epoch(0))
     drawn = {"in_group_negatives", "easy_negatives"}
     batch = WindowBatch(
@@ -174,6 +175,17 @@ def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     has_positives = windows and negatives == "windows"
     assert (float(terms["global"]) > 0) == (float(terms["in_group"]) > 0) == has_positives
     assert all(np.isfinite(value).all() for value in [*terms.values(), *gradients])
+    if not has_positives:
+        return
+    # At the start, every group's vector is the shared one.
+    encoded, group = Encoded.of(model, batch), catalogue.group_id
+    items, softmaxes = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy(), []
+    for (row, _), target, query in zip(encoded.places, encoded.targets, encoded.shared, strict=True):
+        window = np.setdiff1d(batch.item_index[row], [0])
+        parts = window[group[window] == group[target]], window
+        softmaxes.append([log_partition(items[part] @ query) - items[target] @ query for part in parts])
+    found = [float(terms[name]) for name in ("in_group", "global")]
+    np.testing.assert_allclose(found, np.mean(softmaxes, axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("global_by", ["shared", "group"])

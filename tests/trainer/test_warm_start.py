@@ -237,8 +237,12 @@ def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> 
     assert np.isfinite(list(new.values())).all()
 
 
-@pytest.mark.parametrize(("method", "kept"), [("category", NUM_GROUPS), ("kmeans", 0)])
-def test_groups_of_categories_go_on_where_all_items_are_new(tmp_path: Path, method: str, kept: int) -> None:
+@pytest.mark.parametrize(("method", "previous", "kept"), [
+    ("category", "old", NUM_GROUPS), ("category", "another", 0), ("kmeans", "old", 0)
+])  # fmt: skip
+def test_groups_of_categories_go_on_where_all_items_are_new(
+    tmp_path: Path, method: str, previous: str, kept: int
+) -> None:
     """As a day of news: the groups stage names them after the earlier ones, and what is known of a user stays."""
     group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
     before, after = (make_run(tmp_path / name, np.arange(NUM_ITEMS), group_of, COLOURS) for name in ("old", "new"))
@@ -247,7 +251,8 @@ def test_groups_of_categories_go_on_where_all_items_are_new(tmp_path: Path, meth
         pq.write_table(pq.read_table(path).set_column(0, "item_id", ids), path)
     config = config_of("mmoe", f"training.warm_start={before.path}")
     earlier = random_model(config_of("mmoe"), before)
-    named_after = {"method": method, "category": "colour", "previous": str(before.item_groups.path)}
+    named_after = {"method": method, "category": "colour"}
+    named_after["previous"] = str(Workdir(tmp_path / previous).item_groups.path)
     config = config.model_copy(update={"groups": config.groups.model_copy(update=named_after)})
     model = build_model(config, Catalogue.load(after))
     report = warm_start(model, config, after, "dnc", load_model, frozen=True)
@@ -283,12 +288,13 @@ def test_a_kept_group_goes_on_where_all_its_items_are_new(
 
 
 def test_a_split_group_shares_its_probability() -> None:
-    """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new."""
+    """Group 0 of six items became 0 (four of them) and 2 (two); group 3 is new, and there was none of its id."""
     earlier = np.array([0, 0, 0, 0, 0, 0, 1, 1])
     now = np.array([0, 0, 0, 0, 2, 2, 1, 1, 3])
-    match = continued_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2)
-    assert match.earlier.tolist() == [0, 1, 0, -1]
-    np.testing.assert_allclose(np.exp(match.log_share), [4 / 6, 1, 2 / 6, 1], rtol=1e-6)
+    for same_ids in (False, True):
+        match = continued_groups(now, earlier, np.array([0, 1, 2, 3, 4, 5, 6, 7, -1]), 4, 2, same_ids)
+        assert match.earlier.tolist() == [0, 1, 0, -1]
+        np.testing.assert_allclose(np.exp(match.log_share), [4 / 6, 1, 2 / 6, 1], rtol=1e-6)
 
 
 def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Path) -> None:
