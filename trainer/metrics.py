@@ -179,7 +179,7 @@ def metrics_from_lists(
             raise ValueError(f"metrics need a list for each user: got {len(of_length)} lists and {len(targets)} users")
     per_user = {recall_name(k): recall_at_k(hits(lists[k], targets), targets.lengths, k) for k in ks}
     per_user[NDCG] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
-    covering = lists[COVERAGE_K][:, :COVERAGE_K]
+    covering = lists[COVERAGE_K]
     per_user[GROUPS_PER_LIST] = groups_per_list(covering, group_id).astype(np.float64)
     # One bootstrap for all of them: its draws of users cost more than the rest.
     values = np.stack(list(per_user.values()), axis=1)

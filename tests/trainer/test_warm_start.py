@@ -195,6 +195,9 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     known = earlier.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
     np.testing.assert_allclose(vectors[True], known, atol=1e-6)
     assert np.abs(vectors[False] - known)[1:].max() > 0.1
+    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32))
+    report = warm_start(build_model(warm, Catalogue.load(after)), warm, after, "dnc", load_model)
+    assert report.fresh == ["candidate_tower/cooccurrence_projection"]  # which reads as many numbers as there are
 
 
 @pytest.mark.parametrize("length", [6, 15])
@@ -210,11 +213,15 @@ def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, le
     assert report.fresh == (["query_tower/positions"] if length > 10 else [])
 
 
-def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("setting", "wanted"), [
+    ("windows.length=15", "query_tower/positions, intent_logits.*windows.length, training.loss.intent_weight"),
+    ("model.embedding_dim=16", "candidate_tower/id_embedding.*section model"),
+    ("model.num_experts=7", "gate_kernel.*section model"),
+])  # fmt: skip
+def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path, setting: str, wanted: str) -> None:
     run = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
     random_model(config_of("mmoe", "training.loss.intent_weight=0"), run)
-    config = config_of("mmoe", "windows.length=15", f"training.warm_start={run.path}")
-    wanted = "query_tower/positions, intent_logits.*windows.length, training.loss.intent_weight"
+    config = config_of("mmoe", setting, f"training.warm_start={run.path}")
     with pytest.raises(ValueError, match=wanted):
         carry_over(config, run, "dnc", "fingerprint")
 
