@@ -42,15 +42,16 @@ def test_exposed_negatives_are_uniform_over_what_was_shown_and_not_taken() -> No
 
 
 def test_mined_negatives_are_uniform_over_the_neighbours_that_the_user_does_not_own() -> None:
-    # Item 1 has neighbours 2, 3, 4, 5; item 2 has 1 only; the user owns 1, 2 and 4.
+    # Item 1 has neighbours 2, 3, 4, 5; item 2 has 1 only; item 4 has none. User 0 owns 1, 2 and 4, user 1 owns 1 and 3.
     neighbors = UniformLists(np.array([1, 2, 3, 4, 0]), np.array([4, 1, 0, 0, 0, 0, 0, 0]))
-    owned = OwnedItems(np.array([0, 0, 0]), np.array([1, 2, 4]), 1, 8)
-    targets = np.repeat([1, 2, 4], DRAWS)
-    drawn = _sampler(neighbors).mined(np.zeros_like(targets), targets, 2, owned, np.random.default_rng(1))
-    counts = Counter(drawn.reshape(3, -1)[0].tolist())
-    assert set(counts) == {3, 5}
-    assert chisquare(list(counts.values())).pvalue > 1e-4
-    assert (drawn.reshape(3, -1)[1:] == PADDING_INDEX).all()
+    owned = OwnedItems(np.array([0, 0, 0, 1, 1]), np.array([1, 2, 4, 1, 3]), 2, 8)
+    users, targets = np.repeat([0, 0, 0, 1], DRAWS), np.repeat([4, 2, 1, 1], DRAWS)
+    drawn = _sampler(neighbors).mined(users, targets, 2, owned, np.random.default_rng(1)).reshape(4, -1)
+    assert (drawn[:2] == PADDING_INDEX).all()
+    for of_user, left in zip(drawn[2:], ({3, 5}, {2, 4, 5}), strict=True):
+        counts = Counter(of_user.tolist())
+        assert set(counts) == left
+        assert chisquare(list(counts.values())).pvalue > 1e-4
 
 
 def test_neighbours_by_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

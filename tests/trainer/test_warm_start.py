@@ -325,13 +325,16 @@ def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Pat
 
 
 def test_a_new_item_starts_at_its_groups_mean_if_it_is_trained_and_keeps_its_own_start_if_not() -> None:
-    """Items 1 and 2 are known, of which only 1 is trained; 3 is new and trained, 4 new and cold; all of one group."""
+    """Items 1 and 2 are known, of which only 1 is trained; 3 is new and trained, 4 new and cold; all of one group.
+
+    Of item 5's group nothing is known.
+    """
     catalogue = SimpleNamespace(
-        group_id=np.array([-1, 0, 0, 0, 0]), train_count=np.array([0, 5, 0, 2, 0]), num_groups=1
+        group_id=np.array([-1, 0, 0, 0, 0, 1]), train_count=np.array([0, 5, 0, 2, 0, 3]), num_groups=2
     )
-    initial, source = np.full((5, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
-    table = _item_table(initial, source, np.array([0, 1, -1, -1]), catalogue, 2)
-    assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9]]
+    initial, source = np.full((6, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
+    table = _item_table(initial, source, np.array([0, 1, -1, -1, -1]), catalogue, 2)
+    assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9], [9, 9]]
 
 
 def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:
