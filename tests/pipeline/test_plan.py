@@ -12,7 +12,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import MAIN_MODEL, Model, RetrainRun, Store
+from contracts.layout import MAIN_MODEL, ItemGroups, Model, RetrainRun, Store
 from contracts.serving_labels import ServingLabels, write_labels
 from contracts.storage import identities
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
@@ -47,6 +47,8 @@ def pushed(
     run = store.run(f"run-{version}")
     with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
         Model(writer.path).config.write_text(config.model_dump_json())
+    with artifact.writing(run.item_groups.path, ItemGroups.KIND, "x"):
+        pass
     empty: dict[str, object] = {}
     of_spans = [{"key": span.key, "order": int(span.key), "files": span.files} for span in spans]
     record = Record(
@@ -87,9 +89,14 @@ def test_the_stable_version_is_the_parent(store: Store) -> None:
     pushed(store, 2)
     plan = plan_of(store)
     assert (plan.parent, plan.parent_run, plan.warm, plan.version, plan.held) == (2, "run-2", True, 3, False)
-    training = run_config(CONFIG, store, plan, []).training
+    config = run_config(with_key("training={evaluate_every: 9, learning_rate: 0.5}"), store, plan, [])
+    training = config.training
     assert (training.warm_start, training.epochs) == (str(store.run("run-2").path), 3)
+    assert (training.learning_rate, training.evaluate_every) == (CONFIG.retrain.learning_rate, 1)
     assert (training.early_stopping_patience, training.learning_rate_drops) == (CONFIG.retrain.patience, 0)
+    assert (config.split.protocol, config.evaluation.baselines) == ("time", ())
+    assert config.groups.previous == str(store.run("run-2").item_groups.path)
+    assert run_config(with_key("retrain.stable_groups=false"), store, plan, []).groups == CONFIG.groups
 
 
 def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows(store: Store) -> None:
@@ -199,6 +206,8 @@ def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> N
     loosened = make_plan(CONFIG, store, "new", SPANS, {})
     assert (first.spans, loosened.spans) == (["2", "3", "4", "5", "6"], ["1", "2", "3", "4", "5", "6"])
     assert (loosened.left_out, make_plan(CONFIG, store, "new", SPANS, {})) == ({}, loosened)
+    window = [Span(number, str(number), {f"{number}.csv": (f"{number}.csv", 1, 1)}) for number in range(1, 7)]
+    assert run_config(CONFIG, store, first, window).data.events == ("2.csv", "3.csv", "4.csv", "5.csv", "6.csv")
 
 
 def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(store: Store) -> None:
@@ -279,6 +288,7 @@ LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None, int | None
     "a day later": (SPANS[:5], SPANS[1:], 50, 40),  # 5 was the holdout, 6 is; one span is seen again
     "two days missed": (SPANS[:3], SPANS, 30, 20),
     "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files="late"), *SPANS[3:]], 30, 20),
+    "nothing new": (SPANS[:4], SPANS[:4], 30, 20),  # as with other settings: from the last that was learnt on
     "nothing in common": (SPANS[:2], SPANS[3:], None, None),  # from the window's first span on: from all events
 }
 
@@ -292,7 +302,7 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     again = ["written anew since version 1 learnt from it, so new to this run: 3"] if name == "late data" else []
     assert plan.notes == again
     config = run_config(CONFIG, store, plan, [])
-    assert (config.windows.since, config.groups.since) == (since, None)
+    assert (config.windows.since, config.groups.since) == (since, news_start)
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
     assert (plan.news_start, plan.since) == (news_start, None)
