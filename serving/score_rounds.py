@@ -70,19 +70,18 @@ def search_in_rounds(
 
 
 def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
-    """float32 [batch_size, 1], the M-th best of each row, -inf where there are fewer."""
-    width, largest = tf.shape(scores)[1], tf.reduce_max(num_candidates)
+    """float32 [batch_size, 1], the M-th best of each row; where there are fewer, the least, below which none lies."""
+    largest = tf.clip_by_value(tf.reduce_max(num_candidates), 1, tf.shape(scores)[1])
 
     def of_one_m() -> tf.Tensor:
-        return tf.where(largest <= width, kth_largest(scores, tf.clip_by_value(largest, 1, width)), -math.inf)
+        return kth_largest(scores, largest)
 
     def of_each_m() -> tf.Tensor:
-        best, _ = tf.math.top_k(scores, tf.minimum(largest, width))
-        best = tf.pad(best, [[0, 0], [0, 1]], constant_values=-math.inf)
-        place = tf.minimum(tf.maximum(num_candidates - 1, 0), tf.shape(best)[1] - 1)
+        best, _ = tf.math.top_k(scores, largest)
+        place = tf.clip_by_value(num_candidates - 1, 0, largest - 1)
         return tf.gather(best, place[:, None], batch_dims=1)
 
-    return tf.cond(tf.reduce_all(num_candidates == largest), of_one_m, of_each_m)
+    return tf.cond(tf.reduce_all(num_candidates == num_candidates[:1]), of_one_m, of_each_m)
 
 
 def _replaced(found: GroupResults, again: GroupResults, replaced: tf.Tensor) -> GroupResults:
