@@ -71,7 +71,7 @@ def search_in_rounds(
 
 def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
     """float32 [batch_size, 1], the M-th best of each row; where there are fewer, the least, below which none lies."""
-    largest = tf.clip_by_value(tf.reduce_max(num_candidates), 1, tf.shape(scores)[1])
+    largest = tf.minimum(tf.reduce_max(num_candidates), tf.shape(scores)[1])  # not 0: a row wants more than it has
 
     def of_one_m() -> tf.Tensor:
         return kth_largest(scores, largest)

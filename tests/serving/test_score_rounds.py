@@ -19,29 +19,30 @@ def best_of_all(offset: np.ndarray, scores: np.ndarray, group: np.ndarray, allow
     return [int(item) for item in order if np.isfinite(value[item])]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("spread", [0.0, 3.0, 30.0], ids=["groups alike", "groups differ", "one group has it all"])
 def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     """Best items excluded, groups closed, rows of one M or of several, one row that is not by score.
 
-    M is less than there are groups, or more than there are items; for one row no group may answer.
+    M is less than there are groups, or more than there are items, or 0; for one row no group may answer.
     """
-    rng, most = np.random.default_rng(seed), (4, 120, 900)[seed // 4]
+    rng, most = np.random.default_rng(seed), (4, 120, 120, 900)[seed // 5]
     rows, group = 4, np.repeat(np.arange(len(SIZES)), SIZES)
     items = rng.normal(size=[len(group), DIM]).astype(np.float32)
     queries = rng.normal(size=[rows, len(SIZES), DIM]).astype(np.float32)
     offset = rng.normal(0, spread, [rows, len(SIZES)]).astype(np.float32)
     scores = np.einsum("rid,id->ri", queries[:, group], items)
     m = np.full(rows, rng.integers(1, most)) if seed % 3 == 0 else rng.integers(1, most, rows)
-    allowed = rng.random([rows, len(group)]) < 0.9
+    m[2] *= seed % 5 != 1
+    allowed = (rng.random([rows, len(group)]) < 0.9) | (most == 4)
     for row in range(rows):  # as a history of favourites would
         allowed[row, np.argsort(-(scores + offset[:, group])[row])[:5]] = False
     excluded = np.stack([(~allowed[:, group == g]).sum(axis=1) for g in range(len(SIZES))], axis=1)
     is_open = rng.random([rows, len(SIZES)]) < 0.8
-    is_open[1] &= seed % 4 > 0
+    is_open[1] &= seed % 5 > 0
     allowed &= is_open[:, group]
     by_score = np.array([True, True, True, False])
-    wanted = np.where(is_open, np.minimum(m[:, None] + excluded, SIZES), 0)
+    wanted = np.where(is_open & (m[:, None] > 0), np.minimum(m[:, None] + excluded, SIZES), 0)
     members = [np.flatnonzero(group == g).astype(np.int32) for g in range(len(SIZES))]
     index_set, searches = ExactIndexSet(items, members), []
 
