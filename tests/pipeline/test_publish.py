@@ -109,15 +109,27 @@ def test_pushing_again_after_a_death_changes_nothing(store: Store) -> None:
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
 
-def test_pushing_again_keeps_a_rollback(store: Store) -> None:
-    """A retrain dies between its push and its record, and somebody rolls back before it is called again."""
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_pushing_again_keeps_a_rollback(store: Store, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retrain dies between its push and its record, or among its labels, and somebody rolls back.
+
+    It is called again then, or just now; and a version that is bad may be deleted.
+    """
     push(store, 1, None)
     push(store, 2, 1)
-    set_stable(store, 1)
-    workdir = store.run("run-2")
+    workdir, copies = store.run("run-2"), [store.servable(name) / "2" for name in NAMES]
+    if when == "before":
+        RetrainRun(workdir).push.write_text('{"version": 2, "label": "stable"}')  # as it once was written, and done
+        set_stable(store, 1)
+        for path in copies:
+            shutil.rmtree(path)
+    else:
+        RetrainRun(workdir).push.write_text(json.dumps({"version": 2, "label": "stable", "is_done": False}))
+        monkeypatch.setattr(publishing, "_appear", lambda source, version: set_stable(store, 1))
     pushed = publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 2, 1, held=False)
     assert pushed == (2, "stable")  # what it was then
     assert stable(store) == [ServingLabels(stable=1)] * 2
+    assert [path.exists() for path in copies] == [when == "meanwhile"] * 2
 
 
 def test_a_rollback_goes_one_back_keeps_the_canary_and_ends_at_the_main_servable(
@@ -307,6 +319,18 @@ def test_a_servable_that_is_exported_again_follows_the_main_one(store: Store) ->
     push(store, 2, 1, config=WITHOUT_EXACT)
     assert push(store, 3, 2) == "stable"
     assert stable(store) == [ServingLabels(stable=3)] * 2
+
+
+def test_a_servable_that_is_exported_first_while_the_main_one_is_held_has_one_version_to_serve(store: Store) -> None:
+    for number in (1, 2):
+        push(store, number, number - 1 or None, config=WITHOUT_EXACT)
+    set_stable(store, 1)
+    assert push(store, 3, 1, held=True) == "canary"
+    workdir = store.run("run-3")
+    for _ in range(2):  # and once more, as if it had died among its labels
+        assert stable(store) == [ServingLabels(stable=1, canary=3), ServingLabels(stable=3)]
+        RetrainRun(workdir).push.write_text(json.dumps({"version": 3, "label": "canary", "is_done": False}))
+        assert publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 3, 1, held=True) == (3, "canary")
 
 
 def test_runs_are_listed_by_time_whatever_came_of_them(store: Store) -> None:

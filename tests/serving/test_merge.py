@@ -108,6 +108,12 @@ def test_budgets_by_hand(merge, num_candidates, weights, available, max_groups, 
     assert found.budgets.numpy().tolist() == [budgets]
 
 
+def test_rows_of_a_batch_are_answered_by_groups_of_their_own_number():
+    # p = (.5, .3, .2), M = 4: running totals 2, 3.2, 4 round to 2, 3, 4; and all four of the best group.
+    found = plan("quota", [4, 4], LOG([[0.5, 0.3, 0.2]] * 2), [[9, 9, 9]] * 2, [0, 1])
+    assert found.budgets.numpy().tolist() == [[2, 1, 1], [4, 0, 0]]
+
+
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("seed", range(8))
 def test_select_keeps_each_groups_best_within_its_budget(merge, seed):
