@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import RetrainRun, Store, Workdir
-from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk, write_labels
 from pipeline.cli import main
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.plan import SpanStart, make_plan
-from pipeline.retraining.publish import publish, retain, set_stable, version_before
+from pipeline.retraining.publish import make_room, publish, retain, set_stable, version_before
 from pipeline.retraining.records import Record, all_records, last_version, write_record
 from pipeline.retraining.views import versions_json
 
@@ -354,17 +354,39 @@ def test_a_clock_that_was_set_back_makes_no_run_the_newest(store: Store) -> None
 
 
 def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
-    for number in range(1, 4):
+    """Of the runs that came to nothing, the newest stays for whoever wants to look."""
+    for number in range(1, 5):
         push(store, number, number - 1 or None)
     set_stable(store, 1)
-    push(store, 4, 1, held=True)
+    push(store, 5, 1, held=True)
+    write_labels(store.servable("dnc_exact"), ServingLabels(stable=1, canary=3))
+    for number in (6, 7):
+        make_run(store, number)
+        nothing = {
+            "run_id": f"run-{number}",
+            "outcome": "not_blessed",
+            "version": None,
+            "created": f"2024-01-0{number}",
+        }
+        write_record(store, replace(all_records(store)[0], **nothing))
     store.run("run-2").config.touch()
     retain(CONFIG, store)
-    assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4]
-    assert [record.version for record in all_records(store)] == [1, 2, 3, 4]
-    assert [path.name for path in store.run("run-2").path.iterdir()] == [RetrainRun(store.run("run-2")).record.name]
-    assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
-    assert last_version(store) == 4
+    assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4, 5]
+    assert [record.version for record in all_records(store)] == [1, 2, 3, 4, 5, None, None]
+    for number in range(1, 8):
+        run = store.run(f"run-{number}")
+        assert (run.servable("dnc") / "1" / "saved_model.pb").exists() == (number not in (2, 6))
+        assert len(list(run.path.iterdir())) == 1 or number not in (2, 6)
+    assert last_version(store) == 5
+
+
+def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_window(store: Store) -> None:
+    push(store, 1, None)
+    for path in (*(store.run(name).path for name in ("own", "dead")), store.spans / "2", store.spans / "3"):
+        (path / "part").mkdir(parents=True)
+    make_room(store, "own", {"3"})
+    assert sorted(path.parent.name for path in store.runs.glob("*/*")) == ["own", "run-1", "run-1", "run-1"]
+    assert [path.parent.name for path in store.spans.glob("*/*")] == ["3"]
 
 
 def test_retention_keeps_what_another_servable_labels(store: Store) -> None:

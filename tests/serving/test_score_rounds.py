@@ -19,14 +19,14 @@ def best_of_all(offset: np.ndarray, scores: np.ndarray, group: np.ndarray, allow
     return [int(item) for item in order if np.isfinite(value[item])]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("spread", [0.0, 3.0, 30.0], ids=["groups alike", "groups differ", "one group has it all"])
 def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     """Best items excluded, groups closed, rows of one M or of several, one row that is not by score.
 
     M is less than there are groups, or more than there are items, or 0; for one row no group may answer.
     """
-    rng, most = np.random.default_rng(seed), (4, 120, 120, 900)[seed // 5]
+    rng, most = np.random.default_rng(seed), (4, 4, 120, 120, 900)[seed // 5]
     rows, group = 4, np.repeat(np.arange(len(SIZES)), SIZES)
     items = rng.normal(size=[len(group), DIM]).astype(np.float32)
     queries = rng.normal(size=[rows, len(SIZES), DIM]).astype(np.float32)
@@ -48,7 +48,8 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
 
     def search(of: tf.Tensor, added: tf.Tensor, numbers: tf.Tensor) -> GroupResults:
         searches.append(numbers.numpy())
-        return index_set.search(of, added, numbers)
+        # As `ScannIndexSet`, which may give a single row an item of a group that it does not ask.
+        return index_set.search(of, added, tf.maximum(numbers, 1) if seed % 2 else numbers)
 
     def is_allowed(found: GroupResults) -> tf.Tensor:
         slots = tf.where(tf.math.is_finite(found.scores), found.slots, 1)
