@@ -95,6 +95,20 @@ def test_somebody_who_goes_further_back_in_between_holds_it(store: Store) -> Non
     assert (record.version, record.label, stable(store)) == (2, "canary", [ServingLabels(stable=3, canary=2)] * 2)
 
 
+@pytest.mark.parametrize("record", [None, "", "{}"], ids=["no push", "empty record", "no record"])
+def test_a_run_that_has_not_begun_its_push_or_whose_record_may_be_restored_is_left_alone(
+    store: Store, record: str | None
+) -> None:
+    run = RetrainRun(store.run("run-2"))
+    run.record.unlink(missing_ok=True)
+    if record is None:
+        run.pending.unlink()
+    else:
+        run.record.write_text(record)
+    assert push_left_over(store) == []
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
 @pytest.mark.parametrize("gone", ["plan.json", "export", "servable"])
 def test_a_run_that_has_lost_a_part_is_named(store: Store, gone: str) -> None:
     run = store.run("run-2").path

@@ -156,7 +156,7 @@ def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> Non
     """Somebody copies a servable to the number that the run has planned; a push that dies is done again."""
     push(store, 1, None)
     foreign = store.servable("dnc") / "2"
-    foreign.mkdir()
+    shutil.copytree(store.servable("dnc") / "1", foreign)
     (foreign / "saved_model.pb").write_text("another")
     assert push(store, 2, 1) == "stable"
     assert [record.version for record in all_records(store)] == [1, 3]
