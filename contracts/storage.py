@@ -355,12 +355,18 @@ def matching(pattern: str) -> list[str]:
     return sorted(glob.glob(pattern, recursive=True))
 
 
+_OF_FILE_SYSTEM = "lost+found"
+"""Of a volume's root, its administrator's alone."""
+
+
 def _require_rights(pattern: str) -> None:
     """Refuses a directory that a glob would pass over, since it may not list it: nobody would hear of a missing day."""
     path = Path(pattern)
     for parent, below in zip(path.parents, (path, *path.parents), strict=False):
         is_listed = glob.has_magic(below.name) or parent.name == "**"
         for folder in glob.glob(f"{parent}/", recursive=True):
+            if Path(folder).name == _OF_FILE_SYSTEM:
+                continue
             try:
                 # With the dot, both need the right to search the directory, too.
                 os.scandir(f"{folder}.").close() if is_listed else os.stat(f"{folder}.")

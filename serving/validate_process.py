@@ -100,7 +100,9 @@ def _check_servable(
         corpus = Corpus(*session.candidate_embedding(list(index_of)), catalogue.train_count[1:] == 0)
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
-        eager, share = EagerServable(path), read_servable_manifest(path).details["defaults"][EXPLORATION_SHARE]
+        eager = EagerServable(path)
+        # A servable of before there was a share names none.
+        share = read_servable_manifest(path).details["defaults"].get(EXPLORATION_SHARE, 0.0)
         verdicts: dict[str, list[ListsVerdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
             embedded = _embed(session, requests, rows, index_of)

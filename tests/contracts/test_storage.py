@@ -156,9 +156,10 @@ def test_a_day_that_may_not_be_looked_into_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # what lies above may be for its owner alone
     tmp_path.chmod(0o755)
-    for day in ("1", "2"):
+    for day in ("1", "2", "lost+found"):
         (tmp_path / "log" / day).mkdir(parents=True)
         (tmp_path / "log" / day / "a.csv").touch()
+    Path("log/lost+found").chmod(0o000)  # a volume has it, and no log is in it
     Path("log/2").chmod(mode)
     with as_nobody():
         assert matching("log/1/*.csv") == ["log/1/a.csv"]

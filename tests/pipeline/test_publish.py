@@ -367,6 +367,7 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
             "outcome": "not_blessed",
             "version": None,
             "created": f"2024-01-0{number}",
+            "spans": [{**all_records(store)[0].spans[-1], "order": number}],
         }
         write_record(store, replace(all_records(store)[0], **nothing))
     store.run("run-2").config.touch()
