@@ -205,10 +205,10 @@ def split_categories(
 
 
 def _start_of_parts(embeddings: Float32, before: Int64, count: int, seed: int) -> Float32 | None:
-    """[count, dim] where a category's largest old parts lie today; None if all of its items are new."""
+    """[count, dim] where a category's largest old parts lie today; None if it was not cut, as restarts find better."""
     sizes = np.bincount(before[before >= 0])
     largest = [group for group in np.argsort(-sizes, kind="stable")[:count].tolist() if sizes[group]]
-    if not largest:
+    if len(largest) < 2:
         return None
     part = np.full(len(sizes) + 1, -1)  # the last one is of new items, whose old group is -1
     part[largest] = np.arange(len(largest))

@@ -92,6 +92,8 @@ def test_a_category_is_cut_where_it_was_cut_before() -> None:
         kept[name] = np.mean(match_groups(second, before, np.ones(440), 7)[40:] == before[40:])
         assert set(second) == set(range(7))
     assert kept["cut anew"] < 0.8 and kept["cut where it was"] > 0.9
+    one = split_categories(rows, np.zeros(400, np.int64), np.zeros(400, np.int64), 6, 2, 1_000, seed=0)
+    assert one.tolist() == first.tolist()  # of what was one group, nothing is to be kept
 
 
 def _prepare(folder: Path, log: Path) -> Workdir:
