@@ -237,6 +237,17 @@ def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
         assert time.monotonic() - started < 15
 
 
+def test_nothing_is_computed_for_a_client_that_has_given_up(serve, base):
+    """REST tells no deadline: who has waited long enough closes the connection."""
+    server = serve(base, batch_timeout_micros=3_000_000)  # so long a request waits for others
+    with pytest.raises(requests.ReadTimeout):
+        requests.post(f"{server.url}/v1/models/dnc:predict", json={"inputs": HISTORY}, timeout=0.5)
+    assert post(server, {"inputs": HISTORY}, "/v1/models/dnc:predict").status_code == 200
+    lines = requests.get(server.url + METRICS_PATH, timeout=10).text.splitlines()
+    assert ":tensorflow:serving:batching_session:processed_batch_size_count 1.0" in lines
+    assert ":tensorflow:serving:batching_session:processed_batch_size_sum 1.0" in lines
+
+
 def test_a_server_that_stops_drops_no_request_of_a_busy_client(serve, base):
     server = serve(base)
     answered, ends = [], []
