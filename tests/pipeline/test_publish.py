@@ -79,7 +79,8 @@ def test_a_pushed_version_is_whole_and_stable_in_every_servable(store: Store) ->
     assert stable(store) == [ServingLabels(stable=2)] * 2
     for name in NAMES:
         assert versions_on_disk(store.servable(name)) == [1, 2]
-        assert (store.servable(name) / "2" / "variables" / "data").read_text() == "weights 2"
+        data = store.servable(name) / "2" / "variables" / "data"
+        assert data.read_text() == "weights 2" and not data.is_symlink()  # the run may be deleted
     assert sorted(path.name for path in (store.path / "servable").iterdir()) == NAMES
 
 

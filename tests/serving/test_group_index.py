@@ -73,10 +73,11 @@ def test_as_many_results_as_asked_for(size):
     index, _, queries = build(size)
     index_set = ScannIndexSet([index], num_groups=1)
     for k in (1, 700, size, size + 5):
-        found = search(index_set, queries[:3, None], [k])
-        assert found.slots.shape == (3, min(k, size))
-        assert np.isfinite(found.scores).all()
-        assert len(set(found.slots.numpy()[0].tolist())) == min(k, size)
+        for rows in (3, 1):
+            found = search(index_set, queries[:rows, None], [k])
+            assert found.slots.shape == (rows, min(k, size))
+            assert np.isfinite(found.scores).all()
+            assert len(set(found.slots.numpy()[0].tolist())) == min(k, size)
 
 
 def test_groups_do_not_answer_for_each_other_and_empty_ones_are_skipped():
