@@ -33,6 +33,11 @@ def test_alias_tables_hold_the_distribution(spread: float) -> None:
     np.testing.assert_allclose(_probabilities(tables), weights / totals[groups], rtol=1e-9)
 
 
+def test_an_item_of_exactly_the_mean_weight_fills_nobody() -> None:
+    tables = AliasTables(np.array([1.0, 3.0, 2.0]), np.zeros(3, np.int64), 1)
+    np.testing.assert_allclose(_probabilities(tables), [1 / 6, 1 / 2, 1 / 3])
+
+
 def test_draws_pass_a_chi_square_test() -> None:
     counts = np.array([100, 50, 20, 5, 1, 0, 0, 300])
     probabilities = sampling_probabilities(counts, 0.5)
