@@ -1,4 +1,7 @@
-"""Events of the holdout among the training windows: none in honest runs, every one of them in a leaky one."""
+"""Events of the holdout among the training windows: none in honest runs, every one of them in a leaky one.
+
+And what the holdout's users are answered, by both models in the numbers of one catalogue.
+"""
 
 from pathlib import Path
 
@@ -9,14 +12,18 @@ import pytest
 import tensorflow as tf
 
 from beam_jobs import groups, merge_spans, statistics, windows
+from contracts.artifact import writing
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import EventColumn, Split
 from contracts.storage import identities
-from pipeline.retraining.holdout import holdout_events_in_training
+from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
+from serving import servable_session
+from serving.servable_session import Recommendations
 from tests.beam_jobs.helpers import make_config
+from tests.trainer.artifacts import cyclic_log, write_artifacts
 
 DAY, FIRST = 86_400, 1_704_067_200
 START = (FIRST + 2 * DAY) * 1_000_000
@@ -100,3 +107,43 @@ def test_a_target_that_was_trained_on_under_an_earlier_time_is_found(tmp_path: P
 
 def _records(path: Path) -> list[bytes]:
     return list(tf.data.TFRecordDataset(str(path), compression_type="GZIP").as_numpy_iterator())
+
+
+ANSWERS = {
+    "candidate": (["i60", "gone", "i2"], [2.0, 1.0, np.nan]),
+    "served": (["long gone", "gone", "i1", ""], [3.0, 2.0, 1.0, -np.inf]),
+}
+
+
+class Session:
+    """A servable that answers everybody alike."""
+
+    def __init__(self, path: Path):
+        self._items, self._scores = ANSWERS[path.name]
+
+    def recommend(self, histories: list[list[str]], user_ids: list[str], num_candidates: int) -> Recommendations:
+        items, scores = (np.tile(np.array(row), (len(histories), 1)) for row in (self._items, self._scores))
+        return Recommendations(items.astype(object), scores, np.zeros(items.shape, int))
+
+    def close(self) -> None:
+        pass
+
+
+def test_items_that_the_catalogue_lacks_have_numbers_of_their_own_and_a_score_of_nan_is_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servable_session, "ServableSession", Session)
+    users = HoldoutUsers(write_artifacts(cyclic_log(num_users=70), tmp_path))  # of 60 items, i1 to i60
+    candidate, served = users.ask([Path("candidate"), Path("served")], 5)
+    assert candidate.lists.tolist() == [[60, 61, 0, 0, 0]] * 70
+    assert served.lists.tolist() == [[62, 61, 1, 0, 0]] * 70
+
+
+def test_the_worst_of_the_exported_indexes_decides(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    with writing(workdir.validation, "validation", "f") as writer:
+        writer.details["servables"] = {"exact": {"recall": 1.0}, "scann": {"recall": 0.9}}
+    for indexes, least in ((("exact", "scann"), 0.9), (("exact",), 1.0), ((), None)):
+        config = Config()
+        serving = config.serving.model_copy(update={"indexes": indexes})
+        assert index_recall(config.model_copy(update={"serving": serving}), workdir) == least
