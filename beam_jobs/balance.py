@@ -26,10 +26,9 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
     cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
     centroids = known_centroids(embeddings, groups, num_groups)
     distances = squared_distances(embeddings, centroids, groups)
-    groups, is_open = groups.copy(), np.ones(num_groups, bool)
+    groups = groups.copy()
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:
-        is_open &= np.bincount(groups, minlength=num_groups) < cap
-        places = np.flatnonzero(is_open)
+        places = np.flatnonzero(np.bincount(groups, minlength=num_groups) < cap)  # none that was full has room again
         groups[surplus] = places[nearest_centroid(embeddings[surplus], centroids[places])]
         distances[surplus] = squared_distances(embeddings[surplus], centroids, groups[surplus])
     return groups
