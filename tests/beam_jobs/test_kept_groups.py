@@ -24,7 +24,7 @@ def write_block(path: Path, pairs: list[tuple[int, int, int]]) -> str:
 
 def previous_of(expected: float | None = None) -> PreviousGroups:
     """Items 0-1 are settled in group 0, 2-3 in group 1; 4 is in 0 by a hash; 5 and 6 are new."""
-    embeddings = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [0, 0], [0, 0], [0, 0]], np.float32)
+    embeddings = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], *[[0, 0]] * 3], np.float32)
     return PreviousGroups(
         of_item=np.array([0, 0, 1, 1, 0, -1, -1]),
         sizes=np.array([3, 2]),
@@ -45,6 +45,7 @@ def test_items_join_the_group_of_their_cooccurrence(tmp_path: Path) -> None:
     assert found.groups.tolist() == [0, 0, 1, 1, 1, 1, -1]
     assert found.settled.tolist() == [True] * 6 + [False]
     assert np.array_equal(found.embeddings[:4], previous_of().embeddings[:4])
+    assert found.embeddings[4].tolist() == [0, 1]  # as item 2
     # Within: 60 + 20 + 30 + 30 of 160.
     assert found.within == pytest.approx(140 / 160)
     assert found.drift == 0
@@ -69,6 +70,7 @@ def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> Non
     assert found.drift == pytest.approx(0.4)
     assert found.as_json()["expected"] == 0.5
     assert keep_groups(previous_of(expected=0.2), [block], side).drift == 0
+    assert keep_groups(previous_of(expected=0.0), [block], side).drift == 0  # there is nothing to fall from
     assert cooccurrences_within([], np.zeros(7, np.int64)) is None
     # Items that nothing places are in no group, so they are not in one with each other.
     assert cooccurrences_within([block], np.array([-1, -1, 0, 1, 1, 1, 1])) == 0
