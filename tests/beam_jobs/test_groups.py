@@ -66,7 +66,7 @@ def test_a_fit_descends_from_where_it_is_told_to_start(axis: int) -> None:
 
 def test_empty_groups_are_filled_from_the_largest() -> None:
     rows = np.array([[0.0], [0.1], [9.0], [5.0]], np.float32)
-    assert fill_empty(rows, np.array([0, 0, 0, 1]), 3).tolist() == [0, 0, 2, 1]
+    assert fill_empty(rows, np.array([1, 1, 1, 0]), 3).tolist() == [1, 1, 2, 0]
     same = np.zeros((5, 2), np.float32)
     assert sorted(np.bincount(fill_empty(same, np.zeros(5, np.int64), 5)).tolist()) == [1] * 5
 
@@ -87,9 +87,34 @@ def test_merge_and_split_categories() -> None:
     codes = np.array([0] * 6 + [1] + [2] * 3)
     merged = merge_categories(rows, codes, 2, 0)
     assert merged.tolist() == [0] * 7 + [1] * 3
+    assert merge_categories(rows, codes, 9, 3).tolist() == merged.tolist()  # few, but one is smaller than 3
     parts = split_categories(rows, merged, np.full(len(rows), -1), 3, 2, 100, 0)
     assert len(set(parts[:7])) == 2 and len(set(parts[7:])) == 1
     assert not set(parts[:7]) & set(parts[7:])
+
+
+@pytest.mark.parametrize(("most", "least"), [(4, 0), (12, 6), (1, 0)])
+def test_categories_merge_as_in_a_plain_loop(most: int, least: int) -> None:
+    """The smallest, over and over, joins what lies nearest to it, as a whole."""
+    rng = np.random.default_rng(0)
+    codes = (15 * rng.random(120) ** 2).astype(np.int64)
+    rows = rng.normal(size=(120, 2)).astype(np.float32) + codes[:, None] % 4
+    members = {code: np.flatnonzero(codes == code) for code in range(15)}
+    assert min(map(len, members.values())) > 0
+
+    def away(code: int, other: int) -> float:
+        return float(np.linalg.norm(rows[members[code]].mean(axis=0) - rows[members[other]].mean(axis=0)))
+
+    while len(members) > 1:
+        smallest = min(members, key=lambda code: (len(members[code]), code))
+        if len(members) <= most and len(members[smallest]) >= least:
+            break
+        nearest = min((code for code in members if code != smallest), key=lambda code: away(smallest, code))
+        members[nearest] = np.append(members[nearest], members.pop(smallest))
+    expected = np.empty(120, int)
+    for number, code in enumerate(sorted(members)):
+        expected[members[code]] = number
+    assert merge_categories(rows, codes, most, least).tolist() == expected.tolist()
 
 
 def test_of_very_many_categories_the_small_ones_join_the_large_ones_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
