@@ -29,8 +29,7 @@ def apply_transform(config: Config, workdir: Workdir, earlier: Workdir, fingerpr
         ArtifactError: an artifact is missing.
         ValueError: a feature table cannot be read, or its features are not those that the graphs know.
     """
-    read_manifest(earlier.transform.path)
-    _require_same_features(config, earlier)
+    require_same_features(earlier, config)
     statistics, data = workdir.item_statistics, config.data
     with writing(workdir.transform.path, Transform.KIND, fingerprint) as writer:
         staged = Transform(writer.path)
@@ -50,7 +49,14 @@ def apply_transform(config: Config, workdir: Workdir, earlier: Workdir, fingerpr
     return read_manifest(workdir.transform.path)
 
 
-def _require_same_features(config: Config, earlier: Workdir) -> None:
+def require_same_features(earlier: Workdir, config: Config) -> None:
+    """Checks that the config names the features that an earlier run's graphs know.
+
+    Raises:
+        ArtifactError: that run has no graphs.
+        ValueError: it names others.
+    """
+    read_manifest(earlier.transform.path)
     known = json.loads(earlier.transform.feature_spec.read_text(encoding="utf-8"))
     for kind, table in (("item", config.data.item_features), ("user", config.data.user_features)):
         wanted = {_shown(spec["name"], spec["kind"], spec["width"]) for spec in known[kind]}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
-from pipeline.applied_transform import apply_transform
+from pipeline.applied_transform import apply_transform, require_same_features
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
 from pipeline.stages import STAGES, VALIDATE_ALONE, exported_servable, manifest_of
@@ -72,6 +73,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         summary=f"apply the transform graphs of {trained.path} to this catalogue",
         rooms=("trainer", "serving", "pipeline"),
         run=functools.partial(_apply_transform, trained),
+        check=functools.partial(require_same_features, trained),
         sources=lambda config: manifest_of(str(trained.transform.path)),
     )
     carry = replace(
@@ -80,12 +82,31 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         summary=f"take the model of {trained.path} for this catalogue",
         outputs=lambda config, workdir: (workdir.model(MAIN_MODEL).path,),
         run=_carry,
-        check=lambda config: None,  # `refresh_index` has looked
+        check=functools.partial(_require_same_model, trained),
         sources=lambda config: manifest_of(str(trained.model(MAIN_MODEL).path)),
     )
     export = replace(by_name["export"], after=("carry",), summary="write the next version; rebuild changed groups")
     data = [by_name[name] for name in ("ingest", "statistics", "groups")]
     return (*data, transform, by_name["windows"], carry, export, VALIDATE_ALONE)
+
+
+def _require_same_model(trained: Workdir, config: Config) -> None:
+    """Weights of the right shapes are not enough: by other heads, or without a layer, they say something else."""
+    earlier = read_stored_config(trained.model(MAIN_MODEL).config)
+    differing = [
+        f"{section}.{key}={value!r} (that run: {known[key]!r})"
+        for section, known, wanted in (
+            ("model", earlier.model.model_dump(), config.model.model_dump()),
+            ("training.loss", earlier.training.loss.model_dump(), config.training.loss.model_dump()),
+        )
+        for key, value in wanted.items()
+        if value != known[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "
+            "trains nothing: give it that run's settings, or train with training.warm_start"
+        )
 
 
 def _apply_transform(trained: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> None:

@@ -43,6 +43,31 @@ def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("model.num_heads=1", "model.num_heads=1 (that run: 2): not what the model in"),
+        ("model.num_layers=1", "model.num_layers=1 (that run: 2)"),
+        ("model.conditioning=none", "model.conditioning='none' (that run: 'mmoe')"),
+        ("training.loss.global_weight=0", "training.loss.global_weight=0.0 (that run: 1.0)"),
+    ],
+)
+def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(
+    trained: Workdir, setting: str, said: str
+) -> None:
+    with artifact.writing(trained.item_groups.path, "item_groups", "f"):
+        pass
+    with artifact.writing(trained.transform.path, "transform", "f") as writer:
+        artifact.write_json(writer.path / trained.transform.feature_spec.name, {"item": [], "user": []})
+    trained.model(MAIN_MODEL).config.write_text(Config().model_dump_json())
+    today = Workdir(trained.path.with_name("today"))
+    with pytest.raises(ValueError, match="an index refresh trains nothing") as error:
+        index_refresh.refresh_index(load_config(None, [setting]), today, trained)
+    assert said in str(error.value) and not today.events.path.exists()
+    with pytest.raises(ValueError, match=r"data\.events is empty"):  # the first stage
+        index_refresh.refresh_index(Config(), today, trained)
+
+
+@pytest.mark.parametrize(
     ("features", "said"),
     [
         ("[{name: brand, kind: categorical}]", ["brand (categorical)", "trained with genres (tokens of 4)"]),
