@@ -243,7 +243,7 @@ def _delete(path: Path) -> None:
 
 def _is_free_for(source: Path, version: Path) -> bool:
     """Whether nothing is at `version`, or what an earlier attempt has made of `source`."""
-    if not version.exists():
+    if not os.path.lexists(version):  # a link that leads nowhere is in the way, too
         return True
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
     return all((version / file).is_file() and filecmp.cmp(source / file, version / file) for file in files)

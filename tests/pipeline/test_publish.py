@@ -84,6 +84,14 @@ def test_a_pushed_version_is_whole_and_stable_in_every_servable(store: Store) ->
     assert sorted(path.name for path in (store.path / "servable").iterdir()) == NAMES
 
 
+def test_a_link_that_leads_nowhere_takes_a_number(store: Store) -> None:
+    push(store, 1, None)
+    (store.servable("dnc") / "2").symlink_to("gone")
+    assert push(store, 2, 1) == "stable"
+    assert stable(store) == [ServingLabels(stable=3)] * 2
+    assert versions_on_disk(store.servable("dnc_exact")) == [1, 3]
+
+
 def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """At each file that the push touches, a poll finds no version, or a whole one."""
     seen = []
