@@ -28,7 +28,12 @@ _STANDARD_ERRORS = 2.0
 def exploration_share(config: Config, model: Manifest) -> float:
     """The config's or, where it has none, what was measured of the model."""
     chosen = config.serving.exploration_share
-    return float(model.details.get(EXPLORATION_SHARE, 0.0)) if chosen is None else chosen
+    return measured_exploration_share(model) if chosen is None else chosen
+
+
+def measured_exploration_share(model: Manifest) -> float:
+    """What `measured_share` found; 0 of a model of before it was measured."""
+    return float(model.details.get(EXPLORATION_SHARE, 0.0))
 
 
 def measured_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:

@@ -19,6 +19,7 @@ from tests.trainer.artifacts import Log, write_artifacts
 from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
+from trainer.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.group_match import continued_groups
 from trainer.model import TwoTowerModel
 from trainer.train import load_model, train
@@ -84,6 +85,7 @@ def random_model(config: Config, workdir: Workdir) -> TwoTowerModel:
     for weight in model.trainable_variables:
         weight.assign(rng.normal(0, 0.3, weight.shape))
     with writing(workdir.model("dnc").path, Model.KIND, "test") as artifact:
+        artifact.details[EXPLORATION_SHARE] = 0.25
         model.save_weights(str(Model(artifact.path).weights))
         Model(artifact.path).config.write_text(config.model_dump_json())
     return model
@@ -285,7 +287,8 @@ def test_a_kept_group_goes_on_where_all_its_items_are_new(
     (after.item_groups.path / MANIFEST_NAME).write_text(json.dumps(manifest))
     earlier = random_model(config_of("mmoe"), before)
     config = config_of("mmoe", f"training.warm_start={before.path}", f"groups.previous={before.item_groups.path}")
-    carry_over(config, after, "dnc", "fingerprint")
+    carried = carry_over(config, after, "dnc", "fingerprint")
+    assert exploration_share(config, carried) == 0.25, "the share that was measured of the model"
     model = load_model(config, after, "dnc")
     users = model.features_of_users(tf.constant([1], tf.int64))
     (old, _), (new, _) = (one.query_embeddings(tf.zeros([1, 1], tf.int64), users) for one in (earlier, model))
