@@ -225,6 +225,8 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
         if plan.warm:
             updates["training"] = config.training.model_copy(update=_warm_training(config, parent))
             updates["windows"] = config.windows.model_copy(update={"since": plan.since})
+        else:  # as notes and record say: training.warm_start is where a first version may start
+            updates["training"] = config.training.model_copy(update={"warm_start": None})
     return config.model_copy(update=updates)
 
 

@@ -168,9 +168,14 @@ def test_weights_that_do_not_fit_are_left(
     note: str,
 ) -> None:
     pushed(store, 1)
-    plan = plan_of(store, change(store, monkeypatch))
+    config = change(store, monkeypatch)
+    plan = plan_of(store, config)
     assert (plan.parent, plan.warm, plan.version) == (1, False, 2)
     assert note in plan.notes[0]
+    named = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": "runs/mine"})})
+    # What no run of the store has made may be the model of the run that is named.
+    start = "runs/mine" if change is no_record else None
+    assert run_config(named, store, plan, []).training.warm_start == start
 
 
 def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
