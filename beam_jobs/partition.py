@@ -136,7 +136,7 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
         if left <= num_groups and size >= least_size:
             break
         heapq.heappop(by_size)
-        if size != sizes[smallest]:  # it has grown since, or is merged
+        if size != sizes[smallest]:  # it has grown since
             continue
         at, left = place[smallest], left - 1
         centre = centroids[at].copy()
@@ -148,7 +148,7 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
         total = int(sizes[target]) + size
         centroids[nearest] = (centroids[nearest] * sizes[target] + centre * size) / total
         halves[nearest] = (centroids[nearest] ** 2).sum() / 2
-        sizes[target], sizes[smallest] = total, 0
+        sizes[target] = total
         heapq.heappush(by_size, (total, target))
         parent[smallest] = target
     while (parent[parent] != parent).any():
@@ -176,7 +176,7 @@ def split_categories(
 ) -> Int64:
     """Cuts large categories by k-means until there are `num_groups`.
 
-    Parts are dealt out one at a time to the category with the largest parts (D'Hondt's method).
+    Parts are dealt out one at a time to the category with the largest parts (Adams' method).
 
     Args:
         embeddings: [num_items, dim].
@@ -188,8 +188,7 @@ def split_categories(
     sizes = np.bincount(categories)
     parts = np.ones(len(sizes), np.int64)
     for _ in range(num_groups - len(sizes)):
-        splittable = np.where(parts < sizes, sizes / parts, -1.0)
-        parts[splittable.argmax()] += 1
+        parts[(sizes / parts).argmax()] += 1
     groups = np.empty(len(categories), np.int64)
     first = np.cumsum(parts) - parts
     for category in range(len(sizes)):

@@ -93,12 +93,18 @@ def test_merge_and_split_categories() -> None:
     assert not set(parts[:7]) & set(parts[7:])
 
 
+def test_parts_go_to_the_category_whose_parts_are_largest_and_none_is_empty() -> None:
+    """Of nine and five: 9 > 5, so two halves of 4.5; 5 > 4.5, so two of 2.5. Items that are all alike are parted."""
+    parts = split_categories(np.zeros((14, 2), np.float32), np.repeat([0, 1], [9, 5]), 4, 1, 100, 0)
+    assert (set(parts[:9]), set(parts[9:])) == ({0, 1}, {2, 3})
+
+
 @pytest.mark.parametrize(("most", "least"), [(4, 0), (12, 6), (1, 0)])
 def test_categories_merge_as_in_a_plain_loop(most: int, least: int) -> None:
     """The smallest, over and over, joins what lies nearest to it, as a whole."""
     rng = np.random.default_rng(0)
     codes = (15 * rng.random(120) ** 2).astype(np.int64)
-    rows = rng.normal(size=(120, 2)).astype(np.float32) + codes[:, None] % 4
+    rows = rng.normal(size=(120, 2)).astype(np.float32)
     members = {code: np.flatnonzero(codes == code) for code in range(15)}
     assert min(map(len, members.values())) > 0
 

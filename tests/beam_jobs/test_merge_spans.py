@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.merge_spans import HoldoutPlan, _counts
+from beam_jobs.statistics_steps import CountBucket
 from contracts.names import EventColumn, Split
 
 START = 1_000
@@ -40,3 +42,16 @@ def test_counts_of_a_span_are_taken_whole_only_where_it_ends_before_the_holdout(
     manifest = SimpleNamespace(details={"last_event": last_event}, files=["0.parquet"])
     whole, cut = {"items": "i", "users": "u"}, {"events": "e/0.parquet", "before": START}
     assert _counts([span], [manifest], START) == [whole if is_counted_whole else cut]
+
+
+def test_of_a_span_that_reaches_into_the_holdout_the_positives_before_it_are_counted(tmp_path: Path) -> None:
+    columns = {EventColumn.USER_ID: ["u"] * 4, EventColumn.ITEM_ID: ["i"] * 4}
+    columns |= {
+        EventColumn.TIMESTAMP: [START - 2, START - 1, START, START + 1],
+        EventColumn.FEEDBACK_LEVEL: [0, 1, 1, 1],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "events.parquet")
+    source = {"events": str(tmp_path / "events.parquet"), "before": START}
+    items, users = CountBucket(target_level=1, num_partitions=1)._counts(source)
+    assert (items["train_count"].to_pylist(), items["total_count"].to_pylist()) == ([1], [4])
+    assert users["train_count"].to_pylist() == [1]

@@ -309,7 +309,7 @@ def test_a_feature_table_keeps_the_schema_that_it_had_with_the_last_span(log: Pa
 
 def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> None:
     """Day 5 repeats day 4's events: the merge holds each event once, and the holdout is the newest span."""
-    from beam_jobs import merge_spans
+    from beam_jobs import merge_spans, statistics
 
     table = pa_csv.read_csv(log / "2024-01-04" / "events.csv")
     pa_csv.write_csv(
@@ -329,6 +329,11 @@ def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> 
     assert set(held_out["split"]) == {Split.VALIDATION, Split.TEST}
     assert (merged[merged["timestamp"] < start]["split"] == Split.TRAIN).all()
     assert (held_out.groupby("user_id")["split"].nunique() == 1).all()
+    # What two spans hold is counted once.
+    statistics.run(config, Workdir(tmp_path / "run"), "x")
+    counted = pq.read_table(Workdir(tmp_path / "run").item_statistics.items).to_pylist()
+    trained = raw.drop_duplicates()[lambda events: events["timestamp"] * 1_000_000 < start]["item_id"].value_counts()
+    assert {row["item_id"]: row["train_count"] for row in counted if row["train_count"]} == trained.to_dict()
 
 
 def _plain() -> pa.Schema:
