@@ -64,6 +64,12 @@ def test_a_fit_descends_from_where_it_is_told_to_start(axis: int) -> None:
     assert fit_centroids(corners, 2, restarts=4, sample=9, seed=0, start=start).tolist() == (2 * start).tolist()
 
 
+def test_of_fewer_items_than_groups_each_is_a_centroid() -> None:
+    rows = np.array([[0, 1], [1, 0]], np.float32)
+    found = fit_centroids(rows, 5, restarts=1, sample=9, seed=0)
+    assert len(found) == 5 and {tuple(row) for row in found.tolist()} == {(0, 1), (1, 0)}
+
+
 def test_empty_groups_are_filled_from_the_largest() -> None:
     rows = np.array([[0.0], [0.1], [9.0], [5.0]], np.float32)
     assert fill_empty(rows, np.array([1, 1, 1, 0]), 3).tolist() == [1, 1, 2, 0]
