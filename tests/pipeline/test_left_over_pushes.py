@@ -15,7 +15,7 @@ from pipeline.retraining import publish as publishing
 from pipeline.retraining.plan import Plan, SpanStart, make_plan
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, set_stable
 from pipeline.retraining.records import all_records, record_of_version, write_record
-from tests.pipeline.test_publish import CONFIG, NAMES, make_run, push, stable
+from tests.pipeline.small_store import CONFIG, NAMES, make_run, push, stable
 
 STEPS = ["_appear", "_appear", "write_json", "write_labels", "write_labels", "write_json", "write_record"]
 """What a push of two servables calls, in this order."""

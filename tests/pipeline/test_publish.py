@@ -1,4 +1,4 @@
-"""Push, rollback and retention on a store of small files: what a polling server may see at any moment."""
+"""Push and rollback on a store of small files: what a polling server may see at any moment."""
 
 import json
 import os
@@ -10,67 +10,24 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
-from contracts.config import Config
-from contracts.config_io import load_config
-from contracts.layout import RetrainRun, Store, Workdir
-from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk, write_labels
+from contracts.layout import RetrainRun, Store
+from contracts.serving_labels import LABELS_FILE, ServingLabels, versions_on_disk
 from pipeline.cli import main
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.plan import SpanStart, make_plan
-from pipeline.retraining.publish import make_room, publish, retain, set_stable, version_before
-from pipeline.retraining.records import Record, all_records, last_version, write_record
+from pipeline.retraining.publish import publish, retain, set_stable, version_before
+from pipeline.retraining.records import Record, all_records, write_record
 from pipeline.retraining.views import versions_json
+from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
 
-CONFIG = load_config(None, ["retrain.keep_versions=2", "serving.indexes=[scann, exact]"])
 SPANS = [SpanStart("1", 1, "a"), SpanStart("2", 5, "b")]
-NAMES = ["dnc", "dnc_exact"]
 NO_SPANS = json.dumps(asdict(Record("run-1", "pushed", 1, "stable", "", 1.0, [], {}, {}, {}, {}, {}, {})))
-
-
-def make_run(store: Store, number: int) -> Workdir:
-    workdir = store.run(f"run-{number}")
-    for name in NAMES:
-        servable = workdir.servable(name) / "1"
-        (servable / "variables").mkdir(parents=True)
-        (servable / "variables" / "data").write_text(f"weights {number}")
-        (servable / "saved_model.pb").write_text(f"graph {number}")
-    return workdir
-
-
-def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:
-    workdir = make_run(store, number)
-    names = list(config.serving.servable_names().values())
-    version, label = publish(names, store, workdir, workdir.servable("dnc") / "1", number, parent, held=held)
-    empty: dict[str, object] = {}
-    write_record(
-        store,
-        Record(
-            f"run-{number}",
-            "pushed",
-            version,
-            label,
-            f"2024-01-0{number}",
-            1.0,
-            [{"key": str(number), "order": number}],
-            {},
-            empty,
-            empty,
-            empty,
-            config.model_dump(mode="json"),
-            empty,
-        ),
-    )
-    return label
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-def stable(store: Store) -> list[ServingLabels | None]:
-    return [read_labels(store.servable(name)) for name in NAMES]
 
 
 def test_a_pushed_version_is_whole_and_stable_in_every_servable(store: Store) -> None:
@@ -299,9 +256,6 @@ def test_a_record_that_cannot_be_read_is_told_and_passed_over(
     assert version_before(store) == 1
 
 
-WITHOUT_EXACT = load_config(None, ["serving.indexes=[scann]"])
-
-
 def test_a_servable_that_is_exported_no_more_is_told_and_no_candidate(store: Store) -> None:
     push(store, 3, None)
     for number in (7, 8):
@@ -360,55 +314,3 @@ def test_a_clock_that_was_set_back_makes_no_run_the_newest(store: Store) -> None
     assert [row["version"] for row in versions_json(store)] == [2, None]
     retain(CONFIG, store)
     assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
-
-
-def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
-    """Of the runs that came to nothing, the newest stays for whoever wants to look."""
-    for number in range(1, 5):
-        push(store, number, number - 1 or None)
-    set_stable(store, 1)
-    push(store, 5, 1, held=True)
-    write_labels(store.servable("dnc_exact"), ServingLabels(stable=1, canary=3))
-    for number in (6, 7):
-        make_run(store, number)
-        nothing = {
-            "run_id": f"run-{number}",
-            "outcome": "not_blessed",
-            "version": None,
-            "created": f"2024-01-0{number}",
-            "spans": [{**all_records(store)[0].spans[-1], "order": number}],
-        }
-        write_record(store, replace(all_records(store)[0], **nothing))
-    store.run("run-2").config.touch()
-    retain(CONFIG, store)
-    assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4, 5]
-    assert [record.version for record in all_records(store)] == [1, 2, 3, 4, 5, None, None]
-    for number in range(1, 8):
-        run = store.run(f"run-{number}")
-        assert (run.servable("dnc") / "1" / "saved_model.pb").exists() == (number not in (2, 6))
-        assert len(list(run.path.iterdir())) == 1 or number not in (2, 6)
-    assert last_version(store) == 5
-
-
-def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_window(store: Store) -> None:
-    push(store, 1, None)
-    for path in (*(store.run(name).path for name in ("own", "dead")), store.spans / "2", store.spans / "3"):
-        (path / "part").mkdir(parents=True)
-    make_room(store, "own", {"3"})
-    assert sorted(path.parent.name for path in store.runs.glob("*/*")) == ["own", "run-1", "run-1", "run-1"]
-    assert [path.parent.name for path in store.spans.glob("*/*")] == ["3"]
-
-
-def test_retention_keeps_what_another_servable_labels(store: Store) -> None:
-    """Rolled back to where `exact` was not exported, that servable serves its last version on."""
-    for number in range(1, 4):
-        push(store, number, number - 1 or None)
-    for number in range(4, 7):
-        push(store, number, number - 1, config=WITHOUT_EXACT)
-    set_stable(store, 4)
-    push(store, 7, 4, held=True)
-    push(store, 8, 4, held=True)
-    assert stable(store) == [ServingLabels(stable=4, canary=8), ServingLabels(stable=3, canary=8)]
-    retain(CONFIG, store)
-    assert versions_on_disk(store.servable("dnc_exact")) == [3, 7, 8]
-    assert versions_on_disk(store.servable("dnc")) == [3, 4, 7, 8]

@@ -1,0 +1,69 @@
+"""What a store keeps of its runs, and what it gives up for room."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contracts.layout import Store
+from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
+from pipeline.retraining.publish import make_room, retain, set_stable
+from pipeline.retraining.records import all_records, last_version, write_record
+from tests.pipeline.small_store import CONFIG, WITHOUT_EXACT, make_run, push, stable
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None:
+    """Of the runs that came to nothing, the newest stays for whoever wants to look."""
+    for number in range(1, 5):
+        push(store, number, number - 1 or None)
+    set_stable(store, 1)
+    push(store, 5, 1, held=True)
+    write_labels(store.servable("dnc_exact"), ServingLabels(stable=1, canary=3))
+    for number in (6, 7):
+        make_run(store, number)
+        nothing = {
+            "run_id": f"run-{number}",
+            "outcome": "not_blessed",
+            "version": None,
+            "created": f"2024-01-0{number}",
+            "spans": [{**all_records(store)[0].spans[-1], "order": number}],
+        }
+        write_record(store, replace(all_records(store)[0], **nothing))
+    store.run("run-2").config.touch()
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc")) == versions_on_disk(store.servable("dnc_exact")) == [1, 3, 4, 5]
+    assert [record.version for record in all_records(store)] == [1, 2, 3, 4, 5, None, None]
+    for number in range(1, 8):
+        run = store.run(f"run-{number}")
+        assert (run.servable("dnc") / "1" / "saved_model.pb").exists() == (number not in (2, 6))
+        assert len(list(run.path.iterdir())) == 1 or number not in (2, 6)
+    assert last_version(store) == 5
+
+
+def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_window(store: Store) -> None:
+    push(store, 1, None)
+    for path in (*(store.run(name).path for name in ("own", "dead")), store.spans / "2", store.spans / "3"):
+        (path / "part").mkdir(parents=True)
+    make_room(store, "own", {"3"})
+    assert sorted(path.parent.name for path in store.runs.glob("*/*")) == ["own", "run-1", "run-1", "run-1"]
+    assert [path.parent.name for path in store.spans.glob("*/*")] == ["3"]
+
+
+def test_retention_keeps_what_another_servable_labels(store: Store) -> None:
+    """Rolled back to where `exact` was not exported, that servable serves its last version on."""
+    for number in range(1, 4):
+        push(store, number, number - 1 or None)
+    for number in range(4, 7):
+        push(store, number, number - 1, config=WITHOUT_EXACT)
+    set_stable(store, 4)
+    push(store, 7, 4, held=True)
+    push(store, 8, 4, held=True)
+    assert stable(store) == [ServingLabels(stable=4, canary=8), ServingLabels(stable=3, canary=8)]
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc_exact")) == [3, 7, 8]
+    assert versions_on_disk(store.servable("dnc")) == [3, 4, 7, 8]
