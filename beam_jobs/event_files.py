@@ -19,7 +19,8 @@ from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
 from beam_jobs.csv_header import USE_ONE_CHARACTER
 from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
-from contracts.storage import as_path, exists, is_remote, matching, open_binary, reading
+from contracts.patterns import matching
+from contracts.storage import as_path, exists, is_remote, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
 _OPEN_AT_ONCE = 16

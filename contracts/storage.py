@@ -99,9 +99,6 @@ class ObjectStore(Protocol):
         """Removes objects; one that is not there is no error."""
 
 
-Identity = tuple[str, int, int | str]
-"""A file's whole name, size, and time or version: what changes when it is written anew."""
-
 Factory = Callable[[tuple[str, ...] | None], ObjectStore]
 
 _factory: Factory | None = None
@@ -120,7 +117,12 @@ def connect(options: Sequence[str]) -> None:
     _options = tuple(options)
 
 
-def _store(path: object) -> ObjectStore:
+def object_store(path: object) -> ObjectStore:
+    """What opens the object store that `path` is in.
+
+    Raises:
+        StorageError: nothing here does.
+    """
     if _factory is None:
         raise StorageError(
             f"{path} is in an object store, which the Beam side reads: `pip install .[beam]`, or copy it"
@@ -130,7 +132,7 @@ def _store(path: object) -> ObjectStore:
 
 def open_binary(path: Path) -> BinaryIO:
     """The file's bytes, from the start on; nothing is copied beforehand."""
-    return _store(path).open(str(path)) if is_remote(path) else path.open("rb")
+    return object_store(path).open(str(path)) if is_remote(path) else path.open("rb")
 
 
 @contextmanager
@@ -151,7 +153,7 @@ def local(path: Path) -> Path:
 
 
 def _download(path: Path, copy: Path) -> None:
-    with _store(path).open(str(path)) as source, copy.open("wb") as target:
+    with object_store(path).open(str(path)) as source, copy.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
 
 
@@ -188,7 +190,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
             made = Path(folder) / path.name
             write(made)
-            _store(path).upload(made, str(path))
+            object_store(path).upload(made, str(path))
         return
     staging = path.with_name(f"{path.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}")
     try:
@@ -266,14 +268,14 @@ def read_text(path: Path) -> str:
 
 def exists(path: Path) -> bool:
     """Whether there is such a file."""
-    return _store(path).exists(str(path)) if is_remote(path) else path.exists()
+    return object_store(path).exists(str(path)) if is_remote(path) else path.exists()
 
 
 def remove(*paths: Path) -> None:
     """Removes files, if they are there."""
     remote = [str(path) for path in paths if is_remote(path)]
     if remote:
-        _store(remote[0]).remove(remote)
+        object_store(remote[0]).remove(remote)
     for path in paths:
         if not is_remote(path):
             path.unlink(missing_ok=True)
@@ -305,13 +307,13 @@ def fetch_tree(path: Path, folder: Path) -> None:
 def tree_bytes(path: Path) -> int:
     """Size of all files below `path`."""
     if is_remote(path):
-        return sum(found.size for found in _store(path).match(f"{glob.escape(str(path))}/**"))
+        return sum(found.size for found in object_store(path).match(f"{glob.escape(str(path))}/**"))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def tree(path: Path) -> list[Path]:
     """All files below a remote `path`."""
-    return [as_path(found.url) for found in _store(path).match(f"{glob.escape(str(path))}/**")]
+    return [as_path(found.url) for found in object_store(path).match(f"{glob.escape(str(path))}/**")]
 
 
 def require_literal(path: Path) -> None:
@@ -339,64 +341,3 @@ def make_directory(path: Path, option: str) -> None:
         # Path.is_file would raise for a name that is too long, or lies where we may not look.
         reason = "it is a file" if os.path.isfile(path) else error.strerror
         raise ValueError(f"{option} {path} cannot be made a directory: {reason}; name another one") from None
-
-
-def matching(pattern: str) -> list[str]:
-    """Names of the files that match, sorted; `**` descends.
-
-    Raises:
-        StorageError: a directory on the way cannot be looked into.
-    """
-    if is_remote(as_path(pattern)):
-        return sorted(found.url for found in _listed(pattern))
-    if os.path.isfile(pattern):  # whatever characters its name has
-        return [pattern]
-    _require_rights(pattern)
-    return sorted(glob.glob(pattern, recursive=True))
-
-
-_OF_FILE_SYSTEM = "lost+found"
-"""Of a volume's root, its administrator's alone."""
-
-
-def _require_rights(pattern: str) -> None:
-    """Refuses a directory that a glob would pass over, since it may not list it: nobody would hear of a missing day."""
-    path = Path(pattern)
-    for parent, below in zip(path.parents, (path, *path.parents), strict=False):
-        is_listed = glob.has_magic(below.name) or parent.name == "**"
-        for folder in glob.glob(f"{parent}/", recursive=True):
-            if Path(folder).name == _OF_FILE_SYSTEM:
-                continue
-            try:
-                # With the dot, both need the right to search the directory, too.
-                os.scandir(f"{folder}.").close() if is_listed else os.stat(f"{folder}.")
-            except PermissionError as error:
-                raise StorageError(
-                    f"{folder} cannot be looked into, and what it holds of {pattern} would be left out: "
-                    f"{error.strerror}; give the right to read it, or choose a pattern that does not match it"
-                ) from None
-
-
-def _listed(pattern: str) -> list[StoredObject]:
-    """`matching` of an object store."""
-    store = _store(pattern)
-    is_name = glob.has_magic(pattern) and store.exists(pattern)
-    return store.match(glob.escape(pattern) if is_name else pattern)
-
-
-def identities(pattern: str) -> dict[str, Identity]:
-    """Each file that matches, and what it is now, sorted by name."""
-    if is_remote(as_path(pattern)):
-        found = sorted(_listed(pattern), key=lambda stored: stored.url)
-        return {stored.url: (stored.url, stored.size, stored.version) for stored in found}
-    return {path: _file_identity(path) for path in matching(pattern)}
-
-
-def _file_identity(path: str) -> Identity:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise StorageError(
-            f"{path} is listed, and there is no such file: mend or remove the link, if it is one, or run it again"
-        ) from None
-    return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from contracts import artifact, storage
+from contracts import artifact, patterns
 from contracts.config import Config
 from contracts.layout import Workdir
 
@@ -58,6 +58,6 @@ def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
             stage.name,
             {section: functools.reduce(operator.getitem, section.split("."), tree) for section in stage.sections},
             [result[name] for name in stage.after],
-            [identity for pattern in stage.sources(config) for identity in storage.identities(pattern).values()],
+            [identity for pattern in stage.sources(config) for identity in patterns.identities(pattern).values()],
         )
     return result

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
-from contracts import artifact, storage
+from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
+from contracts.patterns import matching
 from contracts.storage import as_path
 from pipeline.stage import Stage
 from serving.versions import exported_as, remove_unvalidated, version_of
@@ -147,7 +148,7 @@ def _require_what_training_takes(config: Config) -> None:
 
 def _require_mined_from(config: Config) -> None:
     mined_from = config.windows.mined_from
-    if config.windows.mined_negatives and mined_from and not storage.matching(glob.escape(mined_from)):
+    if config.windows.mined_negatives and mined_from and not matching(glob.escape(mined_from)):
         raise ValueError(
             f"windows.mined_from={mined_from!r} is not there: `python -m trainer.item_embeddings` writes it"
         )

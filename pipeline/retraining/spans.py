@@ -11,7 +11,7 @@ from datetime import date, datetime, timezone
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.storage import Identity, identities
+from contracts.patterns import Identity, identities
 
 log = logging.getLogger(__name__)
 

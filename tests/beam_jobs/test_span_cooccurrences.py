@@ -13,7 +13,7 @@ from beam_jobs.span_cooccurrences import sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
-from contracts.storage import identities
+from contracts.patterns import identities
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
 from tests.beam_jobs.helpers import make_config

@@ -19,6 +19,7 @@ from contracts.config_io import (
     parse_assignments,
     read_stored_config,
 )
+from contracts.patterns import matching
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -69,7 +70,7 @@ def test_object_stores_are_reached_as_the_config_that_was_read_says(monkeypatch:
     monkeypatch.setattr(storage, "_factory", Empty)
     monkeypatch.setattr(storage, "_options", None)
     load_config(None, ["beam.options=[--s3_endpoint_url=http://minio:9000]"])
-    assert storage.matching("s3://bucket/*.csv") == []
+    assert matching("s3://bucket/*.csv") == []
     assert set(asked) == {("--s3_endpoint_url=http://minio:9000",)}
 
 

@@ -16,7 +16,7 @@ from contracts.artifact import writing
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import EventColumn, Split
-from contracts.storage import identities
+from contracts.patterns import identities
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span

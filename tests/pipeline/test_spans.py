@@ -18,7 +18,7 @@ from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
 from contracts.layout import SpanParts, Workdir
 from contracts.names import Split
-from contracts.storage import Identity, identities
+from contracts.patterns import Identity, identities
 from pipeline.retraining import spans
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans

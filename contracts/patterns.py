@@ -1,0 +1,71 @@
+"""The files that a pattern matches, on this machine or in an object store."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from contracts.storage import StorageError, StoredObject, as_path, is_remote, object_store
+
+Identity = tuple[str, int, int | str]
+"""A file's whole name, size, and time or version: what changes when it is written anew."""
+_OF_FILE_SYSTEM = "lost+found"
+"""Of a volume's root, its administrator's alone."""
+
+
+def matching(pattern: str) -> list[str]:
+    """Names of the files that match, sorted; `**` descends.
+
+    Raises:
+        StorageError: a directory on the way cannot be looked into.
+    """
+    if is_remote(as_path(pattern)):
+        return sorted(found.url for found in _listed(pattern))
+    if os.path.isfile(pattern):  # whatever characters its name has
+        return [pattern]
+    _require_rights(pattern)
+    return sorted(glob.glob(pattern, recursive=True))
+
+
+def _require_rights(pattern: str) -> None:
+    """Refuses a directory that a glob would pass over, since it may not list it: nobody would hear of a missing day."""
+    path = Path(pattern)
+    for parent, below in zip(path.parents, (path, *path.parents), strict=False):
+        is_listed = glob.has_magic(below.name) or parent.name == "**"
+        for folder in glob.glob(f"{parent}/", recursive=True):
+            if Path(folder).name == _OF_FILE_SYSTEM:
+                continue
+            try:
+                # With the dot, both need the right to search the directory, too.
+                os.scandir(f"{folder}.").close() if is_listed else os.stat(f"{folder}.")
+            except PermissionError as error:
+                raise StorageError(
+                    f"{folder} cannot be looked into, and what it holds of {pattern} would be left out: "
+                    f"{error.strerror}; give the right to read it, or choose a pattern that does not match it"
+                ) from None
+
+
+def _listed(pattern: str) -> list[StoredObject]:
+    """`matching` of an object store."""
+    store = object_store(pattern)
+    is_name = glob.has_magic(pattern) and store.exists(pattern)
+    return store.match(glob.escape(pattern) if is_name else pattern)
+
+
+def identities(pattern: str) -> dict[str, Identity]:
+    """Each file that matches, and what it is now, sorted by name."""
+    if is_remote(as_path(pattern)):
+        found = sorted(_listed(pattern), key=lambda stored: stored.url)
+        return {stored.url: (stored.url, stored.size, stored.version) for stored in found}
+    return {path: _file_identity(path) for path in matching(pattern)}
+
+
+def _file_identity(path: str) -> Identity:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise StorageError(
+            f"{path} is listed, and there is no such file: mend or remove the link, if it is one, or run it again"
+        ) from None
+    return os.path.abspath(path), status.st_size, status.st_mtime_ns
