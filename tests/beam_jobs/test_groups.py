@@ -101,7 +101,8 @@ def test_merge_and_split_categories() -> None:
 
 def test_parts_go_to_the_category_whose_parts_are_largest_and_none_is_empty() -> None:
     """Of nine and five: 9 > 5, so two halves of 4.5; 5 > 4.5, so two of 2.5. Items that are all alike are parted."""
-    parts = split_categories(np.zeros((14, 2), np.float32), np.repeat([0, 1], [9, 5]), 4, 1, 100, 0)
+    rows, before = np.zeros((14, 2), np.float32), np.full(14, -1)
+    parts = split_categories(rows, np.repeat([0, 1], [9, 5]), before, 4, 1, 100, 0)
     assert (set(parts[:9]), set(parts[9:])) == ({0, 1}, {2, 3})
 
 

@@ -27,6 +27,7 @@ from contracts.artifact import current, find_manifest, read_manifest
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Events, SpanParts, Transform, Workdir
+from contracts.patterns import identities, matching
 from contracts.storage import as_path
 from pipeline.cli import main
 from pipeline.retraining.span_profile import profile_span
@@ -146,7 +147,8 @@ def test_a_run_that_ends_anywhere_is_taken_up_to_the_same_files(
     run, config = as_path(f"{BUCKET}/run"), config_of(log, f"{BUCKET}/log")
     wanted = local_letters(contents(expected), log, f"{BUCKET}/log")
     ends: list[str] = []
-    for changes in [1, 3, 6, 8, 11, 14, 18, 20, 21, 22]:
+    # How many changes a job takes depends on what the last end has left, and that on the machine.
+    for changes in [1, 3, 6, 8, 11, 14, *range(16, 60)]:
         monkeypatch.setattr(strict_store.StrictFileSystem, "changes_left", changes)
         with pytest.raises((ValueError, RuntimeError), match="cannot be reached"):
             for job in (ingest, statistics, groups, windows):
@@ -157,7 +159,9 @@ def test_a_run_that_ends_anywhere_is_taken_up_to_the_same_files(
         assert seen == {name: wanted[name] for name in seen}
         ends.append(",".join(sorted({name.split("/")[0] for name in seen})))
         assert scratch(run), "nothing was cut short"
-    assert len(set(ends)) > 1, ends
+        if len(set(ends)) == 3:
+            break
+    assert set(ends) == {"", "events", "events,item_statistics"}
     for job in JOBS:
         job.run(config, Workdir(run), "fingerprint")
     assert contents(run) == wanted
@@ -222,10 +226,10 @@ def test_an_object_is_found_whatever_characters_its_name_has(store: Path) -> Non
     for name in names:
         storage.write_text(as_path(name), name)
     for name in names:
-        assert storage.matching(name) == [name]
-        assert storage.identities(name) == {name: (name, len(name), ANY)}
-    assert storage.matching(f"{BUCKET}/log/*.csv") == names
-    assert storage.matching(f"{BUCKET}/log/[12].csv") == names[:1]
+        assert matching(name) == [name]
+        assert identities(name) == {name: (name, len(name), ANY)}
+    assert matching(f"{BUCKET}/log/*.csv") == names
+    assert matching(f"{BUCKET}/log/[12].csv") == names[:1]
 
 
 @pytest.fixture
