@@ -34,7 +34,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
 @click.option(
     "--explore",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**31 - 1),
     help="Places for items without training events; default: the model's share.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per candidate.")
