@@ -45,12 +45,25 @@ def measured_share(model: TwoTowerModel, catalogue: Catalogue, users: Evaluation
         users: of the validation split.
     """
     target = users.targets.values
-    share = float(np.mean((target != PADDING_INDEX) & (catalogue.train_count[target] == 0)))
+    is_cold = (target != PADDING_INDEX) & (catalogue.train_count[target] == 0)
+    share = float(is_cold.mean())
     if not num_explored(share, k):
         return 0.0
+    # Who has no cold target can only lose: where it is too little without them, they need not be ranked.
+    may_gain = np.isin(np.arange(len(users)), users.targets.row_ids()[is_cold])
+    gain = np.zeros(len(users))
+    for some in (may_gain, ~may_gain):
+        if some.any():
+            gain[some] = _gain(model, catalogue, users.take(np.flatnonzero(some)), share, k)
+        if gain.mean() <= _STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)):
+            return 0.0
+    return share
+
+
+def _gain(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, share: float, k: int) -> np.ndarray:
+    """float64 [num_users]: recall of lists of k with the share, less that without."""
     without, explored = (
         recall_at_k(hits(ranking.lists("score", 0.0, k), users.targets), users.targets.lengths, k)
         for ranking in (ExactRanking(model, catalogue, users), ExactRanking(model, catalogue, users, share))
     )
-    gain = explored - without
-    return share if gain.mean() > _STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)) else 0.0
+    return explored - without

@@ -1,5 +1,6 @@
 """The share of cold items: measured where they are targets, given where users gain by it."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,6 +62,22 @@ def of_rows(rows: list[list[int]]) -> Ragged:
 def test_the_share_is_given_where_users_gain(cold: int, number: int, warm: int, share: float) -> None:
     """3 of 50: a mean of .06 and a standard error of .0336; 6 of 50: .12 and .0460."""
     assert share_of([[cold]] * number + [[warm]] * (NUM_USERS - number)) == share
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_verdict_is_that_of_all_users(seed: int) -> None:
+    """Most logs are settled by the users with a cold target. By hand, over all users: of seeds 6 to 11, a gain."""
+    rng = np.random.default_rng(seed)
+    new, known = rng.integers(BEST_COLD, BEST_COLD + 4, (NUM_USERS, 2)), rng.integers(BEST, LAST, (NUM_USERS, 2))
+    targets = np.where(rng.random((NUM_USERS, 2)) < seed / 16, np.add(new, [0, 4]), known).tolist()
+    cold = np.array(targets) >= BEST_COLD
+    share = cold.mean()
+    places = math.floor(10 * share + 0.5)
+    explored = np.where(cold, np.array(targets) < BEST_COLD + places, np.array(targets) <= 10 - places)
+    gain = (explored.sum(axis=1) - (np.array(targets) <= 10).sum(axis=1)) / 2
+    is_gain = gain.mean() > 2 * gain.std() / np.sqrt(NUM_USERS)
+    assert is_gain == (seed >= 6)
+    assert share_of(targets) == (share if is_gain else 0.0)
 
 
 def test_an_unknown_target_is_not_a_cold_item() -> None:
