@@ -76,7 +76,10 @@ class GateConfig(Section):
         0.5, gt=0, lt=1, description="a fall of a group's recall by this share, beyond chance, is refused"
     )
     max_cold_share: float = Field(
-        0.5, ge=0, le=1, description="largest share of places held by items without training events"
+        0.5,
+        ge=0,
+        le=1,
+        description="largest share held by items without training events, of the places not kept for them",
     )
     max_latency_ratio: float = Field(3.0, gt=1, description="longest time per request, in units of the served model's")
     max_latency_ms: float = Field(100.0, gt=0, description="longest time per request, one request at a time")

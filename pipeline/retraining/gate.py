@@ -87,6 +87,7 @@ def judge(
     leaked: int | None,
     index_recall: float | None,
     recall_target: float,
+    explored: float,
 ) -> Verdict:
     """Judges a candidate.
 
@@ -95,9 +96,10 @@ def judge(
         leaked: events of the holdout that the candidate was trained on; None where nobody looked.
         index_recall: least recall of the candidate's indexes against exact search; None where it has none.
         recall_target: what index_recall must reach.
+        explored: share of its places that the candidate keeps for items without training events.
     """
     served = reference.milliseconds is not None
-    checks = _floors(config, holdout, candidate, index_recall, recall_target)
+    checks = _floors(config, holdout, candidate, index_recall, recall_target, explored)
     low, error = relative_change(candidate.recall, reference.recall, config, seed)
     explanation = f"a fall against {reference_name} cannot be ruled out"
     checks.append(_at_least(f"{recall_name(config.k)} change, low end", low, -config.max_drop, explanation))
@@ -136,16 +138,23 @@ def equal_refusal_rate(error: float, config: GateConfig) -> float:
 
 
 def _floors(
-    config: GateConfig, holdout: Holdout, candidate: Measured, index_recall: float | None, recall_target: float
+    config: GateConfig,
+    holdout: Holdout,
+    candidate: Measured,
+    index_recall: float | None,
+    recall_target: float,
+    explored: float,
 ) -> list[Check]:
     recall = float(candidate.recall.mean())
+    # Of the places that are not kept for them: a log of news keeps most.
+    cold_share = max(candidate.cold_share - explored, 0.0) / max(1 - explored, 1e-9)
     checks = [
         _at_least("users", holdout.num_users, config.min_users, "the holdout is too small for a verdict"),
         _at_least(recall_name(config.k), recall, config.min_recall, "the model finds next to nothing"),
         _at_most(f"{recall_name(config.k)} too good", recall, config.max_recall, "labels may have leaked"),
         _at_least("coverage", candidate.coverage, config.min_coverage, "all users get the same few items"),
         _at_least("filled", candidate.filled, config.min_filled, "places are empty, repeated, or hold no known item"),
-        _at_most("cold_share", candidate.cold_share, config.max_cold_share, "items that nobody trained fill lists"),
+        _at_most("cold_share", cold_share, config.max_cold_share, "items that nobody trained fill lists"),
         _at_least(
             "group_presence",
             _group_presence(config, holdout, candidate),

@@ -7,7 +7,7 @@ from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
@@ -24,7 +24,11 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
     Raises:
         ValueError: the version that is served cannot be loaded or asked.
     """
+    from trainer.exploration import exploration_share
+    from trainer.scoring import num_explored
+
     gate = config.retrain.gate
+    share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))
     with artifact.writing(RetrainRun(workdir).gate, KIND, fingerprint) as writer:
         users = HoldoutUsers(workdir, config.evaluation.max_users)
         holdout = users.holdout()
@@ -40,6 +44,7 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
             leaked=holdout_events_in_training(workdir, plan.holdout_start),
             index_recall=index_recall(config, workdir),
             recall_target=config.serving.recall_target,
+            explored=num_explored(share, gate.k) / gate.k,
         )
         writer.counts["users"] = holdout.num_users
         writer.details["verdict"] = verdict.as_json()

@@ -48,7 +48,7 @@ class World:
         return measure(self.holdout, Answers(lists, np.full(20, milliseconds)))
 
     def judge(self, candidate: Measured, reference: Measured, config: GateConfig = CONFIG, **more: float) -> Verdict:
-        known = {"seed": 0, "leaked": None, "index_recall": None, "recall_target": 0.0, **more}
+        known = {"seed": 0, "leaked": None, "index_recall": None, "recall_target": 0.0, "explored": 0.0, **more}
         return judge(config, self.holdout, candidate, reference, "version 1", **known)
 
 
@@ -108,6 +108,15 @@ def test_every_floor_refuses_by_itself(name: str) -> None:
     of_candidate, of_reference = ALONE[name]
     verdict = world.judge(replace(good, **of_candidate), replace(reference, **of_reference))
     assert failed(verdict) == [name]
+
+
+@pytest.mark.parametrize(("kept", "refused"), [(0.0, True), (0.59, True), (0.61, False), (1.0, False)])
+def test_places_that_are_kept_for_cold_items_are_no_fault(kept: float, refused: bool) -> None:
+    """Cold items hold .8 of all places; with .6 kept for them, half of the others, which is the limit."""
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.4)), world.measured(world.model(0.45))
+    verdict = world.judge(replace(good, cold_share=0.8), reference, explored=kept)
+    assert failed(verdict) == ["cold_share"] * refused
 
 
 def test_a_holdout_of_few_users_is_no_evidence() -> None:
