@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from trainer.metric_names import COVERAGE, recall_k, recall_name
@@ -12,6 +13,8 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 
 def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
     """Draws a run's metrics, whose intervals are of that confidence, into a PNG file."""
+    # Where it cannot write to HOME it says so, at once, and goes on in a temporary directory.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 
     matplotlib.use("Agg")

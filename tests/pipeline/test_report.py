@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,3 +47,19 @@ def test_a_new_evaluation_keeps_the_row_that_the_validation_measured(tmp_path: P
     rows = [line.split() for line in console.export_text().splitlines()]
     assert [row[:2] for row in rows if len(row) > 1][-2:] == [[MAIN_MODEL, ".250"], [SERVED_MODEL, ".250"]]
     assert list(read_metrics(workdir, served=False)) == [MAIN_MODEL]
+
+
+_PLOT = """
+import json, pathlib, sys
+from pipeline.plots import plot_metrics
+plot_metrics(json.loads(sys.argv[1]), 0.95, pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_a_plot_is_drawn_in_silence_where_home_cannot_be_written(tmp_path: Path) -> None:
+    cell = {"value": 0.25, "low": 0.2, "high": 0.3}
+    metrics = json.dumps({MAIN_MODEL: {"recall_at_10": cell, "catalog_coverage_at_100": cell}})
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "XDG"))}
+    command = [sys.executable, "-c", _PLOT, metrics, str(tmp_path / "plot.png")]
+    done = subprocess.run(command, env=known | {"HOME": os.devnull}, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr, (tmp_path / "plot.png").exists()) == ("", "", True)
