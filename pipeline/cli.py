@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import shlex
@@ -39,6 +40,8 @@ def main(verbose: bool) -> None:
     Exit codes: 0 done, 1 failed, 2 bad input or config (the message says what to change); `dnc retrain` has 3 and 4,
     too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a report whose ± cannot be shown is better than none
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for room in ("contracts", "beam_jobs", "trainer", "serving", "pipeline"):

@@ -10,11 +10,13 @@ import click
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from rich.console import Console
 
 from beam_jobs import bucket_file
 from contracts.storage import write_whole
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
+from pipeline.report import metrics_table
 
 
 @click.command()
@@ -48,6 +50,15 @@ def test_a_file_in_a_directorys_place_is_said_in_a_line(arguments: list[str], tm
     assert done.exit_code in {1, 2} and isinstance(done.exception, SystemExit)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("dnc: ") and str(tmp_path / "a.csv") in last
+
+
+def test_an_output_that_knows_no_more_than_ascii_loses_a_sign_and_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under LC_ALL=C; the error would be a ValueError, so that a run that is done ended as bad input."""
+    measured = {"recall_at_10": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    show = click.Command("show", callback=lambda: Console().print(metrics_table({"modèle": measured})))
+    monkeypatch.setitem(main.commands, "show", show)
+    done = CliRunner(charset="ascii").invoke(main, ["show"])
+    assert done.exit_code == 0 and "|mod?le|.500 |" in done.stdout and "?.250" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [[str(errno.ENOSPC), "--verbose"], [str(errno.ENOENT)]])
