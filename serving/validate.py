@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,8 @@ from contracts.layout import SERVED_MODEL, Workdir
 from serving.versions import admit
 
 log = logging.getLogger(__name__)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def validate(
@@ -69,9 +73,11 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
 
     Raises:
         ValueError: it failed; the message is the end of what it wrote to stderr.
+        RuntimeError: there was no room for a file of its own, which says nothing of the servable.
     """
     arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+    # Beside the report: where temporary files are made there may be no room to say so.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=report.parent) as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving.validate_process", *arguments],
             cwd=Path(contracts.__file__).parent.parent,
@@ -84,6 +90,11 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
                 log.info("validate: %s", line.rstrip())
         if process.returncode:
             errors.seek(0)
-            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{errors.read()[-2000:]}")
+            said = errors.read()[-2000:]
+            for line in reversed(said.splitlines()):
+                if any(os.strerror(number) in line for number in _NO_ROOM):
+                    said = f"{line} (temporary files lie where TMPDIR says)"
+                    raise RuntimeError(f"{servable} could not be asked in a fresh process: {said}")
+            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{said}")
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return found

@@ -1,6 +1,7 @@
 """What proves a servable right, proved right: it passes good ones and names what is wrong with bad ones."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,18 @@ def test_scores_of_8_bit_vectors_are_near_and_find_the_same(trained, monkeypatch
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded"):
         validate(trained.config, trained.workdir, tmp_path, "fingerprint")
+
+
+def test_no_room_for_temporary_files_is_no_fault_of_the_servable(trained, servable, tmp_path, monkeypatch):
+    """As of a process that dies so, in whose place a script says what it would say."""
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!/bin/sh\necho \"OSError: [Errno 28] {os.strerror(28)}: '/tmp/x'\" >&2\necho bye >&2\nexit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(RuntimeError, match=r"No space left on device: '/tmp/x' .*TMPDIR"):
+        validate(trained.config, trained.workdir, servable, "fingerprint")
 
 
 def test_without_scanns_ops_tensorflow_refuses_the_scann_servable(servable):
