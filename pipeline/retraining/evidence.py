@@ -33,7 +33,7 @@ class Holdout:
     """Who is asked, and what is known of the catalogue.
 
     Attributes:
-        target_users: int64 [num_targets], ascending: the user of each target.
+        target_users: int64 [num_targets], ascending: the user of each target; every user has one.
         targets: int64 [num_targets], 1..num_items; none twice for a user.
         num_seen: int64 [num_users]: items that the user's request excludes.
         group_id: int64 [num_items + 1], the candidate's groups; row 0 is padding.
@@ -83,13 +83,12 @@ def measure(holdout: Holdout, answers: Answers) -> Measured:
     per_user = np.bincount(holdout.target_users, minlength=num_users)
     targets = Ragged(holdout.targets, np.concatenate([[0], np.cumsum(per_user)]))
     found = hits(lists, targets)
-    num_targets = np.maximum(per_user, 1)
     possible = np.minimum(k, holdout.num_items - holdout.num_seen).sum()
     listed = known[known > 0]
     num_groups = int(holdout.group_id.max()) + 1
     return Measured(
-        recall=recall_at_k(found, num_targets, k),
-        ndcg=ndcg_at_k(found, num_targets, NDCG_K),
+        recall=recall_at_k(found, per_user, k),
+        ndcg=ndcg_at_k(found, per_user, NDCG_K),
         hit=target_recall(found, lists, targets, k) > 0,
         coverage=catalog_coverage(known, holdout.num_items),
         filled=float(len(listed) / max(possible, 1)),
