@@ -57,7 +57,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         ValueError: the model's embeddings cannot be indexed, or clients of the last version would break.
     """
     catalogue = Catalogue.for_config(config, workdir)
-    model = load_model(config, workdir, model_name)
+    model = load_model(config, workdir, model_name, catalogue)
     model.fix_candidates()
     embeddings, members = model.catalogue_embeddings(), group_members(catalogue)
     share = exploration_share(config, read_manifest(workdir.model(model_name).path))

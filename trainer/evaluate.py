@@ -77,7 +77,7 @@ def evaluate_lists(
     lengths = lengths_to_measure(config)
     if name is None:
         return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
-    ranking = _ranking(config, workdir, name, users)
+    ranking = _ranking(config, workdir, name, catalogue, users)
     return [measure(config, catalogue, users, lists) for lists in ranking.lists_of_merges(merges, lengths)]
 
 
@@ -136,19 +136,20 @@ def _ranked(
         return [(name, _popularity(catalogue, users, lengths))]
     if name in get_args(BaselineName):
         trained = baseline_config(config, name)
-        ranking = _ranking(trained, workdir, name, users)
+        ranking = _ranking(trained, workdir, name, catalogue, users)
         return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
-    ranking = _ranking(config, workdir, name, users)
+    ranking = _ranking(config, workdir, name, catalogue, users)
     labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
     merges = sorted(_MERGES, key=lambda merge: labels[merge])
     lists = ranking.lists_of_merges([(merge, config.serving.alpha) for merge in merges], lengths)
     return [(labels[merge], of_merge) for merge, of_merge in zip(merges, lists, strict=True)]
 
 
-def _ranking(config: Config, workdir: Workdir, name: str, users: EvaluationUsers) -> ExactRanking:
+def _ranking(config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers) -> ExactRanking:
     """Lists as a servable of the model gives them, cold items among them."""
     share = exploration_share(config, read_manifest(workdir.model(name).path))
-    return ExactRanking(load_model(config, workdir, name), Catalogue.for_config(config, workdir), users, share)
+    model = load_model(config, workdir, name, catalogue)
+    return ExactRanking(model, catalogue.grouped_for(config), users, share)
 
 
 def _popularity(catalogue: Catalogue, users: EvaluationUsers, lengths: Sequence[int]) -> dict[int, np.ndarray]:

@@ -102,11 +102,12 @@ def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, h
     artifact.counts["parameters"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
 
 
-def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
+def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue | None = None) -> TwoTowerModel:
     """A trained model, its weights restored.
 
     Args:
         config: what the model was trained with.
+        catalogue: the workdir's, where it is loaded already: that of a million items takes hundreds of MB.
 
     Raises:
         ArtifactError: there is no such model.
@@ -114,7 +115,7 @@ def load_model(config: Config, workdir: Workdir, name: str) -> TwoTowerModel:
     """
     artifact = workdir.model(name)
     read_manifest(artifact.path)
-    model = build_model(config, Catalogue.for_config(config, workdir))
+    model = build_model(config, (catalogue or Catalogue.load(workdir)).grouped_for(config))
     try:
         model.load_weights(str(artifact.weights))
     except (ValueError, KeyError, OSError) as error:

@@ -44,11 +44,14 @@ def test_longer_neighbours_in_a_batch_do_not_change_a_users_vectors(workdir: Wor
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
 
 
-def test_learns_the_structure_and_evaluates_it(workdir: Workdir) -> None:
+def test_learns_the_structure_and_evaluates_it(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(training={"epochs": 16, **MIXED})
     train(config, workdir, "dnc", "a")
     train(baseline_config(config, "single_vector"), workdir, "single_vector", "a")
+    loads, load = [], Catalogue.load
+    monkeypatch.setattr(Catalogue, "load", lambda path: loads.append(path) or load(path))
     result = evaluate(config, workdir, Split.TEST, ["popularity", "single_vector", "dnc"])
+    assert len(loads) == 1, "of a million items, each takes hundreds of MB"
     recall = {name: table["recall_at_5"]["value"] for name, table in result.metrics.items()}
     assert list(recall) == ["popularity", "single_vector", "dnc", "dnc_quota"]
     # The next item is one or three steps on, which the last two events tell.
