@@ -6,6 +6,7 @@ with nothing that was learnt from the old one, and every single row of it is val
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ _MOST_SHAPES = 64
 _RARE = 0.05  # share of ids up to which a shape is rare
 _MOST_RARE = 0.01  # share of ids with rare shapes from which the next ids are expected to have others
 _MOST = 0.5
+_KEY = 2  # so many values one id may well be made of
 
 SHAPE = "shape"
 """Last part of a feature's name whose values are shapes."""
@@ -53,6 +55,30 @@ def begin_oddly(shapes: dict[str, int]) -> str | None:
     """The commonest shape that begins with a space or a quote, if most ids do: it is of how the file is written."""
     odd = {shape: count for shape, count in shapes.items() if shape[:1].isspace() or shape[:1] in ('"', "'")}
     return max(odd, key=odd.__getitem__) if sum(odd.values()) > _MOST * sum(shapes.values()) else None
+
+
+def are_lists(shapes: dict[str, int]) -> str | None:
+    """The commonest shape of several ids in one field, if most fields hold several; else None.
+
+    Keys of two columns look alike in all rows, and titles do not repeat a shape with digits in it.
+    """
+    listed = {shape: _listed(shape) for shape in shapes}
+    several = {shape: count for shape, count in shapes.items() if listed[shape][1] > 1}
+    if sum(several.values()) <= _MOST * sum(shapes.values()):
+        return None
+    commonest = max(several, key=several.__getitem__)
+    one, _ = listed[commonest]
+    lengths = {number for shape, (first, number) in listed.items() if first == one}
+    is_cut = len(commonest) == _MOST_RUNS and one != "9"  # of an ISBN, too, the runs are digits
+    return commonest if is_cut or (len(lengths) > 1 and max(lengths) > _KEY) else None
+
+
+def _listed(shape: str) -> tuple[str, int]:
+    """What a shape repeats between separators, and how often, as far as it is kept; a shape that does not, once."""
+    first, *others = re.split("[ ,;|]+", shape)
+    *whole, last = others or [first]
+    is_last = last == first or (len(shape) == _MOST_RUNS and first.startswith(last))
+    return (first, 1 + len(others)) if "9" in first and set(whole) <= {first} and is_last else (shape, 1)
 
 
 def spelled_twice(ids: pa.ChunkedArray) -> pa.ChunkedArray:

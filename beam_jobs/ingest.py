@@ -14,7 +14,7 @@ from beam_jobs.beam_run import collect
 from beam_jobs.dead_letter_remedies import remedy
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.id_shapes import SHAPE, begin_oddly, merge_shapes
+from beam_jobs.id_shapes import SHAPE, are_lists, begin_oddly, merge_shapes
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -200,6 +200,7 @@ def _statistics(
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
     _say_how_ids_begin(shapes)
+    _say_which_ids_are_several(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
     histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
     times = _time_range(buckets)
     # Buckets are of users at random: the middle one's moment is about that of all.
@@ -300,6 +301,14 @@ def _say_how_ids_begin(shapes: dict[str, dict[str, int]]) -> None:
                 "requests must say so, too. Write the log without spaces behind separators, and with data.quoting=auto "
                 "where it quotes", feature.split(".")[0], shape,
             )  # fmt: skip
+
+
+def _say_which_ids_are_several(shapes: dict[str, int]) -> None:
+    if shape := are_lists(shapes):
+        logger.warning(
+            "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
+            "each list counts as one item. Write a row for each id of a list", shape,
+        )  # fmt: skip
 
 
 def _examples(files: list[dict[str, Any]], most: int = _SHOWN_EXAMPLES) -> str:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from beam_jobs.id_shapes import are_random, begin_oddly, id_shapes, merge_shapes, spelled_twice
+from beam_jobs.id_shapes import are_lists, are_random, begin_oddly, id_shapes, merge_shapes, spelled_twice
 
 
 def test_shapes_of_ids() -> None:
@@ -52,6 +52,29 @@ def test_many_rare_shapes_are_those_of_random_characters(shares: dict[str, float
 )
 def test_what_most_ids_begin_with(shapes: dict[str, int], expected: str | None) -> None:
     assert begin_oddly(shapes) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["N55689-1 N35729-0 N1-0", "N3-0 N44-1"], "a9-9 a9-"),
+        (["N1 N2 N3", "N1", "N4 N5", "N7 N8 N9 N10 N11"], "a9 a9 a9"),
+        (["1,2,3", "17", "4,5"], "9,9,9"),
+        (["1|2|3|4|5", "4|5", "9|17"], "9|9"),
+        (["a1, a2, a3", "b1, b2"], "a9, a9, "),
+        (["i1", "i2", "N1 N2 N3", "N1 N2"], None),  # half of them are not most
+        (["Toy Story (1995)", "Twelve Monkeys (1995)", "Seven (1995)", "2001: A Space Odyssey (1968)"], None),
+        (["Heat 2", "Rocky 4", "Rocky 5", "Se7en"], None),
+        (["shop1|item7", "shop2|item8", "shop3|item9"], None),
+        (["12 345", "13 346", "7 8"], None),
+        (["978 3 16 148410 0", "978 3 86680 192 9"], None),
+        (["S1 E2", "S1 E3", "S1"], None),
+        (["2024-01-02 03:04:05", "2024-01-03 03:04:05"], None),
+        ([], None),
+    ],
+)
+def test_lists_of_ids_are_no_ids(ids: list[str], expected: str | None) -> None:
+    assert are_lists(id_shapes(pa.array(ids, pa.string()))) == expected
 
 
 def test_ids_that_are_there_as_whole_numbers_and_as_decimals() -> None:

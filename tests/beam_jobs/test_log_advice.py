@@ -173,6 +173,16 @@ def test_spaces_and_quotes_that_became_part_of_ids_are_said(
     assert len(found) == (said is not None) and all(said in message for message in found)
 
 
+@pytest.mark.parametrize(("row", "is_said"), [("i{0}-1 i{1}-0 i2-0", True), ("Film {0} ({1})", False)])
+def test_lists_of_items_in_one_field_are_said(
+    row: str, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of MIND, whose impressions are one field; every list would be an item."""
+    lines = [f"u{line % 20},{row.format(line % 30, line % 7)},{1_700_000_000 + line}" for line in range(60)]
+    ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
+    assert ("item_id look like lists of ids, as 'a9-9 a9-'" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize(
     ("moments", "share"),
     [([5] * 10, 100), ([5, 6] * 10, 95), ([5, 6, 7] * 3, None), ([5], None)],
