@@ -153,6 +153,9 @@ class FeatureTable(TextFormat):
 LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume"})
 """Keys of the section data that refuse a log, and change nothing in what is written."""
 
+READING_OF_LOG = frozenset({"columns", "timestamp_unit", "timestamp_format", "feedback", "header", "quoting"})
+"""Keys of the section data that say what events a file of the log holds."""
+
 FRACTIONS = (".%f", ",%f")
 """Ends of `data.timestamp_format` that stand for a fraction of a second."""
 

@@ -11,11 +11,12 @@ from typing import Any
 import contracts
 from contracts import artifact
 from contracts.config import Config
-from contracts.config.data import LIMITS_OF_DATA
+from contracts.config.data import LIMITS_OF_DATA, READING_OF_LOG
 from contracts.config_io import ConfigError, read_stored_config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
+from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, files_digest, last_version, record_of_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
@@ -150,15 +151,15 @@ def _new_plan(
             f"version {stable} is held, as {versions[-1]} is newer and not stable: this run's version becomes canary; "
             f"dnc rollback -s STORE {versions[-1]} ends that"
         )
-    notes += _written_anew(spans[:-1], parent) if parent else []
+    notes += _learnt_anew(config, spans[:-1], parent) if parent else []
     notes += no_longer_exported(store, config.serving)
     return Plan(
         run_id=run_id,
         spans=[span.key for span in spans],
         left_out=left_out,
         holdout_start=spans[-1].start,
-        news_start=_first_new(spans[:-1], parent, 0) if parent else None,
-        since=_first_new(spans[:-1], _last_to_learn(store, parent), config.retrain.replay_spans)
+        news_start=_first_new(config, spans[:-1], parent, 0) if parent else None,
+        since=_first_new(config, spans[:-1], _last_to_learn(store, parent), config.retrain.replay_spans)
         if parent and warm
         else None,
         parent=stable,
@@ -178,20 +179,36 @@ def _last_to_learn(store: Store, record: Record) -> Record:
     return record
 
 
-def _learnt(earlier: Record) -> dict[str, str]:
-    """Key -> digest of the files of the spans that a run has trained on: all but its holdout."""
-    return {span["key"]: files_digest(span) for span in earlier.spans[:-1]}
+def _learnt(config: Config, earlier: Record) -> dict[str, str]:
+    """Key -> digest of the files of the spans that a run has trained on: all but its holdout.
+
+    None of them where the log was read otherwise then: what it learnt were other events.
+    """
+    return {} if _reading(config, earlier) else {span["key"]: files_digest(span) for span in earlier.spans[:-1]}
 
 
-def _written_anew(spans: Sequence[SpanStart], earlier: Record) -> list[str]:
+def _reading(config: Config, earlier: Record) -> dict[str, str]:
+    """What has changed since an earlier run in how the log is read, by key."""
+    before = earlier.config.get("data", {})
+    now = config.data.model_dump(mode="json", include=before.keys() & READING_OF_LOG)
+    return changes(before, before | now, "data.")
+
+
+def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) -> list[str]:
     """What to say of spans that are learnt again: a job that touches the whole log makes every day a long one."""
-    known = _learnt(earlier)
+    if reading := _reading(config, earlier):
+        changed = ", ".join(f"{key}: {change}" for key, change in reading.items())
+        return [
+            f"the log is read otherwise than for version {earlier.version} ({changed}): all spans of the window are "
+            "new to this run, and the gate measures both models by the events as they are read now"
+        ]
+    known = _learnt(config, earlier)
     again = [span.key for span in spans if known.get(span.key, span.files) != span.files]
     what = f"written anew since version {earlier.version} learnt from it, so new to this run: {', '.join(again)}"
     return [what] if again else []
 
 
-def _first_new(spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
+def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
     """Where the events begin that an earlier run has not trained on, and `replay` spans before.
 
     Its last span was its holdout, so it is new to training; and so is a span whose files have changed.
@@ -199,7 +216,7 @@ def _first_new(spans: Sequence[SpanStart], earlier: Record, replay: int) -> int 
     Args:
         spans: those that training may see, oldest first.
     """
-    known = _learnt(earlier)
+    known = _learnt(config, earlier)
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
     first = max(min(new, default=len(spans) - 1) - replay, 0)
     # From the window's first span on means: from all events, also those that lie before its start.

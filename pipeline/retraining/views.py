@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +16,7 @@ from contracts.layout import Store
 from contracts.names import ItemColumn
 from contracts.serving_labels import labels_or_none, versions_on_disk
 from pipeline.retraining.base_paths import base_paths
+from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, files_of, record_of_version
 from pipeline.stages import exported_servable
 from trainer.metric_names import recall_k
@@ -139,23 +139,12 @@ def _metrics_difference(first: Record, second: Record) -> Table:
 
 
 def _config_difference(first: Record, second: Record) -> Text:
-    mine, theirs = _flat(first.config), _flat(second.config)
     changed = [
-        f"  {key}: {mine.get(key)} -> {theirs.get(key)}"
-        for key in sorted({*mine, *theirs})
-        if mine.get(key) != theirs.get(key) and not key.startswith(_OF_EACH_DAY)
+        f"  {key}: {change}"
+        for key, change in changes(first.config, second.config).items()
+        if not key.startswith(_OF_EACH_DAY)
     ]
     return Text("config: " + ("\n" + "\n".join(changed) if changed else "the same"))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    result: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = json.dumps(value, ensure_ascii=False)
-    return result
 
 
 def _artifact_difference(store: Store, first: Record, second: Record) -> list[Table | Text]:

@@ -63,7 +63,7 @@ def pushed(
         parents or empty,
         empty,
         empty,
-        empty,
+        config.model_dump(mode="json"),
         empty,
     )
     write_record(store, record)
@@ -311,6 +311,40 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
     assert (plan.news_start, plan.since) == (news_start, None)
+
+
+LEVELS = ["data.columns.event=event", "data.feedback.levels=[exposure, click, purchase]"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        ("data.feedback.target_level=purchase", 'data.feedback.target_level: "click" -> "purchase"'),
+        ("data.columns.item_id=sku", 'data.columns.item_id: "item_id" -> "sku"'),
+        ("data.timestamp_unit=ms", 'data.timestamp_unit: "auto" -> "ms"'),
+    ],
+)
+def test_a_log_that_is_read_otherwise_is_new_as_a_whole(store: Store, setting: str, change: str) -> None:
+    """Its files are what they were. Of what counts as positive since today, the parent has learnt nothing."""
+    before = ["retrain.replay_spans=1", *LEVELS, "data.feedback.target_level=click"]
+    pushed(store, 1, load_config(None, before), spans=SPANS[:5])
+    plan = make_plan(load_config(None, [*before, setting]), store, "new", SPANS, {})
+    assert (plan.parent, plan.warm, plan.news_start, plan.since) == (1, True, None, None)
+    [note] = plan.notes
+    assert f"read otherwise than for version 1 ({change}): all spans of the window are new" in note
+    # What refuses a log, or says where it is, or what is known of items beside it, changes no event.
+    others = ["data.max_drift=0.9", "data.events=elsewhere/{date}.csv", "data.num_buckets=3", "data.item_features=null"]
+    plan = make_plan(load_config(None, [*before, *others]), store, "same", SPANS, {})
+    assert (plan.news_start, plan.since, plan.notes) == (50, 40, [])
+
+
+def test_a_parent_that_kept_weights_of_before_has_not_learnt_by_the_new_reading(store: Store) -> None:
+    """Version 2 read the log as today, and no epoch bettered version 1, which read it otherwise."""
+    before, now = (load_config(None, [*LEVELS, f"data.feedback.target_level={name}"]) for name in ("click", "purchase"))
+    pushed(store, 1, before, spans=SPANS[:4])
+    pushed(store, 2, now, spans=SPANS[:5], parents={"version": 1, "kept_start": True})
+    plan = make_plan(now, store, "new", SPANS, {})
+    assert (plan.parent, plan.news_start, plan.since, plan.notes) == (2, 50, None, [])
 
 
 def test_a_record_that_holds_the_files_themselves_says_as_well_what_was_learnt(store: Store) -> None:
