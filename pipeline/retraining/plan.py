@@ -291,6 +291,10 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
         earlier = read_stored_config(model.config)
     except ConfigError as error:
         return False, [f"the config of version {parent.version} cannot be read: training from scratch ({error})"]
-    if earlier.model != config.model:
-        return False, [f"the config's section model is not that of version {parent.version}: training from scratch"]
+    changed = changes(earlier.model.model_dump(mode="json"), config.model.model_dump(mode="json"), "model.")
+    if changed:
+        what = ", ".join(f"{key}: {change}" for key, change in changed.items())
+        return False, [
+            f"the config's section model is not that of version {parent.version} ({what}): training from scratch"
+        ]
     return True, []

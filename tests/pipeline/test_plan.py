@@ -155,7 +155,7 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     ("change", "note"),
     [
         (older_code, f"version 1 is of code version {contracts.__version__}, this is 9.0: training from scratch"),
-        (other_model, "section model is not that of version 1"),
+        (other_model, "section model is not that of version 1 (model.embedding_dim: 64 -> 32): training from scratch"),
         (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
         (no_record, "version 1 is served, but no run of this store made it"),
