@@ -36,7 +36,7 @@ from beam_jobs.partition import (
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
 from beam_jobs.span_cooccurrences import MergeCooccurrences, sources_of
-from beam_jobs.stable_groups import PreviousGroups, drift, kept_shares, match_groups, read_previous
+from beam_jobs.stable_groups import PreviousGroups, drift, fit_settings, kept_shares, match_groups, read_previous
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Workdir
@@ -101,6 +101,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
+        writer.details["fit"] = fit_settings(config)
         side = read_side_features(config.data.item_features, item_ids)
         categories = _categories(config, side)
         fitted = _kept(config, workdir, previous, side, item_ids, writer) or _fitted(
@@ -159,8 +160,11 @@ def _kept(
     settings = config.groups
     if previous is None:
         return None
-    writer.details["drift"] = {"kept": False, "drift": None}
-    if not settings.refit_drift or not previous.fits(settings):
+    changed = previous.changed(fit_settings(config))
+    writer.details["drift"] = {"kept": False, "drift": None, "changed": changed}
+    if changed:
+        logger.info("groups: fitted anew, since other settings made those of %s: %s", settings.previous, changed)
+    if changed or not settings.refit_drift or not previous.fits(settings):
         return None
     blocks = count_cooccurrences(config, workdir, writer.path, len(item_ids), settings.since)
     found = keep_groups(previous, blocks, side)
@@ -170,7 +174,7 @@ def _kept(
     sizes = np.bincount(groups, minlength=settings.num_groups)
     cap = (settings.max_size_ratio or np.inf) * len(groups) / settings.num_groups
     good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= np.ceil(cap)
-    writer.details["drift"] = {"kept": bool(good), "drift": round(found.drift, 6)}
+    writer.details["drift"] |= {"kept": bool(good), "drift": round(found.drift, 6)}
     writer.details["cooccurrences"] = found.as_json()
     if not good:
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from beam_jobs.files import read_array, read_parquet
 from beam_jobs.payload import one_array
 from contracts.artifact import ArtifactError, current, read_manifest
-from contracts.config import GroupsConfig
+from contracts.config import Config, GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
 from contracts.storage import as_path
@@ -77,6 +79,7 @@ class PreviousGroups:
         expected_within: share of co-occurrence within groups that is usual, see `beam_jobs.kept_groups`; None if
             unknown.
         categories: what the groups hold, if they are of categories.
+        fit: the settings that they were fitted by, see `fit_settings`; none of them if unknown.
     """
 
     of_item: Int64
@@ -86,6 +89,11 @@ class PreviousGroups:
     centroids: Float32
     expected_within: float | None = None
     categories: CategoryShares | None = None
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, settings: Mapping[str, Any]) -> list[str]:
+        """Which of `fit_settings` are others now: groups that are kept would go on as if they were not."""
+        return sorted(key for key, value in settings.items() if self.fit.get(key, value) != value)
 
     def fits(self, groups: GroupsConfig) -> bool:
         """Whether they can be kept under this config: another K or another space asks for another fit.
@@ -98,6 +106,14 @@ class PreviousGroups:
     def kept(self, num_groups: int) -> Int64:
         """[num_items] `of_item`, -1 also where the group's id no longer exists."""
         return np.where(self.of_item < num_groups, self.of_item, -1)
+
+
+def fit_settings(config: Config) -> dict[str, Any]:
+    """Key -> value, for JSON, of what decides how groups are fitted to the events that there are."""
+    feedback = config.data.feedback
+    settings = config.groups.model_dump(mode="json", exclude={"previous", "since", "refit_drift"})
+    level = feedback.levels[feedback.target_level_index]
+    return {f"groups.{key}": value for key, value in settings.items()} | {"data.feedback.target_level": level}
 
 
 def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None:
@@ -128,6 +144,7 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
         categories=CategoryShares.of(one_array(table[ItemColumn.CATEGORY]), previous, len(centroids))
         if ItemColumn.CATEGORY in table.column_names
         else None,
+        fit=manifest.details.get("fit", {}),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.partition import split_categories, start_centroids
-from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, kept_shares, match_groups
+from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, fit_settings, kept_shares, match_groups
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
@@ -67,6 +67,42 @@ def test_groups_of_another_shape_or_kind_are_not_kept(settings: dict[str, Any], 
     assert previous.fits(GroupsConfig(**{"num_groups": 2, "embedding_dim": 2, **settings})) == fits
     unsettled = replace(previous, settled=np.zeros(2, bool))
     assert not unsettled.fits(GroupsConfig(num_groups=2, embedding_dim=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ({}, []),
+        ({"refit_drift": 0.2}, []),
+        ({"restarts": 9}, ["groups.restarts"]),
+        ({"cooccurrence_window": 1, "max_size_ratio": 1.9}, ["groups.cooccurrence_window", "groups.max_size_ratio"]),
+    ],
+)
+def test_groups_that_other_settings_made_are_fitted_anew(
+    settings: dict[str, Any], changed: list[str], runs: tuple[Workdir, Workdir]
+) -> None:
+    """Were they kept, nobody would get what the config says before co-occurrence moves, and nobody would hear of it."""
+    first, second = runs
+    _groups(second, num_groups=2, previous=str(first.item_groups.path), **settings)
+    found = read_manifest(second.item_groups.path).details
+    assert (found["drift"]["kept"], found["drift"]["changed"]) == (not changed, changed)
+    assert found["fit"] == fit_settings(make_config("unused", groups={"num_groups": 2, **settings}))
+
+
+def test_groups_of_categories_are_not_kept_as_those_of_k_means() -> None:
+    """What they lack of shape tells nothing; nor does the level whose events co-occur."""
+    of_genre, kmeans = (
+        fit_settings(make_config("unused", groups=settings))
+        for settings in ({"method": "category", "category": "genre"}, {})
+    )
+    levels = {"levels": ["click", "buy"], "flags": {"buy": "bought"}, "target_level": "buy"}
+    of_purchases = fit_settings(make_config("unused", data={"events": "unused", "feedback": levels}))
+    nothing = np.zeros((1, 1), np.float32)
+    previous = PreviousGroups(np.array([0]), np.array([1]), np.ones(1, bool), nothing, nothing, fit=of_genre)
+    assert previous.changed(of_genre) == []
+    assert previous.changed(kmeans) == ["groups.category", "groups.method"]
+    assert replace(previous, fit=kmeans).changed(of_purchases) == ["data.feedback.target_level"]
+    assert replace(previous, fit={}).changed(kmeans) == []  # of an artifact of before they were written down
 
 
 def test_descent_starts_where_the_old_groups_are_today() -> None:

@@ -51,6 +51,14 @@ def test_the_lineage_of_many_days_can_be_read(tmp_path: Path) -> None:
     ]
 
 
+def test_the_lineage_says_why_groups_were_fitted_anew(tmp_path: Path) -> None:
+    groups = {"kept": False, "drift": None, "new_items": 3, "changed": ["groups.restarts"]}
+    fitted = replace(record(1), parents={"version": None, "warm_start": None, "groups": groups})
+    text = io.StringIO()
+    Console(file=text, width=160).print(lineage_tree(Store(tmp_path), fitted))
+    assert "groups: fitted anew, as groups.restarts changed, co-occurrence within them not measured" in text.getvalue()
+
+
 def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day_has_of_its_own(tmp_path: Path) -> None:
     of_day = [
         {
