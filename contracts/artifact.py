@@ -18,15 +18,19 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import contracts
 from contracts import storage
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def now() -> str:
@@ -88,6 +92,20 @@ def code_of(*rooms: str) -> str:
     return fingerprint(sources) if sources else contracts.__version__
 
 
+def from_json(kind: type[T], text: str) -> T:
+    """The dataclass that was written as `text`, without the fields that a newer version of the code has given it.
+
+    A store outlives the code that it is used by: what is new in a record must not make it none for older code, which
+    is what one goes back to when an upgrade fails.
+
+    Raises:
+        ValueError: it is no JSON.
+        TypeError: it is no object, or lacks a field.
+    """
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in {**json.loads(text)}.items() if name in known})
+
+
 def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     """Reads an artifact's manifest.
 
@@ -98,7 +116,7 @@ def read_manifest(path: Path, kind: str | None = None) -> Manifest:
         ArtifactError: there is no complete artifact at `path`, or one of another kind.
     """
     try:
-        manifest = Manifest(**json.loads(storage.read_text(current(path) / MANIFEST_NAME)))
+        manifest = from_json(Manifest, storage.read_text(current(path) / MANIFEST_NAME))
     except storage.StorageError:
         raise
     except FileNotFoundError:

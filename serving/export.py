@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Manifest, read_manifest, write_json
+from contracts.artifact import Manifest, from_json, read_manifest, write_json
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Split
@@ -111,7 +110,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
 
 def read_servable_manifest(version: Path) -> Manifest:
     """The manifest of a version directory."""
-    return Manifest(**json.loads((version / MANIFEST_FILE).read_text(encoding="utf-8")))
+    return from_json(Manifest, (version / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

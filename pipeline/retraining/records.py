@@ -76,7 +76,7 @@ def read_record(store: Store, run_id: str) -> Record | None:
     """The record of a run; None where it is unfinished, or, with a warning, where the file is not a record."""
     path = RetrainRun(store.run(run_id)).record
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        record = artifact.from_json(Record, path.read_text(encoding="utf-8"))
         if not record.spans:
             raise ValueError("it names no span")
         return record

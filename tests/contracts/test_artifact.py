@@ -1,6 +1,7 @@
 """Artifacts appear whole or not at all."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -25,6 +26,20 @@ def test_a_written_artifact_is_read_back(tmp_path: Path) -> None:
         {"items": 3},
     )
     assert [path.name for path in tmp_path.iterdir()] == ["groups"]
+
+
+def test_a_manifest_of_newer_code_is_read_without_what_is_new(tmp_path: Path) -> None:
+    """Code that is older than a store says that it is of another version, not that its artifacts are none."""
+    with artifact.writing(tmp_path / "groups", "item_groups", "f1"):
+        pass
+    path = tmp_path / "groups" / artifact.MANIFEST_NAME
+    written = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**written, "zeal": 1}), encoding="utf-8")
+    assert artifact.read_manifest(tmp_path / "groups").fingerprint == "f1"
+    for text in ("[]", "3", '{"kind": "item_groups"}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(artifact.ArtifactError, match="is not a manifest"):
+            artifact.read_manifest(tmp_path / "groups")
 
 
 def test_a_failed_write_leaves_the_last_artifact(tmp_path: Path) -> None:

@@ -131,6 +131,15 @@ def older_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     return CONFIG
 
 
+def newer_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """An upgrade that was taken back: what it has written has fields that this code does not know."""
+    run = store.run("run-1")
+    for path in (run.path / "record.json", run.model(MAIN_MODEL).path / artifact.MANIFEST_NAME):
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**tree, "code_version": "9.0", "zeal": 1}), encoding="utf-8")
+    return CONFIG
+
+
 def other_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     return load_config(None, ["model.embedding_dim=32"])
 
@@ -155,6 +164,7 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     ("change", "note"),
     [
         (older_code, f"version 1 is of code version {contracts.__version__}, this is 9.0: training from scratch"),
+        (newer_store, f"version 1 is of code version 9.0, this is {contracts.__version__}: training from scratch"),
         (other_model, "section model is not that of version 1 (model.embedding_dim: 64 -> 32): training from scratch"),
         (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
