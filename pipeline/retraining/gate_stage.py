@@ -8,6 +8,7 @@ from typing import Any
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
+from pipeline.retraining.clients import require_signatures
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
@@ -22,11 +23,12 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
     """Writes the blessing: details {"verdict", "metrics"}.
 
     Raises:
-        ValueError: the version that is served cannot be loaded or asked.
+        ValueError: the version that is served cannot be loaded or asked, or its clients would break.
     """
     from trainer.exploration import exploration_share
     from trainer.scoring import num_explored
 
+    require_signatures(config, store, plan, workdir)
     gate = config.retrain.gate
     share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))
     with artifact.writing(RetrainRun(workdir).gate, KIND, fingerprint) as writer:

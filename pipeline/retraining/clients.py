@@ -1,0 +1,48 @@
+"""What clients ask of the served version, the one that takes its place must answer, too.
+
+An export compares with the version that its training started from. A training from scratch starts from none.
+"""
+
+from __future__ import annotations
+
+from contracts.config import Config
+from contracts.layout import SAVED_MODEL, Store, Workdir
+from pipeline.retraining.plan import Plan
+from pipeline.stages import exported_servable
+
+
+def require_user_features(config: Config, store: Store, plan: Plan) -> None:
+    """Before hours of training: requests carry user features, and a servable has an input for each that it knows.
+
+    Raises:
+        ValueError: the config lacks one that the served version takes.
+    """
+    from serving.export import MANIFEST_FILE, read_servable_manifest
+    from serving.features import user_feature_configs
+
+    served = store.servable(config.serving.model_name) / str(plan.parent)
+    if plan.parent is None or not (served / MANIFEST_FILE).exists():
+        return
+    now = {feature.name for feature in user_feature_configs(config)}
+    gone = [name for name in read_servable_manifest(served).details.get("user_features", []) if name not in now]
+    if gone:
+        raise ValueError(
+            f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
+            "no more: clients that send them would break. Keep them, or set another serving.model_name"
+        )
+
+
+def require_signatures(config: Config, store: Store, plan: Plan, workdir: Workdir) -> None:
+    """Compares each servable of the run with the version that is served in its place.
+
+    Raises:
+        ValueError: clients of one would break.
+    """
+    from serving.signatures import require_compatible
+    from serving.versions import exported_versions
+
+    names = config.serving.servable_names()
+    for index, exported in exported_versions(config, workdir, exported_servable(workdir)).items():
+        served = store.servable(names[index]) / str(plan.parent)
+        if (served / SAVED_MODEL).exists():
+            require_compatible(served, exported, names[index])

@@ -1,0 +1,90 @@
+"""Clients of the served version: whatever the new one was trained from, it must answer what they ask."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorflow.core.protobuf import saved_model_pb2
+
+from contracts import artifact
+from contracts.config_io import load_config
+from contracts.layout import SAVED_MODEL, Store, Workdir
+from pipeline.retraining.clients import require_signatures, require_user_features
+from pipeline.retraining.plan import Plan
+from serving.export import MANIFEST_FILE
+
+TABLE = "data.user_features={path: users.csv, id: user_id, features: [{name: country, kind: categorical}]}"
+CONFIG = load_config(None, ["serving.indexes=[scann, exact]"])
+WITH_COUNTRY = load_config(None, ["serving.indexes=[scann, exact]", TABLE])
+STRING, FLOAT = 7, 1
+
+
+def write_version(version: Path, inputs: dict[str, int]) -> None:
+    """A graph of no more than a signature, input -> dtype, and what an export says of its user features."""
+    saved = saved_model_pb2.SavedModel()
+    signature = saved.meta_graphs.add().signature_def["serving_default"]
+    for name, dtype in inputs.items():
+        signature.inputs[name].dtype = dtype
+    (version / MANIFEST_FILE).parent.mkdir(parents=True)
+    (version / SAVED_MODEL).write_bytes(saved.SerializeToString())
+    details = {"user_features": [name for name in inputs if name != "history"]}
+    (version / MANIFEST_FILE).write_text(json.dumps({"kind": "servable", "fingerprint": "f", "details": details}))
+
+
+def plan_of(parent: int | None) -> Plan:
+    return Plan("run", ["1", "2"], {}, 0, None, None, parent, None, False, False, 5, [])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Version 4 of both servables takes a country."""
+    store = Store(tmp_path / "store")
+    for name in ("dnc", "dnc_exact"):
+        write_version(store.servable(name) / "4", {"history": STRING, "country": STRING})
+    return store
+
+
+def run_of(store: Store, inputs: dict[str, int], exact: dict[str, int]) -> Workdir:
+    """A run that has exported a servable of these inputs, and beside it the exact one."""
+    workdir = store.run("run")
+    for name, takes in (("dnc", inputs), ("dnc_exact", exact)):
+        write_version(workdir.servable(name) / "1", takes)
+    with artifact.writing(workdir.export, "export", "f") as writer:
+        writer.details.update(model_name="dnc", version=1)
+    return workdir
+
+
+def test_a_user_feature_that_is_served_is_missed_before_anything_is_trained(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"version 4, which is served, takes the user features \['country'\]"):
+        require_user_features(CONFIG, store, plan_of(4))
+    require_user_features(WITH_COUNTRY, store, plan_of(4))
+    require_user_features(CONFIG, store, plan_of(None))
+    (store.servable("dnc") / "4" / MANIFEST_FILE).unlink()  # of a version that no export of ours has written
+    require_user_features(CONFIG, store, plan_of(4))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "exact", "problem"),
+    [
+        ({"history": STRING}, {"history": STRING, "country": STRING}, "input 'country' is gone"),
+        ({"history": STRING, "country": STRING}, {"history": STRING}, "input 'country' is gone"),
+        (
+            {"history": STRING, "country": FLOAT},
+            {"history": STRING, "country": STRING},
+            "is float32 of rank 0, was str",
+        ),
+    ],
+)
+def test_a_model_from_scratch_that_breaks_clients_passes_no_gate(
+    store: Store, inputs: dict[str, int], exact: dict[str, int], problem: str
+) -> None:
+    workdir = run_of(store, inputs, exact)
+    with pytest.raises(ValueError, match=problem):
+        require_signatures(CONFIG, store, plan_of(4), workdir)
+    require_signatures(CONFIG, store, plan_of(None), workdir)
+    require_signatures(CONFIG, store, plan_of(3), workdir)  # which is of another base path, now gone
+
+
+def test_a_model_that_answers_what_clients_ask_passes(store: Store) -> None:
+    takes = {"history": STRING, "country": STRING}
+    require_signatures(CONFIG, store, plan_of(4), run_of(store, takes, takes))
