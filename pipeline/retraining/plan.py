@@ -145,6 +145,7 @@ def _new_plan(
     warm, notes = _may_start_warm(config, store, parent)
     if stable and parent is None:
         notes.append(f"version {stable} is served, but no run of this store made it: training from scratch")
+    notes += _begins_anew(config, store) if stable is None else []
     held = stable is not None and stable < versions[-1]
     if held:
         notes.append(
@@ -169,6 +170,24 @@ def _new_plan(
         version=max(last_version(store), *versions, 0) + 1,
         notes=notes,
     )
+
+
+def _begins_anew(config: Config, store: Store) -> list[str]:
+    """What to say where this store has trained before, and nothing of this name is served."""
+    last = next((record for record in reversed(all_records(store)) if record.version), None)
+    if last is None or config.training.warm_start:
+        return []
+    run = store.run(last.run_id)
+    note = (
+        f"serving.model_name={config.serving.model_name} has no version, the last one was version {last.version} of "
+        f"{last.config['serving']['model_name']}: training from scratch, with new groups, compared with popularity"
+    )
+    if artifact.find_manifest(run.model(MAIN_MODEL).path):
+        note += (
+            f". To go on from that one, set, for this run, training.warm_start={run.path} and "
+            f"groups.previous={run.item_groups.path}"
+        )
+    return [note]
 
 
 def _last_to_learn(store: Store, record: Record) -> Record:

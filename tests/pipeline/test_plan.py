@@ -108,6 +108,23 @@ def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows
     assert "version 1 is held, as 2 is newer" in plan.notes[0]
 
 
+def test_a_servable_of_another_name_begins_anew_and_says_how_to_go_on(store: Store) -> None:
+    """Else the model is of a window, not of all days, its groups have other ids, and the gate compares with next to
+    nothing; what the note says is taken as it is."""
+    pushed(store, 1)
+    pushed(store, 2)
+    plan = plan_of(store, with_key("serving.model_name=other"))
+    assert (plan.parent, plan.warm, plan.version) == (None, False, 3)
+    said = next(note for note in plan.notes if "=other has no version, the last one was version 2 of dnc" in note)
+    assigned = [word.strip(",.") for word in said.split() if word.startswith(("training.", "groups."))]
+    settings = ["serving.model_name=other", *assigned]
+    named, run = load_config(None, settings), store.run("run-2")
+    plan = plan_of(store, named, run_id="named")
+    config = run_config(named, store, plan, [])
+    assert (config.training.warm_start, config.groups.previous) == (str(run.path), str(run.item_groups.path))
+    assert not any("has no version" in note for note in plan.notes)
+
+
 @pytest.mark.parametrize(("on_disk", "then"), [([], None), ([1], 1)])
 def test_a_stable_version_that_is_gone_is_told_before_anything_is_trained(
     store: Store, on_disk: list[int], then: int | None
