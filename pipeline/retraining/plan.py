@@ -44,7 +44,7 @@ class Plan:
         since: where a warm-started training begins to learn: of what the parent's weights have not learnt from, which
             is more if its own training made them no better, and `retrain.replay_spans` spans before.
         parent: the version that is served, which training starts from and the gate compares with.
-        parent_run: its run.
+        parent_run: its run; of a version that no run of the store has made, that of the last one before it.
         warm: whether training starts from the parent's weights.
         held: whether somebody holds the stable version back, so that the new one becomes canary.
         version: the number that the candidate gets if it passes.
@@ -141,10 +141,16 @@ def _new_plan(
     stable: int | None,
     versions: list[int],
 ) -> Plan:
-    parent = record_of_version(store, stable) if stable else None
+    own = record_of_version(store, stable) if stable else None
+    parent = own or (_last_before(store, stable) if stable else None)
     warm, notes = _may_start_warm(config, store, parent)
-    if stable and parent is None:
-        notes.append(f"version {stable} is served, but no run of this store made it: training from scratch")
+    if stable and own is None:
+        served = f"version {stable} is served, but no run of this store made it"
+        notes.append(
+            f"{served}: the gate compares with it, and what is carried on is of version {parent.version}"
+            if parent
+            else f"{served}: training from scratch"
+        )
     notes += _begins_anew(config, store) if stable is None else []
     held = stable is not None and stable < versions[-1]
     if held:
@@ -172,6 +178,12 @@ def _new_plan(
     )
 
 
+def _last_before(store: Store, version: int) -> Record | None:
+    """The run of the last version before one that somebody has put there, as `dnc index` makes it from such a run."""
+    made = [record for record in all_records(store) if record.version and record.version < version]
+    return max(made, key=lambda record: record.version or 0, default=None)
+
+
 def _begins_anew(config: Config, store: Store) -> list[str]:
     """What to say where this store has trained before, and nothing of this name is served."""
     last = next((record for record in reversed(all_records(store)) if record.version), None)
@@ -192,8 +204,8 @@ def _begins_anew(config: Config, store: Store) -> list[str]:
 
 def _last_to_learn(store: Store, record: Record) -> Record:
     """The run itself, or the one that made the weights which it started from, and that no epoch of its own improved."""
-    of_version = {earlier.version: earlier for earlier in all_records(store)}
-    while record.parents.get("kept_start") and (earlier := of_version.get(record.parents["version"])):
+    of_run = {earlier.run_id: earlier for earlier in all_records(store)}
+    while record.parents.get("kept_start") and (earlier := of_run.get(record.parents["run_id"])):
         record = earlier
     return record
 

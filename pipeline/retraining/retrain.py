@@ -195,7 +195,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
         return (
             f"span {window[-1].key} is older than {key}, which was trained on already; if {key} is a wrong name, "
             f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
-            "training begins from scratch"
+            "training goes on from the version before, or begins from scratch if there is none"
         )
     return None
 

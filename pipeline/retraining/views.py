@@ -86,10 +86,10 @@ def lineage_tree(store: Store, record: Record) -> Tree:
     """Where a version comes from, its parents' first version at the bottom."""
     root = Tree(f"version {record.version} ({record.run_id}), {record.created}")
     _add_facts(root, record)
-    of_version = {one.version: one for one in all_records(store) if one.version}
+    of_run = {one.run_id: one for one in all_records(store) if one.version}
     child = record
     # All below the root: one below the other, those of a year would have no column left.
-    while (parent := of_version.get(child.parents["version"])) is not None:
+    while (parent := of_run.get(child.parents["run_id"])) is not None:
         name = f"parent of {child.version}: version {parent.version} ({parent.run_id}), {parent.created}"
         _add_facts(root.add(name), parent)
         child = parent

@@ -25,7 +25,7 @@ def record(version: int) -> Record:
         seconds=1.0,
         spans=[{"key": day, "order": version, "events": version}],
         left_out={},
-        parents={"version": version - 1 or None, "warm_start": None},
+        parents={"version": version - 1 or None, "run_id": f"run-{version - 1}", "warm_start": None},
         gate={"reference": "popularity", "checks": []},
         metrics={},
         config={"seed": 0},
@@ -53,7 +53,7 @@ def test_the_lineage_of_many_days_can_be_read(tmp_path: Path) -> None:
 
 def test_the_lineage_says_why_groups_were_fitted_anew(tmp_path: Path) -> None:
     groups = {"kept": False, "drift": None, "new_items": 3, "changed": ["groups.restarts"]}
-    fitted = replace(record(1), parents={"version": None, "warm_start": None, "groups": groups})
+    fitted = replace(record(1), parents={"run_id": None, "warm_start": None, "groups": groups})
     text = io.StringIO()
     Console(file=text, width=160).print(lineage_tree(Store(tmp_path), fitted))
     assert "groups: fitted anew, as groups.restarts changed, co-occurrence within them not measured" in text.getvalue()
