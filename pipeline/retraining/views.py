@@ -103,6 +103,7 @@ def _add_facts(tree: Tree, record: Record) -> None:
         tree.add(f"left out: {key}: {reason}")
     warm = record.parents["warm_start"]
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
+    start += f"; begun anew: {', '.join(warm['fresh'])}" if warm and warm["fresh"] else ""
     start += ", as they were, since no epoch validated better" if record.parents.get("kept_start") else ""
     tree.add(f"weights: {start}; seed {record.config['seed']}")
     groups = record.parents.get("groups")

@@ -51,6 +51,15 @@ def test_the_lineage_of_many_days_can_be_read(tmp_path: Path) -> None:
     ]
 
 
+def test_the_lineage_says_which_weights_begin_anew(tmp_path: Path) -> None:
+    """As where a feature is of another kind since today; the log of the day's run is gone soon."""
+    warm = {"kept_items": 9, "kept_groups": 4, "fresh": ["candidate_tower/feature/price", "query_tower/positions"]}
+    changed = replace(record(1), parents={"run_id": None, "warm_start": warm})
+    text = io.StringIO()
+    Console(file=text, width=160).print(lineage_tree(Store(tmp_path), changed))
+    assert "4 groups of the parent; begun anew: candidate_tower/feature/price, query_tower/pos" in text.getvalue()
+
+
 def test_the_lineage_says_why_groups_were_fitted_anew(tmp_path: Path) -> None:
     groups = {"kept": False, "drift": None, "new_items": 3, "changed": ["groups.restarts"]}
     fitted = replace(record(1), parents={"run_id": None, "warm_start": None, "groups": groups})
