@@ -91,14 +91,20 @@ class EarlierSpans:
 
     def __init__(self, profiles: Iterable[SpanProfile] = ()) -> None:
         self.events: list[int] = []
+        self._keys: dict[tuple[int, int, int], str] = {}
         self._known = pa.array([], pa.string())
         for profile in profiles:
             self.add(profile)
 
     def add(self, profile: SpanProfile) -> None:
         self.events.append(profile.events)
+        self._keys[_extent(profile)] = profile.key
         new = self._new_items(profile)[ItemColumn.ITEM_ID].combine_chunks()
         self._known = pa.concat_arrays([self._known, new.cast(pa.string())])
+
+    def same_as(self, profile: SpanProfile) -> str | None:
+        """Key of an earlier span with as many events, of as many users, from the same moment on."""
+        return self._keys.get(_extent(profile))
 
     def new_item_share(self, profile: SpanProfile) -> float:
         """Share of the span's events on items that no earlier span holds."""
@@ -110,11 +116,20 @@ class EarlierSpans:
         return items.filter(pc.invert(pc.is_in(items[ItemColumn.ITEM_ID], self._known)))
 
 
+def _extent(profile: SpanProfile) -> tuple[int, int, int]:
+    return profile.events, profile.users, profile.start
+
+
 def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) -> list[str]:
     """Why the span is not fit to train on, in words; empty if it is."""
     found = []
     if profile.events < limits.min_events:
         found.append(f"{profile.events:,} events, fewer than retrain.span.min_events={limits.min_events:,}")
+    if (same := earlier.same_as(profile)) is not None:
+        found.append(
+            f"it has as many events as span {same}, of as many users, and from the same moment on: was that span's "
+            "file delivered again under this name?"
+        )
     if profile.max_user_share > limits.max_user_share:
         found.append(
             f"one user has {profile.max_user_share:.1%} of the events, more than "

@@ -3,6 +3,7 @@
 import glob
 import re
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -368,6 +369,17 @@ def test_every_limit_of_a_span_refuses_beyond_it_and_not_at_it(tmp_path: Path) -
     assert found(user_share=0.051) == ["max_user_share"]
     assert found(stray=0.011) == ["max_stray_share"]
     assert found(old=99, new=101) == ["max_new_item_share"]
+
+
+def test_a_file_that_comes_again_under_the_next_name_is_refused(tmp_path: Path) -> None:
+    """Its dates are a day off at most. As the holdout it left nothing to learn: 'give the log longer histories'."""
+    first, second = (replace(profile_of(tmp_path, f"{start}", {"a": 1000}), start=start) for start in (5, 7))
+    earlier = EarlierSpans([first, second])
+    for again in (first, second):
+        [reason] = refusals(replace(again, key="8"), earlier, SpanLimits())
+        assert f"as many events as span {again.key}, of as many users, and from the same moment" in reason
+    for other in (replace(second, start=8), replace(second, events=1001)):
+        assert refusals(other, earlier, SpanLimits()) == []
 
 
 def test_limits_are_about_what_is_usual_only_where_that_is_known() -> None:
