@@ -225,7 +225,12 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
             left_out[span.key] = "; ".join(reasons)
             log.warning("span %s is left out: %s", span.key, left_out[span.key])
     if len(profiles) < 2:
-        raise ValueError(f"only span {profiles[-1].key} of the window can be used; left out: {left_out}")
+        listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
+        raise ValueError(
+            f"only span {profiles[-1].key} of the window can be used, and training needs an earlier one, too. If the "
+            "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
+            f"the spans alone that can be read. Left out:{listing}"
+        )
     return profiles, left_out
 
 

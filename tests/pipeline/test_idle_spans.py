@@ -112,3 +112,28 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
     assert "version 1 serves on" in outcome["reasons"][0]
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
+
+
+def test_a_log_whose_column_is_renamed_says_what_to_do_and_goes_on_once_that_is_done(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config names what the newest span has, and no earlier one can be read by it."""
+    trained: list[str] = []
+    monkeypatch.setattr(retraining, "run_stages", lambda stages, config, workdir, last: trained.append(workdir) or [])
+
+    def rename(day: str) -> None:
+        path = tmp_path / "log" / day / "events.parquet"
+        table = pq.read_table(path)
+        names = ["uid" if name == "user_id" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+
+    call = ("--span", DAYS[2], "--set", "data.columns.user_id=uid", "--to", "ingest")
+    rename(DAYS[2])
+    failed = calls.here(*call)
+    [reason] = json.loads(failed.stdout)["reasons"]
+    assert failed.exit_code == 1
+    assert f"only span {DAYS[2]} of the window can be used" in reason and "write the earlier files as the" in reason
+    assert all(f"\n  {day}: {tmp_path}/log/{day}/events.parquet has no column 'uid'" in reason for day in DAYS[:2])
+    rename(DAYS[1])
+    assert calls.here(*call).exit_code == 0
+    assert len(trained) == 1
