@@ -235,8 +235,8 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
         ]
     known = _learnt(config, earlier)
     again = [span.key for span in spans if known.get(span.key, span.files) != span.files]
-    what = f"written anew since version {earlier.version} learnt from it, so new to this run: {', '.join(again)}"
-    return [what] if again else []
+    what = f"written anew or moved since version {earlier.version} learnt from it, so new to this run"
+    return [f"{what}: {', '.join(again)}"] if again else []
 
 
 def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
