@@ -30,8 +30,8 @@ from trainer.catalogue import Catalogue
 from trainer.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model import TwoTowerModel
+from trainer.model_files import load_model
 from trainer.scoring import MIN_PROBABILITY
-from trainer.train import load_model
 
 MANIFEST_FILE = Path("assets.extra") / "manifest.json"
 FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + log group_boost_g(i)"

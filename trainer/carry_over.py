@@ -14,7 +14,7 @@ from contracts.layout import Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.exploration import EXPLORATION_SHARE, measured_exploration_share
-from trainer.train import load_model, save_model
+from trainer.model_files import save_model
 from trainer.warm_start import warm_start
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     """
     tf.keras.utils.set_random_seed(config.seed)
     model = build_model(config, Catalogue.for_config(config, workdir))
-    carried = warm_start(model, config, workdir, name, load_model, frozen=True)
+    carried = warm_start(model, config, workdir, name, frozen=True)
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "

@@ -18,9 +18,9 @@ from trainer.exploration import exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metric_names import NDCG_K
 from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
+from trainer.model_files import load_model
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
-from trainer.train import load_model
 
 BREAKDOWN_K = 100
 _MERGES: tuple[ScoredMerge, ...] = ("score", "quota")

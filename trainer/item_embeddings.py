@@ -13,7 +13,7 @@ from contracts.artifact import read_manifest
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
-from trainer.train import load_model
+from trainer.model_files import load_model
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import ArtifactWriter, Diverged, Manifest, read_manifest, write_json, writing
+from contracts.artifact import Diverged, Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
@@ -25,10 +25,11 @@ from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
 from trainer.metrics import ndcg_of_places, recall_of_places
 from trainer.model import TwoTowerModel
+from trainer.model_files import save_model
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
 from trainer.replicas import part_of_replica, strategy_of
-from trainer.training_state import TrainingState, save_weights
+from trainer.training_state import TrainingState
 from trainer.warm_start import warm_start
 from trainer.weight_average import SNAPSHOTS_PER_EPOCH
 
@@ -68,7 +69,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
     with strategy.scope():
         model = build_model(config, catalogue)
-    started_from = warm_start(model, config, workdir, name, load_model) if config.training.warm_start else None
+    started_from = warm_start(model, config, workdir, name) if config.training.warm_start else None
     final = workdir.model(name)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         trainer = _Trainer(config, workdir, name, catalogue, windows, model, strategy, fingerprint)
@@ -90,40 +91,6 @@ def watched_k(monitor_k: int, num_items: int) -> int:
     Where lists hold much of the catalogue, recall tells little between models, and nothing once it is 1.
     """
     return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
-
-
-def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, history: list[dict[str, Any]]) -> None:
-    """Writes the files of a `Model` artifact, and counts its parameters."""
-    files = Model(artifact.path)
-    save_weights(model, files.weights)
-    write_json(files.history, history)
-    write_json(files.config, config.model_dump(mode="json"))
-    artifact.files += [files.weights.name, files.history.name, files.config.name]
-    artifact.counts["parameters"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
-
-
-def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue | None = None) -> TwoTowerModel:
-    """A trained model, its weights restored.
-
-    Args:
-        config: what the model was trained with.
-        catalogue: the workdir's, where it is loaded already: that of a million items takes hundreds of MB.
-
-    Raises:
-        ArtifactError: there is no such model.
-        ValueError: the weights do not fit the config or the catalogue.
-    """
-    artifact = workdir.model(name)
-    read_manifest(artifact.path)
-    model = build_model(config, (catalogue or Catalogue.load(workdir)).grouped_for(config))
-    try:
-        model.load_weights(str(artifact.weights))
-    except (ValueError, KeyError, OSError) as error:
-        raise ValueError(
-            f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
-            f"present catalogue ({error}): use the config in {artifact.config}, or train again"
-        ) from None
-    return model
 
 
 class _Trainer:

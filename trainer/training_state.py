@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +11,8 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from trainer.model import TwoTowerModel
+from trainer.model_files import require_room, save_weights
 from trainer.weight_average import WeightAverage
-
-
-def save_weights(model: TwoTowerModel, path: Path) -> None:
-    """Writes the weights as HDF5, whose library brings the process down on a full disk: made elsewhere, then copied.
-
-    Raises:
-        OSError: `path` cannot be written, or there is no room where temporary files are made.
-    """
-    _require_room(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / path.name
-        model.save_weights(str(made))
-        shutil.copyfile(made, path)
-
-
-def _require_room(model: TwoTowerModel) -> None:
-    """Raises OSError where the weights do not fit among the temporary files."""
-    folder = tempfile.gettempdir()
-    # HDF5 adds one to two KiB a weight.
-    needed = sum(weight.shape.num_elements() * weight.dtype.size + 4096 for weight in model.weights)
-    if shutil.disk_usage(folder).free < needed:
-        said = f"{os.strerror(errno.ENOSPC)} for {needed / 2**20:,.1f} MiB of weights (TMPDIR says where)"
-        raise OSError(errno.ENOSPC, said, folder)
 
 
 class TrainingState:
@@ -61,7 +36,7 @@ class TrainingState:
         averaged_epochs: float,
     ):
         self._path, self._model = path, model
-        _require_room(model)  # better now than after the first epoch
+        require_room(model)  # better now than after the first epoch
         self._forget_other_run(fingerprint)
         optimizer.build(model.trainable_variables)
         self.average = WeightAverage(model.trainable_variables, averaged_epochs)

@@ -7,7 +7,6 @@ So rows are matched by item_id, by the groups' common items and by the vocabular
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from trainer.catalogue import Catalogue
 from trainer.group_match import GroupMatch, continued_groups, keeps_ids
 from trainer.layers.feature_embedding import feature_weight
 from trainer.model import TwoTowerModel
+from trainer.model_files import load_model
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,6 @@ def warm_start(
     config: Config,
     workdir: Workdir,
     name: str,
-    load: Callable[[Config, Workdir, str], TwoTowerModel],
     frozen: bool = False,
 ) -> WarmStart:
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
@@ -83,7 +82,6 @@ def warm_start(
 
     Args:
         name: of the model, in both runs.
-        load: `trainer.train.load_model`.
         frozen: no training follows: items that both runs know keep the very vectors that they had.
 
     Raises:
@@ -94,7 +92,7 @@ def warm_start(
     trained = earlier_workdir.model(name)
     read_manifest(trained.path)
     earlier_config = read_stored_config(trained.config)
-    earlier_model = load(earlier_config, earlier_workdir, name)
+    earlier_model = load_model(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
     same_ids = keeps_ids(config, workdir, earlier_workdir)

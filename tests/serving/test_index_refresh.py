@@ -16,7 +16,7 @@ from serving.scann_resource import ScannResources, StoredIndexes
 from serving.signatures import require_compatible
 from serving.slots import items_by_slot
 from tests.serving.conftest import GROUP_SIZES, MODEL, TUNED_RECALL, Trained, make_config
-from trainer.train import load_model
+from trainer.model_files import load_model
 
 SERVING = make_config(recall_target=TUNED_RECALL).serving
 

@@ -22,8 +22,8 @@ from tests.serving.asking import check, corpus_of, random_controls
 from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained
 from trainer.evaluate import evaluate
 from trainer.input_pipeline import EvaluationUsers
+from trainer.model_files import load_model
 from trainer.ranking import encode_users
-from trainer.train import load_model
 
 
 @pytest.fixture(scope="module", params=["scann", "exact"])

@@ -17,9 +17,9 @@ from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
+from trainer.model_files import load_model
 from trainer.oov_buckets import bucket_index
 from trainer.ranking import ExactRanking, encode_users
-from trainer.train import load_model
 
 VARIANTS = {
     "group before the encoder": {"conditioning": "multiply_tokens"},

@@ -11,8 +11,9 @@ from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.model import TwoTowerModel
+from trainer.model_files import load_model
 from trainer.ranking import ExactRanking
-from trainer.train import load_model, train
+from trainer.train import train
 
 # A history, one of a single event, none at all; of two known users and an unknown one.
 HISTORY = tf.constant([[3, 4, 5, 0], [7, 0, 0, 0], [0, 0, 0, 0]], tf.int64)

@@ -26,10 +26,11 @@ from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.lazy_adam import LazyAdam
 from trainer.metrics import per_user_metrics
 from trainer.model import TwoTowerModel
+from trainer.model_files import load_model, save_weights
 from trainer.negative_samplers import negative_sampler
 from trainer.ranking import ExactRanking
-from trainer.train import load_model, train, watched_k
-from trainer.training_state import TrainingState, save_weights
+from trainer.train import train, watched_k
+from trainer.training_state import TrainingState
 
 MIXED = {"loss": {"global_weight": 1.0}}
 SAMPLED = {

@@ -22,7 +22,8 @@ from trainer.catalogue import Catalogue
 from trainer.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.group_match import continued_groups
 from trainer.model import TwoTowerModel
-from trainer.train import load_model, train
+from trainer.model_files import load_model
+from trainer.train import train
 from trainer.training_state import TrainingState
 from trainer.warm_start import GROUP_AXIS, _item_table, warm_start
 
@@ -125,7 +126,7 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, settings: list
     after = make_run(tmp_path / "after", order, renamed, colours, axes, feature)
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
     model = build_model(warm, Catalogue.load(after))
-    report = warm_start(model, warm, after, "dnc", load_model)
+    report = warm_start(model, warm, after, "dnc")
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
     for item, value in old.items():
         np.testing.assert_allclose(new[item], value, atol=1e-5, err_msg=item)
@@ -141,7 +142,7 @@ def test_values_are_matched_where_a_category_becomes_a_list_of_them(tmp_path: Pa
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, ["blue", "red", "green"], kind="tokens")
     warm = config_of("mmoe", f"training.warm_start={before.path}")
     model = build_model(warm, Catalogue.load(after))
-    report = warm_start(model, warm, after, "dnc", load_model)
+    report = warm_start(model, warm, after, "dnc")
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
     np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
     assert (report.kept_values, report.fresh) == (len(COLOURS), [])
@@ -154,7 +155,7 @@ def test_an_encoder_is_the_same_whether_it_is_compiled_or_not(tmp_path: Path, co
     earlier = random_model(config_of("mmoe", before), run)
     warm = config_of("mmoe", now, f"training.warm_start={run.path}")
     model = build_model(warm, Catalogue.load(run))
-    report = warm_start(model, warm, run, "dnc", load_model)
+    report = warm_start(model, warm, run, "dnc")
     assert report.fresh == []
     old, new = (scores(of, run, [3, 7, 11, 2]) for of in (earlier, model))
     np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-4)
@@ -168,7 +169,7 @@ def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> No
         warm = config_of("none", f"model.oov_buckets={buckets}", f"training.warm_start={before.path}")
         model = build_model(warm, Catalogue.load(after))
         initial = table_of(model)
-        warm_start(model, warm, after, "dnc", load_model)
+        warm_start(model, warm, after, "dnc")
         table = table_of(model)
         np.testing.assert_array_equal(table[1 : NUM_ITEMS + 1], earlier[1 : NUM_ITEMS + 1])
         expected = earlier if buckets == 3 else initial
@@ -191,7 +192,7 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
     carry_over(warm, after, "dnc", "fingerprint")
     trained = build_model(warm, Catalogue.load(after))
-    warm_start(trained, warm, after, "dnc", load_model)
+    warm_start(trained, warm, after, "dnc")
     known, carried, start = (
         model.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
         for model in (earlier, load_model(warm, after, "dnc"), trained)
@@ -199,7 +200,7 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     np.testing.assert_allclose(carried, known, atol=1e-6)
     assert np.abs(start - known)[1:].max() > 0.1
     np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32))
-    report = warm_start(build_model(warm, Catalogue.load(after)), warm, after, "dnc", load_model)
+    report = warm_start(build_model(warm, Catalogue.load(after)), warm, after, "dnc")
     assert report.fresh == ["candidate_tower/cooccurrence_projection"]  # which reads as many numbers as there are
 
 
@@ -210,7 +211,7 @@ def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, le
     earlier = random_model(config_of("mmoe"), run)
     warm = config_of("mmoe", f"windows.length={length}", f"training.warm_start={run.path}")
     model = build_model(warm, Catalogue.load(run))
-    report = warm_start(model, warm, run, "dnc", load_model)
+    report = warm_start(model, warm, run, "dnc")
     old, new = (scores(of, run, [3, 7, 11, 2, 5]) for of in (earlier, model))
     np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
     assert report.fresh == (["query_tower/positions"] if length > 10 else [])
@@ -239,7 +240,7 @@ def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> 
     after = make_run(tmp_path / "after", np.arange(2 * NUM_ITEMS), merged, COLOURS)
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
     model = build_model(warm, Catalogue.load(after))
-    report = warm_start(model, warm, after, "dnc", load_model)
+    report = warm_start(model, warm, after, "dnc")
     assert (report.kept_items, report.new_items, report.kept_groups, report.new_groups) == (NUM_ITEMS, NUM_ITEMS, 2, 1)
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
     for item in range(0, NUM_ITEMS, NUM_GROUPS):  # group 0, whose head goes on as it was
@@ -265,7 +266,7 @@ def test_groups_of_categories_go_on_where_all_items_are_new(
     named_after["previous"] = str(Workdir(tmp_path / previous).item_groups.path)
     config = config.model_copy(update={"groups": config.groups.model_copy(update=named_after)})
     model = build_model(config, Catalogue.load(after))
-    report = warm_start(model, config, after, "dnc", load_model, frozen=True)
+    report = warm_start(model, config, after, "dnc", frozen=True)
     assert (report.kept_items, report.kept_groups, report.new_groups) == (0, kept, NUM_GROUPS - kept)
     users = model.features_of_users(tf.constant([1], tf.int64))
     old, new = (one.query_embeddings(tf.zeros([1, 1], tf.int64), users) for one in (earlier, model))
@@ -317,7 +318,7 @@ def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Pat
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), split, COLOURS)
     warm = config_of("mmoe", f"groups.num_groups={NUM_GROUPS + 1}", f"training.warm_start={before.path}")
     model = build_model(warm, Catalogue.load(after))
-    warm_start(model, warm, after, "dnc", load_model)
+    warm_start(model, warm, after, "dnc")
     old, new = (
         next(weight.numpy() for weight in one.trainable_variables if weight.name.startswith("intent_logits/bias"))
         for one in (earlier, model)

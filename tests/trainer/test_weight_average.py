@@ -13,7 +13,8 @@ from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
-from trainer.train import load_model, train
+from trainer.model_files import load_model
+from trainer.train import train
 from trainer.training_state import TrainingState
 from trainer.weight_average import SNAPSHOTS_PER_EPOCH, WeightAverage
 

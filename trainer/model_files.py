@@ -1,0 +1,76 @@
+"""A trained model's files: how they are written, and read again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contracts.artifact import ArtifactWriter, read_manifest, write_json
+from contracts.config import Config
+from contracts.layout import Model, Workdir
+from trainer.build import build_model
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
+
+
+def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, history: list[dict[str, Any]]) -> None:
+    """Writes the files of a `Model` artifact, and counts its parameters."""
+    files = Model(artifact.path)
+    save_weights(model, files.weights)
+    write_json(files.history, history)
+    write_json(files.config, config.model_dump(mode="json"))
+    artifact.files += [files.weights.name, files.history.name, files.config.name]
+    artifact.counts["parameters"] = sum(int(np.prod(weight.shape)) for weight in model.trainable_variables)
+
+
+def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue | None = None) -> TwoTowerModel:
+    """A trained model, its weights restored.
+
+    Args:
+        config: what the model was trained with.
+        catalogue: the workdir's, where it is loaded already: that of a million items takes hundreds of MB.
+
+    Raises:
+        ArtifactError: there is no such model.
+        ValueError: the weights do not fit the config or the catalogue.
+    """
+    artifact = workdir.model(name)
+    read_manifest(artifact.path)
+    model = build_model(config, (catalogue or Catalogue.load(workdir)).grouped_for(config))
+    try:
+        model.load_weights(str(artifact.weights))
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
+            f"present catalogue ({error}): use the config in {artifact.config}, or train again"
+        ) from None
+    return model
+
+
+def save_weights(model: TwoTowerModel, path: Path) -> None:
+    """Writes the weights as HDF5, whose library brings the process down on a full disk: made elsewhere, then copied.
+
+    Raises:
+        OSError: `path` cannot be written, or there is no room where temporary files are made.
+    """
+    require_room(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / path.name
+        model.save_weights(str(made))
+        shutil.copyfile(made, path)
+
+
+def require_room(model: TwoTowerModel) -> None:
+    """Raises OSError where the weights do not fit among the temporary files."""
+    folder = tempfile.gettempdir()
+    # HDF5 adds one to two KiB a weight.
+    needed = sum(weight.shape.num_elements() * weight.dtype.size + 4096 for weight in model.weights)
+    if shutil.disk_usage(folder).free < needed:
+        said = f"{os.strerror(errno.ENOSPC)} for {needed / 2**20:,.1f} MiB of weights (TMPDIR says where)"
+        raise OSError(errno.ENOSPC, said, folder)
