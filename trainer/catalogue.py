@@ -27,6 +27,7 @@ class Catalogue:
     Attributes:
         item_ids: object array [num_items]; row r is item_index r + 1.
         group_id: int32 [num_items + 1], 0..num_groups-1; -1 in row 0.
+        num_groups: K.
         train_count: int64 [num_items + 1].
         target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless a
             training asks.
@@ -38,6 +39,7 @@ class Catalogue:
             place among the items that it occurs with in training, or where its side features lead; no axes if the
             grouping wrote none.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
+        num_users: of the user vocabulary.
     """
 
     item_ids: np.ndarray

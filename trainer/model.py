@@ -33,19 +33,20 @@ _ITEMS_AT_ONCE = 16_384
 class TwoTowerModel(tfrs.Model):
     """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
 
-    The objective is a weighted sum of the terms below. Candidates are the whole catalogue or, of a large one, the items
-    of the positive's own window and draws (`SoftmaxTerms`).
-    - in-group: -log softmax of the positive among its own group's candidates;
-    - global: -log softmax of the positive among the candidates of all groups, scored by the shared vector h_u
-      that the groups' vectors are made from (`training.loss.global_by`; "group": each candidate by its own group's
-      vector, s(u, i), which takes all of them). With one group both are the single-vector softmax;
-    - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`;
-    - intent: -log p(g(positive) | u), for merges by quota. Its head reads the query and does not shape it;
-      without a term that compares groups it does, and log p(g(i) | u) is part of the score
-      (`Config.intent_in_score`);
-    - z: the squared distance of the in-group log-partition by the group's vector from that by the shared one, which
-      makes groups' scores comparable; without a global term by the shared vector, the log-partitions' variance.
-      With one group there is none.
+    The objective is a weighted sum of the terms below. Candidates are the whole catalogue; of a large one they are the
+    items of the positive's own window, and draws (`SoftmaxTerms`).
+    - in-group: -log softmax of the positive among its own group's candidates.
+    - global: -log softmax of the positive among the candidates of all groups. By default all are scored by the shared
+      vector h_u, which the groups' vectors are made from; `training.loss.global_by=group` scores each by its own
+      group's vector, s(u, i), and computes every group's. With one group, global and in-group are the single-vector
+      softmax.
+    - intent: -log p(g(positive) | u), for merges by quota. Its head reads h_u without training it. A model without any
+      term that compares groups is an exception: its intent does train h_u, and log p(g(i) | u) is part of the score
+      (`Config.intent_in_score`).
+    - z: (log Z by the group's vector - log Z by h_u)^2, with Z the in-group partition, so that scores of different
+      groups can be compared. Without a global term by h_u it is the variance of the log-partitions; with one group
+      there is none.
+    - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`.
     """
 
     ranked_by: Literal["group", "best_vector"] = "group"
@@ -55,20 +56,20 @@ class TwoTowerModel(tfrs.Model):
         super().__init__(name="two_tower_model")
         self.num_groups = self.num_vectors = catalogue.num_groups
         self._num_items = catalogue.num_items
-        self.embedding_dim = config.model.embedding_dim
+        model = config.model
+        self.embedding_dim = model.embedding_dim
         self._loss_config = config.training.loss
         self.intent_in_score = config.intent_in_score
-        after_encoder = config.model.conditioning != "none" and not config.model.reads_groups_first
-        self._conditioning_dropout = config.model.conditioning_dropout if after_encoder else 0.0
+        after_encoder = model.conditioning != "none" and not model.reads_groups_first
+        self._conditioning_dropout = model.conditioning_dropout if after_encoder else 0.0
         # A bucket of unknown ids has no group.
-        self._group_id = tf.constant(np.append(catalogue.group_id, np.full(config.model.oov_buckets, -1, np.int32)))
+        self._group_id = tf.constant(np.append(catalogue.group_id, np.full(model.oov_buckets, -1, np.int32)))
         self._user_features = {
             spec["name"]: tf.constant(catalogue.user_features[spec["name"]])
-            for spec in (catalogue.feature_spec["user"] if config.model.use_user_features else [])
+            for spec in (catalogue.feature_spec["user"] if model.use_user_features else [])
         }
         # Dropout and pools draw from here; train() keeps its state in the checkpoint.
         self.generator = tf.random.Generator.from_seed(config.seed)
-        model = config.model
         self._candidate_tower = CandidateTower(
             catalogue, model.embedding_dim, model.use_item_features, model.use_cooccurrence, model.oov_buckets
         )
@@ -161,12 +162,12 @@ class TwoTowerModel(tfrs.Model):
             logits = self._intent(vectors.shared if self.intent_in_score else tf.stop_gradient(vectors.shared))
             terms["intent"] = mean_over_replicas(log_sum_exp(logits) - tf.gather(logits, group, batch_dims=1))
         if weights.in_group_weight or weights.global_weight:
-            of = self._softmax(batch, items, place, target, vectors, self.generator)
-            terms["in_group"] = mean_over_replicas(of.in_group)
+            softmaxes = self._softmax(batch, items, place, target, vectors, self.generator)
+            terms["in_group"] = mean_over_replicas(softmaxes.in_group)
             if self.num_groups > 1:  # Of one group, there is no other whose scores could differ in scale.
-                terms["z"] = z_loss(of.log_partition, of.center)
-            if of.overall is not None:
-                terms["global"] = mean_over_replicas(of.overall)
+                terms["z"] = z_loss(softmaxes.log_partition, softmaxes.center)
+            if softmaxes.overall is not None:
+                terms["global"] = mean_over_replicas(softmaxes.overall)
         if weights.binary_weight or weights.hierarchy_weight or weights.choice_weight:
             heads = vectors.all_groups()
         if weights.binary_weight:
@@ -241,19 +242,13 @@ class TwoTowerModel(tfrs.Model):
         return tf.gather_nd(encoded, place)
 
     def _history_before(self, batch: WindowBatch, items: tf.Tensor, training: bool) -> tf.Tensor:
-        """`_history_tokens` of all events but the last, which is a target only."""
-        events = batch.item_index[:, :-1]
-        return self._history_tokens(events, items[:, :-1] if self._oov_buckets is None else None, training)
+        """`_history_tokens` of all events but the last, which is a target only; `items` as of `_vectors`."""
+        if self._oov_buckets is None:
+            return items[:, :-1]  # a history reads the items as candidates have them
+        return self._history_tokens(batch.item_index[:, :-1], training)
 
-    def _history_tokens(
-        self, item_index: tf.Tensor, items: tf.Tensor | None = None, training: bool = False
-    ) -> tf.Tensor:
-        """Embeddings of events, float32 [batch_size, length, dim].
-
-        `items`: what the item tower makes of the events, where it is known.
-        """
-        if items is not None:
-            return items
+    def _history_tokens(self, item_index: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Embeddings of int64 [batch_size, length] events, float32 [batch_size, length, dim]."""
         rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
         return self._candidate_tower(item_index, rows)
 
