@@ -13,7 +13,7 @@ from contracts.config import Config
 from contracts.layout import Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, measured_exploration_share
+from trainer.exploration import EXPLORATION_SHARE, stored_exploration_share
 from trainer.model_files import save_model
 from trainer.warm_start import warm_start
 
@@ -50,6 +50,6 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
         save_model(artifact, model, config, history=[])
-        share = measured_exploration_share(read_manifest(Workdir(Path(carried.source)).model(name).path))
+        share = stored_exploration_share(read_manifest(Workdir(Path(carried.source)).model(name).path))
         artifact.details |= {"warm_start": asdict(carried), EXPLORATION_SHARE: share}
     return read_manifest(final.path)

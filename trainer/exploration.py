@@ -26,20 +26,20 @@ _STANDARD_ERRORS = 2.0
 
 
 def exploration_share(config: Config, model: Manifest) -> float:
-    """The config's or, where it has none, what was measured of the model."""
+    """`serving.exploration_share` or, where it is not set, what training measured of the model."""
     chosen = config.serving.exploration_share
-    return measured_exploration_share(model) if chosen is None else chosen
+    return stored_exploration_share(model) if chosen is None else chosen
 
 
-def measured_exploration_share(model: Manifest) -> float:
-    """What `measured_share` found; 0 of a model of before it was measured."""
+def stored_exploration_share(model: Manifest) -> float:
+    """What training found by `measure_exploration_share`; 0 of a model from before it was measured."""
     return float(model.details.get(EXPLORATION_SHARE, 0.0))
 
 
-def measured_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:
-    """The share that cold items have of the users' targets, if lists of k with it find more than without; else 0.
+def measure_exploration_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:
+    """Cold items' share of the users' targets, if lists of k find more with it than without; else 0.
 
-    More is two standard errors of the difference's mean over users, so that chance gives nothing away.
+    To count as more, the mean difference over users must exceed two of its standard errors.
 
     Args:
         users: of the validation split.
@@ -49,7 +49,7 @@ def measured_share(model: TwoTowerModel, catalogue: Catalogue, users: Evaluation
     share = float(is_cold.mean())
     if not num_explored(share, k):
         return 0.0
-    # Who has no cold target can only lose: where it is too little without them, they need not be ranked.
+    # Users without a cold target can only lose. If the others' gain is too small already, they need not be ranked.
     may_gain = np.isin(np.arange(len(users)), users.targets.row_ids()[is_cold])
     gain = np.zeros(len(users))
     for some in (may_gain, ~may_gain):

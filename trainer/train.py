@@ -20,7 +20,7 @@ from contracts.layout import Model, Workdir
 from contracts.names import Split
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, measured_share
+from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
 from trainer.metrics import ndcg_of_places, recall_of_places
@@ -86,9 +86,9 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
 
 
 def watched_k(monitor_k: int, num_items: int) -> int:
-    """The k of early stopping: `training.monitor_k`, of a small catalogue less.
+    """The k of early stopping: `training.monitor_k`, or less if the catalogue is small.
 
-    Where lists hold much of the catalogue, recall tells little between models, and nothing once it is 1.
+    Where lists hold much of the catalogue, recall hardly tells models apart, and not at all once it is 1.
     """
     return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
 
@@ -132,9 +132,7 @@ class _Trainer:
                 # The start competes, too: training cannot end on weights that validate worse than it.
                 start = {"epoch": 0, "seconds": 0.0, **self._validate()}
                 self.state.epoch_done(start, self._config.early_stopping_patience)
-            while self.state.epoch < self._config.epochs:
-                if self._is_over():
-                    break
+            while self.state.epoch < epochs and not self._is_over():
                 entry = self._run_epoch(self.state.epoch, progress)
                 self.state.epoch_done(entry, self._config.early_stopping_patience)
                 self._log(entry)  # once it is stored: a run that is killed before logs the epoch again
@@ -145,13 +143,14 @@ class _Trainer:
         self.state.restore_best()
 
     def exploration_share(self) -> float:
-        """`measured_share` of the model that was kept."""
-        share = measured_share(self._model, self._catalogue, self._validation, self._watched_k)
+        """`measure_exploration_share` of the model that was kept."""
+        share = measure_exploration_share(self._model, self._catalogue, self._validation, self._watched_k)
         if share:
             log.info("training %s: of a list, %.3f goes to items without training events", self._name, share)
         return share
 
     def _is_over(self) -> bool:
+        """Whether another epoch would be one too many: after the last plateau, or out of time."""
         return self.state.plateaus > self._config.learning_rate_drops or self._is_spent()
 
     def _is_spent(self, seconds: float = 0.0) -> bool:
@@ -221,6 +220,7 @@ class _Trainer:
         with tf.GradientTape() as tape:
             terms = self._model.loss_terms(part_of_replica(batch), training=True)
         gradients = tape.gradient(terms["loss"], self._model.trainable_variables)
+        # Noted while a step is traced; `_apply` is traced after this.
         self._is_trained = [gradient is not None for gradient in gradients]
         return terms, [gradient for gradient in gradients if gradient is not None]
 

@@ -13,7 +13,7 @@ from tests.trainer.artifacts import Log, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
-from trainer.exploration import EXPLORATION_SHARE, measured_share
+from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.ragged import Ragged
 from trainer.train import train
@@ -39,7 +39,7 @@ def share_of(targets: list[list[int]], k: int = 10) -> float:
     )
     users = np.arange(len(targets))
     of_users = EvaluationUsers(users, of_rows([[BEST]] * len(users)), of_rows([[]] * len(users)), of_rows(targets))
-    return measured_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
+    return measure_exploration_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
 
 
 def of_rows(rows: list[list[int]]) -> Ragged:
