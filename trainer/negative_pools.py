@@ -51,22 +51,26 @@ class Candidates(NamedTuple):
 
 
 class NegativePools:
-    """Builds a step's candidates: the whole catalogue where it is small, drawn negatives where not.
+    """Builds a step's candidates: the whole catalogue if it is small, else drawn negatives.
 
-    In-group draws come with a chunk's windows and follow q(i | g); easy draws follow q(i), and come with
-    them, too, or from another `NegativeSampler`, which then has no in-group draws beside it. Of each kind a
-    step keeps a part, evenly spread over the windows' draws. Fresh draws join the easy ones: what comes with the
-    windows comes again in every epoch, and an item that chance left out of it would never be a negative.
-    A positive of group g sees g's in-group draws and all easy draws. An item of g is then expected
+    There are three kinds of draws:
+    - in-group draws, by q(i | g), come with the windows;
+    - easy draws, by q(i), come with the windows, too; or from another `NegativeSampler`, and then there are no
+      in-group draws;
+    - fresh draws, also by q(i), are made at the step and join the easy ones: the windows' draws come again in every
+      epoch, so that an item which chance left out of them would never be a negative.
+
+    Of the windows' draws a step keeps a part, evenly spread. A positive of group g is compared with the in-group draws
+    of g and with all easy draws, among which an item of g is expected
 
         E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
 
     times, n_g being the in-group draws kept for g and n_easy the easy draws kept; an item of another
     group n_easy q_i times. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased
     estimates of sums over the catalogue (the balance heuristic of multiple importance sampling),
-    whatever the mix of hard and easy. What is neglected: the windows' writer rejects a user's own
-    items, which other users then see less of. A step reads and updates the embeddings of as many
-    candidates whatever K and the size of the catalogue are.
+    whatever the mix of hard and easy. One thing is neglected: the windows' writer rejects a user's own
+    items, so that they are drawn less often for others, too. How many embeddings a step reads and updates depends
+    neither on K nor on the size of the catalogue.
 
     Attributes:
         exact: whether candidates are the whole catalogue.
@@ -75,7 +79,7 @@ class NegativePools:
 
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
         self.num_groups = catalogue.num_groups
-        self.exact = catalogue.num_items <= loss.exact_softmax_max_items
+        self.exact = loss.is_exact(catalogue.num_items)
         hard_draws = catalogue.groups_match_windows and loss.negatives == "windows"
         self._in_group_pool = loss.in_group_pool if hard_draws else 0
         self._easy_pool = loss.easy_pool

@@ -42,8 +42,8 @@ class WindowSampler(NegativeSampler):
 
 
 class InBatchSampler(NegativeSampler):
-    """A part of the step's positives: items turn up as often as they are targets, which repeats, and events before
-    `windows.since`, are not."""
+    """A part of the step's positives. An item turns up as often as it is a target: repeats, and events before
+    `windows.since`, do not count."""
 
     def draw(
         self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator
@@ -87,10 +87,9 @@ def uniform_probability(catalogue: Catalogue) -> np.ndarray:
 
 
 def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -> tf.Tensor:
-    """At most `size` of int64 [n] draws, evenly spaced from a random start, less those that are 0.
+    """At most `size` of int64 [n] draws, evenly spaced from a random start; zeros among them are left out.
 
-    Every draw is as likely to be kept, whatever it drew, and so is every part of the batch. (A shuffle would cost as
-    much as it keeps few.)
+    All draws are equally likely to be kept. (A shuffle would move all of them to keep a few.)
     """
     number = tf.size(draws)
     kept = tf.minimum(number, size)

@@ -259,8 +259,7 @@ class _Trainer:
 def _require_negatives(config: Config, catalogue: Catalogue) -> None:
     """Raises ValueError where a sampled softmax has nothing to compare with."""
     loss = config.training.loss
-    is_exact = catalogue.num_items <= loss.exact_softmax_max_items
-    if is_exact or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
+    if loss.is_exact(catalogue.num_items) or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
         return
     if loss.negatives != "windows" and not loss.easy_pool:
         raise ValueError(

@@ -135,6 +135,10 @@ class LossConfig(Section):
         "in_group_pool, easy_pool and fresh_pool",
     )
 
+    def is_exact(self, num_items: int) -> bool:
+        """Whether the softmaxes compare with every item of a catalogue of this size."""
+        return num_items <= self.exact_softmax_max_items
+
     @model_validator(mode="after")
     def _something_is_learnt(self) -> LossConfig:
         if not (self.in_group_weight or self.global_weight or self.binary_weight or self.hierarchy_weight):
