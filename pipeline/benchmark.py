@@ -40,7 +40,16 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Run:
-    """One cell: a model on a data set with a seed; `data_config` is the product's, whose groups the data has."""
+    """A model on a data set with a seed.
+
+    Attributes:
+        config: what the model is trained with: the product's, or that of a baseline.
+        data_config: the product's, which the data is made by.
+        workdir: of the data; models of the same data share it.
+        merges: how the model's lists are merged.
+        seconds_of: the model whose time to its best epoch limits this one's training; None without a limit.
+        trained: False of the baseline that needs no training.
+    """
 
     dataset: str
     model: str
@@ -221,16 +230,17 @@ def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any
     from trainer.train import train
 
     history: list[dict[str, Any]] = []
+    best = 0
     if run.trained:
-        if not artifact.find_current(run.workdir.model(run.name).path, fingerprint):
+        model = run.workdir.model(run.name)
+        if not artifact.find_current(model.path, fingerprint):
             train(run.config, run.workdir, run.name, fingerprint)
-        history = json.loads(run.workdir.model(run.name).history.read_text(encoding="utf-8"))
+        history = json.loads(model.history.read_text(encoding="utf-8"))
+        best = artifact.read_manifest(model.path).details["best"]["epoch"]
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]
-    found = evaluate_lists(run.config, run.workdir, run.name if run.trained else None, Split.TEST, pairs)
+    found = evaluate_lists(run.config, run.workdir, run.name if run.trained else UNTRAINED, Split.TEST, pairs)
     lists = {merge.label: metrics for merge, metrics in zip(run.merges, found, strict=True)}
     write_per_user(folder, fingerprint, {label: metrics.per_user for label, metrics in lists.items()})
-    measured = [entry for entry in history if "validation_recall" in entry]
-    best = max(measured, key=lambda entry: entry["validation_recall"])["epoch"] if measured else 0
     return {
         "dataset": run.dataset,
         "model": run.model,

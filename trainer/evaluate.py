@@ -65,17 +65,18 @@ def evaluate(config: Config, workdir: Workdir, split: Split, names: Sequence[str
 
 
 def evaluate_lists(
-    config: Config, workdir: Workdir, name: str | None, split: Split, merges: Sequence[tuple[ScoredMerge, float]]
+    config: Config, workdir: Workdir, name: str, split: Split, merges: Sequence[tuple[ScoredMerge, float]]
 ) -> list[ListMetrics]:
     """Metrics of one model under several merges, each (merge, alpha).
 
     Args:
-        config: what the model was trained with; None as `name` is popularity.
+        config: what the model was trained with.
+        name: `workdir.model(name)`, or `UNTRAINED`.
     """
     catalogue = Catalogue.load(workdir)
     users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
     lengths = lengths_to_measure(config)
-    if name is None:
+    if name == UNTRAINED:
         return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
     ranking = _ranking(config, workdir, name, catalogue, users)
     return [measure(config, catalogue, users, lists) for lists in ranking.lists_of_merges(merges, lengths)]
