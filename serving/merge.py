@@ -9,8 +9,8 @@ and + log max(p(g(i) | u), 1e-20) in the score of a model whose groups compare b
 (`Config.intent_in_score`).
 
 "score" keeps the best M of all groups. "quota" gives group g M * weight_g / sum(weight) places, by
-cumulative rounding, so that they sum to exactly M. "round_robin" deals: the likeliest group gives its
-best item, then the next group, and round again. A group that has no more items passes its places on.
+cumulative rounding, so that they sum to exactly M. "round_robin" deals, as one deals cards: the likeliest group gives
+its best item, then the next group, and round again. A group that has no more items passes its places on.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ from trainer.scoring import MIN_PROBABILITY
 LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
 
 
+def is_by_score(merge: tf.Tensor) -> tf.Tensor:
+    """Codes of `MERGES`, int32 [batch_size] -> bool [batch_size]: whether a row's list is the best of all groups."""
+    return merge == MERGES.index("score")
+
+
+def is_dealt(merge: tf.Tensor) -> tf.Tensor:
+    """The same of lists that are dealt, round robin."""
+    return merge == MERGES.index("round_robin")
+
+
 @dataclass(frozen=True)
 class GroupPlan:
     """What each row takes of each group, known before anything is searched.
@@ -35,8 +45,8 @@ class GroupPlan:
     Attributes:
         budgets: int32 [batch_size, num_groups], items that the group may give, at most what it has. Of
             "quota" and "round_robin" they sum to M, or to everything available if that is less.
-        turn: int32 [batch_size, num_groups], the group's place in the order of preference, where a row is
-            dealt; without such a row, of no meaning.
+        turn: int32 [batch_size, num_groups], the group's place in the order of preference; of no meaning in a batch
+            without a row that is dealt.
     """
 
     budgets: tf.Tensor
@@ -63,7 +73,7 @@ def plan_groups(
     """
     available = tf.where(tf.math.is_finite(log_weight), available, 0)
     quotas = _quotas(num_candidates, log_weight, available)
-    is_plain = tf.reduce_all(quotas <= available) & tf.reduce_all(max_groups <= 0) & ~_is_dealt(merge)
+    is_plain = tf.reduce_all(quotas <= available) & tf.reduce_all(max_groups <= 0) & ~tf.reduce_any(is_dealt(merge))
 
     def in_order() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return _plan_in_order(merge, num_candidates, max_groups, log_weight, preference, available)
@@ -71,8 +81,8 @@ def plan_groups(
     # The order of preference costs as much as all the rest, and most batches have no use for it.
     plain = quotas, tf.zeros_like(quotas), available
     granted, turn, available = tf.cond(is_plain, lambda: plain, in_order)
-    by_score = (merge == MERGES.index("score"))[:, None]
-    return GroupPlan(tf.where(by_score, tf.minimum(num_candidates[:, None], available), granted), turn)
+    all_wanted = tf.minimum(num_candidates[:, None], available)
+    return GroupPlan(tf.where(is_by_score(merge)[:, None], all_wanted, granted), turn)
 
 
 def _plan_in_order(
@@ -89,17 +99,12 @@ def _plan_in_order(
     num_groups = tf.shape(available)[1]
     available = tf.where(turn < tf.where(max_groups > 0, max_groups, num_groups)[:, None], available, 0)
 
-    is_dealt = (merge == MERGES.index("round_robin"))[:, None]
+    dealt = is_dealt(merge)[:, None]
     level = _level(num_candidates, available)
-    granted = tf.minimum(tf.where(is_dealt, level, _quotas(num_candidates, log_weight, available)), available)
-    spare = tf.where(is_dealt, tf.cast(available > level, tf.int32), available - granted)
+    granted = tf.minimum(tf.where(dealt, level, _quotas(num_candidates, log_weight, available)), available)
+    spare = tf.where(dealt, tf.cast(available > level, tf.int32), available - granted)
     granted += _hand_out(num_candidates - tf.reduce_sum(granted, 1), spare, order, turn)
     return granted, turn, available
-
-
-def _is_dealt(merge: tf.Tensor) -> tf.Tensor:
-    """Whether any row is."""
-    return tf.reduce_any(merge == MERGES.index("round_robin"))
 
 
 def _quotas(num_candidates: tf.Tensor, log_weight: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
@@ -156,12 +161,12 @@ def select(
     before = tf.cumsum(tf.cast(allowed, tf.int32), axis=1, exclusive=True)
     before_group = tf.gather(before, tf.minimum(found.starts, tf.shape(scores)[1] - 1), batch_dims=1)
     kept = allowed & (before < tf.gather(before_group + plan.budgets, found.group, batch_dims=1))
-    any_dealt = _is_dealt(merge)
+    any_dealt = tf.reduce_any(is_dealt(merge))
 
     def with_dealt() -> tf.Tensor:
         rank = before - tf.gather(before_group, found.group, batch_dims=1)
-        dealt = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
-        return tf.where((merge == MERGES.index("round_robin"))[:, None], -tf.cast(dealt, tf.float32), scores)
+        place = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
+        return tf.where(is_dealt(merge)[:, None], -tf.cast(place, tf.float32), scores)
 
     key = tf.where(kept, tf.cond(any_dealt, with_dealt, lambda: scores), -math.inf)
     width = tf.reduce_max(num_candidates)

@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.config import Config
-from contracts.names import MERGES, PADDING_INDEX, Request, Response, Signature
+from contracts.names import PADDING_INDEX, Request, Response, Signature
 from serving.controls import Controls
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration, ExploredItems
 from serving.features import UserFeatures, VocabularyLookup
 from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.group_search import GroupResults
-from serving.merge import LOG_PROBABILITY_FLOOR, plan_groups, select
+from serving.merge import LOG_PROBABILITY_FLOOR, is_by_score, is_dealt, plan_groups, select
 from serving.score_rounds import search_in_rounds
 from serving.slots import items_by_slot, slots_by_item
 from trainer.catalogue import Catalogue
@@ -86,15 +86,11 @@ class Retriever(tf.Module):
     def signatures(self) -> dict[str, Any]:
         """Functions to save. Every input of the first two has a default, baked into the signature."""
         query = query_inputs(self._user_features.configs)
-
-        def candidate_embedding(item_ids: tf.Tensor) -> dict[str, tf.Tensor]:
-            return self.embed_candidates(item_ids)
-
         return {
             Signature.SERVING_DEFAULT: with_defaults(self.retrieve, [*query, *merge_inputs(self._num_groups)]),
             Signature.QUERY_EMBEDDING: with_defaults(self.embed_query, query),
             Signature.CANDIDATE_EMBEDDING: tf.function(
-                candidate_embedding,
+                self.embed_candidates,
                 input_signature=[tf.TensorSpec([None], tf.string, Request.ITEM_IDS)],
                 autograph=False,
             ),
@@ -148,7 +144,7 @@ class Retriever(tf.Module):
             offset,
             tf.where(plan.budgets > 0, plan.budgets + excluded, 0),
             excluded,
-            controls.merge == MERGES.index("score"),
+            is_by_score(controls.merge),
             num_merged,
         )
         scores, columns = select(found, controls.merge, plan, num_merged)
@@ -218,9 +214,8 @@ def _with_explored(
     """The merged list and the explored items as one list of M: by score, or, of dealt lists, explored ones last."""
     all_scores = tf.concat([scores, explored.scores], 1)
     all_slots = tf.concat([slots, explored.slots], 1)
-    dealt = -tf.range(tf.shape(all_scores)[1], dtype=tf.int32)
-    is_dealt = (controls.merge == MERGES.index("round_robin"))[:, None]
-    key = tf.where(is_dealt, tf.cast(dealt, tf.float32), all_scores)
+    as_they_stand = -tf.range(tf.shape(all_scores)[1], dtype=tf.int32)
+    key = tf.where(is_dealt(controls.merge)[:, None], tf.cast(as_they_stand, tf.float32), all_scores)
     key = tf.where(tf.math.is_finite(all_scores), key, -math.inf)
     _, columns = tf.math.top_k(key, tf.reduce_max(controls.num_candidates))
     return tf.gather(all_scores, columns, batch_dims=1), tf.gather(all_slots, columns, batch_dims=1)
