@@ -47,6 +47,9 @@ _HASHED_SCORE_COST = 1 / 16
 _LEAVES_OF_ROOT = 0.5
 """Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
 
+_SETTINGS = ("num_candidates", "recall_target", "brute_force_max_items", "int8")
+"""Fields of ServingConfig that an index depends on."""
+
 SMALLEST_K = 2
 """The first of the tuned ks: a group is asked for its quota, be it 3 items or 300."""
 
@@ -97,7 +100,7 @@ class GroupIndex:
     fingerprint: str
 
     def describe(self) -> dict[str, Any]:
-        """The manifest's entry of this group (JSON values)."""
+        """What the manifest and the index store say of it (JSON values)."""
         return {
             "group_id": self.group_id,
             "size": self.size,
@@ -108,19 +111,10 @@ class GroupIndex:
 
 
 def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
-    """What an index of a group is made of, and by. A change of it means that the index must be built anew."""
+    """A hash of all that an index depends on; if it changes, the index must be built anew."""
     settings = serving.model_dump(mode="json", include=set(_SETTINGS))
-    makers = metadata.version("scann"), code_of("serving")  # another ScaNN may not read what one serialised
-    return fingerprint(settings, makers, hashlib.sha256(embeddings.tobytes()).hexdigest())
-
-
-_SETTINGS = (
-    "num_candidates",
-    "recall_target",
-    "brute_force_max_items",
-    "int8",
-)
-"""Fields of ServingConfig that an index depends on."""
+    code = metadata.version("scann"), code_of("serving")  # another ScaNN may not read what one serialised
+    return fingerprint(settings, code, hashlib.sha256(embeddings.tobytes()).hexdigest())
 
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:
@@ -221,7 +215,7 @@ def _tune(
 
 
 def _tuned_ks(smallest: int, largest: int) -> list[int]:
-    """2, 3, 4, 6, 8, 12, ... up to `largest`: a search for k is as thorough as the next of these needs."""
+    """From `smallest` on, for example 2, 3, 4, 6, 8, 12, ..., up to `largest`."""
     ks = [smallest]
     while ks[-1] < largest:
         ks += [ks[-1] * 3 // 2, ks[-1] * 2]
@@ -229,9 +223,12 @@ def _tuned_ks(smallest: int, largest: int) -> list[int]:
 
 
 def _cheapest(sample: _Sample, k: int, fewest_leaves: int, num_leaves: int) -> SearchPoint:
-    """Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
+    """The cheapest search for k results that reaches the target with at least `fewest_leaves`.
 
-    Searching every leaf and scoring everything again is exact, so one candidate always qualifies.
+    Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
+
+    Raises:
+        ValueError: none reaches it, though a search of every leaf that scores everything again is exact.
     """
     size = sample.exact.shape[1]
     best: tuple[float, SearchPoint] | None = None

@@ -17,9 +17,8 @@ from serving.group_search import GroupResults, JobResults, SearchJobs, search_gr
 from serving.scann_resource import ScannResources
 from serving.slots import first_slots
 
-_FEW = 4
-"""A single row that asks at most 1 / _FEW of the groups is answered without a look at the others."""
-
+_FEW = 1 / 4
+"""Share of the groups: a single row that asks no more of them is answered without a search of the others."""
 
 _ROUNDING = 1e-6
 """Interpolated numbers are rounded up, but not because of their last bit."""
@@ -40,7 +39,7 @@ class ScannIndexSet(tf.Module):
         self._sizes = np.array([index.size for index in indexes], np.int32)
         self.group_sizes = np.zeros(num_groups, np.int32)
         self.group_sizes[self._groups] = self._sizes
-        self._few = len(indexes) // _FEW
+        self._num_few = int(_FEW * len(indexes))
         self._steps = _steps(indexes)
         # [num_indexes * num_steps] each, index by index
         self._leaves, self._reorder = _by_step(_tuned, indexes, self._steps)
@@ -49,22 +48,23 @@ class ScannIndexSet(tf.Module):
         self._resources = ScannResources({index.group_id: index.tensors for index in indexes}, Path(self._scratch.name))
 
     def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
-        """The best items of every group; see `search_groups` for a batch.
+        """The best items of every group.
 
-        A batch of one is not laid out, which would cost as much as the searches. Of a group that the row
-        does not ask for it may get an item: to leave one group out costs more.
+        A batch is laid out by `search_groups`. For a single row that would cost as much as the searches, so its groups
+        are searched one after the other: all of them, or the few that it asks for. Of a group that it does not ask for
+        it may get an item, since leaving one group out costs more.
 
         Args:
             query_embeddings: float32 [batch_size >= 1, num_groups, dim].
             offset: float32 [batch_size, num_groups], added to the scores of a group.
             wanted: int32 [batch_size, num_groups], results wanted.
         """
-        is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._few
+        is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._num_few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
         return GroupResults(*self._answer(branch, self._resources.handles(), query_embeddings, offset, wanted))
 
     def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
-        """What the branch of that number answers to what `search` is given.
+        """What branch number `branch` answers; `given`: the handles and the arguments of `search`.
 
         `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
         taken, which takes longer than a single row's searches.
@@ -81,7 +81,7 @@ class ScannIndexSet(tf.Module):
 
     @property
     def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], GroupResults]]:
-        return [self._of_few if self._few else self._of_all, self._of_all, self._of_batch]
+        return [self._few_of_row if self._num_few else self._all_of_row, self._all_of_row, self._batch]
 
     @functools.cached_property
     def _branch_functions(self) -> Sequence[Any]:
@@ -92,26 +92,26 @@ class ScannIndexSet(tf.Module):
             tf.TensorSpec([None, len(self.group_sizes)]),
             tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
         ]
-        return [_concrete(lambda *given, one=one: tuple(one(*given)), specs) for one in self._branches]
+        return [_concrete(lambda *given, branch=branch: tuple(branch(*given)), specs) for branch in self._branches]
 
-    def _of_batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
+    def _batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         search = functools.partial(self._search_jobs, tf.unstack(handles))
         return search_groups(queries, offset, wanted, self.group_sizes, search, by_level=True)
 
-    def _of_all(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
+    def _all_of_row(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         place = np.arange(len(self._groups), dtype=np.int32)
-        return self._of_row(tf.unstack(handles), place, self._wanted_of_row(wanted), queries, offset)
+        return self._search_row(tf.unstack(handles), place, self._wanted_of_row(wanted), queries, offset)
 
-    def _of_few(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
-        k, place = tf.math.top_k(self._wanted_of_row(wanted), self._few)
-        return self._of_row(tf.unstack(tf.gather(handles, place)), place, k, queries, offset)
+    def _few_of_row(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
+        k, place = tf.math.top_k(self._wanted_of_row(wanted), self._num_few)
+        return self._search_row(tf.unstack(tf.gather(handles, place)), place, k, queries, offset)
 
     def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
         """int32 [num_indexes] of [1, num_groups]."""
         wanted = tf.minimum(wanted[0], self.group_sizes)
         return tf.gather(wanted, self._groups) if len(self._groups) < len(self.group_sizes) else wanted
 
-    def _of_row(
+    def _search_row(
         self,
         handles: Sequence[tf.Tensor],
         place: np.ndarray | tf.Tensor,
@@ -153,15 +153,17 @@ class ScannIndexSet(tf.Module):
     def _searches(
         self, place: np.ndarray | tf.Tensor, k: tf.Tensor, typical_k: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Leaves to search and items to fetch by hash, int32 [num_jobs], -1 where there are none.
+        """Leaves to search and items to fetch by hash, int32 [num_jobs] each, -1 of an index without them.
+
+        They are what was tuned for `typical_k` results, and at least what it takes to find k results at all.
 
         Args:
             place: int32 [num_jobs], indexes.
             k: int32 [num_jobs], results.
-            typical_k: int32 [num_jobs], for how many the search is to be as thorough as it was tuned to be.
+            typical_k: int32 [num_jobs], see `SearchJobs`.
         """
         first_step = place * len(self._steps)
-        typical_step, step = (first_step + tf.searchsorted(self._steps, of) for of in (typical_k, k))
+        typical_step, step = (first_step + tf.searchsorted(self._steps, number) for number in (typical_k, k))
         leaves = tf.maximum(tf.gather(self._leaves, typical_step), tf.gather(self._least_leaves, step))
         return leaves, tf.maximum(tf.gather(self._reorder, typical_step), tf.gather(self._least_reorder, step))
 
@@ -173,13 +175,16 @@ def _concrete(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> A
 def _search(
     handle: tf.Tensor, queries: tf.Tensor, k: tf.Tensor, leaves: tf.Tensor, reorder: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scores and items [num_queries, at most k]; a tree cannot be asked by no query."""
+    """Scores and items [num_queries, at most k]. A tree fails on a batch without queries."""
     found = scann_ops.scann_search_batched(handle, queries, k, reorder, leaves, False)
     return found.distances, found.indices
 
 
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
-    """int32, ascending, each at most a sixteenth above the last: a search is as thorough as the next of them needs."""
+    """Numbers of results that `_by_step` has an entry for, int32, ascending, each at most a sixteenth above the last.
+
+    A search for a number in between takes the next entry.
+    """
     largest = max((index.size for index in indexes), default=1)
     steps = [1]
     while steps[-1] < largest:
@@ -188,20 +193,20 @@ def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
 
 
 _Thoroughness = tuple[np.ndarray, np.ndarray]
-"""int32 [num_ks] each: leaves to search and items to fetch by hash; -1 where there are none."""
+"""int32 [n] each: leaves to search and items to fetch by hash; -1 of an index without them."""
 
 
 def _by_step(
-    of: Callable[[GroupIndex, np.ndarray], _Thoroughness], indexes: Sequence[GroupIndex], steps: np.ndarray
+    thoroughness: Callable[[GroupIndex, np.ndarray], _Thoroughness], indexes: Sequence[GroupIndex], steps: np.ndarray
 ) -> _Thoroughness:
-    """[num_indexes * num_steps] each, index by index."""
-    found = [of(index, np.minimum(steps, index.size)) for index in indexes]
-    leaves, reorder = (np.concatenate(one).astype(np.int32) for one in zip(*found, strict=True))
+    """That of each index for each step, n = num_indexes * num_steps, index by index."""
+    found = [thoroughness(index, np.minimum(steps, index.size)) for index in indexes]
+    leaves, reorder = (np.concatenate(parts).astype(np.int32) for parts in zip(*found, strict=True))
     return leaves, reorder
 
 
 def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
-    """For k int [num_ks] results. Between the points that were tuned, their lines; beyond, more in proportion."""
+    """For k int [n] results: between tuned points, interpolated linearly; beyond the last one, in proportion to k."""
     if index.structure == "brute_force":
         return _none(k)
     tuned = np.array([(point.k, point.leaves, point.reorder) for point in index.points], np.float64)
@@ -211,7 +216,7 @@ def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
 
 
 def _least(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
-    """So many leaves that they hold k int [num_ks] items, whichever they are, and all k of them."""
+    """Leaves enough to hold k int [n] items, whichever leaves they are; and k items by hash."""
     if index.structure == "brute_force":
         return _none(k)
     leaves = np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k) + 1

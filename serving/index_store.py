@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,7 @@ _FORMAT = 3
 def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
     """Writes what `read_indexes` needs beside the saved model itself."""
     entries = [
-        {
-            "group_id": index.group_id,
-            "size": index.size,
-            "structure": index.structure,
-            "points": [asdict(point) for point in index.points],
-            "fingerprint": index.fingerprint,
-            "leaf_sizes": index.leaf_sizes.tolist(),
-        }
+        {**index.describe(), "fingerprint": index.fingerprint, "leaf_sizes": index.leaf_sizes.tolist()}
         for index in indexes
     ]
     path = version / INDEXES_FILE
