@@ -145,7 +145,7 @@ def find_current(path: Path, fingerprint: str) -> Manifest | None:
 
 
 def forget(path: Path) -> None:
-    """Makes what is at `path` no artifact: whoever writes it next writes all of it."""
+    """Removes the manifest at `path`, so that what is there counts as no artifact and is written anew."""
     storage.remove(current(path) / MANIFEST_NAME)
 
 
@@ -174,7 +174,7 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter]:
-    """Writes an artifact: yields a directory to write into, then makes it what is at `final`.
+    """Writes an artifact: yields a directory to write into, which then replaces what is at `final`.
 
     On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
     first.
@@ -208,13 +208,13 @@ def fetch(source: Path, final: Path) -> Manifest:
     Raises:
         ArtifactError: there is none.
     """
-    now = current(source)
-    manifest = read_manifest(now)
+    stored = current(source)
+    manifest = read_manifest(stored)
     if find_manifest(final) != manifest:
         _remove_leftovers(final)
         staging = _begin(final)
         try:
-            storage.fetch_tree(now, staging)
+            storage.fetch_tree(stored, staging)
             replace_directory(staging, final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -243,7 +243,7 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def _put(staging: Path, final: Path) -> None:
-    """Makes what was written what is at `final`."""
+    """Puts what was written to `staging` at `final`."""
     if storage.is_remote(final):
         storage.write_text(final / _CURRENT, staging.name)
     else:

@@ -1,4 +1,4 @@
-"""The arrows between rooms, as DESIGN has them: nothing may import against them."""
+"""The arrows between rooms, as docs/architecture.md has them: nothing may import against them."""
 
 import ast
 from pathlib import Path
