@@ -14,7 +14,15 @@ from beam_jobs.beam_run import collect
 from beam_jobs.dead_letter_remedies import remedy
 from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
-from beam_jobs.id_shapes import SHAPE, are_lists, begin_oddly, merge_shapes
+from beam_jobs.id_shapes import SHAPE, merge_shapes
+from beam_jobs.ingest_advice import (
+    warn_of_a_busy_user,
+    warn_of_lists_of_ids,
+    warn_of_nothing_held_out,
+    warn_of_odd_ids,
+    warn_of_tied_times,
+    warn_of_unlikely_times,
+)
 from beam_jobs.ingest_steps import (
     ReadEvents,
     SplitPlan,
@@ -37,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
-_BUSY_SHARE, _FEW_USERS = 0.1, 20
-_TIED_SHARE = 0.9
 
 
 class ValidateAndBucket(beam.PTransform):
@@ -111,10 +117,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         write_schema(schema, staged.schema)
         times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
-        _say_when_it_hardly_was(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
-        _say_what_cannot_be_measured(config, writer.counts)
-        _say_what_has_no_order(writer.counts, sum(bucket["tied"] for bucket in buckets))
-        _say_who_is_too_busy(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
+        warn_of_unlikely_times(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
+        warn_of_nothing_held_out(config, writer.counts)
+        warn_of_tied_times(writer.counts, sum(bucket["tied"] for bucket in buckets))
+        warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=_level_counts(config, buckets),
             dead_letter_reasons=dict(sorted(reasons.items())),
@@ -199,8 +205,8 @@ def _statistics(
         f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
-    _say_how_ids_begin(shapes)
-    _say_which_ids_are_several(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
+    warn_of_odd_ids(shapes)
+    warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
     histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
     times = _time_range(buckets)
     # Buckets are of users at random: the middle one's moment is about that of all.
@@ -239,76 +245,6 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
                 f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
                 f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
             )
-
-
-def _say_when_it_hardly_was(
-    config: Config, counts: dict[str, int], num_unlikely: int, first_event: int, last_event: int
-) -> None:
-    """A number like 20240131, a date, reads as a second of 1970 too; a few such times are of clocks that are wrong."""
-    if num_unlikely:
-        logger.warning(
-            "ingest: of %s events from %s to %s, %s are before 1991 or in the future: leave them out if they are of "
-            "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
-            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d', and of ticks such as 638424288000000000 "
-            "write (ticks - 621355968000000000) / 10. Numbers of rows, orders or days in place of times do no harm",
-            f"{counts['events']:,}", as_text(first_event), as_text(last_event), f"{num_unlikely:,}",
-            config.data.timestamp_unit,
-        )  # fmt: skip
-
-
-def _say_what_cannot_be_measured(config: Config, counts: dict[str, int]) -> None:
-    """Of leave_one_out, whose splits depend on the users' lengths; a split by time is refused."""
-    if not counts["validation_events"] + counts["test_events"]:
-        level = config.data.feedback.levels[config.data.feedback.target_level_index]
-        logger.warning(
-            "ingest: none of %s users has split.min_user_events=%s items of level %r or above, so nothing is held out "
-            "and no model can be measured: are data.columns the right ones?",
-            f"{counts['users']:,}", config.split.min_user_events, level,
-        )  # fmt: skip
-
-
-def _say_what_has_no_order(counts: dict[str, int], num_tied: int) -> None:
-    share = num_tied / max(1, counts["events"] - counts["users"])
-    if share > _TIED_SHARE:
-        logger.warning(
-            "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
-            "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "
-            "not, model.user_tower=mean may learn more",
-            100 * share,
-        )
-
-
-def _say_who_is_too_busy(config: Config, counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:
-    most, user_id = max(busiest)
-    if counts["users"] == 1:
-        logger.warning(
-            "ingest: all events are of one user, %r, of whom no model can learn what users like: is "
-            "data.columns.user_id=%s the right column?", user_id, config.data.columns.user_id,
-        )  # fmt: skip
-    share = most / counts["events"]
-    if share > _BUSY_SHARE and counts["users"] > _FEW_USERS:
-        logger.warning(
-            "ingest: user %r has %.0f%% of the events: a bot, or what stands for no user? Leave its rows out",
-            user_id, 100 * share,
-        )  # fmt: skip
-
-
-def _say_how_ids_begin(shapes: dict[str, dict[str, int]]) -> None:
-    for feature, counts in shapes.items():
-        if shape := begin_oddly(counts):
-            logger.warning(
-                "ingest: most values of %s begin with a space or a quote, as %r, 9 being any digits and a any letters: "
-                "requests must say so, too. Write the log without spaces behind separators, and with data.quoting=auto "
-                "where it quotes", feature.split(".")[0], shape,
-            )  # fmt: skip
-
-
-def _say_which_ids_are_several(shapes: dict[str, int]) -> None:
-    if shape := are_lists(shapes):
-        logger.warning(
-            "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
-            "each list counts as one item. Write a row for each id of a list", shape,
-        )  # fmt: skip
 
 
 def _examples(files: list[dict[str, Any]], most: int = _SHOWN_EXAMPLES) -> str:
