@@ -53,8 +53,13 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Items:
-    """[num_items] ids, what each counts where groups are matched with the previous ones, and what groups of categories
-    are made of, None of other groups."""
+    """The catalogue, each array [num_items].
+
+    Attributes:
+        ids: string.
+        weights: what an item counts where groups are matched with the previous ones.
+        categories: what groups of categories are made of, null for an item without one; None of groups.method=kmeans.
+    """
 
     ids: pa.Array
     weights: Float64
@@ -70,7 +75,7 @@ class EmbeddedItems:
         placed: [num_items] whether the embedding says anything: it is not 0.
         blocks: where workers find the embeddings.
         side: item features.
-        items: their ids, weights and categories.
+        items: the catalogue.
     """
 
     embeddings: Float32
@@ -78,6 +83,10 @@ class EmbeddedItems:
     blocks: Sequence[EmbeddingBlock]
     side: SideFeatures
     items: Items
+
+
+Placed = tuple[Float32, Int64, Bool]
+"""Embeddings [num_items, dim], groups [num_items], and [num_items] whether co-occurrence placed the item."""
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
@@ -89,9 +98,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """
     statistics = ItemStatistics(current(workdir.item_statistics.path))
     read_manifest(statistics.path)
-    items = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
-    item_ids = one_array(items[ItemColumn.ITEM_ID])
-    weights = items[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
+    table = read_parquet(statistics.items, columns=[ItemColumn.ITEM_ID, ItemColumn.TRAIN_COUNT])
+    item_ids = one_array(table[ItemColumn.ITEM_ID])
+    weights = table[ItemColumn.TRAIN_COUNT].to_numpy() + 1.0
     previous = read_previous(config.groups.previous, item_ids)
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
@@ -103,19 +112,19 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         staged = ItemGroups(writer.path)
         writer.details["fit"] = fit_settings(config)
         side = read_side_features(config.data.item_features, item_ids)
-        categories = _categories(config, side)
-        fitted = _kept(config, workdir, previous, side, item_ids, writer) or _fitted(
-            config, workdir, previous, side, Items(item_ids, weights, categories), writer
-        )
-        embeddings, groups, settled = fitted
+        items = Items(item_ids, weights, _categories(config, side))
+        placed = _kept(config, workdir, previous, side, items, writer)
+        if placed is None:
+            placed = _fitted(config, workdir, previous, side, items, writer)
+        embeddings, groups, settled = placed
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
             ItemColumn.ITEM_ID: item_ids,
             ItemColumn.GROUP_ID: pa.array(groups.astype(np.int32)),
             ItemColumn.SETTLED: pa.array(settled),
         }
-        if categories is not None:
-            columns[ItemColumn.CATEGORY] = categories
+        if items.categories is not None:
+            columns[ItemColumn.CATEGORY] = items.categories
         write_parquet(pa.table(columns), staged.groups)
         report = describe_groups(groups, num_groups, item_ids.to_pylist(), side)
         if previous is not None:
@@ -144,19 +153,15 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
     logger.info("groups: %d items in %d groups of %d to %d", len(groups), num_groups, sizes.min(), sizes.max())
 
 
-Placed = tuple[Float32, Int64, Bool]
-"""Embeddings [num_items, dim], groups [num_items], and [num_items] whether co-occurrence placed the item."""
-
-
 def _kept(
     config: Config,
     workdir: Workdir,
     previous: PreviousGroups | None,
     side: SideFeatures,
-    item_ids: pa.Array,
+    items: Items,
     writer: ArtifactWriter,
 ) -> Placed | None:
-    """The last run's groups with the new items in them; None where there are none to keep, or they have drifted."""
+    """The last run's groups with the new items in them; None if there are none to keep, or they have drifted."""
     settings = config.groups
     if previous is None:
         return None
@@ -166,10 +171,10 @@ def _kept(
         logger.info("groups: fitted anew, since other settings made those of %s: %s", settings.previous, changed)
     if changed or not settings.refit_drift or not previous.fits(settings):
         return None
-    blocks = count_cooccurrences(config, workdir, writer.path, len(item_ids), settings.since)
+    blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), settings.since)
     found = keep_groups(previous, blocks, side)
     remove(*blocks)
-    groups = _spread(found.groups, settings.num_groups, item_ids)
+    groups = _spread(found.groups, settings.num_groups, items.ids)
     # A group whose items are all gone, or a group beyond the cap, is for a fit to mend.
     sizes = np.bincount(groups, minlength=settings.num_groups)
     cap = (settings.max_size_ratio or np.inf) * len(groups) / settings.num_groups
