@@ -47,12 +47,9 @@ def example_user(config: Config, workdir: Workdir) -> str:
 
 
 def _buckets(config: Config, workdir: Workdir) -> Iterator[pa.Table]:
-    columns = [EventColumn.USER_ID, EventColumn.ITEM_ID, EventColumn.FEEDBACK_LEVEL]
+    """User and item ids of the positives, as strings, bucket by bucket."""
+    ids = [EventColumn.USER_ID, EventColumn.ITEM_ID]
+    is_positive = pc.field(EventColumn.FEEDBACK_LEVEL) >= config.data.feedback.target_level_index
     for name in artifact.read_manifest(workdir.events.path).files:
-        if name.endswith(".parquet"):
-            table = pq.read_table(workdir.events.path / name, columns=columns)
-            table = table.filter(
-                pc.greater_equal(table[EventColumn.FEEDBACK_LEVEL], config.data.feedback.target_level_index)
-            )
-            ids = [(key, table[key].cast("string")) for key in columns[:2]]
-            yield pa.table(dict(ids))
+        table = pq.read_table(workdir.events.path / name, columns=ids, filters=is_positive)
+        yield pa.table({key: table[key].cast("string") for key in ids})

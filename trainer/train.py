@@ -108,7 +108,7 @@ class _Trainer:
         fingerprint: str,
     ):
         self._config, self._name, self._model, self._catalogue = config.training, name, model, catalogue
-        self._strategy, self._batches = strategy, windows
+        self._strategy, self._windows = strategy, windows
         self._validation = EvaluationUsers.load(workdir, Split.VALIDATION, self._config.max_validation_users)
         with strategy.scope():
             self._optimizer = LazyAdam(config.training.learning_rate, config.training.weight_decay or None)
@@ -125,7 +125,7 @@ class _Trainer:
 
     def run(self) -> None:
         """Trains until the last epoch or the last plateau of the validation; keeps the best average of the weights."""
-        epochs, positives = self._config.epochs, self._batches.num_positives
+        epochs, positives = self._config.epochs, self._windows.num_positives
         progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
         with closing(self._summaries), progressing as progress:
             if self._config.warm_start and not self.state.history:
@@ -164,13 +164,13 @@ class _Trainer:
         self._optimizer.learning_rate.assign(rate)
         sums: dict[str, float] = {}
         batch = None
-        for batch in self._batches.epoch(epoch):
+        for batch in self._windows.epoch(epoch):
             terms = {key: float(value) for key, value in self._step(batch).items()}
             self._require_finite(terms, batch)
             count = int(batch.is_target.sum())
             positives += count
             # The last one is the epoch's end's, of however few steps.
-            due = min(positives * SNAPSHOTS_PER_EPOCH // self._batches.num_positives, SNAPSHOTS_PER_EPOCH - 1)
+            due = min(positives * SNAPSHOTS_PER_EPOCH // self._windows.num_positives, SNAPSHOTS_PER_EPOCH - 1)
             self._take_snapshots(due - snapshots)
             snapshots = due
             for key, value in terms.items():

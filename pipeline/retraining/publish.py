@@ -162,7 +162,7 @@ def set_stable(store: Store, version: int) -> list[str]:
     Raises:
         ValueError: the main servable has no such version.
     """
-    main, *others = _base_paths(store)
+    main, *others = _base_paths_or_error(store)
     without = []
     with FileLock(store.labels_lock):
         if version not in (found := versions_on_disk(main)):
@@ -185,7 +185,7 @@ def version_before(store: Store) -> int:
     Raises:
         ValueError: there is none.
     """
-    main = _base_paths(store)[0]
+    main = _base_paths_or_error(store)[0]
     labels = effective_labels(main)
     found = [version for version in versions_on_disk(main) if labels and version < labels.stable]
     if not found:
@@ -193,7 +193,7 @@ def version_before(store: Store) -> int:
     return found[-1]
 
 
-def _base_paths(store: Store) -> list[Path]:
+def _base_paths_or_error(store: Store) -> list[Path]:
     bases = base_paths(store)
     if not bases:
         raise ValueError(f"{store.servables} holds no version: check -s, or push one with `dnc retrain`")
