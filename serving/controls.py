@@ -22,7 +22,7 @@ MAX_ALPHA = 1000.0
 
 @dataclass(frozen=True)
 class Controls:
-    """Of each row.
+    """What each row of a batch asks of the merge.
 
     Attributes:
         num_candidates: int32 [batch_size], M, at most `serving.max_candidates` and the catalogue; 0 where the merge is

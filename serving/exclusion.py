@@ -31,7 +31,7 @@ class Exclusions:
         return none.adding(slots)
 
     def adding(self, slots: tf.Tensor) -> Exclusions:
-        """The same and int [batch_size, width], 0 = padding."""
+        """With the slots int [batch_size, width], 0 = padding, excluded, too, each from its row."""
         keys = tf.boolean_mask(self._keys_of(slots), slots != 0)
         distinct, _ = tf.unique(tf.concat([self.keys, keys], 0))
         return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)

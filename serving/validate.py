@@ -33,7 +33,7 @@ def validate(
 ) -> Manifest:
     """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
-    Only then they become versions. The report is `workdir.validation_report`; beside it, the servable's metrics are
+    Only then do they become versions. The report is `workdir.validation_report`; beside it, the servable's metrics are
     `workdir.served_metrics`.
 
     Args:

@@ -25,15 +25,16 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
-        is_target: bool [batch_size, length], of no item that the user had before. A window's first event is one too,
-            unless other context follows it: it trains the query of an empty history.
-        in_group_negatives: int64 [n], draws from the groups of targets: of this batch's windows or, as a chunk's draws
-            are shared out anew, of others.
+        is_target: bool [batch_size, length], what is predicted from the events before it; never an item that the user
+            had before. A window's first event is a target, too, unless more context follows: it trains the query of an
+            empty history.
+        in_group_negatives: int64 [n], draws from the groups of targets. In each epoch the draws of a chunk are shared
+            out among its windows anew, so the targets may be those of another batch.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
-        exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], of each target what
+        exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], for each target what
             the user was shown and did not take; 0 = none.
-        mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], of each target items near it
+        mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], for each target items near it
             that the user did not take; 0 = none.
     """
 

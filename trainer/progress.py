@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 
 
 def line_a_minute(parts: Sequence[Part], what: str) -> Iterator[Part]:
-    """The parts of a work, one by one; each minute a line says what share of them is done."""
+    """The parts of a job, one by one; each minute a line says what share of them is done."""
     last_line = time.monotonic()
     for done, part in enumerate(parts):
         if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:

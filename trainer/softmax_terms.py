@@ -31,8 +31,8 @@ class Softmaxes(NamedTuple):
     Attributes:
         in_group: -log softmax among its own group's candidates, by its own group's vector.
         overall: -log softmax among the candidates of all groups; None without the global term.
-        log_partition: of its own group, by its own group's vector.
-        center: of its own group, by the shared vector; None where the shared vector is not what ranks all groups.
+        log_partition: log Z of its own group's candidates, by its own group's vector.
+        center: the same by the shared vector; None where the shared vector is not what ranks all groups.
     """
 
     in_group: tf.Tensor
@@ -109,8 +109,9 @@ class SoftmaxTerms:
         is p(g | u) by the shared vector times p(item | g, u) by the group's, up to a constant of the user.
         """
         shared, positive, sizes = vectors.shared, step.positive, step.candidates.shared_sizes
-        place, conditioned = vectors.conditioned(step.group)
         logit = tf.reduce_sum(shared * positive, axis=-1)
+        # The same of those positives that have a vector made for their group; `at` is their window and position.
+        place, conditioned = vectors.conditioned(step.group)
         conditioned_logit = tf.reduce_sum(conditioned * tf.gather_nd(positive, place), axis=-1)
         at, group = tf.gather_nd(step.place, place), tf.gather_nd(step.group, place)
         if step.windows is None:

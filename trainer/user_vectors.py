@@ -21,10 +21,13 @@ class UserVectors(abc.ABC):
 
     @abc.abstractmethod
     def conditioned(self, group_id: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Which positives have a vector for their group int32 [num_positives] of its own, and those vectors.
+        """The positives that have a vector made for their own group, and those vectors; the others use the shared one.
+
+        Args:
+            group_id: int32 [num_positives], each positive's own group.
 
         Returns:
-            int64 [n, 1], places of positives, and float32 [n, dim]. The shared vector stands for the others.
+            int64 [n, 1], places of those n positives, and float32 [n, dim].
         """
 
     @abc.abstractmethod

@@ -13,10 +13,9 @@ from trainer.layers.random_dropout import RandomDropout
 class MMoEConditioning(GroupConditioning):
     """e_{u,g} = h_u + sum_n gate_g(h_u)_n expert_n(h_u), gate_g(h) = softmax(G_g h + b_g).
 
-    Multi-gate mixture of experts (Ma et al., KDD 2018) on top of a shared encoder. All experts are
-    one matrix product. The experts' output starts at
-    zero, so that training starts from the single vector, and their hidden units are dropped out:
-    without both, the heads overfit sparse logs.
+    Multi-gate mixture of experts (Ma et al., KDD 2018) on top of a shared encoder. All experts are one matrix product.
+    Their output starts at zero, so that training starts from the single vector, and their hidden units are dropped
+    out: without both, the groups' vectors overfit sparse logs.
     """
 
     def __init__(
