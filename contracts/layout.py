@@ -93,6 +93,8 @@ class ItemGroups:
 
 SAVED_MODEL = "saved_model.pb"
 """The file by which TensorFlow and its servers know a saved model."""
+ASSETS_EXTRA = Path("assets.extra")
+"""Below a saved model: files that TensorFlow leaves alone, for servers and for us."""
 TRANSFORM_FN = "transform_fn"
 """The saved model in a TFTransformOutput directory."""
 

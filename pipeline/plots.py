@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from contracts.config import COVERAGE_K
 from trainer.metric_names import COVERAGE, recall_k, recall_name
 
 Metrics = dict[str, dict[str, dict[str, float]]]
@@ -32,7 +33,7 @@ def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
     title = f"Recall ({100 * confidence:g}% interval)"
     left.set(xscale="log", xlabel="candidates k", ylabel="recall@k, test users", title=title)
     left.legend(frameon=False)
-    right.set(xlabel="share of the catalogue in any user's first 100", xlim=(0, 1), title="Coverage")
+    right.set(xlabel=f"share of the catalogue in any user's first {COVERAGE_K}", xlim=(0, 1), title="Coverage")
     right.invert_yaxis()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -21,6 +21,7 @@ from pipeline.histories import example_user, history_of
 from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
 from pipeline.stages import STAGES, exported_servable
+from serving.versions import exported_versions
 from trainer.metric_names import COVERAGE, NDCG, heading, recall_k, recall_name
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
 
 def _servables(config: Config, workdir: Workdir) -> list[Path]:
     """What the export wrote, beside the artifact that names it."""
-    directory = exported_servable(workdir).name
-    found = [workdir.servable(name) / directory for name in config.serving.servable_names().values()]
+    found = exported_versions(config, workdir, exported_servable(workdir)).values()
     return [path for path in found if path.exists()]
 
 

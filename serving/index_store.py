@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from contracts.layout import ASSETS_EXTRA
 from serving.group_index import GroupIndex, SearchPoint
 from serving.scann_resource import StoredIndexes
 
-INDEXES_FILE = Path("assets.extra") / "group_indexes.json"
+INDEXES_FILE = ASSETS_EXTRA / "group_indexes.json"
 _FORMAT = 3
 """A file of another format is as none: its groups are built anew."""
 

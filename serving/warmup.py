@@ -10,11 +10,12 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
+from contracts.layout import ASSETS_EXTRA
 from contracts.names import Signature
 from serving.requests import UserRequests
 from serving.servable_session import request_inputs
 
-WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 
 
 def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None:
