@@ -125,28 +125,18 @@ class Retriever(tf.Module):
         exclusions = explored.exclusions
         excluded = exclusions.count_by_group(self._group_of_slot, self._num_groups)
         num_merged = controls.num_candidates - tf.reduce_sum(tf.cast(tf.math.is_finite(explored.scores), tf.int32), 1)
-        plan = plan_groups(
-            controls.merge,
-            num_merged,
-            controls.max_groups,
-            controls.alpha[:, None] * log_intent + controls.log_boost,
-            log_intent + controls.log_boost,
-            self._index_set.group_sizes - excluded,
-        )
+        log_weight = controls.alpha[:, None] * log_intent + controls.log_boost
+        preference = log_intent + controls.log_boost
+        available = self._index_set.group_sizes - excluded
+        plan = plan_groups(controls.merge, num_merged, controls.max_groups, log_weight, preference, available)
+        # An index knows of no exclusions: what is excluded may come first, so that many more are asked for.
+        wanted = tf.where(plan.budgets > 0, plan.budgets + excluded, 0)
 
         def is_allowed(found: GroupResults) -> tf.Tensor:
             return tf.math.is_finite(found.scores) & ~exclusions.contains(found.slots)
 
-        found = search_in_rounds(
-            self._index_set.search,
-            is_allowed,
-            queries,
-            offset,
-            tf.where(plan.budgets > 0, plan.budgets + excluded, 0),
-            excluded,
-            is_by_score(controls.merge),
-            num_merged,
-        )
+        search, by_score = self._index_set.search, is_by_score(controls.merge)
+        found = search_in_rounds(search, is_allowed, queries, offset, wanted, excluded, by_score, num_merged)
         scores, columns = select(found, controls.merge, plan, num_merged)
         slots = tf.where(tf.math.is_finite(scores), tf.gather(found.slots, columns, batch_dims=1), 0)
         return tf.cond(
