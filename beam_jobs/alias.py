@@ -62,7 +62,7 @@ class AliasTables:
         return np.diff(self.starts)
 
     def of(self, group: int) -> tuple[Int64, Float64]:
-        """A group's items and their weights."""
+        """[size] items of a group, and their weights."""
         items = self.items[self.starts[group] : self.starts[group + 1]]
         return items, self._weights[items]
 

@@ -65,7 +65,7 @@ class PairKeys:
         return np.searchsorted(keys, np.arange(self.num_blocks + 1) * width)
 
     def sums(self, keys: Int64) -> tuple[Int64, Int64, Int64]:
-        """Low items, high items, and the sum of UNIT / distance, of each distinct pair of sorted keys."""
+        """[num_pairs] each, of the distinct pairs of sorted keys: low item, high item, sum of UNIT / distance."""
         pairs = keys >> self._distance_bits
         starts = np.flatnonzero(np.diff(pairs, prepend=-1))
         weight = np.array([0, *(round(UNIT / distance) for distance in range(1, self.window + 1))])

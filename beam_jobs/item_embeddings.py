@@ -47,7 +47,7 @@ def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
 
 
 def read_block(path: Path) -> tuple[Int32, Int32, Int64]:
-    """Rows, columns and weights of a file of `CountCooccurrences` or `MergeCooccurrences`."""
+    """[num_pairs] rows, columns and weights of a file of `CountCooccurrences` or `MergeCooccurrences`."""
     table = read_parquet(local(path))
     return table["row"].to_numpy(), table["column"].to_numpy(), table["weight"].to_numpy()
 

@@ -87,7 +87,7 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeat
 def cooccurrences_within(blocks: Sequence[Path], groups: Int64) -> float | None:
     """Share of the co-occurrences' weight that is between items of one group; None without co-occurrence.
 
-    An item in no group (-1) is in none with another such item, either.
+    `groups`: [num_items]. An item in no group (-1) is in none with another such item, either.
     """
     inside = total = 0
     for rows, columns, weights in map(read_block, blocks):

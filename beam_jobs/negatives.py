@@ -41,13 +41,14 @@ class Proposal(Protocol):
         """[len(keys), number] items; no key's distribution may be empty."""
 
     def of(self, key: int) -> tuple[Int64, Float64]:
-        """A key's items and their weights."""
+        """[size] items of a key, and their weights."""
 
 
 class NegativeSampler:
-    """Draws negatives.
+    """Draws negatives for targets.
 
-    Each method returns [num_targets * number] `item_index`, target-major. Where a user owns all that could be
+    Each method takes the targets' `users`, as `owned` numbers them, and their `items`, `item_index`, both
+    [num_targets], and returns [num_targets * number] `item_index`, target-major. Where a user owns all that could be
     drawn, no negative exists: `PADDING_INDEX` stands there.
     """
 
@@ -87,7 +88,7 @@ class NegativeSampler:
 
 
 def exposures_of(users: Int64, items: Int64, owned: OwnedItems, num_users: int) -> UniformLists:
-    """Each user's distinct items among (user, `item_index`) pairs that the user does not own."""
+    """Each user's distinct items, 0-based, among [num_pairs] of (user, `item_index`) that the user does not own."""
     free = ~owned.contains(users, items)
     pairs = np.unique(np.stack([users[free], items[free] - 1]), axis=1)
     return UniformLists(pairs[1], np.bincount(pairs[0], minlength=num_users))

@@ -100,7 +100,7 @@ def known_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Floa
 
 
 def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
-    """Gives each empty group the item of the largest group that lies farthest from its centre."""
+    """[num_items] groups, each empty one given the item of the largest group that lies farthest from its centre."""
     groups = groups.copy()
     for empty in np.flatnonzero(np.bincount(groups, minlength=num_groups) == 0).tolist():
         members = np.flatnonzero(groups == np.bincount(groups, minlength=num_groups).argmax())

@@ -33,6 +33,6 @@ class UniformLists:
         return self.items[self.starts[keys][:, None] + place].astype(np.int64)
 
     def of(self, key: int) -> tuple[Int64, Float64]:
-        """A list's items and their weights."""
+        """[size] items of a list, and their weights, all 1."""
         items = self.items[self.starts[key] : self.starts[key + 1]].astype(np.int64)
         return items, np.ones(len(items))

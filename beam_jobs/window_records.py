@@ -117,13 +117,13 @@ def _sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
 
 
 def ragged_range(starts: Int64, lengths: Int64) -> Int64:
-    """arange(start, start + length) of each row, concatenated."""
+    """[sum(lengths)] arange(start, start + length) of each row, concatenated; `starts`, `lengths`: [num_rows]."""
     offsets = np.cumsum(lengths) - lengths
     return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()))
 
 
 def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
-    """Ranges of users that together hold about `most_events` events, to bound memory."""
+    """(first, last + 1) of users that together hold about `most_events` events; `counts`: [num_users], of each."""
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):

@@ -103,7 +103,11 @@ def lengths_to_measure(config: Config) -> list[int]:
 def measure(
     config: Config, catalogue: Catalogue, users: EvaluationUsers, lists: Mapping[int, np.ndarray]
 ) -> ListMetrics:
-    """Metrics of the users' lists, exact or as served, for each M of `lengths_to_measure`."""
+    """Metrics of the users' lists, exact or as served.
+
+    Args:
+        lists: M -> int [num_users, <= M], item_index, for each M of `lengths_to_measure`.
+    """
     evaluation = config.evaluation
     return metrics_from_lists(
         lists,
@@ -117,7 +121,7 @@ def measure(
 
 
 def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) -> dict[str, Any]:
-    """recall_at_100 by the target's group and by the user's activity."""
+    """recall_at_100 by the target's group and by the user's activity; `lists`: int [num_users, 100], item_index."""
     hit = hits(lists, users.targets)
     by_target = target_recall(hit, lists, users.targets, BREAKDOWN_K)
     by_user = recall_at_k(hit, users.targets.lengths, BREAKDOWN_K)

@@ -76,12 +76,12 @@ def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
 
 
 def catalog_coverage(lists: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue's items that are in at least one list."""
+    """Share of the catalogue's items that are in at least one list of int [num_users, length]."""
     return np.count_nonzero(np.unique(lists)) / num_items
 
 
 def gini(lists: np.ndarray, num_items: int) -> float:
-    """Inequality of how often items are listed: 0 if all alike, (num_items - 1) / num_items if one item."""
+    """Inequality of how often items are in lists int [num_users, length]: 0 if all alike, 1 - 1/num_items if one is."""
     counts = np.sort(np.bincount(lists[lists > 0], minlength=num_items + 1)[1:])
     if not counts.sum():
         return 0.0

@@ -25,7 +25,7 @@ MIN_PROBABILITY = 1e-20
 
 
 def floored_log_intent(log_intent: np.ndarray) -> np.ndarray:
-    """log max(p, 1e-20)."""
+    """log max(p, 1e-20), of any shape."""
     return np.maximum(log_intent, np.log(MIN_PROBABILITY))
 
 
