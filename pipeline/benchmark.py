@@ -218,9 +218,9 @@ def _fingerprint(run: Run) -> str:
     windows = artifact.read_manifest(run.workdir.windows.path).fingerprint
     tree = run.config.model_dump(mode="json")
     sections = {section: tree[section] for section in ("seed", "model", "groups", "training", "evaluation")}
-    merges = [merge.model_dump() for merge in run.merges]
+    lists = [merge.model_dump() for merge in run.merges], run.config.serving.exploration_share
     # The windows' fingerprint holds the code before it. A table of models by two codes would compare the codes.
-    return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, sections, merges)
+    return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, sections, lists)
 
 
 def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any]:

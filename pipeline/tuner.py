@@ -154,7 +154,8 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
 
 def _fingerprint(config: Config) -> str:
     """Of all that a trial's recall depends on, code and data files included: others' would be compared with it."""
-    return fingerprints(STAGES, config)["train"]
+    measured = config.evaluation.max_users, config.serving.exploration_share
+    return artifact.fingerprint(fingerprints(STAGES, config)["train"], measured)
 
 
 def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from contracts import artifact
 from contracts.config_io import ConfigError
 from contracts.layout import Workdir
 from contracts.lock import holding
@@ -183,6 +184,19 @@ with training_processes(1) as submit:
     assert parent.stdout and parent.stdout.readline() == "trains\n"
     parent.terminate()
     parent.communicate(timeout=30)  # the output ends with the last process that could write to it
+
+
+def test_a_result_is_of_all_settings_that_its_lists_depend_on(tmp_path: Path) -> None:
+    def fingerprint(keys: dict[str, object]) -> str:
+        table = small(models={"m": {}}, seeds=[0])
+        run = benchmark._plan(table, tmp_path, "a", "m", table.models["m"], 0, keys)
+        with artifact.writing(run.workdir.windows.path, "windows", "of these data"):
+            pass
+        return benchmark._fingerprint(run)
+
+    assert fingerprint({}) == fingerprint({"server.grpc_port": 9})
+    for keys in ({"training.epochs": 1}, {"evaluation.max_users": 9}, {"serving.exploration_share": 0.5}):
+        assert fingerprint(keys) != fingerprint({}), keys
 
 
 @pytest.mark.usefixtures("pretended")

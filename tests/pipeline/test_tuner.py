@@ -161,6 +161,8 @@ def test_a_study_is_of_its_data_and_of_what_a_trial_depends_on(tmp_path: Path) -
         _fingerprint(load_config(None, [f"data.events={log}", *keys])) for keys in ([], ["server.grpc_port=9"])
     )
     assert of_log == of_server
+    for key in ("evaluation.max_users=9", "serving.exploration_share=0.5"):
+        assert _fingerprint(load_config(None, [f"data.events={log}", key])) != of_log, key
     log.write_text("12")
     assert _fingerprint(load_config(None, [f"data.events={log}"])) != of_log
 
