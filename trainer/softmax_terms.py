@@ -100,7 +100,11 @@ class SoftmaxTerms:
         windows = None if self._pools.exact else WindowItems.of(batch.item_index, items, group)
         group, positive = tf.gather_nd(group, place), tf.gather_nd(items, place)
         step = _Step(candidates, embeddings, own_items, windows, place, group, positive)
-        return self._with_shared(step, vectors) if self._shared_ranks_all else self._by_group(step, vectors)
+        if self._shared_ranks_all:
+            return self._with_shared(step, vectors)
+        if self._use_global and self._pools.exact:
+            return self._by_every_group(step, vectors)
+        return self._by_own_group(step, vectors)
 
     def _with_shared(self, step: _Step, vectors: UserVectors) -> Softmaxes:
         """The shared vector decides between groups, the positive's own group's vector within its group.
@@ -136,15 +140,17 @@ class SoftmaxTerms:
             center,
         )
 
-    def _by_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
-        """Every candidate is scored by its own group's vector: all of them are computed, if there is a global term."""
+    def _by_every_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
+        """Each item of the catalogue is scored by its own group's vector, all of which are computed."""
+        heads = vectors.all_groups()
+        logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
+        by_group = group_log_partitions(heads, step.embeddings, step.candidates.shared_sizes)
+        own = tf.gather(by_group, step.group, batch_dims=1)
+        return Softmaxes(own - logit, log_sum_exp(by_group) - logit, own, None)
+
+    def _by_own_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
+        """A positive's own group is scored by its vector. A global term over draws takes those of the others, too."""
         candidates = step.candidates
-        if self._use_global and self._pools.exact:
-            heads = vectors.all_groups()
-            logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
-            by_group = group_log_partitions(heads, step.embeddings, candidates.shared_sizes)
-            own = tf.gather(by_group, step.group, batch_dims=1)
-            return Softmaxes(own - logit, log_sum_exp(by_group) - logit, own, None)
         queries = vectors.own_group(step.group)
         logit = tf.reduce_sum(queries * step.positive, axis=-1)
         own = self._own_partition(step, step.place[:, 0], step.group, queries)
