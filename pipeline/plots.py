@@ -7,9 +7,10 @@ from pathlib import Path
 
 from contracts.config import COVERAGE_K
 from trainer.metric_names import COVERAGE, recall_k, recall_name
+from trainer.metrics import MetricTable
 
-Metrics = dict[str, dict[str, dict[str, float]]]
-"""model -> metric -> {"value", "low", "high"}."""
+Metrics = dict[str, MetricTable]
+"""Of each model."""
 
 
 def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:

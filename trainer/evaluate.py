@@ -136,13 +136,14 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
 def _ranked(
     config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers
 ) -> list[tuple[str, dict[int, np.ndarray]]]:
+    """The labels under which a model's lists are measured, and the lists: M -> int [num_users, <= M]."""
     lengths = lengths_to_measure(config)
     if name == UNTRAINED:
         return [(name, _popularity(catalogue, users, lengths))]
     if name in get_args(BaselineName):
-        trained = baseline_config(config, name)
-        ranking = _ranking(trained, workdir, name, catalogue, users)
-        return [(name, ranking.lists_of_lengths("score", 0.0, lengths))]
+        ranking = _ranking(baseline_config(config, name), workdir, name, catalogue, users)
+        [by_score] = ranking.lists_of_merges([("score", 0.0)], lengths)
+        return [(name, by_score)]
     ranking = _ranking(config, workdir, name, catalogue, users)
     labels = {merge: name if merge == config.serving.merge else f"{name}_{merge}" for merge in _MERGES}
     merges = sorted(_MERGES, key=lambda merge: labels[merge])

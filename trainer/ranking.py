@@ -72,19 +72,16 @@ class ExactRanking:
 
     def lists(self, merge: ScoredMerge, alpha: float, length: int) -> np.ndarray:
         """int32 [num_users, min(length, num_items)]: item_index, best first, 0 = absent."""
-        return self.lists_of_lengths(merge, alpha, [length])[length]
-
-    def lists_of_lengths(self, merge: ScoredMerge, alpha: float, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-        """Lists as they are when M candidates are asked for, for each M in `lengths`; `alpha` shapes quotas.
-
-        Without exploration, a shorter score list is a prefix of a longer one; a shorter quota list is not.
-        """
-        return self.lists_of_merges([(merge, alpha)], lengths)[0]
+        return self.lists_of_merges([(merge, alpha)], [length])[0][length]
 
     def lists_of_merges(
         self, merges: Sequence[tuple[ScoredMerge, float]], lengths: Sequence[int]
     ) -> list[dict[int, np.ndarray]]:
-        """`lists_of_lengths` of each (merge, alpha), of scores that are computed once."""
+        """For each (merge, alpha): M -> `lists` of M candidates, for each M in `lengths`. Scores are computed once.
+
+        `alpha` shapes quotas. Without exploration, a shorter list by score is a prefix of a longer one; one by quota
+        is not.
+        """
 
         def of_chunk(chunk: _Chunk) -> list[dict[int, np.ndarray]]:
             scores = self._scores(chunk)
