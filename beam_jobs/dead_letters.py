@@ -22,7 +22,7 @@ _MOST_EXAMPLES = 3
 
 
 class DeadLetters:
-    """Those of one file, to be used in a `with` block.
+    """The dead letters of one file, to be used in a `with` block.
 
     Attributes:
         reasons: how many there are of each reason.

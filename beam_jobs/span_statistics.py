@@ -40,7 +40,7 @@ def dataset_statistics(name: str, rows: int, histograms: Mapping[str, Mapping[st
 def event_statistics(
     events: int, histograms: Mapping[str, Mapping[str, int]], first: int, last: int, late: int, dead_letters: int
 ) -> Statistics:
-    """Those of the log.
+    """Builds the proto of the log: `dataset_statistics`, and those of the timestamps.
 
     Args:
         events: valid events.

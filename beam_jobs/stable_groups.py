@@ -29,7 +29,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class CategoryShares:
-    """Where the items of each category were.
+    """In which groups the items of each category were.
 
     Attributes:
         values: [num_categories] distinct categories.
@@ -41,7 +41,7 @@ class CategoryShares:
 
     @classmethod
     def of(cls, categories: pa.Array, groups: Int64, num_groups: int) -> CategoryShares:
-        """Of the old items' categories, null without one, and groups."""
+        """Counts old items by their `categories`, null without one, and their `groups`, both [num_items]."""
         known = categories.is_valid().to_numpy(zero_copy_only=False)
         encoded = categories.filter(pa.array(known)).dictionary_encode()
         codes = encoded.indices.to_numpy()

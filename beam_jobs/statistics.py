@@ -124,7 +124,7 @@ def _warn_of_times_by_item(staged: ItemStatistics) -> None:
 
 @dataclass(frozen=True)
 class _KnownIds:
-    """Of a feature table: a file with its ids (None without a table), their number, and what was left out."""
+    """The ids of a feature table: a file of them (None without a table), their number, and what was left out."""
 
     where: str
     path: Path | None = None

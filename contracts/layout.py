@@ -72,7 +72,7 @@ class ItemGroups:
 
     @property
     def groups(self) -> Path:
-        """Parquet: item_id, group_id, settled; row r is item_index r + 1."""
+        """Parquet: item_id, group_id, settled, of groups of categories category; row r is item_index r + 1."""
         return self.path / "groups.parquet"
 
     @property
@@ -387,7 +387,7 @@ class RetrainRun:
 
     @property
     def push(self) -> Path:
-        """JSON: the version that was pushed and the label that it got; written once it had it."""
+        """JSON: the version that is pushed, the label that it gets, and whether all labels are written."""
         return self.workdir.path / "push.json"
 
     @property

@@ -30,7 +30,7 @@ class Setting:
     meaning: str
 
     def value_in(self, config: Config) -> Any:
-        """What a config makes of it; the default where it leaves the section out, has a list of them, or keeps it."""
+        """The value in a config; the default where the config has no such section, or a list of them."""
         node: Any = config.model_dump(mode="json")
         for name in self.key.split("."):
             if not isinstance(node, dict) or name not in node:

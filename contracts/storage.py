@@ -63,7 +63,7 @@ class RemotePath(PosixPath):
 
 
 def as_path(path: str | Path) -> Path:
-    """A path, or of a URL a `RemotePath`."""
+    """A `RemotePath` of a URL, a `Path` of anything else."""
     return RemotePath(path) if _URL.match(str(path)) else Path(path)
 
 

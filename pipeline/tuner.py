@@ -153,7 +153,7 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
 
 
 def _fingerprint(config: Config) -> str:
-    """Of all that a trial's recall depends on, code and data files included: others' would be compared with it."""
+    """Names the study by all that a trial's recall depends on, code and data files included: only such compare."""
     measured = config.evaluation.max_users, config.serving.exploration_share
     return artifact.fingerprint(fingerprints(STAGES, config)["train"], measured)
 
@@ -174,13 +174,13 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
 
 
 def _numbers(config: Config) -> list[tuple[_Number, float]]:
-    """What is searched, with the config's own values; not a term of the loss that the config leaves out."""
+    """The numbers to search, with the config's own values, without the scales of loss terms that it leaves out."""
     own = [(number, number.of(config)) for number in _NUMBERS]
     return [(number, value) for number, value in own if value or not number.is_scale]
 
 
 def _tower_is_free(config: Config) -> bool:
-    """Not where another tower was asked for, or what only the transformer can do."""
+    """Whether the search may choose the tower: not where the config has one beside `_TOWERS`, or mixed precision."""
     return config.model.user_tower in _TOWERS and not config.training.mixed_precision
 
 

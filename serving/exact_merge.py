@@ -66,7 +66,7 @@ class RowControls:
         intent_in_score: bool = False,
         num_exploration: int = 0,
     ) -> RowControls:
-        """The same of every row, and nothing else."""
+        """Controls of `rows` rows that ask the same, without boosts or a limit of groups."""
         return cls(
             np.full(rows, num_candidates),
             np.full(rows, alpha),
@@ -78,7 +78,7 @@ class RowControls:
         )
 
     def of_rows(self, rows: slice) -> RowControls:
-        """What some of the rows ask."""
+        """The controls of some of the rows."""
         per_row = {name: value[rows] for name, value in vars(self).items() if name != "intent_in_score"}
         return RowControls(**per_row, intent_in_score=self.intent_in_score)
 

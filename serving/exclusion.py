@@ -37,7 +37,12 @@ class Exclusions:
         return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)
 
     def count_by_group(self, group_of_slot: tf.Tensor, num_groups: int) -> tf.Tensor:
-        """int32 [num_items + 1], -1 = of no group -> int32 [batch_size, num_groups]: distinct items excluded."""
+        """The number of distinct excluded items, int32 [batch_size, num_groups].
+
+        Args:
+            group_of_slot: int32 [num_items + 1], -1 = of no group.
+            num_groups: K.
+        """
         base = self.num_items + 1
         row, slot = self.keys // base, self.keys % base
         group = tf.cast(tf.gather(group_of_slot, slot), tf.int64)
@@ -46,7 +51,7 @@ class Exclusions:
         return tf.reshape(counts, [-1, num_groups])
 
     def contains(self, slots: tf.Tensor) -> tf.Tensor:
-        """Int [batch_size, width] -> bool [batch_size, width]."""
+        """Whether each of the slots, int [batch_size, width], is excluded: bool [batch_size, width]."""
         keys = tf.concat([self.keys, [tf.int64.max]], 0)
         wanted = tf.reshape(self._keys_of(slots), [-1])
         found = tf.gather(keys, tf.searchsorted(keys, wanted)) == wanted

@@ -39,7 +39,7 @@ INTENT_TERM = f" + log max(p(g(i) | u), {MIN_PROBABILITY})"
 
 
 def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) -> Path:
-    """Writes what `admit` makes the next version of each servable of a model, one for each of `serving.indexes`.
+    """Writes a servable for each of `serving.indexes`; `admit` makes each of them the next version.
 
     Args:
         config: what the model was trained with.
@@ -48,7 +48,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         fingerprint: identifies the inputs, for the manifest.
 
     Returns:
-        That of the first index, below `workdir.servable(config.serving.model_name)`; `exported_versions`
+        The servable of the first index, below `workdir.servable(config.serving.model_name)`; `exported_versions`
         names the others. Each appears whole, and no server takes it for a version before it is validated.
 
     Raises:

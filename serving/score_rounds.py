@@ -30,7 +30,7 @@ def search_in_rounds(
     is_by_score: tf.Tensor,
     num_candidates: tf.Tensor,
 ) -> GroupResults:
-    """As search(queries, offset, wanted), for a merge that keeps the best of all groups of the rows that are by score.
+    """As search(queries, offset, wanted), without results that cannot be among the best M of a row that is by score.
 
     Args:
         search: of an index set.

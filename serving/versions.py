@@ -28,7 +28,7 @@ def version_of(exported: Path) -> Path:
 
 
 def exported_as(version: Path) -> Path:
-    """Where it is now: a version, or not validated yet."""
+    """Where the version is now: its own path, or `unvalidated` while it is not validated."""
     return before if (before := unvalidated(version)).exists() else version
 
 

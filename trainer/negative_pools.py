@@ -43,7 +43,7 @@ class Candidates(NamedTuple):
     shared_correction: tf.Tensor
 
     def rows_of(self, groups: np.ndarray) -> Candidates:
-        """With the rows of some groups alone, in their order, as wide as the widest of them."""
+        """The candidates with the rows of `groups` alone, in that order, as wide as the widest of them."""
         sizes = tf.gather(self.row_sizes, groups)
         width = tf.maximum(tf.reduce_max(sizes), 1)
         rows, correction = (tf.gather(table[:, :width], groups) for table in (self.rows, self.row_correction))
@@ -138,10 +138,9 @@ class NegativePools:
         )
 
     def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
-        """bool [num_windows, num_candidates]: which draws are a window's own; a positive is of its window.
+        """Which candidates are items of a window: bool [num_windows, num_candidates]; None of a whole catalogue.
 
-        They are left out of its draws, as its positives are compared with all of its items (`WindowItems`). None of a
-        whole catalogue.
+        They are no negatives of that window's positives, which are compared with all of its items (`WindowItems`).
 
         Args:
             items: int64 [num_windows, length].

@@ -170,7 +170,7 @@ class SoftmaxTerms:
         return Softmaxes(own - logit, everything - logit, own, None)
 
     def _correction_of_others(self, step: _Step) -> tf.Tensor:
-        """What is added to scores of draws of all groups, float32 [num_positives, num_shared]: no own group's count."""
+        """What is added to scores of draws of all groups, float32 [num_positives, num_shared]; no own group."""
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
         of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)

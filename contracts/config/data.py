@@ -90,12 +90,12 @@ class Feature(Section):
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Of a row's raw value."""
+        """The shape of a row's raw value."""
         return (self.dim,) if self.kind == "vector" else ()
 
     @property
     def width(self) -> int | None:
-        """Of a row's transformed value; None where it is a scalar."""
+        """The length of a row's transformed value; None where it is a scalar."""
         return {"tokens": self.max_tokens, "text": self.max_tokens, "vector": self.dim}.get(self.kind)
 
     @model_validator(mode="after")

@@ -172,7 +172,7 @@ def _floors(
 
 
 def _group_presence(config: GateConfig, holdout: Holdout, candidate: Measured) -> float:
-    """Of the groups with targets enough, the least share of places over share of targets."""
+    """The least ratio of a group's share of the places to its share of the targets, of groups with enough targets."""
     targets = np.bincount(holdout.group_id[holdout.targets], minlength=len(candidate.group_places))
     judged = targets >= config.min_group_targets
     if not judged.any():

@@ -279,7 +279,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
 
 
 def _warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
-    """What is different in a training that has most of its way behind it."""
+    """The training settings of a warm start, which is mostly trained already."""
     return {
         "warm_start": str(parent.path),
         "epochs": config.retrain.epochs,

@@ -234,7 +234,7 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Away with its name first: of what a killed deletion leaves, a manifest may say that it is whole."""
+    """Renames the folder first: if the deletion is killed, its manifest must not say that the rest is whole."""
     if path.is_dir():
         gone = path.with_name(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
         os.rename(path, gone)
@@ -267,7 +267,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _moved_away(version: Path) -> Path:
-    """Where a version is renamed to, if it is there, before it is deleted: a server must not find half of one."""
+    """Renames a version, if it is there, so that no server finds it half deleted; returns the new path."""
     gone = version.parent.parent / f"{version.parent.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
     if version.exists():
         os.rename(version, gone)

@@ -111,7 +111,7 @@ def keep_files(store: Store, span: Span) -> None:
 
 
 def files_digest(span: dict[str, Any]) -> str:
-    """The digest of the files of a record's span; records of before there was one hold the files themselves."""
+    """The digest of the files of a record's span; old records hold the list of files instead."""
     files = span["files"]
     return files if isinstance(files, str) else artifact.fingerprint([span["key"], *files])
 

@@ -60,7 +60,7 @@ def versions_table(store: Store) -> Table:
 
 
 def versions_json(store: Store) -> list[dict[str, Any]]:
-    """The same for programs."""
+    """The versions as JSON, for programs."""
     labels, on_disk = _labels(store)
     return [
         {
