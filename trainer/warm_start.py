@@ -67,13 +67,26 @@ class WarmStart:
     fresh: list[str]
 
 
-def warm_start(
-    model: TwoTowerModel,
-    config: Config,
-    workdir: Workdir,
-    name: str,
-    frozen: bool = False,
-) -> WarmStart:
+@dataclass(frozen=True)
+class _Matches:
+    """What in the earlier run is the same as what in this one.
+
+    Attributes:
+        items: int64 [num_items], the earlier run's place of each item, -1 = new.
+        groups: the earlier group that each group continues.
+        values: (layer, weight) -> int64 [table rows - 1], the earlier row of each feature value or user, -1 = unknown.
+        catalogue: of this run.
+        num_earlier: items of the earlier run.
+    """
+
+    items: np.ndarray
+    groups: GroupMatch
+    values: dict[tuple[str, str], np.ndarray]
+    catalogue: Catalogue
+    num_earlier: int
+
+
+def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str, frozen: bool = False) -> WarmStart:
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
 
     A new item with training events starts at the mean of its group's earlier items, one without at the
@@ -101,7 +114,8 @@ def warm_start(
     )
     has_user_table = config.model.user_tower == "user_id"
     values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
-    fresh, kept_values = _carry_weights(model, earlier_model, items, groups, values, now, earlier.num_items)
+    matches = _Matches(items, groups, values, now, earlier.num_items)
+    fresh, kept_values = _carry_weights(model, earlier_model, matches)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
         source=str(earlier_workdir.path),
@@ -122,24 +136,16 @@ def warm_start(
     return result
 
 
-def _carry_weights(
-    model: TwoTowerModel,
-    earlier_model: TwoTowerModel,
-    items: np.ndarray,
-    groups: GroupMatch,
-    values: dict[tuple[str, str], np.ndarray],
-    catalogue: Catalogue,
-    num_earlier: int,
-) -> tuple[list[str], int]:
+def _carry_weights(model: TwoTowerModel, earlier_model: TwoTowerModel, matches: _Matches) -> tuple[list[str], int]:
     """Gives the model all that means the same; returns `WarmStart.fresh` and `kept_values`."""
     fresh, kept_values = [], 0
     for layer, weights, sources in _paired_layers(model, earlier_model):
         by_name = {_name(source): source.numpy() for source in sources}
         for weight in weights:
             name = _name(weight)
-            rows, carried = values.get((layer, name)), None
+            rows, carried = matches.values.get((layer, name)), None
             if name in by_name:
-                carried = _carry(name, weight.numpy(), by_name[name], items, groups, rows, catalogue, num_earlier)
+                carried = _carry(name, weight.numpy(), by_name[name], rows, matches)
             if carried is not None:
                 weight.assign(carried)
                 kept_values += 0 if rows is None else int((rows >= 0).sum())
@@ -149,30 +155,23 @@ def _carry_weights(
 
 
 def _carry(
-    name: str,
-    initial: np.ndarray,
-    source: np.ndarray,
-    items: np.ndarray,
-    groups: GroupMatch,
-    rows: np.ndarray | None,
-    catalogue: Catalogue,
-    num_earlier: int,
+    name: str, initial: np.ndarray, source: np.ndarray, rows: np.ndarray | None, matches: _Matches
 ) -> np.ndarray | None:
-    """The weight's new value; None where it stays initial."""
+    """The weight's new value; None where it stays initial. `rows`: its `values`, if it is a table of those."""
     if name == _ITEM_TABLE:
         if initial.shape[1:] != source.shape[1:]:
             return None
-        return _item_table(initial, source, items, catalogue, num_earlier)
+        return _item_table(initial, source, matches)
     if name == _POSITIONS:  # counted from a window's first event: a row means the same in windows of any length
         place = np.arange(len(initial) - 1)
         rows = np.where(place < len(source) - 1, place, -1)
     if rows is not None:  # row 0 of such a table stands for no value or event
         return _take(initial, source, np.concatenate([[0], np.where(rows >= 0, rows + 1, -1)]), 0)
     if name == _INTENT_BIAS:
-        carried = _take(initial, source, groups.earlier, 0)
-        return None if carried is None else carried + groups.log_share
+        carried = _take(initial, source, matches.groups.earlier, 0)
+        return None if carried is None else carried + matches.groups.log_share
     if name in GROUP_AXIS:
-        return _take(initial, source, groups.earlier, GROUP_AXIS[name])
+        return _take(initial, source, matches.groups.earlier, GROUP_AXIS[name])
     return source if initial.shape == source.shape else None
 
 
@@ -185,13 +184,12 @@ def _take(initial: np.ndarray, source: np.ndarray, rows: np.ndarray, axis: int) 
     return np.moveaxis(result, 0, axis)
 
 
-def _item_table(
-    initial: np.ndarray, source: np.ndarray, items: np.ndarray, catalogue: Catalogue, num_earlier: int
-) -> np.ndarray:
+def _item_table(initial: np.ndarray, source: np.ndarray, matches: _Matches) -> np.ndarray:
     """Rows of padding, of the items, and of buckets, which are hashes of ids and mean the same in equal numbers."""
+    items, catalogue = matches.items, matches.catalogue
     known = items >= 0
     result = initial.copy()
-    buckets = source[num_earlier + 1 :]
+    buckets = source[matches.num_earlier + 1 :]
     if len(buckets) == len(initial) - 1 - len(items):
         result[len(items) + 1 :] = buckets
     result[0] = source[0]

@@ -338,7 +338,8 @@ def test_a_new_item_starts_at_its_groups_mean_if_it_is_trained_and_keeps_its_own
         group_id=np.array([-1, 0, 0, 0, 0, 1]), train_count=np.array([0, 5, 0, 2, 0, 3]), num_groups=2
     )
     initial, source = np.full((6, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
-    table = _item_table(initial, source, np.array([0, 1, -1, -1, -1]), catalogue, 2)
+    matches = SimpleNamespace(items=np.array([0, 1, -1, -1, -1]), catalogue=catalogue, num_earlier=2)
+    table = _item_table(initial, source, matches)
     assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9], [9, 9]]
 
 
