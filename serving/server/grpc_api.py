@@ -12,14 +12,13 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
-    model_pb2,
     predict_pb2,
 )
 
 from contracts.config import ServerConfig
-from contracts.names import SIGNATURE_DEF
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
+from serving.server.model_info import model_metadata, model_status, resolved
 from serving.server.models import Models, signature_name
 from serving.server.ports import address, cannot_listen
 from serving.server.reload import reload_labels
@@ -93,42 +92,6 @@ class GrpcApi:
     async def _reload(self, request: Any, seconds_left: float | None) -> Any:
         await reload_labels(self._models, request.config)
         return model_management_pb2.ReloadConfigResponse()
-
-
-def model_metadata(models: Models, request: Any) -> Any:
-    """GetModelMetadataResponse: the signatures of a version.
-
-    Raises:
-        RequestError: as `Models.find`; INVALID_ARGUMENT, another field than signature_def.
-    """
-    if not request.metadata_field:
-        raise invalid(f"GetModelMetadataRequest must name at least one metadata_field: {SIGNATURE_DEF}")
-    for field in request.metadata_field:
-        if field != SIGNATURE_DEF:
-            raise invalid(f"Metadata field with value {field} is not supported; there is {SIGNATURE_DEF}")
-    version = models.find(request.model_spec)
-    response = get_model_metadata_pb2.GetModelMetadataResponse(
-        model_spec=resolved(request.model_spec.name, version.number)
-    )
-    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=version.definitions)
-    response.metadata[SIGNATURE_DEF].Pack(signatures)
-    return response
-
-
-def model_status(models: Models, request: Any) -> Any:
-    """GetModelStatusResponse: the states of versions.
-
-    Raises:
-        RequestError: as `Models.status`.
-    """
-    return get_model_status_pb2.GetModelStatusResponse(model_version_status=models.status(request.model_spec))
-
-
-def resolved(name: str, version: int, signature: str = "") -> Any:
-    """The ModelSpec of an answer: what answered, not what was asked for."""
-    spec = model_pb2.ModelSpec(name=name, signature_name=signature)
-    spec.version.value = version
-    return spec
 
 
 async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[Any, int]:

@@ -24,9 +24,9 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from contracts.config import ServerConfig
 from contracts.names import SIGNATURE_DEF
 from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
-from serving.server.grpc_api import model_metadata, model_status
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
 from serving.server.metrics import CONTENT_TYPE, Metrics
+from serving.server.model_info import model_metadata, model_status
 from serving.server.models import Models
 from serving.server.ports import cannot_listen
 
