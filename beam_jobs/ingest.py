@@ -111,18 +111,21 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
         writer.counts.update(_counts(files, buckets))
-        statistics = [_statistics(config, writer.counts, files, buckets), *of_tables]
+        shapes, levels, times = _id_shapes(files), _level_counts(config, buckets), _time_range(buckets)
+        warn_of_odd_ids(shapes)
+        warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
+        histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: levels}
+        statistics = [_statistics(writer.counts, histograms, buckets, **times), *of_tables]
         schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
         write_statistics(statistics, staged.statistics)
         write_schema(schema, staged.schema)
-        times = _time_range(buckets)
         _check_times(config, plan, writer.counts, **times)
         warn_of_unlikely_times(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
         warn_of_nothing_held_out(config, writer.counts)
         warn_of_tied_times(writer.counts, sum(bucket["tied"] for bucket in buckets))
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
-            levels=_level_counts(config, buckets),
+            levels=levels,
             dead_letter_reasons=dict(sorted(reasons.items())),
             **times,
             sources=paths,
@@ -198,22 +201,24 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     return reasons
 
 
-def _statistics(
-    config: Config, counts: dict[str, int], files: list[dict[str, Any]], buckets: list[dict[str, Any]]
-) -> Statistics:
-    shapes = {
+def _id_shapes(files: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Feature -> shape -> how many ids have it, see `id_shapes`."""
+    return {
         f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
-    warn_of_odd_ids(shapes)
-    warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
-    histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: _level_counts(config, buckets)}
-    times = _time_range(buckets)
+
+
+def _statistics(
+    counts: dict[str, int],
+    histograms: dict[str, dict[str, int]],
+    buckets: list[dict[str, Any]],
+    first_event: int,
+    last_event: int,
+) -> Statistics:
     # Buckets are of users at random: the middle one's moment is about that of all.
     late = median_low(bucket["late"] for bucket in buckets if bucket["late"] is not None)
-    return event_statistics(
-        counts["events"], histograms, times["first_event"], times["last_event"], late, counts["dead_letters"]
-    )
+    return event_statistics(counts["events"], histograms, first_event, last_event, late, counts["dead_letters"])
 
 
 def _level_counts(config: Config, buckets: list[dict[str, Any]]) -> dict[str, int]:
