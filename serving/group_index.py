@@ -50,6 +50,9 @@ _LEAVES_OF_ROOT = 0.5
 _SETTINGS = ("num_candidates", "recall_target", "brute_force_max_items", "int8")
 """Fields of ServingConfig that an index depends on."""
 
+_FEWEST_HASHED = 16
+"""Items that ScaNN needs to learn a code of 4 bits from."""
+
 SMALLEST_K = 2
 """The first of the tuned ks: a group is asked for its quota, be it 3 items or 300."""
 
@@ -119,7 +122,8 @@ def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:
     """The structure for a group of `size` items."""
-    return "brute_force" if size <= serving.brute_force_max_items else "tree_hashing"
+    is_small = size <= serving.brute_force_max_items or size < _FEWEST_HASHED
+    return "brute_force" if is_small else "tree_hashing"
 
 
 def build_group_index(

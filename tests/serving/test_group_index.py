@@ -193,6 +193,16 @@ def test_identical_items_are_all_found():
     assert len(set(found.slots.numpy()[0].tolist())) == 600
 
 
+@pytest.mark.parametrize("size", [15, 16, 17])
+def test_few_items_below_no_threshold_are_still_found(size):
+    # ScaNN does not learn hashes from fewer than 16 items: the build ended in its error.
+    serving = ServingConfig(brute_force_max_items=1)
+    items = clustered(size)
+    index = build_group_index(0, items, items, serving)
+    found = search(ScannIndexSet([index], 1), items[:, None], [size])
+    np.testing.assert_array_equal(np.sort(found.slots.numpy()), np.broadcast_to(np.arange(1, size + 1), [size, size]))
+
+
 def test_another_scann_or_other_code_builds_anew(monkeypatch):
     """A version's tensors are what the ScaNN of its time serialised, and its points what that code tuned."""
     vectors = clustered(20)
