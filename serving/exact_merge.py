@@ -43,7 +43,7 @@ class RowControls:
         merge: str [batch_size].
         boost: float [batch_size, num_groups], 0 = the group may not answer.
         max_groups: int [batch_size], 0 = all.
-        num_exploration: int [batch_size].
+        num_exploration: int [batch_size]; at most M of them count.
         intent_in_score: of the model, see `Config`.
     """
 
@@ -130,7 +130,8 @@ def _select(
     log_weight = controls.alpha[:, None] * log_intent + log_boost
     scores = _scores(corpus, queries, log_boost + log_intent * controls.intent_in_score)
     allowed = ~excluded & np.isfinite(scores)
-    explored = _among_best(scores, allowed & corpus.is_cold, controls.num_exploration)
+    num_exploration = np.minimum(controls.num_exploration, controls.num_candidates)
+    explored = _among_best(scores, allowed & corpus.is_cold, num_exploration)
     allowed &= ~explored
     places = controls.num_candidates - explored.sum(axis=1)
 

@@ -46,7 +46,6 @@ def row_controls(controls: dict[str, Any], rows: int, num_groups: int, serving: 
         if named:
             boost[row, np.setdiff1d(np.arange(num_groups), named)] = 0
     values = {name: np.broadcast_to(controls.get(name, getattr(default, name)), [rows]) for name in _PER_ROW}
-    values["num_exploration"] = np.minimum(values["num_exploration"], values["num_candidates"])
     return RowControls(boost=boost, intent_in_score=False, **values)
 
 

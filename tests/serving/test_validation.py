@@ -227,6 +227,15 @@ def test_what_was_asked_for_is_held_against_the_lists():
     assert check_lists(corpus, index_of, requests, lists, replace(asked, max_groups=np.array([1, 1]))).recall < 1
 
 
+def test_more_exploration_than_places_is_a_list_of_cold_items():
+    # Of serving.num_candidates below 3, which validation asks for, each servable was found unfit.
+    corpus, _, requests, _, asked = perfect("score")
+    asked = replace(asked, num_candidates=np.array([1, 2]), num_exploration=np.array([3, 3]))
+    exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, asked)
+    np.testing.assert_array_equal(exact.explored.sum(axis=1), [1, 2])
+    assert not exact.merged.any()
+
+
 def test_low_recall_is_measured():
     corpus, index_of, requests, _, asked = perfect("score")
     asked = replace(asked, num_exploration=np.zeros(2, int))
