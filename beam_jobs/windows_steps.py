@@ -14,9 +14,10 @@ from isal import igzip
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
+from beam_jobs.history_events import history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
-from beam_jobs.window_records import evaluation_records, is_repeat, ragged_range, user_blocks, window_bounds
+from beam_jobs.window_records import evaluation_records, marked_places, user_blocks, window_bounds
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, WindowField
@@ -38,6 +39,7 @@ class WriteWindows(beam.DoFn):
         self._windows = windows
         self._neighbors = neighbors
         self._drops_repeats = config.windows.repeats == "drop"
+        self._target_level = config.data.feedback.target_level_index
 
     def setup(self) -> None:
         columns = [ItemColumn.SAMPLING_PROBABILITY, ItemColumn.TRAIN_COUNT]
@@ -56,12 +58,12 @@ class WriteWindows(beam.DoFn):
     def process(self, element: tuple[int, Path]) -> Iterator[dict[str, int]]:
         number, path = element
         events = self._vocabulary.read_bucket(path)
-        is_positive = events.levels >= self._config.data.feedback.target_level_index
-        positives = events.where(is_positive)
-        is_train, is_new = positives.splits == Split.TRAIN, ~is_repeat(positives, len(self._groups))
-        train = positives.where(is_train & is_new if self._drops_repeats else is_train)
+        history = history_events(events, self._config.data.feedback, len(self._groups))
+        is_train, is_new = history.splits == Split.TRAIN, ~is_repeat(history, len(self._groups))
+        train = history.where(is_train & is_new if self._drops_repeats else is_train)
+        train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
-        exposures = events.where(~is_positive & (events.splits == Split.TRAIN) & wanted)
+        exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
         # None, unless the statistics are of other events: the driver refuses them.
         is_unknown = (events.items == PADDING_INDEX) | (events.user_index[events.users] == PADDING_INDEX)
         counts = Counter(train_repeats=int((is_train & ~is_new).sum()), unknown=int(is_unknown.sum()))
@@ -73,7 +75,12 @@ class WriteWindows(beam.DoFn):
             counts.update(of_draw if draw == 0 else {})
         for split in (Split.VALIDATION, Split.TEST):
             users = evaluation_records(
-                positives, split, self._config.windows.length, len(self._groups), self._drops_repeats
+                history,
+                self._target_level,
+                split,
+                self._config.windows.length,
+                len(self._groups),
+                self._drops_repeats,
             )
             self._write(split, number, iter([encode_examples(users.features)]))
             targets = users.features[EvaluationField.TARGET_ITEM_INDEX].values
@@ -109,24 +116,26 @@ class WriteWindows(beam.DoFn):
         bounds = window_bounds(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
             bounds = bounds.since(block.times, self._config.windows.since)
-        is_new = np.ones(len(block.items), bool) if self._drops_repeats else ~is_repeat(block, len(self._groups))
-        num_targets = bounds.count_targets(is_new)
+        is_positive = block.levels >= self._target_level
+        is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
+        num_targets = bounds.count_targets(is_target)
         bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
-        targets = targets[is_new[targets]]
-        owned = OwnedItems(block.users, block.items, num_users, len(self._groups))
+        targets = targets[is_target[targets]]
+        positives = block.where(is_positive)
+        owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
-        counts["users_without_targets"] += int((np.bincount(block.users[is_new], minlength=num_users) < 2).sum())
+        counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
         # What is all the context of its window is a target of the empty history.
-        counts["train_first_targets"] += int(is_new[bounds.starts[bounds.num_context == 1]].sum())
+        counts["train_first_targets"] += int(is_target[bounds.starts[bounds.num_context == 1]].sum())
         for name, (_, drawn) in negatives.items():
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
             WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[bounds.starts]]),
             WindowField.NUM_CONTEXT: Ragged.scalars(bounds.num_context),
-            WindowField.REPEATS: _places(~is_new[positions], lengths),
+            WindowField.NON_TARGETS: marked_places(~is_target[positions], lengths),
             WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
@@ -155,13 +164,6 @@ class WriteWindows(beam.DoFn):
         if number := config.mined_negatives:
             drawn[WindowField.MINED_NEGATIVES] = number, sampler.mined(users, items, number, owned, rng)
         return drawn
-
-
-def _places(marked: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> Ragged:
-    """Of rows of `lengths`, the places within the row that are marked."""
-    places = ragged_range(np.zeros(len(lengths), np.int64), lengths)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    return Ragged(places[marked], np.bincount(row[marked], minlength=len(lengths)))
 
 
 def _events_per_user(events: BucketEvents) -> npt.NDArray[np.int64]:

@@ -127,7 +127,11 @@ def make_log(rows: int, folder: Path) -> Workdir:
             "data": {
                 "events": str(folder / "events-*.csv"),
                 "columns": {"event": "event"},
-                "feedback": {"levels": ["exposure", "click", "purchase"], "target_level": "click"},
+                "feedback": {
+                    "levels": ["exposure", "click", "purchase"],
+                    "target_level": "click",
+                    "history_level": "click",
+                },
                 "item_features": {
                     "path": str(folder / "items.csv"),
                     "id": "item_id",

@@ -98,6 +98,7 @@ class MakeRecords(beam.DoFn):
             {
                 EvaluationField.USER_INDEX: [catalogue.user_index[user_id]],
                 EvaluationField.HISTORY_ITEM_INDEX: history[-self.config.windows.length :],
+                EvaluationField.HISTORY_CONTEXT: [],
                 EvaluationField.SEEN_ITEM_INDEX: sorted(seen),
                 EvaluationField.TARGET_ITEM_INDEX: targets,
             }
@@ -123,7 +124,7 @@ class MakeRecords(beam.DoFn):
                     WindowField.FEEDBACK_LEVEL: [row[EventColumn.FEEDBACK_LEVEL] for row in events[window]],
                     WindowField.TIMESTAMP: [row[EventColumn.TIMESTAMP] // 1_000_000 for row in events[window]],
                     WindowField.NUM_CONTEXT: [1],
-                    WindowField.REPEATS: [],
+                    WindowField.NON_TARGETS: [],
                     WindowField.IN_GROUP_NEGATIVES: hard,
                     WindowField.EASY_NEGATIVES: easy,
                 }

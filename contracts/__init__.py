@@ -15,4 +15,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # TensorFlow reports a missing GPU as an error; what fails for real is raised in Python, too.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

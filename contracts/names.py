@@ -56,7 +56,7 @@ class EmbeddingColumn:
 class WindowField:
     """Fields of a training record: one window of a user's chronological events.
 
-    A window holds n events; of the last n - num_context, those that are no repeats are the T training targets, each
+    A window holds n events; of the last n - num_context, those not in `non_targets` are the T training targets, each
     predicted from the events before it in the window. Negatives are flat, target-major: target t's in-group negatives
     are `in_group_negatives[t * N:(t + 1) * N]`. A negative is never one of the user's training items; where
     nothing else is left, `PADDING_INDEX` stands in its place. Kinds of which none is configured have no field.
@@ -68,7 +68,8 @@ class WindowField:
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
-    REPEATS = "repeats"  # int64 [R], places of events whose user had the item before, at their level or above, if kept
+    NON_TARGETS = "non_targets"  # int64 [R], places of events below the target level, and of repeats that are kept: of
+    # an item that the user had before, at the event's level or above
     IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [T * N]
     EASY_NEGATIVES = "easy_negatives"  # int64 [T * M]
     EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [T * windows.exposed_negatives]
@@ -79,9 +80,8 @@ class EvaluationField:
     """Fields of a validation or test record: one user."""
 
     USER_INDEX = "user_index"  # int64 [1]
-    HISTORY_ITEM_INDEX = (
-        "history_item_index"  # int64 [<= windows.length], oldest first, target-level, by windows.repeats
-    )
+    HISTORY_ITEM_INDEX = "history_item_index"  # int64 [<= windows.length], oldest first, by windows.repeats
+    HISTORY_CONTEXT = "history_context"  # int64 [C], places in the history of events below the target level
     SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], sorted, distinct: every target-level item before the targets
     TARGET_ITEM_INDEX = "target_item_index"  # int64 [T >= 1], none of them in SEEN_ITEM_INDEX
 
@@ -96,6 +96,9 @@ class Signature:
 
 SIGNATURE_DEF = "signature_def"
 """The one field of a model's metadata that TF Serving has."""
+
+MOST_CONTEXT = 2
+"""Events below the target level that a history holds between two positives, and after the last: the latest."""
 
 ScoredMerge = Literal["quota", "score"]
 """Merges whose lists are in order of score: what a config can name, and evaluation measures."""
@@ -112,6 +115,8 @@ class Request:
     """
 
     HISTORY = "history"  # string [B, L], oldest first, "" = padding
+    HISTORY_IS_CONTEXT = "history_is_context"  # bool [B, L], of events below the target level, whose items may be
+    # returned; only of a model that reads such (data.feedback.history_level)
     USER_ID = "user_id"  # string [B], "" = unknown
     NUM_CANDIDATES = "num_candidates"  # int32 [B], M; 0 = the config's
     ALPHA = "alpha"  # float32 [B], exponent of p(group | user); NaN = the config's

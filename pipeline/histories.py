@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,17 +17,30 @@ from contracts.names import EventColumn
 _LEAST_TO_SHOW = 12
 
 
-def history_of(config: Config, workdir: Workdir, user_id: str) -> list[str]:
-    """The user's positive items, oldest first.
+class History(NamedTuple):
+    """A user's items, oldest first, and of which the event is context: below the target level."""
+
+    items: list[str]
+    is_context: list[bool]
+
+    @property
+    def positives(self) -> list[str]:
+        return [item for item, marked in zip(*self, strict=True) if not marked]
+
+
+def history_of(config: Config, workdir: Workdir, user_id: str) -> History:
+    """The user's events that a history holds.
 
     Raises:
-        ValueError: no event of the user is of the target level or above.
+        ValueError: no event of the user is of such a level.
     """
     for table in _buckets(config, workdir):
         rows = table.filter(pc.equal(table[EventColumn.USER_ID], user_id))
         if rows.num_rows:
-            return rows[EventColumn.ITEM_ID].to_pylist()
-    level = config.data.feedback.levels[config.data.feedback.target_level_index]
+            levels = rows[EventColumn.FEEDBACK_LEVEL]
+            is_context = pc.less(levels, config.data.feedback.target_level_index).to_pylist()
+            return History(rows[EventColumn.ITEM_ID].to_pylist(), is_context)
+    level = config.data.feedback.levels[config.data.feedback.history_level_index]
     raise ValueError(
         f"user {user_id!r} has no event of level {level!r} or above in {workdir.events.path}; ids are case-sensitive "
         "strings"
@@ -37,7 +51,10 @@ def example_user(config: Config, workdir: Workdir) -> str:
     """The first user with a history long enough to show, else the one with the longest."""
     longest, length = "", 0
     for table in _buckets(config, workdir):
-        counts = table.group_by(EventColumn.USER_ID, use_threads=False).aggregate([([], "count_all")])
+        is_positive = pc.greater_equal(table[EventColumn.FEEDBACK_LEVEL], config.data.feedback.target_level_index)
+        counts = (
+            table.filter(is_positive).group_by(EventColumn.USER_ID, use_threads=False).aggregate([([], "count_all")])
+        )
         for user, count in zip(counts[EventColumn.USER_ID].to_pylist(), counts["count_all"].to_pylist(), strict=True):
             if count >= _LEAST_TO_SHOW:
                 return user
@@ -47,9 +64,10 @@ def example_user(config: Config, workdir: Workdir) -> str:
 
 
 def _buckets(config: Config, workdir: Workdir) -> Iterator[pa.Table]:
-    """User and item ids of the positives, as strings, bucket by bucket."""
+    """User and item ids, as strings, and levels of the events that a history holds, bucket by bucket."""
     ids = [EventColumn.USER_ID, EventColumn.ITEM_ID]
-    is_positive = pc.field(EventColumn.FEEDBACK_LEVEL) >= config.data.feedback.target_level_index
+    is_held = pc.field(EventColumn.FEEDBACK_LEVEL) >= config.data.feedback.history_level_index
     for name in artifact.read_manifest(workdir.events.path).files:
-        table = pq.read_table(workdir.events.path / name, columns=ids, filters=is_positive)
-        yield pa.table({key: table[key].cast("string") for key in ids})
+        table = pq.read_table(workdir.events.path / name, columns=[*ids, EventColumn.FEEDBACK_LEVEL], filters=is_held)
+        texts = {key: table[key].cast("string") for key in ids}
+        yield pa.table({**texts, EventColumn.FEEDBACK_LEVEL: table[EventColumn.FEEDBACK_LEVEL]})

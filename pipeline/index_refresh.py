@@ -102,6 +102,8 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
         for key, value in wanted.items()
         if value != known[key]
     ]
+    if earlier.data.feedback.has_context != config.data.feedback.has_context:
+        differing.append("data.feedback.history_level (histories hold events below target_level in one run alone)")
     if differing:
         raise ValueError(
             f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "

@@ -24,6 +24,11 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
 @click.option("--user", help="Take this user's history from the run's events.")
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list.")
+@click.option(
+    "--context",
+    metavar="ID,ID,...",
+    help="Of --history, what the user was shown and did not take (data.feedback.history_level); or a JSON list.",
+)
 @click.option("--num-candidates", "-m", type=_POSITIVE, help="M; default: the servable's.")
 @click.option(
     "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
@@ -43,6 +48,7 @@ def query(
     workdir: Path,
     user: str | None,
     history: str | None,
+    context: str | None,
     num_candidates: int | None,
     merge: str | None,
     alpha: float | None,
@@ -59,7 +65,7 @@ def query(
       dnc query -w runs/demo --user 42
       dnc query -w runs/demo --history 50,181,172 -m 20 --merge quota --alpha 0.5
     """
-    from pipeline.histories import history_of
+    from pipeline.histories import History, history_of
     from pipeline.report import candidates_table, titles_of
     from serving.servable_session import ServableSession
 
@@ -80,11 +86,22 @@ def query(
         "exclude_item_ids": _one_row(_ids(exclude)),
         "num_exploration": explore,
     }
-    items = history_of(config, run, user) if user is not None else _ids(history) or []
+    if user is not None:
+        asked = history_of(config, run, user)
+    else:
+        items, shown = _ids(history) or [], set(_ids(context) or [])
+        asked = History(items, [item in shown for item in items])
     with ServableSession(exported_servable(run)) as session:
-        if said := unknown_items_note(session.candidate_embedding(items)[1], items, config.model.oov_buckets):
+        if context is not None and not session.reads_context:
+            raise ValueError(
+                f"--context {context}: the model of {run.path} reads positives alone; leave it out, or train with "
+                "a data.feedback.history_level below target_level"
+            )
+        if said := unknown_items_note(
+            session.candidate_embedding(asked.items)[1], asked.items, config.model.oov_buckets
+        ):
             click.echo(said, err=True)
-        answer = session.recommend([items], user_ids=[user or ""], **controls)
+        answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
     if as_json:

@@ -127,10 +127,11 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     user, titles = example_user(config, workdir), titles_of(config)
     history = history_of(config, workdir, user)
     with ServableSession(servable) as session:
-        answer = session.recommend([history], user_ids=[user], num_candidates=_SHOWN_CANDIDATES)
+        marks = [history.is_context]
+        answer = session.recommend([history.items], user_ids=[user], is_context=marks, num_candidates=_SHOWN_CANDIDATES)
     return Group(
-        Text(f"User {user}, last of {len(history)} items", style="bold"),
-        *(Text(f"  {name}") for name in _names(titles, history[-_SHOWN_HISTORY:])),
+        Text(f"User {user}, last of {len(history.positives)} items", style="bold"),
+        *(Text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),
         Text(f"{_SHOWN_CANDIDATES} candidates, by group in order of their best score", style="bold"),
         candidates_table(titles, workdir, answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
     )

@@ -26,6 +26,7 @@ _DTYPES: dict[str, tuple[int, Any]] = {
     "int32": (3, ctypes.c_int32),
     "string": (7, None),
     "int64": (9, ctypes.c_int64),
+    "bool": (10, ctypes.c_bool),
 }
 """name -> TF_DataType and C type."""
 _STRING_BYTES = 24

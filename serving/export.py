@@ -91,7 +91,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
         save(parts.retriever(index_set), staging)
         if before:
             require_compatible(before, staging, name)
-        write_warmup(staging, warmup, name)
+        write_warmup(staging, warmup, name, parts.config.data.feedback.has_context)
         write_indexes(staging, built)
         manifest = Manifest(
             kind="servable",

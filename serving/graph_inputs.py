@@ -39,10 +39,12 @@ class GraphInput:
         return tf.TensorSpec([None, *self.columns], self.dtype, self.name)
 
 
-def query_inputs(features: Sequence[Feature]) -> list[GraphInput]:
+def query_inputs(features: Sequence[Feature], reads_context: bool) -> list[GraphInput]:
     """What the towers read."""
+    marks = [GraphInput(Request.HISTORY_IS_CONTEXT, tf.bool, [False], (None,))] if reads_context else []
     return [
         GraphInput(Request.HISTORY, tf.string, [""], (None,)),
+        *marks,
         GraphInput(Request.USER_ID, tf.string, ""),
         *(GraphInput(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features),
     ]

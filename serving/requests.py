@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from contracts.layout import Workdir
 from contracts.names import UserColumn
+from serving.servable_session import Recommendations, Servable, request_inputs
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.ragged import Ragged
@@ -23,13 +25,25 @@ class UserRequests:
     Attributes:
         user_ids: of each user.
         histories: of each user, item ids, oldest first; what the tower reads comes last.
+        is_context: of each event of `histories`, whether it is below the target level.
     """
 
     user_ids: list[str]
     histories: list[list[str]]
+    is_context: list[list[bool]]
 
     def __len__(self) -> int:
         return len(self.user_ids)
+
+    def inputs(self, rows: slice, reads_context: bool) -> dict[str, np.ndarray]:
+        """Inputs of serving_default and query_embedding; without marks where the model `reads_context` not."""
+        is_context = self.is_context[rows] if reads_context else None
+        return request_inputs(self.histories[rows], self.user_ids[rows], is_context=is_context)
+
+    def ask(self, servable: Servable, rows: slice, **controls: Any) -> Recommendations:
+        """What `servable` recommends; `controls` are those of `Servable.recommend`."""
+        marks = self.is_context[rows]
+        return servable.recommend(self.histories[rows], self.user_ids[rows], is_context=marks, **controls)
 
     def batches(self) -> list[slice]:
         """The users of each request that evaluation, validation and the gate make."""
@@ -39,17 +53,18 @@ class UserRequests:
 def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers) -> UserRequests:
     """What users of an evaluation split would ask.
 
-    A history is every item that the user has seen: the older ones first, in order of item_index as
-    their times are not recorded, then the recent ones in order of time.
+    A history is every item that the user had: the older ones first, in order of item_index as
+    their times are not recorded, then the recent events in order of time.
     """
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
     user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])
-    histories = []
+    histories, is_context = [], []
     for recent_row, seen_row in zip(_rows(users.history), _rows(users.seen), strict=True):
-        older = np.setdiff1d(seen_row, recent_row)
-        histories.append(item_ids[np.concatenate([older, recent_row])].tolist())
-    return UserRequests(user_ids[users.user_index].tolist(), histories)
+        events = np.concatenate([np.setdiff1d(seen_row, recent_row), recent_row])
+        histories.append(item_ids[np.abs(events)].tolist())
+        is_context.append((events < 0).tolist())
+    return UserRequests(user_ids[users.user_index].tolist(), histories, is_context)
 
 
 def _rows(ragged: Ragged) -> list[np.ndarray]:

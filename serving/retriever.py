@@ -17,6 +17,7 @@ from serving.exploration import Exploration, ExploredItems
 from serving.features import UserFeatures, VocabularyLookup
 from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.group_search import GroupResults
+from serving.history import context_marks, is_repeat, latest_context
 from serving.merge import LOG_PROBABILITY_FLOOR, is_by_score, is_dealt, plan_groups, select
 from serving.score_rounds import search_in_rounds
 from serving.slots import items_by_slot, slots_by_item
@@ -66,6 +67,7 @@ class Retriever(tf.Module):
         self._intent_in_score = config.intent_in_score
         self._tower_length = config.windows.length
         self._drops_repeats = config.windows.repeats == "drop"
+        self._reads_context = config.data.feedback.has_context
         self._num_buckets = config.model.oov_buckets
         self._num_groups = catalogue.num_groups
         self._num_items = catalogue.num_items
@@ -85,7 +87,7 @@ class Retriever(tf.Module):
 
     def signatures(self) -> dict[str, Any]:
         """Functions to save. Every input of the first two has a default, baked into the signature."""
-        query = query_inputs(self._user_features.configs)
+        query = query_inputs(self._user_features.configs, self._reads_context)
         return {
             Signature.SERVING_DEFAULT: with_defaults(self.retrieve, [*query, *merge_inputs(self._num_groups)]),
             Signature.QUERY_EMBEDDING: with_defaults(self.embed_query, query),
@@ -103,7 +105,8 @@ class Retriever(tf.Module):
         controls = Controls.of(request, self._serving, self._num_items, self._exploration.share)
         offset = controls.log_boost + log_intent if self._intent_in_score else controls.log_boost
         excluded_ids = self._item_lookup(request[Request.EXCLUDE_ITEM_IDS])
-        excluded = tf.gather(self._slot_of_item, tf.concat([history, excluded_ids], 1))
+        had = tf.where(context_marks(request), tf.zeros_like(history), history) if self._reads_context else history
+        excluded = tf.gather(self._slot_of_item, tf.concat([had, excluded_ids], 1))
         exclusions = Exclusions.of(excluded, self._num_items)
         explored = self._exploration.choose(queries, offset, controls.num_exploration, exclusions)
         scores, slots = self._merged(queries, log_intent, offset, controls, explored)
@@ -174,9 +177,14 @@ class Retriever(tf.Module):
             identity = tf.where(is_unknown, bucket_index(ids, self._num_items, _NUM_IDENTITIES), history)
             history = tf.where(is_unknown, bucket_index(ids, self._num_items, self._num_buckets), history)
         is_kept = history != PADDING_INDEX
+        is_context = context_marks(request) if self._reads_context else None
         if self._drops_repeats:
-            is_kept &= ~is_repeat(identity)
+            is_kept &= ~is_repeat(identity, is_context)
+        if is_context is not None:
+            history = tf.where(is_context, -history, history)
         known = tf.ragged.boolean_mask(history, is_kept)
+        if is_context is not None:
+            known = latest_context(known)
         recent = known[:, -self._tower_length :].to_tensor(PADDING_INDEX)
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}
         queries, log_intent = self._embed_queries(recent, self._user_features(request[Request.USER_ID], raw))
@@ -188,14 +196,6 @@ class Retriever(tf.Module):
 
 def _table(values: np.ndarray, dtype: tf.DType, name: str) -> tf.Variable:
     return tf.Variable(tf.constant(values, dtype), trainable=False, name=name)
-
-
-def is_repeat(items: tf.Tensor) -> tf.Tensor:
-    """int64 [batch_size, length] -> bool, of the same shape: whether the row holds the item at an earlier place."""
-    order = tf.argsort(items, axis=1, stable=True)
-    ordered = tf.gather(items, order, batch_dims=1)
-    repeats = tf.pad(ordered[:, 1:] == ordered[:, :-1], [[0, 0], [1, 0]])
-    return tf.gather(repeats, tf.argsort(order, axis=1), batch_dims=1)
 
 
 def _with_explored(

@@ -45,7 +45,7 @@ def served_lists(
     for rows in line_a_minute(
         requests.batches(), f"ask the servable for {num_candidates} items for {len(requests):,} users"
     ):
-        found = session.recommend(requests.histories[rows], requests.user_ids[rows], num_candidates=num_candidates)
+        found = requests.ask(session, rows, num_candidates=num_candidates)
         index = [index_of[item] for item in found.item_ids.ravel()]
         lists[rows, : found.item_ids.shape[1]] = np.reshape(index, found.item_ids.shape)
     return lists

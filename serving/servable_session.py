@@ -52,6 +52,7 @@ class Servable(ABC):
         user_ids: Strings | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
         *,
+        is_context: Sequence[Sequence[bool]] | None = None,
         num_candidates: int | Sequence[int] | None = None,
         alpha: float | Sequence[float] | None = None,
         merge: str | Strings | None = None,
@@ -64,8 +65,9 @@ class Servable(ABC):
         """Candidates for users, one history (oldest first) a user; None means the servable's default.
 
         A single value applies to every user; `contracts.names.Request` says what each input does.
+        `is_context` marks events of the histories; a servable whose model reads no context is asked without these.
         """
-        inputs = request_inputs(histories, user_ids, features)
+        inputs = self._query_inputs(histories, user_ids, features, is_context)
         values: dict[str, tuple[Any, type]] = {
             Request.NUM_CANDIDATES: (num_candidates, np.int32),
             Request.ALPHA: (alpha, np.float32),
@@ -92,10 +94,32 @@ class Servable(ABC):
         histories: Sequence[Strings],
         user_ids: Strings | None = None,
         features: Mapping[str, Sequence[Any]] | None = None,
+        is_context: Sequence[Sequence[bool]] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [batch_size, num_groups, dim] and p(group | user) [batch_size, num_groups]."""
-        outputs = self.predict(Signature.QUERY_EMBEDDING, request_inputs(histories, user_ids, features))
+        inputs = self._query_inputs(histories, user_ids, features, is_context)
+        outputs = self.predict(Signature.QUERY_EMBEDDING, inputs)
         return outputs[Response.EMBEDDINGS], outputs[Response.INTENT]
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether a request may mark events as context."""
+        return Request.HISTORY_IS_CONTEXT in self.signatures[Signature.SERVING_DEFAULT].inputs
+
+    def _query_inputs(
+        self,
+        histories: Sequence[Strings],
+        user_ids: Strings | None,
+        features: Mapping[str, Sequence[Any]] | None,
+        is_context: Sequence[Sequence[bool]] | None,
+    ) -> dict[str, np.ndarray]:
+        if is_context is None or self.reads_context:
+            return request_inputs(histories, user_ids, features, is_context)
+        positives = [
+            [item for item, marked in zip(*row, strict=True) if not marked]
+            for row in zip(histories, is_context, strict=True)
+        ]
+        return request_inputs(positives, user_ids, features)
 
     def candidate_embedding(self, item_ids: Strings) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown."""
@@ -171,9 +195,12 @@ def request_inputs(
     histories: Sequence[Strings],
     user_ids: Strings | None = None,
     features: Mapping[str, Sequence[Any]] | None = None,
+    is_context: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of serving_default and query_embedding: histories padded on the right."""
     inputs = {Request.HISTORY: _padded(histories, b"", object)}
+    if is_context is not None:
+        inputs[Request.HISTORY_IS_CONTEXT] = _padded(is_context, False, bool)
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():

@@ -26,7 +26,7 @@ from serving.exact_merge import Corpus, RowControls
 from serving.export import read_servable_manifest
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
-from serving.servable_session import Recommendations, Servable, ServableSession, decode, request_inputs
+from serving.servable_session import Recommendations, Servable, ServableSession, decode
 from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
@@ -90,9 +90,9 @@ def _check_servable(
     """
     index_of = {item: place for place, item in enumerate(catalogue.item_ids.tolist())}
     batches = requests.batches()
-    inputs = request_inputs(requests.histories[batches[0]], requests.user_ids[batches[0]])
     failures = []
     with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
+        inputs = requests.inputs(batches[0], session.reads_context)
         in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a process of its own, beside all else
         warmed = _replay_warmup(session, path)
         if not warmed:
@@ -107,9 +107,7 @@ def _check_servable(
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
             embedded = _embed(session, requests, rows, index_of)
             for name, controls in _CONTROLS.items():
-                lists = (eager if controls else session).recommend(
-                    requests.histories[rows], requests.user_ids[rows], **controls
-                )
+                lists = requests.ask(eager if controls else session, rows, **controls)
                 verdicts[name].append(_check_lists(config, share, controls, corpus, index_of, embedded, lists))
         answer = session.predict(Signature.SERVING_DEFAULT, inputs)
         answers = {"tf.saved_model.load": eager.predict(Signature.SERVING_DEFAULT, inputs), "C API": in_c.result()}
@@ -149,11 +147,12 @@ def _replay_warmup(session: ServableSession, servable: Path) -> int:
 
 
 def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> EmbeddedRequests:
-    histories = requests.histories[rows]
+    histories, is_context = requests.histories[rows], requests.is_context[rows]
     excluded = np.zeros([len(histories), len(index_of)], bool)
-    for row, history in enumerate(histories):
-        excluded[row, [index_of[item] for item in history]] = True
-    return EmbeddedRequests(*servable.query_embedding(histories, requests.user_ids[rows]), excluded)
+    for row, (items, marks) in enumerate(zip(histories, is_context, strict=True)):
+        excluded[row, [index_of[item] for item, marked in zip(items, marks, strict=True) if not marked]] = True
+    embedded = servable.query_embedding(histories, requests.user_ids[rows], is_context=is_context)
+    return EmbeddedRequests(*embedded, excluded)
 
 
 def _check_lists(

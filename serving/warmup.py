@@ -13,24 +13,24 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from contracts.layout import ASSETS_EXTRA
 from contracts.names import Signature
 from serving.requests import UserRequests
-from serving.servable_session import request_inputs
 
 WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 
 
-def write_warmup(version: Path, requests: UserRequests, model_name: str) -> None:
+def write_warmup(version: Path, requests: UserRequests, model_name: str, reads_context: bool) -> None:
     """Writes a PredictionLog for each user but the last, then one for all as one batch: both sizes shall be warm."""
     path = version / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     batches = [slice(row, row + 1) for row in range(len(requests) - 1)] + [slice(0, len(requests))]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for rows in batches:
-            inputs = request_inputs(requests.histories[rows], requests.user_ids[rows])
+            inputs = requests.inputs(rows, reads_context)
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = Signature.SERVING_DEFAULT
             for name, value in inputs.items():
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(value, tf.string, value.shape))
+                dtype = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value, dtype, value.shape))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from trainer.input_pipeline import WindowBatch
-from trainer.model import TwoTowerModel
+from trainer.model import TwoTowerModel, num_events
 from trainer.user_vectors import OneGroupVectors, UserVectors
 
 
@@ -73,8 +73,7 @@ class GroupFirstModel(TwoTowerModel):
 
     def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         group_id = tf.repeat(tf.range(self.num_groups + 1)[:, None], tf.shape(history_index)[0], axis=1)
-        num_events = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
-        history = self._history_tokens(history_index)
-        last = tf.transpose(self._encode(history, user_features, group_id, False, num_events), [1, 0, 2])
+        history, length = self._history_tokens(history_index), num_events(history_index)
+        last = tf.transpose(self._encode(history, user_features, group_id, False, length), [1, 0, 2])
         vectors = tf.ensure_shape(last[:, : self.num_groups], [None, self.num_groups, self.embedding_dim])
         return vectors, self._log_intent(last[:, self.num_groups])

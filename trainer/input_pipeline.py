@@ -25,9 +25,9 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
-        is_target: bool [batch_size, length], what is predicted from the events before it; never an item that the user
-            had before. A window's first event is a target, too, unless more context follows: it trains the query of an
-            empty history.
+        is_target: bool [batch_size, length], what is predicted from the events before it; never an event below the
+            target level, nor an item that the user had before. A window's first event may be a target, too, unless
+            more context follows: it trains the query of an empty history.
         in_group_negatives: int64 [n], draws from the groups of targets. In each epoch the draws of a chunk are shared
             out among its windows anew, so the targets may be those of another batch.
         easy_negatives: int64 [m], draws from the whole catalogue.
@@ -124,14 +124,14 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     num_context = chunk[WindowField.NUM_CONTEXT].values[rows]
     item_index = items.padded()
     position = np.arange(item_index.shape[1])
-    repeats = chunk[WindowField.REPEATS].take(rows)
-    is_new = np.ones(item_index.shape, bool)
-    is_new[repeats.row_ids(), repeats.values] = False
-    predicted = is_new & (position >= num_context[:, None]) & (position < items.lengths[:, None])
+    non_targets = chunk[WindowField.NON_TARGETS].take(rows)
+    may_be = np.ones(item_index.shape, bool)
+    may_be[non_targets.row_ids(), non_targets.values] = False
+    predicted = may_be & (position >= num_context[:, None]) & (position < items.lengths[:, None])
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
-        is_target=predicted | (is_new & (position == 0) & (num_context[:, None] == 1)),
+        is_target=predicted | (may_be & (position == 0) & (num_context[:, None] == 1)),
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
         feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),
@@ -155,8 +155,8 @@ class EvaluationUsers:
 
     Attributes:
         user_index: int64 [num_users].
-        history, seen, targets: item_index of each user's history (oldest first), of what is not to
-            be recommended, and of what is to be found.
+        history, seen, targets: item_index of each user's history (oldest first; negative: an event below the target
+            level), of what is not to be recommended, and of what is to be found.
     """
 
     user_index: np.ndarray
@@ -195,9 +195,11 @@ class EvaluationUsers:
                 "give the log more events per user, or change the section split of the config"
             )
         joined = {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        history, context = joined[EvaluationField.HISTORY_ITEM_INDEX], joined[EvaluationField.HISTORY_CONTEXT]
+        history.values[history.splits[context.row_ids()] + context.values] *= -1
         return cls(
             user_index=joined[EvaluationField.USER_INDEX].values,
-            history=joined[EvaluationField.HISTORY_ITEM_INDEX],
+            history=history,
             seen=joined[EvaluationField.SEEN_ITEM_INDEX],
             targets=joined[EvaluationField.TARGET_ITEM_INDEX],
         )
@@ -220,7 +222,7 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             WindowField.USER_INDEX,
             WindowField.ITEM_INDEX,
             WindowField.NUM_CONTEXT,
-            WindowField.REPEATS,
+            WindowField.NON_TARGETS,
             WindowField.IN_GROUP_NEGATIVES,
             WindowField.EASY_NEGATIVES,
             WindowField.FEEDBACK_LEVEL,
@@ -236,6 +238,7 @@ def _parse_users(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         (
             EvaluationField.USER_INDEX,
             EvaluationField.HISTORY_ITEM_INDEX,
+            EvaluationField.HISTORY_CONTEXT,
             EvaluationField.SEEN_ITEM_INDEX,
             EvaluationField.TARGET_ITEM_INDEX,
         ),

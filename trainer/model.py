@@ -18,6 +18,7 @@ from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
+from trainer.layers.context_mark import ContextMark
 from trainer.log_partitions import log_sum_exp, z_loss
 from trainer.model_parts import conditioning, intent_head, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
@@ -28,6 +29,11 @@ from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
 
 _ITEMS_AT_ONCE = 16_384
+
+
+def num_events(history_index: tf.Tensor) -> tf.Tensor:
+    """int64 [batch_size, length], 0 = padding -> int32 [batch_size]."""
+    return tf.reduce_sum(tf.cast(history_index != PADDING_INDEX, tf.int32), axis=1)
 
 
 class TwoTowerModel(tfrs.Model):
@@ -74,6 +80,8 @@ class TwoTowerModel(tfrs.Model):
             catalogue, model.embedding_dim, model.use_item_features, model.use_cooccurrence, model.oov_buckets
         )
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
+        self._target_level = config.data.feedback.target_level_index
+        self._context_mark = ContextMark(model.embedding_dim) if config.data.feedback.has_context else None
         pools = NegativePools(catalogue, config.training.loss)
         self._softmax = SoftmaxTerms(pools, self._candidate_tower, self._group_id, config.training.loss)
         self._query_tower = query_tower(config, catalogue, self.generator)
@@ -97,8 +105,8 @@ class TwoTowerModel(tfrs.Model):
         """The user's vector for each group, and the log-probability of each group.
 
         Args:
-            history_index: int64 [batch_size, length <= windows.length], oldest first, left-aligned,
-                0 = padding, `bucket_index` of an unknown id. A row may be empty.
+            history_index: int64 [batch_size, length <= windows.length], oldest first, left-aligned, 0 = padding,
+                `bucket_index` of an unknown id; negative: an event below the target level. A row may be empty.
             user_features: name -> [batch_size] or [batch_size, width], transformed.
 
         Returns:
@@ -243,14 +251,22 @@ class TwoTowerModel(tfrs.Model):
 
     def _history_before(self, batch: WindowBatch, items: tf.Tensor, training: bool) -> tf.Tensor:
         """`_history_tokens` of all events but the last, which is a target only; `items` as of `_vectors`."""
-        if self._oov_buckets is None:
-            return items[:, :-1]  # a history reads the items as candidates have them
-        return self._history_tokens(batch.item_index[:, :-1], training)
+        events, level = batch.item_index[:, :-1], batch.feedback_level[:, :-1]
+        # Without buckets a history reads the items as candidates have them.
+        tokens = items[:, :-1] if self._oov_buckets is None else self._event_tokens(events, training)
+        return self._marked(tokens, (level < self._target_level) & (events != PADDING_INDEX))
 
-    def _history_tokens(self, item_index: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Embeddings of int64 [batch_size, length] events, float32 [batch_size, length, dim]."""
+    def _history_tokens(self, history_index: tf.Tensor) -> tf.Tensor:
+        """Embeddings of int64 [batch_size, length] events, negative ones being context, float32 [..., dim]."""
+        item_index = history_index if self._context_mark is None else tf.abs(history_index)
+        return self._marked(self._event_tokens(item_index), history_index < 0)
+
+    def _event_tokens(self, item_index: tf.Tensor, training: bool = False) -> tf.Tensor:
         rows = None if self._oov_buckets is None else self._oov_buckets.rows(item_index, training)
         return self._candidate_tower(item_index, rows)
+
+    def _marked(self, tokens: tf.Tensor, is_context: tf.Tensor) -> tf.Tensor:
+        return tokens if self._context_mark is None else self._context_mark(tokens, is_context)
 
     def _log_intent(self, query: tf.Tensor) -> tf.Tensor:
         if self._intent is None:
@@ -265,5 +281,5 @@ class TwoTowerModel(tfrs.Model):
         self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The query after the whole history, [batch_size, dim], and the number of its events, int32 [batch_size]."""
-        length = tf.reduce_sum(tf.cast(history_index > 0, tf.int32), axis=1)
+        length = num_events(history_index)
         return self._query_tower(self._history_tokens(history_index), user_features, num_events=length), length

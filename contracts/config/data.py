@@ -41,22 +41,45 @@ class FeedbackConfig(Section):
     target_level: str | None = Field(
         None, description="lowest level that is a positive (history and target); default: the lowest level"
     )
+    history_level: str | None = Field(
+        None,
+        description="lowest level whose events a history holds: those below target_level as context, which tells the "
+        "model what a user was shown and did not take, and is no target. Default: the lowest level; target_level's "
+        "own name: positives alone",
+    )
 
     @property
     def target_level_index(self) -> int:
         """Index into `levels` of the lowest level that counts as a positive."""
         return 0 if self.target_level is None else self.levels.index(self.target_level)
 
+    @property
+    def history_level_index(self) -> int:
+        """Index into `levels` of the lowest level whose events a history holds."""
+        return 0 if self.history_level is None else self.levels.index(self.history_level)
+
+    @property
+    def has_context(self) -> bool:
+        """Whether a history holds events below the target level."""
+        return self.history_level_index < self.target_level_index
+
     @model_validator(mode="after")
     def _levels_are_known(self) -> FeedbackConfig:
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"data.feedback.levels must be distinct names, lowest first; got {self.levels}")
-        named = [*self.flags, *self.rating_thresholds, *([self.target_level] if self.target_level else [])]
+        of_one = [level for level in (self.target_level, self.history_level) if level is not None]
+        named = [*self.flags, *self.rating_thresholds, *of_one]
         if len(self.levels) > _MAX_LEVELS:
             raise ValueError(f"data.feedback.levels has {len(self.levels)} levels, more than {_MAX_LEVELS}: merge some")
         for level in named:
             if level not in self.levels:
                 raise ValueError(f"data.feedback names the level {level!r}, which is not in its levels {self.levels}")
+        if self.history_level_index > self.target_level_index:
+            target = self.levels[self.target_level_index]
+            raise ValueError(
+                f"data.feedback.history_level={self.history_level!r} is above target_level={target!r} in levels "
+                f"{self.levels}: name that level, or a lower one"
+            )
         for field, of_level in (("flags", self.flags), ("rating_thresholds", self.rating_thresholds)):
             if self.levels[0] in of_level:
                 raise ValueError(

@@ -77,7 +77,7 @@ class HoldoutUsers:
     def _lists(self, session: ServableSession, k: int) -> np.ndarray:
         lists = np.zeros([len(self._requests), k], np.int64)
         for rows in self._requests.batches():
-            found = session.recommend(self._requests.histories[rows], self._requests.user_ids[rows], num_candidates=k)
+            found = self._requests.ask(session, rows, num_candidates=k)
             # A place whose score is not a number holds nothing that can be ranked.
             items = np.where(np.isfinite(found.scores), found.item_ids, "")
             lists[rows, : items.shape[1]] = self._numbers(items)
@@ -94,7 +94,7 @@ class HoldoutUsers:
         for row in range(min(_TIMED_REQUESTS, len(self._requests))):
             for session, times in zip(sessions, spent, strict=True):
                 started = time.perf_counter()
-                session.recommend([self._requests.histories[row]], [self._requests.user_ids[row]], num_candidates=k)
+                self._requests.ask(session, slice(row, row + 1), num_candidates=k)
                 times.append((time.perf_counter() - started) * 1000)
         return [np.array(times[len(times) // 4 :]) for times in spent]  # the first ones warm up
 

@@ -185,7 +185,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     lists = []
     for record in (first, second):
         with ServableSession(exported_servable(store.run(record.run_id))) as session:
-            found = session.recommend(requests.histories, requests.user_ids, num_candidates=_DIFF_LENGTH)
+            found = requests.ask(session, slice(None), num_candidates=_DIFF_LENGTH)
             lists.append(found.item_ids)
     table = Table("user", f"version {first.version}", f"version {second.version}", "in both", box=None)
     for user, mine, theirs in zip(requests.user_ids, *lists, strict=True):

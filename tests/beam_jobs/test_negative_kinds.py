@@ -249,7 +249,7 @@ def test_records_hold_every_kind(finished: tuple[Config, Workdir]) -> None:
     shown = {(event["user_id"], event["item_id"]) for event in train if event["feedback_level"] == 0}
     for record in _records(workdir, 0):
         user = user_ids[record[WindowField.USER_INDEX][0] - 1]
-        targets = len(record[WindowField.ITEM_INDEX]) - len({0, *record[WindowField.REPEATS]})
+        targets = len(record[WindowField.ITEM_INDEX]) - len({0, *record[WindowField.NON_TARGETS]})
         exposed = {(user, item_ids[item - 1]) for item in record[WindowField.EXPOSED_NEGATIVES] if item}
         mined = {(user, item_ids[item - 1]) for item in record[WindowField.MINED_NEGATIVES] if item}
         assert len(record[WindowField.EXPOSED_NEGATIVES]) == 3 * targets

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.history_events import is_repeat
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.payload import pack_sorted, unpack_sorted
 from beam_jobs.splits import leave_one_out
-from beam_jobs.window_records import is_repeat, window_bounds
+from beam_jobs.window_records import window_bounds
 from contracts.names import PADDING_INDEX, Split
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=12).map(np.array)

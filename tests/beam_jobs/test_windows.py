@@ -97,27 +97,28 @@ def test_evaluation_users_by_hand() -> None:
     splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1, 2])
     # Each event is of a higher level than all before it, of which a request knows nothing: a repeat is one nonetheless.
     events = BucketEvents(users, items, np.arange(12), np.arange(12), splits, np.array([11, 12, 13, 14]))
-    validation = evaluation_records(events, Split.VALIDATION, 2, 9, drop_repeats=False)
+    validation = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=False)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
         EvaluationField.USER_INDEX: ([11], [1]),
         EvaluationField.HISTORY_ITEM_INDEX: ([3, 5], [2]),
+        EvaluationField.HISTORY_CONTEXT: ([], [0]),
         EvaluationField.SEEN_ITEM_INDEX: ([3, 5], [2]),
         EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
-    test = evaluation_records(events, Split.TEST, 2, 9, drop_repeats=False)
+    test = evaluation_records(events, 0, Split.TEST, 2, 9, drop_repeats=False)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
     assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [3, 5, 7, 8]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
-    dropped = evaluation_records(events, Split.VALIDATION, 2, 9, drop_repeats=True)
+    dropped = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=True)
     assert dropped.features.pop(EvaluationField.HISTORY_ITEM_INDEX).values.tolist() == [5, 3]
     assert {name: (one.values.tolist(), one.lengths.tolist()) for name, one in dropped.features.items()} == {
         name: row for name, row in rows.items() if name != EvaluationField.HISTORY_ITEM_INDEX
     }
-    dropped = evaluation_records(events, Split.TEST, 3, 9, drop_repeats=True)
+    dropped = evaluation_records(events, 0, Split.TEST, 3, 9, drop_repeats=True)
     assert dropped.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [3, 8, 7]
-    of_newcomers = evaluation_records(events.of_users(2, 3), Split.VALIDATION, 2, 9, drop_repeats=False)
+    of_newcomers = evaluation_records(events.of_users(2, 3), 0, Split.VALIDATION, 2, 9, drop_repeats=False)
     assert (of_newcomers.num_users, of_newcomers.repeat_targets, of_newcomers.users_without_history) == (0, 0, 1)
 
 
@@ -151,7 +152,7 @@ def test_training_records_hold_each_positive_once_with_lawful_negatives(
             items = record[WindowField.ITEM_INDEX]
             context = record[WindowField.NUM_CONTEXT][0]
             assert context == 1 and 2 <= len(items) <= 6
-            new = [item for place, item in enumerate(items) if place and place not in record[WindowField.REPEATS]]
+            new = [item for place, item in enumerate(items) if place and place not in record[WindowField.NON_TARGETS]]
             assert new
             targets.setdefault(user, []).extend(item_ids[item - 1] for item in new)
             assert record[WindowField.GROUP_ID] == [group_of[item - 1] for item in items]
@@ -218,7 +219,7 @@ def test_without_repeats_a_history_holds_each_item_once_and_the_targets_are_the_
     trained: dict[str, list[str]] = {}
     for bucket in range(num_buckets):
         for record in _parse(workdir.windows.shard(Split.TRAIN, bucket, num_buckets), tmp_path):
-            assert record[WindowField.REPEATS] == []
+            assert record[WindowField.NON_TARGETS] == []
             user = user_ids[record[WindowField.USER_INDEX][0] - 1]
             items = [item_ids[item - 1] for item in record[WindowField.ITEM_INDEX]]
             mine = trained.setdefault(user, items[:1])

@@ -98,6 +98,11 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
         (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),
+        (
+            ["data.feedback.levels=[seen, liked]", "data.feedback.history_level=liked"],
+            ["history_level='liked' is above target_level='seen'", "or a lower one"],
+        ),
+        (["data.feedback.history_level=show"], ["'show'", "interaction"]),
         (["data.feedback.levels=[exposure, click]"], ["['exposure', 'click']", "data.columns.event"]),
         (["data={num_buckets: 2, num_buckets: 3}"], ["'num_buckets' stands twice", "line 1"]),
         ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),

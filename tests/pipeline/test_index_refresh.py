@@ -49,6 +49,10 @@ def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: py
         ("model.num_layers=1", "model.num_layers=1 (that run: 2)"),
         ("model.conditioning=none", "model.conditioning='none' (that run: 'mmoe')"),
         ("training.loss.global_weight=0", "training.loss.global_weight=0.0 (that run: 1.0)"),
+        (
+            "data={columns: {event: event}, feedback: {levels: [seen, liked], target_level: liked}}",
+            "data.feedback.history_level (histories hold events below target_level in one run alone)",
+        ),
     ],
 )
 def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(

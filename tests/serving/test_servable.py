@@ -13,7 +13,6 @@ from contracts.names import MERGES, Request, Response, Signature, Split
 from serving.export import MANIFEST_FILE
 from serving.loaders import CServable
 from serving.requests import user_requests
-from serving.retriever import is_repeat
 from serving.servable_evaluation import evaluate_servable
 from serving.servable_session import Recommendations, ServableSession
 from serving.versions import last_version, next_version
@@ -143,13 +142,6 @@ def test_an_item_had_again_does_not_move_the_tower(session, trained):
     queries, intent = session.query_embedding(histories)
     np.testing.assert_allclose(queries[::2], queries[1::2], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(intent[::2], intent[1::2], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [0, 1, 40])
-def test_a_repeat_is_what_stands_earlier_in_its_row(length):
-    items = np.random.default_rng(length).integers(0, 12, [7, length])
-    expected = [[item in row[:place] for place, item in enumerate(row)] for row in items.tolist()]
-    assert is_repeat(tf.constant(items)).numpy().tolist() == expected
 
 
 def test_history_of_ten_thousand_events(session, trained):

@@ -2,23 +2,28 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from contracts.config import LossConfig, TrainingConfig
+from contracts.config.data import FeedbackConfig
 from contracts.layout import SAVED_MODEL
 from contracts.names import Split
 from serving.export import export
 from serving.requests import user_requests
 from serving.servable_session import ServableSession
+from serving.validate_process import check_servables
 from tests.serving.asking import check, corpus_of
 from tests.serving.conftest import Trained, make_config, write_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model_files import load_model
 from trainer.oov_buckets import bucket_index
+from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking, encode_users
 
 VARIANTS = {
@@ -101,6 +106,56 @@ def test_the_share_of_cold_items_is_served_as_it_was_evaluated(trained: Trained)
     without = make_config(indexes=("exact",), model_name="not_exploring", exploration_share=0.0)
     with ServableSession(export(without, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
         np.testing.assert_array_equal(index_of(session.recommend(*asked, num_candidates=25).item_ids), plain)
+
+
+def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
+    """Vectors and lists of histories of which some events are context: these items may be returned."""
+    plain = make_config(indexes=("exact",), model_name="context")
+    levels = {"levels": ("seen", "liked"), "target_level": "liked"}
+    data = plain.data.model_copy(update={"feedback": FeedbackConfig(**levels)})
+    config = plain.model_copy(update={"data": data})
+    write_model(config, trained.workdir, "context", seed=8)
+    users = with_context(EvaluationUsers.load(trained.workdir, Split.TEST))
+    requests = user_requests(trained.workdir, trained.catalogue, users)
+    model, index_of = load_model(config, trained.workdir, "context"), index_by_id(trained.catalogue)
+    version = export(config, trained.workdir, "context", "fingerprint")
+    with ServableSession(version, num_threads=1) as session:
+        queries, _ = encode_users(model, users)
+        marks = requests.is_context
+        served, _ = session.query_embedding(requests.histories, requests.user_ids, is_context=marks)
+        np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
+        unmarked, _ = session.query_embedding(requests.histories, requests.user_ids)
+        assert np.abs(served - unmarked).max() > 1e-2
+        lists = index_of(requests.ask(session, slice(None), num_candidates=25).item_ids)
+        np.testing.assert_array_equal(lists, ExactRanking(model, trained.catalogue, users).lists("score", 1.0, 25))
+        # Of marks, those that are left out are none, and those beyond the history are nobody's.
+        few = session.query_embedding([["i1", "i2", "i3"]] * 2, is_context=[[True], [True] + [False] * 9])
+        np.testing.assert_allclose(few[0][:1], few[0][1:], rtol=1e-5, atol=1e-5)
+        # Shown and then taken, or shown twice: read as training reads it.
+        twice = session.query_embedding([["i1", "i2", "i1", "i3", "i3"]], is_context=[[True, False, False, True, True]])
+        once = session.query_embedding([["i2", "i1", "i3"]], is_context=[[False, False, True]])
+        np.testing.assert_allclose(twice[0], once[0], rtol=1e-5, atol=1e-5)
+    assert check_servables(config, trained.workdir, version)["failures"] == []
+
+
+def test_a_model_without_context_is_asked_without_it(servables: dict[str, Path]) -> None:
+    """As the gate asks the version that serves, where the next one is the first to read context."""
+    with ServableSession(servables["exact"], num_threads=1) as session:
+        marked = session.recommend([["i1", "i2", "i3"]], is_context=[[False, True, False]], num_candidates=9)
+        plain = session.recommend([["i1", "i3"]], num_candidates=9)
+    assert marked.item_ids.tolist() == plain.item_ids.tolist()
+
+
+def with_context(users: EvaluationUsers) -> EvaluationUsers:
+    """Every third event of each history as context."""
+    history, seen = [], []
+    for row in range(len(users)):
+        one = users.take(np.array([row]))
+        events = one.history.values * np.where(np.arange(len(one.history.values)) % 3 == 1, -1, 1)
+        history.append(events)
+        seen.append(np.setdiff1d(one.seen.values, -events))
+    as_ragged = [Ragged(np.concatenate(rows), np.cumsum([0, *map(len, rows)])) for rows in (history, seen)]
+    return replace(users, history=as_ragged[0], seen=as_ragged[1])
 
 
 def index_by_id(catalogue: Catalogue) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,89 @@
+"""Which of a user's events a history holds, and which of these repeat what the user had."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from beam_jobs.bucket_events import BucketEvents
+from contracts.config.data import FeedbackConfig
+from contracts.names import MOST_CONTEXT
+
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: int) -> BucketEvents:
+    """The positives and, of the events below them from `history_level` on, the first of each user and item.
+
+    None of an item that its user takes, at whatever time: what was shown and then taken would give the target away.
+
+    Args:
+        events: in (user, time) order.
+        feedback: what is a positive, and what is context.
+        num_items: size of the catalogue.
+    """
+    history = events.where(events.levels >= feedback.history_level_index)
+    if not feedback.has_context:
+        return history
+    is_context = history.levels < feedback.target_level_index
+    # Positives first: context that follows another event of its user and item in this order is left out.
+    keys, place = _sort_with_places(2 * (history.users * (num_items + 1) + history.items) + is_context)
+    follows = np.zeros(len(keys), bool)
+    follows[place[1:]] = np.diff(keys >> 1) == 0
+    return history.where(~(is_context & follows))
+
+
+def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
+    """All positives and, of the context between two of them or after a user's last, the `MOST_CONTEXT` latest events.
+
+    Of a log that shows a hundred items for each that is taken, a history would hold hardly anything else.
+
+    Args:
+        events: those of a history, in (user, time) order.
+        target_level: the least level of a positive.
+    """
+    is_context = events.levels < target_level
+    if not is_context.any():
+        return events
+    ends_user = np.diff(events.users, append=-1) != 0
+    # Of each event, the first positive after it, or the end of its user's events.
+    stops = np.unique(np.concatenate([np.flatnonzero(~is_context), np.flatnonzero(ends_user) + 1]))
+    place = np.arange(len(is_context))
+    stop = stops[np.searchsorted(stops, place, side="right")]
+    context_before = np.concatenate([[0], np.cumsum(is_context)])
+    later = context_before[stop] - context_before[place + 1]
+    return events.where(~is_context | (later < MOST_CONTEXT))
+
+
+def is_repeat(events: BucketEvents, num_items: int) -> Bool:
+    """[num_events] whether the user had the item before, at this feedback level or a higher one.
+
+    A repeat is context of what follows and never a target: what a user had is not recommended again, so a model that
+    learns to predict it learns what nobody asks of it. A purchase of what was only clicked before is no repeat.
+
+    Args:
+        events: in (user, time) order.
+        num_items: size of the catalogue.
+    """
+    number = len(events.items)
+    pairs, place = _sort_with_places(events.users * (num_items + 1) + events.items)
+    is_other = np.diff(pairs, prepend=-1) > 0
+    if is_other.all():
+        return np.zeros(number, bool)
+    levels = events.levels.astype(np.int64)[place]
+    height = np.cumsum(is_other) * (levels.max(initial=0) + 1) + levels
+    repeat = np.zeros(number, bool)
+    repeat[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
+    return repeat
+
+
+def _sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
+    """Keys that are not negative in ascending order, and the place that each had; equal ones keep their order."""
+    bits = len(keys).bit_length()
+    if int(keys.max(initial=0)).bit_length() + bits > 63:
+        places = np.argsort(keys, kind="stable")
+        return keys[places], places
+    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
+    ordered = np.sort((keys << bits) | np.arange(len(keys)))
+    return ordered >> bits, ordered & ((1 << bits) - 1)

@@ -1,0 +1,163 @@
+"""What a user was shown and did not take, as context of the history: by hand, and against brute force."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from beam_jobs import groups, ingest, statistics, windows
+from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.history_events import history_events, latest_context
+from beam_jobs.window_records import evaluation_records
+from contracts.config import Config
+from contracts.config.data import FeedbackConfig
+from contracts.layout import Workdir
+from contracts.names import MOST_CONTEXT, EvaluationField, Split
+from tests.beam_jobs.helpers import make_config
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows
+from trainer.ragged import Ragged
+
+LEVELS = ("seen", "opened", "liked", "bought")
+TARGET = 2
+
+
+def bucket(users: np.ndarray, items: np.ndarray, levels: np.ndarray, splits: np.ndarray) -> BucketEvents:
+    return BucketEvents(users, items, np.arange(len(users)), levels, splits, np.arange(9))
+
+
+@given(
+    events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3)), max_size=60),
+    history_level=st.sampled_from([None, "opened", "liked"]),
+)
+def test_context_is_the_first_event_below_of_an_item_that_its_user_never_takes(
+    events: list[tuple[int, int, int]], history_level: str | None
+) -> None:
+    events = sorted(events, key=lambda event: event[0])
+    users, items, levels = np.array(events, int).reshape(-1, 3).T
+    feedback = FeedbackConfig(levels=LEVELS, target_level=LEVELS[TARGET], history_level=history_level)
+    found = history_events(bucket(users, items, levels, np.zeros_like(users)), feedback, 4)
+    lowest = 0 if history_level is None else LEVELS.index(history_level)
+    taken = {(user, item) for user, item, level in events if level >= TARGET}
+    expected, met = [], set()
+    for place, (user, item, level) in enumerate(events):
+        is_context = lowest <= level < TARGET and (user, item) not in taken | met
+        if is_context:
+            met.add((user, item))
+        if is_context or level >= TARGET:
+            expected.append(place)
+    assert found.times.tolist() == expected
+
+
+@given(events=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=60))
+def test_the_latest_context_before_each_positive_stays(events: list[tuple[int, int]]) -> None:
+    events = sorted(events, key=lambda event: event[0])
+    users, levels = np.array(events, int).reshape(-1, 2).T
+    found = latest_context(bucket(users, users, levels, users), TARGET)
+    expected = []
+    for place, (user, level) in enumerate(events):
+        following = [level for other, level in events[place + 1 :] if other == user]
+        run = list(itertools.takewhile(lambda level: level < TARGET, following))
+        if level >= TARGET or len(run) < MOST_CONTEXT:
+            expected.append(place)
+    assert found.times.tolist() == expected
+
+
+def test_evaluation_histories_hold_context_and_nothing_else_changes() -> None:
+    # user 0: liked 5, seen 3, liked 4; validation: liked 7, seen 8; test: liked 6
+    # user 1: seen 2 alone; validation: liked 1. He has no positive before, with context or without.
+    users = np.array([0] * 6 + [1] * 2)
+    items = np.array([5, 3, 4, 7, 8, 6, 2, 1])
+    levels = np.array([2, 0, 2, 2, 1, 3, 0, 2])
+    splits = np.array([0, 0, 0, 1, 1, 2, 0, 1])
+    events = bucket(users, items, levels, splits)
+    found = {
+        split: evaluation_records(events, TARGET, split, 4, 9, drop_repeats=True)
+        for split in (Split.VALIDATION, Split.TEST)
+    }
+    validation, test = (
+        {name: ragged.values.tolist() for name, ragged in records.features.items()} for records in found.values()
+    )
+    assert validation == {
+        EvaluationField.USER_INDEX: [0],
+        EvaluationField.HISTORY_ITEM_INDEX: [5, 3, 4],
+        EvaluationField.HISTORY_CONTEXT: [1],
+        EvaluationField.SEEN_ITEM_INDEX: [4, 5],
+        EvaluationField.TARGET_ITEM_INDEX: [7],
+    }
+    # The four newest of five.
+    assert test[EvaluationField.HISTORY_ITEM_INDEX] == [3, 4, 7, 8]
+    assert test[EvaluationField.HISTORY_CONTEXT] == [0, 3]
+    assert test[EvaluationField.SEEN_ITEM_INDEX] == [4, 5, 7]
+    assert found[Split.VALIDATION].users_without_history == 1
+
+
+def levelled_log(path: Path) -> Path:
+    """Users who like some of what they see, where everything liked was seen a moment before."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(80):
+        for place, item in enumerate(rng.permutation(40)[:20].tolist()):
+            rows.append((f"u{user}", f"i{item}", 1_700_000_000 + 100 * place, "seen"))
+            if rng.random() < 0.5:
+                rows.append((f"u{user}", f"i{item}", 1_700_000_001 + 100 * place, "liked"))
+    names = ("user_id", "item_id", "timestamp", "event")
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))), path)
+    return path
+
+
+def run_jobs(log: Path, folder: Path, history_level: str | None) -> tuple[Config, Workdir]:
+    feedback = {"levels": ["seen", "liked"], "target_level": "liked", "history_level": history_level}
+    data = {"feedback": feedback, "columns": {"event": "event"}}
+    config, workdir = make_config(log, data=data, windows={"length": 8}), Workdir(folder)
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, workdir, "f")
+    return config, workdir
+
+
+def test_the_trainer_reads_context_and_predicts_the_same_positives(tmp_path: Path) -> None:
+    log = levelled_log(tmp_path / "log.parquet")
+    (_, plain), (_, mixed) = (run_jobs(log, tmp_path / f"{level}", level) for level in ("liked", None))
+    targets, of_plain = predicted(mixed), predicted(plain)
+    assert max(targets.values()) == max(of_plain.values()) == 1
+    # What its user liked first has something before it only where something was shown before.
+    assert of_plain.keys() < targets.keys()
+    first = len(targets) - len(of_plain)
+    assert 0 < first <= len({user for user, _ in targets})
+    longest = 0
+    for batch in TrainingWindows(mixed, 1000, seed=0).epoch(0):
+        is_context = (batch.item_index > 0) & (batch.feedback_level == 0)
+        assert not (batch.is_target & is_context).any()
+        longest = max(longest, *(longest_run(row) for row in is_context.tolist()))
+    assert longest == MOST_CONTEXT
+    for split in (Split.VALIDATION, Split.TEST):
+        mine, theirs = EvaluationUsers.load(mixed, split), EvaluationUsers.load(plain, split)
+        for name in ("seen", "targets"):
+            np.testing.assert_array_equal(getattr(mine, name).values, getattr(theirs, name).values)
+        assert (theirs.history.values > 0).all()
+        assert max(longest_run((row < 0).tolist()) for row in rows_of(mine.history)) == MOST_CONTEXT
+        # Nobody is shown what he is about to take.
+        shown = np.abs(mine.history.values) + 1000 * mine.history.row_ids()
+        assert not np.isin(shown, mine.targets.values + 1000 * mine.targets.row_ids()).any()
+
+
+def longest_run(marks: list[bool]) -> int:
+    return max((len(list(run)) for marked, run in itertools.groupby(marks) if marked), default=0)
+
+
+def rows_of(ragged: Ragged) -> list[np.ndarray]:
+    return np.split(ragged.values, ragged.splits[1:-1])
+
+
+def predicted(workdir: Workdir) -> Counter[tuple[int, int]]:
+    """User and item of each target that has something before it."""
+    found: Counter[tuple[int, int]] = Counter()
+    for batch in TrainingWindows(workdir, 1000, seed=0).epoch(0):
+        user = np.broadcast_to(batch.user_index[:, None], batch.item_index.shape)
+        later = batch.is_target & (np.arange(batch.item_index.shape[1]) > 0)
+        found.update(zip(user[later].tolist(), batch.item_index[later].tolist(), strict=True))
+    return found
