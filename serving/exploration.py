@@ -13,6 +13,10 @@ from serving.exact_index import ExactIndexSet
 from serving.exclusion import Exclusions
 from serving.slots import items_by_slot, slots_by_item
 
+_CODE_BITS = 8
+_CODE = 4e-5
+"""The most that a code adds to a score: less than any check tells apart, and many times what rounding does."""
+
 
 @dataclass(frozen=True)
 class ExploredItems:
@@ -34,6 +38,9 @@ class Exploration(tf.Module):
 
     They are chosen first, and the merge fills the other places. Where cold items are good enough to
     be in the list anyway, merge "score" gives the same list with and without.
+
+    Those of which nothing is known have one vector, and would be found in one order by everybody. So each item has a
+    code, random signs, and its score rises a little with each that agrees with a sign in the row's query.
     """
 
     def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray, share: float = 0.0):
@@ -54,7 +61,12 @@ class Exploration(tf.Module):
         # By slot: the group of a cold item, -1 of others.
         self._group_id = np.concatenate([[-1], np.where(cold_slots, group_id, -1)]).astype(np.int32)
         self._slots = slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)]
-        self._index_set = ExactIndexSet(embeddings, cold, name="cold_items") if any(map(len, cold)) else None
+        self._num_bits = min(_CODE_BITS, embeddings.shape[1])
+        items, code = np.concatenate(cold), np.array([-_CODE, _CODE], np.float32) / self._num_bits
+        codes = np.random.default_rng(0).choice(code, [len(items), self._num_bits])
+        rows = np.split(np.arange(len(items), dtype=np.int32), np.cumsum([len(one) for one in cold])[:-1])
+        coded = np.concatenate([embeddings[items], codes], axis=1)
+        self._index_set = ExactIndexSet(coded, rows, name="cold_items") if len(items) else None
 
     def choose(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
@@ -85,7 +97,8 @@ class Exploration(tf.Module):
         excluded = exclusions.count_by_group(tf.constant(self._group_id), self._num_groups)
         asked = (num_exploration > 0)[:, None] & tf.math.is_finite(offset)
         wanted = tf.where(asked, num_exploration[:, None] + excluded, 0)
-        found = self._index_set.search(queries, offset, wanted)
+        coded = tf.concat([queries, tf.sign(queries[:, :, : self._num_bits])], 2)
+        found = self._index_set.search(coded, offset, wanted)
         slots = tf.gather(self._slots, found.slots)
         scores = tf.where(tf.math.is_finite(found.scores) & ~exclusions.contains(slots), found.scores, -math.inf)
         width = tf.minimum(tf.reduce_max(num_exploration), tf.shape(scores)[1])

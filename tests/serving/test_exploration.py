@@ -40,3 +40,26 @@ def test_the_best_cold_items_that_are_left_are_found_however_many_are_excluded(e
         expected = [int(slots[item + 1]) for item in order if allowed[row, item] and np.isfinite(scores[row, item])]
         assert [slot for slot in found.slots.numpy()[row].tolist() if slot] == expected
         assert len(expected) == wanted[row]
+
+
+def test_items_of_which_nothing_is_known_share_the_places_among_users() -> None:
+    """Thirty with one vector, three places, 64 users: by the order of slots, everybody would get the same three."""
+    rng = np.random.default_rng(0)
+    embeddings = np.tile(rng.normal(size=32), [31, 1]).astype(np.float32)
+    exploration = Exploration(embeddings, [np.arange(1, 31, dtype=np.int32)], np.arange(31) > 0)
+    queries = rng.normal(size=(64, 1, 32)).astype(np.float32)
+    exact = queries[:, 0] @ embeddings[0]
+
+    def found(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        asked = tf.constant(queries[rows])
+        number = len(queries[rows])
+        none = Exclusions.of(tf.zeros([number, 1], tf.int32), 30)
+        explored = exploration.choose(asked, tf.zeros([number, 1]), tf.fill([number], 3), none)
+        return explored.slots.numpy(), explored.scores.numpy()
+
+    slots, scores = found(slice(None))
+    shown = np.bincount(slots.ravel(), minlength=31)[1:]
+    assert (shown > 0).all() and shown.max() <= 3 * 64 / 5
+    np.testing.assert_allclose(scores, np.tile(exact[:, None], 3), atol=5e-5)
+    for row in range(64):
+        np.testing.assert_array_equal(found(slice(row, row + 1))[0][0], slots[row])
