@@ -253,8 +253,7 @@ def _finish(
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
     if kept_start:
-        # A first version may start from another run, by training.warm_start.
-        start = f"version {plan.parent}" if plan.parent else trained["warm_start"]["source"]
+        start = _start(store, plan, trained["warm_start"]["source"])
         notes.append(f"no epoch validated better than {start}, where training started: its weights stay")
         log.warning("%s%s", notes[-1], ", and the next run will learn from this one's spans, too" * bool(plan.parent))
     record = Record(
@@ -288,6 +287,12 @@ def _finish(
         write_record(store, record)
     retain(config, store)
     return record
+
+
+def _start(store: Store, plan: Plan, source: str) -> str:
+    """What training started from, in words. A first version may start from another run, by training.warm_start."""
+    parent = read_record(store, plan.parent_run) if plan.parent_run else None
+    return f"version {parent.version}" if parent else source
 
 
 def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:

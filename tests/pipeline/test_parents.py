@@ -8,6 +8,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.serving_labels import ServingLabels, write_labels
 from pipeline.retraining.plan import make_plan, run_config
+from pipeline.retraining.retrain import _start
 from tests.pipeline.test_plan import CONFIG, SPANS, plan_of, pushed, with_key
 
 
@@ -39,6 +40,8 @@ def test_a_version_of_dnc_index_is_compared_with_and_the_run_before_it_gone_on_f
     config = run_config(CONFIG, store, plan, [])
     assert config.training.warm_start == str(store.run("run-2").path)
     assert config.groups.previous == str(store.run("run-2").item_groups.path)
+    assert _start(store, plan, "runs/mine") == "version 2"  # whose weights no epoch may have bettered
+    assert _start(store, plan_of(Store(store.path / "new")), "runs/mine") == "runs/mine"
 
 
 def test_what_is_rolled_back_to_goes_on_from_before_it(store: Store) -> None:
