@@ -19,10 +19,7 @@ class Events:
         return self.path / f"events-{index:05d}-of-{num_buckets:05d}.parquet"
 
     def dead_letters(self, source: int) -> Path:
-        """JSON lines of one of the manifest's `sources`, by its place there: {"source", "row", "reason", "value"}.
-
-        A source whose every row is sound has none.
-        """
+        """JSON lines {"source", "row", "reason", "value"} of one of the manifest's `sources`; none if all are sound."""
         return self.path / f"dead_letters-{source:05d}.jsonl"
 
     @property
@@ -93,8 +90,7 @@ class ItemGroups:
 
 SAVED_MODEL = "saved_model.pb"
 """The file by which TensorFlow and its servers know a saved model."""
-ASSETS_EXTRA = Path("assets.extra")
-"""Below a saved model: files that TensorFlow leaves alone, for servers and for us."""
+ASSETS_EXTRA = Path("assets.extra")  # below a saved model: files that TensorFlow leaves alone, for servers and for us
 TRANSFORM_FN = "transform_fn"
 """The saved model in a TFTransformOutput directory."""
 
