@@ -216,7 +216,7 @@ def test_negatives_that_are_mostly_absent_are_said(
         log,
         data={
             "columns": {"event": "event"},
-            "feedback": {"levels": ["exposure", "click"], "target_level": "click"},
+            "feedback": {"levels": ["exposure", "click"], "target_level": "click", "history_level": "click"},
         },
         windows={"exposed_negatives": 2},
     )
