@@ -71,6 +71,8 @@ def query(
 
     if (user is None) == (history is None):
         raise ValueError("give exactly one of --user ID and --history ID,ID,...")
+    if context is not None and history is None:
+        raise ValueError(f"--context {context} marks items of --history: give that instead of --user")
     run = Workdir(workdir)
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
@@ -89,8 +91,8 @@ def query(
     if user is not None:
         asked = history_of(config, run, user)
     else:
-        items, shown = _ids(history) or [], set(_ids(context) or [])
-        asked = History(items, [item in shown for item in items])
+        items = _ids(history) or []
+        asked = History(items, _marks(items, _ids(context) or []))
     with ServableSession(exported_servable(run)) as session:
         if context is not None and not session.reads_context:
             raise ValueError(
@@ -121,6 +123,14 @@ def _ids(listed: str | None) -> list[str] | None:
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         raise ValueError(f'{listed!r} is no JSON list of ids, such as ["a,b", "c"]')
     return found
+
+
+def _marks(items: list[str], context: list[str]) -> list[bool]:
+    if elsewhere := [item for item in context if item not in items]:
+        raise ValueError(
+            f"--context names {', '.join(elsewhere)}, not in --history: give them there, too, in their place"
+        )
+    return [item in context for item in items]
 
 
 def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:

@@ -113,7 +113,7 @@ class RetrievalClient:
         """Candidates for each user.
 
         Args:
-            histories: item ids, oldest first, a list per user.
+            histories: item ids, oldest first, a list per user; `history_is_context`, if given, is as long.
             timeout: seconds, retries included; default: the client's.
             inputs: any other input of serving_default by its name (see `contracts.names.Request`):
                 one value for all users, or a value per user; of inputs with several values per user,
@@ -124,6 +124,7 @@ class RetrievalClient:
             RetrievalError: the server's refusal, or no answer in time.
         """
         _require_a_list_a_user(histories)
+        _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
         outputs = self._call(Signature.SERVING_DEFAULT, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
         fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
         return [_candidates(*row) for row in zip(*fields, strict=True)]
@@ -136,6 +137,7 @@ class RetrievalClient:
         Arguments and errors are those of `recommend`.
         """
         _require_a_list_a_user(histories)
+        _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
         outputs = self._call(Signature.QUERY_EMBEDDING, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
 
@@ -219,6 +221,18 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
             raise ValueError(
                 f"histories must hold a list of item ids per user; for one user write [[{history!r}, ...]]"
             )
+
+
+def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
+    """Padding goes before each list: shorter marks would be those of the last events."""
+    if marks is None:
+        return
+    lengths = [[len(one) for one in lists if _is_list(one)] for lists in (list(histories), list(marks))]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"input {Request.HISTORY_IS_CONTEXT!r} must have a list per user with a value per event of the history: "
+            f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
+        )
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:

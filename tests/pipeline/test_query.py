@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.query import _ids, unknown_items_note
+from pipeline.query import _ids, _marks, unknown_items_note
 
 
 @pytest.mark.parametrize(("num_buckets", "reading"), [(0, "as if absent"), (7, "read by the bucket of its hash")])
@@ -20,3 +20,9 @@ def test_ids_with_commas_are_a_json_list() -> None:
     for wrong in ("[a, b]", "[1, 2]"):
         with pytest.raises(ValueError, match="is no JSON list of ids"):
             _ids(wrong)
+
+
+def test_context_is_marked_where_the_history_has_it() -> None:
+    assert _marks(["a", "b", "a"], ["a"]) == [True, False, True]
+    with pytest.raises(ValueError, match=r"--context names c, not in --history"):
+        _marks(["a", "b"], ["b", "c"])

@@ -92,6 +92,12 @@ def test_histories_without_a_list_a_user_are_refused(client, histories):
             ask(histories)
 
 
+@pytest.mark.parametrize("marks", [[[True]], [[True, False], []], [True, False]], ids=str)
+def test_marks_that_are_not_one_an_event_are_refused(client, marks):
+    with pytest.raises(ValueError, match="'history_is_context' must have a list per user with a value per event"):
+        client.recommend([["i1", "i2"]], history_is_context=marks)
+
+
 @pytest.mark.parametrize("merge", ["", None, b"score", [None, "round_robin"]])
 def test_a_merge_that_there_is_or_none_is_taken(client, merge):
     assert all(candidates.item_ids for candidates in client.recommend([["i1"], ["i2"]], merge=merge))
