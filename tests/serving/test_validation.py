@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from contracts.artifact import ArtifactError
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
+from serving import validate_process
 from serving.checks import EmbeddedRequests, check_lists
 from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.export import export
@@ -225,6 +227,17 @@ def test_what_was_asked_for_is_held_against_the_lists():
         failures = check_lists(corpus, index_of, requests, lists, other).failures
         assert any(message in failure for failure in failures), (message, failures)
     assert check_lists(corpus, index_of, requests, lists, replace(asked, max_groups=np.array([1, 1]))).recall < 1
+
+
+def test_a_log_without_test_users_is_a_message_and_no_traceback(monkeypatch, tmp_path):
+    def refuse(config, workdir, servable):
+        raise ArtifactError("no test users: give the log more events per user")
+
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr(validate_process, "check_servables", refuse)
+    monkeypatch.setattr(sys, "argv", ["validate", "workdir", "servable", str(tmp_path / "config.yaml"), "report"])
+    with pytest.raises(SystemExit, match=r"^no test users: give the log more events per user$"):
+        validate_process.main()
 
 
 def test_more_exploration_than_places_is_a_list_of_cold_items():
