@@ -33,9 +33,13 @@ def answer(model: TwoTowerModel, history: list[list[int]]) -> np.ndarray:
 @pytest.mark.parametrize("model", [{}, {"conditioning": "multiply_tokens"}, {"oov_buckets": 3}], ids=str)
 def test_a_mark_tells_context_from_positives(workdir: Workdir, model: dict) -> None:
     built = make_model(workdir, **model)
-    liked, seen = [[3, 4, 5]], [[3, -4, 5]]
-    np.testing.assert_array_equal(answer(built, liked), answer(built, seen))  # before training they are alike
-    [mark] = built._context_mark.trainable_weights
+    liked, seen, another = [[3, 4, 5]], [[3, -4, 5]], [[3, -7, 5]]
+    # Before training, what was shown tells nothing.
+    np.testing.assert_array_equal(answer(built, seen), answer(built, another))
+    assert np.abs(answer(built, liked) - answer(built, seen)).max() > 1e-3
+    mark, share = built._context_mark.trainable_weights
+    share.assign(1.0)
+    np.testing.assert_allclose(answer(built, liked), answer(built, seen), rtol=1e-5, atol=1e-5)
     mark.assign(tf.fill(mark.shape, 0.5))
     assert np.abs(answer(built, liked) - answer(built, seen)).max() > 1e-3
     np.testing.assert_allclose(answer(built, seen), answer(built, [[3, -4, 5, 0, 0]]), rtol=1e-5, atol=1e-5)
@@ -43,8 +47,9 @@ def test_a_mark_tells_context_from_positives(workdir: Workdir, model: dict) -> N
 
 def test_training_reads_a_window_as_an_answer_reads_the_history(workdir: Workdir) -> None:
     built = make_model(workdir)
-    [mark] = built._context_mark.trainable_weights
+    mark, share = built._context_mark.trainable_weights
     mark.assign(tf.random.stateless_normal(mark.shape, [1, 2]))
+    share.assign(0.7)
     items, levels = np.array([[3, 4, 5, 6]]), np.array([[1, 0, 1, 1]])
     nothing = np.zeros([1, 4, 1], np.int64)
     is_target = np.array([[False, False, False, True]])
