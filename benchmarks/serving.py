@@ -3,7 +3,7 @@
     python -m benchmarks.serving --items 100000 --groups 32 --json benchmarks/results/serving-100k-32.json
     python -m benchmarks.serving --servable runs/demo/servable/dnc/1
 
-The first compares, over the same clustered embeddings (d=64) and to the same recall target,
+The first compares, over the same clustered embeddings (d=64) and each tuned to the same recall target,
 - global: one TFRS ScaNN layer of all items, one vector a user: what a single-vector servable does;
 - tfrs: a TFRS ScaNN layer a group, each asked for M / K, merged by score;
 - ours: the servable's search and merge by quota, all groups;
@@ -43,7 +43,7 @@ from benchmarks.serving_contenders import (
     TUNING_USERS,
     Contender,
     Graph,
-    build_all,
+    build_groups,
     global_tfrs,
     libraries,
     ours,
@@ -72,14 +72,14 @@ def contenders(data: Data, serving: ServingConfig, scratch: Path) -> tuple[dict[
     """All that can be measured here, and the seconds that building and loading took."""
     num_groups, m = len(data.members), serving.num_candidates
     started = time.perf_counter()
-    single, groups = build_all(data, serving)
+    groups = build_groups(data, serving)
     seconds = {"build": time.perf_counter() - started}
     everybody = np.zeros(len(data.queries), np.int32)
     own = {"queries": data.queries, "log_intent": np.log(data.intent), "max_groups": everybody}
     alone = {**own, "queries": data.global_queries, "log_intent": np.zeros_like(data.intent[:, :1])}
     nothing = lambda queries, log_intent, max_groups: {"items": max_groups}  # noqa: E731
     noop, _ = save_and_load(tf.Module(), nothing, num_groups, scratch / "noop")
-    session, seconds["load global"] = global_tfrs(data, single, m, scratch / "global")
+    session, seconds["load global"] = global_tfrs(data, serving, scratch / "global")
     index_set = ScannIndexSet(groups, num_groups)
     mine, seconds["load ours"] = ours(index_set, m, scratch / "ours")
     exact, seconds["load exact"] = ours(ExactIndexSet(data.items, data.members), m, scratch / "exact")
@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--candidates", type=int, default=640, help="M")
     parser.add_argument("--recall-target", type=float, default=0.95)
-    parser.add_argument("--int8", action="store_true", help="score by 8-bit vectors, as serving.int8")
+    parser.add_argument("--int8", action=argparse.BooleanOptionalAction, default=True, help="as serving.int8")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each batch size")
     parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall", help="cpu: on a machine that is shared")
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from scann.scann_ops.py import scann_ops
 
 import contracts  # noqa: F401  (selects Keras 2, which TensorFlow Recommenders needs)
 from benchmarks.serving_data import DIM, Data
 from contracts.config import ServingConfig
 from serving.exact_index import ExactIndexSet
-from serving.group_index import GroupIndex, build_group_index
+from serving.group_index import GroupIndex, build_group_index, leaves_for
 from serving.index_set import ScannIndexSet
+from serving.index_tuning import SearchPoint, TuningSample, tuned_searches
 from serving.merge import MERGES, plan_groups, select
 from serving.servable_session import ServableSession
 
@@ -68,37 +71,36 @@ def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, p
     return session, time.perf_counter() - started
 
 
-def build_all(data: Data, serving: ServingConfig) -> tuple[GroupIndex, list[GroupIndex]]:
-    """One tuned index of everything, and one per group, by the same code to the same target."""
-    queries = data.global_queries[:TUNING_USERS, 0]
-    single = build_group_index(0, data.items, queries, serving, smallest_k=serving.num_candidates)
-    groups = [
+def build_groups(data: Data, serving: ServingConfig) -> list[GroupIndex]:
+    """The servable's index of each group."""
+    return [
         build_group_index(g, data.items[items], np.ascontiguousarray(data.queries[:TUNING_USERS, g]), serving)
         for g, items in enumerate(data.members)
     ]
-    return single, groups
 
 
-def tfrs_layer(index: GroupIndex, items: np.ndarray, k: int) -> tf.Module:
-    """TFRS's ScaNN layer with the parameters that our index was tuned to for k."""
+def tfrs_layer(items: np.ndarray, num_leaves: int, point: SearchPoint) -> Any:
+    """TFRS's ScaNN layer."""
     import tensorflow_recommenders as tfrs
 
-    point = next((point for point in index.points if point.k >= k), index.points[-1])
-    num_leaves = max(1, len(index.leaf_sizes))
     layer = tfrs.layers.factorized_top_k.ScaNN(
-        k=min(k, len(items)),
+        k=min(point.k, len(items)),
         distance_measure="dot_product",
-        num_leaves=num_leaves,
-        num_leaves_to_search=point.leaves if point.leaves > 0 else num_leaves,
-        num_reordering_candidates=point.reorder if point.reorder > 0 else min(len(items), 4 * k),
+        num_leaves=max(1, num_leaves),
+        num_leaves_to_search=point.leaves if point.leaves > 0 else max(1, num_leaves),
+        num_reordering_candidates=point.reorder if point.reorder > 0 else min(len(items), 4 * point.k),
     )
     return layer.index(tf.constant(items))
 
 
-def global_tfrs(data: Data, single: GroupIndex, num_candidates: int, path: Path) -> tuple[Any, float]:
-    """One index of everything, one vector a user."""
+def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, float]:
+    """One index of everything, one vector a user: the least search that reaches the target, as of a group of ours."""
+    num_leaves, asked = leaves_for(len(data.items)), SearchPoint(serving.num_candidates)
+    untuned = scann_ops.searcher_from_module(tfrs_layer(data.items, num_leaves, asked)._serialized_searcher)
+    sample = TuningSample.of(untuned, data.global_queries[:TUNING_USERS, 0], data.items)
+    (point,) = tuned_searches(sample, [asked.k], num_leaves, serving.recall_target)
     module = tf.Module()
-    module.layer = tfrs_layer(single, data.items, num_candidates)
+    module.layer = tfrs_layer(data.items, num_leaves, point)
 
     def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
         scores, items = module.layer(queries[:, 0])
@@ -111,7 +113,10 @@ def tfrs_layers(data: Data, groups: Sequence[GroupIndex], num_candidates: int, p
     """A TFRS layer a group, each asked for M / K: k is fixed when a layer is built. Merged by score."""
     k = -(-num_candidates // len(groups))
     module = tf.Module()
-    module.layers = [tfrs_layer(index, data.items[data.members[g]], k) for g, index in enumerate(groups)]
+    module.layers = [
+        tfrs_layer(data.items[items], len(index.leaf_sizes), replace(_point_for(index, k), k=k))
+        for index, items in zip(groups, data.members, strict=True)
+    ]
     starts = [int(items[0]) for items in data.members]
 
     def body(queries: tf.Tensor, log_intent: tf.Tensor, max_groups: tf.Tensor) -> Outputs:
@@ -122,6 +127,10 @@ def tfrs_layers(data: Data, groups: Sequence[GroupIndex], num_candidates: int, p
         return {"items": tf.gather(items, columns, batch_dims=1), "scores": best}
 
     return save_and_load(module, body, len(groups), path)
+
+
+def _point_for(index: GroupIndex, k: int) -> SearchPoint:
+    return next((point for point in index.points if point.k >= k), index.points[-1])
 
 
 def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Path) -> tuple[Any, float]:

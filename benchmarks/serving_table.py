@@ -4,8 +4,7 @@
 
 Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
 writes serving.json (a line per run), serving.md and serving.png (recall against latency, a panel per run)
-to --out. From --int8-from items on, results are scored by 8-bit vectors, as serving.int8 is for large
-corpora.
+to --out.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
         path = Path(scratch) / "line.json"
         command = [sys.executable, "-m", "benchmarks.serving", "--items", str(num_items), "--groups", str(num_groups)]
         command += ["--seconds", str(arguments.seconds), "--json", str(path)]
-        command += ["--int8"] if num_items >= arguments.int8_from else []
         done = subprocess.run(command, cwd=_ROOT, check=False, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-3000:]}")
@@ -43,7 +41,7 @@ def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
 def table(lines: list[Line]) -> str:
     """Markdown, a row per run."""
     sizes = [1, 8, 64]
-    head = ["items", "K", "8 bit", "µs, batch 1"]
+    head = ["items", "K", "µs, batch 1"]
     head += [f"{name} b{size}" for name in ("all", "top K/4", "exact", "TFRS", "faiss", "hnswlib") for size in sizes]
     head += [
         "recall all",
@@ -59,7 +57,7 @@ def table(lines: list[Line]) -> str:
     ]
     rows = []
     for line in lines:
-        cells = [f"{line['items']:,}", line["groups"], "yes" if line["int8"] else "", line["all_groups_b1_us"]]
+        cells = [f"{line['items']:,}", line["groups"], line["all_groups_b1_us"]]
         cells += [_number(line.get(f"{name}_b{size}_vs_global")) for name in _RATIOS for size in sizes]
         recalls = ("all", "all_b1", "top", "global", "tfrs", "faiss", "hnswlib")
         cells += [_number(line.get(f"recall_{name}"), 3) for name in recalls]
@@ -112,7 +110,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000])
     parser.add_argument("--groups", type=int, nargs="+", default=[10, 32, 100])
-    parser.add_argument("--int8-from", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each batch size of a run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()

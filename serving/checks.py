@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,9 @@ from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.servable_session import Recommendations
 
 SCORE_TOLERANCE = 1e-4
-INT8_SCORE_TOLERANCE = 3e-2
-"""Of indexes that score by 8-bit vectors."""
+"""How far a score may be from the formula, and from another that it ties with, relative to max(1, |score|)."""
+_INT8_STEPS = 127
+"""From 0 to the largest value of a group in a dimension, of 8-bit vectors."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,28 @@ class ListsVerdict:
     max_score_error: float
 
 
+def int8_score_error(corpus: Corpus, queries: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """float32 [batch_size, num_groups]: by how much 8-bit vectors may change a score: half a step in each dimension.
+
+    Args:
+        corpus: the items.
+        queries: float32 [batch_size, num_groups, dim].
+        groups: those that score by such vectors; of the others it is 0.
+    """
+    error = np.zeros(queries.shape[:2], np.float32)
+    for group in groups:
+        largest = np.abs(corpus.embeddings[corpus.group_ids == group]).max(axis=0)
+        error[:, group] = np.abs(queries[:, group]) @ largest / (2 * _INT8_STEPS)
+    return error
+
+
 def check_lists(
     corpus: Corpus,
     index_of: Mapping[str, int],
     requests: EmbeddedRequests,
     lists: Recommendations,
     controls: RowControls,
-    tolerance: float = SCORE_TOLERANCE,
+    score_error: np.ndarray | None = None,
 ) -> ListsVerdict:
     """Checks the lists of one batch, whose items `index_of` finds in the corpus.
 
@@ -59,6 +75,15 @@ def check_lists(
     answer; scores are what the formula gives; lists are in their merge's order; absent places come last,
     and only when nothing is left; as many cold items as asked for are there. Recall is measured: a target for it
     holds for the mean over batches.
+
+    Args:
+        corpus: the items.
+        index_of: item id -> its place in the corpus.
+        requests: what was asked.
+        lists: the answers.
+        controls: how it was asked.
+        score_error: float32 [batch_size, num_groups], by how much a group's scores may differ from the formula, beside
+            rounding; None: 0.
     """
     index: np.ndarray = np.array([index_of.get(item, -1) for item in lists.item_ids.ravel()], np.int64).reshape(
         lists.scores.shape
@@ -67,8 +92,12 @@ def check_lists(
     present = lists.item_ids != ""
     exact = exact_selection(corpus, requests.queries, requests.intent, requests.excluded, controls)
     expected = np.take_along_axis(exact.scores, at, axis=1)
+    scale = np.maximum(1, np.abs(expected))
     with np.errstate(invalid="ignore"):
-        error = np.where(present, np.abs(lists.scores - expected) / np.maximum(1, np.abs(expected)), 0.0)
+        error = np.where(present, np.abs(lists.scores - expected) / scale, 0.0)
+        tolerance: np.ndarray | float = SCORE_TOLERANCE
+        if score_error is not None:
+            tolerance = tolerance + np.take_along_axis(score_error, corpus.group_ids[at], axis=1) / scale
     ordered = np.sort(np.where(present, index, -1 - np.arange(index.shape[1])), axis=1)
     repeated = np.zeros_like(present)
     repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
@@ -77,7 +106,7 @@ def check_lists(
     problems = {
         "an item is not in the catalogue": present & (index < 0),
         "an item is not in the group that it claims": present & (lists.group_ids != corpus.group_ids[index]),
-        f"a score differs from the formula by more than {tolerance}": ~(error <= tolerance),
+        "a score differs from the formula by more than rounding explains": ~(error <= tolerance),
         "an excluded item is returned": present & np.take_along_axis(requests.excluded, at, axis=1),
         "an item of a group that may not answer is returned": present & np.isneginf(expected),
         "an item is returned twice": repeated,
@@ -87,7 +116,7 @@ def check_lists(
         "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
-    recall = _recall(corpus, exact, at, present, controls, tolerance)
+    recall = _recall(corpus, exact, at, present, controls)
     return ListsVerdict(failures, recall, float(error.max(initial=0.0)))
 
 
@@ -111,9 +140,7 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
     )
 
 
-def _recall(
-    corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls, tolerance: float
-) -> float:
+def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls) -> float:
     """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
 
     The last one is the lowest of all by score, of its group otherwise; of cold items, the lowest explored one, too.
@@ -123,9 +150,9 @@ def _recall(
     for group in np.unique(corpus.group_ids):
         region = corpus.group_ids == group
         lowest = _lowest(exact.scores[:, region], exact.merged[:, region])
-        floor[:, region] = _tolerated(np.where(controls.merge == "score", lowest_of_all, lowest), tolerance)
+        floor[:, region] = _tolerated(np.where(controls.merge == "score", lowest_of_all, lowest))
     # Cold items that no step has drawn all have the same vector, zero.
-    explored_floor = _tolerated(_lowest(exact.scores, exact.explored), tolerance)
+    explored_floor = _tolerated(_lowest(exact.scores, exact.explored))
     floor = np.where(corpus.is_cold, np.minimum(floor, explored_floor), floor)
     good = present & np.take_along_axis(exact.scores >= floor, index, axis=1)
     wanted = (exact.merged | exact.explored).sum(axis=1)
@@ -139,8 +166,8 @@ def _lowest(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(chosen, scores, np.inf).min(axis=1)
 
 
-def _tolerated(lowest: np.ndarray, tolerance: float) -> np.ndarray:
+def _tolerated(lowest: np.ndarray) -> np.ndarray:
     """float32 [batch_size, 1]: from what score on an item ties with the lowest. Where there is none, inf: none does."""
     with np.errstate(invalid="ignore"):
-        tolerated = lowest - tolerance * np.maximum(1, np.abs(lowest))
+        tolerated = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
     return np.where(np.isinf(lowest), np.inf, tolerated)[:, None]

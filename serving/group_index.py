@@ -1,14 +1,14 @@
 """One group's ScaNN index: structure chosen by size, search parameters tuned to a recall target.
 
-A group of up to `brute_force_max_items` is searched exactly. Above, a k-means tree prunes most of
-the group, its leaves hold asymmetric hashes, and the best of them are scored again with the exact
-vectors. Builds are not reproducible to the bit (ScaNN trains its tree with threads of its own), so an
-index is judged by its recall, never by its ids.
+A group of up to `brute_force_max_items` is searched exactly. Above, a k-means tree prunes most of the
+group, its leaves hold asymmetric hashes, and the best of them are scored again with vectors of 8 bits a
+dimension or, where these miss the recall target or are not wanted, with the vectors themselves. Builds
+are not reproducible to the bit (ScaNN trains its tree with threads of its own), so an index is judged by
+its recall, never by its ids.
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import math
 from dataclasses import asdict, dataclass
@@ -22,9 +22,9 @@ from scann.scann_ops.py import scann_builder, scann_ops
 
 from contracts.artifact import code_of, fingerprint
 from contracts.config import ServingConfig
+from serving.index_tuning import FloatArray, SearchPoint, TuningSample, tuned_searches
 
-Structure = Literal["brute_force", "tree_hashing"]
-FloatArray = npt.NDArray[np.float32]
+Structure = Literal["brute_force", "tree_hashing", "tree_hashing_int8"]
 
 HANDLE_ARGUMENTS = (
     "scann_config",
@@ -39,11 +39,6 @@ HANDLE_ARGUMENTS = (
 )
 """Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them."""
 
-_LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
-_HASHED_SCORE_COST = 1 / 16
-"""Cost of scoring one hash, in exact scores: two dimensions a code of 4 bits, looked up in registers."""
-
 _LEAVES_OF_ROOT = 0.5
 """Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
 
@@ -53,31 +48,10 @@ _SETTINGS = ("num_candidates", "recall_target", "brute_force_max_items", "int8")
 _FEWEST_HASHED = 16
 """Items that ScaNN needs to learn a code of 4 bits from."""
 
-SMALLEST_K = 2
-"""The first of the tuned ks: a group is asked for its quota, be it 3 items or 300."""
+_SMALLEST_K = 2
 
 _BUILT_FOR = 10
 """Results by default; every search says its own."""
-
-_TIE = 1e-5
-"""How far a score may lie below the k-th best, relative to it, and count as a tie with it."""
-
-
-@dataclass(frozen=True)
-class SearchPoint:
-    """How much of an index a search for up to k items looks at.
-
-    Attributes:
-        k: results.
-        leaves: leaves searched; -1 for brute force.
-        reorder: items fetched by hash, of which the k best by their vectors are kept; -1 without hashes.
-        recall: measured share of the exact top k that is found; with 8-bit vectors, of the top k by those.
-    """
-
-    k: int
-    leaves: int = -1
-    reorder: int = -1
-    recall: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,14 +95,13 @@ def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
 
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:
-    """The structure for a group of `size` items."""
-    is_small = size <= serving.brute_force_max_items or size < _FEWEST_HASHED
-    return "brute_force" if is_small else "tree_hashing"
+    """The structure for a group of `size` items, as long as its searches reach the recall target."""
+    if size <= serving.brute_force_max_items or size < _FEWEST_HASHED:
+        return "brute_force"
+    return "tree_hashing_int8" if serving.int8 else "tree_hashing"
 
 
-def build_group_index(
-    group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig, smallest_k: int = SMALLEST_K
-) -> GroupIndex:
+def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig) -> GroupIndex:
     """Builds and tunes the index of one group.
 
     Args:
@@ -137,7 +110,6 @@ def build_group_index(
         queries: [num_queries, dim] query embeddings for this group, from real users. With none,
             the items themselves stand in for queries.
         serving: thresholds and the recall target.
-        smallest_k: the first k to tune for.
 
     Raises:
         ValueError: the group is empty (ScaNN cannot hold it; leave it out), or an embedding is not finite.
@@ -152,19 +124,30 @@ def build_group_index(
             "the model diverged in training, lower training.learning_rate and train again"
         )
     structure = choose_structure(size, serving)
-    searcher = _build_searcher(embeddings, structure, int8=serving.int8)
+    index = _build(group_id, structure, embeddings, queries, serving)
+    if structure == "tree_hashing_int8" and np.mean([point.recall for point in index.points]) < serving.recall_target:
+        # 8 bits do not tell these items apart as well as the target asks; the vectors themselves do.
+        return _build(group_id, "tree_hashing", embeddings, queries, serving)
+    return index
+
+
+def _build(
+    group_id: int, structure: Structure, embeddings: FloatArray, queries: FloatArray, serving: ServingConfig
+) -> GroupIndex:
+    size = len(embeddings)
+    searcher = _build_searcher(embeddings, structure)
     state = scann_ops.scann_to_tensors(searcher.searcher_handle)
     tensors = {name: as_array(tensor.numpy()) for name, tensor in zip(HANDLE_ARGUMENTS, state, strict=True)}
-    num_leaves = _num_leaves(size) if structure != "brute_force" else 0
+    points: tuple[SearchPoint, ...] = (SearchPoint(min(serving.num_candidates, size)),)
+    leaf_sizes = np.zeros(0, np.int64)
     try:
-        points = _tune(
-            searcher, _scored_vectors(embeddings, tensors), queries, structure, num_leaves, serving, smallest_k
-        )
+        if structure != "brute_force":
+            points = _tuned(searcher, tensors, embeddings, queries, serving)
+            leaf_sizes = np.bincount(tensors["datapoint_to_token"], minlength=leaves_for(size))
     finally:
         tf.raw_ops.DestroyResourceOp(resource=searcher.searcher_handle, ignore_lookup_error=True)
-    leaf_sizes = np.bincount(tensors["datapoint_to_token"], minlength=num_leaves) if num_leaves else np.zeros(0, int)
     made_of = index_fingerprint(embeddings, serving)
-    return GroupIndex(group_id, size, structure, tensors, points, leaf_sizes.astype(np.int64), made_of)
+    return GroupIndex(group_id, size, structure, tensors, points, leaf_sizes, made_of)
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -172,124 +155,55 @@ def as_array(value: Any) -> np.ndarray:
     return np.array(value, object) if isinstance(value, bytes | str) else np.asarray(value)
 
 
-def _num_leaves(size: int) -> int:
+def leaves_for(size: int) -> int:
+    """Leaves of the tree over `size` items."""
     return max(1, round(_LEAVES_OF_ROOT * math.sqrt(size)))
 
 
-def _build_searcher(embeddings: FloatArray, structure: Structure, int8: bool) -> Any:
+def _build_searcher(embeddings: FloatArray, structure: Structure) -> Any:
     size = len(embeddings)
     builder = scann_ops.builder(embeddings, min(size, _BUILT_FOR), "dot_product").set_n_training_threads(1)
     if structure == "brute_force":
         return builder.score_brute_force().build()
-    leaves = _num_leaves(size)
+    leaves = leaves_for(size)
     builder = builder.tree(leaves, leaves, training_sample_size=min(size, 100_000))
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-    quantize = scann_builder.ReorderType.INT8 if int8 else scann_builder.ReorderType.FLOAT32
+    is_int8 = structure == "tree_hashing_int8"
+    quantize = scann_builder.ReorderType.INT8 if is_int8 else scann_builder.ReorderType.FLOAT32
     return builder.reorder(min(size, 4 * _BUILT_FOR), quantize=quantize).build()
 
 
+def _tuned(
+    searcher: Any,
+    tensors: dict[str, npt.NDArray[Any]],
+    embeddings: FloatArray,
+    queries: FloatArray,
+    serving: ServingConfig,
+) -> tuple[SearchPoint, ...]:
+    """Searches of a tree, each with its recall of what is exact.
+
+    They are tuned to find what the scored vectors tell. To make up for what 8 bits do not, all leaves would have to be
+    searched where few results are wanted.
+    """
+    size = len(embeddings)
+    queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
+    ks = _tuned_ks(min(serving.num_candidates, size))
+    scored = TuningSample.of(searcher, queries, _scored_vectors(embeddings, tensors))
+    points = tuned_searches(scored, ks, leaves_for(size), serving.recall_target)
+    exact = TuningSample.of(searcher, queries, embeddings)
+    return tuple(exact.measured(point) for point in points)
+
+
 def _scored_vectors(embeddings: FloatArray, tensors: dict[str, npt.NDArray[Any]]) -> FloatArray:
-    """[size, dim], what results are scored by in the end: of 8-bit vectors no search can find more than they tell."""
+    """[size, dim], what results are scored by in the end."""
     if not tensors["int8_dataset"].ndim:
         return embeddings
     return np.asarray(tensors["int8_dataset"] / tensors["int8_multipliers"], np.float32)
 
 
-def _tune(
-    searcher: Any,
-    embeddings: FloatArray,
-    queries: FloatArray,
-    structure: Structure,
-    num_leaves: int,
-    serving: ServingConfig,
-    smallest_k: int,
-) -> tuple[SearchPoint, ...]:
-    """For each k, the cheapest search whose recall reaches the target, with a margin for chance."""
-    size = len(embeddings)
-    largest = min(serving.num_candidates, size)
-    if structure == "brute_force":
-        return (SearchPoint(largest),)
-    queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
-    sample = _Sample(searcher, queries, queries @ embeddings.T, serving.recall_target)
-    points: list[SearchPoint] = []
-    for k in _tuned_ks(smallest_k, largest):
-        fewest_leaves = points[-1].leaves if points else 1  # more results need no fewer leaves
-        points.append(_cheapest(sample, k, fewest_leaves, num_leaves))
-    return tuple(points)
-
-
-def _tuned_ks(smallest: int, largest: int) -> list[int]:
-    """From `smallest` on, for example 2, 3, 4, 6, 8, 12, ..., up to `largest`."""
-    ks = [smallest]
+def _tuned_ks(largest: int) -> list[int]:
+    """2, 3, 4, 6, 8, 12, ..., up to `largest`: a group is asked for its quota, be it 3 items or 300."""
+    ks = [_SMALLEST_K]
     while ks[-1] < largest:
         ks += [ks[-1] * 3 // 2, ks[-1] * 2]
     return [k for k in ks if k < largest] + [largest]
-
-
-def _cheapest(sample: _Sample, k: int, fewest_leaves: int, num_leaves: int) -> SearchPoint:
-    """The cheapest search for k results that reaches the target with at least `fewest_leaves`.
-
-    Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
-
-    Raises:
-        ValueError: none reaches it, though a search of every leaf that scores everything again is exact.
-    """
-    size = sample.exact.shape[1]
-    best: tuple[float, SearchPoint] | None = None
-    least = sample.least_scores(k)
-    for leaves in sorted({max(fewest_leaves, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
-        reorders = sorted({min(size, math.ceil(min(factor, size) * k)) for factor in _REORDER_FACTORS})
-        cost = num_leaves + size * leaves / num_leaves * _HASHED_SCORE_COST
-        affordable = [reorder for reorder in reorders if best is None or cost + reorder < best[0]]
-        found = sample.fewest_reordered(k, least, leaves, affordable)
-        if found is not None:
-            best = cost + found.reorder, found
-    if best is None:
-        raise ValueError(
-            f"a group of {size} items does not reach serving.recall_target={sample.target} for {k} results with every "
-            "leaf searched; lower the target or raise serving.brute_force_max_items"
-        )
-    return best[1]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Queries whose exact answers are known.
-
-    Attributes:
-        searcher: ScaNN's, of the group.
-        queries: [num_queries, dim].
-        exact: [num_queries, size], the inner products with every item.
-        target: least recall.
-    """
-
-    searcher: Any
-    queries: FloatArray
-    exact: FloatArray
-    target: float
-
-    def least_scores(self, k: int) -> FloatArray:
-        """[num_queries, 1]: an item of at least this score is one of the k best, or ties with the last of them."""
-        kth = -np.partition(-self.exact, k - 1, axis=1)[:, k - 1 : k]
-        return np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32)
-
-    def fewest_reordered(self, k: int, least: FloatArray, leaves: int, reorders: list[int]) -> SearchPoint | None:
-        """The first of ascending `reorders` that reaches the target, if one does: more never find less."""
-        found: dict[int, SearchPoint] = {}
-
-        def reaches(place: int) -> bool:
-            recall = self._recall(k, least, leaves, reorders[place])
-            found[place] = SearchPoint(k, leaves, reorders[place], float(recall.mean()))
-            # A standard error below the mean; the margins of many groups even out.
-            return bool(recall.mean() - recall.std() / math.sqrt(len(recall)) >= self.target)
-
-        if not reorders or not reaches(len(reorders) - 1):
-            return None
-        return found[bisect.bisect_left(range(len(reorders) - 1), True, key=reaches)] if len(reorders) > 1 else found[0]
-
-    def _recall(self, k: int, least: FloatArray, leaves: int, reorder: int) -> npt.NDArray[np.float64]:
-        """[num_queries], shares of the exact top k found."""
-        found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
-        scores = np.take_along_axis(self.exact, found.indices.numpy().astype(np.int64), axis=1)
-        is_found = np.isfinite(found.distances.numpy())
-        return (is_found & (scores >= least)).sum(axis=1) / k

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from contracts.layout import ASSETS_EXTRA
-from serving.group_index import GroupIndex, SearchPoint
+from serving.group_index import GroupIndex
+from serving.index_tuning import SearchPoint
 from serving.scann_resource import StoredIndexes
 
 INDEXES_FILE = ASSETS_EXTRA / "group_indexes.json"

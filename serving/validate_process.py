@@ -21,12 +21,12 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
-from serving.checks import INT8_SCORE_TOLERANCE, SCORE_TOLERANCE, EmbeddedRequests, ListsVerdict, check_lists
+from serving.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
 from serving.exact_merge import Corpus, RowControls
 from serving.export import read_servable_manifest
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
-from serving.servable_session import Recommendations, Servable, ServableSession, decode
+from serving.servable_session import Servable, ServableSession, decode
 from serving.versions import exported_versions, version_of
 from serving.warmup import read_warmup
 from trainer.catalogue import Catalogue
@@ -105,14 +105,17 @@ def _check_servable(
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
         eager = EagerServable(path)
-        # A servable of before there was a share names none.
-        share = read_servable_manifest(path).details["defaults"].get(EXPLORATION_SHARE, 0.0)
+        about = read_servable_manifest(path).details
+        share = about["defaults"].get(EXPLORATION_SHARE, 0.0)  # a servable of before there was a share names none
+        in_int8 = [group["group_id"] for group in about["groups"] if group.get("structure") == "tree_hashing_int8"]
         verdicts: dict[str, list[ListsVerdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):
             embedded = _embed(session, requests, rows, index_of)
+            score_error = int8_score_error(corpus, embedded.queries, in_int8)
             for name, controls in _CONTROLS.items():
                 lists = requests.ask(eager if controls else session, rows, **controls)
-                verdicts[name].append(_check_lists(config, share, controls, corpus, index_of, embedded, lists))
+                by_row = _row_controls(config, share, controls, embedded)
+                verdicts[name].append(check_lists(corpus, index_of, embedded, lists, by_row, score_error))
         answer = session.predict(Signature.SERVING_DEFAULT, inputs)
         answers = {"tf.saved_model.load": eager.predict(Signature.SERVING_DEFAULT, inputs), "C API": in_c.result()}
     loaders = {name: other if isinstance(other, str) else _compare(answer, other) for name, other in answers.items()}
@@ -159,30 +162,19 @@ def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Ma
     return EmbeddedRequests(*embedded, excluded)
 
 
-def _check_lists(
-    config: Config,
-    exploration_share: float,
-    controls: Mapping[str, Any],
-    corpus: Corpus,
-    index_of: Mapping[str, int],
-    embedded: EmbeddedRequests,
-    lists: Recommendations,
-) -> ListsVerdict:
-    serving, (rows, num_groups) = config.serving, embedded.intent.shape
-    num_candidates = min(serving.num_candidates, serving.max_candidates, len(index_of))
+def _row_controls(
+    config: Config, exploration_share: float, controls: Mapping[str, Any], embedded: EmbeddedRequests
+) -> RowControls:
+    """What requests mean that leave all but `controls` to the servable's defaults."""
+    serving, (rows, num_items) = config.serving, embedded.excluded.shape
+    num_groups = embedded.intent.shape[1]
+    num_candidates = min(serving.num_candidates, serving.max_candidates, num_items)
     explored = num_explored(exploration_share, num_candidates)
     alike = RowControls.alike(
         rows, num_groups, serving.merge, num_candidates, serving.alpha, config.intent_in_score, explored
     )
     per_row: dict[str, Any] = {name: np.full(rows, value) for name, value in controls.items()}
-    return check_lists(
-        corpus,
-        index_of,
-        embedded,
-        lists,
-        replace(alike, **per_row),
-        INT8_SCORE_TOLERANCE if serving.int8 else SCORE_TOLERANCE,
-    )
+    return replace(alike, **per_row)
 
 
 def _c_api_answer(path: Path, index: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | str:

@@ -52,8 +52,9 @@ class ServingConfig(Section):
         1_000, ge=1, description="groups up to this size are searched exactly, larger ones by a tree with hashes"
     )
     int8: bool = Field(
-        False,
-        description="groups with hashes score results by 8-bit vectors: a quarter of the memory, scores accurate to 1%",
+        True,
+        description="groups with hashes score results by 8-bit vectors where these reach recall_target: a quarter of "
+        "the memory, scores accurate to 1%",
     )
     warmup_requests: int = Field(
         16, ge=1, le=1000, description="written beside the model; TF Serving answers them before it serves a version"
