@@ -97,7 +97,8 @@ def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, fl
     """One index of everything, one vector a user: the least search that reaches the target, as of a group of ours."""
     num_leaves, asked = leaves_for(len(data.items)), SearchPoint(serving.num_candidates)
     untuned = scann_ops.searcher_from_module(tfrs_layer(data.items, num_leaves, asked)._serialized_searcher)
-    sample = TuningSample.of(untuned, data.global_queries[:TUNING_USERS, 0], data.items)
+    queries = data.global_queries[:TUNING_USERS, 0]
+    sample = TuningSample(untuned, queries, queries @ data.items.T)
     (point,) = tuned_searches(sample, [asked.k], num_leaves, serving.recall_target)
     module = tf.Module()
     module.layer = tfrs_layer(data.items, num_leaves, point)

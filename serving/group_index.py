@@ -180,25 +180,14 @@ def _tuned(
     queries: FloatArray,
     serving: ServingConfig,
 ) -> tuple[SearchPoint, ...]:
-    """Searches of a tree, each with its recall of what is exact.
-
-    They are tuned to find what the scored vectors tell. To make up for what 8 bits do not, all leaves would have to be
-    searched where few results are wanted.
-    """
+    """Searches of a tree, for 2 results and more."""
     size = len(embeddings)
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
-    ks = _tuned_ks(min(serving.num_candidates, size))
-    scored = TuningSample.of(searcher, queries, _scored_vectors(embeddings, tensors))
-    points = tuned_searches(scored, ks, leaves_for(size), serving.recall_target)
-    exact = TuningSample.of(searcher, queries, embeddings)
-    return tuple(exact.measured(point) for point in points)
-
-
-def _scored_vectors(embeddings: FloatArray, tensors: dict[str, npt.NDArray[Any]]) -> FloatArray:
-    """[size, dim], what results are scored by in the end."""
-    if not tensors["int8_dataset"].ndim:
-        return embeddings
-    return np.asarray(tensors["int8_dataset"] / tensors["int8_multipliers"], np.float32)
+    scored = None
+    if tensors["int8_dataset"].ndim:
+        scored = queries @ np.asarray(tensors["int8_dataset"] / tensors["int8_multipliers"], np.float32).T
+    sample = TuningSample(searcher, queries, queries @ embeddings.T, scored)
+    return tuned_searches(sample, _tuned_ks(min(serving.num_candidates, size)), leaves_for(size), serving.recall_target)
 
 
 def _tuned_ks(largest: int) -> list[int]:

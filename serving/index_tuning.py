@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scann.scann_ops.py import scann_ops
 
 FloatArray = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
 
 _LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
@@ -48,39 +49,50 @@ class TuningSample:
         searcher: ScaNN's, of a tree with hashes.
         queries: float32 [num_queries, dim].
         exact: float32 [num_queries, size], the inner products with every item.
+        scored: float32 [num_queries, size], with the vectors that the searcher scores by, if these are others.
     """
 
     searcher: Any
     queries: FloatArray
     exact: FloatArray
+    scored: FloatArray | None = None
+
+    def search(self, k: int, leaves: int, reorder: int) -> Int32:
+        """[num_queries, k] items, -1 where there is none."""
+        found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
+        return np.where(np.isfinite(found.distances.numpy()), found.indices.numpy(), -1)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The k best items of each query, by their inner products.
+
+    Attributes:
+        products: float32 [num_queries, size].
+        least: float32 [num_queries, 1]: an item of at least this product is one of the k best, or ties with the last.
+    """
+
+    products: FloatArray
+    least: FloatArray
 
     @classmethod
-    def of(cls, searcher: Any, queries: FloatArray, embeddings: FloatArray) -> TuningSample:
-        """`embeddings`: float32 [size, dim], the items."""
-        return cls(searcher, queries, queries @ embeddings.T)
+    def of(cls, products: FloatArray, k: int) -> _Best:
+        kth = -np.partition(-products, k - 1, axis=1)[:, k - 1 : k]
+        return cls(products, np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32))
 
-    def least_scores(self, k: int) -> FloatArray:
-        """[num_queries, 1]: an item of at least this score is one of the k best, or ties with the last of them."""
-        kth = -np.partition(-self.exact, k - 1, axis=1)[:, k - 1 : k]
-        return np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32)
-
-    def recall(self, k: int, least: FloatArray, leaves: int, reorder: int) -> npt.NDArray[np.float64]:
-        """[num_queries]: shares of the exact top k that a search finds; `least`: of `least_scores(k)`."""
-        found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
-        scores = np.take_along_axis(self.exact, found.indices.numpy().astype(np.int64), axis=1)
-        is_found = np.isfinite(found.distances.numpy())
-        return (is_found & (scores >= least)).sum(axis=1) / k
-
-    def measured(self, point: SearchPoint) -> SearchPoint:
-        """The same search with its recall on this sample."""
-        recall = self.recall(point.k, self.least_scores(point.k), point.leaves, point.reorder)
-        return replace(point, recall=float(recall.mean()))
+    def recall(self, found: Int32) -> npt.NDArray[np.float64]:
+        """[num_queries]: share of the k best among `found` [num_queries, k]."""
+        scores = np.take_along_axis(self.products, np.maximum(found, 0), axis=1)
+        return np.mean((found >= 0) & (scores >= self.least), axis=1)
 
 
 def tuned_searches(
     sample: TuningSample, ks: Sequence[int], num_leaves: int, recall_target: float
 ) -> tuple[SearchPoint, ...]:
-    """For each k, the cheapest search whose recall reaches the target, with a margin for chance.
+    """For each k, the cheapest search that is good enough: whose recall reaches the target, with a margin for chance.
+
+    Where a searcher scores by vectors that are not exact, no search may reach it: of these vectors' own best it is
+    enough to miss half as many as the target allows, as it would take all leaves to make up for what they lose.
 
     Args:
         sample: queries to tune on.
@@ -89,53 +101,80 @@ def tuned_searches(
         recall_target: least mean recall, less a standard error.
 
     Raises:
-        ValueError: no search reaches it. Of all leaves, with everything scored again by its vector, one is exact.
+        ValueError: no search is good enough. Of all leaves, with everything scored again, one is.
     """
     points: list[SearchPoint] = []
     for k in ks:
         fewest_leaves = points[-1].leaves if points else 1  # more results need no fewer leaves
-        points.append(_cheapest(sample, k, fewest_leaves, num_leaves, recall_target))
+        points.append(_cheapest(_Trial.of(sample, k, recall_target), fewest_leaves, num_leaves))
     return tuple(points)
 
 
-def _cheapest(sample: TuningSample, k: int, fewest_leaves: int, num_leaves: int, target: float) -> SearchPoint:
-    """The cheapest search for k results that reaches the target with at least `fewest_leaves`.
+@dataclass(frozen=True)
+class _Trial:
+    """What searches for k results are held against.
+
+    Attributes:
+        sample: the queries.
+        k: results.
+        bars: the best items that a search is to find, and its least recall of them; one of these is enough.
+    """
+
+    sample: TuningSample
+    k: int
+    bars: tuple[tuple[_Best, float], ...]
+
+    @classmethod
+    def of(cls, sample: TuningSample, k: int, target: float) -> _Trial:
+        exact = _Best.of(sample.exact, k), target
+        if sample.scored is None:
+            return cls(sample, k, (exact,))
+        return cls(sample, k, (exact, (_Best.of(sample.scored, k), (1 + target) / 2)))
+
+    def run(self, leaves: int, reorder: int) -> tuple[SearchPoint, bool]:
+        """A search, its recall of what is exact, and whether it is good enough."""
+        found = self.sample.search(self.k, leaves, reorder)
+        recalls = [best.recall(found) for best, _ in self.bars]
+        # A standard error below the mean; the margins of many groups even out.
+        is_good = any(
+            recall.mean() - recall.std() / math.sqrt(len(recall)) >= least
+            for recall, (_, least) in zip(recalls, self.bars, strict=True)
+        )
+        return SearchPoint(self.k, leaves, reorder, float(recalls[0].mean())), is_good
+
+    def fewest_reordered(self, leaves: int, reorders: list[int]) -> SearchPoint | None:
+        """The first of ascending `reorders` that is good enough, if one is: more never find less."""
+        found: dict[int, SearchPoint] = {}
+
+        def is_good(place: int) -> bool:
+            found[place], good = self.run(leaves, reorders[place])
+            return good
+
+        if not reorders or not is_good(len(reorders) - 1):
+            return None
+        return found[bisect.bisect_left(range(len(reorders) - 1), True, key=is_good)] if len(reorders) > 1 else found[0]
+
+
+def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint:
+    """The cheapest search that is good enough, of at least `fewest_leaves`.
 
     Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
 
     Raises:
-        ValueError: none reaches it.
+        ValueError: none is.
     """
-    size = sample.exact.shape[1]
+    k, size = trial.k, trial.sample.exact.shape[1]
     best: tuple[float, SearchPoint] | None = None
-    least = sample.least_scores(k)
     for leaves in sorted({max(fewest_leaves, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
         reorders = sorted({min(size, math.ceil(min(factor, size) * k)) for factor in _REORDER_FACTORS})
         cost = num_leaves + size * leaves / num_leaves * _HASHED_SCORE_COST
         affordable = [reorder for reorder in reorders if best is None or cost + reorder < best[0]]
-        found = _fewest_reordered(sample, k, least, leaves, affordable, target)
+        found = trial.fewest_reordered(leaves, affordable)
         if found is not None:
             best = cost + found.reorder, found
     if best is None:
         raise ValueError(
-            f"a group of {size} items does not reach serving.recall_target={target} for {k} results with every "
-            "leaf searched; lower the target or raise serving.brute_force_max_items"
+            f"a group of {size} items does not reach serving.recall_target={trial.bars[0][1]} for {k} results with "
+            "every leaf searched; lower the target or raise serving.brute_force_max_items"
         )
     return best[1]
-
-
-def _fewest_reordered(
-    sample: TuningSample, k: int, least: FloatArray, leaves: int, reorders: list[int], target: float
-) -> SearchPoint | None:
-    """The first of ascending `reorders` that reaches the target, if one does: more never find less."""
-    found: dict[int, SearchPoint] = {}
-
-    def reaches(place: int) -> bool:
-        recall = sample.recall(k, least, leaves, reorders[place])
-        found[place] = SearchPoint(k, leaves, reorders[place], float(recall.mean()))
-        # A standard error below the mean; the margins of many groups even out.
-        return bool(recall.mean() - recall.std() / math.sqrt(len(recall)) >= target)
-
-    if not reorders or not reaches(len(reorders) - 1):
-        return None
-    return found[bisect.bisect_left(range(len(reorders) - 1), True, key=reaches)] if len(reorders) > 1 else found[0]
