@@ -74,6 +74,10 @@ class Diverged(ValueError):
     """A loss of training was NaN or infinite."""
 
 
+class Unfit(RuntimeError):
+    """A servable that its validation refused, or could not ask: nobody's input, so no ValueError."""
+
+
 def fingerprint(*parts: object) -> str:
     """A stable hash of JSON-like values."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)

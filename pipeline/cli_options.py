@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from contracts.artifact import Unfit
 from contracts.storage import as_path
 
 FAILED = 1
@@ -35,7 +36,8 @@ class PathOrUrl(click.ParamType):
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2.
 
-    Of a disk that is full, or of a path that the operating system refuses, it makes a message and exit code 1.
+    Of a disk that is full, a path that the operating system refuses, or a servable that validation refuses, it makes a
+    message and exit code 1.
     """
 
     @functools.wraps(command)
@@ -48,13 +50,18 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"dnc: {error}", err=True)
             sys.exit(USER_ERROR)
         except Exception as error:
-            message = disk_error_message(error)
+            message = error_message(error)
             if click.get_current_context().find_root().params["verbose"] or message is None:
                 raise
             click.echo(f"dnc: {message}", err=True)
             sys.exit(FAILED)
 
     return wrapper
+
+
+def error_message(error: Exception) -> str | None:
+    """What to say of an error that needs no traceback; None of any other."""
+    return str(error) if isinstance(error, ValueError | Unfit) else disk_error_message(error)
 
 
 def disk_error_message(error: Exception) -> str | None:

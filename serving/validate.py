@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import contracts
-from contracts.artifact import Manifest, read_manifest, write_json, writing
+from contracts.artifact import Manifest, Unfit, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.config_io import dump_config
 from contracts.layout import SERVED_MODEL, Workdir
@@ -44,7 +45,8 @@ def validate(
         metrics: of the servable, where they were measured: metric -> {"value", "low", "high"}.
 
     Raises:
-        ValueError: a check failed, or the servable cannot be loaded; the message names it.
+        Unfit: a check failed, or the servable cannot be loaded; the message names it.
+        ValueError: there is no user to ask for.
     """
     with writing(workdir.validation, "validation", fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name
@@ -53,7 +55,7 @@ def validate(
         report = _check_in_fresh_process(workdir, servable, config_path, report_path)
         if report["failures"]:
             write_json(workdir.failed_validation, report)
-            raise ValueError(
+            raise Unfit(
                 f"{servable} is not fit to serve:\n  "
                 + "\n  ".join(report["failures"])
                 + f"\nThe report is {workdir.failed_validation}."
@@ -72,7 +74,8 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
     """What `serving.validate_process` writes to `report`.
 
     Raises:
-        ValueError: it failed; the message is the end of what it wrote to stderr.
+        Unfit: it failed, or was killed; the message is the end of what it wrote to stderr.
+        ValueError: it was given what it cannot use, and says so.
         RuntimeError: there was no room for a file of its own, which says nothing of the servable.
     """
     arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
@@ -90,11 +93,15 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
                 log.info("validate: %s", line.rstrip())
         if process.returncode:
             errors.seek(0)
-            said = errors.read()[-2000:]
+            text = errors.read()
+            # Without a traceback, it has ended with a message of its own: on what it was given.
+            said, fault = text[-2000:], Unfit if "Traceback" in text or process.returncode < 0 else ValueError
             for line in reversed(said.splitlines()):
                 if any(os.strerror(number) in line for number in _NO_ROOM):
                     said = f"{line} (temporary files lie where TMPDIR says)"
                     raise RuntimeError(f"{servable} could not be asked in a fresh process: {said}")
-            raise ValueError(f"{servable} cannot be loaded and asked in a fresh process:\n{said}")
+            if process.returncode == -signal.SIGKILL:
+                said = "it was killed, mostly for want of memory: run it again, or where there is more of it"
+            raise fault(f"{servable} cannot be loaded and asked in a fresh process:\n{said}")
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return found

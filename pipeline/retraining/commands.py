@@ -19,7 +19,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
-from pipeline.cli_options import disk_error_message, reports_user_errors, with_config
+from pipeline.cli_options import error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
@@ -114,11 +114,8 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
             span = window[-1].key
             result = run(config, store, window, last)
     except Exception as error:  # whatever it is, somebody must hear of it
-        if isinstance(error, ValueError):
-            reason = str(error)
-        elif (message := disk_error_message(error)) is not None:
-            reason = message
-        else:
+        reason = error_message(error)
+        if reason is None:
             log.exception("retrain failed")
             reason = f"{type(error).__name__}: {error}"
         result = Result("failed", reasons=[reason])

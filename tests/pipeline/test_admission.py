@@ -13,6 +13,7 @@ import serving.export
 import serving.servable_evaluation
 import serving.validate
 import serving.versions
+from contracts.artifact import Unfit
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
@@ -85,7 +86,7 @@ def test_what_is_refused_is_no_version_and_stays_until_the_next_export(run: Run)
     run.failures = ["too bad"]
     for number in (2, 3):
         for _ in range(2):  # the same command again exports nothing
-            with pytest.raises(ValueError, match=rf"dnc/unvalidated-{number} is not fit to serve:\n  too bad"):
+            with pytest.raises(Unfit, match=rf"dnc/unvalidated-{number} is not fit to serve:\n  too bad"):
                 run(f"serving.alpha=0.{number}")
         for name in NAMES:
             assert run.polled(name) == [1]
@@ -120,7 +121,7 @@ def test_a_death_between_the_renames_is_taken_up(run: Run, monkeypatch: pytest.M
 def test_a_death_in_an_export_leaves_what_the_last_one_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The killed one's files must not pass for what was exported before, of another config."""
     run.failures = ["too bad"]
-    with pytest.raises(ValueError, match="unvalidated-1"):
+    with pytest.raises(Unfit, match="unvalidated-1"):
         run()
 
     def dying(*arguments: Any) -> Path:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import apache_beam as beam
 import click
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from beam_jobs import bucket_file
+from contracts.artifact import Unfit
 from contracts.storage import write_whole
+from pipeline import runner
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
 from pipeline.report import metrics_table
@@ -41,6 +44,15 @@ def test_what_the_operating_system_refuses_is_said_in_a_line(number: int, remedy
     done = CliRunner().invoke(failing, [str(number)])
     assert done.exit_code == 1
     assert done.stderr == f"dnc: {os.strerror(number)}: runs/mine/events; {remedy}, and run it again\n"
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("no users"), 2), (Unfit("dnc/1 is not fit to serve"), 1)])
+def test_a_servable_that_is_refused_is_a_failure_and_no_bad_input(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "run_stages", Mock(side_effect=error))
+    done = CliRunner().invoke(main, ["run", "-w", str(tmp_path)])
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (code, f"dnc: {error}")
 
 
 @pytest.mark.parametrize("arguments", [["serve", "-w"], ["data", "synthetic", "--out"], ["run", "-w"]])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contracts.artifact import ArtifactError
+from contracts.artifact import ArtifactError, Unfit
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
 from serving import checks, validate_process
@@ -97,19 +97,32 @@ def test_scores_of_8_bit_vectors_are_as_near_as_8_bits_allow(trained, monkeypatc
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(Unfit, match="cannot be loaded"):
         validate(trained.config, trained.workdir, tmp_path, "fingerprint")
 
 
-def test_no_room_for_temporary_files_is_no_fault_of_the_servable(trained, servable, tmp_path, monkeypatch):
-    """As of a process that dies so, in whose place a script says what it would say."""
+@pytest.mark.parametrize(
+    ("does", "kind", "message"),
+    [
+        (
+            f"echo \"OSError: [Errno 28] {os.strerror(28)}: '/tmp/x'\" >&2\necho bye >&2\nexit 1",
+            RuntimeError,
+            r"No space left on device: '/tmp/x' .*TMPDIR",
+        ),
+        ("kill -9 $$", Unfit, r"in a fresh process:\nit was killed, mostly for want of memory"),
+        ("echo 'no test users: give more' >&2\nexit 1", ValueError, "no test users: give more"),
+    ],
+    ids=["no room", "killed", "bad input"],
+)
+def test_the_process_dies_and_it_is_no_fault_of_the_servable(
+    trained, servable, tmp_path, monkeypatch, does, kind, message
+):
+    """In its place a script says what it would say."""
     script = tmp_path / "python"
-    script.write_text(
-        f"#!/bin/sh\necho \"OSError: [Errno 28] {os.strerror(28)}: '/tmp/x'\" >&2\necho bye >&2\nexit 1\n"
-    )
+    script.write_text(f"#!/bin/sh\n{does}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    with pytest.raises(RuntimeError, match=r"No space left on device: '/tmp/x' .*TMPDIR"):
+    with pytest.raises(kind, match=message):
         validate(trained.config, trained.workdir, servable, "fingerprint")
 
 
