@@ -8,6 +8,7 @@ from __future__ import annotations
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Store, Workdir
 from pipeline.retraining.plan import Plan
+from pipeline.retraining.records import read_record
 from pipeline.stages import exported_servable
 
 
@@ -29,6 +30,23 @@ def require_user_features(config: Config, store: Store, plan: Plan) -> None:
         raise ValueError(
             f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
             "no more: clients that send them would break. Keep them, or set another serving.model_name"
+        )
+
+
+def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
+    """Before hours of training: of the served version, a longer list than it gives would be compared with a shorter.
+
+    Raises:
+        ValueError: `retrain.gate.k` is more than it gives.
+    """
+    record = read_record(store, plan.parent_run) if plan.parent_run else None
+    k = config.retrain.gate.k
+    longest = record.config["serving"].get("max_candidates", k) if record else k  # once there was no limit
+    if k > longest:
+        raise ValueError(
+            f"retrain.gate.k={k} is more than serving.max_candidates={longest} of version {plan.parent}, which is "
+            f"served, and so no fair comparison: set retrain.gate.k={longest} or less until a version that gives more "
+            "is served"
         )
 
 

@@ -1,6 +1,7 @@
 """Clients of the served version: whatever the new one was trained from, it must answer what they ask."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Store, Workdir
-from pipeline.retraining.clients import require_signatures, require_user_features
+from pipeline.retraining.clients import require_long_lists, require_signatures, require_user_features
 from pipeline.retraining.plan import Plan
 from serving.export import MANIFEST_FILE
+from tests.pipeline.small_store import push
 
 TABLE = "data.user_features={path: users.csv, id: user_id, features: [{name: country, kind: categorical}]}"
 CONFIG = load_config(None, ["serving.indexes=[scann, exact]"])
@@ -61,6 +63,16 @@ def test_a_user_feature_that_is_served_is_missed_before_anything_is_trained(stor
     require_user_features(CONFIG, store, plan_of(None))
     (store.servable("dnc") / "4" / MANIFEST_FILE).unlink()  # of a version that no export of ours has written
     require_user_features(CONFIG, store, plan_of(4))
+
+
+def test_a_longer_list_than_the_served_version_gives_is_no_comparison(store: Store) -> None:
+    """Its recall at 100 stood for that at 500, so that a model that finds less passed."""
+    push(store, 1, None, config=load_config(None, ["serving.max_candidates=200", "evaluation.ks=[200]"]))
+    plan = replace(plan_of(1), parent_run="run-1")
+    with pytest.raises(ValueError, match=r"retrain\.gate\.k=500 is more than serving\.max_candidates=200 of version 1"):
+        require_long_lists(load_config(None, ["retrain.gate.k=500"]), store, plan)
+    require_long_lists(load_config(None, ["retrain.gate.k=200"]), store, plan)
+    require_long_lists(load_config(None, ["retrain.gate.k=500"]), store, plan_of(None))
 
 
 @pytest.mark.parametrize(
