@@ -12,6 +12,7 @@ from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Store, Workdir
 from pipeline.retraining.clients import require_long_lists, require_signatures, require_user_features
 from pipeline.retraining.plan import Plan
+from serving import signatures
 from serving.export import MANIFEST_FILE
 from tests.pipeline.small_store import push
 
@@ -97,6 +98,16 @@ def test_a_model_from_scratch_that_breaks_clients_passes_no_gate(
     require_signatures(CONFIG, store, plan_of(3), workdir)  # which is of another base path, now gone
 
 
-def test_a_model_that_answers_what_clients_ask_passes(store: Store) -> None:
+def test_a_model_that_answers_what_clients_ask_passes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     takes = {"history": STRING, "country": STRING}
-    require_signatures(CONFIG, store, plan_of(4), run_of(store, takes, takes))
+    workdir = run_of(store, takes, takes)
+    compared: list[tuple[Path, Path]] = []
+    compatible = signatures.require_compatible
+
+    def require_compatible(served: Path, exported: Path, name: str) -> None:
+        compatible(served, exported, name)
+        compared.append((served, exported))
+
+    monkeypatch.setattr(signatures, "require_compatible", require_compatible)
+    require_signatures(CONFIG, store, plan_of(4), workdir)
+    assert compared == [(store.servable(name) / "4", workdir.servable(name) / "1") for name in ("dnc", "dnc_exact")]
