@@ -28,7 +28,7 @@ def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: in
         return history
     is_context = history.levels < feedback.target_level_index
     # Positives first: context that follows another event of its user and item in this order is left out.
-    keys, place = _sort_with_places(2 * (history.users * (num_items + 1) + history.items) + is_context)
+    keys, place = sort_with_places(2 * (history.users * (num_items + 1) + history.items) + is_context)
     follows = np.zeros(len(keys), bool)
     follows[place[1:]] = np.diff(keys >> 1) == 0
     return history.where(~(is_context & follows))
@@ -67,7 +67,7 @@ def is_repeat(events: BucketEvents, num_items: int) -> Bool:
         num_items: size of the catalogue.
     """
     number = len(events.items)
-    pairs, place = _sort_with_places(events.users * (num_items + 1) + events.items)
+    pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
     is_other = np.diff(pairs, prepend=-1) > 0
     if is_other.all():
         return np.zeros(number, bool)
@@ -78,7 +78,7 @@ def is_repeat(events: BucketEvents, num_items: int) -> Bool:
     return repeat
 
 
-def _sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
+def sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
     """Keys that are not negative in ascending order, and the place that each had; equal ones keep their order."""
     bits = len(keys).bit_length()
     if int(keys.max(initial=0)).bit_length() + bits > 63:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.example_encoder import Ragged
-from beam_jobs.history_events import is_repeat, latest_context
+from beam_jobs.history_events import is_repeat, latest_context, sort_with_places
 from contracts.names import EvaluationField, Split
 
 Int64 = npt.NDArray[np.int64]
@@ -108,10 +108,11 @@ def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _distinct(keys: Int64) -> Int64:
-    """Sorted and distinct: by sorting, since NumPy's hashing is several times slower."""
-    ordered = np.sort(keys)
-    return ordered[np.flatnonzero(np.diff(ordered, prepend=-1))]
+def _distinct(keys: Int64) -> tuple[Int64, Int64]:
+    """Keys that are not negative without repeats: in the order of their first places, and ascending."""
+    ordered, places = sort_with_places(keys)
+    is_first = np.diff(ordered, prepend=-1) > 0
+    return keys[np.sort(places[is_first])], ordered[is_first]
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,10 @@ def evaluation_records(
     is_positive = events.levels >= target_level
     past, present = events.splits < split, (events.splits == split) & is_positive
     pairs = events.users * width + events.items
-    seen = _distinct(pairs[past & is_positive])
-    keys = pairs[present]
-    _, first = np.unique(keys, return_index=True)
-    distinct = keys[np.sort(first)]  # chronological: the users are ascending already
-    place = np.minimum(np.searchsorted(seen, distinct), max(len(seen) - 1, 0))
-    fresh = distinct[seen[place] != distinct] if len(seen) else distinct
+    seen, ordered = _distinct(pairs[past & is_positive])
+    distinct, _ = _distinct(pairs[present])
+    place = np.minimum(np.searchsorted(ordered, distinct), max(len(ordered) - 1, 0))
+    fresh = distinct[ordered[place] != distinct] if len(ordered) else distinct
 
     is_held = past
     if drop_repeats:

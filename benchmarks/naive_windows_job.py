@@ -99,7 +99,7 @@ class MakeRecords(beam.DoFn):
                 EvaluationField.USER_INDEX: [catalogue.user_index[user_id]],
                 EvaluationField.HISTORY_ITEM_INDEX: history[-self.config.windows.length :],
                 EvaluationField.HISTORY_CONTEXT: [],
-                EvaluationField.SEEN_ITEM_INDEX: sorted(seen),
+                EvaluationField.SEEN_ITEM_INDEX: history,
                 EvaluationField.TARGET_ITEM_INDEX: targets,
             }
         )

@@ -82,7 +82,7 @@ class EvaluationField:
     USER_INDEX = "user_index"  # int64 [1]
     HISTORY_ITEM_INDEX = "history_item_index"  # int64 [<= windows.length], oldest first, by windows.repeats
     HISTORY_CONTEXT = "history_context"  # int64 [C], places in the history of events below the target level
-    SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], sorted, distinct: every target-level item before the targets
+    SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], every target-level item before the targets, once, oldest first
     TARGET_ITEM_INDEX = "target_item_index"  # int64 [T >= 1], none of them in SEEN_ITEM_INDEX
 
 

@@ -53,15 +53,15 @@ class UserRequests:
 def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers) -> UserRequests:
     """What users of an evaluation split would ask.
 
-    A history is every item that the user had: the older ones first, in order of item_index as
-    their times are not recorded, then the recent events in order of time.
+    A history is every item that the user had, in order of time: the older ones, without the context between them,
+    then the recent events. A model that reads more than `windows.length`, as the one that is served may, reads on.
     """
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
     user_ids = np.concatenate([[""], user_table[UserColumn.USER_ID].to_numpy(zero_copy_only=False)])
     histories, is_context = [], []
     for recent_row, seen_row in zip(_rows(users.history), _rows(users.seen), strict=True):
-        events = np.concatenate([np.setdiff1d(seen_row, recent_row), recent_row])
+        events = np.concatenate([seen_row[~np.isin(seen_row, recent_row)], recent_row])
         histories.append(item_ids[np.abs(events)].tolist())
         is_context.append((events < 0).tolist())
     return UserRequests(user_ids[users.user_index].tolist(), histories, is_context)

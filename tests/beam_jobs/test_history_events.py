@@ -86,13 +86,13 @@ def test_evaluation_histories_hold_context_and_nothing_else_changes() -> None:
         EvaluationField.USER_INDEX: [0],
         EvaluationField.HISTORY_ITEM_INDEX: [5, 3, 4],
         EvaluationField.HISTORY_CONTEXT: [1],
-        EvaluationField.SEEN_ITEM_INDEX: [4, 5],
+        EvaluationField.SEEN_ITEM_INDEX: [5, 4],
         EvaluationField.TARGET_ITEM_INDEX: [7],
     }
     # The four newest of five.
     assert test[EvaluationField.HISTORY_ITEM_INDEX] == [3, 4, 7, 8]
     assert test[EvaluationField.HISTORY_CONTEXT] == [0, 3]
-    assert test[EvaluationField.SEEN_ITEM_INDEX] == [4, 5, 7]
+    assert test[EvaluationField.SEEN_ITEM_INDEX] == [5, 4, 7]
     assert found[Split.VALIDATION].users_without_history == 1
 
 

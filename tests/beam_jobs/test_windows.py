@@ -103,13 +103,13 @@ def test_evaluation_users_by_hand() -> None:
         EvaluationField.USER_INDEX: ([11], [1]),
         EvaluationField.HISTORY_ITEM_INDEX: ([3, 5], [2]),
         EvaluationField.HISTORY_CONTEXT: ([], [0]),
-        EvaluationField.SEEN_ITEM_INDEX: ([3, 5], [2]),
+        EvaluationField.SEEN_ITEM_INDEX: ([5, 3], [2]),
         EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
     test = evaluation_records(events, 0, Split.TEST, 2, 9, drop_repeats=False)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
-    assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [3, 5, 7, 8]
+    assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [5, 3, 8, 7]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
     dropped = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=True)
     assert dropped.features.pop(EvaluationField.HISTORY_ITEM_INDEX).values.tolist() == [5, 3]

@@ -18,7 +18,7 @@ from serving.servable_session import Recommendations, ServableSession
 from serving.versions import last_version, next_version
 from serving.warmup import read_warmup
 from tests.serving.asking import check, corpus_of, random_controls
-from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained
+from tests.serving.conftest import GROUP_SIZES, MODEL, NUM_USERS, Trained, make_log
 from trainer.evaluate import evaluate
 from trainer.input_pipeline import EvaluationUsers
 from trainer.model_files import load_model
@@ -184,6 +184,15 @@ def test_query_embeddings_are_the_trainers(session, trained):
     served, intent = session.query_embedding(requests.histories, requests.user_ids)
     np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
+
+
+def test_a_request_holds_all_that_its_user_had_in_order_of_time(trained):
+    """More than the tower reads: the one that is served may read more than the next one will."""
+    users = EvaluationUsers.load(trained.workdir, Split.TEST)
+    requests, sequences = user_requests(trained.workdir, trained.catalogue, users), make_log().sequences
+    assert users.history.lengths.max() == 10 < users.seen.lengths.max()
+    had = [sequences[user - 1][:-1] for user in users.user_index]
+    assert requests.histories == [[f"i{item}" for item in items] for items in had]
 
 
 def test_features_given_override_the_stored_ones(session):

@@ -153,7 +153,7 @@ def _evaluation_examples(log: Log, from_end: int) -> list[bytes]:
         fields = {
             EvaluationField.USER_INDEX: [user + 1],
             EvaluationField.HISTORY_ITEM_INDEX: before[-log.window_length :],
-            EvaluationField.SEEN_ITEM_INDEX: np.unique(before),
+            EvaluationField.SEEN_ITEM_INDEX: list(dict.fromkeys(before)),
             EvaluationField.TARGET_ITEM_INDEX: [target],
         }
         examples.append(_example(fields))
