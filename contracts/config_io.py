@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,20 @@ def read_stored_config(path: Path) -> Config:
     """
     try:
         tree = TypeAdapter(dict[str, Any]).validate_json(path.read_text(encoding="utf-8"))
-        return Config.model_validate(_without_gone(tree))
+        return Config.model_validate(_without_gone({**tree, "data": read_as_then(tree.get("data", {}))}))
     except ValidationError as error:
         raise ConfigError(
             f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"
         ) from None
+
+
+def read_as_then(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The section data of a stored config, with what was meant where it lacks a setting that there was not yet.
+
+    Before there was a `feedback.history_level`, histories were of positives alone.
+    """
+    feedback = data.get("feedback")
+    return {**data, "feedback": {"history_level": feedback.get("target_level"), **feedback}} if feedback else {**data}
 
 
 def _without_gone(tree: dict[str, Any]) -> dict[str, Any]:

@@ -190,6 +190,20 @@ def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant
         read_stored_config(path)
 
 
+@pytest.mark.parametrize(("target", "then"), [("click", "click"), ("null", None)])
+def test_a_stored_config_of_before_there_was_a_history_level_read_positives_alone(
+    tmp_path: Path, target: str, then: str | None
+) -> None:
+    """Its model has no weights for context: nothing could start from it, nor make an index of it."""
+    settings = ["data.columns.event=event", "data.feedback.levels=[exposure, click]"]
+    config = load_config(None, [*settings, f"data.feedback.target_level={target}"])
+    tree = config.model_dump(mode="json")
+    del tree["data"]["feedback"]["history_level"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    found = read_stored_config(tmp_path / "config.json").data.feedback
+    assert (found.history_level, found.has_context) == (then, False)
+
+
 def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     """YAML's last one would win, and what the first one sets be gone."""
     path = tmp_path / "twice.yaml"
