@@ -113,7 +113,8 @@ class RetrievalClient:
         """Candidates for each user.
 
         Args:
-            histories: item ids, oldest first, a list per user; `history_is_context`, if given, is as long.
+            histories: item ids, oldest first, a list per user; `history_is_context`, if given, is as long. A model that
+                reads no context is asked without the events that it marks.
             timeout: seconds, retries included; default: the client's.
             inputs: any other input of serving_default by its name (see `contracts.names.Request`):
                 one value for all users, or a value per user; of inputs with several values per user,
@@ -176,14 +177,15 @@ class RetrievalClient:
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         spec, is_fresh = self._spec(signature, deadline)
         try:
-            return self._predict(spec, _arrays(spec, given, rows), deadline)
+            inputs = _arrays(spec, _as_read(spec, given) if is_fresh else given, rows)
+            return self._predict(spec, inputs, deadline)
         except (RetrievalError, ValueError) as error:
             # A new version may take other inputs than the one whose metadata is remembered.
             if is_fresh or (isinstance(error, RetrievalError) and error.code not in _REFUSED_INPUTS):
                 raise
             self._specs.pop(signature, None)  # another thread may have been faster
         spec, _ = self._spec(signature, deadline)
-        return self._predict(spec, _arrays(spec, given, rows), deadline)
+        return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
 
     def _spec(self, signature: str, deadline: float) -> tuple[SignatureSpec, bool]:
         if known := self._specs.get(signature):
@@ -233,6 +235,18 @@ def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> 
             f"input {Request.HISTORY_IS_CONTEXT!r} must have a list per user with a value per event of the history: "
             f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
         )
+
+
+def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without events that are marked as context where the model takes no marks: a rollback may bring such a one."""
+    marks = given.get(Request.HISTORY_IS_CONTEXT)
+    if marks is None or Request.HISTORY_IS_CONTEXT in spec.inputs:
+        return given
+    events = zip(given[Request.HISTORY], marks, strict=True)
+    positives = [[item for item, marked in zip(*row, strict=True) if not marked] for row in events]
+    read = {**given, Request.HISTORY: positives}
+    del read[Request.HISTORY_IS_CONTEXT]
+    return read
 
 
 def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:

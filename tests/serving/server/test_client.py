@@ -98,6 +98,15 @@ def test_marks_that_are_not_one_an_event_are_refused(client, marks):
         client.recommend([["i1", "i2"]], history_is_context=marks)
 
 
+def test_a_model_without_context_is_asked_without_it(client, session):
+    """As in this process, and again where the metadata is remembered: a rollback is no outage of those who mark."""
+    marks = [[False, True, False], [True]]
+    expected = session.recommend([["i1", "i2", "i3"], ["i4"]], is_context=marks, num_candidates=9)
+    for _ in range(2):
+        found = client.recommend([["i1", "i2", "i3"], ["i4"]], history_is_context=marks, num_candidates=9)
+        assert [one.item_ids for one in found] == expected.item_ids.tolist()
+
+
 @pytest.mark.parametrize("merge", ["", None, b"score", [None, "round_robin"]])
 def test_a_merge_that_there_is_or_none_is_taken(client, merge):
     assert all(candidates.item_ids for candidates in client.recommend([["i1"], ["i2"]], merge=merge))
