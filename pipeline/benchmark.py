@@ -215,12 +215,22 @@ def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[Key, dict[s
 
 
 def _fingerprint(run: Run) -> str:
+    """Of a result: of the model and of what is measured of it."""
+    lists = [merge.model_dump() for merge in run.merges], run.config.serving.exploration_share
+    return _fingerprint_of(run, ("seed", "model", "groups", "training", "evaluation"), lists)
+
+
+def _model_fingerprint(run: Run) -> str:
+    """Of what training reads: another k or merge is measured of the model that is there."""
+    return _fingerprint_of(run, ("seed", "model", "groups", "training"))
+
+
+def _fingerprint_of(run: Run, sections: tuple[str, ...], *parts: object) -> str:
     windows = artifact.read_manifest(run.workdir.windows.path).fingerprint
     tree = run.config.model_dump(mode="json")
-    sections = {section: tree[section] for section in ("seed", "model", "groups", "training", "evaluation")}
-    lists = [merge.model_dump() for merge in run.merges], run.config.serving.exploration_share
+    settings = {section: tree[section] for section in sections}
     # The windows' fingerprint holds the code before it. A table of models by two codes would compare the codes.
-    return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, sections, lists)
+    return artifact.fingerprint(artifact.code_of("trainer"), run.dataset, run.model, windows, settings, *parts)
 
 
 def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any]:
@@ -232,9 +242,9 @@ def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any
     history: list[dict[str, Any]] = []
     best = 0
     if run.trained:
-        model = run.workdir.model(run.name)
-        if not artifact.find_current(model.path, fingerprint):
-            train(run.config, run.workdir, run.name, fingerprint)
+        model, wanted = run.workdir.model(run.name), _model_fingerprint(run)
+        if not artifact.find_current(model.path, wanted):
+            train(run.config, run.workdir, run.name, wanted)
         history = json.loads(model.history.read_text(encoding="utf-8"))
         best = artifact.read_manifest(model.path).details["best"]["epoch"]
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]

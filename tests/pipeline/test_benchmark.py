@@ -187,16 +187,22 @@ with training_processes(1) as submit:
 
 
 def test_a_result_is_of_all_settings_that_its_lists_depend_on(tmp_path: Path) -> None:
-    def fingerprint(keys: dict[str, object]) -> str:
-        table = small(models={"m": {}}, seeds=[0])
+    """And its model is of those alone that training reads: one more k is measured, and nothing is trained."""
+
+    def fingerprints(keys: dict[str, object], **of_table: object) -> tuple[str, str]:
+        table = small(models={"m": {}}, seeds=[0], **of_table)
         run = benchmark._plan(table, tmp_path, "a", "m", table.models["m"], 0, keys)
         with artifact.writing(run.workdir.windows.path, "windows", "of these data"):
             pass
-        return benchmark._fingerprint(run)
+        return benchmark._fingerprint(run), benchmark._model_fingerprint(run)
 
-    assert fingerprint({}) == fingerprint({"server.grpc_port": 9})
-    for keys in ({"training.epochs": 1}, {"evaluation.max_users": 9}, {"serving.exploration_share": 0.5}):
-        assert fingerprint(keys) != fingerprint({}), keys
+    result, model = fingerprints({})
+    assert fingerprints({"server.grpc_port": 9}) == (result, model)
+    others = [fingerprints(keys) for keys in ({"evaluation.ks": [7]}, {"serving.exploration_share": 0.5})]
+    others.append(fingerprints({}, merges=[{"merge": "quota", "alpha": 0.5}]))
+    assert len({result, *(other for other, _ in others)}) == 4
+    assert [trained for _, trained in others] == [model] * 3
+    assert not {result, model} & {*fingerprints({"training.epochs": 1})}
 
 
 @pytest.mark.usefixtures("pretended")
@@ -280,3 +286,9 @@ merges: [{{merge: score}}, {{merge: quota, alpha: 0.5}}]
     again = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert json.loads((tmp_path / "w" / "b.json").read_text())["rows"] == rows
     assert again.exit_code == 0
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.weights.h5")}
+    wider = CliRunner().invoke(main, [*arguments, "--set", "evaluation.ks=[10, 20]"], catch_exceptions=False)
+    assert wider.exit_code == 0
+    assert len(weights) == 2 and {path: path.stat().st_mtime_ns for path in weights} == weights
+    more = json.loads((tmp_path / "w" / "b.json").read_text())["rows"]
+    assert [row["metrics"]["recall_at_10"] for row in more] == [row["metrics"]["recall_at_10"] for row in rows]
