@@ -19,7 +19,14 @@ from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
 from pipeline.retraining.records import Record, all_records, keep_files, read_record, write_record
-from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, as_json, profile_span, refusals
+from pipeline.retraining.span_profile import (
+    EarlierSpans,
+    SpanProfile,
+    as_json,
+    profile_span,
+    refusals,
+    require_tables_like_the_last,
+)
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
@@ -210,6 +217,8 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
     profiles: list[SpanProfile] = []
     earlier = EarlierSpans()
     left_out: dict[str, str] = {}
+    if config.retrain.span.schema_of_last:
+        require_tables_like_the_last(config, window, store)
     for span in window:
         before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
         try:

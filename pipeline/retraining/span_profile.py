@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, time, timezone
 from pathlib import Path
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts import artifact
-from contracts.config import Config, SpanLimits
+from contracts.config import Config, DataConfig, SpanLimits
 from contracts.config.data import LIMITS_OF_DATA
-from contracts.layout import SpanParts, Workdir
+from contracts.layout import SpanParts, Store, Workdir
 from contracts.names import EventColumn, ItemColumn
 from pipeline.retraining.spans import Span
 
@@ -25,6 +25,8 @@ _LEAST_EARLIER = 3
 """Spans that it takes to say what is usual."""
 _EARLY = 0.01
 """The span begins where this share of its events has happened: a few late ones do not move its start."""
+
+_ANEW = "set, for one run, retrain.span.schema_of_last=false"
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     """
     from beam_jobs import ingest
 
-    data = config.data.model_copy(update={"events": tuple(span.files)})
-    own = Config(data=data, beam=config.beam)
-    code = artifact.code_of("contracts", "beam_jobs")
-    wanted = artifact.fingerprint(code, data.model_dump(mode="json", exclude=set(LIMITS_OF_DATA)), span.identity())
+    own, wanted = Config(data=_data_of(config, span), beam=config.beam), _fingerprint(config, span)
     found = artifact.find_current(parts.events.path, wanted)
     if found is None:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.
@@ -70,7 +69,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     profile = artifact.find_current(parts.profile, wanted)
     if profile is None:
         files = [parts.events.path / name for name in found.files]
-        counted = _count(files, data.feedback.target_level_index)
+        counted = _count(files, config.data.feedback.target_level_index)
         with artifact.writing(parts.profile, SpanParts.PROFILE_KIND, wanted) as writer:
             for counts, path in ((counted.items, parts.items), (counted.users, parts.users)):
                 pq.write_table(counts, writer.path / path.name)
@@ -78,6 +77,50 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             writer.details = _measure(span, counted)
         profile = artifact.read_manifest(parts.profile)
     return SpanProfile(items=str(parts.items), **profile.details)
+
+
+def require_tables_like_the_last(config: Config, window: Sequence[Span], store: Store) -> None:
+    """Where spans that were ingested are to be ingested anew, as by new code: with today's tables, one and all.
+
+    So no span's tables would be compared with those of a day before.
+
+    Raises:
+        ValueError: they differ too much from those that the newest span was ingested with.
+    """
+    from beam_jobs.feature_statistics import feature_statistics
+    from beam_jobs.span_schema import drift_anomalies
+    from beam_jobs.span_statistics import read_statistics
+
+    ingested = [span for span in window if artifact.find_manifest(store.span(span.key).events.path)]
+    if all(artifact.find_current(store.span(span.key).events.path, _fingerprint(config, span)) for span in ingested):
+        return
+    try:
+        before = {one.name: one for one in read_statistics(store.span(ingested[-1].key).events.statistics)}
+    except ValueError as error:
+        raise ValueError(f"{error}; or {_ANEW}") from None
+    data = config.data
+    drift = [
+        anomaly
+        for table in feature_statistics(data)
+        if table.name in before
+        for anomaly in drift_anomalies(table, before[table.name], data.max_drift, data.min_volume)
+    ]
+    if drift:
+        raise ValueError(
+            f"the feature tables differ from those of span {ingested[-1].key}: {'; '.join(drift)}. Mend them; or, if "
+            f"this is how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, "
+            f"or {_ANEW}"
+        )
+
+
+def _data_of(config: Config, span: Span) -> DataConfig:
+    return config.data.model_copy(update={"events": tuple(span.files)})
+
+
+def _fingerprint(config: Config, span: Span) -> str:
+    """Of what is ingested of the span."""
+    data = _data_of(config, span).model_dump(mode="json", exclude=set(LIMITS_OF_DATA))
+    return artifact.fingerprint(artifact.code_of("contracts", "beam_jobs"), data, span.identity())
 
 
 def _compared(config: Config, before: SpanParts | None) -> Config:
