@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import itertools
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +38,9 @@ from pipeline.stages import exported_servable
 from serving.versions import appearing
 
 log = logging.getLogger(__name__)
+
+_LONGEST_WRITE = 3600.0
+"""Seconds after which what is staged is a dead process's: a server, or a rollback, writes labels beside a retrain."""
 
 
 def publish(
@@ -218,7 +223,7 @@ def retain(config: Config, store: Store) -> None:
 
 
 def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
-    """Deletes the runs without a record but `run_id`, and the ingested spans that are not in `span_keys`.
+    """Deletes the runs without a record but `run_id`, the ingested spans not in `span_keys`, and what a kill left.
 
     Before a run begins, not at its end: days that fail would leave one after the other, and of a disk that they have
     filled no later day would get anything back. The caller holds the lock and has ended the pushes that were left
@@ -231,6 +236,20 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
         if path.name not in span_keys:
             _delete(path)
+    _delete_half_written(store)
+
+
+def _delete_half_written(store: Store) -> None:
+    """Deletes what a killed process has staged, or moved away, outside of runs and spans.
+
+    Of versions, the next push deletes those beside its own base paths, and none where a servable is exported no more;
+    of small files, as of labels, nothing would.
+    """
+    for folder in (store.path, *store.path.glob("*"), *store.servables.glob("*")):
+        for path in folder.glob(f"*{STAGING_MARK}*"):
+            with contextlib.suppress(OSError):  # whose it was has renamed it meanwhile
+                if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _delete(path: Path) -> None:

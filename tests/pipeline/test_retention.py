@@ -1,5 +1,6 @@
 """What a store keeps of its runs, and what it gives up for room."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,26 @@ def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_wi
     make_room(store, "own", {"3"})
     assert sorted(path.parent.name for path in store.runs.glob("*/*")) == ["own", "run-1", "run-1", "run-1"]
     assert [path.parent.name for path in store.spans.glob("*/*")] == ["3"]
+
+
+def test_what_a_kill_has_left_half_written_or_half_deleted_goes_once_nobody_can_be_writing_it(store: Store) -> None:
+    """A version moved away from where nothing is pushed any more, and small files, each under a name of its own."""
+    push(store, 1, None)
+    left = [
+        store.servables / "dnc_scann.staging-1" / "saved_model.pb",
+        *(folder / "some.json.staging-1" for folder in (store.path, store.servable("dnc"), store.path / "span_files")),
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    make_room(store, "own", set())
+    assert all(path.exists() for path in left)
+    for path in (left[0].parent, *left[1:]):
+        os.utime(path, (0, 0))
+    make_room(store, "own", set())
+    assert not any(path.exists() for path in left)
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+    assert versions_on_disk(store.servable("dnc")) == [1]
 
 
 def test_retention_keeps_what_another_servable_labels(store: Store) -> None:
