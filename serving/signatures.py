@@ -7,19 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.layout import SAVED_MODEL
 
 
 def read_signatures(version: Path) -> Mapping[str, Any]:
-    """Name -> SignatureDef of a version directory, read from the file: nothing is loaded."""
-    saved = saved_model_pb2.SavedModel.FromString((version / SAVED_MODEL).read_bytes())
-    return {
-        name: definition
-        for name, definition in saved.meta_graphs[0].signature_def.items()
-        if not name.startswith("__")  # __saved_model_init_op
-    }
+    """Name -> SignatureDef of a version directory, read from the file: nothing is loaded.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = version / SAVED_MODEL
+    try:
+        found = saved_model_pb2.SavedModel.FromString(path.read_bytes()).meta_graphs[0].signature_def
+    except (DecodeError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a SavedModel ({error}): restore it, or, if a store serves it, roll back to a version that "
+            "works (dnc rollback)"
+        ) from None
+    return {name: found[name] for name in found if not name.startswith("__")}  # __saved_model_init_op
 
 
 def require_compatible(old: Path, new: Path, model_name: str) -> None:

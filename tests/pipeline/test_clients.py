@@ -111,3 +111,11 @@ def test_a_model_that_answers_what_clients_ask_passes(store: Store, monkeypatch:
     monkeypatch.setattr(signatures, "require_compatible", require_compatible)
     require_signatures(CONFIG, store, plan_of(4), workdir)
     assert compared == [(store.servable(name) / "4", workdir.servable(name) / "1") for name in ("dnc", "dnc_exact")]
+
+
+@pytest.mark.parametrize("content", [b"", b"half a graph"])
+def test_a_served_version_whose_graph_is_damaged_is_named_with_what_to_do(store: Store, content: bytes) -> None:
+    (store.servable("dnc") / "4" / SAVED_MODEL).write_bytes(content)
+    takes = {"history": STRING, "country": STRING}
+    with pytest.raises(ValueError, match=r"dnc/4/saved_model.pb is not a SavedModel .*dnc rollback"):
+        require_signatures(CONFIG, store, plan_of(4), run_of(store, takes, takes))
