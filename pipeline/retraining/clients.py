@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Store, Workdir
+from contracts.names import Request, Signature
 from pipeline.retraining.plan import Plan
 from pipeline.retraining.records import read_record
 from pipeline.stages import exported_servable
 
 
-def require_user_features(config: Config, store: Store, plan: Plan) -> None:
-    """Before hours of training: requests carry user features, and a servable has an input for each that it knows.
+def require_inputs(config: Config, store: Store, plan: Plan) -> None:
+    """Before hours of training: requests carry user features, and marks of context, if the servable has the inputs.
 
     Raises:
-        ValueError: the config lacks one that the served version takes.
+        ValueError: by the config, the new version would have no input for one that the served version takes.
     """
     from serving.export import MANIFEST_FILE, read_servable_manifest
     from serving.features import user_feature_configs
+    from serving.signatures import read_signatures
 
     served = store.servable(config.serving.model_name) / str(plan.parent)
     if plan.parent is None or not (served / MANIFEST_FILE).exists():
@@ -30,6 +32,15 @@ def require_user_features(config: Config, store: Store, plan: Plan) -> None:
         raise ValueError(
             f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
             "no more: clients that send them would break. Keep them, or set another serving.model_name"
+        )
+    feedback = config.data.feedback
+    marks_context = Request.HISTORY_IS_CONTEXT in read_signatures(served)[Signature.SERVING_DEFAULT].inputs
+    if marks_context and not feedback.has_context:
+        raise ValueError(
+            f"version {plan.parent}, which is served, takes {Request.HISTORY_IS_CONTEXT}, and with "
+            f"data.feedback.target_level={feedback.target_level} and history_level={feedback.history_level} histories "
+            "hold no context: clients that send marks of it would break. Keep a history_level below the target_level, "
+            "or set another serving.model_name"
         )
 
 

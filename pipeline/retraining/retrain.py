@@ -14,7 +14,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
-from pipeline.retraining.clients import require_long_lists, require_user_features
+from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
@@ -101,7 +101,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     plan = make_plan(config, store, run_id, usable, left_out)
     for note in plan.notes:
         log.warning("%s", note)
-    require_user_features(config, store, plan)
+    require_inputs(config, store, plan)
     require_long_lists(config, store, plan)
     workdir = store.run(run_id)
     resolved = run_config(config, store, plan, window)

@@ -10,7 +10,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Store, Workdir
-from pipeline.retraining.clients import require_long_lists, require_signatures, require_user_features
+from pipeline.retraining.clients import require_inputs, require_long_lists, require_signatures
 from pipeline.retraining.plan import Plan
 from serving import signatures
 from serving.export import MANIFEST_FILE
@@ -19,7 +19,7 @@ from tests.pipeline.small_store import push
 TABLE = "data.user_features={path: users.csv, id: user_id, features: [{name: country, kind: categorical}]}"
 CONFIG = load_config(None, ["serving.indexes=[scann, exact]"])
 WITH_COUNTRY = load_config(None, ["serving.indexes=[scann, exact]", TABLE])
-STRING, FLOAT = 7, 1
+STRING, FLOAT, BOOL = 7, 1, 10
 
 
 def write_version(version: Path, inputs: dict[str, int]) -> None:
@@ -30,7 +30,7 @@ def write_version(version: Path, inputs: dict[str, int]) -> None:
         signature.inputs[name].dtype = dtype
     (version / MANIFEST_FILE).parent.mkdir(parents=True)
     (version / SAVED_MODEL).write_bytes(saved.SerializeToString())
-    details = {"user_features": [name for name in inputs if name != "history"]}
+    details = {"user_features": [name for name in inputs if not name.startswith("history")]}
     (version / MANIFEST_FILE).write_text(json.dumps({"kind": "servable", "fingerprint": "f", "details": details}))
 
 
@@ -59,11 +59,19 @@ def run_of(store: Store, inputs: dict[str, int], exact: dict[str, int]) -> Workd
 
 def test_a_user_feature_that_is_served_is_missed_before_anything_is_trained(store: Store) -> None:
     with pytest.raises(ValueError, match=r"version 4, which is served, takes the user features \['country'\]"):
-        require_user_features(CONFIG, store, plan_of(4))
-    require_user_features(WITH_COUNTRY, store, plan_of(4))
-    require_user_features(CONFIG, store, plan_of(None))
+        require_inputs(CONFIG, store, plan_of(4))
+    require_inputs(WITH_COUNTRY, store, plan_of(4))
+    require_inputs(CONFIG, store, plan_of(None))
     (store.servable("dnc") / "4" / MANIFEST_FILE).unlink()  # of a version that no export of ours has written
-    require_user_features(CONFIG, store, plan_of(4))
+    require_inputs(CONFIG, store, plan_of(4))
+
+
+def test_marks_of_context_that_are_served_are_missed_before_anything_is_trained(store: Store) -> None:
+    write_version(store.servable("dnc") / "5", {"history": STRING, "history_is_context": BOOL})
+    levels = ["data.feedback.levels=[seen, clicked]", "data.columns.event=event", "data.feedback.target_level=clicked"]
+    with pytest.raises(ValueError, match=r"target_level=clicked and history_level=clicked histories hold no context"):
+        require_inputs(load_config(None, [*levels, "data.feedback.history_level=clicked"]), store, plan_of(5))
+    require_inputs(load_config(None, levels), store, plan_of(5))
 
 
 def test_a_longer_list_than_the_served_version_gives_is_no_comparison(store: Store) -> None:
