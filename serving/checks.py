@@ -37,13 +37,18 @@ class ListsVerdict:
 
     Attributes:
         failures: one line a failed check, with an example; empty if all is well.
-        recall: mean share of the exact merge's items that are returned.
+        recalls: float64 [num_requests], of those that find anything, the share of the exact merge's items returned.
         max_score_error: largest |score - formula|, relative to max(1, |formula|).
     """
 
     failures: list[str]
-    recall: float
+    recalls: np.ndarray
     max_score_error: float
+
+    @property
+    def recall(self) -> float:
+        """The mean over requests."""
+        return float(self.recalls.mean()) if len(self.recalls) else 1.0
 
 
 def int8_score_error(corpus: Corpus, queries: np.ndarray, groups: Sequence[int]) -> np.ndarray:
@@ -116,8 +121,8 @@ def check_lists(
         "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]
-    recall = _recall(corpus, exact, at, present, controls)
-    return ListsVerdict(failures, recall, float(error.max(initial=0.0)))
+    recalls = _recalls(corpus, exact, at, present, controls)
+    return ListsVerdict(failures, recalls, float(error.max(initial=0.0)))
 
 
 def _out_of_order(lists: Recommendations, present: np.ndarray, controls: RowControls, exact: Selection) -> np.ndarray:
@@ -140,10 +145,13 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
     )
 
 
-def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls) -> float:
-    """Mean over rows; an item whose score ties with the last one of the exact merge counts as found.
+def _recalls(
+    corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls
+) -> np.ndarray:
+    """float64 [number of rows for which there is anything].
 
-    The last one is the lowest of all by score, of its group otherwise; of cold items, the lowest explored one, too.
+    An item whose score ties with the last one of the exact merge counts as found. The last one is the lowest of all by
+    score, of its group otherwise; of cold items, the lowest explored one, too.
     """
     floor = np.full_like(exact.scores, np.inf)
     lowest_of_all = _lowest(exact.scores, exact.merged)
@@ -156,9 +164,8 @@ def _recall(corpus: Corpus, exact: Selection, index: np.ndarray, present: np.nda
     floor = np.where(corpus.is_cold, np.minimum(floor, explored_floor), floor)
     good = present & np.take_along_axis(exact.scores >= floor, index, axis=1)
     wanted = (exact.merged | exact.explored).sum(axis=1)
-    return (
-        float(np.mean(np.minimum(good.sum(axis=1), wanted)[wanted > 0] / wanted[wanted > 0])) if wanted.any() else 1.0
-    )
+    found = np.minimum(good.sum(axis=1), wanted)[wanted > 0]
+    return np.asarray(found / wanted[wanted > 0])
 
 
 def _lowest(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from contracts.artifact import ArtifactError, Unfit
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
 from serving import checks, validate_process
-from serving.checks import EmbeddedRequests, check_lists, int8_score_error
+from serving.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
 from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.export import export
 from serving.index_store import read_indexes
@@ -294,6 +294,15 @@ def test_low_recall_is_measured():
     verdict = check_lists(corpus, index_of, requests, lists, asked)
     assert verdict.failures == []
     assert verdict.recall == 0.5
+
+
+@pytest.mark.parametrize(("found", "fails"), [([1, 1, 0, 1], False), ([1, 1, 0, 1] * 25, True), ([0.9] * 4, True)])
+def test_recall_is_below_its_target_where_more_than_chance_says_so(found, fails):
+    """Of .75 two standard errors over 4 requests are .43 (.5 * sqrt(.1875)), over 100 .087: .95 is out of reach."""
+    batches = [ListsVerdict([], np.array(part, float), 0.0) for part in np.array_split(found, 2)]
+    recalls, failures = validate_process._over_all_batches({"quota": batches}, 0.95)
+    assert recalls == {"quota": pytest.approx(np.mean(found))}
+    assert bool(failures) == fails
 
 
 @pytest.mark.parametrize(("others", "recall"), [([25, 20, 15], 1.0), ([25, 20, 10], (7 / 8 + 1) / 2)])
