@@ -58,7 +58,7 @@ class TuningSample:
     scored: FloatArray | None = None
 
     def search(self, k: int, leaves: int, reorder: int) -> Int32:
-        """[num_queries, k] items, -1 where there is none."""
+        """[num_queries, at most k] items, -1 where there is none; fewer columns if the leaves hold fewer items."""
         found = scann_ops.scann_search_batched(self.searcher.searcher_handle, self.queries, k, reorder, leaves, False)
         return np.where(np.isfinite(found.distances.numpy()), found.indices.numpy(), -1)
 
@@ -68,22 +68,24 @@ class _Best:
     """The k best items of each query, by their inner products.
 
     Attributes:
+        k: how many.
         products: float32 [num_queries, size].
         least: float32 [num_queries, 1]: an item of at least this product is one of the k best, or ties with the last.
     """
 
+    k: int
     products: FloatArray
     least: FloatArray
 
     @classmethod
     def of(cls, products: FloatArray, k: int) -> _Best:
         kth = -np.partition(-products, k - 1, axis=1)[:, k - 1 : k]
-        return cls(products, np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32))
+        return cls(k, products, np.asarray(kth - _TIE * np.maximum(1.0, np.abs(kth)), np.float32))
 
     def recall(self, found: Int32) -> npt.NDArray[np.float64]:
-        """[num_queries]: share of the k best among `found` [num_queries, k]."""
+        """[num_queries]: share of the k best among `found` [num_queries, at most k]."""
         scores = np.take_along_axis(self.products, np.maximum(found, 0), axis=1)
-        return np.mean((found >= 0) & (scores >= self.least), axis=1)
+        return np.sum((found >= 0) & (scores >= self.least), axis=1) / self.k
 
 
 def tuned_searches(

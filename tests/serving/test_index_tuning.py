@@ -1,0 +1,51 @@
+"""Which search is chosen, of searches whose results are known."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from serving.index_tuning import TuningSample, tuned_searches
+
+SIZE, LEAVES = 12, 3
+BEST_FIRST = np.arange(SIZE, 0, -1, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Sorted(TuningSample):
+    """An index of 3 leaves of 4 items, which lie and are searched in order; hashes fetch what scores best."""
+
+    def search(self, k: int, leaves: int, reorder: int) -> np.ndarray:
+        scored = self.exact if self.scored is None else self.scored
+        return np.argsort(-scored[:, : 4 * leaves], axis=1, kind="stable")[:, :k].astype(np.int32)
+
+
+def sample(exact: np.ndarray, scored: np.ndarray | None = None) -> Sorted:
+    """Of 16 queries alike, so that there is no margin for chance."""
+    return Sorted(
+        None, np.zeros([16, 1], np.float32), *(None if of is None else np.tile(of, (16, 1)) for of in (exact, scored))
+    )
+
+
+def test_results_that_a_search_has_no_room_for_are_missed():
+    """6 results of leaves of 4 items: those of one leaf are all among the best, and are 4 of 6."""
+    (point,) = tuned_searches(sample(BEST_FIRST), [6], LEAVES, 0.9)
+    assert (point.leaves, point.reorder, point.recall) == (2, 6, 1.0)
+    (point,) = tuned_searches(sample(BEST_FIRST), [6], LEAVES, 0.6)
+    assert (point.leaves, point.recall) == (1, pytest.approx(4 / 6))
+
+
+def test_vectors_that_lose_something_need_not_find_what_they_cannot_tell():
+    """By 8 bits the third best item looks worst, and the fourth worse than the fifth."""
+    rounded = BEST_FIRST.copy()
+    rounded[2:4] = -1, 0
+    # Of the exact 0, 1, 2 no search finds 2. One leaf gives 0, 1, 3, and two the rounded vectors' own best, 0, 1, 4.
+    (point,) = tuned_searches(sample(BEST_FIRST, rounded), [3], LEAVES, 0.9)
+    assert (point.leaves, point.reorder, point.recall) == (2, 3, pytest.approx(2 / 3))
+    (point,) = tuned_searches(sample(BEST_FIRST, rounded), [3], LEAVES, 0.6)
+    assert (point.leaves, point.recall) == (1, pytest.approx(2 / 3))
+
+
+def test_a_target_out_of_reach_is_named():
+    with pytest.raises(ValueError, match=r"12 items does not reach serving\.recall_target=0\.9 for 4 results"):
+        tuned_searches(sample(BEST_FIRST[::-1]), [4], 1, 0.9)
