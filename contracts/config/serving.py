@@ -54,7 +54,7 @@ class ServingConfig(Section):
     int8: bool = Field(
         True,
         description="groups with hashes score results by 8-bit vectors where these reach recall_target: a quarter of "
-        "the memory, scores accurate to 1%",
+        "the memory, scores mostly within .3% and at most some 3% of the exact ones",
     )
     warmup_requests: int = Field(
         16, ge=1, le=1000, description="written beside the model; TF Serving answers them before it serves a version"
