@@ -51,6 +51,15 @@ class PreviousSpan:
                 f"the data break the schema {Events(current(as_path(self.path))).schema}: {'; '.join(anomalies)}. "
                 f"Mend them; or, if this is how it is now, edit the schema, or {_ANEW}"
             )
+        self.require_no_drift(statistics, data)
+        return self.schema
+
+    def require_no_drift(self, statistics: Sequence[Statistics], data: DataConfig) -> None:
+        """Compares data sets with the last span's of their name.
+
+        Raises:
+            ValueError: they differ too much.
+        """
         before = {dataset.name: dataset for dataset in self.statistics}
         drift = [
             anomaly
@@ -64,4 +73,3 @@ class PreviousSpan:
                 f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
                 f"{_ANEW}"
             )
-        return self.schema

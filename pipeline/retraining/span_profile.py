@@ -26,8 +26,6 @@ _LEAST_EARLIER = 3
 _EARLY = 0.01
 """The span begins where this share of its events has happened: a few late ones do not move its start."""
 
-_ANEW = "set, for one run, retrain.span.schema_of_last=false"
-
 
 @dataclass(frozen=True)
 class SpanProfile:
@@ -88,29 +86,14 @@ def require_tables_like_the_last(config: Config, window: Sequence[Span], store: 
         ValueError: they differ too much from those that the newest span was ingested with.
     """
     from beam_jobs.feature_statistics import feature_statistics
-    from beam_jobs.span_schema import drift_anomalies
-    from beam_jobs.span_statistics import read_statistics
+    from beam_jobs.previous_span import PreviousSpan
 
     ingested = [span for span in window if artifact.find_manifest(store.span(span.key).events.path)]
     if all(artifact.find_current(store.span(span.key).events.path, _fingerprint(config, span)) for span in ingested):
         return
-    try:
-        before = {one.name: one for one in read_statistics(store.span(ingested[-1].key).events.statistics)}
-    except ValueError as error:
-        raise ValueError(f"{error}; or {_ANEW}") from None
-    data = config.data
-    drift = [
-        anomaly
-        for table in feature_statistics(data)
-        if table.name in before
-        for anomaly in drift_anomalies(table, before[table.name], data.max_drift, data.min_volume)
-    ]
-    if drift:
-        raise ValueError(
-            f"the feature tables differ from those of span {ingested[-1].key}: {'; '.join(drift)}. Mend them; or, if "
-            f"this is how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, "
-            f"or {_ANEW}"
-        )
+    last = PreviousSpan.read(str(store.span(ingested[-1].key).events.path))
+    if last is not None:
+        last.require_no_drift(list(feature_statistics(config.data)), config.data)
 
 
 def _data_of(config: Config, span: Span) -> DataConfig:

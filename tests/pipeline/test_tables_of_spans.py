@@ -41,5 +41,5 @@ def test_new_code_does_not_let_a_broken_table_in(
     if problem is None:
         require_tables_like_the_last(config, window, store)
     else:
-        with pytest.raises(ValueError, match=rf"differ from those of span 2024-01-02: .*{problem}"):
+        with pytest.raises(ValueError, match=rf"differ from data\.previous=\S*/2024-01-02/events: .*{problem}"):
             require_tables_like_the_last(config, window, store)
