@@ -111,7 +111,7 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
         logger.warning(
             "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
-            "are no history: with %r there are more to learn from",
+            "are never what a model learns to find: with %r there are more to learn from",
             f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
         )  # fmt: skip
 
