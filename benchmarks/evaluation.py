@@ -26,7 +26,7 @@ from pipeline.benchmark_table import json_file, machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metric_names import recall_name
-from trainer.metrics import per_user_metrics, recall_of_places
+from trainer.metrics import hits, recall_at_k, recall_of_places
 from trainer.ragged import Ragged
 from trainer.ranking import ExactRanking
 
@@ -69,8 +69,8 @@ def ours(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> d
 
 def our_lists(model: GivenVectors, catalogue: Catalogue, users: EvaluationUsers) -> dict[str, float]:
     lists = ExactRanking(model, catalogue, users).lists("score", 0.0, max(KS))
-    found = per_user_metrics(lists, users.targets, KS)
-    return {recall_name(k): float(found[recall_name(k)].mean()) for k in KS}
+    hit = hits(lists, users.targets)
+    return {recall_name(k): float(recall_at_k(hit, users.targets.lengths, k).mean()) for k in KS}
 
 
 def theirs(users: np.ndarray, items: np.ndarray, targets: np.ndarray, brute_force: bool) -> None:

@@ -194,14 +194,6 @@ def metrics_from_lists(
     return ListMetrics(table, per_user)
 
 
-def per_user_metrics(lists: np.ndarray, targets: Ragged, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Recall at each k, and NDCG, of each user: name -> float64 [num_users]."""
-    hit = hits(lists, targets)
-    result = {recall_name(k): recall_at_k(hit, targets.lengths, k) for k in ks}
-    result[NDCG] = ndcg_at_k(hit, targets.lengths, NDCG_K)
-    return result
-
-
 def target_recall(hit: np.ndarray, lists: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
     """float64 [number of targets]: 1 where the target is in the first k of its user's list.
 
