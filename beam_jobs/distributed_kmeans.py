@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -93,7 +92,7 @@ class LloydStep(beam.PTransform):
         return (
             blocks
             | "SumBlocks" >> beam.ParDo(_SumBlock(self._centroids))
-            | "SumAll" >> beam.CombineGlobally(_SumArrays()).without_defaults()
+            | "SumAll" >> beam.CombineGlobally(sum).without_defaults()
             | "WriteMeans" >> beam.ParDo(_WriteMeans(self._centroids, self._means))
         )
 
@@ -115,22 +114,6 @@ class _SumBlock(beam.DoFn):
         sums = np.zeros((len(centroids), rows.shape[1] + 2), np.int64)
         sums[present] = np.add.reduceat(np.rint(columns * _UNIT).astype(np.int64), first, axis=0)
         yield sums
-
-
-class _SumArrays(beam.CombineFn):
-    """Sum of arrays of one shape."""
-
-    def create_accumulator(self) -> Any:
-        return 0
-
-    def add_input(self, accumulator: Any, array: Int64) -> Any:
-        return accumulator + array
-
-    def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
-        return sum(accumulators)
-
-    def extract_output(self, accumulator: Any) -> Any:
-        return accumulator
 
 
 class _WriteMeans(beam.DoFn):
