@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, s
                 pipeline
                 | "Inputs" >> beam.Create(list(enumerate(inputs)))
                 | "Spread" >> beam.GroupByKey()
-                | "Single" >> beam.ParDo(_Single())
+                | "Single" >> beam.FlatMap(_single)
                 | steps
-                | "EncodeResults" >> beam.ParDo(_EncodeResult())
+                | "EncodeResults" >> beam.Map(_encode_result)
                 | "GatherResults" >> beam.GroupByKey()
-                | "WriteResults" >> beam.ParDo(_WriteLines(path))
+                | "WriteResults" >> beam.Map(_write_lines, path)
             )
     except ImportError as error:
         raise ValueError(f"beam.runner={config.runner} needs a package that is missing ({error}): install it") from None
@@ -64,26 +64,15 @@ def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
     return beam.Pipeline(options=PipelineOptions(options))
 
 
-class _Single(beam.DoFn):
+def _single(element: tuple[int, Iterable[Any]]) -> Iterable[Any]:
     """(number, the one input) -> the input. `Reshuffle` does the same in three times as many steps."""
-
-    def process(self, element: tuple[int, Iterable[Any]]) -> Iterable[Any]:
-        return element[1]
+    return element[1]
 
 
-class _EncodeResult(beam.DoFn):
-    """Value -> (0, JSON)."""
-
-    def process(self, value: Any) -> Iterator[tuple[int, str]]:
-        yield 0, json.dumps(value)
+def _encode_result(value: Any) -> tuple[int, str]:
+    return 0, json.dumps(value)
 
 
-class _WriteLines(beam.DoFn):
+def _write_lines(element: tuple[int, Iterable[str]], path: Path) -> None:
     """(0, lines) -> a file; without lines there is none."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def process(self, element: tuple[int, Iterable[str]]) -> Iterable[None]:
-        storage.write_text(self._path, "\n".join(element[1]))
-        return ()
+    storage.write_text(path, "\n".join(element[1]))
