@@ -38,7 +38,7 @@ class Stage:
     sections: tuple[str, ...]
     rooms: tuple[str, ...]
     outputs: Callable[[Config, Workdir], tuple[Path, ...]]
-    run: Callable[[Config, Workdir, str], None]
+    run: Callable[[Config, Workdir, str], object]
     sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
     remote: bool = False
     check: Callable[[Config], None] = lambda config: None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,34 +19,13 @@ from pipeline.stage import Stage
 from serving.versions import exported_as, remove_unvalidated, version_of
 
 
-def _ingest(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from beam_jobs import ingest
+def _job(name: str) -> Callable[[Config, Workdir, str], None]:
+    """The run of a job of the Beam side."""
 
-    ingest.run(config, workdir, fingerprint)
+    def run(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        importlib.import_module(f"beam_jobs.{name}").run(config, workdir, fingerprint)
 
-
-def _statistics(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from beam_jobs import statistics
-
-    statistics.run(config, workdir, fingerprint)
-
-
-def _groups(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from beam_jobs import groups
-
-    groups.run(config, workdir, fingerprint)
-
-
-def _transform(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from beam_jobs import transform
-
-    transform.run(config, workdir, fingerprint)
-
-
-def _windows(config: Config, workdir: Workdir, fingerprint: str) -> None:
-    from beam_jobs import windows
-
-    windows.run(config, workdir, fingerprint)
+    return run
 
 
 def _model_configs(config: Config) -> dict[str, Config]:
@@ -175,7 +156,7 @@ STAGES = (
         sections=("data", "split"),
         rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.events.path,),
-        run=_ingest,
+        run=_job("ingest"),
         remote=True,
         sources=lambda config: (
             *config.data.events,
@@ -190,7 +171,7 @@ STAGES = (
         sections=("data", "windows.popularity_exponent"),
         rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.item_statistics.path,),
-        run=_statistics,
+        run=_job("statistics"),
         remote=True,
         sources=_feature_tables,
     ),
@@ -201,7 +182,7 @@ STAGES = (
         sections=("data", "groups", "seed"),
         rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.item_groups.path,),
-        run=_groups,
+        run=_job("groups"),
         remote=True,
         sources=lambda config: manifest_of(config.groups.previous),
     ),
@@ -212,7 +193,7 @@ STAGES = (
         sections=("data",),
         rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.transform.path,),
-        run=_transform,
+        run=_job("transform"),
         remote=True,
     ),
     Stage(
@@ -222,7 +203,7 @@ STAGES = (
         sections=("windows", "seed"),
         rooms=("beam_jobs",),
         outputs=lambda config, workdir: (workdir.windows.path,),
-        run=_windows,
+        run=_job("windows"),
         remote=True,
         check=_require_mined_from,
         sources=lambda config: () if config.windows.mined_from is None else (glob.escape(config.windows.mined_from),),
