@@ -22,7 +22,7 @@ from contracts.names import ItemColumn, UserColumn
 _ROWS_AT_ONCE = 1 << 16
 
 
-def apply_transform(config: Config, workdir: Workdir, earlier: Workdir, fingerprint: str) -> Manifest:
+def apply_transform(earlier: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `Transform` artifact: `earlier`'s graphs, and this run's tables as they map them.
 
     Raises:

@@ -72,7 +72,7 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
         by_name["transform"],
         summary=f"apply the transform graphs of {trained.path} to this catalogue",
         rooms=("trainer", "serving", "pipeline"),
-        run=functools.partial(_apply_transform, trained),
+        run=functools.partial(apply_transform, trained),
         check=functools.partial(require_same_features, trained),
         sources=lambda config: manifest_of(str(trained.transform.path)),
     )
@@ -109,10 +109,6 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
             f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "
             "trains nothing: give it that run's settings, or train with training.warm_start"
         )
-
-
-def _apply_transform(trained: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> None:
-    apply_transform(config, workdir, trained, fingerprint)
 
 
 def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:

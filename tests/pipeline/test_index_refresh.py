@@ -87,6 +87,6 @@ def test_features_that_the_model_was_not_trained_with_are_refused(
         artifact.write_json(writer.path / trained.transform.feature_spec.name, spec)
     config = load_config(None, [f"data.item_features={{path: items.csv, id: item_id, features: {features}}}"])
     with pytest.raises(ValueError, match="an index refresh trains nothing") as error:
-        apply_transform(config, Workdir(trained.path.with_name("today")), trained, "f")
+        apply_transform(trained, config, Workdir(trained.path.with_name("today")), "f")
     for words in said:
         assert words in str(error.value)
