@@ -13,6 +13,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from contracts.layout import ASSETS_EXTRA
 from contracts.names import Signature
 from serving.requests import UserRequests
+from serving.tensors import to_proto
 
 WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 
@@ -24,13 +25,11 @@ def write_warmup(version: Path, requests: UserRequests, model_name: str, reads_c
     batches = [slice(row, row + 1) for row in range(len(requests) - 1)] + [slice(0, len(requests))]
     with tf.io.TFRecordWriter(str(path)) as writer:
         for rows in batches:
-            inputs = requests.inputs(rows, reads_context)
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = Signature.SERVING_DEFAULT
-            for name, value in inputs.items():
-                dtype = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(value, dtype, value.shape))
+            for name, value in requests.inputs(rows, reads_context).items():
+                request.inputs[name].CopyFrom(to_proto(value))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())
 
