@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class TrainingState:
     def best_epoch(self) -> dict[str, Any] | None:
         """The history's entry of the best validation; None before the first."""
         measured = [entry for entry in self.history if "validation_recall" in entry]
-        return max(measured, key=_validation_recall, default=None)
+        return max(measured, key=itemgetter("validation_recall"), default=None)
 
     @property
     def plateaus(self) -> int:
@@ -80,7 +81,7 @@ class TrainingState:
         epochs = [entry for entry in self.history if entry["epoch"] > 0 and "validation_recall" in entry]
         if not epochs:
             return 0
-        best = [max(epochs, key=metric)["epoch"] for metric in (_validation_recall, _validation_ndcg)]
+        best = [max(epochs, key=itemgetter(metric))["epoch"] for metric in ("validation_recall", "validation_ndcg")]
         plateaus = [entry["epoch"] for entry in self.history if entry.get("plateau")]
         return sum(entry["epoch"] > max(best + plateaus) for entry in epochs)
 
@@ -131,11 +132,3 @@ class TrainingState:
         self.remove()
         self._path.mkdir(parents=True)
         write_json(self._marker, own)
-
-
-def _validation_recall(entry: dict[str, Any]) -> float:
-    return float(entry["validation_recall"])
-
-
-def _validation_ndcg(entry: dict[str, Any]) -> float:
-    return float(entry["validation_ndcg"])
