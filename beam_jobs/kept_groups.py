@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
 from beam_jobs.item_embeddings import embed_cold, normalise_rows, ppmi, read_block
 from beam_jobs.partition import nearest_centroid
@@ -71,7 +70,7 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeat
     embeddings, settled = previous.embeddings.copy(), previous.settled.copy()
     num_items = len(embeddings)
     weights = ppmi(blocks, num_items)[:, np.flatnonzero(settled)]
-    folded = normalise_rows(_product(weights, embeddings[settled]))
+    folded = normalise_rows(np.asarray(weights @ embeddings[settled], np.float32))
     joining = ~settled & folded.any(axis=1)
     embeddings[joining] = folded[joining]
     embeddings[~settled & ~joining] = 0
@@ -94,8 +93,3 @@ def cooccurrences_within(blocks: Sequence[Path], groups: Int64) -> float | None:
         inside += int(weights[(groups[rows] == groups[columns]) & (groups[rows] >= 0)].sum())
         total += int(weights.sum())
     return inside / total if total else None
-
-
-def _product(matrix: sp.csr_matrix, rows: Float32) -> Float32:
-    found: Float32 = np.asarray(matrix @ rows, np.float32)
-    return found

@@ -135,7 +135,8 @@ def _select(
     allowed &= ~explored
     places = controls.num_candidates - explored.sum(axis=1)
 
-    available = _by_group(corpus, allowed, intent.shape[1])
+    of_groups = [allowed[:, corpus.group_ids == group].sum(axis=1) for group in range(intent.shape[1])]
+    available = np.stack(of_groups, axis=1)
     preference = np.where(available > 0, log_intent + log_boost, -np.inf)
     turn = np.argsort(np.argsort(-preference, axis=1, kind="stable"), axis=1)
     probed = turn < np.where(controls.max_groups > 0, controls.max_groups, intent.shape[1])[:, None]
@@ -163,11 +164,6 @@ def _scores(corpus: Corpus, queries: np.ndarray, offset: np.ndarray) -> np.ndarr
         members = np.flatnonzero(corpus.group_ids == group)
         scores[:, members] = queries[:, group] @ corpus.embeddings[members].T
     return scores + offset[:, corpus.group_ids].astype(np.float32)
-
-
-def _by_group(corpus: Corpus, allowed: np.ndarray, num_groups: int) -> np.ndarray:
-    """int64 [batch_size, num_groups]: items allowed."""
-    return np.stack([allowed[:, corpus.group_ids == g].sum(axis=1) for g in range(num_groups)], axis=1)
 
 
 def _rank_in_group(corpus: Corpus, scores: np.ndarray, allowed: np.ndarray, limit: int) -> np.ndarray:

@@ -92,7 +92,8 @@ class ScannIndexSet(tf.Module):
             tf.TensorSpec([None, len(self.group_sizes)]),
             tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
         ]
-        return [_concrete(lambda *given, branch=branch: tuple(branch(*given)), specs) for branch in self._branches]
+        functions = [lambda *given, branch=branch: tuple(branch(*given)) for branch in self._branches]
+        return [tf.function(one, specs, autograph=False).get_concrete_function() for one in functions]
 
     def _batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         search = functools.partial(self._search_jobs, tf.unstack(handles))
@@ -166,10 +167,6 @@ class ScannIndexSet(tf.Module):
         typical_step, step = (first_step + tf.searchsorted(self._steps, number) for number in (typical_k, k))
         leaves = tf.maximum(tf.gather(self._leaves, typical_step), tf.gather(self._least_leaves, step))
         return leaves, tf.maximum(tf.gather(self._reorder, typical_step), tf.gather(self._least_reorder, step))
-
-
-def _concrete(function: Callable[..., Any], specs: Sequence[tf.TensorSpec]) -> Any:
-    return tf.function(function, specs, autograph=False).get_concrete_function()
 
 
 def _search(

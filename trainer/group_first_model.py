@@ -28,7 +28,8 @@ class GroupFirstModel(TwoTowerModel):
         group = self.sampled_group(batch)
         users = self.features_of_users(batch.user_index)
         history = self._history_before(batch, items, training)
-        encoded = self._encode(history, users, self._or_none(group), training)
+        no_group = tf.fill(tf.shape(group), self.num_groups)
+        encoded = self._encode(history, users, tf.stack([no_group, group]), training)
         shared, conditioned = tf.gather_nd(encoded[0], place), tf.gather_nd(encoded[1], place)
         return OneGroupVectors(shared, conditioned, tf.gather(group, place[:, 0]), self.num_groups)
 
@@ -40,10 +41,6 @@ class GroupFirstModel(TwoTowerModel):
         rank = tf.cumsum(tf.cast(batch.is_target, tf.int32), axis=1, exclusive=True)
         place = tf.argmax(batch.is_target & (rank == drawn[:, None]), axis=1)
         return tf.gather(self._group_id, tf.gather(batch.item_index, place, batch_dims=1))
-
-    def _or_none(self, group_id: tf.Tensor) -> tf.Tensor:
-        """int32 [batch_size] -> [2, batch_size]: no group, and the group."""
-        return tf.stack([tf.fill(tf.shape(group_id), self.num_groups), group_id])
 
     def _encode(
         self,

@@ -20,7 +20,7 @@ from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
 from trainer.layers.context_mark import ContextMark
 from trainer.log_partitions import log_sum_exp, z_loss
-from trainer.model_parts import conditioning, intent_head, oov_buckets, query_tower
+from trainer.model_parts import conditioning, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 from trainer.replicas import mean_over_replicas
@@ -86,7 +86,8 @@ class TwoTowerModel(tfrs.Model):
         self._softmax = SoftmaxTerms(pools, self._candidate_tower, self._group_id, config.training.loss)
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
-        self._intent = intent_head(self.num_groups) if self._loss_config.intent_weight else None
+        has_intent = self._loss_config.intent_weight > 0
+        self._intent = tf.keras.layers.Dense(self.num_groups, name="intent_logits") if has_intent else None
         # One forward pass creates every weight, so that a new model can be saved or restored at once.
         self._embed(tf.zeros([1, 1], tf.int64), self.features_of_users(tf.zeros([1], tf.int64)))
 

@@ -16,11 +16,6 @@ from trainer.query_tower import QueryTower
 from trainer.user_id_tower import UserIdTower
 
 
-def intent_head(num_groups: int) -> tf.keras.layers.Dense:
-    """Logits of p(group | user), from the query."""
-    return tf.keras.layers.Dense(num_groups, name="intent_logits")
-
-
 def oov_buckets(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> OOVBuckets | None:
     """What stands for events of unknown items; None where a history lacks them."""
     model = config.model

@@ -67,9 +67,11 @@ def find_window(config: Config, until: str | None = None) -> list[Span]:
     """
     spans = find_spans(config, until)
     if not spans:
+        marker = config.retrain.complete_marker
+        told_by = f"retrain.complete_marker={marker}" if marker else "the dates"
         raise ValueError(
             f"data.events={list(config.data.events)} has no complete span{f' up to {until}' if until else ''}: check "
-            f"{'--span, ' if until else ''}the path and {_markers(config)}"
+            f"{'--span, ' if until else ''}the path and {told_by}"
         )
     return spans[-config.retrain.window_spans :]
 
@@ -179,12 +181,6 @@ def _require_judges(config: Config, workdir: Workdir) -> None:
             f"that, or retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait for "
             "the next one"
         )
-
-
-def _markers(config: Config) -> str:
-    return (
-        f"retrain.complete_marker={config.retrain.complete_marker}" if config.retrain.complete_marker else "the dates"
-    )
 
 
 def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: str) -> str | None:

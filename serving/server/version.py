@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +55,10 @@ class LoadedServable:
                 for name, definition in self.definitions.items()
                 if definition.inputs and definition.outputs
             }
-            self._calls = {name: self._callable(spec) for name, spec in self.signatures.items()}
+            self._calls = {
+                name: self._session.make_callable(list(spec.outputs.values()), [i.tensor for i in spec.inputs.values()])
+                for name, spec in self.signatures.items()
+            }
             for signature, inputs in read_warmup(path) if (path / WARMUP_FILE).exists() else ():
                 self.run(signature, [self.signatures[signature].complete(inputs)[0]])
         except Exception as error:  # a graph of another time fails in any way
@@ -88,11 +91,6 @@ class LoadedServable:
         del self._session
         gc.collect()
         _trim_heap()
-
-    def _callable(self, spec: SignatureSpec) -> Callable[..., list[np.ndarray]]:
-        return self._session.make_callable(
-            list(spec.outputs.values()), [value.tensor for value in spec.inputs.values()]
-        )
 
 
 def _trim_heap() -> None:

@@ -66,14 +66,12 @@ class MINDEncoder(InterestEncoder):
     def _capsules(self, mapped: tf.Tensor, routing: tf.Tensor, active: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
         """[batch_size, length, num_interests, dim]: squashed sums of the behaviours routed to each capsule."""
         weights = tf.nn.softmax(tf.where(active, routing, routing.dtype.min), axis=-2)
-        weights = tf.broadcast_to(weights * visible[:, None, :], self._routing_shape(mapped))
+        batch_size, length = tf.shape(mapped)[0], tf.shape(mapped)[1]
+        shape = [batch_size, length, self.num_interests, length]
+        weights = tf.broadcast_to(weights * visible[:, None, :], shape)
         total = tf.einsum("btkl,bld->btkd", weights, mapped)
         square = tf.reduce_sum(tf.square(total), axis=-1, keepdims=True)
         return total * (square / (1.0 + square)) * tf.math.rsqrt(square + 1e-9)
-
-    def _routing_shape(self, mapped: tf.Tensor) -> tf.Tensor:
-        batch_size, length = tf.shape(mapped)[0], tf.shape(mapped)[1]
-        return tf.stack([batch_size, length, self.num_interests, length])
 
     def attend(self, interests: tf.Tensor, active: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
         affinity = tf.einsum("pkd,pd->pk", interests, target)
