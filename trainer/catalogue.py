@@ -36,8 +36,7 @@ class Catalogue:
         user_features: name -> [num_users + 1, ...], likewise.
         feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
         cooccurrence: float32 [num_items + 1, embedding_dim of the groups], what groups are made from: an item's
-            place among the items that it occurs with in training, or where its side features lead; no axes if the
-            grouping wrote none.
+            place among the items that it occurs with in training, or where its side features lead.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
         num_users: of the user vocabulary.
     """
@@ -83,7 +82,7 @@ class Catalogue:
             item_features=_read_features(workdir.transform.items, spec["item"]),
             user_features=_read_features(workdir.transform.users, spec["user"]),
             feature_spec=spec,
-            cooccurrence=_cooccurrence(workdir, len(items)),
+            cooccurrence=np.pad(np.load(workdir.item_groups.embeddings), [[1, 0], [0, 0]]),
             num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
         )
 
@@ -113,12 +112,6 @@ def _require_same_items(items: pa.Table, groups: pa.Table, workdir: Workdir) -> 
         )
 
 
-def _cooccurrence(workdir: Workdir, num_items: int) -> np.ndarray:
-    path = workdir.item_groups.embeddings
-    rows = np.load(path) if path.exists() else np.zeros((num_items, 0), np.float32)
-    return np.concatenate([np.zeros((1, rows.shape[1]), np.float32), rows])
-
-
 def _padded(column: pa.ChunkedArray, dtype: type) -> np.ndarray:
     values = column.to_numpy(zero_copy_only=False).astype(dtype)
     return np.concatenate([np.zeros(1, dtype), values])
@@ -134,11 +127,8 @@ def _read_features(path: Path, specs: list[dict[str, Any]]) -> dict[str, np.ndar
 def _feature_array(column: pa.ChunkedArray, spec: dict[str, Any]) -> np.ndarray:
     """[num_rows + 1] or, of tokens and vectors, [num_rows + 1, width]; numbers are float32, indices int64."""
     dtype = np.float32 if spec["kind"] in {"numeric", "vector"} else np.int64
-    if isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-        values = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(dtype)
+    is_list = pa.types.is_fixed_size_list(column.type)
+    values = (pc.list_flatten(column) if is_list else column).to_numpy(zero_copy_only=False).astype(dtype)
+    if is_list:
         values = values.reshape(len(column), -1)
-    else:
-        values = column.to_numpy(zero_copy_only=False).astype(dtype)
-    if spec["kind"] not in {"tokens", "vector"}:
-        values = values.reshape(len(column))
     return np.concatenate([np.zeros((1, *values.shape[1:]), dtype), values])

@@ -87,8 +87,8 @@ def _write_tables(log: Log, workdir: Workdir, counts: np.ndarray, probability: n
     with writing(workdir.item_groups.path, ItemGroups.KIND, "test") as artifact:
         groups = {"item_id": item_ids, "group_id": log.group_id.astype(np.int32)}
         pq.write_table(pa.table(groups), ItemGroups(artifact.path).groups)
-        if log.cooccurrence is not None:
-            np.save(ItemGroups(artifact.path).embeddings, log.cooccurrence)
+        without = np.zeros((log.num_items, 0), np.float32)
+        np.save(ItemGroups(artifact.path).embeddings, without if log.cooccurrence is None else log.cooccurrence)
     with writing(workdir.transform.path, Transform.KIND, "test") as artifact:
         transform = Transform(artifact.path)
         pq.write_table(_feature_table("item_index", log.num_items, log.item_features), transform.items)
@@ -103,7 +103,8 @@ def _write_tables(log: Log, workdir: Workdir, counts: np.ndarray, probability: n
 def _feature_table(index: str, num_rows: int, features: dict[str, tuple[dict[str, Any], np.ndarray]]) -> pa.Table:
     columns: dict[str, Any] = {index: np.arange(1, num_rows + 1)}
     for name, (_, values) in features.items():
-        columns[name] = list(values) if values.ndim > 1 else values
+        flat = pa.array(values.ravel())
+        columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(columns)
 
 
