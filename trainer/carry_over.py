@@ -27,7 +27,8 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
 
     Raises:
         ArtifactError: an artifact is missing.
-        ValueError: the two models differ in more than items, groups and feature values.
+        ValueError: the two models differ in more than items, groups and feature values. Settings that `dnc index`
+            compares beforehand are not named.
     """
     tf.keras.utils.set_random_seed(config.seed)
     model = build_model(config, Catalogue.for_config(config, workdir))
@@ -35,9 +36,8 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "
-            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's section model, "
-            "data.*_features, windows.length, training.loss.intent_weight, groups.method and groups.embedding_dim, or "
-            "train with training.warm_start"
+            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's windows.length and "
+            "groups.embedding_dim, or train with training.warm_start"
         )
     if carried.new_groups:
         log.warning(
