@@ -17,6 +17,11 @@ import contracts  # noqa: F401  (selects Keras 2)
 from contracts.artifact import writing
 from contracts.layout import ItemGroups, ItemStatistics, Transform, Windows, Workdir
 from contracts.names import EvaluationField, Split, WindowField
+from trainer.ragged import Ragged
+
+
+def of_rows(rows: Sequence[Sequence[int]]) -> Ragged:
+    return Ragged(np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)]))
 
 
 @dataclass

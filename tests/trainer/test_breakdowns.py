@@ -2,14 +2,10 @@
 
 import numpy as np
 
+from tests.trainer.artifacts import of_rows
 from trainer.catalogue import Catalogue
 from trainer.evaluate import break_down
 from trainer.input_pipeline import EvaluationUsers
-from trainer.ragged import Ragged
-
-
-def of_rows(rows: list[list[int]]) -> Ragged:
-    return Ragged(np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)]))
 
 
 def test_breakdowns_by_hand() -> None:

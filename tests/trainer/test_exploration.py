@@ -9,13 +9,12 @@ import pytest
 import tensorflow as tf
 
 from contracts.names import Split
-from tests.trainer.artifacts import Log, write_artifacts
+from tests.trainer.artifacts import Log, of_rows, write_artifacts
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.evaluate import evaluate
 from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers
-from trainer.ragged import Ragged
 from trainer.train import train
 
 NUM_USERS, NUM_ITEMS, NUM_COLD = 50, 60, 20
@@ -40,10 +39,6 @@ def share_of(targets: list[list[int]], k: int = 10) -> float:
     users = np.arange(len(targets))
     of_users = EvaluationUsers(users, of_rows([[BEST]] * len(users)), of_rows([[]] * len(users)), of_rows(targets))
     return measure_exploration_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
-
-
-def of_rows(rows: list[list[int]]) -> Ragged:
-    return Ragged(np.concatenate([np.array(row, np.int64) for row in rows]), np.cumsum([0, *map(len, rows)]))
 
 
 @pytest.mark.parametrize(

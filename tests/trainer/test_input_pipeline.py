@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 
 from contracts.names import WindowField
-from tests.trainer.artifacts import Log, cyclic_log, write_artifacts
+from tests.trainer.artifacts import Log, cyclic_log, of_rows, write_artifacts
 from trainer.input_pipeline import TrainingWindows, _window_batch
 from trainer.ragged import Ragged
-
-
-def of_rows(rows: list[list[int]]) -> Ragged:
-    return Ragged(np.array([value for row in rows for value in row], np.int64), np.cumsum([0, *map(len, rows)]))
 
 
 def chunk_of(items: list[list[int]], num_context: list[int], repeats: list[list[int]]) -> dict[str, Ragged]:

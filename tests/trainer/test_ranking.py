@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.trainer.artifacts import of_rows
 from trainer import ranking
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -19,10 +20,6 @@ from trainer.ranking import ExactRanking
 from trainer.scoring import fill_quotas, quotas
 
 NUM_ITEMS, NUM_USERS, NUM_GROUPS, DIM = 40, 9, 4, 3
-
-
-def of_rows(rows: list[list[int]]) -> Ragged:
-    return Ragged(np.concatenate(rows).astype(np.int64), np.cumsum([0, *map(len, rows)]))
 
 
 @dataclass
