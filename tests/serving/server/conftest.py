@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from contracts.config import ServerConfig
+from serving.servable_session import ServableSession
 from serving.server.run import Listening, running
 
 
@@ -98,6 +99,13 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
     yield start
     for server in servers:
         server.__exit__()
+
+
+@pytest.fixture(scope="package")
+def session(servables: dict[str, Path]) -> Iterator[ServableSession]:
+    """The session that the server's answers are compared with: of dnc_exact."""
+    with ServableSession(servables["exact"], num_threads=1) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="package")

@@ -17,7 +17,6 @@ import pytest
 from contracts.names import Request, Response, Signature
 from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
-from serving.servable_session import ServableSession
 
 
 @pytest.fixture(scope="module", params=["grpc", "rest"])
@@ -29,12 +28,6 @@ def client(server, request):
     with make(at, "dnc_exact", timeout=30) as made:
         made.wait_until_ready(30)
         yield made
-
-
-@pytest.fixture(scope="module")
-def session(servables):
-    with ServableSession(servables["exact"], num_threads=1) as loaded:
-        yield loaded
 
 
 def test_lists_are_the_sessions(client, session):

@@ -1,7 +1,5 @@
 """The official stubs against the server, answers against the session's own."""
 
-from pathlib import Path
-
 import grpc
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.names import Request, Response, Signature
-from serving.servable_session import ServableSession, request_inputs
+from serving.servable_session import request_inputs
 from serving.server.errors import Code
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
@@ -31,12 +29,6 @@ def predict(server):
 def models(server):
     with server.channel() as channel:
         yield model_service_pb2_grpc.ModelServiceStub(channel)
-
-
-@pytest.fixture(scope="module")
-def session(servables: dict[str, Path]):
-    with ServableSession(servables["exact"], num_threads=1) as loaded:
-        yield loaded
 
 
 def request(inputs, model="dnc_exact", signature="", **spec) -> predict_pb2.PredictRequest:

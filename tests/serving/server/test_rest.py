@@ -13,17 +13,11 @@ import pytest
 import requests
 
 from contracts.names import Response, Signature
-from serving.servable_session import ServableSession, decode
+from serving.servable_session import decode
 from serving.server.rest_api import METRICS_PATH
 from tests.serving.server.conftest import add_version
 
 MODEL = "/v1/models/dnc_exact"
-
-
-@pytest.fixture(scope="module")
-def session(servables):
-    with ServableSession(servables["exact"], num_threads=1) as loaded:
-        yield loaded
 
 
 def post(server, body, path=f"{MODEL}:predict", **kwargs) -> requests.Response:

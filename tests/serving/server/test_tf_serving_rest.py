@@ -6,7 +6,6 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,6 @@ from google.protobuf import json_format
 from contracts.names import Signature
 from serving.client import RetrievalClient
 from serving.servable_session import ServableSession
-
-
-@pytest.fixture(scope="module")
-def session(servables: dict[str, Path]) -> Iterator[ServableSession]:
-    with ServableSession(servables["exact"], num_threads=1) as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")
