@@ -34,16 +34,17 @@ class TrainingProgress:
     def __init__(self, name: str, first_epoch: int, epochs: int, positives: int):
         """`positives`: of an epoch."""
         self._name, self._epoch, self._epochs, self._positives = name, first_epoch, epochs, positives
-        self._quality = ""
+        self._quality = self._cost = ""
         self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._in_terminal = console.is_terminal
+        # One text, which is cut at its end where the terminal is narrow; a log gets lines, not a bar's last state.
         self._progress = Progress(
-            TextColumn(f"train {name}"),
-            BarColumn(),
             TextColumn("{task.description}"),
+            BarColumn(),
             TimeRemainingColumn(),
             console=console,
+            disable=not self._in_terminal,
         )
         self._task = self._progress.add_task("", total=epochs, completed=first_epoch)
 
@@ -54,21 +55,26 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._cost:
+            self._show(f"ended after epoch {self._epoch} of {self._epochs}", is_line=True)
         self._progress.stop()
 
     def update(self, loss: float, seen: int, seconds: float) -> None:
         """Shows a step's loss; `seen` positives of the epoch took `seconds`."""
         share = min(seen / self._positives, 1.0)
-        text = (
-            f"epoch {self._epoch + 1} of {self._epochs}, {share:4.0%}  loss {loss:.4f}  "
-            f"{seen / seconds:,.0f} positives/s  {self._quality}"
-        )
-        self._progress.update(self._task, completed=self._epoch + share, description=text)
-        if not self._in_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            logger.info("train %s: %s", self._name, text.rstrip())
-            self._last_line = time.monotonic()
+        self._cost = f"loss {loss:.4f}  {seen / seconds:,.0f} positives/s"
+        self._progress.update(self._task, completed=self._epoch + share)
+        is_line = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
+        self._show(f"epoch {self._epoch + 1} of {self._epochs}, {share:4.0%}", is_line)
 
     def epoch_done(self, quality: str) -> None:
         """Moves on by an epoch; `quality` says what the last validation found."""
         self._epoch, self._quality = self._epoch + 1, quality
         self._progress.update(self._task, completed=self._epoch)
+
+    def _show(self, where: str, is_line: bool) -> None:
+        text = f"train {self._name}: " + "  ".join(part for part in (where, self._quality, self._cost) if part)
+        self._progress.update(self._task, description=text)
+        if is_line and not self._in_terminal:
+            logger.info("%s", text)
+            self._last_line = time.monotonic()

@@ -141,15 +141,19 @@ def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir,
 
 
 def test_without_a_terminal_progress_is_lines_of_the_log(
-    workdir: Workdir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    workdir: Workdir,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("trainer.progress._SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level("INFO"):
         train(small_config(training={"epochs": 2, "evaluate_every": 1}), workdir, "lines", "a")
     lines = [record.message for record in caplog.records if record.message.startswith("train lines: ")]
     assert "epoch 1 of 2, 100%  loss" in lines[len(lines) // 2 - 1]
-    assert "epoch 2 of 2, 100%  loss" in lines[-1]
-    assert "recall@" in lines[-1]
+    assert "epoch 2 of 2, 100%  recall@" in lines[-2]
+    assert "ended after epoch 2 of 2  recall@" in lines[-1]
+    assert "epoch" not in capfd.readouterr().err  # where a bar was, too, cut at 80 columns
 
 
 def test_of_more_users_than_the_limit_evenly_spaced_ones_are_measured(workdir: Workdir) -> None:
