@@ -101,7 +101,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     paths = find_event_files(config.data)
     previous = PreviousSpan.read(config.data.previous)
     of_tables = list(feature_statistics(config.data))  # before the log, since they take a moment
-    logger.info("ingest: %d file(s)", len(paths))
+    # Of a window's spans, each ingested alone, the warnings that follow are of this one.
+    logger.info("ingest: %s", paths[0] if len(paths) == 1 else f"{len(paths):,} files, {paths[0]} to {paths[-1]}")
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
         staged = Events(writer.path)

@@ -384,3 +384,13 @@ def test_repeats_that_nothing_learns_from_are_said(
     # Of nine items the last two are held out, and the first one is context.
     assert (counts["train_repeats"], counts["train_positives"]) == (20 * again, 20 * 6)
     assert (f"{20 * again} training events are of items that their user had before" in caplog.text) == are_said
+
+
+def test_which_files_the_warnings_are_of_is_said_before_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logs = [write_log(tmp_path / f"day{day}.csv", [f"u{row},{day},{day}" for row in range(9)]) for day in range(3)]
+    with caplog.at_level("INFO"):
+        ingest.run(make_config(logs[1]), Workdir(tmp_path / "a"), "f")
+        ingest.run(make_config(str(tmp_path / "day*.csv")), Workdir(tmp_path / "b"), "f")
+    said = [record.getMessage() for record in caplog.records]
+    one, several = f"ingest: {logs[1]}", f"ingest: 3 files, {logs[0]} to {logs[2]}"
+    assert said.index(one) < next(row for row, line in enumerate(said) if "before 1991" in line) < said.index(several)
