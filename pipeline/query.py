@@ -153,4 +153,6 @@ def unknown_items_note(group_ids: np.ndarray, items: list[str], num_buckets: int
         return ""
     reading = "read by the bucket of its hash (model.oov_buckets)" if num_buckets else "as if absent"
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-    return f"not in the servable's catalogue, and {reading}: {', '.join(unknown[:10])}{more}"
+    # Of "a, b" the second is " b", which a log may hold, too.
+    shown = [item if item == item.strip() else json.dumps(item, ensure_ascii=False) for item in unknown[:10]]
+    return f"not in the servable's catalogue, and {reading}: {', '.join(shown)}{more}"

@@ -26,3 +26,8 @@ def test_context_is_marked_where_the_history_has_it() -> None:
     assert _marks(["a", "b", "a"], ["a"]) == [True, False, True]
     with pytest.raises(ValueError, match=r"--context names c, not in --history"):
         _marks(["a", "b"], ["b", "c"])
+
+
+def test_a_space_that_makes_an_item_unknown_is_seen() -> None:
+    items = _ids("a, b") or []
+    assert unknown_items_note(np.array([3, -1]), items, 0).endswith('as if absent: " b"')
