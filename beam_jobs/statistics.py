@@ -83,8 +83,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             writer.counts.update(sizes)
         remove(*(known.path for known in (items, users) if known.path is not None))
         in_either = writer.counts["items"]
-        items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either)
-        users.warn_of_strangers(events.counts["users"], writer.counts["users"])
+        items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either, staged.items)
+        users.warn_of_strangers(events.counts["users"], writer.counts["users"], staged.users)
         _warn_of_ids_spelled_twice(staged)
         _warn_of_times_by_item(staged)
         writer.details.update(
@@ -124,15 +124,19 @@ def _warn_of_times_by_item(staged: ItemStatistics) -> None:
 
 @dataclass(frozen=True)
 class _KnownIds:
-    """The ids of a feature table: a file of them (None without a table), their number, and what was left out."""
+    """The ids of a feature table: a file of them (None without a table), their number, one, and what was left out."""
 
     where: str
     path: Path | None = None
     number: int = 0
+    example: str = ""
     counts: dict[str, int] = field(default_factory=dict)
 
-    def warn_of_strangers(self, in_log: int, in_either: int) -> None:
-        """Says so where the log and the table have no id in common, or the table lacks most of the log's."""
+    def warn_of_strangers(self, in_log: int, in_either: int, found: Path) -> None:
+        """Says so where the log and the table have no id in common, or the table lacks most of the log's.
+
+        `found` holds the ids of both, those with the most training events first.
+        """
         missing = in_either - self.number
         if self.number and in_log and missing > _MANY * in_log and missing < in_log:
             logger.warning(
@@ -141,8 +145,9 @@ class _KnownIds:
             )  # fmt: skip
         if self.number and self.number + in_log == in_either:
             logger.warning(
-                "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: compare the ids "
-                "(17 and 17.0 are two)", f"{self.number:,}", self.where,
+                "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: it has %r, and "
+                "the log %r. Write the ids of both alike, as text (17 and 17.0 are two, and so are 017 and 17)",
+                f"{self.number:,}", self.where, self.example, read_parquet(found).column(0)[0].as_py(),
             )  # fmt: skip
 
 
@@ -151,7 +156,8 @@ def _known_ids(table: FeatureTable | None, name: str, path: Path) -> _KnownIds:
         return _KnownIds(name)
     rows = read_feature_table(table, name)
     write_parquet(pa.table({"id": rows.ids}), path)
-    return _KnownIds(f"{name} ({table.path}, column {table.id!r})", path, len(rows.ids), rows.counts)
+    where, example = f"{name} ({table.path}, column {table.id!r})", str(next(iter(rows.ids), ""))
+    return _KnownIds(where, path, len(rows.ids), example, rows.counts)
 
 
 if __name__ == "__main__":

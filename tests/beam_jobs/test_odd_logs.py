@@ -105,7 +105,7 @@ def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "8 rows are used; left out or mended: 1 repeated_ids" in said
     assert "none of the 8 rows of " in said and "has a value of kind numeric in column 'price'" in said
-    assert "none of the 8 ids of data.item_features" in said and "occurs in the log" in said
+    assert "none of the 8 ids of data.item_features" in said and "it has '0.0', and the log '" in said
 
 
 def test_ticks_of_dot_net_are_told_from_nanoseconds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
