@@ -88,17 +88,22 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
 
 
 def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:
+    repeats, learnt, items = totals["train_repeats"], totals["train_positives"], of_statistics["items_in_training"]
+    levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
+    are_few = target > 0 and learnt < items
+    lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
+    remedy = "hold out less (split.protocol=time with later starts), and retrain as often"
+    # Where positives are few, a warning of its own says what to do.
+    advice = "" if are_few else f". Where items live that shortly, {remedy}"
     for split in ("validation", "test"):
         _warn_of_unmeasured_users(split, totals)
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
             logger.warning(
-                "windows: %s of %s targets in the %s split are items without training events, which nothing but "
-                "data.item_features places; they get serving.exploration_share of a list. Where items live that "
-                "shortly, hold out less (split.protocol=time with later starts), and retrain as often",
-                f"{cold:,}", f"{targets:,}", split,
+                "windows: %s of %s targets in the %s split are items without %s, which nothing but data.item_features "
+                "places; they get serving.exploration_share of a list%s", f"{cold:,}", f"{targets:,}", split, lacking,
+                advice,
             )  # fmt: skip
-    repeats, learnt = totals["train_repeats"], totals["train_positives"]
     if repeats > _MANY * (repeats + learnt):
         logger.warning(
             "windows: %s training events are of items that their user had before, beside %s that are learnt from: such "
@@ -106,9 +111,7 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
             "back to, use something else beside, such as a list of what they had most often",
             f"{repeats:,}", f"{learnt:,}",
         )  # fmt: skip
-    items = of_statistics["items_in_training"]
-    if config.data.feedback.target_level_index and learnt < items:
-        levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
+    if are_few:
         logger.warning(
             "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
             "are never what a model learns to find: with %r there are more to learn from",

@@ -92,6 +92,20 @@ def test_a_split_that_measures_nothing_is_said(tmp_path: Path, caplog: pytest.Lo
     assert len(said) == 2 and "validation" in said[0] and "test" in said[1]
 
 
+def test_rare_positives_are_no_items_that_live_shortly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of purchases in a log of views: what was never bought in training was seen in it often enough."""
+    rows = [
+        f"u{row // 5},i{(row + seen) % 50},{row},{'view' if seen else 'buy'}" for row in range(50) for seen in (5, 0)
+    ]
+    feedback = {"levels": ["view", "buy"], "target_level": "buy"}
+    log = write_log(tmp_path / "log.csv", rows, header="user_id,item_id,timestamp,what")
+    data = {"events": str(log), "num_buckets": 3, "columns": {"event": "what"}, "feedback": feedback}
+    for job in (ingest, statistics, groups, windows):
+        job.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
+    assert "items without positives of level 'buy' or above in training" in caplog.text
+    assert "are few for" in caplog.text and "live that shortly" not in caplog.text
+
+
 def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Ids that pandas has made floats, and prices with a currency."""
     (tmp_path / "items.csv").write_text("id,price\n" + "".join(f"{item}.0,$9\n" for item in range(8)) + "1.0,$8\n")
