@@ -149,7 +149,8 @@ def candidates_table(
         if group >= 0:
             rows[int(group)].append((name, float(score)))
     table = Table(show_lines=True, box=box.SIMPLE, pad_edge=False)
-    table.add_column("group")
+    # Without features a label is of ids: as long as UUIDs or hashes, they would leave the candidates half of the width.
+    table.add_column("group", max_width=30, overflow="ellipsis")
     table.add_column("candidates (score)")
     for group, members in rows.items():
         listed = ", ".join(f"{name} ({score:.2f})" for name, score in members)

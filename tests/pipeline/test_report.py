@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +33,18 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
     shown = console.export_text()
     for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
         assert text in shown
+
+
+def test_long_ids_stand_on_one_line_each(tmp_path: Path) -> None:
+    """UUIDs, by which groups are labelled, too, where there are no features, in a terminal of 80 columns."""
+    ids = [str(uuid.UUID(int=number)) for number in range(6)]
+    report = Workdir(tmp_path).item_groups.report
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps([{"group_id": 0, "size": 6, "label": "; ".join(ids[:3])}]))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(candidates_table({}, Workdir(tmp_path), ids, [9.5] * 6, [0] * 6))
+    lines = console.export_text().splitlines()
+    assert [sum(f"{item} (9.50)" in line for line in lines) for item in ids] == [1] * 6
 
 
 def test_a_new_evaluation_keeps_the_row_that_the_validation_measured(tmp_path: Path) -> None:
