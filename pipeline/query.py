@@ -74,6 +74,8 @@ def query(
     if context is not None and history is None:
         raise ValueError(f"--context {context} marks items of --history: give that instead of --user")
     run = Workdir(workdir)
+    if not run.config.exists():
+        raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a `dnc run`, or call that again")
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(

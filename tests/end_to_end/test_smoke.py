@@ -135,7 +135,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
     [
         (["query", "-w", "{workdir}"], "exactly one of --user ID and --history"),
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
-        (["query", "-w", "nowhere", "--user", "u1"], "nowhere"),
+        (["query", "-w", "nowhere", "--user", "u1"], "nowhere holds no finished run: name the workdir of a"),
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give numbers from 0 to 5"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give numbers from 0 to 5"),
