@@ -243,7 +243,7 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
 def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> None:
     """Show settings, what they are by default, and what they mean.
 
-    PREFIX: of their keys; without it, all. With a config, what it makes of them.
+    PREFIX: of their keys, or else a part of them; without it, all. With a config, what it makes of them.
 
     \b
     Examples:
@@ -251,9 +251,11 @@ def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> No
       dnc settings training.loss -c configs/kuairand.yaml
     """
     resolved = load_config(config, overrides)
-    found = [setting for setting in all_settings() if f"{setting.key}.".startswith(prefix)]
+    named = [(setting, f"{setting.key}.") for setting in all_settings()]
+    found = [setting for setting, key in named if key.startswith(prefix)]
+    found = found or [setting for setting, key in named if prefix in key]
     if not found:
-        raise ValueError(f"no setting begins with {prefix!r}; the sections are {', '.join(Config.model_fields)}")
+        raise ValueError(f"no setting has {prefix!r} in its name; the sections are {', '.join(Config.model_fields)}")
     for setting in found:
         value = setting.value_in(resolved)
         default = "required" if setting.is_required else f"by default {_as_yaml(setting.default)}"

@@ -55,6 +55,12 @@ def test_a_config_shows_what_it_makes_of_them() -> None:
     assert all(line.startswith(("groups.", "    ")) for line in lines)
 
 
+def test_a_part_of_their_keys_finds_them_where_no_key_begins_with_it() -> None:
+    keys = [line.split(":")[0] for line in shown("rating").output.splitlines() if not line.startswith(" ")]
+    assert keys == ["data.columns.rating", "data.feedback.rating_thresholds"]
+    assert all(line.startswith(("groups.", "    ")) for line in shown("groups").output.splitlines())
+
+
 def test_no_secret_is_shown_and_no_prefix_passes_unknown() -> None:
     assert "retrain.webhook: null" in shown("retrain.webhook", "--set", "retrain.webhook=http://host/x").output
     unknown = shown("group.num")
