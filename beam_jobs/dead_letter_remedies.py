@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from beam_jobs.column_text import NOT_UTF8
 from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
@@ -20,18 +21,25 @@ _REMEDIES = {
 """By what a reason ends with."""
 
 
-def remedy(reasons: Counter[str], data: DataConfig, num_files: int, has_quote: bool) -> str:
-    """What the commonest reason calls for, if that can be told; `has_quote`: so has an example."""
+def double_the_quotes(examples: Iterable[str]) -> str:
+    """What to do where one of the malformed rows has a quote behind a backslash, as Spark writes them; else ""."""
+    if any(r"\"" in example for example in examples):
+        return r"""quotes in quoted cells are doubled, not behind a backslash: `sed 's/\\"/""/g'` mends that"""
+    return ""
+
+
+def remedy(reasons: Counter[str], data: DataConfig, num_files: int, examples: list[str]) -> str:
+    """What the commonest reason calls for, if that can be told; `examples`: of malformed rows."""
     reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
     if reason.startswith(EventColumn.TIMESTAMP):
         return _remedy_of_times(reason, data, is_header=bool(data.header) and count <= num_files)
     for end, cure in _REMEDIES.items():
         if reason.endswith(end):
             return cure
-    if is_not_fields(reason) and not has_quote:
+    if is_not_fields(reason) and not any('"' in example for example in examples):
         return "write as many fields a row as the header has, with quotes around values that hold the separator"
     if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
-        return "if a quote is a character like any other, set data.quoting=none"
+        return double_the_quotes(examples) or "if a quote is a character like any other, set data.quoting=none"
     return ""
 
 

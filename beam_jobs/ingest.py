@@ -181,8 +181,7 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
         reasons.update(file["reasons"])
     rows, dead = sum(file["rows"] for file in files), sum(reasons.values())
     listing = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
-    has_quote = any('"' in example for file in files for example in file["examples"])
-    cure = remedy(reasons, config.data, len(files), has_quote)
+    cure = remedy(reasons, config.data, len(files), [example for file in files for example in file["examples"]])
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(

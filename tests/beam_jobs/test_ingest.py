@@ -158,11 +158,12 @@ def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.
         ("u,a,11/1/2019 1:05:58 PM", {}, "numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set"),
         ("u,a,1", {"timestamp_format": "%b %Y"}, "check data.timestamp_format='%b %Y'"),
         ('u,a,"1', {}, "set data.quoting=none"),
+        ('"u","a\\"",1', {}, r"""sed 's/\\"/""/g'"""),
         ("u,a", {}, "write as many fields a row as the header has"),
         ('u,"a', {}, "set data.quoting=none"),
         ("u,a,1963-11-30", {}, "times before 1970 are not read"),
     ],
-    ids=["another time", "another format", "quotes", "fields", "fields and a quote", "before 1970"],
+    ids=["another time", "another format", "quotes", "Spark's quotes", "fields", "fields and a quote", "before 1970"],
 )
 @pytest.mark.parametrize("rest", [[], GOOD], ids=["all rows", "too many rows"])
 def test_the_commonest_reason_has_its_remedy(
