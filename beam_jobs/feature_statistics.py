@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.dead_letter_remedies import double_the_quotes
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.id_shapes import SHAPE, id_shapes, merge_shapes
 from beam_jobs.side_features import take_apart
@@ -27,7 +28,7 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
     """One data set a configured feature table, called as its section of the config.
 
     Raises:
-        ValueError: a table cannot be read.
+        ValueError: a table cannot be read, or none of its rows.
     """
     for name, table in (("user_features", data.user_features), ("item_features", data.item_features)):
         if table is None:
@@ -38,6 +39,9 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             for what, count in rows.counts.items()
             if count
         )
+        if left_out and not len(rows.ids):
+            mended = double_the_quotes(rows.examples.values()) or "mend it, or leave it out of the config"
+            raise ValueError(f"data.{name}: of {table.path} no row can be used, {left_out}: {mended}")
         if left_out or not len(rows.ids):
             logger.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
                            f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip

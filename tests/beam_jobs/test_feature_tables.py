@@ -1,4 +1,4 @@
-"""A feature table that has many rows of an id, as a log that is its own item table."""
+"""Feature tables: one with many rows of an id, as a log that is its own item table, and one without a sound row."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import feature_tables
-from contracts.config import FeatureTable
+from beam_jobs.feature_statistics import feature_statistics
+from contracts.config import DataConfig, FeatureTable
 
 ROWS, ITEMS, CELL = 200_000, 300, 100
 
@@ -48,3 +49,12 @@ def test_of_each_id_the_first_row_is_kept_and_hardly_any_other_held(
     counts = {"unusable_ids": ROWS // 1000, "repeated_ids": ROWS - ROWS // 1000 - ITEMS}
     assert {name: count for name, count in found.counts.items() if count} == counts
     assert max(held) - before < ROWS * CELL / 2
+
+
+def test_a_table_of_malformed_rows_alone_stops_the_run(tmp_path: Path) -> None:
+    """As Spark writes titles, and Book-Crossing has them: the model would have been trained without a feature."""
+    (tmp_path / "items.csv").write_text('item_id,title\n"i1","a \\"b\\", c"\n"i2","\\"d\\", e"\n')
+    table = {"path": str(tmp_path / "items.csv"), "id": "item_id", "features": [{"name": "title", "kind": "text"}]}
+    said = r"of .*items\.csv no row can be used, 2 malformed_rows .*: quotes in quoted cells are doubled"
+    with pytest.raises(ValueError, match=said):
+        list(feature_statistics(DataConfig.model_validate({"item_features": table})))
