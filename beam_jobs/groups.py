@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,11 +132,20 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             writer.details["drift"] |= drift(groups, previous, weights, num_groups)
             for group, kept in zip(report, kept_shares(groups, previous, num_groups), strict=True):
                 group["kept"] = kept
-            logger.info("groups: since %s, %s", config.groups.previous, writer.details["drift"])
+            _say_what_moved(config.groups.previous, writer.details["drift"])
         write_json(staged.report, report)
         _count(writer, embeddings, groups, settled, num_groups)
         writer.files = [path.name for path in (staged.groups, staged.embeddings, staged.centroids, staged.report)]
     return read_manifest(workdir.item_groups.path)
+
+
+def _say_what_moved(previous: str | None, moved: dict[str, Any]) -> None:
+    fallen = "" if moved["drift"] is None else f"; co-occurrence within them fell by {moved['drift']:.1%}"
+    logger.info(
+        "groups: %s, beside those of %s: %s items new, %s gone, %.1f%% of the others in another group%s",
+        "kept" if moved["kept"] else "fitted anew", previous, f"{moved['new_items']:,}", f"{moved['gone_items']:,}",
+        100 * moved["changed_share"], fallen,
+    )  # fmt: skip
 
 
 def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: Bool, num_groups: int) -> None:

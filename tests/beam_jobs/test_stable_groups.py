@@ -79,13 +79,16 @@ def test_groups_of_another_shape_or_kind_are_not_kept(settings: dict[str, Any], 
     ],
 )
 def test_groups_that_other_settings_made_are_fitted_anew(
-    settings: dict[str, Any], changed: list[str], runs: tuple[Workdir, Workdir]
+    settings: dict[str, Any], changed: list[str], runs: tuple[Workdir, Workdir], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Were they kept, nobody would get what the config says before co-occurrence moves, and nobody would hear of it."""
     first, second = runs
-    _groups(second, num_groups=2, previous=str(first.item_groups.path), **settings)
+    with caplog.at_level("INFO"):
+        _groups(second, num_groups=2, previous=str(first.item_groups.path), **settings)
     found = read_manifest(second.item_groups.path).details
     assert (found["drift"]["kept"], found["drift"]["changed"]) == (not changed, changed)
+    said = f"groups: {'fitted anew' if changed else 'kept'}, beside those of {first.item_groups.path}: "
+    assert f"{said}{found['drift']['new_items']} items new, {found['drift']['gone_items']} gone, " in caplog.text
     assert found["fit"] == fit_settings(make_config("unused", groups={"num_groups": 2, **settings}))
 
 
