@@ -16,6 +16,7 @@ from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_statistics import feature_statistics
 from beam_jobs.id_shapes import SHAPE, merge_shapes
 from beam_jobs.ingest_advice import (
+    say_what_counts,
     warn_of_a_busy_user,
     warn_of_lists_of_ids,
     warn_of_nothing_held_out,
@@ -136,6 +137,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             staged.bucket(bucket, config.data.num_buckets).name for bucket in range(config.data.num_buckets)
         ]
         logger.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
+        say_what_counts(config, levels)
     return read_manifest(workdir.events.path)
 
 

@@ -1,4 +1,4 @@
-"""Warnings about a log that is valid and yet may not be what its owner means; each says what to do."""
+"""What is said of a log that is valid: its levels, and warnings where it may not be what its owner means."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ logger = logging.getLogger(__name__)
 
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
 _TIED_SHARE = 0.9
+
+
+def say_what_counts(config: Config, levels: dict[str, int]) -> None:
+    """Of several levels, the events of each, and which are positives: without a target_level, all of them.
+
+    `levels`: level -> events.
+    """
+    feedback = config.data.feedback
+    if len(feedback.levels) > 1:
+        target = feedback.levels[feedback.target_level_index]
+        found = ", ".join(f"{levels.get(level, 0):,} {level}" for level in feedback.levels)
+        logger.info("ingest: by level %s; positives are %r and above (data.feedback.target_level)", found, target)
 
 
 def warn_of_unlikely_times(

@@ -106,6 +106,20 @@ def test_rare_positives_are_no_items_that_live_shortly(tmp_path: Path, caplog: p
     assert "are few for" in caplog.text and "live that shortly" not in caplog.text
 
 
+@pytest.mark.parametrize(("target", "said"), [(None, "rated"), ("liked", "liked")])
+def test_which_levels_are_positives_is_said(
+    target: str | None, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a target_level, what was rated 1 is one as well as what was rated 5."""
+    rows = [f"{row},{place % 5 + 1}" for place, row in enumerate(lines(100))]
+    feedback = {"levels": ["rated", "liked"], "rating_thresholds": {"liked": 4}, "target_level": target}
+    log = write_log(tmp_path / "log.csv", rows, header="user_id,item_id,timestamp,stars")
+    data = {"events": str(log), "num_buckets": 3, "columns": {"rating": "stars"}, "feedback": feedback}
+    with caplog.at_level("INFO"):
+        ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
+    assert f"ingest: by level 60 rated, 40 liked; positives are {said!r} and above" in caplog.text
+
+
 def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Ids that pandas has made floats, and prices with a currency."""
     (tmp_path / "items.csv").write_text("id,price\n" + "".join(f"{item}.0,$9\n" for item in range(8)) + "1.0,$8\n")
