@@ -124,7 +124,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         _check_times(config, plan, writer.counts, **times)
         warn_of_unlikely_times(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
         warn_of_nothing_held_out(config, writer.counts)
-        warn_of_tied_times(writer.counts, sum(bucket["tied"] for bucket in buckets))
+        warn_of_tied_times(config, writer.counts, sum(bucket["tied"] for bucket in buckets))
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=levels,

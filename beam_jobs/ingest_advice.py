@@ -52,10 +52,10 @@ def warn_of_nothing_held_out(config: Config, counts: dict[str, int]) -> None:
         )  # fmt: skip
 
 
-def warn_of_tied_times(counts: dict[str, int], num_tied: int) -> None:
-    """`num_tied`: events of the time of their user's event before."""
+def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) -> None:
+    """`num_tied`: events of the time of their user's event before. A mean of the history asks for no order."""
     share = num_tied / max(1, counts["events"] - counts["users"])
-    if share > _TIED_SHARE:
+    if share > _TIED_SHARE and config.model.user_tower != "mean":
         logger.warning(
             "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
             "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "

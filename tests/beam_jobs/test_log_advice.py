@@ -184,16 +184,18 @@ def test_lists_of_items_in_one_field_are_said(
 
 
 @pytest.mark.parametrize(
-    ("moments", "share"),
-    [([5] * 10, 100), ([5, 6] * 10, 95), ([5, 6, 7] * 3, None), ([5], None)],
-    ids=["one time", "two dates", "three dates", "nobody comes back"],
-)
+    ("moments", "tower", "share"),
+    [([5] * 10, "gru", 100), ([5, 6] * 10, "gru", 95), ([5, 6, 7] * 3, "gru", None), ([5], "gru", None),
+     ([5] * 10, "mean", None)],
+    ids=["one time", "two dates", "three dates", "nobody comes back", "one time, as docs/data.md has it"],
+)  # fmt: skip
 def test_events_without_an_order_are_said(
-    moments: list[int], share: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    moments: list[int], tower: str, share: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of 20 events of a user on two dates, 18 of the 19 that follow one are tied; of 9 on three, 6 of 8."""
     lines = [f"u{user},i{row},{moment}" for user in range(30) for row, moment in enumerate(moments)]
-    ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
+    config = make_config(write_log(tmp_path / "log.csv", lines), model={"user_tower": tower})
+    ingest.run(config, Workdir(tmp_path / "run"), "f")
     said = f"{share}% of events are of the time of their user's event before"
     assert (said in caplog.text, "is arbitrary" in caplog.text) == (share is not None, share is not None)
 
