@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -104,12 +104,20 @@ def _finished_push(path: Path) -> tuple[int, str] | None:
     return (int(found["version"]), str(found["label"])) if found.get("is_done", True) else None
 
 
-def _end_pushes(store: Store) -> None:
-    """Ends the pushes that died among their labels: whoever goes on with one must not undo what is decided now."""
+def _decide(store: Store, *, held: bool) -> None:
+    """Whoever goes on with a push that died must not undo what is decided now.
+
+    A push among its labels ends. One that had none to write yet goes on, and the labels alone do not tell that
+    somebody has decided if they stay as they were: its plan does, as of versions that were there when it was made.
+    """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
-        push = RetrainRun(Workdir(path)).push
-        if push.exists() and _finished_push(push) is None:
-            write_json(push, json.loads(push.read_text(encoding="utf-8")) | {"is_done": True})
+        run = RetrainRun(Workdir(path))
+        if run.push.exists():
+            if _finished_push(run.push) is None:
+                write_json(run.push, json.loads(run.push.read_text(encoding="utf-8")) | {"is_done": True})
+        elif _died_in_push(store, path.name):
+            with contextlib.suppress(OSError, ValueError):  # a push without its plan cannot go on
+                write_json(run.plan, asdict(replace(read_plan(run.plan), held=held)))
 
 
 def push_blessed(store: Store, run_id: str) -> Record:
@@ -172,7 +180,7 @@ def set_stable(store: Store, version: int) -> list[str]:
     with FileLock(store.labels_lock):
         if version not in (found := versions_on_disk(main)):
             raise ValueError(f"there is no version {version} in {main}; there are {found}")
-        _end_pushes(store)
+        _decide(store, held=version < found[-1])
         for base in (*others, main):
             versions = versions_on_disk(base)
             if version in versions:

@@ -95,6 +95,39 @@ def test_somebody_who_goes_further_back_in_between_holds_it(store: Store) -> Non
     assert (record.version, record.label, stable(store)) == (2, "canary", [ServingLabels(stable=3, canary=2)] * 2)
 
 
+@pytest.mark.parametrize(
+    ("decided", "labels"), [([1], (1, 2)), ([2, 1], (1, 2)), ([2], (2, None)), ([1, 2], (2, None))]
+)
+def test_a_rollback_to_the_version_that_is_stable_already_holds_it_against_the_one_that_appeared(
+    store: Store, decided: list[int], labels: tuple[int, int | None]
+) -> None:
+    """Version 2 is there without a label. Whoever names one of the two has decided between them."""
+    with dying_at(STEPS.index("write_json")):
+        push_blessed(store, "run-2")
+    for version in decided:
+        assert set_stable(store, version) == []
+    [record] = push_left_over(store)
+    assert (record.version, record.label) == (2, "canary" if labels[1] else "stable")
+    assert stable(store) == [ServingLabels(stable=labels[0], canary=labels[1])] * 2
+    plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, "b"), SpanStart("3", 5, "c")], {})
+    assert (plan.parent, plan.held) == (labels[0], labels[1] is not None)
+
+
+def test_a_rollback_to_the_only_version_holds_nothing(store: Store) -> None:
+    with dying_at(STEPS.index("_appear")):
+        push_blessed(store, "run-2")
+    set_stable(store, 1)
+    [record] = push_left_over(store)
+    assert (record.label, stable(store)) == ("stable", [ServingLabels(stable=2)] * 2)
+
+
+def test_a_rollback_needs_no_plan_of_a_push_that_died(store: Store) -> None:
+    with dying_at(STEPS.index("write_json")):
+        push_blessed(store, "run-2")
+    RetrainRun(store.run("run-2")).plan.write_text("{}")
+    assert (set_stable(store, 1), stable(store)) == ([], [ServingLabels(stable=1)] * 2)
+
+
 @pytest.mark.parametrize("record", [None, "", "{}"], ids=["no push", "empty record", "no record"])
 def test_a_run_that_has_not_begun_its_push_or_whose_record_may_be_restored_is_left_alone(
     store: Store, record: str | None
