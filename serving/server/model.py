@@ -18,7 +18,7 @@ from tensorflow_serving.apis import get_model_status_pb2, status_pb2
 
 from contracts.config import ServerConfig
 from contracts.layout import SAVED_MODEL
-from contracts.serving_labels import LABELS_FILE, STABLE, effective_labels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, STABLE, ServingLabels, effective_labels, versions_on_disk
 from serving.server.batcher import Workers
 from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
@@ -93,6 +93,31 @@ class ServedModel:
         """
         async with self._refreshing:
             await self._refresh()
+
+    async def relabel(self, labels: ServingLabels | None, write: Callable[[ServingLabels | None], None]) -> None:
+        """Has other labels written, None for no file, once all that they name is loaded; then follows them.
+
+        Raises:
+            RequestError: FAILED_PRECONDITION; a version cannot be loaded, or the file cannot be written, and it stays
+                as it is: a server that starts with labels of such a version would have none to serve.
+        """
+        async with self._refreshing:
+            self._on_disk = await self._in_loader(versions_on_disk, self.base)
+            newest = [(STABLE, number) for number in self._on_disk[-1:]]
+            wanted = labels.by_label() if labels else dict(newest)
+            for number in wanted.values():
+                await self._load(number)
+            refused = [self._why_not(label, number) for label, number in wanted.items() if number not in self._versions]
+            if not refused:
+                try:
+                    await self._in_loader(write, labels)
+                except OSError as error:
+                    refused = [f"cannot write {self.base / LABELS_FILE}: {error}"]
+                else:
+                    await self._refresh()
+                    refused = self.complaints
+            if refused:
+                raise RequestError(Code.FAILED_PRECONDITION, "; ".join(refused))
 
     async def _refresh(self) -> None:
         try:

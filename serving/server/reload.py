@@ -7,6 +7,7 @@ there is one place to look at, and a restart changes nothing.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2
 
 from contracts.serving_labels import CANARY, LABELS_FILE, STABLE, ServingLabels, versions_on_disk, write_labels
-from serving.server.errors import Code, RequestError, invalid
+from serving.server.errors import invalid
 from serving.server.model import ServedModel
 from serving.server.models import Models
 
@@ -26,21 +27,15 @@ async def reload_labels(models: Models, config: Any) -> None:
     version is stable. A version is served for its label, so no other policy can be met.
 
     Raises:
-        RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, the
-            file cannot be written, or a version cannot be loaded and the label waits for it.
+        RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, a version of a model
+            cannot be loaded or its file not written: neither it nor the models after it are changed.
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
     planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:
-        try:
-            await asyncio.to_thread(_write, model.base, labels)
-        except OSError as error:
-            raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {model.base / LABELS_FILE}: {error}") from None
-        await model.refresh()
-        if model.complaints:
-            raise RequestError(Code.FAILED_PRECONDITION, "; ".join(model.complaints))
+        await model.relabel(labels, partial(_write, model.base))
 
 
 def _write(base: Path, labels: ServingLabels | None) -> None:
