@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts.layout import SAVED_MODEL
+from contracts.names import Request
 
 
 def read_signatures(version: Path) -> Mapping[str, Any]:
@@ -34,8 +35,8 @@ def require_compatible(old: Path, new: Path, model_name: str) -> None:
     """Every request that `old` answers, `new` must answer, with all that clients read of the response.
 
     Raises:
-        ValueError: a signature, an input or an output is gone or of another type or rank, or an input
-            that could be left out must be given now.
+        ValueError: a signature, an input or an output is gone or of another type or rank, an input is of another
+            length, or one that could be left out must be given now. The number of groups may change.
     """
     before, after = read_signatures(old), read_signatures(new)
     problems = [problem for name in sorted(before) for problem in _problems(name, before[name], after.get(name))]
@@ -58,6 +59,9 @@ def _problems(name: str, old: Any, new: Any | None) -> list[str]:
                 problems.append(f"{what} is gone")
             elif _form(before[key]) != _form(after[key]):
                 problems.append(f"{what} is {_form(after[key])}, was {_form(before[key])}")
+            elif kind == "inputs" and key != Request.GROUP_BOOST:
+                was, now = _length(before[key]), _length(after[key])
+                problems += [f"{what} takes {now} values a row, was {was}"] if now not in ("any", was) else []
     optional = set(new.defaults)
     for key in sorted(new.inputs):
         if key not in optional and (key not in old.inputs or key in old.defaults):
@@ -68,3 +72,9 @@ def _problems(name: str, old: Any, new: Any | None) -> list[str]:
 def _form(tensor: Any) -> str:
     """E.g. "float32 of rank 2"."""
     return f"{tf.as_dtype(tensor.dtype).name} of rank {len(tensor.tensor_shape.dim)}"
+
+
+def _length(tensor: Any) -> str:
+    """How many values a row has, of a vector or a list."""
+    size = tensor.tensor_shape.dim[1].size if len(tensor.tensor_shape.dim) > 1 else -1
+    return "any" if size < 0 else str(size)

@@ -26,16 +26,19 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
     served = store.servable(config.serving.model_name) / str(plan.parent)
     if plan.parent is None or not (served / MANIFEST_FILE).exists():
         return
-    now = {feature.name for feature in user_feature_configs(config)}
-    gone = [name for name in read_servable_manifest(served).details.get("user_features", []) if name not in now]
+    inputs = read_signatures(served)[Signature.SERVING_DEFAULT].inputs
+    now = {feature.name: feature.raw_shape for feature in user_feature_configs(config)}
+    taken = read_servable_manifest(served).details.get("user_features", [])
+    shapes = {name: tuple(dim.size for dim in inputs[name].tensor_shape.dim[1:]) for name in taken}
+    gone = [name for name, shape in shapes.items() if now.get(name) != shape]
     if gone:
         raise ValueError(
             f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
-            "no more: clients that send them would break. Keep them, or set another serving.model_name"
+            "no more, or of another length: clients that send them would break. Keep them, or set another "
+            "serving.model_name"
         )
     feedback = config.data.feedback
-    marks_context = Request.HISTORY_IS_CONTEXT in read_signatures(served)[Signature.SERVING_DEFAULT].inputs
-    if marks_context and not feedback.has_context:
+    if Request.HISTORY_IS_CONTEXT in inputs and not feedback.has_context:
         raise ValueError(
             f"version {plan.parent}, which is served, takes {Request.HISTORY_IS_CONTEXT}, and with "
             f"data.feedback.target_level={feedback.target_level} and history_level={feedback.history_level} histories "

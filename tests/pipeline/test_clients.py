@@ -66,6 +66,21 @@ def test_a_user_feature_that_is_served_is_missed_before_anything_is_trained(stor
     require_inputs(CONFIG, store, plan_of(4))
 
 
+def test_a_vector_of_another_length_than_is_served_is_told_before_anything_is_trained(store: Store) -> None:
+    """Requests that carry one of the old length would all be INVALID_ARGUMENT."""
+    version = store.servable("dnc") / "6"
+    write_version(version, {"history": STRING, "face": FLOAT})
+    saved = saved_model_pb2.SavedModel.FromString((version / SAVED_MODEL).read_bytes())
+    shape = saved.meta_graphs[0].signature_def["serving_default"].inputs["face"].tensor_shape
+    shape.dim.add(size=-1)
+    shape.dim.add(size=8)
+    (version / SAVED_MODEL).write_bytes(saved.SerializeToString())
+    table = "data.user_features={path: users.csv, id: user_id, features: [{name: face, kind: vector, dim: %d}]}"
+    require_inputs(load_config(None, [table % 8]), store, plan_of(6))
+    with pytest.raises(ValueError, match=r"takes the user features \['face'\], .* of another length"):
+        require_inputs(load_config(None, [table % 16]), store, plan_of(6))
+
+
 def test_marks_of_context_that_are_served_are_missed_before_anything_is_trained(store: Store) -> None:
     write_version(store.servable("dnc") / "5", {"history": STRING, "history_is_context": BOOL})
     levels = ["data.feedback.levels=[seen, clicked]", "data.columns.event=event", "data.feedback.target_level=clicked"]

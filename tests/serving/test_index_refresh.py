@@ -106,6 +106,14 @@ def change_rank(signatures):
     signatures["serving_default"].outputs["group_ids"].tensor_shape.dim.add().size = 3
 
 
+def change_length(signatures):
+    signatures["serving_default"].inputs["history"].tensor_shape.dim[1].size = 3
+
+
+def add_group(signatures):
+    signatures["serving_default"].inputs["group_boost"].tensor_shape.dim[1].size += 1
+
+
 def drop_default(signatures):
     del signatures["serving_default"].defaults["merge"]
 
@@ -118,6 +126,7 @@ def drop_default(signatures):
         (drop_output, "serving_default: output 'scores' is gone"),
         (change_dtype, "input 'num_candidates' is int64 of rank 1, was int32 of rank 1"),
         (change_rank, "output 'group_ids' is int32 of rank 3, was int32 of rank 2"),
+        (change_length, "input 'history' takes 3 values a row, was any"),
         (drop_default, "input 'merge' must be given now"),
     ],
 )
@@ -130,6 +139,8 @@ def test_what_clients_would_miss_is_named(servable, tmp_path, change, message):
 def test_more_to_ask_for_breaks_nobody(servable, tmp_path):
     older = changed(servable, tmp_path, drop_input)
     require_compatible(older, servable, "dnc")
+    require_compatible(changed(servable, tmp_path / "fixed", change_length), servable, "dnc")
+    require_compatible(servable, changed(servable, tmp_path / "groups", add_group), "dnc")
     require_compatible(servable, servable, "dnc")
     with pytest.raises(ValueError, match="input 'alpha' is gone"):
         require_compatible(servable, older, "dnc")
