@@ -105,18 +105,18 @@ def _finished_push(path: Path) -> tuple[int, str] | None:
 
 
 def _decide(store: Store, *, held: bool) -> None:
-    """Whoever goes on with a push that died must not undo what is decided now.
+    """Whoever goes on with a run that was planned before must not undo what is decided now.
 
-    A push among its labels ends. One that had none to write yet goes on, and the labels alone do not tell that
-    somebody has decided if they stay as they were: its plan does, as of versions that were there when it was made.
+    A push among its labels ends. A run that has none yet goes on; that somebody has decided is in the labels only if
+    they change, so its plan says it, too, as of versions that were there when it was made.
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
         if run.push.exists():
             if _finished_push(run.push) is None:
                 write_json(run.push, json.loads(run.push.read_text(encoding="utf-8")) | {"is_done": True})
-        elif _died_in_push(store, path.name):
-            with contextlib.suppress(OSError, ValueError):  # a push without its plan cannot go on
+        elif run.plan.exists():
+            with contextlib.suppress(ValueError):  # without its plan no run goes on
                 write_json(run.plan, asdict(replace(read_plan(run.plan), held=held)))
 
 

@@ -1,5 +1,6 @@
 """A push that dies at any of its steps is finished by the next call, of whatever run; a rollback since then stays."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -111,6 +112,19 @@ def test_a_rollback_to_the_version_that_is_stable_already_holds_it_against_the_o
     assert stable(store) == [ServingLabels(stable=labels[0], canary=labels[1])] * 2
     plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, "b"), SpanStart("3", 5, "c")], {})
     assert (plan.parent, plan.held) == (labels[0], labels[1] is not None)
+
+
+def test_a_rollback_from_a_version_that_somebody_put_there_holds_a_run_that_was_planned_before(store: Store) -> None:
+    """As from one of `dnc index`, while the run trains: it would have become stable."""
+    run = RetrainRun(store.run("run-2"))
+    pending = run.pending.rename(run.pending.with_suffix(".later"))
+    for version in (2, 4):
+        put = Path(shutil.copytree(store.servable("dnc") / "1", store.servable("dnc") / str(version)))
+        (put / "saved_model.pb").write_text("of today's items")
+    set_stable(store, 1)
+    pending.rename(run.pending)
+    record = push_blessed(store, "run-2")
+    assert (record.version, record.label) == (3, "canary")
 
 
 def test_a_rollback_to_the_only_version_holds_nothing(store: Store) -> None:
