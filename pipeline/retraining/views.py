@@ -41,14 +41,14 @@ def record_or_error(store: Store, version: int) -> Record:
 
 
 def versions_table(store: Store) -> Table:
-    """Every run: its version, label, whether it is on disk, recall against its reference, spans."""
+    """Every run: version, label, whether it is on disk, recall against its reference, spans; and other versions."""
     labels, on_disk = _labels(store)
     table = Table("version", "label", "on disk", "outcome", "trained", "spans", "recall", "reference", box=None)
     for record in all_records(store):
         name = next(key for key in record.metrics["candidate"] if recall_k(key))
         table.add_row(
             str(record.version or "-"),
-            ", ".join(label for label, version in labels.items() if version == record.version) or "",
+            ", ".join(_labels_of(record.version, labels)),
             "yes" if record.version in on_disk else "",
             record.outcome,
             record.created,
@@ -56,16 +56,31 @@ def versions_table(store: Store) -> Table:
             f"{record.metrics['candidate'][name]:.4f}",
             f"{record.metrics['reference'][name]:.4f} ({record.gate['reference']})",
         )
+    for version in _without_record(store, on_disk):
+        table.add_row(str(version), ", ".join(_labels_of(version, labels)), "yes", "no record")
     return table
 
 
 def versions_json(store: Store) -> list[dict[str, Any]]:
-    """The versions as JSON, for programs."""
+    """The same as JSON, for programs."""
     labels, on_disk = _labels(store)
+    others: list[dict[str, Any]] = [
+        {
+            "version": version,
+            "labels": _labels_of(version, labels),
+            "on_disk": True,
+            "outcome": None,
+            "created": None,
+            "run_id": None,
+            "spans": [],
+            "metrics": {},
+        }
+        for version in _without_record(store, on_disk)
+    ]
     return [
         {
             "version": record.version,
-            "labels": [label for label, version in labels.items() if version == record.version],
+            "labels": _labels_of(record.version, labels),
             "on_disk": record.version in on_disk,
             "outcome": record.outcome,
             "created": record.created,
@@ -74,7 +89,7 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
             "metrics": record.metrics,
         }
         for record in all_records(store)
-    ]
+    ] + others
 
 
 def lineage_json(store: Store, record: Record) -> dict[str, Any]:
@@ -200,3 +215,13 @@ def _labels(store: Store) -> tuple[dict[str, int], list[int]]:
         labels = labels_or_none(main)
         return labels.by_label() if labels else {}, versions_on_disk(main)
     return {}, []
+
+
+def _labels_of(version: int | None, labels: dict[str, int]) -> list[str]:
+    return [label for label, labelled in labels.items() if labelled == version]
+
+
+def _without_record(store: Store, on_disk: list[int]) -> list[int]:
+    """What somebody has put there, as from `dnc index`, and versions whose push died or whose record was lost."""
+    known = {record.version for record in all_records(store)}
+    return [version for version in on_disk if version not in known]

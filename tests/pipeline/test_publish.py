@@ -248,12 +248,28 @@ def test_a_record_that_cannot_be_read_is_told_and_passed_over(
     push(store, 2, 1)
     lost = RetrainRun(store.run("run-1")).record
     lost.write_text(text)
-    assert [row["version"] for row in versions_json(store)] == [2]
+    assert [(row["version"], row["outcome"]) for row in versions_json(store)] == [(2, "pushed"), (1, None)]
     [told] = [message for message in caplog.messages if str(lost) in message]
     assert "restore it, or delete the run's directory" in told
     retain(CONFIG, store)
     assert lost.exists()
     assert version_before(store) == 1
+
+
+def test_a_version_that_no_run_made_is_listed_with_its_label(store: Store) -> None:
+    """One that `dnc index` made of today's items serves."""
+    push(store, 1, None)
+    shutil.copytree(store.servable("dnc") / "1", store.servable("dnc") / "2")
+    assert CliRunner().invoke(main, ["rollback", "-s", str(store.path), "2"]).exit_code == 0
+    listed = CliRunner().invoke(main, ["versions", "-s", str(store.path), "--json"])
+    rows = json.loads(listed.stdout)
+    assert [(row["version"], row["labels"], row["on_disk"]) for row in rows] == [(1, [], True), (2, ["stable"], True)]
+    shutil.rmtree(store.runs)
+    table = CliRunner().invoke(main, ["versions", "-s", str(store.path)]).stdout.split("\n")
+    assert [line.split() for line in table[1:3]] == [
+        ["1", "yes", "no", "record"],
+        ["2", "stable", "yes", "no", "record"],
+    ]
 
 
 def test_a_servable_that_is_exported_no_more_is_told_and_no_candidate(store: Store) -> None:
