@@ -124,7 +124,7 @@ def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     except storage.StorageError:
         raise
     except FileNotFoundError:
-        raise ArtifactError(f"no artifact at {path}: run the stage that writes it") from None
+        raise ArtifactError(f"no artifact at {path}: check that path, or let `dnc run` write it") from None
     except (ValueError, TypeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST_NAME} is not a manifest ({error}): delete {path} and run again"

@@ -78,12 +78,12 @@ def _held(label: str, wanted: int) -> int:
 
 
 def _asked(url: str) -> dict[str, Any]:
-    """What TF Serving's REST API says at a URL; nothing if there is no answer."""
+    """What TF Serving's REST API says at a URL; nothing if there is no answer, or another server's."""
     try:
-        found: dict[str, Any] = requests.get(url, timeout=_SECONDS_TO_ANSWER).json()
+        found = requests.get(url, timeout=_SECONDS_TO_ANSWER).json()
     except requests.RequestException:  # of a server that starts or stops; or of what is no JSON
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 @click.command()

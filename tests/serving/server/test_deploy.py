@@ -216,6 +216,17 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     assert [answers for _, answers in seen] == [False] + [True] * 9
 
 
+@pytest.mark.parametrize("answer", [[], "up", None])
+def test_what_another_server_answers_is_no_answer(tmp_path, servable, monkeypatch, answer):
+    """The process that keeps the labels would end."""
+    monkeypatch.setattr(
+        "serving.deploy.models_config.requests.get", lambda url, timeout: SimpleNamespace(json=lambda: answer)
+    )
+    add_version(tmp_path / "dnc", 1, servable)
+    found = models_config({"dnc": tmp_path / "dnc"}, PurePosixPath("/m"), "http://server")
+    assert found == models_config({"dnc": tmp_path / "dnc"}, PurePosixPath("/m"))
+
+
 def manifests(name: str) -> list[Any]:
     """Deployment and service of what serves; those of `scann` are written by the command in the head of the others."""
     if name == "dnc-serve":
