@@ -64,32 +64,20 @@ def versions_table(store: Store) -> Table:
 def versions_json(store: Store) -> list[dict[str, Any]]:
     """The same as JSON, for programs."""
     labels, on_disk = _labels(store)
-    others: list[dict[str, Any]] = [
+    made = [(record.version, record) for record in all_records(store)]
+    return [
         {
             "version": version,
             "labels": _labels_of(version, labels),
-            "on_disk": True,
-            "outcome": None,
-            "created": None,
-            "run_id": None,
-            "spans": [],
-            "metrics": {},
+            "on_disk": version in on_disk,
+            "outcome": record and record.outcome,
+            "created": record and record.created,
+            "run_id": record and record.run_id,
+            "spans": [span["key"] for span in record.spans] if record else [],
+            "metrics": record.metrics if record else {},
         }
-        for version in _without_record(store, on_disk)
+        for version, record in [*made, *((version, None) for version in _without_record(store, on_disk))]
     ]
-    return [
-        {
-            "version": record.version,
-            "labels": _labels_of(record.version, labels),
-            "on_disk": record.version in on_disk,
-            "outcome": record.outcome,
-            "created": record.created,
-            "run_id": record.run_id,
-            "spans": [span["key"] for span in record.spans],
-            "metrics": record.metrics,
-        }
-        for record in all_records(store)
-    ] + others
 
 
 def lineage_json(store: Store, record: Record) -> dict[str, Any]:
