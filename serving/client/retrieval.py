@@ -21,6 +21,8 @@ from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, its retries included."""
+_LEAST_TRY = 0.05
+"""Seconds: what a shorter last try would say, that the time is up, hides what the server had said before."""
 _REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 _Answer = TypeVar("_Answer")
 
@@ -205,7 +207,7 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
-        stop=lambda state: time.monotonic() + state.upcoming_sleep >= deadline,
+        stop=lambda state: time.monotonic() + state.upcoming_sleep >= deadline - _LEAST_TRY,
         reraise=True,
     )
     return retrying(lambda: call(_left(deadline)))
