@@ -28,6 +28,7 @@ class BucketEvents:
         times: microseconds.
         levels: feedback level.
         splits: `Split`.
+        requests: codes of what requests tell.
         user_index: [num_users] `user_index` of each user number.
     """
 
@@ -36,6 +37,7 @@ class BucketEvents:
     times: Int64
     levels: Int64
     splits: Int64
+    requests: Int64
     user_index: Int64
 
     def where(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
@@ -47,6 +49,7 @@ class BucketEvents:
             self.times[places],
             self.levels[places],
             self.splits[places],
+            self.requests[places],
             self.user_index,
         )
 
@@ -60,6 +63,7 @@ class BucketEvents:
             self.times[events],
             self.levels[events],
             self.splits[events],
+            self.requests[events],
             self.user_index[start:stop],
         )
 
@@ -83,5 +87,6 @@ class Vocabulary:
             times=table[EventColumn.TIMESTAMP].to_numpy(),
             levels=table[EventColumn.FEEDBACK_LEVEL].to_numpy().astype(np.int64),
             splits=table[EventColumn.SPLIT].to_numpy().astype(np.int64),
+            requests=table[EventColumn.REQUEST].to_numpy().astype(np.int64),
             user_index=self._users.find(user_ids),
         )

@@ -23,6 +23,7 @@ EVENT_SCHEMA = pa.schema(
         (EventColumn.ITEM_ID, pa.string()),
         (EventColumn.TIMESTAMP, pa.int64()),
         (EventColumn.FEEDBACK_LEVEL, pa.int8()),
+        (EventColumn.REQUEST, pa.int32()),
     ]
 )
 """Of events without a split."""
@@ -78,8 +79,9 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     tie_break = mix(hash_strings(user_ids)[users] ^ hash_strings(item_ids)[items])
     times = events[EventColumn.TIMESTAMP].to_numpy()
     levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
-    order = np.lexsort((-levels, items, tie_break, times, users))
-    users, items, times, levels = users[order], items[order], times[order], levels[order]
+    requests = events[EventColumn.REQUEST].to_numpy()
+    order = np.lexsort((requests, -levels, items, tie_break, times, users))
+    users, items, times, levels, requests = (values[order] for values in (users, items, times, levels, requests))
     keep = np.ones(len(users), bool)
     keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])
     table = pa.table(
@@ -88,6 +90,7 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
             EventColumn.ITEM_ID: pa.DictionaryArray.from_arrays(pa.array(items[keep].astype(np.int32)), item_ids),
             EventColumn.TIMESTAMP: pa.array(times[keep]),
             EventColumn.FEEDBACK_LEVEL: pa.array(levels[keep]),
+            EventColumn.REQUEST: pa.array(requests[keep]),
         }
     )
     return table, int((~keep).sum())

@@ -15,6 +15,7 @@ from beam_jobs.event_files import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
 from contracts.config import DataConfig
+from contracts.config.request_features import code_sizes
 from contracts.names import EventColumn
 
 _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
@@ -37,10 +38,12 @@ class ValidBatch:
     Attributes:
         events: `EventColumn`s without split; ids dictionary-encoded strings.
         dead_letters: `DEAD_LETTER_SCHEMA`.
+        unlisted: request feature -> (rows with a value that it does not list, one such value).
     """
 
     events: pa.Table
     dead_letters: pa.Table
+    unlisted: dict[str, tuple[int, str]]
 
 
 def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
@@ -57,6 +60,7 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     times, problems = parse_times(raw_times, data.timestamp_unit, data.timestamp_format)
     letters.add(EventColumn.TIMESTAMP, problems, TIME_PROBLEMS, raw_times)
     levels = _feedback_levels(column, data, table.num_rows, letters)
+    requests, unlisted = _request_codes(column, data, table.num_rows)
 
     good = pa.array(letters.good)
     events = pa.table(
@@ -65,9 +69,10 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
             EventColumn.ITEM_ID: items,
             EventColumn.TIMESTAMP: pa.array(times),
             EventColumn.FEEDBACK_LEVEL: pa.array(levels),
+            EventColumn.REQUEST: pa.array(requests),
         }
     ).filter(good)
-    return ValidBatch(events, letters.table(batch.bad_rows))
+    return ValidBatch(events, letters.table(batch.bad_rows), unlisted)
 
 
 class _DeadLetters:
@@ -119,7 +124,7 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
     levels = np.zeros(num_rows, np.int8)
     if data.columns.event is not None:
         raw = column(data.columns.event)
-        found = _places_of_levels(to_binary(raw), feedback.levels)
+        found = _places_of(to_binary(raw), feedback.levels)
         letters.add("event", (found < 0).astype(np.int8), ("", NO_LEVEL), raw)
         levels = np.maximum(levels, found.astype(np.int8))
     for level, name in feedback.flags.items():
@@ -138,9 +143,25 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
     return levels
 
 
-def _places_of_levels(values: pa.Array, levels: Sequence[str]) -> npt.NDArray[np.int32]:
-    """[num_rows] index of each value's level, -1 without one; "3.0" is level 3, as pandas writes a column with gaps."""
-    names = pa.array([level.encode() for level in levels], pa.binary())
+def _request_codes(  # type: ignore[no-untyped-def]
+    column, data: DataConfig, num_rows: int
+) -> tuple[npt.NDArray[np.int32], dict[str, tuple[int, str]]]:
+    """[num_rows] `EventColumn.REQUEST`, and `ValidBatch.unlisted`."""
+    places, unlisted = [], {}
+    for feature in data.request_features:
+        values = pc.fill_null(to_binary(column(feature.column_name)), b"")
+        places.append(_places_of(values, feature.values) + 1)
+        rows = np.flatnonzero((places[-1] == 0) & pc.not_equal(values, b"").to_numpy(zero_copy_only=False))
+        example = values[rows[0]].as_py().decode(errors="replace")[:_VALUE_CHARACTERS] if len(rows) else ""
+        unlisted[feature.name] = len(rows), example
+    if not places:
+        return np.zeros(num_rows, np.int32), {}
+    return np.ravel_multi_index(places, code_sizes(data.request_features)).astype(np.int32), unlisted
+
+
+def _places_of(values: pa.Array, listed: Sequence[str]) -> npt.NDArray[np.int32]:
+    """[num_rows] place of each value in a list, -1 without one; "3.0" is 3, as pandas writes a column with gaps."""
+    names = pa.array([name.encode() for name in listed], pa.binary())
     encoded = values.dictionary_encode(null_encoding="encode")
     cells = encoded.dictionary
     whole = pc.if_else(pc.is_in(cells, names), cells, pc.replace_substring_regex(cells, r"^(-?[0-9]+)\.0+$", r"\1"))

@@ -69,6 +69,8 @@ def wanted_columns(data: DataConfig) -> dict[str, str]:
         wanted.setdefault(name, f"data.feedback.flags.{level}")
     if columns.rating is not None:
         wanted.setdefault(columns.rating, "data.columns.rating")
+    for feature in data.request_features:
+        wanted.setdefault(feature.column_name, f"data.request_features, {feature.name}")
     return wanted
 
 

@@ -23,6 +23,7 @@ from beam_jobs.ingest_advice import (
     warn_of_odd_ids,
     warn_of_tied_times,
     warn_of_unlikely_times,
+    warn_of_unlisted_values,
 )
 from beam_jobs.ingest_steps import (
     ReadEvents,
@@ -31,6 +32,7 @@ from beam_jobs.ingest_steps import (
     WriteBucket,
     empty_payload,
     merge_seconds,
+    merge_unlisted,
     quantiles_of,
 )
 from beam_jobs.previous_span import PreviousSpan
@@ -116,6 +118,11 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         shapes, levels, times = _id_shapes(files), _level_counts(config, buckets), _time_range(buckets)
         warn_of_odd_ids(shapes)
         warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
+        unlisted = {
+            feature.name: merge_unlisted([file["unlisted"][feature.name] for file in files if file["unlisted"]])
+            for feature in config.data.request_features
+        }
+        warn_of_unlisted_values(config, writer.counts, unlisted)
         histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: levels}
         statistics = [_statistics(writer.counts, histograms, buckets, **times), *of_tables]
         schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
@@ -128,6 +135,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=levels,
+            unlisted_request_values={name: count for name, (count, _) in unlisted.items()},
             dead_letter_reasons=dict(sorted(reasons.items())),
             **times,
             sources=paths,

@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
 _TIED_SHARE = 0.9
+_UNLISTED_SHARE = 0.05
 
 
 def say_what_counts(config: Config, levels: dict[str, int]) -> None:
@@ -98,3 +99,14 @@ def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
             "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
             "each list counts as one item. Write a row for each id of a list", shape,
         )  # fmt: skip
+
+
+def warn_of_unlisted_values(config: Config, counts: dict[str, int], unlisted: dict[str, tuple[int, str]]) -> None:
+    """`unlisted`: request feature -> (rows with a value that it does not list, one such value)."""
+    for name, (number, example) in unlisted.items():
+        if number > _UNLISTED_SHARE * counts["rows"]:
+            logger.warning(
+                "ingest: %s of %s rows have a value of the request feature %r that data.request_features does not "
+                "list, such as %r, and count as if they had none: list the values that matter",
+                f"{number:,}", f"{counts['rows']:,}", name, example,
+            )  # fmt: skip

@@ -157,9 +157,12 @@ def evaluation_records(
     past, present = events.splits < split, (events.splits == split) & is_positive
     pairs = events.users * width + events.items
     seen, ordered = _distinct(pairs[past & is_positive])
-    distinct, _ = _distinct(pairs[present])
-    place = np.minimum(np.searchsorted(ordered, distinct), max(len(ordered) - 1, 0))
-    fresh = distinct[ordered[place] != distinct] if len(ordered) else distinct
+    targets = np.flatnonzero(present)
+    targets = targets[~np.isin(pairs[targets], ordered)]
+    fresh, _ = _distinct(pairs[targets])
+    has_fresh, first_targets = np.unique(events.users[targets], return_index=True)
+    requests = np.zeros(num_users, np.int64)
+    requests[has_fresh] = events.requests[targets[first_targets]]
 
     is_held = past
     if drop_repeats:
@@ -169,7 +172,7 @@ def evaluation_records(
     history = latest_context(events.where(is_held), target_level)
     history_counts = np.bincount(history.users, minlength=num_users)
     has_history = np.bincount(events.users[past & is_positive], minlength=num_users) > 0
-    has_targets = np.bincount(distinct // width, minlength=num_users) > 0
+    has_targets = np.bincount(events.users[present], minlength=num_users) > 0
     fresh_counts = np.bincount(fresh // width, minlength=num_users)
     chosen = np.flatnonzero(has_history & (fresh_counts > 0))
 
@@ -184,6 +187,7 @@ def evaluation_records(
         EvaluationField.HISTORY_CONTEXT: marked_places(history.levels[held] < target_level, kept),
         EvaluationField.SEEN_ITEM_INDEX: Ragged(seen % width, np.bincount(seen // width, minlength=num_users)[chosen]),
         EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh % width, fresh_counts[chosen]),
+        EvaluationField.REQUEST: Ragged.scalars(requests[chosen]),
     }
     return EvaluationRecords(
         features,

@@ -65,6 +65,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             for bucket in buckets
         ]
         writer.details["resamples"] = config.windows.resamples
+        told = {feature.name: list(feature.values) for feature in config.data.request_features}
+        writer.details["request_features"] = told
         _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
         _warn_of_absent_negatives(config, totals)
         logger.info(

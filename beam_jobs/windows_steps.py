@@ -130,6 +130,7 @@ class WriteWindows(beam.DoFn):
         counts["train_positives"] += len(targets)
         # What is all the context of its window is a target of the empty history.
         counts["train_first_targets"] += int(is_target[bounds.starts[bounds.num_context == 1]].sum())
+        told = {WindowField.REQUEST: Ragged(block.requests[positions], lengths)}
         for name, (_, drawn) in negatives.items():
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
@@ -140,6 +141,7 @@ class WriteWindows(beam.DoFn):
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
             WindowField.TIMESTAMP: Ragged(block.times[positions] // 1_000_000, lengths),
+            **(told if self._config.data.request_features else {}),
             **{name: Ragged(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
         }
 

@@ -47,7 +47,7 @@ class GivenVectors:
     def __init__(self, users: np.ndarray, items: np.ndarray):
         self._users, self._items = tf.constant(users), np.concatenate([np.zeros((1, DIM), np.float32), items])
 
-    def features_of_users(self, user_index: tf.Tensor) -> dict[str, tf.Tensor]:
+    def features_of_users(self, user_index: tf.Tensor, request: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"user_index": user_index}
 
     def query_embeddings(self, history: tf.Tensor, features: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -115,7 +115,9 @@ def main() -> None:
     group_id = np.zeros(arguments.items + 1, np.int32)
     catalogue = Catalogue(np.arange(arguments.items).astype(object), group_id, 1, group_id, group_id)
     nothing = Ragged(np.zeros(0, np.int64), np.zeros(arguments.users + 1, np.int64))
-    users = EvaluationUsers(np.arange(arguments.users), nothing, nothing, ragged(targets[:, None]))
+    users = EvaluationUsers(
+        np.arange(arguments.users), nothing, nothing, ragged(targets[:, None]), np.zeros(arguments.users)
+    )
     model = GivenVectors(vectors, items)
     tfrs_users = min(arguments.tfrs_users, arguments.users)
     some = slice(0, tfrs_users)
@@ -133,8 +135,9 @@ def main() -> None:
             times[name].append((time.perf_counter() - begun) / tfrs_users)
     rate = {name: round(1 / float(np.median(values))) for name, values in times.items()}
     few = (part.take(np.arange(tfrs_users)) for part in (nothing, nothing, users.targets))
+    asking = EvaluationUsers(users.user_index[some], *few, users.request[some])
     expected = by_numpy(vectors[some], items, targets[some])
-    equal = listed == found and ours(model, catalogue, EvaluationUsers(users.user_index[some], *few)) == expected
+    equal = listed == found and ours(model, catalogue, asking) == expected
     print(f"{arguments.items:,} items, users/s: {rate}; {found}")
     result = {
         "evaluation_vs_tfrs": round(rate["ours"] / rate["tfrs"], 1),

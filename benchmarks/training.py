@@ -73,10 +73,8 @@ def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
         is_target = np.ones(events.shape, bool)
         is_target[:, 0] = False
         easy = np.searchsorted(cumulative, rng.random(EASY * WINDOWS * LENGTH)).clip(1)
-        nothing = np.zeros_like(events)
-        result.append(
-            WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing[:, :, None], nothing[:, :, None])
-        )
+        nothing, absent = np.zeros_like(events), np.zeros_like(events)[:, :, None]
+        result.append(WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing, absent, absent))
     return result
 
 

@@ -22,6 +22,7 @@ class EventColumn:
     ITEM_ID = "item_id"
     TIMESTAMP = "timestamp"  # int64, microseconds since 1970-01-01 UTC
     FEEDBACK_LEVEL = "feedback_level"  # int8, index into FeedbackConfig.levels
+    REQUEST = "request"  # int32, the code of what data.request_features tell, see `code_sizes`; 0 = nothing
     SPLIT = "split"  # int8, Split
 
 
@@ -67,6 +68,7 @@ class WindowField:
     GROUP_ID = "group_id"  # int64 [n]
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
+    REQUEST = "request"  # int64 [n], EventColumn.REQUEST
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
     NON_TARGETS = "non_targets"  # int64 [R], places of events below the target level, and of repeats that are kept: of
     # an item that the user had before, at the event's level or above
@@ -84,6 +86,7 @@ class EvaluationField:
     HISTORY_CONTEXT = "history_context"  # int64 [C], places in the history of events below the target level
     SEEN_ITEM_INDEX = "seen_item_index"  # int64 [S], every target-level item before the targets, once, oldest first
     TARGET_ITEM_INDEX = "target_item_index"  # int64 [T >= 1], none of them in SEEN_ITEM_INDEX
+    REQUEST = "request"  # int64 [1], EventColumn.REQUEST of the first target
 
 
 class Signature:
@@ -108,7 +111,7 @@ MERGES: tuple[Merge, ...] = get_args(Merge)
 
 
 class Request:
-    """Inputs of the servable's signatures (user features come under their own names).
+    """Inputs of the servable's signatures (user and request features come under their own names).
 
     Every input but ITEM_IDS may be left out; each row of one means the same whoever shares the batch. B is the
     batch size, and an input of one row applies to all.
@@ -148,6 +151,7 @@ RESERVED_FEATURE_NAMES = frozenset(
     {
         *(value for name, value in vars(Request).items() if not name.startswith("_")),
         EventColumn.ITEM_ID,
+        EventColumn.REQUEST,
         ItemColumn.GROUP_ID,
         WindowField.USER_INDEX,
         WindowField.ITEM_INDEX,

@@ -104,6 +104,8 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
     ]
     if earlier.data.feedback.has_context != config.data.feedback.has_context:
         differing.append("data.feedback.history_level (histories hold events below target_level in one run alone)")
+    if earlier.data.request_features != config.data.request_features:
+        differing.append("data.request_features")
     if differing:
         raise ValueError(
             f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "

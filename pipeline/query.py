@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import click
 import numpy as np
 from rich.console import Console
 
+from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.names import MERGES
+from contracts.names import MERGES, Request
 from pipeline.cli_options import reports_user_errors
 from pipeline.stages import exported_servable
 
@@ -42,6 +44,13 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
     type=click.IntRange(0, 2**31 - 1),
     help="Places for items without training events; default: the model's share.",
 )
+@click.option(
+    "--request",
+    "told",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What the request tells of one of data.request_features; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per candidate.")
 @reports_user_errors
 def query(
@@ -56,6 +65,7 @@ def query(
     max_groups: int | None,
     exclude: str | None,
     explore: int | None,
+    told: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Ask the exported servable for one user's candidates.
@@ -90,13 +100,14 @@ def query(
         "exclude_item_ids": _one_row(_ids(exclude)),
         "num_exploration": explore,
     }
+    features = _told(told, config.data.request_features)
     if user is not None:
         asked = history_of(config, run, user)
     else:
         items = _ids(history) or []
         asked = History(items, _marks(items, _ids(context) or []))
     with ServableSession(exported_servable(run)) as session:
-        if context is not None and not session.reads_context:
+        if context is not None and not session.takes(Request.HISTORY_IS_CONTEXT):
             raise ValueError(
                 f"--context {context}: the model of {run.path} reads positives alone; leave it out, or train with "
                 "a data.feedback.history_level below target_level"
@@ -105,7 +116,8 @@ def query(
             session.candidate_embedding(asked.items)[1], asked.items, config.model.oov_buckets
         ):
             click.echo(said, err=True)
-        answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
+        marks = [asked.is_context]
+        answer = session.recommend([asked.items], [user or ""], features, is_context=marks, **controls)
     is_there = answer.item_ids[0] != ""
     found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
     if as_json:
@@ -113,6 +125,19 @@ def query(
             click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
     else:
         Console().print(candidates_table(titles_of(config), run, *found))
+
+
+def _told(assignments: Sequence[str], features: Sequence[RequestFeature]) -> dict[str, list[str]]:
+    """Request feature -> its value, in a list of one, as of one user."""
+    listed = {feature.name: feature.values for feature in features}
+    told = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        if value not in listed.get(name, ()):
+            known = f"values of {name}: {', '.join(listed[name])}" if name in listed else ", ".join(listed) or "none"
+            raise ValueError(f"--request {assignment!r}: give NAME=VALUE as in data.request_features ({known})")
+        told[name] = [value]
+    return told
 
 
 def _ids(listed: str | None) -> list[str] | None:

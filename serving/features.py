@@ -7,13 +7,14 @@ ScaNN's ops, and is not needed where models are exported and served.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from contracts.config import Config, Feature
+from contracts.config.request_features import RequestFeature, code_sizes
 from contracts.layout import SAVED_MODEL, TRANSFORM_FN, Workdir
 from contracts.names import Request
 from trainer.catalogue import Catalogue
@@ -127,3 +128,27 @@ class UserFeatures(tf.Module):
             is_given = tf.reduce_all(is_given, axis=1)
         is_given = tf.reshape(is_given, [-1] + [1] * (stored.shape.rank - 1))
         return tf.where(is_given, tf.cast(tf.reshape(given, tf.shape(stored)), stored.dtype), stored)
+
+
+class RequestCodes(tf.Module):
+    """What requests tell, as text, to `EventColumn.REQUEST`."""
+
+    def __init__(self, features: Sequence[RequestFeature]):
+        super().__init__(name="request_codes")
+        self._sizes = code_sizes(features)
+        self._tables = {
+            feature.name: tf.lookup.StaticHashTable(
+                tf.lookup.KeyValueTensorInitializer(
+                    tf.constant(feature.values), tf.range(1, len(feature.values) + 1, dtype=tf.int64)
+                ),
+                default_value=0,
+            )
+            for feature in features
+        }
+
+    def __call__(self, request: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """All inputs by name -> int64 [batch_size]; a value that is not listed is as none."""
+        code = tf.zeros(tf.shape(request[Request.USER_ID]), tf.int64)
+        for (name, table), size in zip(self._tables.items(), self._sizes, strict=True):
+            code = code * size + table.lookup(request[name])
+        return code

@@ -11,9 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from contracts.config import Feature
+from contracts.config import Config, Feature
 from contracts.names import Request
-from serving.features import raw_dtype
+from serving.features import raw_dtype, user_feature_configs
 
 Tensors = dict[str, tf.Tensor]
 
@@ -39,15 +39,15 @@ class GraphInput:
         return tf.TensorSpec([None, *self.columns], self.dtype, self.name)
 
 
-def query_inputs(features: Sequence[Feature], reads_context: bool) -> list[GraphInput]:
+def query_inputs(config: Config) -> list[GraphInput]:
     """What the towers read."""
-    marks = [GraphInput(Request.HISTORY_IS_CONTEXT, tf.bool, [False], (None,))] if reads_context else []
-    return [
-        GraphInput(Request.HISTORY, tf.string, [""], (None,)),
-        *marks,
-        GraphInput(Request.USER_ID, tf.string, ""),
-        *(GraphInput(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features),
-    ]
+    inputs = [GraphInput(Request.HISTORY, tf.string, [""], (None,))]
+    if config.data.feedback.has_context:
+        inputs.append(GraphInput(Request.HISTORY_IS_CONTEXT, tf.bool, [False], (None,)))
+    inputs.append(GraphInput(Request.USER_ID, tf.string, ""))
+    inputs += [GraphInput(feature.name, tf.string, "") for feature in config.data.request_features]
+    features = user_feature_configs(config)
+    return [*inputs, *(GraphInput(f.name, raw_dtype(f), _missing(f), f.raw_shape) for f in features)]
 
 
 def _missing(feature: Feature) -> Any:

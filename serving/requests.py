@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from contracts.artifact import read_manifest
 from contracts.layout import Workdir
 from contracts.names import UserColumn
 from serving.servable_session import Recommendations, Servable, request_inputs
@@ -26,24 +28,36 @@ class UserRequests:
         user_ids: of each user.
         histories: of each user, item ids, oldest first; what the tower reads comes last.
         is_context: of each event of `histories`, whether it is below the target level.
+        told: request feature -> what each user's request tells, "" = nothing.
     """
 
     user_ids: list[str]
     histories: list[list[str]]
     is_context: list[list[bool]]
+    told: dict[str, list[str]]
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def inputs(self, rows: slice, reads_context: bool) -> dict[str, np.ndarray]:
-        """Inputs of serving_default and query_embedding; without marks where the model `reads_context` not."""
-        is_context = self.is_context[rows] if reads_context else None
-        return request_inputs(self.histories[rows], self.user_ids[rows], is_context=is_context)
+    def inputs(self, rows: slice, names: Container[str]) -> dict[str, np.ndarray]:
+        """Of `names`, the inputs of serving_default and query_embedding that tell of the users."""
+        asked = request_inputs(
+            self.histories[rows],
+            self.user_ids[rows],
+            {name: values[rows] for name, values in self.told.items()},
+            self.is_context[rows],
+        )
+        return {name: value for name, value in asked.items() if name in names}
 
     def ask(self, servable: Servable, rows: slice, **controls: Any) -> Recommendations:
         """What `servable` recommends; `controls` are those of `Servable.recommend`."""
-        marks = self.is_context[rows]
-        return servable.recommend(self.histories[rows], self.user_ids[rows], is_context=marks, **controls)
+        return servable.recommend(
+            self.histories[rows],
+            self.user_ids[rows],
+            features={name: values[rows] for name, values in self.told.items() if servable.takes(name)},
+            is_context=self.is_context[rows],
+            **controls,
+        )
 
     def batches(self) -> list[slice]:
         """The users of each request that evaluation, validation and the gate make."""
@@ -64,7 +78,17 @@ def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers
         events = np.concatenate([seen_row[~np.isin(seen_row, recent_row)], recent_row])
         histories.append(item_ids[np.abs(events)].tolist())
         is_context.append((events < 0).tolist())
-    return UserRequests(user_ids[users.user_index].tolist(), histories, is_context)
+    return UserRequests(user_ids[users.user_index].tolist(), histories, is_context, _told(workdir, users.request))
+
+
+def _told(workdir: Workdir, codes: np.ndarray) -> dict[str, list[str]]:
+    """`UserRequests.told` of `EventColumn.REQUEST`."""
+    listed: dict[str, list[str]] = read_manifest(workdir.windows.path).details.get("request_features", {})
+    places = np.unravel_index(codes, [len(values) + 1 for values in listed.values()]) if listed else ()
+    return {
+        name: np.array(["", *values], object)[place].tolist()
+        for (name, values), place in zip(listed.items(), places, strict=True)
+    }
 
 
 def _rows(ragged: Ragged) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from contracts.names import PADDING_INDEX, Request, Response, Signature
 from serving.controls import Controls
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration, ExploredItems
-from serving.features import UserFeatures, VocabularyLookup
+from serving.features import RequestCodes, UserFeatures, VocabularyLookup
 from serving.graph_inputs import merge_inputs, query_inputs, with_defaults
 from serving.group_search import GroupResults
 from serving.history import context_marks, is_repeat, latest_context
@@ -22,6 +22,7 @@ from serving.merge import LOG_PROBABILITY_FLOOR, is_by_score, is_dealt, plan_gro
 from serving.score_rounds import search_in_rounds
 from serving.slots import items_by_slot, slots_by_item
 from trainer.catalogue import Catalogue
+from trainer.layers.request_features import REQUEST
 from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
 
@@ -68,6 +69,7 @@ class Retriever(tf.Module):
         self._tower_length = config.windows.length
         self._drops_repeats = config.windows.repeats == "drop"
         self._reads_context = config.data.feedback.has_context
+        self._query_inputs = query_inputs(config)
         self._num_buckets = config.model.oov_buckets
         self._num_groups = catalogue.num_groups
         self._num_items = catalogue.num_items
@@ -77,6 +79,7 @@ class Retriever(tf.Module):
         self._model_variables = list(model.variables)
         self._item_lookup = item_lookup
         self._user_features = user_features
+        self._request_codes = RequestCodes(config.data.request_features)
         self._index_set = index_set
         self._exploration = exploration
         self._slot_of_item = _table(slots_by_item(members, catalogue.num_items), tf.int32, "slot_of_item")
@@ -87,10 +90,10 @@ class Retriever(tf.Module):
 
     def signatures(self) -> dict[str, Any]:
         """Functions to save. Every input of the first two has a default, baked into the signature."""
-        query = query_inputs(self._user_features.configs, self._reads_context)
+        inputs = [*self._query_inputs, *merge_inputs(self._num_groups)]
         return {
-            Signature.SERVING_DEFAULT: with_defaults(self.retrieve, [*query, *merge_inputs(self._num_groups)]),
-            Signature.QUERY_EMBEDDING: with_defaults(self.embed_query, query),
+            Signature.SERVING_DEFAULT: with_defaults(self.retrieve, inputs),
+            Signature.QUERY_EMBEDDING: with_defaults(self.embed_query, self._query_inputs),
             Signature.CANDIDATE_EMBEDDING: tf.function(
                 self.embed_candidates,
                 input_signature=[tf.TensorSpec([None], tf.string, Request.ITEM_IDS)],
@@ -187,7 +190,9 @@ class Retriever(tf.Module):
             known = latest_context(known)
         recent = known[:, -self._tower_length :].to_tensor(PADDING_INDEX)
         raw = {feature.name: request[feature.name] for feature in self._user_features.configs}
-        queries, log_intent = self._embed_queries(recent, self._user_features(request[Request.USER_ID], raw))
+        features = self._user_features(request[Request.USER_ID], raw)
+        features[REQUEST] = self._request_codes(request)
+        queries, log_intent = self._embed_queries(recent, features)
         # A feature far out of range can overflow a tower; zeros answer by what the intent and the boosts say.
         queries = tf.where(tf.math.is_finite(queries), queries, 0.0)
         log_intent = tf.where(tf.math.is_nan(log_intent), -math.log(self._num_groups), log_intent)

@@ -101,10 +101,9 @@ class Servable(ABC):
         outputs = self.predict(Signature.QUERY_EMBEDDING, inputs)
         return outputs[Response.EMBEDDINGS], outputs[Response.INTENT]
 
-    @property
-    def reads_context(self) -> bool:
-        """Whether a request may mark events as context."""
-        return Request.HISTORY_IS_CONTEXT in self.signatures[Signature.SERVING_DEFAULT].inputs
+    def takes(self, name: str) -> bool:
+        """Whether a request may have the input of that name."""
+        return name in self.signatures[Signature.SERVING_DEFAULT].inputs
 
     def _query_inputs(
         self,
@@ -113,7 +112,7 @@ class Servable(ABC):
         features: Mapping[str, Sequence[Any]] | None,
         is_context: Sequence[Sequence[bool]] | None,
     ) -> dict[str, np.ndarray]:
-        if is_context is None or self.reads_context:
+        if is_context is None or self.takes(Request.HISTORY_IS_CONTEXT):
             return request_inputs(histories, user_ids, features, is_context)
         positives = [
             [item for item, marked in zip(*row, strict=True) if not marked]

@@ -98,7 +98,7 @@ def _check_servable(
     batches = requests.batches()
     failures = []
     with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
-        inputs = requests.inputs(batches[0], session.reads_context)
+        inputs = requests.inputs(batches[0], session.signatures[Signature.SERVING_DEFAULT].inputs)
         in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a process of its own, beside all else
         warmed = _replay_warmup(session, path)
         if not warmed:
@@ -160,7 +160,8 @@ def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Ma
     excluded = np.zeros([len(histories), len(index_of)], bool)
     for row, (items, marks) in enumerate(zip(histories, is_context, strict=True)):
         excluded[row, [index_of[item] for item, marked in zip(items, marks, strict=True) if not marked]] = True
-    embedded = servable.query_embedding(histories, requests.user_ids[rows], is_context=is_context)
+    told = {name: values[rows] for name, values in requests.told.items()}
+    embedded = servable.query_embedding(histories, requests.user_ids[rows], told, is_context)
     return EmbeddedRequests(*embedded, excluded)
 
 

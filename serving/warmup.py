@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,11 @@ from serving.tensors import to_proto
 WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 
 
-def write_warmup(version: Path, requests: UserRequests, model_name: str, reads_context: bool) -> None:
-    """Writes a PredictionLog for each user but the last, then one for all as one batch: both sizes shall be warm."""
+def write_warmup(version: Path, requests: UserRequests, model_name: str, names: Sequence[str]) -> None:
+    """Writes a PredictionLog for each user but the last, then one for all as one batch: both sizes shall be warm.
+
+    `names`: the inputs of the model's queries.
+    """
     path = version / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
     batches = [slice(row, row + 1) for row in range(len(requests) - 1)] + [slice(0, len(requests))]
@@ -28,7 +31,7 @@ def write_warmup(version: Path, requests: UserRequests, model_name: str, reads_c
             request = predict_pb2.PredictRequest()
             request.model_spec.name = model_name
             request.model_spec.signature_name = Signature.SERVING_DEFAULT
-            for name, value in requests.inputs(rows, reads_context).items():
+            for name, value in requests.inputs(rows, names).items():
                 request.inputs[name].CopyFrom(to_proto(value))
             log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
             writer.write(log.SerializeToString())

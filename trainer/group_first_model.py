@@ -26,7 +26,7 @@ class GroupFirstModel(TwoTowerModel):
 
     def _vectors(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> UserVectors:
         group = self.sampled_group(batch)
-        users = self.features_of_users(batch.user_index)
+        users = self.features_of_users(batch.user_index, batch.request)
         history = self._history_before(batch, items, training)
         no_group = tf.fill(tf.shape(group), self.num_groups)
         encoded = self._encode(history, users, tf.stack([no_group, group]), training)

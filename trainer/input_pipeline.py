@@ -32,6 +32,7 @@ class WindowBatch(NamedTuple):
             out among its windows anew, so the targets may be those of another batch.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
+        request: int64 [batch_size, length], `EventColumn.REQUEST` of each event.
         exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], for each target what
             the user was shown and did not take; 0 = none.
         mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], for each target items near it
@@ -44,6 +45,7 @@ class WindowBatch(NamedTuple):
     in_group_negatives: np.ndarray
     easy_negatives: np.ndarray
     feedback_level: np.ndarray
+    request: np.ndarray
     exposed_negatives: np.ndarray
     mined_negatives: np.ndarray
 
@@ -125,6 +127,7 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     item_index = items.padded()
     position = np.arange(item_index.shape[1])
     non_targets = chunk[WindowField.NON_TARGETS].take(rows)
+    requests = chunk[WindowField.REQUEST]
     may_be = np.ones(item_index.shape, bool)
     may_be[non_targets.row_ids(), non_targets.values] = False
     predicted = may_be & (position >= num_context[:, None]) & (position < items.lengths[:, None])
@@ -135,6 +138,7 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
         feedback_level=chunk[WindowField.FEEDBACK_LEVEL].take(rows).padded(),
+        request=requests.take(rows).padded() if len(requests.values) else np.zeros_like(item_index),
         exposed_negatives=_at_targets(chunk[WindowField.EXPOSED_NEGATIVES].take(rows).values, predicted),
         mined_negatives=_at_targets(chunk[WindowField.MINED_NEGATIVES].take(rows).values, predicted),
     )
@@ -157,20 +161,22 @@ class EvaluationUsers:
         user_index: int64 [num_users].
         history, seen, targets: item_index of each user's history (oldest first; negative: an event below the target
             level), of what is not to be recommended, and of what is to be found.
+        request: int64 [num_users], `EventColumn.REQUEST` of the first target.
     """
 
     user_index: np.ndarray
     history: Ragged
     seen: Ragged
     targets: Ragged
+    request: np.ndarray
 
     def __len__(self) -> int:
         return len(self.user_index)
 
     def take(self, rows: np.ndarray) -> EvaluationUsers:
         """The users named, in their order."""
-        ragged = (self.history, self.seen, self.targets)
-        return EvaluationUsers(self.user_index[rows], *(values.take(rows) for values in ragged))
+        history, seen, targets = (values.take(rows) for values in (self.history, self.seen, self.targets))
+        return EvaluationUsers(self.user_index[rows], history, seen, targets, self.request[rows])
 
     @classmethod
     def load(cls, workdir: Workdir, split: Split, limit: int | None = None) -> EvaluationUsers:
@@ -202,6 +208,7 @@ class EvaluationUsers:
             history=history,
             seen=joined[EvaluationField.SEEN_ITEM_INDEX],
             targets=joined[EvaluationField.TARGET_ITEM_INDEX],
+            request=joined[EvaluationField.REQUEST].values,
         )
 
 
@@ -226,6 +233,7 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             WindowField.IN_GROUP_NEGATIVES,
             WindowField.EASY_NEGATIVES,
             WindowField.FEEDBACK_LEVEL,
+            WindowField.REQUEST,
             WindowField.EXPOSED_NEGATIVES,
             WindowField.MINED_NEGATIVES,
         ),
@@ -241,6 +249,7 @@ def _parse_users(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
             EvaluationField.HISTORY_CONTEXT,
             EvaluationField.SEEN_ITEM_INDEX,
             EvaluationField.TARGET_ITEM_INDEX,
+            EvaluationField.REQUEST,
         ),
     )
 

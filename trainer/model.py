@@ -19,6 +19,7 @@ from trainer.choice_loss import choice_loss
 from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
 from trainer.input_pipeline import WindowBatch
 from trainer.layers.context_mark import ContextMark
+from trainer.layers.request_features import REQUEST
 from trainer.log_partitions import log_sum_exp, z_loss
 from trainer.model_parts import conditioning, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
@@ -95,9 +96,15 @@ class TwoTowerModel(tfrs.Model):
         """What Keras notes beside weights. A model is built again from config and catalogue, not from this."""
         return {"num_groups": self.num_groups, "embedding_dim": self.embedding_dim}
 
-    def features_of_users(self, user_index: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The transformed features of users [batch_size]; unknown users (0) get zeros."""
+    def features_of_users(self, user_index: tf.Tensor, request: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """The transformed features of users [batch_size]; unknown users (0) get zeros.
+
+        `request`: int64 [batch_size] codes of what requests tell, or, of each position of a window, [batch_size,
+        length]; None: nothing.
+        """
         features = {name: tf.gather(table, user_index) for name, table in self._user_features.items()}
+        if request is not None:
+            features[REQUEST] = tf.convert_to_tensor(request)
         return features | ({USER_INDEX: user_index} if isinstance(self._query_tower, UserIdTower) else {})
 
     def query_embeddings(
@@ -108,7 +115,7 @@ class TwoTowerModel(tfrs.Model):
         Args:
             history_index: int64 [batch_size, length <= windows.length], oldest first, left-aligned, 0 = padding,
                 `bucket_index` of an unknown id; negative: an event below the target level. A row may be empty.
-            user_features: name -> [batch_size] or [batch_size, width], transformed.
+            user_features: name -> [batch_size] or [batch_size, width], transformed; see `features_of_users`.
 
         Returns:
             float32 [batch_size, num_groups, dim] and float32 [batch_size, num_groups].
@@ -245,7 +252,7 @@ class TwoTowerModel(tfrs.Model):
 
     def _queries_of(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> tf.Tensor:
         """float32 [num_positives, dim]; arguments as of `_vectors`."""
-        users = self.features_of_users(batch.user_index)
+        users = self.features_of_users(batch.user_index, batch.request)
         encoded = self._query_tower(self._history_before(batch, items, training), users, training=training)
         # Position t of the encoder has seen t events: it predicts event t, counted from 0.
         return tf.gather_nd(encoded, place)

@@ -17,6 +17,7 @@ from trainer.layers.mean_encoder import MeanEncoder
 from trainer.layers.mind_encoder import MINDEncoder
 from trainer.layers.multiply_tokens import MultiplyTokens
 from trainer.layers.random_dropout import RandomDropout
+from trainer.layers.request_features import REQUEST, RequestFeatures
 from trainer.layers.sequence_encoder import SequenceEncoder
 from trainer.layers.token_conditioning import TokenConditioning
 from trainer.layers.transformer_encoder import TransformerEncoder
@@ -47,6 +48,8 @@ class QueryTower(tf.keras.layers.Layer):
         self._training_encoder = tf.function(self.encoder, jit_compile=True) if is_compiled else self.encoder
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
         self._features = FeatureEmbedding(specs, dim, name="user_features") if specs else None
+        told = config.data.request_features
+        self._request = RequestFeatures(told, dim, generator) if told else None
 
     def call(
         self,
@@ -60,7 +63,7 @@ class QueryTower(tf.keras.layers.Layer):
 
         Args:
             history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
-            user_features: name -> [batch_size] or [batch_size, width], transformed.
+            user_features: name -> [batch_size] or [batch_size, width], transformed; `REQUEST` may be among them.
             group_id: int32 [batch_size], what a `TokenConditioning` conditions on; None: no group.
             num_events: int32 [batch_size]; given, a row has the query after its first so many events alone.
 
@@ -77,10 +80,12 @@ class QueryTower(tf.keras.layers.Layer):
         tokens = self._dropout(tokens, training=training)
         encode = self._training_encoder if training else self.encoder
         encoded = tf.cast(encode(tokens, training=training, position=num_events), tf.float32)
-        if self._features is None:
-            return encoded
-        features = self._dropout(self._features(user_features), training=training)
-        return encoded + tf.reshape(features, [batch_size, *[1] * (encoded.shape.rank - 2), self._dim])
+        if self._features is not None:
+            features = self._dropout(self._features(user_features), training=training)
+            encoded += tf.reshape(features, [batch_size, *[1] * (encoded.shape.rank - 2), self._dim])
+        if self._request is not None and REQUEST in user_features:
+            encoded = self._request(encoded, user_features[REQUEST], training=training)
+        return encoded
 
 
 @contextmanager

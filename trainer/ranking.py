@@ -262,7 +262,7 @@ def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarr
     for start in range(0, len(order), step):
         rows = order[start : start + step]
         history: Ragged = users.history.take(rows)
-        features = model.features_of_users(tf.constant(users.user_index[rows]))
+        features = model.features_of_users(tf.constant(users.user_index[rows]), tf.constant(users.request[rows]))
         encoded = model.query_embeddings(tf.constant(history.padded()), features)
         queries[rows], log_intent[rows] = encoded[0].numpy(), encoded[1].numpy()
     return queries, log_intent

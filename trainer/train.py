@@ -44,6 +44,7 @@ BATCH_SIGNATURE = WindowBatch(
     in_group_negatives=tf.TensorSpec([None], tf.int64),
     easy_negatives=tf.TensorSpec([None], tf.int64),
     feedback_level=tf.TensorSpec([None, None], tf.int64),
+    request=tf.TensorSpec([None, None], tf.int64),
     exposed_negatives=tf.TensorSpec([None, None, None], tf.int64),
     mined_negatives=tf.TensorSpec([None, None, None], tf.int64),
 )

@@ -23,6 +23,7 @@ from contracts.names import UserColumn
 from trainer.catalogue import Catalogue
 from trainer.group_match import GroupMatch, continued_groups, keeps_ids
 from trainer.layers.feature_embedding import feature_weight
+from trainer.layers.request_features import request_weight
 from trainer.model import TwoTowerModel
 from trainer.model_files import load_model
 
@@ -114,6 +115,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     )
     has_user_table = config.model.user_tower == "user_id"
     values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
+    values |= _request_rows(config, earlier_config)
     matches = _Matches(items, groups, values, now, earlier.num_items)
     fresh, kept_values = _carry_weights(model, earlier_model, matches)
     _continue_axes(model, earlier_model, items, frozen)
@@ -262,6 +264,16 @@ def _feature_rows(
         ]
         result["user_id_tower", "user_embedding"] = _places(*users)
     return result
+
+
+def _request_rows(now: Config, earlier: Config) -> dict[tuple[str, str], np.ndarray]:
+    """The same of the values of request features."""
+    listed = {feature.name: feature.values for feature in earlier.data.request_features}
+    return {
+        ("query_tower", request_weight(feature.name)): _places(np.array(feature.values), np.array(listed[feature.name]))
+        for feature in now.data.request_features
+        if feature.name in listed
+    }
 
 
 def _vocabulary(workdir: Workdir, kind: str, feature: str) -> np.ndarray:

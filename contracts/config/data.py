@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from contracts.config.request_features import RequestFeature, require_distinct, require_parameter
 from contracts.config.section import Instant, Section, Strings
 from contracts.names import RESERVED_FEATURE_NAMES
 
@@ -176,7 +176,9 @@ class FeatureTable(TextFormat):
 LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume"})
 """Keys of the section data that refuse a log, and change nothing in what is written."""
 
-READING_OF_LOG = frozenset({"columns", "timestamp_unit", "timestamp_format", "feedback", "header", "quoting"})
+READING_OF_LOG = frozenset(
+    {"columns", "timestamp_unit", "timestamp_format", "feedback", "request_features", "header", "quoting"}
+)
 """Keys of the section data that say what events a file of the log holds."""
 
 FRACTIONS = (".%f", ",%f")
@@ -200,6 +202,9 @@ class DataConfig(TextFormat):
         "'%m/%d/%Y %I:%M:%S %p', or with a fraction of a second at its end, '.%f'; then no other is understood",
     )
     feedback: FeedbackConfig = FeedbackConfig()
+    request_features: tuple[RequestFeature, ...] = Field(
+        (), description="categorical columns of the log that are known when a user asks, such as the page or the device"
+    )
     user_features: FeatureTable | None = Field(None, description="table of what is known of users beside events")
     item_features: FeatureTable | None = Field(
         None, description="table of what is known of items; new items without events are placed by it alone"
@@ -264,14 +269,11 @@ class DataConfig(TextFormat):
         return self
 
     @model_validator(mode="after")
-    def _user_features_are_parameters(self) -> DataConfig:
-        for feature in self.user_features.features if self.user_features else ():
-            name = feature.name
-            if not name.isidentifier() or keyword.iskeyword(name) or name == "self":
-                raise ValueError(
-                    f"the user feature {name!r} becomes an input of the servable, so it needs a name of letters, "
-                    "digits and _ that Python's parameters may have: rename the column"
-                )
+    def _features_are_inputs(self) -> DataConfig:
+        of_users = [feature.name for feature in self.user_features.features] if self.user_features else []
+        for name in of_users:
+            require_parameter(name, "user feature")
+        require_distinct(self.request_features, of_users)
         return self
 
 

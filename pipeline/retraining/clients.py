@@ -14,7 +14,7 @@ from pipeline.stages import exported_servable
 
 
 def require_inputs(config: Config, store: Store, plan: Plan) -> None:
-    """Before hours of training: requests carry user features, and marks of context, if the servable has the inputs.
+    """Before hours of training: requests carry user and request features, and marks, if the servable has such inputs.
 
     Raises:
         ValueError: by the config, the new version would have no input for one that the served version takes.
@@ -28,7 +28,8 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
         return
     inputs = read_signatures(served)[Signature.SERVING_DEFAULT].inputs
     now = {feature.name: feature.raw_shape for feature in user_feature_configs(config)}
-    taken = read_servable_manifest(served).details.get("user_features", [])
+    details = read_servable_manifest(served).details
+    taken = details.get("user_features", [])
     shapes = {name: tuple(dim.size for dim in inputs[name].tensor_shape.dim[1:]) for name in taken}
     gone = [name for name, shape in shapes.items() if now.get(name) != shape]
     if gone:
@@ -36,6 +37,12 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
             f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
             "no more, or of another length: clients that send them would break. Keep them, or set another "
             "serving.model_name"
+        )
+    told = {feature.name for feature in config.data.request_features}
+    if gone := [name for name in details.get("request_features", []) if name not in told]:
+        raise ValueError(
+            f"version {plan.parent}, which is served, takes the request features {gone}, and data.request_features "
+            "has them no more: clients that send them would break. Keep them, or set another serving.model_name"
         )
     feedback = config.data.feedback
     if Request.HISTORY_IS_CONTEXT in inputs and not feedback.has_context:

@@ -27,7 +27,7 @@ TARGET = 2
 
 
 def bucket(users: np.ndarray, items: np.ndarray, levels: np.ndarray, splits: np.ndarray) -> BucketEvents:
-    return BucketEvents(users, items, np.arange(len(users)), levels, splits, np.arange(9))
+    return BucketEvents(users, items, np.arange(len(users)), levels, splits, np.arange(len(users)), np.arange(9))
 
 
 @given(
@@ -88,6 +88,7 @@ def test_evaluation_histories_hold_context_and_nothing_else_changes() -> None:
         EvaluationField.HISTORY_CONTEXT: [1],
         EvaluationField.SEEN_ITEM_INDEX: [5, 4],
         EvaluationField.TARGET_ITEM_INDEX: [7],
+        EvaluationField.REQUEST: [3],
     }
     # The four newest of five.
     assert test[EvaluationField.HISTORY_ITEM_INDEX] == [3, 4, 7, 8]

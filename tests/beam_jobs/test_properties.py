@@ -39,7 +39,8 @@ def test_an_event_is_a_repeat_if_its_user_had_the_item_at_its_level_or_above(
     events = sorted(events, key=lambda event: event[0])
     users, items, levels = np.array(events, int).reshape(-1, 3).T
     nothing = np.zeros(len(events), int)
-    found = is_repeat(BucketEvents(users * scale, items * scale, nothing, levels, nothing, np.arange(4)), 4 * scale)
+    of_users = BucketEvents(users * scale, items * scale, nothing, levels, nothing, nothing, np.arange(4))
+    found = is_repeat(of_users, 4 * scale)
     highest: dict[tuple[int, int], int] = {}
     for event, (user, item, level) in enumerate(events):
         assert found[event] == (highest.get((user, item), -1) >= level)

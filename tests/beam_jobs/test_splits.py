@@ -142,6 +142,7 @@ def test_which_item_of_a_tie_comes_last_is_chance_for_every_user() -> None:
         EventColumn.ITEM_ID: [f"i{item}" for item in items],
         EventColumn.TIMESTAMP: np.zeros(len(users), np.int64),
         EventColumn.FEEDBACK_LEVEL: np.zeros(len(users), np.int8),
+        EventColumn.REQUEST: np.zeros(len(users), np.int32),
     }
     events, _ = order_events(pa.table(columns))
     user = events[EventColumn.USER_ID].to_numpy()

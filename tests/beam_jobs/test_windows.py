@@ -96,7 +96,8 @@ def test_evaluation_users_by_hand() -> None:
     items = np.array([5, 3, 5, 3, 8, 7, 8, 9, 2, 2, 4, 6])
     splits = np.array([0, 0, 0, 1, 1, 1, 1, 2, 0, 1, 1, 2])
     # Each event is of a higher level than all before it, of which a request knows nothing: a repeat is one nonetheless.
-    events = BucketEvents(users, items, np.arange(12), np.arange(12), splits, np.array([11, 12, 13, 14]))
+    requests = np.arange(12) * 10
+    events = BucketEvents(users, items, np.arange(12), np.arange(12), splits, requests, np.array([11, 12, 13, 14]))
     validation = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=False)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
@@ -105,12 +106,14 @@ def test_evaluation_users_by_hand() -> None:
         EvaluationField.HISTORY_CONTEXT: ([], [0]),
         EvaluationField.SEEN_ITEM_INDEX: ([5, 3], [2]),
         EvaluationField.TARGET_ITEM_INDEX: ([8, 7], [2]),
+        EvaluationField.REQUEST: ([40], [1]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
     test = evaluation_records(events, 0, Split.TEST, 2, 9, drop_repeats=False)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
     assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [5, 3, 8, 7]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
+    assert test.features[EvaluationField.REQUEST].values.tolist() == [70]
     dropped = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=True)
     assert dropped.features.pop(EvaluationField.HISTORY_ITEM_INDEX).values.tolist() == [5, 3]
     assert {name: (one.values.tolist(), one.lengths.tolist()) for name, one in dropped.features.items()} == {

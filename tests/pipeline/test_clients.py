@@ -89,6 +89,17 @@ def test_marks_of_context_that_are_served_are_missed_before_anything_is_trained(
     require_inputs(load_config(None, levels), store, plan_of(5))
 
 
+def test_request_features_that_are_served_are_missed_before_anything_is_trained(store: Store) -> None:
+    version = store.servable("dnc") / "5"
+    write_version(version, {"history": STRING, "page": STRING})
+    manifest = json.loads((version / MANIFEST_FILE).read_text())
+    manifest["details"] = {"user_features": [], "request_features": ["page"]}
+    (version / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"takes the request features \['page'\], and data.request_features has them"):
+        require_inputs(load_config(None, ["data.request_features=[{name: device, values: [web]}]"]), store, plan_of(5))
+    require_inputs(load_config(None, ["data.request_features=[{name: page, values: [home]}]"]), store, plan_of(5))
+
+
 def test_a_longer_list_than_the_served_version_gives_is_no_comparison(store: Store) -> None:
     """Its recall at 100 stood for that at 500, so that a model that finds less passed."""
     push(store, 1, None, config=load_config(None, ["serving.max_candidates=200", "evaluation.ks=[200]"]))

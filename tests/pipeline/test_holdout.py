@@ -4,6 +4,7 @@ And what the holdout's users are answered, by both models in the numbers of one 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -121,9 +122,7 @@ class Session:
     def __init__(self, path: Path):
         self._items, self._scores = ANSWERS[path.name]
 
-    def recommend(
-        self, histories: list[list[str]], user_ids: list[str], is_context: list[list[bool]], num_candidates: int
-    ) -> Recommendations:
+    def recommend(self, histories: list[list[str]], user_ids: list[str], **controls: Any) -> Recommendations:
         items, scores = (np.tile(np.array(row), (len(histories), 1)) for row in (self._items, self._scores))
         return Recommendations(items.astype(object), scores, np.zeros(items.shape, int))
 

@@ -53,6 +53,7 @@ def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: py
             "data={columns: {event: event}, feedback: {levels: [seen, liked], target_level: liked}}",
             "data.feedback.history_level (histories hold events below target_level in one run alone)",
         ),
+        ("data.request_features=[{name: page, values: [home]}]", "data.request_features: not what the model in"),
     ],
 )
 def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(

@@ -338,8 +338,9 @@ def test_merged_spans_are_the_log_without_repeats(log: Path, tmp_path: Path) -> 
 
 
 def _plain() -> pa.Schema:
-    names = ["user_id", "item_id", "timestamp", "feedback_level", "split"]
-    return pa.schema(list(zip(names, [pa.string(), pa.string(), pa.int64(), pa.int8(), pa.int8()], strict=True)))
+    names = ["user_id", "item_id", "timestamp", "feedback_level", "request", "split"]
+    kinds = [pa.string(), pa.string(), pa.int64(), pa.int8(), pa.int32(), pa.int8()]
+    return pa.schema(list(zip(names, kinds, strict=True)))
 
 
 def profile_of(

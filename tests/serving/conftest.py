@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from contracts.artifact import writing
 from contracts.config import Config, DataConfig, Feature, FeatureTable, ModelConfig, ServingConfig, WindowsConfig
+from contracts.config.request_features import RequestFeature
 from contracts.layout import Model, Workdir
 from serving.export import export
 from serving.versions import admit, exported_versions, version_of
@@ -25,6 +27,8 @@ MODEL = "per_group"
 GROUP_SIZES = (1, 3, 80, 240, 620)
 """With the threshold below, the last two have a tree."""
 NUM_USERS = 60
+TOLD = {"page": ["home", "search", "item"], "device": ["phone", "web"]}
+"""Request features and their values."""
 TUNED_RECALL = 0.999
 """Tuned above what tests assert: builds differ from machine to machine, and a few lists are a small sample."""
 
@@ -46,7 +50,9 @@ def make_config(model: dict[str, Any] | None = None, **serving: object) -> Confi
     settings = {"brute_force_max_items": 100, "num_candidates": 30, "warmup_requests": 4}
     return Config(
         data=DataConfig(
-            user_features=FeatureTable(path="unused.csv", id="user_id", features=features), item_features=items
+            request_features=tuple(RequestFeature(name=name, values=values) for name, values in TOLD.items()),
+            user_features=FeatureTable(path="unused.csv", id="user_id", features=features),
+            item_features=items,
         ),
         windows=WindowsConfig(length=10),
         model=ModelConfig(**(model or {})),
@@ -59,9 +65,12 @@ def make_log() -> Log:
     group_id = rng.permutation(np.repeat(np.arange(len(GROUP_SIZES)), GROUP_SIZES))
     sequences = [rng.permutation(len(group_id))[: rng.integers(5, 25)] + 1 for _ in range(NUM_USERS)]
     users = np.arange(NUM_USERS)
+    num_codes = math.prod(len(values) + 1 for values in TOLD.values())
     return Log(
         sequences,
         group_id,
+        requests=[rng.integers(0, num_codes, len(sequence)) for sequence in sequences],
+        request_features=TOLD,
         item_features={"category": (spec("category", "categorical", CATEGORIES), rng.integers(0, 4, len(group_id)))},
         user_features={
             "gender": (spec("gender", "categorical", GENDERS), users % 2 + 1),

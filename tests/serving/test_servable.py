@@ -1,5 +1,6 @@
 """The exported servable, through the session loader, against brute force in NumPy."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def test_signatures_are_the_contract(session):
     query = {
         "history": tf.string,
         "user_id": tf.string,
+        "page": tf.string,
+        "device": tf.string,
         "gender": tf.string,
         "tags": tf.string,
         "age": tf.float32,
@@ -181,7 +184,7 @@ def test_query_embeddings_are_the_trainers(session, trained):
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     queries, log_intent = encode_users(load_model(trained.config, trained.workdir, MODEL), users)
     requests = user_requests(trained.workdir, trained.catalogue, users)
-    served, intent = session.query_embedding(requests.histories, requests.user_ids)
+    served, intent = session.query_embedding(requests.histories, requests.user_ids, requests.told)
     np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
 
@@ -209,6 +212,18 @@ def test_features_given_override_the_stored_ones(session):
         assert np.abs(other - stored).max() > 1e-4, name
 
 
+def test_what_a_request_tells_changes_its_vectors_and_what_is_not_listed_is_nothing(session):
+    def asked(**told: str) -> np.ndarray:
+        return session.query_embedding([["i1"]], features={name: [value] for name, value in told.items()})[0]
+
+    nothing = asked()
+    for same in (asked(page="", device=""), asked(page="cellar"), asked(page="Home", device=" web")):
+        np.testing.assert_array_equal(same, nothing)
+    ways = [asked(page=page, device=device) for page in ("", "home", "item") for device in ("", "phone", "web")]
+    for one, other in itertools.combinations(ways, 2):
+        assert np.abs(one - other).max() > 1e-3
+
+
 def test_no_request_is_too_large_for_the_catalogue(session):
     lists = session.recommend([["i1"], []], num_candidates=[2**31 - 1, 1])
     assert lists.item_ids.shape == (2, sum(GROUP_SIZES))
@@ -226,7 +241,7 @@ def test_exact_holds_plain_ops_only_and_scann_agrees_with_it(servables, trained)
     lists = []
     for path in servables.values():
         with ServableSession(path, num_threads=1) as session:
-            lists.append(session.recommend(requests.histories, requests.user_ids).item_ids)
+            lists.append(requests.ask(session, slice(None)).item_ids)
     shared = [len(set(ours) & set(theirs)) / len(theirs) for ours, theirs in zip(*lists, strict=True)]
     assert np.mean(shared) >= trained.config.serving.recall_target
 

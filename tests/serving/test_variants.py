@@ -45,7 +45,7 @@ def test_a_variant_is_served_as_it_was_evaluated(name: str, trained: Trained) ->
     assert np.abs(queries - queries[:, :1]).max() > 1e-2, "all groups have the same vector"
     requests = user_requests(trained.workdir, trained.catalogue, users)
     with ServableSession(version, num_threads=1) as session:
-        served, intent = session.query_embedding(requests.histories, requests.user_ids)
+        served, intent = session.query_embedding(requests.histories, requests.user_ids, requests.told)
         np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(intent, np.exp(log_intent), rtol=1e-4, atol=1e-6)
         corpus = corpus_of(session, trained.catalogue)
@@ -91,7 +91,7 @@ def test_the_share_of_cold_items_is_served_as_it_was_evaluated(trained: Trained)
     write_model(config, trained.workdir, "exploring", seed=7, exploration_share=0.3)
     users = EvaluationUsers.load(trained.workdir, Split.TEST)
     requests = user_requests(trained.workdir, trained.catalogue, users)
-    asked = requests.histories, requests.user_ids
+    asked = requests.histories, requests.user_ids, requests.told
     model, index_of = load_model(config, trained.workdir, "exploring"), index_by_id(trained.catalogue)
     is_cold = trained.catalogue.train_count == 0
     with ServableSession(export(config, trained.workdir, "exploring", "fingerprint"), num_threads=1) as session:
@@ -122,9 +122,10 @@ def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
     with ServableSession(version, num_threads=1) as session:
         queries, _ = encode_users(model, users)
         marks = requests.is_context
-        served, _ = session.query_embedding(requests.histories, requests.user_ids, is_context=marks)
+        asked = requests.histories, requests.user_ids, requests.told
+        served, _ = session.query_embedding(*asked, is_context=marks)
         np.testing.assert_allclose(served, queries, rtol=1e-4, atol=1e-4)
-        unmarked, _ = session.query_embedding(requests.histories, requests.user_ids)
+        unmarked, _ = session.query_embedding(*asked)
         assert np.abs(served - unmarked).max() > 1e-2
         lists = index_of(requests.ask(session, slice(None), num_candidates=25).item_ids)
         np.testing.assert_array_equal(lists, ExactRanking(model, trained.catalogue, users).lists("score", 1.0, 25))

@@ -30,6 +30,8 @@ class Log:
 
     sequences: Sequence[np.ndarray]
     group_id: np.ndarray  # [num_items], of item_index 1..
+    requests: Sequence[np.ndarray] = ()  # of each sequence, what the requests told; none: nothing
+    request_features: dict[str, list[str]] = field(default_factory=dict)
     window_length: int = 10
     in_group_negatives: int = 4
     easy_negatives: int = 2
@@ -40,6 +42,9 @@ class Log:
     item_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     user_features: dict[str, tuple[dict[str, Any], np.ndarray]] = field(default_factory=dict)
     cooccurrence: np.ndarray | None = None  # [num_items, axes]
+
+    def requests_of(self, user: int) -> np.ndarray:
+        return self.requests[user] if len(self.requests) else np.zeros(len(self.sequences[user]), int)
 
     @property
     def num_items(self) -> int:
@@ -75,6 +80,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
         artifact.counts["train_positives"] = int(counts.sum()) - len(log.sequences)
         artifact.counts["train_first_targets"] = sum(windows_of)
         artifact.details["resamples"] = log.resamples
+        artifact.details["request_features"] = log.request_features
     return workdir
 
 
@@ -136,6 +142,8 @@ def _training_examples(log: Log, probability: np.ndarray, rng: np.random.Generat
                 WindowField.IN_GROUP_NEGATIVES: np.concatenate(hard),
                 WindowField.EASY_NEGATIVES: easy,
             }
+            if log.request_features:
+                fields[WindowField.REQUEST] = log.requests_of(user)[start : start + len(window)]
             if log.exposed_negatives:
                 fields[WindowField.EXPOSED_NEGATIVES] = np.repeat(window[1:], log.exposed_negatives)
             if log.mined_negatives:
@@ -161,6 +169,7 @@ def _evaluation_examples(log: Log, from_end: int) -> list[bytes]:
             EvaluationField.HISTORY_ITEM_INDEX: before[-log.window_length :],
             EvaluationField.SEEN_ITEM_INDEX: list(dict.fromkeys(before)),
             EvaluationField.TARGET_ITEM_INDEX: [target],
+            EvaluationField.REQUEST: [log.requests_of(user)[-from_end]],
         }
         examples.append(_example(fields))
     return examples

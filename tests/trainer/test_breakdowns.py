@@ -15,7 +15,7 @@ def test_breakdowns_by_hand() -> None:
     seen = of_rows([list(range(number)) for number in (5, 1, 4, 2, 6, 3)])
     targets = of_rows([[1], [3, 4], [5], [3], [2], [1]])
     lists = np.array([[1, 2], [3, 5], [1, 2], [4, 5], [2, 0], [3, 2]])
-    found = break_down(catalogue, EvaluationUsers(np.arange(6), seen, seen, targets), lists)
+    found = break_down(catalogue, EvaluationUsers(np.arange(6), seen, seen, targets, np.zeros(6)), lists)
     # Group 0 holds the targets of users 0, 4 (found) and 5 (not); group 1 those of 1 (one of two) and 3; group 2 of 2.
     assert found["group"] == {
         "0": {"value": 2 / 3, "count": 3},

@@ -32,12 +32,13 @@ def share_of(targets: list[list[int]], k: int = 10) -> float:
         num_vectors=2,
         passes_of_an_answer=1,
         embedding_dim=1,
-        features_of_users=lambda user: user,
+        features_of_users=lambda user, request: user,
         query_embeddings=lambda history, user: (tf.ones([len(user), 2, 1]), tf.fill([len(user), 2], np.log(0.5))),
         catalogue_embeddings=lambda: -np.arange(NUM_ITEMS + 1, dtype=np.float32)[:, None],
     )
     users = np.arange(len(targets))
-    of_users = EvaluationUsers(users, of_rows([[BEST]] * len(users)), of_rows([[]] * len(users)), of_rows(targets))
+    read, seen = of_rows([[BEST]] * len(users)), of_rows([[]] * len(users))
+    of_users = EvaluationUsers(users, read, seen, of_rows(targets), np.zeros(len(users), np.int64))
     return measure_exploration_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
 
 

@@ -21,6 +21,7 @@ def chunk_of(items: list[list[int]], num_context: list[int], repeats: list[list[
         WindowField.FEEDBACK_LEVEL: of_rows([[0] * len(row) for row in items]),
         WindowField.IN_GROUP_NEGATIVES: nothing,
         WindowField.EASY_NEGATIVES: nothing,
+        WindowField.REQUEST: of_rows([[90 + place for place in range(len(row))] for row in items]),
         WindowField.EXPOSED_NEGATIVES: nothing,
         WindowField.MINED_NEGATIVES: nothing,
     }
@@ -41,6 +42,7 @@ def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: 
     assert np.flatnonzero(batch.is_target[0]).tolist() == targets
     assert batch.is_target[1].tolist() == [True, True, False, False]  # padding is none
     assert batch.item_index.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
+    assert batch.request.tolist() == [[90, 91, 92, 93], [90, 91, 0, 0]]
 
 
 def test_a_windows_draws_are_others_in_every_epoch(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,14 +68,15 @@ def case_of(kind: str, exploration_share: float = 0.0) -> Case:
         num_vectors=NUM_GROUPS,
         passes_of_an_answer=1,
         embedding_dim=DIM,
-        features_of_users=lambda user: user,
+        features_of_users=lambda user, request: user,
         query_embeddings=lambda history, user: (tf.gather(queries, user), tf.gather(log_intent, user)),
         catalogue_embeddings=lambda: items,
     )
     seen = [rng.choice(NUM_ITEMS, 5, replace=False) + 1 for _ in range(NUM_USERS)]
     targets = [rng.choice(NUM_ITEMS, 4, replace=False) + 1 for _ in range(NUM_USERS)]
     targets[0] = np.array([seen[0][0], 0, 7, 7])  # seen, unknown, and one named twice
-    users = EvaluationUsers(np.arange(NUM_USERS), of_rows([[1]] * NUM_USERS), of_rows(seen), of_rows(targets))
+    read = of_rows([[1]] * NUM_USERS)
+    users = EvaluationUsers(np.arange(NUM_USERS), read, of_rows(seen), of_rows(targets), np.zeros(NUM_USERS))
     train_count = np.arange(NUM_ITEMS + 1) % 3  # every third item is cold
     catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), group_id, NUM_GROUPS, train_count, group_id)
     ranking = ExactRanking(model, catalogue, users, exploration_share)
@@ -144,7 +145,7 @@ def listed(lists: dict[int, np.ndarray], length: int, user: int) -> list[int]:
 
 def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:
     everything = of_rows([list(range(1, NUM_ITEMS + 1))] * NUM_USERS)
-    case.ranking._users = EvaluationUsers(case.users.user_index, case.users.history, everything, case.users.targets)
+    case.ranking._users = replace(case.users, seen=everything)
     for lists in case.ranking.lists_of_merges([("score", 1.0), ("quota", 1.0)], [1, 5]):
         assert [found.shape for found in lists.values()] == [(NUM_USERS, 1), (NUM_USERS, 5)]
         assert not any(found.any() for found in lists.values())
@@ -156,7 +157,7 @@ def test_popularity_is_a_full_sort_of_what_is_unseen(length: int) -> None:
     rng = np.random.default_rng(1)
     count = np.append(0, rng.integers(0, 3, NUM_ITEMS))
     seen = [rng.permutation(NUM_ITEMS)[:number] + 1 for number in (0, NUM_ITEMS // 2, NUM_ITEMS - 1, NUM_ITEMS)]
-    users = EvaluationUsers(np.arange(4), of_rows(seen), of_rows(seen), of_rows(seen))
+    users = EvaluationUsers(np.arange(4), of_rows(seen), of_rows(seen), of_rows(seen), np.zeros(4))
     catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), count, 3, train_count=count, sampling_probability=count)
     order = np.lexsort([np.random.default_rng(0).permutation(NUM_ITEMS), -count[1:]]) + 1
     for found, own in zip(popularity_lists(catalogue, users, length), seen, strict=True):
@@ -178,7 +179,7 @@ def test_users_vectors_are_held_for_some_users_at_a_time(monkeypatch: pytest.Mon
         num_vectors=num_groups,
         passes_of_an_answer=1,
         embedding_dim=dim,
-        features_of_users=lambda user: user,
+        features_of_users=lambda user, request: user,
         query_embeddings=lambda history, user: (
             tf.repeat(tf.gather(shared, user), num_groups, axis=1),
             tf.zeros([len(user), num_groups]),
@@ -187,7 +188,7 @@ def test_users_vectors_are_held_for_some_users_at_a_time(monkeypatch: pytest.Mon
     )
     targets = rng.integers(1, num_items + 1, num_users)
     nothing, one_each = of_rows([[]] * num_users), Ragged(targets, np.arange(num_users + 1))
-    users = EvaluationUsers(np.arange(num_users), one_each, nothing, one_each)
+    users = EvaluationUsers(np.arange(num_users), one_each, nothing, one_each, np.zeros(num_users))
     catalogue = Catalogue(np.arange(num_items).astype(object), group_id, num_groups, group_id, group_id)
     tracemalloc.start()
     places = ExactRanking(model, catalogue, users).target_places()

@@ -1,0 +1,74 @@
+"""Request features: what is known when a user asks, such as the page or the device."""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from contracts.config.section import Section, Strings
+from contracts.names import RESERVED_FEATURE_NAMES
+
+_MOST_CODES = 2**31 - 1
+"""A request's values are one int32, see `code_sizes`."""
+
+
+class RequestFeature(Section):
+    """A categorical column of the log whose value a request can tell as well."""
+
+    name: str = Field(description="an input of the servable, and a column of the log unless `column` names another")
+    column: str | None = Field(None, description="of the log; default: the name")
+    values: Strings = Field(min_length=1, description="the values that are told apart; any other is as none")
+
+    @property
+    def column_name(self) -> str:
+        """The log's column."""
+        return self.column or self.name
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> RequestFeature:
+        if self.name in RESERVED_FEATURE_NAMES:
+            raise ValueError(
+                f"a request feature may not be called {self.name!r}, a name that the servable uses: give it another "
+                f"name and column: {self.name}"
+            )
+        require_parameter(self.name, "request feature")
+        if len(set(self.values)) != len(self.values) or "" in self.values:
+            raise ValueError(
+                f"the values of the request feature {self.name!r} must be distinct and not empty, which stands for "
+                f"none; got {list(self.values)}"
+            )
+        return self
+
+
+def require_parameter(name: str, what: str) -> None:
+    """Raises ValueError where `name` can be no input of a servable, which is a parameter of a Python function."""
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self":
+        raise ValueError(
+            f"the {what} {name!r} becomes an input of the servable, so it needs a name of letters, digits and _ that "
+            "Python's parameters may have: rename the column"
+        )
+
+
+def require_distinct(features: Sequence[RequestFeature], others: Sequence[str]) -> None:
+    """Raises ValueError where a name is there twice, or among `others`, or the combinations of values are too many."""
+    names = [*(feature.name for feature in features), *others]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"data.request_features and data.user_features name {', '.join(repeated)} twice: each input needs its own"
+        )
+    if (combinations := math.prod(code_sizes(features))) > _MOST_CODES:
+        raise ValueError(
+            f"the values of data.request_features have {combinations:,} combinations, more than {_MOST_CODES:,}: list "
+            "fewer values, the most frequent ones"
+        )
+
+
+def code_sizes(features: Sequence[RequestFeature]) -> tuple[int, ...]:
+    """Of each feature, its number of values and one for none.
+
+    An event's values are one code, as `np.ravel_multi_index` has it: of each feature the value's place from 1, or 0.
+    """
+    return tuple(len(feature.values) + 1 for feature in features)
