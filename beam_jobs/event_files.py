@@ -70,7 +70,7 @@ def wanted_columns(data: DataConfig) -> dict[str, str]:
     if columns.rating is not None:
         wanted.setdefault(columns.rating, "data.columns.rating")
     for feature in data.request_features:
-        wanted.setdefault(feature.column_name, f"data.request_features, {feature.name}")
+        wanted.setdefault(feature.column_name, f"the column of {feature.name} in data.request_features")
     return wanted
 
 

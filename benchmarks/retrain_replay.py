@@ -172,6 +172,7 @@ def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]
         f"data.user_features.path={next(source.glob('user_features_pure.csv*'))}",
         "data.num_buckets=4",
         "data.feedback.history_level=click",
+        "data.request_features=[]",
         "serving.indexes=[scann]",
         "serving.validation_requests=64",
         "evaluation.ks=[100]",

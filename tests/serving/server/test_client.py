@@ -42,7 +42,7 @@ def test_lists_are_the_sessions(client, session):
 
 
 def test_features_are_inputs_by_name_and_none_is_a_missing_value(client, session):
-    features = {"gender": ["m", None], "age": [30.0, None]}
+    features = {"gender": ["m", None], "age": [30.0, None], "page": ["search", None]}
     served, intent = client.query_embedding([["i1"], ["i1"]], **features)
     expected = session.query_embedding([["i1"], ["i1"]], features=features)
     np.testing.assert_allclose(served, expected[0], rtol=1e-4, atol=1e-4)
