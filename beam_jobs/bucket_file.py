@@ -80,7 +80,8 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     times = events[EventColumn.TIMESTAMP].to_numpy()
     levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
     requests = events[EventColumn.REQUEST].to_numpy()
-    order = np.lexsort((requests, -levels, items, tie_break, times, users))
+    keys = (-levels, items, tie_break, times, users)
+    order = np.lexsort((requests, *keys) if requests.any() else keys)  # each key is a sort
     users, items, times, levels, requests = (values[order] for values in (users, items, times, levels, requests))
     keep = np.ones(len(users), bool)
     keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])

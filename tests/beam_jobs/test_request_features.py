@@ -70,7 +70,7 @@ def test_values_that_are_not_listed_are_counted(tmp_path: Path, caplog: pytest.L
 
 def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", ["u,a,5,home"], "user_id,item_id,timestamp,page")
-    with pytest.raises(ValueError, match="no column 'Device type' .the column of device in data.request_feat"):
+    with pytest.raises(ValueError, match=r"no column 'Device type' \(the column of device in data\.request_"):
         ingest.run(make_config(log, data={"request_features": FEATURES}), Workdir(tmp_path), "f")
 
 
