@@ -158,7 +158,9 @@ def evaluation_records(
     pairs = events.users * width + events.items
     seen, ordered = _distinct(pairs[past & is_positive])
     targets = np.flatnonzero(present)
-    targets = targets[~np.isin(pairs[targets], ordered)]
+    if len(ordered):
+        place = np.minimum(np.searchsorted(ordered, pairs[targets]), len(ordered) - 1)
+        targets = targets[ordered[place] != pairs[targets]]
     fresh, _ = _distinct(pairs[targets])
     has_fresh, first_targets = np.unique(events.users[targets], return_index=True)
     requests = np.zeros(num_users, np.int64)

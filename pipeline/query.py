@@ -99,8 +99,8 @@ def query(
         "max_groups": max_groups,
         "exclude_item_ids": _one_row(_ids(exclude)),
         "num_exploration": explore,
+        "features": _told(told, config.data.request_features),
     }
-    features = _told(told, config.data.request_features)
     if user is not None:
         asked = history_of(config, run, user)
     else:
@@ -112,12 +112,10 @@ def query(
                 f"--context {context}: the model of {run.path} reads positives alone; leave it out, or train with "
                 "a data.feedback.history_level below target_level"
             )
-        if said := unknown_items_note(
-            session.candidate_embedding(asked.items)[1], asked.items, config.model.oov_buckets
-        ):
+        group_ids = session.candidate_embedding(asked.items)[1]
+        if said := unknown_items_note(group_ids, asked.items, config.model.oov_buckets):
             click.echo(said, err=True)
-        marks = [asked.is_context]
-        answer = session.recommend([asked.items], [user or ""], features, is_context=marks, **controls)
+        answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
     if as_json:
