@@ -10,7 +10,8 @@ The first compares, over the same clustered embeddings (d=64) and each tuned to 
 - ours_top: the same of the likeliest K / 4 groups, at equal M;
 - exact: as ours, on plain TensorFlow ops (recall 1);
 - faiss (IVF) and hnswlib on one index of everything, where they are installed.
-Graphs are SavedModels in v1 sessions of one thread. Times are medians of calls in turns of a few, the
+Graphs are SavedModels in v1 sessions of one thread, as is all that TensorFlow does here: cores_used
+says how many cores the timed calls kept busy. Times are medians of calls in turns of a few, the
 session's own cost included (the cost of a call that does nothing is printed, and taken off
 all_groups_b1_us and global_b1_us; the latter shows how fast the machine is). Recall is each one's own:
 against exact search by the rule that it follows (its vectors, its merge), of a batch; recall_all_b1 is
@@ -260,15 +261,18 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         print(", ".join(f"{what} {value:.2f} s" for what, value in seconds.items()))
         recall = recalls(found, data, arguments.candidates)
         one_by_one = recalls({"ours": found["ours"]}, data, arguments.candidates, batch_size=1)
+        started = [clock() for clock in _CLOCKS.values()]
         times = {
             size: median_microseconds(found, len(data.queries), size, arguments.seconds, _CLOCKS[arguments.clock])
             for size in arguments.batches
         }
+        wall, cpu = (clock() - before for clock, before in zip(_CLOCKS.values(), started, strict=True))
         bandwidth = core_bandwidth(data.items)
         fresh = loading(Path(scratch) / "ours")
     shown = table(times, recall)
     print(shown)
     line = summary(arguments.items, arguments.groups, times, recall) | {"clock": arguments.clock}
+    line["cores_used"] = round(cpu / wall, 2)
     line["recall_all_b1"] = round(one_by_one["ours"], 4)
     line |= {f"{what.replace(' ', '_')}_s": round(value, 2) for what, value in seconds.items()}
     line |= {"core_gb_per_s": round(bandwidth / 1e9, 2), "int8": arguments.int8, **fresh}
@@ -298,6 +302,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.servable and arguments.items < arguments.candidates:
         parser.error(f"--items {arguments.items} must be --candidates {arguments.candidates} or more")
+    # Threads within an op are the process's, and what runs first says how many: building an index, not a session.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     if arguments.servable:
         line = shares(arguments.servable, arguments.batches, arguments.seconds)
     else:

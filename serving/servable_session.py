@@ -174,7 +174,10 @@ class ServableSession(Servable):
 
 
 def new_session(num_threads: int) -> tf.compat.v1.Session:
-    """An empty session with threads of its own; 0 leaves their number to TensorFlow."""
+    """An empty session; 0 leaves the number of its threads to TensorFlow.
+
+    Threads that run ops are its own. Those within an op are the process's: the first op or session says how many.
+    """
     options = v1.ConfigProto(
         intra_op_parallelism_threads=num_threads,
         inter_op_parallelism_threads=num_threads,
