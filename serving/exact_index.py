@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from serving.branches import Branches
 from serving.group_search import GroupResults, JobResults, SearchJobs, search_groups
+from serving.top_columns import best_in_order, block_size, kth_largest, top_of_many
 
 _BLOCKS_FROM = 4096
 """Items from which a group's best are sought in two stages; below, the ops of the first cost what it saves."""
 
 _BLOCK = 32
+"""Scores in a block, of which first the maximum alone counts; of many rows, the most."""
+
+_ITEMS_AT_ONCE = 2**17
+"""Items whose scores are ranked together, and so are in memory together: of 64 rows, 32 MiB."""
+
+_BOUND_FROM = 512
+"""Items from which a bound makes the order of many rows cheaper."""
 
 
 class ExactIndexSet(tf.Module):
@@ -42,21 +53,46 @@ class ExactIndexSet(tf.Module):
         return search_groups(query_embeddings, offset, wanted, self.group_sizes, self._search_each, by_level=False)
 
     def _search_each(self, jobs: SearchJobs) -> JobResults:
-        num_groups = len(self._embeddings)
-        rows, k = tf.split(jobs.queries, jobs.num_rows, num=num_groups), tf.unstack(jobs.k, num=num_groups)
-        found = []
-        for queries, embeddings, wanted in zip(rows, self._embeddings, k, strict=True):
-            found.append(_best(tf.matmul(queries, embeddings), wanted, embeddings.shape[1]))
-        return JobResults.of(found)
+        rows = tf.split(jobs.queries, jobs.num_rows, num=len(self._embeddings))
+        scores = [tf.matmul(queries, embeddings) for queries, embeddings in zip(rows, self._embeddings, strict=True)]
+        is_batch = tf.cast(tf.reduce_any(jobs.num_rows > 1), tf.int32)
+        return JobResults.joined(
+            [JobResults(*ranking(is_batch, jobs.k[part], *scores[part])) for part, ranking in self._rankings]
+        )
+
+    @functools.cached_property
+    def _rankings(self) -> Sequence[tuple[slice, Branches]]:
+        """Of parts of the groups: one of a row in each group, and one of many."""
+        ends = np.cumsum(self.group_sizes[self._searched])
+        first = np.flatnonzero(np.diff(ends // _ITEMS_AT_ONCE, prepend=-1)).tolist()
+        parts = [slice(*part) for part in itertools.pairwise([*first, len(ends)])]
+        returned = [tf.TensorSpec([None], dtype) for dtype in (tf.float32, tf.int32, tf.int32)]
+        return [(part, Branches([_rank_row, _rank_rows], self._scores_of(part), returned)) for part in parts]
+
+    def _scores_of(self, part: slice) -> list[tf.TensorSpec]:
+        """The arguments of a ranking."""
+        sizes = self.group_sizes[self._searched][part].tolist()
+        return [tf.TensorSpec([len(sizes)], tf.int32), *(tf.TensorSpec([None, size]) for size in sizes)]
 
 
-def _best(scores: tf.Tensor, k: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k best of float32 [num_rows, size]: their scores and columns, best first.
+def _rank_row(k: tf.Tensor, *scores: tf.Tensor) -> JobResults:
+    """The k[g] best of float32 [num_rows, size of g], one row or none, the sizes known, for each group g."""
+    return JobResults.of([_best_of_row(*job) for job in zip(scores, tf.unstack(k, num=len(scores)), strict=True)])
+
+
+def _rank_rows(k: tf.Tensor, *scores: tf.Tensor) -> JobResults:
+    """The same of many rows."""
+    return JobResults.of([_best_of_rows(*job) for job in zip(scores, tf.unstack(k, num=len(scores)), strict=True)])
+
+
+def _best_of_row(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of float32 [num_rows, size], the size known: their scores and columns, best first.
 
     They lie in the k blocks of the largest maxima. Maxima are taken faster than a heap is kept, so only the scores
     of those blocks are ranked. Columns of a block are `num_blocks` apart: a maximum along rows of them is one
     vector operation for many blocks.
     """
+    size = scores.shape[1]
     if size < _BLOCKS_FROM:
         return tf.math.top_k(scores, k)
     num_blocks = -(-size // _BLOCK)
@@ -68,3 +104,30 @@ def _best(scores: tf.Tensor, k: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Ten
     candidates = tf.gather(columns, blocks, axis=2, batch_dims=1)
     best, place = tf.math.top_k(tf.reshape(candidates, [-1, _BLOCK * num_ranked]), k)
     return best, place // num_ranked * num_blocks + tf.gather(blocks, place % num_ranked, batch_dims=1)
+
+
+def _best_of_rows(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `_best_of_row`, in more ops, which take less time of many rows.
+
+    What is not below the k-th largest maximum of a row's blocks is little more than its k best, and lies in the blocks
+    whose maximum is not below it: a bound is found faster than an order.
+    """
+    size = scores.shape[1]
+    if size < _BOUND_FROM:
+        return tf.math.top_k(scores, k)
+    k = tf.maximum(k, 1)
+    if size < _BLOCKS_FROM:
+        return top_of_many(scores, k)
+    width = block_size(size, k, _BLOCK)
+    num_blocks = -(-size // width)
+    # Padding lies behind all columns of its row, and so in order behind as many scores as are returned.
+    padded = tf.pad(scores, [[0, 0], [0, num_blocks * width - size]], constant_values=-math.inf)
+    blocks = tf.reshape(padded, tf.stack([-1, width]))
+    maxima = tf.reshape(tf.reduce_max(blocks, axis=1), tf.stack([-1, num_blocks]))
+    bound = kth_largest(maxima, k)
+    row, block = tf.unstack(tf.cast(tf.where(maxima >= bound), tf.int32), axis=1)
+    candidates = tf.gather(blocks, row * num_blocks + block)
+    places = tf.where(candidates >= tf.gather(bound, row))
+    candidate, within = tf.unstack(tf.cast(places, tf.int32), axis=1)
+    columns = tf.gather(block, candidate) * width + within
+    return best_in_order(tf.gather(row, candidate), columns, tf.gather_nd(candidates, places), tf.shape(scores)[0], k)

@@ -35,8 +35,7 @@ class SearchJobs:
     typical_k: tf.Tensor
 
 
-@dataclass(frozen=True)
-class JobResults:
+class JobResults(NamedTuple):
     """What the jobs found, one after the other, each row's best first; and, as the last one, no result.
 
     Attributes:
@@ -56,6 +55,16 @@ class JobResults:
             scores=tf.concat([*(tf.reshape(scores, [-1]) for scores, _ in found), [math.nan]], 0),
             items=tf.concat([*(tf.reshape(items, [-1]) for _, items in found), [0]], 0),
             widths=tf.stack(tf.shape_n([scores for scores, _ in found]))[:, 1],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[JobResults]) -> JobResults:
+        """Of jobs whose results were put together in parts."""
+        *others, last = parts
+        return cls(
+            scores=tf.concat([*(part.scores[:-1] for part in others), last.scores], 0),
+            items=tf.concat([*(part.items[:-1] for part in others), last.items], 0),
+            widths=tf.concat([part.widths for part in parts], 0),
         )
 
 

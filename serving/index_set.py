@@ -6,12 +6,12 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from scann.scann_ops.py import scann_ops
 
+from serving.branches import Branches
 from serving.group_index import GroupIndex
 from serving.group_search import GroupResults, JobResults, SearchJobs, search_groups
 from serving.scann_resource import ScannResources
@@ -61,39 +61,19 @@ class ScannIndexSet(tf.Module):
         """
         is_few = tf.math.count_nonzero(wanted[:1], dtype=tf.int32) <= self._num_few
         branch = tf.where(tf.equal(tf.shape(wanted)[0], 1), tf.where(is_few, 0, 1), 2)
-        return GroupResults(*self._answer(branch, self._resources.handles(), query_embeddings, offset, wanted))
-
-    def _answer(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
-        """What branch number `branch` answers; `given`: the handles and the arguments of `search`.
-
-        `tf.switch_case` would be lowered: the executor then walks through every op of the branches that are not
-        taken, which takes longer than a single row's searches.
-        """
-        if tf.executing_eagerly():
-            return self._branches[int(branch)](*given)
-        return tf.raw_ops.Case(
-            branch_index=branch,
-            input=given,
-            Tout=[tf.float32, tf.int32, tf.int32, tf.int32],
-            branches=self._branch_functions,
-            output_shapes=[[None, None]] * 4,
-        )
-
-    @property
-    def _branches(self) -> Sequence[Callable[[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor], GroupResults]]:
-        return [self._few_of_row if self._num_few else self._all_of_row, self._all_of_row, self._batch]
+        return GroupResults(*self._branches(branch, self._resources.handles(), query_embeddings, offset, wanted))
 
     @functools.cached_property
-    def _branch_functions(self) -> Sequence[Any]:
-        """Traced once for all searches of a graph: a loader takes its time to optimize each function of it."""
-        specs = [
+    def _branches(self) -> Branches:
+        given = [
             tf.TensorSpec([len(self._groups)], tf.resource),
             tf.TensorSpec([None, len(self.group_sizes), None]),
             tf.TensorSpec([None, len(self.group_sizes)]),
             tf.TensorSpec([None, len(self.group_sizes)], tf.int32),
         ]
-        functions = [lambda *given, branch=branch: tuple(branch(*given)) for branch in self._branches]
-        return [tf.function(one, specs, autograph=False).get_concrete_function() for one in functions]
+        returned = [tf.TensorSpec([None, None], dtype) for dtype in (tf.float32, tf.int32, tf.int32, tf.int32)]
+        few = self._few_of_row if self._num_few else self._all_of_row
+        return Branches([few, self._all_of_row, self._batch], given, returned)
 
     def _batch(self, handles: tf.Tensor, queries: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         search = functools.partial(self._search_jobs, tf.unstack(handles))

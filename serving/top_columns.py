@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 _NARROW = 2
 """Rows at most so many times as wide as what is wanted of them are sorted whole."""
 
-_BLOCK = 8
+_FEW = 4096
+"""Values that are sorted in less time than the ops take that would find a bound."""
+
+_LARGEST_BLOCK = 8
 """Values of which a bound knows the maximum alone."""
 
 
@@ -25,26 +30,21 @@ def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         float32 and int32 [batch_size, k].
     """
     width = tf.shape(key)[1]
-    is_narrow = (width <= _NARROW * k) | (k < 1)
+    is_sorted_whole = (width <= _NARROW * k) | (tf.size(key) <= _FEW) | (k < 1)
 
-    def sorted_whole() -> tuple[tf.Tensor, tf.Tensor]:
+    def whole() -> tuple[tf.Tensor, tf.Tensor]:
         values, columns = tf.math.top_k(key, width)
         return values[:, :k], columns[:, :k]
 
-    found: tuple[tf.Tensor, tf.Tensor] = tf.cond(is_narrow, sorted_whole, lambda: _top_of_many(key, k))
+    found: tuple[tf.Tensor, tf.Tensor] = tf.cond(is_sorted_whole, whole, lambda: top_of_many(key, k))
     return found
 
 
-def _top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """As `top_columns`, but 1 <= k, for rows much wider than that."""
-    is_best = key >= _at_most_kth_largest(key, k)
-    rows = tf.reduce_sum(tf.cast(is_best, tf.int64), axis=1)
-    columns = tf.RaggedTensor.from_row_lengths(tf.where(is_best)[:, 1], rows, validate=False)
-    columns = tf.cast(columns.to_tensor(-1), tf.int32)
-    values = tf.gather(key, tf.maximum(columns, 0), batch_dims=1)
-    values, order = tf.math.top_k(tf.where(columns >= 0, values, float("-inf")), tf.shape(columns)[1])
-    values, order = values[:, :k], order[:, :k]
-    return values, tf.gather(columns, order, batch_dims=1)
+    places = tf.where(key >= _at_most_kth_largest(key, k))
+    row, column = tf.unstack(tf.cast(places, tf.int32), axis=1)
+    return best_in_order(row, column, tf.gather_nd(key, places), tf.shape(key)[0], k)
 
 
 def _at_most_kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
@@ -53,11 +53,39 @@ def _at_most_kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     Little more than k are, where there are many blocks; and maxima are found much faster than a k-th of all. Columns
     of a block are apart: a maximum along rows of them is one vector operation for many blocks.
     """
-    num_blocks = -(-tf.shape(values)[1] // _BLOCK)
-    padding = [[0, 0], [0, num_blocks * _BLOCK - tf.shape(values)[1]]]
-    padded = tf.pad(values, padding, constant_values=float("-inf"))
-    maxima = tf.reduce_max(tf.reshape(padded, tf.stack([tf.shape(values)[0], _BLOCK, num_blocks])), axis=1)
-    return tf.where(k <= num_blocks, kth_largest(maxima, tf.minimum(k, num_blocks)), float("-inf"))
+    num_rows, width = tf.unstack(tf.shape(values))
+    size = block_size(width, k, _LARGEST_BLOCK)
+    num_blocks = -(-width // size)
+    padded = tf.pad(values, [[0, 0], [0, num_blocks * size - width]], constant_values=float("-inf"))
+    return kth_largest(tf.reduce_max(tf.reshape(padded, tf.stack([num_rows, size, num_blocks])), axis=1), k)
+
+
+def block_size(width: tf.Tensor, k: tf.Tensor, largest: int) -> tf.Tensor:
+    """A power of 2 of which `width` holds at least 2 k times as many, or 1."""
+    room = tf.cast(width, tf.float32) / tf.cast(2 * k, tf.float32)
+    power = tf.math.floor(tf.math.log(tf.maximum(room, 1.0)) / math.log(2))
+    return tf.cast(2 ** tf.minimum(power, math.log2(largest)), tf.int32)
+
+
+def best_in_order(
+    row: tf.Tensor, column: tf.Tensor, value: tf.Tensor, num_rows: tf.Tensor, k: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best of what each row has: values float32 and columns int32 [num_rows, k], best first.
+
+    Args:
+        row: int32 [num_values], ascending, each row k times or more.
+        column: int32 [num_values]; of equal values in a row the first one stays first.
+        value: float32 [num_values].
+        num_rows: int32 scalar.
+        k: int32 scalar.
+    """
+    lengths = tf.math.unsorted_segment_sum(tf.ones_like(row), row, num_rows)
+    values, columns = (
+        tf.RaggedTensor.from_row_lengths(one, lengths, validate=False).to_tensor(absent)
+        for one, absent in ((value, float("-inf")), (column, 0))
+    )
+    values, order = tf.math.top_k(values, tf.shape(values)[1])
+    return values[:, :k], tf.gather(columns, order[:, :k], batch_dims=1)
 
 
 def kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:

@@ -159,20 +159,26 @@ def test_each_row_gets_what_it_wants_of_each_group(kind, rows, seed):
         assert present.tolist() == sorted(present, reverse=True) and in_row <= present.sum() <= in_row + extra
 
 
-@pytest.mark.parametrize("size", [4_096, 5_001])
-@pytest.mark.parametrize("k", [1, 2, 60, 70, 4_000])
-def test_the_best_of_a_large_group_in_two_stages(size, k):
-    """Few and many blocks of it, sizes with and without a block cut short; scores below zero, a row that wants less."""
-    items = np.concatenate([np.zeros([1, DIM], np.float32), clustered(size)])
+@pytest.mark.parametrize("size", [600, 4_096, 5_001])
+@pytest.mark.parametrize("k", [1, 2, 60, 70, 590, 4_000])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_best_of_a_large_group(rows, size, k):
+    """Few and many blocks of it, sizes with and without a block cut short; scores below zero, a row that wants less.
+
+    Beside it is a group as large, of which nobody wants anything.
+    """
+    k = min(k, size)
+    items = np.concatenate([np.zeros([1, DIM], np.float32), clustered(2 * size)])
     items[:, -1] = -30.0
-    queries = np.abs(clustered(3, seed=9))
-    index_set = ExactIndexSet(items, [np.arange(1, size + 1, dtype=np.int32)])
-    found = search(index_set, queries[:, None], [[k], [k], [1]])
-    for row, wanted in enumerate([k, k, 1]):
-        scores, rows = queries[row] @ items.T, found.slots.numpy()[row, :wanted]
-        assert len(set(rows.tolist()) - {0}) == wanted
-        np.testing.assert_allclose(scores[rows], np.sort(scores[1:])[::-1][:wanted], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.scores[row, :wanted], scores[rows], rtol=1e-5, atol=1e-5)
+    queries = np.abs(clustered(2 * rows, seed=9)).reshape(rows, 2, DIM)
+    index_set = ExactIndexSet(items, np.split(np.arange(1, 2 * size + 1, dtype=np.int32), 2))
+    wanted = [k, k, 1][:rows]
+    found = search(index_set, queries, [[one, 0] for one in wanted])
+    for row, number in enumerate(wanted):
+        scores, slots = queries[row, 0] @ items.T, found.slots.numpy()[row, :number]
+        assert len(set(slots.tolist()) & set(range(1, size + 1))) == number
+        np.testing.assert_allclose(scores[slots], np.sort(scores[1 : size + 1])[::-1][:number], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.scores[row, :number], scores[slots], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.top_columns import kth_largest, top_columns
+from serving.top_columns import kth_largest, top_columns, top_of_many
 
 
 @pytest.mark.parametrize(
@@ -16,16 +16,20 @@ from serving.top_columns import kth_largest, top_columns
         pytest.param(40, 20, id="sorted whole"),
         pytest.param(41, 20, id="the best alone"),
         pytest.param(900, 3, id="few of many"),
+        pytest.param(1000, 300, id="a third"),
     ],
 )
 @pytest.mark.parametrize("distinct", [1, 5, 10**6], ids=["all equal", "ties", "no ties"])
 @pytest.mark.parametrize("absent", [0.0, 0.5, 0.99, 1.0])
-def test_as_a_stable_sort(width, k, distinct, absent):
+@pytest.mark.parametrize("best", [top_columns, top_of_many])
+def test_as_a_stable_sort(best, width, k, distinct, absent):
+    if best is top_of_many and not k:
+        pytest.skip("of many, some are wanted")
     rng = np.random.default_rng(width)
     key = rng.integers(-distinct, distinct, [6, width]).astype(np.float32)
     key[rng.random(key.shape) < absent] = -np.inf
     key[::2, 0] = 2 * distinct  # a row's best is its first
-    values, columns = tf.function(top_columns)(tf.constant(key), tf.constant(k))
+    values, columns = tf.function(best)(tf.constant(key), tf.constant(k))
     expected = np.argsort(-key, axis=1, kind="stable")[:, :k]
     assert columns.numpy().tolist() == expected.tolist()
     assert values.numpy().tolist() == np.take_along_axis(key, expected, axis=1).tolist()

@@ -1,0 +1,45 @@
+"""Alternatives in a graph that cost nothing where they are not taken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+class Branches:
+    """Functions of which a request runs one.
+
+    `tf.cond` and `tf.switch_case` are lowered: the executor then walks through every op of the branches that are not
+    taken, which takes longer than a single row's searches. These are not.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Callable[..., Sequence[tf.Tensor]]],
+        given: Sequence[tf.TensorSpec],
+        returned: Sequence[tf.TensorSpec],
+    ):
+        """Of functions that take tensors as `given` and return some as `returned`."""
+        self._functions, self._given, self._returned = functions, given, returned
+
+    def __call__(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
+        """What function number `branch`, int32 scalar, returns of `given`."""
+        if tf.executing_eagerly():
+            return self._functions[int(branch)](*given)
+        found: Sequence[tf.Tensor] = tf.raw_ops.Case(
+            branch_index=branch,
+            input=given,
+            Tout=[spec.dtype for spec in self._returned],
+            branches=self._traced,
+            output_shapes=[spec.shape for spec in self._returned],
+        )
+        return found
+
+    @functools.cached_property
+    def _traced(self) -> Sequence[Any]:
+        """Once for all calls of a graph: a loader takes its time to optimize each function of it."""
+        functions = [lambda *given, function=function: tuple(function(*given)) for function in self._functions]
+        return [tf.function(one, self._given, autograph=False).get_concrete_function() for one in functions]
