@@ -62,15 +62,15 @@ class ExactIndexSet(tf.Module):
 
     @functools.cached_property
     def _rankings(self) -> Sequence[tuple[slice, Branches]]:
-        """Of parts of the groups: one of a row in each group, and one of many."""
+        """Of each part of the groups: of one row in each group, and of many."""
         ends = np.cumsum(self.group_sizes[self._searched])
         first = np.flatnonzero(np.diff(ends // _ITEMS_AT_ONCE, prepend=-1)).tolist()
         parts = [slice(*part) for part in itertools.pairwise([*first, len(ends)])]
         returned = [tf.TensorSpec([None], dtype) for dtype in (tf.float32, tf.int32, tf.int32)]
-        return [(part, Branches([_rank_row, _rank_rows], self._scores_of(part), returned)) for part in parts]
+        return [(part, Branches([_rank_row, _rank_rows], self._ranked(part), returned)) for part in parts]
 
-    def _scores_of(self, part: slice) -> list[tf.TensorSpec]:
-        """The arguments of a ranking."""
+    def _ranked(self, part: slice) -> list[tf.TensorSpec]:
+        """What a ranking is given."""
         sizes = self.group_sizes[self._searched][part].tolist()
         return [tf.TensorSpec([len(sizes)], tf.int32), *(tf.TensorSpec([None, size]) for size in sizes)]
 

@@ -181,6 +181,19 @@ def test_the_best_of_a_large_group(rows, size, k):
         np.testing.assert_allclose(found.scores[row, :number], scores[slots], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [600, 5_001])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_scores_that_overflow_are_no_results(rows, size):
+    """A feature far out of range may make a query so long; the rows beside it are answered as ever."""
+    items = np.concatenate([np.zeros([1, DIM], np.float32), clustered(size)])
+    queries = clustered(rows, seed=9)
+    queries[0] = 3e38
+    found = search(ExactIndexSet(items, [np.arange(1, size + 1, dtype=np.int32)]), queries[:, None], [20])
+    assert not np.isfinite(found.scores[0]).any()
+    for row in range(1, rows):
+        np.testing.assert_allclose(found.scores[row], np.sort(queries[row] @ items[1:].T)[::-1][:20], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [
