@@ -21,7 +21,7 @@ _BLOCK = 32
 """Scores in a block, of which first the maximum alone counts; of many rows, the most."""
 
 _ITEMS_AT_ONCE = 2**17
-"""Items whose scores are ranked together, and so are in memory together: of 64 rows, 32 MiB."""
+"""Items whose scores are ranked together. Those of all, ranked together, would always be in memory together."""
 
 _BOUND_FROM = 512
 """Items from which a bound makes the order of many rows cheaper."""
