@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from beam_jobs.column_text import ID_PROBLEMS, LOST_DIGITS, check_ids, is_inexact, to_binary, to_numbers
 from beam_jobs.event_files import RawBatch
 from beam_jobs.payload import one_array
+from beam_jobs.span_statistics import MISSING, OTHER
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times
 from contracts.config import DataConfig
 from contracts.config.request_features import code_sizes
@@ -28,6 +29,9 @@ NO_FLAG = "is neither true nor false"
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
 _FALSE = frozenset({b"", b"0", b"0.0", b"false", b"f", b"no", b"n"})
 
+ToldValues = tuple[dict[str, int], str]
+"""Value of a request feature -> rows that have it, `OTHER` being all that are not listed, and one of those."""
+
 DEAD_LETTER_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
 
 
@@ -38,12 +42,12 @@ class ValidBatch:
     Attributes:
         events: `EventColumn`s without split; ids dictionary-encoded strings.
         dead_letters: `DEAD_LETTER_SCHEMA`.
-        unlisted: request feature -> (rows with a value that it does not list, one such value).
+        told: request feature -> rows with each of its values, and one value that it does not list.
     """
 
     events: pa.Table
     dead_letters: pa.Table
-    unlisted: dict[str, tuple[int, str]]
+    told: dict[str, ToldValues]
 
 
 def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
@@ -60,7 +64,7 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     times, problems = parse_times(raw_times, data.timestamp_unit, data.timestamp_format)
     letters.add(EventColumn.TIMESTAMP, problems, TIME_PROBLEMS, raw_times)
     levels = _feedback_levels(column, data, table.num_rows, letters)
-    requests, unlisted = _request_codes(column, data, table.num_rows)
+    requests, told = _request_codes(column, data, table.num_rows)
 
     good = pa.array(letters.good)
     events = pa.table(
@@ -72,7 +76,7 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
             EventColumn.REQUEST: pa.array(requests),
         }
     ).filter(good)
-    return ValidBatch(events, letters.table(batch.bad_rows), unlisted)
+    return ValidBatch(events, letters.table(batch.bad_rows), told)
 
 
 class _DeadLetters:
@@ -145,18 +149,21 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
 
 def _request_codes(  # type: ignore[no-untyped-def]
     column, data: DataConfig, num_rows: int
-) -> tuple[npt.NDArray[np.int32], dict[str, tuple[int, str]]]:
-    """[num_rows] `EventColumn.REQUEST`, and `ValidBatch.unlisted`."""
-    places, unlisted = [], {}
+) -> tuple[npt.NDArray[np.int32], dict[str, ToldValues]]:
+    """[num_rows] `EventColumn.REQUEST`, and `ValidBatch.told`."""
+    places, told = [], {}
     for feature in data.request_features:
         values = pc.fill_null(to_binary(column(feature.column_name)), b"")
         places.append(_places_of(values, feature.values) + 1)
-        rows = np.flatnonzero((places[-1] == 0) & pc.not_equal(values, b"").to_numpy(zero_copy_only=False))
-        example = values[rows[0]].as_py().decode(errors="replace")[:_VALUE_CHARACTERS] if len(rows) else ""
-        unlisted[feature.name] = len(rows), example
+        unlisted = np.flatnonzero((places[-1] == 0) & pc.not_equal(values, b"").to_numpy(zero_copy_only=False))
+        example = values[unlisted[0]].as_py().decode(errors="replace")[:_VALUE_CHARACTERS] if len(unlisted) else ""
+        without, *counts = np.bincount(places[-1], minlength=1 + len(feature.values)).tolist()
+        counted = dict(zip(feature.values, counts, strict=True))
+        counted |= {MISSING: without - len(unlisted), OTHER: len(unlisted)}
+        told[feature.name] = counted, example
     if not places:
         return np.zeros(num_rows, np.int32), {}
-    return np.ravel_multi_index(places, code_sizes(data.request_features)).astype(np.int32), unlisted
+    return np.ravel_multi_index(places, code_sizes(data.request_features)).astype(np.int32), told
 
 
 def _places_of(values: pa.Array, listed: Sequence[str]) -> npt.NDArray[np.int32]:

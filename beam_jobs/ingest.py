@@ -32,12 +32,12 @@ from beam_jobs.ingest_steps import (
     WriteBucket,
     empty_payload,
     merge_seconds,
-    merge_unlisted,
+    merge_told,
     quantiles_of,
 )
 from beam_jobs.previous_span import PreviousSpan
 from beam_jobs.span_schema import infer_schema, write_schema
-from beam_jobs.span_statistics import Statistics, event_statistics, write_statistics
+from beam_jobs.span_statistics import OTHER, TOLD, Statistics, event_statistics, write_statistics
 from beam_jobs.timestamps import as_text, parse_time
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
@@ -118,12 +118,13 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         shapes, levels, times = _id_shapes(files), _level_counts(config, buckets), _time_range(buckets)
         warn_of_odd_ids(shapes)
         warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
-        unlisted = {
-            feature.name: merge_unlisted([file["unlisted"][feature.name] for file in files if file["unlisted"]])
+        told = {
+            feature.name: merge_told([file["told"][feature.name] for file in files if file["told"]])
             for feature in config.data.request_features
         }
-        warn_of_unlisted_values(config, writer.counts, unlisted)
-        histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: levels}
+        warn_of_unlisted_values(config, writer.counts, told)
+        values_told = {f"{name}.{TOLD}": counts for name, (counts, _) in told.items()}
+        histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: levels, **values_told}
         statistics = [_statistics(writer.counts, histograms, buckets, **times), *of_tables]
         schema = infer_schema(statistics) if previous is None else previous.checked_schema(statistics, config.data)
         write_statistics(statistics, staged.statistics)
@@ -135,7 +136,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=levels,
-            unlisted_request_values={name: count for name, (count, _) in unlisted.items()},
+            unlisted_request_values={name: counts[OTHER] for name, (counts, _) in told.items()},
             dead_letter_reasons=dict(sorted(reasons.items())),
             **times,
             sources=paths,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from beam_jobs.event_columns import ToldValues
 from beam_jobs.id_shapes import are_lists, begin_oddly
+from beam_jobs.span_statistics import OTHER
 from beam_jobs.timestamps import as_text
 from contracts.config import Config
 
@@ -101,10 +103,10 @@ def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
         )  # fmt: skip
 
 
-def warn_of_unlisted_values(config: Config, counts: dict[str, int], unlisted: dict[str, tuple[int, str]]) -> None:
-    """`unlisted`: request feature -> (rows with a value that it does not list, one such value)."""
-    for name, (number, example) in unlisted.items():
-        if number > _UNLISTED_SHARE * counts["rows"]:
+def warn_of_unlisted_values(config: Config, counts: dict[str, int], told: dict[str, ToldValues]) -> None:
+    """`told`: of each request feature."""
+    for name, (values, example) in told.items():
+        if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:
             logger.warning(
                 "ingest: %s of %s rows have a value of the request feature %r that data.request_features does not "
                 "list, such as %r, and count as if they had none: list the values that matter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.bucket_file import EVENT_SCHEMA, write_bucket
 from beam_jobs.dead_letters import DeadLetters
-from beam_jobs.event_columns import validate
+from beam_jobs.event_columns import ToldValues, validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
@@ -84,7 +84,7 @@ class ReadEvents(beam.DoFn):
     def process(self, element: tuple[int, str]) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
         number, path = element
         shapes: dict[str, list[dict[str, int]]] = {EventColumn.USER_ID: [], EventColumn.ITEM_ID: []}
-        unlisted: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        told: dict[str, list[ToldValues]] = defaultdict(list)
         rows, error = 0, None
         with DeadLetters(path) as letters:
             try:
@@ -92,8 +92,8 @@ class ReadEvents(beam.DoFn):
                     batch = validate(raw, self._data)
                     rows += batch.events.num_rows + batch.dead_letters.num_rows
                     letters.add(batch.dead_letters)
-                    for name, of_batch in batch.unlisted.items():
-                        unlisted[name].append(of_batch)
+                    for name, of_batch in batch.told.items():
+                        told[name].append(of_batch)
                     for name, of_batches in shapes.items():
                         of_batches.append(id_shapes(one_array(batch.events[name]).dictionary))
                     yield from _by_bucket(batch.events, self._data.num_buckets)
@@ -102,14 +102,17 @@ class ReadEvents(beam.DoFn):
             letters.write(self._events.dead_letters(number))
         summary = {"kind": "file", "source": path, "rows": rows, "reasons": letters.reasons}
         summary |= {"examples": letters.examples, "error": error}
-        summary |= {"unlisted": {name: merge_unlisted(parts) for name, parts in unlisted.items()}}
+        summary |= {"told": {name: merge_told(parts) for name, parts in told.items()}}
         summary |= {"shapes": {name: merge_shapes(parts) for name, parts in shapes.items()}}
         yield beam.pvalue.TaggedOutput(self.SUMMARIES, summary)
 
 
-def merge_unlisted(parts: Sequence[tuple[int, str]]) -> tuple[int, str]:
-    """Of `ValidBatch.unlisted` of several batches or files: all rows, and one value."""
-    return sum(count for count, _ in parts), max((example for _, example in parts), default="")
+def merge_told(parts: Sequence[ToldValues]) -> ToldValues:
+    """Of a request feature in several batches or files."""
+    total: Counter[str] = Counter()
+    for counts, _ in parts:
+        total.update(counts)
+    return dict(total), max((example for _, example in parts), default="")
 
 
 def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]]:

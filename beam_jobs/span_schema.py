@@ -13,7 +13,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_metadata.proto.v0.schema_pb2 import Schema
 
 from beam_jobs.id_shapes import SHAPE, are_random
-from beam_jobs.span_statistics import LATE, OTHER, Statistics, histograms_of, last_event, late_event
+from beam_jobs.span_statistics import LATE, OTHER, TOLD, Statistics, histograms_of, last_event, late_event
 from beam_jobs.timestamps import as_text
 from contracts.storage import read_text, write_text
 
@@ -24,11 +24,12 @@ _LEAST_DOMAIN_MASS = 0.95
 def infer_schema(statistics: Sequence[Statistics]) -> Schema:
     """Every feature must be there, and the values that occur are its domain, if there are not too many to list.
 
+    Request features are left out: the config lists their values, also those that nobody has told yet.
     Shapes of ids of random characters are no domain, however few: a false alarm stops a run that has to be daily, and
     `drift_anomalies` sees a change of most of them.
     """
     schema = Schema()
-    for name, shares in _all_histograms(statistics).items():
+    for name, shares in _histograms(statistics).items():
         feature = schema.feature.add(name=name, type=schema_pb2.BYTES)
         feature.presence.min_count = 1
         if OTHER not in shares and not (name.endswith(f".{SHAPE}") and are_random(shares)):
@@ -37,13 +38,15 @@ def infer_schema(statistics: Sequence[Statistics]) -> Schema:
     return schema
 
 
-def _all_histograms(statistics: Sequence[Statistics]) -> dict[str, dict[str, float]]:
-    return {name: shares for dataset in statistics for name, shares in histograms_of(dataset).items()}
+def _histograms(statistics: Sequence[Statistics]) -> dict[str, dict[str, float]]:
+    """Of all that a schema is of."""
+    of_all = (histogram for dataset in statistics for histogram in histograms_of(dataset).items())
+    return {name: shares for name, shares in of_all if not name.endswith(f".{TOLD}")}
 
 
 def schema_anomalies(schema: Schema, statistics: Sequence[Statistics]) -> list[str]:
     """Each way in which the data break the schema, in words."""
-    found = _all_histograms(statistics)
+    found = _histograms(statistics)
     anomalies = []
     for feature in schema.feature:
         shares = found.get(feature.name)

@@ -18,6 +18,8 @@ TIMESTAMP = "timestamp"
 LATE = 0.99
 """Share of the events by which a log is nearly over: some clocks are always wrong, and say that it ends in years."""
 _LATE = "late"
+TOLD = "told"
+"""Ends the names of histograms of request features."""
 MISSING, OTHER = "(missing)", "(other)"
 """Values of a histogram: rows that have none, and all values too rare to be listed."""
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics, transform, windows
+from beam_jobs.span_statistics import MISSING, OTHER, histograms_of, read_statistics
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.config_io import ConfigError, load_config
@@ -66,6 +67,36 @@ def test_values_that_are_not_listed_are_counted(tmp_path: Path, caplog: pytest.L
     assert "'cellar'" in caplog.text and "'device'" not in caplog.text
     counted = read_manifest(Workdir(tmp_path).events.path).details["unlisted_request_values"]
     assert counted == {"page": 4, "device": 0}
+
+
+def _span(path: Path, page_of_ten: list[str], previous: Workdir | None = None, **data: object) -> Workdir:
+    """20 events, the pages of which repeat."""
+    lines = [f"u{row % 3},i{row},{1_700_000_000 + row},{page_of_ten[row % 10]},phone" for row in range(20)]
+    data = {"request_features": FEATURES, "previous": previous and str(previous.events.path), **data}
+    path.mkdir()
+    workdir = Workdir(path)
+    ingest.run(make_config(write_log(path / "log.csv", lines, HEADER), data=data), workdir, "f")
+    return workdir
+
+
+def test_what_requests_tell_may_not_change_much_from_span_to_span(tmp_path: Path) -> None:
+    first = _span(tmp_path / "first", ["home"] * 6 + ["2.0", "2"] + ["", "cellar"])
+    [events] = read_statistics(first.events.statistics)
+    shares = histograms_of(events)
+    assert shares["page.told"] == {"home": 0.6, "2": 0.2, MISSING: 0.1, OTHER: 0.1}
+    assert shares["device.told"] == {"phone": 1.0}
+    assert _span(tmp_path / "like", ["home"] * 7 + ["2"] * 3, first).events.path.exists()
+    with pytest.raises(ValueError, match=r"page\.told: the share of 'home' went from 60\.0% to 0\.0%"):
+        _span(tmp_path / "renamed", ["HOME"] * 6 + ["2"] * 4, first)
+    with pytest.raises(ValueError, match=r"page\.told: the share of '\(missing\)' went from 10\.0% to 40\.0%"):
+        _span(tmp_path / "absent", ["home"] * 4 + ["2"] * 2 + [""] * 4, first)
+
+
+def test_a_listed_value_may_be_told_later_than_others_and_a_feature_come_later(tmp_path: Path) -> None:
+    without = _span(tmp_path / "without", ["home"] * 10, request_features=[])
+    first = _span(tmp_path / "first", ["home"] * 10, without)
+    assert _span(tmp_path / "next", ["home"] * 9 + ["2"], first).events.path.exists()
+    assert _span(tmp_path / "gone", ["home"] * 10, first, request_features=[]).events.path.exists()
 
 
 def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
