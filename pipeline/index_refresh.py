@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
@@ -93,15 +94,9 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
 def _require_same_model(trained: Workdir, config: Config) -> None:
     """Weights of the right shapes are not enough: by other heads, or without a layer, they say something else."""
     earlier = read_stored_config(trained.model(MAIN_MODEL).config)
-    differing = [
-        f"{section}.{key}={value!r} (that run: {known[key]!r})"
-        for section, known, wanted in (
-            ("model", earlier.model.model_dump(), config.model.model_dump()),
-            ("training.loss", earlier.training.loss.model_dump(), config.training.loss.model_dump()),
-        )
-        for key, value in wanted.items()
-        if value != known[key]
-    ]
+    known, wanted = _of_model(earlier), _of_model(config)
+    wanted["windows.length"] = max(wanted["windows.length"], known["windows.length"])  # of less, all is trained
+    differing = [f"{key}={value!r} (that run: {known[key]!r})" for key, value in wanted.items() if value != known[key]]
     if earlier.data.feedback.has_context != config.data.feedback.has_context:
         differing.append("data.feedback.history_level (histories hold events below target_level in one run alone)")
     if earlier.data.request_features != config.data.request_features:
@@ -111,6 +106,14 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
             f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "
             "trains nothing: give it that run's settings, or train with training.warm_start"
         )
+
+
+def _of_model(config: Config) -> dict[str, Any]:
+    """The settings that say which weights a model has and what they mean, but features: name -> value."""
+    sections = {"model": config.model.model_dump(), "training.loss": config.training.loss.model_dump()}
+    settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    embedding_dim = config.groups.embedding_dim if config.model.use_cooccurrence else None
+    return settings | {"groups.embedding_dim": embedding_dim, "windows.length": config.windows.length}
 
 
 def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:

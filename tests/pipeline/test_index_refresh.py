@@ -54,6 +54,8 @@ def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: py
             "data.feedback.history_level (histories hold events below target_level in one run alone)",
         ),
         ("data.request_features=[{name: page, values: [home]}]", "data.request_features: not what the model in"),
+        ("groups.embedding_dim=32", "groups.embedding_dim=32 (that run: 64): not what the model in"),
+        ("windows.length=51", "windows.length=51 (that run: 50)"),
     ],
 )
 def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(
