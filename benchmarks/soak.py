@@ -88,7 +88,12 @@ class Soak:
         """A function that sends one request, over gRPC or REST."""
         rng = np.random.default_rng(4)
         options = [("grpc.max_receive_message_length", -1)]
-        async with grpc.aio.insecure_channel(self._server.address, options) as channel, aiohttp.ClientSession() as http:
+        # As many connections as there are answers to wait for: those of a pool would be waited for, too.
+        connector = aiohttp.TCPConnector(limit=0)
+        async with (
+            grpc.aio.insecure_channel(self._server.address, options) as channel,
+            aiohttp.ClientSession(connector=connector) as http,
+        ):
             predict = channel.unary_unary(METHOD)
 
             def ask() -> Coroutine[Any, Any, None]:
