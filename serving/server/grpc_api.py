@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,6 +29,7 @@ from serving.tensors import to_array, to_proto
 _log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
+_MODEL_SERVICE = "tensorflow.serving.ModelService"
 _QUEUES_UNREAD = 4
 """How many full queues of requests may come while the loop is busy: gRPC answers further ones itself, as CANCELLED and
 with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself it begins so at 1,000."""
@@ -48,7 +51,7 @@ class GrpcApi:
                 "Predict": (predict_pb2.PredictRequest, self._measured_predict),
                 "GetModelMetadata": (get_model_metadata_pb2.GetModelMetadataRequest, self._metadata),
             },
-            "tensorflow.serving.ModelService": {
+            _MODEL_SERVICE: {
                 "GetModelStatus": (get_model_status_pb2.GetModelStatusRequest, self._status),
                 "HandleReloadConfigRequest": (model_management_pb2.ReloadConfigRequest, self._reload),
             },
@@ -118,6 +121,32 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
         raise cannot_listen(config, "grpc_port", "in use, or not of this machine") from None
     await server.start()
     return server, bound
+
+
+async def stop_grpc(server: Any, port: int, models: Models, config: ServerConfig) -> None:
+    """Answers the requests that have come, then stops.
+
+    gRPC cancels those that the loop has not taken up when it stops, and a busy loop takes up few
+    (https://github.com/grpc/grpc/issues/41785). It takes them up in the order they came, so that the answer to a
+    request of ours, whatever it says, means that all before it are taken up. No batch runs meanwhile: with no answer to
+    write, the loop does little else.
+
+    Args:
+        port: where `server` listens.
+    """
+    async with models.workers.at_rest():
+        await _answer_of(address(config, port), config.request_timeout_seconds)
+        stopped = asyncio.create_task(server.stop(config.request_timeout_seconds))
+        await asyncio.sleep(0)  # from here on, no more come
+    await stopped
+
+
+async def _answer_of(target: str, timeout_seconds: float) -> None:
+    """Returns when a server in this machine answers, or does not within that time."""
+    async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary(f"/{_MODEL_SERVICE}/GetModelStatus")
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await ask(b"", timeout=timeout_seconds)
 
 
 def _client_was_there(record: logging.LogRecord) -> bool:

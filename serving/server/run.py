@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from contracts.config import ServerConfig
 from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels
-from serving.server.grpc_api import start_grpc
+from serving.server.grpc_api import start_grpc, stop_grpc
 from serving.server.metrics import Metrics
 from serving.server.models import Models
 from serving.server.ports import address, require_free
@@ -26,9 +25,6 @@ _log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 1e-4
 """Python's 5 ms between threads is what a batch waits, several times, while the loop writes the last one's answers."""
-
-_TAKE_UP_SECONDS = 0.1
-"""What a loop with nothing else to do needs to take up hundreds of requests."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +80,7 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
         try:
             yield models, Listening(address(config, grpc_port), f"http://{address(config, rest.port)}")
         finally:
-            await asyncio.gather(_stop_grpc(grpc_server, models, config), rest.stop())
-
-
-async def _stop_grpc(server: Any, models: Models, config: ServerConfig) -> None:
-    """Answers the requests that have come.
-
-    gRPC cancels those that the loop has not taken up, and a busy loop takes up few. With no batch to run and no answer
-    to write, it takes up all.
-    """
-    async with models.workers.at_rest():
-        await asyncio.sleep(_TAKE_UP_SECONDS)
-        stopped = asyncio.create_task(server.stop(config.request_timeout_seconds))
-        await asyncio.sleep(0)  # from here on, no more come
-    await stopped
+            await asyncio.gather(stop_grpc(grpc_server, grpc_port, models, config), rest.stop())
 
 
 async def _serve_until_signalled(

@@ -207,6 +207,7 @@ def test_a_burst_while_the_loop_is_busy_is_answered(server, predict):
 def test_a_server_that_stops_answers_what_has_come_while_its_loop_was_busy(serve, base):
     server = serve(base)
     with server.channel() as channel:
+        grpc.channel_ready_future(channel).result()  # so that what is sent comes while the loop is busy
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         server.keep_busy(1.0)
         calls = [stub.Predict.future(request(request_inputs([["i1"]]), "dnc")) for _ in range(50)]
