@@ -16,10 +16,10 @@ import apache_beam as beam
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
 from beam_jobs.bucket_file import write_bucket
+from beam_jobs.files import read_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
@@ -58,7 +58,7 @@ class MergeBucket(beam.DoFn):
         self._plan = plan
 
     def process(self, bucket: int) -> Iterator[dict[str, Any]]:
-        parts = [pq.read_table(span.bucket(bucket, self._num_buckets), use_threads=False) for span in self._spans]
+        parts = [read_parquet(span.bucket(bucket, self._num_buckets)) for span in self._spans]
         # Spans may overlap: an event that two of them hold is one event.
         events = pa.concat_tables([part.drop_columns(EventColumn.SPLIT) for part in parts])
         _, counts = write_bucket(self._events.bucket(bucket, self._num_buckets), events, self._plan)
