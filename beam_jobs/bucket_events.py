@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,12 @@ class BucketEvents:
             self.requests[places],
             self.user_index,
         )
+
+    def of_users_with(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
+        """All events of the users who have one under a mask; they are renumbered from 0."""
+        kept = np.bincount(self.users[mask], minlength=len(self.user_index)) > 0
+        events = self.where(kept[self.users])
+        return replace(events, users=(np.cumsum(kept) - 1)[events.users], user_index=self.user_index[kept])
 
     def of_users(self, start: int, stop: int) -> BucketEvents:
         """The events of users `start` to `stop - 1`, who are renumbered from 0."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.event_order import by_user_and_time, ties
 from beam_jobs.files import write_parquet
 from beam_jobs.hashing import hash_strings, mix
 from beam_jobs.payload import encode_ids, one_array
@@ -79,8 +80,8 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     times = events[EventColumn.TIMESTAMP].to_numpy()
     levels = events[EventColumn.FEEDBACK_LEVEL].to_numpy()
     requests = events[EventColumn.REQUEST].to_numpy()
-    order = _by_user_and_time(users, times)
-    tied, run = _ties(users[order], times[order])
+    order = by_user_and_time(users, times)
+    tied, run = ties(users[order], times[order])
     rows = order[tied]
     tie_break = mix(hash_strings(user_ids)[users[rows]] ^ hash_strings(item_ids)[items[rows]])
     order[tied] = rows[np.lexsort((requests[rows], -levels[rows], items[rows], tie_break, run))]
@@ -97,28 +98,6 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
         }
     )
     return table, int((~keep).sum())
-
-
-def _by_user_and_time(users: Int64, times: Int64) -> Int64:
-    """[num_events] rows by user and time, those of one user and time as they came.
-
-    Both in one number, where they fit, is one sort, which the spans of a window, each in order, make fast.
-    """
-    if not len(users):
-        return np.zeros(0, np.int64)
-    first = int(times.min())
-    moments = int(times.max()) - first + 1
-    if (int(users.max()) + 1) * moments > np.iinfo(np.int64).max:
-        return np.lexsort((times, users))
-    return np.argsort(users * moments + (times - first), kind="stable")
-
-
-def _ties(users: Int64, times: Int64) -> tuple[Int64, Int64]:
-    """Of ordered events, the places of those that share user and time with another, and which share them: a number."""
-    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    with_last, with_next = np.append(False, same), np.append(same, False)
-    tied = np.flatnonzero((with_last | with_next)[: len(users)])
-    return tied, np.cumsum(~with_last[tied])
 
 
 def _ranked(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:

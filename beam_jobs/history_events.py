@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.event_order import sort_with_places
 from contracts.config.data import FeedbackConfig
 from contracts.names import MOST_CONTEXT
 
@@ -76,14 +77,3 @@ def is_repeat(events: BucketEvents, num_items: int) -> Bool:
     repeat = np.zeros(number, bool)
     repeat[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
     return repeat
-
-
-def sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
-    """Keys that are not negative in ascending order, and the place that each had; equal ones keep their order."""
-    bits = len(keys).bit_length()
-    if int(keys.max(initial=0)).bit_length() + bits > 63:
-        places = np.argsort(keys, kind="stable")
-        return keys[places], places
-    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
-    ordered = np.sort((keys << bits) | np.arange(len(keys)))
-    return ordered >> bits, ordered & ((1 << bits) - 1)

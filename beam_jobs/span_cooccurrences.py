@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import UNIT
+from beam_jobs.event_order import by_user_and_time, sort_with_places, ties
 from beam_jobs.files import write_parquet
 from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array, pack, unpack
@@ -129,20 +130,21 @@ class CountSpanCooccurrences(beam.DoFn):
         positive = pc.field(EventColumn.FEEDBACK_LEVEL) >= self._target_level
         paths = [span.events.bucket(bucket, self._num_buckets) for span in self._spans]
         parts = [pq.read_table(path, columns=columns, filters=positive, use_threads=False) for path in paths]
-        span = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
         table = pa.concat_tables([part.drop_columns(EventColumn.FEEDBACK_LEVEL) for part in parts])
         _, users = encode_ids(table[EventColumn.USER_ID])
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         times = table[EventColumn.TIMESTAMP].to_numpy()
-        # An event that arrives again is not new co-occurrence: of equal ones the first span's stays.
-        order = np.lexsort((span, items, times, users))
-        again = np.zeros(len(order), bool)
-        again[order[1:]] = (np.diff(users[order]) == 0) & (np.diff(times[order]) == 0) & (np.diff(items[order]) == 0)
-        kept = ~again & (times < self._holdout_start)
-        left_out = np.bincount(span[~kept], minlength=len(parts))
+        spans = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
+        # Of nobody else is there anything new.
+        is_wanted = np.zeros(int(users.max(initial=-1)) + 1, bool)
+        is_wanted[users[np.isin(spans, list(self._folders))]] = True
+        of_wanted = np.flatnonzero(is_wanted[users])
+        users, items, times, spans = (values[of_wanted] for values in (users, items, times, spans))
+        kept = ~_came_before(users, items, times, spans) & (times < self._holdout_start)
+        left_out = np.bincount(spans[~kept], minlength=len(parts))
         rows = np.flatnonzero(kept)
-        rows = rows[np.lexsort((span[rows], users[rows]))]  # stable: within a span the files are in order
-        return _Arrivals(users[rows], items[rows], span[rows], item_ids), left_out
+        rows = rows[sort_with_places(users[rows])[1]]  # spans come one after the other, and each is in order
+        return _Arrivals(users[rows], items[rows], spans[rows], item_ids), left_out
 
     def _pairs(self, arrivals: _Arrivals, place: int) -> pa.Table:
         users, items, spans = arrivals.users, arrivals.items, arrivals.spans
@@ -166,6 +168,18 @@ class CountSpanCooccurrences(beam.DoFn):
             pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), arrivals.item_ids) for codes in (low, high)
         ]
         return pa.table({LOW: ids[0], HIGH: ids[1], BACK: pa.array(back.astype(np.int32)), WEIGHT: pa.array(sums)})
+
+
+def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> npt.NDArray[np.bool_]:
+    """[num_events] whether an earlier span has the event: one that arrives again is no new co-occurrence."""
+    order = by_user_and_time(users, times)
+    tied, run = ties(users[order], times[order])
+    rows = order[tied]
+    by_item = np.lexsort((spans[rows], items[rows], run))
+    rows, run = rows[by_item], run[by_item]
+    again = np.zeros(len(users), bool)
+    again[rows[1:]] = (np.diff(run) == 0) & (np.diff(items[rows]) == 0)
+    return again
 
 
 class MergeCooccurrences(beam.PTransform):

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.bucket_events import BucketEvents
+from beam_jobs.event_order import sort_with_places
 from beam_jobs.example_encoder import Ragged
-from beam_jobs.history_events import is_repeat, latest_context, sort_with_places
+from beam_jobs.history_events import is_repeat, latest_context
 from contracts.names import EvaluationField, Split
 
 Int64 = npt.NDArray[np.int64]
@@ -153,8 +154,11 @@ def evaluation_records(
     """
     num_users = len(events.user_index)
     width = num_items + 1
-    is_positive = events.levels >= target_level
-    past, present = events.splits < split, (events.splits == split) & is_positive
+    present = (events.splits == split) & (events.levels >= target_level)
+    has_targets = np.bincount(events.users[present], minlength=num_users) > 0
+    matters = has_targets[events.users]  # nobody else has a record
+    events, present = events.where(matters), present[matters]
+    is_positive, past = events.levels >= target_level, events.splits < split
     pairs = events.users * width + events.items
     seen, ordered = _distinct(pairs[past & is_positive])
     targets = np.flatnonzero(present)
@@ -174,7 +178,6 @@ def evaluation_records(
     history = latest_context(events.where(is_held), target_level)
     history_counts = np.bincount(history.users, minlength=num_users)
     has_history = np.bincount(events.users[past & is_positive], minlength=num_users) > 0
-    has_targets = np.bincount(events.users[present], minlength=num_users) > 0
     fresh_counts = np.bincount(fresh // width, minlength=num_users)
     chosen = np.flatnonzero(has_history & (fresh_counts > 0))
 

@@ -58,15 +58,19 @@ class WriteWindows(beam.DoFn):
     def process(self, element: tuple[int, Path]) -> Iterator[dict[str, int]]:
         number, path = element
         events = self._vocabulary.read_bucket(path)
+        # None, unless the statistics are of other events: the driver refuses them.
+        is_unknown = (events.items == PADDING_INDEX) | (events.user_index[events.users] == PADDING_INDEX)
+        since = self._config.windows.since
+        if since is not None:  # of a long window's users, often few
+            events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
         history = history_events(events, self._config.data.feedback, len(self._groups))
         is_train, is_new = history.splits == Split.TRAIN, ~is_repeat(history, len(self._groups))
         train = history.where(is_train & is_new if self._drops_repeats else is_train)
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
-        # None, unless the statistics are of other events: the driver refuses them.
-        is_unknown = (events.items == PADDING_INDEX) | (events.user_index[events.users] == PADDING_INDEX)
-        counts = Counter(train_repeats=int((is_train & ~is_new).sum()), unknown=int(is_unknown.sum()))
+        is_learnt = is_train if since is None else is_train & (history.times >= since)
+        counts = Counter(train_repeats=int((is_learnt & ~is_new).sum()), unknown=int(is_unknown.sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.

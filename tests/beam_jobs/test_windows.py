@@ -204,6 +204,45 @@ def test_the_trainer_knows_how_many_targets_an_epoch_has(
     assert (found < counts["train_positives"] + counts["train_windows"]) == (repeats == "keep" or since is not None)
 
 
+def test_since_a_moment_only_later_events_are_learnt_from_and_counted(
+    finished: tuple[Config, Workdir], tmp_path: Path
+) -> None:
+    config, kept = finished
+    workdir, num_buckets = Workdir(tmp_path / "run"), config.data.num_buckets
+    shutil.copytree(kept.path, workdir.path)
+    trained = [event for event in read_events(workdir) if event["split"] == Split.TRAIN]
+    moment = sorted(event["timestamp"] for event in trained)[int(0.9 * len(trained))]
+    windows.run(
+        config.model_copy(update={"windows": config.windows.model_copy(update={"since": moment})}), workdir, "f"
+    )
+    had: dict[str, set[str]] = {}
+    targets, repeats = set(), 0
+    for event in trained:
+        user, item = event["user_id"], event["item_id"]
+        is_learnt = event["timestamp"] >= moment and user in had
+        if item in had.setdefault(user, set()):
+            repeats += is_learnt
+        elif is_learnt:
+            targets.add((user, item))
+        had[user].add(item)
+    item_ids = pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    user_ids = pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()
+    found = set()
+    for bucket in range(num_buckets):
+        for record in _parse(workdir.windows.shard(Split.TRAIN, bucket, num_buckets), tmp_path):
+            user, items = user_ids[record[WindowField.USER_INDEX][0] - 1], record[WindowField.ITEM_INDEX]
+            later = range(record[WindowField.NUM_CONTEXT][0], len(items))
+            found |= {(user, item_ids[items[at] - 1]) for at in later if at not in record[WindowField.NON_TARGETS]}
+        for split in (Split.VALIDATION, Split.TEST):  # of which users nothing but the future is new
+            shards = [run.windows.shard(split, bucket, num_buckets).read_bytes() for run in (workdir, kept)]
+            assert shards[0] == shards[1]
+    assert found == targets
+    assert len({user for user, _ in targets}) < len(had)
+    counts = read_manifest(workdir.windows.path).counts
+    assert counts["train_positives"] == len(targets)
+    assert counts["train_repeats"] == repeats > 0
+
+
 def test_without_repeats_a_history_holds_each_item_once_and_the_targets_are_the_same(
     finished: tuple[Config, Workdir], tmp_path: Path
 ) -> None:
