@@ -189,16 +189,16 @@ def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
 
     class Slow(Graph):
         def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
-            time.sleep(2.0 * (not self.batches))
+            time.sleep(4.0 * (not self.batches))
             return super().run(requests)
 
     async def body(graph: Graph, batcher: Batcher) -> None:
-        await ask(batcher, 0)  # an eighth of its two seconds is what another batch is expected to take
+        await ask(batcher, 0)  # an eighth of its four seconds is what another batch is expected to take
         for others, outcome in (([3, 4, 5, 6], RequestError), ([3, 4], dict)):
             graph.gate.clear()
             first = ask(batcher, 7)
             await settle()
-            late = [ask(batcher, value, seconds=0.2) for value in (1, 2)]
+            late = [ask(batcher, value, seconds=0.4) for value in (1, 2)]
             in_time = [ask(batcher, value) for value in others]
             await asyncio.sleep(0)
             graph.gate.set()
