@@ -20,6 +20,7 @@ from contracts.layout import SAVED_MODEL
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "serving.json"
+MAX_VERSION = 2**63 - 1
 STABLE, CANARY = "stable", "canary"
 _REMEDY = "write it anew, as `dnc rollback -s STORE VERSION` does"
 
@@ -27,8 +28,8 @@ _REMEDY = "write it anew, as `dnc rollback -s STORE VERSION` does"
 class ServingLabels(Section):
     """The labelled versions of one servable."""
 
-    stable: int = Field(ge=1)
-    canary: int | None = Field(None, ge=1)
+    stable: int = Field(ge=0, le=MAX_VERSION)
+    canary: int | None = Field(None, ge=0, le=MAX_VERSION)
 
     @model_validator(mode="after")
     def _versions_differ(self) -> ServingLabels:
@@ -76,9 +77,13 @@ def versions_on_disk(base: Path) -> list[int]:
 
 
 def numbers_on_disk(base: Path) -> list[int]:
-    """All numbers below `base`, ascending: of versions, and of directories that are in the way of one."""
+    """All numbers below `base`, ascending: of versions, and of directories that are in the way of one.
+
+    A number of more than 64 bits is none, as TF Serving's protos cannot say it: 20 digits of a date are too many.
+    """
     names = [path.name for path in base.iterdir()] if base.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    return sorted(number for number in numbers if number <= MAX_VERSION)
 
 
 def effective_labels(base: Path) -> ServingLabels | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -17,6 +19,7 @@ from urllib3.exceptions import HTTPError, TimeoutError
 from contracts.names import SIGNATURE_DEF
 from serving.client.transport import Code, RetrievalError, Target, require_headers
 
+_Answer = TypeVar("_Answer")
 _TOO_LARGE = 413
 _CODES = {
     400: Code.INVALID_ARGUMENT,
@@ -49,6 +52,7 @@ class RestTransport:
         self._url = url.rstrip("/")
         self._session = requests.Session()
         self._session.headers.update(headers or {})
+        self._session.auth = lambda request: request  # else a line of ~/.netrc would replace a header
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
@@ -68,21 +72,42 @@ class RestTransport:
         self._session.close()
 
     def _asked(self, method: str, path: str, timeout: float, body: str | None = None) -> Any:
-        deadline = time.monotonic() + timeout
         try:
-            with self._session.request(method, self._url + path, data=body, timeout=timeout, stream=True) as response:
-                content = _content(response, deadline)
-        except (requests.Timeout, TimeoutError):
+            status, content = _within(timeout, lambda: self._sent(method, self._url + path, body, timeout))
+        except (requests.Timeout, TimeoutError, futures.TimeoutError):
             raise RetrievalError(Code.DEADLINE_EXCEEDED, f"no answer within {timeout:.3f} s") from None
         except (requests.RequestException, HTTPError) as error:
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
-        answer, status = _object(content), response.status_code
+        answer = _object(content)
         if status != requests.codes.ok or answer is None:
             # A proxy refuses in pages of its own: what may be asked again is told by the status, not by the body.
             said = answer or {"error": f"{self._url} answers status {status} without a JSON object"}
             code = _CODES.get(status, Code.UNKNOWN)
             raise RetrievalError(code, said.get("error", ""), is_too_large=status == _TOO_LARGE)
         return answer
+
+    def _sent(self, method: str, url: str, body: str | None, timeout: float) -> tuple[int, bytes]:
+        deadline = time.monotonic() + timeout
+        with self._session.request(method, url, data=body, timeout=timeout, stream=True) as response:
+            return response.status_code, _content(response, deadline)
+
+
+def _within(timeout: float, call: Callable[[], _Answer]) -> _Answer:
+    """What `call` returns or raises; futures.TimeoutError where it takes longer, and then nobody waits for it.
+
+    A socket's timeout begins anew with every address of a name and with every byte of a header, and looking up a name
+    has none: so a call is made by a thread, which its caller leaves in time.
+    """
+    answer: futures.Future[_Answer] = futures.Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(timeout)
 
 
 def _is_url(url: str) -> bool:

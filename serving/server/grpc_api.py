@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
+_MAX_MESSAGE_BYTES = 1024
 _QUEUES_UNREAD = 4
 """How many full queues of requests may come while the loop is busy: gRPC answers further ones itself, as CANCELLED and
 with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself it begins so at 1,000."""
@@ -169,7 +170,15 @@ def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.Servicer
             except Exception:
                 _log.exception("a request failed")
                 error = RequestError(Code.INTERNAL, "internal error; see the server's log")
-        await context.abort(error.code, error.message)
+        await context.abort(error.code, _shortened(error.message))
         raise error  # abort has raised
 
     return handler
+
+
+def _shortened(message: str) -> str:
+    """As TF Serving does (`grpc_status_util.cc`): gRPC refuses to send more than some kilobytes."""
+    written = message.encode()
+    if len(written) <= _MAX_MESSAGE_BYTES:
+        return message
+    return written[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"

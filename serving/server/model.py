@@ -126,6 +126,9 @@ class ServedModel:
         except (ValueError, OSError) as error:
             self._complain([str(error)])
             return
+        if labels is None and self._versions:  # the disk is away, or is being tidied up
+            self._complain([f"no version below {self.base}: those that are loaded go on serving"])
+            return
         wanted = labels.by_label() if labels else {}
         for number in dict.fromkeys(wanted.values()):
             await self._load(number)
@@ -138,7 +141,7 @@ class ServedModel:
         self._complain(
             [self._why_not(label, number) for label, number in wanted.items() if self._labels.get(label) != number]
         )
-        for label in set(self._labels) - set(wanted) - ({STABLE} if not wanted else set()):
+        for label in set(self._labels) - set(wanted):
             del self._labels[label]
             self._metrics.serving.remove(self.name, label)
         for number in set(self._versions) - set(self._labels.values()):

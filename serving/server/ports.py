@@ -20,13 +20,24 @@ def require_free(config: ServerConfig) -> None:
 
     Asked before versions are loaded, which takes long, and memory that whoever has the port may need.
     """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     settings: tuple[Setting, Setting] = ("grpc_port", "rest_port")
     for setting in settings:
-        try:
-            socket.create_server((config.host, getattr(config, setting)), family=family).close()
-        except OSError as error:
-            raise cannot_listen(config, setting, error.strerror) from None
+        bound_socket(config, setting).close()
+
+
+def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
+    """A socket at the host and the port of that setting; at `::` it answers IPv4, too, as gRPC does.
+
+    Raises:
+        ValueError: the port cannot be had.
+    """
+    at = config.host, getattr(config, setting)
+    try:
+        if ":" in config.host:
+            return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6())
+        return socket.create_server(at)
+    except OSError as error:
+        raise cannot_listen(config, setting, error.strerror) from None
 
 
 def cannot_listen(config: ServerConfig, setting: Setting, why: str | None) -> ValueError:

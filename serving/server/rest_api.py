@@ -23,12 +23,13 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 
 from contracts.config import ServerConfig
 from contracts.names import SIGNATURE_DEF
+from contracts.serving_labels import MAX_VERSION
 from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.model_info import model_metadata, model_status
 from serving.server.models import Models
-from serving.server.ports import cannot_listen
+from serving.server.ports import bound_socket
 
 _log = logging.getLogger(__name__)
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -36,9 +37,10 @@ _PATH = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
     r"(?P<what>:predict|/metadata|)"
 )
-_MAX_VERSION = 2**63 - 1
 _DRAIN_SECONDS = 0.5
 """What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
+_ARRIVAL_SECONDS = 0.01
+"""Between two looks at whether all bodies have come."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -50,10 +52,17 @@ class RestApi:
         self._metrics = metrics
         self._config = config
         self._is_draining = False
+        self._arriving = 0
 
-    def drain(self) -> None:
-        """From now on, every answer tells its client to ask elsewhere next."""
+    async def drain(self) -> None:
+        """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
+
+        aiohttp reads nothing of connections that it has been told to close.
+        """
         self._is_draining = True
+        await asyncio.sleep(_DRAIN_SECONDS)
+        while self._arriving:
+            await asyncio.sleep(_ARRIVAL_SECONDS)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -95,7 +104,11 @@ class RestApi:
     async def _predict(self, spec: Any, request: web.Request) -> bytes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.request_timeout_seconds
-        content = await _read(request, self._config)
+        self._arriving += 1
+        try:
+            content = await _read(request, self._config)
+        finally:
+            self._arriving -= 1
         version = self._models.find(spec)  # now: one that was found before the body came may be drained by then
         body = parse_body(content)
         signature = version.signature(requested_signature(body))
@@ -116,7 +129,7 @@ def _model_spec(matched: re.Match[str]) -> Any:
     spec = model_pb2.ModelSpec(name=matched["name"])
     if matched["version"]:
         number = int(matched["version"][:20])
-        if number > _MAX_VERSION:
+        if number > MAX_VERSION:
             raise invalid(f"Malformed request: version {matched['version'][:30]} is not a 64-bit number")
         spec.version.value = number
     elif matched["label"]:
@@ -132,6 +145,8 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
         raise RequestError(Code.RESOURCE_EXHAUSTED, message, error.status) from None
     except web.RequestPayloadError as error:
         raise invalid(f"the body cannot be read: {error}") from None
+    except ConnectionError:
+        raise RequestError(Code.CANCELLED, "the client left before its body had come") from None
     except asyncio.TimeoutError:
         raise RequestError(
             Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"
@@ -171,10 +186,9 @@ class RestServer:
 
     async def stop(self) -> None:
         """Takes no new connection, and ends each that is open with its next answer, or when it has been idle."""
-        self.api.drain()
         for site in list(self.runner.sites):
             await site.stop()
-        await asyncio.sleep(_DRAIN_SECONDS)
+        await self.api.drain()
         await self.runner.cleanup()
 
 
@@ -189,8 +203,8 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, config.host, config.rest_port).start()
-    except OSError as error:
+        await web.SockSite(runner, bound_socket(config, "rest_port")).start()
+    except ValueError:
         await runner.cleanup()
-        raise cannot_listen(config, "rest_port", error.strerror) from None
+        raise
     return RestServer(api, runner, runner.addresses[0][1])

@@ -80,6 +80,14 @@ def add_version(base: Path, number: int, source: Path) -> None:
     staging.rename(base / str(number))
 
 
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Waits until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def base(tmp_path: Path, servable: Path) -> Path:
     """A base path with version 1."""

@@ -186,13 +186,14 @@ def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
     assert time.monotonic() - started < 3
 
 
-def test_a_server_that_trickles_gets_no_more_than_the_time_there_is():
+@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Long: "])
+def test_a_server_that_trickles_gets_no_more_than_the_time_there_is(answer):
     stop = threading.Event()
 
     def trickle(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            connection.sendall(answer.encode())
             while not stop.wait(0.02):
                 connection.sendall(b"1")
 

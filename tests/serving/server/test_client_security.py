@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 from tensorflow_serving.apis import get_model_metadata_pb2, prediction_service_pb2_grpc
 
 from serving.client import RetrievalClient, RetrievalError
@@ -93,3 +94,20 @@ def test_rest_by_tls_with_a_token(certificate: tuple[Path, Path], monkeypatch: p
             client.recommend([["i1"]])
         thread.join()
     assert seen == ["Bearer 7"]
+
+
+def test_a_netrc_replaces_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert requests.utils.get_netrc_auth("http://127.0.0.1") == ("somebody", "else")
+    sent = []
+
+    def keep(session: requests.Session, request: requests.PreparedRequest, **_: Any) -> None:
+        sent.append(request.headers["authorization"])
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests.Session, "send", keep)
+    token = {"Authorization": "Bearer 7"}
+    with RetrievalClient.rest("http://127.0.0.1:9", "dnc", headers=token) as client, pytest.raises(RetrievalError):
+        client.recommend([["i1"]], timeout=0.1)
+    assert set(sent) == {"Bearer 7"}

@@ -103,6 +103,17 @@ def test_it_listens_on_ipv6(serve, base):
         assert client.recommend([["i1"]])[0].item_ids == other.recommend([["i1"]])[0].item_ids
 
 
+@pytest.mark.skipif(not (has_ipv6() and socket.has_dualstack_ipv6()), reason="this machine has no IPv6 beside IPv4")
+def test_at_every_address_of_ipv6_it_answers_ipv4_too(serve, base):
+    server = serve(base, host="::")
+    grpc_port, rest_port = (int(at.rpartition(":")[2]) for at in (server.address, server.url))
+    with (
+        RetrievalClient.grpc(f"127.0.0.1:{grpc_port}", "dnc") as client,
+        RetrievalClient.rest(f"http://127.0.0.1:{rest_port}", "dnc") as other,
+    ):
+        assert client.recommend([["i1"]])[0].item_ids == other.recommend([["i1"]])[0].item_ids
+
+
 def test_what_cannot_be_loaded_is_explained(base):
     write_labels(base, ServingLabels(stable=2))  # without, version 1 would be served
     (base / "2").mkdir()

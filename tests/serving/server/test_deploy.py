@@ -20,8 +20,7 @@ from contracts.serving_labels import ServingLabels, write_labels
 from pipeline.cli import main as cli
 from serving.deploy.models_config import main, models_config
 from serving.server.rest_api import METRICS_PATH
-from tests.serving.server.conftest import add_version
-from tests.serving.server.test_versions import eventually
+from tests.serving.server.conftest import add_version, eventually
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "serving" / "deploy"

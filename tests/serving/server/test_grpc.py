@@ -189,6 +189,15 @@ def test_a_message_above_the_limit_is_refused(server, predict):
     assert raised.value.code() == Code.RESOURCE_EXHAUSTED
 
 
+def test_a_message_of_any_length_comes_with_its_code(predict):
+    """gRPC refuses what is longer than 8 to 16 KB, as it is percent-encoded, and calls that RESOURCE_EXHAUSTED."""
+    for name in ("x" * 100_000, "\N{WATERMELON}" * 20_000):
+        with pytest.raises(grpc.RpcError) as raised:
+            predict.Predict(request({name: [1]}))
+        assert raised.value.code() == Code.INVALID_ARGUMENT
+        assert raised.value.details().endswith(name[0] + "...TRUNCATED")
+
+
 def test_bytes_that_are_no_proto_are_refused(server):
     with server.channel() as channel:
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")

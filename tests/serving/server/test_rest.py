@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import struct
 import threading
 import time
 
@@ -14,8 +15,8 @@ import requests
 
 from contracts.names import Response, Signature
 from serving.servable_session import decode
-from serving.server.rest_api import METRICS_PATH
-from tests.serving.server.conftest import add_version
+from serving.server.rest_api import _DRAIN_SECONDS, METRICS_PATH
+from tests.serving.server.conftest import add_version, eventually
 
 MODEL = "/v1/models/dnc_exact"
 
@@ -200,6 +201,17 @@ def test_clients_that_send_half_a_request_and_go_leave_nothing_behind(server):
     assert_alive(server)
 
 
+def test_a_client_that_leaves_during_its_upload_is_no_fault_of_the_server(serve, base, caplog):
+    server = serve(base)
+    with connect(server) as client:
+        client.sendall(head(100).replace(b"dnc_exact", b"dnc") + b'{"inputs"')
+        time.sleep(0.3)  # until the server waits for the rest
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes by a reset
+    counted = ':tensorflow:serving:request_count_total{model_name="dnc",status="CANCELLED"} 1.0'
+    eventually(lambda: counted in requests.get(server.url + METRICS_PATH, timeout=10).text)
+    assert not caplog.records
+
+
 def test_a_client_that_closes_its_half_still_gets_its_answer_or_none_and_others_theirs(server):
     body = json.dumps({"inputs": HISTORY}).encode()
     with connect(server) as client:
@@ -267,6 +279,20 @@ def test_a_server_that_stops_drops_no_request_of_a_busy_client(serve, base):
     assert set(answered) == {200}
     # Each was told to leave its connection, and found nobody at the next: none was cut off.
     assert ["refused" in str(error) for error in ends] == [True] * 8
+
+
+def test_a_server_that_stops_waits_for_a_body_that_has_begun_to_come(serve, base):
+    server = serve(base)
+    body = json.dumps({"inputs": HISTORY}).encode()
+    with connect(server) as client:
+        client.sendall(head(len(body)).replace(b"dnc_exact", b"dnc") + body[:5])
+        time.sleep(0.3)  # until the server waits for the rest
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        time.sleep(2 * _DRAIN_SECONDS)
+        client.sendall(body[5:])
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    stopping.join()
 
 
 def test_a_body_that_comes_after_its_version_has_gone_is_answered_by_the_next(serve, base, servable):

@@ -7,7 +7,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,7 @@ from serving.server.metrics import Metrics
 from serving.server.model import ServedModel, State
 from serving.server.models import Models
 from serving.server.reload import reload_labels
-from tests.serving.server.conftest import LiveServer, add_version
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+from tests.serving.server.conftest import LiveServer, add_version, eventually
 
 
 def states(server: LiveServer, path: str = "") -> dict[int, str]:
@@ -105,12 +97,12 @@ def test_what_is_wrong_on_disk_leaves_what_is_served(serve, base, damage, caplog
         message = "there is no version 7"
     else:
         shutil.rmtree(base)
-        message = ""
+        message = "no version below"
     eventually(lambda: message in caplog.text)
     time.sleep(0.3)
     with RetrievalClient.grpc(server.address, "dnc") as client:
         assert client.recommend([["i1"]])
-    assert caplog.text.count(message) == 1 or not message
+    assert caplog.text.count(message) == 1
 
 
 def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, base, servable):
@@ -157,9 +149,24 @@ def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, se
         assert client.recommend([["i1"]])[0].item_ids
 
 
-def test_a_directory_of_no_number_is_no_version(serve, base, servable):
-    shutil.copytree(servable, base / "²")  # a digit to `str.isdigit`, and no number to `int`
+@pytest.mark.parametrize("name", ["²", "20261129013524123456"], ids=["a digit, no number to int", "beyond 64 bits"])
+def test_a_directory_of_no_number_is_no_version(serve, base, servable, name):
+    shutil.copytree(servable, base / name)
     assert states(serve(base)) == {1: "AVAILABLE"}
+
+
+def test_a_base_path_that_is_away_for_a_while_leaves_every_label(serve, base, servable, caplog):
+    add_version(base, 2, servable)
+    write_labels(base, ServingLabels(stable=1, canary=2))
+    server = serve(base)
+    base.rename(base.with_name("away"))
+    eventually(lambda: f"no version below {base}" in caplog.text)
+    time.sleep(0.3)
+    assert states(server, "/labels/canary") == {2: "AVAILABLE"}
+    assert states(server, "/labels/stable") == {1: "AVAILABLE"}
+    base.with_name("away").rename(base)
+    write_labels(base, ServingLabels(stable=2))
+    eventually(lambda: states(server) == {2: "AVAILABLE", 1: "END"})
 
 
 def test_a_disk_that_stalls_holds_no_request_up(serve, base, monkeypatch):
