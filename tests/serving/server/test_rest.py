@@ -206,6 +206,7 @@ def test_a_client_that_leaves_during_its_upload_is_no_fault_of_the_server(serve,
     with connect(server) as client:
         client.sendall(head(100).replace(b"dnc_exact", b"dnc") + b'{"inputs"')
         time.sleep(0.3)  # until the server waits for the rest
+        caplog.clear()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes by a reset
     counted = ':tensorflow:serving:request_count_total{model_name="dnc",status="CANCELLED"} 1.0'
     eventually(lambda: counted in requests.get(server.url + METRICS_PATH, timeout=10).text)
