@@ -186,7 +186,11 @@ def test_nobody_there_is_unavailable_when_the_time_is_up(transport):
     assert time.monotonic() - started < 3
 
 
-@pytest.mark.parametrize("answer", ["HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Long: "])
+@pytest.mark.parametrize(
+    "answer",
+    ["HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Long: "],
+    ids=["its body", "a header"],
+)
 def test_a_server_that_trickles_gets_no_more_than_the_time_there_is(answer):
     stop = threading.Event()
 
