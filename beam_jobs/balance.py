@@ -15,22 +15,26 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
     """[num_items] groups of at most `max_size_ratio` times the mean size.
 
     In each round every group keeps what lies nearest to its centre, and the rest asks for the nearest group that was
-    not full before; each round fills one at least, so there are at most `num_groups` of them.
+    not full before; each round fills one at least, so there are at most `num_groups` of them. Items of which nothing is
+    known give way first, and are dealt out to all groups with room.
 
     Args:
-        embeddings: [num_items, dim].
+        embeddings: [num_items, dim]; rows of 0 are of items of which nothing is known.
         groups: [num_items] 0..K-1.
         num_groups: K.
         max_size_ratio: more than 1.
     """
     cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
     centroids = known_centroids(embeddings, groups, num_groups)
-    distances = squared_distances(embeddings, centroids, groups)
+    is_known = embeddings.any(axis=1)
+    distances = np.where(is_known, squared_distances(embeddings, centroids, groups), np.inf)
     groups = groups.copy()
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:
         places = np.flatnonzero(np.bincount(groups, minlength=num_groups) < cap)  # none that was full has room again
-        groups[surplus] = places[nearest_centroid(embeddings[surplus], centroids[places])]
-        distances[surplus] = squared_distances(embeddings[surplus], centroids, groups[surplus])
+        known, unknown = surplus[is_known[surplus]], surplus[~is_known[surplus]]
+        groups[known] = places[nearest_centroid(embeddings[known], centroids[places])]
+        groups[unknown] = places[np.arange(len(unknown)) % len(places)]
+        distances[known] = squared_distances(embeddings[known], centroids, groups[known])
     return groups
 
 

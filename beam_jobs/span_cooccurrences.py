@@ -86,12 +86,13 @@ def _is_current(manifest: artifact.Manifest | None, past: list[str], holdout_sta
     """Whether what was counted holds for this window.
 
     It holds for a shorter past, too: what lies further back than the window can be told by its distance. Unless
-    events of the span were left out, which depends on the past and on the holdout.
+    events of the span, or before it, were left out, which depends on the past and on the holdout; and an earlier
+    holdout leaves out what was counted.
     """
     if manifest is None:
         return False
     before: list[str] = manifest.details["before"]
-    if manifest.details["left_out"]:
+    if manifest.details["left_out"] or holdout_start < manifest.details["holdout_start"]:
         return before == past and manifest.details["holdout_start"] == holdout_start
     return len(before) >= len(past) and before[len(before) - len(past) :] == past
 
@@ -107,7 +108,7 @@ class _Arrivals:
 
 
 class CountSpanCooccurrences(beam.DoFn):
-    """Bucket -> a file of pairs for each wanted span; yields how many events each had to leave out."""
+    """Bucket -> a file of pairs for each wanted span; yields how many events up to each had to be left out."""
 
     def __init__(
         self, config: Config, spans: Sequence[SpanParts], holdout_start: int, folders: dict[int, Path]
@@ -123,7 +124,7 @@ class CountSpanCooccurrences(beam.DoFn):
         arrivals, left_out = self._read(bucket)
         for place, folder in self._folders.items():
             write_parquet(self._pairs(arrivals, place), folder / f"pairs-{bucket:05d}.parquet")
-        yield {str(place): int(left_out[place]) for place in self._folders}
+        yield {str(place): int(left_out[: place + 1].sum()) for place in self._folders}
 
     def _read(self, bucket: int) -> tuple[_Arrivals, Int64]:
         columns = [EventColumn.USER_ID, EventColumn.ITEM_ID, EventColumn.TIMESTAMP, EventColumn.FEEDBACK_LEVEL]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,11 @@ TRANSFORM_FN = "transform_fn"
 
 
 def vocabulary_file(feature: str) -> str:
-    """Name of a feature's vocabulary in the transform's graph: text, one value a line."""
-    return f"{feature}_vocabulary"
+    """Name of a feature's vocabulary in the transform's graph: text, one value a line.
+
+    What TFT would write otherwise, and some of it alike, is spelt out: all but letters, digits and single hyphens.
+    """
+    return re.sub(r"[^\w-]|-(?=-)", lambda other: f"_x{ord(other[0]):x}_", feature) + "_vocabulary"
 
 
 @dataclass(frozen=True)

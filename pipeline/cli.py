@@ -21,7 +21,7 @@ from contracts.config import Config
 from contracts.config_io import dump_changes, load_config, parse_assignments
 from contracts.layout import Workdir
 from contracts.settings import all_settings
-from pipeline.cli_options import PathOrUrl, reports_user_errors, with_config
+from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
 from pipeline.query import query
@@ -82,7 +82,7 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 @main.command()
 @click.argument("source", type=PathOrUrl())
 @with_config
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where the copies go.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="Where the copies go.")
 @reports_user_errors
 def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir: Path) -> None:
     """Copy the Beam side's artifacts from SOURCE, a workdir in an object store, to go on with them here.
@@ -104,8 +104,8 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 
 @main.command()
 @with_config
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Where every artifact goes.")
-@click.option("--model", "trained", type=click.Path(path_type=Path), required=True, help="A finished run: its model.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="Where every artifact goes.")
+@click.option("--model", "trained", type=LocalPath(), required=True, help="A finished run: its model.")
 @reports_user_errors
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
     """Serve today's items by a model that is already trained: the next version, without training.
@@ -130,7 +130,7 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
 @click.option(
     "--config", "-c", type=click.Path(path_type=Path), required=True, help="YAML file; see configs/benchmark/."
 )
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="Data and models; resumed from.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="Data and models; resumed from.")
 @click.option("--data", "paths", multiple=True, metavar="NAME=PATH", help="Where a data set lies; repeatable.")
 @click.option("--dataset", "datasets", multiple=True, help="Only this data set; repeatable.")
 @click.option("--model", "models", multiple=True, help="Only this model; repeatable.")
@@ -180,7 +180,7 @@ def benchmark(
 
 @main.command()
 @with_config
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), help="Serve the servables of this run.")
+@click.option("--workdir", "-w", type=LocalPath(), help="Serve the servables of this run.")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME=PATH", help="Serve the versions below PATH as NAME; repeatable."
 )
@@ -217,7 +217,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 
 @main.command()
 @with_config
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="The study; resumed from.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="The study; resumed from.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Finished trials to reach.")
 @reports_user_errors
 def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:

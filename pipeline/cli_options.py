@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from contracts.artifact import Unfit
-from contracts.storage import as_path
+from contracts.storage import as_path, is_remote
 
 FAILED = 1
 USER_ERROR = 2
@@ -30,7 +30,21 @@ class PathOrUrl(click.ParamType):
     name = "path or url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if value == "":
+            self.fail("it is empty, as a variable of the shell is that was not set", param, ctx)
         return as_path(value)
+
+
+class LocalPath(PathOrUrl):
+    """A path on this machine."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if is_remote(path):
+            self.fail(f"{value} is a URL, and this must be a path on this machine: mount it, or copy it", param, ctx)
+        return path
 
 
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Request
-from pipeline.cli_options import reports_user_errors
+from pipeline.cli_options import LocalPath, reports_user_errors
 from pipeline.stages import exported_servable
 
 _POSITIVE = click.IntRange(1, 2**31 - 1)
@@ -23,7 +23,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 
 
 @click.command()
-@click.option("--workdir", "-w", type=click.Path(path_type=Path), required=True, help="A finished run.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="A finished run.")
 @click.option("--user", help="Take this user's history from the run's events.")
 @click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list.")
 @click.option(

@@ -31,7 +31,8 @@ def run_stages(
     """Runs `stages` from `first` to `last`, both included.
 
     A stage whose outputs carry the fingerprint of its code, inputs and config is skipped; naming it as `first` runs all
-    of it anyway, and what reads its outputs, which need not be the same to the bit.
+    of it anyway, and what reads its outputs, which need not be the same to the bit. What the stages before `first` have
+    written is taken as it is; where it is not what this config would make, a later run from the start makes it anew.
 
     Raises:
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, or a
@@ -44,7 +45,7 @@ def run_stages(
         _require_inputs(stages, selected, config, workdir)
         for stage in selected:
             stage.check(config)
-        wanted = fingerprints(stages, config)
+        wanted = fingerprints(stages, config, _taken_as_they_are(stages, selected, config, workdir))
         results = []
         forced = {first}
         for stage in selected:
@@ -122,6 +123,26 @@ def _require_inputs(stages: tuple[Stage, ...], selected: tuple[Stage, ...], conf
                 raise ValueError(
                     f"stage {stage.name} needs {missing[0]}, which is not there: run --from {upstream.name}"
                 )
+
+
+def _taken_as_they_are(
+    stages: tuple[Stage, ...], selected: tuple[Stage, ...], config: Config, workdir: Workdir
+) -> dict[str, str]:
+    """Fingerprints of what the stages before the selected ones have written: those depend on it, current or not."""
+    found = {}
+    for stage in stages[: stages.index(selected[0])]:
+        manifest = artifact.find_manifest(stage.outputs(config, workdir)[0])
+        if manifest is not None:
+            found[stage.name] = manifest.fingerprint
+    current = fingerprints(stages, config) if found else {}
+    stale = [name for name, fingerprint in found.items() if fingerprint != current[name]]
+    if stale:
+        log.warning(
+            "%s: made of another log, by other code or under another config, and taken as it is; to make it anew, run "
+            "--from %s",
+            ", ".join(stale), stale[0],
+        )  # fmt: skip
+    return found
 
 
 def _counts(stage: Stage, config: Config, workdir: Workdir) -> str:

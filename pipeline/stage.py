@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from contracts import artifact, patterns
 from contracts.config import Config
@@ -48,12 +49,17 @@ class Stage:
         return all(artifact.find_current(path, fingerprint) for path in self.outputs(config, workdir))
 
 
-def fingerprints(stages: Iterable[Stage], config: Config) -> dict[str, str]:
-    """The fingerprint that each stage's outputs must carry to be current, in the order given."""
+def fingerprints(
+    stages: Iterable[Stage], config: Config, given: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The fingerprint that each stage's outputs must carry to be current, in the order given.
+
+    `given`: those of stages whose outputs are taken as they are, by name.
+    """
     tree = config.model_dump(mode="json")
     result: dict[str, str] = {}
     for stage in stages:
-        result[stage.name] = artifact.fingerprint(
+        result[stage.name] = given.get(stage.name) or artifact.fingerprint(
             artifact.code_of("contracts", *stage.rooms),
             stage.name,
             {section: functools.reduce(operator.getitem, section.split("."), tree) for section in stage.sections},

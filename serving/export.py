@@ -60,6 +60,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     model = load_model(config, workdir, model_name, catalogue)
     model.fix_candidates()
     embeddings, members = model.catalogue_embeddings(), group_members(catalogue)
+    require_sound(embeddings, catalogue)
     share = exploration_share(config, read_manifest(workdir.model(model_name).path))
     parts = _Parts(
         config=config,
@@ -81,6 +82,23 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     for index, name in names.items():
         _write_version(parts, index, name, number, fingerprint)
     return unvalidated(workdir.servable(config.serving.model_name) / str(number))
+
+
+def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
+    """Raises ValueError where an item's inner products may be no numbers, by which nothing can be ranked.
+
+    ScaNN ends the process where the square of a distance is beyond a float, with a message of its own.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.sum(np.square(embeddings, dtype=np.float32), axis=1)
+        broken = np.flatnonzero(~np.isfinite(squares * 4.0)[1:])
+    if broken.size:
+        item, vector = str(catalogue.item_ids[broken[0]]), embeddings[1 + broken[0]]
+        raise ValueError(
+            f"the embedding of item {item!r} is too large or no number, {vector[:4]}...; so are those of "
+            f"{len(broken) - 1:,} other items. If it is one or a few, look at their features: a value may be far beyond "
+            "all others. If it is most, training diverged: lower training.learning_rate and train again"
+        )
 
 
 def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprint: str) -> None:

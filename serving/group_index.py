@@ -112,17 +112,11 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
         serving: thresholds and the recall target.
 
     Raises:
-        ValueError: the group is empty (ScaNN cannot hold it; leave it out), or an embedding is not finite.
+        ValueError: the group is empty: ScaNN cannot hold it; leave it out.
     """
     size = len(embeddings)
     if size == 0:
         raise ValueError(f"group {group_id} is empty: an empty group has no index, leave it out")
-    if not np.isfinite(embeddings).all():
-        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-        raise ValueError(
-            f"group {group_id}: the embedding of its item {row} is not finite: {embeddings[row]}; "
-            "the model diverged in training, lower training.learning_rate and train again"
-        )
     structure = choose_structure(size, serving)
     index = _build(group_id, structure, embeddings, queries, serving)
     if structure == "tree_hashing_int8" and np.mean([point.recall for point in index.points]) < serving.recall_target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,8 +52,8 @@ class ScannIndexSet(tf.Module):
         """The best items of every group.
 
         A batch is laid out by `search_groups`. For a single row that would cost as much as the searches, so its groups
-        are searched one after the other: all of them, or the few that it asks for. Of a group that it does not ask for
-        it may get an item, since leaving one group out costs more.
+        are searched one after the other: all of them, or the few that it asks for. A group that it does not ask for is
+        searched for one item, which is no result: leaving one group out costs more.
 
         Args:
             query_embeddings: float32 [batch_size >= 1, num_groups, dim].
@@ -101,8 +102,9 @@ class ScannIndexSet(tf.Module):
         offset: tf.Tensor,
     ) -> GroupResults:
         """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
-        k = tf.maximum(k, 1)
         group = tf.gather(self._groups, place)
+        offset = tf.where(k > 0, tf.gather(offset[0], group), math.nan)
+        k = tf.maximum(k, 1)
         # ScaNN's op for one query is no faster than a batch of one, and with 8-bit vectors slower and less exact.
         rows = tf.split(tf.gather(queries[0], group), len(handles))
         columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k, k))]
@@ -115,7 +117,7 @@ class ScannIndexSet(tf.Module):
             starts = tf.scatter_nd(tf.expand_dims(group, 1), starts, [len(self.group_sizes)])
         group = tf.gather(group, handle)
         return GroupResults(
-            scores=tf.concat([one for one, _ in found], 1) + tf.gather(offset[0], group),
+            scores=tf.concat([one for one, _ in found], 1) + tf.gather(offset, handle),
             slots=items + tf.gather(first_slots(self.group_sizes), group),
             group=group[None],
             starts=starts[None],

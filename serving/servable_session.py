@@ -206,7 +206,10 @@ def request_inputs(
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():
-        inputs[name] = _feature_input(values)
+        if any(
+            value is not None for value in values
+        ):  # else nothing says of what type it is; left out, all are missing
+            inputs[name] = _feature_input(values)
     return inputs
 
 

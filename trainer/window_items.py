@@ -20,10 +20,12 @@ class WindowItems(NamedTuple):
         embeddings: float32 [num_windows, length, dim].
         group: int32 [num_windows, length]; -1 of padding, of an id outside the catalogue, and of an item from its
             second time on.
+        own_group: int32 [num_windows, length], of the item at each place, its second time as well.
     """
 
     embeddings: tf.Tensor
     group: tf.Tensor
+    own_group: tf.Tensor
 
     @classmethod
     def of(cls, item_index: tf.Tensor, embeddings: tf.Tensor, group: tf.Tensor) -> WindowItems:
@@ -31,7 +33,7 @@ class WindowItems(NamedTuple):
         same = item_index[:, :, None] == item_index[:, None, :]
         place = tf.range(tf.shape(item_index)[1])
         is_repeat = tf.reduce_any(same & (place[None, :] < place[:, None]), axis=-1)
-        return cls(embeddings, tf.where(is_repeat, -1, group))
+        return cls(embeddings, tf.where(is_repeat, -1, group), group)
 
     def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         """Inner products of queries float32 [n, ..., dim] at `place`, int64 [n, 2], with their windows' items.
@@ -67,7 +69,7 @@ class WindowItems(NamedTuple):
         Returns:
             float32 [n] each; about -1e9 without such items.
         """
-        is_own = self.group[:, :, None] == self.group[:, None, :]
+        is_own = self.own_group[:, :, None] == self.group[:, None, :]
         is_other = ~is_own & (self.group >= 0)[:, None, :]
         own, others = (log_sum_exp(scores + LEFT_OUT * tf.cast(~which, tf.float32)) for which in (is_own, is_other))
         return tf.gather_nd(own, place), tf.gather_nd(others, place)

@@ -186,6 +186,8 @@ FRACTIONS = (".%f", ",%f")
 
 _YEARS = frozenset("YyCsDFcx")
 """Directives of `data.timestamp_format` that tell the year."""
+_WEEKS = frozenset("GgUVW")
+"""Directives that tell a week, or the year of one."""
 
 
 class DataConfig(TextFormat):
@@ -247,7 +249,7 @@ class DataConfig(TextFormat):
 
     @model_validator(mode="after")
     def _format_is_read(self) -> DataConfig:
-        """C's strptime has no %f, passes over the zone's name that it finds for %Z, and begins in 1900."""
+        """C's strptime has no %f, passes over zones' names for %Z and over weeks, and begins in 1900."""
         text_format = self.timestamp_format or ""
         whole = text_format[:-3] if text_format.endswith(FRACTIONS) else text_format
         directives = set(re.findall("%[EO]?(.)", whole))
@@ -260,6 +262,11 @@ class DataConfig(TextFormat):
             raise ValueError(
                 f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of every zone would be read "
                 "as UTC: if all are in UTC, write that name, e.g. GMT, or rewrite the column with offsets, for %z"
+            )
+        if weeks := sorted(directives & _WEEKS):
+            raise ValueError(
+                f"data.timestamp_format={text_format!r} has %{weeks[0]}, a week or its year, which C's strptime reads and "
+                "makes no day of: rewrite the column with months and days"
             )
         if text_format and not directives & _YEARS:
             raise ValueError(

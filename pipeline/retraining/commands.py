@@ -19,7 +19,7 @@ from contracts.config_io import load_config
 from contracts.layout import Store
 from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
-from pipeline.cli_options import error_message, reports_user_errors, with_config
+from pipeline.cli_options import LocalPath, error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
@@ -28,7 +28,7 @@ EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing
 log = logging.getLogger(__name__)
 
 _store_option = click.option(
-    "--store", "-s", "store_path", type=click.Path(path_type=Path), required=True, help="What is kept between runs."
+    "--store", "-s", "store_path", type=LocalPath(), required=True, help="What is kept between runs."
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -78,15 +78,18 @@ _OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "sp
 other limits of the gate a run that it refused is judged again."""
 
 
-def run_id_of(config: Config, spans: Sequence[Span]) -> str:
-    """The same spans, files, version and settings that the stages depend on give the same run."""
+def run_id_of(config: Config, spans: Sequence[Sequence[object]]) -> str:
+    """The same spans, files, version and settings that the stages depend on give the same run.
+
+    `spans`: identities, oldest first, see `Span.identity`.
+    """
     # Not `artifact.code_of`: a change of the code is no new data, and would train on the newest span once more.
     # A killed run that new code takes up mixes nothing: the stages' fingerprints hold the code that they ran.
     tree = config.model_dump(
         mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION, "data": set(LIMITS_OF_DATA)}
     )
-    digest = artifact.fingerprint(contracts.__version__, tree, [span.identity() for span in spans])
-    return f"{spans[-1].key}-{digest[:8]}"
+    digest = artifact.fingerprint(contracts.__version__, tree, list(spans))
+    return f"{spans[-1][0]}-{digest[:8]}"
 
 
 def make_plan(

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from contracts.artifact import write_json
 from contracts.config import Config
-from contracts.layout import SAVED_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import SAVED_MODEL, RetrainRun, SpanParts, Store, Workdir
 from contracts.serving_labels import (
     CANARY,
     STABLE,
@@ -217,7 +217,8 @@ def retain(config: Config, store: Store) -> None:
     """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and their runs but the record."""
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
     with FileLock(store.labels_lock):
-        labels = [found for base in bases if (found := effective_labels(base))]
+        # Of all servables: one that this config does not export may still be asked.
+        labels = [found for base in {*bases, *base_paths(store)} if (found := labels_or_none(base))]
         versions = versions_on_disk(bases[0])
         kept = {version for found in labels for version in found.by_label().values()}
         kept.update(versions[-config.retrain.keep_versions :])
@@ -235,16 +236,29 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
 
     Before a run begins, not at its end: days that fail would leave one after the other, and of a disk that they have
     filled no later day would get anything back. The caller holds the lock and has ended the pushes that were left
-    over, so nobody will take such a run up but a call with the same input, which can begin anew.
+    over, so nobody will take such a run up but a call with the same input, which can begin anew. A directory that no
+    retrain has made stays: `-s` may name one that holds other `runs/` or `spans/`.
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
-        # A record that cannot be read may be restored.
-        if path.name != run_id and not RetrainRun(Workdir(path)).record.exists():
+        run = RetrainRun(Workdir(path))
+        # A record that cannot be read may be restored. A plan is the first thing that a run writes.
+        if path.name != run_id and not run.record.exists() and (run.plan.exists() or _is_moved_away(path)):
             _delete(path)
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
-        if path.name not in span_keys:
+        if path.name not in span_keys and (_is_moved_away(path) or _holds_span(path)):
             _delete(path)
     _delete_half_written(store)
+
+
+def _is_moved_away(path: Path) -> bool:
+    return path.name.startswith(STAGING_MARK)
+
+
+def _holds_span(path: Path) -> bool:
+    """Whether a directory holds parts of an ingested span, whole or half written."""
+    parts = SpanParts(path)
+    names = {part.name for part in (parts.events.path, parts.profile, parts.cooccurrences)}
+    return path.is_dir() and any(part.name.partition(STAGING_MARK)[0] in names for part in path.iterdir())
 
 
 def _delete_half_written(store: Store) -> None:

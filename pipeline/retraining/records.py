@@ -79,6 +79,8 @@ def read_record(store: Store, run_id: str) -> Record | None:
         record = artifact.from_json(Record, path.read_text(encoding="utf-8"))
         if not record.spans:
             raise ValueError("it names no span")
+        if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in record.spans):
+            raise ValueError("a span of it has no key or no order")
         return record
     except FileNotFoundError:
         return None

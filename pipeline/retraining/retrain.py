@@ -18,7 +18,7 @@ from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.gate_stage import run_gate, served_version
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
-from pipeline.retraining.records import Record, all_records, keep_files, read_record, write_record
+from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
 from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
@@ -89,7 +89,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         ValueError: a span, the config or what is served cannot be used, or a stage refused its input.
     """
     started = time.monotonic()
-    run_id = run_id_of(config, window)
+    run_id = run_id_of(config, [span.identity() for span in window])
     left_over = {record.run_id: record for record in push_left_over(store)}
     if run_id in left_over:
         return _result(left_over[run_id], {})
@@ -194,6 +194,11 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
     last = max(all_records(store), key=lambda one: one.spans[-1]["order"], default=None)
+    if last is not None and _is_rest_of(window, last, config, store):
+        return (
+            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; of what "
+            "that run has read, the log has lost the oldest spans since, and nothing is new"
+        )
     if last is not None and last.spans[-1]["order"] > window[-1].order:
         key = last.spans[-1]["key"]
         return (
@@ -202,6 +207,13 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
             "training goes on from the version before, or begins from scratch if there is none"
         )
     return None
+
+
+def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
+    """Whether a run that pushed has read, under this config, all of the window, and older spans: logs are rotated."""
+    read = [[span["key"], *(files_of(store, span) or [])] for span in record.spans]
+    rest = [span.identity() for span in window]
+    return record.outcome == "pushed" and read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
 
 
 def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list[SpanProfile], dict[str, str]]:

@@ -12,6 +12,7 @@ from datetime import date, datetime, timezone
 from contracts import artifact
 from contracts.config import Config
 from contracts.patterns import Identity, identities
+from contracts.storage import as_path, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ def _require_marker(config: Config, placeholder: str) -> None:
 
 def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
     """(path, identity, order) of the files of all spans of a pattern."""
+    if not is_remote(as_path(pattern)):
+        pattern = re.sub("//+", "/", pattern)  # as a glob names what it finds
     head, *rest = pattern.split(placeholder)
     # The first occurrence is captured; further ones must repeat it.
     regex = _regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(_regex(part) for part in rest)
@@ -172,6 +175,8 @@ def _order(key: str, placeholder: str) -> int:
 
 
 def _order_of_text(text: str, placeholder: str) -> int | None:
+    if not re.fullmatch(_FORMS[placeholder], text):
+        return None
     try:
         if placeholder == NUMBER:
             return int(text)

@@ -81,7 +81,7 @@ def test_no_group_exceeds_its_cap(rows: np.ndarray, ratio: float) -> None:
 
 
 def test_balance_moves_the_outlier_to_its_next_group() -> None:
-    rows = np.array([[0.0], [0.2], [0.3], [1.5], [5.0], [9.0]], np.float32)
+    rows = np.array([[0.1], [0.2], [0.3], [1.4], [5.0], [9.0]], np.float32)
     # Cap ceil(2 * 1.3) = 3. Of group 0, whose centre is 0.5, item 3 lies farthest; of 5 and 9, 5 is nearer to it.
     assert balance_groups(rows, np.array([0, 0, 0, 0, 1, 2]), 3, 1.3).tolist() == [0, 0, 0, 1, 1, 2]
 
@@ -106,9 +106,10 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
 
 
 def test_balance_goes_by_the_centres_of_what_is_known() -> None:
-    # Group 0 is around 11.5. Its rows of 0 are items without an embedding: counted, they would drive out 16.
+    # Group 0 is around 11.5. Its rows of 0 are items without an embedding: counted, they would drive out 16. They go to
+    # the two groups with room, one each.
     rows = np.float32([[9], [10], [11], [16], [0], [0], [20], [-30]])
-    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 2, 1, 2]
 
 
 def test_a_sweep_over_items_that_are_all_the_same_explains_all() -> None:
@@ -125,3 +126,14 @@ def test_the_fit_takes_one_thread_as_more_would_add_up_in_any_order() -> None:
     threads = json.loads(done.stdout)
     assert len(threads) >= 2  # OpenBLAS and OpenMP
     assert set(threads) == {1}
+
+
+def test_what_is_unknown_gives_way_to_what_is_known_and_is_dealt_out() -> None:
+    """Rows of 0 are nearer to a centre than most of its own items, and nearest to one centre of all."""
+    rng = np.random.default_rng(0)
+    topics = np.repeat([0, 1, 2], [60, 20, 20])
+    known = np.eye(3, 16)[topics] + rng.normal(0, 0.2, [100, 16])
+    rows = np.concatenate([known / np.linalg.norm(known, axis=1, keepdims=True), np.zeros([80, 16])]).astype(np.float32)
+    balanced = balance_groups(rows, np.concatenate([topics, np.zeros(80, int)]), 3, 1.1)
+    assert balanced[:100].tolist() == topics.tolist()
+    assert np.bincount(balanced[100:]).tolist() == [6, 37, 37]  # of at most 66 a group, group 0 has room for 6

@@ -108,6 +108,20 @@ def test_sums_over_spans_are_the_counts_of_the_log_while_the_window_moves(spans:
     assert_same(spans.config, spans.merged([0, 1, 2, 3], "longer"))
 
 
+def test_a_holdout_that_moves_back_leaves_out_what_was_counted(spans: Spans) -> None:
+    """A run that died, and a call for the day before it: what is held out must not be in the embeddings."""
+    spans.merged([0, 1, 2, 3], "later")
+    assert_same(spans.config, spans.merged([0, 1, 2], "earlier"))
+    assert_same(spans.config, spans.merged([0, 1, 2, 3], "again"))
+
+
+def test_pairs_with_what_an_earlier_span_left_out_are_counted_once_its_past_is_gone(spans: Spans) -> None:
+    """Day 1 repeats events of day 0; once that has left the window, they are day 1's."""
+    spans.write(1, extra=spans.read(0).slice(0, 20))
+    spans.merged([0, 1, 2, 3], "first")
+    assert_same(spans.config, spans.merged([1, 2, 3], "second"))
+
+
 def test_late_data_of_an_older_span_are_counted(spans: Spans) -> None:
     spans.merged([0, 1, 2], "first")
     spans.write(1, seed=1)

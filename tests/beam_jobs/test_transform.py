@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 import tensorflow_transform as tft
+from tensorflow_transform.analyzers import sanitized_vocab_filename
 
 from beam_jobs import ingest, statistics, transform
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.raw_tables import ROWS_PER_BATCH, ReadRawBatches, write_raw_table
 from contracts.artifact import read_manifest
 from contracts.config import FeatureTable
-from contracts.layout import Workdir
+from contracts.layout import Workdir, vocabulary_file
 from tests.beam_jobs.helpers import make_config, write_log
 
 # Of each, the first four are vectors; the others are missing, or malformed: too short, too long, not finite, no number.
@@ -259,3 +260,22 @@ def test_a_batch_reads_its_own_rows_alone(tmp_path: Path) -> None:
     assert batch(0) == ids[:ROWS_PER_BATCH]
     with pytest.raises(OSError):
         batch(1)
+
+
+def test_vocabularies_are_where_tft_writes_them_and_each_features_own() -> None:
+    names = [
+        "plain",
+        "größe",
+        "sub-category",
+        "sub category",
+        "sub--category",
+        "x.y",
+        "x_y",
+        "genre(s)",
+        " a/b ",
+        "100%",
+    ]
+    files = [vocabulary_file(name) for name in names]
+    assert [sanitized_vocab_filename(file) for file in files] == files
+    assert len(set(files)) == len(names)
+    assert files[:3] == ["plain_vocabulary", "größe_vocabulary", "sub-category_vocabulary"]

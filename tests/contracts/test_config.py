@@ -116,6 +116,10 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
         (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
         (["data.timestamp_format='%d %b %Y %H:%M:%S %Z'"], ["data.timestamp_format=", "%Z", "as UTC", "for %z"]),
+        (
+            ["data.timestamp_format='%Y-W%V-%u'"],
+            ["data.timestamp_format='%Y-W%V-%u' has %V, a week", "months and days"],
+        ),
         (["data.timestamp_format='%m%d'"], ["data.timestamp_format='%m%d' has no year", "1900", "into the column"]),
         (["data.timestamp_format='%H:%M:%S,%f'"], ["data.timestamp_format=", "has no year"]),
         (["data.timestamp_format='%m%d %%Y'"], ["data.timestamp_format=", "has no year"]),

@@ -44,7 +44,7 @@ def test_without_a_file_the_newest_version_is_stable(tmp_path):
         ("", "EOF while parsing"),
         ("[1]", "should be an object"),
         ('{"canary": 2}', "stable: Field required"),
-        ('{"stable": 0}', "stable: .*greater than or equal to 1.*got 0"),
+        ('{"stable": -1}', "stable: .*greater than or equal to 0.*got -1"),
         ('{"stable": "new"}', "stable: .*integer.*got 'new'"),
         ('{"stable": 1, "canary": 1}', "two versions.*drop canary"),
         ('{"stable": 1, "beta": 2}', "beta: Extra inputs"),

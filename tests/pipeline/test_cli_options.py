@@ -55,6 +55,18 @@ def test_a_servable_that_is_refused_is_a_failure_and_no_bad_input(
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (code, f"dnc: {error}")
 
 
+@pytest.mark.parametrize("command", [["run", "-w"], ["retrain", "-s"], ["tune", "-w"], ["query", "-w"]])
+def test_an_empty_path_is_refused_and_a_url_where_it_cannot_be_one(command: list[str]) -> None:
+    """`-s "$STORE"` with no STORE is the directory that the shell is in, and `-s gs://...` would be one named gs:."""
+    done = CliRunner().invoke(main, [*command, ""])
+    assert done.exit_code == 2
+    assert "it is empty, as a variable of the shell is that was not set" in done.stderr
+    if command[0] != "run":
+        done = CliRunner().invoke(main, [*command, "gs://bucket/store"])
+        assert done.exit_code == 2
+        assert "gs://bucket/store is a URL, and this must be a path on this machine" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("arguments", [["serve", "-w"], ["data", "synthetic", "--out"], ["run", "-w"]])
 def test_a_file_in_a_directorys_place_is_said_in_a_line(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from contracts.config import Config
+from contracts.config_io import load_config
 from contracts.layout import Store, Workdir
 from contracts.names import Split
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.retraining import retrain as retraining
+from pipeline.retraining.plan import run_id_of
+from pipeline.retraining.records import Record, keep_files, write_record
 from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.test_retrain import Calls
@@ -137,3 +141,32 @@ def test_a_log_whose_column_is_renamed_says_what_to_do_and_goes_on_once_that_is_
     rename(DAYS[1])
     assert calls.here(*call).exit_code == 0
     assert len(trained) == 1
+
+
+def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(tmp_path: Path) -> None:
+    """Rotation alone would train, and push, the newest span once more."""
+    for day in DAYS[:4]:
+        (tmp_path / "log" / day).mkdir(parents=True)
+        (tmp_path / "log" / day / "events.csv").write_text(day)
+    store = Store(tmp_path / "store")
+    pattern = f"data.events='{tmp_path}/log/{{date}}/*.csv'"
+    config = load_config(None, [pattern])
+    window = retraining.find_window(config)
+    run_id = run_id_of(config, [span.identity() for span in window])
+    spans = [{"key": span.key, "order": span.order, "files": span.digest} for span in window]
+    nothing: dict[str, object] = {}
+    pushed = (run_id, "pushed", 1, "stable", "2024-02-01", 1.0, spans, {}, nothing, nothing, nothing, nothing, nothing)
+    store.run(run_id).path.mkdir(parents=True)
+    write_record(store, Record(*pushed))
+    for span in window:
+        keep_files(store, span)
+
+    def reason(config: Config) -> str | None:
+        window = retraining.find_window(config)
+        return retraining._nothing_new(config, store, window, run_id_of(config, [span.identity() for span in window]))
+
+    shutil.rmtree(tmp_path / "log" / DAYS[0])
+    assert "the log has lost the oldest spans since, and nothing is new" in (reason(config) or "")
+    assert reason(load_config(None, [pattern, "groups.num_groups=7"])) is None
+    (tmp_path / "log" / DAYS[2] / "late.csv").write_text("late")
+    assert reason(config) is None

@@ -177,6 +177,8 @@ def test_a_deletion_that_dies_leaves_nothing_that_looks_whole(
     path = made.run("run-1").item_groups.path if kind == "run" else made.span("1").events.path
     with artifact.writing(path, "any", "f") as writer:
         (writer.path / "data").write_text("data")
+    if kind == "run":
+        RetrainRun(made.run("run-1")).plan.touch()
 
     def dies(path: Path, **_: object) -> None:
         for data in path.rglob("data"):

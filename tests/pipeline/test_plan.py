@@ -252,11 +252,11 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
     log = tmp_path / "a.csv"
     log.write_text("1")
     span = Span(1, "1", identities(str(log)))
-    first = run_id_of(CONFIG, [span])
+    first = run_id_of(CONFIG, [span.identity()])
     assert first.startswith("1-")
     operation = ("retrain.webhook=http://x", "server.grpc_port=9000", "beam.runner=DirectRunner")
     for same in (*operation, "data.max_drift=0.9", "retrain.span.schema_of_last=false", "retrain.gate.k=9"):
-        assert run_id_of(with_key(same), [span]) == first, same
+        assert run_id_of(with_key(same), [span.identity()]) == first, same
     for other in (
         "retrain.epochs=4",
         "seed=1",
@@ -264,10 +264,10 @@ def test_the_run_is_named_by_what_goes_in(tmp_path: Path) -> None:
         "serving.alpha=0.5",
         "windows.length=9",
     ):
-        assert run_id_of(with_key(other), [span]) != first, other
+        assert run_id_of(with_key(other), [span.identity()]) != first, other
     log.write_text("12")
-    assert run_id_of(CONFIG, [span]) == first
-    assert run_id_of(CONFIG, [Span(1, "1", identities(str(log)))]) != first
+    assert run_id_of(CONFIG, [span.identity()]) == first
+    assert run_id_of(CONFIG, [Span(1, "1", identities(str(log))).identity()]) != first
 
 
 def test_a_runs_stages_ask_for_no_file_of_the_log(store: Store) -> None:

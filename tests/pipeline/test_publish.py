@@ -220,7 +220,7 @@ def test_a_version_that_is_not_there_is_refused(store: Store, version: int) -> N
         set_stable(store, version)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"x", b'{"stable": 0}'])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"x", b'{"stable": -1}'])
 def test_a_rollback_to_a_version_writes_broken_labels_anew(store: Store, content: bytes) -> None:
     push(store, 1, None)
     push(store, 2, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.layout import Store
+from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
 from pipeline.retraining.publish import make_room, retain, set_stable
 from pipeline.retraining.records import all_records, last_version, write_record
@@ -48,11 +48,40 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
 
 def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_window(store: Store) -> None:
     push(store, 1, None)
-    for path in (*(store.run(name).path for name in ("own", "dead")), store.spans / "2", store.spans / "3"):
-        (path / "part").mkdir(parents=True)
+    for path in (
+        store.run("own").config,
+        RetrainRun(store.run("dead")).plan,
+        *(store.span(key).profile / "manifest.json" for key in ("2", "3")),
+        store.spans / "4" / "events.staging-1" / "part",
+    ):
+        path.parent.mkdir(parents=True)
+        path.touch()
     make_room(store, "own", {"3"})
     assert sorted(path.parent.name for path in store.runs.glob("*/*")) == ["own", "run-1", "run-1", "run-1"]
     assert [path.parent.name for path in store.spans.glob("*/*")] == ["3"]
+
+
+def test_what_no_retrain_has_made_stays(store: Store) -> None:
+    """`-s .`, where `dnc run -w runs/demo` was before."""
+    theirs = [Workdir(store.runs / "demo").events.path / "manifest.json", store.spans / "2024-01-01" / "log.csv"]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    make_room(store, "own", {"2024-01-02"})
+    assert all(path.exists() for path in theirs)
+
+
+def test_retention_keeps_the_run_of_what_another_model_serves(store: Store) -> None:
+    """A trial under another name, refused by the gate: the next day's training starts from the version that serves."""
+    push(store, 1, None)
+    make_run(store, 2)
+    refused = {"run_id": "run-2", "outcome": "not_blessed", "version": None, "created": "2024-01-02"}
+    write_record(store, replace(all_records(store)[0], **refused))
+    trial = CONFIG.serving.model_copy(update={"model_name": "trial"})
+    before = sorted(store.run("run-1").path.iterdir())
+    retain(CONFIG.model_copy(update={"serving": trial}), store)
+    assert sorted(store.run("run-1").path.iterdir()) == before
+    assert len(before) > 1
 
 
 def test_what_a_kill_has_left_half_written_or_half_deleted_goes_once_nobody_can_be_writing_it(store: Store) -> None:

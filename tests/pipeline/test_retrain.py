@@ -229,7 +229,7 @@ def test_days_that_fail_leave_no_more_than_one_unfinished_run(
     monkeypatch.setattr(retraining, "_profile", profile)
     monkeypatch.setattr(retraining, "run_stages", fill_the_disk)
     for key in DAYS[:4]:
-        calls.store.span(key).path.mkdir(parents=True)
+        calls.store.span(key).profile.mkdir(parents=True)
     for until in (DAYS[2], DAYS[2], DAYS[3]):
         assert calls.here("--span", until).exit_code == 1
     [left] = calls.store.runs.iterdir()

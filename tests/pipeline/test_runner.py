@@ -175,6 +175,25 @@ def test_a_forced_run_that_was_killed_is_not_up_to_date(
     assert journal == ["b"]
 
 
+def test_from_depends_on_what_is_there_and_not_on_what_would_be(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else what was made of the old log would pass for made of the new one."""
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    run_stages(stages, Config(), workdir, first="c")
+    assert not caplog.records
+    (tmp_path / "log.csv").write_text("another")
+    run_stages(stages, Config(), workdir, first="c")
+    assert "a, b: made of another log, by other code or under another config, and taken as it is" in caplog.text
+    assert "run --from a" in caplog.text
+    assert journal == ["a", "b", "c", "c", "c"]
+    run_stages(stages, Config(), workdir)
+    assert journal[5:] == ["a", "b", "c"]
+    run_stages(stages, Config(), workdir)
+    assert journal[8:] == []
+
+
 def test_a_stage_without_its_input_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stage b needs .*--from a"):
         run_stages(stages, Config(), Workdir(tmp_path / "run"), first="b")

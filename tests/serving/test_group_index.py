@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from contracts.config import ServingConfig
 from serving.exact_index import ExactIndexSet
+from serving.export import require_sound
 from serving.group_index import GroupIndex, build_group_index, choose_structure, index_fingerprint
 from serving.group_search import GroupResults
 from serving.index_set import ScannIndexSet
@@ -181,6 +182,30 @@ def test_the_best_of_a_large_group(rows, size, k):
         np.testing.assert_allclose(found.scores[row, :number], scores[slots], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "k"), [(700, 5), (5_001, 10), (5_001, 3_000), (40_000, 64)])
+def test_of_equal_scores_the_first_items_are_the_best_alone_and_in_a_batch(size, k):
+    """Items without training events share a vector."""
+    rng = np.random.default_rng(size)
+    items = np.concatenate([np.zeros([1, DIM]), rng.integers(-1, 2, [size, DIM]) * (rng.random([size, 1]) < 0.4)])
+    items = items.astype(np.float32)
+    index_set = ExactIndexSet(items, [np.arange(1, size + 1, dtype=np.int32)])
+    queries = rng.integers(-1, 2, [3, 1, DIM]).astype(np.float32)
+    together = search(index_set, queries, [k])
+    for row in range(3):
+        best = np.argsort(-(queries[row, 0] @ items[1:].T), kind="stable")[:k] + 1
+        alone = search(index_set, queries[row : row + 1], [k])
+        assert alone.slots.numpy()[0, :k].tolist() == together.slots.numpy()[row, :k].tolist() == best.tolist()
+
+
+@pytest.mark.parametrize("groups", [2, 12], ids=["all groups searched", "a few"])
+def test_of_a_group_that_a_row_does_not_ask_for_there_is_no_result(groups):
+    built = [build(50, group)[0] for group in range(groups)]
+    found = search(ScannIndexSet(built, groups), clustered(groups)[None], [3, *[0] * (groups - 1)])
+    finite = np.isfinite(found.scores.numpy())
+    assert finite.sum() == 3
+    assert set(found.group.numpy()[finite]) == {0}
+
+
 @pytest.mark.parametrize("size", [600, 5_001])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_scores_that_overflow_are_no_results(rows, size):
@@ -194,16 +219,21 @@ def test_scores_that_overflow_are_no_results(rows, size):
         np.testing.assert_allclose(found.scores[row], np.sort(queries[row] @ items[1:].T)[::-1][:20], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("items", "message"),
-    [
-        pytest.param(np.zeros([0, DIM], np.float32), "group 3 is empty", id="empty"),
-        pytest.param(np.full([2, DIM], np.nan, np.float32), "not finite", id="diverged model"),
-    ],
-)
-def test_what_cannot_be_indexed(items, message):
-    with pytest.raises(ValueError, match=message):
-        build_group_index(3, items, np.zeros([1, DIM], np.float32), SERVING)
+def test_an_empty_group_cannot_be_indexed():
+    with pytest.raises(ValueError, match="group 3 is empty"):
+        build_group_index(3, np.zeros([0, DIM], np.float32), np.zeros([1, DIM], np.float32), SERVING)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38, 1e19])
+def test_an_item_that_cannot_be_ranked_is_named(trained, value):
+    """By ScaNN the process would end, and by `exact` good items would be lost beside it."""
+    embeddings = np.ones([trained.catalogue.num_items + 1, DIM], np.float32)
+    require_sound(embeddings, trained.catalogue)
+    embeddings[[3, 5], 1] = value
+    with pytest.raises(
+        ValueError, match=f"embedding of item '{trained.catalogue.item_ids[2]}' is too large or no .* 1 "
+    ):
+        require_sound(embeddings, trained.catalogue)
 
 
 def test_vectors_that_8_bits_do_not_tell_apart_are_scored_as_they_are():

@@ -354,6 +354,12 @@ def test_any_input_may_be_left_out(session):
     assert users[Response.SCORES].shape == nothing[Response.SCORES].repeat(2, axis=0).shape
 
 
+@pytest.mark.parametrize("name", ["age", "gender"])
+def test_a_feature_that_all_rows_lack_is_as_if_left_out(session, name):
+    lacking = session.recommend([["i1"], ["i2"]], features={name: [None, None]})
+    assert lacking.item_ids.tolist() == session.recommend([["i1"], ["i2"]]).item_ids.tolist()
+
+
 def test_a_feature_out_of_range_does_not_hurt_the_neighbours(session):
     features = {"age": [float("nan"), float("inf"), 3e38, None]}
     lists = session.recommend([["i1"]] * 4, features=features)

@@ -10,12 +10,12 @@ def test_partitions_over_a_windows_items_by_numpy() -> None:
     items = np.array([[3, 7, 3, 5, 20], [9, 4, 9, 9, 0], [6, 0, 0, 0, 0]])
     group = np.append(-1, np.arange(1, 20) % 3)
     table = rng.normal(size=(21, 4)).astype(np.float32)
-    heads = rng.normal(size=(5, 3, 4)).astype(np.float32)
-    # Of item 3, whose second time is left out, the first is a positive.
-    place, own = np.array([[0, 0], [0, 1], [0, 3], [1, 1], [2, 0]]), np.array([0, 1, 2, 1, 0], np.int32)
+    heads = rng.normal(size=(6, 3, 4)).astype(np.float32)
+    # Item 3 is a positive both times: a click, and a purchase later.
+    place, own = np.array([[0, 0], [0, 1], [0, 2], [0, 3], [1, 1], [2, 0]]), np.array([0, 1, 0, 2, 1, 0], np.int32)
     groups = np.append(group, -1).astype(np.int32)
     windows = WindowItems.of(tf.constant(items), tf.constant(table[items]), tf.constant(groups[items]))
-    queries = heads[np.arange(5), own]
+    queries = heads[np.arange(6), own]
     for scores, vectors in (
         (windows.scores(tf.constant(queries), tf.constant(place)), np.repeat(queries[:, None], 3, axis=1)),
         (windows.scores_by_group(tf.constant(heads), tf.constant(place)), heads),

@@ -1,0 +1,64 @@
+"""How a log's files are named, and which span each is of."""
+
+import glob
+from pathlib import Path
+
+import pytest
+
+from contracts.config_io import load_config
+from pipeline.retraining.spans import find_spans
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files", "expected"),
+    [
+        ("log-{span}.csv", ["log-2.csv", "log-10.csv", "log-x.csv"], ["2", "10"]),
+        ("{date}.csv", ["20240229.csv", "2024-02-28.csv", "20240231.csv"], ["2024-02-28", "2024-02-29"]),
+        ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-01-0.csv"], ["2024-01-01"]),
+        ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-02-0.csv"], []),
+    ],
+    ids=["numbers sort as numbers", "both forms of a date, none that never was", "repeated", "repeated, not the same"],
+)
+def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    assert [span.key for span in found] == expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{date}/**/*.csv", "{date}/x/**", "**/{date}/*.csv", "**/{date}/**/[!b]*.csv", "{date}/**/c-{date}.csv"],
+)
+def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str) -> None:
+    for name in ("a.csv", "b.csv", "x/a.csv", "x/y/b.csv", "x/y/c-2024-01-01.csv"):
+        path = tmp_path / "2024-01-01" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    wanted = glob.glob(f"{tmp_path}/{pattern.replace('{date}', '2024-01-01')}", recursive=True)
+    [span, *_] = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    assert (span.key, list(span.files)) == ("2024-01-01", sorted(wanted))
+
+
+@pytest.mark.parametrize("pattern", ["'log/*.csv'", "'{date}/{span}.csv'", "[log/*.csv, 'log/{date}.csv']"])
+def test_a_pattern_without_one_placeholder_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"must name spans: put \{date\}"):
+        find_spans(load_config(None, [f"data.events={pattern}"]))
+
+
+@pytest.mark.parametrize("until", ["2024-1-12", "2024-01-01junk", "20240101999", "2024-01-01T05", ""])
+def test_a_newest_span_of_another_form_is_refused(tmp_path: Path, until: str) -> None:
+    """2024-1-12 without its hyphens would be the eleventh month's second day."""
+    config = load_config(None, [f"data.events='{tmp_path}/{{date}}.csv'"])
+    with pytest.raises(ValueError, match=f"span '{until}' is not a date, e.g. 2024-05-31"):
+        find_spans(config, until)
+
+
+def test_slashes_that_a_variable_doubles_lose_no_file(tmp_path: Path) -> None:
+    for name in ("2024-01-01/a.csv", "2024-01-01/b.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    patterns = [f"{tmp_path}//{{date}}/a.csv", f"{tmp_path}/{{date}}//*b.csv"]
+    [span] = find_spans(load_config(None, [f"data.events={patterns}"]))
+    assert [Path(path).name for path in span.files] == ["a.csv", "b.csv"]
