@@ -26,7 +26,7 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
     """
     cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
     centroids = known_centroids(embeddings, groups, num_groups)
-    is_known = embeddings.any(axis=1)
+    is_known = np.any(embeddings != 0, axis=1)
     distances = np.where(is_known, squared_distances(embeddings, centroids, groups), np.inf)
     groups = groups.copy()
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:

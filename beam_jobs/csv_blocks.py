@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from beam_jobs.csv_header import split_header
-from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields
+from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields, plainly_quotes
 from contracts.config import TextFormat
 from contracts.storage import as_path, open_binary
 
@@ -86,7 +86,8 @@ def read_csv_batches(
         block = stream.read(_HEADER_BYTES)
         names, separator, block = split_header(block, path, text)
         wanted = {name: names.index(name) for name in columns}
-        parser = _BlockParser(len(names), wanted, separator, text.has_quotes)
+        is_quoting = text.has_quotes and plainly_quotes(block, separator, len(names))
+        parser = _BlockParser(len(names), wanted, separator, text.has_quotes, is_quoting)
         while True:
             more = stream.read(block_bytes)
             batch, end = parser.parse(block, is_last=not more, most_bytes=block_bytes)
@@ -113,12 +114,15 @@ def _open(path: str) -> Iterator[BinaryIO]:
 class _BlockParser:
     """Parses whole records, numbering the rows of a file as it goes."""
 
-    def __init__(self, num_fields: int, wanted: dict[str, int], separator: str, has_quotes: bool) -> None:
+    def __init__(
+        self, num_fields: int, wanted: dict[str, int], separator: str, has_quotes: bool, is_quoting: bool
+    ) -> None:
         self._num_fields = num_fields
         self._wanted = wanted
         self._names = [str(index) for index in range(num_fields)]
         self._separator = separator
         self._has_quotes = has_quotes
+        self._is_quoting = is_quoting
         self._sentinel_row = separator.encode().join([_SENTINEL] * num_fields) + b"\n"
         self._blank_row = separator.encode().join([_SENTINEL] * (num_fields + 1)) + b"\n"
         self._next_row = 1
@@ -135,7 +139,9 @@ class _BlockParser:
         records, table, invalid = self._of_lines(block, is_last) if self._lines_are_records else (None, None, [])
         if records is None or table is None:
             self._lines_are_records = False  # of a file with cells of several lines, most blocks have some
-            find = partial(find_records, block, self._separator, self._num_fields, is_last, most_bytes)
+            find = partial(
+                find_records, block, self._separator, self._num_fields, is_last, most_bytes, self._is_quoting
+            )
             records = find()
             table, invalid = self._parse_raw(self._text(block, records))
             if any("\n" in text for _, text in invalid):  # a record of several lines: its first one is to blame

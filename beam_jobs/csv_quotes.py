@@ -2,13 +2,14 @@
 
 Readers of CSV take all that follows a stray quote, line after line, for one cell, up to the next quote. Here a quoted
 cell may go on over the end of its line only if it closes as RFC 4180 has it: quotes within it are doubled, and a
-separator or a line's end follows the last one, and if what it holds is not records. Otherwise its record's first line
-is set aside, and the next line begins a record. Within one line, text after a closing quote is let through, as readers
-do.
+separator or a line's end follows the last one, and, in a file that does not plainly quote, if what it holds is not
+records. Otherwise its record's first line is set aside, and the next line begins a record. Within one line, text after
+a closing quote is let through, as readers do.
 """
 
 from __future__ import annotations
 
+import csv
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ import numpy.typing as npt
 
 UNCLOSED = "quote never closed"
 _OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
+_MOST_LINES = 10_000
+"""By which a file is known."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,30 @@ class _Quotes:
         return bool(self.opens[::2].all() and self.closes[1::2].all())
 
 
+def plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
+    """Whether more lines of a file's head are records only if its quotes quote than only if they do not."""
+    *lines, _ = head.split(b"\n")
+    quoting = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines if b'"' in line][:_MOST_LINES]
+    return (
+        sum(_is_record(line, separator, num_fields) - (line.count(separator) == num_fields - 1) for line in quoting) > 0
+    )
+
+
+def _is_record(line: str, separator: str, num_fields: int) -> bool:
+    try:
+        return len(next(csv.reader([line], delimiter=separator, strict=True), [])) == num_fields
+    except csv.Error:
+        return False
+
+
 def find_records(
-    block: bytes, separator: str, num_fields: int, is_last: bool, most_bytes: int, count_fields: bool = False
+    block: bytes,
+    separator: str,
+    num_fields: int,
+    is_last: bool,
+    most_bytes: int,
+    is_quoting: bool = False,
+    count_fields: bool = False,
 ) -> Records:
     """The records of a block that begins with one, as far as quotes tell.
 
@@ -64,6 +89,7 @@ def find_records(
         is_last: whether the file ends with the block.
         most_bytes: a cell that is still open at the end of the block is the next block's, unless its record began
             more than this before.
+        is_quoting: whether the file `plainly_quotes`.
         count_fields: whether each record of several lines must have `num_fields`, which takes longer; else they are
             counted only where a quote is astray.
     """
@@ -71,13 +97,14 @@ def find_records(
     if block.find(b'"', 0, size) < 0:
         return Records(size, [])
     quotes = _find_quotes(block, size, separator)
-    if quotes.pair_up and not count_fields and not _may_hold_records(block, size, quotes, separator):
+    may_hold_records = not is_quoting and quotes.pair_up and _may_hold_records(block, size, quotes, separator)
+    if quotes.pair_up and not count_fields and not may_hold_records:
         if len(quotes.begins) % 2 == 0:
             return Records(size, [])
         start = _start_of_last_record(block, quotes)
         if not is_last and len(block) - start <= most_bytes:
             return Records(start, [])
-    walk = _Walk(block, quotes, separator, num_fields)
+    walk = _Walk(block, quotes, separator, num_fields, is_quoting)
     set_aside: list[tuple[int, str]] = []
     run = 0
     while run < len(walk.begins):
@@ -96,7 +123,7 @@ def find_records(
 class _Walk:
     """Reads one record at a time."""
 
-    def __init__(self, block: bytes, quotes: _Quotes, separator: str, num_fields: int) -> None:
+    def __init__(self, block: bytes, quotes: _Quotes, separator: str, num_fields: int, is_quoting: bool) -> None:
         self.begins = quotes.begins.tolist()
         self._opens = quotes.opens.tolist()
         self._closes = quotes.closes.tolist()
@@ -104,6 +131,7 @@ class _Walk:
         self._separator = separator.encode()
         self._stands_in_text = separator in _OF_TEXT
         self._num_fields = num_fields
+        self._is_quoting = is_quoting
         self.next_run = 0
         self.is_open = False
 
@@ -129,7 +157,7 @@ class _Walk:
                     return UNCLOSED
                 if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
                     return not_fields(self._num_fields)
-                if self._holds_records(end, closing, separators):
+                if not self._is_quoting and self._holds_records(end, closing, separators):
                     return UNCLOSED
                 end = line_end(self._block, closing)
             outside = closing

@@ -116,6 +116,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         reasons = _check_files(files, config)
         writer.counts.update(_counts(files, buckets))
         shapes, levels, times = _id_shapes(files), _level_counts(config, buckets), _time_range(buckets)
+        _require_targets(config, paths, levels)
         warn_of_odd_ids(shapes)
         warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
         told = {
@@ -157,11 +158,8 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
         return SplitPlan(target_level, split.min_user_events)
     if split.validation_start is None or split.test_start is None:
         [quantiles] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
-        if not quantiles:
-            raise ValueError(
-                f"no event of {', '.join(paths[:3])} reaches the level {config.data.feedback.levels[target_level]!r}: "
-                "check data.feedback and the timestamps, or lower data.feedback.target_level"
-            )
+        if not quantiles:  # what is wrong with the rows is known once all are read
+            return SplitPlan(target_level, split.min_user_events, 0, 0)
     starts = {
         "validation_start": (split.validation_start, VALIDATION_QUANTILE),
         "test_start": (split.test_start, TEST_QUANTILE),
@@ -237,6 +235,16 @@ def _level_counts(config: Config, buckets: list[dict[str, Any]]) -> dict[str, in
     for bucket in buckets:
         of_level.update(dict(zip(config.data.feedback.levels, bucket["levels"], strict=False)))
     return dict(of_level)
+
+
+def _require_targets(config: Config, paths: list[str], levels: dict[str, int]) -> None:
+    """Raises ValueError where a split by time has nothing to go by."""
+    names, target = config.data.feedback.levels, config.data.feedback.target_level_index
+    if config.split.protocol == "time" and not any(levels.get(name) for name in names[target:]):
+        raise ValueError(
+            f"no event of {', '.join(paths[:3])} reaches the level {names[target]!r}: check data.feedback, or lower "
+            "data.feedback.target_level"
+        )
 
 
 def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:

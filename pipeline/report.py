@@ -132,7 +132,7 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
     return Group(
         Text(f"User {user}, last of {len(history.positives)} items", style="bold"),
         *(Text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),
-        Text(f"{_SHOWN_CANDIDATES} candidates, by group in order of their best score", style="bold"),
+        Text(f"{sum(answer.item_ids[0] != '')} candidates, by group in order of their best score", style="bold"),
         candidates_table(titles, workdir, answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
     )
 

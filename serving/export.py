@@ -96,8 +96,8 @@ def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
         item, vector = str(catalogue.item_ids[broken[0]]), embeddings[1 + broken[0]]
         raise ValueError(
             f"the embedding of item {item!r} is too large or no number, {vector[:4]}...; so are those of "
-            f"{len(broken) - 1:,} other items. If it is one or a few, look at their features: a value may be far beyond "
-            "all others. If it is most, training diverged: lower training.learning_rate and train again"
+            f"{len(broken) - 1:,} other items. If they are few, look at their features: a value may be far beyond all "
+            "others. If they are most, training diverged: lower training.learning_rate and train again"
         )
 
 

@@ -265,8 +265,8 @@ class DataConfig(TextFormat):
             )
         if weeks := sorted(directives & _WEEKS):
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has %{weeks[0]}, a week or its year, which C's strptime reads and "
-                "makes no day of: rewrite the column with months and days"
+                f"data.timestamp_format={text_format!r} has %{weeks[0]}, a week or its year, which C's strptime reads "
+                "without making a day of it: rewrite the column with months and days"
             )
         if text_format and not directives & _YEARS:
             raise ValueError(
