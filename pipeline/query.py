@@ -118,6 +118,8 @@ def query(
         answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
     is_there = answer.item_ids[0] != ""
     found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
+    if not is_there.any():
+        click.echo("no candidate is left: every item is in the history, or left out by the request", err=True)
     if as_json:
         for item, score, group in zip(*found, strict=True):
             click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))

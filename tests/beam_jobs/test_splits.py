@@ -132,6 +132,25 @@ def test_starts_that_leave_nothing_to_measure_are_refused(split: dict[str, str],
         )
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("u1,i1,07/06/2014 02:30", r"no valid row among the 5 .*timestamp_format"),
+        ("u1,i1,1700000000,", r"no valid row among the 5 .*not 3 fields: 5"),
+        ("u1,i1,1700000000", "no event of .* reaches the level 'click': check data.feedback"),
+    ],
+    ids=["times of no form", "a comma too many", "levels below the target"],
+)
+def test_a_log_by_time_without_a_target_says_what_is_wrong_with_its_rows(line: str, said: str, tmp_path: Path) -> None:
+    feedback = {"levels": ["exposure", "click"], "flags": {"click": "click"}, "target_level": "click"}
+    is_table = said.endswith("data.feedback")
+    write_log(tmp_path / "log.csv", [line + ",0" * is_table] * 5, "user_id,item_id,timestamp" + ",click" * is_table)
+    data = {"feedback": feedback} if is_table else {}
+    config = make_config(tmp_path / "log.csv", data=data, split={"protocol": "time"})
+    with pytest.raises(ValueError, match=said):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
 def test_which_item_of_a_tie_comes_last_is_chance_for_every_user() -> None:
     """Of logs by the day most targets end a tie: items that always ended it would be guessed without a model."""
     num_users, num_items = 2_000, 500
