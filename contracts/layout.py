@@ -97,10 +97,8 @@ TRANSFORM_FN = "transform_fn"
 
 
 def vocabulary_file(feature: str) -> str:
-    """Name of a feature's vocabulary in the transform's graph: text, one value a line.
-
-    What TFT would write otherwise, and some of it alike, is spelt out: all but letters, digits and single hyphens.
-    """
+    """Name of a feature's vocabulary in the transform's graph: text, one value a line."""
+    # What TFT would write otherwise, and some of it alike, is spelt out.
     return re.sub(r"[^\w-]|-(?=-)", lambda other: f"_x{ord(other[0]):x}_", feature) + "_vocabulary"
 
 

@@ -116,10 +116,9 @@ def query(
         if said := unknown_items_note(group_ids, asked.items, config.model.oov_buckets):
             click.echo(said, err=True)
         answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
-    is_there = answer.item_ids[0] != ""
-    found = answer.item_ids[0][is_there], answer.scores[0][is_there], answer.group_ids[0][is_there]
-    if not is_there.any():
+    if not (is_there := answer.item_ids[0] != "").any():
         click.echo("no candidate is left: every item is in the history, or left out by the request", err=True)
+    found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
     if as_json:
         for item, score, group in zip(*found, strict=True):
             click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))

@@ -186,8 +186,7 @@ FRACTIONS = (".%f", ",%f")
 
 _YEARS = frozenset("YyCsDFcx")
 """Directives of `data.timestamp_format` that tell the year."""
-_WEEKS = frozenset("GgUVW")
-"""Directives that tell a week, or the year of one."""
+_WEEKS = frozenset("GgUVW")  # and the years of weeks
 
 
 class DataConfig(TextFormat):
@@ -263,11 +262,9 @@ class DataConfig(TextFormat):
                 f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of every zone would be read "
                 "as UTC: if all are in UTC, write that name, e.g. GMT, or rewrite the column with offsets, for %z"
             )
-        if weeks := sorted(directives & _WEEKS):
-            raise ValueError(
-                f"data.timestamp_format={text_format!r} has %{weeks[0]}, a week or its year, which C's strptime reads "
-                "without making a day of it: rewrite the column with months and days"
-            )
+        if weeks := "".join(sorted(directives & _WEEKS)):
+            said = f"%{weeks[0]}, a week or its year, of which no day is made: rewrite the column with months and days"
+            raise ValueError(f"data.timestamp_format={text_format!r} has {said}")
         if text_format and not directives & _YEARS:
             raise ValueError(
                 f"data.timestamp_format={text_format!r} has no year, such as %Y, and all times would be of 1900: write "
