@@ -59,9 +59,8 @@ def plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
     """Whether more lines of a file's head are records only if its quotes quote than only if they do not."""
     *lines, _ = head.split(b"\n")
     quoting = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines if b'"' in line][:_MOST_LINES]
-    return (
-        sum(_is_record(line, separator, num_fields) - (line.count(separator) == num_fields - 1) for line in quoting) > 0
-    )
+    quoted = sum(_is_record(line, separator, num_fields) for line in quoting)
+    return quoted > sum(line.count(separator) == num_fields - 1 for line in quoting)
 
 
 def _is_record(line: str, separator: str, num_fields: int) -> bool:

@@ -90,8 +90,8 @@ def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
     ScaNN ends the process where the square of a distance is beyond a float, with a message of its own.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.sum(np.square(embeddings, dtype=np.float32), axis=1)
-        broken = np.flatnonzero(~np.isfinite(squares * 4.0)[1:])
+        squares = np.einsum("id,id->i", embeddings, embeddings)
+        broken = np.flatnonzero(~np.isfinite(4 * squares[1:]))
     if broken.size:
         item, vector = str(catalogue.item_ids[broken[0]]), embeddings[1 + broken[0]]
         raise ValueError(

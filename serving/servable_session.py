@@ -206,9 +206,8 @@ def request_inputs(
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():
-        if any(
-            value is not None for value in values
-        ):  # else nothing says of what type it is; left out, all are missing
+        # Of nothing but None, nobody knows the type; left out, all are missing.
+        if any(value is not None for value in values):
             inputs[name] = _feature_input(values)
     return inputs
 

@@ -211,9 +211,11 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
     """Whether a run that pushed has read, under this config, all of the window, and older spans: logs are rotated."""
+    if record.outcome != "pushed" or not all("files" in span for span in record.spans):
+        return False
     read = [[span["key"], *(files_of(store, span) or [])] for span in record.spans]
     rest = [span.identity() for span in window]
-    return record.outcome == "pushed" and read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
+    return read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
 
 
 def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
