@@ -97,8 +97,7 @@ TRANSFORM_FN = "transform_fn"
 
 
 def vocabulary_file(feature: str) -> str:
-    """Name of a feature's vocabulary in the transform's graph: text, one value a line."""
-    # What TFT would write otherwise, and some of it alike, is spelt out.
+    """Name of a feature's vocabulary, one value a line. What TFT would write otherwise, or alike, is spelt out."""
     return re.sub(r"[^\w-]|-(?=-)", lambda other: f"_x{ord(other[0]):x}_", feature) + "_vocabulary"
 
 
@@ -216,6 +215,11 @@ class Model:
     def config(self) -> Path:
         """JSON: the config that it was trained with, defaults included."""
         return self.path / "config.json"
+
+    @property
+    def trained_items(self) -> Path:
+        """NumPy, of a model that `dnc index` has carried over: bool [num_items + 1], what it was trained on."""
+        return self.path / "trained_items.npy"
 
 
 MAIN_MODEL = "dnc"
@@ -341,10 +345,7 @@ class Store:
         return SpanParts(self.spans / key)
 
     def span_files(self, key: str, digest: str) -> Path:
-        """JSON list of the files that a span had, each its name, size, and time or version.
-
-        Kept for the lineage, once for all runs that read the span as it was then.
-        """
+        """JSON list of the files that a span had, each its name, size, and time or version: once for all its runs."""
         return self.path / "span_files" / f"{key}-{digest}.json"
 
     @property

@@ -56,7 +56,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         ArtifactError: an artifact is missing.
         ValueError: the model's embeddings cannot be indexed, or clients of the last version would break.
     """
-    catalogue = Catalogue.for_config(config, workdir)
+    catalogue = Catalogue.for_config(config, workdir).known_to(workdir.model(model_name))
     model = load_model(config, workdir, model_name, catalogue)
     model.fix_candidates()
     embeddings, members = model.catalogue_embeddings(), group_members(catalogue)
@@ -70,7 +70,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
         model=model,
         item_lookup=VocabularyLookup(workdir.item_statistics.item_vocabulary, catalogue.num_items),
         user_features=UserFeatures(config, workdir, catalogue),
-        exploration=Exploration(embeddings, members, catalogue.train_count == 0, share),
+        exploration=Exploration(embeddings, members, ~catalogue.is_trained, share),
         embeddings=embeddings,
         members=members,
         warmup=user_requests(

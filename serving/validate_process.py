@@ -74,7 +74,8 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
         is or becomes, "warmup_requests", "recall": the least, "recalls": {way of asking: recall}, "max_score_error",
         "loaders": {loader: what came of it}}}}.
     """
-    catalogue = Catalogue.for_config(config, workdir)
+    model = workdir.model(read_servable_manifest(servable).details["model"])
+    catalogue = Catalogue.for_config(config, workdir).known_to(model)
     requests = user_requests(
         workdir, catalogue, EvaluationUsers.load(workdir, Split.TEST, config.serving.validation_requests)
     )
@@ -103,7 +104,7 @@ def _check_servable(
         warmed = _replay_warmup(session, path)
         if not warmed:
             failures.append("the warm-up file holds no request")
-        corpus = Corpus(*session.candidate_embedding(list(index_of)), catalogue.train_count[1:] == 0)
+        corpus = Corpus(*session.candidate_embedding(list(index_of)), ~catalogue.is_trained[1:])
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
         eager = EagerServable(path)

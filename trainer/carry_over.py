@@ -6,6 +6,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from contracts.artifact import Manifest, read_manifest, writing
@@ -31,7 +32,8 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
             compares beforehand are not named.
     """
     tf.keras.utils.set_random_seed(config.seed)
-    model = build_model(config, Catalogue.for_config(config, workdir))
+    catalogue = Catalogue.for_config(config, workdir)
+    model = build_model(config, catalogue)
     carried = warm_start(model, config, workdir, name, frozen=True)
     if carried.fresh:
         raise ValueError(
@@ -50,6 +52,16 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
         save_model(artifact, model, config, history=[])
-        share = stored_exploration_share(read_manifest(Workdir(Path(carried.source)).model(name).path))
+        source = Workdir(Path(carried.source))
+        np.save(Model(artifact.path).trained_items, _trained_items(catalogue, source, name))
+        artifact.files.append(final.trained_items.name)
+        share = stored_exploration_share(read_manifest(source.model(name).path))
         artifact.details |= {"warm_start": asdict(carried), EXPLORATION_SHARE: share}
     return read_manifest(final.path)
+
+
+def _trained_items(catalogue: Catalogue, source: Workdir, name: str) -> np.ndarray:
+    """bool [num_items + 1]: which items the model of another run was trained on. Today's log does not say."""
+    earlier = Catalogue.load(source).known_to(source.model(name))
+    known = set(earlier.item_ids[earlier.is_trained[1:]])
+    return np.array([False, *(item in known for item in catalogue.item_ids)])

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from contracts.artifact import ArtifactError, read_manifest
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import Model, Workdir
 from contracts.names import ItemColumn
 
 FeatureSpec = dict[str, list[dict[str, Any]]]
@@ -29,6 +29,7 @@ class Catalogue:
         group_id: int32 [num_items + 1], 0..num_groups-1; -1 in row 0.
         num_groups: K.
         train_count: int64 [num_items + 1].
+        trained: bool [num_items + 1], what the model was trained on; None where `train_count` tells.
         target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless a
             training asks.
         sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
@@ -52,11 +53,21 @@ class Catalogue:
     cooccurrence: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), np.float32))
     groups_match_windows: bool = True
     target_count: np.ndarray | None = None
+    trained: np.ndarray | None = None
     num_users: int = 0
 
     @property
     def num_items(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def is_trained(self) -> np.ndarray:
+        """bool [num_items + 1]; the other items are cold."""
+        return self.train_count > 0 if self.trained is None else self.trained
+
+    def known_to(self, model: Model) -> Catalogue:
+        """The catalogue as that model was trained on it: another log than its workdir's, if it was carried over."""
+        return replace(self, trained=np.load(model.trained_items)) if model.trained_items.exists() else self
 
     @classmethod
     def load(cls, workdir: Workdir) -> Catalogue:

@@ -45,7 +45,7 @@ def measure_exploration_share(model: TwoTowerModel, catalogue: Catalogue, users:
         users: of the validation split.
     """
     target = users.targets.values
-    is_cold = (target != PADDING_INDEX) & (catalogue.train_count[target] == 0)
+    is_cold = (target != PADDING_INDEX) & ~catalogue.is_trained[target]
     share = float(is_cold.mean())
     if not num_explored(share, k):
         return 0.0

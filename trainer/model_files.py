@@ -42,7 +42,8 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
     """
     artifact = workdir.model(name)
     read_manifest(artifact.path)
-    model = build_model(config, (catalogue or Catalogue.load(workdir)).grouped_for(config))
+    known = (catalogue or Catalogue.load(workdir)).known_to(artifact)
+    model = build_model(config, known.grouped_for(config))
     try:
         model.load_weights(str(artifact.weights))
     except (ValueError, KeyError, OSError) as error:

@@ -26,7 +26,7 @@ class OOVBuckets:
         of_items = bucket_index(tf.constant(catalogue.item_ids, tf.string), catalogue.num_items, num_buckets)
         buckets = np.arange(catalogue.num_items + 1, catalogue.num_items + 1 + num_buckets)
         bucket = np.concatenate([[0], of_items.numpy(), buckets])
-        trained = np.concatenate([catalogue.train_count > 0, np.zeros(num_buckets, bool)])
+        trained = np.concatenate([catalogue.is_trained, np.zeros(num_buckets, bool)])
         self._bucket = tf.constant(bucket)
         self._row = tf.constant(np.where(trained, np.arange(len(bucket)), bucket))
 

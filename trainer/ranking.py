@@ -67,7 +67,7 @@ class ExactRanking:
         self._column_of_item[self._items] = np.arange(catalogue.num_items)
         # Across groups, ties are settled by the random order too.
         self._tie_break = tie_break[self._items - 1]
-        self._cold_columns = np.flatnonzero(catalogue.train_count[self._items] == 0)
+        self._cold_columns = np.flatnonzero(~catalogue.is_trained[self._items])
         self._cold_tie_break = np.argsort(np.argsort(self._tie_break[self._cold_columns]))
 
     def lists(self, merge: ScoredMerge, alpha: float, length: int) -> np.ndarray:

@@ -180,30 +180,6 @@ def table_of(model: TwoTowerModel) -> np.ndarray:
     return next(weight.numpy() for weight in model.trainable_variables if "id_embedding" in weight.name)
 
 
-def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None:
-    """Today's co-occurrence of an item is another than yesterday's; an index refresh must not move the item."""
-    rng = np.random.default_rng(4)
-    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
-    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
-    config = config_of("mmoe")
-    earlier = random_model(config, before)
-    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
-    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32))
-    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
-    carry_over(warm, after, "dnc", "fingerprint")
-    trained = build_model(warm, Catalogue.load(after))
-    warm_start(trained, warm, after, "dnc")
-    known, carried, start = (
-        model.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
-        for model in (earlier, load_model(warm, after, "dnc"), trained)
-    )
-    np.testing.assert_allclose(carried, known, atol=1e-6)
-    assert np.abs(start - known)[1:].max() > 0.1
-    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32))
-    report = warm_start(build_model(warm, Catalogue.load(after)), warm, after, "dnc")
-    assert report.fresh == ["candidate_tower/cooccurrence_projection"]  # which reads as many numbers as there are
-
-
 @pytest.mark.parametrize("length", [6, 15])
 def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, length: int) -> None:
     """A history that both windows hold is read as before, but only shorter windows know all of their positions."""
@@ -215,19 +191,6 @@ def test_positions_mean_the_same_in_windows_of_another_length(tmp_path: Path, le
     old, new = (scores(of, run, [3, 7, 11, 2, 5]) for of in (earlier, model))
     np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-5)
     assert report.fresh == (["query_tower/positions"] if length > 10 else [])
-
-
-def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:
-    """Those that are no model's and no loss's: these are compared before anything runs."""
-    before, after = (
-        make_run(tmp_path / name, np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
-        for name in ("before", "after")
-    )
-    random_model(config_of("mmoe"), before)
-    np.save(after.item_groups.embeddings, np.zeros((NUM_ITEMS, 3), np.float32))
-    config = config_of("mmoe", "windows.length=15", f"training.warm_start={before.path}")
-    with pytest.raises(ValueError, match=r"query_tower/positions,.* windows.length and groups.embedding_dim"):
-        carry_over(config, after, "dnc", "fingerprint")
 
 
 def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> None:

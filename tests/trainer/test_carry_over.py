@@ -1,0 +1,90 @@
+"""A model on another catalogue without training, as `dnc index` does it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from contracts.layout import Workdir
+from contracts.names import ItemColumn
+from tests.trainer.test_warm_start import COLOURS, NUM_GROUPS, NUM_ITEMS, config_of, make_run, random_model, scores
+from trainer.build import build_model
+from trainer.carry_over import carry_over
+from trainer.catalogue import Catalogue
+from trainer.model_files import load_model
+from trainer.warm_start import warm_start
+
+
+def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None:
+    """Today's co-occurrence of an item is another than yesterday's; an index refresh must not move the item."""
+    rng = np.random.default_rng(4)
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of, COLOURS)
+    config = config_of("mmoe")
+    earlier = random_model(config, before)
+    after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
+    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32))
+    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    carry_over(warm, after, "dnc", "fingerprint")
+    trained = build_model(warm, Catalogue.load(after))
+    warm_start(trained, warm, after, "dnc")
+    known, carried, start = (
+        model.candidate_embeddings(tf.range(NUM_ITEMS + 1)).numpy()
+        for model in (earlier, load_model(warm, after, "dnc"), trained)
+    )
+    np.testing.assert_allclose(carried, known, atol=1e-6)
+    assert np.abs(start - known)[1:].max() > 0.1
+    np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 3)).astype(np.float32))
+    report = warm_start(build_model(warm, Catalogue.load(after)), warm, after, "dnc")
+    assert report.fresh == ["candidate_tower/cooccurrence_projection"]  # which reads as many numbers as there are
+
+
+@pytest.mark.parametrize("buckets", [0, 5])
+def test_without_training_what_was_trained_on_is_what_the_model_learnt_from(tmp_path: Path, buckets: int) -> None:
+    """A day's log lacks most items. They are not cold for that, and histories read their rows, not their buckets'."""
+
+    def cold(workdir: Workdir, items: slice) -> None:
+        table = pq.read_table(workdir.item_statistics.items)
+        at = table.schema.get_field_index(ItemColumn.TRAIN_COUNT)
+        counts = np.arange(1, table.num_rows + 1)
+        counts[items] = 0
+        pq.write_table(table.set_column(at, ItemColumn.TRAIN_COUNT, pa.array(counts)), workdir.item_statistics.items)
+
+    number = NUM_ITEMS + 4
+    group_of = np.arange(number) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of[:NUM_ITEMS], COLOURS)
+    today, tomorrow = (make_run(tmp_path / day, np.arange(number), group_of, COLOURS) for day in ("today", "tomorrow"))
+    cold(before, slice(20, None))
+    cold(today, slice(3, 18))
+    cold(tomorrow, slice(0, 2))
+    config = config_of("mmoe", f"model.oov_buckets={buckets}")
+    model = random_model(config, before)
+    history = [0, 2, 5, 9, 17, 21]
+    known = scores(model, before, history)
+    source = before
+    for workdir in (today, tomorrow):
+        training = config.training.model_copy(update={"warm_start": str(source.path)})
+        warm = config.model_copy(update={"training": training})
+        carry_over(warm, workdir, "dnc", "fingerprint")
+        carried = scores(load_model(warm, workdir, "dnc"), workdir, history)
+        for item, values in known.items():
+            np.testing.assert_allclose(carried[item], values, atol=1e-5)
+        is_trained = Catalogue.load(workdir).known_to(workdir.model("dnc")).is_trained
+        assert is_trained.tolist() == [False, *[True] * 20, *[False] * 8]
+        source = workdir
+
+
+def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -> None:
+    """Those that are no model's and no loss's: these are compared before anything runs."""
+    before, after = (
+        make_run(tmp_path / name, np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+        for name in ("before", "after")
+    )
+    random_model(config_of("mmoe"), before)
+    np.save(after.item_groups.embeddings, np.zeros((NUM_ITEMS, 3), np.float32))
+    config = config_of("mmoe", "windows.length=15", f"training.warm_start={before.path}")
+    with pytest.raises(ValueError, match=r"query_tower/positions,.* windows.length and groups.embedding_dim"):
+        carry_over(config, after, "dnc", "fingerprint")
