@@ -116,14 +116,20 @@ def query(
         if said := unknown_items_note(group_ids, asked.items, config.model.oov_buckets):
             click.echo(said, err=True)
         answer = session.recommend([asked.items], user_ids=[user or ""], is_context=[asked.is_context], **controls)
-    if not (is_there := answer.item_ids[0] != "").any():
-        click.echo("no candidate is left: every item is in the history, or left out by the request", err=True)
+    is_there = answer.item_ids[0] != ""
     found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
+    if not is_there.any():
+        click.echo("no candidate is left: every item is in the history, or left out by the request", err=True)
     if as_json:
-        for item, score, group in zip(*found, strict=True):
-            click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
+        _print_json(*found)
     else:
         Console().print(candidates_table(titles_of(config), run, *found))
+
+
+def _print_json(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:
+    """A line a candidate."""
+    for item, score, group in zip(item_ids, scores, group_ids, strict=True):
+        click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
 
 
 def _told(assignments: Sequence[str], features: Sequence[RequestFeature]) -> dict[str, list[str]]:
