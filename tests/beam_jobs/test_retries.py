@@ -1,11 +1,13 @@
 """A runner may run what is done once more, as Flink and Spark do when they have lost a worker: nothing must change."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.utils.shared import Shared
 
 from beam_jobs import groups, ingest, statistics, transform, windows
 from beam_jobs.distributed_kmeans import refine_centroids
@@ -23,7 +25,18 @@ class RunsTwice(FnApiRunner):
 
     def run_pipeline(self, pipeline: Any, options: PipelineOptions) -> Any:
         super().run_pipeline(pipeline, options)
+        lose_shared_objects()
         return super().run_pipeline(pipeline, options)
+
+
+def lose_shared_objects() -> None:
+    """Forgets what steps keep in a worker's memory, as a worker that is lost does.
+
+    TensorFlow Transform keeps the graph that it has loaded, and does not take another in its place in one process.
+    Beam keeps the object that was acquired last; what nothing keeps goes once its cycles are collected.
+    """
+    Shared().acquire(set)
+    gc.collect()
 
 
 TWICE = f"{__name__}.{RunsTwice.__name__}"
