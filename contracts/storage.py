@@ -123,11 +123,15 @@ def object_store(path: object) -> ObjectStore:
     Raises:
         StorageError: nothing here does.
     """
-    if _factory is None:
+    try:
+        if _factory is None:
+            raise ImportError("beam_jobs is not imported")
+        return _factory(_options)
+    except ImportError as error:  # of a machine that only trains or serves
         raise StorageError(
-            f"{path} is in an object store, which the Beam side reads: `pip install .[beam]`, or copy it"
-        )
-    return _factory(_options)
+            f"{path} is in an object store, which is reached through Apache Beam, and that is not here ({error}): "
+            "install what docs/environment.md names for Beam workers, or copy it to this machine"
+        ) from None
 
 
 def open_binary(path: Path) -> BinaryIO:

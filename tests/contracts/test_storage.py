@@ -7,16 +7,18 @@ import pickle
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from contracts import artifact
+from contracts import artifact, storage
 from contracts.layout import Workdir
 from contracts.storage import (
     STAGING_MARK,
     RemotePath,
     StorageError,
     as_path,
+    exists,
     make_directory,
     rename_durably,
     require_literal,
@@ -54,6 +56,18 @@ def test_nothing_opens_a_url_as_a_file(use: Callable[[Path], object]) -> None:
 def test_nor_do_its_own_methods(method: str) -> None:
     with pytest.raises(StorageError, match=f"{URL}/x is in an object store.*dnc fetch"):
         getattr(as_path(URL) / "x", method)()
+
+
+def test_without_beam_a_url_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that only serves, whose run has its item table in a bucket: titles are not worth a traceback."""
+
+    def open_store(options: object) -> NoReturn:
+        raise ModuleNotFoundError("No module named 'apache_beam'")
+
+    for factory, cause in ((open_store, "No module named 'apache_beam'"), (None, "beam_jobs is not imported")):
+        monkeypatch.setattr(storage, "_factory", factory)
+        with pytest.raises(StorageError, match=rf"{URL}/x is in an object store.*\({cause}\): install .* or copy it"):
+            exists(as_path(URL) / "x")
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
