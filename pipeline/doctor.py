@@ -59,10 +59,19 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
     yield Finding("free disk", free >= _MIN_FREE_GIB, f"{free:.0f} GiB", f"free at least {_MIN_FREE_GIB} GiB")
     keras = os.environ.get("TF_USE_LEGACY_KERAS", "")
     yield Finding("TF_USE_LEGACY_KERAS", keras == "1", keras or "unset", "unset it, or export TF_USE_LEGACY_KERAS=1")
-    remedy = _REINSTALL if tuple(extras) == EXTRAS else f"pip install '.[{','.join(extras)}]'"
+    remedy = _install(extras)
     yield from _pinned_versions(extras, remedy)
     for module in dict.fromkeys(module for extra in extras for module in _MODULES[extra]):
         yield _imports(module, remedy)
+
+
+def _install(extras: Sequence[str]) -> str:
+    """What docs/environment.md has for such a machine: without the lock, pip would take versions that nobody tried."""
+    if tuple(extras) == EXTRAS:
+        return _REINSTALL
+    if "beam" in extras:  # TFT declares another TensorFlow than the lock has
+        return "pip install --no-deps -r requirements.lock && pip install --no-deps ."
+    return f"pip install '.[{','.join(extras)}]' -c requirements.lock"
 
 
 def _pinned_versions(extras: Sequence[str], remedy: str) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -45,4 +46,17 @@ def test_a_machine_for_some_extras_needs_these_only(monkeypatch: pytest.MonkeyPa
     findings = {finding.what: finding for finding in check(["beam"])}
     assert not [what for what in findings if "scann" in what or what.startswith("tensorflow==")]
     assert findings["import apache_beam"].ok
-    assert findings["import tensorflow_transform"].remedy == "pip install '.[beam]'"
+    assert findings["import tensorflow_transform"].remedy.startswith("pip install --no-deps -r requirements.lock")
+
+
+@pytest.mark.parametrize("extras", [["beam"], ["train"], ["serving"], ["serving", "server"]], ids=",".join)
+def test_the_remedy_is_what_the_documentation_says(extras: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other installs take other versions: of the Beam side alone, pip takes TensorFlow 2.21."""
+
+    def load(module: str) -> None:
+        raise ImportError(f"No module named {module!r}")
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    [remedy] = {finding.remedy for finding in check(extras) if finding.what.startswith("import ")}
+    page = Path(__file__).parents[2] / "docs" / "environment.md"
+    assert f"`{remedy.replace(chr(39), '')}`" in page.read_text(encoding="utf-8")
