@@ -76,7 +76,7 @@ def find_records(
     num_fields: int,
     is_last: bool,
     most_bytes: int,
-    is_quoting: bool = False,
+    is_quoting: bool,
     count_fields: bool = False,
 ) -> Records:
     """The records of a block that begins with one, as far as quotes tell.

@@ -10,7 +10,6 @@ from beam_jobs.event_order import sort_with_places
 from contracts.config.data import FeedbackConfig
 from contracts.names import MOST_CONTEXT
 
-Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 

@@ -123,7 +123,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             feature.name: merge_told([file["told"][feature.name] for file in files if file["told"]])
             for feature in config.data.request_features
         }
-        warn_of_unlisted_values(config, writer.counts, told)
+        warn_of_unlisted_values(writer.counts, told)
         values_told = {f"{name}.{TOLD}": counts for name, (counts, _) in told.items()}
         histograms = {**shapes, EventColumn.FEEDBACK_LEVEL: levels, **values_told}
         statistics = [_statistics(writer.counts, histograms, buckets, **times), *of_tables]

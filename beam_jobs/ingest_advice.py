@@ -103,7 +103,7 @@ def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
         )  # fmt: skip
 
 
-def warn_of_unlisted_values(config: Config, counts: dict[str, int], told: dict[str, ToldValues]) -> None:
+def warn_of_unlisted_values(counts: dict[str, int], told: dict[str, ToldValues]) -> None:
     """`told`: of each request feature."""
     for name, (values, example) in told.items():
         if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:

@@ -25,7 +25,6 @@ from contracts.names import EmbeddingColumn
 from contracts.storage import StorageError, as_path, local, reading, remove
 
 Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 _ROWS_PER_ELEMENT = 8_192
 _SCORES_AT_ONCE = 1 << 25  # 128 MiB

@@ -32,7 +32,7 @@ def continued_groups(
     items: np.ndarray,
     num_groups: int,
     num_earlier: int,
-    same_ids: bool = False,
+    same_ids: bool,
 ) -> GroupMatch:
     """Matches groups by common items: each new group continues the earlier one with most of its items.
 

@@ -92,10 +92,6 @@ class TwoTowerModel(tfrs.Model):
         # One forward pass creates every weight, so that a new model can be saved or restored at once.
         self._embed(tf.zeros([1, 1], tf.int64), self.features_of_users(tf.zeros([1], tf.int64)))
 
-    def get_config(self) -> dict[str, int]:
-        """What Keras notes beside weights. A model is built again from config and catalogue, not from this."""
-        return {"num_groups": self.num_groups, "embedding_dim": self.embedding_dim}
-
     def features_of_users(self, user_index: tf.Tensor, request: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """The transformed features of users [batch_size]; unknown users (0) get zeros.
 

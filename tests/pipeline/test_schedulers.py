@@ -89,7 +89,7 @@ def test_runs_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_the_schedule_stops_its_retrain(tmp_path: Path, number: signal.Signals) -> None:
+def test_stopping_the_schedule_stops_its_retrain(number: signal.Signals) -> None:
     """In a process of its own, whose "retrain" tells its id and waits."""
     script = (
         "import sys\n"
