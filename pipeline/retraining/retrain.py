@@ -1,4 +1,4 @@
-"""`dnc retrain`: newest spans in; a better version, or none, out. Called again after any death, it goes on."""
+"""`dnc retrain`: newest spans in; a version that passed the gate, or none, out. Called after any death, it goes on."""
 
 from __future__ import annotations
 
