@@ -1,6 +1,6 @@
 """The Beam side, raw CSV to TFRecords, job by job on one core, beside jobs written as tutorials write them.
 
-    python benchmarks/beam.py [--rows N] [--naive-rows N] [--json PATH]
+    python -m benchmarks.beam [--rows N] [--naive-rows N] [--json PATH]
 
 The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh
 process pinned to one core; seconds are those of the job after its imports, peak RSS is the process's.

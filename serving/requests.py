@@ -1,4 +1,4 @@
-"""Requests made from real users: for warm-up, tuning, validation and evaluation."""
+"""Requests made from real users: for warm-up, validation, evaluation and the gate."""
 
 from __future__ import annotations
 

@@ -158,9 +158,9 @@ class TextFormat(Section):
 
 
 class FeatureTable(TextFormat):
-    """A table with one row per user or item: Parquet or CSV."""
+    """A table with one row per user or item."""
 
-    path: str = Field(description="file, Parquet or CSV by suffix")
+    path: str = Field(description="one file, CSV, TSV or Parquet by suffix")
     id: str = Field(description="column holding the user or item id")
     features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are left out")
     title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
