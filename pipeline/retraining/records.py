@@ -144,10 +144,16 @@ def code() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    command = ["git", "-C", str(Path(contracts.__file__).parent.parent), "describe", "--always", "--dirty"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, as in an image, or no checkout
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        # A virtual environment may lie in somebody's own checkout, whose commit says nothing of this code.
+        _git("ls-files", "--error-unmatch", "contracts/__init__.py")
+        found["commit"] = _git("describe", "--always", "--dirty")
     return found
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(contracts.__file__).parent.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
