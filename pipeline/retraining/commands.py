@@ -220,10 +220,15 @@ def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, 
     arguments = ["-s", str(store_path)]
     arguments += ["-c", str(config)] if config else []
     arguments += [word for override in overrides for word in ("--set", override)]
-    process = RetrainProcess([sys.executable, "-m", "pipeline.cli", "retrain", *arguments])
+    process = RetrainProcess([sys.executable, *_this_program(), "retrain", *arguments])
     made = scheduler(cron, process.run)
     click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, datetime.now(timezone.utc))}", err=True)
     run_until_stopped(made, process)
+
+
+def _this_program() -> list[str]:
+    """As it was called: `-m` alone would take a package `pipeline` of the working directory for this one."""
+    return sys.argv[:1] if Path(sys.argv[0]).name == "dnc" else ["-m", "pipeline.cli"]
 
 
 COMMANDS = (retrain, versions, rollback, diff, lineage, schedule)

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from apscheduler.schedulers.background import BackgroundScheduler
+from click.testing import CliRunner
 
 from contracts.layout import Store
+from pipeline.cli import main
+from pipeline.retraining import schedule
 from pipeline.retraining.commands import EXIT_CODES
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import all_records
@@ -107,6 +110,22 @@ def test_stopping_the_schedule_stops_its_retrain(number: signal.Signals) -> None
         assert schedule.wait() == 0
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
+
+
+def test_the_schedule_calls_the_program_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the working directory has a package `pipeline` of its own, in which `python -m` would look."""
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").touch()
+    program = tmp_path / "bin" / "dnc"
+    program.parent.mkdir()
+    program.write_text("import pathlib, sys\npathlib.Path('called').write_text(' '.join(sys.argv[1:]))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program), "schedule"])
+    monkeypatch.setattr(schedule, "run_until_stopped", lambda made, process: process.run())
+    keys = ["--set", "data.events=log/{date}.csv"]
+    done = CliRunner().invoke(main, ["schedule", "-s", "store", "--cron", "0 4 * * *", *keys])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "called").read_text() == "retrain -s store --set data.events=log/{date}.csv"
 
 
 def test_the_cronjob_retries_what_a_retry_can_change() -> None:
