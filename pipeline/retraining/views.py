@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from contracts.artifact import find_manifest
 from contracts.layout import Store
 from contracts.names import ItemColumn
 from contracts.serving_labels import labels_or_none, versions_on_disk
@@ -157,6 +158,11 @@ def _artifact_difference(store: Store, first: Record, second: Record) -> list[Ta
     gone = [record.version for record, run in zip((first, second), runs, strict=True) if not run.export.exists()]
     if gone:
         return [Text(f"groups and lists: versions {gone} are past retrain.keep_versions, only their records are left")]
+    asked = runs[1]  # for users and their histories
+    read = [path for run in runs for path in (run.export, run.item_groups.path)]
+    read += [asked.item_statistics.path, asked.transform.path, asked.windows.path]
+    if lost := [str(path) for path in read if find_manifest(path) is None]:
+        return [Text(f"groups and lists: without {', '.join(lost)} they cannot be compared; restore that, if you can")]
     return [_groups_difference(store, first, second), _lists_difference(store, first, second)]
 
 

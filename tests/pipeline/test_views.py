@@ -2,12 +2,14 @@
 
 import io
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from contracts.layout import Store
+from contracts.artifact import writing
+from contracts.layout import Store, Workdir
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.views import difference, lineage_tree
 
@@ -88,3 +90,28 @@ def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day
         Console(file=text, width=160).print(difference(Store(tmp_path), first, second))
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
         assert [line for line in lines if line.startswith("config:") or " -> " in line] == said
+
+
+def test_a_difference_says_which_artifacts_a_run_has_lost(tmp_path: Path) -> None:
+    """As where a disk was full and somebody made room: metrics and settings can be compared all the same."""
+    store = Store(tmp_path)
+    metrics: dict[str, object] = {"candidate": {"recall_at_50": 0.5}}
+    pair = [replace(record(version), metrics=metrics) for version in (1, 2)]
+    runs = [store.run(one.run_id) for one in pair]
+    for path in (path for run in runs for path in _artifacts(run)):
+        with writing(path, path.name, "made"):
+            pass
+    lost = [runs[0].item_groups.path, runs[1].windows.path]
+    for path in lost:
+        shutil.rmtree(path)
+    text = io.StringIO()
+    Console(file=text, width=1000).print(difference(store, *pair))
+    said = text.getvalue()
+    assert "recall_at_50" in said and "config: the same" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("groups and lists:")]
+    named = {path for run in runs for path in _artifacts(run) if re.search(rf"{re.escape(str(path))}[, ]", line)}
+    assert named == set(lost)
+
+
+def _artifacts(run: Workdir) -> list[Path]:
+    return [run.export, run.item_groups.path, run.item_statistics.path, run.transform.path, run.windows.path]
