@@ -93,19 +93,22 @@ def find_event_files(data: DataConfig) -> list[str]:
 
     def check(path: str) -> None:
         check_file(path, wanted, _LOG, data)
-        _check_flat(path, wanted)
+        require_flat(path, wanted)
 
     with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # of thousands of files in an object store, each takes a moment
         list(pool.map(check, paths))  # the first error, in the order of the files
     return paths
 
 
-def _check_flat(path: str, wanted: dict[str, str]) -> None:
-    """Refuses lists and structs, which no id, time or level can be read from."""
+def require_flat(path: str, wanted: dict[str, str]) -> None:
+    """Raises ValueError where `wanted` (name -> config key) are lists or structs: no id, time or level is read of them.
+
+    The file has passed `check_file`.
+    """
     if is_csv(path):
         return
     with open_binary(as_path(path)) as stream:
-        types = {field.name.strip(): field.type for field in pq.read_schema(stream)}
+        types = {field.name.strip(): _plain(field.type) for field in pq.read_schema(stream)}
     for name, key in wanted.items():
         if pa.types.is_nested(types[name]):
             raise ValueError(
@@ -201,15 +204,18 @@ def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
 
 
 def as_named(table: pa.Table) -> pa.Table:
-    """What was read of `parquet_columns`, by the names that they are wanted by, and views of text as text.
+    """What was read of `parquet_columns`, by the names that they are wanted by, and each of a type that Arrow works on.
 
-    Arrow can neither take nor filter views, which Polars and DataFusion may write.
+    Arrow can neither take nor filter views, which Polars and DataFusion may write, nor cast an extension to text.
     """
-    columns = [column.cast(_without_views(column.type)) for column in table.columns]
+    columns = [column.cast(_plain(column.type)) for column in table.columns]
     return pa.table(columns, [name.strip() for name in table.column_names])
 
 
-def _without_views(kind: pa.DataType) -> pa.DataType:
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Views of text as text, and of an extension, such as pandas' intervals or a tensor, what it is stored as."""
+    if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType):  # whose bytes are no text
+        return _plain(kind.storage_type)
     if is_list(kind) and kind.value_type in _OF_VIEW:
         return pa.list_(_OF_VIEW[kind.value_type])
     return _OF_VIEW.get(kind, kind)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
-from beam_jobs.event_files import as_named, check_file, parquet_columns
+from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, is_list, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
@@ -64,6 +64,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     if table.title is not None:
         wanted.setdefault(table.title, f"{field}.title")
     check_file(table.path, wanted, f"{field}.path", table)
+    require_flat(table.path, {table.id: f"{field}.id"})
     first, bad_rows = _read(table, list(wanted), field)
     raw = first.rows()
     kinds = {feature.name: feature for feature in table.features}
@@ -142,7 +143,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
                 names = parquet_columns(file, columns)
                 schema = pa.schema([file.schema_arrow.field(name) for name in names])
                 # Not at once: of lists, that takes five times the memory that they fill.
-                first = _FirstRows(source.id, as_named(schema.empty_table()))
+                first = _FirstRows(source.id, as_named(pa.Table.from_batches([], schema)))
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False):
                     first.add(as_named(pa.Table.from_batches([batch], schema)))
             return first, bad_rows

@@ -1,5 +1,6 @@
 """Parquet files whose text is of any of Arrow's types: the rows, dead letters and features of plain text."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from beam_jobs import ingest
 from beam_jobs.event_columns import validate
-from beam_jobs.event_files import RawBatch
+from beam_jobs.event_files import RawBatch, find_event_files
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import DataConfig, FeatureTable
@@ -85,3 +86,39 @@ def test_a_table_of_any_text_has_its_features(kind: pa.DataType, tmp_path: Path)
     for name in ("picture", "parts"):
         assert to_matrix(rows.columns[name])[0].tolist() == [1, 2]
     assert (rows.counts["repeated_ids"], rows.counts["unusable_ids"]) == (1, 1)
+
+
+def test_what_an_extension_is_stored_as_is_read(tmp_path: Path) -> None:
+    """A tensor is a vector, and a truth value of eight bits a number."""
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    table = {
+        "item_id": pa.array(["a", "b", "c"]),
+        "picture": pa.FixedShapeTensorArray.from_numpy_ndarray(vectors),
+        "flag": pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, 1], pa.int8())),
+    }
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    features = [{"name": "picture", "kind": "vector", "dim": 2}, {"name": "flag", "kind": "numeric"}]
+    source = {"path": str(tmp_path / "i.parquet"), "id": "item_id", "features": features}
+    rows = read_feature_table(FeatureTable.model_validate(source), "data.item_features")
+    np.testing.assert_array_equal(to_matrix(rows.columns["picture"]), vectors)
+    assert rows.columns["flag"].to_pylist() == [1, 0, 1]
+    assert not any(rows.counts.values())
+
+
+def test_ids_of_several_values_are_refused_by_file_and_key(tmp_path: Path) -> None:
+    """In a log and in a table of features alike."""
+    pairs = pa.array([{"left": left, "right": left + 1} for left in range(3)])
+    intervals = pa.ExtensionArray.from_storage(pa.opaque(pairs.type, "interval", "pandas"), pairs)
+    lists = pa.array([[1], [2], [3]])
+    path = tmp_path / "l.parquet"
+    for ids, said in ((intervals, "struct<left: int64, right: int64>"), (lists, "list<element: int64>")):
+        pq.write_table(pa.table({"user_id": ["u"] * 3, "item_id": ids, "timestamp": range(3)}), path)
+        for key, read in (
+            ("data.columns.item_id", lambda: find_event_files(DataConfig(events=(str(path),)))),
+            (
+                "data.item_features.id",
+                lambda: read_feature_table(FeatureTable(path=str(path), id="item_id"), "data.item_features"),
+            ),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"{path}: column 'item_id' ({key}) is of type {said}")):
+                read()
