@@ -36,11 +36,27 @@ def remedy(reasons: Counter[str], data: DataConfig, num_files: int, examples: li
     for end, cure in _REMEDIES.items():
         if reason.endswith(end):
             return cure
-    if is_not_fields(reason) and not any('"' in example for example in examples):
-        return "write as many fields a row as the header has, with quotes around values that hold the separator"
-    if data.has_quotes and (reason == UNCLOSED or is_not_fields(reason)):
-        return double_the_quotes(examples) or "if a quote is a character like any other, set data.quoting=none"
+    if is_not_fields(reason) or reason == UNCLOSED:
+        return _remedy_of_fields(reason, data, examples)
     return ""
+
+
+def _remedy_of_fields(reason: str, data: DataConfig, examples: list[str]) -> str:
+    """Lines with quotes may lack fields all the same, as where the header does not name the first column."""
+    has_quotes = reason == UNCLOSED or any('"' in example for example in examples)
+    if data.has_quotes and has_quotes and (cure := double_the_quotes(examples)):
+        return cure
+    cures = []
+    if is_not_fields(reason):
+        enclosed = ", with quotes around values that hold the separator" if data.has_quotes else ""
+        cures.append(f"write as many fields a row as the header has{enclosed}")
+    if has_quotes:
+        cures.append(
+            "if a quote is a character like any other, set data.quoting=none"
+            if data.has_quotes
+            else "if quotes enclose values, leave data.quoting=none out"
+        )
+    return "; or, ".join(cures)
 
 
 def _remedy_of_times(reason: str, data: DataConfig, is_header: bool) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from beam_jobs import csv_blocks
+from beam_jobs import csv_blocks, ingest
 from beam_jobs.csv_blocks import read_csv_batches
 from beam_jobs.feature_tables import read_feature_table
 from contracts.config import Feature, FeatureTable, TextFormat
+from contracts.layout import Workdir
+from tests.beam_jobs.helpers import make_config, write_log
 
 COLUMNS = ["a", "b", "c"]
 CELLS = ["u", "", "17", '"x,y"', '"he said ""hi"""', '"two\nlines"', '"one\n\n""three"""', '""', '"\n"']
@@ -199,3 +201,14 @@ def test_a_table_that_does_not_quote_is_read_whole(tmp_path: Path) -> None:
     features = (Feature(name="title", kind="categorical"),)
     rows = read_feature_table(FeatureTable(path=str(path), id="id", features=features, quoting="none"), "table")
     assert [title.decode() for title in rows.columns["title"].to_pylist()] == titles
+
+
+@pytest.mark.parametrize(("quoting", "other"), [("auto", "set data.quoting=none"), ("none", "leave data.quoting=none")])
+def test_quoted_rows_of_another_number_of_fields_are_told_both_remedies(
+    quoting: str, other: str, tmp_path: Path
+) -> None:
+    """R's write.table quotes the rows' names, and its header does not name them: no setting of quotes mends that."""
+    log = write_log(tmp_path / "log.csv", [f'"{row}","u{row % 9}","i{row}",{row}' for row in range(50)])
+    config = make_config(log, data={"events": str(log), "quoting": quoting})
+    with pytest.raises(ValueError, match=f"write as many fields a row as the header has.*; or, .*{other}"):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
