@@ -43,3 +43,12 @@ def hierarchy_loss(
         loss = tf.math.divide_no_nan(tf.reduce_sum(margins, axis=2), tf.reduce_sum(tf.cast(below, tf.float32), axis=2))
     counted = tf.cast(tf.reduce_any(below, axis=2), tf.float32)
     return mean_over_replicas(loss, counted)
+
+
+def highest_levels(item_index: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
+    """The highest level of each place's item in its window: int64 and int32 [num_windows, length] -> int32, the same.
+
+    What was clicked and bought later is bought, so that another purchase is not ranked above it for its click.
+    """
+    same = item_index[:, :, None] == item_index[:, None, :]
+    return tf.reduce_max(tf.where(same, levels[:, None, :], tf.int32.min), axis=-1)

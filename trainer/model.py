@@ -16,7 +16,7 @@ from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.candidate_tower import CandidateTower, FixedCandidates
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
-from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss
+from trainer.hierarchy_loss import PADDING_LEVEL, RANDOM_LEVEL, hierarchy_loss, highest_levels
 from trainer.input_pipeline import WindowBatch
 from trainer.layers.context_mark import ContextMark
 from trainer.layers.request_features import REQUEST
@@ -208,11 +208,11 @@ class TwoTowerModel(tfrs.Model):
         drawn = uniform_unseen(
             self.generator, self._num_items, tf.gather(batch.item_index, window), self._loss_config.hierarchy_random
         )
-        event_level = tf.cast(batch.feedback_level, tf.int32)
+        item_level = highest_levels(batch.item_index, tf.cast(batch.feedback_level, tf.int32))
         levels = [
-            tf.gather_nd(event_level, place)[:, None],
+            tf.gather_nd(item_level, place)[:, None],
             tf.zeros(tf.shape(exposed), tf.int32),
-            tf.gather(event_level, window),
+            tf.gather(item_level, window),
             tf.fill(tf.shape(drawn), RANDOM_LEVEL),
         ]
         items = tf.concat([target[:, None], exposed, others, drawn], axis=1)

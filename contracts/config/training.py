@@ -104,8 +104,9 @@ class LossConfig(Section):
     hierarchy_weight: float = Field(
         0.0,
         ge=0,
-        description="ranks each positive above its window's events of lower levels, these above what was only exposed "
-        "(any level below data.feedback.target_level counts as that), and these above random items",
+        description="ranks each positive above its window's items of lower levels (an item's level is its highest in "
+        "it), these above what was only exposed (any level below data.feedback.target_level counts as that), and these "
+        "above random items",
     )
     hierarchy: Literal["softmax", "pairwise"] = Field("softmax", description="form of the hierarchy term")
     hierarchy_random: int = Field(4, ge=1, description="random items per positive in the hierarchy term")

@@ -294,7 +294,8 @@ def test_the_models_binary_term_is_that_of_numpy(workdir: Workdir) -> None:
 def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
     """Anchors are a positive of level 1 or 2 and what was exposed before it (0), above random items (-1).
 
-    The window's first item comes a second time, at a level of its own: it is not below itself.
+    The window's first item comes a second time, at a level of its own: the higher of the two counts, so that it is not
+    below itself, nor below an item of that level.
     """
     config = small_config(
         model={"dropout": 0.0, "conditioning": "multiply"},
@@ -318,10 +319,12 @@ def test_the_models_hierarchy_term_is_that_of_numpy(workdir: Workdir) -> None:
         encoded.places, encoded.targets, encoded.own, drawn, strict=True
     ):
         scores = (queries[catalogue.group_id] * items).sum(axis=1)
-        anchors = [(target, batch.feedback_level[row, position])]
+        window, highest = batch.item_index[row], dict[int, int]()
+        for item, level in zip(window, batch.feedback_level[row], strict=True):
+            highest[item] = max(level, highest.get(item, 0))
+        anchors = [(target, highest[target])]
         anchors += [(item, 0) for item in batch.exposed_negatives[row, position] if item]
-        window = zip(batch.item_index[row], batch.feedback_level[row], strict=True)
-        others = [(item, level) for item, level in window if item not in (0, target)]
+        others = [(item, highest[item]) for item in window if item not in (0, target)]
         others += [(item, -1) for item in negatives if item]
         for anchor, level in anchors:
             below = [scores[item] for item, other in anchors + others if other < level]
