@@ -55,6 +55,7 @@ class SignatureSpec:
         self.name = name
         self.inputs = {key: _input(key, info, definition.defaults) for key, info in sorted(definition.inputs.items())}
         self.outputs = {key: info.name for key, info in sorted(definition.outputs.items())}
+        self._answer = definition.outputs
 
     def require_known(self, names: Iterable[str]) -> None:
         """Raises ValueError if one of them is no input."""
@@ -80,6 +81,15 @@ class SignatureSpec:
                 raise ValueError(f"{self.name} needs the input {name!r}, which the request leaves out")
             completed[name] = value if len(value) == rows else np.broadcast_to(value, [rows, *value.shape[1:]])
         return completed, rows
+
+    def no_rows(self) -> Arrays:
+        """The answer to a request of no rows; sizes that are left open are 0."""
+        return {
+            name: np.empty(
+                [0, *(max(dim.size, 0) for dim in info.tensor_shape.dim[1:])], tf.as_dtype(info.dtype).as_numpy_dtype
+            )
+            for name, info in self._answer.items()
+        }
 
     def join(self, requests: Sequence[Arrays]) -> Arrays:
         """One batch of several completed requests, their rows after one another, the shorter ones padded."""

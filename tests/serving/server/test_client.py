@@ -105,10 +105,15 @@ def test_a_merge_that_there_is_or_none_is_taken(client, merge):
     assert all(candidates.item_ids for candidates in client.recommend([["i1"], ["i2"]], merge=merge))
 
 
-def test_no_users_get_no_lists(client):
+def test_no_users_get_no_lists(client, session):
+    """Of the session's shapes, so that answers may be joined, or multiplied, whatever their rows."""
     assert client.recommend([]) == []
-    embeddings, groups = client.candidate_embedding([])
-    assert (embeddings.shape[0], groups.shape) == (0, (0,))
+    for found, rows in (
+        (client.query_embedding([]), session.query_embedding([["i1"]])),
+        (client.candidate_embedding([]), session.candidate_embedding(["i1"])),
+    ):
+        for mine, theirs in zip(found, rows, strict=True):
+            assert (mine.shape, mine.dtype) == ((0, *theirs.shape[1:]), theirs.dtype)
 
 
 @pytest.mark.parametrize("url", ["localhost:8501", "http://", "http://localhost:abc", "ftp://localhost:8501"])
