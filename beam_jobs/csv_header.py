@@ -43,6 +43,8 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
     for magic, what in _MAGIC.items():
         if block.startswith(magic):
             raise ValueError(f"{path} is {what}")
+    if b"\0\0\0\0" in (block[0:8:2], block[1:8:2]):
+        raise ValueError(f"{path} is UTF-16 or UTF-32 text: save it as UTF-8")
     block = block.removeprefix(b"\xef\xbb\xbf")
     if head := _BLOCK_OF_ITEM.match(block):
         raise ValueError(

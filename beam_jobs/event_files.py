@@ -166,7 +166,7 @@ def _remedy(names: list[str], name: str, path: str) -> str | None:
     """Where what stands in the header's place can hardly be names, or the column's name is elsewhere."""
     if f"/{name}=" in path:
         return f"a directory is named by it, which is not read: write {name!r} into the files"
-    if names and names[0].startswith("#"):
+    if names and names[0].startswith(("#", "sep=")):  # the latter is Excel's
         return "the first line names the columns: delete what stands before them"
     if len(names) == 1 and " " in names[0]:
         return "fields are told apart by comma, semicolon, tab or bar: write the file with one of these"
@@ -237,5 +237,5 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
         copy = f"from pyarrow import json, parquet; parquet.write_table(json.read_json({path!r}), 'x.parquet')"
         remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each, docs/data.md any others"
     else:
-        remedy = "rename it to what it is, or convert it as docs/data.md has it"
+        remedy = "unpack it, rename it to what it is, or convert it as docs/data.md has it"
     raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

@@ -106,7 +106,7 @@ UNUSABLE = {
     "empty file": ("log.csv", lambda p: p.write_bytes(b""), ["log.csv", "no header"]),
     "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
     "directory": ("log.csv", lambda p: p.mkdir(), ["log.csv", "directory"]),
-    "unknown suffix": ("log.txt", lambda p: p.write_text("x"), ["log.txt", ".parquet"]),
+    "unknown suffix": ("log.csv.zst", lambda p: p.write_text("x"), ["log.csv.zst", ".parquet", "unpack it"]),
     "JSON lines": ("log.json.gz", lambda p: p.write_text("{}"), ["log.json.gz", "parquet.write_table"]),
     "UTF-16": ("log.csv", lambda p: p.write_bytes((HEADER + "\nu,a,1\n").encode("utf-16")), ["UTF-16"]),
     "missing column": ("log.csv", lambda p: p.write_text("user,item_id,timestamp\n"), ["data.columns.user_id"]),

@@ -23,6 +23,8 @@ FILES = {
     "a comment before the header": ("log.csv", f"# of 2024\n{HEADER}\nu,a,1\n".encode(), "delete what stands before"),
     "spaces between fields": ("log.csv", b"user_id item_id timestamp\nu a 1\n", "comma, semicolon, tab or bar"),
     "a column that a directory names": ("user_id=7/log.csv", b"item_id,timestamp\na,1\n", "write 'user_id' into the"),
+    "Excel's line": ("log.csv", b"sep=;\nuser_id;item_id;timestamp\nu;a;1\n", "delete what stands before them"),
+    "UTF-16, no mark": ("log.csv", HEADER.encode("utf-16-le"), "is UTF-16 or UTF-32 text: save it as UTF-8"),
     "Latin-1": ("log.csv", f"{HEADER}\nu,caf\xe9,1\n".encode("latin1"), "save the log as UTF-8"),
 }
 
