@@ -9,12 +9,16 @@ from typing import Any
 
 import click
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 
+from contracts.artifact import read_manifest
 from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.names import MERGES, Request
+from contracts.names import MERGES, ItemColumn, Request
 from pipeline.cli_options import LocalPath, reports_user_errors
 from pipeline.stages import exported_servable
 
@@ -77,6 +81,7 @@ def query(
     """
     from pipeline.histories import History, history_of
     from pipeline.report import candidates_table, titles_of
+    from serving.export import read_servable_manifest
     from serving.servable_session import ServableSession
 
     if (user is None) == (history is None):
@@ -91,11 +96,12 @@ def query(
         raise ValueError(
             f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"
         )
+    servable = exported_servable(run)
     controls: dict[str, Any] = {
         "num_candidates": num_candidates,
         "merge": merge,
         "alpha": alpha,
-        "groups": _one_row(_group_ids(groups, config.groups.num_groups)),
+        "groups": _one_row(_group_ids(groups, read_servable_manifest(servable).counts["groups"])),
         "max_groups": max_groups,
         "exclude_item_ids": _one_row(_ids(exclude)),
         "num_exploration": explore,
@@ -106,7 +112,7 @@ def query(
     else:
         items = _ids(history) or []
         asked = History(items, _marks(items, _ids(context) or []))
-    with ServableSession(exported_servable(run)) as session:
+    with ServableSession(servable) as session:
         if context is not None and not session.takes(Request.HISTORY_IS_CONTEXT):
             raise ValueError(
                 f"--context {context}: the model of {run.path} reads positives alone; leave it out, or train with "
@@ -123,7 +129,28 @@ def query(
     if as_json:
         _print_json(*found)
     else:
-        Console().print(candidates_table(titles_of(config), run, *found))
+        Console().print(candidates_table(titles_of(config), labels_of_today(run, *found[::2]), *found))
+
+
+def labels_of_today(run: Workdir, item_ids: np.ndarray, group_ids: np.ndarray) -> dict[int, str]:
+    """Labels of the candidates' groups; none, and a note, where the run has other groups than its servable.
+
+    As where only its first stages have run since, to look at another K.
+    """
+    from pipeline.report import group_labels
+
+    read_manifest(run.item_groups.path)
+    table = pq.read_table(run.item_groups.groups, columns=[ItemColumn.ITEM_ID, ItemColumn.GROUP_ID])
+    rows = table.filter(pc.is_in(table[ItemColumn.ITEM_ID], pa.array(item_ids.tolist(), pa.string())))
+    today = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    if [today.get(item) for item in item_ids.tolist()] == group_ids.tolist():
+        return group_labels(run)
+    click.echo(
+        f"groups are shown without labels: {run.item_groups.path} was made anew since the servable was exported; "
+        "let `dnc run` come to its end",
+        err=True,
+    )
+    return {}
 
 
 def _print_json(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:

@@ -133,17 +133,19 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
         Text(f"User {user}, last of {len(history.positives)} items", style="bold"),
         *(Text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),
         Text(f"{sum(answer.item_ids[0] != '')} candidates, by group in order of their best score", style="bold"),
-        candidates_table(titles, workdir, answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
+        candidates_table(titles, group_labels(workdir), answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
     )
 
 
+def group_labels(workdir: Workdir) -> dict[int, str]:
+    """Group -> what it is about."""
+    return {row["group_id"]: row["label"] for row in json.loads(workdir.item_groups.report.read_text(encoding="utf-8"))}
+
+
 def candidates_table(
-    titles: dict[str, str], workdir: Workdir, item_ids: list[str], scores: list[float], groups: list[int]
+    titles: dict[str, str], labels: dict[int, str], item_ids: list[str], scores: list[float], groups: list[int]
 ) -> Table:
-    """Candidates of one request under their groups, best group first."""
-    labels = {
-        row["group_id"]: row["label"] for row in json.loads(workdir.item_groups.report.read_text(encoding="utf-8"))
-    }
+    """Candidates of one request under their groups, best group first; a group without a label is but a number."""
     rows: dict[int, list[tuple[str, float]]] = defaultdict(list)
     for name, score, group in zip(_names(titles, item_ids), scores, groups, strict=True):
         if group >= 0:

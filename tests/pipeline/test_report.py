@@ -15,7 +15,7 @@ from rich.console import Console
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
-from pipeline.report import candidates_table, groups_table, metrics_table, read_metrics, titles_of
+from pipeline.report import candidates_table, group_labels, groups_table, metrics_table, read_metrics, titles_of
 
 
 def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
@@ -29,7 +29,9 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     # Group 1 is of a model that an earlier run made.
     console.print(groups_table(workdir))
-    console.print(candidates_table(titles_of(config), workdir, ["1", "2", "?"], [3.0, 2.0, 1.0], [0, 0, 1]))
+    console.print(
+        candidates_table(titles_of(config), group_labels(workdir), ["1", "2", "?"], [3.0, 2.0, 1.0], [0, 0, 1])
+    )
     shown = console.export_text()
     for text in ("Song [feat. X] (3.00)", "[/x] :smile: (2.00)", "0: [b]rock[/b]", "1: ", "? (1.00)"):
         assert text in shown
@@ -42,7 +44,7 @@ def test_long_ids_stand_on_one_line_each(tmp_path: Path) -> None:
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps([{"group_id": 0, "size": 6, "label": "; ".join(ids[:3])}]))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(candidates_table({}, Workdir(tmp_path), ids, [9.5] * 6, [0] * 6))
+    console.print(candidates_table({}, group_labels(Workdir(tmp_path)), ids, [9.5] * 6, [0] * 6))
     lines = console.export_text().splitlines()
     assert [sum(f"{item} (9.50)" in line for line in lines) for item in ids] == [1] * 6
 
