@@ -16,6 +16,7 @@ from contracts.config import Config, ModelConfig
 from contracts.config_io import load_config
 from contracts.layout import Model, Workdir
 from tests.trainer.artifacts import Log, write_artifacts
+from trainer.baselines import baseline_config
 from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
@@ -159,6 +160,22 @@ def test_an_encoder_is_the_same_whether_it_is_compiled_or_not(tmp_path: Path, co
     assert report.fresh == []
     old, new = (scores(of, run, [3, 7, 11, 2]) for of in (earlier, model))
     np.testing.assert_allclose([new[item] for item in old], list(old.values()), atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["seed=1", "windows.length=12"])
+def test_minds_interests_of_a_history_are_those_of_the_run_before(setting: str, tmp_path: Path) -> None:
+    """What routing starts from is not trained, so nothing carries it over."""
+    workdir = make_run(tmp_path / "run", np.arange(NUM_ITEMS), np.arange(NUM_ITEMS) % NUM_GROUPS, COLOURS)
+    before = baseline_config(config_of("mmoe"), "mind")
+    tf.keras.utils.set_random_seed(before.seed)
+    earlier = random_model(before, workdir)
+    warm = baseline_config(config_of("mmoe", setting, f"training.warm_start={workdir.path}"), "mind")
+    tf.keras.utils.set_random_seed(warm.seed)
+    model = build_model(warm, Catalogue.for_config(warm, workdir))
+    warm_start(model, warm, workdir, "dnc")
+    history, user = tf.constant([[3, 9, 1, 20, 7, 4, 11, 2]], tf.int64), tf.constant([1], tf.int64)
+    old, new = (each.query_embeddings(history, each.features_of_users(user))[0] for each in (earlier, model))
+    np.testing.assert_allclose(new, old, atol=1e-5)
 
 
 def test_buckets_are_carried_over_where_their_number_stays(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from trainer.layers.interest_encoder import InterestEncoder
@@ -17,7 +18,8 @@ class MINDEncoder(InterestEncoder):
     Behaviours are routed to K capsules through one shared bilinear map; a user of n events has
     max(1, min(K, log2 n)) of them. Every prefix of the sequence is routed on its own, all in one
     matrix product an iteration. The routing logits start from fixed random values, so that the same
-    history always gives the same interests.
+    history always gives the same interests: the same values in every run, whatever its seed and its windows' length,
+    since a warm start carries over what was trained on them.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class MINDEncoder(InterestEncoder):
     ):
         super().__init__(num_interests)
         self._bilinear = self.add_weight(name="bilinear", shape=[dim, dim])
+        # By position first, so that longer windows only add values.
+        routing_start = np.random.default_rng(0).normal(size=[max_length, num_interests]).T
         self._routing_start = self.add_weight(
             name="routing_start",
             shape=[num_interests, max_length],
-            initializer=tf.keras.initializers.RandomNormal(stddev=1.0),
+            initializer=lambda shape, dtype: tf.constant(routing_start, dtype),
             trainable=False,
         )
         self._expand = tf.keras.layers.Dense(feed_forward_dim, activation="relu", name="expand")
