@@ -74,6 +74,7 @@ class _Matches:
 
     Attributes:
         items: int64 [num_items], the earlier run's place of each item, -1 = new.
+        learnt: bool [num_items], what the earlier model was trained on: of a cold item it learnt that nobody takes it.
         groups: the earlier group that each group continues.
         values: (layer, weight) -> int64 [table rows - 1], the earlier row of each feature value or user, -1 = unknown.
         catalogue: of this run.
@@ -81,6 +82,7 @@ class _Matches:
     """
 
     items: np.ndarray
+    learnt: np.ndarray
     groups: GroupMatch
     values: dict[tuple[str, str], np.ndarray]
     catalogue: Catalogue
@@ -90,9 +92,9 @@ class _Matches:
 def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str, frozen: bool = False) -> WarmStart:
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
 
-    A new item with training events starts at the mean of its group's earlier items, one without at the
-    model's own initial value. A group that continues no earlier one, an unknown feature value and a weight of
-    another shape keep their initial values.
+    A new item with training events starts at the mean of its group's items that the earlier model was trained on, one
+    without at the model's own initial value. A group that continues no earlier one, an unknown feature value and a
+    weight of another shape keep their initial values.
 
     Args:
         name: of the model, in both runs.
@@ -109,6 +111,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     earlier_model = load_model(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
+    learnt = earlier.known_to(trained).is_trained[items + 1]  # a new item reads row 0: padding, of which nothing is
     same_ids = keeps_ids(config, workdir, earlier_workdir)
     groups = continued_groups(
         now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups, same_ids
@@ -116,7 +119,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     has_user_table = config.model.user_tower == "user_id"
     values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
     values |= _request_rows(config, earlier_config)
-    matches = _Matches(items, groups, values, now, earlier.num_items)
+    matches = _Matches(items, learnt, groups, values, now, earlier.num_items)
     fresh, kept_values = _carry_weights(model, earlier_model, matches)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
@@ -197,11 +200,10 @@ def _item_table(initial: np.ndarray, source: np.ndarray, matches: _Matches) -> n
     result[0] = source[0]
     result[1 : len(items) + 1][known] = source[1:][items[known]]
     group, trained = catalogue.group_id[1:], catalogue.train_count[1:] > 0
-    trusted = known & trained
     sums = np.zeros((catalogue.num_groups, source.shape[1]), np.float32)
     of_items = result[1 : len(items) + 1]
-    np.add.at(sums, group[trusted], of_items[trusted])
-    counts = np.bincount(group[trusted], minlength=catalogue.num_groups)
+    np.add.at(sums, group[matches.learnt], of_items[matches.learnt])
+    counts = np.bincount(group[matches.learnt], minlength=catalogue.num_groups)
     means = sums / np.maximum(counts, 1)[:, None]
     placed = ~known & trained & (counts[group] > 0)
     of_items[placed] = means[group[placed]]

@@ -42,17 +42,35 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     assert report.fresh == ["candidate_tower/cooccurrence_projection"]  # which reads as many numbers as there are
 
 
+def cold(workdir: Workdir, items: slice) -> None:
+    table = pq.read_table(workdir.item_statistics.items)
+    at = table.schema.get_field_index(ItemColumn.TRAIN_COUNT)
+    counts = np.arange(1, table.num_rows + 1)
+    counts[items] = 0
+    pq.write_table(table.set_column(at, ItemColumn.TRAIN_COUNT, pa.array(counts)), workdir.item_statistics.items)
+
+
+def test_a_new_item_starts_among_what_the_model_learnt_and_not_among_its_cold_items(tmp_path: Path) -> None:
+    """Of a group, today's log has items that the model knew as nobody's, and new ones. These are not to begin there."""
+    number = NUM_ITEMS + 4
+    group_of = np.arange(number) % NUM_GROUPS
+    before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of[:NUM_ITEMS], COLOURS)
+    today = make_run(tmp_path / "today", np.arange(number), group_of, COLOURS)
+    cold(before, slice(12, None))
+    cold(today, slice(0, 12))
+    config = config_of("mmoe")
+    known = random_model(config, before)._candidate_tower._id_table.numpy()[1:]
+    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    carry_over(warm, today, "dnc", "fingerprint")
+    carried = load_model(warm, today, "dnc")._candidate_tower._id_table.numpy()[1:]
+    np.testing.assert_allclose(carried[:NUM_ITEMS], known)
+    for item in range(NUM_ITEMS, number):
+        np.testing.assert_allclose(carried[item], known[item % NUM_GROUPS : 12 : NUM_GROUPS].mean(axis=0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("buckets", [0, 5])
 def test_without_training_what_was_trained_on_is_what_the_model_learnt_from(tmp_path: Path, buckets: int) -> None:
     """A day's log lacks most items. They are not cold for that, and histories read their rows, not their buckets'."""
-
-    def cold(workdir: Workdir, items: slice) -> None:
-        table = pq.read_table(workdir.item_statistics.items)
-        at = table.schema.get_field_index(ItemColumn.TRAIN_COUNT)
-        counts = np.arange(1, table.num_rows + 1)
-        counts[items] = 0
-        pq.write_table(table.set_column(at, ItemColumn.TRAIN_COUNT, pa.array(counts)), workdir.item_statistics.items)
-
     number = NUM_ITEMS + 4
     group_of = np.arange(number) % NUM_GROUPS
     before = make_run(tmp_path / "before", np.arange(NUM_ITEMS), group_of[:NUM_ITEMS], COLOURS)

@@ -310,15 +310,17 @@ def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Pat
 
 
 def test_a_new_item_starts_at_its_groups_mean_if_it_is_trained_and_keeps_its_own_start_if_not() -> None:
-    """Items 1 and 2 are known, of which only 1 is trained; 3 is new and trained, 4 new and cold; all of one group.
+    """Items 1 and 2 are known, of which the earlier model learnt 1 alone, and today's log has 2 alone; 3 is new and
+    trained, 4 new and cold; all of one group.
 
     Of item 5's group nothing is known.
     """
     catalogue = SimpleNamespace(
-        group_id=np.array([-1, 0, 0, 0, 0, 1]), train_count=np.array([0, 5, 0, 2, 0, 3]), num_groups=2
+        group_id=np.array([-1, 0, 0, 0, 0, 1]), train_count=np.array([0, 0, 5, 2, 0, 3]), num_groups=2
     )
     initial, source = np.full((6, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
-    matches = SimpleNamespace(items=np.array([0, 1, -1, -1, -1]), catalogue=catalogue, num_earlier=2)
+    learnt = np.array([True, False, False, False, False])
+    matches = SimpleNamespace(items=np.array([0, 1, -1, -1, -1]), learnt=learnt, catalogue=catalogue, num_earlier=2)
     table = _item_table(initial, source, matches)
     assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9], [9, 9]]
 
