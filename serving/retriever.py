@@ -27,6 +27,8 @@ from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
 
 _NUM_IDENTITIES = 2**60  # so many hashes that no two ids share one
+_LARGEST_QUERY = 1e18
+"""Of a dimension. With items as long as an export lets pass, no product of less is beyond a float."""
 
 
 class IndexSet(Protocol):
@@ -193,8 +195,9 @@ class Retriever(tf.Module):
         features = self._user_features(request[Request.USER_ID], raw)
         features[REQUEST] = self._request_codes(request)
         queries, log_intent = self._embed_queries(recent, features)
-        # A feature far out of range can overflow a tower; zeros answer by what the intent and the boosts say.
-        queries = tf.where(tf.math.is_finite(queries), queries, 0.0)
+        # A feature far out of range can overflow a tower, or a product with an item, of which ScaNN ends the process;
+        # zeros answer by what the intent and the boosts say.
+        queries = tf.where(tf.abs(queries) < _LARGEST_QUERY, queries, 0.0)
         log_intent = tf.where(tf.math.is_nan(log_intent), -math.log(self._num_groups), log_intent)
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
 from serving.export import save
 from serving.features import VocabularyLookup
-from serving.group_index import build_group_index
+from serving.group_index import GroupIndex, build_group_index
 from serving.index_set import ScannIndexSet
 from serving.retriever import Retriever
 from serving.servable_session import Recommendations, ServableSession
@@ -74,6 +75,35 @@ class Served:
         return len(self.group) - 1
 
 
+def served_by(
+    path: Path,
+    catalogue: Catalogue,
+    towers: Towers,
+    items: np.ndarray,
+    members: list[np.ndarray],
+    built: list[GroupIndex],
+) -> dict[str, ServableSession]:
+    """The two servables below `path`, which holds the file `ids`."""
+    sessions = {}
+    for name, index_set in (
+        ("exact", ExactIndexSet(items, members)),
+        ("scann", ScannIndexSet(built, catalogue.num_groups)),
+    ):
+        retriever = Retriever(
+            Config(serving=SERVING, windows=WindowsConfig(length=50)),
+            catalogue,
+            towers,
+            VocabularyLookup(path / "ids", catalogue.num_items),
+            NoFeatures(),
+            members,
+            index_set,
+            Exploration(items, members, catalogue.train_count == 0),
+        )
+        save(retriever, path / name)
+        sessions[name] = ServableSession(path / name, num_threads=1)
+    return sessions
+
+
 @pytest.fixture(scope="module", params=[*CATALOGUES, pytest.param("four hundred", marks=pytest.mark.slow)])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     sizes = CATALOGUES.get(request.param, FOUR_HUNDRED)
@@ -89,20 +119,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     (path / "ids").write_text("\n".join(ids) + "\n", encoding="utf-8")
     members = [np.flatnonzero(group == one).astype(np.int32) for one in range(len(sizes))]
     built = [build_group_index(one, items[of], queries[:8, one], SERVING) for one, of in enumerate(members) if len(of)]
-    sessions = {}
-    for name, index_set in (("scann", ScannIndexSet(built, len(sizes))), ("exact", ExactIndexSet(items, members))):
-        retriever = Retriever(
-            Config(serving=SERVING, windows=WindowsConfig(length=50)),
-            Catalogue(ids, group, len(sizes), np.where(is_cold, 0, 1), np.zeros(0)),
-            Towers(queries, log_intent, items),
-            VocabularyLookup(path / "ids", num_items),
-            NoFeatures(),
-            members,
-            index_set,
-            Exploration(items, members, is_cold),
-        )
-        save(retriever, path / name)
-        sessions[name] = ServableSession(path / name, num_threads=1)
+    catalogue = Catalogue(ids, group, len(sizes), np.where(is_cold, 0, 1), np.zeros(0))
+    sessions = served_by(path, catalogue, Towers(queries, log_intent, items), items, members, built)
     yield Served(group, is_cold, queries, np.maximum(log_intent, LEAST_LOG_INTENT), items, sessions)
     for session in sessions.values():
         session.close()
@@ -225,3 +243,26 @@ def test_each_answer_is_the_one_that_the_documentation_describes(served: Served,
             assert len(set(found)) == len(found) and not set(found) & {*row.history, *row.exclude}
             groups = lists.group_ids[place].tolist()
             assert groups == [*served.group[found].tolist(), *[-1] * (len(groups) - len(found))]
+
+
+def test_a_query_too_long_for_its_products_answers_as_zeros_do(tmp_path: Path) -> None:
+    """A vector of a request may make any. ScaNN ends the process where infinities of both signs meet in a sum."""
+    rng, size = np.random.default_rng(0), 400
+    items = rng.normal(size=[size + 1, DIM]).astype(np.float32)
+    queries = rng.normal(size=[size + 1, 1, DIM]).astype(np.float32)
+    tree = ServingConfig(brute_force_max_items=50, int8=False)
+    members = [np.arange(1, size + 1, dtype=np.int32)]
+    built = [build_group_index(0, items[1:], queries[:, 0], tree)]
+    queries[1:6, 0] *= np.array([[1e17], [1e36], [1e37], [1e38], [math.inf]], np.float32)
+    ids = np.array([f"i{index}" for index in members[0]], object)
+    (tmp_path / "ids").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    catalogue = Catalogue(ids, np.append(-1, np.zeros(size)).astype(np.int32), 1, np.ones(size + 1), np.zeros(0))
+    towers = Towers(queries, np.zeros([size + 1, 1], np.float32), items)
+    for session in served_by(tmp_path, catalogue, towers, items, members, built).values():
+        with session:
+            for rows in ([1], [2], [3], [4], [5], [1, 2, 3, 4, 5, 6]):
+                lists = session.recommend([[f"i{user}"] for user in rows], num_candidates=20)
+                for row, user in enumerate(rows):
+                    found = [int(name[1:]) for name in lists.item_ids[row].tolist()]  # no place is absent
+                    products = items[found].astype(float) @ queries[user, 0] if user in {1, 6} else np.zeros(20)
+                    np.testing.assert_allclose(lists.scores[row], products, rtol=1e-5)
