@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -50,9 +51,8 @@ class RestTransport:
         if not _is_url(url):
             raise ValueError(f"{url!r} is no URL of a REST API: it must be http://host:port, or https")
         self._url = url.rstrip("/")
-        self._session = requests.Session()
-        self._session.headers.update(headers or {})
-        self._session.auth = lambda request: request  # else a line of ~/.netrc would replace a header
+        self._headers = dict(headers or {})
+        self._session, self._process = self._new_session(), os.getpid()
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
@@ -86,8 +86,16 @@ class RestTransport:
             raise RetrievalError(code, said.get("error", ""), is_too_large=status == _TOO_LARGE)
         return answer
 
+    def _new_session(self) -> requests.Session:
+        session = requests.Session()
+        session.headers.update(self._headers)
+        session.auth = lambda request: request  # else a line of ~/.netrc would replace a header
+        return session
+
     def _sent(self, method: str, url: str, body: str | None, timeout: float) -> tuple[int, bytes]:
         deadline = time.monotonic() + timeout
+        if self._process != os.getpid():  # forked: over a connection that two processes have, each reads both's answers
+            self._session, self._process = self._new_session(), os.getpid()
         with self._session.request(method, url, data=body, timeout=timeout, stream=True) as response:
             return response.status_code, _content(response, deadline)
 

@@ -52,7 +52,7 @@ class RetrievalClient:
 
     Overload and unreachable servers are asked again, with growing pauses, until the time is up.
 
-    Threads may share a client, over gRPC or REST; `close` it when all are done.
+    Threads may share a client, over gRPC or REST, and over REST forked processes, too; `close` it when all are done.
     """
 
     def __init__(self, transport: Transport, target: Target, timeout: float = DEFAULT_TIMEOUT):
