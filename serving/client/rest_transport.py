@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import threading
@@ -153,12 +154,19 @@ def _path(target: Target) -> str:
 
 
 def _plain(value: np.ndarray) -> Any:
-    """Lists of lists; bytes of UTF-8 as strings."""
+    """Lists of lists; bytes of UTF-8 as strings, others in base64."""
     if value.dtype != object:
         return value.tolist()
     flat = np.empty(value.size, object)
-    flat[:] = [item.decode() for item in value.ravel()]
+    flat[:] = [_text(item) for item in value.ravel()]
     return flat.reshape(value.shape).tolist()
+
+
+def _text(value: bytes) -> str | dict[str, str]:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def _array(value: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from contracts.config import ServerConfig
+from serving.client import RetrievalClient
 from serving.servable_session import ServableSession
 from serving.server.run import Listening, running
 
@@ -122,3 +123,14 @@ def server(servables: dict[str, Path]) -> Iterator[LiveServer]:
     bases = {"dnc": servables["scann"].parent, "dnc_exact": servables["exact"].parent}
     with LiveServer(bases, max_request_bytes=2**20) as running_server:
         yield running_server
+
+
+@pytest.fixture(scope="module", params=["grpc", "rest"])
+def client(server, request):
+    make, at = {
+        "grpc": (RetrievalClient.grpc, server.address),
+        "rest": (RetrievalClient.rest, server.url),
+    }[request.param]
+    with make(at, "dnc_exact", timeout=30) as made:
+        made.wait_until_ready(30)
+        yield made

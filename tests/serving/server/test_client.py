@@ -19,17 +19,6 @@ from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
 
 
-@pytest.fixture(scope="module", params=["grpc", "rest"])
-def client(server, request):
-    make, at = {
-        "grpc": (RetrievalClient.grpc, server.address),
-        "rest": (RetrievalClient.rest, server.url),
-    }[request.param]
-    with make(at, "dnc_exact", timeout=30) as made:
-        made.wait_until_ready(30)
-        yield made
-
-
 def test_lists_are_the_sessions(client, session):
     histories, users = [["i1", "i2"], [], ["i3", "nobody", "i4"]], ["u1", "", "u2"]
     found = client.recommend(histories, user_id=users, num_candidates=[3, 5, 4], alpha=0.5)
