@@ -126,9 +126,7 @@ class RetrievalClient:
             ValueError: the servable has no such input, or the value does not fit it.
             RetrievalError: the server's refusal, or no answer in time.
         """
-        _require_a_list_a_user(histories)
-        _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
-        outputs = self._call(Signature.SERVING_DEFAULT, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
+        outputs = self._call(Signature.SERVING_DEFAULT, _given(histories, inputs), len(histories), timeout)
         fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
         return [_candidates(*row) for row in zip(*fields, strict=True)]
 
@@ -139,9 +137,7 @@ class RetrievalClient:
 
         Arguments and errors are those of `recommend`.
         """
-        _require_a_list_a_user(histories)
-        _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
-        outputs = self._call(Signature.QUERY_EMBEDDING, {Request.HISTORY: histories, **inputs}, len(histories), timeout)
+        outputs = self._call(Signature.QUERY_EMBEDDING, _given(histories, inputs), len(histories), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
 
     def candidate_embedding(
@@ -218,6 +214,21 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
 def _left(deadline: float) -> float:
     """The seconds that are left; more than 0, as a timeout must be."""
     return max(deadline - time.monotonic(), 1e-3)
+
+
+def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All inputs by name.
+
+    Raises:
+        ValueError: histories are given twice, or not as lists, or their marks do not fit them.
+    """
+    if Request.HISTORY in inputs:
+        raise ValueError(
+            f"the histories are the first argument: leave out {Request.HISTORY}={inputs[Request.HISTORY]!r}"
+        )
+    _require_a_list_a_user(histories)
+    _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
+    return {Request.HISTORY: histories, **inputs}
 
 
 def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def test_bytes_of_another_encoding_are_an_unknown_id(client):
     [known], [both] = (client.recommend([history], num_candidates=5) for history in (["i1"], [b"\xff\xfe", "i1"]))
     assert both.item_ids == known.item_ids
     assert client.candidate_embedding([b"\xff"])[1].tolist() == [-1]
+
+
+def test_histories_that_are_given_twice_are_refused(client):
+    """One of the two would be dropped without a word."""
+    for ask in (client.recommend, client.query_embedding):
+        with pytest.raises(ValueError, match=r"the histories are the first argument: leave out history=\[\['i2'\]\]"):
+            ask([["i1"]], history=[["i2"]])
