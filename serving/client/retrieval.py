@@ -276,6 +276,8 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     """A row per user; an input of any width is padded on the left, by one place at least."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         array = _cast(spec, np.asarray(value, object))
+        if array.ndim > len(spec.shape):
+            raise ValueError(f"input {spec.name!r} is nested too deep: it is one value for all, or one per user")
         if array.ndim == len(spec.shape) and len(array) not in (1, rows):
             raise ValueError(f"input {spec.name!r} must have one value, or a value per user, {rows}; got {len(array)}")
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])

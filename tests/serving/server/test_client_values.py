@@ -16,3 +16,11 @@ def test_histories_that_are_given_twice_are_refused(client):
     for ask in (client.recommend, client.query_embedding):
         with pytest.raises(ValueError, match=r"the histories are the first argument: leave out history=\[\['i2'\]\]"):
             ask([["i1"]], history=[["i2"]])
+
+
+def test_lists_of_lists_where_values_belong_are_refused_by_name(client):
+    """As in REST's rows, which are easily copied."""
+    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deep"):
+        client.recommend([["i1"], ["i2"]], num_candidates=[[3], [4]])
+    with pytest.raises(ValueError, match="input 'item_ids' is nested too deep"):
+        client.candidate_embedding([["i1"], ["i2"]])
