@@ -20,7 +20,9 @@ from serving.client.transport import Code, RetrievalError, Target, Transport
 from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
-"""Seconds that a call may take, its retries included."""
+"""Seconds that a call may take, its retries included; infinite for no limit."""
+_LONGEST_TRY = 86_400.0
+"""Seconds: infinity is none to gRPC, which takes it for a deadline that has passed, nor to a lock."""
 _LEAST_TRY = 0.05
 """Seconds: what a shorter last try would say, that the time is up, hides what the server had said before."""
 _REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
@@ -212,8 +214,8 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
 
 
 def _left(deadline: float) -> float:
-    """The seconds that are left; more than 0, as a timeout must be."""
-    return max(deadline - time.monotonic(), 1e-3)
+    """The seconds that are left, as a timeout must be: more than 0, and not without end."""
+    return min(max(deadline - time.monotonic(), 1e-3), _LONGEST_TRY)
 
 
 def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 
@@ -24,3 +26,9 @@ def test_lists_of_lists_where_values_belong_are_refused_by_name(client):
         client.recommend([["i1"], ["i2"]], num_candidates=[[3], [4]])
     with pytest.raises(ValueError, match="input 'item_ids' is nested too deep"):
         client.candidate_embedding([["i1"], ["i2"]])
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e15])
+def test_a_timeout_may_be_without_end(client, timeout):
+    assert client.recommend([["i1"]], num_candidates=2, timeout=timeout)[0].item_ids
+    client.wait_until_ready(timeout)
