@@ -252,6 +252,8 @@ def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> 
             f"input {Request.HISTORY_IS_CONTEXT!r} must have a list per user with a value per event of the history: "
             f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
         )
+    if broken := [mark for one in marks for mark in one if mark not in (True, False, None)]:
+        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
 
 
 def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 
@@ -32,3 +33,12 @@ def test_lists_of_lists_where_values_belong_are_refused_by_name(client):
 def test_a_timeout_may_be_without_end(client, timeout):
     assert client.recommend([["i1"]], num_candidates=2, timeout=timeout)[0].item_ids
     client.wait_until_ready(timeout)
+
+
+@pytest.mark.parametrize("mark", ["False", "", 2, 0.5, float("nan")])
+def test_a_mark_that_is_neither_true_nor_false_is_refused(client, mark):
+    """Any text but the empty one is true to Python: of a log's "False", every event would be context."""
+    with pytest.raises(ValueError, match="'history_is_context' must hold true or false; got "):
+        client.recommend([["i1", "i2"]], history_is_context=[[True, mark]])
+    same = [client.recommend([["i1", "i2"]], history_is_context=[[one, None]])[0] for one in (False, 0, np.False_)]
+    assert same[0].item_ids == same[1].item_ids == same[2].item_ids
