@@ -44,6 +44,7 @@ def command_of(module: str) -> click.Command:
         try:
             config = load_config(config_path, overrides)
             run = Workdir(workdir.absolute())
+            storage.require_literal(run.path)
             with holding(run):
                 manifest = job.run(config, run, fingerprint(module, config.model_dump(mode="json")))
         except ValueError as error:

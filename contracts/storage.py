@@ -326,7 +326,7 @@ def require_literal(path: Path) -> None:
     Raises:
         ValueError: it does.
     """
-    if found := sorted(set(str(path)) & set("[]*?")):
+    if found := sorted(set(str(path)) & set("[]*?\\")):
         raise ValueError(f"{path} holds {' '.join(found)}, which TensorFlow reads as a pattern: choose another name")
 
 

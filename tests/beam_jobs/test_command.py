@@ -18,3 +18,12 @@ def test_a_second_run_on_a_workdir_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"{tmp_path} is held by another process" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [Workdir(tmp_path).lock]
+
+
+def test_a_workdir_that_tensorflow_would_not_find_again_is_refused(tmp_path: Path) -> None:
+    workdir = tmp_path / "run [1]"
+    command = [sys.executable, "-m", "beam_jobs.ingest", "--workdir", str(workdir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert f"{workdir} holds [ ], which TensorFlow reads as a pattern" in done.stderr
+    assert not workdir.exists()

@@ -140,7 +140,7 @@ def test_a_file_that_does_not_reach_the_disk_is_one(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["run [1]", "a*", "what?"])
+@pytest.mark.parametrize("name", ["run [1]", "a*", "what?", r"run\1"])
 def test_a_directory_whose_name_is_a_pattern_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TensorFlow reads as a pattern: choose another name"):
         require_literal(tmp_path / name)
