@@ -246,13 +246,15 @@ def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> 
     """Padding goes before each list: shorter marks would be those of the last events."""
     if marks is None:
         return
+    if not _is_list(marks):
+        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must be a list per user; got {marks!r}")
     lengths = [[len(one) for one in lists if _is_list(one)] for lists in (list(histories), list(marks))]
     if lengths[0] != lengths[1]:
         raise ValueError(
             f"input {Request.HISTORY_IS_CONTEXT!r} must have a list per user with a value per event of the history: "
             f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
         )
-    if broken := [mark for one in marks for mark in one if mark not in (True, False, None)]:
+    if broken := [mark for one in filter(_is_list, marks) for mark in one if mark not in (True, False, None)]:
         raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
 
 

@@ -42,3 +42,8 @@ def test_a_mark_that_is_neither_true_nor_false_is_refused(client, mark):
         client.recommend([["i1", "i2"]], history_is_context=[[True, mark]])
     same = [client.recommend([["i1", "i2"]], history_is_context=[[one, None]])[0] for one in (False, 0, np.False_)]
     assert same[0].item_ids == same[1].item_ids == same[2].item_ids
+
+
+def test_marks_that_are_no_lists_are_refused(client):
+    with pytest.raises(ValueError, match="'history_is_context' must be a list per user; got True"):
+        client.recommend([["i1"]], history_is_context=True)
