@@ -6,16 +6,20 @@ Their tensors are assets of the SavedModel, which its loader reads; a small file
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from contracts.layout import ASSETS_EXTRA
 from serving.group_index import GroupIndex
 from serving.index_tuning import SearchPoint
 from serving.scann_resource import StoredIndexes
+
+log = logging.getLogger(__name__)
 
 INDEXES_FILE = ASSETS_EXTRA / "group_indexes.json"
 _FORMAT = 3
@@ -34,13 +38,17 @@ def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
 
 
 def read_indexes(version: Path) -> dict[str, GroupIndex]:
-    """Fingerprint -> index of a version directory; none if it holds no such file."""
+    """Fingerprint -> index of a version directory; none if it holds no such file, or what it holds is damaged."""
     path = version / INDEXES_FILE
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if stored.get("format") != _FORMAT or not stored["groups"]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if stored.get("format") != _FORMAT or not stored["groups"]:
+            return {}
+        tensors = StoredIndexes(version)
+        return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
+    except (ValueError, IndexError, tf.errors.OpError) as error:  # as TensorFlow's reader and JSON's say it
+        log.warning("%s: its indexes cannot be read (%s), so all groups are built anew", version, error)
         return {}
-    tensors = StoredIndexes(version)
-    return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
 
 
 def _index(entry: dict[str, Any], stored: StoredIndexes) -> GroupIndex:

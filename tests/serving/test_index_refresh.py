@@ -77,6 +77,32 @@ def test_stored_tensors_are_those_that_were_built_to_the_byte(tmp_path):
     assert stored.tensors(7)["serialized_partitioner"].item().endswith(b"\0\0")
 
 
+_DATA = "assets/scann.data-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        pytest.param("assets.extra/group_indexes.json", lambda content: content[:100], id="cut off"),
+        pytest.param(_DATA, lambda content: content[: len(content) // 2], id="half of the tensors"),
+        pytest.param(_DATA, lambda content: content[:5000] + b"\xff" * 9 + content[5009:], id="other bytes"),
+        pytest.param("assets/scann.index", None, id="gone"),
+    ],
+)
+def test_of_a_version_that_is_damaged_nothing_is_taken_over(file, damage, servable, parts, tmp_path, caplog):
+    """A day's training is not lost for it: every group is built anew, and the log says why."""
+    version = Path(shutil.copytree(servable, tmp_path / "version"))
+    content = (version / file).read_bytes()
+    (version / file).unlink()
+    if damage:
+        (version / file).write_bytes(damage(content))
+    queries, embeddings, members = parts
+    with caplog.at_level("WARNING", "serving.index_store"):
+        stored = read_indexes(version)
+    assert build_indexes(SERVING, queries, embeddings, members, stored).rebuilt == list(range(len(GROUP_SIZES)))
+    assert f"{version}: its indexes cannot be read" in caplog.text
+
+
 def changed(version: Path, folder: Path, change) -> Path:
     """A version whose serving_default is changed."""
     path = Path(shutil.copytree(version, folder / "changed")) / "saved_model.pb"
