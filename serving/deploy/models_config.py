@@ -53,7 +53,8 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
             )
         one = config.model_config_list.config.add(name=name, base_path=str(root / name), model_platform="tensorflow")
         wanted = labels.by_label()
-        one.version_labels.update(_movable(wanted, f"{server}/v1/models/{name}") if server else wanted)
+        model = f"{server.rstrip('/')}/v1/models/{name}" if server else None
+        one.version_labels.update(_movable(wanted, model) if model else wanted)
         listed = {*wanted.values(), *one.version_labels.values()}
         one.model_version_policy.specific.versions.extend(sorted(listed))
     return text_format.MessageToString(config)
@@ -106,6 +107,8 @@ def main(models: tuple[str, ...], root: str, out: Path | None, every: float | No
         raise click.UsageError(
             "--every needs --out FILE, where to keep the models.config, and --server URL, whose loads labels wait for"
         )
+    if server and not server.startswith(("http://", "https://")):
+        raise click.UsageError(f"--server {server!r} must be a URL, e.g. http://localhost:8501")
     bases = _bases(models)
     if every:  # the first process of a container gets no signal that it does not ask for
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

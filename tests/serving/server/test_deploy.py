@@ -117,8 +117,9 @@ def test_models_config_follows_the_labels(tmp_path, servable):
         (["{base}"], "must have the form NAME=PATH"),
         (["dnc={base}", "--every", "1", "--server", "http://localhost:8501"], "--every needs --out"),
         (["dnc={base}", "--every", "1", "--out", "{base}/models.config"], "and --server URL"),
+        (["dnc={base}", "--server", "localhost:8501"], "'localhost:8501' must be a URL"),
     ],
-    ids=["no version", "a version that is not there", "no name", "no file to keep", "no server to ask"],
+    ids=["no version", "a version that is not there", "no name", "no file to keep", "no server to ask", "no URL"],
 )
 def test_a_models_config_that_cannot_be_is_explained(tmp_path, servable, arguments, said):
     add_version(tmp_path, 1, servable)
@@ -174,6 +175,8 @@ class Labelled:
 
     def answer(self, path: str) -> dict[str, Any]:
         """By http_rest_api_handler.cc, get_model_status_impl.cc and get_model_metadata_impl.cc."""
+        if not path.startswith("/v1/models/dnc"):
+            return {"error": f"Malformed request: GET {path}"}
         _, _, label = path.removesuffix("/metadata").partition("/labels/")
         if not path.endswith("/metadata"):  # a label makes no difference, and what was unloaded is listed, too
             state = {version: "AVAILABLE" if version in self.loaded else "LOADING" for version in self.listed}
@@ -187,7 +190,8 @@ class Labelled:
         return {"model_spec": {"name": "dnc", "signature_name": "", "version": str(version)}, "metadata": {}}
 
 
-def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, servable, monkeypatch):
+@pytest.mark.parametrize("url", ["http://server", "http://server/"])
+def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, servable, monkeypatch, url):
     """In one step, TF Serving would refuse the config at every look, and never load the version."""
     server, base = Labelled(), tmp_path / "dnc"
     monkeypatch.setattr(
@@ -206,7 +210,7 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     ):
         write_labels(base, labels)
         for _ in range(2):
-            server.reload(models_config({"dnc": base}, PurePosixPath("/m"), "http://server"))
+            server.reload(models_config({"dnc": base}, PurePosixPath("/m"), url))
             seen.append((server.labels["stable"], server.labels["stable"] in server.loaded))
             server.load()
         assert (server.labels, server.loaded) == (labels.by_label(), set(labels.by_label().values()))
