@@ -148,6 +148,9 @@ def manifest_of(previous: str | None) -> tuple[str, ...]:
     return (glob.escape(str(artifact.current(as_path(previous)) / artifact.MANIFEST_NAME)),)
 
 
+_OF_CATALOGUE = ("statistics", "groups", "transform", "windows")
+"""What training and all after it read: each of them may have been made anew, and the model not."""
+
 STAGES = (
     Stage(
         "ingest",
@@ -211,7 +214,7 @@ STAGES = (
     Stage(
         "train",
         "train the model and its baselines",
-        after=("transform", "windows"),
+        after=_OF_CATALOGUE,
         sections=("model", "training", "seed"),
         rooms=("trainer",),
         outputs=_trained_models,
@@ -222,7 +225,7 @@ STAGES = (
     Stage(
         "evaluate",
         "rank the whole catalogue for every test user",
-        after=("train",),
+        after=(*_OF_CATALOGUE, "train"),
         sections=("evaluation", "serving.merge", "serving.alpha", "serving.exploration_share", "seed"),
         rooms=("trainer",),
         outputs=lambda config, workdir: (workdir.evaluation,),
@@ -231,7 +234,7 @@ STAGES = (
     Stage(
         "export",
         "write one SavedModel with an index per group",
-        after=("train",),
+        after=(*_OF_CATALOGUE, "train"),
         sections=("serving", "seed"),
         rooms=("serving",),
         outputs=lambda config, workdir: (workdir.export,),
@@ -240,7 +243,7 @@ STAGES = (
     Stage(
         "validate",
         "replay requests in a fresh process against brute force",
-        after=("evaluate", "export"),
+        after=(*_OF_CATALOGUE, "train", "evaluate", "export"),
         sections=("serving",),
         rooms=("serving",),
         outputs=lambda config, workdir: (workdir.validation,),
@@ -248,5 +251,5 @@ STAGES = (
     ),
 )
 
-VALIDATE_ALONE = replace(STAGES[-1], after=("export",), run=_validate_alone)
+VALIDATE_ALONE = replace(STAGES[-1], after=(*_OF_CATALOGUE, "export"), run=_validate_alone)
 """The last stage of runs that do not evaluate: it leaves the servable's metrics out."""

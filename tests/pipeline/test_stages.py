@@ -1,7 +1,7 @@
 """What a stage of the pipeline depends on, what it refuses, and what it does when it is forced."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from contracts.config_io import load_config
 from contracts.layout import Workdir
 from pipeline.datasets.synthetic import SyntheticLog, generate
 from pipeline.runner import run_stages
+from pipeline.stage import Stage
 from pipeline.stages import STAGES
 from serving.validate_process import check_servables
 
@@ -29,9 +30,22 @@ NO_DEPENDENCY = {
 """Key or section -> why what is made need not change with it."""
 
 
+MADE_BY = {"events": "ingest", "item_statistics": "statistics", "item_groups": "groups", "model": "train"}
+MADE_BY |= {name: name for name in ("transform", "windows")} | {"evaluation": "evaluate", "export": "export"}
+"""Name of an artifact in `Workdir` -> the stage that writes it."""
+
+
+@dataclass
+class Read:
+    """What a stage's run reads: the config's keys, as "section.key", and artifacts, by the stage that writes them."""
+
+    keys: set[str] = field(default_factory=set)
+    artifacts: set[str] = field(default_factory=set)
+
+
 @pytest.fixture(scope="module")
-def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
-    """Stage -> the config's keys that its run reads, as "section.key", in a small run of all stages."""
+def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Read]]:
+    """Stage -> what its run reads, in a small run of all stages."""
     folder = tmp_path_factory.mktemp("reads")
     generate(SyntheticLog(num_events=4_000, num_users=200, num_items=100), folder / "data")
     keys = ["evaluation.baselines=[popularity]", f"data.events={folder}/data/events-*.csv"]
@@ -39,13 +53,18 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[st
     config, workdir = load_config(Path("configs/smoke.yaml"), [*SMALL, *keys]), Workdir(folder / "run")
     workdir.path.mkdir()
     sections = {type(section): name for name, section in config if isinstance(section, Section)}
-    found: dict[str, set[str]] = {}
-    seen: set[str] = set()
+    found: dict[str, Read] = {}
+    seen = Read()
 
     def read(self: Section, name: str) -> Any:
         section = "" if type(self) is Config else sections.get(type(self))
         if section is not None and name in type(self).model_fields and name not in sections.values():
-            seen.add(f"{section}.{name}".removeprefix("."))
+            seen.keys.add(f"{section}.{name}".removeprefix("."))
+        return object.__getattribute__(self, name)
+
+    def find(self: Workdir, name: str) -> Any:
+        if name in MADE_BY:
+            seen.artifacts.add(MADE_BY[name])
         return object.__getattribute__(self, name)
 
     def in_this_process(config: Config, workdir: Workdir, servable: Path, *_: object) -> None:
@@ -53,11 +72,11 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[st
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", read)
+        patch.setattr(Workdir, "__getattribute__", find)
         patch.setattr(serving.validate, "validate", in_this_process)
         for stage in STAGES:
-            seen.clear()
+            seen = found[stage.name] = Read()
             stage.run(config, workdir, "f")
-            found[stage.name] = set(seen)
     yield found
 
 
@@ -67,18 +86,21 @@ def named(stage: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", BY_NAME)
-def test_a_stage_names_what_it_reads(stage: str, reads: dict[str, set[str]]) -> None:
+def test_a_stage_names_what_it_reads(stage: str, reads: dict[str, Read]) -> None:
     """Otherwise it would be skipped where it must run."""
-    known = {*named(stage), *NO_DEPENDENCY}
-    assert reads[stage]
-    assert {key for key in reads[stage] if not {key, key.split(".")[0]} & known} == set()
+    known, read = {*named(stage), *NO_DEPENDENCY}, reads[stage]
+    assert read.keys
+    assert {key for key in read.keys if not {key, key.split(".")[0]} & known} == set()
+    # Each by itself: with `--from`, one may be there that those after it were not made of.
+    assert read.artifacts - {stage, *BY_NAME[stage].after} == set()
 
 
-def test_what_a_stage_reads_is_seen(reads: dict[str, set[str]]) -> None:
-    assert "windows.popularity_exponent" in reads["statistics"]
-    assert "windows.easy_negatives" in reads["windows"] - reads["statistics"]
-    assert {"seed", "training.loss", "model.dropout"} <= reads["train"]
-    assert "serving.recall_target" in reads["validate"]
+def test_what_a_stage_reads_is_seen(reads: dict[str, Read]) -> None:
+    assert "windows.popularity_exponent" in reads["statistics"].keys
+    assert "windows.easy_negatives" in reads["windows"].keys - reads["statistics"].keys
+    assert {"seed", "training.loss", "model.dropout"} <= reads["train"].keys
+    assert "serving.recall_target" in reads["validate"].keys
+    assert {"statistics", "groups", "transform", "windows", "train"} <= reads["export"].artifacts
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -115,6 +137,31 @@ def test_forced_training_trains_every_model_and_a_killed_one_what_is_left(
     killed_at = ""
     run_stages(stages, config, workdir)
     assert trained == ["dnc", "single_vector"] * 2
+
+
+def test_another_log_s_evaluation_does_not_pass_for_this_one_s(tmp_path: Path) -> None:
+    """Windows of b, with the model of a, then a again: what was measured on b's users is none of a's."""
+
+    def made(stage: Stage) -> Stage:
+        def run(config: Config, workdir: Workdir, fingerprint: str) -> None:
+            for path in stage.outputs(config, workdir):
+                with artifact.writing(path, stage.name, fingerprint) as writer:
+                    writer.details = {"length": config.windows.length, "of": length_of_windows(workdir)}
+
+        return replace(stage, run=run, sources=lambda config: ())
+
+    def length_of_windows(workdir: Workdir) -> int | None:
+        manifest = artifact.find_manifest(workdir.windows.path)
+        return manifest and manifest.details["length"]
+
+    stages, workdir = tuple(made(stage) for stage in STAGES), Workdir(tmp_path / "run")
+    a, b = (load_config(None, [f"windows.length={length}", "evaluation.baselines=[]"]) for length in (11, 12))
+    run_stages(stages, a, workdir)
+    run_stages(stages, b, workdir, last="windows")
+    run_stages(stages, a, workdir, first="evaluate")
+    run_stages(stages, a, workdir)
+    for path in (workdir.model("dnc").path, workdir.evaluation, workdir.export, workdir.validation):
+        assert artifact.read_manifest(path).details["of"] == 11, path
 
 
 def write_windows(workdir: Workdir, **others: int) -> None:
