@@ -31,7 +31,8 @@ def run_stages(
     """Runs `stages` from `first` to `last`, both included.
 
     A stage whose outputs carry the fingerprint of its code, inputs and config is skipped; naming it as `first` runs all
-    of it anyway, and what reads its outputs, which need not be the same to the bit. What the stages before `first` have
+    of it anyway, and what reads its outputs, which need not be the same to the bit; of that, what comes after `last` is
+    left to a later run, and is no artifact until then. What the stages before `first` have
     written is taken as it is; where it is not what this config would make, a later run from the start makes it anew.
 
     Raises:
@@ -46,19 +47,30 @@ def run_stages(
         for stage in selected:
             stage.check(config)
         wanted = fingerprints(stages, config, _taken_as_they_are(stages, selected, config, workdir))
+        if first is not None:
+            _forget(stages, first, config, workdir)
         results = []
-        forced = {first}
         for stage in selected:
             position = f"[{stages.index(stage) + 1}/{len(stages)}]"
-            if forced & {stage.name, *stage.after}:
-                forced.add(stage.name)
-                for path in stage.outputs(config, workdir):
-                    artifact.forget(path)  # a killed run goes on here, and keeps what it has finished
             results.append(_run_stage(stage, position, config, workdir, wanted[stage.name]))
             if results[-1].ran or stage is selected[-1]:
                 # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.
                 storage.write_text(workdir.config, dump_config(config))
         return results
+
+
+def _forget(stages: tuple[Stage, ...], first: str, config: Config, workdir: Workdir) -> None:
+    """Makes what `first` has written, and what was made of that, no artifact.
+
+    All at once, and what comes after `--to`, too: a run that is killed or stops there leaves nothing that the next one
+    would take for made of what is there by then. That one goes on, and keeps what this one has finished.
+    """
+    forced = {first}
+    for stage in stages:
+        if forced & {stage.name, *stage.after}:
+            forced.add(stage.name)
+            for path in stage.outputs(config, workdir):
+                artifact.forget(path)
 
 
 def _require_reach(selected: tuple[Stage, ...], workdir: Workdir) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,25 @@ def test_a_forced_run_that_was_killed_is_not_up_to_date(
     journal.clear()
     run_stages(stages, Config(), workdir)
     assert journal == ["b"]
+
+
+@pytest.mark.parametrize(("killed", "last"), [("b", None), ("c", None), (None, "b")])
+def test_what_was_made_of_a_forced_stages_earlier_output_is_made_anew(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path, killed: str | None, last: str | None
+) -> None:
+    """Wherever the forced run ended: c must be of the b that is there."""
+
+    def die(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        raise KeyboardInterrupt
+
+    workdir = Workdir(tmp_path / "run")
+    run_stages(stages, Config(), workdir)
+    journal.clear()
+    dying = tuple(replace(stage, run=die) if stage.name == killed else stage for stage in stages)
+    with pytest.raises(KeyboardInterrupt) if killed else nullcontext():
+        run_stages(dying, Config(), workdir, first="b", last=last)
+    run_stages(stages, Config(), workdir)
+    assert journal == ["b", "c"]
 
 
 def test_from_depends_on_what_is_there_and_not_on_what_would_be(
