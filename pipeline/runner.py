@@ -143,9 +143,10 @@ def _taken_as_they_are(
     """Fingerprints of what the stages before the selected ones have written: those depend on it, current or not."""
     found = {}
     for stage in stages[: stages.index(selected[0])]:
-        manifest = artifact.find_manifest(stage.outputs(config, workdir)[0])
-        if manifest is not None:
-            found[stage.name] = manifest.fingerprint
+        manifests = [artifact.find_manifest(path) for path in stage.outputs(config, workdir)]
+        made_of = sorted({manifest.fingerprint for manifest in manifests if manifest is not None})
+        if made_of:  # several where a run died between them, as between a model and its baselines
+            found[stage.name] = made_of[0] if len(made_of) == 1 else artifact.fingerprint(made_of)
     current = fingerprints(stages, config) if found else {}
     stale = [name for name, fingerprint in found.items() if fingerprint != current[name]]
     if stale:

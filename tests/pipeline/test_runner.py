@@ -195,6 +195,34 @@ def test_what_was_made_of_a_forced_stages_earlier_output_is_made_anew(
     assert journal == ["b", "c"]
 
 
+def test_a_stage_with_outputs_of_two_configs_is_not_what_either_makes(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
+) -> None:
+    """As a model of today beside a baseline of yesterday, where a run died between them."""
+
+    def outputs(config: Config, workdir: Workdir) -> tuple[Path, ...]:
+        return workdir.path / "model", workdir.path / "baseline"
+
+    def run(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        for path in outputs(config, workdir):
+            if killed and path.name == "baseline":
+                raise KeyboardInterrupt
+            with artifact.writing(path, "model", fingerprint):
+                pass
+
+    workdir, killed = Workdir(tmp_path / "run"), False
+    stages = (stages[0], replace(stages[1], outputs=outputs, run=run), stages[2])
+    run_stages(stages, Config(), workdir)
+    killed, other = True, load_config(None, ["groups.num_groups=7"])
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(stages, other, workdir)
+    run_stages(stages, other, workdir, first="c")
+    killed = False
+    journal.clear()
+    run_stages(stages, other, workdir)
+    assert journal == ["c"]
+
+
 def test_from_depends_on_what_is_there_and_not_on_what_would_be(
     stages: tuple[Stage, ...], journal: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
