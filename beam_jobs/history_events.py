@@ -48,7 +48,7 @@ def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
         return events
     ends_user = np.diff(events.users, append=-1) != 0
     # Of each event, the first positive after it, or the end of its user's events.
-    stops = np.unique(np.concatenate([np.flatnonzero(~is_context), np.flatnonzero(ends_user) + 1]))
+    stops = np.flatnonzero(np.append(~is_context, False) | np.append(False, ends_user))
     place = np.arange(len(is_context))
     stop = stops[np.searchsorted(stops, place, side="right")]
     context_before = np.concatenate([[0], np.cumsum(is_context)])
