@@ -77,7 +77,7 @@ def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
 
 def catalog_coverage(lists: np.ndarray, num_items: int) -> float:
     """Share of the catalogue's items that are in at least one list of int [num_users, length]."""
-    return np.count_nonzero(np.unique(lists)) / num_items
+    return np.count_nonzero(np.bincount(lists[lists > 0])) / num_items
 
 
 def gini(lists: np.ndarray, num_items: int) -> float:
