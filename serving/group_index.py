@@ -91,7 +91,7 @@ def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
     """A hash of all that an index depends on; if it changes, the index must be built anew."""
     settings = serving.model_dump(mode="json", include=set(_SETTINGS))
     code = metadata.version("scann"), code_of("serving")  # another ScaNN may not read what one serialised
-    return fingerprint(settings, code, hashlib.sha256(embeddings.tobytes()).hexdigest())
+    return fingerprint(settings, code, embeddings.shape, hashlib.sha256(embeddings.tobytes()).hexdigest())
 
 
 def choose_structure(size: int, serving: ServingConfig) -> Structure:

@@ -7,6 +7,7 @@ there is one place to look at, and a restart changes nothing.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ async def reload_labels(models: Models, config: Any) -> None:
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
+    names = Counter(one.name for one in config.model_config_list.config)
+    if repeated := [name for name, times in names.items() if times > 1]:
+        raise invalid(f"the config lists {repeated[0]} {names[repeated[0]]} times: a model must be in it once")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
     planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:

@@ -41,6 +41,8 @@ _DRAIN_SECONDS = 0.5
 """What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
 _ARRIVAL_SECONDS = 0.01
 """Between two looks at whether all bodies have come."""
+_IDLE_SECONDS = 75.0
+"""Until a connection that has been answered is ended, if no other request comes; aiohttp's own hour is for proxies."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -53,6 +55,7 @@ class RestApi:
         self._config = config
         self._is_draining = False
         self._arriving = 0
+        self._have_asked: set[web.RequestHandler] = set()
 
     async def drain(self) -> None:
         """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
@@ -63,6 +66,20 @@ class RestApi:
         await asyncio.sleep(_DRAIN_SECONDS)
         while self._arriving:
             await asyncio.sleep(_ARRIVAL_SECONDS)
+
+    async def end_silent_connections(self, server: web.Server) -> None:
+        """Ends, without end, connections over which no whole head has come in the time of a request, or in twice that.
+
+        aiohttp waits for a first one for ever, and each connection holds one of the process's file descriptors.
+        """
+        silent: set[web.RequestHandler] = set()
+        while True:
+            await asyncio.sleep(self._config.request_timeout_seconds)
+            open_now = set(server.connections)
+            self._have_asked &= open_now
+            for connection in (silent & open_now) - self._have_asked:
+                connection.force_close()
+            silent = open_now - self._have_asked
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -77,6 +94,7 @@ class RestApi:
 
     @web.middleware
     async def _end_connections(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        self._have_asked.add(request.protocol)
         response = await handler(request)
         if self._is_draining:
             response.force_close()
@@ -183,12 +201,14 @@ class RestServer:
     api: RestApi
     runner: web.AppRunner
     port: int
+    watch: asyncio.Task[None]
 
     async def stop(self) -> None:
         """Takes no new connection, and ends each that is open with its next answer, or when it has been idle."""
         for site in list(self.runner.sites):
             await site.stop()
         await self.api.drain()
+        self.watch.cancel()
         await self.runner.cleanup()
 
 
@@ -200,11 +220,19 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     """
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     api = RestApi(models, metrics, config)
-    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
+    runner = web.AppRunner(
+        api.application(),
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=_IDLE_SECONDS,
+        lingering_time=1.0,
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, bound_socket(config, "rest_port")).start()
     except ValueError:
         await runner.cleanup()
         raise
-    return RestServer(api, runner, runner.addresses[0][1])
+    assert runner.server is not None  # since `setup`
+    watch = asyncio.create_task(api.end_silent_connections(runner.server))
+    return RestServer(api, runner, runner.addresses[0][1], watch)

@@ -126,6 +126,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["split.test_start=2024-01-01"], ["split.test_start", "leave_one_out", "split.protocol=time"]),
         (["epochs"], ["--set", "section.key=value"]),
         (["seed=1", "seed.deeper=1"], ["'seed'", "not a section"]),
+        (["serving.model_name=.."], ["serving.model_name", "'..'"]),
         (["seed=20261127040000"], ["seed", "less than 4294967296", "20261127040000"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

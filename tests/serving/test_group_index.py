@@ -281,3 +281,8 @@ def test_another_scann_or_other_code_builds_anew(monkeypatch):
     monkeypatch.setattr("serving.group_index.code_of", lambda *rooms: "other")
     found.append(index_fingerprint(vectors, SERVING))
     assert len(set(found)) == 3
+
+
+def test_an_index_of_other_dimensions_is_another():
+    zeros = np.zeros([16, 4], np.float32)
+    assert index_fingerprint(zeros, SERVING) != index_fingerprint(zeros.reshape(8, 8), SERVING)

@@ -1,10 +1,13 @@
 """What proves a servable right, proved right: it passes good ones and names what is wrong with bad ones."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,6 +274,30 @@ def test_a_log_without_test_users_is_a_message_and_no_traceback(monkeypatch, tmp
     monkeypatch.setattr(sys, "argv", ["validate", "workdir", "servable", str(tmp_path / "config.yaml"), "report"])
     with pytest.raises(SystemExit, match=r"^no test users: give the log more events per user$"):
         validate_process.main()
+
+
+def test_a_validation_ends_with_the_process_that_waits_for_it(tmp_path):
+    """However that one ends: what holds memory and a core would be in the way of the next run."""
+    config = tmp_path / "config.yaml"
+    os.mkfifo(config)  # whose reader waits for what is never written
+    command = [sys.executable, "-m", "serving.validate_process", "workdir", "servable", str(config), "report"]
+    script = f"import subprocess; subprocess.run({command!r})"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        writer = open_once_read(config)
+        parent.kill()
+        # The validation writes to the same pipe, which is at its end when both are.
+        assert parent.communicate(timeout=60)[0] == b""
+        assert parent.returncode == -signal.SIGKILL
+        os.close(writer)
+
+
+def open_once_read(fifo: Path) -> int:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads it yet
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody reads {fifo}")
 
 
 def test_more_exploration_than_places_is_a_list_of_cold_items():

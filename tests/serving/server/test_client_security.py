@@ -90,10 +90,12 @@ def test_rest_by_tls_with_a_token(certificate: tuple[Path, Path], monkeypatch: p
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         url = f"https://localhost:{server.server_port}"
-        with RetrievalClient.rest(url, "dnc", headers=token) as client, pytest.raises(RetrievalError, match="401"):
+        expected = pytest.raises(RetrievalError, match="401")
+        with RetrievalClient.rest(url, "dnc", headers=token) as client, expected as refused:
             client.recommend([["i1"]])
         thread.join()
     assert seen == ["Bearer 7"]
+    assert refused.value.code == Code.UNAUTHENTICATED
 
 
 def test_a_netrc_replaces_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

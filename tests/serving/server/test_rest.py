@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import socket
@@ -243,6 +244,25 @@ def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
         assert answer.startswith(b"HTTP/1.1 504")
         assert b"the body did not arrive" in answer + client.recv(4096)
         assert time.monotonic() - started < 15
+
+
+def test_connections_over_which_no_request_comes_are_ended(serve, base):
+    """Each holds a file descriptor of the server's. One that is being answered, or has been, is not such a one."""
+    server = serve(base, request_timeout_seconds=1.0)
+    begun = (b"", b"POST /v1", head(100)[:-4], b"\r\n")
+    with requests.Session() as asking, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connect(server)) for _ in begun]
+        for client, sent in zip(silent, begun, strict=True):
+            client.sendall(sent)
+        ports = set()
+        for pause in (2.5, 2.5, 0):
+            url = f"{server.url}/v1/models/dnc:predict"
+            with asking.post(url, json={"inputs": HISTORY}, timeout=20, stream=True) as answer:
+                ports.add(answer.raw.connection.sock.getsockname())
+                assert answer.json()["outputs"]  # read to its end, so that the connection is used again
+            time.sleep(pause)
+        assert len(ports) == 1
+        assert [client.recv(4096) for client in silent] == [b""] * len(begun)
 
 
 def test_nothing_is_computed_for_a_client_that_has_given_up(serve, base):

@@ -216,6 +216,10 @@ def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
         assert re.match("INVALID_ARGUMENT: .*names version 9", reload(stable=9))
         assert "must be stable and perhaps canary" in reload(beta=1)
         assert "two versions" in reload(stable=1, canary=1)
+        twice = model_management_pb2.ReloadConfigRequest()
+        for _ in range(2):
+            twice.config.model_config_list.config.add(name="dnc", base_path=str(base))
+        assert re.match("INVALID_ARGUMENT: .*lists dnc 2 times", refusal(models, twice))
         assert read_labels(base) == ServingLabels(stable=1, canary=2)
         (base / "3").mkdir()
         (base / "3" / "saved_model.pb").write_bytes(b"\xffnonsense")
