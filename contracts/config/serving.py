@@ -14,7 +14,9 @@ class ServingConfig(Section):
     """The servable."""
 
     model_name: str = Field(
-        "dnc", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="what clients ask for: <model_name> in TF Serving's APIs"
+        "dnc",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        description="what clients ask for: <model_name> in TF Serving's APIs",
     )
     indexes: tuple[Literal["scann", "exact"], ...] = Field(
         ("scann", "exact"),
