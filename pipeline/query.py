@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
-from contracts.artifact import read_manifest
+from contracts.config import Config
 from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.names import MERGES, ItemColumn, Request
+from contracts.names import MERGES, Request
 from pipeline.cli_options import LocalPath, reports_user_errors
 from pipeline.stages import exported_servable
+
+if TYPE_CHECKING:
+    from pipeline.histories import History
 
 _POSITIVE = click.IntRange(1, 2**31 - 1)
 """What the servable's int32 holds."""
@@ -79,8 +79,7 @@ def query(
       dnc query -w runs/demo --user 42
       dnc query -w runs/demo --history 50,181,172 -m 20 --merge quota --alpha 0.5
     """
-    from pipeline.histories import History, history_of
-    from pipeline.report import candidates_table, titles_of
+    from pipeline.histories import history_of
     from serving.export import read_servable_manifest
     from serving.servable_session import ServableSession
 
@@ -107,11 +106,7 @@ def query(
         "num_exploration": explore,
         "features": _told(told, config.data.request_features),
     }
-    if user is not None:
-        asked = history_of(config, run, user)
-    else:
-        items = _ids(history) or []
-        asked = History(items, _marks(items, _ids(context) or []))
+    asked = _given(history, context) if user is None else history_of(config, run, user)
     with ServableSession(servable) as session:
         if context is not None and not session.takes(Request.HISTORY_IS_CONTEXT):
             raise ValueError(
@@ -129,28 +124,28 @@ def query(
     if as_json:
         _print_json(*found)
     else:
-        Console().print(candidates_table(titles_of(config), labels_of_today(run, *found[::2]), *found))
+        _print_table(config, run, *found)
 
 
-def labels_of_today(run: Workdir, item_ids: np.ndarray, group_ids: np.ndarray) -> dict[int, str]:
-    """Labels of the candidates' groups; none, and a note, where the run has other groups than its servable.
+def _given(history: str | None, context: str | None) -> History:
+    from pipeline.histories import History
 
-    As where only its first stages have run since, to look at another K.
-    """
-    from pipeline.report import group_labels
+    items = _ids(history) or []
+    return History(items, _marks(items, _ids(context) or []))
 
-    read_manifest(run.item_groups.path)
-    table = pq.read_table(run.item_groups.groups, columns=[ItemColumn.ITEM_ID, ItemColumn.GROUP_ID])
-    rows = table.filter(pc.is_in(table[ItemColumn.ITEM_ID], pa.array(item_ids.tolist(), pa.string())))
-    today = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
-    if [today.get(item) for item in item_ids.tolist()] == group_ids.tolist():
-        return group_labels(run)
-    click.echo(
-        f"groups are shown without labels: {run.item_groups.path} was made anew since the servable was exported; "
-        "let `dnc run` come to its end",
-        err=True,
-    )
-    return {}
+
+def _print_table(config: Config, run: Workdir, item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:
+    """Candidates under their groups."""
+    from pipeline.report import candidates_table, served_group_labels, titles_of
+
+    labels = served_group_labels(run, item_ids.tolist(), group_ids.tolist())
+    if not labels:
+        click.echo(
+            f"groups are shown without labels: {run.item_groups.path} was made anew since the servable was exported; "
+            "let `dnc run` come to its end",
+            err=True,
+        )
+    Console().print(candidates_table(titles_of(config), labels, item_ids.tolist(), scores.tolist(), group_ids.tolist()))
 
 
 def _print_json(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:

@@ -8,6 +8,9 @@ import shlex
 from collections import defaultdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
@@ -17,6 +20,7 @@ from beam_jobs.feature_tables import read_feature_table
 from contracts import artifact, storage
 from contracts.config import Config
 from contracts.layout import Workdir
+from contracts.names import ItemColumn
 from pipeline.histories import example_user, history_of
 from pipeline.plots import Metrics, plot_metrics
 from pipeline.runner import StageResult
@@ -140,6 +144,21 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
 def group_labels(workdir: Workdir) -> dict[int, str]:
     """Group -> what it is about."""
     return {row["group_id"]: row["label"] for row in json.loads(workdir.item_groups.report.read_text(encoding="utf-8"))}
+
+
+def served_group_labels(workdir: Workdir, item_ids: list[str], group_ids: list[int]) -> dict[int, str]:
+    """As `group_labels`, of a servable's candidates; none where the run has other groups than its servable.
+
+    As where only its first stages have run since, to look at another K.
+
+    Raises:
+        ArtifactError: the run has lost its groups.
+    """
+    artifact.read_manifest(workdir.item_groups.path)
+    table = pq.read_table(workdir.item_groups.groups, columns=[ItemColumn.ITEM_ID, ItemColumn.GROUP_ID])
+    rows = table.filter(pc.is_in(table[ItemColumn.ITEM_ID], pa.array(item_ids, pa.string())))
+    today = dict(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    return group_labels(workdir) if [today.get(item) for item in item_ids] == group_ids else {}
 
 
 def candidates_table(

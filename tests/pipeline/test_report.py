@@ -14,8 +14,16 @@ from rich.console import Console
 
 from contracts import artifact
 from contracts.config_io import load_config
-from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
-from pipeline.report import candidates_table, group_labels, groups_table, metrics_table, read_metrics, titles_of
+from contracts.layout import MAIN_MODEL, SERVED_MODEL, ItemGroups, Workdir
+from pipeline.report import (
+    candidates_table,
+    group_labels,
+    groups_table,
+    metrics_table,
+    read_metrics,
+    served_group_labels,
+    titles_of,
+)
 
 
 def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
@@ -78,3 +86,17 @@ def test_a_plot_is_drawn_in_silence_where_home_cannot_be_written(tmp_path: Path)
     command = [sys.executable, "-c", _PLOT, metrics, str(tmp_path / "plot.png")]
     done = subprocess.run(command, env=known | {"HOME": os.devnull}, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr, (tmp_path / "plot.png").exists()) == ("", "", True)
+
+
+def test_groups_that_were_made_anew_lend_no_labels_to_those_of_the_servable(tmp_path: Path) -> None:
+    """As after `dnc run --to groups` with another K: group 1 of the servable is not group 1 of today."""
+    run = Workdir(tmp_path)
+    for today, expected in (([0, 1, 1], {0: "rock", 1: "jazz"}), ([0, 0, 1], {})):
+        with artifact.writing(run.item_groups.path, ItemGroups.KIND, str(today)) as writer:
+            staged = ItemGroups(writer.path)
+            pq.write_table(
+                pa.table({"item_id": ["a", "b", "c"], "group_id": pa.array(today, pa.int32())}), staged.groups
+            )
+            labels = [{"group_id": 0, "label": "rock"}, {"group_id": 1, "label": "jazz"}]
+            staged.report.write_text(json.dumps(labels))
+        assert served_group_labels(run, ["b", "a"], [1, 0]) == expected
