@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,7 +15,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size_ratio: float) -> Int64:
-    """[num_items] groups of at most `max_size_ratio` times the mean size.
+    """[num_items] groups of at most `max_size_ratio` times the mean size, rounded up.
 
     In each round every group keeps what lies nearest to its centre, and the rest asks for the nearest group that was
     not full before; each round fills one at least, so there are at most `num_groups` of them. Items of which nothing is
@@ -24,7 +27,7 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
         num_groups: K.
         max_size_ratio: more than 1.
     """
-    cap = int(np.ceil(len(groups) / num_groups * max_size_ratio))
+    cap = math.ceil(Fraction(str(max_size_ratio)) * len(groups) / num_groups)  # of floats, 100 / 10 * 1.1 is above 11
     centroids = known_centroids(embeddings, groups, num_groups)
     is_known = np.any(embeddings != 0, axis=1)
     distances = np.where(is_known, squared_distances(embeddings, centroids, groups), np.inf)

@@ -174,19 +174,26 @@ def _feature_values(
             return vectors, "malformed", is_malformed
         column = one_array(chunks)
         if is_list(kind) and name != "tokens":
-            raise ValueError(f"a column of type {kind} has several values a row; set kind: tokens, or vector")
+            remedy = "write one text a row" if feature is None else "set kind: tokens, or vector"
+            raise ValueError(f"a column of type {kind} has several values a row; {remedy}")
         if name == "numeric":
             numbers, is_malformed = _to_float32(column)
             return numbers, "malformed", is_malformed
         if feature is not None and name == "tokens" and is_list(kind):
             if pa.types.is_nested(kind.value_type):
                 raise ValueError(f"a column of type {kind} holds no tokens; write a list of values a row")
-            text = _joined(column.cast(pa.list_(pa.string())), feature)
+            text = _joined(_lists_of_bytes(column), feature)
         else:
             text = pc.fill_null(to_binary(column), b"")
         return text, "not_utf8", ~utf8_mask(text)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _lists_of_bytes(column: pa.Array) -> pa.Array:
+    """Lists of any plain values as lists of their bytes: files of earlier days do not say that theirs are text."""
+    is_binary = pa.types.is_binary(column.type.value_type) or pa.types.is_large_binary(column.type.value_type)
+    return (column if is_binary else column.cast(pa.list_(pa.string()))).cast(pa.list_(pa.binary()))
 
 
 def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
@@ -196,9 +203,10 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
         ValueError: a token holds the separator.
     """
     tokens = pc.list_flatten(lists)
-    holds = pc.fill_null(pc.match_substring(tokens, feature.separator), False)
+    separator = feature.separator.encode()
+    holds = pc.fill_null(pc.match_substring(tokens, separator), False)
     if pc.any(holds).as_py():
-        token = tokens.filter(holds)[0].as_py()
+        token = tokens.filter(holds)[0].as_py().decode("utf-8", "replace")
         raise ValueError(
             f"the value {token!r} of a list holds the feature's separator {feature.separator!r}: set separator to text "
             "that no value holds"
@@ -206,7 +214,7 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
     row_of_token = pc.list_parent_indices(lists).filter(tokens.is_valid()).to_numpy()
     ends = np.cumsum(np.bincount(row_of_token, minlength=len(lists)))
     present = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), tokens.drop_null())
-    return pc.binary_join(present, feature.separator).cast(pa.binary())
+    return pc.binary_join(present, separator)
 
 
 def _to_float32(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:

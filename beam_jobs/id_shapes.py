@@ -21,6 +21,9 @@ _MOST_RARE = 0.01  # share of ids with rare shapes from which the next ids are e
 _MOST = 0.5
 _KEY = 2  # so many values one id may well be made of
 
+_MARKS = ("NULL", "Null", "null", "(null)", r"\N", "None", "none", "NaN", "nan", "<NA>", "N/A", "n/a", "undefined")
+"""What databases, pandas and others write where there is no value."""
+
 SHAPE = "shape"
 """Last part of a feature's name whose values are shapes."""
 
@@ -86,3 +89,8 @@ def spelled_twice(ids: pa.ChunkedArray) -> pa.ChunkedArray:
     decimals = ids.filter(pc.match_substring_regex(ids, r"^-?[0-9]+\.0+$"))
     whole = pc.replace_substring_regex(decimals, r"\.0+$", "")
     return whole.filter(pc.is_in(whole, ids))
+
+
+def marks_of_absence(ids: pa.ChunkedArray) -> list[str]:
+    """Those of the distinct ids that files often hold where there is none."""
+    return ids.filter(pc.is_in(ids, pa.array(_MARKS))).to_pylist()

@@ -14,7 +14,7 @@ import pyarrow as pa
 from beam_jobs.beam_run import collect
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.files import read_parquet, write_parquet
-from beam_jobs.id_shapes import spelled_twice
+from beam_jobs.id_shapes import marks_of_absence, spelled_twice
 from beam_jobs.statistics_steps import CountBucket, MergeCounts, WriteItems, WriteUsers
 from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config, FeatureTable
@@ -85,7 +85,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         in_either = writer.counts["items"]
         items.warn_of_strangers(in_either - writer.counts["items_never_seen"], in_either, staged.items)
         users.warn_of_strangers(events.counts["users"], writer.counts["users"], staged.users)
-        _warn_of_ids_spelled_twice(staged)
+        _warn_of_odd_ids(staged)
         _warn_of_times_by_item(staged)
         writer.details.update(
             item_table=items.counts,
@@ -97,9 +97,16 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     return read_manifest(workdir.item_statistics.path)
 
 
-def _warn_of_ids_spelled_twice(staged: ItemStatistics) -> None:
+def _warn_of_odd_ids(staged: ItemStatistics) -> None:
+    """Of valid ids that may not be what they look like."""
     for path, name in ((staged.items, ItemColumn.ITEM_ID), (staged.users, UserColumn.USER_ID)):
-        twice = spelled_twice(read_parquet(path, columns=[name])[name])
+        ids = read_parquet(path, columns=[name])[name]
+        if marks := marks_of_absence(ids):
+            logger.warning(
+                "statistics: %s is %s in some rows, which counts as any other id: if it stands for none, leave these "
+                "rows out of the log", name, " or ".join(marks),
+            )  # fmt: skip
+        twice = spelled_twice(ids)
         if len(twice):
             logger.warning(
                 "statistics: %s values of %s are there as whole numbers and as decimals, as %s and %s.0, which are two "

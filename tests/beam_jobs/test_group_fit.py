@@ -86,6 +86,13 @@ def test_balance_moves_the_outlier_to_its_next_group() -> None:
     assert balance_groups(rows, np.array([0, 0, 0, 0, 1, 2]), 3, 1.3).tolist() == [0, 0, 0, 1, 1, 2]
 
 
+def test_a_cap_that_is_a_whole_number_is_that_number() -> None:
+    """1.1 times the mean of 10: in floats a little more than 11."""
+    rows = np.random.default_rng(0).normal(size=[100, 4]).astype(np.float32)
+    groups = np.minimum(np.arange(100), 9)
+    assert np.bincount(balance_groups(rows, groups, 10, 1.1)).max() == 11
+
+
 def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None:
     workdir = Workdir(tmp_path)
     with writing(workdir.item_groups.path, "item_groups", "f") as writer:

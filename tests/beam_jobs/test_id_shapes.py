@@ -3,7 +3,15 @@
 import pyarrow as pa
 import pytest
 
-from beam_jobs.id_shapes import are_lists, are_random, begin_oddly, id_shapes, merge_shapes, spelled_twice
+from beam_jobs.id_shapes import (
+    are_lists,
+    are_random,
+    begin_oddly,
+    id_shapes,
+    marks_of_absence,
+    merge_shapes,
+    spelled_twice,
+)
 
 
 def test_shapes_of_ids() -> None:
@@ -80,3 +88,8 @@ def test_lists_of_ids_are_no_ids(ids: list[str], expected: str | None) -> None:
 def test_ids_that_are_there_as_whole_numbers_and_as_decimals() -> None:
     ids = pa.chunked_array([["17", "-3.0", "8", "8.5", "a7.0"], ["17.00", "-3", "9.0", "a7"]])
     assert spelled_twice(ids).to_pylist() == ["-3", "17"]
+
+
+def test_ids_that_stand_for_none() -> None:
+    ids = pa.chunked_array([["17", "NULL", "nullable"], [r"\N", "nan", "anna", "N"]])
+    assert marks_of_absence(ids) == ["NULL", r"\N", "nan"]

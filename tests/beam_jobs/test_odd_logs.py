@@ -164,6 +164,15 @@ def test_rows_sorted_by_item_whose_numbers_are_their_times_are_told(
     assert ("each item's events end before the next item's begin" in caplog.text) == said
 
 
+def test_an_id_that_stands_for_none_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [f"u{row % 9},{item},{row}" for row, item in enumerate([r"\N", "a", "nullable"] * 9)]
+    config, workdir = make_config(write_log(tmp_path / "log.csv", rows)), Workdir(tmp_path / "run")
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    assert r"item_id is \N in some rows" in caplog.text
+    assert "user_id is" not in caplog.text
+
+
 def test_one_time_for_all_says_nothing_of_the_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, workdir = make_config(write_log(tmp_path / "log.csv", lines(300, items=40, step=0))), Workdir(tmp_path)
     for job in (ingest, statistics):

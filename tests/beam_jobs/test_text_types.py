@@ -88,6 +88,21 @@ def test_a_table_of_any_text_has_its_features(kind: pa.DataType, tmp_path: Path)
     assert (rows.counts["repeated_ids"], rows.counts["unusable_ids"]) == (1, 1)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()], ids=str)
+def test_tokens_that_are_no_text_are_counted_and_become_what_they_become_in_a_cell(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    """Files of earlier days hold text as bytes without a word."""
+    table = {"id": pa.array(["a", "b", "c"]), "tags": pa.array([[b"p", b"\xff"], [b"q", None], None], pa.list_(kind))}
+    table["cell"] = pa.array([b"p,\xff", b"q", None], kind)
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    features = [{"name": name, "kind": "tokens", "separator": ","} for name in ("tags", "cell")]
+    source = FeatureTable.model_validate({"path": str(tmp_path / "i.parquet"), "id": "id", "features": features})
+    rows = read_feature_table(source, "data.item_features")
+    assert rows.columns["tags"].to_pylist() == rows.columns["cell"].to_pylist() == [b"p,\xff", b"q", b""]
+    assert (rows.counts["not_utf8_tags"], rows.counts["not_utf8_cell"]) == (1, 1)
+
+
 def test_what_an_extension_is_stored_as_is_read(tmp_path: Path) -> None:
     """A tensor is a vector, and a truth value of eight bits a number."""
     vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
