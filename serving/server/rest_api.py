@@ -42,7 +42,7 @@ _DRAIN_SECONDS = 0.5
 _ARRIVAL_SECONDS = 0.01
 """Between two looks at whether all bodies have come."""
 _IDLE_SECONDS = 75.0
-"""Until a connection that has been answered is ended, if no other request comes; aiohttp's own hour is for proxies."""
+"""After which, or after twice that, a connection is ended over which no request has come."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -55,7 +55,8 @@ class RestApi:
         self._config = config
         self._is_draining = False
         self._arriving = 0
-        self._have_asked: set[web.RequestHandler] = set()
+        self._busy: set[web.RequestHandler] = set()
+        self._silent: set[web.RequestHandler] = set()
 
     async def drain(self) -> None:
         """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
@@ -68,18 +69,15 @@ class RestApi:
             await asyncio.sleep(_ARRIVAL_SECONDS)
 
     async def end_silent_connections(self, server: web.Server) -> None:
-        """Ends, without end, connections over which no whole head has come in the time of a request, or in twice that.
+        """Ends, for as long as it runs, connections without a request: before a whole head, aiohttp waits for ever.
 
-        aiohttp waits for a first one for ever, and each connection holds one of the process's file descriptors.
+        Each holds one of the process's file descriptors.
         """
-        silent: set[web.RequestHandler] = set()
         while True:
-            await asyncio.sleep(self._config.request_timeout_seconds)
-            open_now = set(server.connections)
-            self._have_asked &= open_now
-            for connection in (silent & open_now) - self._have_asked:
+            self._silent = set(server.connections) - self._busy
+            await asyncio.sleep(_IDLE_SECONDS)
+            for connection in self._silent.intersection(server.connections):
                 connection.force_close()
-            silent = open_now - self._have_asked
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -94,8 +92,12 @@ class RestApi:
 
     @web.middleware
     async def _end_connections(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._have_asked.add(request.protocol)
-        response = await handler(request)
+        self._silent.discard(request.protocol)
+        self._busy.add(request.protocol)
+        try:
+            response = await handler(request)
+        finally:
+            self._busy.discard(request.protocol)
         if self._is_draining:
             response.force_close()
         return response
@@ -220,13 +222,7 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     """
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     api = RestApi(models, metrics, config)
-    runner = web.AppRunner(
-        api.application(),
-        access_log=None,
-        handler_cancellation=True,
-        keepalive_timeout=_IDLE_SECONDS,
-        lingering_time=1.0,
-    )
+    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
     await runner.setup()
     try:
         await web.SockSite(runner, bound_socket(config, "rest_port")).start()

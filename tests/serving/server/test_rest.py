@@ -17,6 +17,7 @@ import requests
 
 from contracts.names import Response, Signature
 from serving.servable_session import decode
+from serving.server import rest_api
 from serving.server.rest_api import _DRAIN_SECONDS, METRICS_PATH
 from tests.serving.server.conftest import add_version, eventually
 
@@ -246,23 +247,28 @@ def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
         assert time.monotonic() - started < 15
 
 
-def test_connections_over_which_no_request_comes_are_ended(serve, base):
-    """Each holds a file descriptor of the server's. One that is being answered, or has been, is not such a one."""
-    server = serve(base, request_timeout_seconds=1.0)
+def test_connections_over_which_no_request_comes_are_ended(serve, base, monkeypatch):
+    """Each holds a file descriptor of the server's. One that asks now and then, or whose body arrives, is none."""
+    monkeypatch.setattr(rest_api, "_IDLE_SECONDS", 3.0)
+    server = serve(base)
+    body = json.dumps({"inputs": HISTORY}).encode()
+    whole = (head(len(body)) + body).replace(b"dnc_exact", b"dnc")
     begun = (b"", b"POST /v1", head(100)[:-4], b"\r\n")
-    with requests.Session() as asking, contextlib.ExitStack() as stack:
+    with requests.Session() as asking, connect(server) as slow, contextlib.ExitStack() as stack:
+        slow.sendall(whole[:-9])
         silent = [stack.enter_context(connect(server)) for _ in begun]
         for client, sent in zip(silent, begun, strict=True):
             client.sendall(sent)
         ports = set()
-        for pause in (2.5, 2.5, 0):
-            url = f"{server.url}/v1/models/dnc:predict"
-            with asking.post(url, json={"inputs": HISTORY}, timeout=20, stream=True) as answer:
+        for _ in range(14):
+            with asking.get(f"{server.url}/v1/models/dnc", timeout=20, stream=True) as answer:
                 ports.add(answer.raw.connection.sock.getsockname())
-                assert answer.json()["outputs"]  # read to its end, so that the connection is used again
-            time.sleep(pause)
+                assert answer.json()  # read to its end, so that the connection is used again
+            time.sleep(0.5)
         assert len(ports) == 1
         assert [client.recv(4096) for client in silent] == [b""] * len(begun)
+        slow.sendall(whole[-9:])
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_nothing_is_computed_for_a_client_that_has_given_up(serve, base):
