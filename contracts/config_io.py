@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from contracts import storage
 from contracts.config import Config
 
 _SECRET = {"retrain.webhook"}
 """Keys whose values no message shows; no dump has them, either."""
-
-_GONE: dict[tuple[str, str], Any] = {("model", "history_groups"): False}
-"""Settings that there were, and the value without which a stored config means the same."""
 
 
 class ConfigError(ValueError):
@@ -57,7 +54,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     try:
-        config = Config.model_validate(_without_gone(tree))
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(f"{path} with --set" if path and overrides else path, error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
@@ -77,29 +74,11 @@ def read_stored_config(path: Path) -> Config:
         ConfigError: this code does not know it: code of another time wrote it.
     """
     try:
-        tree = TypeAdapter(dict[str, Any]).validate_json(path.read_text(encoding="utf-8"))
-        return Config.model_validate(_without_gone({**tree, "data": read_as_then(tree.get("data", {}))}))
+        return Config.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ConfigError(
             f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"
         ) from None
-
-
-def read_as_then(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The section data of a stored config, with what was meant where it lacks a setting that there was not yet.
-
-    Before there was a `feedback.history_level`, histories were of positives alone.
-    """
-    feedback = data.get("feedback")
-    return {**data, "feedback": {"history_level": feedback.get("target_level"), **feedback}} if feedback else {**data}
-
-
-def _without_gone(tree: dict[str, Any]) -> dict[str, Any]:
-    for (section, key), meaningless in _GONE.items():
-        values = tree.get(section)
-        if isinstance(values, dict) and values.get(key) == meaningless:
-            del values[key]
-    return tree
 
 
 def dump_config(config: Config) -> str:

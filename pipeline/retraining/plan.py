@@ -12,7 +12,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config.data import LIMITS_OF_DATA, READING_OF_LOG
-from contracts.config_io import ConfigError, read_as_then, read_stored_config
+from contracts.config_io import ConfigError, read_stored_config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
@@ -223,7 +223,7 @@ def _learnt(config: Config, earlier: Record) -> dict[str, str]:
 
 def _reading(config: Config, earlier: Record) -> dict[str, str]:
     """What has changed since an earlier run in how the log is read, by key."""
-    before = read_as_then(earlier.config.get("data", {}))
+    before = earlier.config["data"]
     now = config.data.model_dump(mode="json", include=before.keys() & READING_OF_LOG)
     return changes(before, before | now, "data.")
 

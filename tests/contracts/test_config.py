@@ -177,8 +177,8 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> No
     assert said in str(error.value)
 
 
-def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant_nothing(tmp_path: Path) -> None:
-    """Each model and each workdir has a whole config: without it, nothing starts from the one or asks the other."""
+def test_a_stored_config_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Each model has a whole config: without it, nothing starts from it."""
     config = load_config(None, ["seed=7", "split.protocol=time", "split.test_start=2026-11-01"])
     path = tmp_path / "config.json"
 
@@ -187,26 +187,12 @@ def test_a_stored_config_may_name_settings_that_there_were_as_long_as_they_meant
         path.write_text(json.dumps({**tree, "model": tree["model"] | model}))
         return read_stored_config(path)
 
-    assert stored() == stored(history_groups=False) == load_config(path) == config
-    with pytest.raises(ConfigError, match=r"(?s)config.json.*model.history_groups: unknown key \(value True\).*again"):
-        stored(history_groups=True)
+    assert stored() == load_config(path) == config
+    with pytest.raises(ConfigError, match=r"(?s)config.json.*model.of_another_time: unknown key \(value True\).*again"):
+        stored(of_another_time=True)
     path.write_text('{"seed": 7')
     with pytest.raises(ConfigError, match=r"config\.json is not valid"):
         read_stored_config(path)
-
-
-@pytest.mark.parametrize(("target", "then"), [("click", "click"), ("null", None)])
-def test_a_stored_config_of_before_there_was_a_history_level_read_positives_alone(
-    tmp_path: Path, target: str, then: str | None
-) -> None:
-    """Its model has no weights for context: nothing could start from it, nor make an index of it."""
-    settings = ["data.columns.event=event", "data.feedback.levels=[exposure, click]"]
-    config = load_config(None, [*settings, f"data.feedback.target_level={target}"])
-    tree = config.model_dump(mode="json")
-    del tree["data"]["feedback"]["history_level"]
-    (tmp_path / "config.json").write_text(json.dumps(tree))
-    found = read_stored_config(tmp_path / "config.json").data.feedback
-    assert (found.history_level, found.has_context) == (then, False)
 
 
 def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:

@@ -347,21 +347,6 @@ def test_a_log_that_is_read_otherwise_is_new_as_a_whole(store: Store, setting: s
     assert (plan.news_start, plan.since, plan.notes) == (50, 40, [])
 
 
-@pytest.mark.parametrize("levels", [[], [*LEVELS, "data.feedback.target_level=click"]])
-def test_a_record_of_before_there_was_a_history_level_read_positives_alone(store: Store, levels: list[str]) -> None:
-    """Of a log of one level, it read what is read now; a note said otherwise, and all was learnt once more."""
-    now = load_config(None, levels)
-    pushed(store, 1, now, spans=SPANS[:5])
-    path = RetrainRun(store.run("run-1")).record
-    record = json.loads(path.read_text())
-    del record["config"]["data"]["feedback"]["history_level"]
-    path.write_text(json.dumps(record))
-    notes = make_plan(now, store, "new", SPANS, {}).notes
-    assert ['(data.feedback.history_level: "click" -> null)' in note for note in notes] == [True] * bool(levels)
-    positives_alone = load_config(None, [*levels, *["data.feedback.history_level=click"] * bool(levels)])
-    assert make_plan(positives_alone, store, "same", SPANS, {}).notes == []
-
-
 def test_a_parent_that_kept_weights_of_before_has_not_learnt_by_the_new_reading(store: Store) -> None:
     """Version 2 read the log as today, and no epoch bettered version 1, which read it otherwise."""
     before, now = (load_config(None, [*LEVELS, f"data.feedback.target_level={name}"]) for name in ("click", "purchase"))
