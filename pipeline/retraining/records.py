@@ -112,16 +112,8 @@ def keep_files(store: Store, span: Span) -> None:
         artifact.write_json(path, span.files_json())
 
 
-def files_digest(span: dict[str, Any]) -> str:
-    """The digest of the files of a record's span; old records hold the list of files instead."""
-    files = span["files"]
-    return files if isinstance(files, str) else artifact.fingerprint([span["key"], *files])
-
-
 def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
     """The files of a record's span: name, size, and time or version. None where the list is gone."""
-    if not isinstance(span["files"], str):
-        return list(span["files"])
     path = store.span_files(span["key"], span["files"])
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 

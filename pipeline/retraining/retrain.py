@@ -211,7 +211,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
     """Whether a run that pushed has read, under this config, all of the window, and older spans: logs are rotated."""
-    if record.outcome != "pushed" or not all("files" in span for span in record.spans):
+    if record.outcome != "pushed":
         return False
     read = [[span["key"], *(files_of(store, span) or [])] for span in record.spans]
     rest = [span.identity() for span in window]

@@ -112,7 +112,7 @@ def _add_facts(tree: Tree, record: Record) -> None:
     tree.add(f"weights: {start}; seed {record.config['seed']}")
     groups = record.parents.get("groups")
     if groups:
-        changed = ", ".join(groups.get("changed", []))
+        changed = ", ".join(groups["changed"])
         kept = "kept" if groups["kept"] else "fitted anew" + f", as {changed} changed" * bool(changed)
         fallen = "not measured" if groups["drift"] is None else f"fell by {groups['drift']:.1%}"
         tree.add(f"groups: {kept}, co-occurrence within them {fallen}; {groups['new_items']} items new")

@@ -356,19 +356,6 @@ def test_a_parent_that_kept_weights_of_before_has_not_learnt_by_the_new_reading(
     assert (plan.parent, plan.news_start, plan.since, plan.notes) == (2, 50, None, [])
 
 
-def test_a_record_that_holds_the_files_themselves_says_as_well_what_was_learnt(store: Store) -> None:
-    """As those of before the store kept each list once; what was written anew since is new."""
-    spans = [Span(number, str(number), {"a.csv": ("a.csv", 1, number)}) for number in (1, 2, 3)]
-    now = [SpanStart(span.key, span.order * 10, span.digest) for span in spans]
-    held = [{"key": span.key, "order": span.order, "files": [["a.csv", 1, span.order]]} for span in spans]
-    for version, of_spans in ((1, held), (2, [{**held[0], "files": [["a.csv", 1, 9]]}, *held[1:]])):
-        pushed(store, version)
-        path = RetrainRun(store.run(f"run-{version}")).record
-        path.write_text(json.dumps({**json.loads(path.read_text()), "spans": of_spans}))
-        plan = make_plan(with_key("retrain.replay_spans=0"), store, f"after {version}", now, {})
-        assert (plan.parent, plan.news_start, len(plan.notes)) == ((1, 20, 0) if version == 1 else (2, None, 1))
-
-
 def test_what_a_parent_has_seen_and_not_learnt_is_learnt_now(store: Store) -> None:
     """Version 1 has learnt from spans 1 and 2; no epoch of the next two made its weights any better."""
     for version in (1, 2, 3):

@@ -85,7 +85,7 @@ def test_pushing_again_keeps_a_rollback(store: Store, when: str, monkeypatch: py
     push(store, 2, 1)
     workdir, copies = store.run("run-2"), [store.servable(name) / "2" for name in NAMES]
     if when == "before":
-        RetrainRun(workdir).push.write_text('{"version": 2, "label": "stable"}')  # as it once was written, and done
+        RetrainRun(workdir).push.write_text(json.dumps({"version": 2, "label": "stable", "is_done": True}))
         set_stable(store, 1)
         for path in copies:
             shutil.rmtree(path)
