@@ -46,7 +46,7 @@ def make_servable(
         groups=GroupsConfig(num_groups=num_groups),
         model=ModelConfig(use_item_features=False, use_user_features=False),
         windows=WindowsConfig(length=HISTORY),
-        serving=ServingConfig(indexes=(index,), num_candidates=num_candidates),
+        serving=ServingConfig(indexes=(index,), num_candidates=num_candidates, exploration_share=0.0),
     )
     catalogue = Catalogue.for_config(config, workdir)
     write_item_graph(workdir.transform.item_graph, scratch, catalogue.item_ids.tolist())

@@ -112,7 +112,7 @@ def _check_servable(
             failures.append("candidate_embedding and the item groups disagree on an item's group")
         eager = EagerServable(path)
         about = read_servable_manifest(path).details
-        share = about["defaults"].get(EXPLORATION_SHARE, 0.0)  # a servable of before there was a share names none
+        share = about["defaults"][EXPLORATION_SHARE]
         in_int8 = [group["group_id"] for group in about["groups"] if group.get("structure") == "tree_hashing_int8"]
         verdicts: dict[str, list[ListsVerdict]] = {name: [] for name in _CONTROLS}
         for rows in line_a_minute(batches, f"check {index} on {len(requests):,} requests"):

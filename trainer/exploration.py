@@ -32,8 +32,8 @@ def exploration_share(config: Config, model: Manifest) -> float:
 
 
 def stored_exploration_share(model: Manifest) -> float:
-    """What training found by `measure_exploration_share`; 0 of a model from before it was measured."""
-    return float(model.details.get(EXPLORATION_SHARE, 0.0))
+    """What training found by `measure_exploration_share`."""
+    return float(model.details[EXPLORATION_SHARE])
 
 
 def measure_exploration_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:
