@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
+from serving.history import without_context
 
 v1 = tf.compat.v1
 
@@ -114,11 +115,7 @@ class Servable(ABC):
     ) -> dict[str, np.ndarray]:
         if is_context is None or self.takes(Request.HISTORY_IS_CONTEXT):
             return request_inputs(histories, user_ids, features, is_context)
-        positives = [
-            [item for item, marked in zip(*row, strict=True) if not marked]
-            for row in zip(histories, is_context, strict=True)
-        ]
-        return request_inputs(positives, user_ids, features)
+        return request_inputs(without_context(histories, is_context), user_ids, features)
 
     def candidate_embedding(self, item_ids: Strings) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown."""

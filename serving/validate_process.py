@@ -27,6 +27,7 @@ from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
 from serving.exact_merge import Corpus, RowControls
 from serving.export import read_servable_manifest
+from serving.history import without_context
 from serving.loaders import SCANN_OPS, CServable, EagerServable
 from serving.requests import UserRequests, user_requests
 from serving.servable_session import Servable, ServableSession, decode
@@ -162,8 +163,8 @@ def _replay_warmup(session: ServableSession, servable: Path) -> int:
 def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Mapping[str, int]) -> EmbeddedRequests:
     histories, is_context = requests.histories[rows], requests.is_context[rows]
     excluded = np.zeros([len(histories), len(index_of)], bool)
-    for row, (items, marks) in enumerate(zip(histories, is_context, strict=True)):
-        excluded[row, [index_of[item] for item, marked in zip(items, marks, strict=True) if not marked]] = True
+    for row, positives in enumerate(without_context(histories, is_context)):
+        excluded[row, [index_of[item] for item in positives]] = True
     told = {name: values[rows] for name, values in requests.told.items()}
     embedded = servable.query_embedding(histories, requests.user_ids[rows], told, is_context)
     return EmbeddedRequests(*embedded, excluded)

@@ -17,6 +17,7 @@ from contracts.names import MERGES, Request, Response, Signature
 from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
+from serving.history import without_context
 from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
@@ -263,9 +264,7 @@ def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]
     marks = given.get(Request.HISTORY_IS_CONTEXT)
     if marks is None or Request.HISTORY_IS_CONTEXT in spec.inputs:
         return given
-    events = zip(given[Request.HISTORY], marks, strict=True)
-    positives = [[item for item, marked in zip(*row, strict=True) if not marked] for row in events]
-    read = {**given, Request.HISTORY: positives}
+    read = {**given, Request.HISTORY: without_context(given[Request.HISTORY], marks)}
     del read[Request.HISTORY_IS_CONTEXT]
     return read
 
