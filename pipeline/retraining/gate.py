@@ -84,8 +84,8 @@ def judge(
     reference: Measured,
     reference_name: str,
     seed: int,
-    leaked: int | None,
-    index_recall: float | None,
+    leaked: int,
+    index_recall: float,
     recall_target: float,
     explored: float,
 ) -> Verdict:
@@ -93,8 +93,8 @@ def judge(
 
     Args:
         reference: measured on the same users; without `milliseconds` it is no served model.
-        leaked: events of the holdout that the candidate was trained on; None where nobody looked.
-        index_recall: least recall of the candidate's indexes against exact search; None where it has none.
+        leaked: events of the holdout that the candidate was trained on.
+        index_recall: least recall of the candidate's indexes against exact search.
         recall_target: what index_recall must reach.
         explored: share of its places that the candidate keeps for items without training events.
     """
@@ -104,8 +104,7 @@ def judge(
     explanation = f"a fall against {reference_name} cannot be ruled out"
     checks.append(_at_least(f"{recall_name(config.k)} change, low end", low, -config.max_drop, explanation))
     checks.append(_group_recall(config, holdout, candidate, reference))
-    if leaked is not None:
-        checks.append(_at_most("holdout events in training", leaked, 0, "the model was shown the answers"))
+    checks.append(_at_most("holdout events in training", leaked, 0, "the model was shown the answers"))
     if served:
         checks += _against_served(config, candidate, reference)
     return Verdict(
@@ -141,7 +140,7 @@ def _floors(
     config: GateConfig,
     holdout: Holdout,
     candidate: Measured,
-    index_recall: float | None,
+    index_recall: float,
     recall_target: float,
     explored: float,
 ) -> list[Check]:
@@ -166,8 +165,7 @@ def _floors(
         checks.append(
             _at_most("latency_ms", candidate.milliseconds, config.max_latency_ms, "one request takes too long")
         )
-    if index_recall is not None:
-        checks.append(_at_least("index_recall", index_recall, recall_target, "an index misses what exact search finds"))
+    checks.append(_at_least("index_recall", index_recall, recall_target, "an index misses what exact search finds"))
     return checks
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
@@ -121,9 +122,7 @@ def holdout_events_in_training(workdir: Workdir, start: int) -> int:
     return count
 
 
-def index_recall(config: Config, workdir: Workdir) -> float | None:
+def index_recall(config: Config, workdir: Workdir) -> float:
     """Least recall of the run's indexes against exact search, over all ways of asking, from its validation."""
-    from contracts.artifact import read_manifest
-
     servables = read_manifest(workdir.validation).details["servables"]
-    return min((servables[index]["recall"] for index in config.serving.indexes), default=None)
+    return min(float(servables[index]["recall"]) for index in config.serving.indexes)

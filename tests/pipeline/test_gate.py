@@ -48,7 +48,7 @@ class World:
         return measure(self.holdout, Answers(lists, np.full(20, milliseconds)))
 
     def judge(self, candidate: Measured, reference: Measured, config: GateConfig = CONFIG, **more: float) -> Verdict:
-        known = {"seed": 0, "leaked": None, "index_recall": None, "recall_target": 0.0, "explored": 0.0, **more}
+        known = {"seed": 0, "leaked": 0, "index_recall": 1.0, "recall_target": 0.95, "explored": 0.0, **more}
         return judge(config, self.holdout, candidate, reference, "version 1", **known)
 
 

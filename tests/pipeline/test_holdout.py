@@ -144,7 +144,7 @@ def test_the_worst_of_the_exported_indexes_decides(tmp_path: Path) -> None:
     workdir = Workdir(tmp_path)
     with writing(workdir.validation, "validation", "f") as writer:
         writer.details["servables"] = {"exact": {"recall": 1.0}, "scann": {"recall": 0.9}}
-    for indexes, least in ((("exact", "scann"), 0.9), (("exact",), 1.0), ((), None)):
+    for indexes, least in ((("exact", "scann"), 0.9), (("exact",), 1.0)):
         config = Config()
         serving = config.serving.model_copy(update={"indexes": indexes})
         assert index_recall(config.model_copy(update={"serving": serving}), workdir) == least
