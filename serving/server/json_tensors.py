@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -147,7 +146,7 @@ def _text(name: str, value: Any) -> bytes:
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
         try:
             return _from_base64(value["b64"])
-        except (binascii.Error, ValueError) as error:
+        except ValueError as error:
             raise invalid(f"input {name!r} has a value that is not base64: {error}") from None
     raise invalid(f"input {name!r} must hold strings, got {_kind(value)}")
 

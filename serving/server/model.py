@@ -177,14 +177,6 @@ class ServedModel:
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {number})")
         return self._versions[number]
 
-    def label(self, label: str) -> int:
-        """The number behind a label.
-
-        Raises:
-            RequestError: INVALID_ARGUMENT, there is no such label.
-        """
-        return self.find(label=label).number
-
     def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
         """The state of every version that is in memory, or was on disk when it was last looked at, the newest first."""
         states = {

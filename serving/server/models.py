@@ -98,7 +98,7 @@ class Models:
         model = self.model(spec)
         number = spec.version.value if spec.HasField("version") else None
         if spec.HasField("version_label"):
-            number = model.label(spec.version_label)
+            number = model.find(label=spec.version_label).number
         statuses = [status for status in model.status() if number in (None, status.version)]
         if not statuses:
             what = f"version {number}" if number is not None else "any versions"
