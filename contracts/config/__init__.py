@@ -10,17 +10,15 @@ from pydantic import Field, model_validator
 from contracts.config.data import (
     BeamConfig,
     DataConfig,
-    EventColumns,
     Feature,
     FeatureTable,
-    FeedbackConfig,
     GroupsConfig,
     SplitConfig,
     TextFormat,
     WindowsConfig,
 )
 from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
-from contracts.config.section import Instant, Section, Strings
+from contracts.config.section import Section
 from contracts.config.serving import ServerConfig, ServingConfig
 from contracts.config.training import (
     COVERAGE_K,
@@ -37,23 +35,16 @@ __all__ = [
     "BeamConfig",
     "Config",
     "DataConfig",
-    "EvaluationConfig",
-    "EventColumns",
     "Feature",
     "FeatureTable",
-    "FeedbackConfig",
     "GateConfig",
     "GroupsConfig",
-    "Instant",
     "LossConfig",
     "ModelConfig",
-    "RetrainConfig",
     "Section",
     "ServerConfig",
     "ServingConfig",
     "SpanLimits",
-    "SplitConfig",
-    "Strings",
     "TextFormat",
     "TrainingConfig",
     "WindowsConfig",
