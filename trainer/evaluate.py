@@ -23,7 +23,7 @@ from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
 
 BREAKDOWN_K = 100
-_MERGES: tuple[ScoredMerge, ...] = ("score", "quota")
+_MERGES: tuple[ScoredMerge, ...] = get_args(ScoredMerge)
 
 
 @dataclass(frozen=True)
