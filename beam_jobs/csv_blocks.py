@@ -33,7 +33,7 @@ _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x01end of block\x01"
 """Without NUL, at which pyarrow cuts a row once a block has thousands of rows and cells of more than ten bytes."""
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class CsvBatch:
 
 def is_csv(path: str) -> bool:
     """Whether the name says CSV or its sister with tabs, plain or gzip."""
-    return path.lower().endswith(_SUFFIXES)
+    return path.lower().endswith(CSV_SUFFIXES)
 
 
 def read_csv_header(path: str, text: TextFormat) -> list[str]:

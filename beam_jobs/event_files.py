@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs.csv_blocks import is_csv, read_csv_batches, read_csv_header
+from beam_jobs.csv_blocks import CSV_SUFFIXES, is_csv, read_csv_batches, read_csv_header
 from beam_jobs.csv_header import USE_ONE_CHARACTER
 from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
@@ -31,7 +31,7 @@ _NO_TIMES = (
     "else the same number for all"
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-_KINDS = ("*.parquet", "*.csv", "*.csv.gz", "*.tsv", "*.tsv.gz")
+_KINDS = ("*.parquet", *(f"*{suffix}" for suffix in CSV_SUFFIXES))
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
