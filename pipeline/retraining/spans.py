@@ -106,7 +106,7 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
         )  # fmt: skip
 
 
-def require_spans(config: Config, until: str | None = None) -> None:
+def require_spans(config: Config, until: str | None) -> None:
     """Checks what `find_spans` is told, without a look at the files.
 
     Raises:

@@ -28,17 +28,12 @@ _TOO_LARGE = "message larger than max"
 class GrpcTransport:
     """A channel to one address."""
 
-    def __init__(
-        self,
-        address: str,
-        credentials: grpc.ChannelCredentials | None = None,
-        headers: Mapping[str, str] | None = None,
-    ):
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None, headers: Mapping[str, str]):
         """Opens the channel.
 
         Args:
             address: host:port, or any target that gRPC resolves.
-            credentials: for TLS; without, the channel is plain text.
+            credentials: for TLS; with None, the channel is plain text.
             headers: metadata of every request.
 
         Raises:
@@ -48,7 +43,7 @@ class GrpcTransport:
             raise ValueError(
                 f"{address!r} is a URL of a REST API: gRPC takes host:port, e.g. {urlsplit(address).netloc!r}"
             )
-        require_headers(headers or {})
+        require_headers(headers)
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.lb_policy_name", "round_robin"),
@@ -60,7 +55,7 @@ class GrpcTransport:
             self._channel = grpc.secure_channel(address, credentials, options)
         else:
             self._channel = grpc.insecure_channel(address, options)
-        self._metadata = [(name.lower(), value) for name, value in (headers or {}).items()]  # gRPC takes no other case
+        self._metadata = [(name.lower(), value) for name, value in headers.items()]  # gRPC takes no other case
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ _CODES = {
 class RestTransport:
     """A session with one address."""
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, url: str, headers: Mapping[str, str]):
         """Prepares the session.
 
         Args:
@@ -51,11 +51,11 @@ class RestTransport:
         Raises:
             ValueError: the URL is not of that form, or a header is more than a line.
         """
-        require_headers(headers or {})
+        require_headers(headers)
         if not _is_url(url):
             raise ValueError(f"{url!r} is no URL of a REST API: it must be http://host:port, or https")
         self._url = url.rstrip("/")
-        self._headers = dict(headers or {})
+        self._headers = dict(headers)
         self._session, self._process = self._new_session(), os.getpid()
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:

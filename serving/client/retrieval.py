@@ -81,7 +81,7 @@ class RetrievalClient:
 
         With `credentials`, such as `grpc.ssl_channel_credentials()`, by TLS; `headers` go with every request.
         """
-        return cls(GrpcTransport(address, credentials, headers), Target(model, version, label), timeout)
+        return cls(GrpcTransport(address, credentials, headers or {}), Target(model, version, label), timeout)
 
     @classmethod
     def rest(
@@ -98,7 +98,7 @@ class RetrievalClient:
 
         `headers` go with every request.
         """
-        return cls(RestTransport(url, headers), Target(model, version, label), timeout)
+        return cls(RestTransport(url, headers or {}), Target(model, version, label), timeout)
 
     def __enter__(self) -> RetrievalClient:
         return self
