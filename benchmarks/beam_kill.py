@@ -26,6 +26,7 @@ from pathlib import Path
 
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
+from contracts.storage import STAGING_MARK
 
 ROOT = Path(__file__).parents[1]
 DNC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -106,7 +107,7 @@ def half_written(workdir: Path) -> list[str]:
 
 def leftovers(workdir: Path) -> list[str]:
     """What a writer had under another name."""
-    return sorted(path.name for path in workdir.iterdir() if ".staging-" in path.name) if workdir.exists() else []
+    return sorted(path.name for path in workdir.iterdir() if STAGING_MARK in path.name) if workdir.exists() else []
 
 
 def kill_chain(data: Path, workdir: Path, seconds: dict[str, float], moments: random.Random) -> list[Kill]:
