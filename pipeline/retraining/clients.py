@@ -5,12 +5,19 @@ An export compares with the version that its training started from. A training f
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Store, Workdir
 from contracts.names import Request, Signature
 from pipeline.retraining.plan import Plan
 from pipeline.retraining.records import read_record
 from pipeline.stages import exported_servable
+
+
+def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
+    """What the candidate is compared with; None before there is one."""
+    return None if plan.parent is None else store.servable(config.serving.model_name) / str(plan.parent)
 
 
 def require_inputs(config: Config, store: Store, plan: Plan) -> None:
@@ -23,8 +30,8 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
     from serving.features import user_feature_configs
     from serving.signatures import read_signatures
 
-    served = store.servable(config.serving.model_name) / str(plan.parent)
-    if plan.parent is None or not (served / MANIFEST_FILE).exists():
+    served = served_version(config, store, plan)
+    if served is None or not (served / MANIFEST_FILE).exists():
         return
     inputs = read_signatures(served)[Signature.SERVING_DEFAULT].inputs
     now = {feature.name: feature.raw_shape for feature in user_feature_configs(config)}

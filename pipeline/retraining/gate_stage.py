@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
-from pipeline.retraining.clients import require_signatures
+from pipeline.retraining.clients import require_signatures, served_version
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
@@ -54,11 +53,6 @@ def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerp
             "candidate": summary(holdout, mine, gate.k),
             "reference": summary(holdout, theirs, gate.k),
         }
-
-
-def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
-    """What the candidate is compared with; None before there is one."""
-    return None if plan.parent is None else store.servable(config.serving.model_name) / str(plan.parent)
 
 
 def summary(holdout: Holdout, measured: Measured, k: int) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
-from pipeline.retraining.clients import require_inputs, require_long_lists
-from pipeline.retraining.gate_stage import run_gate, served_version
+from pipeline.retraining.clients import require_inputs, require_long_lists, served_version
+from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
 from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
