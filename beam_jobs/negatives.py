@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -161,23 +160,23 @@ class OwnedItems:
         """
         self._width = num_items + 1
         keys = users * self._width + items
-        # (users, items) -> whether owned, of any shapes that go together.
-        self.contains: Callable[[Int64, Int64], Bool]
+        self._bitmap: npt.NDArray[np.uint8] | None = None
         if num_users * self._width <= _BITMAP_BITS:
             # One bit a pair: eight times less memory to clear, and more of it in the processor's cache.
             self._bitmap = np.zeros(num_users * self._width // 8 + 1, np.uint8)
             np.bitwise_or.at(self._bitmap, keys >> 3, _BIT[keys & 7])
-            self.contains = self._in_bitmap
         else:
             # Sorted alone, as one that is there twice is found as well: `np.unique` takes tens of times as long.
             self._keys = np.append(np.sort(keys), np.iinfo(np.int64).max)  # so that every search ends at a key
-            self.contains = self._in_keys
 
-    def _in_bitmap(self, users: Int64, items: Int64) -> Bool:
+    def contains(self, users: Int64, items: Int64) -> Bool:
+        """Whether each user owns each item, of any shapes that go together."""
+        # Not a function that `__init__` chooses and keeps: an object that refers to itself waits for Python's collector
+        # of cycles, which counts objects, not their bytes, and 32 MiB of each bucket wait with it.
         keys = users * self._width + items
-        return (self._bitmap[keys >> 3] & _BIT[keys & 7]) != 0
-
-    def _in_keys(self, users: Int64, items: Int64) -> Bool:
-        keys = users * self._width + items
-        found: Bool = self._keys[np.searchsorted(self._keys, keys)] == keys
+        found: Bool
+        if self._bitmap is not None:
+            found = (self._bitmap[keys >> 3] & _BIT[keys & 7]) != 0
+        else:
+            found = self._keys[np.searchsorted(self._keys, keys)] == keys
         return found

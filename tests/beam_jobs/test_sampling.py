@@ -1,5 +1,8 @@
 """Negatives follow the configured distribution exactly, and are never the user's own positives."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -96,6 +99,21 @@ def test_both_ways_to_look_up_owned_items_agree(monkeypatch: pytest.MonkeyPatch)
     pairs = set(zip(users.tolist(), items.tolist(), strict=True))
     expected = [pair in pairs for pair in zip(asked[0].tolist(), asked[1].tolist(), strict=True)]
     assert bitmap.tolist() == keys.tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [0, 1 << 28])
+def test_a_buckets_owned_items_go_with_the_bucket(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 32 MiB each, and what waits for the collector of cycles is not gone before many objects more are made."""
+    monkeypatch.setattr(negatives, "_BITMAP_BITS", bits)
+    gc.disable()
+    try:
+        owned = OwnedItems(np.array([0, 1]), np.array([1, 2]), 2, 3)
+        assert owned.contains(np.array([0, 1]), np.array([1, 1])).tolist() == [True, False]
+        left = weakref.ref(owned)
+        del owned
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 16])
