@@ -88,9 +88,11 @@ class NegativeSampler:
 
 def exposures_of(users: Int64, items: Int64, owned: OwnedItems, num_users: int) -> UniformLists:
     """Each user's distinct items, 0-based, among [num_pairs] of (user, `item_index`) that the user does not own."""
-    free = ~owned.contains(users, items)
-    pairs = np.unique(np.stack([users[free], items[free] - 1]), axis=1)
-    return UniformLists(pairs[1], np.bincount(pairs[0], minlength=num_users))
+    free = np.flatnonzero(~owned.contains(users, items))
+    width = int(items.max(initial=0)) + 1
+    pairs = np.sort(users[free] * width + items[free])  # `np.unique` of pairs takes ten times as long as of numbers
+    of_user, item = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], width)
+    return UniformLists(item - 1, np.bincount(of_user, minlength=num_users))
 
 
 def draw_negatives(

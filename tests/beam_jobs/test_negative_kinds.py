@@ -41,6 +41,17 @@ def test_exposed_negatives_are_uniform_over_what_was_shown_and_not_taken() -> No
     assert (drawn[1:] == PADDING_INDEX).all()
 
 
+@pytest.mark.parametrize("number", [0, 1, 500])
+def test_exposures_are_each_users_distinct_items_in_order_without_what_it_took(number: int) -> None:
+    rng = np.random.default_rng(number)
+    owned_pairs = np.stack([rng.integers(0, 6, 20), rng.integers(1, 31, 20)])
+    users, items = rng.integers(0, 6, number), rng.integers(1, 31, number)
+    lists = exposures_of(users, items, OwnedItems(*owned_pairs, 6, 30), 6)
+    left = set(zip(users.tolist(), items.tolist(), strict=True)) - set(map(tuple, owned_pairs.T.tolist()))
+    expected = [sorted(item - 1 for user, item in left if user == of) for of in range(6)]
+    assert [lists.of(user)[0].tolist() for user in range(6)] == expected
+
+
 def test_mined_negatives_are_uniform_over_the_neighbours_that_the_user_does_not_own() -> None:
     # Item 1 has neighbours 2, 3, 4, 5; item 2 has 1 only; item 4 has none. User 0 owns 1, 2 and 4, user 1 owns 1 and 3.
     neighbors = UniformLists(np.array([1, 2, 3, 4, 0]), np.array([4, 1, 0, 0, 0, 0, 0, 0]))
