@@ -76,10 +76,12 @@ def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> Non
     assert cooccurrences_within([block], np.array([-1, -1, 0, 1, 1, 1, 1])) == 0
 
 
-def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 0.1) -> Workdir:
+def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 0.1, **settings: float) -> Workdir:
     workdir = Workdir(folder)
-    settings = {"previous": None if previous is None else str(previous.item_groups.path), "refit_drift": refit_drift}
-    config = make_config(log, groups=settings)
+    settings |= {"refit_drift": refit_drift}
+    config = make_config(
+        log, groups={"previous": None if previous is None else str(previous.item_groups.path), **settings}
+    )
     for job in (ingest, statistics, groups):
         job.run(config, workdir, "f")
     return workdir
@@ -113,6 +115,30 @@ def test_groups_are_kept_until_cooccurrence_has_moved(tmp_path: Path) -> None:
     # A fit begins the measure anew, and refit_drift=0 fits each time.
     assert day(tmp_path / "4", tmp_path / "3.parquet", moved).item_groups.path.exists()
     assert not drift_of(day(tmp_path / "5", tmp_path / "2.parquet", first, refit_drift=0))["kept"]
+
+
+@pytest.mark.parametrize(("new_items", "kept"), [(8, True), (14, True), (16, False)])
+def test_groups_are_kept_as_long_as_none_outgrows_its_cap(new_items: int, kept: bool, tmp_path: Path) -> None:
+    """New items all join group 0, of 20 of 40 items; of 54 items, ceil(1.25 * 27) = 34 are allowed, of 56 are 35."""
+    first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None, max_size_ratio=1.25)
+    community_log(tmp_path / "2.parquet")
+    table = pq.read_table(tmp_path / "2.parquet").to_pandas()
+    of_even = np.flatnonzero(table["user_id"].astype(int) % 2 == 0)[::3]
+    table.loc[of_even, "item_id"] = (40 + np.arange(len(of_even)) % new_items).astype(str)
+    table.to_parquet(tmp_path / "2.parquet")
+    second = day(tmp_path / "2", tmp_path / "2.parquet", first, max_size_ratio=1.25)
+    assert drift_of(second)["kept"] == kept and drift_of(second)["drift"] == 0
+    sizes = np.bincount(list(groups_of(second).values()))
+    assert sizes.sum() == 40 + new_items and sizes.max() == min(20 + new_items, -(-5 * (40 + new_items) // 8))
+
+
+def test_a_group_whose_items_are_all_gone_is_fitted_anew(tmp_path: Path) -> None:
+    first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None)
+    table = pq.read_table(tmp_path / "1.parquet")
+    pq.write_table(table.filter(pa.array(table["user_id"].to_pandas().astype(int) % 2 == 0)), tmp_path / "2.parquet")
+    second = day(tmp_path / "2", tmp_path / "2.parquet", first)
+    assert not drift_of(second)["kept"] and drift_of(second)["drift"] == 0
+    assert set(groups_of(second).values()) == {0, 1}
 
 
 def larger_log(path: Path) -> Path:
