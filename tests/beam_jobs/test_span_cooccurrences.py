@@ -1,6 +1,8 @@
 """Counts by spans against counting the merged log anew, while the window moves, data come late and spans overlap."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,15 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, merge_spans, statistics
+from beam_jobs.cooccurrence import UNIT
 from beam_jobs.item_embeddings import read_block
 from beam_jobs.span_cooccurrences import sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import SpanParts, Workdir
+from contracts.names import Split
 from contracts.patterns import identities
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
-from tests.beam_jobs.helpers import make_config
+from tests.beam_jobs.helpers import make_config, read_events
 
 DAY = 86_400
 FIRST = 1_704_067_200
@@ -134,6 +138,30 @@ def test_a_span_that_repeats_the_last_is_not_counted_twice(spans: Spans) -> None
     assert read_manifest(workdir.events.path).counts["duplicates"] == 200
     assert read_manifest(workdir.events.path).details["counts"] == []
     assert_same(spans.config, workdir)
+
+
+def test_since_a_moment_pairs_count_whose_later_event_arrived_since_then(spans: Spans) -> None:
+    """Also with earlier ones of the window: nobody's neighbour is left out for having come the day before."""
+    config, workdir = spans.config, spans.merged([0, 1, 2, 3], "first")
+    statistics.run(config, workdir, "f")
+    numbers = {item: at for at, item in enumerate(pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist())}
+    since = read_manifest(workdir.events.path).details["spans"][1]["start"]
+    expected: Counter[tuple[int, int]] = Counter()
+    of_user: dict[str, list[dict[str, Any]]] = {}
+    for event in read_events(workdir):
+        if event["split"] == Split.TRAIN and event["feedback_level"] == 1:
+            earlier = of_user.setdefault(event["user_id"], [])
+            if event["timestamp"] >= (FIRST + DAY) * 1_000_000:
+                for distance, other in enumerate(earlier[::-1][: config.groups.cooccurrence_window], start=1):
+                    pair = sorted(numbers[one["item_id"]] for one in (event, other))
+                    expected[pair[0], pair[1]] += round(UNIT / distance) * (pair[0] != pair[1])
+            earlier.append(event)
+    found: Counter[tuple[int, int]] = Counter()
+    for path in groups.count_cooccurrences(config, workdir, workdir.path, len(numbers), since):
+        rows, columns, weights = (each.tolist() for each in read_block(path))
+        found.update(dict(zip(zip(rows, columns, strict=True), weights, strict=True)))
+    assert found == +expected
+    assert 0 < found.total() < sum(summed_and_recounted(config, workdir)[0][1].ravel().tolist())
 
 
 def test_what_another_config_has_counted_anew_since_is_refused(spans: Spans) -> None:
