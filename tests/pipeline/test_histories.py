@@ -38,3 +38,17 @@ def test_a_history_holds_what_the_model_reads(
     if history_level == "liked":
         with pytest.raises(ValueError, match="'bert' has no event of level 'liked'"):
             history_of(config, workdir, "bert")
+
+
+@pytest.mark.parametrize(("counts", "shown"), [((11, 12, 13), "b"), ((5, 11, 11), "b"), ((1, 0, 0), "a")])
+def test_the_example_is_the_first_user_of_enough_positives_else_the_first_of_most(
+    counts: tuple[int, ...], shown: str, tmp_path: Path
+) -> None:
+    users = dict(zip("abc", counts, strict=True))
+    lines = [f"{user},i{place},{place},liked" for user, number in users.items() for place in range(number)]
+    lines += [f"{user},s{place},{place},seen" for user in users for place in range(20)]  # no positives
+    log = write_log(tmp_path / "log.csv", lines, "user_id,item_id,timestamp,event")
+    feedback = {"levels": ["seen", "liked"], "target_level": "liked"}
+    config = make_config(log, data={"num_buckets": 1, "feedback": feedback, "columns": {"event": "event"}})
+    ingest.run(config, Workdir(tmp_path / "run"), "f")
+    assert example_user(config, Workdir(tmp_path / "run")) == shown
