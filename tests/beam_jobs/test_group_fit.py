@@ -117,6 +117,9 @@ def test_balance_goes_by_the_centres_of_what_is_known() -> None:
     # the two groups with room, one each.
     rows = np.float32([[9], [10], [11], [16], [0], [0], [20], [-30]])
     assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.5).tolist() == [0, 0, 0, 0, 1, 2, 1, 2]
+    # Nor do they decide which of the others goes, too: 6 is farthest from 10, 13 from 6.7.
+    rows = np.float32([[6], [10], [11], [13], [0], [0], [-30], [20]])
+    assert balance_groups(rows, np.array([0, 0, 0, 0, 0, 0, 1, 2]), 3, 1.1).tolist() == [2, 0, 0, 0, 1, 2, 1, 2]
 
 
 def test_a_sweep_over_items_that_are_all_the_same_explains_all() -> None:
