@@ -13,7 +13,7 @@ from sklearn.datasets import make_blobs
 
 from beam_jobs import groups, ingest, partition, statistics
 from beam_jobs.cooccurrence import UNIT, PairKeys
-from beam_jobs.item_embeddings import embed_cooccurrences
+from beam_jobs.item_embeddings import embed_cooccurrences, ppmi
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -43,6 +43,53 @@ def test_pairs_against_a_loop() -> None:
         assert (rows % 5 == block).all()
         counted |= dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), weights.tolist(), strict=True))
     assert counted == expected
+
+
+def test_embeddings_are_those_of_the_dense_ppmi_matrix(tmp_path: Path) -> None:
+    """max(0, log(p(i, j) / (p(i) p(j)))), and U sqrt(S) of it; item 5 co-occurs with none."""
+    upper = np.triu(np.random.default_rng(0).poisson(1.5, (12, 12)), 1) * (UNIT // 3)
+    upper[5] = upper[:, 5] = 0
+    rows, columns = np.nonzero(upper)
+    blocks = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    for number, path in enumerate(blocks):
+        row, column = rows[rows % 2 == number], columns[rows % 2 == number]
+        pq.write_table(pa.table({"row": row, "column": column, "weight": upper[row, column]}), path)
+    joint = (upper + upper.T) / (upper + upper.T).sum()
+    alone = joint.sum(axis=1)
+    expected = np.zeros((12, 12))
+    for i, j in zip(*np.nonzero(joint), strict=True):
+        expected[i, j] = max(0.0, np.log(joint[i, j] / (alone[i] * alone[j])))
+    assert 0 < np.count_nonzero(expected) < np.count_nonzero(joint)
+    matrix = ppmi(blocks, 12)
+    np.testing.assert_allclose(matrix.toarray(), expected, rtol=1e-5)
+    u, s, _ = np.linalg.svd(expected)
+    vectors = (u * np.sqrt(s))[:, :4]
+    vectors[5] = 0
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    found = embed_cooccurrences(matrix, 4, seed=0)
+    np.testing.assert_allclose(found @ found.T, vectors @ vectors.T, atol=1e-4)  # whatever the axes' signs
+
+
+def test_a_fit_is_of_a_sample_by_the_seed_and_of_the_best_of_its_restarts() -> None:
+    rows = np.random.default_rng(0).uniform(size=(300, 2)).astype(np.float32)
+    drawn = []
+    for seed in range(3):  # as many centroids as rows of the sample are these rows, within rounding
+        apart = np.abs(rows[:, None] - fit_centroids(rows, 9, restarts=1, sample=9, seed=seed)).max(axis=2)
+        assert apart.min(axis=0).max() < 1e-5
+        drawn.append(set(apart.argmin(axis=0).tolist()))
+    assert [len(of_seed) for of_seed in drawn] == [9] * 3 and len(set.union(*drawn)) > 20
+    # Of a cloud without clusters, each descent ends elsewhere.
+    inertia = {
+        restarts: [nearest_sum(rows, fit_centroids(rows, 9, restarts, 300, seed)) for seed in range(3)]
+        for restarts in (1, 20)
+    }
+    assert len(set(inertia[1])) == 3
+    assert max(inertia[20]) < min(inertia[1])
+
+
+def nearest_sum(rows: np.ndarray, centroids: np.ndarray) -> float:
+    """Sum of the squared distances to the nearest centroids."""
+    return float(((rows[:, None] - centroids) ** 2).sum(-1).min(axis=1).sum())
 
 
 def test_kmeans_is_within_two_percent_of_scikit_learn() -> None:
@@ -141,6 +188,8 @@ def test_of_very_many_categories_the_small_ones_join_the_large_ones_at_once(monk
     expected = np.unique(np.array(nearest)[codes], return_inverse=True)[1]
     np.testing.assert_array_equal(merge_categories(rows, codes, 3, 0), expected)
     assert len(np.unique(merge_categories(rows, codes, 2, 0))) == 2
+    # Of a log that places none of them, the large ones are still as many.
+    np.testing.assert_array_equal(np.unique(merge_categories(np.zeros_like(rows), codes, 3, 0)), [0, 1, 2])
 
 
 def _run(tmp_path: Path, **sections: dict[str, object]) -> tuple[Workdir, np.ndarray]:
@@ -210,6 +259,15 @@ def test_items_without_a_category_are_spread_where_no_item_has_both_category_and
     of_item = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
     sizes = np.bincount([of_item[str(item)] for item in range(40)])
     assert len(sizes) == 2 and sizes.min() >= 10  # by a hash of their ids, not all to one
+
+
+def test_items_of_which_nothing_is_known_are_spread_in_proportion_to_the_groups() -> None:
+    ids, known = pa.array([f"i{item}" for item in range(5_000)]), np.repeat([0, 2], [700, 300])
+    found = groups._spread(np.concatenate([known, np.full(4_000, -1)]), 3, ids)
+    assert found[:1_000].tolist() == known.tolist()
+    # Within five standard deviations; and none in a group that is empty, which is for `fill_empty`.
+    counts = np.bincount(found[1_000:], minlength=3)
+    assert counts.tolist() == [pytest.approx(2_800, abs=5 * np.sqrt(4_000 * 0.21)), 0, 4_000 - counts[0]]
 
 
 ERRORS = {
