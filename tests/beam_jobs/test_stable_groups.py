@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import groups, ingest, statistics
+from beam_jobs.embedding_blocks import blocks_of
+from beam_jobs.item_embeddings import normalise_rows
 from beam_jobs.partition import split_categories, start_centroids
+from beam_jobs.side_features import read_side_features
 from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, fit_settings, kept_shares, match_groups
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
@@ -207,6 +210,27 @@ def test_categories_keep_their_ids_where_all_items_are_new(method: str, num_grou
     assert all(before[topic] & after[topic] for topic in before) and sum(map(len, after.values())) == num_groups
 
 
+def test_ids_follow_what_is_seen_most_and_not_most_items(tmp_path: Path) -> None:
+    """Item p has nearly all events. Today it is with most items of the other group, and under their old category."""
+    lines = [f"u{user},p,{user}" for user in range(20)] + [f"v{item},{item},0" for item in "qrst"]
+    log, found, previous = write_log(tmp_path / "log.csv", lines), [], None
+    for number, topics in enumerate(("aabbb", "babba")):
+        rows = "".join(f"{item},{topic}\n" for item, topic in zip("pqrst", topics, strict=True))
+        items = tmp_path / f"{number}.csv"
+        items.write_text("id,topic\n" + rows)
+        table = {"path": str(items), "id": "id", "features": [{"name": "topic", "kind": "categorical"}]}
+        settings = {"method": "category", "category": "topic", "previous": previous}
+        workdir = Workdir(tmp_path / f"day-{number}")
+        for job in (ingest, statistics, groups):
+            job.run(make_config(log, data={"item_features": table}, groups=settings), workdir, "f")
+        groups_table = pq.read_table(workdir.item_groups.groups).to_pylist()
+        found.append({row["item_id"]: row["group_id"] for row in groups_table})
+        previous = str(workdir.item_groups.path)
+    before, after = found
+    assert before["p"] == before["q"] != before["r"] == before["s"] == before["t"]
+    assert [item for item, group in after.items() if group == before["p"]] == ["p", "r", "s"]
+
+
 def test_new_items_count_as_the_old_ones_of_their_category() -> None:
     """Of four old items of category a, three were in group 1; group 2 is no more. d is a new category."""
     old = CategoryShares.of(pa.array(["a", "a", "a", "a", "b", None]), np.array([1, 1, 1, 0, 2, 2]), 3)
@@ -218,9 +242,38 @@ def test_new_items_count_as_the_old_ones_of_their_category() -> None:
 
 def test_an_item_of_which_nothing_is_known_stays_where_it_was(tmp_path: Path) -> None:
     workdir = _prepare(tmp_path / "run", write_log(tmp_path / "log.csv", [f"u{i},i{i},{i}" for i in range(30)]))
-    before = _groups(workdir, num_groups=3)
+    _groups(workdir, num_groups=3)
+    # Where a hash would not put them again.
+    table = pq.read_table(workdir.item_groups.groups)
+    before = (table["group_id"].to_numpy() + 1) % 3
+    pq.write_table(table.set_column(1, "group_id", pa.array(before, pa.int32())), workdir.item_groups.groups)
     after = _groups(workdir, num_groups=3, previous=str(workdir.item_groups.path))
-    assert after == before and set(before.values()) == {0, 1, 2}
+    assert list(after.values()) == before.tolist() and set(before.tolist()) == {0, 1, 2}
+
+
+def test_a_refit_descends_from_the_old_groups(tmp_path: Path) -> None:
+    """A cloud without clusters can be parted in many ways; of another seed, and a little elsewhere, it is as before."""
+    cloud = np.random.default_rng(0).normal(size=(600, 3))
+    ids = pa.array([str(item) for item in range(600)])
+
+    def parted(rows: np.ndarray, seed: int, previous: PreviousGroups | None) -> np.ndarray:
+        folder = tmp_path / f"{seed}-{previous is None}"
+        folder.mkdir()
+        rows = normalise_rows(rows)
+        np.save(folder / "rows.npy", rows)
+        side = read_side_features(None, ids)
+        blocks = blocks_of(folder / "rows.npy", len(rows))
+        items = groups.Items(ids, np.ones(len(rows)), None)
+        embedded = groups.EmbeddedItems(rows, np.ones(len(rows), bool), blocks, side, items)
+        return groups.partition(make_config("unused", groups={"num_groups": 9}, seed=seed), embedded, previous, folder)
+
+    first = parted(cloud, 0, None)
+    nothing = np.zeros((600, 3), np.float32)
+    previous = PreviousGroups(first, np.bincount(first), np.ones(600, bool), nothing, nothing[:9])
+    moved = cloud + 0.01 * np.random.default_rng(1).normal(size=cloud.shape)
+    assert np.mean(parted(moved, 1, previous) == first) > 0.95
+    cold = parted(moved, 1, None)
+    assert np.mean(match_groups(cold, first, np.ones(600), 9) == first) < 0.9
 
 
 def test_previous_must_be_groups(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:
