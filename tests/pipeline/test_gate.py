@@ -247,6 +247,20 @@ def test_a_group_of_which_the_served_model_finds_nothing_is_no_reason_to_keep_it
     assert world.judge(good, replace(reference, hit=reference.hit & (of_target != 2))).blessed
 
 
+def test_a_served_model_that_lists_nothing_is_no_reason_to_keep_it() -> None:
+    """Whatever finds something is infinitely better, which is no sign of leaked labels, and shows no fewer items."""
+    world = World.make(0)
+    lists = world.model(0.45)
+    assert world.judge(world.measured(lists), world.measured(np.zeros_like(lists))).blessed
+
+
+def test_a_last_group_that_nobody_wants_is_not_judged() -> None:
+    world = World.make(0)
+    group_id, counts = np.append(world.holdout.group_id, GROUPS), np.append(world.holdout.train_count, 1)
+    world.holdout = replace(world.holdout, group_id=group_id, train_count=counts)
+    assert world.judge(world.measured(world.model(0.45)), world.measured(world.model(0.4))).blessed
+
+
 def test_models_that_find_everything_are_equal_in_every_group() -> None:
     world = World.make(0)
     perfect = world.measured(world.model(1.0))
@@ -287,6 +301,7 @@ def test_a_model_that_answers_as_the_reference_does_has_not_changed() -> None:
     recall = np.zeros(50)
     recall[7] = 1.0
     assert relative_change(recall, recall, CONFIG, seed=0) == (0.0, 0.0)
+    assert relative_change(np.ones(50), recall, CONFIG, seed=0) != relative_change(np.ones(50), recall, CONFIG, seed=1)
     assert np.isfinite(relative_change(np.ones(50), recall, CONFIG, seed=0)).all()
 
 
