@@ -4,6 +4,7 @@ And what the holdout's users are answered, by both models in the numbers of one 
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from serving import servable_session
 from serving.servable_session import Recommendations
 from tests.beam_jobs.helpers import make_config
 from tests.trainer.artifacts import cyclic_log, write_artifacts
+from trainer import input_pipeline
+from trainer.ragged import Ragged
 
 DAY, FIRST = 86_400, 1_704_067_200
 START = (FIRST + 2 * DAY) * 1_000_000
@@ -104,6 +107,18 @@ def test_a_target_that_was_trained_on_under_an_earlier_time_is_found(tmp_path: P
     events = events_of(sorted(workdir.windows.path.glob("train-0-*")))
     expected = sum((of, item) == (user[0], seen[0]) for of, item, _ in events)
     assert holdout_events_in_training(workdir, START) == expected > 0
+
+
+def test_an_event_is_the_holdouts_by_its_second_or_as_a_target_of_its_own_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users 1 and 2 have the targets 3 and 1. Item 5 is no target, and more than any."""
+    users = SimpleNamespace(user_index=np.array([1, 2]), targets=Ragged(np.array([3, 1]), np.array([0, 1, 2])))
+    monkeypatch.setattr(input_pipeline.EvaluationUsers, "load", lambda *_: users)
+    events = [(1, 5, 9), (1, 1, 9), (2, 3, 9), (1, 3, 9), (2, 1, 2), (2, 2, 10), (2, 2, 11), (7, 3, 12)]
+    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [tuple(np.array(events).T)])
+    # (1, 3) and (2, 1), and two events after the second in which the holdout begins.
+    assert holdout_events_in_training(Workdir(tmp_path), 10_400_000) == 4
 
 
 def _records(path: Path) -> list[bytes]:
