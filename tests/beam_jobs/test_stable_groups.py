@@ -1,5 +1,6 @@
 """Group ids across runs: matched by brute force over all namings, and through the whole job."""
 
+import shutil
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +16,15 @@ from beam_jobs.embedding_blocks import blocks_of
 from beam_jobs.item_embeddings import normalise_rows
 from beam_jobs.partition import split_categories, start_centroids
 from beam_jobs.side_features import read_side_features
-from beam_jobs.stable_groups import CategoryShares, PreviousGroups, drift, fit_settings, kept_shares, match_groups
+from beam_jobs.stable_groups import (
+    CategoryShares,
+    PreviousGroups,
+    drift,
+    fit_settings,
+    kept_shares,
+    match_groups,
+    read_previous,
+)
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
@@ -274,6 +283,25 @@ def test_a_refit_descends_from_the_old_groups(tmp_path: Path) -> None:
     assert np.mean(parted(moved, 1, previous) == first) > 0.95
     cold = parted(moved, 1, None)
     assert np.mean(match_groups(cold, first, np.ones(600), 9) == first) < 0.9
+
+
+def test_previous_groups_are_read_by_id(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:
+    """Of items that are gone, in another order, and beside a new one; every third was placed by its side features."""
+    artifact = Workdir(tmp_path).item_groups
+    shutil.copytree(runs[0].item_groups.path, artifact.path)
+    table = pq.read_table(artifact.groups)
+    settled = np.arange(len(table)) % 3 > 0
+    at = table.column_names.index("settled")
+    pq.write_table(table.set_column(at, "settled", pa.array(settled)), artifact.groups)
+    old = {row["item_id"]: place for place, row in enumerate(table.to_pylist())}
+    embeddings, of_old = np.load(artifact.embeddings), table["group_id"].to_numpy()
+    ids = ["new", *list(old)[:4:-1]]
+    found = read_previous(str(artifact.path), pa.array(ids))
+    assert found is not None
+    assert found.of_item.tolist() == [-1, *(of_old[old[item]] for item in ids[1:])]
+    assert found.settled.tolist() == [False, *(settled[old[item]] for item in ids[1:])]
+    assert found.embeddings.tolist() == [[0] * 8, *(embeddings[old[item]].tolist() for item in ids[1:])]
+    assert found.sizes.tolist() == np.bincount(of_old).tolist()
 
 
 def test_previous_must_be_groups(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:
