@@ -14,7 +14,7 @@ import pytest
 from beam_jobs import groups, ingest, statistics
 from beam_jobs.embedding_blocks import blocks_of
 from beam_jobs.item_embeddings import normalise_rows
-from beam_jobs.partition import split_categories, start_centroids
+from beam_jobs.partition import _start_of_parts, split_categories, start_centroids
 from beam_jobs.side_features import read_side_features
 from beam_jobs.stable_groups import (
     CategoryShares,
@@ -145,6 +145,13 @@ def test_a_category_is_cut_where_it_was_cut_before() -> None:
     assert kept["cut anew"] < 0.8 and kept["cut where it was"] > 0.9
     one = split_categories(rows, np.zeros(400, np.int64), np.zeros(400, np.int64), 6, 2, 1_000, seed=0)
     assert one.tolist() == first.tolist()  # of what was one group, nothing is to be kept
+
+
+def test_a_cut_starts_from_the_largest_old_parts() -> None:
+    """Of old groups 7, 3 and 5 with one, three and four items, two parts; a new item is of none."""
+    rows = np.array([[90], [10], [11], [12], [20], [21], [22], [23], [50]], np.float32)
+    started = _start_of_parts(rows, np.array([7, 3, 3, 3, 5, 5, 5, 5, -1]), 2, seed=0)
+    assert started is not None and sorted(started.ravel().tolist()) == [11, 21.5]
 
 
 def _prepare(folder: Path, log: Path) -> Workdir:
