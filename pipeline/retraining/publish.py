@@ -317,8 +317,8 @@ def _moved_away(version: Path) -> Path:
 
 def _keep_only_record(store: Store, run_id: str) -> None:
     run = RetrainRun(store.run(run_id))
-    for path in run.workdir.path.iterdir():
+    for path in list(run.workdir.path.iterdir()):
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
         elif path != run.record:
             path.unlink(missing_ok=True)

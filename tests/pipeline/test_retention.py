@@ -1,6 +1,7 @@
 """What a store keeps of its runs, and what it gives up for room."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,28 @@ def test_retention_keeps_the_run_of_what_another_model_serves(store: Store) -> N
     retain(CONFIG.model_copy(update={"serving": trial}), store)
     assert sorted(store.run("run-1").path.iterdir()) == before
     assert len(before) > 1
+
+
+def test_a_killed_deletion_leaves_no_artifact_that_looks_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused run may be judged again: of what its manifest says is whole, nothing may be gone."""
+
+    def die(path: Path, **_: object) -> None:
+        (path / "weights").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    for number in range(1, 5):
+        push(store, number, number - 1 or None)
+    model = store.run("run-1").path / "models"
+    model.mkdir()
+    for name in ("weights", "manifest.json"):
+        (model / name).touch()
+    for _ in range(9):  # more than there is to delete, the versions first
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(shutil, "rmtree", die)
+            retain(CONFIG, store)
+    assert not (model / "manifest.json").exists() or (model / "weights").exists()
+    retain(CONFIG, store)
+    assert [path.name for path in store.run("run-1").path.iterdir()] == ["record.json"]
 
 
 def test_what_a_kill_has_left_half_written_or_half_deleted_goes_once_nobody_can_be_writing_it(store: Store) -> None:
