@@ -1,7 +1,7 @@
 """Artifacts: directories that appear whole or not at all, with a manifest that says what they are.
 
 An artifact is written beside its final place and renamed. A directory without a manifest is not an
-artifact: readers refuse it, writers replace it.
+artifact: readers refuse it, and so do writers where it holds files, which may be somebody's log.
 
 Object stores cannot rename a directory. There, each artifact holds its generations, directories that are written
 once, and a small object that names the current one and is replaced last. What a killed run left, or a worker
@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import re
 import shutil
 import time
 import uuid
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
+_FORGOTTEN = "forgotten-manifest.json"
+"""What the manifest is called of what shall be written anew."""
+_GENERATION = re.compile("[0-9a-f]{8}")
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -149,8 +154,31 @@ def find_current(path: Path, fingerprint: str) -> Manifest | None:
 
 
 def forget(path: Path) -> None:
-    """Removes the manifest at `path`, so that what is there counts as no artifact and is written anew."""
-    storage.remove(current(path) / MANIFEST_NAME)
+    """Renames the manifest at `path`, so that what is there counts as no artifact and is written anew."""
+    place = current(path)
+    if storage.exists(place / MANIFEST_NAME):
+        storage.write_text(place / _FORGOTTEN, storage.read_text(place / MANIFEST_NAME))
+        storage.remove(place / MANIFEST_NAME)
+
+
+def require_ours(path: Path) -> None:
+    """Refuses a place with files that no writer of artifacts has made, before one takes their place.
+
+    A workdir may be the directory in which somebody keeps a log, as `events/` or `export/`.
+
+    Raises:
+        ArtifactError: it holds such files.
+    """
+    if storage.is_remote(path):
+        found = set() if current(path) != path else {file.parts[len(path.parts)] for file in storage.tree(path)}
+        found = {name for name in found if not _GENERATION.fullmatch(name)}  # such as a killed run leaves
+    else:
+        found = set(os.listdir(path)) if path.is_dir() else set()
+    if found and not found & {MANIFEST_NAME, _FORGOTTEN}:
+        raise ArtifactError(
+            f"{path} holds {min(found)}, which is none of ours and would be lost: move or delete it, or choose another "
+            "place to write to (-w, -s or --out)"
+        )
 
 
 def current(path: Path) -> Path:
@@ -182,6 +210,9 @@ def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter
 
     On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
     first.
+
+    Raises:
+        ArtifactError: there are files at `final` that no artifact holds.
     """
     _remove_leftovers(final)
     writer = ArtifactWriter(_begin(final))
@@ -210,7 +241,7 @@ def fetch(source: Path, final: Path) -> Manifest:
     """Copies the artifact at `source`, in an object store, to the local `final`, which appears whole or not at all.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is none, or there are files at `final` that no artifact holds.
     """
     stored = current(source)
     manifest = read_manifest(stored)
@@ -227,7 +258,7 @@ def fetch(source: Path, final: Path) -> Manifest:
 
 def _begin(final: Path) -> Path:
     """A directory for what shall be at `final`."""
-    name = uuid.uuid4().hex[:8]
+    name = uuid.uuid4().hex[:8]  # as `_GENERATION`
     if storage.is_remote(final):
         return final / name
     staging = final.with_name(f"{final.name}{storage.STAGING_MARK}{name}")
@@ -236,6 +267,7 @@ def _begin(final: Path) -> Path:
 
 
 def _remove_leftovers(final: Path) -> None:
+    require_ours(final)
     if not storage.is_remote(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         for left in final.parent.glob(f"{final.name}{storage.STAGING_MARK}*"):

@@ -46,6 +46,8 @@ def run_stages(
         _require_inputs(stages, selected, config, workdir)
         for stage in selected:
             stage.check(config)
+            for path in stage.outputs(config, workdir):
+                artifact.require_ours(path)  # now, and not after hours of the stages before
         wanted = fingerprints(stages, config, _taken_as_they_are(stages, selected, config, workdir))
         if first is not None:
             _forget(stages, first, config, workdir)

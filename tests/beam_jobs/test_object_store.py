@@ -182,6 +182,15 @@ def test_a_rerun_replaces_an_artifact_at_once(log: Path, store: Path) -> None:
     assert scratch(run.path) == []
 
 
+def test_a_log_that_lies_where_an_artifact_goes_is_not_deleted(log: Path, store: Path) -> None:
+    theirs = as_path(f"{BUCKET}/events")
+    storage.store_tree(log, theirs)
+    before = storage.tree(theirs)
+    with pytest.raises(ValueError, match=r"strict://bucket/events holds config\.yaml, which is none of ours"):
+        ingest.run(config_of(log, str(theirs)), Workdir(as_path(BUCKET)), "fingerprint")
+    assert before and storage.tree(theirs) == before
+
+
 def test_a_failed_job_leaves_the_artifact_as_it_was(log: Path, store: Path) -> None:
     put_log(log, f"{BUCKET}/log")
     config, run = config_of(log, f"{BUCKET}/log"), Workdir(as_path(f"{BUCKET}/run"))

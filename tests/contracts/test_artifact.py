@@ -82,6 +82,38 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path: Path) -> 
     assert [path.name for path in final.iterdir()] == [artifact.MANIFEST_NAME]
 
 
+def test_files_that_are_no_artifact_stay_and_are_said_to_be_in_the_way(tmp_path: Path) -> None:
+    """`dnc run -w .`, where the log lies in `events/`."""
+    log = tmp_path / "events" / "2024-01-01.csv"
+    log.parent.mkdir()
+    log.write_text("u1,i1,1")
+    with (
+        pytest.raises(artifact.ArtifactError, match=r"events holds 2024-01-01\.csv, .* or choose another place .*-w"),
+        artifact.writing(log.parent, "events", "f1"),
+    ):
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [log]
+    assert log.read_text() == "u1,i1,1"
+    log.unlink()
+    with artifact.writing(log.parent, "events", "f1"):  # nothing is lost of an empty directory
+        pass
+    assert artifact.read_manifest(log.parent).fingerprint == "f1"
+
+
+def test_what_is_forgotten_is_no_artifact_and_is_written_anew(tmp_path: Path) -> None:
+    final = tmp_path / "groups"
+    artifact.forget(final)
+    assert not final.exists()
+    with artifact.writing(final, "item_groups", "old") as writer:
+        (writer.path / "data.txt").write_text("x")
+    for _ in range(2):  # a forced run that died is forced again
+        artifact.forget(final)
+        assert artifact.find_manifest(final) is None
+    with artifact.writing(final, "item_groups", "new"):
+        pass
+    assert [path.name for path in final.iterdir()] == [artifact.MANIFEST_NAME]
+
+
 def test_code_that_is_no_files_is_known_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact.code_of.cache_clear()
     monkeypatch.setattr(contracts, "__file__", str(tmp_path / "dnc.zip" / "contracts" / "__init__.py"))

@@ -161,6 +161,19 @@ def test_from_runs_what_uses_that_stage_too(stages: tuple[Stage, ...], journal: 
     assert journal == ["c", "b"]
 
 
+def test_files_where_a_later_stage_would_write_are_refused_before_the_first_runs(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
+) -> None:
+    workdir = Workdir(tmp_path / "run")
+    theirs = workdir.path / "c" / "notes.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(ValueError, match=r"run/c holds notes\.txt"):
+        run_stages(stages, Config(), workdir)
+    assert journal == [] and theirs.read_text() == "mine"
+    assert [result.ran for result in run_stages(stages, Config(), workdir, last="b")] == [True, True]
+
+
 def test_a_forced_run_that_was_killed_is_not_up_to_date(
     stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
 ) -> None:
