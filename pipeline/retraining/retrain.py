@@ -18,7 +18,15 @@ from pipeline.retraining.clients import require_inputs, require_long_lists, serv
 from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
-from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
+from pipeline.retraining.records import (
+    Record,
+    all_records,
+    files_digest,
+    files_of,
+    keep_files,
+    read_record,
+    write_record,
+)
 from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
@@ -226,14 +234,17 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
     """
     profiles: list[SpanProfile] = []
     earlier = EarlierSpans()
+    used, refused = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     if config.retrain.span.schema_of_last:
         require_tables_like_the_last(config, window, store)
     for span in window:
         before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
+        reasons = [refused[span.key]] if span.key in refused else []
         try:
-            profile = profile_span(config, span, store.span(span.key), before)
-            reasons = refusals(profile, earlier, config.retrain.span)
+            if not reasons:
+                profile = profile_span(config, span, store.span(span.key), before)
+                reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
         except ValueError as error:
             reasons = [str(error)]
         if not reasons:
@@ -254,6 +265,28 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
     return profiles, left_out
 
 
+def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
+    """What the last run made of the window's older spans whose files are the same: those that it used, and key -> why
+    it left others out.
+
+    That holds: as the window moves on, what a span was compared with leaves it first. A span that was refused would
+    pass once nothing is left before it, and one that passed might be refused.
+    """
+    last = next(reversed(all_records(store)), None)
+    if last is None:
+        return set(), {}
+    digests = {span["key"]: files_digest(span) for span in last.spans}
+    used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
+    # Under other limits, or read otherwise, they may be fit.
+    if (last.config["data"], last.config["retrain"]["span"]) != (
+        config.data.model_dump(mode="json"),
+        config.retrain.span.model_dump(mode="json"),
+    ):
+        return used, {}
+    same = [span.key for span in window[:-1] if store.span_files(span.key, span.digest).exists()]
+    return used, {key: last.left_out[key] for key in same if key in last.left_out}
+
+
 def _finish(
     config: Config,
     store: Store,
@@ -268,8 +301,8 @@ def _finish(
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     spans = {span.key: span for span in window}
-    for profile in profiles:
-        keep_files(store, spans[profile.key])
+    for span in window:  # of those that were left out, too: while their files are the same, they stay so
+        keep_files(store, span)
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
     if kept_start:

@@ -1,0 +1,107 @@
+"""What became of a span on its day stays so while it is in the window: what it was compared with leaves before it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import MAIN_MODEL, RetrainRun, Workdir
+from pipeline.retraining import publish as publishing
+from pipeline.retraining import retrain as retraining
+from pipeline.retraining.records import all_records
+from tests.pipeline.retrain_log import DAYS
+from tests.pipeline.test_retrain import Calls
+
+Spans = tuple[list[str], list[str]]
+
+
+@pytest.fixture
+def calls(tmp_path: Path) -> Calls:
+    return Calls(tmp_path)
+
+
+@pytest.fixture
+def used(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
+    """Retrains without its stages, and with a content gate; gets the spans that the day's record uses and leaves out.
+
+    Of a call that fails both are empty.
+    """
+    verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
+    details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7}
+
+    def leave_verdict(_: object, config: Config, workdir: Workdir, last: str | None) -> list[str]:
+        for path in (
+            workdir.model(MAIN_MODEL).path,
+            workdir.item_groups.path,
+            workdir.export,
+            RetrainRun(workdir).gate,
+        ):
+            with artifact.writing(path, "any", "f") as writer:
+                writer.details = details
+        return []
+
+    monkeypatch.setattr(retraining, "run_stages", leave_verdict)
+    monkeypatch.setattr(retraining, "_stage_record", lambda *_: {})
+
+    def call(day: int, *settings: str) -> Spans:
+        monkeypatch.setattr(publishing, "publish", lambda *_, **__: (day, "stable"))
+        words = [word for setting in settings for word in ("--set", setting)]
+        outcome = json.loads(calls.here("--span", DAYS[day], *words).stdout)
+        if outcome["outcome"] == "failed":
+            return [], []
+        record = all_records(calls.store)[-1]
+        assert record.run_id == outcome["run_id"], outcome
+        return [span["key"] for span in record.spans], list(record.left_out)
+
+    return call
+
+
+def rename(path: Path, column: str) -> None:
+    """The log's ids get another form."""
+    table = pq.read_table(path)
+    at = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(at, column, pc.binary_join_element_wise(table[column], "x", "-")), path)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> list[Path]:
+    return [tmp_path / "log" / day / "events.parquet" for day in DAYS]
+
+
+def test_a_span_that_was_refused_stays_out_when_nothing_is_left_before_it(
+    used: Callable[..., Spans], log: list[Path]
+) -> None:
+    good = log[2].read_bytes()
+    rename(log[2], "user_id")
+    assert used(1) == (DAYS[:2], [])
+    assert used(2) == ([], [])
+    assert used(3) == ([DAYS[1], DAYS[3]], [DAYS[2]])
+    assert used(4) == (DAYS[3:5], [DAYS[2]])
+    # Once it is mended it is judged anew, and so it is by a call that says that the change was meant.
+    log[2].write_bytes(good)
+    assert used(4) == (DAYS[2:5], [])
+
+
+def test_a_span_that_was_refused_is_taken_by_the_switch_that_takes_it(
+    used: Callable[..., Spans], log: list[Path]
+) -> None:
+    rename(log[2], "user_id")
+    assert [used(day) for day in (1, 3)] == [(DAYS[:2], []), ([DAYS[1], DAYS[3]], [DAYS[2]])]
+    assert used(4, "retrain.span.schema_of_last=false") == (DAYS[2:5], [])
+
+
+def test_a_change_that_was_taken_once_is_not_asked_again(used: Callable[..., Spans], log: list[Path]) -> None:
+    """Items get other ids, so that the first day of those has no item that the window knows."""
+    for path in log[4:]:
+        rename(path, "item_id")
+    assert used(3, "retrain.window_spans=6") == (DAYS[:4], [])
+    meant = ("retrain.span.schema_of_last=false", "retrain.span.max_new_item_share=1")
+    assert used(4, "retrain.window_spans=6") == ([], [])
+    assert used(4, "retrain.window_spans=6", meant[0]) == ([], [])
+    assert used(4, "retrain.window_spans=6", *meant) == (DAYS[:5], [])
+    assert used(5, "retrain.window_spans=6") == (DAYS, [])
