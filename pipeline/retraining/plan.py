@@ -17,7 +17,7 @@ from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.changes import changes
-from pipeline.retraining.records import Record, all_records, last_version, record_of_version
+from pipeline.retraining.records import Record, all_records, last_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
@@ -144,10 +144,9 @@ def _new_plan(
     stable: int | None,
     versions: list[int],
 ) -> Plan:
-    own = record_of_version(store, stable) if stable else None
-    parent = own or (_last_before(store, stable) if stable else None)
+    parent = gone_on_from(store, stable) if stable else None
     warm, notes = _may_start_warm(config, store, parent)
-    if stable and own is None:
+    if stable and (parent is None or parent.version != stable):
         served = f"version {stable} is served, but no run of this store made it"
         notes.append(
             f"{served}: the gate compares with it, and what is carried on is of version {parent.version}"
@@ -181,9 +180,12 @@ def _new_plan(
     )
 
 
-def _last_before(store: Store, version: int) -> Record | None:
-    """The run of the last version before one that somebody has put there, as `dnc index` makes it from such a run."""
-    made = [record for record in all_records(store) if record.version and record.version < version]
+def gone_on_from(store: Store, version: int) -> Record | None:
+    """The run that has what the next one carries on where a version is served: that which made it.
+
+    Of a version that somebody has put there, as `dnc index` makes it from such a run, that of the last one before it.
+    """
+    made = [record for record in all_records(store) if record.version and record.version <= version]
     return max(made, key=lambda record: record.version or 0, default=None)
 
 

@@ -32,7 +32,7 @@ from contracts.serving_labels import (
 )
 from contracts.storage import STAGING_MARK
 from pipeline.retraining.base_paths import base_paths, servables_of
-from pipeline.retraining.plan import read_plan
+from pipeline.retraining.plan import gone_on_from, read_plan
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.stages import exported_servable
 from serving.versions import appearing
@@ -214,7 +214,8 @@ def _base_paths_or_error(store: Store) -> list[Path]:
 
 
 def retain(config: Config, store: Store) -> None:
-    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and their runs but the record."""
+    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and all runs that no version that
+    stays would go on from, but for their records."""
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
     with FileLock(store.labels_lock):
         # Of all servables: one that this config does not export may still be asked.
@@ -225,9 +226,10 @@ def retain(config: Config, store: Store) -> None:
         gone = [_moved_away(base / str(version)) for version in set(versions) - kept for base in bases]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
+    runs = {run.run_id for version in kept if (run := gone_on_from(store, version))}
     # The newest run stays, whatever came of it: somebody will want to look, or have it judged again.
     for record in all_records(store)[:-1]:
-        if record.version not in kept:
+        if record.run_id not in runs:
             _keep_only_record(store, record.run_id)
 
 

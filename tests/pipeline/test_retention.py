@@ -11,7 +11,7 @@ from contracts.layout import RetrainRun, Store, Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
 from pipeline.retraining.publish import make_room, retain, set_stable
 from pipeline.retraining.records import all_records, last_version, write_record
-from tests.pipeline.small_store import CONFIG, WITHOUT_EXACT, make_run, push, stable
+from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
 
 
 @pytest.fixture
@@ -45,6 +45,22 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
         assert (run.servable("dnc") / "1" / "saved_model.pb").exists() == (number not in (2, 6))
         assert len(list(run.path.iterdir())) == 1 or number not in (2, 6)
     assert last_version(store) == 5
+
+
+def test_retention_keeps_the_run_that_a_version_of_no_run_goes_on_from(store: Store) -> None:
+    """Version 2 is of `dnc index`, from the run of version 1, and held: each later canary would begin from scratch."""
+    push(store, 1, None)
+    for name in NAMES:
+        (store.servable(name) / "2").mkdir()
+        (store.servable(name) / "2" / "saved_model.pb").touch()
+    push(store, 3, 2)
+    set_stable(store, 2)
+    for number in range(4, 8):
+        push(store, number, 2, held=True)
+        retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc")) == [2, 6, 7]
+    whole = [record.version for record in all_records(store) if len(list(store.run(record.run_id).path.iterdir())) > 1]
+    assert whole == [1, 6, 7]
 
 
 def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_window(store: Store) -> None:
