@@ -18,15 +18,7 @@ from pipeline.retraining.clients import require_inputs, require_long_lists, serv
 from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
-from pipeline.retraining.records import (
-    Record,
-    all_records,
-    files_digest,
-    files_of,
-    keep_files,
-    read_record,
-    write_record,
-)
+from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
 from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
@@ -275,7 +267,7 @@ def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tup
     last = next(reversed(all_records(store)), None)
     if last is None:
         return set(), {}
-    digests = {span["key"]: files_digest(span) for span in last.spans}
+    digests = {span["key"]: span["files"] for span in last.spans}
     used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
     # Under other limits, or read otherwise, they may be fit.
     if (last.config["data"], last.config["retrain"]["span"]) != (
