@@ -21,7 +21,10 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give the right to read and write there"),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "choose another name"),
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
+_NO_SCRATCH = "No usable temporary directory found"
+"""What `tempfile` says, as of a missing file, where none that it knows exists, may be written to and has room."""
 
 
 class PathOrUrl(click.ParamType):
@@ -83,12 +86,15 @@ def disk_error_message(error: Exception) -> str | None:
 
     None: something here is wrong. Beam and TensorFlow pass its words on in errors of their own.
     """
-    if isinstance(error, OSError) and error.errno is not None:
+    remedy: str | None
+    said = str(error)
+    if _NO_SCRATCH in said:
+        remedy = "make room, or set TMPDIR to a directory that can be written to"
+    elif isinstance(error, OSError) and error.errno is not None:
         # Of a copy that fails, the first name is the source's, whichever disk is full.
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files or error}"
     else:
-        said = str(error)
         remedy = next((remedy for number, remedy in _REMEDIES.items() if os.strerror(number) in said), None)
     return f"{said}; {remedy}, and run it again" if remedy else None
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,6 +21,7 @@ from pipeline import runner
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
 from pipeline.report import metrics_table
+from trainer.model_files import require_room
 
 
 @click.command()
@@ -38,6 +40,7 @@ def failing(verbose: bool, number: int) -> None:
         (errno.EACCES, "give the right to read and write there"),
         (errno.ENOTDIR, "choose another name"),
         (errno.ENAMETOOLONG, "choose another name"),
+        (errno.EFBIG, "raise the limit on the size of files (ulimit -f)"),
     ],
 )
 def test_what_the_operating_system_refuses_is_said_in_a_line(number: int, remedy: str) -> None:
@@ -105,6 +108,17 @@ def test_of_a_copy_the_target_is_named_too() -> None:
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tmp/a.h5", None, "runs/a.h5")
     said = "No space left on device: tmp/a.h5 -> runs/a.h5; make room, and run it again"
     assert disk_error_message(error) == said
+
+
+def test_a_machine_without_room_for_temporary_files_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container whose root is read-only, and one disk that is full; training is the first to ask for them."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full", "/nowhere"])
+    monkeypatch.setattr(runner, "run_stages", lambda *_: require_room(Mock(weights=[])))
+    done = CliRunner().invoke(main, ["run", "-w", "w"])
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("dnc: ") and "['/dev/full', '/nowhere']; make room, or set TMPDIR to" in said
 
 
 def write_in_a_worker(name: str) -> None:
