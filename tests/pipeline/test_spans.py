@@ -68,8 +68,9 @@ def test_a_marker_decides_where_there_is_one(log: Path) -> None:
 
 
 def test_a_feed_that_is_late_is_named(log: Path, caplog: pytest.LogCaptureFixture) -> None:
-    feeds = [f"{log}/{{date}}/events.csv", f"{log}/{{date}}/buys.csv"]
+    feeds = [f"{log}/{{date}}/{name}.csv" for name in ("events", "buys", "returns")]
     config = config_of(log, f"data.events={feeds}")
+    (log / "2024-01-01" / "returns.csv").touch()  # a feed that has ended is not waited for
     for day in ("2024-01-02", "2024-01-03"):
         (log / day / "buys.csv").touch()
     assert keys(config, until="2024-01-03")[-1] == "2024-01-03" and not caplog.text
