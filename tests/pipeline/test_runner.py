@@ -99,6 +99,13 @@ CHANGED_BY = {
 """Room -> the stages that run its code, or read what such a stage has written."""
 
 
+def test_stages_of_the_same_inputs_are_told_by_their_names(stages: tuple[Stage, ...]) -> None:
+    """A model that `dnc index` took over lies where training puts one, and is not one that was trained."""
+    first, second, _ = stages
+    found = fingerprints([first, second, replace(second, name="other")], Config())
+    assert len(set(found.values())) == 3
+
+
 @pytest.mark.parametrize("room", CHANGED_BY)
 def test_other_code_reruns_what_runs_it(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contracts, "__file__", str(tmp_path / "contracts" / "__init__.py"))
