@@ -67,8 +67,7 @@ class TwoTowerModel(tfrs.Model):
         self.embedding_dim = model.embedding_dim
         self._loss_config = config.training.loss
         self.intent_in_score = config.intent_in_score
-        after_encoder = model.conditioning != "none" and not model.reads_groups_first
-        self._conditioning_dropout = model.conditioning_dropout if after_encoder else 0.0
+        self._conditioning_dropout = model.conditioning_dropout if model.conditioning != "none" else 0.0
         # A bucket of unknown ids has no group.
         self._group_id = tf.constant(np.append(catalogue.group_id, np.full(model.oov_buckets, -1, np.int32)))
         self._user_features = {
@@ -203,11 +202,8 @@ class TwoTowerModel(tfrs.Model):
     def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
         """Each positive and its exposed negatives, above all items of lower levels: the window's, exposed, random."""
         window, exposed = place[:, 0], tf.gather_nd(batch.exposed_negatives, place)
-        others = tf.gather(batch.item_index, window)
-        others = tf.where(others == target[:, None], tf.zeros_like(others), others)
-        drawn = uniform_unseen(
-            self.generator, self._num_items, tf.gather(batch.item_index, window), self._loss_config.hierarchy_random
-        )
+        others = tf.gather(batch.item_index, window)  # the target among them, never below itself
+        drawn = uniform_unseen(self.generator, self._num_items, others, self._loss_config.hierarchy_random)
         item_level = highest_levels(batch.item_index, tf.cast(batch.feedback_level, tf.int32))
         levels = [
             tf.gather_nd(item_level, place)[:, None],
@@ -258,7 +254,7 @@ class TwoTowerModel(tfrs.Model):
         events, level = batch.item_index[:, :-1], batch.feedback_level[:, :-1]
         # Without buckets a history reads the items as candidates have them.
         tokens = items[:, :-1] if self._oov_buckets is None else self._event_tokens(events, training)
-        return self._marked(tokens, (level < self._target_level) & (events != PADDING_INDEX))
+        return self._marked(tokens, level < self._target_level)  # padding as well, which no event sees
 
     def _history_tokens(self, history_index: tf.Tensor) -> tf.Tensor:
         """Embeddings of int64 [batch_size, length] events, negative ones being context, float32 [..., dim]."""

@@ -28,3 +28,10 @@ def test_nothing_below_adds_nothing_and_no_nan(kind: str) -> None:
         loss = hierarchy_loss(logits, tf.constant([[1, 1]]), 1, kind)
     assert float(loss) == 0
     assert not np.isnan(tape.gradient(loss, logits)).any()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "pairwise"])
+def test_the_mean_is_over_anchors_that_have_something_below_them(kind: str) -> None:
+    """Of a click (1) and an exposure (0), nothing is below the exposure."""
+    loss = hierarchy_loss(tf.constant([[3.0, 2.0]]), tf.constant([[1, 0]]), 2, kind)
+    assert float(loss) == pytest.approx(np.log1p(np.exp(2 - 3)), rel=1e-5)
