@@ -80,3 +80,29 @@ def test_the_list_is_that_of_everything(seed: int, spread: float) -> None:
     assert (searches[0][3] == wanted[3]).all(), "a row by quota is searched once, for its quotas"
     assert (searches[0] <= wanted).all() and (most != 120 or searches[0][0].sum() < wanted[0].sum())
     assert all((again[3] == 0).all() for again in searches[1:])
+
+
+def test_a_group_may_have_more_behind_a_last_result_that_is_excluded() -> None:
+    """Of rows of several M, too: the 8 lies above the second best that the first round finds, the 1, and hides the 7.
+
+    Of eight groups a list of two asks for one item each, and one more of the first group for the one that is excluded.
+    """
+    values = [np.array([9.0, 8.0, 7.0, 6.0]), *([np.array([1.0])] * 7)]
+    sizes = [len(one) for one in values]
+    members = np.split(np.arange(sum(sizes), dtype=np.int32), np.cumsum(sizes)[:-1])
+    index_set = ExactIndexSet(np.concatenate(values)[:, None].astype(np.float32), members)
+    m, excluded = np.array([2, 1]), np.zeros([2, 8], np.int32)
+    excluded[0, 0] = 1
+    found = search_in_rounds(
+        index_set.search,
+        lambda found: tf.math.is_finite(found.scores) & ~((found.scores == 8.0) & (tf.range(2)[:, None] == 0)),
+        tf.ones([2, 8, 1]),
+        tf.zeros([2, 8]),
+        tf.constant(np.minimum(m[:, None] + excluded, sizes), tf.int32),
+        tf.constant(excluded),
+        tf.constant([True, True]),
+        tf.constant(m, tf.int32),
+    )
+    best = [-np.sort(-np.where(np.isfinite(row), row, -np.inf)) for row in found.scores.numpy()]
+    assert best[0][:2].tolist() == [9.0, 7.0]
+    assert best[1][:1].tolist() == [9.0]
