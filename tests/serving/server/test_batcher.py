@@ -189,11 +189,12 @@ def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
 
     class Slow(Graph):
         def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
-            time.sleep(4.0 * (not self.batches))
+            time.sleep(5.0 * (not self.batches))
             return super().run(requests)
 
     async def body(graph: Graph, batcher: Batcher) -> None:
-        await ask(batcher, 0)  # an eighth of its four seconds is what another batch is expected to take
+        # An eighth of its five seconds is what another batch is expected to take, and after three more still over .4.
+        await ask(batcher, 0)
         for others, outcome in (([3, 4, 5, 6], RequestError), ([3, 4], dict)):
             graph.gate.clear()
             first = ask(batcher, 7)
@@ -214,8 +215,9 @@ def test_a_request_larger_than_a_batch_is_refused():
         with pytest.raises(RequestError, match="5 rows, more than max_batch_size=4") as raised:
             await ask(batcher, 1, 2, 3, 4, 5)
         assert raised.value.code == Code.INVALID_ARGUMENT
+        assert (await ask(batcher, 1, 2, 3, 4))["y"].tolist() == [2, 4, 6, 8]
 
-    assert run(body).batches == []
+    assert run(body).batches == [[1, 2, 3, 4]]
 
 
 def test_what_nobody_foresaw_is_internal_for_each_that_it_hits_and_logged_once(caplog):
@@ -257,9 +259,12 @@ def test_padding_does_not_multiply_a_wide_request_by_the_rows_of_others():
         graph.gate.set()
         answers = await asyncio.gather(*futures)
         assert [answer["y"].tolist() for answer in answers] == [[2 * value] for value in range(7)]
-        with pytest.raises(RequestError, match="1 x 11 values, more than max_batch_elements=10") as raised:
-            await ask_wide(7, 11)
-        assert raised.value.code == Code.INVALID_ARGUMENT
+        for rows, width in ((1, 11), (3, 4)):
+            inputs = {"x": np.zeros(rows), "history": np.zeros([rows, width])}
+            refusal = f"{rows} x {width} values, more than max_batch_elements=10"
+            with pytest.raises(RequestError, match=refusal) as raised:
+                await batcher.submit(inputs, rows, asyncio.get_running_loop().time() + 10)
+            assert raised.value.code == Code.INVALID_ARGUMENT
 
     # 1 and 2 padded to the same width are 10 values; 3 beside anybody, 20 at least; 4, 5 and 6 are 9.
     batches = run(body, max_batch_size=8, max_batch_elements=10).batches
@@ -286,5 +291,23 @@ def test_a_closed_batcher_refuses_at_once_instead_of_letting_wait():
         with pytest.raises(RequestError, match="no longer served") as raised:
             await ask(batcher, 1)
         assert raised.value.code == Code.UNAVAILABLE
+
+    run(body)
+
+
+def test_closing_waits_for_a_batch_that_runs_though_nobody_waits_for_its_answer_any_more():
+    """Whoever closes frees the graph's memory next."""
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        graph.gate.clear()
+        late = ask(batcher, 1, seconds=0.05)
+        with pytest.raises(RequestError, match="deadline"):
+            await late
+        closing = asyncio.ensure_future(batcher.close())
+        await settle()
+        assert not closing.done()
+        graph.gate.set()
+        await closing
+        assert graph.batches == [[1]]
 
     run(body)
