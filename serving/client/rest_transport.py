@@ -23,6 +23,9 @@ from serving.client.transport import Code, RetrievalError, Target, require_heade
 
 _Answer = TypeVar("_Answer")
 _TOO_LARGE = 413
+_KEPT_CONNECTIONS = 1000
+"""As many threads find a connection that is open. requests keeps ten, and ends every further one after its answer, with
+a warning in the application's log."""
 _CODES = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
@@ -93,6 +96,8 @@ class RestTransport:
     def _new_session(self) -> requests.Session:
         session = requests.Session()
         session.headers.update(self._headers)
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=_KEPT_CONNECTIONS))
         session.auth = lambda request: request  # else a line of ~/.netrc would replace a header
         return session
 
