@@ -274,6 +274,14 @@ def test_dnc_serve_takes_the_arguments_that_it_is_given():
         assert (server.host, server.grpc_port, server.rest_port) == ("0.0.0.0", 8500, 8501)
 
 
+def test_a_server_that_stops_may_finish_the_longest_request():
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]["scann"]
+    (deployment, _) = manifests("dnc-serve")
+    pod = deployment["spec"]["template"]["spec"]
+    for seconds in (int(compose["stop_grace_period"].removesuffix("s")), pod["terminationGracePeriodSeconds"]):
+        assert seconds > load_config(None, ()).server.request_timeout_seconds
+
+
 def test_what_keeps_the_labels_asks_the_server_that_reads_them():
     services = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())["services"]
     asked = {"http://exact:8501": services["labels"]["command"]}
