@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from typing import Literal
 
@@ -16,13 +17,14 @@ def address(config: ServerConfig, port: int) -> str:
 
 
 def require_free(config: ServerConfig) -> None:
-    """Raises ValueError if a port is taken.
+    """Raises ValueError if a port is taken, or both are one.
 
     Asked before versions are loaded, which takes long, and memory that whoever has the port may need.
     """
     settings: tuple[Setting, Setting] = ("grpc_port", "rest_port")
-    for setting in settings:
-        bound_socket(config, setting).close()
+    with contextlib.ExitStack() as held:
+        for setting in settings:
+            held.enter_context(bound_socket(config, setting))
 
 
 def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:

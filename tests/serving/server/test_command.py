@@ -77,6 +77,16 @@ def test_a_taken_port_is_told_before_anything_is_loaded(taken, free, base, monke
     assert f"set server.{taken} to a free one" in run.stderr
 
 
+def test_two_ports_that_are_one_are_told_before_anything_is_loaded(base, monkeypatch):
+    monkeypatch.setattr("serving.server.model.LoadedServable", lambda *_: pytest.fail("it is loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        free = other.getsockname()[1]
+    ports = ["--set", f"server.grpc_port={free}", "--set", f"server.rest_port={free}"]
+    run = CliRunner().invoke(main, ["serve", "--model", f"dnc={base}", *ports])
+    assert run.exit_code == 2
+    assert "set server.rest_port to a free one" in run.stderr
+
+
 @pytest.mark.parametrize("start", [start_grpc, start_rest])
 def test_a_port_that_is_taken_meanwhile_is_told_too(start):
     async def listen() -> None:
