@@ -94,7 +94,8 @@ class GrpcApi:
         return model_status(self._models, request)
 
     async def _reload(self, request: Any, seconds_left: float | None) -> Any:
-        await reload_labels(self._models, request.config)
+        # A load may take longer than the caller waits: begun anew with each of its calls, it would never be done.
+        await asyncio.shield(reload_labels(self._models, request.config))
         return model_management_pb2.ReloadConfigResponse()
 
 

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
+import serving.server.model
 from contracts.config import ServerConfig
 from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, versions_on_disk, write_labels
 from serving.client import RetrievalClient, RetrievalError
@@ -241,6 +242,32 @@ def reload_policy(server: LiveServer, policy: str, **labels: int) -> str:
     config.version_labels.update(labels)
     with server.channel() as channel:
         return refusal(model_service_pb2_grpc.ModelServiceStub(channel), request)
+
+
+def test_a_reload_goes_on_when_its_caller_has_given_up(serve, base, servable, monkeypatch):
+    """A load may take longer than any caller waits: begun anew with each call, it would never be done."""
+    add_version(base, 2, servable)
+    write_labels(base, ServingLabels(stable=1))
+    server = serve(base)
+    gate, load = threading.Event(), serving.server.model._load
+
+    def slow(*arguments: Any) -> Any:
+        gate.wait(30)
+        return load(*arguments)
+
+    monkeypatch.setattr("serving.server.model._load", slow)
+    request = model_management_pb2.ReloadConfigRequest()
+    request.config.model_config_list.config.add(name="dnc").model_version_policy.specific.versions.append(2)
+    try:
+        with server.channel() as channel, pytest.raises(grpc.RpcError) as raised:
+            model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest(request, timeout=1)
+        assert raised.value.code() == Code.DEADLINE_EXCEEDED
+        time.sleep(0.3)  # the server hears of it
+        assert states(server) == {2: "LOADING", 1: "AVAILABLE"}
+    finally:
+        gate.set()
+    eventually(lambda: states(server, "/labels/stable") == {2: "AVAILABLE"})
+    assert read_labels(base) == ServingLabels(stable=2)
 
 
 def test_a_reload_that_names_a_version_pins_it_and_only_latest_unpins(serve, base, servable):
