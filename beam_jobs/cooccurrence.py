@@ -27,6 +27,9 @@ Int64 = npt.NDArray[np.int64]
 UNIT = 1 << 20
 """Weights are whole multiples of 1 / UNIT: integer sums do not depend on the order of the bundles."""
 
+_SUMMED_AT_ONCE = 1 << 23
+"""Keys of a block, 64 MiB of them, that wait before they are summed: of a block without popular items it is all."""
+
 
 @dataclass(frozen=True)
 class PairKeys:
@@ -64,15 +67,34 @@ class PairKeys:
         width = self._rows_per_block * self.num_items << self._distance_bits
         return np.searchsorted(keys, np.arange(self.num_blocks + 1) * width)
 
-    def sums(self, keys: Int64) -> tuple[Int64, Int64, Int64]:
-        """[num_pairs] each, of the distinct pairs of sorted keys: low item, high item, sum of UNIT / distance."""
-        pairs = keys >> self._distance_bits
-        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-        weight = np.array([0, *(round(UNIT / distance) for distance in range(1, self.window + 1))])
-        weights = weight[keys & ((1 << self._distance_bits) - 1)]
-        row, high = np.divmod(pairs[starts], self.num_items)
+    def sums(self, parts: Iterable[Int64]) -> tuple[Int64, Int64, Int64]:
+        """[num_pairs] each, of the distinct pairs of all parts' keys: low item, high item, sum of UNIT / distance.
+
+        Never of all keys at once: two popular items have one for each time that they meet.
+        """
+        none = np.zeros(0, np.int64)
+        pairs, weights, waiting, number = none, none, [none], 0
+        for part in parts:
+            waiting.append(part)
+            number += len(part)
+            if number >= max(_SUMMED_AT_ONCE, len(pairs)):  # the more there are, the seldomer they are merged anew
+                pairs, weights = self._added(pairs, weights, np.concatenate(waiting))
+                waiting, number = [none], 0
+        pairs, weights = self._added(pairs, weights, np.concatenate(waiting))
+        row, high = np.divmod(pairs, self.num_items)
         block, place = np.divmod(row, self._rows_per_block)
-        return place * self.num_blocks + block, high, np.add.reduceat(weights, starts) if len(starts) else starts
+        return place * self.num_blocks + block, high, weights
+
+    def _added(self, pairs: Int64, weights: Int64, keys: Int64) -> tuple[Int64, Int64]:
+        """Distinct pairs, ascending, and their weights, with those of some more keys."""
+        keys.sort()
+        weight = np.array([0, *(round(UNIT / distance) for distance in range(1, self.window + 1))])
+        new, of_new = _summed(keys >> self._distance_bits, weight[keys & ((1 << self._distance_bits) - 1)])
+        if not len(pairs):
+            return new, of_new
+        pairs, weights = np.concatenate([pairs, new]), np.concatenate([weights, of_new])
+        order = np.argsort(pairs, kind="stable")
+        return _summed(pairs[order], weights[order])
 
     @property
     def _rows_per_block(self) -> int:
@@ -81,6 +103,12 @@ class PairKeys:
     @property
     def _distance_bits(self) -> int:
         return self.window.bit_length()
+
+
+def _summed(pairs: Int64, weights: Int64) -> tuple[Int64, Int64]:
+    """The distinct ones of ascending pairs, and the sum of each one's weights."""
+    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    return pairs[starts], np.add.reduceat(weights, starts) if len(starts) else weights
 
 
 class CountCooccurrences(beam.PTransform):
@@ -132,8 +160,7 @@ class _SumBlock(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
         block, payloads = element
-        keys = np.sort(np.concatenate([unpack_sorted(payload) for payload in payloads]))
-        rows, columns, weights = self._keys.sums(keys)
+        rows, columns, weights = self._keys.sums(map(unpack_sorted, payloads))
         path = self._output.with_name(f"{self._output.name}-{block:06d}.parquet")
         table = pa.table({"row": rows.astype(np.int32), "column": columns.astype(np.int32), "weight": weights})
         write_parquet(table, path)

@@ -1,6 +1,7 @@
 """Groups: co-occurrence by brute force, k-means beside scikit-learn, categories, cold items, no empty group."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
-from beam_jobs import groups, ingest, partition, statistics
+from beam_jobs import cooccurrence, groups, ingest, partition, statistics
 from beam_jobs.cooccurrence import UNIT, PairKeys
 from beam_jobs.item_embeddings import embed_cooccurrences, ppmi
 from beam_jobs.partition import (
@@ -21,11 +22,14 @@ from beam_jobs.partition import (
     nearest_centroid,
     split_categories,
 )
+from beam_jobs.payload import pack_sorted
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, write_log
 
 
-def test_pairs_against_a_loop() -> None:
+@pytest.mark.parametrize("at_once", [1, 30, 1 << 23])
+def test_pairs_against_a_loop(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cooccurrence, "_SUMMED_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     users, items = np.sort(rng.integers(0, 8, 80)), rng.integers(0, 12, 80)
     expected: dict[tuple[int, int], int] = {}
@@ -39,10 +43,26 @@ def test_pairs_against_a_loop() -> None:
     bounds = pair_keys.block_bounds(keys)
     counted = {}
     for block in range(5):
-        rows, columns, weights = pair_keys.sums(keys[bounds[block] : bounds[block + 1]])
+        of_block = keys[bounds[block] : bounds[block + 1]]
+        rows, columns, weights = pair_keys.sums(of_block[start::3] for start in range(3))
         assert (rows % 5 == block).all()
         counted |= dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), weights.tolist(), strict=True))
     assert counted == expected
+
+
+def test_a_popular_pair_takes_memory_once_not_each_time_that_it_occurs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cooccurrence, "_SUMMED_AT_ONCE", 1 << 14)
+    users, items = np.zeros(20_000, np.int64), np.arange(20_000) % 2  # events of one user, who takes 0 and 1 in turn
+    pair_keys = PairKeys(num_items=2, window=1, num_blocks=1)
+    payload = pack_sorted(pair_keys.of_events(users, items))
+    tracemalloc.start()
+    [path] = cooccurrence._SumBlock(pair_keys, tmp_path / "pairs").process((0, [payload] * 100))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pq.read_table(path).to_pylist() == [{"row": 0, "column": 1, "weight": 100 * 19_999 * UNIT}]
+    assert peak < 100 * 19_999 * 8 / 4  # bytes of all keys
 
 
 def test_embeddings_are_those_of_the_dense_ppmi_matrix(tmp_path: Path) -> None:
