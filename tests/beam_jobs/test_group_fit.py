@@ -62,6 +62,13 @@ def test_blocks_do_not_change_the_fit(rows: np.ndarray, tmp_path: Path, monkeypa
     np.testing.assert_allclose(fits[0], fits[1], atol=1e-3)
 
 
+def test_a_centroid_that_nothing_is_near_stays(tmp_path: Path) -> None:
+    points = np.array([[0, 0.1], [0, 0.3], [0.5, 0]], np.float32)
+    start = np.array([[0, 0.5], [0.6, 0], [-0.9, 0.2]], np.float32)
+    found = refine_centroids(BeamConfig(), _blocks(tmp_path, points), start, 1, tmp_path)
+    np.testing.assert_allclose(found, [[0, 0.2], [0.5, 0], [-0.9, 0.2]], atol=1e-6)
+
+
 def test_assignment_is_the_nearest_centroid(rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding_blocks, "ROWS_PER_BLOCK", 900)
     groups = assign_items(BeamConfig(), _blocks(tmp_path, rows), rows[:20].copy(), tmp_path)
