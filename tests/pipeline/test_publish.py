@@ -330,3 +330,12 @@ def test_a_clock_that_was_set_back_makes_no_run_the_newest(store: Store) -> None
     assert [row["version"] for row in versions_json(store)] == [2, None]
     retain(CONFIG, store)
     assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
+
+
+def test_of_runs_of_one_span_and_one_second_the_version_tells(store: Store) -> None:
+    push(store, 1, None)
+    [first] = all_records(store)
+    for number in (4, 2, 5, 3):
+        make_run(store, 10 - number)  # directories in another order
+        write_record(store, replace(first, run_id=f"run-{10 - number}", version=number))
+    assert [row["version"] for row in versions_json(store)] == [1, 2, 3, 4, 5]
