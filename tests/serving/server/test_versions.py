@@ -125,16 +125,17 @@ def test_a_broken_version_says_why_and_is_taken_up_once_it_is_repaired(serve, ba
 
 def test_a_server_that_starts_serves_the_newest_whole_version_until_a_newer_one_is_repaired(serve, base, servable):
     """As one that runs does: a broken version must not keep a server that restarts from answering."""
-    for number in (2, 3):
+    add_version(base, 2, servable)
+    for number in (3, 4):
         (base / str(number)).mkdir()
         (base / str(number) / "saved_model.pb").write_bytes(b"\xffnonsense")
     server = serve(base)
-    assert states(server) == {3: "END", 2: "END", 1: "AVAILABLE"}
+    assert states(server) == {4: "END", 3: "END", 2: "AVAILABLE", 1: "END"}
     with RetrievalClient.grpc(server.address, "dnc", label="stable") as client:
         assert client.recommend([["i1"]])[0].item_ids
-    shutil.rmtree(base / "3")
-    add_version(base, 3, servable)
-    eventually(lambda: states(server) == {3: "AVAILABLE", 2: "END", 1: "END"})
+    shutil.rmtree(base / "4")
+    add_version(base, 4, servable)
+    eventually(lambda: states(server) == {4: "AVAILABLE", 3: "END", 2: "END", 1: "END"})
 
 
 def test_a_version_is_taken_up_that_was_seen_while_it_was_copied(serve, base, servable):
