@@ -35,6 +35,19 @@ def test_results_that_a_search_has_no_room_for_are_missed():
     assert (point.leaves, point.recall) == (1, pytest.approx(4 / 6))
 
 
+def test_a_place_without_a_result_is_not_the_first_item():
+    """A search may give -1 for what it does not find, as of a leaf with fewer items; the best one is at place 0."""
+
+    class Padded(Sorted):
+        def search(self, k: int, leaves: int, reorder: int) -> np.ndarray:
+            found = super().search(k, leaves, reorder)
+            return np.pad(found, [[0, 0], [0, k - found.shape[1]]], constant_values=-1)
+
+    exact = np.tile(BEST_FIRST, (16, 1))
+    (point,) = tuned_searches(Padded(None, np.zeros([16, 1], np.float32), exact), [6], LEAVES, 0.9)
+    assert (point.leaves, point.recall) == (2, 1.0)
+
+
 def test_vectors_that_lose_something_need_not_find_what_they_cannot_tell():
     """By 8 bits the third best item looks worst, and the fourth worse than the fifth."""
     rounded = BEST_FIRST.copy()
