@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 _MANY = 0.2
 _MOST = 0.5
+_HOLD_OUT_LESS = (
+    "raise split.min_user_events={}, so that shorter histories only train, or, where users come back, hold out the end "
+    "of the log alone (split.protocol=time)"
+)
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
@@ -79,12 +83,16 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
     feedback = config.data.feedback
     level = feedback.levels[feedback.target_level_index]
     since = "" if config.windows.since is None else f", the later one since {as_text(config.windows.since)},"
-    counts = read_manifest(events).details.get("levels")  # merged spans have none
+    manifest = read_manifest(events)
+    counts = manifest.details.get("levels")  # merged spans have none
     found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in feedback.levels) if counts else ""
+    remedy = "give the log longer histories"
+    if config.split.protocol == "leave_one_out" and manifest.counts["test_events"]:
+        remedy += f", {_HOLD_OUT_LESS.format(config.split.min_user_events)}"
     return (
         f"no user of {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
         f"{since} to train on (after the validation and test events are set apart"
-        f"{f'; it has events, {found}' if found else ''}): give the log longer histories"
+        f"{f'; it has events, {found}' if found else ''}): {remedy}"
         f"{', or lower data.feedback.target_level' if feedback.target_level_index else ''}, or check data.columns"
     )
 
@@ -93,6 +101,12 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
     repeats, learnt, items = totals["train_repeats"], totals["train_positives"], of_statistics["items_in_training"]
     levels, target = config.data.feedback.levels, config.data.feedback.target_level_index
     are_few = target > 0 and learnt < items
+    held_out = totals["validation_targets"] + totals["test_targets"]
+    if config.split.protocol == "leave_one_out" and held_out > _MOST * learnt:
+        logger.warning(
+            "windows: %s targets are held out, and only %s left to learn from, as histories are short: %s",
+            f"{held_out:,}", f"{learnt:,}", _HOLD_OUT_LESS.format(config.split.min_user_events),
+        )  # fmt: skip
     lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
     remedy = "hold out less (split.protocol=time with later starts), and retrain as often"
     # Where positives are few, a warning of its own says what to do.

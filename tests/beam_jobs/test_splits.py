@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 
-from beam_jobs import ingest, ingest_steps
+from beam_jobs import groups, ingest, ingest_steps, statistics, windows
 from beam_jobs.bucket_file import order_events
 from beam_jobs.payload import pack, unpack
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
@@ -168,3 +168,40 @@ def test_which_item_of_a_tie_comes_last_is_chance_for_every_user() -> None:
     last = events[EventColumn.ITEM_ID].to_numpy()[np.append(user[1:] != user[:-1], True)]
     counts = np.bincount([int(item[1:]) for item in last], minlength=num_items)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("length", "least", "is_said"), [(4, 3, True), (4, 5, False), (7, 3, False)])
+def test_histories_of_which_little_is_left_to_learn_from_are_said(
+    length: int, least: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As sessions, of whose few items two are held out; here of 20 with `length` items, and of ten with eight."""
+    lengths = {f"u{user}": length for user in range(20)} | {f"v{user}": 8 for user in range(10)}
+    rows = [f"{user},i{place},{1_700_000_000 + place}" for user, number in lengths.items() for place in range(number)]
+    log = write_log(tmp_path / "log.csv", rows)
+    workdir, config = Workdir(tmp_path / "run"), make_config(log, split={"min_user_events": least})
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    counts = windows.run(config, workdir, "f").counts
+    held_out = 2 * sum(number >= least for number in lengths.values())
+    learnt = sum(number - 1 - 2 * (number >= least) for number in lengths.values())
+    assert counts["validation_targets"] + counts["test_targets"] == held_out
+    assert counts["train_positives"] == learnt
+    said = f"{held_out} targets are held out, and only {learnt} left to learn from"
+    assert (said in caplog.text, "raise split.min_user_events=3," in caplog.text) == (is_said, is_said)
+
+
+def test_histories_that_are_held_out_but_for_one_item_have_their_remedy(tmp_path: Path) -> None:
+    """Of three items each two are held out, so that nothing precedes what is left; a split by time has enough."""
+    rows = [
+        f"u{user},i{(user + place) % 7},{1_700_000_000 + user + 5 * place}" for user in range(40) for place in range(3)
+    ]
+    log = write_log(tmp_path / "log.csv", rows)
+    workdir, config = Workdir(tmp_path / "run"), make_config(log)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    with pytest.raises(ValueError, match=r"raise split\.min_user_events=3, .*\(split\.protocol=time\)"):
+        windows.run(config, workdir, "f")
+    workdir, config = Workdir(tmp_path / "by_time"), make_config(log, split={"protocol": "time"})
+    for job in (ingest, statistics, groups, windows):
+        manifest = job.run(config, workdir, "f")
+    assert manifest.counts["train_positives"] > 40 and manifest.counts["test_users"] > 0
