@@ -116,6 +116,20 @@ def test_with_a_timeout_a_batch_waits_for_company_but_not_when_it_is_full():
     assert run(body, batch_timeout_micros=600_000).batches == [[1, 2], [0, 1, 2, 3]]
 
 
+def test_company_that_keeps_coming_does_not_put_off_a_batch():
+    """It waits so long after its first request, not after its last."""
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        waiting = []
+        for value in range(12):
+            waiting.append(ask(batcher, value))
+            await asyncio.sleep(0.1)
+        assert waiting[0].done()
+        await asyncio.gather(*waiting)
+
+    run(body, max_batch_size=64, batch_timeout_micros=300_000)
+
+
 def test_one_bad_request_does_not_fail_its_company():
     async def body(graph: Graph, batcher: Batcher) -> None:
         graph.gate.clear()
