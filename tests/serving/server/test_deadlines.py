@@ -18,14 +18,17 @@ from serving.server.models import Models
         (0.05, 0.045),  # or a tenth of what there is
     ],
 )
-def test_a_request_is_answered_before_its_client_gives_up_and_within_the_configs_limit(seconds_left, expected):
+def test_a_request_is_answered_before_its_client_gives_up_and_within_the_configs_limit(
+    seconds_left, expected, monkeypatch
+):
     class Version:
         async def predict(self, signature, inputs, deadline):
-            return deadline - asyncio.get_running_loop().time()
+            return deadline - 100.0
 
     async def granted() -> float:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 100.0)
         models = Models({}, ServerConfig(request_timeout_seconds=5.0), Metrics([]))
         async with models:
             return await models.predict(Version(), None, {}, seconds_left)
 
-    assert asyncio.run(granted()) == pytest.approx(expected, abs=4e-3)
+    assert asyncio.run(granted()) == pytest.approx(expected)
