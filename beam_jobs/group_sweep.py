@@ -74,7 +74,7 @@ def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsCo
     "config_path",
     type=as_path,
     metavar="PATH OR URL",
-    help="YAML file; default: the run's own, WORKDIR/config.yaml",
+    help="YAML file; default: the run's own, WORKDIR/run_config.yaml",
 )
 @click.option("--workdir", required=True, type=as_path, metavar="PATH OR URL", help="a run whose groups stage is done")
 @click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")

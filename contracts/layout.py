@@ -236,7 +236,7 @@ class Workdir:
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / "run_config.yaml"  # `-w .` may be where somebody's config.yaml is
 
     @property
     def lock(self) -> Path:

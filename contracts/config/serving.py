@@ -83,7 +83,9 @@ class ServingConfig(Section):
 class ServerConfig(Section):
     """`dnc serve`, a server of TF Serving's APIs. Settings of batches carry TF Serving's names."""
 
-    host: str = Field("127.0.0.1", description="address to listen on: by default from this machine only; 0.0.0.0: all")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on: by default from this machine only; 0.0.0.0: all"
+    )
     grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
     max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")

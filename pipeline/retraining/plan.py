@@ -255,8 +255,9 @@ def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record, repl
     known = _learnt(config, earlier)
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
     first = max(min(new, default=len(spans) - 1) - replay, 0)
-    # From the window's first span on means: from all events, also those that lie before its start.
-    return spans[first].start if first else None
+    # From the window's first span on means: from all events, also those that lie before its start. Of spans by arrival
+    # a later one may begin earlier.
+    return min(span.start for span in spans[first:]) if first else None
 
 
 def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) -> Config:

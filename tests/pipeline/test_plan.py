@@ -302,6 +302,12 @@ LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None, int | None
     "a day later": (SPANS[:5], SPANS[1:], 50, 40),  # 5 was the holdout, 6 is; one span is seen again
     "two days missed": (SPANS[:3], SPANS, 30, 20),
     "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files="late"), *SPANS[3:]], 30, 20),
+    "a later one that begins earlier": (
+        SPANS[:5],
+        [*SPANS[1:5], replace(SPANS[5], start=45), SpanStart("7", 70, "")],
+        45,
+        40,
+    ),
     "nothing new": (SPANS[:4], SPANS[:4], 30, 20),  # as with other settings: from the last that was learnt on
     "nothing in common": (SPANS[:2], SPANS[3:], None, None),  # from the window's first span on: from all events
 }

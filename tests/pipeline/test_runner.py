@@ -181,6 +181,16 @@ def test_files_where_a_later_stage_would_write_are_refused_before_the_first_runs
     assert [result.ran for result in run_stages(stages, Config(), workdir, last="b")] == [True, True]
 
 
+def test_a_config_that_lies_in_the_workdir_stays(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    """`dnc run -c config.yaml -w .`: what the run has resolved has another name, and holds every setting."""
+    theirs = tmp_path / "config.yaml"
+    theirs.write_text("seed: 7  # mine")
+    run_stages(stages, load_config(theirs, ["groups.num_groups=3"]), Workdir(tmp_path))
+    assert theirs.read_text() == "seed: 7  # mine"
+    resolved = load_config(Workdir(tmp_path).config)
+    assert (resolved.seed, resolved.groups.num_groups) == (7, 3)
+
+
 def test_a_forced_run_that_was_killed_is_not_up_to_date(
     stages: tuple[Stage, ...], journal: list[str], tmp_path: Path
 ) -> None:
