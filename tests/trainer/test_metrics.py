@@ -59,6 +59,8 @@ def test_hits_of_many_users_are_found_in_little_memory() -> None:
 )
 def test_recall_divides_by_the_reachable_targets(k: int, expected: list[float]) -> None:
     assert recall_at_k(hits(LISTS, TARGETS), TARGETS.lengths, k).tolist() == expected
+    # Of five targets no more than k are within reach.
+    assert recall_at_k(np.array([[True, True, False]]), np.array([5]), k).tolist() == [min(k, 2) / k]
 
 
 @pytest.mark.parametrize("number", [3, 12], ids=["fewer targets than places", "more"])
