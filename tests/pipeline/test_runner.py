@@ -61,6 +61,9 @@ def test_a_second_run_does_nothing(stages: tuple[Stage, ...], journal: list[str]
     assert journal == ["a", "b", "c"]
     assert [result.ran for result in first] == [True] * 3
     assert [result.ran for result in second] == [False] * 3
+    other = load_config(None, ["training.epochs=1"])  # which none of them reads
+    run_stages(stages, other, workdir)
+    assert journal == ["a", "b", "c"] and load_config(workdir.config) == other
 
 
 @pytest.mark.parametrize(
