@@ -33,10 +33,6 @@ EVENT_SCHEMA = pa.schema(
 class Splitting(Protocol):
     """How events get their split."""
 
-    @property
-    def target_level(self) -> int:
-        """The least feedback level of a target."""
-
     def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
         """[num_events] `Split` of the events that `order_events` returns."""
 
@@ -53,14 +49,10 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
     table, duplicates = order_events(events)
     splits = splitting.assign(table)
     write_parquet(table.append_column(EventColumn.SPLIT, pa.array(splits)), path)
-    users = one_array(table[EventColumn.USER_ID])
-    trained = (table[EventColumn.FEEDBACK_LEVEL].to_numpy() >= splitting.target_level) & (splits == Split.TRAIN)
-    per_user = np.bincount(users.indices.to_numpy()[trained], minlength=len(users.dictionary))
     return table, {
         "events": table.num_rows,
-        "users": len(users.dictionary),
+        "users": len(one_array(table[EventColumn.USER_ID]).dictionary),
         "duplicates": duplicates,
-        "users_without_targets": int((per_user < 2).sum()),
         **{f"{split.name.lower()}_events": int((splits == split).sum()) for split in Split},
     }
 

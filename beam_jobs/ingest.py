@@ -280,13 +280,7 @@ def _counts(files: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> dict[
     totals: Counter[str] = Counter()
     for bucket in buckets:
         totals.update(bucket["counts"])
-    names = [
-        "events",
-        "users",
-        "duplicates",
-        *(f"{split.name.lower()}_events" for split in Split),
-        "users_without_targets",
-    ]
+    names = ["events", "users", "duplicates", *(f"{split.name.lower()}_events" for split in Split)]
     dead = sum(sum(file["reasons"].values()) for file in files)
     return {"rows": sum(file["rows"] for file in files), "dead_letters": dead, **{name: totals[name] for name in names}}
 

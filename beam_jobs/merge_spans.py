@@ -37,7 +37,6 @@ class HoldoutPlan:
 
     start: int
     validation_users: float
-    target_level: int
 
     def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
         """[num_events] `Split` of ordered events."""
@@ -83,7 +82,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
     num_buckets = config.data.num_buckets
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         staged = Events(writer.path)
-        plan = HoldoutPlan(holdout_start, config.retrain.validation_users, config.data.feedback.target_level_index)
+        plan = HoldoutPlan(holdout_start, config.retrain.validation_users)
         merge = MergeBucket([span.events for span in spans], staged, num_buckets, plan)
         totals: Counter[str] = Counter()
         for summary in collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path):

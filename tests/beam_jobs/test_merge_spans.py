@@ -17,7 +17,7 @@ START = 1_000
 
 def assigned(users: list[str], times: list[int], validation_users: float) -> np.ndarray:
     events = pa.table({EventColumn.USER_ID: pa.array(users).dictionary_encode(), EventColumn.TIMESTAMP: times})
-    return HoldoutPlan(START, validation_users, 0).assign(events)
+    return HoldoutPlan(START, validation_users).assign(events)
 
 
 def test_the_holdout_begins_with_its_first_moment() -> None:
