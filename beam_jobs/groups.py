@@ -94,8 +94,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `ItemGroups` artifact.
 
     Raises:
-        ValueError: there are fewer items (or, of method category, categories) than groups,
-            `groups.category` is not an item feature, or `groups.previous` is not an item_groups artifact.
+        ValueError: there are fewer items (or, of method category, categories) than groups, or `groups.previous` is
+            not an item_groups artifact.
     """
     statistics = ItemStatistics(current(workdir.item_statistics.path))
     read_manifest(statistics.path)

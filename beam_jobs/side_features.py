@@ -73,18 +73,8 @@ class SideFeatures:
     titles: list[str]
 
     def feature(self, name: str) -> TokenFeature:
-        """The token feature of this name.
-
-        Raises:
-            ValueError: there is none.
-        """
-        for feature in self.tokens:
-            if feature.name == name:
-                return feature
-        raise ValueError(
-            f"groups.category={name!r} is not a categorical or tokens feature of data.item_features; "
-            f"those are {[feature.name for feature in self.tokens]}"
-        )
+        """The token feature of this name, which is there: `Config` sees to that."""
+        return next(feature for feature in self.tokens if feature.name == name)
 
     def columns(self) -> SideColumns:
         """One-hot values, the most frequent of each feature, and standardised numbers."""

@@ -81,6 +81,19 @@ class Config(Section):
         return loss.global_weight == 0 and loss.binary_weight == 0 and loss.hierarchy_weight == 0
 
     @model_validator(mode="after")
+    def _category_is_a_feature(self) -> Config:
+        """Here, and not where groups are made: the stages before that may take hours."""
+        groups, table = self.groups, self.data.item_features
+        features = [feature.name for feature in table.features if not feature.is_number] if table else []
+        if groups.method != "kmeans" and groups.category not in features:
+            raise ValueError(
+                f"groups.category={groups.category!r} is not a categorical, tokens or text feature of "
+                f"data.item_features; those are {features}: name one of them, list it there, or set "
+                "groups.method=kmeans"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mixed_precision_is_known(self) -> Config:
         if self.training.mixed_precision and self.model.user_tower != "transformer":
             raise ValueError(

@@ -106,8 +106,10 @@ def test_groups_that_other_settings_made_are_fitted_anew(
 
 def test_groups_of_categories_are_not_kept_as_those_of_k_means() -> None:
     """What they lack of shape tells nothing; nor does the level whose events co-occur."""
+    table = {"path": "unused", "id": "id", "features": [{"name": "genre", "kind": "categorical"}]}
+    data = {"events": "unused", "item_features": table}
     of_genre, kmeans = (
-        fit_settings(make_config("unused", groups=settings))
+        fit_settings(make_config("unused", data=data, groups=settings))
         for settings in ({"method": "category", "category": "genre"}, {})
     )
     levels = {"levels": ["click", "buy"], "flags": {"buy": "bought"}, "target_level": "buy"}

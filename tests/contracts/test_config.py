@@ -97,6 +97,18 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["evaluation.ks=[10, 0]"], ["evaluation.ks.1", "greater than or equal to 1", "0"]),
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
+        (
+            ["groups.method=hybrid", "groups.category=topic"],
+            ["groups.category='topic'", "item_features", "[]", "list it"],
+        ),
+        (
+            [
+                _ITEMS + "[{name: a, kind: text}, {name: b, kind: numeric}]}",
+                "groups.method=category",
+                "groups.category=b",
+            ],
+            ["groups.category='b'", "['a']"],
+        ),
         (["data.feedback.target_level=buy"], ["'buy'", "interaction"]),
         (
             ["data.feedback.levels=[seen, liked]", "data.feedback.history_level=liked"],
