@@ -25,6 +25,10 @@ Instant = Annotated[str, BeforeValidator(_as_text)]
 
 
 class Section(BaseModel):
-    """A node of the tree: frozen, and an unknown key is an error."""
+    """A node of the tree: frozen, an unknown key is an error, and so is a number that is infinite or none.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    A loss of infinite weight, or a threshold of NaN, would show only once the stages before have run; and no JSON, of
+    which artifacts and records are, has such numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)

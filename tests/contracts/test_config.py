@@ -94,6 +94,12 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
             ["coverage is measured is 100", "serving.max_candidates=50"],
         ),
         ([f"data.feedback.levels={[f'l{n}' for n in range(200)]}"], ["data.feedback.levels", "200", "127"]),
+        (["training.loss.z_weight=.inf"], ["training.loss.z_weight", "finite number", "got inf"]),
+        (["serving.alpha=.inf"], ["serving.alpha", "finite number", "got inf"]),
+        (
+            ["data={columns: {rating: r}, feedback: {levels: [a, b], rating_thresholds: {b: .nan}}}"],
+            ["data.feedback.rating_thresholds.b", "finite number", "got nan"],
+        ),
         (["evaluation.ks=[10, 0]"], ["evaluation.ks.1", "greater than or equal to 1", "0"]),
         (["model.num_heads=3"], ["embedding_dim=64", "num_heads=3"]),
         (["groups.method=category"], ["groups.category"]),
