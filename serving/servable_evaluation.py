@@ -39,9 +39,10 @@ def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: S
 def served_lists(
     session: ServableSession, catalogue: Catalogue, requests: UserRequests, num_candidates: int
 ) -> np.ndarray:
-    """int64 [num_users, num_candidates], item_index, best first, 0 = absent."""
+    """int32 [num_users, min(num_candidates, num_items)], item_index, best first, 0 = absent."""
     index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
-    lists = np.zeros([len(requests), num_candidates], np.int64)
+    num_candidates = min(num_candidates, catalogue.num_items)  # nobody gets more, whatever room was made for it
+    lists = np.zeros([len(requests), num_candidates], np.int32)
     for rows in line_a_minute(
         requests.batches(), f"ask the servable for {num_candidates} items for {len(requests):,} users"
     ):

@@ -1,0 +1,25 @@
+"""The lists that a servable's metrics are measured by."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from contracts.names import Split
+from serving.requests import user_requests
+from serving.servable_evaluation import served_lists
+from serving.servable_session import ServableSession
+from tests.serving.conftest import Trained
+from trainer.input_pipeline import EvaluationUsers
+
+
+def test_lists_beyond_the_catalogue_take_no_room(servables: Mapping[str, Path], trained: Trained) -> None:
+    """evaluation.ks may name a k that no list reaches: each of these has all that its user has not seen."""
+    users = EvaluationUsers.load(trained.workdir, Split.TEST, 5)
+    requests = user_requests(trained.workdir, trained.catalogue, users)
+    with ServableSession(servables["exact"], num_threads=1) as session:
+        lists = served_lists(session, trained.catalogue, requests, 10**12)
+    everything = set(range(1, trained.catalogue.num_items + 1))
+    for row, found in enumerate(lists):
+        seen = set(users.seen.take(np.array([row])).values.tolist())
+        assert sorted(found[found > 0]) == sorted(everything - seen)
