@@ -29,7 +29,8 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> None:
     """One .npy file, whole or absent."""
 
     def write(staging: Path) -> None:
-        with staging.open("wb") as stream:
+        # A file to write alone NumPy fills by C, and of a disk that fills up says "9,184 written" and no reason.
+        with staging.open("w+b") as stream:
             np.save(stream, array)
 
     write_whole(path, write)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.layout import ASSETS_EXTRA
+from contracts.storage import write_text
 from serving.group_index import GroupIndex
 from serving.index_tuning import SearchPoint
 from serving.scann_resource import StoredIndexes
@@ -34,7 +35,7 @@ def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
     ]
     path = version / INDEXES_FILE
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"format": _FORMAT, "groups": entries}), encoding="utf-8")
+    write_text(path, json.dumps({"format": _FORMAT, "groups": entries}))
 
 
 def read_indexes(version: Path) -> dict[str, GroupIndex]:

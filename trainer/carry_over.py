@@ -53,7 +53,8 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
         save_model(artifact, model, config, history=[])
         source = Workdir(Path(carried.source))
-        np.save(Model(artifact.path).trained_items, _trained_items(catalogue, source, name))
+        with Model(artifact.path).trained_items.open("w+b") as stream:  # of "wb" NumPy says no reason of a full disk
+            np.save(stream, _trained_items(catalogue, source, name))
         artifact.files.append(final.trained_items.name)
         share = stored_exploration_share(read_manifest(source.model(name).path))
         artifact.details |= {"warm_start": asdict(carried), EXPLORATION_SHARE: share}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,21 @@ from unittest.mock import Mock
 
 import apache_beam as beam
 import click
+import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from rich.console import Console
 
 from beam_jobs import bucket_file
+from beam_jobs.files import write_array
 from contracts.artifact import Unfit
 from contracts.storage import write_whole
 from pipeline import runner
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
 from pipeline.report import metrics_table
+from serving.index_store import INDEXES_FILE, write_indexes
 from trainer.model_files import require_room
 
 
@@ -119,6 +123,28 @@ def test_a_machine_without_room_for_temporary_files_is_told_what_to_do(monkeypat
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     said = done.stderr.splitlines()[-1]
     assert said.startswith("dnc: ") and "['/dev/full', '/nowhere']; make room, or set TMPDIR to" in said
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "writes"),
+    [
+        (4096, "embeddings.npy", lambda folder: write_array(folder / "embeddings.npy", np.zeros(4800, np.float32))),
+        (16, str(INDEXES_FILE), lambda folder: write_indexes(folder, [])),
+    ],
+)
+def test_a_file_that_fits_in_part_is_named_with_the_reason(
+    limit: int, name: str, writes: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """NumPy would say "4800 requested and 992 written" of the first, and Python leaves out which file the second is."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised:
+            writes(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    remedy = "raise the limit on the size of files (ulimit -f), and run it again"
+    assert disk_error_message(raised.value) == f"{os.strerror(errno.EFBIG)}: {tmp_path / name}; {remedy}"
 
 
 def write_in_a_worker(name: str) -> None:
