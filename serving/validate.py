@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from contracts.artifact import Manifest, Unfit, read_manifest, write_json, writi
 from contracts.config import Config
 from contracts.config_io import dump_config
 from contracts.layout import SERVED_MODEL, Workdir
+from contracts.storage import write_text
 from serving.versions import admit
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def validate(
     with writing(workdir.validation, "validation", fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name
         config_path = artifact.path / workdir.config.name
-        config_path.write_text(dump_config(config), encoding="utf-8")
+        write_text(config_path, dump_config(config))
         report = _check_in_fresh_process(workdir, servable, config_path, report_path)
         if report["failures"]:
             write_json(workdir.failed_validation, report)
@@ -79,8 +79,8 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
         RuntimeError: there was no room for a file of its own, which says nothing of the servable.
     """
     arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
-    # Beside the report: where temporary files are made there may be no room to say so.
-    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=report.parent) as errors:
+    # In memory: on any disk there may be no room to say so.
+    with os.fdopen(os.memfd_create("errors"), "w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving.validate_process", *arguments],
             cwd=Path(contracts.__file__).parent.parent,
