@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from contracts import artifact, storage
 from contracts.config import Config
@@ -64,15 +65,17 @@ def run_stages(
 def _forget(stages: tuple[Stage, ...], first: str, config: Config, workdir: Workdir) -> None:
     """Makes what `first` has written, and what was made of that, no artifact.
 
-    All at once, and what comes after `--to`, too: a run that is killed or stops there leaves nothing that the next one
-    would take for made of what is there by then. That one goes on, and keeps what this one has finished.
+    All at once, the last first, and what comes after `--to`, too: a run that is killed or stops there, or finds the
+    disk full among them, leaves nothing that the next one would take for made of what is there by then. That one goes
+    on, and keeps what this one has finished.
     """
-    forced = {first}
+    forced, outputs = {first}, list[Path]()
     for stage in stages:
         if forced & {stage.name, *stage.after}:
             forced.add(stage.name)
-            for path in stage.outputs(config, workdir):
-                artifact.forget(path)
+            outputs += stage.outputs(config, workdir)
+    for path in reversed(outputs):
+        artifact.forget(path)
 
 
 def _require_reach(selected: tuple[Stage, ...], workdir: Workdir) -> None:

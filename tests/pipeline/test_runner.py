@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,29 @@ def test_a_forced_run_that_was_killed_is_not_up_to_date(
     journal.clear()
     run_stages(stages, Config(), workdir)
     assert journal == ["b"]
+
+
+def test_a_disk_that_is_full_when_stages_are_forced_leaves_nothing_of_earlier_output(
+    stages: tuple[Stage, ...], journal: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever stages the next run makes anew, what is made of them is not older than they are."""
+    workdir, forget = Workdir(tmp_path / "run"), artifact.forget
+    for room in range(3):
+        run_stages(stages, Config(), workdir)
+        places = iter(range(room))
+
+        def fill(path: Path, places: Iterator[int] = places) -> None:
+            if next(places, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            forget(path)
+
+        monkeypatch.setattr(artifact, "forget", fill)
+        with pytest.raises(OSError, match="No space left"):
+            run_stages(stages, Config(), workdir, first="a")
+        monkeypatch.setattr(artifact, "forget", forget)
+        journal.clear()
+        run_stages(stages, Config(), workdir)
+        assert journal == ["a", "b", "c"][3 - room :]
 
 
 @pytest.mark.parametrize(("killed", "last"), [("b", None), ("c", None), (None, "b")])
