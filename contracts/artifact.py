@@ -162,13 +162,19 @@ def forget(path: Path) -> None:
 
 
 def require_ours(path: Path) -> None:
-    """Refuses a place with files that no writer of artifacts has made, before one takes their place.
+    """Refuses a place with files that no writer of artifacts has made, before one takes their place, and a disk's own.
 
     A workdir may be the directory in which somebody keeps a log, as `events/` or `export/`.
 
     Raises:
-        ArtifactError: it holds such files.
+        ArtifactError: it holds such files, or a disk is mounted there.
     """
+    path = _followed(path)
+    if not storage.is_remote(path) and path.is_mount():
+        raise ArtifactError(
+            f"{path} is where a disk is mounted, and an artifact replaces the directory itself: mount {path.parent} as "
+            f"a whole, or mount the disk elsewhere and make {path} a link to a directory on it"
+        )
     if storage.is_remote(path):
         found = set() if current(path) != path else {file.parts[len(path.parts)] for file in storage.tree(path)}
         found = {name for name in found if not _GENERATION.fullmatch(name)}  # such as a killed run leaves
@@ -206,7 +212,7 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter]:
-    """Writes an artifact: yields a directory to write into, which then replaces what is at `final`.
+    """Writes an artifact: yields a directory to write into, which then replaces what is at `final`, or what that links.
 
     On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
     first.
@@ -214,6 +220,7 @@ def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter
     Raises:
         ArtifactError: there are files at `final` that no artifact holds.
     """
+    final = _followed(final)
     _remove_leftovers(final)
     writer = ArtifactWriter(_begin(final))
     started = time.monotonic()
@@ -243,7 +250,7 @@ def fetch(source: Path, final: Path) -> Manifest:
     Raises:
         ArtifactError: there is none, or there are files at `final` that no artifact holds.
     """
-    stored = current(source)
+    stored, final = current(source), _followed(final)
     manifest = read_manifest(stored)
     if find_manifest(final) != manifest:
         _remove_leftovers(final)
@@ -254,6 +261,11 @@ def fetch(source: Path, final: Path) -> Manifest:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def _followed(final: Path) -> Path:
+    """Where an artifact lies that is a link, as to a larger disk: the next one belongs there, not in its place."""
+    return Path(os.path.realpath(final)) if not storage.is_remote(final) and final.is_symlink() else final
 
 
 def _begin(final: Path) -> Path:

@@ -100,6 +100,28 @@ def test_files_that_are_no_artifact_stay_and_are_said_to_be_in_the_way(tmp_path:
     assert artifact.read_manifest(log.parent).fingerprint == "f1"
 
 
+def test_an_artifact_that_is_linked_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    """As windows that were moved to a larger disk: no data stay behind, and nothing comes back to the full one."""
+    (tmp_path / "big").mkdir()
+    final, moved = tmp_path / "run" / "groups", tmp_path / "big" / "groups"
+    with artifact.writing(final, "item_groups", "old") as writer:
+        (writer.path / "data.txt").write_text("old")
+    final.rename(moved)
+    final.symlink_to(moved)
+    with artifact.writing(final, "item_groups", "new") as writer:
+        assert writer.path.parent == moved.parent  # what is written, too, needs the larger disk
+    assert artifact.read_manifest(final).fingerprint == "new"
+    assert [path.name for path in moved.iterdir()] == [artifact.MANIFEST_NAME]
+    assert [path.name for path in (tmp_path / "big").iterdir()] == ["groups"]
+    assert list(final.parent.iterdir()) == [final] and final.readlink() == moved
+
+
+def test_a_disk_that_is_mounted_in_an_artifacts_place_is_refused() -> None:
+    """The kernel renames no mount point, which would be known after all the work."""
+    with pytest.raises(artifact.ArtifactError, match=r"^/proc is where a disk is mounted, .* mount / as a whole, or"):
+        artifact.require_ours(Path("/proc"))
+
+
 def test_what_is_forgotten_is_no_artifact_and_is_written_anew(tmp_path: Path) -> None:
     final = tmp_path / "groups"
     artifact.forget(final)
