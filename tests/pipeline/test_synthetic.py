@@ -1,11 +1,13 @@
 """The synthetic log has the structure that it promises."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow.csv as pa_csv
 import pytest
 
+from contracts import artifact
 from pipeline.datasets.synthetic import SyntheticLog, generate
 
 LOG = SyntheticLog(num_events=20_000, num_users=500, num_items=300, num_topics=5, seed=3)
@@ -73,6 +75,16 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(folder: Path, t
 def test_sizes_that_do_not_fit_are_refused(sizes: dict[str, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         generate(SyntheticLog(**sizes), tmp_path / "log")
+
+
+def test_two_processes_that_write_the_same_log_leave_it_whole(folder: Path, tmp_path: Path) -> None:
+    """The second one took what the first had staged for what a kill had left, and removed it."""
+    out = tmp_path / "log"
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(generate, [LOG] * 4, [out] * 4))
+    assert {one.fingerprint for one in made} == {artifact.read_manifest(folder).fingerprint}
+    for name in made[0].files:
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_log_of_as_few_events_as_users(tmp_path: Path) -> None:
