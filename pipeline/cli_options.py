@@ -93,7 +93,9 @@ def disk_error_message(error: Exception) -> str | None:
     elif isinstance(error, OSError) and error.errno is not None:
         # Of a copy that fails, the first name is the source's, whichever disk is full.
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
-        remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files or error}"
+        # Of what is open, the system names none.
+        files = files or "standard output, or a file that it does not name"
+        remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files}"
     else:
         remedy = next((remedy for number, remedy in _REMEDIES.items() if os.strerror(number) in said), None)
     return f"{said}; {remedy}, and run it again" if remedy else None

@@ -70,7 +70,10 @@ def retrain(
     text = json.dumps(outcome, ensure_ascii=False, default=str)
     if outcome["outcome"] != "stopped":
         notify(resolved.retrain.webhook, text)
-    click.echo(text)
+    try:
+        click.echo(text)
+    except OSError as error:  # what was pushed is, so the exit code is the outcome's
+        click.echo(f"dnc: standard output cannot be written to ({error.strerror}); it is: {text}", err=True)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
 

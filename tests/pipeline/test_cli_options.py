@@ -1,11 +1,16 @@
 """What a command does of an error that is the machine's."""
 
 import errno
+import json
 import os
 import resource
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 from unittest.mock import Mock
 
 import apache_beam as beam
@@ -19,11 +24,14 @@ from rich.console import Console
 from beam_jobs import bucket_file
 from beam_jobs.files import write_array
 from contracts.artifact import Unfit
+from contracts.config import Config
 from contracts.storage import write_whole
 from pipeline import runner
 from pipeline.cli import main
 from pipeline.cli_options import disk_error_message, reports_user_errors
 from pipeline.report import metrics_table
+from pipeline.retraining import commands
+from pipeline.retraining.retrain import Result
 from serving.index_store import INDEXES_FILE, write_indexes
 from trainer.model_files import require_room
 
@@ -145,6 +153,33 @@ def test_a_file_that_fits_in_part_is_named_with_the_reason(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     remedy = "raise the limit on the size of files (ulimit -f), and run it again"
     assert disk_error_message(raised.value) == f"{os.strerror(errno.EFBIG)}: {tmp_path / name}; {remedy}"
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("pushed", 0), ("not_blessed", 3)])
+def test_a_retrain_that_cannot_print_its_outcome_ends_with_it_all_the_same(
+    outcome: Literal["pushed", "not_blessed"],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A scheduler would take a version that serves for a failure, and call again."""
+    monkeypatch.setattr(commands, "_usable", lambda *_: (Config(), None))
+    monkeypatch.setattr(commands, "_retrain", lambda *_: asdict(Result(outcome, version=3, label="stable")))
+    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:  # closing it writes again
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            main(["retrain", "-s", str(tmp_path)])
+        assert ended.value.code == code
+    said = capsys.readouterr().err
+    line = next(line for line in said.splitlines() if line.startswith("dnc: standard output cannot be written to (No"))
+    assert json.loads(line[line.index("{") :])["outcome"] == outcome
+
+
+def test_a_full_disk_that_standard_output_goes_to_is_told() -> None:
+    with pytest.raises(OSError, match="No space left") as raised, Path("/dev/full").open("w") as full:
+        click.echo("a table", file=full)
+    assert "No space left on device: standard output, or a file" in (disk_error_message(raised.value) or "")
 
 
 def write_in_a_worker(name: str) -> None:
