@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -34,7 +33,8 @@ MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
 _FORGOTTEN = "forgotten-manifest.json"
 """What the manifest is called of what shall be written anew."""
-_GENERATION = re.compile("[0-9a-f]{8}")
+_GENERATION = "generation-"
+"""How the names of generations begin: eight digits alone would be a log's directory of a day, too."""
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -177,7 +177,7 @@ def require_ours(path: Path) -> None:
         )
     if storage.is_remote(path):
         found = set() if current(path) != path else {file.parts[len(path.parts)] for file in storage.tree(path)}
-        found = {name for name in found if not _GENERATION.fullmatch(name)}  # such as a killed run leaves
+        found = {name for name in found if not name.startswith(_GENERATION)}  # such as a killed run leaves
     else:
         found = set(os.listdir(path)) if path.is_dir() else set()
     if found and not found & {MANIFEST_NAME, _FORGOTTEN}:
@@ -270,9 +270,9 @@ def _followed(final: Path) -> Path:
 
 def _begin(final: Path) -> Path:
     """A directory for what shall be at `final`."""
-    name = uuid.uuid4().hex[:8]  # as `_GENERATION`
+    name = uuid.uuid4().hex[:8]
     if storage.is_remote(final):
-        return final / name
+        return final / f"{_GENERATION}{name}"
     staging = final.with_name(f"{final.name}{storage.STAGING_MARK}{name}")
     staging.mkdir()
     return staging

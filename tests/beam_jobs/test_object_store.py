@@ -182,12 +182,13 @@ def test_a_rerun_replaces_an_artifact_at_once(log: Path, store: Path) -> None:
     assert scratch(run.path) == []
 
 
-def test_a_log_that_lies_where_an_artifact_goes_is_not_deleted(log: Path, store: Path) -> None:
+@pytest.mark.parametrize(("folder", "named"), [("", "config.yaml"), ("/20240101", "20240101")])
+def test_a_log_that_lies_where_an_artifact_goes_is_not_deleted(folder: str, named: str, log: Path, store: Path) -> None:
     theirs = as_path(f"{BUCKET}/events")
-    storage.store_tree(log, theirs)
+    storage.store_tree(log, as_path(f"{theirs}{folder}"))
     before = storage.tree(theirs)
-    with pytest.raises(ValueError, match=r"strict://bucket/events holds config\.yaml, which is none of ours"):
-        ingest.run(config_of(log, str(theirs)), Workdir(as_path(BUCKET)), "fingerprint")
+    with pytest.raises(ValueError, match=rf"strict://bucket/events holds {re.escape(named)}, which is none of ours"):
+        ingest.run(config_of(log, f"{theirs}{folder}"), Workdir(as_path(BUCKET)), "fingerprint")
     assert before and storage.tree(theirs) == before
 
 
