@@ -316,8 +316,9 @@ def tree_bytes(path: Path) -> int:
 
 
 def tree(path: Path) -> list[Path]:
-    """All files below a remote `path`."""
-    return [as_path(found.url) for found in object_store(path).match(f"{glob.escape(str(path))}/**")]
+    """All files below a remote `path`, without the empty objects by which consoles show a folder."""
+    found = (each.url for each in object_store(path).match(f"{glob.escape(str(path))}/**"))
+    return [as_path(url) for url in found if not url.endswith("/")]
 
 
 def require_literal(path: Path) -> None:

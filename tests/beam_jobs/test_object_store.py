@@ -192,6 +192,16 @@ def test_a_log_that_lies_where_an_artifact_goes_is_not_deleted(folder: str, name
     assert before and storage.tree(theirs) == before
 
 
+def test_a_folder_that_a_console_made_is_in_nobodys_way(log: Path, store: Path) -> None:
+    """It is an empty object whose name ends in a slash."""
+    put_log(log, f"{BUCKET}/log")
+    run = Workdir(as_path(f"{BUCKET}/run"))
+    for folder in ("run/events/", "run/events/more/"):
+        strict_store.StrictFileSystem(None).put(f"{BUCKET}/{folder}", b"")
+    ingest.run(config_of(log, f"{BUCKET}/log"), run, "fingerprint")
+    assert find_manifest(run.events.path) is not None
+
+
 def test_a_failed_job_leaves_the_artifact_as_it_was(log: Path, store: Path) -> None:
     put_log(log, f"{BUCKET}/log")
     config, run = config_of(log, f"{BUCKET}/log"), Workdir(as_path(f"{BUCKET}/run"))
