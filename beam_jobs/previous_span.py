@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
 from beam_jobs.span_statistics import Statistics, read_statistics
-from contracts.artifact import current, read_manifest
+from contracts.artifact import Differs, current, read_manifest
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.storage import as_path
@@ -43,11 +43,11 @@ class PreviousSpan:
         """The schema, to be carried on.
 
         Raises:
-            ValueError: the data break it, or differ too much from the last span's.
+            Differs: the data break it, or differ too much from the last span's.
         """
         anomalies = schema_anomalies(self.schema, statistics)
         if anomalies:
-            raise ValueError(
+            raise Differs(
                 f"the data break the schema {Events(current(as_path(self.path))).schema}: {'; '.join(anomalies)}. "
                 f"Mend them; or, if this is how it is now, edit the schema, or {_ANEW}"
             )
@@ -58,7 +58,7 @@ class PreviousSpan:
         """Compares data sets with the last span's of their name.
 
         Raises:
-            ValueError: they differ too much.
+            Differs: they differ too much.
         """
         before = {dataset.name: dataset for dataset in self.statistics}
         drift = [
@@ -68,7 +68,7 @@ class PreviousSpan:
             for anomaly in drift_anomalies(dataset, before[dataset.name], data.max_drift, data.min_volume)
         ]
         if drift:
-            raise ValueError(
+            raise Differs(
                 f"the data differ from data.previous={self.path}: {'; '.join(drift)}. Mend them; or, if this is "
                 f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
                 f"{_ANEW}"

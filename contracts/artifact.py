@@ -71,6 +71,10 @@ class ArtifactError(ValueError):
     """An artifact is missing, half-written, or of another kind."""
 
 
+class Differs(ValueError):
+    """A log or a feature table is not as the span before was."""
+
+
 class TooFewEvents(ValueError):
     """The events hold no target to train on, or nobody, or too few users, to measure a model on."""
 

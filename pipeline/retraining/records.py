@@ -39,6 +39,7 @@ class Record:
         label: the label that the version got when it was pushed.
         spans: key, digest of the files (see `files_of`) and numbers of each span that went in, oldest first.
         left_out: key -> why an older span of the window did not.
+        refused: key -> digest of the files, of those among them that could be read and were not fit.
         parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
             weights was kept ("warm_start"), whether training then made them no better ("kept_start"), and whether its
             groups were kept ("groups").
@@ -62,6 +63,7 @@ class Record:
     metrics: dict[str, Any]
     config: dict[str, Any]
     stages: dict[str, Any]
+    refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)

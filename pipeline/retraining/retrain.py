@@ -97,7 +97,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
     make_room(store, run_id, {span.key for span in window})
-    profiles, left_out = _profile(config, store, window)
+    profiles, left_out, refused = _profile(config, store, window)
     digests = {span.key: span.digest for span in window}
     usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in profiles]
     plan = make_plan(config, store, run_id, usable, left_out)
@@ -117,7 +117,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
         return Result("stopped", run_id, reasons=[f"after {last}, as asked"])
-    record = _finish(config, store, plan, resolved, stages, profiles, window, time.monotonic() - started)
+    record = _finish(config, store, plan, resolved, stages, profiles, refused, window, time.monotonic() - started)
     return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
 
 
@@ -218,27 +218,30 @@ def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: S
     return read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
 
 
-def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
-    """Profiles of the spans that can be used, and why others cannot.
+def _profile(
+    config: Config, store: Store, window: Sequence[Span]
+) -> tuple[list[SpanProfile], dict[str, str], dict[str, str]]:
+    """Profiles of the spans that can be used, why others cannot, and which of these were read: key -> files' digest.
 
     Raises:
         ValueError: the newest span cannot be used, or no other can.
     """
     profiles: list[SpanProfile] = []
     earlier = EarlierSpans()
-    used, refused = _last_judgement(config, store, window)
+    used, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
+    refused: dict[str, str] = {}
     if config.retrain.span.schema_of_last:
         require_tables_like_the_last(config, window, store)
     for span in window:
         before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
-        reasons = [refused[span.key]] if span.key in refused else []
+        reasons, is_read = [held[span.key]] if span.key in held else [], True
         try:
             if not reasons:
                 profile = profile_span(config, span, store.span(span.key), before)
                 reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
         except ValueError as error:
-            reasons = [str(error)]
+            reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
         if not reasons:
             profiles.append(profile)
             earlier.add(profile)
@@ -246,6 +249,7 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
             raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
         else:
             left_out[span.key] = "; ".join(reasons)
+            refused |= {span.key: span.digest} if is_read else {}
             log.warning("span %s is left out: %s", span.key, left_out[span.key])
     if len(profiles) < 2:
         listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
@@ -254,15 +258,15 @@ def _profile(config: Config, store: Store, window: Sequence[Span]) -> tuple[list
             "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
             f"the spans alone that can be read. Left out:{listing}"
         )
-    return profiles, left_out
+    return profiles, left_out, refused
 
 
 def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
     """What the last run made of the window's older spans whose files are the same: those that it used, and key -> why
-    it left others out.
+    it refused others.
 
     That holds: as the window moves on, what a span was compared with leaves it first. A span that was refused would
-    pass once nothing is left before it, and one that passed might be refused.
+    pass once nothing is left before it, and one that passed might be refused. What could not be read may be by now.
     """
     last = next(reversed(all_records(store)), None)
     if last is None:
@@ -275,8 +279,8 @@ def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tup
         config.retrain.span.model_dump(mode="json"),
     ):
         return used, {}
-    same = [span.key for span in window[:-1] if store.span_files(span.key, span.digest).exists()]
-    return used, {key: last.left_out[key] for key in same if key in last.left_out}
+    same = {span.key for span in window[:-1] if last.refused.get(span.key) == span.digest}
+    return used, {key: reason for key, reason in last.left_out.items() if key in same}
 
 
 def _finish(
@@ -286,6 +290,7 @@ def _finish(
     resolved: Config,
     stages: tuple[Stage, ...],
     profiles: Sequence[SpanProfile],
+    refused: dict[str, str],
     window: Sequence[Span],
     seconds: float,
 ) -> Record:
@@ -293,8 +298,8 @@ def _finish(
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     spans = {span.key: span for span in window}
-    for span in window:  # of those that were left out, too: while their files are the same, they stay so
-        keep_files(store, span)
+    for profile in profiles:
+        keep_files(store, spans[profile.key])
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
     if kept_start:
@@ -310,6 +315,7 @@ def _finish(
         seconds=round(seconds, 2),
         spans=[{**as_json(p), "order": spans[p.key].order, "files": spans[p.key].digest} for p in profiles],
         left_out=plan.left_out,
+        refused=refused,
         parents={
             "version": plan.parent,
             "run_id": plan.parent_run,

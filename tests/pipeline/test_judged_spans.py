@@ -1,6 +1,7 @@
 """What became of a span on its day stays so while it is in the window: what it was compared with leaves before it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_a_span_that_was_refused_is_taken_by_the_switch_that_takes_it(
     rename(log[2], "user_id")
     assert [used(day) for day in (1, 3)] == [(DAYS[:2], []), ([DAYS[1], DAYS[3]], [DAYS[2]])]
     assert used(4, "retrain.span.schema_of_last=false") == (DAYS[2:5], [])
+
+
+def test_a_span_that_could_not_be_read_is_read_again(used: Callable[..., Spans], log: list[Path]) -> None:
+    """As for want of rights, or by a store that did not answer: its files need not change for that to end."""
+    good, stat = log[2].read_bytes(), log[2].stat()
+
+    def write(content: bytes) -> None:
+        log[2].write_bytes(content)
+        os.utime(log[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    write(bytes(len(good)))
+    assert used(3) == ([DAYS[1], DAYS[3]], [DAYS[2]])
+    write(good)
+    assert used(4) == (DAYS[2:5], [])
 
 
 def test_a_change_that_was_taken_once_is_not_asked_again(used: Callable[..., Spans], log: list[Path]) -> None:
