@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, SpanParts, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.clients import require_inputs, require_long_lists, served_version
 from pipeline.retraining.gate_stage import run_gate
@@ -238,7 +238,7 @@ def _profile(
         reasons, is_read = [held[span.key]] if span.key in held else [], True
         try:
             if not reasons:
-                profile = profile_span(config, span, store.span(span.key), before)
+                profile = _profile_of(config, store, span, before, is_used=span.key in used)
                 reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
         except ValueError as error:
             reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
@@ -259,6 +259,15 @@ def _profile(
             f"the spans alone that can be read. Left out:{listing}"
         )
     return profiles, left_out, refused
+
+
+def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | None, *, is_used: bool) -> SpanProfile:
+    try:
+        return profile_span(config, span, store.span(span.key), before)
+    except artifact.Differs:
+        if not is_used:
+            raise
+        return profile_span(config, span, store.span(span.key))  # other code ingests anew what was accepted then
 
 
 def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
