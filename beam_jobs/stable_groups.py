@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from beam_jobs.files import read_array, read_parquet
 from beam_jobs.payload import one_array
-from contracts.artifact import ArtifactError, current, read_manifest
+from contracts.artifact import ArtifactError, Manifest, current, read_manifest
 from contracts.config import Config, GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
@@ -116,6 +116,18 @@ def fit_settings(config: Config) -> dict[str, Any]:
     return {f"groups.{key}": value for key, value in settings.items()} | {"data.feedback.target_level": level}
 
 
+def previous_manifest(path: str) -> Manifest:
+    """The manifest of the artifact that `groups.previous` names.
+
+    Raises:
+        ValueError: it is no item_groups artifact.
+    """
+    try:
+        return read_manifest(as_path(path), ItemGroups.KIND)
+    except ArtifactError as error:
+        raise ValueError(f"groups.previous: {error}; or, to number groups anew, set groups.previous=null") from None
+
+
 def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None:
     """Reads the artifact that `groups.previous` names, if any.
 
@@ -124,11 +136,7 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     """
     if path is None:
         return None
-    groups = ItemGroups(current(as_path(path)))
-    try:
-        manifest = read_manifest(groups.path, ItemGroups.KIND)
-    except ArtifactError as error:
-        raise ValueError(f"groups.previous: {error}; or, to number groups anew, set groups.previous=null") from None
+    manifest, groups = previous_manifest(path), ItemGroups(current(as_path(path)))
     table = read_parquet(groups.groups)
     previous = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)

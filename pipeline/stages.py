@@ -127,6 +127,11 @@ def _require_what_training_takes(config: Config) -> None:
         strategy_of(config.training.replicas)
 
 
+def _require_previous_groups(config: Config) -> None:
+    if config.groups.previous is not None:
+        importlib.import_module("beam_jobs.stable_groups").previous_manifest(config.groups.previous)
+
+
 def _require_mined_from(config: Config) -> None:
     mined_from = config.windows.mined_from
     if config.windows.mined_negatives and mined_from and not matching(glob.escape(mined_from)):
@@ -187,6 +192,7 @@ STAGES = (
         outputs=lambda config, workdir: (workdir.item_groups.path,),
         run=_job("groups"),
         remote=True,
+        check=_require_previous_groups,
         sources=lambda config: manifest_of(config.groups.previous),
     ),
     Stage(

@@ -179,6 +179,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
             ["training.warm_start=runs/nope"],
             r"training.warm_start='runs/nope' names no run with the model runs/nope/models/dnc",
         ),
+        (["groups.previous=nope"], r"groups.previous: no artifact at nope: check that path, .* groups.previous=null"),
         (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
     ],
 )
