@@ -29,8 +29,8 @@ class Stage:
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
         remote: whether its workdir may be in an object store.
-        check: raises ValueError where what the config names outside the workdir is not there; called before any stage
-            runs, since the stages before this one may take hours.
+        check: raises ValueError where what the config names outside the workdir is not there, or the stage could do
+            nothing with the config; called before any stage runs, since the stages before this one may take hours.
     """
 
     name: str

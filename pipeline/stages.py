@@ -112,6 +112,12 @@ def _warm_start_model(config: Config) -> str | None:
 
 
 def _require_what_training_takes(config: Config) -> None:
+    from trainer.enough_negatives import require_negatives
+
+    for model_config in _model_configs(config).values():
+        # Of a catalogue that is not there yet, which has an item at least.
+        groups_match_windows = model_config.groups.num_groups == config.groups.num_groups
+        require_negatives(model_config, 1, groups_match_windows)
     if config.training.warm_start is not None:
         for name in _model_configs(config):
             source = Workdir(Path(config.training.warm_start)).model(name).path

@@ -20,6 +20,7 @@ from contracts.layout import Model, Workdir
 from contracts.names import Split
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
+from trainer.enough_negatives import require_negatives
 from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
@@ -64,7 +65,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     tf.keras.utils.set_random_seed(config.seed)
     strategy = strategy_of(config.training.replicas)  # before TensorFlow runs anything, as that fixes its devices
     catalogue = Catalogue.for_config(config, workdir)
-    _require_negatives(config, catalogue)
+    require_negatives(config, catalogue.num_items, catalogue.groups_match_windows)
     windows = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
     if config.training.loss.negatives == "in_batch":
         catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
@@ -255,25 +256,3 @@ class _Trainer:
                 if key != "epoch":
                     tf.summary.scalar(key, value, step=entry["epoch"])
         self._summaries.flush()
-
-
-def _require_negatives(config: Config, catalogue: Catalogue) -> None:
-    """Raises ValueError where a sampled softmax has nothing to compare with."""
-    loss = config.training.loss
-    if loss.is_exact(catalogue.num_items) or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
-        return
-    if loss.negatives != "windows" and not loss.easy_pool:
-        raise ValueError(
-            f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool and fresh_pool negatives a step: "
-            "set one of them to at least 1; got 0 and 0"
-        )
-    # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
-    needs_easy = not catalogue.groups_match_windows or (loss.global_weight > 0 and catalogue.num_groups > 1)
-    if loss.negatives == "windows" and needs_easy and not (config.windows.easy_negatives and loss.easy_pool):
-        raise ValueError(
-            "the global softmax of a catalogue larger than training.loss.exact_softmax_max_items="
-            f"{loss.exact_softmax_max_items} compares with easy negatives: set windows.easy_negatives and "
-            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}; or "
-            "training.loss.fresh_pool. "
-            "With training.loss.global_weight=0 a model of several groups does without them"
-        )

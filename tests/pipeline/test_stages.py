@@ -179,6 +179,18 @@ def write_windows(workdir: Workdir, **others: int) -> None:
             ["training.warm_start=runs/nope"],
             r"training.warm_start='runs/nope' names no run with the model runs/nope/models/dnc",
         ),
+        (
+            ["training.loss={exact_softmax_max_items: 0, fresh_pool: 0, easy_pool: 0}"],
+            r"training.loss.easy_pool to at least 1; got 2 and 0",
+        ),
+        (
+            [
+                "training.loss={exact_softmax_max_items: 0, fresh_pool: 0, global_weight: 0}",
+                "windows.easy_negatives=0",
+                "evaluation.baselines=[single_vector_mixed]",  # the model does without easy negatives, it does not
+            ],
+            r"set windows.easy_negatives .* got 0 and 512",
+        ),
         (["groups.previous=nope"], r"groups.previous: no artifact at nope: check that path, .* groups.previous=null"),
         (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
     ],

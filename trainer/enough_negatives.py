@@ -1,0 +1,33 @@
+"""Whether a sampled softmax has something to compare with. No TensorFlow: it is asked before any stage runs."""
+
+from __future__ import annotations
+
+from contracts.config import Config
+
+
+def require_negatives(config: Config, num_items: int, groups_match_windows: bool) -> None:
+    """Raises ValueError where a sampled softmax has nothing to compare with.
+
+    Args:
+        config: of a model or a baseline.
+        num_items: of the catalogue, or as many as it has at least.
+        groups_match_windows: as `Catalogue` has it.
+    """
+    loss = config.training.loss
+    if loss.is_exact(num_items) or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
+        return
+    if loss.negatives != "windows" and not loss.easy_pool:
+        raise ValueError(
+            f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool and fresh_pool negatives a step: "
+            "set one of them to at least 1; got 0 and 0"
+        )
+    # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
+    needs_easy = not groups_match_windows or (loss.global_weight > 0 and config.groups.num_groups > 1)
+    if loss.negatives == "windows" and needs_easy and not (config.windows.easy_negatives and loss.easy_pool):
+        raise ValueError(
+            "the global softmax of a catalogue larger than training.loss.exact_softmax_max_items="
+            f"{loss.exact_softmax_max_items} compares with easy negatives: set windows.easy_negatives and "
+            f"training.loss.easy_pool to at least 1; got {config.windows.easy_negatives} and {loss.easy_pool}; or "
+            "training.loss.fresh_pool. "
+            "With training.loss.global_weight=0 a model of several groups does without them"
+        )
