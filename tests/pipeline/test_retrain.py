@@ -113,7 +113,7 @@ def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing is done instead of the stages, and the gate is content; gets the run of each call that would run them."""
     ran: list[str] = []
     profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
-    monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}))
+    monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}, {}))
     monkeypatch.setattr(
         retraining, "run_stages", lambda stages, config, workdir, last: ran.append(workdir.path.name) or []
     )
