@@ -218,10 +218,12 @@ def test_days_that_fail_leave_no_more_than_one_unfinished_run(
     """The disk is full: what the day before has left is gone before anything of the next day is written."""
     found: list[tuple[list[str], list[str]]] = []
 
-    def profile(config: Config, store: Store, window: list[Span]) -> tuple[list[SpanProfile], dict[str, str]]:
+    def profile(
+        _: Config, store: Store, window: list[Span]
+    ) -> tuple[list[SpanProfile], dict[str, str], dict[str, str]]:
         runs, spans = ([path.name[:10] for path in store.path.glob(f"{kind}/*")] for kind in ("runs", "spans"))
         found.append((runs, sorted(spans)))
-        return [SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}
+        return [SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}, {}
 
     def fill_the_disk(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
