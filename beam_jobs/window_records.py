@@ -50,6 +50,21 @@ class WindowBounds:
         window = np.repeat(np.arange(len(self.starts)), self.num_targets)
         return np.bincount(window[events[self.target_positions()]], minlength=len(self.starts))
 
+    def earlier(self, events: Bool, users: Int64, most: int) -> tuple[Int64, Int64]:
+        """Of each window's user the last `most` events before the window that are marked in `events`.
+
+        Args:
+            users: of the array of events, ascending.
+
+        Returns:
+            places [sum of the numbers], oldest first, and the numbers [num_windows].
+        """
+        marked = np.flatnonzero(events)
+        first_of_user = np.searchsorted(users, users[self.starts])
+        first, stop = (np.searchsorted(marked, places) for places in (first_of_user, self.starts))
+        first = np.maximum(first, stop - most)
+        return marked[ragged_range(first, stop - first)], stop - first
+
     def where(self, kept: Bool) -> WindowBounds:
         """The windows that are `kept`, [num_windows]."""
         return WindowBounds(self.starts[kept], self.num_context[kept], self.num_targets[kept])

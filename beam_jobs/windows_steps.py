@@ -24,6 +24,8 @@ from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, W
 from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
+EARLIER_WINDOWS = 4
+"""How many windows' length of what a user took before a window is written to it."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
@@ -126,6 +128,7 @@ class WriteWindows(beam.DoFn):
         bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
+        earlier, num_earlier = bounds.earlier(is_target, block.users, EARLIER_WINDOWS * self._config.windows.length)
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
@@ -142,6 +145,7 @@ class WriteWindows(beam.DoFn):
             WindowField.NUM_CONTEXT: Ragged.scalars(bounds.num_context),
             WindowField.NON_TARGETS: marked_places(~is_target[positions], lengths),
             WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
+            WindowField.EARLIER_ITEMS: Ragged(block.items[earlier], num_earlier),
             WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
             WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
             WindowField.TIMESTAMP: Ragged(block.times[positions] // 1_000_000, lengths),

@@ -74,7 +74,9 @@ def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
         is_target[:, 0] = False
         easy = np.searchsorted(cumulative, rng.random(EASY * WINDOWS * LENGTH)).clip(1)
         nothing, absent = np.zeros_like(events), np.zeros_like(events)[:, :, None]
-        result.append(WindowBatch(nothing[:, 0], events, is_target, hard, easy, nothing, nothing, absent, absent))
+        result.append(
+            WindowBatch(nothing[:, 0], events, events[:, :0], is_target, hard, easy, nothing, nothing, absent, absent)
+        )
     return result
 
 

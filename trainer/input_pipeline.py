@@ -25,6 +25,7 @@ class WindowBatch(NamedTuple):
     Attributes:
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
+        earlier_items: int64 [batch_size, most], what the user took before the window, 0 = padding.
         is_target: bool [batch_size, length], what is predicted from the events before it; never an event below the
             target level, nor an item that the user had before. A window's first event may be a target, too, unless
             more context follows: it trains the query of an empty history.
@@ -41,6 +42,7 @@ class WindowBatch(NamedTuple):
 
     user_index: np.ndarray
     item_index: np.ndarray
+    earlier_items: np.ndarray
     is_target: np.ndarray
     in_group_negatives: np.ndarray
     easy_negatives: np.ndarray
@@ -134,6 +136,7 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
     return WindowBatch(
         user_index=chunk[WindowField.USER_INDEX].values[rows],
         item_index=item_index,
+        earlier_items=chunk[WindowField.EARLIER_ITEMS].take(rows).padded(),
         is_target=predicted | (may_be & (position == 0) & (num_context[:, None] == 1)),
         in_group_negatives=chunk[WindowField.IN_GROUP_NEGATIVES].take(rows).values,
         easy_negatives=chunk[WindowField.EASY_NEGATIVES].take(rows).values,
@@ -228,6 +231,7 @@ def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
         (
             WindowField.USER_INDEX,
             WindowField.ITEM_INDEX,
+            WindowField.EARLIER_ITEMS,
             WindowField.NUM_CONTEXT,
             WindowField.NON_TARGETS,
             WindowField.IN_GROUP_NEGATIVES,

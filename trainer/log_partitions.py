@@ -72,6 +72,14 @@ def log_add_exp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return left + tf.nn.softplus(right - left)
 
 
+def reweighted(log_partition: tf.Tensor, log_part: tf.Tensor, weight: float) -> tf.Tensor:
+    """log(e^a + (w - 1) e^b): a log-partition in which a part of it counts w times, elementwise; w > 0.
+
+    Where the part is almost all there is, what is left of it after rounding is w e^b: exact to some 1e-7 / w.
+    """
+    return log_partition + tf.math.log1p((weight - 1.0) * tf.exp(tf.minimum(log_part - log_partition, 0.0)))
+
+
 def group_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
     """log sum_j e^{<e_{u,g}, v_j>} over the candidates j of each group g.
 

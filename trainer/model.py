@@ -25,6 +25,7 @@ from trainer.model_parts import conditioning, oov_buckets, query_tower
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 from trainer.replicas import mean_over_replicas
+from trainer.seen_weight import seen_weight
 from trainer.softmax_terms import SoftmaxTerms
 from trainer.user_id_tower import USER_INDEX, UserIdTower
 from trainer.user_vectors import ConditionedVectors, UserVectors
@@ -82,8 +83,15 @@ class TwoTowerModel(tfrs.Model):
         self._oov_buckets = oov_buckets(config, catalogue, self.generator)
         self._target_level = config.data.feedback.target_level_index
         self._context_mark = ContextMark(model.embedding_dim) if config.data.feedback.has_context else None
-        pools = NegativePools(catalogue, config.training.loss)
-        self._softmax = SoftmaxTerms(pools, self._candidate_tower, self._group_id, config.training.loss)
+        loss = config.training.loss
+        self._softmax = SoftmaxTerms(
+            NegativePools(catalogue, loss),
+            self._candidate_tower,
+            self._group_id,
+            loss,
+            self._target_level,
+            seen_weight(loss, catalogue),
+        )
         self._query_tower = query_tower(config, catalogue, self.generator)
         self._conditioning = conditioning(config, catalogue.num_groups, self.generator)
         has_intent = self._loss_config.intent_weight > 0

@@ -18,6 +18,7 @@ from trainer.log_partitions import (
     log_add_exp,
     log_sum_exp,
     log_sum_exp_of_products,
+    reweighted,
     shared_log_partitions,
 )
 from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
@@ -47,7 +48,7 @@ class _Step(NamedTuple):
     Attributes:
         candidates: what positives are compared with; `embeddings` float32 [num_candidates, dim] are theirs.
         own_items: see `NegativePools.own_items`.
-        windows: items of the windows, the positives among them; None where candidates are the whole catalogue.
+        windows: items of the windows, the positives among them.
         place: int64 [num_positives, 2], window and position of the positives.
         group: int32 [num_positives], theirs.
         positive: float32 [num_positives, dim], their embeddings.
@@ -56,7 +57,7 @@ class _Step(NamedTuple):
     candidates: Candidates
     embeddings: tf.Tensor
     own_items: tf.Tensor | None
-    windows: WindowItems | None
+    windows: WindowItems
     place: tf.Tensor
     group: tf.Tensor
     positive: tf.Tensor
@@ -66,12 +67,21 @@ class SoftmaxTerms:
     """Scores positives and a step's candidates.
 
     Draws stand for the items that a window does not hold; its own are compared with exactly, the positive among them.
+    What the user had taken before a positive counts `seen_weight` times.
     """
 
-    def __init__(self, pools: NegativePools, candidate_tower: CandidateTower, group_id: tf.Tensor, loss: LossConfig):
+    def __init__(
+        self,
+        pools: NegativePools,
+        candidate_tower: CandidateTower,
+        group_id: tf.Tensor,
+        loss: LossConfig,
+        target_level: int,
+        seen_weight: float,
+    ):
         """`group_id`: int32 [num_items + 1 + num_buckets], -1 of padding and of buckets."""
         self._pools, self._tower, self._use_global = pools, candidate_tower, loss.global_weight > 0
-        self._group_id = group_id
+        self._group_id, self._target_level, self._seen_weight = group_id, target_level, seen_weight
         self._num_groups = pools.num_groups
         class_of_group, place_in_class = np.zeros([2, pools.num_groups], np.int32)
         for number, groups in enumerate(pools.width_classes):
@@ -94,11 +104,17 @@ class SoftmaxTerms:
         `items`: float32 [num_windows, length, dim], of the windows' items.
         """
         candidates = self._pools(batch.in_group_negatives, batch.easy_negatives, target, generator)
-        own_items = self._pools.own_items(candidates, batch.item_index)
+        every_item = tf.concat([batch.item_index, batch.earlier_items], 1)
+        own_items = self._pools.own_items(candidates, every_item)
         embeddings = self._tower(candidates.item_index)
-        group = tf.gather(self._group_id, batch.item_index)
-        windows = None if self._pools.exact else WindowItems.of(batch.item_index, items, group)
-        group, positive = tf.gather_nd(group, place), tf.gather_nd(items, place)
+        windows = WindowItems.of(
+            batch.item_index,
+            batch.earlier_items,
+            batch.feedback_level >= self._target_level,
+            tf.concat([items, self._tower(batch.earlier_items)], 1),
+            tf.gather(self._group_id, every_item),
+        )
+        group, positive = tf.gather_nd(windows.own_group, place), tf.gather_nd(items, place)
         step = _Step(candidates, embeddings, own_items, windows, place, group, positive)
         if self._shared_ranks_all:
             return self._with_shared(step, vectors)
@@ -118,17 +134,22 @@ class SoftmaxTerms:
         place, conditioned = vectors.conditioned(step.group)
         conditioned_logit = tf.reduce_sum(conditioned * tf.gather_nd(positive, place), axis=-1)
         at, group = tf.gather_nd(step.place, place), tf.gather_nd(step.group, place)
-        if step.windows is None:
-            partition = self._own_partition(step, at[:, 0], group, conditioned)
+        if self._pools.exact:
             by_group = shared_log_partitions(shared, step.embeddings, sizes)
             center, everything = tf.gather(by_group, step.group, batch_dims=1), log_sum_exp(by_group)
+            seen_of_own, seen = step.windows.seen_log_partitions(step.windows.scores(shared, step.place), step.place)
+            center = reweighted(center, seen_of_own, self._seen_weight)
+            everything = reweighted(everything, seen, self._seen_weight)
+            seen_of_own, _ = step.windows.seen_log_partitions(step.windows.scores(conditioned, at), at)
+            partition = self._own_partition(step, at[:, 0], group, conditioned)
+            partition = reweighted(partition, seen_of_own, self._seen_weight)
         else:
             # One layout in blocks for both vectors, the group's draws being the same.
             both = (step.place[:, 0], at[:, 0]), (step.group, group), (shared, conditioned)
             rows = self._own_partition(step, *[tf.concat(of_both, 0) for of_both in both])
-            own, others = step.windows.log_partitions(step.windows.scores(shared, step.place), step.place)
+            own, others = self._of_windows(step, step.windows.scores(shared, step.place), step.place)
             center = log_add_exp(own, rows[: tf.size(logit)])
-            own, _ = step.windows.log_partitions(step.windows.scores(conditioned, at), at)
+            own, _ = self._of_windows(step, step.windows.scores(conditioned, at), at)
             partition = log_add_exp(own, rows[tf.size(logit) :])
             draws = step.embeddings[step.candidates.shared_from :]
             of_draws = log_sum_exp_of_products(shared, draws, self._correction_of_others(step))
@@ -145,8 +166,11 @@ class SoftmaxTerms:
         heads = vectors.all_groups()
         logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
         by_group = group_log_partitions(heads, step.embeddings, step.candidates.shared_sizes)
-        own = tf.gather(by_group, step.group, batch_dims=1)
-        return Softmaxes(own - logit, log_sum_exp(by_group) - logit, own, None)
+        scores = step.windows.scores_by_group(heads, step.place)
+        seen_of_own, seen = step.windows.seen_log_partitions(scores, step.place)
+        own = reweighted(tf.gather(by_group, step.group, batch_dims=1), seen_of_own, self._seen_weight)
+        everything = reweighted(log_sum_exp(by_group), seen, self._seen_weight)
+        return Softmaxes(own - logit, everything - logit, own, None)
 
     def _by_own_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
         """A positive's own group is scored by its vector. A global term over draws takes those of the others, too."""
@@ -154,20 +178,23 @@ class SoftmaxTerms:
         queries = vectors.own_group(step.group)
         logit = tf.reduce_sum(queries * step.positive, axis=-1)
         own = self._own_partition(step, step.place[:, 0], step.group, queries)
-        if step.windows is not None:
-            scores = step.windows.scores(queries, step.place)
-            of_window, _ = step.windows.log_partitions(scores, step.place)
-            own = log_add_exp(of_window, own)
-        if step.windows is None or not self._use_global or self._num_groups == 1:
+        scores = step.windows.scores(queries, step.place)
+        if self._pools.exact:
+            own = reweighted(own, step.windows.seen_log_partitions(scores, step.place)[0], self._seen_weight)
+        else:
+            own = log_add_exp(self._of_windows(step, scores, step.place)[0], own)
+        if self._pools.exact or not self._use_global or self._num_groups == 1:
             # Of one group, its row holds all that there is.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
         heads = vectors.all_groups()
         scores = group_scores(heads, step.embeddings[candidates.shared_from :], candidates.shared_sizes)
-        by_group = step.windows.scores_by_group(heads, step.place)
-        _, others = step.windows.log_partitions(by_group, step.place)
+        _, others = self._of_windows(step, step.windows.scores_by_group(heads, step.place), step.place)
         of_draws = log_sum_exp(scores + self._correction_of_others(step))
         everything = log_add_exp(log_add_exp(own, others), of_draws)
         return Softmaxes(own - logit, everything - logit, own, None)
+
+    def _of_windows(self, step: _Step, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return step.windows.log_partitions(scores, place, self._seen_weight)
 
     def _correction_of_others(self, step: _Step) -> tf.Tensor:
         """What is added to scores of draws of all groups, float32 [num_positives, num_shared]; no own group."""

@@ -30,6 +30,7 @@ from trainer.model_files import save_model
 from trainer.progress import TrainingProgress
 from trainer.ranking import ExactRanking
 from trainer.replicas import part_of_replica, strategy_of
+from trainer.seen_weight import seen_weight
 from trainer.training_state import TrainingState
 from trainer.warm_start import warm_start
 from trainer.weight_average import SNAPSHOTS_PER_EPOCH
@@ -41,6 +42,7 @@ _FEW_STEPS = 10
 BATCH_SIGNATURE = WindowBatch(
     user_index=tf.TensorSpec([None], tf.int64),
     item_index=tf.TensorSpec([None, None], tf.int64),
+    earlier_items=tf.TensorSpec([None, None], tf.int64),
     is_target=tf.TensorSpec([None, None], tf.bool),
     in_group_negatives=tf.TensorSpec([None], tf.int64),
     easy_negatives=tf.TensorSpec([None], tf.int64),
@@ -82,6 +84,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
             "best": trainer.state.best_epoch,
             "warm_start": started_from and asdict(started_from),
             EXPLORATION_SHARE: trainer.exploration_share(),
+            "seen_weight": seen_weight(config.training.loss, catalogue),
         }
     trainer.state.remove()
     return read_manifest(final.path)

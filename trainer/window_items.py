@@ -1,7 +1,12 @@
-"""A window's own items, with which its positives are compared one by one while draws stand for all other items."""
+"""A window's own items, with which its positives are compared one by one.
+
+While draws stand for all other items, these are compared with exactly. Those that the user had taken before a positive
+may count otherwise than once (see trainer/seen_weight.py), in softmaxes over draws or over the whole catalogue.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,65 +16,101 @@ from trainer.negative_pools import LEFT_OUT
 
 
 class WindowItems(NamedTuple):
-    """The items of a step's windows.
+    """The items of a step's windows, and what their users took before these.
 
     Few items are as near to a positive as its user's others, and a softmax over the whole catalogue has them all.
     Draws hold hardly any, so that a model that saw draws alone would not learn to tell a user's items apart.
 
     Attributes:
-        embeddings: float32 [num_windows, length, dim].
-        group: int32 [num_windows, length]; -1 of padding, of an id outside the catalogue, and of an item from its
+        embeddings: float32 [num_windows, num_items, dim]: a window's own items, then the earlier ones.
+        group: int32 [num_windows, num_items]; -1 of padding, of an id outside the catalogue, and of an item from its
             second time on.
         own_group: int32 [num_windows, length], of the item at each place, its second time as well.
+        seen: bool [num_windows, length, num_items], whether an item was taken before a place; never the item at it.
     """
 
     embeddings: tf.Tensor
     group: tf.Tensor
     own_group: tf.Tensor
+    seen: tf.Tensor
 
     @classmethod
-    def of(cls, item_index: tf.Tensor, embeddings: tf.Tensor, group: tf.Tensor) -> WindowItems:
-        """Of windows int64 [num_windows, length]; `group` is -1 of padding and of what is in no catalogue."""
-        same = item_index[:, :, None] == item_index[:, None, :]
-        place = tf.range(tf.shape(item_index)[1])
-        is_repeat = tf.reduce_any(same & (place[None, :] < place[:, None]), axis=-1)
-        return cls(embeddings, tf.where(is_repeat, -1, group), group)
+    def of(
+        cls,
+        item_index: tf.Tensor,
+        earlier_items: tf.Tensor,
+        is_positive: tf.Tensor,
+        embeddings: tf.Tensor,
+        group: tf.Tensor,
+    ) -> WindowItems:
+        """Of windows int64 [num_windows, length] whose users took `earlier_items`, int64 [num_windows, num_earlier].
+
+        Args:
+            is_positive: bool [num_windows, length], events at the target level or above.
+            embeddings, group: of both kinds of items, those of the windows first; `group` is -1 of padding and of what
+                is in no catalogue.
+        """
+        items, length = tf.concat([item_index, earlier_items], 1), tf.shape(item_index)[1]
+        column, place = tf.range(tf.shape(items)[1]), tf.range(length)
+        same = items[:, :, None] == items[:, None, :]
+        is_repeat = tf.reduce_any(same & (column[None, :] < column[:, None]), axis=-1)
+        is_earlier = tf.reduce_any(same[:, :, length:], axis=-1)
+        first_taken = tf.reduce_min(tf.where(same[:, :, :length] & is_positive[:, None, :], place, length), axis=-1)
+        seen = is_earlier[:, None, :] | (first_taken[:, None, :] < place[:, None])
+        seen &= ~same[:, :length]
+        return cls(embeddings, tf.where(is_repeat, -1, group), group[:, :length], seen)
 
     def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-        """Inner products of queries float32 [n, ..., dim] at `place`, int64 [n, 2], with their windows' items.
+        """Inner products of queries float32 [n, ..., dim] at `place`, int64 [n, 2], with the items of their windows.
 
         One product a window: no query has a copy of its window's items.
 
         Returns:
-            float32 [num_windows, length, ..., length]; 0 where there is no query.
+            float32 [num_windows, length, ..., num_items]; 0 where there is no query.
         """
-        windows, length, dim = tf.unstack(tf.shape(self.embeddings, tf.int64))
-        several = queries.shape[1:-1]
+        windows, num_items, dim = tf.unstack(tf.shape(self.embeddings, tf.int64))
+        length, several = tf.shape(self.own_group, tf.int64)[1], queries.shape[1:-1]
         by_window = tf.scatter_nd(place, queries, tf.stack([windows, length, *several, dim]))
         rows = tf.reshape(by_window, tf.stack([windows, -1, dim]))
         products = tf.matmul(rows, self.embeddings, transpose_b=True)
-        return tf.reshape(products, tf.stack([windows, length, *several, length]))
+        return tf.reshape(products, tf.stack([windows, length, *several, num_items]))
 
     def scores_by_group(self, heads: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim].
 
         Returns:
-            float32 [num_windows, length, length].
+            float32 [num_windows, length, num_items].
         """
         is_of_group = tf.range(heads.shape[1])[:, None] == self.group[:, None, None, :]
         return tf.reduce_sum(self.scores(heads, place) * tf.cast(is_of_group, heads.dtype), axis=2)
 
-    def log_partitions(self, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """log sum_j e^{scores_j} over a window's items j of the group of the item at a place, and over all others.
+    def log_partitions(self, scores: tf.Tensor, place: tf.Tensor, seen_weight: float) -> tuple[tf.Tensor, tf.Tensor]:
+        """log sum_j w_j e^{scores_j} over items j of the group of the item at a place, and over all others.
 
         Args:
-            scores: float32 [num_windows, length, length].
+            scores: float32 [num_windows, length, num_items].
             place: int64 [n, 2], of positives.
+            seen_weight: w_j of the items that were taken before; 1 of the others.
 
         Returns:
             float32 [n] each; about -1e9 without such items.
         """
-        is_own = self.own_group[:, :, None] == self.group[:, None, :]
-        is_other = ~is_own & (self.group >= 0)[:, None, :]
-        own, others = (log_sum_exp(scores + LEFT_OUT * tf.cast(~which, tf.float32)) for which in (is_own, is_other))
-        return tf.gather_nd(own, place), tf.gather_nd(others, place)
+        is_item, is_own = (self.group >= 0)[:, None, :], self._is_own
+        weighted = scores + math.log(seen_weight) * tf.cast(self.seen, tf.float32)
+        return _over(is_own & is_item, weighted, place), _over(~is_own & is_item, weighted, place)
+
+    def seen_log_partitions(self, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """log sum_j e^{scores_j} over the items that were taken before: of the own group, and of all.
+
+        Arguments and shapes as of `log_partitions`.
+        """
+        counted = self.seen & (self.group >= 0)[:, None, :]
+        return _over(self._is_own & counted, scores, place), _over(counted, scores, place)
+
+    @property
+    def _is_own(self) -> tf.Tensor:
+        return self.own_group[:, :, None] == self.group[:, None, :]
+
+
+def _over(items: tf.Tensor, scores: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    return tf.gather_nd(log_sum_exp(scores + LEFT_OUT * tf.cast(~items, tf.float32)), place)

@@ -135,6 +135,12 @@ class LossConfig(Section):
         description="catalogues of up to so many items use each of them as a negative at every step; larger ones draw "
         "in_group_pool, easy_pool and fresh_pool",
     )
+    seen_weight: float | None = Field(
+        None,
+        gt=0,
+        description="how many times an item that the user took before a positive counts among its negatives; null: by "
+        "the density of the log, from 4 times where it is sparse to a hundredth of one where it is dense",
+    )
 
     def is_exact(self, num_items: int) -> bool:
         """Whether the softmaxes compare with every item of a catalogue of this size."""

@@ -145,9 +145,11 @@ def test_training_records_hold_each_positive_once_with_lawful_negatives(
     user_ids = pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()
     group_of = pq.read_table(workdir.item_groups.groups)["group_id"].to_pylist()
     owned: dict[str, list[str]] = {}
+    times: dict[str, list[int]] = {}
     for event in read_events(workdir):
         if event["split"] == Split.TRAIN:
             owned.setdefault(event["user_id"], []).append(event["item_id"])
+            times.setdefault(event["user_id"], []).append(event["timestamp"] // 1_000_000)
     targets: dict[str, list[str]] = {}
     for shard in range(config.data.num_buckets):
         for record in _parse(workdir.windows.shard(Split.TRAIN, shard, config.data.num_buckets), tmp_path):
@@ -155,6 +157,15 @@ def test_training_records_hold_each_positive_once_with_lawful_negatives(
             items = record[WindowField.ITEM_INDEX]
             context = record[WindowField.NUM_CONTEXT][0]
             assert context == 1 and 2 <= len(items) <= 6
+            [start] = (
+                place
+                for place in range(len(owned[user]))
+                if owned[user][place : place + len(items)] == [item_ids[item - 1] for item in items]
+                and times[user][place : place + len(items)] == record[WindowField.TIMESTAMP]
+            )
+            # Of what the user took before the window the last of four windows of five, each item once.
+            earlier = list(dict.fromkeys(owned[user][:start]))[-20:]
+            assert [item_ids[item - 1] for item in record[WindowField.EARLIER_ITEMS]] == earlier
             new = [item for place, item in enumerate(items) if place and place not in record[WindowField.NON_TARGETS]]
             assert new
             targets.setdefault(user, []).extend(item_ids[item - 1] for item in new)

@@ -135,6 +135,7 @@ def _training_examples(log: Log, probability: np.ndarray, rng: np.random.Generat
             fields = {
                 WindowField.USER_INDEX: [user + 1],
                 WindowField.ITEM_INDEX: window,
+                WindowField.EARLIER_ITEMS: list(dict.fromkeys(events[:start])),
                 WindowField.GROUP_ID: groups,
                 WindowField.FEEDBACK_LEVEL: np.zeros_like(window),
                 WindowField.TIMESTAMP: np.arange(len(window)),

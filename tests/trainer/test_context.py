@@ -53,7 +53,9 @@ def test_training_reads_a_window_as_an_answer_reads_the_history(workdir: Workdir
     items, levels = np.array([[3, 4, 5, 6]]), np.array([[1, 0, 1, 1]])
     nothing = np.zeros([1, 4, 1], np.int64)
     is_target = np.array([[False, False, False, True]])
-    batch = WindowBatch(np.array([0]), items, is_target, items[0], items[0], levels, levels, nothing, nothing)
+    batch = WindowBatch(
+        np.array([0]), items, items[:, :0], is_target, items[0], items[0], levels, levels, nothing, nothing
+    )
     batch = WindowBatch(*map(tf.constant, batch))
     place = tf.where(batch.is_target)
     query = built._queries_of(batch, built.candidate_embeddings(batch.item_index), place, training=False)

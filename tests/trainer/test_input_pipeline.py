@@ -16,6 +16,7 @@ def chunk_of(items: list[list[int]], num_context: list[int], repeats: list[list[
     return {
         WindowField.USER_INDEX: of_rows([[7]] * len(items)),
         WindowField.ITEM_INDEX: of_rows(items),
+        WindowField.EARLIER_ITEMS: nothing,
         WindowField.NUM_CONTEXT: of_rows([[number] for number in num_context]),
         WindowField.NON_TARGETS: of_rows(repeats),
         WindowField.FEEDBACK_LEVEL: of_rows([[0] * len(row) for row in items]),

@@ -55,29 +55,43 @@ class Encoded:
         return cls(places, targets, own.numpy(), shared.numpy(), log_intent.numpy())
 
 
+def log_weight(batch: WindowBatch, place: np.ndarray, num_items: int, seen_weight: float) -> np.ndarray:
+    """What seen items' scores gain, [num_items + 1]: those before a place of a window, but for the item at it."""
+    window, position = place
+    before = np.append(batch.earlier_items[window], batch.item_index[window, :position])
+    seen = np.setdiff1d(before, batch.item_index[window, position])
+    return np.where(np.isin(np.arange(num_items + 1), seen), np.log(seen_weight), 0)
+
+
 def log_partition(scores: np.ndarray) -> float:
     return float(np.log(np.exp(scores.astype(np.float64)).sum()))
 
 
+@pytest.mark.parametrize("seen_weight", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("global_by", ["shared", "group"])
 @pytest.mark.parametrize("conditioning", ["multiply", "mmoe"])
-def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: str, workdir: Workdir) -> None:
+def test_the_models_loss_is_the_softmax_of_numpy(
+    seen_weight: float, global_by: str, conditioning: str, workdir: Workdir
+) -> None:
     """The softmax terms and the distance of partitions, by a plain loop over positives, on a small catalogue."""
     config = small_config(
-        training={"loss": {"global_weight": 1.0, "global_by": global_by}},
+        training={"loss": {"global_weight": 1.0, "global_by": global_by, "seen_weight": seen_weight}},
         model={"conditioning": conditioning, "dropout": 0.0},
     )
     catalogue = Catalogue.load(workdir)
+    tf.keras.utils.set_random_seed(3)
     model = perturbed(TwoTowerModel(config, catalogue))
     batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
     terms = model.loss_terms(batch, training=False)
     items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1)).numpy()
     in_group, overall, partitions, centers = [], [], [], []
     encoded = Encoded.of(model, batch)
-    for target, queries, shared in zip(encoded.targets, encoded.own, encoded.shared, strict=True):
+    positives = zip(encoded.places, encoded.targets, encoded.own, encoded.shared, strict=True)
+    for place, target, queries, shared in positives:
         same = catalogue.group_id[1:] == catalogue.group_id[target]
-        scores = (queries[catalogue.group_id[1:]] * items).sum(axis=1)
-        of_all = items @ shared if global_by == "shared" else scores
+        gain = log_weight(batch, place, catalogue.num_items, seen_weight)[1:]
+        scores = (queries[catalogue.group_id[1:]] * items).sum(axis=1) + gain
+        of_all = items @ shared + gain if global_by == "shared" else scores
         partitions.append(log_partition(scores[same]))
         centers.append(log_partition(of_all[same]))
         in_group.append(partitions[-1] - scores[target - 1])
@@ -89,7 +103,7 @@ def test_the_models_loss_is_the_softmax_of_numpy(global_by: str, conditioning: s
     assert np.mean(expected["z"]) > 1e-4, "the vectors do not differ enough to tell"
 
 
-@pytest.mark.parametrize("loss", [{}, DRAWN], ids=["exact", "drawn"])
+@pytest.mark.parametrize("loss", [{}, DRAWN, {"seen_weight": 4.0}], ids=["exact", "drawn", "seen"])
 def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, workdir: Workdir) -> None:
     config = small_config(groups={"num_groups": 1}, model={"conditioning": "none"}, training={"loss": loss})
     model = perturbed(TwoTowerModel(config, Catalogue.for_config(config, workdir)))
@@ -100,10 +114,14 @@ def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, wor
     assert terms["loss"] == pytest.approx(1.2 * terms["global"])
 
 
+@pytest.mark.parametrize("seen_weight", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("global_by", ["shared", "group"])
-def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Workdir) -> None:
-    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times; a window's own items once."""
-    loss = {**DRAWN, "global_by": global_by}
+def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, seen_weight: float, workdir: Workdir) -> None:
+    """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times.
+
+    A window's own items count once, those before the positive `seen_weight` times.
+    """
+    loss = {**DRAWN, "global_by": global_by, "seen_weight": seen_weight}
     config = small_config(training={"loss": loss}, model={"conditioning": "mmoe", "dropout": 0.0})
     catalogue = Catalogue.load(workdir)
     model = perturbed(TwoTowerModel(config, catalogue))
@@ -120,11 +138,12 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
     items = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy()
     in_group, overall = [], []
     encoded = Encoded.of(model, batch)
-    rows = encoded.places[:, 0]
-    for row, target, queries, shared in zip(rows, encoded.targets, encoded.own, encoded.shared, strict=True):
+    positives = zip(encoded.places, encoded.targets, encoded.own, encoded.shared, strict=True)
+    for place, target, queries, shared in positives:
+        row, gain = place[0], log_weight(batch, place, catalogue.num_items, seen_weight)
         of_all = np.tile(shared, (catalogue.num_groups, 1)) if global_by == "shared" else queries
         own = catalogue.group_id[target]
-        window = np.setdiff1d(batch.item_index[row], [0])
+        window = np.setdiff1d(np.append(batch.item_index[row], batch.earlier_items[row]), [0])
         allowed = ~np.isin(item, window)
         same, other = allowed & (group == own), allowed & (group != own) & (np.arange(len(item)) >= num_hard)
         hard_of_own, easy = (group[:num_hard] == own).sum(), len(item) - num_hard
@@ -133,7 +152,7 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
         for name, vectors in {"own": queries, "all": of_all}.items():
             scores = (vectors[group] * items[item]).sum(axis=1) - np.log(weight)
             positive = vectors[own] @ items[target]
-            of_window = (vectors[catalogue.group_id[window]] * items[window]).sum(axis=1)
+            of_window = (vectors[catalogue.group_id[window]] * items[window]).sum(axis=1) + gain[window]
             both = (same, catalogue.group_id[window] == own), (same | other, window > 0)
             parts[name] = [
                 log_partition(np.append(scores[drawn], of_window[own_items])) - positive for drawn, own_items in both
@@ -151,7 +170,7 @@ def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, workdir: Work
 def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     num_groups: int, global_by: str, negatives: str, windows: int, workdir: Workdir
 ) -> None:
-    loss = {**DRAWN, "fresh_pool": 0, "global_by": global_by, "negatives": negatives}
+    loss = {**DRAWN, "fresh_pool": 0, "global_by": global_by, "negatives": negatives, "seen_weight": 1.0}
     config = small_config(training={"loss": loss}, groups={"num_groups": num_groups}, model={"dropout": 0.0})
     catalogue = Catalogue.for_config(config, workdir)
     model = TwoTowerModel(config, catalogue)
@@ -181,7 +200,7 @@ def test_a_step_without_any_draws_compares_with_the_windows_own_items_alone(
     encoded, group = Encoded.of(model, batch), catalogue.group_id
     items, softmaxes = model.candidate_embeddings(tf.range(catalogue.num_items + 1)).numpy(), []
     for (row, _), target, query in zip(encoded.places, encoded.targets, encoded.shared, strict=True):
-        window = np.setdiff1d(batch.item_index[row], [0])
+        window = np.setdiff1d(np.append(batch.item_index[row], batch.earlier_items[row]), [0])
         parts = window[group[window] == group[target]], window
         softmaxes.append([log_partition(items[part] @ query) - items[target] @ query for part in parts])
     found = [float(terms[name]) for name in ("in_group", "global")]
@@ -194,7 +213,7 @@ def test_the_loss_of_a_group_before_the_encoder_is_that_of_numpy(
     conditioning: str, global_by: str, workdir: Workdir
 ) -> None:
     """Of each window one group has its own vector, as serving computes it; the others have the shared one."""
-    loss = {"global_weight": 1.0, "global_by": global_by}
+    loss = {"global_weight": 1.0, "global_by": global_by, "seen_weight": 1.0}
     config = small_config(training={"loss": loss}, model={"conditioning": conditioning, "dropout": 0.0})
     catalogue = Catalogue.load(workdir)
     model = build_model(config, catalogue)
