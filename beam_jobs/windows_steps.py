@@ -24,8 +24,8 @@ from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, W
 from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
-EARLIER_WINDOWS = 4
-"""How many windows' length of what a user took before a window is written to it."""
+MOST_EARLIER_ITEMS = 200
+"""Of what a user took before a window, the last so many are written to it: a step's cost grows with their square."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
@@ -128,7 +128,7 @@ class WriteWindows(beam.DoFn):
         bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
-        earlier, num_earlier = bounds.earlier(is_target, block.users, EARLIER_WINDOWS * self._config.windows.length)
+        earlier, num_earlier = bounds.earlier(is_target, block.users, MOST_EARLIER_ITEMS)
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam_jobs.windows_steps import EARLIER_WINDOWS
+from beam_jobs.windows_steps import MOST_EARLIER_ITEMS
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, EventColumn, ItemColumn, Split, UserColumn, WindowField
@@ -121,7 +121,7 @@ class MakeRecords(beam.DoFn):
                 {
                     WindowField.USER_INDEX: [catalogue.user_index[user_id]],
                     WindowField.ITEM_INDEX: items[window],
-                    WindowField.EARLIER_ITEMS: items[: first - 1][-EARLIER_WINDOWS * settings.length :],
+                    WindowField.EARLIER_ITEMS: items[: first - 1][-MOST_EARLIER_ITEMS:],
                     WindowField.GROUP_ID: [catalogue.group_id[item] for item in items[window]],
                     WindowField.FEEDBACK_LEVEL: [row[EventColumn.FEEDBACK_LEVEL] for row in events[window]],
                     WindowField.TIMESTAMP: [row[EventColumn.TIMESTAMP] // 1_000_000 for row in events[window]],

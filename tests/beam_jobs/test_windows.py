@@ -69,6 +69,16 @@ def test_bounds_by_hand() -> None:
     assert bounds.target_positions().tolist() == [1, 2, 3, 4, 5, 8]
 
 
+def test_what_came_before_a_window_by_hand() -> None:
+    # The windows above begin at events 0, 1, 3 of user 0 and 7 of user 2. Of marked events before them, the last two:
+    # none, 0, 0 and 2 (1 is not marked), and none, as 6 is another user's.
+    bounds, users = window_bounds(np.array([6, 1, 2, 0]), 2), np.repeat([0, 1, 2], [6, 1, 2])
+    places, numbers = bounds.earlier(np.arange(9) != 1, users, 2)
+    assert (places.tolist(), numbers.tolist()) == ([0, 0, 2], [0, 1, 2, 0])
+    places, numbers = bounds.earlier(np.ones(9, bool), users, 2)
+    assert (places.tolist(), numbers.tolist()) == ([0, 1, 2], [0, 1, 2, 0])
+
+
 def test_bounds_since_a_moment_by_hand() -> None:
     # The users above at 1 event a time unit: 0..5, 6, 7..8. From 4 on, user 0's window (4, 5) is kept whole; of
     # (2, 3) and (1) nothing; user 2's target 8 is kept. From 5 on, 4 is context, too.
@@ -163,8 +173,8 @@ def test_training_records_hold_each_positive_once_with_lawful_negatives(
                 if owned[user][place : place + len(items)] == [item_ids[item - 1] for item in items]
                 and times[user][place : place + len(items)] == record[WindowField.TIMESTAMP]
             )
-            # Of what the user took before the window the last of four windows of five, each item once.
-            earlier = list(dict.fromkeys(owned[user][:start]))[-20:]
+            # What the user took before the window, each item once; nobody has as many as are cut off.
+            earlier = list(dict.fromkeys(owned[user][:start]))
             assert [item_ids[item - 1] for item in record[WindowField.EARLIER_ITEMS]] == earlier
             new = [item for place, item in enumerate(items) if place and place not in record[WindowField.NON_TARGETS]]
             assert new
