@@ -111,7 +111,7 @@ class SoftmaxTerms:
             batch.item_index,
             batch.earlier_items,
             batch.feedback_level >= self._target_level,
-            tf.concat([items, self._tower(batch.earlier_items)], 1),
+            tf.concat([items, self._embedded(batch.earlier_items)], 1),
             tf.gather(self._group_id, every_item),
         )
         group, positive = tf.gather_nd(windows.own_group, place), tf.gather_nd(items, place)
@@ -192,6 +192,11 @@ class SoftmaxTerms:
         of_draws = log_sum_exp(scores + self._correction_of_others(step))
         everything = log_add_exp(log_add_exp(own, others), of_draws)
         return Softmaxes(own - logit, everything - logit, own, None)
+
+    def _embedded(self, items: tf.Tensor) -> tf.Tensor:
+        """The tower's vectors of int64 [...], each item's computed once: users of dense logs have much in common."""
+        distinct, at = tf.unique(tf.reshape(items, [-1]))
+        return tf.gather(self._tower(distinct), tf.reshape(at, tf.shape(items)))
 
     def _of_windows(self, step: _Step, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return step.windows.log_partitions(scores, place, self._seen_weight)
