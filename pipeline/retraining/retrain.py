@@ -12,21 +12,15 @@ from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, SpanParts, Store, Workdir
+from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
 from pipeline.retraining import records
 from pipeline.retraining.clients import require_inputs, require_long_lists, served_version
+from pipeline.retraining.fit_spans import FitSpans, fit_spans
 from pipeline.retraining.gate_stage import run_gate
 from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
 from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
-from pipeline.retraining.span_profile import (
-    EarlierSpans,
-    SpanProfile,
-    as_json,
-    profile_span,
-    refusals,
-    require_tables_like_the_last,
-)
+from pipeline.retraining.span_profile import as_json
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
@@ -97,10 +91,10 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     if idle:
         return Result("nothing_new", run_id, reasons=[idle])
     make_room(store, run_id, {span.key for span in window})
-    profiles, left_out, refused = _profile(config, store, window)
+    fit = fit_spans(config, store, window)
     digests = {span.key: span.digest for span in window}
-    usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in profiles]
-    plan = make_plan(config, store, run_id, usable, left_out)
+    usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in fit.profiles]
+    plan = make_plan(config, store, run_id, usable, fit.left_out)
     for note in plan.notes:
         log.warning("%s", note)
     require_inputs(config, store, plan)
@@ -117,7 +111,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
         return Result("stopped", run_id, reasons=[f"after {last}, as asked"])
-    record = _finish(config, store, plan, resolved, stages, profiles, refused, window, time.monotonic() - started)
+    record = _finish(config, store, plan, resolved, stages, fit, window, time.monotonic() - started)
     return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
 
 
@@ -218,88 +212,13 @@ def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: S
     return read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
 
 
-def _profile(
-    config: Config, store: Store, window: Sequence[Span]
-) -> tuple[list[SpanProfile], dict[str, str], dict[str, str]]:
-    """Profiles of the spans that can be used, why others cannot, and which of these were read: key -> files' digest.
-
-    Raises:
-        ValueError: the newest span cannot be used, or no other can.
-    """
-    profiles: list[SpanProfile] = []
-    earlier = EarlierSpans()
-    used, held = _last_judgement(config, store, window)
-    left_out: dict[str, str] = {}
-    refused: dict[str, str] = {}
-    if config.retrain.span.schema_of_last:
-        require_tables_like_the_last(config, window, store)
-    for span in window:
-        before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
-        reasons, is_read = [held[span.key]] if span.key in held else [], True
-        try:
-            if not reasons:
-                profile = _profile_of(config, store, span, before, is_used=span.key in used)
-                reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
-        except ValueError as error:
-            reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
-        if not reasons:
-            profiles.append(profile)
-            earlier.add(profile)
-        elif span is window[-1]:
-            raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
-        else:
-            left_out[span.key] = "; ".join(reasons)
-            refused |= {span.key: span.digest} if is_read else {}
-            log.warning("span %s is left out: %s", span.key, left_out[span.key])
-    if len(profiles) < 2:
-        listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
-        raise ValueError(
-            f"only span {profiles[-1].key} of the window can be used, and training needs an earlier one, too. If the "
-            "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
-            f"the spans alone that can be read. Left out:{listing}"
-        )
-    return profiles, left_out, refused
-
-
-def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | None, *, is_used: bool) -> SpanProfile:
-    try:
-        return profile_span(config, span, store.span(span.key), before)
-    except artifact.Differs:
-        if not is_used:
-            raise
-        return profile_span(config, span, store.span(span.key))  # other code ingests anew what was accepted then
-
-
-def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
-    """What the last run made of the window's older spans whose files are the same: those that it used, and key -> why
-    it refused others.
-
-    That holds: as the window moves on, what a span was compared with leaves it first. A span that was refused would
-    pass once nothing is left before it, and one that passed might be refused. What could not be read may be by now.
-    """
-    last = next(reversed(all_records(store)), None)
-    if last is None:
-        return set(), {}
-    digests = {span["key"]: span["files"] for span in last.spans}
-    used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
-    # Under other limits, or read otherwise, they may be fit.
-    if (last.config["data"], last.config["retrain"]["span"]) != (
-        config.data.model_dump(mode="json"),
-        config.retrain.span.model_dump(mode="json"),
-    ):
-        return used, {}
-    same = {span.key for span in window[:-1] if last.refused.get(span.key) == span.digest}
-    return used, {key: reason for key, reason in last.left_out.items() if key in same}
-
-
 def _finish(
     config: Config,
     store: Store,
     plan: Plan,
     resolved: Config,
     stages: tuple[Stage, ...],
-    profiles: Sequence[SpanProfile],
-    refused: dict[str, str],
+    fit: FitSpans,
     window: Sequence[Span],
     seconds: float,
 ) -> Record:
@@ -307,7 +226,7 @@ def _finish(
     workdir = store.run(plan.run_id)
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     spans = {span.key: span for span in window}
-    for profile in profiles:
+    for profile in fit.profiles:
         keep_files(store, spans[profile.key])
     trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
     notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
@@ -322,9 +241,9 @@ def _finish(
         label=None,
         created=artifact.now(),
         seconds=round(seconds, 2),
-        spans=[{**as_json(p), "order": spans[p.key].order, "files": spans[p.key].digest} for p in profiles],
+        spans=[{**as_json(p), "order": spans[p.key].order, "files": spans[p.key].digest} for p in fit.profiles],
         left_out=plan.left_out,
-        refused=refused,
+        refused=fit.refused,
         parents={
             "version": plan.parent,
             "run_id": plan.parent_run,

@@ -25,6 +25,7 @@ from pipeline.cli import main
 from pipeline.retraining import commands, schedule
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
+from pipeline.retraining.fit_spans import FitSpans
 from pipeline.retraining.notify import _post, notify
 from pipeline.retraining.records import Record, all_records, code, files_of, machine, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
@@ -113,7 +114,9 @@ def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Nothing is done instead of the stages, and the gate is content; gets the run of each call that would run them."""
     ran: list[str] = []
     profiles = [SpanProfile(day, 1, 1, 0.0, 0.0, start, "") for start, day in enumerate(DAYS[:3])]
-    monkeypatch.setattr(retraining, "_profile", lambda config, store, window: (profiles[: len(window)], {}, {}))
+    monkeypatch.setattr(
+        retraining, "fit_spans", lambda config, store, window: FitSpans(profiles[: len(window)], {}, {})
+    )
     monkeypatch.setattr(
         retraining, "run_stages", lambda stages, config, workdir, last: ran.append(workdir.path.name) or []
     )
@@ -218,17 +221,15 @@ def test_days_that_fail_leave_no_more_than_one_unfinished_run(
     """The disk is full: what the day before has left is gone before anything of the next day is written."""
     found: list[tuple[list[str], list[str]]] = []
 
-    def profile(
-        _: Config, store: Store, window: list[Span]
-    ) -> tuple[list[SpanProfile], dict[str, str], dict[str, str]]:
+    def profile(_: Config, store: Store, window: list[Span]) -> FitSpans:
         runs, spans = ([path.name[:10] for path in store.path.glob(f"{kind}/*")] for kind in ("runs", "spans"))
         found.append((runs, sorted(spans)))
-        return [SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}, {}
+        return FitSpans([SpanProfile(span.key, 1, 1, 0.0, 0.0, span.order, "") for span in window], {}, {})
 
     def fill_the_disk(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(retraining, "_profile", profile)
+    monkeypatch.setattr(retraining, "fit_spans", profile)
     monkeypatch.setattr(retraining, "run_stages", fill_the_disk)
     for key in DAYS[:4]:
         calls.store.span(key).profile.mkdir(parents=True)

@@ -1,0 +1,110 @@
+"""Which spans of a window a model may be trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import SpanParts, Store
+from pipeline.retraining.records import all_records
+from pipeline.retraining.span_profile import (
+    EarlierSpans,
+    SpanProfile,
+    profile_span,
+    refusals,
+    require_tables_like_the_last,
+)
+from pipeline.retraining.spans import Span
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitSpans:
+    """What came of a window's spans.
+
+    Attributes:
+        profiles: of those that can be used, oldest first.
+        left_out: key -> why another one cannot be used, in words.
+        refused: key -> digest of the files, of those left out that were read. As long as their files are the same, so
+            is the judgement.
+    """
+
+    profiles: list[SpanProfile]
+    left_out: dict[str, str]
+    refused: dict[str, str]
+
+
+def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
+    """Ingests and measures what is new of the window, and judges each span by those before it.
+
+    Raises:
+        ValueError: the newest span cannot be used, or no other can.
+    """
+    profiles: list[SpanProfile] = []
+    earlier = EarlierSpans()
+    used, held = _last_judgement(config, store, window)
+    left_out: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    if config.retrain.span.schema_of_last:
+        require_tables_like_the_last(config, window, store)
+    for span in window:
+        before = store.span(profiles[-1].key) if profiles and config.retrain.span.schema_of_last else None
+        reasons, is_read = [held[span.key]] if span.key in held else [], True
+        try:
+            if not reasons:
+                profile = _profile_of(config, store, span, before, is_used=span.key in used)
+                reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
+        except ValueError as error:
+            reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
+        if not reasons:
+            profiles.append(profile)
+            earlier.add(profile)
+        elif span is window[-1]:
+            raise ValueError(f"span {span.key} is not fit to train on: {'; '.join(reasons)}")
+        else:
+            left_out[span.key] = "; ".join(reasons)
+            refused |= {span.key: span.digest} if is_read else {}
+            log.warning("span %s is left out: %s", span.key, left_out[span.key])
+    if len(profiles) < 2:
+        listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
+        raise ValueError(
+            f"only span {profiles[-1].key} of the window can be used, and training needs an earlier one, too. If the "
+            "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
+            f"the spans alone that can be read. Left out:{listing}"
+        )
+    return FitSpans(profiles, left_out, refused)
+
+
+def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | None, *, is_used: bool) -> SpanProfile:
+    try:
+        return profile_span(config, span, store.span(span.key), before)
+    except artifact.Differs:
+        if not is_used:
+            raise
+        return profile_span(config, span, store.span(span.key))  # other code ingests anew what was accepted then
+
+
+def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
+    """What the last run made of the window's older spans whose files are the same: those that it used, and key -> why
+    it refused others.
+
+    That holds: as the window moves on, what a span was compared with leaves it first. A span that was refused would
+    pass once nothing is left before it, and one that passed might be refused. What could not be read may be by now.
+    """
+    last = next(reversed(all_records(store)), None)
+    if last is None:
+        return set(), {}
+    digests = {span["key"]: span["files"] for span in last.spans}
+    used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
+    # Under other limits, or read otherwise, they may be fit.
+    if (last.config["data"], last.config["retrain"]["span"]) != (
+        config.data.model_dump(mode="json"),
+        config.retrain.span.model_dump(mode="json"),
+    ):
+        return used, {}
+    same = {span.key for span in window[:-1] if last.refused.get(span.key) == span.digest}
+    return used, {key: reason for key, reason in last.left_out.items() if key in same}
