@@ -55,8 +55,8 @@ def paired_changes(reference: str, results: list[dict[str, Any]], folder: Path) 
         results: of `run_benchmark`, which kept the users' metrics in `folder`.
 
     Returns:
-        Metric -> mean(model) / mean(reference) - 1, of every other model's lists; a metric that the reference has
-        nothing of is left out.
+        Metric -> mean(model) / mean(reference) - 1, of every other model's lists. A metric that is 0 for all users of
+        the reference is left out, and so is one that was not measured of it, as where `evaluation.ks` differ.
     """
     users: dict[Lists, list[dict[str, np.ndarray]]] = defaultdict(list)
     for result in results:
@@ -78,7 +78,7 @@ def paired_changes(reference: str, results: list[dict[str, Any]], folder: Path) 
 
 
 def _changes(metrics: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, Change]:
-    names = [name for name in metrics if reference[name].any()]
+    names = [name for name in metrics if name in reference and reference[name].any()]
     if not names:
         return {}
     ours, theirs = (np.stack([of[name] for name in names], axis=1) for of in (metrics, reference))

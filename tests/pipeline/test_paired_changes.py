@@ -60,6 +60,15 @@ def test_changes_are_against_the_references_first_lists_in_resamples_of_whom_it_
     assert changes == {"recall_at_10": {"value": 1, "low": 1, "high": 1}}
 
 
+def test_a_metric_that_was_not_measured_of_the_reference_has_no_change(tmp_path: Path) -> None:
+    """As where one model of the table asks for other `evaluation.ks` than the reference."""
+    write_per_user(tmp_path, "r", {"score 1": {"recall_at_10": np.ones(3)}})
+    write_per_user(tmp_path, "o", {"score 1": {"recall_at_10": np.ones(3), "recall_at_20": np.ones(3)}})
+    results = [{"dataset": "a", "model": name, "fingerprint": name[0]} for name in ("reference", "other")]
+    [changes] = paired_changes("reference", results, tmp_path).values()
+    assert list(changes) == ["recall_at_10"]
+
+
 def test_the_table_shows_changes_against_the_reference(results: list[dict], tmp_path: Path) -> None:
     tree = {"title": "t", "datasets": {"a": {"path": "x"}}, "models": {"reference": {}, "better": {}}}
     benchmark = BenchmarkConfig.model_validate({**tree, "reference": "reference"})
