@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Group
 from rich.table import Table
@@ -198,7 +197,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
             lists.append(found.item_ids)
     table = Table("user", f"version {first.version}", f"version {second.version}", "in both", box=None)
     for user, mine, theirs in zip(requests.user_ids, *lists, strict=True):
-        both = len(np.intersect1d(mine, theirs))
+        both = len({*mine} & {*theirs} - {""})  # "" is a place without an item
         table.add_row(Text(user), Text(" ".join(mine)), Text(" ".join(theirs)), f"{both} of {_DIFF_LENGTH}")
     return table
 

@@ -3,13 +3,19 @@
 import io
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from contracts.artifact import writing
 from contracts.layout import Store, Workdir
+from pipeline.retraining import views
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.views import difference, lineage_tree
 
@@ -111,6 +117,28 @@ def test_a_difference_says_which_artifacts_a_run_has_lost(tmp_path: Path) -> Non
     (line,) = [line for line in said.splitlines() if line.startswith("groups and lists:")]
     named = {path for run in runs for path in _artifacts(run) if re.search(rf"{re.escape(str(path))}[, ]", line)}
     assert named == set(lost)
+
+
+def test_places_without_an_item_are_not_in_both_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a small catalogue, of which a user has seen nearly all."""
+    answers = {
+        "run-1": np.array([["a", "b", "", ""], ["a", "", "", ""]]),
+        "run-2": np.array([["b", "c", "a", ""], ["b", "", "", ""]]),
+    }
+
+    class Requests:
+        user_ids = ("u1", "u2")
+
+        def ask(self, session: Any, rows: slice, num_candidates: int) -> Any:
+            return SimpleNamespace(item_ids=answers[session])
+
+    monkeypatch.setattr(views, "exported_servable", lambda run: run.path.name)
+    monkeypatch.setattr("serving.servable_session.ServableSession", nullcontext)
+    monkeypatch.setattr("serving.requests.user_requests", lambda *_: Requests())
+    monkeypatch.setattr("trainer.input_pipeline.EvaluationUsers.load", lambda *_: None)
+    monkeypatch.setattr("trainer.catalogue.Catalogue.load", lambda *_: None)
+    table = views._lists_difference(Store(tmp_path), record(1), record(2))
+    assert list(table.columns[-1].cells) == ["2 of 10", "0 of 10"]
 
 
 def _artifacts(run: Workdir) -> list[Path]:
