@@ -75,7 +75,11 @@ def _install(extras: Sequence[str]) -> str:
 
 
 def _pinned_versions(extras: Sequence[str], remedy: str) -> Iterator[Finding]:
-    every = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    try:
+        every = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
+    except metadata.PackageNotFoundError:  # as of a checkout that is on PYTHONPATH alone
+        yield Finding(DISTRIBUTION, False, "not installed", remedy)
+        return
     wanted = [pin for pin in every if pin.marker is None or any(pin.marker.evaluate({"extra": x}) for x in extras)]
     pins = {(pin.name, pin.specifier) for pin in wanted if any(clause.operator == "==" for clause in pin.specifier)}
     for name, specifier in sorted(pins, key=str):  # extras may share one

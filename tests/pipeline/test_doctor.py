@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_every_pin_and_import_is_looked_at_once(monkeypatch: pytest.MonkeyPatch)
     assert failed == ["import optuna"]
     assert findings["import optuna"].found == "ImportError"
     assert "make install" in findings["import optuna"].remedy
+
+
+def test_a_checkout_that_nobody_installed_is_told_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    monkeypatch.setattr(importlib, "import_module", lambda module: None)
+    findings = {finding.what: finding for finding in check()}
+    missing = findings["dnc-retrieval"]
+    assert (missing.ok, missing.found) == (False, "not installed") and "make install" in missing.remedy
+    assert findings["import tensorflow"].ok  # the other checks go on
 
 
 @pytest.mark.parametrize(("machine", "ok"), [("x86_64", True), ("aarch64", False)])
