@@ -17,6 +17,8 @@ from contracts.names import EventColumn
 from pipeline.datasets import writing
 
 EVENTS = "events.parquet"
+_FIRST_SECOND = 1_000_000_000
+"""Times are read by their magnitude: this one is seconds, in 2001."""
 
 
 def convert(source: Path, out: Path) -> artifact.Manifest:
@@ -50,13 +52,13 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
     return artifact.read_manifest(out)
 
 
-_FIRST_SECOND = 1_000_000_000
-"""Times are read by their magnitude: this one is seconds, in 2001."""
-
-
 def _read(source: Path) -> tuple[np.ndarray, np.ndarray]:
     """int64 users and items, one an event, each user's oldest first."""
-    lines = [words for words in map(str.split, source.read_text(encoding="utf-8").splitlines()) if words]
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is no UTF-8 text ({error}): unpack it, if it is packed") from None
+    lines = [words for words in map(str.split, text.splitlines()) if words]
     if min(map(len, lines), default=0) < 2:
         raise ValueError(f"{source} must hold lines of a user and one or more items, separated by spaces")
     try:

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import re
@@ -249,9 +250,18 @@ def test_sequences_become_events_in_their_order(text: str, tmp_path: Path) -> No
     assert manifest.counts == {"events": 4, "users": 2, "items": 3}
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "must hold lines"), ("1\n", "must hold lines"), ("a b\n", "whole")])
-def test_files_of_another_kind_are_refused(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "s.txt").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must hold lines"),
+        (b"1\n", "must hold lines"),
+        (b"a b\n", "whole"),
+        (gzip.compress(b"1 2\n"), r"s.txt is no UTF-8 text \(.*\): unpack it"),
+    ],
+    ids=["nothing", "a user alone", "words", "gzip"],
+)
+def test_files_of_another_kind_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         sequences.convert(tmp_path / "s.txt", tmp_path / "out")
     with pytest.raises(ValueError, match="cannot read the sequences"):
