@@ -13,17 +13,20 @@ from contracts.artifact import read_manifest
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
+from contracts.storage import make_directory
 from trainer.model_files import load_model
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
-    """Writes Parquet of `EmbeddingColumn`; returns how many items it holds.
+    """Writes Parquet of `EmbeddingColumn` to `path`, whose directory is made; returns how many items it holds.
 
     Raises:
         ArtifactError: there is no such model.
+        ValueError: the directory cannot be made.
     """
     trained = workdir.model(name)
     read_manifest(trained.path)
+    make_directory(path.parent, "--out")
     config = read_stored_config(trained.config)
     model = load_model(config, workdir, name)
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]

@@ -21,15 +21,15 @@ def test_embeddings_are_the_models_in_the_order_of_the_ids(workdir: Workdir, tmp
     with writing(workdir.model("to_mine").path, Model.KIND, "f") as artifact:
         model.save_weights(str(Model(artifact.path).weights))
         write_json(Model(artifact.path).config, config.model_dump(mode="json"))
-    arguments = ["--workdir", str(workdir.path), "--model", "to_mine", "--out", str(tmp_path / "e.parquet")]
+    arguments = ["--workdir", str(workdir.path), "--model", "to_mine", "--out", str(tmp_path / "new" / "e.parquet")]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     ids = pq.read_table(workdir.item_statistics.items)["item_id"]
     expected = model.candidate_embeddings(np.arange(1, len(ids) + 1)).numpy()
-    written = pq.read_table(tmp_path / "e.parquet")
+    written = pq.read_table(tmp_path / "new" / "e.parquet")
     assert written["item_id"].to_pylist() == ids.to_pylist()
     np.testing.assert_allclose(written["embedding"].to_pylist(), expected, atol=1e-5)
-    mined_from = read_item_embeddings(str(tmp_path / "e.parquet"), ids.combine_chunks())
+    mined_from = read_item_embeddings(str(tmp_path / "new" / "e.parquet"), ids.combine_chunks())
     np.testing.assert_allclose(mined_from, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
 
 
