@@ -19,6 +19,7 @@ from contracts.config import Config
 from contracts.config_io import ConfigError, load_config
 from contracts.layout import Workdir
 from contracts.lock import holding
+from contracts.names import Split
 from pipeline.benchmark_config import BenchmarkConfig, BenchmarkDataset, BenchmarkMerge, BenchmarkModel, Overrides
 from pipeline.datasets import sequences
 from pipeline.paired_changes import write_per_user
@@ -235,7 +236,6 @@ def _fingerprint_of(run: Run, sections: tuple[str, ...], *parts: object) -> str:
 
 def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any]:
     """Trains a run's model, unless it is there, and measures it on the test split; per user, into `folder`."""
-    from contracts.names import Split
     from trainer.evaluate import evaluate_lists
     from trainer.train import train
 

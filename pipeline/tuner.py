@@ -24,7 +24,7 @@ from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
 from contracts.lock import holding
-from contracts.names import ScoredMerge
+from contracts.names import ScoredMerge, Split
 from pipeline.shared_data import data_workdir, prepare_data
 from pipeline.stage import fingerprints
 from pipeline.stages import STAGES
@@ -228,7 +228,6 @@ def best_merge(recalls: list[float]) -> dict[str, Any]:
 
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
     """Validation recall at `watched_k` under each merge and alpha that is tried."""
-    from contracts.names import Split
     from trainer.evaluate import evaluate_lists
     from trainer.train import train, watched_k
 

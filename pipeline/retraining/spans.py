@@ -20,7 +20,7 @@ DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Span:
     """One piece of the log.
 

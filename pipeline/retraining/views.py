@@ -13,7 +13,7 @@ from rich.tree import Tree
 
 from contracts.artifact import find_manifest
 from contracts.layout import Store
-from contracts.names import ItemColumn
+from contracts.names import ItemColumn, Split
 from contracts.serving_labels import labels_or_none, versions_on_disk
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.changes import changes
@@ -181,7 +181,6 @@ def _groups_difference(store: Store, first: Record, second: Record) -> Text:
 
 def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     """The first items that both versions give to the same users of the second's holdout."""
-    from contracts.names import Split
     from serving.requests import user_requests
     from serving.servable_session import ServableSession
     from trainer.catalogue import Catalogue
