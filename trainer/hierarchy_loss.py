@@ -15,7 +15,7 @@ PADDING_LEVEL = tf.int32.max
 
 
 def hierarchy_loss(
-    logits: tf.Tensor, levels: tf.Tensor, num_anchors: int, kind: Literal["softmax", "pairwise"]
+    logits: tf.Tensor, levels: tf.Tensor, num_anchors: int | tf.Tensor, kind: Literal["softmax", "pairwise"]
 ) -> tf.Tensor:
     """Each anchor against the items of lower levels, as Taobao has it (arXiv 2210.04170).
 

@@ -186,6 +186,9 @@ class EvaluationUsers:
         """Reads the users of the validation or test split, evenly spaced ones if there are more than `limit`.
 
         The records lie in buckets of a hash of the user, so that such a sample is as good as a random one.
+
+        Raises:
+            ArtifactError: there are no windows, or the split has no users.
         """
         records = tf.data.TFRecordDataset(_files(workdir, split), compression_type="GZIP")
         number = read_manifest(workdir.windows.path).counts[f"{split.name.lower()}_users"]

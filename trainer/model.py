@@ -42,7 +42,7 @@ class TwoTowerModel(tfrs.Model):
     """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
 
     The objective is a weighted sum of the terms below. Candidates are the whole catalogue; of a large one they are the
-    items of the positive's own window, and draws (`SoftmaxTerms`).
+    items of the positive's own window, those that its user took before the window, and draws (`SoftmaxTerms`).
     - in-group: -log softmax of the positive among its own group's candidates.
     - global: -log softmax of the positive among the candidates of all groups. By default all are scored by the shared
       vector h_u, which the groups' vectors are made from; `training.loss.global_by=group` scores each by its own

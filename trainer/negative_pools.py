@@ -138,12 +138,12 @@ class NegativePools:
         )
 
     def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
-        """Which candidates are items of a window: bool [num_windows, num_candidates]; None of a whole catalogue.
+        """Which candidates are items of a window's user: bool [num_windows, num_candidates]; None of a whole catalogue.
 
-        They are no negatives of that window's positives, which are compared with all of its items (`WindowItems`).
+        They are no negatives of that window's positives, which are compared with all of these items (`WindowItems`).
 
         Args:
-            items: int64 [num_windows, length].
+            items: int64 [num_windows, num_items], of each window and of what its user took before; 0 = padding.
         """
         return None if self.exact else is_member(items, candidates.item_index)
 

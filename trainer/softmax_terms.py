@@ -48,7 +48,7 @@ class _Step(NamedTuple):
     Attributes:
         candidates: what positives are compared with; `embeddings` float32 [num_candidates, dim] are theirs.
         own_items: see `NegativePools.own_items`.
-        windows: items of the windows, the positives among them.
+        windows: items of the windows, the positives among them, and what their users took before.
         place: int64 [num_positives, 2], window and position of the positives.
         group: int32 [num_positives], theirs.
         positive: float32 [num_positives, dim], their embeddings.
@@ -66,8 +66,9 @@ class _Step(NamedTuple):
 class SoftmaxTerms:
     """Scores positives and a step's candidates.
 
-    Draws stand for the items that a window does not hold; its own are compared with exactly, the positive among them.
-    What the user had taken before a positive counts `seen_weight` times.
+    Candidates are the whole catalogue, or draws. Draws stand for all items but those of the positive's window, the
+    positive among them, and what its user took before the window: these are compared with one by one (`WindowItems`).
+    What the user took before a positive counts `seen_weight` times.
     """
 
     def __init__(

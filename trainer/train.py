@@ -63,6 +63,8 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     Raises:
         Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
         ArtifactError: an artifact that training reads is missing.
+        ValueError: the softmaxes would have nothing to compare with, there are fewer devices than `training.replicas`,
+            the training split holds no windows, or the model of `training.warm_start` cannot be read.
     """
     tf.keras.utils.set_random_seed(config.seed)
     strategy = strategy_of(config.training.replicas)  # before TensorFlow runs anything, as that fixes its devices

@@ -1,7 +1,7 @@
-"""A window's own items, with which its positives are compared one by one.
+"""A window's items and what its user took before it, with which the window's positives are compared one by one.
 
-While draws stand for all other items, these are compared with exactly. Those that the user had taken before a positive
-may count otherwise than once (see trainer/seen_weight.py), in softmaxes over draws or over the whole catalogue.
+Draws stand for all other items. What the user took before a positive may count more or less than once (see
+trainer/seen_weight.py), in softmaxes over draws and over the whole catalogue alike.
 """
 
 from __future__ import annotations
