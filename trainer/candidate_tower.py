@@ -16,8 +16,8 @@ class CandidateTower(tf.keras.layers.Layer):
     without training events starts from an id embedding of zero: its features alone place it. After the items
     come `num_buckets` rows of `OOVBuckets`, which have no features.
 
-    The co-occurrence embedding says which items an item occurs with, of few events too little to learn from
-    by gradient steps; groups are made from it, so it is there before the training starts.
+    The co-occurrence embedding says which items an item occurs with, which gradient steps do not learn from few events.
+    Groups are made from it, so it is there before the training starts.
     """
 
     def __init__(

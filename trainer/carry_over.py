@@ -28,8 +28,8 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
 
     Raises:
         ArtifactError: an artifact is missing.
-        ValueError: the two models differ in more than items, groups and feature values. Settings that `dnc index`
-            compares beforehand are not named.
+        ValueError: the two models differ in more than items, groups and feature values. The message names weights;
+            `dnc index` compares the settings beforehand.
     """
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)

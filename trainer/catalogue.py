@@ -66,7 +66,7 @@ class Catalogue:
         return self.train_count > 0 if self.trained is None else self.trained
 
     def known_to(self, model: Model) -> Catalogue:
-        """The catalogue as that model was trained on it: another log than its workdir's, if it was carried over."""
+        """The catalogue with `trained` of that model: one that was carried over was trained on another run's log."""
         return replace(self, trained=np.load(model.trained_items)) if model.trained_items.exists() else self
 
     @classmethod

@@ -8,7 +8,8 @@ _BETA_2 = 0.98
 """A second moment of about fifty steps."""
 
 _BETA_2_OF_RARE_ROWS = 0.999
-"""Of a row's own reads: what a positive does to a rare item's row lasts over the many draws between two positives."""
+"""A second moment of about a thousand reads of the row: a rare item is drawn as a negative many times between two of
+its positives, and what a positive did to its second moment must last until the next one."""
 
 
 class LazyAdam(tf.keras.optimizers.Adam):
@@ -16,8 +17,9 @@ class LazyAdam(tf.keras.optimizers.Adam):
 
     Keras' Adam decays the moments of every row of a table at every step: at a million items that
     costs more than the model. Here a row's moments rest until it is read again. A step that reads
-    every row (the exact softmax) is plain Adam's. Where a step reads less than half of a table's rows, they
-    have no momentum: ten reads long, it would be of epochs ago. `weight_decay` still shrinks whole tables.
+    every row (the exact softmax) is plain Adam's. Where a step reads less than half of a table's rows, these get no
+    momentum: it would average some ten reads of a row, of which the first may be epochs ago. `weight_decay` still
+    shrinks whole tables.
     """
 
     def __init__(self, learning_rate: float, weight_decay: float | None = None) -> None:

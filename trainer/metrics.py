@@ -81,7 +81,10 @@ def catalog_coverage(lists: np.ndarray, num_items: int) -> float:
 
 
 def gini(lists: np.ndarray, num_items: int) -> float:
-    """Inequality of how often items are in lists int [num_users, length]: 0 if all alike, 1 - 1/num_items if one is."""
+    """Gini coefficient of how often items are in lists int [num_users, length].
+
+    0 if every item is listed equally often, 1 - 1/num_items if a single item fills all lists.
+    """
     counts = np.sort(np.bincount(lists[lists > 0], minlength=num_items + 1)[1:])
     if not counts.sum():
         return 0.0
@@ -146,8 +149,8 @@ def bootstrap_changes(ours: np.ndarray, theirs: np.ndarray, num_samples: int, se
     """float64 [num_samples, num_metrics]: mean(ours) / mean(theirs) - 1 over the same users, drawn with replacement.
 
     Args:
-        ours, theirs: float [num_users, num_metrics], of the same users. A resample of whom `theirs` serves nobody has
-            no change: NaN.
+        ours, theirs: float [num_users, num_metrics], of the same users. NaN stands for the change in a resample whose
+            users all have 0 in `theirs`.
     """
     mine, reference = np.split(bootstrap_means(np.concatenate([ours, theirs], axis=1), num_samples, seed), 2, axis=1)
     return np.divide(mine, reference, out=np.full_like(mine, np.nan), where=reference > 0) - 1

@@ -42,8 +42,10 @@ class WindowSampler(NegativeSampler):
 
 
 class InBatchSampler(NegativeSampler):
-    """A part of the step's positives. An item turns up as often as it is a target: repeats, and events before
-    `windows.since`, do not count."""
+    """A part of the step's positives.
+
+    Its `probability` is an item's share of the targets, which repeats and events before `windows.since` are not.
+    """
 
     def draw(
         self, easy_negatives: tf.Tensor, targets: tf.Tensor, size: int, generator: tf.random.Generator

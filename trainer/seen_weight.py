@@ -1,14 +1,15 @@
 """How many times an item that the user had taken before counts among a positive's negatives.
 
-No list returns a seen item and none is a target a second time, so a softmax need not tell a positive from them. Where
-it must, two things happen:
+No list returns a seen item, and no seen item is a target again, so a softmax need not tell a positive from seen items.
+If it has to, two things happen:
 
-- A user's own items are the nearest of what he will not take next. A model that learns to score them low learns what
-  sets his next item apart from his last ones: sparse logs gain, and more where seen items count several times.
-- Who has taken much of what he likes teaches to look elsewhere, which costs dense logs.
+- Of all items that users will not take next, those that they already have are the most like the next one. A model that
+  learns to score them low learns what sets the next item apart from the last ones: sparse logs gain by that, and more
+  where seen items count several times.
+- A user who has already taken most of what they like teaches the model to look elsewhere: dense logs lose by that.
 
-So the weight falls with the density of the log: what the average user has seen counts together as much as a fixed share
-of the catalogue (docs/experiments.md, section 28).
+So the weight falls with the density of the log: all that the average user has seen counts together as much as a fixed
+share of the catalogue (docs/experiments.md, section 28).
 """
 
 from __future__ import annotations

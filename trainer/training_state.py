@@ -75,8 +75,9 @@ class TrainingState:
     def evaluations_without_better(self) -> int:
         """Validations after the last one with the best recall or the best NDCG so far, and after the last plateau.
 
-        Recall at one k can stand still for epochs while targets still come nearer to the top. What a warm training
-        starts from is no epoch: with a fresh optimizer the first one may lose what the next ones gain twice.
+        Recall at one k can stand still for epochs while targets still come nearer to the top. The validation of what a
+        warm-started training begins with (epoch 0) does not count: with a fresh optimizer, the first epoch may lose
+        what the next ones more than win back.
         """
         epochs = [entry for entry in self.history if entry["epoch"] > 0 and "validation_recall" in entry]
         if not epochs:

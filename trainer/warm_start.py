@@ -70,11 +70,12 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class _Matches:
-    """What in the earlier run is the same as what in this one.
+    """Which rows of the earlier run mean the same as rows of this one.
 
     Attributes:
         items: int64 [num_items], the earlier run's place of each item, -1 = new.
-        learnt: bool [num_items], what the earlier model was trained on: of a cold item it learnt that nobody takes it.
+        learnt: bool [num_items], whether the earlier model was trained on the item. A cold one, which it knows as
+            well, is not: all that the model learnt of it is that nobody takes it.
         groups: the earlier group that each group continues.
         values: (layer, weight) -> int64 [table rows - 1], the earlier row of each feature value or user, -1 = unknown.
         catalogue: of this run.

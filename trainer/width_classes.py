@@ -11,7 +11,7 @@ _PADDING = 4
 """Rows that a group's last block is padded by, about."""
 
 _COST_OF_A_CLASS = 250_000
-"""Products that take as long as a class's own ops, which are some sixty."""
+"""What one more class costs beside its products: its ops, some sixty, take as long as so many products."""
 
 
 def width_classes(width: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:

@@ -14,14 +14,14 @@ REQUEST = "request"
 length + 1]; see `code_sizes`."""
 
 _UNKNOWN_RATE = 0.1
-"""Share of training windows that tell nothing, and of the others without this feature or that: a request may leave them
-out."""
+"""Share of training windows that are trained on as if their requests told nothing; and, of the others, for each feature
+the share without it: a request may leave features out."""
 
 
 class RequestFeatures(tf.keras.layers.Layer):
     """Scales and shifts a query by a vector of each feature's value, at first by nothing.
 
-    A value that no event of training has changes nothing, and neither does none.
+    A value that is in no training event changes nothing, and neither does a feature that is left out.
     """
 
     def __init__(self, features: Sequence[RequestFeature], dim: int, generator: tf.random.Generator):
