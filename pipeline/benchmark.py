@@ -125,7 +125,7 @@ def run_results(workdir: Path) -> Path:
 
 
 def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
-    """Of metrics that the file names: the default ones are shown where they are measured."""
+    """Refuses metrics that the file names and no run measures; the default ones are shown where they are measured."""
     ks = sorted({k for run in runs for k in run.config.evaluation.ks})
     measured = metric_names(ks)
     unknown = [name for name in benchmark.metrics if name not in measured]
@@ -181,7 +181,7 @@ def dataset_config(dataset: BenchmarkDataset, converted: Path, keys: Mapping[str
 
 
 def _with_budget(run: Run, seconds_of: str, results: Mapping[Key, dict[str, Any]]) -> Run | None:
-    """None: the run whose time it is failed."""
+    """The run, with the time of the run `seconds_of` as its limit; None where that run failed."""
     leader = results.get((run.dataset, seconds_of, run.seed))
     if leader is None:
         log.error("benchmark: %s: not run, since its time limit is that of %s, which failed", run, seconds_of)
@@ -222,7 +222,7 @@ def _fingerprint(run: Run) -> str:
 
 
 def _model_fingerprint(run: Run) -> str:
-    """Of what training reads: another k or merge is measured of the model that is there."""
+    """Of what training reads. Another k or merge is not among it: it is measured with the model that is there."""
     return _fingerprint_of(run, ("seed", "model", "groups", "training"))
 
 

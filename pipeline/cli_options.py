@@ -84,7 +84,8 @@ def error_message(error: Exception) -> str | None:
 def disk_error_message(error: Exception) -> str | None:
     """What the operating system said of a disk that is full, or a path that it refuses, and what to do.
 
-    None: something here is wrong. Beam and TensorFlow pass its words on in errors of their own.
+    None of any other error, which is ours. Beam and TensorFlow put the system's words into errors of their own, so
+    these are searched for them.
     """
     remedy: str | None
     said = str(error)

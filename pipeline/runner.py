@@ -31,10 +31,10 @@ def run_stages(
 ) -> list[StageResult]:
     """Runs `stages` from `first` to `last`, both included.
 
-    A stage whose outputs carry the fingerprint of its code, inputs and config is skipped; naming it as `first` runs all
-    of it anyway, and what reads its outputs, which need not be the same to the bit; of that, what comes after `last` is
-    left to a later run, and is no artifact until then. What the stages before `first` have
-    written is taken as it is; where it is not what this config would make, a later run from the start makes it anew.
+    A stage whose outputs carry the fingerprint of its code, inputs and config is skipped. A stage that is named as
+    `first` runs in any case, and so do those that read its outputs, which need not be the same to the bit. Of these,
+    the ones after `last` are left to a later run, and their outputs are no artifacts until then. What the stages before
+    `first` have written is taken as it is; if this config would make something else, a later run from the start does.
 
     Raises:
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, or a

@@ -62,10 +62,10 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
 
 
 def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
-    """Before hours of training: of the served version, a longer list than it gives would be compared with a shorter.
+    """Before hours of training: the gate compares lists of one length, and the served version may give none so long.
 
     Raises:
-        ValueError: `retrain.gate.k` is more than it gives.
+        ValueError: `retrain.gate.k` is more than the served version's `serving.max_candidates`.
     """
     record = read_record(store, plan.parent_run) if plan.parent_run else None
     k = config.retrain.gate.k

@@ -61,8 +61,12 @@ class Measured:
 
     Attributes:
         recall, ndcg: float64 [num_users], at k and at 10.
-        hit: bool [num_targets].
+        hit: bool [num_targets], whether the target is in its user's list.
+        coverage: share of the candidate's catalogue that is in any list.
+        filled: of the places that unseen items could fill, the share that holds a distinct item of that catalogue.
+        cold_share: of the places so filled, the share that holds an item without training events.
         group_places: float64 [num_groups], places that each group holds in all lists.
+        milliseconds: median time of a single request; None where nothing is served.
     """
 
     recall: np.ndarray

@@ -89,11 +89,11 @@ def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | No
 
 
 def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
-    """What the last run made of the window's older spans whose files are the same: those that it used, and key -> why
-    it refused others.
+    """Of the window's older spans with unchanged files: those that the last run used, and key -> why it refused others.
 
-    That holds: as the window moves on, what a span was compared with leaves it first. A span that was refused would
-    pass once nothing is left before it, and one that passed might be refused. What could not be read may be by now.
+    That judgement stands. Spans are compared with those before them, which are the first to leave the window: a refused
+    span would pass once nothing is left before it, and one that passed might be refused. Spans that could not be read
+    are not among them: by now, they may be readable.
     """
     last = next(reversed(all_records(store)), None)
     if last is None:

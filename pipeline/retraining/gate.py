@@ -118,8 +118,8 @@ def judge(
 def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int) -> tuple[float, float]:
     """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
 
-    Resamples of whom the reference serves nobody have no ratio, and are left out. A reference that serves nobody at all
-    makes a change of 1 of whatever the candidate does for somebody.
+    Resamples in which the reference is 0 for all users have no ratio, and are left out. If it is 0 for everybody, the
+    change is 1 where the candidate is not, else 0, and its error 0.
 
     Args:
         candidate, reference: float [num_users], of the same users.

@@ -41,8 +41,9 @@ class Plan:
         left_out: key -> why an older span of the window is not used.
         holdout_start: microseconds.
         news_start: microseconds; the parent's run has not seen the events from then on. None: it has seen no event.
-        since: where a warm-started training begins to learn: of what the parent's weights have not learnt from, which
-            is more if its own training made them no better, and `retrain.replay_spans` spans before.
+        since: microseconds; a warm-started training learns from the events from then on: from those that the parent's
+            weights have not learnt from (where its own training made them no better, the weights are of an earlier run)
+            and from `retrain.replay_spans` spans before. None: from all events.
         parent: the version that is served, which training starts from and the gate compares with.
         parent_run: its run; of a version that no run of the store has made, that of the last one before it.
         warm: whether training starts from the parent's weights.
@@ -208,7 +209,7 @@ def _begins_anew(config: Config, store: Store) -> list[str]:
 
 
 def _last_to_learn(store: Store, record: Record) -> Record:
-    """The run itself, or the one that made the weights which it started from, and that no epoch of its own improved."""
+    """The run whose training made the record's weights: an earlier one, where no epoch of its own improved them."""
     of_run = {earlier.run_id: earlier for earlier in all_records(store)}
     while record.parents.get("kept_start") and (earlier := of_run.get(record.parents["run_id"])):
         record = earlier

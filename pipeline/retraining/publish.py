@@ -105,10 +105,10 @@ def _finished_push(path: Path) -> tuple[int, str] | None:
 
 
 def _decide(store: Store, *, held: bool) -> None:
-    """Whoever goes on with a run that was planned before must not undo what is decided now.
+    """Tells unfinished runs what somebody decides now: whoever goes on with them must not undo it.
 
-    A push among its labels ends. A run that has none yet goes on; that somebody has decided is in the labels only if
-    they change, so its plan says it, too, as of versions that were there when it was made.
+    A push that died between its labels counts as done. A run that has not begun its push goes on. That somebody has
+    decided shows in the labels only if these change, so `held` is written into the run's plan, too.
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))

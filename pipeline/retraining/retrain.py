@@ -149,8 +149,9 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
     by_name = {stage.name: stage for stage in RUN_STAGES}
     ingest, *rest = (by_name | {"train": replace(by_name["train"], run=train)}).values()
     return (
-        # What the log's files are is in the run's name; in an object store, each would be asked for once more. But what
-        # is merged names parts of the spans, which may have been moved with the store, or deleted, since.
+        # Its sources are not the log's files: the run's name stands for these, and an object store would be asked for
+        # each of them once more. They are the ingested spans, whose files the merged events name: those may have been
+        # moved with the store, or deleted, since.
         replace(ingest, summary="merge the window's spans", run=merge, sources=merged),
         *rest,
         Stage(

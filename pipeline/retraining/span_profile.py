@@ -78,12 +78,13 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
 
 
 def require_tables_like_the_last(config: Config, window: Sequence[Span], store: Store) -> None:
-    """Where spans that were ingested are to be ingested anew, as by new code: with today's tables, one and all.
+    """Compares today's feature tables with those of the newest ingested span, before spans are ingested anew.
 
-    So no span's tables would be compared with those of a day before.
+    New code ingests all spans of the window anew, each with today's tables: compared with each other, as spans are when
+    they arrive, these would never differ.
 
     Raises:
-        ValueError: they differ too much from those that the newest span was ingested with.
+        ValueError: the tables differ too much.
     """
     from beam_jobs.feature_statistics import feature_statistics
     from beam_jobs.previous_span import PreviousSpan
