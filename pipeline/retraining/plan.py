@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -304,7 +303,7 @@ def read_plan(path: Path) -> Plan:
         ValueError: the file is not a plan.
     """
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        return artifact.from_json(Plan, path.read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is not a plan ({error}): restore it, or delete {path.parent}, so that this run begins anew"

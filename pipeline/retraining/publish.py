@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from contracts.artifact import write_json
+from contracts.artifact import from_json, write_json
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, RetrainRun, SpanParts, Store, Workdir
 from contracts.serving_labels import (
@@ -123,7 +123,7 @@ def _decide(store: Store, *, held: bool) -> None:
 def push_blessed(store: Store, run_id: str) -> Record:
     """Pushes a run that the gate has blessed, or goes on with that, and turns its pending record into its record."""
     run = RetrainRun(store.run(run_id))
-    plan, pending = read_plan(run.plan), Record(**json.loads(run.pending.read_text(encoding="utf-8")))
+    plan, pending = read_plan(run.plan), from_json(Record, run.pending.read_text(encoding="utf-8"))
     names, exported = servables_of(pending), exported_servable(run.workdir)
     version, label = publish(names, store, run.workdir, exported, plan.version, plan.parent, held=plan.held)
     if version != plan.version:

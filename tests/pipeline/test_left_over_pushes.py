@@ -1,5 +1,6 @@
 """A push that dies at any of its steps is finished by the next call, of whatever run; a rollback since then stays."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,17 @@ def test_the_next_call_finishes_it_and_nothing_is_held_back(
     assert push_left_over(store) == []
     plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, "b"), SpanStart("3", 5, "c")], {})
     assert (plan.parent, plan.parent_run, plan.version, plan.held) == (2, "run-2", 3, False)
+
+
+def test_code_that_is_older_than_what_began_a_push_finishes_it(store: Store) -> None:
+    """As after an upgrade that failed: what is new in plans and records must not stop every later retrain."""
+    with dying_at(STEPS.index("write_json")):
+        push_blessed(store, "run-2")
+    run = RetrainRun(store.run("run-2"))
+    for path in (run.plan, run.pending):
+        artifact.write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"of_newer_code": 1})
+    [record] = push_left_over(store)
+    assert (record.version, stable(store)) == (2, [ServingLabels(stable=2)] * 2)
 
 
 @pytest.mark.parametrize("step", [step for step, name in enumerate(STEPS) if step > STEPS.index("write_labels")])
