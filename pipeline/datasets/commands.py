@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from contracts.artifact import Manifest
 from pipeline.cli_options import reports_user_errors
 
 
@@ -25,6 +26,10 @@ def _number(flag: str, name: str, default: int, shown: str, least: int = 1) -> C
     return click.option(flag, name, type=click.IntRange(least), default=default, show_default=True, help=shown)
 
 
+def _tell(out: Path, manifest: Manifest) -> None:
+    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+
+
 _seed = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one gives another log."
 )
@@ -39,7 +44,7 @@ def ml_100k(out: Path) -> None:
 
     manifest = movielens.fetch(out)
     click.echo(movielens.LICENCE)
-    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+    _tell(out, manifest)
 
 
 @data.command()
@@ -63,8 +68,7 @@ def synthetic(out: Path, **sizes: Any) -> None:
     """Generate a seeded event log with known structure."""
     from pipeline.datasets.synthetic import SyntheticLog, generate
 
-    manifest = generate(SyntheticLog(**sizes), out)
-    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+    _tell(out, generate(SyntheticLog(**sizes), out))
 
 
 @data.command()
@@ -79,5 +83,4 @@ def drifting(out: Path, **sizes: Any) -> None:
     """Generate a seeded log by days, with interests that drift, new items and new users."""
     from pipeline.datasets.drifting import DriftingLog, generate
 
-    manifest = generate(DriftingLog(**sizes), out)
-    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in manifest.counts.items()))
+    _tell(out, generate(DriftingLog(**sizes), out))
