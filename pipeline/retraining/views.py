@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -100,27 +101,30 @@ def lineage_tree(store: Store, record: Record) -> Tree:
 
 
 def _add_facts(tree: Tree, record: Record) -> None:
+    for fact in _facts(record):
+        tree.add(Text(fact))  # not as markup, in which log/[ab]*.csv would lose its brackets
+
+
+def _facts(record: Record) -> Iterator[str]:
     events = sum(span["events"] for span in record.spans)
-    tree.add(f"spans: {record.spans[0]['key']} .. {record.spans[-1]['key']}, {len(record.spans)}, {events:,} events")
+    yield f"spans: {record.spans[0]['key']} .. {record.spans[-1]['key']}, {len(record.spans)}, {events:,} events"
     for key, reason in record.left_out.items():
-        tree.add(f"left out: {key}: {reason}")
+        yield f"left out: {key}: {reason}"
     warm = record.parents["warm_start"]
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
     start += f"; begun anew: {', '.join(warm['fresh'])}" if warm and warm["fresh"] else ""
     start += ", as they were, since no epoch validated better" if record.parents.get("kept_start") else ""
-    tree.add(f"weights: {start}; seed {record.config['seed']}")
+    yield f"weights: {start}; seed {record.config['seed']}"
     groups = record.parents.get("groups")
     if groups:
         changed = ", ".join(groups["changed"])
         kept = "kept" if groups["kept"] else "fitted anew" + f", as {changed} changed" * bool(changed)
         fallen = "not measured" if groups["drift"] is None else f"fell by {groups['drift']:.1%}"
-        tree.add(f"groups: {kept}, co-occurrence within them {fallen}; {groups['new_items']} items new")
-    tree.add("code: " + ", ".join(f"{name} {version}" for name, version in record.code.items()))
-    tree.add(
-        f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"
-    )
-    tree.add(f"gate: against {record.gate['reference']}, {len(record.gate['checks'])} checks, {record.outcome}")
-    tree.add("stages: " + ", ".join(f"{name} {stage['seconds']} s" for name, stage in record.stages.items()))
+        yield f"groups: {kept}, co-occurrence within them {fallen}; {groups['new_items']} items new"
+    yield "code: " + ", ".join(f"{name} {version}" for name, version in record.code.items())
+    yield f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"
+    yield f"gate: against {record.gate['reference']}, {len(record.gate['checks'])} checks, {record.outcome}"
+    yield "stages: " + ", ".join(f"{name} {stage['seconds']} s" for name, stage in record.stages.items())
 
 
 def difference(store: Store, first: Record, second: Record) -> Group:

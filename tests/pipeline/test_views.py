@@ -68,6 +68,15 @@ def test_the_lineage_says_which_weights_begin_anew(tmp_path: Path) -> None:
     assert "4 groups of the parent; begun anew: candidate_tower/feature/price, query_tower/pos" in text.getvalue()
 
 
+@pytest.mark.parametrize("reason", ["log/[ab]*.csv cannot be looked into", "a row is [/INST]"])
+def test_the_lineage_says_a_reason_as_it_is(reason: str, tmp_path: Path) -> None:
+    """Brackets are no markup."""
+    first = replace(record(1), parents={"run_id": None, "warm_start": None}, left_out={"day-000": reason})
+    text = io.StringIO()
+    Console(file=text, width=160).print(lineage_tree(Store(tmp_path), first))
+    assert f"left out: day-000: {reason}\n" in text.getvalue()
+
+
 def test_the_lineage_says_why_groups_were_fitted_anew(tmp_path: Path) -> None:
     groups = {"kept": False, "drift": None, "new_items": 3, "changed": ["groups.restarts"]}
     fitted = replace(record(1), parents={"run_id": None, "warm_start": None, "groups": groups})
