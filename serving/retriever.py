@@ -183,8 +183,10 @@ class Retriever(tf.Module):
             history = tf.where(is_unknown, bucket_index(ids, self._num_items, self._num_buckets), history)
         is_kept = history != PADDING_INDEX
         is_context = context_marks(request) if self._reads_context else None
-        if self._drops_repeats:
-            is_kept &= ~is_repeat(identity, is_context)
+        if self._drops_repeats or is_context is not None:
+            repeats = is_repeat(identity, is_context)
+            # `windows.repeats=keep` keeps positives: of context, training never reads a repeat.
+            is_kept &= ~(repeats if self._drops_repeats else repeats & is_context)
         if is_context is not None:
             history = tf.where(is_context, -history, history)
         known = tf.ragged.boolean_mask(history, is_kept)

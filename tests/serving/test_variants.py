@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.config import LossConfig, TrainingConfig
+from contracts.config import Config, LossConfig, TrainingConfig
 from contracts.config.data import FeedbackConfig
 from contracts.layout import SAVED_MODEL
 from contracts.names import Split
@@ -110,10 +110,7 @@ def test_the_share_of_cold_items_is_served_as_it_was_evaluated(trained: Trained)
 
 def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
     """Vectors and lists of histories of which some events are context: these items may be returned."""
-    plain = make_config(indexes=("exact",), model_name="context")
-    levels = {"levels": ("seen", "liked"), "target_level": "liked"}
-    data = plain.data.model_copy(update={"feedback": FeedbackConfig(**levels)})
-    config = plain.model_copy(update={"data": data})
+    config = context_config("context")
     write_model(config, trained.workdir, "context", seed=8)
     users = with_context(EvaluationUsers.load(trained.workdir, Split.TEST))
     requests = user_requests(trained.workdir, trained.catalogue, users)
@@ -137,6 +134,26 @@ def test_context_is_served_as_it_was_evaluated(trained: Trained) -> None:
         once = session.query_embedding([["i2", "i1", "i3"]], is_context=[[False, False, True]])
         np.testing.assert_allclose(twice[0], once[0], rtol=1e-5, atol=1e-5)
     assert check_servables(config, trained.workdir, version)["failures"] == []
+
+
+def test_where_repeats_are_kept_those_of_context_are_not(trained: Trained) -> None:
+    """As `beam_jobs.history_events` has it: of context the first event, and none of an item that is taken."""
+    config = context_config("repeats", repeats="keep")
+    write_model(config, trained.workdir, "repeats", seed=9)
+    with ServableSession(export(config, trained.workdir, "repeats", "fingerprint"), num_threads=1) as session:
+        history, marks = ["i1", "i2", "i4", "i1", "i3", "i2", "i3"], [True, False, True, False, True, False, True]
+        raw, _ = session.query_embedding([history], is_context=[marks])
+        read, _ = session.query_embedding([["i2", "i4", "i1", "i3", "i2"]], is_context=[[False, True] * 2 + [False]])
+        once, _ = session.query_embedding([["i2", "i4", "i1", "i3"]], is_context=[[False, True] * 2])
+    np.testing.assert_allclose(raw, read, rtol=1e-5, atol=1e-5)
+    assert np.abs(raw - once).max() > 1e-3
+
+
+def context_config(model_name: str, **windows: str) -> Config:
+    """Of a log whose events below the target level are context."""
+    plain = make_config(indexes=("exact",), model_name=model_name)
+    data = plain.data.model_copy(update={"feedback": FeedbackConfig(levels=("seen", "liked"), target_level="liked")})
+    return plain.model_copy(update={"data": data, "windows": plain.windows.model_copy(update=windows)})
 
 
 def test_a_model_without_context_is_asked_without_it(servables: dict[str, Path]) -> None:
