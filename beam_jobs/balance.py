@@ -14,8 +14,13 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
+def size_cap(num_items: int, num_groups: int, max_size_ratio: float) -> int:
+    """Most items of a group: `max_size_ratio`, as written in decimals, times the mean size, rounded up."""
+    return math.ceil(Fraction(str(max_size_ratio)) * num_items / num_groups)  # of floats, 100 / 10 * 1.1 is above 11
+
+
 def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size_ratio: float) -> Int64:
-    """[num_items] groups of at most `max_size_ratio` times the mean size, rounded up.
+    """[num_items] groups of at most `size_cap` items.
 
     In each round every group keeps what lies nearest to its centre, and the rest asks for the nearest group that was
     not full before; each round fills one at least, so there are at most `num_groups` of them. Items of which nothing is
@@ -27,7 +32,7 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
         num_groups: K.
         max_size_ratio: more than 1.
     """
-    cap = math.ceil(Fraction(str(max_size_ratio)) * len(groups) / num_groups)  # of floats, 100 / 10 * 1.1 is above 11
+    cap = size_cap(len(groups), num_groups, max_size_ratio)
     centroids = known_centroids(embeddings, groups, num_groups)
     is_known = np.any(embeddings != 0, axis=1)
     distances = np.where(is_known, squared_distances(embeddings, centroids, groups), np.inf)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from beam_jobs.balance import balance_groups
+from beam_jobs.balance import balance_groups, size_cap
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import CountCooccurrences, PairKeys
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
@@ -187,8 +187,9 @@ def _kept(
     groups = _spread(found.groups, settings.num_groups, items.ids)
     # A group whose items are all gone, or a group beyond the cap, is for a fit to mend.
     sizes = np.bincount(groups, minlength=settings.num_groups)
-    cap = (settings.max_size_ratio or np.inf) * len(groups) / settings.num_groups
-    good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= np.ceil(cap)
+    ratio = settings.max_size_ratio
+    cap = len(groups) if ratio is None else size_cap(len(groups), settings.num_groups, ratio)
+    good = found.drift <= settings.refit_drift and sizes.min() > 0 and sizes.max() <= cap
     writer.details["drift"] |= {"kept": bool(good), "drift": round(found.drift, 6)}
     writer.details["cooccurrences"] = found.as_json()
     if not good:

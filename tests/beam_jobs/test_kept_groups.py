@@ -132,6 +132,20 @@ def test_groups_are_kept_as_long_as_none_outgrows_its_cap(new_items: int, kept: 
     assert sizes.sum() == 40 + new_items and sizes.max() == min(20 + new_items, -(-5 * (40 + new_items) // 8))
 
 
+def test_a_cap_that_is_a_whole_number_is_not_one_more_for_groups_that_are_kept(tmp_path: Path) -> None:
+    """Of 50 items in two groups 1.12 * 25 = 28 are allowed, of floats 29: as many as group 0 has with 9 new items."""
+    first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None, max_size_ratio=1.12)
+    table = pq.read_table(tmp_path / "1.parquet").to_pandas()
+    is_odd = table["user_id"].astype(int).to_numpy() % 2 == 1
+    of_even, of_odd = np.flatnonzero(~is_odd)[::3], np.flatnonzero(is_odd)[::9]
+    table.loc[of_even, "item_id"] = (40 + np.arange(len(of_even)) % 9).astype(str)
+    table.loc[of_odd, "item_id"] = "49"
+    table.to_parquet(tmp_path / "2.parquet")
+    second = day(tmp_path / "2", tmp_path / "2.parquet", first, max_size_ratio=1.12)
+    assert drift_of(second)["drift"] == 0 and not drift_of(second)["kept"]
+    assert sorted(np.bincount(list(groups_of(second).values())).tolist()) == [22, 28]
+
+
 def test_a_group_whose_items_are_all_gone_is_fitted_anew(tmp_path: Path) -> None:
     first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None)
     table = pq.read_table(tmp_path / "1.parquet")
