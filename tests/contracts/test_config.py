@@ -124,6 +124,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["data.feedback.levels=[exposure, click]"], ["['exposure', 'click']", "data.columns.event"]),
         (["data.columns={[a]: b}"], ["'data.columns={[a]: b}'", "not YAML", "unhashable key"]),
         (["data={num_buckets: 2, num_buckets: 3}"], ["'num_buckets' stands twice", "line 1"]),
+        (["data.events={{date}}"], ["data.events={{date}}", "unhashable key", "quote it twice"]),
         ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
         ([_ITEMS + "[{name: item_index, kind: categorical}]}"], ["'item_index'", "rename"]),
         ([_ITEMS + "[{name: größe, kind: numeric}]}"], ["'größe'", "rename", "ASCII"]),
