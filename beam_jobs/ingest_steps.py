@@ -21,7 +21,7 @@ from beam_jobs.event_columns import ToldValues, validate
 from beam_jobs.event_files import read_batches, wanted_columns
 from beam_jobs.hashing import hash_strings
 from beam_jobs.id_shapes import id_shapes, merge_shapes
-from beam_jobs.payload import one_array, pack, unpack
+from beam_jobs.payload import one_array, pack, pack_parts, unpack
 from beam_jobs.span_statistics import LATE
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.config import DataConfig
@@ -116,16 +116,9 @@ def merge_told(parts: Sequence[ToldValues]) -> ToldValues:
 
 
 def _by_bucket(events: pa.Table, num_buckets: int) -> Iterator[tuple[int, bytes]]:
-    if not events.num_rows:
-        return
     users = one_array(events[EventColumn.USER_ID])
     of_user = (hash_strings(users.dictionary) % np.uint64(num_buckets)).astype(np.int64)
-    buckets = of_user[users.indices.to_numpy()]
-    order = np.argsort(buckets, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=num_buckets))])
-    ordered = events.take(pa.array(order)).cast(EVENT_SCHEMA)
-    for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-        yield bucket, pack(ordered.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
+    return pack_parts(events, of_user[users.indices.to_numpy()], num_buckets, EVENT_SCHEMA)
 
 
 class WriteBucket(beam.DoFn):

@@ -26,7 +26,7 @@ from beam_jobs.cooccurrence import UNIT
 from beam_jobs.event_order import by_user_and_time, sort_with_places, ties
 from beam_jobs.files import write_parquet
 from beam_jobs.id_index import IdIndex
-from beam_jobs.payload import encode_ids, one_array, pack, unpack
+from beam_jobs.payload import encode_ids, one_array, pack_parts, unpack
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import ItemStatistics, SpanParts
@@ -218,9 +218,7 @@ class _ReadPairs(beam.DoFn):
         numbers = [self._numbers(table[name]) for name in (LOW, HIGH)]
         row, column = np.minimum(*numbers), np.maximum(*numbers)
         pairs = pa.table({"row": row, "column": column, "weight": table[WEIGHT]})
-        block = row % self._num_blocks
-        for number in np.unique(block).tolist():
-            yield number, pack(pairs.filter(pa.array(block == number)))
+        yield from pack_parts(pairs, row % self._num_blocks, self._num_blocks)
 
     def _numbers(self, column: pa.ChunkedArray) -> Int64:
         """[num_pairs] 0-based items, all of which are in the catalogue."""

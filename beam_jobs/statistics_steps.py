@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.hashing import hash_strings
-from beam_jobs.payload import encode_ids, one_array, pack, unpack
+from beam_jobs.payload import encode_ids, one_array, pack, pack_parts, unpack
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, Split, UserColumn
 from contracts.storage import as_path, write_text
@@ -90,13 +90,9 @@ class CountBucket(beam.DoFn):
 
     def process(self, source: dict[str, Any]) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
         items, users = self._counts(source)
-        partitions = (hash_strings(one_array(items[ItemColumn.ITEM_ID])) % np.uint64(self._num_partitions)).astype(
-            np.int64
-        )
-        ordered = items.take(pa.array(np.argsort(partitions, kind="stable")))
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(partitions, minlength=self._num_partitions))])
-        for partition in np.flatnonzero(np.diff(bounds)).tolist():
-            yield partition, pack(ordered.slice(bounds[partition], bounds[partition + 1] - bounds[partition]))
+        hashes = hash_strings(one_array(items[ItemColumn.ITEM_ID]))
+        partitions = (hashes % np.uint64(self._num_partitions)).astype(np.int64)
+        yield from pack_parts(items, partitions, self._num_partitions)
         yield beam.pvalue.TaggedOutput(self.USERS, (0, pack(users)))
 
     def _counts(self, source: dict[str, Any]) -> tuple[pa.Table, pa.Table]:

@@ -1,13 +1,14 @@
 """Properties of windows and negatives that hold for every log, not only for the examples one thinks of."""
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.history_events import is_repeat
 from beam_jobs.negatives import NegativeSampler, OwnedItems
-from beam_jobs.payload import pack_sorted, unpack_sorted
+from beam_jobs.payload import pack_parts, pack_sorted, unpack, unpack_sorted
 from beam_jobs.splits import leave_one_out
 from beam_jobs.window_records import window_bounds
 from contracts.names import PADDING_INDEX, Split
@@ -93,3 +94,14 @@ def test_negatives_are_lawful_for_any_catalogue(
 def test_sorted_numbers_survive_their_packing(numbers: list[int]) -> None:
     ordered = np.sort(np.array(numbers, np.int64))
     assert unpack_sorted(pack_sorted(ordered)).tolist() == ordered.tolist()
+
+
+@given(st.lists(st.integers(0, 5)))
+def test_rows_are_dealt_out_to_their_parts_in_their_order(parts: list[int]) -> None:
+    places = pa.array(range(len(parts)), pa.int64())
+    found = {part: unpack([rows]) for part, rows in pack_parts(pa.table({"place": places}), np.array(parts, int), 6)}
+    assert list(found) == sorted(set(parts))
+    for part, rows in found.items():
+        assert rows["place"].to_pylist() == [place for place, one in enumerate(parts) if one == part]
+    [*typed] = pack_parts(pa.table({"place": places}), np.zeros(len(parts), int), 1, pa.schema([("place", pa.int8())]))
+    assert [unpack([rows]).schema.types for _, rows in typed] == [[pa.int8()]] * bool(parts)
