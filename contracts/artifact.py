@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
 _FORGOTTEN = "forgotten-manifest.json"
-"""What the manifest is called of what shall be written anew."""
+"""Name of the manifest of an artifact that `forget` has marked to be written anew."""
 _GENERATION = "generation-"
-"""How the names of generations begin: eight digits alone would be a log's directory of a day, too."""
+"""How the names of generations begin: the eight hex digits alone might be a log's directory of a day, as 20240131."""
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -50,6 +50,8 @@ class Manifest:
     Attributes:
         kind: the artifact's name, e.g. "item_groups".
         fingerprint: hash of the config sections, input fingerprints and code that made it.
+        code_version: of the code that wrote it.
+        created: when it was written, as `now` has it.
         counts: named record counts, for reports.
         files: names of the data files, relative to the artifact. Readers go by this list, so a
             stray file beside them is never read.
@@ -72,7 +74,7 @@ class ArtifactError(ValueError):
 
 
 class Differs(ValueError):
-    """A log or a feature table is not as the span before was."""
+    """A log or a feature table breaks the schema of the span before, or has drifted from it."""
 
 
 class TooFewEvents(ValueError):
@@ -106,10 +108,9 @@ def code_of(*rooms: str) -> str:
 
 
 def from_json(kind: type[T], text: str) -> T:
-    """The dataclass that was written as `text`, without the fields that a newer version of the code has given it.
+    """Reads the dataclass that was written as `text`; fields that only newer code knows are ignored.
 
-    A store outlives the code that it is used by: what is new in a record must not make it none for older code, which
-    is what one goes back to when an upgrade fails.
+    When an upgrade fails, one goes back to older code, which must still read the records that newer code wrote.
 
     Raises:
         ValueError: it is no JSON.
@@ -166,12 +167,12 @@ def forget(path: Path) -> None:
 
 
 def require_ours(path: Path) -> None:
-    """Refuses a place with files that no writer of artifacts has made, before one takes their place, and a disk's own.
+    """Refuses to write an artifact over files that are none, and over a mount point.
 
-    A workdir may be the directory in which somebody keeps a log, as `events/` or `export/`.
+    An artifact replaces the directory at `path`, and a workdir may be where somebody keeps a log, as `events/`.
 
     Raises:
-        ArtifactError: it holds such files, or a disk is mounted there.
+        ArtifactError: there are such files at `path`, or a disk is mounted there.
     """
     path = _followed(path)
     if not storage.is_remote(path) and path.is_mount():
@@ -216,7 +217,7 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter]:
-    """Writes an artifact: yields a directory to write into, which then replaces what is at `final`, or what that links.
+    """Writes an artifact: yields a directory to write into, which then replaces `final`, or the target of that link.
 
     On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
     first.
@@ -268,7 +269,7 @@ def fetch(source: Path, final: Path) -> Manifest:
 
 
 def _followed(final: Path) -> Path:
-    """Where an artifact lies that is a link, as to a larger disk: the next one belongs there, not in its place."""
+    """Of a link, as to a larger disk, its target: the next artifact is written there, and the link stays."""
     return Path(os.path.realpath(final)) if not storage.is_remote(final) and final.is_symlink() else final
 
 

@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose mappings name a key once: of two sections of one name the last would win, and nobody would hear."""
+    """Refuses a key that stands twice: PyYAML lets the last of two sections of one name win, and says nothing."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}

@@ -70,7 +70,7 @@ class ItemGroups:
 
     @property
     def groups(self) -> Path:
-        """Parquet: item_id, group_id, settled, of groups of categories category; row r is item_index r + 1."""
+        """Parquet: item_id, group_id, settled and, of groups of categories, category; row r is item_index r + 1."""
         return self.path / "groups.parquet"
 
     @property

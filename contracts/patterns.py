@@ -11,7 +11,7 @@ from contracts.storage import StorageError, StoredObject, as_path, is_remote, ob
 Identity = tuple[str, int, int | str]
 """A file's whole name, size, and time or version: what changes when it is written anew."""
 _OF_FILE_SYSTEM = "lost+found"
-"""Of a volume's root, its administrator's alone."""
+"""A directory in the root of a volume, which only its administrator may read."""
 
 
 def matching(pattern: str) -> list[str]:

@@ -118,10 +118,10 @@ def connect(options: Sequence[str]) -> None:
 
 
 def object_store(path: object) -> ObjectStore:
-    """What opens the object store that `path` is in.
+    """The object store that `path` is in.
 
     Raises:
-        StorageError: nothing here does.
+        StorageError: nothing on this machine opens it.
     """
     try:
         if _factory is None:
@@ -141,7 +141,7 @@ def open_binary(path: Path) -> BinaryIO:
 
 @contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """The name of a file with this content for the time of the block: of a remote one a copy."""
+    """A local file with this content, for the time of the block: a remote file is copied."""
     if not is_remote(path):
         yield path
         return
@@ -152,7 +152,7 @@ def reading(path: Path) -> Iterator[Path]:
 
 
 def local(path: Path) -> Path:
-    """As `reading`, for as long as the process lives: of files that do not change, and are read again."""
+    """As `reading`, for as long as the process lives: for files that do not change and are read more than once."""
     return _kept.get(path) if is_remote(path) else path
 
 
@@ -186,9 +186,9 @@ _kept = _KeptCopies()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name to write to, then puts that file at `path`: a retried bundle leaves no half a file.
+    """Calls `write` with a name to write to, then puts that file at `path`, so that nobody ever sees a part of it.
 
-    It is on the disk then, unless it lies in a staged directory, whose own renaming waits for all that it holds.
+    It is flushed to the disk first, unless it lies in a staged directory: renaming that one flushes all that it holds.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
