@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ NO_FLAG = "is neither true nor false"
 # In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
 _FALSE = frozenset({b"", b"0", b"0.0", b"false", b"f", b"no", b"n"})
+
+_Columns = Callable[[str], pa.Array]
+"""The log's column of a name -> its values in a batch."""
 
 ToldValues = tuple[dict[str, int], str]
 """Value of a request feature -> rows that have it, `OTHER` being all that are not listed, and one of those."""
@@ -122,7 +125,7 @@ def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryAr
     return pa.DictionaryArray.from_arrays(encoded.indices, sound)
 
 
-def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLetters) -> npt.NDArray[np.int8]:  # type: ignore[no-untyped-def]
+def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters: _DeadLetters) -> npt.NDArray[np.int8]:
     """[num_rows] the highest level that applies; see `FeedbackConfig`."""
     feedback = data.feedback
     levels = np.zeros(num_rows, np.int8)
@@ -147,8 +150,8 @@ def _feedback_levels(column, data: DataConfig, num_rows: int, letters: _DeadLett
     return levels
 
 
-def _request_codes(  # type: ignore[no-untyped-def]
-    column, data: DataConfig, num_rows: int
+def _request_codes(
+    column: _Columns, data: DataConfig, num_rows: int
 ) -> tuple[npt.NDArray[np.int32], dict[str, ToldValues]]:
     """[num_rows] `EventColumn.REQUEST`, and `ValidBatch.told`."""
     places, told = [], {}

@@ -67,10 +67,10 @@ class TransformTable(beam.PTransform):
         super().__init__()
         self._job = job
 
-    def expand(self, numbers: beam.PCollection) -> beam.PCollection:
+    def expand(self, row_groups: beam.PCollection) -> beam.PCollection:
         job = self._job
         schema = schema_utils.schema_from_feature_spec(raw_feature_spec(job.id_name, job.columns))
-        batches = numbers | "ReadRaw" >> beam.ParDo(ReadRawBatches()).with_output_types(pa.RecordBatch)
+        batches = row_groups | "ReadRaw" >> beam.ParDo(ReadRawBatches()).with_output_types(pa.RecordBatch)
         preprocessing_fn = make_preprocessing_fn(job.id_name, job.index_name, str(job.vocabulary), job.columns)
         (transformed, _), graph = (batches, _adapter_config(job)) | "Fit" >> tft_beam.AnalyzeAndTransformDataset(
             preprocessing_fn, output_record_batches=True
@@ -78,7 +78,7 @@ class TransformTable(beam.PTransform):
         graph | "WriteGraph" >> tft_beam.WriteTransformFn(str(job.graph))
         raw = dataset_metadata.DatasetMetadata(schema)
         raw | "WriteRawSchema" >> tft_beam.WriteMetadata(
-            str(job.graph / tft.TFTransformOutput.RAW_METADATA_DIR), numbers.pipeline
+            str(job.graph / tft.TFTransformOutput.RAW_METADATA_DIR), row_groups.pipeline
         )
         return (
             transformed
@@ -195,10 +195,10 @@ def _transform(beam_config: BeamConfig, job: TableJob, scratch: Path) -> TableDo
     ids = read_parquet(job.source, columns=[job.id_name])[job.id_name]
     raw_path = scratch / f"raw-{job.kind}.parquet"
     left_out = write_raw_table(one_array(ids), job.id_name, job.features, job.field, raw_path)
-    batches = [(raw_path, number) for number in range(math.ceil(len(ids) / ROWS_PER_BATCH))]
+    row_groups = [(raw_path, number) for number in range(math.ceil(len(ids) / ROWS_PER_BATCH))]
     tft_scratch = scratch / f"tft-{job.kind}"
     with tft_beam.Context(temp_dir=str(tft_scratch)):
-        collect(beam_config, batches, TransformTable(job), scratch)
+        collect(beam_config, row_groups, TransformTable(job), scratch)
     remove(raw_path)
     remove_tree(tft_scratch)
     return TableDone(len(ids), left_out, [_spec(feature, job.graph) for feature in job.columns])
