@@ -27,6 +27,10 @@ def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, s
 
     Returns:
         the values, in no particular order.
+
+    Raises:
+        ValueError: Beam refuses the runner or its options, a package of the runner is missing, or its workers cannot
+            reach `scratch`.
     """
     path = scratch / f"collected-{uuid.uuid4().hex[:8]}.jsonl"
     try:

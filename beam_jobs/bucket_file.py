@@ -41,7 +41,9 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
     """Writes a bucket's events in order, each once.
 
     Args:
+        path: of the bucket's file.
         events: of `EVENT_SCHEMA`, in any order.
+        splitting: gives the events their splits, once they are in order.
 
     Returns:
         what was written, without the splits, and its counts.

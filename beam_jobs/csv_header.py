@@ -28,8 +28,8 @@ _MAGIC = {
 def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], str, bytes]:
     """The column names without spaces around them, what separates them, and the bytes of the rows.
 
-    The separator is the one that makes most of the header line: a log that is read has three columns at least, and a
-    name that holds a separator is quoted.
+    The separator is the one that splits the header line into most fields: a log that is read has three columns at
+    least, and a name that holds a separator is quoted.
 
     Args:
         block: the file's beginning.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 UNCLOSED = "quote never closed"
 _OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
 _MOST_LINES = 10_000
-"""By which a file is known."""
+"""Lines with quotes that `plainly_quotes` looks at."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _REMEDIES = {
     NO_FLAG: "of numbers name the column in data.columns.rating, and the least that counts in rating_thresholds",
     NOT_UTF8: "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`",
 }
-"""By what a reason ends with."""
+"""How a reason ends -> what to do."""
 
 
 def double_the_quotes(examples: Iterable[str]) -> str:

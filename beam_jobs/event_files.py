@@ -51,7 +51,11 @@ class RawBatch:
 
 
 def wanted_columns(data: DataConfig) -> dict[str, str]:
-    """Column name -> the config key that names it: all that is ever read of the log."""
+    """Column name -> the config key that names it: all that is ever read of the log.
+
+    Raises:
+        ValueError: user, item and time are not three columns.
+    """
     columns = data.columns
     wanted = {
         columns.user_id: "data.columns.user_id",
@@ -204,7 +208,7 @@ def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
 
 
 def as_named(table: pa.Table) -> pa.Table:
-    """What was read of `parquet_columns`, by the names that they are wanted by, and each of a type that Arrow works on.
+    """What was read of `parquet_columns`, without spaces around names, and of types that Arrow's functions take.
 
     Arrow can neither take nor filter views, which Polars and DataFusion may write, nor cast an extension to text.
     """

@@ -1,8 +1,8 @@
 """Ragged int64 features -> framed `tf.train.Example` records, many at a time.
 
 Building protos in Python costs some 25 µs a record. Here every feature of all records becomes one
-varint stream, every length field is a varint of fixed width (zero-padded, which the protocol buffer
-encoding allows, as it does for large values), and a record is a join of slices.
+varint stream, every length field is a varint of fixed width (padded with zeros, which the protocol buffer
+encoding allows; large values are padded alike), and a record is a join of slices.
 """
 
 from __future__ import annotations

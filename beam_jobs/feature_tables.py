@@ -33,9 +33,10 @@ class FeatureRows:
         ids: [num_rows] distinct sound ids, string.
         columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
             binary.
-        counts: rows that were left out, by reason, and cells, by feature: `malformed`, numbers and vectors that are
-            none and so missing; `not_utf8`, text whose other bytes have become one and the same.
-        examples: the first of each that is counted, where a value tells more than its count.
+        counts: rows that were left out, by reason; and cells by problem and feature: `malformed_NAME`, text that is
+            no number or vector, and counts as missing; `not_utf8_NAME`, text with bytes that are not UTF-8, of
+            which reading CSV makes one and the same.
+        examples: key of `counts` -> the first such row or cell, where that tells more than the number.
     """
 
     ids: pa.Array

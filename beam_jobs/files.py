@@ -14,7 +14,7 @@ from contracts.storage import reading, write_whole
 
 
 def write_parquet(table: pa.Table, path: Path, rows_per_group: int | None = None) -> None:
-    """One Parquet file, whole or absent; `rows_per_group` can be read by themselves, by default a million or so."""
+    """One Parquet file, whole or absent, in row groups of `rows_per_group`, by default of a million rows or so."""
     options = {"compression": "zstd", "compression_level": 1, "row_group_size": rows_per_group}
     write_whole(path, lambda staging: pq.write_table(table, staging, **options))
 

@@ -98,8 +98,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
     Raises:
         ValueError: a file or a feature table is missing, damaged or lacks a column; no row is valid; more rows than
-            `data.max_dead_letter_fraction` are malformed; or log or tables break the schema of `data.previous` or
-            drift from it.
+            `data.max_dead_letter_fraction` are malformed; log or tables break the schema of `data.previous` or drift
+            from it; or a split by time leaves a part without events.
     """
     paths = find_event_files(config.data)
     previous = PreviousSpan.read(config.data.previous)

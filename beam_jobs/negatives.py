@@ -46,9 +46,9 @@ class Proposal(Protocol):
 class NegativeSampler:
     """Draws negatives for targets.
 
-    Each method takes the targets' `users`, as `owned` numbers them, and their `items`, `item_index`, both
-    [num_targets], and returns [num_targets * number] `item_index`, target-major. Where a user owns all that could be
-    drawn, no negative exists: `PADDING_INDEX` stands there.
+    Each method takes the targets' `users`, as `owned` numbers them, and, if draws depend on these, their `items`,
+    `item_index`, both [num_targets]. It returns [num_targets * number] `item_index`, target-major. Where a user owns
+    all that could be drawn, no negative exists: `PADDING_INDEX` stands there.
     """
 
     def __init__(
@@ -159,6 +159,8 @@ class OwnedItems:
         Args:
             users: [num_positives] user numbers in 0..num_users - 1.
             items: [num_positives] `item_index`.
+            num_users: how many users there are.
+            num_items: size of the catalogue.
         """
         self._width = num_items + 1
         keys = users * self._width + items

@@ -41,7 +41,7 @@ class ReadRawBatches(beam.DoFn):
 
     def process(self, element: tuple[Path, int]) -> Iterator[pa.RecordBatch]:
         path, number = element
-        with pq.ParquetFile(local(path)) as file:  # not all of the table: its batches grow in number with it
+        with pq.ParquetFile(local(path)) as file:  # of all of the table, work would grow with its square
             yield as_lists(file.read_row_group(number, use_threads=False))
 
 

@@ -131,7 +131,15 @@ def _warn_of_times_by_item(staged: ItemStatistics) -> None:
 
 @dataclass(frozen=True)
 class _KnownIds:
-    """The ids of a feature table: a file of them (None without a table), their number, one, and what was left out."""
+    """The ids of a feature table.
+
+    Attributes:
+        where: the table, in words.
+        path: a file of the ids; None without a table.
+        number: how many there are.
+        example: one of them.
+        counts: what was left out, see `FeatureRows`.
+    """
 
     where: str
     path: Path | None = None

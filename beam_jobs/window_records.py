@@ -54,7 +54,9 @@ class WindowBounds:
         """Of each window's user the last `most` events before the window that are marked in `events`.
 
         Args:
+            events: bool, of the array of events.
             users: of the array of events, ascending.
+            most: of a window.
 
         Returns:
             places [sum of the numbers], oldest first, and the numbers [num_windows].
@@ -74,6 +76,7 @@ class WindowBounds:
 
         Args:
             times: of the array of events, ascending within a user.
+            moment: in the unit of `times`.
         """
         num_old = self.count_targets(times < moment)
         moved = WindowBounds(self.starts, self.num_context + num_old, self.num_targets - num_old)
