@@ -13,7 +13,7 @@ from serving.servable_session import Recommendations
 SCORE_TOLERANCE = 1e-4
 """How far a score may be from the formula, and from another that it ties with, relative to max(1, |score|)."""
 _INT8_STEPS = 127
-"""From 0 to the largest value of a group in a dimension, of 8-bit vectors."""
+"""Of an 8-bit vector, from 0 to the largest absolute value that its group has in the dimension."""
 
 
 @dataclass(frozen=True)

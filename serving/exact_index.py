@@ -18,7 +18,7 @@ _BLOCKS_FROM = 4096
 """Items from which a group's best are sought in two stages; below, the ops of the first cost what it saves."""
 
 _BLOCK = 32
-"""Scores in a block, of which first the maximum alone counts; of many rows, the most."""
+"""Scores in a block, of which at first only the maximum is looked at; of a batch, the most that a block may have."""
 
 _ITEMS_AT_ONCE = 2**17
 """Items whose scores are ranked together. Those of all, ranked together, would always be in memory together."""
@@ -76,7 +76,7 @@ class ExactIndexSet(tf.Module):
 
 
 def _rank_row(k: tf.Tensor, *scores: tf.Tensor) -> JobResults:
-    """The k[g] best of float32 [num_rows, size of g], one row or none, the sizes known, for each group g."""
+    """For each group g the k[g] best of its scores, float32 [one row or none, size of g]; the sizes are static."""
     return JobResults.of([_best_of_row(*job) for job in zip(scores, tf.unstack(k, num=len(scores)), strict=True)])
 
 

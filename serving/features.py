@@ -72,8 +72,8 @@ class VocabularyLookup(tf.Module):
 
         Args:
             vocabulary: one of `ItemStatistics`, which is saved along as an asset.
-            size: its ids. A server that finds fewer, as in a copy that still goes on, refuses the version; it would
-                take the others for unknown.
+            size: how many ids it has. A server that finds fewer, as in a copy that still goes on, refuses the version:
+                else it would take those that are missing for unknown ones.
         """
         super().__init__(name="vocabulary_lookup")
         self._table = tf.lookup.StaticHashTable(

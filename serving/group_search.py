@@ -14,7 +14,7 @@ import tensorflow as tf
 from serving.slots import first_slots
 
 _LEVELS = (0.8, 2.0)
-"""In averages of what the batch's rows want of a group: rows that want more are searched apart, for more."""
+"""Where a next level begins, in averages of what the batch's rows want of a group: who wants more is searched apart."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SearchJobs:
 
 
 class JobResults(NamedTuple):
-    """What the jobs found, one after the other, each row's best first; and, as the last one, no result.
+    """What the jobs found, one after the other, each row's best first. The last entry stands for "no result".
 
     Attributes:
         scores: float32 [num_results + 1], inner products, NaN for no result.

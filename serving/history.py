@@ -25,9 +25,10 @@ def context_marks(request: dict[str, tf.Tensor]) -> tf.Tensor:
 
 
 def latest_context(history: tf.RaggedTensor) -> tf.RaggedTensor:
-    """int64 [batch_size, (length)], negative = context: without context that `MOST_CONTEXT` of it follow.
+    """Of the context between two positives, or after the last, keeps the `MOST_CONTEXT` latest events.
 
-    As `beam_jobs.history_events.latest_context`, of a request.
+    As `beam_jobs.history_events.latest_context`, but of requests' histories: int64 [batch_size, (length)], negative =
+    context.
     """
     is_context = history.values < 0
     positives = tf.where(~is_context)[:, 0]

@@ -154,7 +154,7 @@ class _Trial:
 
         if not reorders or not is_good(len(reorders) - 1):
             return None
-        return found[bisect.bisect_left(range(len(reorders) - 1), True, key=is_good)] if len(reorders) > 1 else found[0]
+        return found[bisect.bisect_left(range(len(reorders) - 1), True, key=is_good)]
 
 
 def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint:

@@ -28,7 +28,7 @@ from trainer.oov_buckets import bucket_index
 
 _NUM_IDENTITIES = 2**60  # so many hashes that no two ids share one
 _LARGEST_QUERY = 1e18
-"""Of a dimension. With items as long as an export lets pass, no product of less is beyond a float."""
+"""Of a dimension, in absolute value. Below it, no product with an item that `require_sound` lets pass overflows."""
 
 
 class IndexSet(Protocol):

@@ -25,7 +25,7 @@ Strings = Sequence[str]
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Lists of candidates, best first.
+    """Lists of candidates, each in the order of its merge.
 
     Attributes:
         item_ids: object (str) [batch_size, M], "" = absent.

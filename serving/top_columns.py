@@ -61,7 +61,7 @@ def _at_most_kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
 
 
 def block_size(width: tf.Tensor, k: tf.Tensor, largest: int) -> tf.Tensor:
-    """A power of 2 of which `width` holds at least 2 k times as many, or 1."""
+    """A power of 2, up to `largest`, of which at least 2 k blocks fit into `width`; 1 if none does."""
     room = tf.cast(width, tf.float32) / tf.cast(2 * k, tf.float32)
     power = tf.cast(tf.math.log(tf.maximum(room, 1.0)) / math.log(2), tf.int32)
     return tf.minimum(tf.bitwise.left_shift(1, power), largest)

@@ -47,6 +47,7 @@ def validate(
     Raises:
         Unfit: a check failed, or the servable cannot be loaded; the message names it.
         ValueError: there is no user to ask for.
+        RuntimeError: there was no room for temporary files, which says nothing of the servable.
     """
     with writing(workdir.validation, "validation", fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name

@@ -24,8 +24,8 @@ from serving.client.transport import Code, RetrievalError, Target, require_heade
 _Answer = TypeVar("_Answer")
 _TOO_LARGE = 413
 _KEPT_CONNECTIONS = 1000
-"""As many threads find a connection that is open. requests keeps ten, and ends every further one after its answer, with
-a warning in the application's log."""
+"""So many stay open, for as many threads. By default requests keeps ten, and closes each further one after its answer,
+with a warning in the application's log."""
 _CODES = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,

@@ -25,7 +25,7 @@ DEFAULT_TIMEOUT = 5.0
 _LONGEST_TRY = 86_400.0
 """Seconds: infinity is none to gRPC, which takes it for a deadline that has passed, nor to a lock."""
 _LEAST_TRY = 0.05
-"""Seconds: what a shorter last try would say, that the time is up, hides what the server had said before."""
+"""Seconds that another try must have: a shorter one would find the time up, and hide what the server said before."""
 _REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 _Answer = TypeVar("_Answer")
 

@@ -57,7 +57,7 @@ def require_headers(headers: Mapping[str, str]) -> None:
 
 
 class Transport(Protocol):
-    """One way to reach a server. Every call raises RetrievalError, and takes its time in seconds."""
+    """One way to reach a server. Every call may raise RetrievalError; `timeout` is in seconds."""
 
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         """SignatureDefs by name."""
