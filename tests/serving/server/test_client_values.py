@@ -44,6 +44,17 @@ def test_a_mark_that_is_neither_true_nor_false_is_refused(client, mark):
     assert same[0].item_ids == same[1].item_ids == same[2].item_ids
 
 
+def test_none_for_one_user_leaves_out_a_list_of_fixed_length(client):
+    """As it does of one value, and of a list of any length."""
+    boosts, histories = [[0.0, 1.0, 1.0, 0.5, 2.0], [1.0] * 5], [["i1"], ["i2"]]
+    given, left_out = (
+        client.recommend(histories, num_candidates=9, group_boost=[boosts[0], other]) for other in (boosts[1], None)
+    )
+    assert [found.item_ids for found in left_out] == [found.item_ids for found in given]
+    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deep"):
+        client.recommend(histories, num_candidates=[[3], None])
+
+
 def test_marks_that_are_no_lists_are_refused(client):
     with pytest.raises(ValueError, match="'history_is_context' must be a list per user; got True"):
         client.recommend([["i1"]], history_is_context=True)
