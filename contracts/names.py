@@ -125,7 +125,8 @@ class Request:
     NUM_CANDIDATES = "num_candidates"  # int32 [B], M; 0 = the config's
     ALPHA = "alpha"  # float32 [B], exponent of p(group | user); NaN = the config's
     MERGE = "merge"  # string [B], one of MERGES; "" = the config's
-    GROUP_BOOST = "group_boost"  # float32 [B, K], multiplies a group's share; 0 excludes the group, NaN = 1
+    GROUP_BOOST = "group_boost"  # float32 [B, K], multiplies a group's share, and its log is added to the scores of the
+    # group's items, see `serving.merge`; 0 excludes the group, NaN = 1
     GROUPS = "groups"  # int32 [B, G], the only groups that may answer; -1 = padding, none = all
     MAX_GROUPS = "max_groups"  # int32 [B], search only so many, the likeliest; 0 = all
     EXCLUDE_ITEM_IDS = "exclude_item_ids"  # string [B, E], not to be returned, beside the history; "" = padding

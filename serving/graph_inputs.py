@@ -26,7 +26,7 @@ class GraphInput:
         name: in the signature.
         dtype: of its values.
         default: one row, for a request that leaves the input out.
-        columns: of a row: the number of groups, None for any number. Without, a row is one value.
+        columns: shape of a row: (num_groups,), (length of a vector,), or (None,) of any number of values; () of one.
     """
 
     name: str

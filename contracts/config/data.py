@@ -359,8 +359,8 @@ class WindowsConfig(Section):
     length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
     repeats: Literal["drop", "keep"] = Field(
         "drop",
-        description="what a history holds of an item that its user had before: nothing, or the event again. Neither "
-        "is ever a target",
+        description="what a history holds of an item that its user had before: nothing, or the event again (of "
+        "context, nothing in either case). Neither is ever a target",
     )
     in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
     easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
