@@ -1,4 +1,7 @@
-"""What the server counts, in Prometheus' format; names are TF Serving's where it has the like."""
+"""What the server counts, in Prometheus' format.
+
+Names are TF Serving's where it has the like; to those of counters, Prometheus' client appends "_total".
+"""
 
 from __future__ import annotations
 
