@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -282,7 +281,7 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     """A row per user; an input of any width is padded on the left, by one place at least."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         if _is_list(value) and any(_is_list(one) for one in value):  # a list per user: of None, all is missing
-            value = [[None] * math.prod(spec.shape[1:]) if one is None else one for one in value]
+            value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]
         array = _cast(spec, np.asarray(value, object))
         if array.ndim > len(spec.shape):
             raise ValueError(f"input {spec.name!r} is nested too deep: it is one value for all, or one per user")
