@@ -82,6 +82,18 @@ class WindowBounds:
         moved = WindowBounds(self.starts, self.num_context + num_old, self.num_targets - num_old)
         return moved.where(moved.num_targets > 0)
 
+    def newest(self, num_targets: Int64, users: Int64, most: int) -> Bool:
+        """[num_windows] whether fewer than `most` targets lie in later windows of the same user.
+
+        Args:
+            num_targets: [num_windows] targets of each window.
+            users: of the array of events, ascending.
+            most: at least 1.
+        """
+        user, upto = users[self.starts], np.cumsum(num_targets)
+        of_last = np.searchsorted(user, user, side="right") - 1
+        return upto[of_last] - upto < most
+
 
 def window_bounds(counts: Int64, length: int) -> WindowBounds:
     """Cuts each user's events into windows of `length` targets, counted from the user's end.

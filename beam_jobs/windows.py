@@ -9,6 +9,7 @@ from pathlib import Path
 import apache_beam as beam
 
 from beam_jobs.beam_run import collect
+from beam_jobs.busy_users import max_user_positives
 from beam_jobs.files import read_parquet
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
@@ -47,7 +48,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         neighbors = _neighbors(config, statistics, writer.path)
         paths = [(bucket, events.bucket(bucket, len(buckets))) for bucket in buckets]
         totals: Counter[str] = Counter()
-        steps = beam.ParDo(WriteWindows(config, statistics, groups, staged, neighbors))
+        most = max_user_positives(config.windows, statistics)
+        steps = beam.ParDo(WriteWindows(config, statistics, groups, staged, neighbors, most))
         for counts in collect(config.beam, paths, steps, writer.path):
             totals.update(counts)
         if neighbors is not None:
@@ -71,6 +73,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.details["resamples"] = config.windows.resamples
         told = {feature.name: list(feature.values) for feature in config.data.request_features}
         writer.details["request_features"] = told
+        _warn_of_busy_users(totals, most)
         _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
         _warn_of_absent_negatives(config, totals)
         logger.info(
@@ -95,6 +98,17 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
         f"{f'; it has events, {found}' if found else ''}): {remedy}"
         f"{', or lower data.feedback.target_level' if feedback.target_level_index else ''}, or check data.columns"
     )
+
+
+def _warn_of_busy_users(totals: Counter[str], most: int) -> None:
+    if totals["busy_positives"]:
+        logger.warning(
+            "windows: %s positives of %s users are not trained on, beside %s that are: of each user the newest %s or a "
+            "few more are (windows.max_user_positives). If they are no people, such as crawlers, leave them out of the "
+            "log: what is popular and what co-occurs counts their events, too",
+            f"{totals['busy_positives']:,}", f"{totals['busy_users']:,}", f"{totals['train_positives']:,}",
+            f"{most:,}",
+        )  # fmt: skip
 
 
 def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistics: dict[str, int]) -> None:

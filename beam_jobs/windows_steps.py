@@ -33,13 +33,20 @@ class WriteWindows(beam.DoFn):
     """(bucket number, file) -> shards; yields counts."""
 
     def __init__(
-        self, config: Config, statistics: ItemStatistics, groups: ItemGroups, windows: Windows, neighbors: Path | None
+        self,
+        config: Config,
+        statistics: ItemStatistics,
+        groups: ItemGroups,
+        windows: Windows,
+        neighbors: Path | None,
+        max_user_positives: int,
     ) -> None:
         self._config = config
         self._statistics = statistics
         self._item_groups = groups
         self._windows = windows
         self._neighbors = neighbors
+        self._max_user_positives = max_user_positives
         self._drops_repeats = config.windows.repeats == "drop"
         self._target_level = config.data.feedback.target_level_index
 
@@ -126,6 +133,10 @@ class WriteWindows(beam.DoFn):
         is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
         num_targets = bounds.count_targets(is_target)
         bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
+        is_newest = bounds.newest(num_targets, block.users, self._max_user_positives)
+        counts["busy_positives"] += int(num_targets[~is_newest].sum())
+        counts["busy_users"] += len(np.unique(block.users[bounds.starts[~is_newest]]))
+        bounds, num_targets = bounds.where(is_newest), num_targets[is_newest]
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
         earlier, num_earlier = bounds.earlier(is_target, block.users, MOST_EARLIER_ITEMS)

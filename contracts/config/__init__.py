@@ -12,11 +12,10 @@ from contracts.config.data import (
     DataConfig,
     Feature,
     FeatureTable,
-    GroupsConfig,
     SplitConfig,
     TextFormat,
-    WindowsConfig,
 )
+from contracts.config.groups import GroupsConfig
 from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
 from contracts.config.section import Section
 from contracts.config.serving import ServerConfig, ServingConfig
@@ -28,6 +27,7 @@ from contracts.config.training import (
     ModelConfig,
     TrainingConfig,
 )
+from contracts.config.windows import WindowsConfig
 
 __all__ = [
     "COVERAGE_K",

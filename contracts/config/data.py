@@ -1,4 +1,4 @@
-"""Settings of the Beam side: the log, the split, the groups, the training windows."""
+"""Settings of the log, its split, and how Beam runs."""
 
 from __future__ import annotations
 
@@ -303,90 +303,6 @@ class SplitConfig(Section):
             raise ValueError(
                 f"split.{given[0]} belongs to split.protocol=time, and the protocol is {self.protocol}: set "
                 "split.protocol=time, or leave the start out"
-            )
-        return self
-
-
-class GroupsConfig(Section):
-    """How items are partitioned into K groups."""
-
-    method: Literal["kmeans", "category", "hybrid"] = Field(
-        "kmeans",
-        description="kmeans on co-occurrence embeddings; category: an item feature; hybrid: large categories cut by "
-        "k-means, small ones merged",
-    )
-    num_groups: int = Field(10, ge=1, description="K; `python -m beam_jobs.group_sweep` compares some")
-    category: str | None = Field(None, description="item feature that defines the groups of category and hybrid")
-    embedding_dim: int = Field(64, ge=2, description="length of the items' co-occurrence embeddings")
-    cooccurrence_window: int = Field(5, ge=1, description="events on either side with which an event co-occurs")
-    fit_sample: int = Field(200_000, ge=1, description="k-means is fitted on at most this many items")
-    restarts: int = Field(4, ge=1, description="k-means fits, from other centroids each, of which the best is kept")
-    fit: Literal["sample", "distributed"] = Field(
-        "sample", description="distributed: from the sample's centroids, Lloyd's algorithm over all items, in Beam"
-    )
-    iterations: int = Field(
-        20,
-        ge=1,
-        description="of groups.fit=distributed: most passes over all items; it ends before if one gains too little",
-    )
-    max_size_ratio: float | None = Field(
-        None, gt=1, description="cap on a group's size in units of the mean size; items beyond it go to another group"
-    )
-    previous: str | None = Field(
-        None, description="another run's item_groups directory: groups keep its ids, and drift is reported"
-    )
-    since: int | None = Field(
-        None, description="microseconds: where groups are kept, co-occurrence from then on tells where new items belong"
-    )
-    refit_drift: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="groups of groups.previous are kept, and new items join them, until the share of co-occurrence "
-        "within groups has fallen by this; 0: they are fitted anew each time",
-    )
-
-    @model_validator(mode="after")
-    def _category_is_named(self) -> GroupsConfig:
-        if self.method != "kmeans" and not self.category:
-            raise ValueError(f"groups.method={self.method} needs groups.category, the name of an item feature")
-        return self
-
-
-class WindowsConfig(Section):
-    """Training records: windows of a user's events with negatives."""
-
-    length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
-    repeats: Literal["drop", "keep"] = Field(
-        "drop",
-        description="what a history holds of an item that its user had before: nothing, or the event again (of "
-        "context, nothing in either case). Neither is ever a target",
-    )
-    in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
-    easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
-    exposed_negatives: int = Field(
-        0, ge=0, description="per positive, of what the user was shown in training and never took (below target_level)"
-    )
-    mined_negatives: int = Field(0, ge=0, description="per positive, of its nearest wrong items by mined_from")
-    mined_from: str | None = Field(
-        None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
-    )
-    mined_neighbors: int = Field(50, ge=1, description="nearest items that mined negatives are drawn from, evenly")
-    popularity_exponent: float = Field(
-        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by max(train_count, 1/2) ** this"
-    )
-    resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
-    since: int | None = Field(
-        None,
-        description="microseconds: only windows that reach it are written, and earlier events are context, not targets "
-        "(an event that is the only context of its window still trains the query of an empty history)",
-    )
-
-    @model_validator(mode="after")
-    def _mined_has_a_source(self) -> WindowsConfig:
-        if self.mined_negatives and self.mined_from is None:
-            raise ValueError(
-                f"windows.mined_negatives={self.mined_negatives} needs windows.mined_from, a file of item embeddings"
             )
         return self
 

@@ -94,6 +94,16 @@ def test_bounds_since_a_moment_by_hand() -> None:
     assert whole.target_positions().tolist() == bounds.target_positions().tolist()
 
 
+def test_the_newest_windows_by_hand() -> None:
+    # User 0's windows above hold the targets (1), (2, 3), (4, 5), of which 5 is none here: 4 or more of them, all but
+    # what lies before the newest two or three, and the newest window alone. User 2 has one window.
+    bounds, users = window_bounds(np.array([6, 1, 2, 0]), 2), np.repeat([0, 1, 2], [6, 1, 2])
+    targets = bounds.count_targets(np.arange(9) != 5)
+    assert targets.tolist() == [1, 2, 1, 1]
+    for most, expected in ((4, [1, 1, 1, 1]), (3, [0, 1, 1, 1]), (2, [0, 1, 1, 1]), (1, [0, 0, 1, 1])):
+        assert bounds.newest(targets, users, most).tolist() == expected
+
+
 def test_blocks_cover_every_user_once() -> None:
     """As many users as there is room for four events of, and who has more by himself."""
     assert list(user_blocks(np.array([3, 0, 9, 1, 1, 2, 0, 1]), 4)) == [(0, 2), (2, 3), (3, 7), (7, 8)]

@@ -1,0 +1,53 @@
+"""Settings of the training windows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from contracts.config.section import Section
+
+
+class WindowsConfig(Section):
+    """Training records: windows of a user's events with negatives."""
+
+    length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
+    repeats: Literal["drop", "keep"] = Field(
+        "drop",
+        description="what a history holds of an item that its user had before: nothing, or the event again (of "
+        "context, nothing in either case). Neither is ever a target",
+    )
+    in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
+    easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
+    exposed_negatives: int = Field(
+        0, ge=0, description="per positive, of what the user was shown in training and never took (below target_level)"
+    )
+    mined_negatives: int = Field(0, ge=0, description="per positive, of its nearest wrong items by mined_from")
+    mined_from: str | None = Field(
+        None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
+    )
+    mined_neighbors: int = Field(50, ge=1, description="nearest items that mined negatives are drawn from, evenly")
+    popularity_exponent: float = Field(
+        0.5, ge=0, le=2, description="in-group and easy negatives are drawn by max(train_count, 1/2) ** this"
+    )
+    max_user_positives: int | None = Field(
+        None,
+        ge=1,
+        description="most positives of a user that are trained on, the newest (a window more or less); null: 20 times "
+        "the average user's, at least 1000, so that a few users with most of the log do not decide what is learnt",
+    )
+    resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
+    since: int | None = Field(
+        None,
+        description="microseconds: only windows that reach it are written, and earlier events are context, not targets "
+        "(an event that is the only context of its window still trains the query of an empty history)",
+    )
+
+    @model_validator(mode="after")
+    def _mined_has_a_source(self) -> WindowsConfig:
+        if self.mined_negatives and self.mined_from is None:
+            raise ValueError(
+                f"windows.mined_negatives={self.mined_negatives} needs windows.mined_from, a file of item embeddings"
+            )
+        return self
