@@ -11,12 +11,14 @@ from trainer.input_pipeline import TrainingWindows, _window_batch
 from trainer.ragged import Ragged
 
 
-def chunk_of(items: list[list[int]], num_context: list[int], repeats: list[list[int]]) -> dict[str, Ragged]:
+def chunk_of(
+    items: list[list[int]], num_context: list[int], repeats: list[list[int]], earlier: list[list[int]]
+) -> dict[str, Ragged]:
     nothing = of_rows([[] for _ in items])
     return {
         WindowField.USER_INDEX: of_rows([[7]] * len(items)),
         WindowField.ITEM_INDEX: of_rows(items),
-        WindowField.EARLIER_ITEMS: nothing,
+        WindowField.EARLIER_ITEMS: of_rows(earlier),
         WindowField.NUM_CONTEXT: of_rows([[number] for number in num_context]),
         WindowField.NON_TARGETS: of_rows(repeats),
         WindowField.FEEDBACK_LEVEL: of_rows([[0] * len(row) for row in items]),
@@ -38,11 +40,12 @@ def chunk_of(items: list[list[int]], num_context: list[int], repeats: list[list[
     ],
 )
 def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: list[int]) -> None:
-    chunk = chunk_of([[5, 6, 7, 8], [9, 4]], [num_context, 1], [repeats, []])
+    chunk = chunk_of([[5, 6, 7, 8], [9, 4]], [num_context, 1], [repeats, []], [[], [3, 2, 1]])
     batch = _window_batch(chunk, np.arange(2))
     assert np.flatnonzero(batch.is_target[0]).tolist() == targets
     assert batch.is_target[1].tolist() == [True, True, False, False]  # padding is none
     assert batch.item_index.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
+    assert batch.earlier_items.tolist() == [[0, 0, 0], [3, 2, 1]]
     assert batch.request.tolist() == [[90, 91, 92, 93], [90, 91, 0, 0]]
 
 

@@ -20,6 +20,10 @@ from trainer.model import TwoTowerModel
 from trainer.negative_pools import NegativePools
 from trainer.negative_samplers import uniform_unseen
 
+SHOWN_AND_TAKEN = {
+    "feedback": {"levels": ["shown", "taken"], "target_level": "taken", "history_level": "taken"},
+    "columns": {"event": "event"},
+}
 DRAWN = {"global_weight": 1.0, "exact_softmax_max_items": 0, "in_group_pool": 16, "easy_pool": 32, "fresh_pool": 8}
 
 
@@ -55,10 +59,23 @@ class Encoded:
         return cls(places, targets, own.numpy(), shared.numpy(), log_intent.numpy())
 
 
+def of_users_with_more(batch: WindowBatch, num_items: int) -> WindowBatch:
+    """The windows in a log of `SHOWN_AND_TAKEN`, whose users took some of their items before, and others."""
+    rng = np.random.default_rng(1)
+    level = rng.integers(0, 2, batch.item_index.shape) * (batch.item_index > 0)
+    earlier = rng.integers(0, num_items + 1, (len(level), 5))  # 0 is padding
+    earlier = np.concatenate([batch.item_index[:, 1:4:2], earlier, earlier[:, :1]], axis=1)
+    return batch._replace(earlier_items=earlier, feedback_level=level, is_target=batch.is_target & (level > 0))
+
+
 def log_weight(batch: WindowBatch, place: np.ndarray, num_items: int, seen_weight: float) -> np.ndarray:
-    """What seen items' scores gain, [num_items + 1]: those before a place of a window, but for the item at it."""
+    """What seen items' scores gain, [num_items + 1]: those taken before a place of a window, but for the item at it.
+
+    Those that were only shown gain nothing.
+    """
     window, position = place
-    before = np.append(batch.earlier_items[window], batch.item_index[window, :position])
+    taken = batch.feedback_level[window, :position] > 0
+    before = np.append(batch.earlier_items[window], batch.item_index[window, :position][taken])
     seen = np.setdiff1d(before, batch.item_index[window, position])
     return np.where(np.isin(np.arange(num_items + 1), seen), np.log(seen_weight), 0)
 
@@ -75,13 +92,14 @@ def test_the_models_loss_is_the_softmax_of_numpy(
 ) -> None:
     """The softmax terms and the distance of partitions, by a plain loop over positives, on a small catalogue."""
     config = small_config(
+        data=SHOWN_AND_TAKEN,
         training={"loss": {"global_weight": 1.0, "global_by": global_by, "seen_weight": seen_weight}},
         model={"conditioning": conditioning, "dropout": 0.0},
     )
     catalogue = Catalogue.load(workdir)
     tf.keras.utils.set_random_seed(3)
     model = perturbed(TwoTowerModel(config, catalogue))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    batch = of_users_with_more(next(TrainingWindows(workdir, 100, 0).epoch(0)), catalogue.num_items)
     terms = model.loss_terms(batch, training=False)
     items = model.candidate_embeddings(tf.range(1, catalogue.num_items + 1)).numpy()
     in_group, overall, partitions, centers = [], [], [], []
@@ -119,13 +137,14 @@ def test_of_one_group_the_objective_is_the_single_vector_softmax(loss: dict, wor
 def test_the_models_loss_on_draws_is_that_of_numpy(global_by: str, seen_weight: float, workdir: Workdir) -> None:
     """Draws of the own group count n_g q / Q_g + n_easy q times, others n_easy q times.
 
-    A window's own items count once, those before the positive `seen_weight` times.
+    A window's own items and earlier ones count once, those taken before the positive `seen_weight` times.
     """
     loss = {**DRAWN, "global_by": global_by, "seen_weight": seen_weight}
-    config = small_config(training={"loss": loss}, model={"conditioning": "mmoe", "dropout": 0.0})
+    model_settings = {"conditioning": "mmoe", "dropout": 0.0}
+    config = small_config(data=SHOWN_AND_TAKEN, training={"loss": loss}, model=model_settings)
     catalogue = Catalogue.load(workdir)
     model = perturbed(TwoTowerModel(config, catalogue))
-    batch = next(TrainingWindows(workdir, 100, 0).epoch(0))
+    batch = of_users_with_more(next(TrainingWindows(workdir, 100, 0).epoch(0)), catalogue.num_items)
     state = model.generator.state.numpy()
     draws = NegativePools(catalogue, config.training.loss)(
         batch.in_group_negatives, batch.easy_negatives, tf.zeros([0], tf.int64), model.generator
