@@ -24,10 +24,11 @@ _LEAST, _MOST = 0.01, 4.0
 def seen_weight(loss: LossConfig, catalogue: Catalogue) -> float:
     """`training.loss.seen_weight` or, where it is not set, .0025 / density, within [.01, 4].
 
-    The density is the training events of a user, on average, over the number of items.
+    The density is the training events of a user, on average, over the number of items. Who has none, as most users of
+    a user table may, and those of the holdout alone, has seen nothing that could count.
     """
     if loss.seen_weight is not None:
         return loss.seen_weight
-    events_per_user = catalogue.train_count.sum() / max(catalogue.num_users, 1)
+    events_per_user = catalogue.train_count.sum() / max(catalogue.num_trained_users, 1)
     density = events_per_user / catalogue.num_items
     return float(min(max(_SHARE / max(density, 1e-30), _LEAST), _MOST))
