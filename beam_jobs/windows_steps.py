@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -25,7 +26,8 @@ from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
 MOST_EARLIER_ITEMS = 200
-"""Of what a user took before a window, the last so many are written to it: a step's cost grows with their square."""
+"""Of the items that a user took before a window, each once, the last so many are written to it: a step's cost grows
+with their square."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
@@ -139,7 +141,8 @@ class WriteWindows(beam.DoFn):
         bounds, num_targets = bounds.where(is_newest), num_targets[is_newest]
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
-        earlier, num_earlier = bounds.earlier(is_target, block.users, MOST_EARLIER_ITEMS)
+        is_taken = is_positive & ~is_repeat(replace(block, levels=np.zeros_like(block.levels)), len(self._groups))
+        earlier, num_earlier = bounds.earlier(is_taken, block.users, MOST_EARLIER_ITEMS)
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,10 +112,12 @@ def levelled_log(path: Path) -> Path:
     return path
 
 
-def run_jobs(log: Path, folder: Path, history_level: str | None) -> tuple[Config, Workdir]:
-    feedback = {"levels": ["seen", "liked"], "target_level": "liked", "history_level": history_level}
+def run_jobs(
+    log: Path, folder: Path, history_level: str | None, target_level: str = "liked", repeats: str = "drop"
+) -> tuple[Config, Workdir]:
+    feedback = {"levels": ["seen", "liked"], "target_level": target_level, "history_level": history_level}
     data = {"feedback": feedback, "columns": {"event": "event"}}
-    config, workdir = make_config(log, data=data, windows={"length": 8}), Workdir(folder)
+    config, workdir = make_config(log, data=data, windows={"length": 8, "repeats": repeats}), Workdir(folder)
     for job in (ingest, statistics, groups, windows):
         job.run(config, workdir, "f")
     return config, workdir
@@ -144,6 +147,20 @@ def test_the_trainer_reads_context_and_predicts_the_same_positives(tmp_path: Pat
         # Nobody is shown what he is about to take.
         shown = np.abs(mine.history.values) + 1000 * mine.history.row_ids()
         assert not np.isin(shown, mine.targets.values + 1000 * mine.targets.row_ids()).any()
+
+
+@pytest.mark.parametrize("repeats", ["drop", "keep"])
+def test_what_was_taken_twice_is_one_earlier_item(repeats: str, tmp_path: Path) -> None:
+    """Liking what was only seen before is a target of its own, but takes no second place among the earlier items."""
+    log = levelled_log(tmp_path / "log.parquet")
+    _, workdir = run_jobs(log, tmp_path / "run", None, target_level="seen", repeats=repeats)
+    most = 0
+    for batch in TrainingWindows(workdir, 1000, seed=0).epoch(0):
+        for row in batch.earlier_items:
+            items = row[row > 0]
+            assert len(items) == len(set(items))
+            most = max(most, len(items))
+    assert most > 8, "no window follows two others"
 
 
 def longest_run(marks: list[bool]) -> int:
