@@ -73,9 +73,10 @@ def log_add_exp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
 
 
 def reweighted(log_partition: tf.Tensor, log_part: tf.Tensor, weight: float) -> tf.Tensor:
-    """log(e^a + (w - 1) e^b): a log-partition in which a part of it counts w times, elementwise; w > 0.
+    """log(e^a + (w - 1) e^b): a log-partition in which a part of it counts w times, elementwise.
 
-    Where the part is almost the whole, this is b + log w, and float32 has it to some 1e-7 / w.
+    Where the part is almost the whole, this is b + log w, and float32 has it to some 1e-7 / w: the config refuses
+    weights for which that could be the log of 0.
     """
     return log_partition + tf.math.log1p((weight - 1.0) * tf.exp(tf.minimum(log_part - log_partition, 0.0)))
 

@@ -137,7 +137,9 @@ class LossConfig(Section):
     )
     seen_weight: float | None = Field(
         None,
-        gt=0,
+        # Far beyond these, seen items' share of an exact softmax is lost in float32's rounding, and the loss is NaN.
+        ge=1e-4,
+        le=1e4,
         description="how many times an item that the user took before a positive counts among its negatives; null: by "
         "the density of the log, from 4 times where it is sparse to a hundredth of one where it is dense",
     )

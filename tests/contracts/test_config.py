@@ -95,6 +95,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         ),
         ([f"data.feedback.levels={[f'l{n}' for n in range(200)]}"], ["data.feedback.levels", "200", "127"]),
         (["training.loss.z_weight=.inf"], ["training.loss.z_weight", "finite number", "got inf"]),
+        (["training.loss.seen_weight=1.0e-8"], ["training.loss.seen_weight", "greater than or equal to 0.0001"]),
         (["serving.alpha=.inf"], ["serving.alpha", "finite number", "got inf"]),
         (
             ["data={columns: {rating: r}, feedback: {levels: [a, b], rating_thresholds: {b: .nan}}}"],

@@ -16,6 +16,7 @@ from trainer.log_partitions import (
     log_add_exp,
     log_sum_exp,
     log_sum_exp_of_products,
+    reweighted,
     z_loss,
 )
 from trainer.negative_pools import LEFT_OUT, NegativePools, row_correction, shared_correction
@@ -348,3 +349,16 @@ def test_z_loss_is_the_distance_from_a_center_or_else_free_of_a_shared_constant(
         loss = z_loss(partition, center)
     assert float(loss) == pytest.approx((1 + 4) / 2)
     assert tape.gradient(loss, center) is None
+
+
+@pytest.mark.parametrize("weight", [1e-4, 0.01, 1.0, 4.0, 1e4])
+def test_a_part_that_is_all_there_is_leaves_its_weight(weight: float) -> None:
+    """Up to rounding either way; what was never seen leaves all of it."""
+    whole = tf.constant([200.0, 200.0, 200.0, 5.0])
+    part = tf.constant([200.0, np.nextafter(np.float32(200), np.float32(300)), -1e9, -1e9])
+    with tf.GradientTape() as tape:
+        tape.watch([whole, part])
+        result = reweighted(whole, part, weight)
+    gradients = np.stack(tape.gradient(result, [whole, part]))
+    np.testing.assert_allclose(result, whole.numpy() + np.log([weight, weight, 1, 1]), rtol=1e-5)
+    np.testing.assert_allclose(gradients.sum(axis=0), 1, rtol=1e-3)  # softmaxes are as high as their scores
