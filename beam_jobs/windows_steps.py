@@ -18,7 +18,7 @@ from beam_jobs.files import read_parquet
 from beam_jobs.history_events import history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
-from beam_jobs.window_records import evaluation_records, marked_places, user_blocks, window_bounds
+from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
 from contracts.names import PADDING_INDEX, EvaluationField, ItemColumn, Split, WindowField
@@ -128,17 +128,9 @@ class WriteWindows(beam.DoFn):
     ) -> dict[str, Ragged]:
         """`WindowField`s of all windows of a block of users."""
         num_users = len(block.user_index)
-        bounds = window_bounds(_events_per_user(block), self._config.windows.length)
-        if self._config.windows.since is not None:
-            bounds = bounds.since(block.times, self._config.windows.since)
         is_positive = block.levels >= self._target_level
         is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
-        num_targets = bounds.count_targets(is_target)
-        bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
-        is_newest = bounds.newest(num_targets, block.users, self._max_user_positives)
-        counts["busy_positives"] += int(num_targets[~is_newest].sum())
-        counts["busy_users"] += len(np.unique(block.users[bounds.starts[~is_newest]]))
-        bounds, num_targets = bounds.where(is_newest), num_targets[is_newest]
+        bounds, num_targets = self._bounds(block, is_target, counts)
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
         is_taken = is_positive & ~is_repeat(replace(block, levels=np.zeros_like(block.levels)), len(self._groups))
@@ -166,6 +158,20 @@ class WriteWindows(beam.DoFn):
             **(told if self._config.data.request_features else {}),
             **{name: Ragged(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
         }
+
+    def _bounds(
+        self, block: BucketEvents, is_target: npt.NDArray[np.bool_], counts: Counter[str]
+    ) -> tuple[WindowBounds, npt.NDArray[np.int64]]:
+        """The windows of a block that are trained on, and how many targets each has, one at least."""
+        bounds = window_bounds(_events_per_user(block), self._config.windows.length)
+        if self._config.windows.since is not None:
+            bounds = bounds.since(block.times, self._config.windows.since)
+        num_targets = bounds.count_targets(is_target)
+        bounds, num_targets = bounds.where(num_targets > 0), num_targets[num_targets > 0]
+        is_newest = bounds.newest(num_targets, block.users, self._max_user_positives)
+        counts["busy_positives"] += int(num_targets[~is_newest].sum())
+        counts["busy_users"] += len(np.unique(block.users[bounds.starts[~is_newest]]))
+        return bounds.where(is_newest), num_targets[is_newest]
 
     def _negatives(
         self,
