@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## Fetch MovieLens-100K and run every stage on it into runs/d
 	$(BIN)/dnc data ml-100k --out $(DATA)
 	$(BIN)/dnc run -c configs/ml-100k.yaml -w $(RUN) $(DEMO_FLAGS)
 
-test: $(INSTALLED) ## Run the tests (some eleven minutes on two cores)
+test: $(INSTALLED) ## Run the tests (some fourteen minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(INSTALLED) ## Run the slow tests, too
