@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_VALUES = 1_000  # of a column; the others are one
 _SEPARATORS = ("|", ",", ";")
+_LEAST_COMBINATIONS = 20  # fewer may have values in common by chance
 
 
 def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
@@ -51,9 +52,29 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             if found.get(MISSING) and found[MISSING] == len(rows.ids):
                 logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
                                f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
-            if feature.kind == "tokens" and (problem := _misread_tokens(rows.columns[feature.name], feature.separator)):
+            if problem := _misread(rows.columns[feature.name], feature):
                 logger.warning("data.%s: column %r of %s %s", name, feature.name, table.path, problem)
         yield dataset_statistics(name, len(rows.ids), histograms)
+
+
+def _misread(column: pa.Array, feature: Feature) -> str | None:
+    """Why the values may not be those that were meant, and the remedy."""
+    if feature.kind == "tokens":
+        return _misread_tokens(column, feature.separator)
+    return _misread_categories(column) if feature.kind == "categorical" else None
+
+
+def _misread_categories(cells: pa.Array) -> str | None:
+    """What makes each combination of a few values a category of its own, and the remedy."""
+    present = pc.unique(cells.filter(pc.greater(pc.binary_length(cells), 0)))
+    for separator in _SEPARATORS:
+        parts = pc.unique(pc.list_flatten(pc.split_pattern(present, separator)))
+        if len(present) >= _LEAST_COMBINATIONS and 2 * len(parts) <= len(present):
+            return (
+                f"has {len(present):,} categories that are {len(parts):,} values with {separator!r} between them, so "
+                f"that nothing tells what two of them share: set kind: tokens and separator: '{separator}'"
+            )
+    return None
 
 
 def _misread_tokens(cells: pa.Array, separator: str) -> str | None:

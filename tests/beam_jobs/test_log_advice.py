@@ -242,30 +242,6 @@ def test_a_table_that_lacks_most_items_is_said(
     assert ("20 of the 30 ids of the log have no row in data.item_features" in caplog.text) == is_said
 
 
-TOKENS: dict[str, tuple[list, str | None]] = {
-    "printed lists": ([str(["a", "b"]), json.dumps(["b", "c"]), ""], "has lists as programs print them"),
-    "some in brackets": (["a|b", "[live]|c", "c"], None),
-    "lists": ([["a", "b"]] * 3, None),
-    "spaces behind": (["a| b| c", "b| a", "a", "c|b"], "has a space behind each '|', .*: set separator: '| '"),
-    "a space in a value": (["rock| pop", "pop|rock", "pop|a b"], None),
-    "another separator": (["a, b", "b,c", "a", ""], "has ',' in most cells, and '|' in none, .*: set separator"),
-    "single values": (["a", "b", "c, d"], None),
-    "commas in values": (["a|b, c", "d, e", "f, g"], None),
-}
-
-
-@pytest.mark.parametrize("name", TOKENS)
-def test_tokens_that_are_taken_apart_wrongly_are_said(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of "Food, Bars" and "Bars, Food", as Yelp has them, there would be four values; so would be of "['a', 'b']"."""
-    cells, said = TOKENS[name]
-    workdir, [config] = with_table(tmp_path, {"id": list(range(len(cells))), "it": cells}, "tokens")
-    ingest.run(config, workdir, "f")
-    found = [record.getMessage() for record in caplog.records if "column 'it' of" in record.getMessage()]
-    assert len(found) == (said is not None) and (said is None or re.search(said, found[0]))
-
-
 def test_a_category_without_any_value_is_said(tmp_path: Path) -> None:
     sections = {"groups": {"method": "hybrid", "category": "it", "num_groups": 2, "embedding_dim": 8}}
     workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": [""] * 30}, "categorical", **sections)

@@ -1,0 +1,59 @@
+"""Columns of a feature table whose values are hardly those that were meant: what is said of them."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs.feature_statistics import feature_statistics
+from contracts.config import DataConfig
+
+VALUES = ["drama", "comedy", "crime", "war", "horror"]
+PAIRS = [(one, other) for one in VALUES for other in VALUES]
+
+# (kind, name) -> (cells, what is said)
+COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
+    ("tokens", "printed lists"): ([str(["a", "b"]), json.dumps(["b", "c"]), ""], "has lists as programs print them"),
+    ("tokens", "some in brackets"): (["a|b", "[live]|c", "c"], None),
+    ("tokens", "lists"): ([["a", "b"]] * 3, None),
+    ("tokens", "spaces behind"): (
+        ["a| b| c", "b| a", "a", "c|b"],
+        r"a space behind each '\|', .*: set separator: '\| '",
+    ),
+    ("tokens", "a space in a value"): (["rock| pop", "pop|rock", "pop|a b"], None),
+    ("tokens", "another separator"): (
+        ["a, b", "b,c", "a", ""],
+        r"',' in most cells, and '\|' in none, .*: set separator",
+    ),
+    ("tokens", "single values"): (["a", "b", "c, d"], None),
+    ("tokens", "commas in values"): (["a|b, c", "d, e", "f, g"], None),
+    ("categorical", "pairs"): (
+        ["", *map("|".join, PAIRS)],
+        r"25 categories that are 5 values with '\|' .*separator: '\|'$",
+    ),
+    ("categorical", "pairs with commas"): ([*map(",".join, PAIRS)], "set kind: tokens and separator: ','$"),
+    ("categorical", "few pairs"): ([*map("|".join, PAIRS[:9])], None),
+    ("categorical", "names"): ([f"Smith, {number}" for number in range(40)], None),
+    ("categorical", "single values"): (VALUES * 10, None),
+    ("text", "pairs"): ([*map("|".join, PAIRS)], None),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS, ids="-".join)
+def test_values_that_are_hardly_meant_are_said(
+    name: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of "Food, Bars" and "Bars, Food", as Yelp has them, there would be four tokens; so would be of "['a', 'b']".
+
+    And MovieLens' genres "Drama|War" and "War" would have nothing in common as categories.
+    """
+    cells, said = COLUMNS[name]
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"id": list(range(len(cells))), "it": cells}), path)
+    table = {"path": str(path), "id": "id", "features": [{"name": "it", "kind": name[0]}]}
+    list(feature_statistics(DataConfig.model_validate({"item_features": table})))
+    found = [record.getMessage() for record in caplog.records if "column 'it' of" in record.getMessage()]
+    assert len(found) == (said is not None) and (said is None or re.search(said, found[0]))
