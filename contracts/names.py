@@ -65,7 +65,7 @@ class WindowField:
 
     USER_INDEX = "user_index"  # int64 [1]
     ITEM_INDEX = "item_index"  # int64 [n]
-    EARLIER_ITEMS = "earlier_items"  # int64 [E], what the user took before the window: the last of it, oldest first
+    EARLIER_ITEMS = "earlier_items"  # int64 [E], the last items that the user took before the window, each once
     GROUP_ID = "group_id"  # int64 [n]
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC

@@ -46,18 +46,20 @@ class WindowItems(NamedTuple):
         """Of windows int64 [num_windows, length] whose users took `earlier_items`, int64 [num_windows, num_earlier].
 
         Args:
+            earlier_items: each item of a row once, but padding.
             is_positive: bool [num_windows, length], events at the target level or above.
             embeddings, group: of both kinds of items, those of the windows first; `group` is -1 of padding and of what
                 is in no catalogue.
         """
         items, length = tf.concat([item_index, earlier_items], 1), tf.shape(item_index)[1]
-        column, place = tf.range(tf.shape(items)[1]), tf.range(length)
-        same = items[:, :, None] == items[:, None, :]
-        is_repeat = tf.reduce_any(same & (column[None, :] < column[:, None]), axis=-1)
-        is_earlier = tf.reduce_any(same[:, :, length:], axis=-1)
-        first_taken = tf.reduce_min(tf.where(same[:, :, :length] & is_positive[:, None, :], place, length), axis=-1)
-        seen = is_earlier[:, None, :] | (first_taken[:, None, :] < place[:, None])
-        seen &= ~same[:, :length]
+        place, column = tf.range(length)[:, None], tf.range(tf.shape(items)[1])
+        same = item_index[:, :, None] == items[:, None, :]
+        is_repeat = tf.reduce_any(same & (place < column), axis=1)
+        again = tf.reduce_any(same[:, :, length:], axis=2)
+        is_earlier = tf.concat([again, tf.ones_like(earlier_items, tf.bool)], 1)
+        first_taken = tf.reduce_min(tf.where(same & is_positive[:, :, None], place, length), axis=1)
+        seen = is_earlier[:, None, :] | (first_taken[:, None, :] < place)
+        seen &= ~same
         return cls(embeddings, tf.where(is_repeat, -1, group), group[:, :length], seen)
 
     def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ def test_partitions_over_a_windows_items_by_numpy(weight: float) -> None:
     """
     rng = np.random.default_rng(0)
     items = np.array([[3, 7, 3, 5, 20], [9, 4, 9, 9, 0], [6, 0, 0, 0, 0]])
-    earlier = np.array([[8, 7, 8], [2, 0, 0], [0, 0, 0]])
+    earlier = np.array([[8, 7, 0], [2, 0, 0], [0, 0, 0]])
     every = np.concatenate([items, earlier], axis=1)
     group = np.append(-1, np.arange(1, 20) % 3)
     table = rng.normal(size=(21, 4)).astype(np.float32)
