@@ -34,7 +34,7 @@ class WindowsConfig(Section):
     max_user_positives: int | None = Field(
         None,
         ge=1,
-        description="most positives of a user that are trained on, the newest (a window more or less); null: 20 times "
+        description="most positives of a user that are trained on, the newest (up to a window more); null: 20 times "
         "the average user's, at least 1000, so that a few users with most of the log do not decide what is learnt",
     )
     resamples: int = Field(1, ge=1, description="R independent draws are written; epoch e trains on draw e modulo R")
