@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -18,6 +19,8 @@ import contracts  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 DISTRIBUTION = "dnc-retrieval"
 _REINSTALL = "rm -rf .venv && make install (installs requirements.lock with --no-deps)"
 _MIN_FREE_GIB = 5
+_CPU_INFO = Path("/proc/cpuinfo")
+_SCANN_NEEDS = ["avx2", "fma"]
 _MODULES = {
     "beam": ("apache_beam", "tensorflow_transform"),
     "train": ("tensorflow", "tensorflow_recommenders"),
@@ -55,6 +58,10 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
     if "beam" in extras:
         machine = platform.machine()
         yield Finding("x86-64", machine == "x86_64", machine, "use another machine: TFX-BSL has no wheels for this one")
+    lacking = _lacking_for_scann() if "serving" in extras else []
+    if "serving" in extras:
+        found = f"without {', '.join(lacking)}" if lacking else "all that ScaNN needs"
+        yield Finding("processor", not lacking, found, "use another machine: on this one, ScaNN would end the process")
     free = shutil.disk_usage(".").free / 2**30
     yield Finding("free disk", free >= _MIN_FREE_GIB, f"{free:.0f} GiB", f"free at least {_MIN_FREE_GIB} GiB")
     keras = os.environ.get("TF_USE_LEGACY_KERAS", "")
@@ -62,7 +69,15 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
     remedy = _install(extras)
     yield from _pinned_versions(extras, remedy)
     for module in dict.fromkeys(module for extra in extras for module in _MODULES[extra]):
-        yield _imports(module, remedy)
+        if module != "scann" or not lacking:  # it would end this process, too
+            yield _imports(module, remedy)
+
+
+def _lacking_for_scann() -> list[str]:
+    """What ScaNN's wheel for x86-64 is compiled for, and the processor has not; other processors list no flags."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), _SCANN_NEEDS)
+    return [flag for flag in _SCANN_NEEDS if flag not in flags]
 
 
 def _install(extras: Sequence[str]) -> str:

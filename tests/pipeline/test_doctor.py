@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import doctor
 from pipeline.doctor import check
 
 
@@ -48,6 +49,25 @@ def test_the_beam_side_needs_a_processor_that_it_has_wheels_for(
     monkeypatch.setattr(importlib, "import_module", lambda module: None)
     assert [finding.ok for finding in check(["beam"]) if finding.what == "x86-64"] == [ok]
     assert "x86-64" not in {finding.what for finding in check(["server"])}
+
+
+@pytest.mark.parametrize(
+    ("line", "ok"),
+    [("flags\t\t: sse4_2 avx avx2 fma", True), ("flags\t\t: sse4_2 avx fma", False), ("Features\t: fp asimd", True)],
+    ids=["x86-64", "x86-64 without AVX2", "ARM"],
+)
+def test_a_processor_on_which_scann_would_end_the_process_is_told(
+    line: str, ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n")
+    monkeypatch.setattr(doctor, "_CPU_INFO", tmp_path / "cpuinfo")
+    imported = []
+    monkeypatch.setattr(importlib, "import_module", imported.append)
+    findings = {finding.what: finding for finding in check(["serving"])}
+    processor = findings["processor"]
+    assert (processor.ok, processor.found) == (ok, "all that ScaNN needs" if ok else "without avx2")
+    assert ("scann" in imported) == ok
+    assert "processor" not in {finding.what for finding in check(["train"])}
 
 
 def test_a_machine_for_some_extras_needs_these_only(monkeypatch: pytest.MonkeyPatch) -> None:
