@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from contracts.artifact import Manifest
-from pipeline.cli_options import reports_user_errors
+from pipeline.cli_options import LocalPath, reports_user_errors
 
 
 @click.group()
@@ -18,8 +18,8 @@ def data() -> None:
 
 
 def _out(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    path, shown = click.Path(path_type=Path), "Directory to write; the same data there are kept."
-    return click.option("--out", type=path, default=Path("data") / name, show_default=True, help=shown)
+    shown = "Directory to write; the same data there are kept."
+    return click.option("--out", type=LocalPath(), default=Path("data") / name, show_default=True, help=shown)
 
 
 def _number(flag: str, name: str, default: int, shown: str, least: int = 1) -> Callable[..., Any]:

@@ -70,7 +70,11 @@ def test_a_servable_that_is_refused_is_a_failure_and_no_bad_input(
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (code, f"dnc: {error}")
 
 
-@pytest.mark.parametrize("command", [["run", "-w"], ["retrain", "-s"], ["tune", "-w"], ["query", "-w"]])
+@pytest.mark.parametrize(
+    "command",
+    [["run", "-w"], ["retrain", "-s"], ["tune", "-w"], ["query", "-w"], ["data", "synthetic", "--out"]],
+    ids=" ".join,
+)
 def test_an_empty_path_is_refused_and_a_url_where_it_cannot_be_one(command: list[str]) -> None:
     """`-s "$STORE"` with no STORE is the directory that the shell is in, and `-s gs://...` would be one named gs:."""
     done = CliRunner().invoke(main, [*command, ""])
