@@ -243,7 +243,8 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
 def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> None:
     """Show settings, what they are by default, and what they mean.
 
-    PREFIX: of their keys, or else a part of them; without it, all. With a config, what it makes of them.
+    PREFIX: of their keys, or else a part of them; without it, all. With a config, what it makes of them, but for those
+    of a list's elements, whose keys have [].
 
     \b
     Examples:
@@ -259,7 +260,10 @@ def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> No
     for setting in found:
         value = setting.value_in(resolved)
         default = "required" if setting.is_required else f"by default {_as_yaml(setting.default)}"
-        click.echo(f"{setting.key}: {_as_yaml(value)}" + ("" if value == setting.default else f" ({default})"))
+        if value == setting.default:
+            click.echo(f"{setting.key}: {default if setting.is_required else _as_yaml(value)}")
+        else:
+            click.echo(f"{setting.key}: {_as_yaml(value)} ({default})")
         meaning = setting.meaning + (f" [{', '.join(setting.choices)}]" if setting.choices else "")
         click.echo(textwrap.fill(meaning, 100, initial_indent="    ", subsequent_indent="    "))
 

@@ -52,6 +52,11 @@ def test_a_config_shows_what_it_makes_of_them() -> None:
     lines = shown("groups", "-c", str(CONFIGS / "smoke.yaml")).output.splitlines()
     assert "groups.num_groups: 6 (by default 10)" in lines
     assert "groups.fit: sample" in lines
+    paths = shown("item_features.path").output, shown("item_features.path", "-c", str(CONFIGS / "smoke.yaml")).output
+    assert [path.splitlines()[0] for path in paths] == [
+        "data.item_features.path: required",
+        "data.item_features.path: data/synthetic/items.csv (required)",
+    ]
     assert all(line.startswith(("groups.", "    ")) for line in lines)
 
 
