@@ -61,7 +61,9 @@ def main(verbose: bool) -> None:
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
 def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: str | None, last: str | None) -> None:
-    """Run the stages in order, skipping those whose inputs and config did not change.
+    """Run the stages in order.
+
+    Those whose inputs, config and code did not change are skipped.
 
     \b
     Examples:
@@ -85,10 +87,10 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 @click.option("--workdir", "-w", type=LocalPath(), required=True, help="Where the copies go.")
 @reports_user_errors
 def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir: Path) -> None:
-    """Copy the Beam side's artifacts from SOURCE, a workdir in an object store, to go on with them here.
+    """Copy the Beam side's artifacts from an object store.
 
-    What is here already is not copied again; a stage is up to date here as it was there. The config is asked for
-    `beam.options` alone, which say how to reach the store.
+    SOURCE is a workdir there; a run goes on with the copies here. What is here already is not copied again; a stage is
+    up to date here as it was there. The config is asked for `beam.options` alone, which say how to reach the store.
 
     \b
     Example:
@@ -108,10 +110,10 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 @click.option("--model", "trained", type=LocalPath(), required=True, help="A finished run: its model.")
 @reports_user_errors
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
-    """Serve today's items by a model that is already trained: the next version, without training.
+    """Make a version for today's items, without training.
 
-    New items are placed by their side features, changed groups are indexed anew, unchanged ones taken over. Groups
-    continue those of --model, unless groups.previous names others.
+    The model is that of a finished run. New items are placed by their side features, changed groups are indexed anew,
+    unchanged ones taken over. Groups continue those of --model, unless groups.previous names others.
 
     \b
     Example:
@@ -152,10 +154,10 @@ def benchmark(
     jobs: int,
     json_path: Path | None,
 ) -> None:
-    """Train and measure data sets x models x seeds; write the table as JSON and Markdown.
+    """Train and measure data sets x models x seeds.
 
-    Runs that have a result in the workdir are not run again. A run that fails is reported, and the others go on; the
-    table is made once all have a result.
+    Writes the table as JSON and Markdown. Runs that have a result in the workdir are not run again. A run that fails is
+    reported, and the others go on; the table is made once all have a result.
 
     \b
     Examples:
@@ -186,7 +188,9 @@ def benchmark(
 )
 @reports_user_errors
 def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None, models: tuple[str, ...]) -> None:
-    """Serve servables by TF Serving's APIs: gRPC and REST, new versions taken up as they appear.
+    """Serve servables by TF Serving's APIs, gRPC and REST.
+
+    New versions are taken up as they appear.
 
     \b
     Examples:
@@ -221,9 +225,10 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Finished trials to reach.")
 @reports_user_errors
 def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:
-    """Search the user tower, K, alpha, the loss terms' shares and the rates for the best validation recall.
+    """Search the settings for the best validation recall.
 
-    Test users are not looked at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
+    Those are the user tower, K, the merge and alpha, the loss terms' shares and the rates. Test users are not looked
+    at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
 
     \b
     Example:
@@ -276,9 +281,9 @@ def _as_yaml(value: Any) -> str:
 @click.argument("extras", nargs=-1, type=click.Choice(EXTRAS))
 @reports_user_errors
 def doctor(extras: tuple[str, ...]) -> None:
-    """Check that this machine can run the pipeline; say what to do where it cannot.
+    """Check that this machine can run the pipeline.
 
-    EXTRAS: those of setup.py that the machine is to have; without any, all.
+    Says what to do where it cannot. EXTRAS: those of setup.py that the machine is to have; without any, all.
     """
     problems = 0
     for finding in check(extras or EXTRAS):

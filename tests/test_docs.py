@@ -150,6 +150,12 @@ def test_every_option_says_what_it_is(command: click.Command) -> None:
     assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType) and not p.metavar] == []
 
 
+@pytest.mark.parametrize("command", leaves()[1:], ids=lambda command: command.name)
+def test_an_overview_of_commands_shows_a_whole_sentence_of_each(command: click.Command) -> None:
+    """In 80 columns, as of a pipe; click cuts a longer first sentence."""
+    assert not command.get_short_help_str(63).endswith("...")
+
+
 def test_help_tells_every_exit_code() -> None:
     shown = CliRunner().invoke(main, ["--help"]).output
     assert re.search(r"0 done, 1 failed, 2 bad input.*`dnc retrain` has 3 and 4", shown.replace("\n ", ""))

