@@ -37,13 +37,13 @@ CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 @dataclass
-class CsvBatch:
-    """Rows of one block.
+class RawBatch:
+    """Rows of a file as they are there.
 
     Attributes:
-        table: the wanted columns, as binary.
+        table: the wanted columns: bytes from CSV, any Arrow type from Parquet.
         rows: [num_rows] number of each row in its file, the first data row being 1.
-        bad_rows: (row number, reason, text) of what is not a row of this file.
+        bad_rows: (row number, reason, text) of lines that are no row.
     """
 
     table: pa.Table
@@ -69,7 +69,7 @@ def read_csv_header(path: str, text: TextFormat) -> list[str]:
 
 def read_csv_batches(
     path: str, columns: Sequence[str], text: TextFormat, block_bytes: int = BLOCK_BYTES
-) -> Iterator[CsvBatch]:
+) -> Iterator[RawBatch]:
     """Reads only `columns`, each of which must be in the header exactly once.
 
     Args:
@@ -128,7 +128,7 @@ class _BlockParser:
         self._next_row = 1
         self._lines_are_records = True
 
-    def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[CsvBatch, int]:
+    def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[RawBatch, int]:
         """Rows of `block`, and where its whole records end; a malformed record costs no more than its first line.
 
         Args:
@@ -152,7 +152,7 @@ class _BlockParser:
         bad_rows = self._bad_rows(block, records, invalid)
         rows = self._number(table.num_rows, len(invalid), [place for place, _ in invalid])
         self._next_row += table.num_rows + len(invalid)
-        return CsvBatch(table, rows, bad_rows), records.end
+        return RawBatch(table, rows, bad_rows), records.end
 
     def _of_lines(self, block: bytes, is_last: bool) -> tuple[Records | None, pa.Table | None, list[tuple[int, str]]]:
         """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""
@@ -177,7 +177,7 @@ class _BlockParser:
         return b"".join([*parts, view[kept : records.end], feed, self._sentinel_row])
 
     def _bad_rows(self, block: bytes, records: Records, invalid: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
-        """`CsvBatch.bad_rows`, of pyarrow's bad rows, with the lines that are blanked in their places."""
+        """`RawBatch.bad_rows`, of pyarrow's bad rows, with the lines that are blanked in their places."""
         bad_rows, set_aside = [], iter(records.set_aside)
         blank = self._blank_row.decode().rstrip("\n")
         for place, text in invalid:

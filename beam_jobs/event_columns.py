@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.column_text import ID_PROBLEMS, LOST_DIGITS, check_ids, is_inexact, to_binary, to_numbers
-from beam_jobs.event_files import RawBatch
+from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.span_statistics import MISSING, OTHER
 from beam_jobs.timestamps import TIME_PROBLEMS, parse_times

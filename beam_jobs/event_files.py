@@ -7,15 +7,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam_jobs.csv_blocks import CSV_SUFFIXES, is_csv, read_csv_batches, read_csv_header
+from beam_jobs.csv_blocks import CSV_SUFFIXES, RawBatch, is_csv, read_csv_batches, read_csv_header
 from beam_jobs.csv_header import USE_ONE_CHARACTER
 from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
@@ -33,21 +31,6 @@ _NO_TIMES = (
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _KINDS = ("*.parquet", *(f"*{suffix}" for suffix in CSV_SUFFIXES))
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
-
-
-@dataclass
-class RawBatch:
-    """Columns as they are in the file: bytes from CSV, any Arrow type from Parquet.
-
-    Attributes:
-        table: the wanted columns.
-        rows: [num_rows] number of each row in its file, from 1.
-        bad_rows: (row number, reason, text) of lines that are no row.
-    """
-
-    table: pa.Table
-    rows: npt.NDArray[np.int64]
-    bad_rows: list[tuple[int, str, str]]
 
 
 def wanted_columns(data: DataConfig) -> dict[str, str]:
@@ -189,14 +172,13 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
     """
     try:
         if is_csv(path):
-            for batch in read_csv_batches(path, columns, text):
-                yield RawBatch(batch.table, batch.rows, batch.bad_rows)
+            yield from read_csv_batches(path, columns, text)
             return
         with reading(as_path(path)) as copy:
             row, file = 1, pq.ParquetFile(copy)
             for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
                 table = as_named(pa.Table.from_batches([record_batch]))
-                yield RawBatch(table, np.arange(row, row + table.num_rows), [])
+                yield RawBatch(table, np.arange(row, row + table.num_rows))
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"{path} cannot be read to its end ({error}): get a whole copy, or leave it out") from None

@@ -14,8 +14,8 @@ import pytest
 
 from beam_jobs import ingest
 from beam_jobs.column_text import LOST_DIGITS
+from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.event_columns import validate
-from beam_jobs.event_files import RawBatch
 from contracts.config import DataConfig
 from contracts.layout import Workdir
 from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log

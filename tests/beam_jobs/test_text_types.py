@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import ingest
+from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.event_columns import validate
-from beam_jobs.event_files import RawBatch, find_event_files
+from beam_jobs.event_files import find_event_files
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import DataConfig, FeatureTable
