@@ -21,9 +21,14 @@ class WindowsConfig(Section):
     in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
     easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
     exposed_negatives: int = Field(
-        0, ge=0, description="per positive, of what the user was shown in training and never took (below target_level)"
+        0,
+        ge=0,
+        description="per positive, of what the user was shown in training and never took (below target_level), for "
+        "choice_weight and hierarchy_weight of training.loss",
     )
-    mined_negatives: int = Field(0, ge=0, description="per positive, of its nearest wrong items by mined_from")
+    mined_negatives: int = Field(
+        0, ge=0, description="per positive, of its nearest wrong items by mined_from, for training.loss.choice_weight"
+    )
     mined_from: str | None = Field(
         None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
     )
