@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,17 +64,12 @@ class HoldoutUsers:
         """
         from serving.servable_session import ServableSession
 
-        lists, milliseconds = [], []
-        sessions = []
-        try:
+        with ExitStack() as stack:
+            sessions, lists = [], []
             for path in servables:
-                sessions.append(ServableSession(path))
+                sessions.append(stack.enter_context(closing(ServableSession(path))))
                 lists.append(self._lists(sessions[-1], k))
-            milliseconds = self._time(sessions, k)
-        finally:
-            for session in sessions:
-                session.close()
-        return [Answers(*pair) for pair in zip(lists, milliseconds, strict=True)]
+            return [Answers(*pair) for pair in zip(lists, self._time(sessions, k), strict=True)]
 
     def _lists(self, session: ServableSession, k: int) -> np.ndarray:
         lists = np.zeros([len(self._requests), k], np.int64)
