@@ -30,6 +30,7 @@ _NO_TIMES = (
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _KINDS = ("*.parquet", *(f"*{suffix}" for suffix in CSV_SUFFIXES))
+_OF_SPANS = re.compile(r"\{(date|span)\}")
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
@@ -73,7 +74,10 @@ def find_event_files(data: DataConfig) -> list[str]:
     for pattern in data.events:
         found = matching(pattern)
         if not found:
-            raise ValueError(f"data.events: no file matches {pattern!r}{_looked_in(pattern)}: check the path")
+            remedy = "check the path"
+            if _OF_SPANS.search(pattern):
+                remedy = f"`dnc retrain` alone reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
+            raise ValueError(f"data.events: no file matches {pattern!r}{_looked_in(pattern)}: {remedy}")
         paths += found
     paths = sorted(set(paths))
     wanted = wanted_columns(data)
