@@ -12,7 +12,6 @@ import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object sto
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
-from contracts.names import Split
 from contracts.patterns import matching
 from contracts.storage import as_path
 from pipeline.stage import Stage
@@ -87,7 +86,7 @@ def _validate(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.validate import validate
 
     servable = exported_servable(workdir)
-    validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable, Split.TEST))
+    validate(config, workdir, servable, fingerprint, evaluate_servable(config, workdir, servable))
 
 
 def _validate_alone(config: Config, workdir: Workdir, fingerprint: str) -> None:

@@ -1,4 +1,4 @@
-"""The servable's own metrics: the exported graph answers for every user of a split."""
+"""The servable's own metrics: the exported graph answers for every test user."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainer.metrics import MetricTable
 from trainer.progress import line_a_minute
 
 
-def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: Split) -> MetricTable:
-    """Asks for candidates for each user, at every M measured, and measures the lists as exact ones are.
+def evaluate_servable(config: Config, workdir: Workdir, servable: Path) -> MetricTable:
+    """Asks for candidates for each test user, at every M measured, and measures the lists as exact ones are.
 
     Returns:
         metric -> {"value", "low", "high"}.
@@ -29,7 +29,7 @@ def evaluate_servable(config: Config, workdir: Workdir, servable: Path, split: S
         ValueError: there is no servable at `servable`.
     """
     catalogue = Catalogue.for_config(config, workdir)
-    users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
+    users = EvaluationUsers.load(workdir, Split.TEST, config.evaluation.max_users)
     requests = user_requests(workdir, catalogue, users)
     with ServableSession(servable) as session:
         lists = {length: served_lists(session, catalogue, requests, length) for length in lengths_to_measure(config)}

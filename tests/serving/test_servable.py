@@ -270,7 +270,7 @@ def test_warmup(servable, session, trained):
 
 
 def test_the_servables_metrics_are_the_exact_ones(servable, trained):
-    served = evaluate_servable(trained.config, trained.workdir, servable, Split.TEST)
+    served = evaluate_servable(trained.config, trained.workdir, servable)
     exact = evaluate(trained.config, trained.workdir, Split.TEST, [MODEL]).metrics[MODEL]
     for k in (50, 100, 500):
         assert served[f"recall_at_{k}"]["value"] == pytest.approx(exact[f"recall_at_{k}"]["value"], abs=0.05)
