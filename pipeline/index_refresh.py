@@ -119,7 +119,7 @@ def _of_model(config: Config) -> dict[str, Any]:
 def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from trainer.carry_over import carry_over
 
-    carry_over(config, workdir, MAIN_MODEL, fingerprint)
+    carry_over(config, workdir, fingerprint)
 
 
 def _outcome(workdir: Workdir) -> Refreshed:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
-from contracts.layout import Model, Workdir
+from contracts.layout import MAIN_MODEL, Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.exploration import EXPLORATION_SHARE, stored_exploration_share
@@ -21,8 +21,8 @@ from trainer.warm_start import warm_start
 log = logging.getLogger(__name__)
 
 
-def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
-    """Writes the model of the run `training.warm_start` as `workdir.model(name)`, for `workdir`'s catalogue.
+def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+    """Writes the main model of the run `training.warm_start` as that of `workdir`, for its catalogue.
 
     Items that both runs know keep their vectors; `warm_start` says where the others start.
 
@@ -34,7 +34,7 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
     tf.keras.utils.set_random_seed(config.seed)
     catalogue = Catalogue.for_config(config, workdir)
     model = build_model(config, catalogue)
-    carried = warm_start(model, config, workdir, name, frozen=True)
+    carried = warm_start(model, config, workdir, MAIN_MODEL, frozen=True)
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "
@@ -48,21 +48,21 @@ def carry_over(config: Config, workdir: Workdir, name: str, fingerprint: str) ->
             "training.warm_start), or train with groups.method=category, whose groups outlive their items",
             carried.new_groups, carried.new_groups + carried.kept_groups, carried.source,
         )  # fmt: skip
-    final = workdir.model(name)
+    final = workdir.model(MAIN_MODEL)
     with writing(final.path, Model.KIND, fingerprint) as artifact:
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
         save_model(artifact, model, config, history=[])
         source = Workdir(Path(carried.source))
         with Model(artifact.path).trained_items.open("w+b") as stream:  # of "wb" NumPy says no reason of a full disk
-            np.save(stream, _trained_items(catalogue, source, name))
+            np.save(stream, _trained_items(catalogue, source))
         artifact.files.append(final.trained_items.name)
-        share = stored_exploration_share(read_manifest(source.model(name).path))
+        share = stored_exploration_share(read_manifest(source.model(MAIN_MODEL).path))
         artifact.details |= {"warm_start": asdict(carried), EXPLORATION_SHARE: share}
     return read_manifest(final.path)
 
 
-def _trained_items(catalogue: Catalogue, source: Workdir, name: str) -> np.ndarray:
+def _trained_items(catalogue: Catalogue, source: Workdir) -> np.ndarray:
     """bool [num_items + 1]: which items the model of another run was trained on. Today's log does not say."""
-    earlier = Catalogue.load(source).known_to(source.model(name))
+    earlier = Catalogue.load(source).known_to(source.model(MAIN_MODEL))
     known = set(earlier.item_ids[earlier.is_trained[1:]])
     return np.array([False, *(item in known for item in catalogue.item_ids)])

@@ -28,7 +28,7 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
     np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32))
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
-    carry_over(warm, after, "dnc", "fingerprint")
+    carry_over(warm, after, "fingerprint")
     trained = build_model(warm, Catalogue.load(after))
     warm_start(trained, warm, after, "dnc")
     known, carried, start = (
@@ -61,7 +61,7 @@ def test_a_new_item_starts_among_what_the_model_learnt_and_not_among_its_cold_it
     config = config_of("mmoe")
     known = random_model(config, before)._candidate_tower._id_table.numpy()[1:]
     warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
-    carry_over(warm, today, "dnc", "fingerprint")
+    carry_over(warm, today, "fingerprint")
     carried = load_model(warm, today, "dnc")._candidate_tower._id_table.numpy()[1:]
     np.testing.assert_allclose(carried[:NUM_ITEMS], known)
     for item in range(NUM_ITEMS, number):
@@ -86,7 +86,7 @@ def test_without_training_what_was_trained_on_is_what_the_model_learnt_from(tmp_
     for workdir in (today, tomorrow):
         training = config.training.model_copy(update={"warm_start": str(source.path)})
         warm = config.model_copy(update={"training": training})
-        carry_over(warm, workdir, "dnc", "fingerprint")
+        carry_over(warm, workdir, "fingerprint")
         carried = scores(load_model(warm, workdir, "dnc"), workdir, history)
         for item, values in known.items():
             np.testing.assert_allclose(carried[item], values, atol=1e-5)
@@ -105,4 +105,4 @@ def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -
     np.save(after.item_groups.embeddings, np.zeros((NUM_ITEMS, 3), np.float32))
     config = config_of("mmoe", "windows.length=15", f"training.warm_start={before.path}")
     with pytest.raises(ValueError, match=r"query_tower/positions,.* windows.length and groups.embedding_dim"):
-        carry_over(config, after, "dnc", "fingerprint")
+        carry_over(config, after, "fingerprint")

@@ -269,7 +269,7 @@ def test_a_kept_group_goes_on_where_all_its_items_are_new(
     (after.item_groups.path / MANIFEST_NAME).write_text(json.dumps(manifest))
     earlier = random_model(config_of("mmoe"), before)
     config = config_of("mmoe", f"training.warm_start={before.path}", f"groups.previous={before.item_groups.path}")
-    carried = carry_over(config, after, "dnc", "fingerprint")
+    carried = carry_over(config, after, "fingerprint")
     assert exploration_share(config, carried) == 0.25, "the share that was measured of the model"
     model = load_model(config, after, "dnc")
     users = model.features_of_users(tf.constant([1], tf.int64))
