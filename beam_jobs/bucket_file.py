@@ -59,6 +59,12 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
     }
 
 
+def num_tied(events: pa.Table) -> int:
+    """How many of the events that `order_events` returns are of the time of their user's event before."""
+    users, times = one_array(events[EventColumn.USER_ID]).indices, events[EventColumn.TIMESTAMP].to_numpy()
+    return int(((np.diff(users) == 0) & (np.diff(times) == 0)).sum())
+
+
 def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     """Sorts by (user_id, timestamp, hash of user and item, item_id) and keeps the highest level of exact duplicates.
 

@@ -93,8 +93,12 @@ class CountTargetSeconds(beam.PTransform):
         )
 
 
-def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = False) -> Manifest:
     """Writes the `Events` artifact.
+
+    Args:
+        is_span: the log is a span of a rolling window. What is held out, and whether events have an order, is the
+            window's (`merge_spans`): on one day, all that a user bought may be one basket.
 
     Raises:
         ValueError: a file or a feature table is missing, damaged or lacks a column; no row is valid; more rows than
@@ -132,8 +136,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         write_schema(schema, staged.schema)
         _check_times(config, plan, writer.counts, **times)
         warn_of_unlikely_times(config, writer.counts, sum(bucket["unlikely"] for bucket in buckets), **times)
-        warn_of_nothing_held_out(config, writer.counts)
-        warn_of_tied_times(config, writer.counts, sum(bucket["tied"] for bucket in buckets))
+        if not is_span:
+            warn_of_nothing_held_out(config, writer.counts)
+            warn_of_tied_times(config, writer.counts, sum(bucket["tied"] for bucket in buckets))
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=levels,

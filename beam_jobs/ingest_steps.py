@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.bucket_file import EVENT_SCHEMA, write_bucket
+from beam_jobs.bucket_file import EVENT_SCHEMA, num_tied, write_bucket
 from beam_jobs.dead_letters import DeadLetters
 from beam_jobs.event_columns import ToldValues, validate
 from beam_jobs.event_files import read_batches, wanted_columns
@@ -140,8 +140,7 @@ class WriteBucket(beam.DoFn):
         is_unlikely = (times < _EARLIEST) | (times > (time.time() + _AHEAD_SECONDS) * 1e6)
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
-            "busiest": _busiest(users), "tied": int(((np.diff(users.indices) == 0) & (np.diff(times) == 0)).sum()),
-            "unlikely": int(is_unlikely.sum()),
+            "busiest": _busiest(users), "tied": num_tied(table), "unlikely": int(is_unlikely.sum()),
         }  # fmt: skip
 
 

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from beam_jobs.beam_run import collect
-from beam_jobs.bucket_file import write_bucket
+from beam_jobs.bucket_file import num_tied, write_bucket
 from beam_jobs.files import read_parquet
 from beam_jobs.hashing import hash_strings
+from beam_jobs.ingest_advice import warn_of_tied_times
 from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
 from contracts.artifact import Manifest, TooFewEvents, read_manifest, writing
@@ -60,8 +61,8 @@ class MergeBucket(beam.DoFn):
         parts = [read_parquet(span.bucket(bucket, self._num_buckets)) for span in self._spans]
         # Spans may overlap: an event that two of them hold is one event.
         events = pa.concat_tables([part.drop_columns(EventColumn.SPLIT) for part in parts])
-        _, counts = write_bucket(self._events.bucket(bucket, self._num_buckets), events, self._plan)
-        yield counts
+        merged, counts = write_bucket(self._events.bucket(bucket, self._num_buckets), events, self._plan)
+        yield {"counts": counts, "tied": num_tied(merged)}
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[SpanParts], holdout_start: int) -> Manifest:
@@ -85,8 +86,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
         plan = HoldoutPlan(holdout_start, config.retrain.validation_users)
         merge = MergeBucket([span.events for span in spans], staged, num_buckets, plan)
         totals: Counter[str] = Counter()
-        for summary in collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path):
-            totals.update(summary)
+        buckets = collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path)
+        for bucket in buckets:
+            totals.update(bucket["counts"])
         empty = [split.name.lower() for split in Split if not totals[f"{split.name.lower()}_events"]]
         if empty:
             raise TooFewEvents(
@@ -94,6 +96,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
                 "(retrain.window_spans), change retrain.validation_users, or wait for the next span"
             )
         writer.counts.update(totals)
+        warn_of_tied_times(config, totals, sum(bucket["tied"] for bucket in buckets))
         counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
         starts = [read_manifest(span.profile).details["start"] for span in spans]
         # An event that two spans hold is one event: their counts do not add up.

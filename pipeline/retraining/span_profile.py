@@ -63,7 +63,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     found = artifact.find_current(parts.events.path, wanted)
     if found is None:
         # Not of the fingerprint: which span lies before it changes nothing in what is written.
-        found = ingest.run(_compared(own, before), Workdir(parts.path), wanted)
+        found = ingest.run(_compared(own, before), Workdir(parts.path), wanted, is_span=True)
     profile = artifact.find_current(parts.profile, wanted)
     if profile is None:
         files = [parts.events.path / name for name in found.files]

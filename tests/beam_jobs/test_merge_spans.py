@@ -8,11 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from beam_jobs import merge_spans
 from beam_jobs.merge_spans import HoldoutPlan, _counts
 from beam_jobs.statistics_steps import CountBucket
+from contracts.layout import SpanParts, Workdir
 from contracts.names import EventColumn, Split
+from contracts.patterns import identities
+from pipeline.retraining.span_profile import profile_span
+from pipeline.retraining.spans import Span
+from tests.beam_jobs.helpers import make_config, write_log
 
 START = 1_000
+DAY = 86_400
 
 
 def assigned(users: list[str], times: list[int], validation_users: float) -> np.ndarray:
@@ -55,3 +62,21 @@ def test_of_a_span_that_reaches_into_the_holdout_the_positives_before_it_are_cou
     items, users = CountBucket(target_level=1, num_partitions=1)._counts(source)
     assert (items["train_count"].to_pylist(), items["total_count"].to_pylist()) == ([1], [4])
     assert users["train_count"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("num_days", "tower", "said"), [(2, "gru", ["93%"]), (5, "gru", []), (2, "mean", [])], ids=["two", "five", "mean"]
+)
+def test_whether_events_have_an_order_is_asked_of_the_window(
+    num_days: int, tower: str, said: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A basket of eight items a day: on one day all that follow one are tied, of two 14 of 15, of five 35 of 39."""
+    config, parts = make_config("unused", model={"user_tower": tower}), []
+    for day in range(num_days):
+        rows = [f"u{user},i{day}-{item},{day * DAY + user}" for user in range(30) for item in range(8)]
+        log = write_log(tmp_path / f"{day}.csv", rows)
+        parts.append(SpanParts(tmp_path / str(day)))
+        profile_span(config, Span(day, str(day), identities(str(log))), parts[-1])
+    merge_spans.run(config, Workdir(tmp_path / "run"), "f", parts, (num_days - 1) * DAY * 1_000_000)
+    found = [record.getMessage() for record in caplog.records if "is arbitrary" in record.getMessage()]
+    assert [message.split()[1] for message in found] == said
