@@ -73,7 +73,8 @@ class GrpcApi:
         spec = request.model_spec
         version = self._models.find(spec)
         signature = version.signature(signature_name(spec))
-        for name in request.output_filter:
+        wanted = dict.fromkeys(request.output_filter)  # each once, as in TF Serving: a message has room for millions
+        for name in wanted:
             if name not in signature.outputs:
                 raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
         try:
@@ -83,7 +84,7 @@ class GrpcApi:
             raise invalid(str(error)) from None
         outputs = await self._models.predict(version, signature, inputs, seconds_left)
         response = predict_pb2.PredictResponse(model_spec=resolved(spec.name, version.number, signature.name))
-        for name in request.output_filter or outputs:
+        for name in wanted or outputs:
             response.outputs[name].CopyFrom(to_proto(outputs[name]))
         return response
 

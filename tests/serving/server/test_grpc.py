@@ -14,7 +14,9 @@ from tensorflow_serving.apis import (
 
 from contracts.names import Request, Response, Signature
 from serving.servable_session import request_inputs
+from serving.server import grpc_api
 from serving.server.errors import Code
+from serving.tensors import to_proto
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
@@ -79,6 +81,15 @@ def test_output_filter(predict):
     message = request(request_inputs([["i1"]]))
     message.output_filter.append(Response.SCORES)
     assert list(predict.Predict(message).outputs) == [Response.SCORES]
+
+
+def test_an_output_that_is_asked_for_many_times_is_written_once(predict, monkeypatch):
+    written = []
+    monkeypatch.setattr(grpc_api, "to_proto", lambda array: written.append(array) or to_proto(array))
+    message = request(request_inputs([["i1"]]))
+    message.output_filter.extend([Response.SCORES, Response.ITEM_IDS] * 1000)
+    assert set(predict.Predict(message).outputs) == {Response.SCORES, Response.ITEM_IDS}
+    assert len(written) == 2
 
 
 @pytest.mark.parametrize("spec", [{"version": 1}, {"label": "stable"}, {}])
