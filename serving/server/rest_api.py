@@ -42,7 +42,7 @@ _DRAIN_SECONDS = 0.5
 _ARRIVAL_SECONDS = 0.01
 """Between two looks at whether all bodies have come."""
 _IDLE_SECONDS = 75.0
-"""After which, or after twice that, a connection is ended over which no request has come."""
+"""After which, or after twice that, a connection is ended over which no request has come, and no answer has gone."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -56,7 +56,7 @@ class RestApi:
         self._is_draining = False
         self._arriving = 0
         self._busy: set[web.RequestHandler] = set()
-        self._silent: set[web.RequestHandler] = set()
+        self._silent: dict[web.RequestHandler, int] = {}
 
     async def drain(self) -> None:
         """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
@@ -71,13 +71,16 @@ class RestApi:
     async def end_silent_connections(self, server: web.Server) -> None:
         """Ends, for as long as it runs, connections without a request: before a whole head, aiohttp waits for ever.
 
-        Each holds one of the process's file descriptors.
+        So it does for a client that reads nothing of its answer. Each holds one of the process's file descriptors.
         """
         while True:
-            self._silent = set(server.connections) - self._busy
+            self._silent = {one: _unread_bytes(one) for one in set(server.connections) - self._busy}
             await asyncio.sleep(_IDLE_SECONDS)
-            for connection in self._silent.intersection(server.connections):
-                connection.force_close()
+            for connection, unread in self._silent.items():
+                if not unread:
+                    connection.force_close()
+                elif _unread_bytes(connection) == unread and connection.transport:
+                    connection.transport.abort()  # closed, it would still wait until all is read
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -92,7 +95,7 @@ class RestApi:
 
     @web.middleware
     async def _end_connections(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._silent.discard(request.protocol)
+        self._silent.pop(request.protocol, None)
         self._busy.add(request.protocol)
         try:
             response = await handler(request)
@@ -135,6 +138,11 @@ class RestApi:
         inputs, form = request_arrays(body, signature)
         outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())
         return response_body(outputs, form)
+
+
+def _unread_bytes(connection: web.RequestHandler) -> int:
+    """Of answers, those that neither the client nor the system's buffers have taken yet."""
+    return connection.transport.get_write_buffer_size() if connection.transport else 0
 
 
 def _fields(message: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import logging
+import os
 import socket
 import struct
 import threading
@@ -269,6 +270,28 @@ def test_connections_over_which_no_request_comes_are_ended(serve, base, monkeypa
         assert [client.recv(4096) for client in silent] == [b""] * len(begun)
         slow.sendall(whole[-9:])
         assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_whose_answers_nobody_reads_is_ended(serve, base, monkeypatch):
+    """One whose answers are read slowly is not."""
+    monkeypatch.setattr(rest_api, "_IDLE_SECONDS", 2.0)
+    server = serve(base)
+    body = json.dumps({"inputs": {"history": [["i1"]] * 64, "num_candidates": [1000] * 64}}).encode()
+    answer = len(post(server, body, "/v1/models/dnc:predict").content)
+    requested = 16 * (head(len(body)) + body).replace(b"dnc_exact", b"dnc")  # answers that no system's buffer holds
+    open_files = lambda: len(os.listdir("/proc/self/fd"))  # noqa: E731
+    time.sleep(0.3)  # until that one's connection is closed
+    before = open_files()
+    with connect(server) as silent:
+        silent.sendall(requested)
+        with connect(server) as slow:
+            slow.sendall(requested)
+            received = 0
+            while received < 16 * answer:
+                received += len(part := slow.recv(answer // 8))
+                assert part
+                time.sleep(0.05)
+        eventually(lambda: open_files() == before + 1)  # the client's own end
 
 
 def test_nothing_is_computed_for_a_client_that_has_given_up(serve, base):
