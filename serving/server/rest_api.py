@@ -200,8 +200,11 @@ def _error(status: int, message: str) -> web.Response:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """False for aiohttp's traceback of what is not HTTP, of which a port scanner sends as much as it likes."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """False for aiohttp's traceback of what is not HTTP, of which a port scanner sends as much as it likes.
+
+    Nor of a body that is not compressed as its head says, whose request is refused as any other.
+    """
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,12 @@ def test_what_is_not_http_is_refused(server, caplog):
     assert not caplog.records  # a port scanner's traffic is no news
 
 
+def test_a_body_that_is_not_compressed_as_its_head_says_is_refused(server, caplog):
+    answer = post(server, b"no gzip", headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"][:23]) == (400, "the body cannot be read")
+    assert not caplog.records
+
+
 def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
     server = serve(base, request_timeout_seconds=1.0)
     with connect(server) as client:
