@@ -29,6 +29,9 @@ from contracts.storage import as_path, open_binary
 
 BLOCK_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
+_MOST_LINE_BYTES = 64 << 20
+_LONG_LINE = f"a line of more than {_MOST_LINE_BYTES >> 20} MiB"
+_SHOWN_BYTES = 1_000
 _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x01end of block\x01"
@@ -95,6 +98,11 @@ def read_csv_batches(
             block = block[end:] + more
             if not more:
                 return
+            # Such as zeros that a power cut leaves, or that gzip makes of next to nothing: to parse them takes many
+            # times their length. Where carriage returns end the rows, though, what looks like a line is many of them.
+            if len(block) > _MOST_LINE_BYTES and b"\n" not in block and b"\r" not in block:
+                yield parser.set_aside(block[:_SHOWN_BYTES], _LONG_LINE)
+                block = _after_line(stream, block_bytes)
 
 
 @contextmanager
@@ -109,6 +117,15 @@ def _open(path: str) -> Iterator[BinaryIO]:
                 yield stream
     except zlib.error as error:
         raise OSError(f"damaged gzip data: {error}") from None
+
+
+def _after_line(stream: BinaryIO, block_bytes: int) -> bytes:
+    """What has been read behind the end of the line that the stream is in."""
+    while block := stream.read(block_bytes):
+        _, feed, rest = block.partition(b"\n")
+        if feed:
+            return rest
+    return b""
 
 
 class _BlockParser:
@@ -153,6 +170,13 @@ class _BlockParser:
         rows = self._number(table.num_rows, len(invalid), [place for place, _ in invalid])
         self._next_row += table.num_rows + len(invalid)
         return RawBatch(table, rows, bad_rows), records.end
+
+    def set_aside(self, line: bytes, reason: str) -> CsvBatch:
+        """No row but a line that is none, of which `line` is the beginning."""
+        table = pa.table({name: pa.array([], pa.binary()) for name in self._wanted})
+        bad_row = (self._next_row, reason, line.decode("utf-8", errors="replace"))
+        self._next_row += 1
+        return CsvBatch(table, np.zeros(0, np.int64), [bad_row])
 
     def _of_lines(self, block: bytes, is_last: bool) -> tuple[Records | None, pa.Table | None, list[tuple[int, str]]]:
         """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""

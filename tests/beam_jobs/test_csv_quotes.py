@@ -128,6 +128,29 @@ def test_a_cell_longer_than_a_block_is_no_cell(tmp_path: Path, monkeypatch: pyte
     assert len(got) == 502
 
 
+@pytest.mark.parametrize("end", ["\nu,i,6", "\n", ""])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_line_without_end_is_set_aside_and_not_kept(
+    end: str, quote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+
+    class Parser(csv_blocks._BlockParser):
+        def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[csv_blocks.CsvBatch, int]:
+            parsed.append(len(block))
+            return super().parse(block, is_last=is_last, most_bytes=most_bytes)
+
+    monkeypatch.setattr(csv_blocks, "_BlockParser", Parser)
+    monkeypatch.setattr(csv_blocks, "_HEADER_BYTES", 300)
+    monkeypatch.setattr(csv_blocks, "_MOST_LINE_BYTES", 3_000)
+    (tmp_path / "log.csv").write_text(f"a,b,c\nu,i,5\n{quote}" + "\0" * 100_000 + end)
+    row, set_aside, *others = _read(tmp_path / "log.csv", 300)
+    assert row == ("u", "i", "5")
+    assert set_aside[0] == "a line of more than 64 MiB"
+    assert others == [("u", "i", "6")] * end.endswith("6")
+    assert max(parsed) <= 3_300
+
+
 # name -> (rows between stray quotes at the end of line 1 and of the last line, how they are separated)
 SWALLOWED = {
     "tabs": (["u\ti\t5"] * 5, "\t"),
