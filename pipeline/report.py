@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 _LEAST_SHOWN = 0.0005
 _SHOWN_CANDIDATES = 30
 _SHOWN_HISTORY = 8
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def print_report(config: Config, workdir: Workdir, results: list[StageResult], console: Console) -> None:
@@ -97,7 +99,7 @@ def groups_table(workdir: Workdir) -> Table:
     for column in ("group", "items", "what it is about"):
         table.add_column(column, justify="left" if column.startswith("what") else "right")
     for group in json.loads(workdir.item_groups.report.read_text(encoding="utf-8")):
-        table.add_row(str(group["group_id"]), f"{group['size']:,}", Text(group["label"]))
+        table.add_row(str(group["group_id"]), f"{group['size']:,}", _text(group["label"]))
     return table
 
 
@@ -134,8 +136,8 @@ def example(config: Config, workdir: Workdir, servable: Path) -> Group:
         marks = [history.is_context]
         answer = session.recommend([history.items], user_ids=[user], is_context=marks, num_candidates=_SHOWN_CANDIDATES)
     return Group(
-        Text(f"User {user}, last of {len(history.positives)} items", style="bold"),
-        *(Text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),
+        _text(f"User {user}, last of {len(history.positives)} items", style="bold"),
+        *(_text(f"  {name}") for name in _names(titles, history.positives[-_SHOWN_HISTORY:])),
         Text(f"{sum(answer.item_ids[0] != '')} candidates, by group in order of their best score", style="bold"),
         candidates_table(titles, group_labels(workdir), answer.item_ids[0], answer.scores[0], answer.group_ids[0]),
     )
@@ -175,8 +177,13 @@ def candidates_table(
     table.add_column("candidates (score)")
     for group, members in rows.items():
         listed = ", ".join(f"{name} ({score:.2f})" for name, score in members)
-        table.add_row(Text(f"{group}: {labels.get(group, '')}"), Text(listed))
+        table.add_row(_text(f"{group}: {labels.get(group, '')}"), _text(listed))
     return table
+
+
+def _text(shown: str, style: str = "") -> Text:
+    """Neither markup nor an order to the terminal: whoever may name an item writes titles and labels."""
+    return Text(_CONTROL.sub(" ", shown), style=style)
 
 
 def _names(titles: dict[str, str], item_ids: list[str]) -> list[str]:

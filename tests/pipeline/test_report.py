@@ -45,6 +45,19 @@ def test_titles_and_labels_are_text_and_not_markup(tmp_path: Path) -> None:
         assert text in shown
 
 
+def test_titles_and_labels_give_the_terminal_no_orders(tmp_path: Path) -> None:
+    orders = "\x1b]0;title\x07 \x1b[2J \x9b31m two\nlines"
+    report = Workdir(tmp_path).item_groups.report
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps([{"group_id": 0, "size": 1, "label": orders}]))
+    console = Console(width=200, file=io.StringIO())
+    console.print(groups_table(Workdir(tmp_path)))
+    console.print(candidates_table({"1": orders}, group_labels(Workdir(tmp_path)), ["1"], [3.0], [0]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.replace("\n", "").isprintable()
+    assert shown.count("two lines") >= 2
+
+
 def test_long_ids_stand_on_one_line_each(tmp_path: Path) -> None:
     """UUIDs, by which groups are labelled, too, where there are no features, in a terminal of 80 columns."""
     ids = [str(uuid.UUID(int=number)) for number in range(6)]
