@@ -6,6 +6,7 @@ import logging
 
 import requests
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential
+from urllib3.exceptions import HTTPError
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,10 @@ def notify(url: str | None, outcome: str) -> None:
         return
     try:
         _post(url, outcome)
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:  # the latter of a host such as `a..b`
         # The error's own text holds the URL, which may be all that it takes to post.
-        answer = "no answer" if error.response is None else f"HTTP status {error.response.status_code}"
+        response = getattr(error, "response", None)
+        answer = "no answer" if response is None else f"HTTP status {response.status_code}"
         log.warning("the outcome could not be posted to retrain.webhook: %s (%s)", answer, type(error).__name__)
 
 

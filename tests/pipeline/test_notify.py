@@ -41,3 +41,12 @@ def test_an_answer_that_never_ends_is_not_waited_for(endless: str, caplog: pytes
     told.join(5)
     assert not told.is_alive()
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("host", ["hooks..example.com", "a" * 64 + ".example.com"])
+def test_a_host_that_cannot_be_one_changes_no_outcome_either(host: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of such a name requests lets urllib3's own error by."""
+    notify(f"https://{host}/secret", "{}")
+    [message] = caplog.messages
+    assert "could not be posted to retrain.webhook: no answer (LocationParseError)" in message
+    assert "secret" not in caplog.text
