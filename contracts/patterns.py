@@ -18,14 +18,28 @@ def matching(pattern: str) -> list[str]:
     """Names of the files that match, sorted; `**` descends.
 
     Raises:
-        StorageError: a directory on the way cannot be looked into.
+        StorageError: a directory on the way cannot be looked into, or a name is no text.
     """
     if is_remote(as_path(pattern)):
         return sorted(found.url for found in _listed(pattern))
     if os.path.isfile(pattern):  # whatever characters its name has
         return [pattern]
     _require_rights(pattern)
-    return sorted(glob.glob(pattern, recursive=True))
+    found = sorted(glob.glob(pattern, recursive=True))
+    for name in found:
+        _require_text(name)
+    return found
+
+
+def _require_text(name: str) -> None:
+    """Refuses a name that no manifest can hold, as of files of Latin-1 days."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise StorageError(
+            f"{os.fsencode(name)!r} is the name of a file, and is not UTF-8: rename it, or choose a pattern that does "
+            "not match it"
+        ) from None
 
 
 def _require_rights(pattern: str) -> None:

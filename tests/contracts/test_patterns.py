@@ -19,6 +19,12 @@ def test_patterns_descend(tmp_path: Path) -> None:
     assert matching(f"{tmp_path}/**/*.csv") == [f"{tmp_path}/{name}" for name in ("a.csv", "b.csv", "deep/c.csv")]
 
 
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.csv")).touch()
+    with pytest.raises(StorageError, match=r"caf\\xe9.csv' is the name of a file, and is not UTF-8: rename it"):
+        matching(f"{tmp_path}/*.csv")
+
+
 @contextmanager
 def as_nobody() -> Iterator[None]:
     """Without root's right to look into everything."""
