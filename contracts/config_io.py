@@ -16,6 +16,7 @@ from contracts.config import Config
 
 _SECRET = {"retrain.webhook"}
 """Keys whose values no message shows; no dump has them, either."""
+_SHOWN_CHARACTERS = 40
 
 
 class ConfigError(ValueError):
@@ -36,9 +37,19 @@ class _Loader(yaml.SafeLoader):
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # of a date that is none: PyYAML does not say which
+            problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r}: {error}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 def _parsed(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:

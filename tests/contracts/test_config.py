@@ -125,6 +125,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["data.feedback.levels=[exposure, click]"], ["['exposure', 'click']", "data.columns.event"]),
         (["data.columns={[a]: b}"], ["'data.columns={[a]: b}'", "not YAML", "unhashable key"]),
         (["data={num_buckets: 2, num_buckets: 3}"], ["'num_buckets' stands twice", "line 1"]),
+        (["split.test_start=2024-02-30"], ["'split.test_start=2024-02-30'", "'2024-02-30': day is out of range"]),
         (["data.events={{date}}"], ["data.events={{date}}", "unhashable key", "quote it twice"]),
         ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
         ([_ITEMS + "[{name: item_index, kind: categorical}]}"], ["'item_index'", "rename"]),
@@ -187,8 +188,15 @@ def test_a_webhook_that_is_no_url_is_refused_and_not_shown(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"a: [1", "not YAML"), (b"- 1\n", "mapping"), (b"\xff\xfe\x00", "not YAML")],
-    ids=["unclosed list", "a list", "not text"],
+    [
+        (b"a: [1", "not YAML"),
+        (b"- 1\n", "mapping"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"seed: 1\nsplit: {test_start: 2024-13-01}", "not YAML: '2024-13-01': month must be"),
+        (b"seed: " + b"7" * 5_000, f"not YAML: '{'7' * 40}': Exceeds"),
+        (b"seed: " + b"[" * 5_000, "not YAML: it is nested too deeply"),
+    ],
+    ids=["unclosed list", "a list", "not text", "no such date", "long number", "deep"],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "broken.yaml"
