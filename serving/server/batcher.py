@@ -85,7 +85,7 @@ class Batcher:
         self._workers = workers
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
-        self._rows = 0
+        self._rows = self._values = 0
         self._batch_seconds = 0.0
         self._is_closed = False
         self._changed = asyncio.Event()
@@ -118,13 +118,18 @@ class Batcher:
                 f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
             )
         rows = max(rows, 1)  # a request of no rows takes its place, too
-        if self._rows + rows > config.max_batch_size * config.max_enqueued_batches:
-            raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {self._rows} rows are waiting; try again later")
+        if (
+            self._rows + rows > config.max_batch_size * config.max_enqueued_batches
+            or self._values + rows * width > config.max_batch_elements * config.max_enqueued_batches
+        ):
+            waiting_rows = f"{self._rows} rows are waiting, {self._values} values of their widest inputs"
+            raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {waiting_rows}; try again later")
         loop = asyncio.get_running_loop()
         waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter(), deadline)
         timer = loop.call_at(deadline, _expire, waiting.answer)
         self._waiting.append(waiting)
         self._rows += rows
+        self._values += rows * width
         self._changed.set()
         try:
             return await waiting.answer
@@ -188,6 +193,7 @@ class Batcher:
                 batch.append(waiting)
             self._waiting.popleft()
             self._rows -= waiting.rows
+            self._values -= waiting.rows * waiting.width
         return batch
 
     async def _answer(self, batch: list[_Waiting], begun: asyncio.Future[list[Arrays]]) -> None:

@@ -181,6 +181,27 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room():
     run(body)
 
 
+def test_wide_requests_fill_the_queue_as_the_batches_do_that_they_make():
+    """Each is a batch by itself: counted by rows alone, as many of them as of small ones would wait, in memory."""
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        inputs = {"x": np.array([1]), "history": np.zeros([1, 10])}
+        for _ in range(2):  # there is room again once they have run
+            graph.gate.clear()
+            futures = [ask(batcher, 0)]
+            await settle()
+            deadline = asyncio.get_running_loop().time() + 10
+            futures += [asyncio.ensure_future(batcher.submit(inputs, 1, deadline)) for _ in range(2)]
+            await settle()
+            with pytest.raises(RequestError, match="overload: 2 rows are waiting, 20 values") as raised:
+                await ask(batcher, 3)
+            assert raised.value.code == Code.RESOURCE_EXHAUSTED
+            graph.gate.set()
+            await asyncio.gather(*futures)
+
+    assert run(body, max_batch_elements=10).batches == [[0], [1], [1]] * 2
+
+
 def test_late_and_abandoned_requests_are_not_run():
     async def body(graph: Graph, batcher: Batcher) -> None:
         graph.gate.clear()
@@ -281,7 +302,7 @@ def test_padding_does_not_multiply_a_wide_request_by_the_rows_of_others():
             assert raised.value.code == Code.INVALID_ARGUMENT
 
     # 1 and 2 padded to the same width are 10 values; 3 beside anybody, 20 at least; 4, 5 and 6 are 9.
-    batches = run(body, max_batch_size=8, max_batch_elements=10).batches
+    batches = run(body, max_batch_size=8, max_batch_elements=10, max_enqueued_batches=3).batches
     assert batches == [[0], [1, 2], [3], [4, 5, 6]]
 
 
