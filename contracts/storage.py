@@ -301,9 +301,16 @@ def store_tree(folder: Path, target: Path) -> None:
 
 
 def fetch_tree(path: Path, folder: Path) -> None:
-    """Copies the files below a remote `path` to the same names below a local `folder`."""
+    """Copies the files below a remote `path` to the same names below a local `folder`.
+
+    Raises:
+        StorageError: an object's name leads out of there: to a store `..` is a name like any other.
+    """
     for found in tree(path):
-        copy = folder.joinpath(*found.parts[len(path.parts) :])
+        below = found.parts[len(path.parts) :]
+        if ".." in below:
+            raise StorageError(f"{found} would be written outside of {folder}, by its '..': remove that object")
+        copy = folder.joinpath(*below)
         copy.parent.mkdir(parents=True, exist_ok=True)
         _download(found, copy)
 

@@ -28,7 +28,7 @@ from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Events, SpanParts, Transform, Workdir
 from contracts.patterns import identities, matching
-from contracts.storage import as_path
+from contracts.storage import StorageError, as_path
 from pipeline.cli import main
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import find_spans
@@ -368,3 +368,13 @@ def test_dataflow_is_refused_a_workdir_that_its_workers_cannot_reach(log: Path, 
     tree["beam"] = {"runner": "DataflowRunner", "options": []}
     with pytest.raises(ValueError, match=r"workers cannot reach .*give a workdir in Cloud Storage"):
         ingest.run(Config.model_validate(tree), Workdir(tmp_path / "run"), "fingerprint")
+
+
+def test_no_object_is_fetched_to_outside_of_the_folder(store: Path, tmp_path: Path) -> None:
+    storage.write_text(as_path(f"{BUCKET}/run/sound.txt"), "sound")
+    storage.fetch_tree(as_path(f"{BUCKET}/run"), tmp_path / "run" / "fetched")
+    assert (tmp_path / "run" / "fetched" / "sound.txt").read_text() == "sound"
+    storage.write_text(as_path(f"{BUCKET}/run/deep/../../../.profile"), "not ours")
+    with pytest.raises(StorageError, match=r"deep/\.\./\.\./\.\./\.profile would be written outside of .*: remove"):
+        storage.fetch_tree(as_path(f"{BUCKET}/run"), tmp_path / "run" / "fetched")
+    assert not (tmp_path / ".profile").exists()
