@@ -16,6 +16,8 @@ from contracts.config import Config
 
 _SECRET = {"retrain.webhook"}
 """Keys whose values no message shows; no dump has them, either."""
+SECRET_OPTION = re.compile(r"\w*(?:secret|password|session_token|access_key|connection_string)\w*")
+"""Names of pipeline options that are keys to an object store."""
 _SHOWN_CHARACTERS = 40
 
 
@@ -99,8 +101,23 @@ def dump_config(config: Config) -> str:
 
 
 def dump_changes(config: Config) -> str:
-    """What differs from the defaults, as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+    """What differs from the defaults, as YAML to be shown: without the keys to object stores, as logs are kept."""
+    tree = config.model_dump(mode="json", exclude_defaults=True)
+    if options := tree.get("beam", {}).get("options"):
+        tree["beam"]["options"] = _without_keys(options)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _without_keys(options: list[str]) -> list[str]:
+    """Pipeline options with "..." for what a key is, behind its name or as the next word."""
+    shown: list[str] = []
+    hides_next = False
+    for option in options:
+        name, equals, _ = option.partition("=")
+        is_secret = SECRET_OPTION.fullmatch(name.removeprefix("--")) is not None
+        shown.append("..." if hides_next else f"{name}=..." if is_secret and equals else option)
+        hides_next = is_secret and not equals
+    return shown
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

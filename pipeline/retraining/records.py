@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import contracts
 from contracts import artifact
+from contracts.config_io import SECRET_OPTION
 from contracts.layout import RetrainRun, Store
 from pipeline.retraining.spans import Span
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 Outcome = Literal["pushed", "not_blessed"]
 
+_SECRET = re.compile(rf"((?:webhook|{SECRET_OPTION.pattern})['\"]?\s*[=:,]).*", re.DOTALL)
+"""What a word of the command line says from a secret's name on."""
 _RECORDED_PACKAGES = ("tensorflow", "tensorflow-recommenders", "scann", "apache-beam", "tensorflow-transform", "numpy")
 
 
@@ -157,5 +160,5 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
-        "command": [re.sub(r"(webhook['\"]?\s*[=:]).*", r"\1...", word, flags=re.DOTALL) for word in sys.argv],
+        "command": [_SECRET.sub(r"\1...", word) for word in sys.argv],
     }

@@ -54,6 +54,14 @@ def test_shipped_configs_load_and_survive_a_round_trip(path: Path) -> None:
     assert "bootstrap_samples: 1000" not in dump_changes(config)  # a default
 
 
+def test_keys_to_object_stores_are_not_shown() -> None:
+    options = ["--s3_endpoint_url=http://minio:9000", "--s3_secret_access_key=hidden=", "--s3_session_token", "hidden"]
+    config = load_config(None, [f"beam.options={options}"])
+    shown = ["--s3_endpoint_url=http://minio:9000", "--s3_secret_access_key=...", "--s3_session_token", "..."]
+    assert yaml.safe_load(dump_changes(config)) == {"beam": {"options": shown}}
+    assert load_config(None, [f"beam={{options: {options}}}"]).beam.options == tuple(options)
+
+
 def test_object_stores_are_reached_as_the_config_that_was_read_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...] | None] = []
 

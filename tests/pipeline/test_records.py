@@ -1,12 +1,13 @@
-"""What a record says of the code that it was made by."""
+"""What a record says of the code that it was made by, and of the command."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import contracts
-from pipeline.retraining.records import code
+from pipeline.retraining.records import code, machine
 
 
 @pytest.mark.parametrize("is_tracked", [True, False])
@@ -26,3 +27,12 @@ def test_a_commit_is_that_of_this_code(is_tracked: bool, tmp_path: Path, monkeyp
     git("commit", "--allow-empty", "-m", "x")
     monkeypatch.setattr(contracts, "__file__", str(module))
     assert code().get("commit") == (git("rev-parse", "--short", "HEAD") if is_tracked else None)
+
+
+def test_a_record_does_not_tell_a_secret_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["retrain.webhook=", "--set=retrain.webhook=", "retrain={patience: 2, webhook:", 'retrain={"webhook" :']
+    keys += ["beam.options=[--s3_secret_access_key=", "beam.options=[a, '--s3_session_token',"]
+    monkeypatch.setattr(sys, "argv", ["dnc", "retrain", *(f"{key} http://x/secret" for key in keys)])
+    assert machine()["command"] == ["dnc", "retrain", *(f"{key}..." for key in keys)]
+    monkeypatch.setattr(sys, "argv", ["data.item_features={features: [{name: tags, kind: tokens, max_tokens: 3}]}"])
+    assert machine()["command"] == sys.argv

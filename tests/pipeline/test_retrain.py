@@ -27,7 +27,7 @@ from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.fit_spans import FitSpans
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.records import Record, all_records, code, files_of, machine, record_of_version
+from pipeline.retraining.records import Record, all_records, code, files_of, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from pipeline.retraining.spans import Span
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -326,12 +326,6 @@ def test_an_outcome_that_json_does_not_know_is_told_as_it_is_printed(
     done = calls.here("--set", f"retrain.webhook={webhook.url}")
     assert done.exit_code == 4, done.output
     assert webhook.heard == [json.loads(done.stdout)] == [outcome | {"details": {"log": "/log"}}]
-
-
-def test_a_record_does_not_tell_the_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = ["retrain.webhook=", "--set=retrain.webhook=", "retrain={patience: 2, webhook:", 'retrain={"webhook" :']
-    monkeypatch.setattr(sys, "argv", ["dnc", "retrain", *(f"{key} http://x/secret" for key in keys)])
-    assert machine()["command"] == ["dnc", "retrain", *(f"{key}..." for key in keys)]
 
 
 def test_a_record_does_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
