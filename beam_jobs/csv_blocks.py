@@ -171,12 +171,12 @@ class _BlockParser:
         self._next_row += table.num_rows + len(invalid)
         return RawBatch(table, rows, bad_rows), records.end
 
-    def set_aside(self, line: bytes, reason: str) -> CsvBatch:
+    def set_aside(self, line: bytes, reason: str) -> RawBatch:
         """No row but a line that is none, of which `line` is the beginning."""
         table = pa.table({name: pa.array([], pa.binary()) for name in self._wanted})
         bad_row = (self._next_row, reason, line.decode("utf-8", errors="replace"))
         self._next_row += 1
-        return CsvBatch(table, np.zeros(0, np.int64), [bad_row])
+        return RawBatch(table, np.zeros(0, np.int64), [bad_row])
 
     def _of_lines(self, block: bytes, is_last: bool) -> tuple[Records | None, pa.Table | None, list[tuple[int, str]]]:
         """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""

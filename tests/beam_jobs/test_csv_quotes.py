@@ -136,7 +136,7 @@ def test_a_line_without_end_is_set_aside_and_not_kept(
     parsed: list[int] = []
 
     class Parser(csv_blocks._BlockParser):
-        def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[csv_blocks.CsvBatch, int]:
+        def parse(self, block: bytes, *, is_last: bool, most_bytes: int) -> tuple[csv_blocks.RawBatch, int]:
             parsed.append(len(block))
             return super().parse(block, is_last=is_last, most_bytes=most_bytes)
 

@@ -63,9 +63,8 @@ def of_users_with_more(batch: WindowBatch, num_items: int) -> WindowBatch:
     level = rng.integers(0, 2, batch.item_index.shape) * (batch.item_index > 0)
     earlier = rng.integers(0, num_items + 1, (len(level), 5))  # 0 is padding
     earlier = np.concatenate([batch.item_index[:, 1:4:2], earlier], axis=1)
-    for row in earlier:
-        again = np.setdiff1d(np.arange(len(row)), np.unique(row, return_index=True)[1])
-        row[again] = 0  # each item once
+    for row in earlier:  # each item once
+        row[np.setdiff1d(np.arange(len(row)), np.unique(row, return_index=True)[1])] = 0
     return batch._replace(earlier_items=earlier, feedback_level=level, is_target=batch.is_target & (level > 0))
 
 
