@@ -62,6 +62,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             )
         if not totals["train_positives"]:
             raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
+        writer.details[Windows.ITEMS_PER_USER] = totals.pop("taken") / totals.pop("takers")
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
         writer.files = [

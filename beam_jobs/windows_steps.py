@@ -138,6 +138,10 @@ class WriteWindows(beam.DoFn):
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
+        # What a busy user has beyond what is trained on says nothing of the others.
+        taken = np.minimum(np.bincount(block.users[is_taken], minlength=num_users), self._max_user_positives)
+        counts["taken"] += int(taken.sum())
+        counts["takers"] += int(np.count_nonzero(taken))
         counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)

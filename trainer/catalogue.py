@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from contracts.artifact import ArtifactError, read_manifest
+from contracts.artifact import ArtifactError, find_manifest, read_manifest
 from contracts.config import Config
-from contracts.layout import Model, Workdir
-from contracts.names import ItemColumn, UserColumn
+from contracts.layout import Model, Windows, Workdir
+from contracts.names import ItemColumn
 
 FeatureSpec = dict[str, list[dict[str, Any]]]
 
@@ -40,7 +40,7 @@ class Catalogue:
             place among the items that it occurs with in training, or where its side features lead.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
         num_users: of the user vocabulary.
-        num_trained_users: those of them who have training events.
+        items_per_user: `Windows.ITEMS_PER_USER`; 0 where there are no windows.
     """
 
     item_ids: np.ndarray
@@ -56,7 +56,7 @@ class Catalogue:
     target_count: np.ndarray | None = None
     trained: np.ndarray | None = None
     num_users: int = 0
-    num_trained_users: int = 0
+    items_per_user: float = 0.0
 
     @property
     def num_items(self) -> int:
@@ -73,7 +73,7 @@ class Catalogue:
 
     @classmethod
     def load(cls, workdir: Workdir) -> Catalogue:
-        """Reads the artifacts item_statistics, item_groups and transform.
+        """Reads the artifacts item_statistics, item_groups and transform, and of the windows what users have taken.
 
         Raises:
             ArtifactError: one is missing, or they are of different catalogues.
@@ -86,7 +86,7 @@ class Catalogue:
         spec = json.loads(workdir.transform.feature_spec.read_text(encoding="utf-8"))
         group_id = _padded(groups[ItemColumn.GROUP_ID], np.int32)
         group_id[0] = -1
-        events_of_users = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.TRAIN_COUNT])
+        windows = find_manifest(workdir.windows.path)
         return cls(
             item_ids=items[ItemColumn.ITEM_ID].to_numpy(zero_copy_only=False),
             group_id=group_id,
@@ -97,8 +97,8 @@ class Catalogue:
             user_features=_read_features(workdir.transform.users, spec["user"]),
             feature_spec=spec,
             cooccurrence=np.pad(np.load(workdir.item_groups.embeddings), [[1, 0], [0, 0]]),
-            num_users=events_of_users.num_rows,
-            num_trained_users=int(np.count_nonzero(events_of_users[UserColumn.TRAIN_COUNT].to_numpy())),
+            num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
+            items_per_user=windows.details.get(Windows.ITEMS_PER_USER, 0.0) if windows else 0.0,
         )
 
     @classmethod

@@ -24,11 +24,9 @@ _LEAST, _MOST = 0.01, 4.0
 def seen_weight(loss: LossConfig, catalogue: Catalogue) -> float:
     """`training.loss.seen_weight` or, where it is not set, .0025 / density, within [.01, 4].
 
-    The density is the training events of a user, on average, over the number of items. Who has none, as most users of
-    a user table may, and those of the holdout alone, has seen nothing that could count.
+    The density is how many items a user who is trained on has taken, on average, over the number of items.
     """
     if loss.seen_weight is not None:
         return loss.seen_weight
-    events_per_user = catalogue.train_count.sum() / max(catalogue.num_trained_users, 1)
-    density = events_per_user / catalogue.num_items
+    density = catalogue.items_per_user / catalogue.num_items
     return float(min(max(_SHARE / max(density, 1e-30), _LEAST), _MOST))

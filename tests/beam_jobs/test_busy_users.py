@@ -14,9 +14,9 @@ from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.busy_users import max_user_positives
 from contracts.artifact import read_manifest
 from contracts.config import WindowsConfig
-from contracts.layout import ItemStatistics, Workdir
+from contracts.layout import ItemStatistics, Windows, Workdir
 from contracts.names import Split
-from tests.beam_jobs.helpers import community_log, make_config, read_events
+from tests.beam_jobs.helpers import community_log, make_config, read_events, write_log
 from trainer.input_pipeline import TrainingWindows
 
 
@@ -73,3 +73,25 @@ def test_the_newest_positives_of_busy_users_are_trained_on_and_told(
     windows.run(config.model_copy(update={"windows": WindowsConfig(length=length)}), workdir, "g")
     assert read_manifest(workdir.windows.path).counts["busy_positives"] == 0
     assert "windows.max_user_positives" not in caplog.text
+
+
+@pytest.mark.parametrize("repeats", ["drop", "keep"])
+def test_what_users_have_taken_is_counted_once_and_of_nobody_more_than_is_trained_on(
+    repeats: str, tmp_path: Path
+) -> None:
+    """By this the model weighs what its user has: repeats, crawlers or a table of strangers do not change it.
+
+    Each user's last two items are held out. Of the others `a` has three, i1 twice, `b` two, i1 three times, and a
+    crawler forty, of which five count.
+    """
+    taken = {"a": [1, 2, 1, 3, 4, 5], "b": [1, 1, 1, 2, 3, 4], "crawler": range(1, 43)}
+    rows = [f"{user},i{item},{time}" for user, items in taken.items() for time, item in enumerate(items)]
+    (tmp_path / "users.csv").write_text("\n".join(["user_id", *taken, "stranger"]))
+    data = {"user_features": {"path": str(tmp_path / "users.csv"), "id": "user_id"}}
+    config = make_config(
+        write_log(tmp_path / "log.csv", rows), data=data, windows={"max_user_positives": 5, "repeats": repeats}
+    )
+    workdir = Workdir(tmp_path / "run")
+    for job in (ingest, statistics, groups, windows):
+        job.run(config, workdir, "f")
+    assert read_manifest(workdir.windows.path).details[Windows.ITEMS_PER_USER] == (3 + 2 + 5) / 3

@@ -80,6 +80,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
         artifact.counts["train_positives"] = int(counts.sum()) - len(log.sequences)
         artifact.counts["train_first_targets"] = sum(windows_of)
         artifact.details["resamples"] = log.resamples
+        artifact.details[Windows.ITEMS_PER_USER] = float(np.mean([len(set(items[:-2])) for items in log.sequences]))
         artifact.details["request_features"] = log.request_features
     return workdir
 
