@@ -67,14 +67,24 @@ def _misread(column: pa.Array, feature: Feature) -> str | None:
 def _misread_categories(cells: pa.Array) -> str | None:
     """What makes each combination of a few values a category of its own, and the remedy."""
     present = pc.unique(cells.filter(pc.greater(pc.binary_length(cells), 0)))
-    for separator in _SEPARATORS:
-        parts = pc.unique(pc.list_flatten(pc.split_pattern(present, separator)))
-        if len(present) >= _LEAST_COMBINATIONS and 2 * len(parts) <= len(present):
+    for mark in _SEPARATORS:
+        if len(present) < _LEAST_COMBINATIONS or not _most(pc.match_substring(present, mark)):
+            continue
+        separator = f"{mark} " if _most(pc.match_substring(present, f"{mark} ")) else mark
+        parts = pc.split_pattern(present, separator)
+        values = pc.unique(pc.list_flatten(parts))
+        if 2 * len(values) <= len(present) and _share_values(parts):
             return (
-                f"has {len(present):,} categories that are {len(parts):,} values with {separator!r} between them, so "
+                f"has {len(present):,} categories that are {len(values):,} values with {separator!r} between them, so "
                 f"that nothing tells what two of them share: set kind: tokens and separator: '{separator}'"
             )
     return None
+
+
+def _share_values(parts: pa.Array) -> bool:
+    """Whether most of what stands behind also stands first: not so of "Smith, John", of 1,234 and of Men|Shoes."""
+    behind = pc.unique(pc.list_flatten(pc.list_slice(parts, 1)))
+    return _most(pc.is_in(behind, pc.unique(pc.list_element(parts, 0))))
 
 
 def _misread_tokens(cells: pa.Array, separator: str) -> str | None:

@@ -35,8 +35,12 @@ COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
         r"25 categories that are 5 values with '\|' .*separator: '\|'$",
     ),
     ("categorical", "pairs with commas"): ([*map(",".join, PAIRS)], "set kind: tokens and separator: ','$"),
+    ("categorical", "pairs with spaces"): ([*map(", ".join, PAIRS)], "25 categories that are 5 .* separator: ', '$"),
     ("categorical", "few pairs"): ([*map("|".join, PAIRS[:9])], None),
     ("categorical", "names"): ([f"Smith, {number}" for number in range(40)], None),
+    ("categorical", "first names"): ([f"Smith {a}, {name}" for a in range(9) for name in VALUES], None),
+    ("categorical", "numbers"): ([f"{number:,}" for number in range(1_000, 5_000)], None),
+    ("categorical", "paths"): ([f"{a}|{leaf}" for a in range(9) for leaf in VALUES], None),
     ("categorical", "single values"): (VALUES * 10, None),
     ("text", "pairs"): ([*map("|".join, PAIRS)], None),
 }
