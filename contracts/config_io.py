@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from contracts import storage
 from contracts.config import Config
 
-_SECRET = {"retrain.webhook"}
-"""Keys whose values no message shows; no dump has them, either."""
+_SECRET = ("retrain.webhook", "beam.options")
+"""Keys of whose values no message shows any; no dump has the webhook, either."""
 SECRET_OPTION = re.compile(r"\w*(?:secret|password|session_token|access_key|connection_string)\w*")
 """Names of pipeline options that are keys to an object store."""
 _SHOWN_CHARACTERS = 40
@@ -183,6 +183,6 @@ def _explain(path: Path | str | None, error: ValidationError) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | date):
                 message = "must be text: put it in quotes, without which YAML reads yes, 1 and 2024-01-31 as no text"
-            shown = key and key not in _SECRET
+            shown = key and not key.startswith(_SECRET)
             lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if shown else ""))
     return "\n".join(lines)

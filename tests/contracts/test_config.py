@@ -62,6 +62,13 @@ def test_keys_to_object_stores_are_not_shown() -> None:
     assert load_config(None, [f"beam={{options: {options}}}"]).beam.options == tuple(options)
 
 
+@pytest.mark.parametrize("value", ["{--s3_secret_access_key: hidden}", "[[--s3_session_token, hidden]]"])
+def test_keys_to_object_stores_are_not_shown_where_they_are_refused_either(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"beam\.options") as error:
+        load_config(None, [f"beam.options={value}"])
+    assert "hidden" not in str(error.value)
+
+
 def test_object_stores_are_reached_as_the_config_that_was_read_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...] | None] = []
 
