@@ -101,23 +101,25 @@ def dump_config(config: Config) -> str:
 
 
 def dump_changes(config: Config) -> str:
-    """What differs from the defaults, as YAML to be shown: without the keys to object stores, as logs are kept."""
-    tree = config.model_dump(mode="json", exclude_defaults=True)
-    if options := tree.get("beam", {}).get("options"):
-        tree["beam"]["options"] = _without_keys(options)
+    """What differs from the defaults, as YAML to be shown."""
+    tree = without_keys(config).model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def _without_keys(options: list[str]) -> list[str]:
-    """Pipeline options with "..." for what a key is, behind its name or as the next word."""
+def without_keys(config: Config) -> Config:
+    """The config to be shown, as logs are kept: "..." for what a key to an object store is.
+
+    That stands behind its name, or is the next word.
+    """
     shown: list[str] = []
     hides_next = False
-    for option in options:
+    for option in config.beam.options:
         name, equals, _ = option.partition("=")
         is_secret = SECRET_OPTION.fullmatch(name.removeprefix("--")) is not None
         shown.append("..." if hides_next else f"{name}=..." if is_secret and equals else option)
         hides_next = is_secret and not equals
-    return shown
+    beam = config.beam.model_copy(update={"options": tuple(shown)})
+    return config.model_copy(update={"beam": beam})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

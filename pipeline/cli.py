@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 import contracts
 from contracts.config import Config
-from contracts.config_io import dump_changes, load_config, parse_assignments
+from contracts.config_io import dump_changes, load_config, parse_assignments, without_keys
 from contracts.layout import Workdir
 from contracts.settings import all_settings
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
@@ -256,7 +256,7 @@ def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> No
       dnc settings groups
       dnc settings training.loss -c configs/kuairand.yaml
     """
-    resolved = load_config(config, overrides)
+    resolved = without_keys(load_config(config, overrides))
     named = [(setting, f"{setting.key}.") for setting in all_settings()]
     found = [setting for setting, key in named if key.startswith(prefix)]
     found = found or [setting for setting, key in named if prefix in key]

@@ -68,5 +68,7 @@ def test_a_part_of_their_keys_finds_them_where_no_key_begins_with_it() -> None:
 
 def test_no_secret_is_shown_and_no_prefix_passes_unknown() -> None:
     assert "retrain.webhook: null" in shown("retrain.webhook", "--set", "retrain.webhook=http://host/x").output
+    key = shown("beam", "--set", "beam.options=[--s3_session_token=hidden]").output
+    assert "beam.options: [--s3_session_token=...] " in key
     unknown = shown("group.num")
     assert (unknown.exit_code, "the sections are seed, data" in unknown.output) == (2, True)
