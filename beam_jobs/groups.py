@@ -160,7 +160,10 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         items_placed_by_side_features=int((placed & ~settled).sum()),
         items_placed_by_hash=int((~placed).sum()),
     )
-    logger.info("groups: %d items in %d groups of %d to %d", len(groups), num_groups, sizes.min(), sizes.max())
+    logger.info(
+        "groups: %s items in %d groups of %s to %s",
+        f"{len(groups):,}", num_groups, f"{sizes.min():,}", f"{sizes.max():,}",
+    )  # fmt: skip
 
 
 def _kept(

@@ -18,7 +18,7 @@ from beam_jobs.windows_steps import WriteWindows
 from contracts.artifact import Manifest, TooFewEvents, current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
-from contracts.names import ItemColumn, Split, WindowField
+from contracts.names import ITEMS_PER_USER, ItemColumn, Split, WindowField
 from contracts.storage import remove
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             )
         if not totals["train_positives"]:
             raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
-        writer.details[Windows.ITEMS_PER_USER] = totals.pop("taken") / totals.pop("takers")
+        writer.details[ITEMS_PER_USER] = totals.pop("taken") / totals.pop("takers")
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
         writer.files = [

@@ -185,9 +185,6 @@ class Windows:
 
     path: Path
     KIND = "windows"
-    ITEMS_PER_USER = "items_per_user"
-    """Among the details of its manifest: how many items a user who is trained on has taken, on average, each once, and
-    of nobody more than are trained on."""
 
     @staticmethod
     def prefix(split: Split, draw: int = 0) -> str:

@@ -79,6 +79,11 @@ class WindowField:
     MINED_NEGATIVES = "mined_negatives"  # int64 [T * windows.mined_negatives]
 
 
+ITEMS_PER_USER = "items_per_user"
+"""Among the details of the windows' manifest: how many items a user who is trained on has taken, on average, each once,
+and of nobody more than are trained on."""
+
+
 class EvaluationField:
     """Fields of a validation or test record: one user."""
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from contracts.artifact import ArtifactError, find_manifest, read_manifest
 from contracts.config import Config
-from contracts.layout import Model, Windows, Workdir
-from contracts.names import ItemColumn
+from contracts.layout import Model, Workdir
+from contracts.names import ITEMS_PER_USER, ItemColumn
 
 FeatureSpec = dict[str, list[dict[str, Any]]]
 
@@ -40,7 +40,7 @@ class Catalogue:
             place among the items that it occurs with in training, or where its side features lead.
         groups_match_windows: the windows' in-group negatives were drawn from these groups.
         num_users: of the user vocabulary.
-        items_per_user: `Windows.ITEMS_PER_USER`; 0 where there are no windows.
+        items_per_user: `ITEMS_PER_USER` of the windows; 0 where there are no windows.
     """
 
     item_ids: np.ndarray
@@ -98,7 +98,7 @@ class Catalogue:
             feature_spec=spec,
             cooccurrence=np.pad(np.load(workdir.item_groups.embeddings), [[1, 0], [0, 0]]),
             num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
-            items_per_user=windows.details.get(Windows.ITEMS_PER_USER, 0.0) if windows else 0.0,
+            items_per_user=windows.details.get(ITEMS_PER_USER, 0.0) if windows else 0.0,
         )
 
     @classmethod

@@ -14,8 +14,8 @@ from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.busy_users import max_user_positives
 from contracts.artifact import read_manifest
 from contracts.config import WindowsConfig
-from contracts.layout import ItemStatistics, Windows, Workdir
-from contracts.names import Split
+from contracts.layout import ItemStatistics, Workdir
+from contracts.names import ITEMS_PER_USER, Split
 from tests.beam_jobs.helpers import community_log, make_config, read_events, write_log
 from trainer.input_pipeline import TrainingWindows
 
@@ -94,4 +94,4 @@ def test_what_users_have_taken_is_counted_once_and_of_nobody_more_than_is_traine
     workdir = Workdir(tmp_path / "run")
     for job in (ingest, statistics, groups, windows):
         job.run(config, workdir, "f")
-    assert read_manifest(workdir.windows.path).details[Windows.ITEMS_PER_USER] == (3 + 2 + 5) / 3
+    assert read_manifest(workdir.windows.path).details[ITEMS_PER_USER] == (3 + 2 + 5) / 3

@@ -16,7 +16,7 @@ import tensorflow as tf
 import contracts  # noqa: F401  (selects Keras 2)
 from contracts.artifact import writing
 from contracts.layout import ItemGroups, ItemStatistics, Transform, Windows, Workdir
-from contracts.names import EvaluationField, Split, WindowField
+from contracts.names import ITEMS_PER_USER, EvaluationField, Split, WindowField
 from trainer.ragged import Ragged
 
 
@@ -80,7 +80,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
         artifact.counts["train_positives"] = int(counts.sum()) - len(log.sequences)
         artifact.counts["train_first_targets"] = sum(windows_of)
         artifact.details["resamples"] = log.resamples
-        artifact.details[Windows.ITEMS_PER_USER] = float(np.mean([len(set(items[:-2])) for items in log.sequences]))
+        artifact.details[ITEMS_PER_USER] = float(np.mean([len(set(items[:-2])) for items in log.sequences]))
         artifact.details["request_features"] = log.request_features
     return workdir
 
