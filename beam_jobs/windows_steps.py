@@ -27,7 +27,7 @@ from contracts.storage import local, write_whole
 _BLOCK_EVENTS = 1 << 17
 MOST_EARLIER_ITEMS = 200
 """Of the items that a user took before a window, each once, the last so many are written to it: a step's cost grows
-with their square."""
+with them."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
