@@ -46,7 +46,7 @@ setup(
             "scikit-learn",
             "scipy",
         ],
-        "train": [*TENSORFLOW, "matplotlib"],
+        "train": [*TENSORFLOW, "matplotlib", "scipy"],
         "tune": ["optuna>=4"],
         "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
         "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "requests>=2", "tenacity"],

@@ -49,7 +49,7 @@ class Run:
         workdir: of the data; models of the same data share it.
         merges: how the model's lists are merged.
         seconds_of: the model whose time to its best epoch limits this one's training; None without a limit.
-        trained: False of the baseline that needs no training.
+        untrained: the baseline, if it is one that needs no training.
     """
 
     dataset: str
@@ -60,7 +60,7 @@ class Run:
     workdir: Workdir
     merges: tuple[BenchmarkMerge, ...]
     seconds_of: str | None
-    trained: bool
+    untrained: str | None
 
     def __str__(self) -> str:
         return f"{self.dataset}, {self.model}, seed {self.seed}"
@@ -152,18 +152,18 @@ def _plan(
         config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
     except ConfigError as error:
         raise ConfigError(f"model {name!r} on {dataset}: {error}") from None
-    trained = model.baseline != UNTRAINED
-    of_baseline = model.baseline is not None and trained
+    untrained = model.baseline if model.baseline in UNTRAINED else None
+    of_trained_baseline = model.baseline is not None and untrained is None
     return Run(
         dataset=dataset,
         model=name,
         seed=seed,
-        config=baseline_config(config, str(model.baseline)) if of_baseline else config,
+        config=baseline_config(config, str(model.baseline)) if of_trained_baseline else config,
         data_config=config,
         workdir=data_workdir(config, workdir / dataset),
         merges=_BASELINE_MERGES if model.baseline is not None else benchmark.merges,
         seconds_of=model.seconds_of,
-        trained=trained,
+        untrained=untrained,
     )
 
 
@@ -218,7 +218,7 @@ def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[Key, dict[s
 def _fingerprint(run: Run) -> str:
     """Of a result: of the model and of what is measured of it."""
     lists = [merge.model_dump() for merge in run.merges], run.config.serving.exploration_share
-    return _fingerprint_of(run, ("seed", "model", "groups", "training", "evaluation"), lists)
+    return _fingerprint_of(run, ("seed", "model", "groups", "training", "evaluation"), lists, run.untrained)
 
 
 def _model_fingerprint(run: Run) -> str:
@@ -241,14 +241,14 @@ def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any
 
     history: list[dict[str, Any]] = []
     best = 0
-    if run.trained:
+    if run.untrained is None:
         model, wanted = run.workdir.model(run.name), _model_fingerprint(run)
         if not artifact.find_current(model.path, wanted):
             train(run.config, run.workdir, run.name, wanted)
         history = json.loads(model.history.read_text(encoding="utf-8"))
         best = artifact.read_manifest(model.path).details["best"]["epoch"]
     pairs = [(merge.merge, merge.alpha) for merge in run.merges]
-    found = evaluate_lists(run.config, run.workdir, run.name if run.trained else UNTRAINED, Split.TEST, pairs)
+    found = evaluate_lists(run.config, run.workdir, run.untrained or run.name, Split.TEST, pairs)
     lists = {merge.label: metrics for merge, metrics in zip(run.merges, found, strict=True)}
     write_per_user(folder, fingerprint, {label: metrics.per_user for label, metrics in lists.items()})
     return {

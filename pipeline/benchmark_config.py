@@ -71,7 +71,7 @@ class BenchmarkConfig(Section):
         if not models or not self.datasets:
             raise ValueError("a benchmark needs datasets, and models or axes")
         _require_distinct("seeds", self.seeds)
-        timed = {name for name, model in models.items() if model.seconds_of is None and model.baseline != UNTRAINED}
+        timed = {name for name, model in models.items() if model.seconds_of is None and model.baseline not in UNTRAINED}
         for name, model in models.items():
             if model.seconds_of is not None and model.seconds_of not in timed:
                 raise ValueError(f"models.{name}.seconds_of names {model.seconds_of!r}, which has no time of its own")

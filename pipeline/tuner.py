@@ -87,7 +87,7 @@ class Tuned:
 
     Attributes:
         config: the best trial's, whole.
-        recall: its validation recall at `trainer.train.watched_k`.
+        recall: its validation recall at `trainer.metrics.watched_k`.
         trials: finished trials of the study.
         path: YAML file that holds `config`.
     """
@@ -229,7 +229,8 @@ def best_merge(recalls: list[float]) -> dict[str, Any]:
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
     """Validation recall at `watched_k` under each merge and alpha that is tried."""
     from trainer.evaluate import evaluate_lists
-    from trainer.train import train, watched_k
+    from trainer.metrics import watched_k
+    from trainer.train import train
 
     items = artifact.read_manifest(workdir.item_statistics.path).counts["items"]
     k = watched_k(config.training.monitor_k, items)

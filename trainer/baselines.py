@@ -6,8 +6,8 @@ from typing import Any
 
 from contracts.config import Config
 
-UNTRAINED = "popularity"
-"""The baseline that needs no model."""
+UNTRAINED = frozenset({"popularity", "item_knn", "ease"})
+"""The baselines that count and need no model, see `trainer.popularity` and `trainer.linear_baselines`."""
 
 _SOFTMAX = {
     "global_weight": 1.0,
@@ -74,4 +74,4 @@ def baseline_config(config: Config, name: str) -> Config:
 
 def baseline_configs(config: Config) -> dict[str, Config]:
     """Those of `evaluation.baselines` that need training: name -> config."""
-    return {name: baseline_config(config, name) for name in config.evaluation.baselines if name != UNTRAINED}
+    return {name: baseline_config(config, name) for name in config.evaluation.baselines if name not in UNTRAINED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from trainer.baselines import UNTRAINED, baseline_config
 from trainer.catalogue import Catalogue
 from trainer.exploration import exploration_share
 from trainer.input_pipeline import EvaluationUsers
+from trainer.linear_baselines import LinearBaseline, linear_lists
 from trainer.metric_names import NDCG_K
 from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
 from trainer.model_files import load_model
@@ -48,8 +49,8 @@ def evaluate(config: Config, workdir: Workdir, split: Split, names: Sequence[str
     Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
 
     Args:
-        names: of models, each `workdir.model(name)`, except for popularity, which needs none. A `BaselineName` is that
-            baseline; any other name is of a model of the config itself.
+        names: of models, each `workdir.model(name)`, except for those of `UNTRAINED`, which need none. A `BaselineName`
+            is that baseline; any other name is of a model of the config itself.
 
     Raises:
         ArtifactError: a model or an artifact is missing.
@@ -71,13 +72,14 @@ def evaluate_lists(
 
     Args:
         config: what the model was trained with.
-        name: `workdir.model(name)`, or `UNTRAINED`.
+        name: `workdir.model(name)`, or one of `UNTRAINED`.
     """
     catalogue = Catalogue.load(workdir)
     users = EvaluationUsers.load(workdir, split, config.evaluation.max_users)
     lengths = lengths_to_measure(config)
-    if name == UNTRAINED:
-        return [measure(config, catalogue, users, _popularity(catalogue, users, lengths)) for _ in merges]
+    if name in UNTRAINED:
+        counted = measure(config, catalogue, users, _counted(config, workdir, name, catalogue, users))
+        return [counted for _ in merges]
     ranking = _ranking(config, workdir, name, catalogue, users)
     return [measure(config, catalogue, users, lists) for lists in ranking.lists_of_merges(merges, lengths)]
 
@@ -138,8 +140,8 @@ def _ranked(
 ) -> list[tuple[str, dict[int, np.ndarray]]]:
     """The labels under which a model's lists are measured, and the lists: M -> int [num_users, <= M]."""
     lengths = lengths_to_measure(config)
-    if name == UNTRAINED:
-        return [(name, _popularity(catalogue, users, lengths))]
+    if name in UNTRAINED:
+        return [(name, _counted(config, workdir, name, catalogue, users))]
     if name in get_args(BaselineName):
         ranking = _ranking(baseline_config(config, name), workdir, name, catalogue, users)
         [by_score] = ranking.lists_of_merges([("score", 0.0)], lengths)
@@ -158,6 +160,13 @@ def _ranking(config: Config, workdir: Workdir, name: str, catalogue: Catalogue, 
     return ExactRanking(model, catalogue.grouped_for(config), users, share)
 
 
-def _popularity(catalogue: Catalogue, users: EvaluationUsers, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-    longest = popularity_lists(catalogue, users, max(lengths))
+def _counted(
+    config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers
+) -> dict[int, np.ndarray]:
+    """Lists of one of `UNTRAINED`, of each M of `lengths_to_measure`."""
+    lengths = lengths_to_measure(config)
+    if name == "popularity":
+        longest = popularity_lists(workdir, catalogue.num_items, users, max(lengths))
+    else:
+        longest = linear_lists(config, workdir, cast(LinearBaseline, name), catalogue, users, max(lengths))
     return {length: longest[:, :length] for length in lengths}

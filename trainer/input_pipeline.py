@@ -218,14 +218,30 @@ class EvaluationUsers:
         )
 
 
-def training_events(workdir: Workdir) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every event of the training windows, context or target: user_index, item_index and second, each int64 [n]."""
-    wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP)
+class TrainingEvents(NamedTuple):
+    """Events of training windows.
+
+    Attributes:
+        user_index, item_index, second: int64 [n].
+        is_taken: bool [n]; False of an event below the target level, and of an item that its user had before.
+    """
+
+    user_index: np.ndarray
+    item_index: np.ndarray
+    second: np.ndarray
+    is_taken: np.ndarray
+
+
+def training_events(workdir: Workdir) -> Iterator[TrainingEvents]:
+    """Every event of the training windows, context or target; one that two windows hold comes twice."""
+    wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP, WindowField.NON_TARGETS)
     # All draws of negatives hold the same windows.
     records = tf.data.TFRecordDataset(_files(workdir, Split.TRAIN), compression_type="GZIP").batch(_CHUNK)
     for chunk in records.map(lambda serialized: _parse(serialized, wanted)).with_options(_no_autotune()):
-        user, item, second = (_to_ragged(chunk[name]) for name in wanted)
-        yield np.repeat(user.values, item.lengths), item.values, second.values
+        user, item, second, others = (_to_ragged(chunk[name]) for name in wanted)
+        is_taken = np.ones(len(item.values), bool)
+        is_taken[item.splits[others.row_ids()] + others.values] = False
+        yield TrainingEvents(np.repeat(user.values, item.lengths), item.values, second.values, is_taken)
 
 
 def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:

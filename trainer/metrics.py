@@ -52,6 +52,14 @@ def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     return hit[:, :k].sum(axis=1) / np.minimum(k, num_targets)
 
 
+def watched_k(monitor_k: int, num_items: int) -> int:
+    """The k of early stopping: `training.monitor_k`, or less if the catalogue is small.
+
+    Where lists hold much of the catalogue, recall hardly tells models apart, and not at all once it is 1.
+    """
+    return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
+
+
 def recall_of_places(places: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
     """`recall_at_k` of targets at known places, int64 [number of targets], from 0."""
     found = np.flatnonzero(places < k)

@@ -24,7 +24,7 @@ from trainer.enough_negatives import require_negatives
 from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
-from trainer.metrics import ndcg_of_places, recall_of_places
+from trainer.metrics import ndcg_of_places, recall_of_places, watched_k
 from trainer.model import TwoTowerModel
 from trainer.model_files import save_model
 from trainer.progress import TrainingProgress
@@ -90,14 +90,6 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
         }
     trainer.state.remove()
     return read_manifest(final.path)
-
-
-def watched_k(monitor_k: int, num_items: int) -> int:
-    """The k of early stopping: `training.monitor_k`, or less if the catalogue is small.
-
-    Where lists hold much of the catalogue, recall hardly tells models apart, and not at all once it is 1.
-    """
-    return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
 
 
 class _Trainer:

@@ -206,6 +206,8 @@ class TrainingConfig(Section):
 
 BaselineName = Literal[
     "popularity",
+    "item_knn",
+    "ease",
     "matrix_factorisation",
     "single_vector",
     "single_vector_uniform",
@@ -232,5 +234,6 @@ class EvaluationConfig(Section):
     bootstrap_samples: int = Field(1000, ge=0, description="resamples of users behind an interval; 0: no intervals")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals, two-sided")
     baselines: tuple[BaselineName, ...] = Field(
-        ("popularity", "single_vector"), description="trained and measured beside the product; see trainer/baselines.py"
+        ("popularity", "single_vector"),
+        description="trained and measured beside the product; see trainer/baselines.py",
     )

@@ -35,7 +35,7 @@ class HoldoutUsers:
         from trainer.catalogue import Catalogue
         from trainer.input_pipeline import EvaluationUsers
 
-        self._catalogue = Catalogue.load(workdir)
+        self._workdir, self._catalogue = workdir, Catalogue.load(workdir)
         self._users = EvaluationUsers.load(workdir, Split.TEST, max_users)
         self._requests = user_requests(workdir, self._catalogue, self._users)
         self._index_of = {item: index for index, item in enumerate(self._catalogue.item_ids, start=1)}
@@ -51,10 +51,10 @@ class HoldoutUsers:
         )
 
     def popularity(self, k: int) -> Answers:
-        """The most popular unseen items: the reference before anything is served."""
+        """The unseen items that the most users took: the reference before anything is served."""
         from trainer.popularity import popularity_lists
 
-        return Answers(popularity_lists(self._catalogue, self._users, k), np.empty(0))
+        return Answers(popularity_lists(self._workdir, self._catalogue.num_items, self._users, k), np.empty(0))
 
     def ask(self, servables: Sequence[Path], k: int) -> list[Answers]:
         """Each servable's answers to all users; single requests are timed in turn, so that load falls on all alike.
@@ -111,10 +111,11 @@ def holdout_events_in_training(workdir: Workdir, start: int) -> int:
     targets = np.stack([users.user_index[users.targets.row_ids()], users.targets.values], axis=1)
     width = int(targets[:, 1].max(initial=0)) + 1
     keys, count = np.unique(targets @ [width, 1]), 0
-    for user, item, second in training_events(workdir):
-        is_target = (item < width) & np.isin(user * width + item, keys)
+    for events in training_events(workdir):
+        key = events.user_index * width + events.item_index
+        is_target = (events.item_index < width) & np.isin(key, keys)
         # Seconds are cut off, so the one that holds `start` may be before it.
-        count += int(np.sum(is_target | (second > start // 1_000_000)))
+        count += int(np.sum(is_target | (events.second > start // 1_000_000)))
     return count
 
 

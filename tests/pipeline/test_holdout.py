@@ -116,7 +116,8 @@ def test_an_event_is_the_holdouts_by_its_second_or_as_a_target_of_its_own_user(
     users = SimpleNamespace(user_index=np.array([1, 2]), targets=Ragged(np.array([3, 1]), np.array([0, 1, 2])))
     monkeypatch.setattr(input_pipeline.EvaluationUsers, "load", lambda *_: users)
     events = [(1, 5, 9), (1, 1, 9), (2, 3, 9), (1, 3, 9), (2, 1, 2), (2, 2, 10), (2, 2, 11), (7, 3, 12)]
-    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [tuple(np.array(events).T)])
+    told = input_pipeline.TrainingEvents(*np.array(events).T, is_taken=np.ones(len(events), bool))
+    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [told])
     # (1, 3) and (2, 1), and two events after the second in which the holdout begins.
     assert holdout_events_in_training(Workdir(tmp_path), 10_400_000) == 4
 

@@ -17,6 +17,7 @@ from trainer.metrics import (
     ndcg_at_k,
     recall_at_k,
     target_recall,
+    watched_k,
 )
 from trainer.ragged import Ragged
 
@@ -138,3 +139,11 @@ def test_lists_and_users_must_match() -> None:
         metrics_from_lists(
             {1: LISTS[:2]}, TARGETS, [1], np.zeros(10, int), bootstrap_samples=0, confidence=0.95, seed=0
         )
+
+
+@pytest.mark.parametrize(
+    ("num_items", "k"), [(1, 1), (2, 1), (12, 4), (48, 10), (400, 40), (500, 50), (1682, 50), (10**7, 50)]
+)
+def test_early_stopping_watches_lists_that_hold_little_of_the_catalogue(num_items: int, k: int) -> None:
+    """At 50 of 48 items recall is 1 after any epoch, and the first would be shipped."""
+    assert watched_k(50, num_items) == k

@@ -13,7 +13,7 @@ from contracts.layout import Workdir
 from tests.trainer.artifacts import cyclic_log, write_artifacts
 from tests.trainer.conftest import small_config
 from tests.trainer.model_test import embeddings, model_test
-from trainer.baselines import baseline_config
+from trainer.baselines import UNTRAINED, baseline_config
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.model_parts import conditioning
@@ -52,7 +52,7 @@ PRODUCTS = {
     "concat before the encoder, gru": variant(model={"conditioning": "concat_tokens", "user_tower": "gru"}),
     "none": variant(model={"conditioning": "none"}),
 }
-BASELINES = [name for name in BaselineName.__args__ if name != "popularity"]
+BASELINES = [name for name in BaselineName.__args__ if name not in UNTRAINED]
 VARIANTS = PRODUCTS | {name: baseline_config(variant(), name) for name in BASELINES}
 QUICK = {
     "mmoe",

@@ -3,12 +3,15 @@
 import math
 import tracemalloc
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.sparse import csr_matrix
 
+from contracts.layout import Workdir
 from tests.trainer.artifacts import of_rows
 from trainer import ranking
 from trainer.catalogue import Catalogue
@@ -152,15 +155,18 @@ def test_who_has_seen_everything_gets_empty_lists(case: Case) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 6, NUM_ITEMS + 5])
-def test_popularity_is_a_full_sort_of_what_is_unseen(length: int) -> None:
-    """Counts of 0 to 2; the users have seen nothing, half of the items, all but one, and all."""
+def test_popularity_is_a_full_sort_of_what_is_unseen(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items have 0 to 2 takers; the users have seen nothing, half of the items, all but one, and all."""
     rng = np.random.default_rng(1)
-    count = np.append(0, rng.integers(0, 3, NUM_ITEMS))
+    count = rng.integers(0, 3, NUM_ITEMS)
+    takers = csr_matrix(np.arange(2)[:, None] < count)
+    monkeypatch.setattr("trainer.popularity.taken_items", lambda *_: takers)
     seen = [rng.permutation(NUM_ITEMS)[:number] + 1 for number in (0, NUM_ITEMS // 2, NUM_ITEMS - 1, NUM_ITEMS)]
     users = EvaluationUsers(np.arange(4), of_rows(seen), of_rows(seen), of_rows(seen), np.zeros(4))
-    catalogue = Catalogue(np.arange(NUM_ITEMS).astype(object), count, 3, train_count=count, sampling_probability=count)
-    order = np.lexsort([np.random.default_rng(0).permutation(NUM_ITEMS), -count[1:]]) + 1
-    for found, own in zip(popularity_lists(catalogue, users, length), seen, strict=True):
+    order = np.lexsort([np.random.default_rng(0).permutation(NUM_ITEMS), -count]) + 1
+    for found, own in zip(popularity_lists(Workdir(tmp_path), NUM_ITEMS, users, length), seen, strict=True):
         unseen = order[~np.isin(order, own)][:length].tolist()
         assert found.tolist() == unseen + [0] * (min(length, NUM_ITEMS) - len(unseen))
 

@@ -29,7 +29,7 @@ from trainer.model import TwoTowerModel
 from trainer.model_files import load_model, save_weights
 from trainer.negative_samplers import negative_sampler
 from trainer.ranking import ExactRanking
-from trainer.train import train, watched_k
+from trainer.train import train
 from trainer.training_state import TrainingState
 
 MIXED = {"loss": {"global_weight": 1.0}}
@@ -350,11 +350,3 @@ def test_exposed_negatives_lie_at_their_targets(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         batch.exposed_negatives, np.where(predicted, batch.item_index, 0)[:, :, None].repeat(2, 2)
     )
-
-
-@pytest.mark.parametrize(
-    ("num_items", "k"), [(1, 1), (2, 1), (12, 4), (48, 10), (400, 40), (500, 50), (1682, 50), (10**7, 50)]
-)
-def test_early_stopping_watches_lists_that_hold_little_of_the_catalogue(num_items: int, k: int) -> None:
-    """At 50 of 48 items recall is 1 after any epoch, and the first would be shipped."""
-    assert watched_k(50, num_items) == k

@@ -1,0 +1,172 @@
+"""The linear baselines: item-kNN and EASE score an item by its co-occurrence with what the user took.
+
+They train no tower, and on small catalogues they are hard to beat (Dacrema et al., RecSys 2019).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg.lapack import spotrf, spotri
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.names import Split
+from trainer.catalogue import Catalogue
+from trainer.input_pipeline import EvaluationUsers
+from trainer.metrics import hits, recall_at_k, watched_k
+from trainer.progress import line_a_minute
+from trainer.taken_items import taken_items
+from trainer.top_k import top_k
+
+LinearBaseline = Literal["item_knn", "ease"]
+
+log = logging.getLogger(__name__)
+
+_NEIGHBOURS = 1000
+"""Of an item, that count in item-kNN."""
+
+_PENALTIES = (10.0, 100.0, 1000.0)
+"""Of EASE, tried on validation users."""
+
+_HALF_LIVES = (None, 8.0, 4.0, 2.0)
+"""In events, of what an item of the history counts, tried on validation users; None: all that the user took, alike."""
+
+_EASE_MOST_ITEMS = 12_500
+"""EASE inverts a matrix of items by items; of a larger catalogue it knows the most popular ones."""
+
+_VALUES_AT_ONCE = 1 << 24
+"""Scores, or products of users' items, that are held together."""
+
+_UNKNOWN = np.finfo(np.float32).min
+"""Score of an item that a baseline does not know: behind all others, but in the list before an absent place."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Scores of the first items of the catalogue, which are the most popular.
+
+    Attributes:
+        weights: float32 [num_known, num_known], row: what a user took, column: what it speaks for.
+        half_life: see `_HALF_LIVES`.
+        penalty: of EASE, for the log.
+    """
+
+    weights: sp.csr_matrix | np.ndarray
+    half_life: float | None
+    penalty: float | None = None
+
+    def lists(self, users: EvaluationUsers, num_items: int, length: int) -> np.ndarray:
+        """int32 [num_users, min(length, num_items)], item_index, 0 = absent; equal scores by popularity."""
+        length = min(length, num_items)
+        size = max(1, _VALUES_AT_ONCE // num_items)
+        chunks = [np.arange(start, min(start + size, len(users))) for start in range(0, len(users), size)]
+        parts = []
+        for rows in line_a_minute(chunks, f"rank {num_items:,} items for {len(users):,} users by co-occurrence"):
+            scores = self._scores(users.take(rows), num_items)
+            columns = top_k(scores, length)
+            is_there = np.isfinite(np.take_along_axis(scores, columns, axis=1))
+            parts.append(np.where(is_there, columns + 1, 0).astype(np.int32))
+        return np.concatenate(parts)
+
+    def _scores(self, users: EvaluationUsers, num_items: int) -> np.ndarray:
+        """float32 [num_users, num_items]; seen items are -inf."""
+        scores = np.full((len(users), num_items), _UNKNOWN, np.float32)
+        num_known = self.weights.shape[0]
+        liked = self._taken(users, num_items)[:, :num_known] @ self.weights
+        scores[:, :num_known] = liked.toarray() if sp.issparse(liked) else liked
+        scores[users.seen.row_ids(), users.seen.values - 1] = -np.inf
+        return scores
+
+    def _taken(self, users: EvaluationUsers, num_items: int) -> sp.csr_matrix:
+        """float32 [num_users, num_items]: how much each item of a user's history counts."""
+        if self.half_life is None:
+            row, item, weight = users.seen.row_ids(), users.seen.values, np.ones(len(users.seen.values))
+        else:
+            row, item, lengths = users.history.row_ids(), users.history.values, users.history.lengths
+            age = np.repeat(users.history.splits[1:], lengths) - 1 - np.arange(len(item))
+            weight = 0.5 ** (age / self.half_life)
+            is_positive = item > 0
+            row, item, weight = row[is_positive], item[is_positive], weight[is_positive]
+        return sp.csr_matrix((weight.astype(np.float32), (row, item - 1)), shape=(len(users), num_items))
+
+
+def linear_lists(
+    config: Config, workdir: Workdir, name: LinearBaseline, catalogue: Catalogue, users: EvaluationUsers, length: int
+) -> np.ndarray:
+    """Each user's unseen items of the best score by a baseline whose settings the validation users choose.
+
+    Returns:
+        int32 [num_users, min(length, num_items)], item_index, 0 = absent.
+    """
+    validation = EvaluationUsers.load(workdir, Split.VALIDATION, config.evaluation.max_users)
+    k = watched_k(config.training.monitor_k, catalogue.num_items)
+
+    def recall(model: LinearModel) -> float:
+        hit = hits(model.lists(validation, catalogue.num_items, k), validation.targets)
+        return float(recall_at_k(hit, validation.targets.lengths, k).mean())
+
+    taken = taken_items(workdir, catalogue.num_items)
+    of_name = knn_models(taken) if name == "item_knn" else ease_models(taken)
+    best, model = max(((recall(model), model) for model in of_name), key=lambda found: found[0])
+    settings = {"penalty": model.penalty, "half-life": model.half_life}
+    chosen = ", ".join(f"{what} {value:g}" for what, value in settings.items() if value is not None) or "no decay"
+    log.info("%s: %s, by recall@%d of validation users, %.4f", name, chosen, k, best)
+    return model.lists(users, catalogue.num_items, length)
+
+
+def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
+    """Item-kNN: the cosine of two items' users, of each item's nearest ones (Sarwar et al., WWW 2001)."""
+    norm = np.sqrt(np.maximum(taken.getnnz(axis=0), 1)).astype(np.float32)
+    scaled = (taken @ sp.diags(1 / norm)).tocsc()
+    by_row = scaled.tocsr()
+    num_items = taken.shape[1]
+    # The most popular items, which come first, have the most neighbours: all others', in the worst case.
+    size = max(1, _VALUES_AT_ONCE // num_items)
+    starts = range(0, num_items, size)
+    parts = [
+        _nearest((scaled[:, start : start + size].T @ by_row).tocoo(), start)
+        for start in line_a_minute(starts, f"neighbours of {num_items:,} items")
+    ]
+    weights = sp.vstack(parts).tocsr()
+    for half_life in _HALF_LIVES:
+        yield LinearModel(weights, half_life)
+
+
+def _nearest(cosine: sp.coo_matrix, start: int) -> sp.csr_matrix:
+    """The largest `_NEIGHBOURS` of each row without the item itself, which is column `start` + row."""
+    is_other = cosine.col != cosine.row + start
+    row, column, value = cosine.row[is_other], cosine.col[is_other], cosine.data[is_other]
+    order = np.lexsort([column, -value, row])
+    row, column, value = row[order], column[order], value[order]
+    first = np.searchsorted(row, np.arange(cosine.shape[0]))
+    kept = np.arange(len(row)) - first[row] < _NEIGHBOURS
+    return sp.csr_matrix((value[kept], (row[kept], column[kept])), shape=cosine.shape)
+
+
+def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
+    """EASE (Steck, WWW 2019): the weights without a diagonal that rebuild what users took best, by ridge regression."""
+    known = taken[:, :_EASE_MOST_ITEMS]
+    gram = (known.T @ known).toarray()
+    for penalty in _PENALTIES:
+        inverse = _inverse(gram, penalty)
+        weights = inverse / -np.diag(inverse)
+        np.fill_diagonal(weights, 0)
+        for half_life in _HALF_LIVES:
+            yield LinearModel(weights, half_life, penalty)
+
+
+def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
+    """Of `gram`, float32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large."""
+    factor = gram.copy()
+    factor[np.diag_indices(len(gram))] += penalty
+    # Of the transpose, which is the same matrix, in the order that LAPACK works in without a copy.
+    factor, _ = spotrf(factor.T, lower=True, overwrite_a=True)
+    inverse, _ = spotri(factor, lower=True, overwrite_c=True)
+    lower = np.tril(inverse, -1)
+    return lower + lower.T + np.diag(np.diag(inverse))
