@@ -66,7 +66,7 @@ class GrpcApi:
         ]
 
     async def _measured_predict(self, request: Any, seconds_left: float | None) -> Any:
-        with self._metrics.measured(request.model_spec.name, "GRPC"):
+        with self._metrics.measured(request.model_spec.name, "Predict", "GRPC"):
             return await self._predict(request, seconds_left)
 
     async def _predict(self, request: Any, seconds_left: float | None) -> Any:

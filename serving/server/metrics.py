@@ -46,7 +46,7 @@ class Metrics:
         )
         self.latency = Histogram(
             ":tensorflow:serving:request_latency",
-            "Microseconds from a request's arrival to its answer.",
+            "Microseconds from a request's arrival to its answer, of those that were answered with OK.",
             ["model_name", "API", "entrypoint"],
             buckets=_MICROSECONDS,
             registry=self._registry,
@@ -62,8 +62,8 @@ class Metrics:
         )
         self.loads = Counter(
             ":tensorflow:cc:saved_model:load_attempt_count",
-            "Loads of versions by outcome.",
-            ["model_name", "status"],
+            "Loads of versions by outcome, success or fail.",
+            ["model_path", "status"],
             registry=self._registry,
         )
         self.serving = Gauge(
@@ -71,10 +71,15 @@ class Metrics:
         )
 
     @contextmanager
-    def measured(self, model_name: str, api: str) -> Iterator[None]:
-        """Counts a Predict request by its outcome, and its time.
+    def measured(self, model_name: str, api: str, entrypoint: str) -> Iterator[None]:
+        """Counts a Predict request by its outcome and, if it is answered, its time.
 
         A stranger may ask for any name: those of no model are counted as "", lest they fill the memory.
+
+        Args:
+            model_name: as asked for.
+            api: the method's name at that entrypoint.
+            entrypoint: GRPC or REST.
         """
         name = model_name if model_name in self._known else ""
         status, started = Code.OK, time.perf_counter()
@@ -91,7 +96,8 @@ class Metrics:
             raise
         finally:
             self.requests.labels(name, status.name).inc()
-            self.latency.labels(name, api, "Predict").observe((time.perf_counter() - started) * 1e6)
+            if status is Code.OK:
+                self.latency.labels(name, api, entrypoint).observe((time.perf_counter() - started) * 1e6)
 
     def page(self) -> bytes:
         """The exposition, of `CONTENT_TYPE`."""

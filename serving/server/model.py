@@ -214,12 +214,12 @@ class ServedModel:
             servable = await self._in_loader(_load, path, state, self._config.session_threads)
         except LoadError as error:
             self._failures[number] = _Failure.of(error, state, failure)
-            self._metrics.loads.labels(self.name, "failure").inc()
+            self._metrics.loads.labels(str(path), "fail").inc()
             return
         finally:
             self._loading.discard(number)
         self._failures.pop(number, None)
-        self._metrics.loads.labels(self.name, "success").inc()
+        self._metrics.loads.labels(str(path), "success").inc()
         self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
         _log.info("%s: version %d is loaded", self.name, number)
 

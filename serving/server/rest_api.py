@@ -115,7 +115,7 @@ class RestApi:
             raise invalid(f"Malformed request: {request.method} {request.path}")
         spec = _model_spec(matched)
         if matched["what"] == ":predict":
-            with self._metrics.measured(spec.name, "REST"):
+            with self._metrics.measured(spec.name, "predict", "REST"):
                 body = await self._predict(spec, request)
             return web.Response(body=body, content_type="application/json")
         if matched["what"] == "/metadata":

@@ -380,20 +380,3 @@ def test_overload_is_429_and_passes(serve, base):
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert "overload" in refused.json()["error"]
     assert post(server, {"inputs": HISTORY}, "/v1/models/dnc:predict").status_code == 200
-
-
-def test_metrics_count_requests_by_outcome(serve, base):
-    server = serve(base)
-    for body in ({"inputs": HISTORY}, {"inputs": HISTORY}, {}, b" " * (2**24 + 1)):
-        post(server, body, "/v1/models/dnc:predict")
-    post(server, {}, "/v1/models/stranger:predict")
-    page = requests.get(server.url + METRICS_PATH, timeout=10)
-    assert page.headers["Content-Type"].startswith("text/plain")
-    lines = page.text.splitlines()
-    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="OK"} 2.0' in lines
-    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="INVALID_ARGUMENT"} 1.0' in lines
-    assert ':tensorflow:serving:request_count_total{model_name="dnc",status="RESOURCE_EXHAUSTED"} 1.0' in lines
-    assert ':tensorflow:serving:request_count_total{model_name="",status="NOT_FOUND"} 1.0' in lines
-    assert 'dnc_serving_version{label="stable",model_name="dnc"} 1.0' in lines
-    assert ":tensorflow:serving:batching_session:processed_batch_size_count 2.0" in lines
-    assert "stranger" not in page.text
