@@ -8,6 +8,16 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
 
+_VALUES = {
+    tf.float32.as_datatype_enum: "float_val",
+    tf.float64.as_datatype_enum: "double_val",
+    tf.int32.as_datatype_enum: "int_val",
+    tf.int64.as_datatype_enum: "int64_val",
+    tf.bool.as_datatype_enum: "bool_val",
+    tf.string.as_datatype_enum: "string_val",
+}
+"""dtype -> field of a TensorProto that holds values of it one by one."""
+
 
 def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np.ndarray:
     """The array of a TensorProto; strings are bytes in an object array.
@@ -41,14 +51,30 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
 
 def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
     """Strings go value by value, numbers as one block of bytes."""
-    proto = tensor_pb2.TensorProto(
+    if array.dtype == object:
+        return to_value_proto(array)
+    proto = _without_values(array)
+    proto.tensor_content = array.tobytes()
+    return proto
+
+
+def to_value_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
+    """Value by value, in the field of the dtype, where many clients look: `outputs["scores"].float_val`.
+
+    TF Serving answers so, unless it is started with `--enable_serialization_as_tensor_content`. Numbers of rarer dtypes
+    are one block of bytes.
+    """
+    proto = _without_values(array)
+    if proto.dtype not in _VALUES:
+        return to_proto(array)
+    getattr(proto, _VALUES[proto.dtype]).extend(array.ravel().tolist())
+    return proto
+
+
+def _without_values(array: np.ndarray) -> tensor_pb2.TensorProto:
+    return tensor_pb2.TensorProto(
         dtype=tf.as_dtype(array.dtype).as_datatype_enum,
         tensor_shape=tensor_shape_pb2.TensorShapeProto(
             dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in array.shape]
         ),
     )
-    if array.dtype == object:
-        proto.string_val.extend(array.ravel().tolist())
-    else:
-        proto.tensor_content = array.tobytes()
-    return proto

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -24,7 +24,8 @@ from serving.server.model_info import model_metadata, model_status, resolved
 from serving.server.models import Models, signature_name
 from serving.server.ports import address, cannot_listen
 from serving.server.reload import reload_labels
-from serving.tensors import to_array, to_proto
+from serving.signature_spec import SignatureSpec
+from serving.tensors import to_array, to_value_proto
 
 _log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
@@ -73,10 +74,7 @@ class GrpcApi:
         spec = request.model_spec
         version = self._models.find(spec)
         signature = version.signature(signature_name(spec))
-        wanted = dict.fromkeys(request.output_filter)  # each once, as in TF Serving: a message has room for millions
-        for name in wanted:
-            if name not in signature.outputs:
-                raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
+        _require_outputs(request.output_filter, signature)
         try:
             signature.require_known(request.inputs)  # before any is made: a few bytes can stand for many values
             inputs = {name: to_array(name, tensor, self._max_elements) for name, tensor in request.inputs.items()}
@@ -84,8 +82,8 @@ class GrpcApi:
             raise invalid(str(error)) from None
         outputs = await self._models.predict(version, signature, inputs, seconds_left)
         response = predict_pb2.PredictResponse(model_spec=resolved(spec.name, version.number, signature.name))
-        for name in wanted or outputs:
-            response.outputs[name].CopyFrom(to_proto(outputs[name]))
+        for name in request.output_filter or outputs:
+            response.outputs[name].CopyFrom(to_value_proto(outputs[name]))
         return response
 
     async def _metadata(self, request: Any, seconds_left: float | None) -> Any:
@@ -150,6 +148,16 @@ async def _answer_of(target: str, timeout_seconds: float) -> None:
         ask = channel.unary_unary(f"/{_MODEL_SERVICE}/GetModelStatus")
         with contextlib.suppress(grpc.aio.AioRpcError):
             await ask(b"", timeout=timeout_seconds)
+
+
+def _require_outputs(wanted: Sequence[str], signature: SignatureSpec) -> None:
+    """Raises RequestError if one is unknown or, as in TF Serving, named twice: a message has room for millions."""
+    distinct = set(wanted)
+    for name in distinct:
+        if name not in signature.outputs:
+            raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
+    if len(distinct) < len(wanted):
+        raise invalid(f"output_filter must name an output once; got {len(wanted)} names of {sorted(distinct)}")
 
 
 def _client_was_there(record: logging.LogRecord) -> bool:

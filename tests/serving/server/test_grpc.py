@@ -14,9 +14,7 @@ from tensorflow_serving.apis import (
 
 from contracts.names import Request, Response, Signature
 from serving.servable_session import request_inputs
-from serving.server import grpc_api
 from serving.server.errors import Code
-from serving.tensors import to_proto
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
@@ -83,13 +81,24 @@ def test_output_filter(predict):
     assert list(predict.Predict(message).outputs) == [Response.SCORES]
 
 
-def test_an_output_that_is_asked_for_many_times_is_written_once(predict, monkeypatch):
-    written = []
-    monkeypatch.setattr(grpc_api, "to_proto", lambda array: written.append(array) or to_proto(array))
+def test_values_are_where_clients_of_tf_serving_look(predict, session):
+    """One by one: TF Serving's own examples read `float_val`, which is empty where values are one block of bytes."""
+    inputs = request_inputs([["i1", "i2"]])
+    outputs = predict.Predict(request(inputs)).outputs
+    expected = session.predict(Signature.SERVING_DEFAULT, inputs)
+    assert list(outputs[Response.ITEM_IDS].string_val) == expected[Response.ITEM_IDS].ravel().tolist()
+    assert list(outputs[Response.GROUP_IDS].int_val) == expected[Response.GROUP_IDS].ravel().tolist()
+    np.testing.assert_allclose(outputs[Response.SCORES].float_val, expected[Response.SCORES].ravel(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("times", [2, 1000])
+def test_an_output_that_is_asked_for_more_than_once_is_refused(predict, times):
+    """As in TF Serving's predict_util.cc: "duplicate output tensor alias"."""
     message = request(request_inputs([["i1"]]))
-    message.output_filter.extend([Response.SCORES, Response.ITEM_IDS] * 1000)
-    assert set(predict.Predict(message).outputs) == {Response.SCORES, Response.ITEM_IDS}
-    assert len(written) == 2
+    message.output_filter.extend([Response.SCORES] * times)
+    with pytest.raises(grpc.RpcError, match="must name an output once") as raised:
+        predict.Predict(message)
+    assert raised.value.code() == Code.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("spec", [{"version": 1}, {"label": "stable"}, {}])
