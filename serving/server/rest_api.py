@@ -18,6 +18,7 @@ import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -35,11 +36,16 @@ from serving.server.models import Models
 from serving.server.ports import bound_socket
 
 _log = logging.getLogger(__name__)
+_JSON = "application/json"
 METRICS_PATH = "/monitoring/prometheus/metrics"
+_ORIGIN = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
+"""Before the path of a request that names all of its URL, as through some proxies."""
+_ROOT = "/v1/"
 _PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+    r"(?i:/v1/models/)(?P<name>[^/:]+)(?:(?i:/versions/)(?P<version>[0-9]+)|(?i:/labels/)(?P<label>[^/:]+))?"
     r"(?P<what>:predict|/metadata|)"
 )
+"""As in TF Serving: of a path before it is unquoted, and with what follows a "?", which belongs to no request."""
 _DRAIN_SECONDS = 0.5
 """What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
 _ARRIVAL_SECONDS = 0.01
@@ -109,23 +115,25 @@ class RestApi:
         return response
 
     async def _dispatch(self, request: web.Request) -> web.Response:
-        matched = _PATH.fullmatch(request.path)
+        path = _ORIGIN.sub("", request.raw_path)
+        if not path.lower().startswith(_ROOT):
+            raise RequestError(Code.NOT_FOUND, f"{request.method} {path}: the API is below {_ROOT}models")
+        matched = _PATH.fullmatch(path)
         method = "POST" if matched and matched["what"] == ":predict" else "GET"
         if not matched or request.method != method:
-            raise invalid(f"Malformed request: {request.method} {request.path}")
+            raise invalid(f"Malformed request: {request.method} {path}")
         spec = _model_spec(matched)
         if matched["what"] == ":predict":
             with self._metrics.measured(spec.name, "predict", "REST"):
                 body = await self._predict(spec, request)
-            return web.Response(body=body, content_type="application/json")
+            return web.Response(body=body, content_type=_JSON)
         if matched["what"] == "/metadata":
             asked = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[SIGNATURE_DEF])
             answer = _fields(model_metadata(self._models, asked))
             del answer["metadata"][SIGNATURE_DEF]["@type"]  # which TF Serving does not write
         else:
             answer = _fields(model_status(self._models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
-        text = json.dumps(answer, indent=2)
-        return web.Response(text=text, content_type="application/json")
+        return _json(answer)
 
     async def _predict(self, spec: Any, request: web.Request) -> bytes:
         loop = asyncio.get_running_loop()
@@ -164,15 +172,20 @@ def _fields(message: Any) -> dict[str, Any]:
 
 
 def _model_spec(matched: re.Match[str]) -> Any:
-    spec = model_pb2.ModelSpec(name=matched["name"])
+    spec = model_pb2.ModelSpec(name=_unquoted(matched["name"]))
     if matched["version"]:
         number = int(matched["version"][:20])
         if number > MAX_VERSION:
             raise invalid(f"Malformed request: version {matched['version'][:30]} is not a 64-bit number")
         spec.version.value = number
     elif matched["label"]:
-        spec.version_label = matched["label"]
+        spec.version_label = _unquoted(matched["label"])
     return spec
+
+
+def _unquoted(part: str) -> str:
+    """Of a path: aiohttp keeps its bytes, UTF-8 or not, as what Python calls surrogates."""
+    return unquote_to_bytes(part.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
 
 async def _read(request: web.Request, config: ServerConfig) -> bytes:
@@ -206,7 +219,12 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
 
 
 def _error(status: int, message: str) -> web.Response:
-    return web.Response(status=status, text=json.dumps({"error": message}), content_type="application/json")
+    return _json({"error": message}, status)
+
+
+def _json(answer: Any, status: int = 200) -> web.Response:
+    """Without a charset, which JSON does not have, nor TF Serving's answer."""
+    return web.Response(status=status, body=json.dumps(answer, indent=2).encode(), content_type=_JSON)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -75,20 +75,6 @@ def test_nan_is_a_number_and_absent_scores_are_minus_infinity(server, trained):
     assert decode(np.array(answer.json()["outputs"]["item_ids"], "S").astype(object)).tolist() == [["", ""]]
 
 
-@pytest.mark.parametrize("path", ["/versions/1", "/labels/stable", ""])
-def test_versions_are_named_by_the_path(server, path):
-    url = f"{server.url}{MODEL}{path}"
-    assert post(server, {"inputs": {"history": [["i1"]]}}, f"{MODEL}{path}:predict").ok
-    status = requests.get(url, timeout=10).json()["model_version_status"]
-    assert status == [{"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]
-    metadata = requests.get(f"{url}/metadata", timeout=10).json()
-    assert metadata["model_spec"] == {"name": "dnc_exact", "version": "1", "signature_name": ""}
-    signatures = metadata["metadata"]["signature_def"]["signature_def"]
-    history = signatures["serving_default"]["inputs"]["history"]
-    assert history["dtype"] == "DT_STRING"
-    assert [dim["size"] for dim in history["tensor_shape"]["dim"]] == ["-1", "-1"]
-
-
 HISTORY = {"history": [["i1"]]}
 REFUSED = {
     "nothing": (b"", 400, "JSON Parse error"),
@@ -141,30 +127,6 @@ def test_a_wrong_body_is_refused_with_a_reason(server, name):
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
     assert any(part in answer.json()["error"] for part in message.split("|"))
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/", 400),
-        ("GET", "/v1/models", 400),
-        ("GET", "/v1/models/nope", 404),
-        ("GET", "/v1/models/dnc/versions/7", 404),
-        ("GET", "/v1/models/dnc/versions/x", 400),
-        ("GET", "/v1/models/dnc/versions/99999999999999999999999", 400),
-        ("GET", "/v1/models/dnc/labels/beta", 400),
-        ("GET", "/v1/models/dnc:predict", 400),
-        ("POST", "/v1/models/dnc", 400),
-        ("POST", "/v1/models/nope:predict", 404),
-        ("POST", "/v1/models/dnc/versions/7:predict", 404),
-        ("POST", "/v1/models/dnc:classify", 400),
-        ("DELETE", "/v1/models/dnc", 400),
-    ],
-)
-def test_a_wrong_path_is_refused_with_a_reason(server, method, path, status):
-    answer = requests.request(method, server.url + path, data="{}", timeout=10)
-    assert answer.status_code == status
-    assert answer.json()["error"]
 
 
 def assert_alive(server) -> None:
