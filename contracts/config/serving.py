@@ -106,5 +106,8 @@ class ServerConfig(Section):
     num_batch_threads: int = Field(1, ge=1, description="batches that may run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024, description="a larger request is refused, by gRPC and REST")
+    max_connections: int = Field(
+        2000, ge=1, description="open connections to the REST port; a further one is answered with status 503"
+    )
     request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that sets no earlier one")
     poll_seconds: float = Field(1.0, gt=0, description="pause between looks at the base paths for new versions")

@@ -20,12 +20,15 @@ _BYTES_SUFFIX = "_bytes"
 """Strings of outputs so named are bytes: they are written in base64."""
 
 
-def parse_body(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
     """The JSON object of a predict request; NaN, Infinity and -Infinity are numbers, as in TF Serving.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, it is not a JSON object in UTF-8.
+        RequestError: INVALID_ARGUMENT, it is not a JSON object in UTF-8, or has more than `max_elements` lists and
+            objects: 16 MB hold millions, which would take the loop seconds.
     """
+    if (nested := body.count(b"[") + body.count(b"{")) > max_elements:
+        raise invalid(f"the body has {nested} lists and objects, more than max_batch_elements={max_elements}")
     try:
         value = json.loads(body)
     except RecursionError:
@@ -49,8 +52,8 @@ def requested_signature(body: Mapping[str, Any]) -> str:
     return name or Signature.SERVING_DEFAULT
 
 
-def request_arrays(body: Mapping[str, Any], signature: SignatureSpec) -> tuple[Arrays, Format]:
-    """The inputs of a request, and the form that it has.
+def request_arrays(body: Mapping[str, Any], signature: SignatureSpec, max_elements: int) -> tuple[Arrays, Format]:
+    """The inputs of a request, of at most `max_elements` values each, and the form that it has.
 
     Raises:
         RequestError: INVALID_ARGUMENT, the message names the input and what is wrong with it.
@@ -64,7 +67,7 @@ def request_arrays(body: Mapping[str, Any], signature: SignatureSpec) -> tuple[A
         signature.require_known(columns)
     except ValueError as error:
         raise invalid(str(error)) from None
-    arrays = {name: _array(signature.inputs[name], value) for name, value in columns.items()}
+    arrays = {name: _array(signature.inputs[name], value, max_elements) for name, value in columns.items()}
     if not arrays and form == "instances":
         arrays = _defaults(signature, len(body[form]))
     return arrays, form
@@ -113,7 +116,7 @@ def _only_input(signature: SignatureSpec, key: str) -> str:
     return needed[0]
 
 
-def _array(spec: Input, value: Any) -> np.ndarray:
+def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
     rank = len(spec.shape)
     leaves, shape = [value], []
     for depth in range(rank):
@@ -123,6 +126,8 @@ def _array(spec: Input, value: Any) -> np.ndarray:
         if len(sizes) > 1:
             raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and of {max(sizes)} values; pad the shorter")
         shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # no rows tell nothing of the columns
+        if (size := len(leaves) * shape[-1]) > max_elements:
+            raise invalid(f"input {spec.name!r} has {size} values, more than max_batch_elements={max_elements}")
         leaves = [item for leaf in leaves for item in leaf]
     if spec.dtype == tf.string:
         flat = np.empty([len(leaves)], object)

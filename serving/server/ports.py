@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from typing import Literal
 
 from contracts.config import ServerConfig
 
 Setting = Literal["grpc_port", "rest_port"]
+_OTHER_FILES = 1000
+"""File descriptors for gRPC's connections, and for the files of a version that is read."""
 
 
 def address(config: ServerConfig, port: int) -> str:
     """host:port, with an IPv6 host in brackets."""
     return f"[{config.host}]:{port}" if ":" in config.host else f"{config.host}:{port}"
+
+
+def allow_connections(config: ServerConfig) -> None:
+    """Lets the process have a file descriptor for each connection, as far as the system lets it."""
+    wanted = config.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def require_free(config: ServerConfig) -> None:

@@ -17,6 +17,7 @@ import sys
 import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -52,6 +53,8 @@ _ARRIVAL_SECONDS = 0.01
 """Between two looks at whether all bodies have come."""
 _IDLE_SECONDS = 75.0
 """After which, or after twice that, a connection is ended over which no request has come, and no answer has gone."""
+_BACKLOG = 128
+"""Connections that the system may hold before the loop accepts them."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -144,9 +147,10 @@ class RestApi:
         finally:
             self._arriving -= 1
         version = self._models.find(spec)  # now: one that was found before the body came may be drained by then
-        body = parse_body(content)
+        most = self._config.max_batch_elements
+        body = parse_body(content, most)
         signature = version.signature(requested_signature(body))
-        inputs, form = request_arrays(body, signature)
+        inputs, form = request_arrays(body, signature, most)
         outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())
         return response_body(outputs, form)
 
@@ -241,13 +245,13 @@ class RestServer:
 
     api: RestApi
     runner: web.AppRunner
+    listener: asyncio.Server
     port: int
     watch: asyncio.Task[None]
 
     async def stop(self) -> None:
         """Takes no new connection, and ends each that is open with its next answer, or when it has been idle."""
-        for site in list(self.runner.sites):
-            await site.stop()
+        self.listener.close()
         await self.api.drain()
         self.watch.cancel()
         await self.runner.cleanup()
@@ -261,13 +265,26 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     """
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     api = RestApi(models, metrics, config)
+    bound = bound_socket(config, "rest_port")
     runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
     await runner.setup()
-    try:
-        await web.SockSite(runner, bound_socket(config, "rest_port")).start()
-    except ValueError:
-        await runner.cleanup()
-        raise
     assert runner.server is not None  # since `setup`
+    connected = partial(_connected, runner.server, config.max_connections)
+    listener = await asyncio.get_running_loop().create_server(connected, sock=bound, backlog=_BACKLOG)
     watch = asyncio.create_task(api.end_silent_connections(runner.server))
-    return RestServer(api, runner, runner.addresses[0][1], watch)
+    return RestServer(api, runner, listener, bound.getsockname()[1], watch)
+
+
+def _connected(server: web.Server, most: int) -> asyncio.BaseProtocol:
+    """What a new connection is answered by."""
+    return server() if len(server.connections) < most else _NoRoom()
+
+
+class _NoRoom(asyncio.Protocol):
+    """Ends a connection with UNAVAILABLE, whatever it asks: a client may open as many as it likes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        status = HTTP_STATUS[Code.UNAVAILABLE]
+        transport.write(b"HTTP/1.1 %d Full\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
+        transport.close()

@@ -18,7 +18,7 @@ from contracts.serving_labels import effective_labels
 from serving.server.grpc_api import start_grpc, stop_grpc
 from serving.server.metrics import Metrics
 from serving.server.models import Models
-from serving.server.ports import address, require_free
+from serving.server.ports import address, allow_connections, require_free
 from serving.server.rest_api import start_rest
 
 _log = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
                 "run the export stage"
             )
     sys.setswitchinterval(_SWITCH_SECONDS)
+    allow_connections(config)
     asyncio.run(_serve_until_signalled(bases, config, on_start))
 
 

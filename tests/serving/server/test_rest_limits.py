@@ -1,0 +1,65 @@
+"""REST: what one client may ask of the server's loop and of its file descriptors."""
+
+from __future__ import annotations
+
+import resource
+import threading
+
+import pytest
+import requests
+
+from contracts.config import ServerConfig
+from serving.client import RetrievalClient
+from serving.server.ports import allow_connections
+from tests.serving.server.conftest import eventually
+from tests.serving.server.test_rest import HISTORY, connect, post
+
+PREDICT = "/v1/models/dnc:predict"
+
+
+@pytest.mark.parametrize("value", [b"[],", b'{"b64":""},', b'"[",'])
+def test_a_body_of_millions_of_lists_or_objects_is_refused_unread(serve, base, value):
+    """Read, they take the loop seconds: a body of 16 MB holds five million."""
+    server = serve(base, max_batch_elements=1000)
+    answer = post(server, b'{"inputs": {"history": [[' + value * 1000 + b"0]]}}", PREDICT)
+    assert answer.status_code == 400
+    assert "lists and objects, more than max_batch_elements=1000" in answer.json()["error"]
+
+
+def test_an_input_of_more_values_than_a_batch_takes_is_refused_before_they_are_looked_at(serve, base):
+    server = serve(base, max_batch_elements=1000)
+    answer = post(server, {"inputs": {"history": [["i1"] * 1000 + [None]]}}, PREDICT)
+    assert "'history' has 1001 values, more than max_batch_elements=1000" in answer.json()["error"]
+    assert post(server, {"inputs": {"history": [["i1"] * 1000]}}, PREDICT).ok
+
+
+def test_a_connection_too_many_is_refused_and_the_others_are_answered(serve, base):
+    server = serve(base, max_connections=3)
+    with requests.Session() as asking, connect(server) as held:
+        assert asking.post(server.url + PREDICT, json={"inputs": HISTORY}, timeout=60).ok
+        with connect(server) as last:
+            last.sendall(b"GET /v1/models/dnc HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert last.recv(4096).startswith(b"HTTP/1.1 200")
+            with connect(server) as refused:
+                assert refused.recv(4096).startswith(b"HTTP/1.1 503")
+                assert refused.recv(4096) == b""
+            assert asking.post(server.url + PREDICT, json={"inputs": HISTORY}, timeout=60).ok
+            held.close()
+            eventually(lambda: requests.get(f"{server.url}/v1/models/dnc", timeout=10).ok)
+
+
+def test_the_client_waits_for_a_connection(serve, base):
+    server = serve(base, max_connections=1)
+    with connect(server) as held, RetrievalClient.rest(server.url, "dnc", timeout=30) as client:
+        threading.Timer(0.5, held.close).start()
+        (found,) = client.recommend([["i1"]], num_candidates=3)
+    assert len(found.item_ids) == 3
+
+
+def test_there_are_file_descriptors_for_all_connections(monkeypatch):
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    for most in (10, 2000, 1000, 10_000):
+        allow_connections(ServerConfig(max_connections=most))
+    assert limits == [(1024, 4096), (3000, 4096), (4096, 4096)]
