@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ Format = Literal["instances", "inputs"]
 _ANSWER: dict[Format, str] = {"instances": "predictions", "inputs": "outputs"}
 _BYTES_SUFFIX = "_bytes"
 """Strings of outputs so named are bytes: they are written in base64."""
+_LARGEST_EXACT = {tf.float32: 2**24 - 1, tf.float64: 2**53 - 1}
+"""Whole numbers up to it are floats of their own (`IsLosslessDecimal` in TF Serving's json_tensor.cc)."""
 
 
 def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
@@ -138,11 +140,27 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
     if not kinds <= allowed:
         wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
         raise invalid(f"input {spec.name!r} must hold {spec.dtype.name}, got {_kind(wrong)}")
+    if int in kinds and spec.dtype in _LARGEST_EXACT:
+        _require_exact(spec, leaves)
     try:
         with np.errstate(over="raise"):
             return np.array(leaves, spec.dtype.as_numpy_dtype).reshape(shape)
     except (OverflowError, FloatingPointError):
         raise invalid(f"input {spec.name!r} has a value that {spec.dtype.name} does not hold") from None
+
+
+def _require_exact(spec: Input, leaves: Sequence[int | float]) -> None:
+    """Raises RequestError if a number without a point is one that the dtype may round.
+
+    TF Serving does so; what no 64 bits hold, it reads as if there were a point.
+    """
+    largest = _LARGEST_EXACT[spec.dtype]
+    for leaf in leaves:
+        if type(leaf) is int and largest < abs(leaf) < 2**64:
+            raise invalid(
+                f"input {spec.name!r} holds the whole number {leaf}, and {spec.dtype.name} has all of them only up to "
+                f"{largest}: write it with a point to have it rounded"
+            )
 
 
 def _text(name: str, value: Any) -> bytes:

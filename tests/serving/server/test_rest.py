@@ -101,6 +101,7 @@ REFUSED = {
     "fraction for a whole number": ({"inputs": {**HISTORY, "num_candidates": [1.5]}}, 400, "must hold int32"),
     "boolean for a number": ({"inputs": {**HISTORY, "num_candidates": [True]}}, 400, "got a boolean"),
     "too large a number": ({"inputs": {**HISTORY, "num_candidates": [2**40]}}, 400, "int32 does not hold"),
+    "a whole number that a float may round": ({"inputs": {**HISTORY, "alpha": [2**24]}}, 400, "write it with a point"),
     "signature that is no text": ({"inputs": HISTORY, "signature_name": 3}, 400, "must be a string"),
     "unknown signature": ({"inputs": HISTORY, "signature_name": "nope"}, 400, "no signature 'nope'"),
     "65 rows": ({"inputs": {"history": [["i1"]] * 65}}, 400, "max_batch_size=64"),
