@@ -49,4 +49,5 @@ def read_warmup(version: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         except DecodeError as error:
             raise ValueError(f"{version / WARMUP_FILE} holds no PredictionLog ({error}): export again") from None
         request = log.predict_log.request
-        yield request.model_spec.signature_name, {n: tf.make_ndarray(t) for n, t in request.inputs.items()}
+        signature = request.model_spec.signature_name or Signature.SERVING_DEFAULT
+        yield signature, {n: tf.make_ndarray(t) for n, t in request.inputs.items()}

@@ -322,6 +322,17 @@ def test_manifests_agree_with_themselves(name):
     assert template["metadata"]["annotations"]["prometheus.io/path"] == METRICS_PATH
 
 
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_pods_are_admitted_where_only_restricted_ones_are(name):
+    """Kubernetes' Pod Security Standards, `restricted`."""
+    pod = manifests(name)[0]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in (*pod["containers"], *pod.get("initContainers", [])):
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
 def test_the_images_have_the_tensorflow_that_wrote_the_servable():
     pinned = re.search(r"tensorflow==(\S+?)\"", (ROOT / "setup.py").read_text())
     scann = re.search(r"scann==(\S+?)\"", (ROOT / "setup.py").read_text())

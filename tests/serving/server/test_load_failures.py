@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 import serving.servable_session
 import serving.server.model
@@ -22,7 +23,7 @@ from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel
 from serving.server.version import LoadedServable, LoadError
-from serving.warmup import WARMUP_FILE
+from serving.warmup import WARMUP_FILE, read_warmup
 
 PASSES = [
     OSError("stale file handle"),
@@ -144,3 +145,14 @@ def test_a_version_whose_vocabulary_is_still_being_copied_is_refused(servable, v
     (tmp_path / "1" / "assets" / vocabulary).write_bytes(b"".join(lines[: len(lines) // 2]))
     with pytest.raises(LoadError, match=f"expected {len(lines)} but got {len(lines) // 2}"):
         LoadedServable(tmp_path / "1", 1)
+
+
+def test_a_warm_up_request_that_names_no_signature_is_of_the_default_one(tmp_path):
+    """As in TF Serving, whose request logs are made into warm-up files."""
+    log = prediction_log_pb2.PredictionLog()
+    log.predict_log.request.inputs["history"].CopyFrom(tf.make_tensor_proto([["i1"]]))
+    (tmp_path / WARMUP_FILE).parent.mkdir()
+    with tf.io.TFRecordWriter(str(tmp_path / WARMUP_FILE)) as writer:
+        writer.write(log.SerializeToString())
+    [(signature, inputs)] = read_warmup(tmp_path)
+    assert (signature, inputs["history"].tolist()) == ("serving_default", [[b"i1"]])
