@@ -168,11 +168,12 @@ class ServedModel:
             RequestError: NOT_FOUND, or of a label INVALID_ARGUMENT, as TF Serving.
         """
         if number is None:
-            if (label or STABLE) not in self._labels:
+            wanted = STABLE if label is None else label
+            if wanted not in self._labels:
                 if label is None:
                     raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Latest({self.name})")
                 raise invalid(f"Unrecognized servable version label: {label}; {self.name} has {sorted(self._labels)}")
-            number = self._labels[label or STABLE]
+            number = self._labels[wanted]
         if number not in self._versions:
             raise RequestError(Code.NOT_FOUND, f"Servable not found for request: Specific({self.name}, {number})")
         return self._versions[number]

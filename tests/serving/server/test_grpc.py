@@ -127,6 +127,7 @@ REFUSED = {
     "unknown model": (HISTORY, {"model": "nope"}, Code.NOT_FOUND, "model nope"),
     "unknown version": (HISTORY, {"version": 9}, Code.NOT_FOUND, r"Specific\(dnc_exact, 9\)"),
     "unknown label": (HISTORY, {"label": "beta"}, Code.INVALID_ARGUMENT, "label: beta"),
+    "a label that is set to nothing": (HISTORY, {"label": ""}, Code.INVALID_ARGUMENT, "label: ;"),
     "unknown signature": (HISTORY, {"signature": "nope"}, Code.FAILED_PRECONDITION, "no signature 'nope'"),
     "unknown input": ({**HISTORY, "nope": [1]}, {}, Code.INVALID_ARGUMENT, "no input 'nope'"),
     "wrong dtype": ({**HISTORY, "alpha": [1]}, {}, Code.INVALID_ARGUMENT, "'alpha' must be float32"),
