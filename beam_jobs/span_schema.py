@@ -24,6 +24,7 @@ _LEAST_DOMAIN_MASS = 0.95
 def infer_schema(statistics: Sequence[Statistics]) -> Schema:
     """Every feature must be there, and the values that occur are its domain, if there are not too many to list.
 
+    Of a table without a row nothing is asked: neither that the next one has values, nor which.
     Request features are left out: the config lists their values, also those that nobody has told yet.
     Shapes of ids of random characters are no domain, however few: a false alarm stops a run that has to be daily, and
     `drift_anomalies` sees a change of most of them.
@@ -31,6 +32,8 @@ def infer_schema(statistics: Sequence[Statistics]) -> Schema:
     schema = Schema()
     for name, shares in _histograms(statistics).items():
         feature = schema.feature.add(name=name, type=schema_pb2.BYTES)
+        if not shares:
+            continue
         feature.presence.min_count = 1
         if OTHER not in shares and not (name.endswith(f".{SHAPE}") and are_random(shares)):
             feature.distribution_constraints.min_domain_mass = _LEAST_DOMAIN_MASS

@@ -232,6 +232,14 @@ def test_what_stops_a_feature_table(name: str, with_items: Workdir, tmp_path: Pa
         _with_items(tmp_path / "next", lines, with_items)
 
 
+@pytest.mark.parametrize("following", [[], ITEMS], ids=["as empty", "filled"])
+def test_a_table_without_a_row_does_not_stop_the_spans_that_follow(following: list[str], tmp_path: Path) -> None:
+    """As of users of whom nothing is known yet: a first run takes it with a warning."""
+    first = _with_items(tmp_path / "first", [])
+    second = _with_items(tmp_path / "second", following, first)
+    assert read_statistics(second.events.statistics)[1].num_examples == len(following)
+
+
 def test_vectors_by_length_and_text_by_presence(tmp_path: Path) -> None:
     # Lengths 5 and 50; the third vector is too short, which makes it a missing one.
     (tmp_path / "items.csv").write_text("item,vector,title\na,3 4,One two\nb,30 40,\nc,3,Three\n")
