@@ -124,7 +124,7 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
     found = refresh_index(load_config(config, overrides), Workdir(workdir.absolute()), Workdir(trained))
     click.echo(
         f"{found.version}: {found.kept_items:,} items that the model knows and {found.new_items:,} new ones; "
-        f"{len(found.rebuilt_groups)} of {found.num_groups} groups indexed anew"
+        f"{found.indexed}"
     )
 
 

@@ -25,14 +25,22 @@ class Refreshed:
         version: the version directory.
         kept_items, new_items: of the catalogue, known and unknown to the model.
         num_groups: K.
-        rebuilt_groups: those whose index was built anew; the others' was taken from the last version.
+        rebuilt_groups: those whose index was built anew; the others' was taken from the last version. None where
+            search is exact, and has no index.
     """
 
     version: Path
     kept_items: int
     new_items: int
     num_groups: int
-    rebuilt_groups: list[int]
+    rebuilt_groups: list[int] | None
+
+    @property
+    def indexed(self) -> str:
+        """What has become of the groups' indexes, in words."""
+        if self.rebuilt_groups is None:
+            return f"{self.num_groups} groups, searched exactly, without an index"
+        return f"{len(self.rebuilt_groups)} of {self.num_groups} groups indexed anew"
 
 
 def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refreshed:
@@ -133,5 +141,5 @@ def _outcome(workdir: Workdir) -> Refreshed:
         kept_items=counts["kept_items"],
         new_items=counts["new_items"],
         num_groups=manifest.counts["groups"],
-        rebuilt_groups=manifest.details.get("rebuilt_groups", []),
+        rebuilt_groups=manifest.details.get("rebuilt_groups"),
     )

@@ -1,5 +1,6 @@
 """What `dnc index` continues: the end-to-end test is beside that of the smoke run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, Workdir
 from pipeline import index_refresh
 from pipeline.applied_transform import apply_transform
+from serving.export import MANIFEST_FILE
 
 
 @pytest.fixture
@@ -26,6 +28,27 @@ def continued(config: Config, trained: Workdir, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(index_refresh, "_outcome", lambda workdir: None)
     index_refresh.refresh_index(config, Workdir(trained.path.with_name("today")), trained)
     return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("details", "said"),
+    [
+        ({"rebuilt_groups": [2]}, "1 of 3 groups indexed anew"),
+        ({"rebuilt_groups": []}, "0 of 3 groups indexed anew"),
+        ({}, "3 groups, searched exactly, without an index"),  # 0 of 3, whatever had changed
+    ],
+)
+def test_what_is_said_of_the_groups_indexes(details: dict[str, list[int]], said: str, tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    with artifact.writing(workdir.model(MAIN_MODEL).path, "model", "f") as writer:
+        writer.counts |= {"kept_items": 7, "new_items": 5}
+    with artifact.writing(workdir.export, "export", "f") as writer:
+        writer.details |= {"model_name": "dnc", "version": 1}
+    manifest = artifact.Manifest("servable", "f", counts={"groups": 3}, details=details)
+    path = workdir.servable("dnc") / "1" / MANIFEST_FILE
+    path.parent.mkdir(parents=True)
+    artifact.write_json(path, asdict(manifest))
+    assert index_refresh._outcome(workdir).indexed == said
 
 
 def test_groups_continue_the_trained_runs(trained: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
