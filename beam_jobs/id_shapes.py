@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_SAMPLE = 4_096  # distinct ids of a batch that are looked at
+_SAMPLE = 4_096  # distinct ids of a bucket of users, or of a table, that are looked at
 _MOST_RUNS = 8  # of a shape: of a UUID or a hash only the beginning is kept
 _MOST_SHAPES = 64
 _RARE = 0.05  # share of ids up to which a shape is rare
@@ -49,7 +49,7 @@ def merge_shapes(counters: list[dict[str, int]]) -> dict[str, int]:
 def are_random(shares: dict[str, float]) -> bool:
     """Whether shapes, with their shares, are as those of random characters: many, and the next ids have others.
 
-    It goes by shares, not by counts: an id counts once for each file that it is in.
+    It goes by shares, not by counts: an item counts once for each bucket of users that it is in.
     """
     return sum(share for share in shares.values() if share <= _RARE) > _MOST_RARE
 

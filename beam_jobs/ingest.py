@@ -119,7 +119,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
         buckets = [summary for summary in summaries if summary["kind"] == "bucket"]
         reasons = _check_files(files, config)
         writer.counts.update(_counts(files, buckets))
-        shapes, levels, times = _id_shapes(files), _level_counts(config, buckets), _time_range(buckets)
+        shapes, levels, times = _id_shapes(buckets), _level_counts(config, buckets), _time_range(buckets)
         _require_targets(config, paths, levels)
         warn_of_odd_ids(shapes)
         warn_of_lists_of_ids(shapes[f"{EventColumn.ITEM_ID}.{SHAPE}"])
@@ -215,10 +215,10 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     return reasons
 
 
-def _id_shapes(files: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _id_shapes(buckets: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Feature -> shape -> how many ids have it, see `id_shapes`."""
     return {
-        f"{name}.{SHAPE}": merge_shapes([file["shapes"][name] for file in files])
+        f"{name}.{SHAPE}": merge_shapes([bucket["shapes"][name] for bucket in buckets])
         for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
     }
 

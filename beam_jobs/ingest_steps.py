@@ -83,7 +83,6 @@ class ReadEvents(beam.DoFn):
 
     def process(self, element: tuple[int, str]) -> Iterator[tuple[int, bytes] | beam.pvalue.TaggedOutput]:
         number, path = element
-        shapes: dict[str, list[dict[str, int]]] = {EventColumn.USER_ID: [], EventColumn.ITEM_ID: []}
         told: dict[str, list[ToldValues]] = defaultdict(list)
         rows, error = 0, None
         with DeadLetters(path) as letters:
@@ -94,8 +93,6 @@ class ReadEvents(beam.DoFn):
                     letters.add(batch.dead_letters)
                     for name, of_batch in batch.told.items():
                         told[name].append(of_batch)
-                    for name, of_batches in shapes.items():
-                        of_batches.append(id_shapes(one_array(batch.events[name]).dictionary))
                     yield from _by_bucket(batch.events, self._data.num_buckets)
             except ValueError as failure:  # reported by the driver, in plain words on any runner
                 error = str(failure)
@@ -103,7 +100,6 @@ class ReadEvents(beam.DoFn):
         summary = {"kind": "file", "source": path, "rows": rows, "reasons": letters.reasons}
         summary |= {"examples": letters.examples, "error": error}
         summary |= {"told": {name: merge_told(parts) for name, parts in told.items()}}
-        summary |= {"shapes": {name: merge_shapes(parts) for name, parts in shapes.items()}}
         yield beam.pvalue.TaggedOutput(self.SUMMARIES, summary)
 
 
@@ -137,10 +133,16 @@ class WriteBucket(beam.DoFn):
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
         late = int(np.quantile(times, LATE, method="lower")) if len(times) else None
         of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
+        # Here, and not in the files: how many a log is written in says nothing of its ids.
+        shapes = {
+            name: merge_shapes([id_shapes(one_array(table[name]).dictionary)])
+            for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
+        }
         is_unlikely = (times < _EARLIEST) | (times > (time.time() + _AHEAD_SECONDS) * 1e6)
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
             "busiest": _busiest(users), "tied": num_tied(table), "unlikely": int(is_unlikely.sum()),
+            "shapes": shapes,
         }  # fmt: skip
 
 

@@ -107,6 +107,22 @@ def test_a_like_span_passes_and_carries_the_schema_on(first: Workdir, tmp_path: 
     assert workdir.events.schema.read_text() == first.events.schema.read_text()
 
 
+def test_a_log_in_more_files_is_the_same_log(tmp_path: Path) -> None:
+    """Members come all day, guests once: counted by files, members would be half of the users, and then nine tenths."""
+    (tmp_path / "hours").mkdir()
+    day = []
+    for hour in range(12):
+        users = [f"m{member}" for member in range(20)] + [f"{hour}-{guest}" for guest in range(2)]
+        rows = [f"{user},{row},{1_700_000_000 + 60 * hour},click" for row, user in enumerate(users)]
+        write_log(tmp_path / "hours" / f"{hour:02d}.csv", rows, HEADER)
+        day += rows
+    whole = write_log(tmp_path / "day.csv", day, HEADER)
+    one, many = Workdir(tmp_path / "one"), Workdir(tmp_path / "many")
+    ingest.run(_config(whole), one, "f")
+    ingest.run(_config(tmp_path / "hours" / "*.csv", previous=str(one.events.path)), many, "f")
+    assert many.events.statistics.read_text() == one.events.statistics.read_text()
+
+
 def test_a_clock_that_is_years_ahead_does_not_make_the_next_span_an_old_one(tmp_path: Path) -> None:
     log, ahead = _log(tmp_path, "log.csv"), 1_700_000_000 + 6 * 365 * 86_400
     log.write_text(f"{log.read_text()}u1,1,{ahead},click\n")
