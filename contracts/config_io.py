@@ -26,11 +26,15 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: PyYAML lets the last of two sections of one name win, and says nothing."""
+    """Refuses a key that stands twice: PyYAML lets the last of two sections of one name win, and says nothing.
+
+    A value that its explicit tag does not fit, as in `!!int ''`, is an error of YAML, too: PyYAML takes it to be of the
+    tag's form, and fails somewhere within.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # else PyYAML itself refuses it
             if not isinstance(key, yaml.ScalarNode):  # PyYAML itself refuses a list or a mapping as a key
                 continue
             if key.value in lines:
@@ -44,7 +48,10 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except ValueError as error:  # of a date that is none: PyYAML does not say which
             problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r}: {error}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+        except (AttributeError, IndexError, KeyError, TypeError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r} is no {kind}: leave the tag !!{kind} out"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def _parsed(text: str) -> Any:

@@ -142,6 +142,10 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["data={num_buckets: 2, num_buckets: 3}"], ["'num_buckets' stands twice", "line 1"]),
         (["split.test_start=2024-02-30"], ["'split.test_start=2024-02-30'", "'2024-02-30': day is out of range"]),
         (["data.events={{date}}"], ["data.events={{date}}", "unhashable key", "quote it twice"]),
+        (["seed=!!int ''"], ["seed=!!int ''", "'' is no int: leave the tag !!int out"]),
+        (["seed=!!bool maybe"], ["'maybe' is no bool: leave the tag !!bool out"]),
+        (["seed=!!timestamp now"], ["'now' is no timestamp: leave the tag !!timestamp out"]),
+        (["data=!!map [a]"], ["'data=!!map [a]'", "expected a mapping node, but found sequence"]),
         ([_USERS + "[{name: alpha, kind: numeric}]}"], ["'alpha'", "rename"]),
         ([_ITEMS + "[{name: item_index, kind: categorical}]}"], ["'item_index'", "rename"]),
         ([_ITEMS + "[{name: größe, kind: numeric}]}"], ["'größe'", "rename", "ASCII"]),
@@ -208,10 +212,11 @@ def test_a_webhook_that_is_no_url_is_refused_and_not_shown(url: str) -> None:
         (b"- 1\n", "mapping"),
         (b"\xff\xfe\x00", "not YAML"),
         (b"seed: 1\nsplit: {test_start: 2024-13-01}", "not YAML: '2024-13-01': month must be"),
+        (b"seed: !!float ''", "not YAML: '' is no float: leave the tag !!float out"),
         (b"seed: " + b"7" * 5_000, f"not YAML: '{'7' * 40}': Exceeds"),
         (b"seed: " + b"[" * 5_000, "not YAML: it is nested too deeply"),
     ],
-    ids=["unclosed list", "a list", "not text", "no such date", "long number", "deep"],
+    ids=["unclosed list", "a list", "not text", "no such date", "empty float", "long number", "deep"],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "broken.yaml"
