@@ -106,18 +106,20 @@ def _add_facts(tree: Tree, record: Record) -> None:
 
 
 def _facts(record: Record) -> Iterator[str]:
+    """What a record tells, of what its code knew to write: a store has records of all the code that it has seen."""
     events = sum(span["events"] for span in record.spans)
     yield f"spans: {record.spans[0]['key']} .. {record.spans[-1]['key']}, {len(record.spans)}, {events:,} events"
     for key, reason in record.left_out.items():
         yield f"left out: {key}: {reason}"
     warm = record.parents["warm_start"]
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
-    start += f"; begun anew: {', '.join(warm['fresh'])}" if warm and warm["fresh"] else ""
+    fresh = warm.get("fresh") if warm else None
+    start += f"; begun anew: {', '.join(fresh)}" if fresh else ""
     start += ", as they were, since no epoch validated better" if record.parents.get("kept_start") else ""
     yield f"weights: {start}; seed {record.config['seed']}"
     groups = record.parents.get("groups")
     if groups:
-        changed = ", ".join(groups["changed"])
+        changed = ", ".join(groups.get("changed", ()))
         kept = "kept" if groups["kept"] else "fitted anew" + f", as {changed} changed" * bool(changed)
         fallen = "not measured" if groups["drift"] is None else f"fell by {groups['drift']:.1%}"
         yield f"groups: {kept}, co-occurrence within them {fallen}; {groups['new_items']} items new"

@@ -85,6 +85,17 @@ def test_the_lineage_says_why_groups_were_fitted_anew(tmp_path: Path) -> None:
     assert "groups: fitted anew, as groups.restarts changed, co-occurrence within them not measured" in text.getvalue()
 
 
+def test_the_lineage_of_a_record_by_older_code_says_what_that_knew(tmp_path: Path) -> None:
+    """Whose weights begin anew (fresh), and which settings of the groups have changed, were not written down once."""
+    warm = {"source": "runs/run-0", "kept_items": 9, "kept_groups": 4}
+    groups = {"kept": False, "drift": 0.2, "new_items": 3}
+    older = replace(record(1), parents={"run_id": None, "warm_start": warm, "groups": groups})
+    text = io.StringIO()
+    Console(file=text, width=160).print(lineage_tree(Store(tmp_path), older))
+    assert "weights: 9 items and 4 groups of the parent; seed 0" in text.getvalue()
+    assert "groups: fitted anew, co-occurrence within them fell by 20.0%; 3 items new" in text.getvalue()
+
+
 def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day_has_of_its_own(tmp_path: Path) -> None:
     of_day = [
         {
