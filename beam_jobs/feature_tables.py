@@ -33,9 +33,9 @@ class FeatureRows:
         ids: [num_rows] distinct sound ids, string.
         columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
             binary.
-        counts: rows that were left out, by reason; and cells by problem and feature: `malformed_NAME`, text that is
-            no number or vector, and counts as missing; `not_utf8_NAME`, text with bytes that are not UTF-8, of
-            which reading CSV makes one and the same.
+        counts: rows that were left out, by reason, none of which begins as those of cells do; and cells by problem and
+            feature: `malformed_NAME`, text that is no number or vector, and counts as missing; `not_utf8_NAME`, text
+            with bytes that are not UTF-8, of which reading CSV makes one and the same.
         examples: key of `counts` -> the first such row or cell, where that tells more than the number.
     """
 
@@ -69,11 +69,11 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
     first, bad_rows = _read(table, list(wanted), field)
     raw = first.rows()
     kinds = {feature.name: feature for feature in table.features}
-    counts = {"malformed_rows": len(bad_rows), "unusable_ids": first.unusable, "repeated_ids": first.repeated}
+    counts = {"unreadable_rows": len(bad_rows), "unusable_ids": first.unusable, "repeated_ids": first.repeated}
     examples, columns = {}, {}
     if bad_rows:
         row, reason, text = bad_rows[0]
-        examples["malformed_rows"] = f"row {row}, {reason}: {_shown(text)}"
+        examples["unreadable_rows"] = f"row {row}, {reason}: {_shown(text)}"
     for name in wanted:
         if name in kinds or name == table.title:
             where = f"{table.path}, column {name!r}"

@@ -51,10 +51,19 @@ def test_of_each_id_the_first_row_is_kept_and_hardly_any_other_held(
     assert max(held) - before < ROWS * CELL / 2
 
 
-def test_a_table_of_malformed_rows_alone_stops_the_run(tmp_path: Path) -> None:
+def test_a_table_of_unreadable_rows_alone_stops_the_run(tmp_path: Path) -> None:
     """As Spark writes titles, and Book-Crossing has them: the model would have been trained without a feature."""
     (tmp_path / "items.csv").write_text('item_id,title\n"i1","a \\"b\\", c"\n"i2","\\"d\\", e"\n')
     table = {"path": str(tmp_path / "items.csv"), "id": "item_id", "features": [{"name": "title", "kind": "text"}]}
-    said = r"of .*items\.csv no row can be used, 2 malformed_rows .*: quotes in quoted cells are doubled"
+    said = r"of .*items\.csv no row can be used, 2 unreadable_rows .*: quotes in quoted cells are doubled"
     with pytest.raises(ValueError, match=said):
         list(feature_statistics(DataConfig.model_validate({"item_features": table})))
+
+
+def test_cells_of_a_feature_called_rows_are_told_from_rows(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("id,rows\ni1,many\ni2,3\ni3\n")
+    table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": [{"name": "rows", "kind": "numeric"}]}
+    found = feature_tables.read_feature_table(FeatureTable.model_validate(table), "data.item_features")
+    assert {name: count for name, count in found.counts.items() if count} == {"unreadable_rows": 1, "malformed_rows": 1}
+    assert found.examples["malformed_rows"] == "'many'"
+    assert found.examples["unreadable_rows"].startswith("row 3")

@@ -228,7 +228,7 @@ def test_what_a_table_loses_is_said_with_an_example(tmp_path: Path, caplog: pyte
     log = write_log(tmp_path / "log.csv", ROWS)
     ingest.run(make_config(log, data={"item_features": table}), Workdir(tmp_path / "run"), "f")
     row, text, price = "row 2, not 3 fields: '1,Felidae, or so,5'", "'\ufffd'", "'$5.50'"
-    said = f"1 malformed_rows ({row}), 1 not_utf8_name ({text}), 2 malformed_price ({price})"
+    said = f"1 unreadable_rows ({row}), 1 not_utf8_name ({text}), 2 malformed_price ({price})"
     assert f"4 rows are used; left out or mended: {said}" in caplog.text
 
 
