@@ -120,6 +120,22 @@ def from_json(kind: type[T], text: str) -> T:
     return kind(**{name: value for name, value in {**json.loads(text)}.items() if name in known})
 
 
+def require_this_version(path: Path) -> None:
+    """Refuses the weights of the model at `path` where another version of the project trained them.
+
+    A version number is new where weights mean something else than before, though they may be of the same shapes.
+
+    Raises:
+        ArtifactError: another version did, or there is no model.
+    """
+    version = read_manifest(path).code_version
+    if version != contracts.__version__:
+        raise ArtifactError(
+            f"the model in {path} is of code version {version}, this is {contracts.__version__}, to which its weights "
+            "mean something else: train it again"
+        )
+
+
 def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     """Reads an artifact's manifest.
 

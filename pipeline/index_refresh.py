@@ -59,7 +59,7 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
         raise ValueError(
             f"-w and --model both name {workdir.path}: an index refresh reads the trained run and writes another one"
         )
-    artifact.read_manifest(trained.model(MAIN_MODEL).path)
+    artifact.require_this_version(trained.model(MAIN_MODEL).path)
     run_stages(_stages(trained), _continuing(config, trained), workdir)
     return _outcome(workdir)
 

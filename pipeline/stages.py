@@ -125,6 +125,7 @@ def _require_what_training_takes(config: Config) -> None:
                     f"training.warm_start={config.training.warm_start!r} names no run with the model {source}: name "
                     "the workdir of a finished run with the same evaluation.baselines, or leave it out"
                 )
+            artifact.require_this_version(source)
     if config.training.replicas > 1:
         from trainer.replicas import strategy_of
 

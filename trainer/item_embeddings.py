@@ -9,7 +9,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contracts.artifact import read_manifest
+from contracts.artifact import require_this_version
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
@@ -21,11 +21,11 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     """Writes Parquet of `EmbeddingColumn` to `path`, whose directory is made; returns how many items it holds.
 
     Raises:
-        ArtifactError: there is no such model.
+        ArtifactError: there is no such model, or another version of the project trained it.
         ValueError: the directory cannot be made.
     """
     trained = workdir.model(name)
-    read_manifest(trained.path)
+    require_this_version(trained.path)
     make_directory(path.parent, "--out")
     config = read_stored_config(trained.config)
     model = load_model(config, workdir, name)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from contracts.artifact import ArtifactWriter, read_manifest, write_json
+from contracts.artifact import ArtifactWriter, require_this_version, write_json
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from trainer.build import build_model
@@ -37,11 +37,11 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
         catalogue: the workdir's, where it is loaded already: that of a million items takes hundreds of MB.
 
     Raises:
-        ArtifactError: there is no such model.
+        ArtifactError: there is no such model, or another version of the project trained it.
         ValueError: the weights do not fit the config or the catalogue.
     """
     artifact = workdir.model(name)
-    read_manifest(artifact.path)
+    require_this_version(artifact.path)
     known = (catalogue or Catalogue.load(workdir)).known_to(artifact)
     model = build_model(config, known.grouped_for(config))
     try:

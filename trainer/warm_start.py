@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from contracts.artifact import read_manifest
+from contracts.artifact import require_this_version
 from contracts.config import Config
 from contracts.config_io import read_stored_config
 from contracts.layout import Workdir, vocabulary_file
@@ -102,12 +102,12 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
         frozen: no training follows: items that both runs know keep the very vectors that they had.
 
     Raises:
-        ArtifactError: the earlier run lacks an artifact.
+        ArtifactError: the earlier run lacks an artifact, or another version of the project trained its model.
         ValueError: its weights cannot be read.
     """
     earlier_workdir = Workdir(Path(config.training.warm_start or ""))
     trained = earlier_workdir.model(name)
-    read_manifest(trained.path)
+    require_this_version(trained.path)  # before its config, which may have settings that this version does not know
     earlier_config = read_stored_config(trained.config)
     earlier_model = load_model(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)

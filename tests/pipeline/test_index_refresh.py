@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
@@ -63,6 +64,13 @@ def test_groups_continue_the_trained_runs(trained: Workdir, monkeypatch: pytest.
 def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no artifact at .*mine/item_groups"):
         continued(Config(), trained, monkeypatch)
+
+
+def test_a_model_of_another_version_of_the_project_is_refused(trained: Workdir) -> None:
+    manifest = trained.model(MAIN_MODEL).path / artifact.MANIFEST_NAME
+    manifest.write_text(manifest.read_text().replace(f'"{contracts.__version__}"', '"0.1.0"'))
+    with pytest.raises(artifact.ArtifactError, match=r"mine/models/dnc is of code version 0\.1\.0.*: train it again"):
+        index_refresh.refresh_index(Config(), Workdir(trained.path.with_name("today")), trained)
 
 
 @pytest.mark.parametrize(

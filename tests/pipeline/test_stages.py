@@ -1,5 +1,6 @@
 """What a stage of the pipeline depends on, what it refuses, and what it does when it is forced."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 
+import contracts
 import serving.validate
 import trainer.train
 from contracts import artifact
 from contracts.config import Config, Section
 from contracts.config_io import load_config
-from contracts.layout import Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from pipeline.datasets.synthetic import SyntheticLog, generate
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
@@ -201,3 +203,15 @@ def test_what_a_late_stage_misses_is_said_before_the_first(keys: list[str], said
         run_stages(STAGES, config, Workdir(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"no file matches 'nowhere.csv'"):
         run_stages(STAGES, config, Workdir(tmp_path / "run"), last="ingest")
+
+
+def test_a_start_from_weights_of_another_version_is_refused_before_the_first_stage(tmp_path: Path) -> None:
+    """Weights of the same shapes load, and mean something else: 0.2.0 and 0.4.0 were made for that alone."""
+    with artifact.writing(Workdir(tmp_path / "old").model(MAIN_MODEL).path, "model", "f"):
+        pass
+    manifest = Workdir(tmp_path / "old").model(MAIN_MODEL).path / artifact.MANIFEST_NAME
+    manifest.write_text(manifest.read_text().replace(f'"{contracts.__version__}"', '"0.1.0"'))
+    keys = ["data.events=nowhere.csv", "evaluation.baselines=[]", f"training.warm_start={tmp_path / 'old'}"]
+    said = rf"old/models/dnc is of code version 0\.1\.0, this is {re.escape(contracts.__version__)}.*: train it again"
+    with pytest.raises(ValueError, match=said):
+        run_stages(STAGES, load_config(None, keys), Workdir(tmp_path / "run"))

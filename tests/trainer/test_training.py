@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.artifact import ArtifactError
+import contracts
+from contracts.artifact import MANIFEST_NAME, ArtifactError
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import Split
@@ -302,6 +303,15 @@ def test_weights_that_do_not_fit_are_refused(workdir: Workdir) -> None:
         load_model(small_config(model={"embedding_dim": 8}), workdir, "fits")
     with pytest.raises(ArtifactError, match="no artifact"):
         load_model(small_config(), workdir, "never trained")
+
+
+def test_weights_of_another_version_of_the_project_are_refused(workdir: Workdir) -> None:
+    """They fit, and mean something else."""
+    train(small_config(training={"epochs": 1}), workdir, "older", "f")
+    manifest = workdir.model("older").path / MANIFEST_NAME
+    manifest.write_text(manifest.read_text().replace(f'"{contracts.__version__}"', '"0.1.0"'))
+    with pytest.raises(ArtifactError, match=r"models/older is of code version 0\.1\.0"):
+        load_model(small_config(), workdir, "older")
 
 
 def test_weights_for_which_there_is_no_room_are_told(
