@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from contracts import storage
 from contracts.config import Config
+from contracts.config.effects import settings_without_effect
 
 _SECRET = ("retrain.webhook", "beam.options")
 """Keys of whose values no message shows any; no dump has the webhook, either."""
@@ -67,9 +68,18 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     Object stores are from then on reached by its `beam.options`, whatever the process does with it.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
-            of a baseline, whose config `trainer/baselines.py` derives.
+        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, a setting has no effect,
+            or the user tower is that of a baseline, whose config `trainer/baselines.py` derives.
     """
+    overrides = list(overrides)
+    config = load_run_config(path, overrides)
+    if idle := list(settings_without_effect(config)):
+        raise ConfigError("\n  ".join([f"{_source(path, overrides)} has settings without effect:", *idle]))
+    return config
+
+
+def load_run_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """As `load_config`, of a config that a run has left: `settings_without_effect` did it no harm."""
     tree = read_yaml(path) if path else {}
     overrides = list(overrides)
     for override in overrides:
@@ -77,11 +87,11 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(f"{path} with --set" if path and overrides else path, error)) from None
+        raise ConfigError(_explain(_source(path, overrides), error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
         raise ConfigError(
-            f"{path or 'the config'} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of a "
-            "baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
+            f"{_source(path, overrides)} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of "
+            "a baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
             "and name mind, comirec or matrix_factorisation in evaluation.baselines"
         )
     storage.connect(config.beam.options)
@@ -182,8 +192,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _explain(path: Path | str | None, error: ValidationError) -> str:
-    lines = [f"{path or 'the config'} is not valid:"]
+def _source(path: Path | None, overrides: list[str]) -> str:
+    """Where a config is from."""
+    return f"{path} with --set" if path and overrides else str(path or "the config")
+
+
+def _explain(source: Path | str, error: ValidationError) -> str:
+    lines = [f"{source} is not valid:"]
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 import contracts
 from contracts.config import Config
-from contracts.config_io import dump_changes, load_config, parse_assignments, without_keys
+from contracts.config_io import dump_changes, load_config, load_run_config, parse_assignments, without_keys
 from contracts.layout import Workdir
 from contracts.settings import all_settings
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
@@ -200,8 +200,9 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
     from serving.server.run import serve
 
     if workdir and not config and Workdir(workdir).config.exists():
-        config = Workdir(workdir).config
-    resolved = load_config(config, overrides)
+        resolved = load_run_config(Workdir(workdir).config, overrides)
+    else:
+        resolved = load_config(config, overrides)
     bases = {name: Workdir(workdir).servable(name) for name in resolved.serving.servable_names().values() if workdir}
     for model in models:
         name, separator, path = model.partition("=")

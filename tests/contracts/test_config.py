@@ -16,6 +16,7 @@ from contracts.config_io import (
     dump_changes,
     dump_config,
     load_config,
+    load_run_config,
     parse_assignments,
     read_stored_config,
 )
@@ -177,6 +178,48 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         load_config(None, overrides)
     for words in said:
         assert words in str(error.value)
+
+
+_RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thresholds: {b: 4, c: 4}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.user_features={path: u.csv, id: u, title: t}"], "data.user_features.title='t'"),
+        (
+            [_ITEMS + "[{name: a, kind: categorical, separator: ','}]}"],
+            "'a' has separator=',', which is for kind tokens",
+        ),
+        ([_ITEMS + "[{name: a, kind: numeric, max_vocabulary: 9}]}"], "'a' has max_vocabulary=9"),
+        (
+            [_USERS + "[{name: a, kind: categorical, max_tokens: 9}]}"],
+            "data.user_features.features: 'a' has max_tokens=9",
+        ),
+        (["groups.category=topic"], "groups.category='topic' says nothing to groups.method=kmeans"),
+        (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
+        (["data.timestamp_unit=ms", "data.timestamp_format='%Y'"], "data.timestamp_unit=ms"),
+        (["split.protocol=time", "split.min_user_events=5"], "split.min_user_events=5"),
+        ([_RATINGS], "what reaches b=4 reaches the higher level c=4"),
+    ],
+)
+def test_a_setting_without_effect_is_refused_where_it_is_given(overrides: list[str], said: str, tmp_path: Path) -> None:
+    """And not where a run has left it: that run's servable is asked and served as before."""
+    with pytest.raises(ConfigError, match="the config has settings without effect") as error:
+        load_config(None, overrides)
+    assert said in str(error.value)
+    left = load_run_config(None, overrides)
+    path = tmp_path / "run_config.yaml"
+    path.write_text(dump_config(left), encoding="utf-8")
+    assert load_run_config(path) == left
+    with pytest.raises(ConfigError, match=r"run_config\.yaml has settings without effect"):
+        load_config(path)
+
+
+def test_a_default_that_is_written_out_is_no_setting_without_effect() -> None:
+    """As where a config was printed whole: a category has a separator there, too."""
+    config = load_config(None, [_ITEMS + "[{name: a, kind: categorical}, {name: b, kind: vector, dim: 2}]}"])
+    assert load_config(None, [f"data={json.dumps(config.data.model_dump(mode='json'))}"]) == config
 
 
 @pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])

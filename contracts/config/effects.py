@@ -1,0 +1,82 @@
+"""Settings that a config gives and that nothing would read: a mistake, which would otherwise never be noticed.
+
+They are looked for where a config is given, not where one is read that a run has left: what was made with such a
+setting is as good without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from contracts.config import Config
+from contracts.config.data import Feature, SplitConfig
+
+_KINDS = {
+    "separator": ("tokens", "vector"),
+    "max_tokens": ("tokens", "text"),
+    "max_vocabulary": ("categorical", "tokens", "text"),
+}
+"""Setting of a feature -> the kinds that it has a meaning for."""
+
+
+def settings_without_effect(config: Config) -> Iterator[str]:
+    """Of each such setting a line: its key and value, why nothing reads it, and what to do.
+
+    A default counts as not given: a config that was printed whole names them all.
+    """
+    yield from _of_tables(config)
+    yield from _of_log(config)
+    groups, windows = config.groups, config.windows
+    if groups.category is not None and groups.method == "kmeans":
+        yield (
+            f"groups.category={groups.category!r} says nothing to groups.method=kmeans: set groups.method=category or "
+            "hybrid, or leave it out"
+        )
+    if windows.mined_from is not None and not windows.mined_negatives:
+        yield (
+            f"windows.mined_from={windows.mined_from!r} is read for mined negatives, and windows.mined_negatives=0 "
+            "asks for none: set that to at least 1, or leave it out"
+        )
+
+
+def _of_tables(config: Config) -> Iterator[str]:
+    users, items = config.data.user_features, config.data.item_features
+    if users is not None and users.title is not None:
+        yield (
+            f"data.user_features.title={users.title!r} is shown nowhere, since reports name items alone, by "
+            "data.item_features.title: leave it out"
+        )
+    for section, table in (("user_features", users), ("item_features", items)):
+        for feature in table.features if table else ():
+            for name, kinds in _KINDS.items():
+                value = getattr(feature, name)
+                if feature.kind not in kinds and value != Feature.model_fields[name].default:
+                    yield (
+                        f"data.{section}.features: {feature.name!r} has {name}={value!r}, which is for kind "
+                        f"{' or '.join(kinds)}, and is of kind {feature.kind}: set another kind, or leave {name} out"
+                    )
+
+
+def _of_log(config: Config) -> Iterator[str]:
+    data, split = config.data, config.split
+    if data.timestamp_format is not None and data.timestamp_unit != "auto":
+        yield (
+            f"data.timestamp_unit={data.timestamp_unit} is of numbers, and with data.timestamp_format="
+            f"{data.timestamp_format!r} no times but of that form are read: leave one of them out"
+        )
+    least_of_split = SplitConfig.model_fields["min_user_events"].default
+    if split.protocol == "time" and split.min_user_events != least_of_split:
+        yield (
+            f"split.min_user_events={split.min_user_events} belongs to split.protocol=leave_one_out, and the protocol "
+            "is time: set that protocol, or leave it out"
+        )
+    thresholds = data.feedback.rating_thresholds
+    by_level = [level for level in data.feedback.levels if level in thresholds]
+    for lower, higher in itertools.pairwise(by_level):
+        if thresholds[lower] >= thresholds[higher]:
+            yield (
+                f"data.feedback.rating_thresholds: what reaches {lower}={thresholds[lower]:g} reaches the higher level "
+                f"{higher}={thresholds[higher]:g}, too, so that no rating means {lower}: give higher levels higher "
+                "thresholds"
+            )
