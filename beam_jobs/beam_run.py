@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
 import json
 import uuid
 from collections.abc import Iterable, Sequence
@@ -13,6 +16,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from contracts import storage
 from contracts.config import BeamConfig
+
+_WITH_OWN_OPTIONS = frozenset({"PortableRunner", "FlinkRunner", "SparkRunner"})
+"""Runners whose job server knows options that Beam's Python does not."""
 
 
 def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, scratch: Path) -> list[Any]:
@@ -63,9 +69,41 @@ def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
             f"beam.runner=DataflowRunner: its workers cannot reach {scratch.parent}: give a workdir in Cloud Storage, "
             "e.g. --workdir gs://bucket/run, and name log and tables by gs:// URLs, too"
         )
+    return beam.Pipeline(options=pipeline_options(config))
+
+
+def pipeline_options(config: BeamConfig) -> PipelineOptions:
+    """Beam's options. What it does not know it would leave out with a warning, which may show a key to a store.
+
+    Raises:
+        ValueError: one of `beam.options` is none of Beam's, or has a value that does not fit.
+    """
     # Type checks find mistakes of these jobs' own code, and make up a fifth of what a pipeline costs on a small log.
-    options = [f"--runner={config.runner}", "--no_pipeline_type_check", *config.options]
-    return beam.Pipeline(options=PipelineOptions(options))
+    options = PipelineOptions([f"--runner={config.runner}", "--no_pipeline_type_check", *config.options])
+    words = [word.partition("=")[0] for word in config.options]
+    for place, word in enumerate(words):
+        is_value = place and words[place - 1].startswith("--") and "=" not in config.options[place - 1]
+        if not word.startswith("--") and not is_value:
+            shown = repr(word) if "=" in config.options[place] else f"number {place + 1}"
+            raise ValueError(f"beam.options: {shown} is no option: write each as --name=value")
+    if "--runner" in words:
+        raise ValueError(f"beam.options: --runner is told by beam.runner, now {config.runner}: set that")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            given = options.get_all_options(retain_unknown_options=True)
+    except SystemExit:  # as of a program whose command line the options were
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise ValueError(f"beam.options: {reason}") from None
+    known = PipelineOptions([]).get_all_options().keys()
+    unknown = sorted(given.keys() - known)
+    if unknown and config.runner not in _WITH_OWN_OPTIONS and "--beam_plugins" not in words:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        raise ValueError(
+            f"beam.options: Beam has no option --{unknown[0]}: "
+            + (f"did you mean --{near[0]}?" if near else "check its name, or leave it out")
+        )
+    return options
 
 
 def _single(element: tuple[int, Iterable[Any]]) -> Iterable[Any]:

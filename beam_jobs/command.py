@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from beam_jobs.beam_run import pipeline_options
 from contracts import storage
 from contracts.artifact import fingerprint
 from contracts.config_io import load_config
@@ -43,6 +44,7 @@ def command_of(module: str) -> click.Command:
         logging.getLogger("beam_jobs").setLevel(logging.INFO)
         try:
             config = load_config(config_path, overrides)
+            pipeline_options(config.beam)  # before they are asked to reach a workdir in an object store
             run = Workdir(workdir.absolute())
             storage.require_literal(run.path)
             with holding(run):

@@ -97,9 +97,9 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
       dnc fetch gs://bucket/run -w runs/mine
       dnc run -c my.yaml -w runs/mine
     """
-    from pipeline.runner import fetch_artifacts
+    from pipeline.runner import fetch_artifacts, require_beam_options
 
-    load_config(config, overrides)  # which says how to reach the store
+    require_beam_options(load_config(config, overrides))  # which say how to reach the store
     for name, manifest in fetch_artifacts(STAGES, Workdir(source), Workdir(workdir.absolute())).items():
         click.echo(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in manifest.counts.items()))
 

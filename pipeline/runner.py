@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +39,12 @@ def run_stages(
     `first` have written is taken as it is; if this config would make something else, a later run from the start does.
 
     Raises:
-        ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, or a
-            stage refused its input.
+        ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, Beam has
+            no such options, or a stage refused its input.
     """
     selected = _between(stages, first, last)
+    if any(stage.remote for stage in selected):
+        require_beam_options(config)  # first of all: they say how to reach a workdir in an object store
     storage.require_literal(workdir.path)
     _require_reach(selected, workdir)
     with holding(workdir):
@@ -60,6 +64,13 @@ def run_stages(
                 # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.
                 storage.write_text(workdir.config, dump_config(config))
         return results
+
+
+def require_beam_options(config: Config) -> None:
+    """Raises ValueError where Beam would refuse `beam.options`, or leave one of them out."""
+    if config.beam.options:  # else Beam need not be imported, as where all is up to date
+        with suppress(ImportError):  # on a machine that only trains, no job runs
+            importlib.import_module("beam_jobs.beam_run").pipeline_options(config.beam)
 
 
 def _forget(stages: tuple[Stage, ...], first: str, config: Config, workdir: Workdir) -> None:

@@ -21,6 +21,7 @@ from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
 from pipeline.cli_options import LocalPath, error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
+from pipeline.runner import require_beam_options
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
 """Outcome -> exit code; 2 is a config or a command line that cannot be used."""
@@ -87,6 +88,7 @@ def _usable(
     resolved, store = load_config(config, overrides), Store(store_path.absolute())
     require_literal(store.path)
     require_spans(resolved, until)
+    require_beam_options(resolved)
     asked, least = resolved.evaluation.max_users, resolved.retrain.gate.min_users
     if asked < least:
         raise ValueError(

@@ -1,0 +1,51 @@
+"""What of `beam.options` is refused before any work: Beam leaves out what it does not know, with a warning."""
+
+from pathlib import Path
+
+import pytest
+
+from beam_jobs.beam_run import pipeline_options
+from contracts.config import BeamConfig
+from contracts.config_io import load_config
+from contracts.layout import Workdir
+from pipeline.runner import run_stages
+from pipeline.stages import STAGES
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--direct_num_worker=4"], "no option --direct_num_worker: did you mean --direct_num_workers?"),
+        (["--zzz"], "no option --zzz: check its name"),
+        (["--s3_acces_key_id=hidden"], "no option --s3_acces_key_id: did you mean --s3_access_key_id?"),
+        (["direct_num_workers=4"], "'direct_num_workers' is no option: write each as --name=value"),
+        (["--direct_num_workers=4", "hidden"], "number 2 is no option"),
+        (["--direct_num_workers=four"], "argument --direct_num_workers: invalid int value: 'four'"),
+        (["--s3_session_token"], "argument --s3_session_token: expected one argument"),
+        (["--runner=FlinkRunner"], "--runner is told by beam.runner, now FnApiRunner"),
+    ],
+)
+def test_an_option_that_beam_would_leave_out_is_refused(
+    options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it is, no message shows a value that may be a key to a store."""
+    config = load_config(None, ["data.events=nowhere.csv", f"beam.options={options}"])
+    with pytest.raises(ValueError, match=r"^beam\.options: ") as error:
+        run_stages(STAGES, config, Workdir(tmp_path / "run"))
+    assert said in str(error.value)
+    assert "hidden" not in str(error.value) + "".join(capfd.readouterr())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("runner", "options"),
+    [
+        ("FnApiRunner", ["--direct_num_workers", "2", "--s3_disable_ssl", "--experiments=a", "--experiments=b"]),
+        ("DataflowRunner", ["--project=p", "--region=r", "--temp_location=gs://b/t", "--sdk_container_image=i"]),
+        ("FlinkRunner", ["--checkpointing_interval=60000"]),  # of the job server, not of Beam's Python
+        ("FnApiRunner", ["--beam_plugins=mine", "--of_mine=1"]),
+    ],
+)
+def test_options_of_beam_of_a_job_server_and_of_a_plugin_are_taken(runner: str, options: list[str]) -> None:
+    taken = pipeline_options(BeamConfig(runner=runner, options=tuple(options)))
+    assert taken.get_all_options(retain_unknown_options=True)["runner"] == runner
