@@ -18,6 +18,7 @@ from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
 from contracts.config_io import load_run_config
 from contracts.layout import ItemGroups, Workdir
+from contracts.run_config import find_run_config
 from contracts.storage import as_path, reading
 
 _SILHOUETTE_ITEMS = 5_000
@@ -83,7 +84,7 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
     """The command; `help` is the module's docstring."""
     try:
         run = Workdir(workdir)
-        with reading(config_path or run.config) as path:
+        with reading(config_path or find_run_config(run) or run.config) as path:
             config = load_run_config(path)
         artifact = ItemGroups(current(run.item_groups.path))
         read_manifest(artifact.path)

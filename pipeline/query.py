@@ -16,6 +16,7 @@ from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_run_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Request
+from contracts.run_config import find_run_config
 from pipeline.cli_options import LocalPath, reports_user_errors
 from pipeline.stages import exported_servable
 
@@ -88,9 +89,10 @@ def query(
     if context is not None and history is None:
         raise ValueError(f"--context {context} marks items of --history: give that instead of --user")
     run = Workdir(workdir)
-    if not run.config.exists():
+    left = find_run_config(run)
+    if left is None:
         raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a `dnc run`, or call that again")
-    config = load_run_config(run.config)
+    config = load_run_config(left)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
             f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"
