@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -77,17 +78,27 @@ def remove_unvalidated(config: Config, workdir: Workdir, but: Path | None) -> No
                 shutil.rmtree(left, ignore_errors=True)
 
 
+def followed(base: Path) -> Path:
+    """The base path; of a link, as to a larger disk, its target: nothing is renamed from one disk to another."""
+    return Path(os.path.realpath(base))
+
+
+def beside(base: Path) -> Path:
+    """A path on the disk of the `followed` base path, not below it, where no server looks."""
+    return base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+
+
 @contextmanager
 def appearing(version: Path) -> Iterator[Path]:
     """A directory to write to, renamed to `version` at the end.
 
-    It lies beside the base path, not below it, and is gone after a failure.
+    It lies beside the base path, or beside the target of that link, and is gone after a failure.
     """
-    base = version.parent
+    base = followed(version.parent)
     base.mkdir(parents=True, exist_ok=True)
     for left in base.parent.glob(f"{base.name}{STAGING_MARK}*"):
         shutil.rmtree(left, ignore_errors=True)
-    staging = base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+    staging = beside(base)
     try:
         yield staging
         rename_durably(staging, version)

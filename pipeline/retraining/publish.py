@@ -35,7 +35,7 @@ from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.plan import gone_on_from, read_plan
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.stages import exported_servable
-from serving.versions import appearing
+from serving.versions import appearing, beside, followed
 
 log = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _moved_away(version: Path) -> Path:
     """Renames a version, if it is there, so that no server finds it half deleted; returns the new path."""
-    gone = version.parent.parent / f"{version.parent.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
+    gone = beside(followed(version.parent))
     if version.exists():
         os.rename(version, gone)
     return gone

@@ -1,8 +1,10 @@
 """Push and rollback on a store of small files: what a polling server may see at any moment."""
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
@@ -47,6 +49,32 @@ def test_a_link_that_leads_nowhere_takes_a_number(store: Store) -> None:
     assert push(store, 2, 1) == "stable"
     assert stable(store) == [ServingLabels(stable=3)] * 2
     assert versions_on_disk(store.servable("dnc_exact")) == [1, 3]
+
+
+def test_a_base_path_that_is_a_link_to_another_disk_stays_there(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an artifact does. Nothing can be renamed from one disk to another, and the first push is after training."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    store.servables.mkdir(parents=True)
+    store.servable("dnc").symlink_to(disk / "versions")  # which the first push makes
+
+    def on_one_disk(rename: Callable[..., None]) -> Callable[..., None]:
+        def renamed(source: Path, target: Path) -> None:
+            if len({disk in Path(os.path.realpath(path)).parents for path in (source, target)}) == 2:
+                raise OSError(errno.EXDEV, "Invalid cross-device link", str(source), None, str(target))
+            rename(source, target)
+
+        return renamed
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, on_one_disk(getattr(os, name)))
+    for number in range(1, 5):
+        assert push(store, number, number - 1 or None) == "stable"
+        retain(CONFIG, store)
+    assert versions_on_disk(disk / "versions") == versions_on_disk(store.servable("dnc_exact")) == [3, 4]
+    assert store.servable("dnc").is_symlink() and [path.name for path in disk.iterdir()] == ["versions"]
 
 
 def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
