@@ -161,22 +161,21 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     target_level = config.data.feedback.target_level_index
     if split.protocol == "leave_one_out":
         return SplitPlan(target_level, split.min_user_events)
-    if split.validation_start is None or split.test_start is None:
-        [quantiles] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
-        if not quantiles:  # what is wrong with the rows is known once all are read
+    texts = {"validation_start": split.validation_start, "test_start": split.test_start}
+    # Before the log is read, which may take long.
+    given = {name: parse_time(text, f"split.{name}") for name, text in texts.items() if text is not None}
+    quantiles: dict[str, int] = {}
+    if len(given) < len(texts):
+        [seconds] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
+        if not seconds:  # what is wrong with the rows is known once all are read
             return SplitPlan(target_level, split.min_user_events, 0, 0)
-    starts = {
-        "validation_start": (split.validation_start, VALIDATION_QUANTILE),
-        "test_start": (split.test_start, TEST_QUANTILE),
-    }
-    validation_start, test_start = (
-        quantiles[place] * 1_000_000 if text is None else parse_time(text, f"split.{name}")
-        for place, (name, (text, _)) in enumerate(starts.items())
-    )
+        quantiles = {name: second * 1_000_000 for name, second in zip(texts, seconds, strict=True)}
+    validation_start, test_start = ({**quantiles, **given}[name] for name in texts)
     if validation_start > test_start:
+        shares = {"validation_start": VALIDATION_QUANTILE, "test_start": TEST_QUANTILE}
         said = {
-            name: f"{as_text(start)}{'' if starts[name][0] else f' (the {starts[name][1]:.0%} quantile of time)'}"
-            for name, start in zip(starts, (validation_start, test_start), strict=True)
+            name: f"{as_text(start)}{'' if name in given else f' (the {shares[name]:.0%} quantile of time)'}"
+            for name, start in zip(texts, (validation_start, test_start), strict=True)
         }
         raise ValueError(
             f"split.validation_start={said['validation_start']} lies after split.test_start={said['test_start']}: set "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apache_beam as beam
@@ -22,7 +23,7 @@ from beam_jobs.payload import one_array
 from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig
 from contracts.names import EmbeddingColumn
-from contracts.storage import StorageError, as_path, local, reading, remove
+from contracts.storage import StorageError, as_path, local, open_binary, reading, remove
 
 Float32 = npt.NDArray[np.float32]
 
@@ -39,16 +40,8 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
         ValueError: the file is unreadable, holds no [n, dim] finite numbers beside n distinct ids, or knows none
             of the items.
     """
-    try:
-        with reading(as_path(path)) as copy:
-            ids, vectors = _read(copy)
-    except StorageError:
-        raise
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise ValueError(
-            f"windows.mined_from: {path} cannot be read ({error}): it must be .npz or .parquet with "
-            f"{EmbeddingColumn.ITEM_ID!r}, [n] text, and {EmbeddingColumn.EMBEDDING!r}, [n, dim] numbers"
-        ) from None
+    with _told_as_unreadable(path), reading(as_path(path)) as copy:
+        ids, vectors = _read(copy)
     if (
         vectors.ndim != 2
         or len(vectors) != len(ids)
@@ -68,6 +61,36 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     aligned = np.zeros((len(item_ids), vectors.shape[1]), np.float32)
     aligned[rows >= 0] = vectors[rows[rows >= 0]]
     return normalise_rows(aligned)
+
+
+def require_item_embeddings(path: str) -> None:
+    """Looks at what a file of item embeddings names, and not at its numbers: the stages before may take hours.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    with _told_as_unreadable(path), open_binary(as_path(path)) as stream:
+        if is_parquet(path):
+            names = pq.read_schema(stream).names
+        else:
+            arrays = np.load(stream, allow_pickle=False)
+            names = arrays.files if isinstance(arrays, np.lib.npyio.NpzFile) else []
+        for name in (EmbeddingColumn.ITEM_ID, EmbeddingColumn.EMBEDDING):
+            if name not in names:
+                raise ValueError(f"it has no {name!r}")
+
+
+@contextmanager
+def _told_as_unreadable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
+        raise ValueError(
+            f"windows.mined_from: {path} cannot be read ({error}): it must be .npz or .parquet with "
+            f"{EmbeddingColumn.ITEM_ID!r}, [n] text, and {EmbeddingColumn.EMBEDDING!r}, [n, dim] numbers"
+        ) from None
 
 
 def _read(path: Path) -> tuple[pa.Array, Float32]:

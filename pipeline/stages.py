@@ -140,10 +140,13 @@ def _require_previous_groups(config: Config) -> None:
 
 def _require_mined_from(config: Config) -> None:
     mined_from = config.windows.mined_from
-    if config.windows.mined_negatives and mined_from and not matching(glob.escape(mined_from)):
+    if not config.windows.mined_negatives or not mined_from:
+        return
+    if not matching(glob.escape(mined_from)):
         raise ValueError(
             f"windows.mined_from={mined_from!r} is not there: `python -m trainer.item_embeddings` writes it"
         )
+    importlib.import_module("beam_jobs.mined_neighbors").require_item_embeddings(mined_from)
 
 
 def _feature_tables(config: Config) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ import tensorflow as tf
 from scipy.stats import chisquare
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.mined_neighbors import find_neighbors, nearest, neighbor_lists, read_item_embeddings
+from beam_jobs.mined_neighbors import (
+    find_neighbors,
+    nearest,
+    neighbor_lists,
+    read_item_embeddings,
+    require_item_embeddings,
+)
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig, Config
@@ -110,6 +117,27 @@ def test_unusable_embeddings_are_a_clear_error(name: str, tmp_path: Path) -> Non
     write(tmp_path / "e.npz")
     with pytest.raises(ValueError, match=f"windows.mined_from.*{message}"):
         read_item_embeddings(str(tmp_path / "e.npz"), pa.array(["a"]))
+
+
+@pytest.mark.parametrize("name", ["other arrays", "one array", "text file", "other columns", "whole", "whole Parquet"])
+def test_a_file_of_another_kind_is_told_by_its_names_alone(name: str, tmp_path: Path) -> None:
+    """Before the stages that windows come after."""
+    of_file: dict[str, tuple[str, Callable[[Path], object]]] = {
+        "other arrays": ("e.npz", EMBEDDINGS["other arrays"][0]),
+        "one array": ("e.npz", EMBEDDINGS["one array"][0]),
+        "text file": ("e.csv", lambda path: path.write_text("item_id,embedding\n")),
+        "other columns": ("e.parquet", lambda path: pq.write_table(pa.table({"item_id": ["a"]}), path)),
+        "whole": ("e.npz", lambda path: np.savez(path, item_id=["a"], embedding=[[1.0]])),
+        "whole Parquet": (
+            "e.parquet",
+            lambda path: pq.write_table(pa.table({"item_id": ["a"], "embedding": [[1.0]]}), path),
+        ),
+    }
+    file, write = of_file[name]
+    write(tmp_path / file)
+    is_whole = name.startswith("whole")
+    with nullcontext() if is_whole else pytest.raises(ValueError, match=r"windows.mined_from: .* cannot be read .*npz"):
+        require_item_embeddings(str(tmp_path / file))
 
 
 @pytest.mark.parametrize("size", [-1, 2], ids=["lists", "lists of fixed size"])

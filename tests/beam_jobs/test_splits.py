@@ -114,6 +114,17 @@ def test_a_split_without_training_events_is_refused(lines: list[str], split: dic
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 
+def test_a_start_that_is_no_time_is_refused_before_the_log_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other start, by default a quantile, takes a pass over the log."""
+    write_log(tmp_path / "log.csv", ["u,i,1"])
+    monkeypatch.setattr(ingest, "collect", lambda *_: pytest.fail("the log was read"))
+    config = make_config(tmp_path / "log.csv", split={"protocol": "time", "test_start": "soon"})
+    with pytest.raises(ValueError, match=r"split\.test_start='soon'"):
+        ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
 @pytest.mark.parametrize(
     ("split", "said"),
     [

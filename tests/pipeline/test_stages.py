@@ -195,6 +195,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
         ),
         (["groups.previous=nope"], r"groups.previous: no artifact at nope: check that path, .* groups.previous=null"),
         (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
+        (["windows.mined_negatives=2", f"windows.mined_from={__file__}"], r"windows.mined_from: .*\.py cannot be read"),
     ],
 )
 def test_what_a_late_stage_misses_is_said_before_the_first(keys: list[str], said: str, tmp_path: Path) -> None:
