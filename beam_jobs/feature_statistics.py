@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_VALUES = 1_000  # of a column; the others are one
 _SEPARATORS = ("|", ",", ";")
+_WITH_COMMA = re.compile(r"'\s*[-+]?\d[\d.]*,\d[\d,.]*\s*'")
+"""A cell, as it is shown, that is a number with commas, as 1.234,5 and 1,234.5 are."""
 _LEAST_COMBINATIONS = 20  # fewer may have values in common by chance
 
 
@@ -52,13 +55,19 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             if found.get(MISSING) and found[MISSING] == len(rows.ids):
                 logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
                                f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
-            if problem := _misread(rows.columns[feature.name], feature):
+            example = rows.examples.get(f"malformed_{feature.name}", "")
+            if problem := _misread(rows.columns[feature.name], feature, example):
                 logger.warning("data.%s: column %r of %s %s", name, feature.name, table.path, problem)
         yield dataset_statistics(name, len(rows.ids), histograms)
 
 
-def _misread(column: pa.Array, feature: Feature) -> str | None:
-    """Why the values may not be those that were meant, and the remedy."""
+def _misread(column: pa.Array, feature: Feature, malformed: str) -> str | None:
+    """Why the values may not be those that were meant, and the remedy; `malformed`: the first such cell, as shown."""
+    if feature.kind == "numeric" and _WITH_COMMA.fullmatch(malformed):
+        return (
+            f"has numbers with a comma, such as {malformed}, which count as missing: write a point before decimals and "
+            "nothing between thousands, as 1234.5"
+        )
     if feature.kind == "tokens":
         return _misread_tokens(column, feature.separator)
     return _misread_categories(column) if feature.kind == "categorical" else None

@@ -232,6 +232,20 @@ def test_what_a_table_loses_is_said_with_an_example(tmp_path: Path, caplog: pyte
     assert f"4 rows are used; left out or mended: {said}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("cell", "is_said"), [("0,05", True), ("1.234,5", True), ("1,299.00", True), ("$5,50", False), ("5 or 6", False)]
+)
+def test_numbers_with_a_comma_have_their_remedy(
+    cell: str, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As spreadsheets of much of Europe write decimals."""
+    table = {"id": list(range(30)), "it": ["7", *[cell] * 29]}
+    workdir, [config] = with_table(tmp_path, table, "numeric")
+    ingest.run(config, workdir, "f")
+    assert f"29 malformed_it ('{cell}')" in caplog.text
+    assert (f"has numbers with a comma, such as '{cell}', which count as missing" in caplog.text) == is_said
+
+
 @pytest.mark.parametrize(("rows", "is_said"), [(10, True), (25, False)])
 def test_a_table_that_lacks_most_items_is_said(
     rows: int, is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
