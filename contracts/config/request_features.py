@@ -45,10 +45,11 @@ class RequestFeature(Section):
 
 def require_parameter(name: str, what: str) -> None:
     """Raises ValueError where `name` can be no input of a servable, which is a parameter of a Python function."""
-    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self":
+    # TensorFlow names a placeholder by the parameter, and none begins with _.
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self" or name[0] == "_":
         raise ValueError(
             f"the {what} {name!r} becomes an input of the servable, so it needs a name of letters, digits and _ that "
-            "Python's parameters may have: rename the column"
+            "Python's parameters may have, and that begins with a letter: rename the column"
         )
 
 

@@ -156,6 +156,8 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
             ["'my col'", "rename"],
         ),
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
+        ([_USERS + "[{name: _age, kind: numeric}]}"], ["'_age'", "begins with a letter", "rename"]),
+        (["data.request_features=[{name: _page, values: [a]}]"], ["'_page'", "begins with a letter"]),
         (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
         (["data.timestamp_format='%d %b %Y %H:%M:%S %Z'"], ["data.timestamp_format=", "%Z", "as UTC", "for %z"]),
         (
