@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import SpanParts, Store
-from pipeline.retraining.records import all_records
+from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
@@ -98,7 +98,7 @@ def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tup
     last = next(reversed(all_records(store)), None)
     if last is None:
         return set(), {}
-    digests = {span["key"]: span["files"] for span in last.spans}
+    digests = {span["key"]: digest_of(span) for span in last.spans}
     used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
     # Under other limits, or read otherwise, they may be fit.
     if (last.config["data"], last.config["retrain"]["span"]) != (

@@ -16,7 +16,7 @@ from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.changes import changes
-from pipeline.retraining.records import Record, all_records, last_version
+from pipeline.retraining.records import Record, all_records, digest_of, last_version
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
@@ -220,7 +220,7 @@ def _learnt(config: Config, earlier: Record) -> dict[str, str]:
 
     None of them where the log was read otherwise then: what it learnt were other events.
     """
-    return {} if _reading(config, earlier) else {span["key"]: span["files"] for span in earlier.spans[:-1]}
+    return {} if _reading(config, earlier) else {span["key"]: digest_of(span) for span in earlier.spans[:-1]}
 
 
 def _reading(config: Config, earlier: Record) -> dict[str, str]:

@@ -117,8 +117,16 @@ def keep_files(store: Store, span: Span) -> None:
         artifact.write_json(path, span.files_json())
 
 
+def digest_of(span: dict[str, Any]) -> str:
+    """`Span.digest` of a record's span, when it went in. Records of code up to 0.3.0 may hold the files themselves."""
+    files = span["files"]
+    return files if isinstance(files, str) else artifact.fingerprint([span["key"], *files])
+
+
 def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
     """The files of a record's span: name, size, and time or version. None where the list is gone."""
+    if isinstance(span["files"], list):  # see `digest_of`
+        return list(span["files"])
     path = store.span_files(span["key"], span["files"])
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 

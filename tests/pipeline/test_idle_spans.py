@@ -18,7 +18,7 @@ from contracts.names import Split
 from contracts.serving_labels import ServingLabels, read_labels
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.plan import run_id_of
-from pipeline.retraining.records import Record, keep_files, write_record
+from pipeline.retraining.records import Record, digest_of, keep_files, write_record
 from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.test_retrain import Calls
@@ -143,22 +143,28 @@ def test_a_log_whose_column_is_renamed_says_what_to_do_and_goes_on_once_that_is_
     assert len(trained) == 1
 
 
-def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(tmp_path: Path) -> None:
-    """Rotation alone would train, and push, the newest span once more."""
+@pytest.mark.parametrize("by_older_code", [False, True])
+def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(by_older_code: bool, tmp_path: Path) -> None:
+    """Rotation alone would train, and push, the newest span once more. Records once held all files, here 20 a day."""
     for day in DAYS[:4]:
         (tmp_path / "log" / day).mkdir(parents=True)
-        (tmp_path / "log" / day / "events.csv").write_text(day)
+        for number in range(20):
+            (tmp_path / "log" / day / f"events-{number}.csv").write_text(day)
     store = Store(tmp_path / "store")
     pattern = f"data.events='{tmp_path}/log/{{date}}/*.csv'"
     config = load_config(None, [pattern])
     window = retraining.find_window(config)
     run_id = run_id_of(config, [span.identity() for span in window])
-    spans = [{"key": span.key, "order": span.order, "files": span.digest} for span in window]
+    spans = [
+        {"key": span.key, "order": span.order, "files": span.files_json() if by_older_code else span.digest}
+        for span in window
+    ]
+    assert [digest_of(span) for span in spans] == [span.digest for span in window]
     nothing: dict[str, object] = {}
     pushed = (run_id, "pushed", 1, "stable", "2024-02-01", 1.0, spans, {}, nothing, nothing, nothing, nothing, nothing)
     store.run(run_id).path.mkdir(parents=True)
     write_record(store, Record(*pushed))
-    for span in window:
+    for span in window if not by_older_code else ():
         keep_files(store, span)
 
     def reason(config: Config) -> str | None:
