@@ -99,9 +99,12 @@ def publish(
 
 
 def _finished_push(path: Path) -> tuple[int, str] | None:
-    """Version and label of a push that is over; None where it has not begun, or died among its labels."""
+    """Version and label of a push that is over; None where it has not begun, or died among its labels.
+
+    Code of 0.1.0 wrote the file once all was done, and did not say so in it.
+    """
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"is_done": False}
-    return (int(found["version"]), str(found["label"])) if found["is_done"] else None
+    return (int(found["version"]), str(found["label"])) if found.get("is_done", True) else None
 
 
 def _decide(store: Store, *, held: bool) -> None:

@@ -146,6 +146,20 @@ def test_a_rollback_goes_one_back_keeps_the_canary_and_ends_at_the_main_servable
     assert written == ["dnc_exact", "dnc"]
 
 
+def test_a_rollback_of_a_store_that_code_of_0_1_0_has_pushed_to(store: Store) -> None:
+    """As after an upgrade that went wrong. Its pushes are over, and say no more than what they made."""
+    for number in (1, 2, 3):
+        push(store, number, number - 1 or None)
+    for number in (1, 2):
+        path = RetrainRun(store.run(f"run-{number}")).push
+        path.write_text(json.dumps({"version": number, "label": "stable"}))
+    set_stable(store, 1)
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+    again = store.run("run-2")
+    assert publish(NAMES, store, again, again.servable("dnc") / "1", 2, 1, held=False) == (2, "stable")
+    assert stable(store) == [ServingLabels(stable=1)] * 2  # called again, it changes nothing
+
+
 def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> None:
     """Somebody copies a servable to the number that the run has planned; a push that dies is done again."""
     push(store, 1, None)
