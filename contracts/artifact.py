@@ -191,11 +191,7 @@ def require_ours(path: Path) -> None:
         ArtifactError: there are such files at `path`, or a disk is mounted there.
     """
     path = _followed(path)
-    if not storage.is_remote(path) and path.is_mount():
-        raise ArtifactError(
-            f"{path} is where a disk is mounted, and an artifact replaces the directory itself: mount {path.parent} as "
-            f"a whole, or mount the disk elsewhere and make {path} a link to a directory on it"
-        )
+    require_no_mount(path, "an artifact replaces the directory itself")
     if storage.is_remote(path):
         found = set() if current(path) != path else {file.parts[len(path.parts)] for file in storage.tree(path)}
         found = {name for name in found if not name.startswith(_GENERATION)}  # such as a killed run leaves
@@ -205,6 +201,15 @@ def require_ours(path: Path) -> None:
         raise ArtifactError(
             f"{path} holds {min(found)}, which is none of ours and would be lost: move or delete it, or choose another "
             "place to write to (-w, -s or --out)"
+        )
+
+
+def require_no_mount(path: Path, why: str) -> None:
+    """Raises ArtifactError where a disk is mounted at `path`, into which nothing beside it can be renamed."""
+    if not storage.is_remote(path) and path.is_mount():
+        raise ArtifactError(
+            f"{path} is where a disk is mounted, and {why}: mount {path.parent} as a whole, or mount the disk "
+            f"elsewhere and make {path} a link to a directory on it"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from contracts.config_io import dump_config
 from contracts.layout import Workdir
 from contracts.lock import holding
 from pipeline.stage import Stage, fingerprints
+from serving.versions import followed
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def run_stages(
             stage.check(config)
             for path in stage.outputs(config, workdir):
                 artifact.require_ours(path)  # now, and not after hours of the stages before
+            require_bases(stage.bases(config, workdir))
         wanted = fingerprints(stages, config, _taken_as_they_are(stages, selected, config, workdir))
         if first is not None:
             _forget(stages, first, config, workdir)
@@ -64,6 +67,12 @@ def run_stages(
                 # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.
                 storage.write_text(workdir.config, dump_config(config))
         return results
+
+
+def require_bases(bases: Iterable[Path]) -> None:
+    """Raises ArtifactError where no version can appear below one of the base paths."""
+    for base in bases:
+        artifact.require_no_mount(followed(base), "versions are made beside it and renamed into it")
 
 
 def require_beam_options(config: Config) -> None:

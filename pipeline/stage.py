@@ -29,6 +29,7 @@ class Stage:
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
         remote: whether its workdir may be in an object store.
+        bases: the base paths, below which versions appear by a rename.
         check: raises ValueError where what the config names outside the workdir is not there, or the stage could do
             nothing with the config; called before any stage runs, since the stages before this one may take hours.
     """
@@ -42,6 +43,7 @@ class Stage:
     run: Callable[[Config, Workdir, str], object]
     sources: Callable[[Config], tuple[str, ...]] = lambda config: ()
     remote: bool = False
+    bases: Callable[[Config, Workdir], tuple[Path, ...]] = lambda config, workdir: ()
     check: Callable[[Config], None] = lambda config: None
 
     def is_current(self, config: Config, workdir: Workdir, fingerprint: str) -> bool:

@@ -253,6 +253,7 @@ STAGES = (
         sections=("serving", "seed"),
         rooms=("serving",),
         outputs=lambda config, workdir: (workdir.export,),
+        bases=lambda config, workdir: tuple(map(workdir.servable, config.serving.servable_names().values())),
         run=_export,
     ),
     Stage(

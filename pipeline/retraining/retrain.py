@@ -22,7 +22,7 @@ from pipeline.retraining.publish import make_room, push_blessed, push_left_over,
 from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
 from pipeline.retraining.span_profile import as_json
 from pipeline.retraining.spans import Span, find_spans
-from pipeline.runner import run_stages
+from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
 from pipeline.stages import manifest_of
 
@@ -83,6 +83,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
         ValueError: a span, the config or what is served cannot be used, or a stage refused its input.
     """
     started = time.monotonic()
+    require_bases(map(store.servable, config.serving.servable_names().values()))
     run_id = run_id_of(config, [span.identity() for span in window])
     left_over = {record.run_id: record for record in push_left_over(store)}
     if run_id in left_over:

@@ -176,3 +176,16 @@ def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(by_older_code: bool
     assert reason(load_config(None, [pattern, "groups.num_groups=7"])) is None
     (tmp_path / "log" / DAYS[2] / "late.csv").write_text("late")
     assert reason(config) is None
+
+
+def test_a_disk_that_is_mounted_at_a_stores_base_path_is_refused_before_a_span_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in DAYS[:2]:
+        (tmp_path / "log" / day).mkdir(parents=True)
+        (tmp_path / "log" / day / "events.csv").write_text(day)  # which no ingest would take
+    config, store = load_config(None, [f"data.events='{tmp_path}/log/{{date}}/*.csv'"]), Store(tmp_path / "store")
+    base = store.servable("dnc")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == base)
+    with pytest.raises(ValueError, match=f"{base} is where a disk is mounted"):
+        retraining.retrain(config, store, retraining.find_window(config))

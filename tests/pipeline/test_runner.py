@@ -185,6 +185,24 @@ def test_files_where_a_later_stage_would_write_are_refused_before_the_first_runs
     assert [result.ran for result in run_stages(stages, Config(), workdir, last="b")] == [True, True]
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_disk_that_is_mounted_at_a_base_path_is_refused_before_the_first_stage_runs(
+    stages: tuple[Stage, ...], journal: list[str], link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be renamed into it, which would show once a model is trained."""
+    workdir, disk = Workdir(tmp_path / "run"), tmp_path / "disk"
+    mounted = disk if link else workdir.servable("dnc")
+    mounted.mkdir(parents=True)
+    if link:
+        workdir.servable("dnc").parent.mkdir(parents=True)
+        workdir.servable("dnc").symlink_to(disk)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == mounted)
+    last = replace(stages[-1], bases=lambda config, workdir: (workdir.servable("dnc"),))
+    with pytest.raises(ValueError, match=f"{mounted} is where a disk is mounted, and versions are made beside it"):
+        run_stages((*stages[:-1], last), Config(), workdir)
+    assert journal == []
+
+
 def test_a_config_that_lies_in_the_workdir_stays(stages: tuple[Stage, ...], tmp_path: Path) -> None:
     """`dnc run -c config.yaml -w .`: what the run has resolved has another name, and holds every setting."""
     theirs = tmp_path / "config.yaml"
