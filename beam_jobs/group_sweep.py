@@ -16,7 +16,7 @@ from beam_jobs.files import read_array
 from beam_jobs.partition import fit_centroids, nearest_centroid, squared_distances
 from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
-from contracts.config_io import load_run_config
+from contracts.config_io import load_config
 from contracts.layout import ItemGroups, Workdir
 from contracts.run_config import find_run_config
 from contracts.storage import as_path, reading
@@ -85,7 +85,7 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
     try:
         run = Workdir(workdir)
         with reading(config_path or find_run_config(run) or run.config) as path:
-            config = load_run_config(path)
+            config = load_config(path)
         artifact = ItemGroups(current(run.item_groups.path))
         read_manifest(artifact.path)
         rows = read_array(artifact.embeddings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from datetime import date
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 from contracts import storage
 from contracts.config import Config
 from contracts.config.effects import settings_without_effect
+
+log = logging.getLogger(__name__)
 
 _SECRET = ("retrain.webhook", "beam.options")
 """Keys of whose values no message shows any; no dump has the webhook, either."""
@@ -68,18 +71,9 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     Object stores are from then on reached by its `beam.options`, whatever the process does with it.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, a setting has no effect,
-            or the user tower is that of a baseline, whose config `trainer/baselines.py` derives.
+        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
+            of a baseline, whose config `trainer/baselines.py` derives.
     """
-    overrides = list(overrides)
-    config = load_run_config(path, overrides)
-    if idle := list(settings_without_effect(config)):
-        raise ConfigError("\n  ".join([f"{_source(path, overrides)} has settings without effect:", *idle]))
-    return config
-
-
-def load_run_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
-    """As `load_config`, of a config that a run has left: `settings_without_effect` did it no harm."""
     tree = read_yaml(path) if path else {}
     overrides = list(overrides)
     for override in overrides:
@@ -94,6 +88,8 @@ def load_run_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
             "a baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
             "and name mind, comirec or matrix_factorisation in evaluation.baselines"
         )
+    for idle in settings_without_effect(config):
+        log.warning("%s: %s", _source(path, overrides), idle)
     storage.connect(config.beam.options)
     return config
 

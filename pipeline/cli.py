@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 import contracts
 from contracts.config import Config
-from contracts.config_io import dump_changes, load_config, load_run_config, parse_assignments, without_keys
+from contracts.config_io import dump_changes, load_config, parse_assignments, without_keys
 from contracts.layout import Workdir
 from contracts.run_config import find_run_config
 from contracts.settings import all_settings
@@ -201,7 +201,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
     from serving.server.run import serve
 
     left = find_run_config(Workdir(workdir)) if workdir and not config else None
-    resolved = load_run_config(left, overrides) if left else load_config(config, overrides)
+    resolved = load_config(left or config, overrides)
     bases = {name: Workdir(workdir).servable(name) for name in resolved.serving.servable_names().values() if workdir}
     for model in models:
         name, separator, path = model.partition("=")

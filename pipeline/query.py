@@ -13,7 +13,7 @@ from rich.console import Console
 
 from contracts.config import Config
 from contracts.config.request_features import RequestFeature
-from contracts.config_io import load_run_config
+from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Request
 from contracts.run_config import find_run_config
@@ -92,7 +92,7 @@ def query(
     left = find_run_config(run)
     if left is None:
         raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a `dnc run`, or call that again")
-    config = load_run_config(left)
+    config = load_config(left)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
             f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"

@@ -21,7 +21,7 @@ import numpy as np
 
 from contracts.artifact import ArtifactError, write_json
 from contracts.config import Config
-from contracts.config_io import load_run_config
+from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Response, Signature, Split
 from serving.checks import EmbeddedRequests, ListsVerdict, check_lists, int8_score_error
@@ -60,7 +60,7 @@ def main() -> None:
     for name in ("workdir", "servable", "config", "report"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
-    config = load_run_config(arguments.config)
+    config = load_config(arguments.config)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:

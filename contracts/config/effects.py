@@ -1,7 +1,6 @@
-"""Settings that a config gives and that nothing would read: a mistake, which would otherwise never be noticed.
+"""Settings that a config gives and that nothing would read: often a mistake, which would otherwise never be noticed.
 
-They are looked for where a config is given, not where one is read that a run has left: what was made with such a
-setting is as good without it.
+A warning names them. They are no error: whoever tries `groups.method=kmeans` leaves the category in the file.
 """
 
 from __future__ import annotations

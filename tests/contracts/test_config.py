@@ -16,7 +16,6 @@ from contracts.config_io import (
     dump_changes,
     dump_config,
     load_config,
-    load_run_config,
     parse_assignments,
     read_stored_config,
 )
@@ -205,23 +204,23 @@ _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thr
         ([_RATINGS], "what reaches b=4 reaches the higher level c=4"),
     ],
 )
-def test_a_setting_without_effect_is_refused_where_it_is_given(overrides: list[str], said: str, tmp_path: Path) -> None:
-    """And not where a run has left it: that run's servable is asked and served as before."""
-    with pytest.raises(ConfigError, match="the config has settings without effect") as error:
-        load_config(None, overrides)
-    assert said in str(error.value)
-    left = load_run_config(None, overrides)
-    path = tmp_path / "run_config.yaml"
-    path.write_text(dump_config(left), encoding="utf-8")
-    assert load_run_config(path) == left
-    with pytest.raises(ConfigError, match=r"run_config\.yaml has settings without effect"):
-        load_config(path)
+def test_a_setting_without_effect_is_named(
+    overrides: list[str], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(load_config(None, overrides)), encoding="utf-8")
+    caplog.clear()
+    load_config(path)
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{path}: ")
+    assert said in record.getMessage()
 
 
-def test_a_default_that_is_written_out_is_no_setting_without_effect() -> None:
+def test_a_default_that_is_written_out_is_no_setting_without_effect(caplog: pytest.LogCaptureFixture) -> None:
     """As where a config was printed whole: a category has a separator there, too."""
     config = load_config(None, [_ITEMS + "[{name: a, kind: categorical}, {name: b, kind: vector, dim: 2}]}"])
     assert load_config(None, [f"data={json.dumps(config.data.model_dump(mode='json'))}"]) == config
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])
