@@ -43,8 +43,11 @@ _EASE_MOST_ITEMS = 12_500
 _VALUES_AT_ONCE = 1 << 24
 """Scores, or products of users' items, that are held together."""
 
-_UNKNOWN = np.finfo(np.float32).min
-"""Score of an item that a baseline does not know: behind all others, but in the list before an absent place."""
+_NOTHING_SPEAKS_FOR_IT = -1000.0
+"""Score of the most popular item that nothing of a history speaks for: below what is known, and above the next one's.
+
+Each has its own, since `top_k` is slow where most scores of a row are equal.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,14 @@ class LinearModel:
 
     def _scores(self, users: EvaluationUsers, num_items: int) -> np.ndarray:
         """float32 [num_users, num_items]; seen items are -inf."""
-        scores = np.full((len(users), num_items), _UNKNOWN, np.float32)
+        scores = np.tile(np.float32(_NOTHING_SPEAKS_FOR_IT) - np.arange(num_items, dtype=np.float32), (len(users), 1))
         num_known = self.weights.shape[0]
         liked = self._taken(users, num_items)[:, :num_known] @ self.weights
-        scores[:, :num_known] = liked.toarray() if sp.issparse(liked) else liked
+        if sp.issparse(liked):
+            found = liked.tocoo()
+            scores[found.row, found.col] = found.data
+        else:
+            scores[:, :num_known] = liked
         scores[users.seen.row_ids(), users.seen.values - 1] = -np.inf
         return scores
 
@@ -104,7 +111,7 @@ def linear_lists(
     Returns:
         int32 [num_users, min(length, num_items)], item_index, 0 = absent.
     """
-    validation = EvaluationUsers.load(workdir, Split.VALIDATION, config.evaluation.max_users)
+    validation = EvaluationUsers.load(workdir, Split.VALIDATION, config.training.max_validation_users)
     k = watched_k(config.training.monitor_k, catalogue.num_items)
 
     def recall(model: LinearModel) -> float:
