@@ -162,18 +162,26 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     gram = (known.T @ known).toarray()
     for penalty in _PENALTIES:
         inverse = _inverse(gram, penalty)
+        if inverse is None:
+            log.info("ease: a penalty of %g is left out: it is lost in the counts of so many users", penalty)
+            continue
         weights = inverse / -np.diag(inverse)
         np.fill_diagonal(weights, 0)
         for half_life in _HALF_LIVES:
             yield LinearModel(weights, half_life, penalty)
 
 
-def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
-    """Of `gram`, float32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large."""
+def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray | None:
+    """Of `gram`, float32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large.
+
+    None where float32 does not hold it precisely enough to be positive definite.
+    """
     factor = gram.copy()
     factor[np.diag_indices(len(gram))] += penalty
     # Of the transpose, which is the same matrix, in the order that LAPACK works in without a copy.
-    factor, _ = spotrf(factor.T, lower=True, overwrite_a=True)
+    factor, place = spotrf(factor.T, lower=True, overwrite_a=True)
+    if place:  # at which it turned out not to be positive definite
+        return None
     inverse, _ = spotri(factor, lower=True, overwrite_c=True)
     lower = np.tril(inverse, -1)
     return lower + lower.T + np.diag(np.diag(inverse))

@@ -54,6 +54,16 @@ def test_ease_predicts_each_item_from_the_others_by_ridge_regression(dense: np.n
         assert weights[item, item] == 0
 
 
+def test_a_penalty_that_is_lost_in_rounding_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Two items with the same 2^28 users each: in float32, 10 more on the diagonal is nothing, and 100 is."""
+    everybody = sp.csr_matrix(np.full((1, 2), 2.0**14, np.float32))
+    caplog.set_level("INFO")
+    models = list(ease_models(everybody))
+    assert {model.penalty for model in models} == {100, 1000}
+    assert all(np.isfinite(model.weights).all() for model in models)
+    assert "a penalty of 10 is left out" in caplog.text
+
+
 def test_ease_knows_the_most_popular_items_of_a_large_catalogue(
     dense: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
