@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg.lapack import spotrf, spotri
+from scipy.linalg.lapack import dpotrf, dpotri, spotrf, spotri
 
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -162,26 +162,27 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     gram = (known.T @ known).toarray()
     for penalty in _PENALTIES:
         inverse = _inverse(gram, penalty)
-        if inverse is None:
-            log.info("ease: a penalty of %g is left out: it is lost in the counts of so many users", penalty)
-            continue
         weights = inverse / -np.diag(inverse)
         np.fill_diagonal(weights, 0)
         for half_life in _HALF_LIVES:
             yield LinearModel(weights, half_life, penalty)
 
 
-def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray | None:
+def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
     """Of `gram`, float32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large.
 
-    None where float32 does not hold it precisely enough to be positive definite.
+    In float64, which takes twice the memory, where float32 loses the penalty in the counts of very many users.
+
+    Raises:
+        ValueError: float64 does, too.
     """
-    factor = gram.copy()
-    factor[np.diag_indices(len(gram))] += penalty
-    # Of the transpose, which is the same matrix, in the order that LAPACK works in without a copy.
-    factor, place = spotrf(factor.T, lower=True, overwrite_a=True)
-    if place:  # at which it turned out not to be positive definite
-        return None
-    inverse, _ = spotri(factor, lower=True, overwrite_c=True)
-    lower = np.tril(inverse, -1)
-    return lower + lower.T + np.diag(np.diag(inverse))
+    for dtype, factorize, invert in ((np.float32, spotrf, spotri), (np.float64, dpotrf, dpotri)):
+        summed: np.ndarray = gram.astype(dtype)
+        summed[np.diag_indices(len(gram))] += penalty
+        # Of the transpose, which is the same matrix, in the order that LAPACK works in without a copy.
+        factor, place = factorize(summed.T, lower=True, overwrite_a=True)
+        if not place:  # at which it turns out not to be positive definite
+            inverse, _ = invert(factor, lower=True, overwrite_c=True)
+            lower = np.tril(inverse, -1).astype(np.float32)
+            return lower + lower.T + np.diag(np.diag(inverse)).astype(np.float32)
+    raise ValueError(f"ease: a penalty of {penalty:g} is lost in so many counts: leave it out of evaluation.baselines")
