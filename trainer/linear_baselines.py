@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 _NEIGHBOURS = 1000
 """Of an item, that count in item-kNN."""
 
+_MOST_SIMILARITIES = 1 << 28
+"""Of all items together, 8 bytes each: of a catalogue of more than 268,000 items, fewer neighbours count."""
+
 _PENALTIES = (10.0, 100.0, 1000.0)
 """Of EASE, tried on validation users."""
 
@@ -133,11 +136,12 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     scaled = (taken @ sp.diags(1 / norm)).tocsc()
     by_row = scaled.tocsr()
     num_items = taken.shape[1]
+    neighbours = min(_NEIGHBOURS, max(1, _MOST_SIMILARITIES // num_items))
     # The most popular items, which come first, have the most neighbours: all others', in the worst case.
     size = max(1, _VALUES_AT_ONCE // num_items)
     starts = range(0, num_items, size)
     parts = [
-        _nearest((scaled[:, start : start + size].T @ by_row).tocoo(), start)
+        _nearest((scaled[:, start : start + size].T @ by_row).tocoo(), start, neighbours)
         for start in line_a_minute(starts, f"neighbours of {num_items:,} items")
     ]
     weights = sp.vstack(parts).tocsr()
@@ -145,14 +149,14 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
         yield LinearModel(weights, half_life)
 
 
-def _nearest(cosine: sp.coo_matrix, start: int) -> sp.csr_matrix:
-    """The largest `_NEIGHBOURS` of each row without the item itself, which is column `start` + row."""
+def _nearest(cosine: sp.coo_matrix, start: int, neighbours: int) -> sp.csr_matrix:
+    """The `neighbours` largest of each row without the item itself, which is column `start` + row."""
     is_other = cosine.col != cosine.row + start
     row, column, value = cosine.row[is_other], cosine.col[is_other], cosine.data[is_other]
     order = np.lexsort([column, -value, row])
     row, column, value = row[order], column[order], value[order]
     first = np.searchsorted(row, np.arange(cosine.shape[0]))
-    kept = np.arange(len(row)) - first[row] < _NEIGHBOURS
+    kept = np.arange(len(row)) - first[row] < neighbours
     return sp.csr_matrix((value[kept], (row[kept], column[kept])), shape=cosine.shape)
 
 
@@ -160,6 +164,7 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     """EASE (Steck, WWW 2019): the weights without a diagonal that rebuild what users took best, by ridge regression."""
     known = taken[:, :_EASE_MOST_ITEMS]
     gram = (known.T @ known).toarray()
+    log.info("ease: invert %d x %d numbers, %d times", *gram.shape, len(_PENALTIES))
     for penalty in _PENALTIES:
         inverse = _inverse(gram, penalty)
         weights = inverse / -np.diag(inverse)

@@ -30,8 +30,13 @@ def dense() -> np.ndarray:
     return taken
 
 
-def test_knn_is_the_cosine_with_the_nearest_others(dense: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_baselines, "_NEIGHBOURS", 3)
+@pytest.mark.parametrize("bound", [{"_NEIGHBOURS": 3}, {"_MOST_SIMILARITIES": 4 * NUM_ITEMS - 1}])
+def test_knn_is_the_cosine_with_the_nearest_others(
+    bound: dict[str, int], dense: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three neighbours, of each item or as the large catalogue's memory allows."""
+    for name, value in bound.items():
+        monkeypatch.setattr(linear_baselines, name, value)
     monkeypatch.setattr(linear_baselines, "_VALUES_AT_ONCE", 5 * NUM_ITEMS)  # parts of 5, 5 and 2 items
     found = next(knn_models(sp.csr_matrix(dense))).weights.toarray()
     for item in range(NUM_ITEMS):
