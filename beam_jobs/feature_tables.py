@@ -183,7 +183,7 @@ def _feature_values(
         if feature is not None and name == "tokens" and is_list(kind):
             if pa.types.is_nested(kind.value_type):
                 raise ValueError(f"a column of type {kind} holds no tokens; write a list of values a row")
-            text = _joined(_lists_of_bytes(column), feature)
+            text = _joined(column, feature)
         else:
             text = pc.fill_null(to_binary(column), b"")
         return text, "not_utf8", ~utf8_mask(text)
@@ -191,19 +191,13 @@ def _feature_values(
         raise ValueError(f"{where}: {error}") from None
 
 
-def _lists_of_bytes(column: pa.Array) -> pa.Array:
-    """Lists of any plain values as lists of their bytes: files of earlier days do not say that theirs are text."""
-    is_binary = pa.types.is_binary(column.type.value_type) or pa.types.is_large_binary(column.type.value_type)
-    return (column if is_binary else column.cast(pa.list_(pa.string()))).cast(pa.list_(pa.binary()))
-
-
 def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
-    """Lists of tokens as cells of text, nulls left out.
+    """Lists of any plain values as cells of text, each value as in a column of its own, what has no value left out.
 
     Raises:
         ValueError: a token holds the separator.
     """
-    tokens = pc.list_flatten(lists)
+    tokens = to_binary(pc.list_flatten(lists))
     separator = feature.separator.encode()
     holds = pc.fill_null(pc.match_substring(tokens, separator), False)
     if pc.any(holds).as_py():

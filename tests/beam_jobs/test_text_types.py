@@ -1,6 +1,8 @@
 """Parquet files whose text is of any of Arrow's types: the rows, dead letters and features of plain text."""
 
 import re
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,36 @@ def test_tokens_that_are_no_text_are_counted_and_become_what_they_become_in_a_ce
     rows = read_feature_table(source, "data.item_features")
     assert rows.columns["tags"].to_pylist() == rows.columns["cell"].to_pylist() == [b"p,\xff", b"q", b""]
     assert (rows.counts["not_utf8_tags"], rows.counts["not_utf8_cell"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([17.0, float("nan"), 1e20, 0.1]),
+        pa.array(np.array([17, np.nan, 0.5, 60000], np.float16)),
+        pa.array([Decimal("17.00"), Decimal("1.50"), None, Decimal(0)], pa.decimal128(12, 2)),
+        pa.array([uuid.UUID(int=n).bytes for n in range(4)], pa.uuid()),
+        pa.array([True, False, None, True]),
+        pa.array([0, 1, None, 2], pa.timestamp("us")),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_a_value_of_a_list_is_the_token_that_it_is_in_a_cell_of_its_own(values: pa.Array, tmp_path: Path) -> None:
+    """NaN among them, which is how pandas writes that there is none."""
+    lists = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), values)
+    table = {
+        "id": pa.array(["a", "b", "c", "d"]),
+        "cell": values,
+        "list": lists,
+        "large": lists.cast(pa.large_list(values.type)),
+    }
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    features = [{"name": name, "kind": "tokens"} for name in ("cell", "list", "large")]
+    source = FeatureTable.model_validate({"path": str(tmp_path / "i.parquet"), "id": "id", "features": features})
+    rows = read_feature_table(source, "data.item_features")
+    of_cells, *of_lists = (rows.columns[name].to_pylist() for name in ("cell", "list", "large"))
+    assert of_lists == [of_cells, of_cells]
+    assert of_cells[0] in (b"17", b"true", b"1970-01-01 00:00:00.000000", b"00000000-0000-0000-0000-000000000000")
 
 
 def test_what_an_extension_is_stored_as_is_read(tmp_path: Path) -> None:
