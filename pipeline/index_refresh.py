@@ -104,7 +104,9 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
     earlier = read_stored_config(trained.model(MAIN_MODEL).config)
     known, wanted = _of_model(earlier), _of_model(config)
     wanted["windows.length"] = max(wanted["windows.length"], known["windows.length"])  # of less, all is trained
-    differing = [f"{key}={value!r} (that run: {known[key]!r})" for key, value in wanted.items() if value != known[key]]
+    differing = [
+        f"{key}={value!r} (that run: {known.get(key)!r})" for key, value in wanted.items() if value != known.get(key)
+    ]
     if earlier.data.feedback.has_context != config.data.feedback.has_context:
         differing.append("data.feedback.history_level (histories hold events below target_level in one run alone)")
     if earlier.data.request_features != config.data.request_features:
@@ -117,11 +119,21 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
 
 
 def _of_model(config: Config) -> dict[str, Any]:
-    """The settings that say which weights a model has and what they mean, but features: name -> value."""
+    """The settings that say which weights a model has and what they mean: name -> value.
+
+    Of features only what `require_same_features` does not know, how the graph takes a cell apart.
+    """
     sections = {"model": config.model.model_dump(), "training.loss": config.training.loss.model_dump()}
     settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     embedding_dim = config.groups.embedding_dim if config.model.use_cooccurrence else None
-    return settings | {"groups.embedding_dim": embedding_dim, "windows.length": config.windows.length}
+    settings |= {"groups.embedding_dim": embedding_dim, "windows.length": config.windows.length}
+    settings["windows.repeats"] = config.windows.repeats
+    for name, table in (("item_features", config.data.item_features), ("user_features", config.data.user_features)):
+        for feature in table.features if table else ():
+            settings[f"data.{name}: kind of {feature.name}"] = feature.kind
+            if feature.kind == "tokens":
+                settings[f"data.{name}: separator of {feature.name}"] = feature.separator
+    return settings
 
 
 def _carry(config: Config, workdir: Workdir, fingerprint: str) -> None:

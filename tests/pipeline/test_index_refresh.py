@@ -87,6 +87,7 @@ def test_a_model_of_another_version_of_the_project_is_refused(trained: Workdir) 
         ("data.request_features=[{name: page, values: [home]}]", "data.request_features: not what the model in"),
         ("groups.embedding_dim=32", "groups.embedding_dim=32 (that run: 64): not what the model in"),
         ("windows.length=51", "windows.length=51 (that run: 50)"),
+        ("windows.repeats=keep", "windows.repeats='keep' (that run: 'drop')"),
     ],
 )
 def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(
@@ -124,3 +125,30 @@ def test_features_that_the_model_was_not_trained_with_are_refused(
         apply_transform(trained, config, Workdir(trained.path.with_name("today")), "f")
     for words in said:
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("table", ["item_features", "user_features"])
+def test_cells_that_the_models_graph_takes_apart_otherwise_are_refused(trained: Workdir, table: str) -> None:
+    """The graph splits by the separator that it was made with, whatever the config says."""
+    with artifact.writing(trained.item_groups.path, "item_groups", "f"):
+        pass
+    spec = {"item": [], "user": []}
+    spec[table.removesuffix("_features")] = [{"name": "genres", "kind": "tokens", "vocabulary_size": 9, "width": 8}]
+    with artifact.writing(trained.transform.path, "transform", "f") as writer:
+        artifact.write_json(writer.path / trained.transform.feature_spec.name, spec)
+
+    def config(**settings: str) -> Config:
+        features = [{"name": "genres", "kind": "tokens"} | settings]
+        return Config.model_validate({"data": {table: {"path": "items.csv", "id": "id", "features": features}}})
+
+    trained.model(MAIN_MODEL).config.write_text(config().model_dump_json())
+    today = Workdir(trained.path.with_name("today"))
+    for settings, said in (
+        ({"separator": ", "}, f"data.{table}: separator of genres=', ' (that run: '|'): not what the model in"),
+        ({"kind": "text"}, f"data.{table}: kind of genres='text' (that run: 'tokens'): not what the model in"),
+    ):
+        with pytest.raises(ValueError, match="an index refresh trains nothing") as error:
+            index_refresh.refresh_index(config(**settings), today, trained)
+        assert said in str(error.value)
+    with pytest.raises(ValueError, match=r"data\.events is empty"):  # the first stage
+        index_refresh.refresh_index(config(max_vocabulary="7"), today, trained)
