@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from contracts import storage
 from contracts.config import BeamConfig
@@ -76,8 +76,10 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
     """Beam's options. What it does not know it would leave out with a warning, which may show a key to a store.
 
     Raises:
-        ValueError: one of `beam.options` is none of Beam's, or has a value that does not fit.
+        ValueError: Beam has no such runner, or one of `beam.options` is none of Beam's, or has a value that does not
+            fit.
     """
+    _require_runner(config.runner)
     # Type checks find mistakes of these jobs' own code, and make up a fifth of what a pipeline costs on a small log.
     options = PipelineOptions([f"--runner={config.runner}", "--no_pipeline_type_check", *config.options])
     words = [word.partition("=")[0] for word in config.options]
@@ -104,6 +106,19 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
             + (f"did you mean --{near[0]}?" if near else "check its name, or leave it out")
         )
     return options
+
+
+def _require_runner(name: str) -> None:
+    """Raises ValueError where Beam has no such runner; of a class named in full, only its import can tell."""
+    known = StandardOptions.KNOWN_RUNNER_NAMES
+    lower = {runner.lower(): runner for runner in known}  # of which Beam takes any case, and lets "runner" be left out
+    if "." in name or {name.lower(), f"{name.lower()}runner"} & lower.keys():
+        return
+    near = difflib.get_close_matches(name.lower(), lower, 1)
+    raise ValueError(
+        f"beam.runner={name} is none of Beam's: "
+        + (f"did you mean {lower[near[0]]}?" if near else f"choose one of {', '.join(known)}, or name a class in full")
+    )
 
 
 def _single(element: tuple[int, Iterable[Any]]) -> Iterable[Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts import artifact, storage
-from contracts.config import Config
+from contracts.config import BeamConfig, Config
 from contracts.config_io import dump_config
 from contracts.layout import Workdir
 from contracts.lock import holding
@@ -42,7 +42,7 @@ def run_stages(
 
     Raises:
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, Beam has
-            no such options, or a stage refused its input.
+            no such runner or options, or a stage refused its input.
     """
     selected = _between(stages, first, last)
     if any(stage.remote for stage in selected):
@@ -76,8 +76,8 @@ def require_bases(bases: Iterable[Path]) -> None:
 
 
 def require_beam_options(config: Config) -> None:
-    """Raises ValueError where Beam would refuse `beam.options`, or leave one of them out."""
-    if config.beam.options:  # else Beam need not be imported, as where all is up to date
+    """Raises ValueError where Beam has no such runner, would refuse `beam.options`, or leave one of them out."""
+    if config.beam != BeamConfig():  # else Beam need not be imported, as where all is up to date
         with suppress(ImportError):  # on a machine that only trains, no job runs
             importlib.import_module("beam_jobs.beam_run").pipeline_options(config.beam)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import StandardOptions
 
 from beam_jobs.beam_run import pipeline_options
 from contracts.config import BeamConfig
@@ -49,3 +50,25 @@ def test_an_option_that_beam_would_leave_out_is_refused(
 def test_options_of_beam_of_a_job_server_and_of_a_plugin_are_taken(runner: str, options: list[str]) -> None:
     taken = pipeline_options(BeamConfig(runner=runner, options=tuple(options)))
     assert taken.get_all_options(retain_unknown_options=True)["runner"] == runner
+
+
+@pytest.mark.parametrize(
+    ("runner", "said"),
+    [
+        ("FlinkRuner", "did you mean FlinkRunner?"),
+        ("dataflow-runner", "did you mean DataflowRunner?"),
+        ("Hadoop", "choose one of DataflowRunner, BundleBasedDirectRunner, "),
+        ("''", "choose one of"),
+    ],
+)
+def test_a_runner_that_beam_does_not_have_is_refused_before_any_work(runner: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
+    settings = [f"data.events={tmp_path}/log.csv", f"beam.runner={runner}"]
+    with pytest.raises(ValueError, match=r"^beam\.runner=.* is none of Beam's: ") as error:
+        run_stages(STAGES, load_config(None, settings), Workdir(tmp_path / "run"))
+    assert said in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("runner", [*StandardOptions.KNOWN_RUNNER_NAMES, "flink", "SPARKRUNNER", "my_package.MyRunner"])
+def test_a_runner_is_named_as_beam_lets_it_be_named(runner: str) -> None:
+    assert pipeline_options(BeamConfig(runner=runner)).view_as(StandardOptions).runner == runner
