@@ -154,9 +154,12 @@ class Response:
     INTENT = "intent"  # float32 [B, K], p(group | user)
 
 
+REQUEST_INPUTS = frozenset(value for name, value in vars(Request).items() if not name.startswith("_"))
+"""The names that `Request` has."""
+
 RESERVED_FEATURE_NAMES = frozenset(
     {
-        *(value for name, value in vars(Request).items() if not name.startswith("_")),
+        *REQUEST_INPUTS,
         EventColumn.ITEM_ID,
         EventColumn.REQUEST,
         ItemColumn.GROUP_ID,

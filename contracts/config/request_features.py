@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import Field, model_validator
 
 from contracts.config.section import Section, Strings
-from contracts.names import RESERVED_FEATURE_NAMES
+from contracts.names import REQUEST_INPUTS, RESERVED_FEATURE_NAMES
 
 _MOST_CODES = 2**31 - 1
 """A request's values are one int32, see `code_sizes`."""
@@ -54,12 +54,22 @@ def require_parameter(name: str, what: str) -> None:
 
 
 def require_distinct(features: Sequence[RequestFeature], others: Sequence[str]) -> None:
-    """Raises ValueError where a name is there twice, or among `others`, or the combinations of values are too many."""
+    """Raises ValueError where a name is there twice, or among `others`, or the combinations of values are too many.
+
+    TensorFlow tells no two inputs apart whose names differ in case alone, of which the servable's own are some.
+    """
     names = [*(feature.name for feature in features), *others]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
             f"data.request_features and data.user_features name {', '.join(repeated)} twice: each input needs its own"
         )
+    known = {name.lower(): name for name in REQUEST_INPUTS}
+    for name in names:
+        if (other := known.setdefault(name.lower(), name)) != name:
+            raise ValueError(
+                f"data.request_features or data.user_features name {name!r}, which differs in case alone from the "
+                f"input {other!r}: rename the column"
+            )
     if (combinations := math.prod(code_sizes(features))) > _MOST_CODES:
         raise ValueError(
             f"the values of data.request_features have {combinations:,} combinations, more than {_MOST_CODES:,}: list "

@@ -155,6 +155,12 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
             ["'my col'", "rename"],
         ),
         ([_USERS + "[{name: self, kind: numeric}]}"], ["'self'", "rename"]),
+        ([_USERS + "[{name: Age, kind: numeric}, {name: age, kind: numeric}]}"], ["'age'", "input 'Age'", "rename"]),
+        ([_USERS + "[{name: Groups, kind: tokens}]}"], ["'Groups'", "in case alone", "input 'groups'", "rename"]),
+        (
+            [_USERS + "[{name: PAGE, kind: tokens}]}", "data.request_features=[{name: page, values: [a]}]"],
+            ["'PAGE'", "input 'page'", "rename"],
+        ),
         ([_USERS + "[{name: _age, kind: numeric}]}"], ["'_age'", "begins with a letter", "rename"]),
         (["data.request_features=[{name: _page, values: [a]}]"], ["'_page'", "begins with a letter"]),
         (["data.timestamp_format='%H:%M:%S.%f %d.%m.%Y'"], ["data.timestamp_format=", "%f", "at its end", "ISO 8601"]),
