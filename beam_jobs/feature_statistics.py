@@ -126,7 +126,8 @@ def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:
     if feature.kind == "numeric":
         return magnitudes(column.to_numpy(zero_copy_only=False))
     if feature.kind == "vector":
-        return magnitudes(np.linalg.norm(to_matrix(column), axis=1))
+        vectors = to_matrix(column)  # of which float32 may hold no square
+        return magnitudes(np.sqrt(np.einsum("id,id->i", vectors, vectors, dtype=np.float64)))
     if feature.kind == "text":  # new words are no anomaly
         missing = pc.sum(pc.equal(pc.binary_length(column), 0)).as_py() or 0
         return {"(text)": len(column) - missing, MISSING: missing}

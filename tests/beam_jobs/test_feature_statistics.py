@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.feature_statistics import feature_statistics
+from beam_jobs.span_statistics import histograms_of
 from contracts.config import DataConfig
 
 VALUES = ["drama", "comedy", "crime", "war", "horror"]
@@ -61,3 +62,15 @@ def test_values_that_are_hardly_meant_are_said(
     list(feature_statistics(DataConfig.model_validate({"item_features": table})))
     found = [record.getMessage() for record in caplog.records if "column 'it' of" in record.getMessage()]
     assert len(found) == (said is not None) and (said is None or re.search(said, found[0]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_vector_is_there(tmp_path: Path) -> None:
+    """3e20 and 4e20 are float32, as are none of their squares; a length is 5 times a power of ten."""
+    lists = [[3e20, 4e20], [3.0, 4.0], [0.0, 0.0], [float("nan"), 1.0]]
+    pq.write_table(pa.table({"id": list("abcd"), "picture": lists}), tmp_path / "i.parquet")
+    feature = {"name": "picture", "kind": "vector", "dim": 2}
+    table = {"path": str(tmp_path / "i.parquet"), "id": "id", "features": [feature]}
+    (statistics,) = feature_statistics(DataConfig.model_validate({"item_features": table}))
+    shares = histograms_of(statistics)["item_features.picture"]
+    assert shares == {"1e20": 0.25, "1e0": 0.25, "0": 0.25, "(missing)": 0.25}
