@@ -95,7 +95,7 @@ def to_numbers(values: pa.Array) -> npt.NDArray[np.float64]:
     """[num_values] the numbers that a binary array spells; NaN where it spells none."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
     numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
-    return numbers[encoded.indices.to_numpy()] if len(numbers) else np.zeros(0)
+    return numbers[encoded.indices.to_numpy()]
 
 
 def _number(text: bytes) -> float:

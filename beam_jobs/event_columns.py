@@ -118,9 +118,8 @@ def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryAr
     """Checks the distinct values once, not each row's."""
     letters.add(field, is_inexact(column).astype(np.int8), _INEXACT, column)
     encoded = to_binary(column).dictionary_encode(null_encoding="encode")
-    indices = encoded.indices.to_numpy()
     problems = check_ids(encoded.dictionary)
-    letters.add(field, problems[indices] if len(problems) else np.zeros(0, np.int8), ID_PROBLEMS, column)
+    letters.add(field, problems[encoded.indices.to_numpy()], ID_PROBLEMS, column)
     sound = pc.if_else(pa.array(problems == 0), encoded.dictionary, pa.scalar(b"", pa.binary())).cast(pa.string())
     return pa.DictionaryArray.from_arrays(encoded.indices, sound)
 
@@ -176,7 +175,7 @@ def _places_of(values: pa.Array, listed: Sequence[str]) -> npt.NDArray[np.int32]
     cells = encoded.dictionary
     whole = pc.if_else(pc.is_in(cells, names), cells, pc.replace_substring_regex(cells, r"^(-?[0-9]+)\.0+$", r"\1"))
     places = pc.fill_null(pc.index_in(whole, names), -1).to_numpy(zero_copy_only=False)
-    return places[encoded.indices.to_numpy()] if len(places) else np.zeros(0, np.int32)
+    return places[encoded.indices.to_numpy()]
 
 
 def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
@@ -184,4 +183,4 @@ def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
     encoded = pc.fill_null(values, b"").dictionary_encode()
     lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
     codes = np.array([1 if value in _TRUE else 0 if value in _FALSE else -1 for value in lowered], np.int8)
-    return codes[encoded.indices.to_numpy()] if len(codes) else np.zeros(0, np.int8)
+    return codes[encoded.indices.to_numpy()]

@@ -210,7 +210,7 @@ def take_apart(feature: Feature, column: pa.Array) -> TokenFeature:
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
     values = [value.decode("utf-8", "replace") for value in encoded.dictionary.take(pa.array(order)).to_pylist()]
-    return TokenFeature(feature.name, values, items, rank[codes] if len(codes) else codes)
+    return TokenFeature(feature.name, values, items, rank[codes])
 
 
 def _values_of(feature: Feature, cells: pa.Array) -> tuple[Int32, pa.DictionaryArray]:

@@ -153,7 +153,7 @@ class _KnownIds:
         `found` holds the ids of both, those with the most training events first.
         """
         missing = in_either - self.number
-        if self.number and in_log and missing > _MANY * in_log and missing < in_log:
+        if self.number and _MANY * in_log < missing < in_log:
             logger.warning(
                 "statistics: %s of the %s ids of the log have no row in %s, so nothing but the log is known of them",
                 f"{missing:,}", f"{in_log:,}", self.where,
