@@ -12,9 +12,9 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import statistics_pb2
 from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics as Statistics
 
+from contracts.names import EventColumn
 from contracts.storage import read_text, write_text
 
-TIMESTAMP = "timestamp"
 LATE = 0.99
 """Share of the events by which a log is nearly over: some clocks are always wrong, and say that it ends in years."""
 _LATE = "late"
@@ -52,7 +52,7 @@ def event_statistics(
         dead_letters: rows that were set aside.
     """
     statistics = dataset_statistics("events", events, histograms)
-    times = statistics.features.add(name=TIMESTAMP, type=statistics_pb2.FeatureNameStatistics.INT)
+    times = statistics.features.add(name=EventColumn.TIMESTAMP, type=statistics_pb2.FeatureNameStatistics.INT)
     times.num_stats.min, times.num_stats.max = first, last
     times.custom_stats.add(name=_LATE, num=late)
     times.num_stats.common_stats.num_non_missing = events
@@ -74,13 +74,13 @@ def histograms_of(statistics: Statistics) -> dict[str, dict[str, float]]:
 
 def last_event(statistics: Statistics) -> int | None:
     """Microseconds of the latest event; None of a feature table."""
-    times = [int(feature.num_stats.max) for feature in statistics.features if feature.name == TIMESTAMP]
+    times = [int(feature.num_stats.max) for feature in statistics.features if feature.name == EventColumn.TIMESTAMP]
     return max(times, default=None)
 
 
 def late_event(statistics: Statistics) -> int | None:
     """Microseconds by which the share `LATE` of the events had happened; None of a feature table."""
-    times = [feature for feature in statistics.features if feature.name == TIMESTAMP]
+    times = [feature for feature in statistics.features if feature.name == EventColumn.TIMESTAMP]
     return next((int(each.num) for feature in times for each in feature.custom_stats if each.name == _LATE), None)
 
 
