@@ -26,18 +26,19 @@ from serving.index_tuning import FloatArray, SearchPoint, TuningSample, tuned_se
 
 Structure = Literal["brute_force", "tree_hashing", "tree_hashing_int8"]
 
-HANDLE_ARGUMENTS = (
-    "scann_config",
-    "serialized_partitioner",
-    "datapoint_to_token",
-    "ah_codebook",
-    "hashed_dataset",
-    "int8_dataset",
-    "int8_multipliers",
-    "dp_norms",
-    "x",
-)
-"""Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them."""
+HANDLE_ARGUMENTS: dict[str, Any] = {
+    "scann_config": "",
+    "serialized_partitioner": "",
+    "datapoint_to_token": np.int32(0),
+    "ah_codebook": "",
+    "hashed_dataset": np.uint8(0),
+    "int8_dataset": np.int8(0),
+    "int8_multipliers": np.float32(0),
+    "dp_norms": np.float32(0),
+    "x": np.float32(0),
+}
+"""Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them, each with ScaNN's word for what
+an index has not."""
 
 _LEAVES_OF_ROOT = 0.5
 """Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,18 +12,6 @@ from scann.scann_ops.py import scann_ops
 
 from serving.group_index import HANDLE_ARGUMENTS, as_array
 
-_NOTHING: dict[str, Any] = {
-    "scann_config": "",
-    "serialized_partitioner": "",
-    "datapoint_to_token": np.int32(0),
-    "ah_codebook": "",
-    "hashed_dataset": np.uint8(0),
-    "int8_dataset": np.int8(0),
-    "int8_multipliers": np.float32(0),
-    "dp_norms": np.float32(0),
-    "x": np.float32(0),
-}
-"""ScaNN's word for a tensor that an index has not."""
 _CHECKPOINT = "scann"
 _CHECKPOINT_FILES = (f"{_CHECKPOINT}.index", f"{_CHECKPOINT}.data-00000-of-00001")
 """TensorFlow's checkpoint format, whose reader makes all tensors of all indexes in one op."""
@@ -80,10 +67,10 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
             dtypes=list(self._dtypes.values()),
         )
         restored = dict(zip(self._dtypes, values, strict=True))
-        nothing = {name: tf.constant(value) for name, value in _NOTHING.items()}
+        nothing = {name: tf.constant(value) for name, value in HANDLE_ARGUMENTS.items()}
         handles = []
         for group_id, shared_name in self._shared_names.items():
-            tensors = {name: restored.get(_tensor_name(group_id, name), nothing[name]) for name in HANDLE_ARGUMENTS}
+            tensors = {name: restored.get(_tensor_name(group_id, name), none) for name, none in nothing.items()}
             handles.append(scann_ops.tensors_to_scann(**tensors, shared_name=shared_name))
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.stack(handles))
         return tf.constant(True)
@@ -105,11 +92,11 @@ class StoredIndexes:
 
     def tensors(self, group_id: int) -> dict[str, np.ndarray]:
         """Those of a `GroupIndex`."""
-        names = {argument: _tensor_name(group_id, argument) for argument in HANDLE_ARGUMENTS}
-        return {
-            argument: as_array(self._reader.get_tensor(name) if self._reader.has_tensor(name) else _NOTHING[argument])
-            for argument, name in names.items()
-        }
+        found = {}
+        for argument, nothing in HANDLE_ARGUMENTS.items():
+            name = _tensor_name(group_id, argument)
+            found[argument] = as_array(self._reader.get_tensor(name) if self._reader.has_tensor(name) else nothing)
+        return found
 
 
 def _tensor_name(group_id: int, argument: str) -> str:
