@@ -39,53 +39,35 @@ class _Output(ctypes.Structure):
     _fields_ = (("operation", _Pointer), ("index", ctypes.c_int))
 
 
+_Text, _Int, _Int64, _Size = ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
+_Array = ctypes.POINTER
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "TF_NewStatus": (_Pointer, ()),
-    "TF_GetCode": (ctypes.c_int, (_Pointer,)),
-    "TF_Message": (ctypes.c_char_p, (_Pointer,)),
-    "TF_LoadLibrary": (_Pointer, (ctypes.c_char_p, _Pointer)),
+    "TF_GetCode": (_Int, (_Pointer,)),
+    "TF_Message": (_Text, (_Pointer,)),
+    "TF_LoadLibrary": (_Pointer, (_Text, _Pointer)),
     "TF_NewGraph": (_Pointer, ()),
     "TF_NewSessionOptions": (_Pointer, ()),
     "TF_LoadSessionFromSavedModel": (
         _Pointer,
-        (
-            _Pointer,
-            _Pointer,
-            ctypes.c_char_p,
-            ctypes.POINTER(ctypes.c_char_p),
-            ctypes.c_int,
-            _Pointer,
-            _Pointer,
-            _Pointer,
-        ),
+        (_Pointer, _Pointer, _Text, _Array(_Text), _Int, _Pointer, _Pointer, _Pointer),
     ),
-    "TF_GraphOperationByName": (_Pointer, (_Pointer, ctypes.c_char_p)),
-    "TF_AllocateTensor": (_Pointer, (ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_int, ctypes.c_size_t)),
+    "TF_GraphOperationByName": (_Pointer, (_Pointer, _Text)),
+    "TF_AllocateTensor": (_Pointer, (_Int, _Array(_Int64), _Int, _Size)),
     "TF_DeleteTensor": (None, (_Pointer,)),
     "TF_TensorData": (_Pointer, (_Pointer,)),
-    "TF_TensorType": (ctypes.c_int, (_Pointer,)),
-    "TF_NumDims": (ctypes.c_int, (_Pointer,)),
-    "TF_Dim": (ctypes.c_int64, (_Pointer, ctypes.c_int)),
+    "TF_TensorType": (_Int, (_Pointer,)),
+    "TF_NumDims": (_Int, (_Pointer,)),
+    "TF_Dim": (_Int64, (_Pointer, _Int)),
     "TF_StringInit": (None, (_Pointer,)),
-    "TF_StringCopy": (None, (_Pointer, ctypes.c_char_p, ctypes.c_size_t)),
+    "TF_StringCopy": (None, (_Pointer, _Text, _Size)),
     "TF_StringGetDataPointer": (_Pointer, (_Pointer,)),
-    "TF_StringGetSize": (ctypes.c_size_t, (_Pointer,)),
+    "TF_StringGetSize": (_Size, (_Pointer,)),
     "TF_SessionRun": (
         None,
-        (
-            _Pointer,
-            _Pointer,
-            ctypes.POINTER(_Output),
-            ctypes.POINTER(_Pointer),
-            ctypes.c_int,
-            ctypes.POINTER(_Output),
-            ctypes.POINTER(_Pointer),
-            ctypes.c_int,
-            _Pointer,
-            ctypes.c_int,
-            _Pointer,
-            _Pointer,
-        ),
+        # session, options; inputs, their values and number; outputs, theirs; targets and number; metadata; status
+        (_Pointer, _Pointer, *(_Array(_Output), _Array(_Pointer), _Int) * 2, _Pointer, _Int, _Pointer, _Pointer),
     ),
 }
 """The functions used: result and arguments, as in tensorflow/c/c_api.h and tf_tstring.h."""
