@@ -15,7 +15,7 @@ from typing import Any
 import contracts
 from contracts import artifact, storage
 from pipeline.benchmark_config import BenchmarkConfig
-from pipeline.paired_changes import Change, Lists
+from pipeline.paired_changes import CONFIDENCE, Change, Lists
 from trainer.metric_names import heading
 
 Cell = dict[str, float]
@@ -141,8 +141,8 @@ def _changes_table(benchmark: BenchmarkConfig, rows: list[dict[str, Any]], metri
     shown = [name for name in metrics if any(name in row["changes"] for row in rows)]
     header = ["model", "lists", *(heading(name) for name in shown)]
     text = (
-        f"\nChange against *{benchmark.reference}*, the mean of seeds of both, with its 95% interval (paired bootstrap "
-        "over users; seeds vary beside it):\n"
+        f"\nChange against *{benchmark.reference}*, the mean of seeds of both, with its {CONFIDENCE:.0%} interval "
+        "(paired bootstrap over users; seeds vary beside it):\n"
     )
     lines = [
         _line([row["model"], row["lists"], *(_show_change(row["changes"].get(name)) for name in shown)]) for row in rows

@@ -22,7 +22,8 @@ Change = dict[str, float]
 """{"value", "low", "high"}."""
 
 _SEPARATOR = "/"
-_SAMPLES, _CONFIDENCE, _SEED = 2000, 0.95, 0
+CONFIDENCE = 0.95
+_SAMPLES, _SEED = 2000, 0
 
 
 def write_per_user(folder: Path, fingerprint: str, per_user: PerUser) -> None:
@@ -82,7 +83,7 @@ def _changes(metrics: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarr
     if not names:
         return {}
     ours, theirs = (np.stack([of[name] for name in names], axis=1) for of in (metrics, reference))
-    tail = (1 - _CONFIDENCE) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(bootstrap_changes(ours, theirs, _SAMPLES, _SEED), [tail, 1 - tail], axis=0)
     return {
         name: {
