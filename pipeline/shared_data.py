@@ -11,7 +11,6 @@ from pipeline.runner import run_stages
 from pipeline.stages import STAGES
 
 _SECTIONS = ("data", "split", "groups", "windows")
-_LAST_STAGE = "windows"
 
 
 def data_workdir(config: Config, root: Path) -> Workdir:
@@ -20,7 +19,7 @@ def data_workdir(config: Config, root: Path) -> Workdir:
     return Workdir((root / artifact.fingerprint({section: tree[section] for section in _SECTIONS})).absolute())
 
 
-def prepare_data(config: Config, workdir: Workdir, seed: int, last: str = _LAST_STAGE) -> None:
+def prepare_data(config: Config, workdir: Workdir, seed: int, last: str = "windows") -> None:
     """Runs the stages up to the windows, or to `last`, if they are not up to date.
 
     `seed` stands in for the config's, so that models of several seeds differ in their training only.
