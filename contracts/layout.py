@@ -187,7 +187,7 @@ class Windows:
     KIND = "windows"
 
     @staticmethod
-    def prefix(split: Split, draw: int = 0) -> str:
+    def prefix(split: Split, draw: int) -> str:
         """How the names of a split's shards begin; of the training split, those of one draw of negatives."""
         return f"{split.name.lower()}-{draw}-"
 

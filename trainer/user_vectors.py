@@ -46,7 +46,7 @@ class ConditionedVectors(UserVectors):
     """
 
     def __init__(
-        self, shared: tf.Tensor, conditioning: GroupConditioning, kept: tf.Tensor | None = None, training: bool = False
+        self, shared: tf.Tensor, conditioning: GroupConditioning, kept: tf.Tensor | None, training: bool = False
     ):
         """`kept`: bool [num_positives], False where a positive trains the shared vector; None keeps all."""
         super().__init__(shared)

@@ -18,7 +18,7 @@ from trainer.input_pipeline import EvaluationUsers
 from trainer.train import train
 
 NUM_USERS, NUM_ITEMS, NUM_COLD = 50, 60, 20
-BEST, LAST, BEST_COLD, LAST_COLD = 1, 40, 41, 60
+BEST, LAST, BEST_COLD = 1, 40, 41
 """All users like items in order of their index; the last 20 items are cold."""
 
 

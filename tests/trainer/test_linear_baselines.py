@@ -143,7 +143,7 @@ def test_the_validation_users_choose_how_fast_a_history_fades(name: str, in_turn
     assert np.mean(lists == users.targets.values[:, None]) * 2 > 0.9
 
 
-def test_the_settings_depend_on_no_test_user(in_turn: Workdir, tmp_path: Path, monkeypatch) -> None:
+def test_the_settings_depend_on_no_test_user(in_turn: Workdir, monkeypatch) -> None:
     loads, load = [], EvaluationUsers.load
     monkeypatch.setattr(EvaluationUsers, "load", lambda _, split, limit: loads.append(split) or load(_, split, limit))
     users = load(in_turn, Split.TEST)

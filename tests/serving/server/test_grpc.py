@@ -120,7 +120,7 @@ def tensor(dtype: int, shape: list[int], **values) -> tf.compat.v1.Tensor:
     return proto
 
 
-FLOAT, INT32, STRING = (tf.as_dtype(name).as_datatype_enum for name in ("float32", "int32", "string"))
+FLOAT, STRING = tf.float32.as_datatype_enum, tf.string.as_datatype_enum
 HISTORY = {Request.HISTORY: [["i1"]]}
 REFUSED = {
     "no model": (HISTORY, {"model": ""}, Code.INVALID_ARGUMENT, "Missing ModelSpec"),
