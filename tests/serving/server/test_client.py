@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import http.server
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from contracts.names import Request, Response, Signature
 from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
+from tests.serving.server.answering import Answering, answering
 
 
 def test_lists_are_the_sessions(client, session):
@@ -218,29 +218,18 @@ def test_a_server_that_trickles_gets_no_more_than_the_time_there_is(answer):
 def test_a_proxys_page_is_asked_again_by_its_status(status, page):
     asked = []
 
-    class Proxy(http.server.BaseHTTPRequestHandler):
+    class Proxy(Answering):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(page.encode())
+            self.say(status, page)
 
-        def log_message(self, *args: Any) -> None: ...
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            with RetrievalClient.rest(f"http://127.0.0.1:{proxy.server_port}", "dnc", timeout=1) as client:
-                with pytest.raises(RetrievalError, match=f"status {status}") as raised:
-                    client.recommend([["i1"]])
-                assert (raised.value.code, raised.value.is_transient) == (Code.UNAVAILABLE, True)
-                assert len(asked) > 1
-                with pytest.raises(RetrievalError):
-                    client.wait_until_ready(0.1)
-        finally:
-            proxy.shutdown()
-            thread.join()
+    with answering(Proxy) as url, RetrievalClient.rest(url, "dnc", timeout=1) as client:
+        with pytest.raises(RetrievalError, match=f"status {status}") as raised:
+            client.recommend([["i1"]])
+        assert (raised.value.code, raised.value.is_transient) == (Code.UNAVAILABLE, True)
+        assert len(asked) > 1
+        with pytest.raises(RetrievalError):
+            client.wait_until_ready(0.1)
 
 
 def test_waiting_for_a_server_gives_each_attempt_what_is_left():

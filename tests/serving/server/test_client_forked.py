@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+
+from tests.serving.server.answering import Answering, answering
 
 SCRIPT = """
 import os, sys
@@ -34,28 +33,15 @@ def test_a_forked_process_asks_over_a_connection_of_its_own():
     """Over one of both, each would read the next answer that comes, which may be the other's: another user's list."""
     asked_from = []
 
-    class Kept(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Kept(Answering):
         def do_GET(self) -> None:
             asked_from.append(self.client_address)
-            self.send_response(404)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
+            self.say(404)
 
-        def log_message(self, *args: Any) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Kept) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            command = [sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{server.server_port}"]
-            root = Path(__file__).parents[3]
-            said = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True).stdout
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Kept) as url:
+        root = Path(__file__).parents[3]
+        command = [sys.executable, "-c", SCRIPT, url]
+        said = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True).stdout
     assert said.count("NOT_FOUND") == 4
     before, again, forked, after = asked_from
     assert before == again == after != forked

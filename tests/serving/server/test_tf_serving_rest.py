@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,13 +14,14 @@ from google.protobuf import json_format
 from contracts.names import Signature
 from serving.client import RetrievalClient
 from serving.servable_session import ServableSession
+from tests.serving.server.answering import Answering, answering
 
 
 @pytest.fixture(scope="module")
 def tf_serving(session: ServableSession) -> Iterator[str]:
     """The URL of a server of one model, by TF Serving's http_rest_api_util.cc and json_tensor.cc."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
             signatures = {
                 name: json_format.MessageToDict(
@@ -32,7 +31,9 @@ def tf_serving(session: ServableSession) -> Iterator[str]:
             }
             spec = {"name": "dnc", "signature_name": "", "version": "1"}
             # Each part is printed alone, so no "@type" says what the second is.
-            self._answer({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+            self.say(
+                200, json.dumps({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+            )
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -47,25 +48,10 @@ def tf_serving(session: ServableSession) -> Iterator[str]:
                     for name, value in given.items()
                 },
             )
-            self._answer({"outputs": {name: _plain(value) for name, value in found.items()}})
+            self.say(200, json.dumps({"outputs": {name: _plain(value) for name, value in found.items()}}))
 
-        def _answer(self, answer: dict[str, Any]) -> None:
-            content = json.dumps(answer, indent=1).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://localhost:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 def _plain(value: np.ndarray) -> Any:
