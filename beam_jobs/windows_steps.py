@@ -187,9 +187,8 @@ class WriteWindows(beam.DoFn):
     ) -> dict[str, tuple[int, npt.NDArray[np.int64]]]:
         """`WindowField` -> how many a target, and the draws, of each kind that is configured."""
         config, sampler = self._config.windows, self._sampler
-        drawn: dict[str, tuple[int, npt.NDArray[np.int64]]] = {}
-        if number := config.in_group_negatives:
-            drawn[WindowField.IN_GROUP_NEGATIVES] = number, sampler.in_group(users, items, number, owned, rng)
+        number = config.in_group_negatives
+        drawn = {WindowField.IN_GROUP_NEGATIVES: (number, sampler.in_group(users, items, number, owned, rng))}
         if number := config.easy_negatives:
             drawn[WindowField.EASY_NEGATIVES] = number, sampler.easy(users, number, owned, rng)
         if number := config.exposed_negatives:
