@@ -42,8 +42,6 @@ def _telling_values(feature: TokenFeature, groups: Int64, num_groups: int) -> li
     The score is p(value | group) * log(p(value | group) / p(value)): frequent there and rarer elsewhere.
     """
     num_values = len(feature.values)
-    if not num_values:
-        return [[] for _ in range(num_groups)]
     sizes = np.maximum(np.bincount(groups, minlength=num_groups), 1)
     keys, counts = np.unique(groups[feature.items] * num_values + feature.codes, return_counts=True)
     group_of, code = keys // num_values, keys % num_values
