@@ -18,7 +18,7 @@ from beam_jobs.partition import nearest_centroid, squared_distances
 from contracts.config import BeamConfig
 from contracts.storage import as_path, remove
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -48,7 +48,7 @@ def refine_centroids(
         [result] = collect(config, blocks, LloydStep(current, moved), scratch)
         remove(current)
         current = moved
-        logger.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
+        log.info("groups: distributed k-means, iteration %d, inertia %.6g", iteration + 1, result["inertia"])
         if result["inertia"] > before * (1 - _LEAST_GAIN):
             break
         before = result["inertia"]

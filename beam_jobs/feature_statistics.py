@@ -19,7 +19,7 @@ from beam_jobs.span_statistics import MISSING, OTHER, Statistics, dataset_statis
 from beam_jobs.vector_column import to_matrix
 from contracts.config import DataConfig, Feature
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MOST_VALUES = 1_000  # of a column; the others are one
 _SEPARATORS = ("|", ",", ";")
@@ -47,17 +47,17 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             mended = double_the_quotes(rows.examples.values()) or "mend it, or leave it out of the config"
             raise ValueError(f"data.{name}: of {table.path} no row can be used, {left_out}: {mended}")
         if left_out or not len(rows.ids):
-            logger.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
-                           f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
+            log.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
+                        f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
         histograms = {f"{name}.{table.id}.{SHAPE}": merge_shapes([id_shapes(rows.ids)])}
         for feature in table.features:
             found = histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
             if found.get(MISSING) and found[MISSING] == len(rows.ids):
-                logger.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
-                               f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
+                log.warning("data.%s: none of the %s rows of %s has a value of kind %s in column %r", name,
+                            f"{len(rows.ids):,}", table.path, feature.kind, feature.name)  # fmt: skip
             example = rows.examples.get(f"malformed_{feature.name}", "")
             if problem := _misread(rows.columns[feature.name], feature, example):
-                logger.warning("data.%s: column %r of %s %s", name, feature.name, table.path, problem)
+                log.warning("data.%s: column %r of %s %s", name, feature.name, table.path, problem)
         yield dataset_statistics(name, len(rows.ids), histograms)
 
 

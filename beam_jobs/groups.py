@@ -44,7 +44,7 @@ from contracts.layout import ItemGroups, ItemStatistics, Workdir
 from contracts.names import ItemColumn
 from contracts.storage import as_path, remove
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -141,7 +141,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 def _say_what_moved(previous: str | None, moved: dict[str, Any]) -> None:
     fallen = "" if moved["drift"] is None else f"; co-occurrence within them fell by {moved['drift']:.1%}"
-    logger.info(
+    log.info(
         "groups: %s, beside those of %s: %s items new, %s gone, %.1f%% of the others in another group%s",
         "kept" if moved["kept"] else "fitted anew", previous, f"{moved['new_items']:,}", f"{moved['gone_items']:,}",
         100 * moved["changed_share"], fallen,
@@ -160,7 +160,7 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         items_placed_by_side_features=int((placed & ~settled).sum()),
         items_placed_by_hash=int((~placed).sum()),
     )
-    logger.info(
+    log.info(
         "groups: %s items in %d groups of %s to %s",
         f"{len(groups):,}", num_groups, f"{sizes.min():,}", f"{sizes.max():,}",
     )  # fmt: skip
@@ -181,7 +181,7 @@ def _kept(
     changed = previous.changed(fit_settings(config))
     writer.details["drift"] = {"kept": False, "drift": None, "changed": changed}
     if changed:
-        logger.info("groups: fitted anew, since other settings made those of %s: %s", settings.previous, changed)
+        log.info("groups: fitted anew, since other settings made those of %s: %s", settings.previous, changed)
     if changed or not settings.refit_drift or not previous.fits(settings):
         return None
     blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), settings.since)

@@ -44,7 +44,7 @@ from contracts.config import Config
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 VALIDATION_QUANTILE, TEST_QUANTILE = 0.8, 0.9
 _SHOWN_EXAMPLES = 3
@@ -109,7 +109,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
     previous = PreviousSpan.read(config.data.previous)
     of_tables = list(feature_statistics(config.data))  # before the log, since they take a moment
     # Of a window's spans, each ingested alone, the warnings that follow are of this one.
-    logger.info("ingest: %s", paths[0] if len(paths) == 1 else f"{len(paths):,} files, {paths[0]} to {paths[-1]}")
+    log.info("ingest: %s", paths[0] if len(paths) == 1 else f"{len(paths):,} files, {paths[0]} to {paths[-1]}")
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
         staged = Events(writer.path)
@@ -151,7 +151,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
         writer.files = [
             staged.bucket(bucket, config.data.num_buckets).name for bucket in range(config.data.num_buckets)
         ]
-        logger.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
+        log.info("ingest: %s events of %s users", f"{writer.counts['events']:,}", f"{writer.counts['users']:,}")
         say_what_counts(config, levels)
     return read_manifest(workdir.events.path)
 
@@ -210,7 +210,7 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
             f"Mend the log or the columns' names, or raise that limit{advice}"
         )
     if dead:
-        logger.warning("ingest: %s and set aside: %s. %s%s", said, listing, _examples(files, 1), advice)
+        log.warning("ingest: %s and set aside: %s. %s%s", said, listing, _examples(files, 1), advice)
     return reasons
 
 

@@ -10,7 +10,7 @@ from beam_jobs.span_statistics import OTHER
 from beam_jobs.timestamps import as_text
 from contracts.config import Config
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
 _TIED_SHARE = 0.9
@@ -26,7 +26,7 @@ def say_what_counts(config: Config, levels: dict[str, int]) -> None:
     if len(feedback.levels) > 1:
         target = feedback.levels[feedback.target_level_index]
         found = ", ".join(f"{levels.get(level, 0):,} {level}" for level in feedback.levels)
-        logger.info("ingest: by level %s; positives are %r and above (data.feedback.target_level)", found, target)
+        log.info("ingest: by level %s; positives are %r and above (data.feedback.target_level)", found, target)
 
 
 def warn_of_unlikely_times(
@@ -34,7 +34,7 @@ def warn_of_unlikely_times(
 ) -> None:
     """A number like 20240131, a date, also reads as a second of 1970; a few such times are of clocks that are wrong."""
     if num_unlikely:
-        logger.warning(
+        log.warning(
             "ingest: of %s events from %s to %s, %s are before 1991 or in the future: leave them out if they are of "
             "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
             "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d', and of ticks such as 638424288000000000 "
@@ -48,7 +48,7 @@ def warn_of_nothing_held_out(config: Config, counts: dict[str, int]) -> None:
     """Where leave_one_out holds nothing out, as no user has items enough; a split by time is refused by `run`."""
     if not counts["validation_events"] + counts["test_events"]:
         level = config.data.feedback.levels[config.data.feedback.target_level_index]
-        logger.warning(
+        log.warning(
             "ingest: none of %s users has split.min_user_events=%s items of level %r or above, so nothing is held out "
             "and no model can be measured: are data.columns the right ones?",
             f"{counts['users']:,}", config.split.min_user_events, level,
@@ -59,7 +59,7 @@ def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) ->
     """`num_tied`: events of the time of their user's event before. A mean of the history asks for no order."""
     share = num_tied / max(1, counts["events"] - counts["users"])
     if share > _TIED_SHARE and config.model.user_tower != "mean":
-        logger.warning(
+        log.warning(
             "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
             "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "
             "not, model.user_tower=mean may learn more",
@@ -71,13 +71,13 @@ def warn_of_a_busy_user(config: Config, counts: dict[str, int], busiest: list[tu
     """`busiest`: of each bucket, the most events of one user, and that user's id."""
     most, user_id = max(busiest)
     if counts["users"] == 1:
-        logger.warning(
+        log.warning(
             "ingest: all events are of one user, %r, of whom no model can learn what users like: is "
             "data.columns.user_id=%s the right column?", user_id, config.data.columns.user_id,
         )  # fmt: skip
     share = most / counts["events"]
     if share > _BUSY_SHARE and counts["users"] > _FEW_USERS:
-        logger.warning(
+        log.warning(
             "ingest: user %r has %.0f%% of the events: a bot, or what stands for no user? Leave its rows out",
             user_id, 100 * share,
         )  # fmt: skip
@@ -87,7 +87,7 @@ def warn_of_odd_ids(shapes: dict[str, dict[str, int]]) -> None:
     """`shapes`: feature -> shape -> count, see `id_shapes`."""
     for feature, counts in shapes.items():
         if shape := begin_oddly(counts):
-            logger.warning(
+            log.warning(
                 "ingest: most values of %s begin with a space or a quote, as %r, 9 being any digits and a any letters: "
                 "requests must say so, too. Write the log without spaces behind separators, and with data.quoting=auto "
                 "where it quotes", feature.split(".")[0], shape,
@@ -97,7 +97,7 @@ def warn_of_odd_ids(shapes: dict[str, dict[str, int]]) -> None:
 def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
     """`shapes` are those of the item ids."""
     if shape := are_lists(shapes):
-        logger.warning(
+        log.warning(
             "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
             "each list counts as one item. Write a row for each id of a list", shape,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def warn_of_unlisted_values(counts: dict[str, int], told: dict[str, ToldValues])
     """`told`: of each request feature."""
     for name, (values, example) in told.items():
         if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:
-            logger.warning(
+            log.warning(
                 "ingest: %s of %s rows have a value of the request feature %r that data.request_features does not "
                 "list, such as %r, and count as if they had none: list the values that matter",
                 f"{number:,}", f"{counts['rows']:,}", name, example,

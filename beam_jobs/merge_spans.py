@@ -29,7 +29,7 @@ from contracts.config import Config
 from contracts.layout import Events, SpanParts, Workdir
 from contracts.names import EventColumn, Split
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
             split={"protocol": "newest span", "holdout_start": holdout_start},
         )
         writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
-        logger.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
+        log.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)
 
 

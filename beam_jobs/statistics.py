@@ -22,7 +22,7 @@ from contracts.layout import ItemStatistics, Workdir
 from contracts.names import ItemColumn, UserColumn
 from contracts.storage import remove
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MANY = 0.5
 _NEARLY_ALL = 0.99
@@ -93,7 +93,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             popularity_exponent=config.windows.popularity_exponent,
         )
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
-        logger.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
+        log.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.item_statistics.path)
 
 
@@ -102,13 +102,13 @@ def _warn_of_odd_ids(staged: ItemStatistics) -> None:
     for path, name in ((staged.items, ItemColumn.ITEM_ID), (staged.users, UserColumn.USER_ID)):
         ids = read_parquet(path, columns=[name])[name]
         if marks := marks_of_absence(ids):
-            logger.warning(
+            log.warning(
                 "statistics: %s is %s in some rows, which counts as any other id: if it stands for none, leave these "
                 "rows out of the log", name, " or ".join(marks),
             )  # fmt: skip
         twice = spelled_twice(ids)
         if len(twice):
-            logger.warning(
+            log.warning(
                 "statistics: %s values of %s are there as whole numbers and as decimals, as %s and %s.0, which are two "
                 "each: where files of the log disagree, write the column alike in all", f"{len(twice):,}", name,
                 twice[0], twice[0],
@@ -122,7 +122,7 @@ def _warn_of_times_by_item(staged: ItemStatistics) -> None:
     order = np.flatnonzero(first < last)
     order = order[np.argsort(first[order])]
     if len(order) >= _LEAST_ITEMS and np.mean(last[order[:-1]] < first[order[1:]]) >= _NEARLY_ALL:
-        logger.warning(
+        log.warning(
             "statistics: each item's events end before the next item's begin, as where rows sorted by item were "
             "numbered: then every history is in the order of the items, and what comes next says nothing. Give the "
             "real times; or, where nothing tells the order, the same time to all, and set model.user_tower=mean"
@@ -154,12 +154,12 @@ class _KnownIds:
         """
         missing = in_either - self.number
         if self.number and _MANY * in_log < missing < in_log:
-            logger.warning(
+            log.warning(
                 "statistics: %s of the %s ids of the log have no row in %s, so nothing but the log is known of them",
                 f"{missing:,}", f"{in_log:,}", self.where,
             )  # fmt: skip
         if self.number and self.number + in_log == in_either:
-            logger.warning(
+            log.warning(
                 "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: it has %r, and "
                 "the log %r. Write the ids of both alike, as text (17 and 17.0 are two, and so are 017 and 17)",
                 f"{self.number:,}", self.where, self.example, read_parquet(found).column(0)[0].as_py(),

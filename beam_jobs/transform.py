@@ -32,7 +32,7 @@ from contracts.layout import ItemStatistics, Transform, Workdir, vocabulary_file
 from contracts.names import ItemColumn, UserColumn
 from contracts.storage import RemotePath, local, remove, remove_tree, store_tree, write_whole
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             specs[job.kind] = done.specs
         write_json(staged.feature_spec, specs)
         writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
-        logger.info("transform: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
+        log.info("transform: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))
     return read_manifest(workdir.transform.path)
 
 

@@ -21,7 +21,7 @@ from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdi
 from contracts.names import ITEMS_PER_USER, ItemColumn, Split, WindowField
 from contracts.storage import remove
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _MANY = 0.2
 _MOST = 0.5
@@ -77,7 +77,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         _warn_of_busy_users(totals, most)
         _warn_of_what_is_left_out(config, totals, read_manifest(statistics.path).counts)
         _warn_of_absent_negatives(config, totals)
-        logger.info(
+        log.info(
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
@@ -103,7 +103,7 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
 
 def _warn_of_busy_users(totals: Counter[str], most: int) -> None:
     if totals["busy_positives"]:
-        logger.warning(
+        log.warning(
             "windows: %s positives of %s users are not trained on, beside %s that are: of each user the newest %s or a "
             "few more are (windows.max_user_positives). If they are no people, such as crawlers, leave them out of the "
             "log: what is popular and what co-occurs counts their events, too",
@@ -118,7 +118,7 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
     are_few = target > 0 and learnt < items
     held_out = totals["validation_targets"] + totals["test_targets"]
     if config.split.protocol == "leave_one_out" and held_out > _MOST * learnt:
-        logger.warning(
+        log.warning(
             "windows: %s targets are held out, and only %s left to learn from, as histories are short: %s",
             f"{held_out:,}", f"{learnt:,}", _HOLD_OUT_LESS.format(config.split.min_user_events),
         )  # fmt: skip
@@ -130,20 +130,20 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         _warn_of_unmeasured_users(split, totals)
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
-            logger.warning(
+            log.warning(
                 "windows: %s of %s targets in the %s split are items without %s, which nothing but data.item_features "
                 "places; they get serving.exploration_share of a list%s", f"{cold:,}", f"{targets:,}", split, lacking,
                 advice,
             )  # fmt: skip
     if repeats > _MANY * (repeats + learnt):
-        logger.warning(
+        log.warning(
             "windows: %s training events are of items that their user had before, beside %s that are learnt from: such "
             "items are never recommended, and what is measured is new ones alone. To remind users of what they come "
             "back to, use something else beside, such as a list of what they had most often",
             f"{repeats:,}", f"{learnt:,}",
         )  # fmt: skip
     if are_few:
-        logger.warning(
+        log.warning(
             "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
             "are never what a model learns to find: with %r there are more to learn from",
             f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
@@ -155,19 +155,19 @@ def _warn_of_unmeasured_users(split: str, totals: Counter[str]) -> None:
         totals[f"{split}_{what}"] for what in ("users", "repeat_targets", "users_without_history")
     )
     if not measured:
-        logger.warning(
+        log.warning(
             "windows: no user has an event before the %s split and a new item in it: nothing can be measured on it",
             split,
         )
     elif repeating > _MANY * (measured + repeating):
-        logger.warning(
+        log.warning(
             "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
             "are recommended, and measured on the other users",
             f"{repeating:,}", f"{measured + repeating:,}", split,
         )  # fmt: skip
     users = measured + repeating + new
     if measured and new > _MOST * users:
-        logger.warning(
+        log.warning(
             "windows: %s of %s users in the %s split have no event before it, so %s are measured. Where users come "
             "once, as sessions do, hold out the last items of each (split.protocol=leave_one_out)",
             f"{new:,}", f"{users:,}", split, f"{measured:,}",
@@ -192,7 +192,7 @@ def _warn_of_absent_negatives(config: Config, totals: Counter[str]) -> None:
     for name, number, remedy in kinds:
         absent, wanted = totals[f"absent_{name}"], number * totals["train_positives"]
         if absent > _MOST * wanted:
-            logger.warning(
+            log.warning(
                 "windows: %s of %s %s are absent, and training.loss.choice_weight has nothing to choose from there, as "
                 "%s, or leave windows.%s out", f"{absent:,}", f"{wanted:,}", name, remedy, name,
             )  # fmt: skip

@@ -27,7 +27,7 @@ from contracts import storage
 from contracts.artifact import now
 from contracts.layout import Workdir
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _OWNER = ".lock-owner"
 _BEAT_SECONDS = 5.0
@@ -114,7 +114,7 @@ def _wait_for_dead(workdir: Workdir) -> None:
         if found is None:
             return
         if beat == 0:
-            logger.info("%s is locked by %s: waiting to see whether that still runs", workdir.path, found["owner"])
+            log.info("%s is locked by %s: waiting to see whether that still runs", workdir.path, found["owner"])
         time.sleep(_BEAT_SECONDS)
         seen = _read(workdir.lock)
         if seen not in (found, None):
@@ -128,11 +128,11 @@ def _beat(lock: Path, token: str, over: threading.Event) -> None:
         count += 1
         try:
             if not _is_ours(lock, token):
-                logger.error("another run took %s over: of each artifact the last one to end is kept", lock.parent)
+                log.error("another run took %s over: of each artifact the last one to end is kept", lock.parent)
                 return
             _write(lock, token, count)
         except storage.StorageError as error:  # the run's own reads and writes will say so, if it lasts
-            logger.warning("%s", error)
+            log.warning("%s", error)
 
 
 def _is_ours(lock: Path, token: str) -> bool:

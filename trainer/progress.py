@@ -11,7 +11,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -23,7 +23,7 @@ def line_a_minute(parts: Sequence[Part], what: str) -> Iterator[Part]:
     last_line = time.monotonic()
     for done, part in enumerate(parts):
         if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-            logger.info("%s: %.0f%%", what, 100 * done / len(parts))
+            log.info("%s: %.0f%%", what, 100 * done / len(parts))
             last_line = time.monotonic()
         yield part
 
@@ -76,5 +76,5 @@ class TrainingProgress:
         text = f"train {self._name}: " + "  ".join(part for part in (where, self._quality, self._cost) if part)
         self._progress.update(self._task, description=text)
         if is_line and not self._in_terminal:
-            logger.info("%s", text)
+            log.info("%s", text)
             self._last_line = time.monotonic()

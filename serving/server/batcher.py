@@ -17,7 +17,7 @@ from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.signature_spec import Arrays
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SMOOTHING = 1 / 8
 """Weight of the last batch in how long one takes: a single long one, as while a version is loaded, is no rule."""
@@ -210,7 +210,7 @@ class Batcher:
             self._workers.free.release()
         broken = next((one for one in (first, *answers) if isinstance(one, RequestError) and one.__cause__), None)
         if broken:
-            _log.error("a batch of %d requests failed", len(batch), exc_info=broken.__cause__)
+            log.error("a batch of %d requests failed", len(batch), exc_info=broken.__cause__)
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue

@@ -27,7 +27,7 @@ from serving.server.reload import reload_labels
 from serving.signature_spec import SignatureSpec
 from serving.tensors import to_array, to_value_proto
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -178,7 +178,7 @@ def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.Servicer
             except RequestError as refused:
                 error = refused
             except Exception:
-                _log.exception("a request failed")
+                log.exception("a request failed")
                 error = RequestError(Code.INTERNAL, "internal error; see the server's log")
         await context.abort(error.code, _shortened(error.message))
         raise error  # abort has raised

@@ -24,7 +24,7 @@ from serving.server.errors import Code, RequestError, invalid
 from serving.server.metrics import Metrics
 from serving.server.version import LoadedServable, LoadError, Version
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 State = get_model_status_pb2.ModelVersionStatus
 
@@ -222,7 +222,7 @@ class ServedModel:
         self._failures.pop(number, None)
         self._metrics.loads.labels(str(path), "success").inc()
         self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
-        _log.info("%s: version %d is loaded", self.name, number)
+        log.info("%s: version %d is loaded", self.name, number)
 
     async def _in_loader(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
@@ -232,7 +232,7 @@ class ServedModel:
 
         def done(task: asyncio.Task[None]) -> None:
             del self._draining[task]
-            _log.info("%s: version %d is unloaded", self.name, number)
+            log.info("%s: version %d is unloaded", self.name, number)
 
         task = asyncio.get_running_loop().create_task(self._versions.pop(number).drain())
         self._draining[task] = number
@@ -249,7 +249,7 @@ class ServedModel:
         """Logs what is wrong once, not at every poll."""
         for complaint in complaints:
             if complaint not in self.complaints:
-                _log.warning("%s", complaint)
+                log.warning("%s", complaint)
         self.complaints = complaints
 
 

@@ -21,7 +21,7 @@ from serving.server.model import ServedModel
 from serving.server.version import Version
 from serving.signature_spec import Arrays, SignatureSpec
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Models:
@@ -125,7 +125,7 @@ class Models:
                 try:
                     await model.refresh()
                 except Exception:  # the disk may fail in any way; what is loaded must go on
-                    _log.exception("%s: looking for versions failed; trying again", model.name)
+                    log.exception("%s: looking for versions failed; trying again", model.name)
 
 
 def signature_name(spec: Any) -> str:

@@ -36,7 +36,7 @@ from serving.server.model_info import model_metadata, model_status
 from serving.server.models import Models
 from serving.server.ports import bound_socket
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _JSON = "application/json"
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _ORIGIN = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
@@ -218,7 +218,7 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     except web.HTTPException as error:
         return _error(error.status, error.reason)
     except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
+        log.exception("%s %s failed", request.method, request.path)
         return _error(HTTP_STATUS[Code.INTERNAL], "internal error; see the server's log")
 
 

@@ -21,7 +21,7 @@ from serving.server.models import Models
 from serving.server.ports import address, allow_connections, require_free
 from serving.server.rest_api import start_rest
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 1e-4
 """Python's 5 ms between threads is what a batch waits, several times, while the loop writes the last one's answers."""
@@ -96,4 +96,4 @@ async def _serve_until_signalled(
         gc.freeze()  # what is imported stays; the collections after versions come and go need not look at it
         on_start(listening)
         await stop.wait()
-        _log.info("stopping: finishing the requests that are in")
+        log.info("stopping: finishing the requests that are in")
