@@ -103,16 +103,12 @@ class Catalogue:
 
     @classmethod
     def for_config(cls, config: Config, workdir: Workdir) -> Catalogue:
-        """The catalogue as `config` groups it: `groups.num_groups=1` puts every item into one group."""
+        """The catalogue as `config` groups it: `groups.num_groups=1`, as of a single vector, puts all in one group."""
         return cls.load(workdir).grouped_for(config)
 
     def grouped_for(self, config: Config) -> Catalogue:
         """`for_config` of a catalogue that is loaded already."""
-        return self.with_single_group() if config.groups.num_groups == 1 else self
-
-    def with_single_group(self) -> Catalogue:
-        """The same items in one group: what a single-vector model sees."""
-        if self.num_groups == 1:
+        if config.groups.num_groups > 1 or self.num_groups == 1:
             return self
         group_id = np.zeros_like(self.group_id)
         group_id[0] = -1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from contracts.config import LossConfig
+from contracts.config import Config, LossConfig
 from trainer.binary_loss import binary_loss, gbce_exponent
 from trainer.catalogue import Catalogue
 from trainer.choice_loss import choice_loss
@@ -156,7 +156,7 @@ def test_other_samplers_estimate_the_partition_too(negatives: str) -> None:
 def test_one_vector_leaves_the_windows_in_group_draws_out() -> None:
     """They are of the groups that the windows were written with: of one group for all, too many of some items."""
     rng = np.random.default_rng(3)
-    items = catalogue(np.exp(rng.normal(size=NUM_ITEMS))).with_single_group()
+    items = catalogue(np.exp(rng.normal(size=NUM_ITEMS))).grouped_for(Config(groups={"num_groups": 1}))
     loss = LossConfig(exact_softmax_max_items=0, in_group_pool=20_000, easy_pool=20_000, fresh_pool=0)
     candidates = NegativePools(items, loss)(
         tf.constant(rng.integers(1, 16, 20_000)),
