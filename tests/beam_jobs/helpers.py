@@ -45,10 +45,10 @@ def dead_letters(workdir: Workdir) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def community_log(path: Path, num_users: int = 120, num_items: int = 40, events: int = 15, seed: int = 0) -> Path:
+def community_log(path: Path, num_items: int = 40, seed: int = 0) -> Path:
     """A log in which even users like the first half of the items and odd ones the second."""
     rng = np.random.default_rng(seed)
-    users = np.repeat(np.arange(num_users), events)
+    users = np.repeat(np.arange(120), 15)
     half = num_items // 2
     items = (half * rng.random(len(users)) ** 2).astype(np.int64) + half * (users % 2)
     table = pa.table(

@@ -51,10 +51,10 @@ class Spans:
     def read(self, day: int) -> pa.Table:
         return pq.read_table(self.folder / f"{day}.parquet")
 
-    def merged(self, days: list[int], name: str, store: str = "store") -> Workdir:
+    def merged(self, days: list[int], name: str) -> Workdir:
         """The window's events, the newest day being the holdout."""
         config, workdir = self.config, Workdir(self.folder / name)
-        parts = [SpanParts(self.folder / store / str(day)) for day in days]
+        parts = [SpanParts(self.folder / "store" / str(day)) for day in days]
         for day, part in zip(days, parts, strict=True):
             profile_span(config, Span(day, str(day), identities(str(self.folder / f"{day}.parquet"))), part)
         merge_spans.run(config, workdir, "x", parts, (FIRST + days[-1] * DAY) * 1_000_000)

@@ -51,7 +51,7 @@ class Log:
         return len(self.group_id)
 
 
-def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
+def write_artifacts(log: Log, path: Path) -> Workdir:
     """All artifacts up to the windows."""
     workdir = Workdir(path)
     counts = np.zeros(log.num_items, np.int64)
@@ -62,7 +62,7 @@ def write_artifacts(log: Log, path: Path, seed: int = 0) -> Workdir:
     _write_tables(log, workdir, counts, probability)
     with writing(workdir.windows.path, Windows.KIND, "test") as artifact:
         windows = Windows(artifact.path)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         draws = [(Split.TRAIN, draw, _training_examples(log, probability, rng)) for draw in range(log.resamples)]
         for split, draw, examples in (
             *draws,
@@ -185,14 +185,12 @@ def _example(fields: dict[str, Any]) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
-def cyclic_log(
-    num_users: int = 200, num_items: int = 60, num_groups: int = 4, length: int = 14, seed: int = 0, **settings: Any
-) -> Log:
+def cyclic_log(num_users: int = 200, num_items: int = 60, num_groups: int = 4, **settings: Any) -> Log:
     """Users who walk through the catalogue by steps of their own: the next item follows from the last two."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     start = rng.integers(0, num_items, (num_users, 1))
     step = rng.choice([1, 3], (num_users, 1))
-    sequences = (start + step * np.arange(length)) % num_items + 1
-    lengths = rng.integers(5, length + 1, num_users)
+    sequences = (start + step * np.arange(14)) % num_items + 1
+    lengths = rng.integers(5, 15, num_users)
     group_id = np.sort(rng.permutation(num_items) % num_groups)
     return Log([row[:n] for row, n in zip(sequences, lengths, strict=True)], group_id, **settings)

@@ -22,7 +22,7 @@ BEST, LAST, BEST_COLD = 1, 40, 41
 """All users like items in order of their index; the last 20 items are cold."""
 
 
-def share_of(targets: list[list[int]], k: int = 10) -> float:
+def share_of(targets: list[list[int]]) -> float:
     train_count = np.append(np.ones(1 + NUM_ITEMS - NUM_COLD, int), np.zeros(NUM_COLD, int))
     group_id = np.append(-1, np.arange(NUM_ITEMS) % 2).astype(np.int32)
     ids = np.arange(NUM_ITEMS).astype(object)
@@ -39,7 +39,7 @@ def share_of(targets: list[list[int]], k: int = 10) -> float:
     users = np.arange(len(targets))
     read, seen = of_rows([[BEST]] * len(users)), of_rows([[]] * len(users))
     of_users = EvaluationUsers(users, read, seen, of_rows(targets), np.zeros(len(users), np.int64))
-    return measure_exploration_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k)
+    return measure_exploration_share(model, Catalogue(ids, group_id, 2, train_count, train_count), of_users, k=10)
 
 
 @pytest.mark.parametrize(
