@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,7 @@ class HoldoutUsers:
         with ExitStack() as stack:
             sessions, lists = [], []
             for path in servables:
-                sessions.append(stack.enter_context(closing(ServableSession(path))))
+                sessions.append(stack.enter_context(ServableSession(path)))
                 lists.append(self._lists(sessions[-1], k))
             return [Answers(*pair) for pair in zip(lists, self._time(sessions, k), strict=True)]
 

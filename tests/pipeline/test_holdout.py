@@ -3,6 +3,7 @@
 And what the holdout's users are answered, by both models in the numbers of one catalogue.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,7 +133,7 @@ ANSWERS = {
 }
 
 
-class Session:
+class Session(AbstractContextManager):
     """A servable that answers everybody alike."""
 
     def __init__(self, path: Path):
@@ -142,8 +143,7 @@ class Session:
         items, scores = (np.tile(np.array(row), (len(histories), 1)) for row in (self._items, self._scores))
         return Recommendations(items.astype(object), scores, np.zeros(items.shape, int))
 
-    def close(self) -> None:
-        pass
+    def __exit__(self, *error: object) -> None: ...
 
 
 def test_items_that_the_catalogue_lacks_have_numbers_of_their_own_and_a_score_of_nan_is_no_place(
