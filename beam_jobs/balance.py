@@ -8,10 +8,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from beam_jobs.arrays import Float32, Int64
 from beam_jobs.partition import known_centroids, nearest_centroid, squared_distances
-
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 
 def size_cap(num_items: int, num_groups: int, max_size_ratio: float) -> int:

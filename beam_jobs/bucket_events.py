@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.files import read_parquet
 from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array
 from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn, UserColumn
 from contracts.storage import local
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -40,7 +38,7 @@ class BucketEvents:
     requests: Int64
     user_index: Int64
 
-    def where(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
+    def where(self, mask: Bool) -> BucketEvents:
         """The events under a mask; user numbers stay what they are."""
         places = np.flatnonzero(mask)  # found once: a mask that follows no pattern takes ten times as long, each time
         return BucketEvents(
@@ -53,7 +51,7 @@ class BucketEvents:
             self.user_index,
         )
 
-    def of_users_with(self, mask: npt.NDArray[np.bool_]) -> BucketEvents:
+    def of_users_with(self, mask: Bool) -> BucketEvents:
         """All events of the users who have one under a mask; they are renumbered from 0."""
         kept = np.bincount(self.users[mask], minlength=len(self.user_index)) > 0
         events = self.where(kept[self.users])

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Int8, Int64
 from beam_jobs.event_order import by_user_and_time, ties
 from beam_jobs.files import write_parquet
 from beam_jobs.hashing import hash_strings, mix
 from beam_jobs.payload import encode_ids, one_array
 from contracts.names import EventColumn, Split
-
-Int64 = npt.NDArray[np.int64]
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -33,7 +31,7 @@ EVENT_SCHEMA = pa.schema(
 class Splitting(Protocol):
     """How events get their split."""
 
-    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+    def assign(self, events: pa.Table) -> Int8:
         """[num_events] `Split` of the events that `order_events` returns."""
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from beam_jobs.arrays import Bool, Float64, Int8
 
 MAX_ID_BYTES = 1024
 NOT_UTF8 = "not UTF-8"
@@ -64,7 +65,7 @@ def _float_text(column: pa.Array) -> pa.Array:
     return pc.if_else(whole, as_integer, column.cast(pa.string()))
 
 
-def is_inexact(column: pa.Array) -> npt.NDArray[np.bool_]:
+def is_inexact(column: pa.Array) -> Bool:
     """[num_rows] whether a value is a float too large to tell an integer from the next.
 
     Such are what pandas makes of 64-bit ids in a column with gaps: two users may have become one.
@@ -76,7 +77,7 @@ def is_inexact(column: pa.Array) -> npt.NDArray[np.bool_]:
     return np.abs(values) >= limit
 
 
-def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:
+def check_ids(values: pa.Array) -> Int8:
     """[num_values] index into `ID_PROBLEMS` of each distinct value of a binary array."""
     lengths = pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False)
     problems = np.zeros(len(values), np.int8)
@@ -91,7 +92,7 @@ def check_ids(values: pa.Array) -> npt.NDArray[np.int8]:
     return problems
 
 
-def to_numbers(values: pa.Array) -> npt.NDArray[np.float64]:
+def to_numbers(values: pa.Array) -> Float64:
     """[num_values] the numbers that a binary array spells; NaN where it spells none."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
     numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
@@ -105,7 +106,7 @@ def _number(text: bytes) -> float:
         return float("nan")
 
 
-def utf8_mask(values: pa.Array) -> npt.NDArray[np.bool_]:
+def utf8_mask(values: pa.Array) -> Bool:
     """[num_values] whether each value of a binary array is UTF-8 (null is)."""
     mask = np.ones(len(values), bool)
     pending = [(0, len(values))]

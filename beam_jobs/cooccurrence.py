@@ -13,16 +13,14 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from beam_jobs.arrays import Int64
 from beam_jobs.bucket_events import Vocabulary
 from beam_jobs.files import write_parquet
 from beam_jobs.payload import pack_sorted, unpack_sorted
 from contracts.layout import ItemStatistics
 from contracts.names import Split
-
-Int64 = npt.NDArray[np.int64]
 
 UNIT = 1 << 20
 """Weights are whole multiples of 1 / UNIT: integer sums do not depend on the order of the bundles."""

@@ -17,11 +17,11 @@ from functools import partial
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from beam_jobs.arrays import Int64
 from beam_jobs.csv_header import split_header
 from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields, plainly_quotes
 from contracts.config import TextFormat
@@ -50,7 +50,7 @@ class RawBatch:
     """
 
     table: pa.Table
-    rows: npt.NDArray[np.int64]
+    rows: Int64
     bad_rows: list[tuple[int, str, str]] = field(default_factory=list)
 
 
@@ -212,7 +212,7 @@ class _BlockParser:
             bad_rows.append((self._next_row + place, reason, line))
         return bad_rows
 
-    def _number(self, num_good: int, num_bad: int, bad: list[int]) -> npt.NDArray[np.int64]:
+    def _number(self, num_good: int, num_bad: int, bad: list[int]) -> Int64:
         """Numbers of the good rows, given the 0-based places of the bad ones among all."""
         good = np.arange(num_good)
         if num_bad:

@@ -14,7 +14,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+
+from beam_jobs.arrays import Bool, Int64
 
 UNCLOSED = "quote never closed"
 _OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
@@ -45,9 +46,9 @@ class _Quotes:
         closes: [num_runs] whether a separator, a line's end or the end of the file follows.
     """
 
-    begins: npt.NDArray[np.int64]
-    opens: npt.NDArray[np.bool_]
-    closes: npt.NDArray[np.bool_]
+    begins: Int64
+    opens: Bool
+    closes: Bool
 
     @property
     def pair_up(self) -> bool:

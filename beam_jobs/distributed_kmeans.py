@@ -9,8 +9,8 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Float32, Int64
 from beam_jobs.beam_run import collect
 from beam_jobs.embedding_blocks import EmbeddingBlock
 from beam_jobs.files import read_array, write_array
@@ -20,8 +20,6 @@ from contracts.storage import as_path, remove
 
 log = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 _UNIT = 1 << 30
 """Sums are whole multiples of 1 / _UNIT: the result does not depend on the order of the blocks."""

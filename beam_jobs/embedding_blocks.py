@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Float32
 from contracts.storage import local
 
 ROWS_PER_BLOCK = 1 << 17
@@ -21,7 +21,7 @@ class EmbeddingBlock:
     start: int
     stop: int
 
-    def read(self) -> npt.NDArray[np.float32]:
+    def read(self) -> Float32:
         """[stop - start, dim]."""
         return np.asarray(np.load(local(self.path), mmap_mode="r")[self.start : self.stop])
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Int8, Int32, Int64
 from beam_jobs.column_text import ID_PROBLEMS, LOST_DIGITS, check_ids, is_inexact, to_binary, to_numbers
 from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.payload import one_array
@@ -85,12 +85,12 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
 class _DeadLetters:
     """Collects each row's first problem."""
 
-    def __init__(self, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, rows: Int64) -> None:
         self._rows = rows
         self._tables: list[pa.Table] = []
         self.good = np.ones(len(rows), bool)
 
-    def add(self, field: str, problems: npt.NDArray[np.int8], names: tuple[str, ...], values: pa.Array) -> None:
+    def add(self, field: str, problems: Int8, names: tuple[str, ...], values: pa.Array) -> None:
         """Sets aside the rows with a non-zero problem, unless they are already."""
         bad = np.flatnonzero((problems != 0) & self.good)
         if not len(bad):
@@ -124,7 +124,7 @@ def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryAr
     return pa.DictionaryArray.from_arrays(encoded.indices, sound)
 
 
-def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters: _DeadLetters) -> npt.NDArray[np.int8]:
+def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters: _DeadLetters) -> Int8:
     """[num_rows] the highest level that applies; see `FeedbackConfig`."""
     feedback = data.feedback
     levels = np.zeros(num_rows, np.int8)
@@ -149,9 +149,7 @@ def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters:
     return levels
 
 
-def _request_codes(
-    column: _Columns, data: DataConfig, num_rows: int
-) -> tuple[npt.NDArray[np.int32], dict[str, ToldValues]]:
+def _request_codes(column: _Columns, data: DataConfig, num_rows: int) -> tuple[Int32, dict[str, ToldValues]]:
     """[num_rows] `EventColumn.REQUEST`, and `ValidBatch.told`."""
     places, told = [], {}
     for feature in data.request_features:
@@ -168,7 +166,7 @@ def _request_codes(
     return np.ravel_multi_index(places, code_sizes(data.request_features)).astype(np.int32), told
 
 
-def _places_of(values: pa.Array, listed: Sequence[str]) -> npt.NDArray[np.int32]:
+def _places_of(values: pa.Array, listed: Sequence[str]) -> Int32:
     """[num_rows] place of each value in a list, -1 without one; "3.0" is 3, as pandas writes a column with gaps."""
     names = pa.array([name.encode() for name in listed], pa.binary())
     encoded = values.dictionary_encode(null_encoding="encode")
@@ -178,7 +176,7 @@ def _places_of(values: pa.Array, listed: Sequence[str]) -> npt.NDArray[np.int32]
     return places[encoded.indices.to_numpy()]
 
 
-def _flags(values: pa.Array) -> npt.NDArray[np.int8]:
+def _flags(values: pa.Array) -> Int8:
     """1 true, 0 false or absent, -1 neither."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
     lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]

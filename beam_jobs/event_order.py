@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Int64 = npt.NDArray[np.int64]
+from beam_jobs.arrays import Int64
 
 
 def by_user_and_time(users: Int64, times: Int64) -> Int64:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-Int64 = npt.NDArray[np.int64]
+from beam_jobs.arrays import Int64
 
 _LENGTH_WIDTH = 4
 """Bytes of a length field: up to 2**28 - 1."""

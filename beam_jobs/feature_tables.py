@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam_jobs.arrays import Bool
 from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
@@ -160,9 +160,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
 
 
-def _feature_values(
-    chunks: pa.ChunkedArray, feature: Feature | None, where: str
-) -> tuple[pa.Array, str, npt.NDArray[np.bool_]]:
+def _feature_values(chunks: pa.ChunkedArray, feature: Feature | None, where: str) -> tuple[pa.Array, str, Bool]:
     """float32 of a numeric feature (NaN where there is no number), vectors as `to_vectors` has them, else binary.
 
     And what may be wrong with a cell, and with which it is.
@@ -212,7 +210,7 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
     return pc.binary_join(present, separator)
 
 
-def _to_float32(column: pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
     """The numbers, NaN where there is none, and which cells hold text that is no number."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column

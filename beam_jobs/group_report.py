@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Int64
 from beam_jobs.side_features import SideFeatures, TokenFeature
-
-Int64 = npt.NDArray[np.int64]
 
 _LABEL_VALUES = 3
 _TOP_ITEMS = 10

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-import numpy.typing as npt
 from sklearn.metrics import silhouette_score
 
+from beam_jobs.arrays import Float32
 from beam_jobs.files import read_array
 from beam_jobs.partition import fit_centroids, nearest_centroid, squared_distances
 from contracts.artifact import current, read_manifest, write_json
@@ -46,7 +46,7 @@ class SweepRow:
     seconds: float
 
 
-def sweep_row(rows: npt.NDArray[np.float32], num_groups: int, settings: GroupsConfig, seed: int) -> SweepRow:
+def sweep_row(rows: Float32, num_groups: int, settings: GroupsConfig, seed: int) -> SweepRow:
     """Fits and measures one K on embeddings [num_items, dim]."""
     started = time.monotonic()
     centroids = fit_centroids(rows, num_groups, settings.restarts, settings.fit_sample, seed)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from beam_jobs.arrays import Bool, Float32, Float64, Int64
 from beam_jobs.balance import balance_groups, size_cap
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import CountCooccurrences, PairKeys
@@ -45,11 +45,6 @@ from contracts.names import ItemColumn
 from contracts.storage import as_path, remove
 
 log = logging.getLogger(__name__)
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

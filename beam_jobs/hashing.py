@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from beam_jobs.arrays import Int64
+
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)
 
@@ -35,7 +37,7 @@ def hash_strings(values: pa.Array) -> npt.NDArray[np.uint64]:
     return result
 
 
-def binary_buffers(values: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def binary_buffers(values: pa.Array) -> tuple[npt.NDArray[np.uint8], Int64]:
     """The bytes of a string array and its [num_strings + 1] offsets into them."""
     array = values.cast(pa.large_binary())
     _, offset_buffer, data_buffer = array.buffers()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Bool
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.event_order import sort_with_places
 from contracts.config.data import FeedbackConfig
 from contracts.names import MOST_CONTEXT
-
-Bool = npt.NDArray[np.bool_]
 
 
 def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: int) -> BucketEvents:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Int64
 from beam_jobs.hashing import hash_strings
-
-Int64 = npt.NDArray[np.int64]
 
 
 class IdIndex:

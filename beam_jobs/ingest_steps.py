@@ -11,10 +11,10 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Int8, Int64
 from beam_jobs.bucket_file import EVENT_SCHEMA, num_tied, write_bucket
 from beam_jobs.dead_letters import DeadLetters
 from beam_jobs.event_columns import ToldValues, validate
@@ -27,8 +27,6 @@ from beam_jobs.splits import by_time, leave_one_out, time_quantile
 from contracts.config import DataConfig
 from contracts.layout import Events
 from contracts.names import EventColumn
-
-Int64 = npt.NDArray[np.int64]
 
 _MERGED_AT_ONCE = 16
 _EARLIEST = 662_688_000_000_000
@@ -51,7 +49,7 @@ class SplitPlan:
     validation_start: int | None = None
     test_start: int | None = None
 
-    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+    def assign(self, events: pa.Table) -> Int8:
         """[num_events] `Split` of ordered events."""
         if self.validation_start is not None and self.test_start is not None:
             return by_time(events[EventColumn.TIMESTAMP].to_numpy(), self.validation_start, self.test_start)

@@ -10,14 +10,10 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
+from beam_jobs.arrays import Bool, Float32, Int32, Int64
 from beam_jobs.files import read_parquet
 from beam_jobs.side_features import SideColumns, blocks_of_items
 from contracts.storage import local
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 _RIDGE = 1.0
 _LEAST_NORM = 1e-6

@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Bool, Float32, Int64
 from beam_jobs.item_embeddings import embed_cold, normalise_rows, ppmi, read_block
 from beam_jobs.partition import nearest_centroid
 from beam_jobs.side_features import SideFeatures
 from beam_jobs.stable_groups import PreviousGroups
-
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

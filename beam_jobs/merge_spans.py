@@ -14,9 +14,9 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from beam_jobs.arrays import Int8
 from beam_jobs.beam_run import collect
 from beam_jobs.bucket_file import num_tied, write_bucket
 from beam_jobs.files import read_parquet
@@ -39,7 +39,7 @@ class HoldoutPlan:
     start: int
     validation_users: float
 
-    def assign(self, events: pa.Table) -> npt.NDArray[np.int8]:
+    def assign(self, events: pa.Table) -> Int8:
         """[num_events] `Split` of ordered events."""
         users, times = one_array(events[EventColumn.USER_ID]), events[EventColumn.TIMESTAMP].to_numpy()
         # Buckets are cut by the hash's remainder; its upper half is independent of that.

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam_jobs.arrays import Float32, Int32
 from beam_jobs.beam_run import collect
 from beam_jobs.column_text import to_binary
 from beam_jobs.event_files import is_parquet
@@ -24,8 +25,6 @@ from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig
 from contracts.names import EmbeddingColumn
 from contracts.storage import StorageError, as_path, local, open_binary, reading, remove
-
-Float32 = npt.NDArray[np.float32]
 
 _ROWS_PER_ELEMENT = 8_192
 _SCORES_AT_ONCE = 1 << 25  # 128 MiB
@@ -168,7 +167,7 @@ class _NeighborsOfBlock(beam.DoFn):
         yield str(path)
 
 
-def nearest(embeddings: Float32, start: int, stop: int, number: int) -> npt.NDArray[np.int32]:
+def nearest(embeddings: Float32, start: int, stop: int, number: int) -> Int32:
     """[stop - start, number] nearest other rows by inner product, in no order; -1 where a row or its like is 0."""
     known = np.flatnonzero(embeddings.any(axis=1))
     result = np.full((stop - start, number), -1, np.int32)

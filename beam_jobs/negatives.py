@@ -16,12 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from beam_jobs.alias import AliasTables
+from beam_jobs.arrays import Bool, Float64, Int64
 from beam_jobs.uniform import UniformLists
 from contracts.names import PADDING_INDEX
-
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 
 _ROUNDS = 16  # of rejection, before the exact distribution of what is left is drawn from
 _TILE = 1 << 12  # targets whose draws are made and checked while they are in the processor's cache

@@ -5,11 +5,9 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.cluster import KMeans
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
+from beam_jobs.arrays import Float32, Int64
 
 _ASSIGN_ROWS = 512
 _MERGED_ONE_BY_ONE = 4_096

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+
+from beam_jobs.arrays import Int64
 
 _CODEC = pa.Codec("zstd")
 _ZSTD = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -25,7 +26,7 @@ def pack(table: pa.Table) -> bytes:
 
 
 def pack_parts(
-    table: pa.Table, parts: npt.NDArray[np.int64], num_parts: int, schema: pa.Schema | None = None
+    table: pa.Table, parts: Int64, num_parts: int, schema: pa.Schema | None = None
 ) -> Iterator[tuple[int, bytes]]:
     """(part, its packed rows) for each part that has rows, ascending; rows keep their order within a part.
 
@@ -48,13 +49,13 @@ def unpack(payloads: Iterable[bytes]) -> pa.Table:
     return pa.concat_tables([pa.ipc.open_stream(payload).read_all() for payload in payloads])
 
 
-def pack_sorted(numbers: npt.NDArray[np.int64]) -> bytes:
+def pack_sorted(numbers: Int64) -> bytes:
     """Ascending numbers, not negative, as the steps between them: compressed, a byte or two each."""
     steps = np.diff(numbers, prepend=0).tobytes()
     return len(steps).to_bytes(8, "little") + _CODEC.compress(steps, asbytes=True)
 
 
-def unpack_sorted(payload: bytes) -> npt.NDArray[np.int64]:
+def unpack_sorted(payload: bytes) -> Int64:
     """What `pack_sorted` packed."""
     size = int.from_bytes(payload[:8], "little")
     return np.cumsum(np.frombuffer(_CODEC.decompress(payload[8:], size, asbytes=True), np.int64))
@@ -65,7 +66,7 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def encode_ids(ids: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+def encode_ids(ids: pa.ChunkedArray) -> tuple[pa.Array, Int64]:
     """Distinct ids that occur, in order of appearance, as strings, and each row's place among them."""
     # A file's dictionaries are kept: its ids are not made strings again, only to be told apart a second time.
     encoded = one_array((ids if pa.types.is_dictionary(ids.type) else ids.dictionary_encode()).unify_dictionaries())

@@ -6,20 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
+from beam_jobs.arrays import Bool, Float32, Float64, Int32, Int64
 from beam_jobs.column_text import NO_WORD
 from beam_jobs.feature_tables import read_feature_table
 from beam_jobs.vector_column import to_matrix
 from contracts.config import Feature, FeatureTable
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 _ROWS_AT_ONCE, _DENSE_ROWS = 1 << 15, 1 << 13
 _ROUNDING = 1e-12
@@ -69,7 +64,7 @@ class SideFeatures:
 
     num_items: int
     tokens: list[TokenFeature]
-    numbers: dict[str, npt.NDArray[np.float32]]
+    numbers: dict[str, Float32]
     titles: list[str]
 
     def feature(self, name: str) -> TokenFeature:
@@ -115,7 +110,7 @@ class SideColumns:
             columns.append(scaled.astype(np.float32))
         return np.concatenate(columns, axis=1)
 
-    def tell(self) -> npt.NDArray[np.bool_]:
+    def tell(self) -> Bool:
         """[num_items] whether anything but 0 is known of an item."""
         known = np.diff(self.values.indptr) > 0
         for items in blocks_of_items(np.arange(len(known))):
@@ -176,11 +171,11 @@ def read_side_features(table: FeatureTable | None, item_ids: pa.Array) -> SideFe
     return SideFeatures(num_items, tokens, numbers, titles)
 
 
-def _matrix(column: pa.Array) -> npt.NDArray[np.float32]:
+def _matrix(column: pa.Array) -> Float32:
     """[num_items, dim]."""
     if pa.types.is_fixed_size_list(column.type):
         return to_matrix(column)
-    numbers: npt.NDArray[np.float32] = column.to_numpy(zero_copy_only=False)
+    numbers: Float32 = column.to_numpy(zero_copy_only=False)
     return numbers[:, None]
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import UNIT
 from beam_jobs.event_order import by_user_and_time, sort_with_places, ties
@@ -31,8 +31,6 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.layout import ItemStatistics, SpanParts
 from contracts.names import EventColumn, ItemColumn
-
-Int64 = npt.NDArray[np.int64]
 
 LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
 """Columns: the pair's items, how many spans before the pair's own the earlier event arrived, whole units of weight."""
@@ -171,7 +169,7 @@ class CountSpanCooccurrences(beam.DoFn):
         return pa.table({LOW: ids[0], HIGH: ids[1], BACK: pa.array(back.astype(np.int32)), WEIGHT: pa.array(sums)})
 
 
-def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> npt.NDArray[np.bool_]:
+def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> Bool:
     """[num_events] whether an earlier span has the event: one that arrives again is no new co-occurrence."""
     order = by_user_and_time(users, times)
     tied, run = ties(users[order], times[order])

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Bool, Int8, Int64
 from contracts.names import Split
-
-Int64 = npt.NDArray[np.int64]
-Int8 = npt.NDArray[np.int8]
-Bool = npt.NDArray[np.bool_]
 
 
 def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from scipy.optimize import linear_sum_assignment
 
+from beam_jobs.arrays import Bool, Float32, Float64, Int64
 from beam_jobs.files import read_array, read_parquet
 from beam_jobs.payload import one_array
 from contracts.artifact import ArtifactError, Manifest, current, read_manifest
@@ -20,11 +20,6 @@ from contracts.config import Config, GroupsConfig
 from contracts.layout import ItemGroups
 from contracts.names import ItemColumn
 from contracts.storage import as_path
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Bool, Float64, Int64
 from beam_jobs.files import read_parquet, write_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.payload import encode_ids, one_array, pack, pack_parts, unpack
@@ -43,13 +43,13 @@ _AGGREGATES = {
 }
 
 
-def sampling_probabilities(train_counts: npt.NDArray[np.int64], exponent: float) -> npt.NDArray[np.float64]:
+def sampling_probabilities(train_counts: Int64, exponent: float) -> Float64:
     """[num_items] max(count, 0.5) ** exponent, normalised: by which negatives are drawn."""
     weights = np.maximum(train_counts, _LEAST_COUNT).astype(np.float64) ** exponent
     return weights / weights.sum()
 
 
-def count_events(table: pa.Table, trained: npt.NDArray[np.bool_]) -> tuple[pa.Table, pa.Table]:
+def count_events(table: pa.Table, trained: Bool) -> tuple[pa.Table, pa.Table]:
     """Counts of the items and of the users of some events, one row each.
 
     Args:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Bool, Float64, Int8, Int64
 from beam_jobs.column_text import is_inexact, to_binary, utf8_mask
 from contracts.config.data import FRACTIONS
-
-Int64 = npt.NDArray[np.int64]
-Int8 = npt.NDArray[np.int8]
 
 UNREADABLE, NEGATIVE = "not a time", "negative"
 _ROUNDED = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
@@ -130,7 +127,7 @@ def _times(values: Int64, factor: int) -> Int64:
     return np.clip(values, -limit, limit) * factor
 
 
-def _scale_floats(values: npt.NDArray[np.float64], unit: str) -> tuple[Int64, Int8]:
+def _scale_floats(values: Float64, unit: str) -> tuple[Int64, Int8]:
     problems = np.where(np.isfinite(values), _OK, _NOT_A_TIME).astype(np.int8)
     values = np.where(problems == _OK, values, 0.0)
     if unit == "auto":
@@ -189,7 +186,7 @@ def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
     return micros, problems
 
 
-def _parse_iso(text: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
+def _parse_iso(text: pa.Array) -> tuple[Int64, Bool]:
     """Microseconds of ISO 8601 text, and which of it is that."""
     parts = pc.extract_regex(text, _ISO)
     sound = parts.is_valid().to_numpy(zero_copy_only=False)
@@ -217,7 +214,7 @@ def _fraction(parts: pa.Array) -> Int64:
     return digits.cast(pa.int64()).to_numpy() // 1_000
 
 
-def _zone(zone: pa.Array) -> tuple[Int64, npt.NDArray[np.bool_]]:
+def _zone(zone: pa.Array) -> tuple[Int64, Bool]:
     """Minutes east of UTC."""
     signed = pc.match_substring_regex(zone, "^[+-]").to_numpy(zero_copy_only=False)
     digits = pc.utf8_rpad(pc.replace_substring_regex(zone, "[^0-9]", ""), 4, "0").cast(pa.int64()).to_numpy()

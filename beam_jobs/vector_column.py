@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from beam_jobs.arrays import Bool, Float32
 from beam_jobs.column_text import to_binary, to_numbers
 from contracts.config import Feature
-
-Float32 = npt.NDArray[np.float32]
 
 _ROWS_AT_ONCE = 1 << 13
 
 
-def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, Bool]:
     """The column's cells as vectors: lists of numbers, or text that `feature.separator` joins.
 
     It is read a block of rows at a time: of a million pictures, what is made on the way outgrows a machine.
@@ -39,7 +37,7 @@ def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, npt
     return from_matrix(vectors), is_malformed
 
 
-def _read(column: pa.Array, feature: Feature, vectors: Float32) -> npt.NDArray[np.bool_]:
+def _read(column: pa.Array, feature: Feature, vectors: Float32) -> Bool:
     """Writes the vectors that there are over `vectors`; returns which cells are malformed."""
     present = pc.is_valid(column).to_numpy(zero_copy_only=False)
     lists = column.filter(pa.array(present))  # a null fixed-size list has values

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.event_order import sort_with_places
 from beam_jobs.example_encoder import Ragged
 from beam_jobs.history_events import is_repeat, latest_context
 from contracts.names import EvaluationField, Split
-
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-import numpy.typing as npt
 from isal import igzip
 
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
@@ -163,9 +163,7 @@ class WriteWindows(beam.DoFn):
             **{name: Ragged(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
         }
 
-    def _bounds(
-        self, block: BucketEvents, is_target: npt.NDArray[np.bool_], counts: Counter[str]
-    ) -> tuple[WindowBounds, npt.NDArray[np.int64]]:
+    def _bounds(self, block: BucketEvents, is_target: Bool, counts: Counter[str]) -> tuple[WindowBounds, Int64]:
         """The windows of a block that are trained on, and how many targets each has, one at least."""
         bounds = window_bounds(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
@@ -179,12 +177,12 @@ class WriteWindows(beam.DoFn):
 
     def _negatives(
         self,
-        users: npt.NDArray[np.int64],
-        items: npt.NDArray[np.int64],
+        users: Int64,
+        items: Int64,
         exposures: BucketEvents,
         owned: OwnedItems,
         rng: np.random.Generator,
-    ) -> dict[str, tuple[int, npt.NDArray[np.int64]]]:
+    ) -> dict[str, tuple[int, Int64]]:
         """`WindowField` -> how many a target, and the draws, of each kind that is configured."""
         config, sampler = self._config.windows, self._sampler
         number = config.in_group_negatives
@@ -199,6 +197,6 @@ class WriteWindows(beam.DoFn):
         return drawn
 
 
-def _events_per_user(events: BucketEvents) -> npt.NDArray[np.int64]:
+def _events_per_user(events: BucketEvents) -> Int64:
     """[num_users]."""
     return np.bincount(events.users, minlength=len(events.user_index))
