@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Manifest, from_json, read_manifest, write_json
+from contracts.artifact import MANIFEST_NAME, Manifest, from_json, read_manifest, write_json
 from contracts.config import Config
 from contracts.layout import ASSETS_EXTRA, SAVED_MODEL, Workdir
 from contracts.names import Split
@@ -34,7 +34,7 @@ from trainer.model import TwoTowerModel
 from trainer.model_files import load_model
 from trainer.scoring import MIN_PROBABILITY
 
-MANIFEST_FILE = ASSETS_EXTRA / "manifest.json"
+MANIFEST_FILE = ASSETS_EXTRA / MANIFEST_NAME
 FORMULA = "score(u, i) = <e_{u,g(i)}, v_i> + log group_boost_g(i)"
 INTENT_TERM = f" + log max(p(g(i) | u), {MIN_PROBABILITY})"
 
