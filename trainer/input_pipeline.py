@@ -17,6 +17,27 @@ from trainer.ragged import Ragged
 
 _CHUNK = 16_384
 """Windows that are sorted by length together."""
+_WINDOW_FIELDS = (
+    WindowField.USER_INDEX,
+    WindowField.ITEM_INDEX,
+    WindowField.EARLIER_ITEMS,
+    WindowField.NUM_CONTEXT,
+    WindowField.NON_TARGETS,
+    WindowField.IN_GROUP_NEGATIVES,
+    WindowField.EASY_NEGATIVES,
+    WindowField.FEEDBACK_LEVEL,
+    WindowField.REQUEST,
+    WindowField.EXPOSED_NEGATIVES,
+    WindowField.MINED_NEGATIVES,
+)
+_USER_FIELDS = (
+    EvaluationField.USER_INDEX,
+    EvaluationField.HISTORY_ITEM_INDEX,
+    EvaluationField.HISTORY_CONTEXT,
+    EvaluationField.SEEN_ITEM_INDEX,
+    EvaluationField.TARGET_ITEM_INDEX,
+    EvaluationField.REQUEST,
+)
 
 
 class WindowBatch(NamedTuple):
@@ -76,16 +97,13 @@ class TrainingWindows:
         rng = np.random.default_rng([self._seed, epoch])
         shards = self._draws[epoch % len(self._draws)]
         files = [shards[index] for index in rng.permutation(len(shards))]
-        records = tf.data.TFRecordDataset(files, compression_type="GZIP").shuffle(
-            4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False
-        )
+        records = _records(files).shuffle(4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
         # Its own stream: what is drawn does not change which windows make a batch.
         of_draws = np.random.default_rng([self._seed, epoch, 1])
-        for chunk in records.batch(_CHUNK).map(_parse_windows).prefetch(1).with_options(_no_autotune()):
-            ragged = {name: _to_ragged(value) for name, value in chunk.items()}
+        for chunk in _chunks(records, _WINDOW_FIELDS):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
-                ragged[name] = replace(ragged[name], values=of_draws.permutation(ragged[name].values))
-            yield from self._batches(ragged, rng)
+                chunk[name] = replace(chunk[name], values=of_draws.permutation(chunk[name].values))
+            yield from self._batches(chunk, rng)
 
     def target_count(self, num_items: int) -> np.ndarray:
         """int64 [num_items + 1]: how often each item is a target in an epoch, by reading one."""
@@ -100,17 +118,6 @@ class TrainingWindows:
         cuts = _cut_by_events(lengths[order], self._events_per_batch)
         for index in rng.permutation(len(cuts) - 1):
             yield _window_batch(chunk, order[cuts[index] : cuts[index + 1]])
-
-
-def _no_autotune() -> tf.data.Options:
-    """Nothing here is left to tune, and the end of an epoch would wait for the tuner.
-
-    tf.data's tuner sleeps for 10 ms, 20 ms, 40 ms, ..., and an iterator is not gone before it wakes:
-    on average that made an epoch half as long again.
-    """
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    return options
 
 
 def _cut_by_events(ascending_lengths: np.ndarray, events: int) -> np.ndarray:
@@ -190,12 +197,10 @@ class EvaluationUsers:
         Raises:
             ArtifactError: there are no windows, or the split has no users.
         """
-        records = tf.data.TFRecordDataset(_files(workdir, split), compression_type="GZIP")
         number = read_manifest(workdir.windows.path).counts[f"{split.name.lower()}_users"]
         wanted = np.linspace(0, number - 1, min(number, number if limit is None else limit)).astype(np.int64)
         chunks, start = [], 0
-        for parsed in records.batch(_CHUNK).map(_parse_users).with_options(_no_autotune()):
-            chunk = {name: _to_ragged(value) for name, value in parsed.items()}
+        for chunk in _chunks(_records(_files(workdir, split)), _USER_FIELDS):
             end = start + len(chunk[EvaluationField.USER_INDEX])
             # At once: all users of a large log would not fit into memory.
             rows = wanted[(wanted >= start) & (wanted < end)] - start
@@ -236,54 +241,36 @@ def training_events(workdir: Workdir) -> Iterator[TrainingEvents]:
     """Every event of the training windows, context or target; one that two windows hold comes twice."""
     wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP, WindowField.NON_TARGETS)
     # All draws of negatives hold the same windows.
-    records = tf.data.TFRecordDataset(_files(workdir, Split.TRAIN), compression_type="GZIP").batch(_CHUNK)
-    for chunk in records.map(lambda serialized: _parse(serialized, wanted)).with_options(_no_autotune()):
-        user, item, second, others = (_to_ragged(chunk[name]) for name in wanted)
+    for chunk in _chunks(_records(_files(workdir, Split.TRAIN)), wanted):
+        user, item, second, others = (chunk[name] for name in wanted)
         is_taken = np.ones(len(item.values), bool)
         is_taken[item.splits[others.row_ids()] + others.values] = False
         yield TrainingEvents(np.repeat(user.values, item.lengths), item.values, second.values, is_taken)
 
 
-def _parse_windows(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-    return _parse(
-        serialized,
-        (
-            WindowField.USER_INDEX,
-            WindowField.ITEM_INDEX,
-            WindowField.EARLIER_ITEMS,
-            WindowField.NUM_CONTEXT,
-            WindowField.NON_TARGETS,
-            WindowField.IN_GROUP_NEGATIVES,
-            WindowField.EASY_NEGATIVES,
-            WindowField.FEEDBACK_LEVEL,
-            WindowField.REQUEST,
-            WindowField.EXPOSED_NEGATIVES,
-            WindowField.MINED_NEGATIVES,
-        ),
-    )
+def _records(files: list[str]) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(files, compression_type="GZIP")
 
 
-def _parse_users(serialized: tf.Tensor) -> dict[str, tf.RaggedTensor]:
-    return _parse(
-        serialized,
-        (
-            EvaluationField.USER_INDEX,
-            EvaluationField.HISTORY_ITEM_INDEX,
-            EvaluationField.HISTORY_CONTEXT,
-            EvaluationField.SEEN_ITEM_INDEX,
-            EvaluationField.TARGET_ITEM_INDEX,
-            EvaluationField.REQUEST,
-        ),
-    )
-
-
-def _parse(serialized: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.RaggedTensor]:
+def _chunks(records: tf.data.Dataset, names: tuple[str, ...]) -> Iterator[dict[str, Ragged]]:
+    """These fields of `_CHUNK` records at a time."""
     feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
-    return tf.io.parse_example(serialized, dict.fromkeys(names, feature))
+    parsed = records.batch(_CHUNK).map(
+        lambda serialized: tf.io.parse_example(serialized, dict.fromkeys(names, feature))
+    )
+    for chunk in parsed.prefetch(1).with_options(_no_autotune()):
+        yield {name: Ragged(value.values.numpy(), value.row_splits.numpy()) for name, value in chunk.items()}
 
 
-def _to_ragged(value: tf.RaggedTensor) -> Ragged:
-    return Ragged(value.values.numpy(), value.row_splits.numpy())
+def _no_autotune() -> tf.data.Options:
+    """Nothing here is left to tune, and the end of an epoch would wait for the tuner.
+
+    tf.data's tuner sleeps for 10 ms, 20 ms, 40 ms, ..., and an iterator is not gone before it wakes:
+    on average that made an epoch half as long again.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _concatenate(parts: list[Ragged]) -> Ragged:
