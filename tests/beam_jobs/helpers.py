@@ -40,6 +40,12 @@ def read_events(workdir: Workdir) -> list[dict[str, Any]]:
     return rows
 
 
+def read_groups(workdir: Workdir) -> dict[str, int]:
+    """item_id -> group_id, in the catalogue's order."""
+    table = pq.read_table(workdir.item_groups.groups)
+    return dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+
+
 def dead_letters(workdir: Workdir) -> list[dict[str, Any]]:
     paths = sorted(workdir.events.path.glob("dead_letters-*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]

@@ -24,7 +24,7 @@ from beam_jobs.partition import (
 )
 from beam_jobs.payload import pack_sorted
 from contracts.layout import Workdir
-from tests.beam_jobs.helpers import community_log, make_config, write_log
+from tests.beam_jobs.helpers import community_log, make_config, read_groups, write_log
 
 
 @pytest.mark.parametrize("at_once", [1, 30, 1 << 23])
@@ -227,9 +227,8 @@ def _run(tmp_path: Path, **sections: dict[str, object]) -> tuple[Workdir, np.nda
     workdir = Workdir(tmp_path / "run")
     for job in (ingest, statistics, groups):
         job.run(config, workdir, "f")
-    table = pq.read_table(workdir.item_groups.groups)
-    by_item = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
-    assert table["item_id"].to_pylist() == pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
+    by_item = read_groups(workdir)
+    assert list(by_item) == pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()
     return workdir, np.array([by_item[str(item)] for item in range(42)])
 
 
@@ -275,8 +274,7 @@ def test_items_without_a_category_are_spread_where_no_item_has_both_category_and
     workdir = Workdir(tmp_path / "run")
     for job in (ingest, statistics, groups):
         job.run(make_config(log, **sections), workdir, "f")
-    table = pq.read_table(workdir.item_groups.groups)
-    of_item = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    of_item = read_groups(workdir)
     sizes = np.bincount([of_item[str(item)] for item in range(40)])
     assert len(sizes) == 2 and sizes.min() >= 10  # by a hash of their ids, not all to one
 
@@ -309,4 +307,4 @@ def test_log_without_any_cooccurrence_still_gets_full_groups(tmp_path: Path) -> 
     workdir = Workdir(tmp_path / "run")
     for job in (ingest, statistics, groups):
         job.run(make_config(log, groups={"num_groups": 3}), workdir, "f")
-    assert set(pq.read_table(workdir.item_groups.groups)["group_id"].to_pylist()) == {0, 1, 2}
+    assert set(read_groups(workdir).values()) == {0, 1, 2}

@@ -13,7 +13,7 @@ from beam_jobs.side_features import read_side_features
 from beam_jobs.stable_groups import PreviousGroups
 from contracts.artifact import read_manifest
 from contracts.layout import Workdir
-from tests.beam_jobs.helpers import community_log, make_config
+from tests.beam_jobs.helpers import community_log, make_config, read_groups
 
 
 def write_block(path: Path, pairs: list[tuple[int, int, int]]) -> str:
@@ -87,11 +87,6 @@ def day(folder: Path, log: Path, previous: Workdir | None, refit_drift: float = 
     return workdir
 
 
-def groups_of(workdir: Workdir) -> dict[str, int]:
-    table = pq.read_table(workdir.item_groups.groups)
-    return dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
-
-
 def drift_of(workdir: Workdir) -> dict[str, float]:
     found: dict[str, float] = read_manifest(workdir.item_groups.path).details["drift"]
     return found
@@ -101,7 +96,7 @@ def test_groups_are_kept_until_cooccurrence_has_moved(tmp_path: Path) -> None:
     """Two communities; then four items more in each; then users who mix everything."""
     first = day(tmp_path / "1", community_log(tmp_path / "1.parquet"), None)
     grown = day(tmp_path / "2", larger_log(tmp_path / "2.parquet"), first)
-    before, after = groups_of(first), groups_of(grown)
+    before, after = read_groups(first), read_groups(grown)
     assert drift_of(grown)["kept"]
     assert drift_of(grown)["changed_share"] == 0
     assert {after[str(item)] for item in range(40, 44)} == {before["0"]}
@@ -128,7 +123,7 @@ def test_groups_are_kept_as_long_as_none_outgrows_its_cap(new_items: int, kept: 
     table.to_parquet(tmp_path / "2.parquet")
     second = day(tmp_path / "2", tmp_path / "2.parquet", first, max_size_ratio=1.25)
     assert drift_of(second)["kept"] == kept and drift_of(second)["drift"] == 0
-    sizes = np.bincount(list(groups_of(second).values()))
+    sizes = np.bincount(list(read_groups(second).values()))
     assert sizes.sum() == 40 + new_items and sizes.max() == min(20 + new_items, -(-5 * (40 + new_items) // 8))
 
 
@@ -143,7 +138,7 @@ def test_a_cap_that_is_a_whole_number_is_not_one_more_for_groups_that_are_kept(t
     table.to_parquet(tmp_path / "2.parquet")
     second = day(tmp_path / "2", tmp_path / "2.parquet", first, max_size_ratio=1.12)
     assert drift_of(second)["drift"] == 0 and not drift_of(second)["kept"]
-    assert sorted(np.bincount(list(groups_of(second).values())).tolist()) == [22, 28]
+    assert sorted(np.bincount(list(read_groups(second).values())).tolist()) == [22, 28]
 
 
 def test_a_group_whose_items_are_all_gone_is_fitted_anew(tmp_path: Path) -> None:
@@ -152,7 +147,7 @@ def test_a_group_whose_items_are_all_gone_is_fitted_anew(tmp_path: Path) -> None
     pq.write_table(table.filter(pa.array(table["user_id"].to_pandas().astype(int) % 2 == 0)), tmp_path / "2.parquet")
     second = day(tmp_path / "2", tmp_path / "2.parquet", first)
     assert not drift_of(second)["kept"] and drift_of(second)["drift"] == 0
-    assert set(groups_of(second).values()) == {0, 1}
+    assert set(read_groups(second).values()) == {0, 1}
 
 
 def larger_log(path: Path) -> Path:

@@ -28,7 +28,7 @@ from beam_jobs.stable_groups import (
 from contracts.artifact import read_manifest
 from contracts.config import GroupsConfig
 from contracts.layout import Workdir
-from tests.beam_jobs.helpers import community_log, make_config, write_log
+from tests.beam_jobs.helpers import community_log, make_config, read_groups, write_log
 
 
 def test_matching_keeps_the_most_weight_of_all_namings() -> None:
@@ -165,8 +165,7 @@ def _prepare(folder: Path, log: Path) -> Workdir:
 
 def _groups(workdir: Workdir, **settings: object) -> dict[str, int]:
     groups.run(make_config("unused", groups=settings), workdir, "f")
-    table = pq.read_table(workdir.item_groups.groups)
-    return dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    return read_groups(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_a_second_run_keeps_the_ids(dim: int, runs: tuple[Workdir, Workdir]) -> 
     table = pq.read_table(first.item_groups.groups)
     table = table.set_column(1, "group_id", pa.array(1 - table["group_id"].to_numpy(), pa.int32()))
     pq.write_table(table, first.item_groups.groups)
-    before = dict(zip(table["item_id"].to_pylist(), table["group_id"].to_pylist(), strict=True))
+    before = read_groups(first)
     after = _groups(second, num_groups=2, embedding_dim=dim, previous=str(first.item_groups.path))
     shared = before.keys() & after.keys()
     moved = {item for item in shared if after[item] != before[item]}
