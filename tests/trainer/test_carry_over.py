@@ -27,7 +27,7 @@ def test_without_training_known_items_keep_their_vectors(tmp_path: Path) -> None
     earlier = random_model(config, before)
     after = make_run(tmp_path / "after", np.arange(NUM_ITEMS), group_of, COLOURS)
     np.save(after.item_groups.embeddings, rng.normal(size=(NUM_ITEMS, 4)).astype(np.float32))
-    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
     carry_over(warm, after, "fingerprint")
     trained = build_model(warm, Catalogue.load(after))
     warm_start(trained, warm, after, "dnc")
@@ -60,7 +60,7 @@ def test_a_new_item_starts_among_what_the_model_learnt_and_not_among_its_cold_it
     cold(today, slice(0, 12))
     config = config_of("mmoe")
     known = random_model(config, before)._candidate_tower._id_table.numpy()[1:]
-    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
     carry_over(warm, today, "fingerprint")
     carried = load_model(warm, today, "dnc")._candidate_tower._id_table.numpy()[1:]
     np.testing.assert_allclose(carried[:NUM_ITEMS], known)
@@ -84,8 +84,7 @@ def test_without_training_what_was_trained_on_is_what_the_model_learnt_from(tmp_
     known = scores(model, before, history)
     source = before
     for workdir in (today, tomorrow):
-        training = config.training.model_copy(update={"warm_start": str(source.path)})
-        warm = config.model_copy(update={"training": training})
+        warm = config_of("mmoe", f"model.oov_buckets={buckets}", f"training.warm_start={source.path}")
         carry_over(warm, workdir, "fingerprint")
         carried = scores(load_model(warm, workdir, "dnc"), workdir, history)
         for item, values in known.items():

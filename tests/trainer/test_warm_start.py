@@ -125,7 +125,7 @@ def test_scores_survive_a_new_order_of_everything(tmp_path: Path, settings: list
     axes = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
     order, colours = rng.permutation(NUM_ITEMS + 2), ["blue", "red", "green"]
     after = make_run(tmp_path / "after", order, renamed, colours, axes, feature)
-    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    warm = config_of(*settings, f"training.warm_start={before.path}")
     model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc")
     old, new = (scores(*pair, [3, 7, 11, 2]) for pair in ((earlier, before), (model, after)))
@@ -218,7 +218,7 @@ def test_a_vocabulary_that_doubles_and_a_group_that_vanishes(tmp_path: Path) -> 
     merged = np.minimum(np.arange(2 * NUM_ITEMS) % NUM_GROUPS, 1)
     merged[-1] = 2
     after = make_run(tmp_path / "after", np.arange(2 * NUM_ITEMS), merged, COLOURS)
-    warm = config.model_copy(update={"training": config.training.model_copy(update={"warm_start": str(before.path)})})
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
     model = build_model(warm, Catalogue.load(after))
     report = warm_start(model, warm, after, "dnc")
     assert (report.kept_items, report.new_items, report.kept_groups, report.new_groups) == (NUM_ITEMS, NUM_ITEMS, 2, 1)
