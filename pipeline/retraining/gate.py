@@ -2,8 +2,8 @@
 
 The reference is the version that is served; before there is one, it is popularity, so that a change is
 always judged. A change passes where the paired bootstrap rules out, one-sided at `confidence`, a fall by more than
-`max_drop`: a small holdout that cannot tell is a reason to refuse. How often that refuses an equal model is
-stated in the verdict.
+`max_drop`: a holdout of few users, or few hits, that cannot tell is a reason to refuse. How often that refuses an
+equal model is stated in the verdict.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from trainer.metric_names import recall_name
 from trainer.metrics import bootstrap_changes
 
 _NORMAL = NormalDist()
+
+_LOST_AND_GAINED = np.array([0.0, 1.0]), np.array([1.0, 0.0])
+"""Recall of two more users by candidate and reference: what one finds, the other does not."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def judge(
 def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int) -> tuple[float, float]:
     """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
 
+    `_LOST_AND_GAINED` are drawn with the others, as Bonett and Price (2012) add one to both numbers of discordant
+    pairs. Without them, a holdout of a few hits of which nobody happened to lose one would tell of no error at all.
     Resamples in which the reference is 0 for all users have no ratio, and are left out. If it is 0 for everybody, the
     change is 1 where the candidate is not, else 0, and its error 0.
 
@@ -126,7 +131,8 @@ def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateCo
     """
     if not reference.mean():
         return float(candidate.any()), 0.0
-    change = bootstrap_changes(candidate[:, None], reference[:, None], config.bootstrap_samples, seed)
+    mine, theirs = map(np.append, (candidate, reference), _LOST_AND_GAINED)
+    change = bootstrap_changes(mine[:, None], theirs[:, None], config.bootstrap_samples, seed)
     change = change[~np.isnan(change)]
     return float(np.quantile(change, 1 - config.confidence)), float(change.std())
 

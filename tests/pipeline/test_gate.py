@@ -11,7 +11,7 @@ from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import Verdict, equal_refusal_rate, judge, relative_change
 
 USERS, ITEMS, GROUPS, K, TARGETS = 1200, 400, 4, 50, 2
-CONFIG = GateConfig(k=K, max_drop=0.1, min_coverage=0.2)
+CONFIG = GateConfig(k=K, max_drop=0.1, min_recall=0.1, min_coverage=0.2)
 
 
 @dataclass
@@ -94,7 +94,7 @@ ALONE = {
     "cold_share": ({"cold_share": 0.9}, {}),
     "group_presence": ({"group_places": np.array([100.0, 100.0, 0.0, 100.0])}, {}),
     "latency_ms": ({"milliseconds": 500.0}, {"milliseconds": 500.0}),
-    f"recall_at_{K}": ({"recall": np.full(USERS, 0.009)}, {"recall": np.full(USERS, 0.009)}),
+    f"recall_at_{K}": ({"recall": np.full(USERS, 0.09)}, {"recall": np.full(USERS, 0.09)}),
     f"recall_at_{K} too good": ({"recall": np.full(USERS, 0.99)}, {"recall": np.full(USERS, 0.99)}),
     f"recall_at_{K} change, low end": ({"recall": np.full(USERS, 0.35)}, {"recall": np.full(USERS, 0.4)}),
     "recall gain": ({"recall": np.full(USERS, 0.81)}, {"recall": np.full(USERS, 0.4)}),
@@ -296,11 +296,36 @@ def test_an_equal_model_is_refused_at_the_stated_rate() -> None:
     assert np.mean(refused) == pytest.approx(np.mean(stated), abs=0.09)
 
 
-def test_a_model_that_answers_as_the_reference_does_has_not_changed() -> None:
-    """One user of 50 is served: a third of the resamples hold nobody who is, and have no ratio."""
+@pytest.mark.parametrize("recall", [0.03, 0.1, 0.4])
+def test_a_model_that_is_worse_by_the_limit_passes_no_more_often_than_stated(recall: float) -> None:
+    """Both list most of the same targets of 100 users, as a model does that goes on from the other.
+
+    At a confidence of 0.95, one in 20 of those that are worse by just `max_drop` may pass; the standard error of the
+    share of 300 is 0.013. Were just the 100 resampled, 0.52, 0.14 and 0.07 of them would.
+    """
+    rng = np.random.default_rng(0)
+    config = CONFIG.model_copy(update={"bootstrap_samples": 300})
+    passed = []
+    for trial in range(300):
+        luck = rng.random((2, 100))
+        luck[1] = np.where(rng.random(100) < 0.9, luck[0], luck[1])
+        mine, theirs = luck[0] < recall * (1 - config.max_drop), luck[1] < recall
+        low, _ = relative_change(mine.astype(float), theirs.astype(float), config, seed=trial)
+        passed.append(low >= -config.max_drop)
+    assert np.mean(passed) < 0.05 + 3 * 0.013
+
+
+@pytest.mark.parametrize(("hits", "is_told"), [(15, False), (35, True)])
+def test_it_takes_hits_to_tell_that_a_model_answers_as_the_reference_does(hits: int, is_told: bool) -> None:
+    """Of two models that differ by 10%, 0.9 ** hits is the chance to differ on none of them: 0.21 and 0.025."""
+    recall = np.repeat([1.0, 0.0], [hits, 400 - hits])
+    low, _ = relative_change(recall, recall, CONFIG, seed=0)
+    assert (low >= -CONFIG.max_drop) == is_told
+
+
+def test_the_change_against_a_reference_that_serves_one_user_is_a_number() -> None:
     recall = np.zeros(50)
     recall[7] = 1.0
-    assert relative_change(recall, recall, CONFIG, seed=0) == (0.0, 0.0)
     assert relative_change(np.ones(50), recall, CONFIG, seed=0) != relative_change(np.ones(50), recall, CONFIG, seed=1)
     assert np.isfinite(relative_change(np.ones(50), recall, CONFIG, seed=0)).all()
 
