@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 import numpy as np
+from scipy.stats import rankdata
 
 from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import COVERAGE_K, BaselineName, Config
@@ -35,8 +36,8 @@ class Evaluation:
         metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears under its name
             as the servable merges it (`serving.merge`), and as "<name>_<merge>" under the other merge.
         breakdowns: model -> {"group", "user_activity"} -> label -> {"value", "count"}, of
-            recall_at_100: by the target's group (mean over targets), and by terciles of the users'
-            number of earlier items (mean over users).
+            recall_at_100: by the target's group (mean over targets), and by thirds of the users by their
+            number of earlier items, those of as many in the same one (mean over users).
     """
 
     metrics: dict[str, MetricTable] = field(default_factory=dict)
@@ -127,11 +128,12 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
     hit = hits(lists, users.targets)
     by_target = target_recall(hit, lists, users.targets, BREAKDOWN_K)
     by_user = recall_at_k(hit, users.targets.lengths, BREAKDOWN_K)
-    rank = np.argsort(np.argsort(users.seen.lengths, kind="stable"), kind="stable")
+    # Users who are equally active are of the same third, however many they are.
+    rank = rankdata(users.seen.lengths, "average") - 0.5
     groups = {group: str(group) for group in range(catalogue.num_groups)}
     return {
         "group": mean_by(catalogue.group_id[users.targets.values], by_target, groups),
-        "user_activity": mean_by(rank * 3 // len(users), by_user, {0: "low", 1: "medium", 2: "high"}),
+        "user_activity": mean_by(np.floor(rank * 3 / len(users)), by_user, {0: "low", 1: "medium", 2: "high"}),
     }
 
 

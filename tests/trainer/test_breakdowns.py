@@ -27,3 +27,13 @@ def test_breakdowns_by_hand() -> None:
         "medium": {"value": 0, "count": 2},
         "high": {"value": 1, "count": 2},
     }
+
+
+def test_users_who_are_equally_active_are_of_the_same_third() -> None:
+    """Six of eight users have seen one item each: their places in the file must not tell them apart."""
+    group_id = np.array([-1, 0])
+    catalogue = Catalogue(np.arange(1).astype(object), group_id, 1, train_count=group_id, sampling_probability=group_id)
+    seen = of_rows([[1]] * 3 + [[1, 2]] + [[1]] * 3 + [[1, 2, 3]])
+    users = EvaluationUsers(np.arange(8), seen, seen, of_rows([[1]] * 8), np.zeros(8))
+    found = break_down(catalogue, users, np.array([[1]] * 4 + [[2]] * 4))
+    assert found["user_activity"] == {"medium": {"value": 0.5, "count": 6}, "high": {"value": 0.5, "count": 2}}
