@@ -26,7 +26,8 @@ class SpanLimits(Section):
         0.05,
         gt=0,
         le=1,
-        description="largest share of the span's events that one user may have: more is a bot or a bad join",
+        description="largest share of the span's events that one user may have: more is a bot or a bad join, "
+        "unless the span has only some 200 users or fewer, who need a higher limit",
     )
     max_new_item_share: float = Field(
         0.5, gt=0, le=1, description="largest share of events on items that no earlier span of the window has"

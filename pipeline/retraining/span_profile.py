@@ -160,7 +160,8 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
     if profile.max_user_share > limits.max_user_share:
         found.append(
             f"one user has {profile.max_user_share:.1%} of the events, more than "
-            f"retrain.span.max_user_share={limits.max_user_share}: a bot, or a wrong user id"
+            f"retrain.span.max_user_share={limits.max_user_share}: a bot, or a wrong user id; or the limit is too "
+            f"low for the {profile.users:,} users of this span"
         )
     if profile.stray_share > limits.max_stray_share:
         found.append(
