@@ -123,14 +123,11 @@ def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateCo
 
     `_LOST_AND_GAINED` are drawn with the others, as Bonett and Price (2012) add one to both numbers of discordant
     pairs. Without them, a holdout of a few hits of which nobody happened to lose one would tell of no error at all.
-    Resamples in which the reference is 0 for all users have no ratio, and are left out. If it is 0 for everybody, the
-    change is 1 where the candidate is not, else 0, and its error 0.
+    Resamples in which the reference is 0 for all users have no ratio, and are left out.
 
     Args:
         candidate, reference: float [num_users], of the same users.
     """
-    if not reference.mean():
-        return float(candidate.any()), 0.0
     mine, theirs = map(np.append, (candidate, reference), _LOST_AND_GAINED)
     change = bootstrap_changes(mine[:, None], theirs[:, None], config.bootstrap_samples, seed)
     change = change[~np.isnan(change)]
