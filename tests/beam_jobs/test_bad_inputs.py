@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.beam_jobs.bad_inputs import FAMILIES, GOOD, GOOD_ROWS, HEADER, Case, all_cases, outcome, verdict
@@ -27,7 +27,7 @@ def test_every_case(family, tmp_path: Path) -> None:  # type: ignore[no-untyped-
     assert wrong == {}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     junk=st.binary(max_size=60).filter(lambda junk: b'"' not in junk),
     separator=st.sampled_from([b",", b";", b"\t", b"|"]),
@@ -42,7 +42,7 @@ def test_no_junk_line_takes_good_rows_with_it(junk: bytes, separator: bytes, tmp
     assert not set(GOOD_ROWS) - set(found.kept)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(junk=st.binary(max_size=200), suffix=st.sampled_from([".csv", ".csv.gz", ".parquet"]))
 def test_any_bytes_end_in_words(junk: bytes, suffix: str, tmp_path: Path) -> None:
     for left in tmp_path.iterdir():

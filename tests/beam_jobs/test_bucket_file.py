@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_file import EVENT_SCHEMA, order_events
@@ -31,7 +31,6 @@ def ordered(events: list[tuple[str, str, int, int, int]]) -> tuple[list[tuple[st
 
 
 @given(EVENTS)
-@settings(deadline=None)
 def test_events_are_ordered_by_user_and_time_each_once_at_its_highest_level(events) -> None:
     found, duplicates = ordered(events)
     assert [row[:1] + row[2:3] for row in found] == sorted(
@@ -46,7 +45,6 @@ def test_events_are_ordered_by_user_and_time_each_once_at_its_highest_level(even
 
 
 @given(EVENTS, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_arrival_decides_nothing(events, random) -> None:
     shuffled = list(events)
     random.shuffle(shuffled)

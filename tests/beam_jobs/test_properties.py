@@ -2,7 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
@@ -71,7 +71,6 @@ def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     return weights / weights.sum(), groups, pairs[:, 0], pairs[:, 1]
 
 
-@settings(deadline=None)
 @given(catalogue=catalogues(), number=st.integers(1, 5), seed=st.integers(0, 2**32))
 def test_negatives_are_lawful_for_any_catalogue(
     catalogue: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], number: int, seed: int
