@@ -97,7 +97,7 @@ def judge(
     Args:
         reference: measured on the same users; without `milliseconds` it is no served model.
         leaked: events of the holdout that the candidate was trained on.
-        index_recall: least recall of the candidate's indexes against exact search.
+        index_recall: least recall of the candidate's indexes against exact search, the high end.
         recall_target: what index_recall must reach.
         explored: share of its places that the candidate keeps for items without training events.
     """
@@ -168,7 +168,8 @@ def _floors(
         checks.append(
             _at_most("latency_ms", candidate.milliseconds, config.max_latency_ms, "one request takes too long")
         )
-    checks.append(_at_least("index_recall", index_recall, recall_target, "an index misses what exact search finds"))
+    explanation = "an index misses what exact search finds"
+    checks.append(_at_least("index_recall, high end", index_recall, recall_target, explanation))
     return checks
 
 

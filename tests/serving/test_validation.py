@@ -60,7 +60,10 @@ def test_good_servables_pass_under_three_loaders(trained, servables):
     for index, least in {"scann": trained.config.serving.recall_target, "exact": 0.995}.items():
         recalls = report["servables"][index]["recalls"]
         assert set(recalls) == {"default", "score", "quota", "round_robin", "two groups", "exploration"}
-        assert report["servables"][index]["recall"] == min(recalls.values()) >= least
+        assert (
+            report["servables"][index]["recall_high"] >= report["servables"][index]["recall"] == min(recalls.values())
+        )
+        assert report["servables"][index]["recall"] >= least
         assert report["servables"][index]["max_score_error"] <= 1e-4
         assert report["servables"][index]["loaders"] == dict.fromkeys(["tf.saved_model.load", "C API"], "same answers")
 
@@ -325,13 +328,14 @@ def test_low_recall_is_measured():
     assert verdict.recall == 0.5
 
 
-@pytest.mark.parametrize(("found", "fails"), [([1, 1, 0, 1], False), ([1, 1, 0, 1] * 25, True), ([0.9] * 4, True)])
-def test_recall_is_below_its_target_where_more_than_chance_says_so(found, fails):
+@pytest.mark.parametrize(("found", "high"), [([1, 1, 0, 1], 1), ([1, 1, 0, 1] * 25, 0.75 + 0.0866), ([0.9] * 4, 0.9)])
+def test_recall_is_below_its_target_where_more_than_chance_says_so(found, high):
     """Of .75 two standard errors over 4 requests are .43 (.5 * sqrt(.1875)), over 100 .087: .95 is out of reach."""
     batches = [ListsVerdict([], np.array(part, float), 0.0) for part in np.array_split(found, 2)]
-    recalls, failures = validate_process._over_all_batches({"quota": batches}, 0.95)
+    recalls, recall_high, failures = validate_process._over_all_batches({"quota": batches}, 0.95)
     assert recalls == {"quota": pytest.approx(np.mean(found))}
-    assert bool(failures) == fails
+    assert recall_high == pytest.approx(high, abs=1e-4)
+    assert bool(failures) == (high < 0.95)
 
 
 @pytest.mark.parametrize(("others", "recall"), [([25, 20, 15], 1.0), ([25, 20, 10], (7 / 8 + 1) / 2)])
