@@ -126,4 +126,6 @@ def index_recall(config: Config, workdir: Workdir) -> float:
     chance.
     """
     servables = read_manifest(workdir.validation).details["servables"]
-    return min(float(servables[index]["recall_high"]) for index in config.serving.indexes)
+    found = [servables[index] for index in config.serving.indexes]
+    # A retrain may go on from an older code's validation, which has no high ends.
+    return min(float(each.get("recall_high", each["recall"])) for each in found)
