@@ -148,5 +148,8 @@ def load_benchmark(path: Path) -> BenchmarkConfig:
     try:
         return BenchmarkConfig.model_validate(read_yaml(path))
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
         raise ConfigError("\n  ".join([f"{path} is not a valid benchmark:", *lines])) from None

@@ -80,7 +80,10 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
             "title: t\ndatasets: {a: {path: x}}\nmodels: {p: {baseline: popularity}, m: {seconds_of: p}}",
             "names 'p', which has no time",
         ),
-        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]", "seeds 0, 0 names a seed twice"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]",
+            "a valid benchmark:\n  file: seeds 0, 0 names a seed twice",
+        ),
         ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nset: {seed: 7}", "seed=7 is set as a config key"),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nmetrics: [recall_at_10, recall_at_11]",
