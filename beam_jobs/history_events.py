@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from beam_jobs.arrays import Bool
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.event_order import sort_with_places
 from contracts.config.data import FeedbackConfig
@@ -55,22 +55,27 @@ def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
 
 
 def is_repeat(events: BucketEvents, num_items: int) -> Bool:
-    """[num_events] whether the user had the item before, at this feedback level or a higher one.
+    """[num_events] whether the user had the item before, at whatever feedback level.
 
     A repeat is context of what follows and never a target: what a user had is not recommended again, so a model that
-    learns to predict it learns what nobody asks of it. A purchase of what was only clicked before is no repeat.
+    learns to predict it learns what nobody asks of it. So it is with a purchase of what was clicked.
 
     Args:
         events: in (user, time) order.
         num_items: size of the catalogue.
     """
-    number = len(events.items)
     pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
-    is_other = np.diff(pairs, prepend=-1) > 0
-    if is_other.all():
-        return np.zeros(number, bool)
-    levels = events.levels.astype(np.int64)[place]
-    height = np.cumsum(is_other) * (levels.max(initial=0) + 1) + levels
-    repeat = np.zeros(number, bool)
-    repeat[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
+    repeat = np.zeros(len(pairs), bool)
+    repeat[place[1:]] = np.diff(pairs) == 0
     return repeat
+
+
+def highest_levels(events: BucketEvents, num_items: int) -> Int64:
+    """[num_events] the highest feedback level that the event's user gives its item, in any of the events."""
+    if not np.any(np.diff(events.levels)):
+        return events.levels
+    pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
+    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    highest = np.empty_like(events.levels)
+    highest[place] = np.repeat(np.maximum.reduceat(events.levels[place], starts), np.diff(starts, append=len(pairs)))
+    return highest

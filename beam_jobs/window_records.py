@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -199,9 +199,7 @@ def evaluation_records(
 
     is_held = past
     if drop_repeats:
-        # A request does not tell a click from a purchase: the servable, too, keeps an item's first event.
-        level_less = replace(events, levels=np.zeros_like(events.levels))
-        is_held = past & ~is_repeat(level_less, num_items)
+        is_held = past & ~is_repeat(events, num_items)
     history = latest_context(events.where(is_held), target_level)
     history_counts = np.bincount(history.users, minlength=num_users)
     has_history = np.bincount(events.users[past & is_positive], minlength=num_users) > 0

@@ -15,7 +15,7 @@ from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
-from beam_jobs.history_events import history_events, is_repeat, latest_context
+from beam_jobs.history_events import highest_levels, history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
@@ -75,13 +75,16 @@ class WriteWindows(beam.DoFn):
         if since is not None:  # of a long window's users, often few
             events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
         history = history_events(events, self._config.data.feedback, len(self._groups))
-        is_train, is_new = history.splits == Split.TRAIN, ~is_repeat(history, len(self._groups))
-        train = history.where(is_train & is_new if self._drops_repeats else is_train)
+        train = history.where(history.splits == Split.TRAIN)
+        repeats, comes_back = is_repeat(train, len(self._groups)), self._comes_back(train)
+        is_learnt = train.times >= (since or 0)
+        counts = Counter(train_repeats=int((is_learnt & comes_back).sum()), unknown=int(is_unknown.sum()))
+        if self._drops_repeats:
+            # The first event stands for them all, a purchase among them.
+            train = replace(train, levels=highest_levels(train, len(self._groups))).where(~repeats)
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
-        is_learnt = is_train if since is None else is_train & (history.times >= since)
-        counts = Counter(train_repeats=int((is_learnt & ~is_new).sum()), unknown=int(is_unknown.sum()))
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
@@ -110,6 +113,12 @@ class WriteWindows(beam.DoFn):
             )
         yield dict(counts)
 
+    def _comes_back(self, events: BucketEvents) -> Bool:
+        """[num_events] whether the user had the item before at this very level: who buys what he clicked does not."""
+        num_levels = len(self._config.data.feedback.levels)
+        by_level = replace(events, items=events.items * num_levels + events.levels)
+        return is_repeat(by_level, (len(self._groups) + 1) * num_levels)
+
     def _write(self, split: Split, number: int, blocks: Iterator[bytes], draw: int = 0) -> None:
         """Gzip members side by side are one gzip file; an empty shard is one empty member."""
         shard = self._windows.shard(split, number, self._config.data.num_buckets, draw)
@@ -133,13 +142,12 @@ class WriteWindows(beam.DoFn):
         bounds, num_targets = self._bounds(block, is_target, counts)
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]
-        is_taken = is_positive & ~is_repeat(replace(block, levels=np.zeros_like(block.levels)), len(self._groups))
-        earlier, num_earlier = bounds.earlier(is_taken, block.users, MOST_EARLIER_ITEMS)
+        earlier, num_earlier = bounds.earlier(is_target, block.users, MOST_EARLIER_ITEMS)
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
         # What a busy user has beyond what is trained on says nothing of the others.
-        taken = np.minimum(np.bincount(block.users[is_taken], minlength=num_users), self._max_user_positives)
+        taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
         counts["taken"] += int(taken.sum())
         counts["takers"] += int(np.count_nonzero(taken))
         counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())

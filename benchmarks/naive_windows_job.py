@@ -74,13 +74,17 @@ class MakeRecords(beam.DoFn):
 
     def process(self, element: tuple[str, list[dict]]) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
         user_id, rows = element
-        highest: dict[str, int] = {}
+        first: dict[str, dict] = {}
         events = []
         for row in sorted(rows, key=lambda row: row[EventColumn.TIMESTAMP]):
             item, level = row[EventColumn.ITEM_ID], row[EventColumn.FEEDBACK_LEVEL]
-            if highest.get(item, -1) < level or row[EventColumn.SPLIT] != Split.TRAIN:
+            if row[EventColumn.SPLIT] != Split.TRAIN:
                 events.append(row)
-            highest[item] = max(highest.get(item, -1), level)
+            elif item in first:
+                first[item][EventColumn.FEEDBACK_LEVEL] = max(first[item][EventColumn.FEEDBACK_LEVEL], level)
+            else:
+                first[item] = {**row}
+                events.append(first[item])
         yield from self.windows(user_id, [row for row in events if row[EventColumn.SPLIT] == Split.TRAIN])
         for split in _EVALUATED:
             if record := self.evaluation(user_id, events, split):

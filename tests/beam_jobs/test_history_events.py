@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.history_events import history_events, latest_context
 from beam_jobs.window_records import evaluation_records
+from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.config.data import FeedbackConfig
 from contracts.layout import Workdir
 from contracts.names import MOST_CONTEXT, EvaluationField, Split
-from tests.beam_jobs.helpers import make_config
+from tests.beam_jobs.helpers import make_config, read_events
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.ragged import Ragged
 
@@ -151,7 +153,7 @@ def test_the_trainer_reads_context_and_predicts_the_same_positives(tmp_path: Pat
 
 @pytest.mark.parametrize("repeats", ["drop", "keep"])
 def test_what_was_taken_twice_is_one_earlier_item(repeats: str, tmp_path: Path) -> None:
-    """Liking what was only seen before is a target of its own, but takes no second place among the earlier items."""
+    """Liking what was only seen before takes no second place among the earlier items."""
     log = levelled_log(tmp_path / "log.parquet")
     _, workdir = run_jobs(log, tmp_path / "run", None, target_level="seen", repeats=repeats)
     most = 0
@@ -161,6 +163,37 @@ def test_what_was_taken_twice_is_one_earlier_item(repeats: str, tmp_path: Path) 
             assert len(items) == len(set(items))
             most = max(most, len(items))
     assert most > 8, "no window follows two others"
+
+
+@pytest.mark.parametrize("repeats", ["drop", "keep"])
+def test_liking_what_was_seen_is_no_target_and_where_it_is_dropped_what_was_seen_is_liked(
+    repeats: str, tmp_path: Path
+) -> None:
+    _, workdir = run_jobs(levelled_log(tmp_path / "l.parquet"), tmp_path / "run", None, "seen", repeats)
+    assert set(predicted(workdir).values()) == {1}
+    of_user: dict[str, list[tuple[str, int]]] = {}
+    for event in read_events(workdir):
+        if event["split"] == Split.TRAIN:
+            of_user.setdefault(event["user_id"], []).append((event["item_id"], event["feedback_level"]))
+    if repeats == "drop":
+        of_user = {user: list(merged(events)) for user, events in of_user.items()}
+    item_ids = ["", *pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()]
+    user_ids = ["", *pq.read_table(workdir.item_statistics.users)["user_id"].to_pylist()]
+    num_liked = 0
+    for batch in TrainingWindows(workdir, 1000, seed=0).epoch(0):
+        for user, items, levels in zip(batch.user_index, batch.item_index, batch.feedback_level, strict=True):
+            found = [(item_ids[item], level) for item, level in zip(items, levels, strict=True) if item]
+            mine = of_user[user_ids[user]]
+            assert found in [mine[start : start + len(found)] for start in range(len(mine))]
+            num_liked += sum(level for _, level in found)
+    assert num_liked > 100
+    assert read_manifest(workdir.windows.path).counts["train_repeats"] == 0  # nobody comes back to what he had
+
+
+def merged(events: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Each item once, where it was first, with its highest level."""
+    for item in dict.fromkeys(item for item, _ in events):
+        yield item, max(level for other, level in events if other == item)
 
 
 def longest_run(marks: list[bool]) -> int:
