@@ -67,7 +67,7 @@ class WindowField:
     ITEM_INDEX = "item_index"  # int64 [n]
     EARLIER_ITEMS = "earlier_items"  # int64 [E], the last items that the user took before the window, each once
     GROUP_ID = "group_id"  # int64 [n]
-    FEEDBACK_LEVEL = "feedback_level"  # int64 [n]
+    FEEDBACK_LEVEL = "feedback_level"  # int64 [n]; by windows.repeats=drop the highest that the user gives the item
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
     REQUEST = "request"  # int64 [n], EventColumn.REQUEST
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
