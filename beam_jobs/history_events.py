@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from beam_jobs.arrays import Bool, Int64
@@ -70,12 +72,31 @@ def is_repeat(events: BucketEvents, num_items: int) -> Bool:
     return repeat
 
 
-def highest_levels(events: BucketEvents, num_items: int) -> Int64:
-    """[num_events] the highest feedback level that the event's user gives its item, in any of the events."""
-    if not np.any(np.diff(events.levels)):
-        return events.levels
+class Repeats(NamedTuple):
+    """What a user's events of one item say of each other, [num_events] each.
+
+    Attributes:
+        is_repeat: as `is_repeat`.
+        comes_back: a repeat at a level that the item had before, or a lower one: who buys what he clicked does not.
+        highest_level: of the event's user and item, in any of the events.
+    """
+
+    is_repeat: Bool
+    comes_back: Bool
+    highest_level: Int64
+
+
+def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
+    """By one sort, for events as `is_repeat` takes them."""
     pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
-    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-    highest = np.empty_like(events.levels)
-    highest[place] = np.repeat(np.maximum.reduceat(events.levels[place], starts), np.diff(starts, append=len(pairs)))
-    return highest
+    is_first = np.diff(pairs, prepend=-1) > 0
+    repeat, comes_back, highest = np.zeros(len(pairs), bool), np.zeros(len(pairs), bool), events.levels.copy()
+    if is_first.all():
+        return Repeats(repeat, comes_back, highest)
+    levels, starts = events.levels[place], np.flatnonzero(is_first)
+    # Grows from each user and item to the next, so that a running maximum is of one alone.
+    height = np.cumsum(is_first) * (levels.max() + 1) + levels
+    repeat[place] = ~is_first
+    comes_back[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
+    highest[place] = np.repeat(np.maximum.reduceat(levels, starts), np.diff(starts, append=len(pairs)))
+    return Repeats(repeat, comes_back, highest)

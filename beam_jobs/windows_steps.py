@@ -15,7 +15,7 @@ from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.files import read_parquet
-from beam_jobs.history_events import highest_levels, history_events, is_repeat, latest_context
+from beam_jobs.history_events import find_repeats, history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
@@ -76,12 +76,12 @@ class WriteWindows(beam.DoFn):
             events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
         history = history_events(events, self._config.data.feedback, len(self._groups))
         train = history.where(history.splits == Split.TRAIN)
-        repeats, comes_back = is_repeat(train, len(self._groups)), self._comes_back(train)
+        repeats = find_repeats(train, len(self._groups))
         is_learnt = train.times >= (since or 0)
-        counts = Counter(train_repeats=int((is_learnt & comes_back).sum()), unknown=int(is_unknown.sum()))
+        counts = Counter(train_repeats=int((is_learnt & repeats.comes_back).sum()), unknown=int(is_unknown.sum()))
         if self._drops_repeats:
             # The first event stands for them all, a purchase among them.
-            train = replace(train, levels=highest_levels(train, len(self._groups))).where(~repeats)
+            train = replace(train, levels=repeats.highest_level).where(~repeats.is_repeat)
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
@@ -112,12 +112,6 @@ class WriteWindows(beam.DoFn):
                 }
             )
         yield dict(counts)
-
-    def _comes_back(self, events: BucketEvents) -> Bool:
-        """[num_events] whether the user had the item before at this very level: who buys what he clicked does not."""
-        num_levels = len(self._config.data.feedback.levels)
-        by_level = replace(events, items=events.items * num_levels + events.levels)
-        return is_repeat(by_level, (len(self._groups) + 1) * num_levels)
 
     def _write(self, split: Split, number: int, blocks: Iterator[bytes], draw: int = 0) -> None:
         """Gzip members side by side are one gzip file; an empty shard is one empty member."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.history_events import highest_levels, is_repeat
+from beam_jobs.history_events import find_repeats, is_repeat
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.payload import pack_parts, pack_sorted, unpack, unpack_sorted
 from beam_jobs.splits import leave_one_out
@@ -33,7 +33,7 @@ def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, leng
     events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 2)), max_size=60),
     scale=st.sampled_from([1, 2**29]),
 )
-def test_an_event_is_a_repeat_if_its_user_had_the_item_and_levels_are_looked_for_in_all_events(
+def test_an_event_is_a_repeat_if_its_user_had_the_item_and_levels_are_told_apart(
     events: list[tuple[int, int, int]], scale: int
 ) -> None:
     """Also where a user, an item and a place do not fit into 64 bits together."""
@@ -42,10 +42,12 @@ def test_an_event_is_a_repeat_if_its_user_had_the_item_and_levels_are_looked_for
     nothing = np.zeros(len(events), int)
     of_users = BucketEvents(users * scale, items * scale, nothing, levels, nothing, nothing, np.arange(4))
     found = is_repeat(of_users, 4 * scale)
-    highest = highest_levels(of_users, 4 * scale)
-    for event, (user, item, _) in enumerate(events):
-        assert found[event] == ((user, item) in {(u, i) for u, i, _ in events[:event]})
-        assert highest[event] == max(level for u, i, level in events if (u, i) == (user, item))
+    repeats = find_repeats(of_users, 4 * scale)
+    for event, (user, item, level) in enumerate(events):
+        before = [one for u, i, one in events[:event] if (u, i) == (user, item)]
+        assert found[event] == repeats.is_repeat[event] == bool(before)
+        assert repeats.comes_back[event] == (max(before, default=-1) >= level)
+        assert repeats.highest_level[event] == max(one for u, i, one in events if (u, i) == (user, item))
 
 
 @given(events=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), least=st.integers(3, 6))
