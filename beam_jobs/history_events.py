@@ -10,7 +10,7 @@ from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.event_order import sort_with_places
 from contracts.config.data import FeedbackConfig
-from contracts.names import MOST_CONTEXT
+from contracts.names import MOST_CONTEXT, Split
 
 
 def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: int) -> BucketEvents:
@@ -78,7 +78,7 @@ class Repeats(NamedTuple):
     Attributes:
         is_repeat: as `is_repeat`.
         comes_back: a repeat at a level that the item had before, or a lower one: who buys what he clicked does not.
-        highest_level: of the event's user and item, in any of the events.
+        highest_level: of the event's user and item, in any of the events to train on; 0 where none is.
     """
 
     is_repeat: Bool
@@ -89,8 +89,9 @@ class Repeats(NamedTuple):
 def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
     """By one sort, for events as `is_repeat` takes them."""
     pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
+    learnt = np.where(events.splits == Split.TRAIN, events.levels, 0)
     is_first = np.diff(pairs, prepend=-1) > 0
-    repeat, comes_back, highest = np.zeros(len(pairs), bool), np.zeros(len(pairs), bool), events.levels.copy()
+    repeat, comes_back, highest = np.zeros(len(pairs), bool), np.zeros(len(pairs), bool), learnt.copy()
     if is_first.all():
         return Repeats(repeat, comes_back, highest)
     levels, starts = events.levels[place], np.flatnonzero(is_first)
@@ -98,5 +99,5 @@ def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
     height = np.cumsum(is_first) * (levels.max() + 1) + levels
     repeat[place] = ~is_first
     comes_back[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]
-    highest[place] = np.repeat(np.maximum.reduceat(levels, starts), np.diff(starts, append=len(pairs)))
+    highest[place] = np.repeat(np.maximum.reduceat(learnt[place], starts), np.diff(starts, append=len(pairs)))
     return Repeats(repeat, comes_back, highest)

@@ -9,9 +9,8 @@ import numpy as np
 
 from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.event_order import sort_with_places
 from beam_jobs.example_encoder import Ragged
-from beam_jobs.history_events import is_repeat, latest_context
+from beam_jobs.history_events import latest_context
 from contracts.names import EvaluationField, Split
 
 
@@ -136,13 +135,6 @@ def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _distinct(keys: Int64) -> tuple[Int64, Int64]:
-    """Keys that are not negative without repeats: in the order of their first places, and ascending."""
-    ordered, places = sort_with_places(keys)
-    is_first = np.diff(ordered, prepend=-1) > 0
-    return keys[np.sort(places[is_first])], ordered[is_first]
-
-
 @dataclass(frozen=True)
 class EvaluationRecords:
     """Records of a split, and who has none.
@@ -167,60 +159,48 @@ class EvaluationRecords:
 
 
 def evaluation_records(
-    events: BucketEvents, target_level: int, split: Split, length: int, num_items: int, drop_repeats: bool
+    events: BucketEvents, is_first: Bool, target_level: int, split: Split, length: int, drop_repeats: bool
 ) -> EvaluationRecords:
     """One record a user with a positive before `split` and something new in it, be there context or not.
 
     Args:
-        events: those of a history, see `history_events`, in (user, time) order.
+        events: those of a history, see `history_events`, in (user, time) order, in which splits follow each other.
+        is_first: [num_events] of its user and item.
         target_level: the least level of a positive.
         split: VALIDATION or TEST; all earlier splits are history.
         length: most events of a history.
-        num_items: size of the catalogue.
         drop_repeats: a history holds each item once, where its user had it first.
     """
     num_users = len(events.user_index)
-    width = num_items + 1
-    present = (events.splits == split) & (events.levels >= target_level)
-    has_targets = np.bincount(events.users[present], minlength=num_users) > 0
-    matters = has_targets[events.users]  # nobody else has a record
-    events, present = events.where(matters), present[matters]
     is_positive, past = events.levels >= target_level, events.splits < split
-    pairs = events.users * width + events.items
-    seen, ordered = _distinct(pairs[past & is_positive])
-    targets = np.flatnonzero(present)
-    if len(ordered):
-        place = np.minimum(np.searchsorted(ordered, pairs[targets]), len(ordered) - 1)
-        targets = targets[ordered[place] != pairs[targets]]
-    fresh, _ = _distinct(pairs[targets])
-    has_fresh, first_targets = np.unique(events.users[targets], return_index=True)
-    requests = np.zeros(num_users, np.int64)
-    requests[has_fresh] = events.requests[targets[first_targets]]
+    is_fresh = is_positive & is_first & (events.splits == split)  # what was had before has its first event there
+    fresh_counts = _count(events.users[is_fresh], num_users)
+    has_targets = _count(events.users[is_positive & (events.splits == split)], num_users) > 0
+    has_history = _count(events.users[is_positive & past], num_users) > 0
+    is_chosen = has_history & (fresh_counts > 0)
+    chosen, of_chosen = np.flatnonzero(is_chosen), is_chosen[events.users]
 
-    is_held = past
-    if drop_repeats:
-        is_held = past & ~is_repeat(events, num_items)
-    history = latest_context(events.where(is_held), target_level)
-    history_counts = np.bincount(history.users, minlength=num_users)
-    has_history = np.bincount(events.users[past & is_positive], minlength=num_users) > 0
-    fresh_counts = np.bincount(fresh // width, minlength=num_users)
-    chosen = np.flatnonzero(has_history & (fresh_counts > 0))
-
+    history = latest_context(events.where(past & of_chosen & (is_first | (not drop_repeats))), target_level)
+    history_counts = _count(history.users, num_users)
     kept = np.minimum(history_counts, length)[chosen]
     held = ragged_range(np.cumsum(history_counts)[chosen] - kept, kept)
-    is_chosen = np.zeros(num_users, bool)
-    is_chosen[chosen] = True
-    seen, fresh = seen[is_chosen[seen // width]], fresh[is_chosen[fresh // width]]
+    seen, fresh = events.where(is_positive & is_first & past & of_chosen), events.where(is_fresh & of_chosen)
+    first_target = np.cumsum(fresh_counts[chosen]) - fresh_counts[chosen]
     features = {
         EvaluationField.USER_INDEX: Ragged.scalars(events.user_index[chosen]),
         EvaluationField.HISTORY_ITEM_INDEX: Ragged(history.items[held], kept),
         EvaluationField.HISTORY_CONTEXT: marked_places(history.levels[held] < target_level, kept),
-        EvaluationField.SEEN_ITEM_INDEX: Ragged(seen % width, np.bincount(seen // width, minlength=num_users)[chosen]),
-        EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh % width, fresh_counts[chosen]),
-        EvaluationField.REQUEST: Ragged.scalars(requests[chosen]),
+        EvaluationField.SEEN_ITEM_INDEX: Ragged(seen.items, _count(seen.users, num_users)[chosen]),
+        EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh.items, fresh_counts[chosen]),
+        EvaluationField.REQUEST: Ragged.scalars(fresh.requests[first_target]),
     }
     return EvaluationRecords(
         features,
         repeat_targets=int((has_targets & (fresh_counts == 0)).sum()),
         users_without_history=int((has_targets & ~has_history).sum()),
     )
+
+
+def _count(users: Int64, num_users: int) -> Int64:
+    """[num_users] events of each."""
+    return np.bincount(users, minlength=num_users)

@@ -75,13 +75,14 @@ class WriteWindows(beam.DoFn):
         if since is not None:  # of a long window's users, often few
             events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
         history = history_events(events, self._config.data.feedback, len(self._groups))
-        train = history.where(history.splits == Split.TRAIN)
-        repeats = find_repeats(train, len(self._groups))
-        is_learnt = train.times >= (since or 0)
+        repeats = find_repeats(history, len(self._groups))
+        is_train = history.splits == Split.TRAIN
+        is_learnt = is_train & (history.times >= (since or 0))
         counts = Counter(train_repeats=int((is_learnt & repeats.comes_back).sum()), unknown=int(is_unknown.sum()))
+        train = history.where(is_train)
         if self._drops_repeats:
             # The first event stands for them all, a purchase among them.
-            train = replace(train, levels=repeats.highest_level).where(~repeats.is_repeat)
+            train = replace(history, levels=repeats.highest_level).where(is_train & ~repeats.is_repeat)
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
@@ -94,10 +95,10 @@ class WriteWindows(beam.DoFn):
         for split in (Split.VALIDATION, Split.TEST):
             users = evaluation_records(
                 history,
+                ~repeats.is_repeat,
                 self._target_level,
                 split,
                 self._config.windows.length,
-                len(self._groups),
                 self._drops_repeats,
             )
             self._write(split, number, iter([encode_examples(users.features)]))

@@ -79,7 +79,7 @@ def test_evaluation_histories_hold_context_and_nothing_else_changes() -> None:
     splits = np.array([0, 0, 0, 1, 1, 2, 0, 1])
     events = bucket(users, items, levels, splits)
     found = {
-        split: evaluation_records(events, TARGET, split, 4, 9, drop_repeats=True)
+        split: evaluation_records(events, np.ones(8, bool), TARGET, split, 4, drop_repeats=True)
         for split in (Split.VALIDATION, Split.TEST)
     }
     validation, test = (

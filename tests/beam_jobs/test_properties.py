@@ -30,24 +30,25 @@ def test_every_event_but_a_users_first_is_a_target_once(counts: np.ndarray, leng
 
 
 @given(
-    events=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(0, 2)), max_size=60),
+    events=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(1, 4), st.integers(0, 2)), max_size=60),
     scale=st.sampled_from([1, 2**29]),
 )
 def test_an_event_is_a_repeat_if_its_user_had_the_item_and_levels_are_told_apart(
-    events: list[tuple[int, int, int]], scale: int
+    events: list[tuple[int, int, int, int]], scale: int
 ) -> None:
-    """Also where a user, an item and a place do not fit into 64 bits together."""
-    events = sorted(events, key=lambda event: event[0])
-    users, items, levels = np.array(events, int).reshape(-1, 3).T
+    """Also where a user, an item and a place do not fit into 64 bits together. Only training has a highest level."""
+    events = sorted(events, key=lambda event: event[:2])
+    users, splits, items, levels = np.array(events, int).reshape(-1, 4).T
     nothing = np.zeros(len(events), int)
-    of_users = BucketEvents(users * scale, items * scale, nothing, levels, nothing, nothing, np.arange(4))
+    of_users = BucketEvents(users * scale, items * scale, nothing, levels, splits, nothing, np.arange(4))
     found = is_repeat(of_users, 4 * scale)
     repeats = find_repeats(of_users, 4 * scale)
-    for event, (user, item, level) in enumerate(events):
-        before = [one for u, i, one in events[:event] if (u, i) == (user, item)]
+    for event, (user, _, item, level) in enumerate(events):
+        before = [one for u, _, i, one in events[:event] if (u, i) == (user, item)]
         assert found[event] == repeats.is_repeat[event] == bool(before)
         assert repeats.comes_back[event] == (max(before, default=-1) >= level)
-        assert repeats.highest_level[event] == max(one for u, i, one in events if (u, i) == (user, item))
+        learnt = [one for u, split, i, one in events if (u, i) == (user, item) and split == Split.TRAIN]
+        assert repeats.highest_level[event] == max(learnt, default=0)
 
 
 @given(events=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), least=st.integers(3, 6))

@@ -118,7 +118,8 @@ def test_evaluation_users_by_hand() -> None:
     # Each event is of a higher level than all before it, of which a request knows nothing: a repeat is one nonetheless.
     requests = np.arange(12) * 10
     events = BucketEvents(users, items, np.arange(12), np.arange(12), splits, requests, np.array([11, 12, 13, 14]))
-    validation = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=False)
+    is_first = np.array([1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1], bool)
+    validation = evaluation_records(events, is_first, 0, Split.VALIDATION, 2, drop_repeats=False)
     rows = {name: (ragged.values.tolist(), ragged.lengths.tolist()) for name, ragged in validation.features.items()}
     assert rows == {
         EvaluationField.USER_INDEX: ([11], [1]),
@@ -129,19 +130,20 @@ def test_evaluation_users_by_hand() -> None:
         EvaluationField.REQUEST: ([40], [1]),
     }
     assert (validation.repeat_targets, validation.users_without_history) == (1, 1)
-    test = evaluation_records(events, 0, Split.TEST, 2, 9, drop_repeats=False)
+    test = evaluation_records(events, is_first, 0, Split.TEST, 2, drop_repeats=False)
     assert test.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [7, 8]
     assert test.features[EvaluationField.SEEN_ITEM_INDEX].values.tolist() == [5, 3, 8, 7]
     assert test.features[EvaluationField.TARGET_ITEM_INDEX].values.tolist() == [9]
     assert test.features[EvaluationField.REQUEST].values.tolist() == [70]
-    dropped = evaluation_records(events, 0, Split.VALIDATION, 2, 9, drop_repeats=True)
+    dropped = evaluation_records(events, is_first, 0, Split.VALIDATION, 2, drop_repeats=True)
     assert dropped.features.pop(EvaluationField.HISTORY_ITEM_INDEX).values.tolist() == [5, 3]
     assert {name: (one.values.tolist(), one.lengths.tolist()) for name, one in dropped.features.items()} == {
         name: row for name, row in rows.items() if name != EvaluationField.HISTORY_ITEM_INDEX
     }
-    dropped = evaluation_records(events, 0, Split.TEST, 3, 9, drop_repeats=True)
+    dropped = evaluation_records(events, is_first, 0, Split.TEST, 3, drop_repeats=True)
     assert dropped.features[EvaluationField.HISTORY_ITEM_INDEX].values.tolist() == [3, 8, 7]
-    of_newcomers = evaluation_records(events.of_users(2, 3), 0, Split.VALIDATION, 2, 9, drop_repeats=False)
+    newcomer = events.of_users(2, 3)
+    of_newcomers = evaluation_records(newcomer, np.array([True]), 0, Split.VALIDATION, 2, drop_repeats=False)
     assert (of_newcomers.num_users, of_newcomers.repeat_targets, of_newcomers.users_without_history) == (0, 0, 1)
 
 
