@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import json
+import pydoc
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
     Raises:
         ValueError: the runner's workers cannot reach `scratch`, or Beam refuses the runner or its options.
     """
-    if config.runner == "DataflowRunner" and not storage.is_remote(scratch):
+    if _full_name(config.runner) == "DataflowRunner" and not storage.is_remote(scratch):
         raise ValueError(
             f"beam.runner=DataflowRunner: its workers cannot reach {scratch.parent}: give a workdir in Cloud Storage, "
             "e.g. --workdir gs://bucket/run, and name log and tables by gs:// URLs, too"
@@ -79,9 +80,9 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
         ValueError: Beam has no such runner, or one of `beam.options` is none of Beam's, or has a value that does not
             fit.
     """
-    _require_runner(config.runner)
+    runner = _full_name(config.runner)
     # Type checks find mistakes of these jobs' own code, and make up a fifth of what a pipeline costs on a small log.
-    options = PipelineOptions([f"--runner={config.runner}", "--no_pipeline_type_check", *config.options])
+    options = PipelineOptions([f"--runner={runner}", "--no_pipeline_type_check", *config.options])
     words = [word.partition("=")[0] for word in config.options]
     for place, word in enumerate(words):
         is_value = place and words[place - 1].startswith("--") and "=" not in config.options[place - 1]
@@ -99,7 +100,7 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
         raise ValueError(f"beam.options: {reason}") from None
     known = PipelineOptions([]).get_all_options().keys()
     unknown = sorted(given.keys() - known)
-    if unknown and config.runner not in _WITH_OWN_OPTIONS and "--beam_plugins" not in words:
+    if unknown and runner not in _WITH_OWN_OPTIONS and "--beam_plugins" not in words:
         near = difflib.get_close_matches(unknown[0], known, 1)
         raise ValueError(
             f"beam.options: Beam has no option --{unknown[0]}: "
@@ -108,15 +109,24 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
     return options
 
 
-def _require_runner(name: str) -> None:
-    """Raises ValueError where Beam has no such runner; of a class named in full, only its import can tell."""
+def _full_name(runner: str) -> str:
+    """The runner as Beam lists it, of which it takes any case and lets "runner" be left out, or a class named in full.
+
+    Raises:
+        ValueError: there is no such runner, or no such class in what is installed.
+    """
     known = StandardOptions.KNOWN_RUNNER_NAMES
-    lower = {runner.lower(): runner for runner in known}  # of which Beam takes any case, and lets "runner" be left out
-    if "." in name or {name.lower(), f"{name.lower()}runner"} & lower.keys():
-        return
-    near = difflib.get_close_matches(name.lower(), lower, 1)
+    lower = {name.lower(): name for name in known}
+    for name in (runner.lower(), f"{runner.lower()}runner"):
+        if name in lower:
+            return lower[name]
+    if "." in runner:
+        if pydoc.locate(runner) is None:
+            raise ValueError(f"beam.runner={runner} cannot be imported: check the name, and that its package is here")
+        return runner
+    near = difflib.get_close_matches(runner.lower(), lower, 1)
     raise ValueError(
-        f"beam.runner={name} is none of Beam's: "
+        f"beam.runner={runner} is none of Beam's: "
         + (f"did you mean {lower[near[0]]}?" if near else f"choose one of {', '.join(known)}, or name a class in full")
     )
 

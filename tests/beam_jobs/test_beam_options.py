@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 
-from beam_jobs.beam_run import pipeline_options
+from beam_jobs.beam_run import collect, pipeline_options
 from contracts.config import BeamConfig
 from contracts.config_io import load_config
 from contracts.layout import Workdir
@@ -59,16 +60,36 @@ def test_options_of_beam_of_a_job_server_and_of_a_plugin_are_taken(runner: str, 
         ("dataflow-runner", "did you mean DataflowRunner?"),
         ("Hadoop", "choose one of DataflowRunner, BundleBasedDirectRunner, "),
         ("''", "choose one of"),
+        ("apache_beam.runners.direct.NoRunner", "cannot be imported: check the name"),
+        ("no_package.NoRunner", "cannot be imported: check the name"),
     ],
 )
 def test_a_runner_that_beam_does_not_have_is_refused_before_any_work(runner: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
     settings = [f"data.events={tmp_path}/log.csv", f"beam.runner={runner}"]
-    with pytest.raises(ValueError, match=r"^beam\.runner=.* is none of Beam's: ") as error:
+    with pytest.raises(ValueError, match=r"^beam\.runner=.* (is none of Beam's|cannot be imported): ") as error:
         run_stages(STAGES, load_config(None, settings), Workdir(tmp_path / "run"))
     assert said in str(error.value) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("runner", [*StandardOptions.KNOWN_RUNNER_NAMES, "flink", "SPARKRUNNER", "my_package.MyRunner"])
-def test_a_runner_is_named_as_beam_lets_it_be_named(runner: str) -> None:
-    assert pipeline_options(BeamConfig(runner=runner)).view_as(StandardOptions).runner == runner
+IN_FULL = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+@pytest.mark.parametrize(
+    ("runner", "full_name"),
+    [
+        *zip(StandardOptions.KNOWN_RUNNER_NAMES, StandardOptions.KNOWN_RUNNER_NAMES, strict=True),
+        ("flink", "FlinkRunner"),
+        ("SPARKRUNNER", "SparkRunner"),
+        (IN_FULL, IN_FULL),
+    ],
+)
+def test_a_runner_is_named_as_beam_lets_it_be_named(runner: str, full_name: str) -> None:
+    assert pipeline_options(BeamConfig(runner=runner)).view_as(StandardOptions).runner == full_name
+
+
+def test_a_runner_named_in_short_has_its_options_and_its_rules(tmp_path: Path) -> None:
+    config = BeamConfig(runner="flink", options=("--checkpointing_interval=60000",))
+    assert pipeline_options(config).get_all_options(retain_unknown_options=True)["checkpointing_interval"]
+    with pytest.raises(ValueError, match="its workers cannot reach"):
+        collect(BeamConfig(runner="dataflow"), [], beam.Map(str), tmp_path / "scratch")
