@@ -72,7 +72,7 @@ class WindowField:
     REQUEST = "request"  # int64 [n], EventColumn.REQUEST
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
     NON_TARGETS = "non_targets"  # int64 [R], places of events below the target level, and of repeats that are kept: of
-    # an item that the user had before, at the event's level or above
+    # an item that the user had before, at whatever level
     IN_GROUP_NEGATIVES = "in_group_negatives"  # int64 [T * N]
     EASY_NEGATIVES = "easy_negatives"  # int64 [T * M]
     EXPOSED_NEGATIVES = "exposed_negatives"  # int64 [T * windows.exposed_negatives]
