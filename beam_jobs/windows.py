@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.busy_users import max_user_positives
-from beam_jobs.files import read_parquet
+from beam_jobs.expected_draws import draw_shares
+from beam_jobs.files import read_array, read_parquet, write_array
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import as_text
-from beam_jobs.windows_steps import WriteWindows
+from beam_jobs.windows_steps import WriteWindows, expected_file
 from contracts.artifact import Manifest, TooFewEvents, current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
@@ -62,6 +65,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             )
         if not totals["train_positives"]:
             raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
+        _write_draw_shares(staged, statistics, groups, [expected_file(writer.path, bucket) for bucket in buckets])
         writer.details[ITEMS_PER_USER] = totals.pop("taken") / totals.pop("takers")
         writer.counts.update(totals)
         draws = {split: config.windows.resamples if split == Split.TRAIN else 1 for split in Split}
@@ -71,6 +75,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             for draw in range(draws[split])
             for bucket in buckets
         ]
+        writer.files.append(staged.draw_shares.name)
         writer.details["resamples"] = config.windows.resamples
         told = {feature.name: list(feature.values) for feature in config.data.request_features}
         writer.details["request_features"] = told
@@ -81,6 +86,17 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             "windows: %s positives in %s windows", f"{totals['train_positives']:,}", f"{totals['train_windows']:,}"
         )
     return read_manifest(workdir.windows.path)
+
+
+def _write_draw_shares(windows: Windows, statistics: ItemStatistics, groups: ItemGroups, parts: list[Path]) -> None:
+    """Of the `expected_file`s of all buckets, which go."""
+    column = read_parquet(statistics.items, columns=[ItemColumn.SAMPLING_PROBABILITY])
+    probabilities = column[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
+    of_group = read_parquet(groups.groups, columns=[ItemColumn.GROUP_ID])[ItemColumn.GROUP_ID].to_numpy()
+    in_group, easy = functools.reduce(np.add, map(read_array, parts))
+    shares = draw_shares(in_group, of_group, probabilities), draw_shares(easy, np.zeros_like(of_group), probabilities)
+    write_array(windows.draw_shares, np.stack(shares))
+    remove(*parts)
 
 
 def _nothing_to_learn(config: Config, events: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from isal import igzip
 from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
-from beam_jobs.files import read_parquet
+from beam_jobs.expected_draws import ExpectedDraws
+from beam_jobs.files import read_parquet, write_array
 from beam_jobs.history_events import find_repeats, history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
@@ -31,8 +32,13 @@ with them."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
+def expected_file(folder: Path, number: int) -> Path:
+    """npy, float64 [2, num_items]: `ExpectedDraws` of a bucket's in-group draws, and of its easy ones."""
+    return folder / f"expected_draws-{number:05d}.npy"
+
+
 class WriteWindows(beam.DoFn):
-    """(bucket number, file) -> shards; yields counts."""
+    """(bucket number, file) -> shards and `expected_file`; yields counts."""
 
     def __init__(
         self,
@@ -59,8 +65,9 @@ class WriteWindows(beam.DoFn):
         self._vocabulary = Vocabulary(self._statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
         self._is_cold = items[ItemColumn.TRAIN_COUNT].to_numpy() == 0
+        self._probabilities = items[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
         self._sampler = NegativeSampler(
-            items[ItemColumn.SAMPLING_PROBABILITY].to_numpy(),
+            self._probabilities,
             self._groups,
             self._config.groups.num_groups,
             None if self._neighbors is None else neighbor_lists(self._neighbors),
@@ -86,12 +93,15 @@ class WriteWindows(beam.DoFn):
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
+        # Of another draw the same is expected: the sums grow, and the shares that they become do not change.
+        expected = [ExpectedDraws(self._probabilities, each) for each in (self._groups, np.zeros_like(self._groups))]
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
             of_draw: Counter[str] = Counter()
-            self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
+            self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw, expected), draw)
             counts.update(of_draw if draw == 0 else {})
+        write_array(expected_file(self._windows.path, number), np.stack([kind.of_items() for kind in expected]))
         for split in (Split.VALIDATION, Split.TEST):
             users = evaluation_records(
                 history,
@@ -121,16 +131,26 @@ class WriteWindows(beam.DoFn):
         write_whole(shard, lambda staging: staging.write_bytes(b"".join(members) or igzip.compress(b"", mtime=0)))
 
     def _train_blocks(
-        self, train: BucketEvents, exposures: BucketEvents, rng: np.random.Generator, counts: Counter[str]
+        self,
+        train: BucketEvents,
+        exposures: BucketEvents,
+        rng: np.random.Generator,
+        counts: Counter[str],
+        expected: Sequence[ExpectedDraws],
     ) -> Iterator[bytes]:
         for start, stop in user_blocks(_events_per_user(train), _BLOCK_EVENTS):
             block = train.of_users(start, stop), exposures.of_users(start, stop)
-            yield encode_examples(self._window_features(*block, rng, counts))
+            yield encode_examples(self._window_features(*block, rng, counts, expected))
 
     def _window_features(
-        self, block: BucketEvents, exposures: BucketEvents, rng: np.random.Generator, counts: Counter[str]
+        self,
+        block: BucketEvents,
+        exposures: BucketEvents,
+        rng: np.random.Generator,
+        counts: Counter[str],
+        expected: Sequence[ExpectedDraws],
     ) -> dict[str, Ragged]:
-        """`WindowField`s of all windows of a block of users."""
+        """`WindowField`s of all windows of a block of users; adds to `counts`, and to `expected` its draws."""
         num_users = len(block.user_index)
         is_positive = block.levels >= self._target_level
         is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
@@ -141,10 +161,15 @@ class WriteWindows(beam.DoFn):
         positives = block.where(is_positive)
         owned = OwnedItems(positives.users, positives.items, num_users, len(self._groups))
         negatives = self._negatives(block.users[targets], block.items[targets], exposures, owned, rng)
+        is_trained = np.zeros(len(is_target), bool)
+        is_trained[targets] = True
+        taken = np.flatnonzero(is_target & (block.items != PADDING_INDEX))
+        for kind in expected:
+            kind.add(block.users[taken], block.items[taken], is_trained[taken])
         # What a busy user has beyond what is trained on says nothing of the others.
-        taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
-        counts["taken"] += int(taken.sum())
-        counts["takers"] += int(np.count_nonzero(taken))
+        num_taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
+        counts["taken"] += int(num_taken.sum())
+        counts["takers"] += int(np.count_nonzero(num_taken))
         counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)

@@ -194,6 +194,12 @@ class Windows:
     def shard(self, split: Split, index: int, num_shards: int, draw: int = 0) -> Path:
         return self.path / f"{self.prefix(split, draw)}{index:05d}-of-{num_shards:05d}.tfrecord.gz"
 
+    @property
+    def draw_shares(self) -> Path:
+        """npy, float64 [2, num_items]: the part that an item is expected to be of its group's in-group draws, and of
+        the easy ones; row r of each is item_index r + 1."""
+        return self.path / "draw_shares.npy"
+
 
 @dataclass(frozen=True)
 class Model:

@@ -33,6 +33,9 @@ class Catalogue:
         target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless a
             training asks.
         sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
+        draw_shares: float64 [2, num_items + 1], what an item is expected to be of the windows' in-group draws of its
+            group and of their easy ones: nobody is given what is his own, so that it is less than by
+            `sampling_probability` of what many took. None without windows, and of windows that older code wrote.
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.
         feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
@@ -54,6 +57,7 @@ class Catalogue:
     cooccurrence: np.ndarray = field(default_factory=lambda: np.zeros((1, 0), np.float32))
     groups_match_windows: bool = True
     target_count: np.ndarray | None = None
+    draw_shares: np.ndarray | None = None
     trained: np.ndarray | None = None
     num_users: int = 0
     items_per_user: float = 0.0
@@ -86,7 +90,8 @@ class Catalogue:
         spec = json.loads(workdir.transform.feature_spec.read_text(encoding="utf-8"))
         group_id = _padded(groups[ItemColumn.GROUP_ID], np.int32)
         group_id[0] = -1
-        windows = find_manifest(workdir.windows.path)
+        windows, shares = find_manifest(workdir.windows.path), workdir.windows.draw_shares
+        has_shares = windows is not None and shares.name in windows.files
         return cls(
             item_ids=items[ItemColumn.ITEM_ID].to_numpy(zero_copy_only=False),
             group_id=group_id,
@@ -97,6 +102,7 @@ class Catalogue:
             user_features=_read_features(workdir.transform.users, spec["user"]),
             feature_spec=spec,
             cooccurrence=np.pad(np.load(workdir.item_groups.embeddings), [[1, 0], [0, 0]]),
+            draw_shares=np.pad(np.load(shares), [[0, 0], [1, 0]]) if has_shares else None,
             num_users=pq.read_metadata(workdir.item_statistics.users).num_rows,
             items_per_user=windows.details.get(ITEMS_PER_USER, 0.0) if windows else 0.0,
         )

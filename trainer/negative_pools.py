@@ -54,23 +54,23 @@ class NegativePools:
     """Builds a step's candidates: the whole catalogue if it is small, else drawn negatives.
 
     There are three kinds of draws:
-    - in-group draws, by q(i | g), come with the windows;
-    - easy draws, by q(i), come with the windows, too; or from another `NegativeSampler`, and then there are no
-      in-group draws;
-    - fresh draws, also by q(i), are made at the step and join the easy ones: the windows' draws come again in every
-      epoch, so that an item which chance left out of them would never be a negative.
+    - in-group draws come with the windows;
+    - easy draws, from the whole catalogue, come with the windows, too; or from another `NegativeSampler`, and then
+      there are no in-group draws;
+    - fresh draws are made at the step and join the easy ones: the windows' draws come again in every epoch, so that an
+      item which chance left out of them would never be a negative.
 
     Of the windows' draws a step keeps a part, evenly spread. A positive of group g is compared with the in-group draws
     of g and with all easy draws, among which an item of g is expected
 
-        E[count_i] = n_g q_i / Q_g + n_easy q_i,    Q_g = sum of q over group g,
+        E[count_i] = n_g h_i + n_easy e_i + n_fresh q_i
 
-    times, n_g being the in-group draws kept for g and n_easy the easy draws kept; an item of another
-    group n_easy q_i times. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased
-    estimates of sums over the catalogue (the balance heuristic of multiple importance sampling),
-    whatever the mix of hard and easy. One thing is neglected: the windows' writer rejects a user's own
-    items, so that they are drawn less often for others, too. How many embeddings a step reads and updates depends
-    neither on K nor on the size of the catalogue.
+    times, n_g being the in-group draws kept for g, n_easy the easy draws kept and n_fresh the fresh ones; an item of
+    another group n_easy e_i + n_fresh q_i times. Fresh draws are by the sampling probability q. The windows' writer
+    draws by q, too, but gives no user what is his own, so that what many took is rarer among its draws: h and e are
+    `Catalogue.draw_shares`. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased estimates of sums over
+    the catalogue (the balance heuristic of multiple importance sampling), whatever the mix of hard and easy. How many
+    embeddings a step reads and updates depends neither on K nor on the size of the catalogue.
 
     Attributes:
         exact: whether candidates are the whole catalogue.
@@ -85,13 +85,16 @@ class NegativePools:
         self._easy_pool = loss.easy_pool
         self._group_id = tf.constant(np.maximum(catalogue.group_id, 0))
         self._sampler = negative_sampler(catalogue, loss)
-        probability = self._sampler.probability
-        mass = _sum_by_group(catalogue, probability)
-        self._fresh_pool, self._fresh_sampler = loss.fresh_pool, CatalogueSampler(probability)
-        log_probability = np.log(np.maximum(probability, 1e-30))
-        log_probability[PADDING_INDEX] = -LEFT_OUT
-        self._log_probability = tf.constant(log_probability, tf.float32)
-        self._group_mass = tf.constant(np.maximum(mass, 1e-30), tf.float32)
+        of_windows = loss.negatives == "windows"
+        fresh = catalogue.sampling_probability if of_windows else self._sampler.probability
+        mass = _sum_by_group(catalogue, fresh)
+        self._fresh_pool, self._fresh_sampler = loss.fresh_pool, CatalogueSampler(fresh)
+        in_group = fresh / np.maximum(mass, 1e-30)[catalogue.group_id]
+        if hard_draws and catalogue.draw_shares is not None:
+            in_group = catalogue.draw_shares[0]
+        # Of item i, what a draw of each kind is expected to be of it.
+        shares = np.stack([in_group, self._sampler.probability, fresh], axis=1)
+        self._shares = tf.constant(shares, tf.float32)
         self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
         positives = _sum_by_group(catalogue, catalogue.train_count / max(catalogue.train_count.sum(), 1))
         if self.exact:
@@ -113,8 +116,9 @@ class NegativePools:
         hard = evenly_spread(in_group_negatives, self._in_group_pool, generator)
         easy = self._sampler.draw(easy_negatives, targets, self._easy_pool, generator)
         fresh = self._fresh_sampler.draw(easy_negatives, targets, self._fresh_pool, generator)
+        num_easy, num_fresh = tf.cast(tf.size(easy), tf.float32), tf.cast(tf.size(fresh), tf.float32)
         easy = tf.concat([easy, fresh], 0)
-        num_hard, num_easy = tf.size(hard), tf.cast(tf.size(easy), tf.float32)
+        num_hard = tf.size(hard)
         # Users who know all items leave nothing to draw: padding, which is left out, is what a step then gathers.
         easy = tf.pad(easy, [[0, tf.cast(tf.equal(tf.size(easy), 0), tf.int32)]])
         easy = tf.gather(easy, tf.argsort(tf.gather(self._group_id, easy), stable=True))
@@ -124,17 +128,18 @@ class NegativePools:
         hard_sizes = count(group[:num_hard], self.num_groups)
         sizes = easy_sizes + hard_sizes
         rows, filled = _to_rows(group, sizes)
-        log_probability = tf.gather(self._log_probability, item_index)
-        log_draws = tf.math.log(tf.cast(hard_sizes, tf.float32) / self._group_mass + num_easy + 1e-30)
-        row_correction = -log_draws[:, None] - tf.gather(log_probability, rows)
+        in_group_share, easy_share, fresh_share = tf.unstack(tf.gather(self._shares, item_index), axis=1)
+        of_all = num_easy * easy_share + num_fresh * fresh_share
+        of_group = tf.cast(tf.gather(hard_sizes, group), tf.float32) * in_group_share + of_all
+        is_item = item_index != PADDING_INDEX
         return Candidates(
             item_index,
             rows,
-            tf.where(filled, row_correction, LEFT_OUT),
+            tf.where(filled, tf.gather(_log_q_correction(of_group, is_item), rows), LEFT_OUT),
             sizes,
             num_hard,
             easy_sizes,
-            -tf.math.log(num_easy + 1e-30) - log_probability[num_hard:],
+            _log_q_correction(of_all, is_item)[num_hard:],
         )
 
     def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
@@ -179,6 +184,11 @@ def row_correction(
     is_own = tf.gather(tf.gather(own_items, pair // num_groups), tf.gather(candidates.rows, group), batch_dims=1)
     of_pair = _left_out(is_own) + tf.gather(candidates.row_correction, group)
     return tf.gather(of_pair, tf.reshape(place, tf.shape(window)))
+
+
+def _log_q_correction(expected: tf.Tensor, is_item: tf.Tensor) -> tf.Tensor:
+    """-log of how often a candidate is `expected`, `LEFT_OUT` of padding; float32 [num_candidates]."""
+    return tf.where(is_item, -tf.math.log(tf.maximum(expected, 1e-30)), LEFT_OUT)
 
 
 def _left_out(which: tf.Tensor) -> tf.Tensor:

@@ -71,7 +71,8 @@ class CatalogueSampler(NegativeSampler):
 def negative_sampler(catalogue: Catalogue, loss: LossConfig) -> NegativeSampler:
     """The sampler that `training.loss.negatives` names."""
     if loss.negatives == "windows":
-        return WindowSampler(catalogue.sampling_probability)
+        in_all = catalogue.sampling_probability if catalogue.draw_shares is None else catalogue.draw_shares[1]
+        return WindowSampler(in_all)
     if loss.negatives == "uniform":
         return CatalogueSampler(uniform_probability(catalogue))
     counts = catalogue.train_count

@@ -122,7 +122,7 @@ def test_every_job_writes_what_it_writes_to_a_disk(
         manifest = job.run(config_of(log, f"{place}/log"), Workdir(run), "fingerprint")
         assert manifest.fingerprint == "fingerprint"
     wanted = local_letters(contents(expected), log, f"{place}/log")
-    assert len(wanted) == 3 + 3 + 4 + 4 + (3 + 2) + 12
+    assert len(wanted) == 3 + 3 + 4 + 4 + (3 + 2) + (12 + 1)
     assert contents(run) == wanted
     assert scratch(run) == []
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -25,8 +25,9 @@ def expected(config_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     contents = run_jobs(config_path, tmp_path_factory.mktemp("plain"), ONE_WORKER)
     letters = [data.splitlines() for name, data in contents.items() if name.startswith("events/dead_letters-")]
     assert [len(lines) for lines in letters] == [2, 2, 2]
-    # Letters; 3 buckets; tables; groups; transformed tables and their features; 3 shards of two draws and two splits.
-    assert len(contents) == 3 + 3 + 4 + 4 + 3 + 12
+    # Letters; 3 buckets; tables; groups; transformed tables and their features; 3 shards of two draws and two splits,
+    # and the draws' shares.
+    assert len(contents) == 3 + 3 + 4 + 4 + 3 + (12 + 1)
     return contents
 
 
