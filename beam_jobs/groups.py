@@ -262,7 +262,8 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
             groups[placed] = _kmeans(config, embedded, before, scratch)[placed]
     else:
         codes = embedded.side.feature(settings.category or "").first_codes(len(embeddings))
-        groups = _by_category(config, embeddings, codes, before)
+        goes_on = previous is not None and not previous.changed(fit_settings(config))
+        groups = _by_category(config, embeddings, codes, before, goes_on)
         members, rest = (groups >= 0) & placed, (groups < 0) & placed
         if rest.any() and members.any():
             # A group of none that is placed has no centroid: 0 would be near to everything.
@@ -300,8 +301,13 @@ def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Pat
     return assign_items(config.beam, embedded.blocks, centroids, scratch)
 
 
-def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int64) -> Int64:
-    """Group of each item that has a category, else -1."""
+def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int64, goes_on: bool) -> Int64:
+    """Group of each item that has a category, else -1.
+
+    Args:
+        goes_on: the same settings made the last run's groups. A category of theirs that has no item today is no mistake
+            of the config, and may be back tomorrow: `fill_empty` keeps its group's place.
+    """
     settings = config.groups
     known = codes >= 0
     num_categories = len(np.unique(codes[known]))
@@ -311,11 +317,13 @@ def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int6
             "data.item_features, or set groups.method=kmeans"
         )
     if settings.method == "category" and num_categories < settings.num_groups:
-        raise ValueError(
+        few = (
             f"groups.num_groups={settings.num_groups} is more than the {num_categories} values that "
-            f"groups.category={settings.category!r} takes: lower it, or set groups.method=hybrid (which cuts large "
-            "categories) or kmeans"
+            f"groups.category={settings.category!r} takes"
         )
+        if not goes_on:
+            raise ValueError(f"{few}: lower it, or set groups.method=hybrid (which cuts large categories) or kmeans")
+        log.warning("groups: %s today: a group without a category holds one item, until there is one for it", few)
     rows = embeddings[known]
     # A hybrid group below half the mean size joins its neighbour, and its place goes to a large one.
     least = int(known.sum() / settings.num_groups / 2) if settings.method == "hybrid" else 0

@@ -227,6 +227,39 @@ def test_categories_keep_their_ids_where_all_items_are_new(method: str, num_grou
     assert all(before[topic] & after[topic] for topic in before) and sum(map(len, after.values())) == num_groups
 
 
+def test_a_category_that_is_gone_ends_no_retrain_and_gets_its_group_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where all items are new each day, as of news; the other categories keep their groups meanwhile."""
+    groups_of: list[dict[str, set[int]]] = []
+    previous = None
+    for day, topics in enumerate((["sports", "music", "food"], ["food", "music"], ["food", "sports", "music"])):
+        ids = [f"{day}-{place}" for place in range(30)]
+        topic_of = {item: topics[place % len(topics)] for place, item in enumerate(ids)}
+        (tmp_path / "items.csv").write_text("id,topic\n" + "".join(f"{item},{t}\n" for item, t in topic_of.items()))
+        log = write_log(tmp_path / "log.csv", [f"u{(i * 7) % 30},{ids[i % 30]},{i}" for i in range(180)])
+        workdir = _prepare(tmp_path / f"day-{day}", log)
+        _groups_of_topics(workdir, tmp_path, num_groups=3, previous=previous)
+        found = read_groups(workdir)
+        groups_of.append({topic: {found[item] for item in ids if topic_of[item] == topic} for topic in topics})
+        assert set(found.values()) == {0, 1, 2}
+        previous = str(workdir.item_groups.path)
+    first, without, again = groups_of
+    [empty] = first["sports"]
+    assert without["food"] - {empty} == first["food"] and without["music"] - {empty} == first["music"]
+    assert again == first
+    assert "more than the 2 values that groups.category='topic' takes today" in caplog.text
+    # Another K is a mistake of the config, as before.
+    with pytest.raises(ValueError, match=r"=4 is more than the 3 values .* lower it"):
+        _groups_of_topics(workdir, tmp_path, num_groups=4, previous=previous)
+
+
+def _groups_of_topics(workdir: Workdir, folder: Path, **settings: object) -> None:
+    table = {"path": str(folder / "items.csv"), "id": "id", "features": [{"name": "topic", "kind": "categorical"}]}
+    sections = {"groups": {"method": "category", "category": "topic", **settings}, "data": {"item_features": table}}
+    groups.run(make_config(folder / "log.csv", **sections), workdir, "g")
+
+
 def test_ids_follow_what_is_seen_most_and_not_most_items(tmp_path: Path) -> None:
     """Item p has nearly all events. Today it is with most items of the other group, and under their old category."""
     lines = [f"u{user},p,{user}" for user in range(20)] + [f"v{item},{item},0" for item in "qrst"]
