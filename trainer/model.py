@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -124,6 +124,13 @@ class TwoTowerModel(tfrs.Model):
             float32 [batch_size, num_groups, dim] and float32 [batch_size, num_groups].
         """
         return self._embed(tf.cast(history_index, tf.int64), user_features)
+
+    def get_config(self) -> dict[str, Any]:
+        """Nothing: a model is made of a `Config` and a catalogue, and its weights alone are saved.
+
+        Keras asks whenever weights are written or read. Its own answer is the same, with a warning each time.
+        """
+        return {}
 
     @property
     def passes_of_an_answer(self) -> int:

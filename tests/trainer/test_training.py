@@ -297,6 +297,14 @@ def test_odd_logs_train_and_evaluate(kind: str, sampled: bool, tmp_path: Path) -
     assert 0 <= table["recall_at_10"]["value"] <= 1
 
 
+def test_weights_are_written_and_read_without_a_warning(workdir: Workdir, caplog: pytest.LogCaptureFixture) -> None:
+    """`dnc` hides TensorFlow's; the processes of `dnc benchmark` and `dnc tune` do not."""
+    config = small_config(training={"epochs": 1})
+    train(config, workdir, "quiet", "x")
+    load_model(config, workdir, "quiet")
+    assert not [record.getMessage() for record in caplog.records if "get_config" in record.getMessage()]
+
+
 def test_weights_that_do_not_fit_are_refused(workdir: Workdir) -> None:
     train(small_config(training={"epochs": 1}), workdir, "fits", "x")
     with pytest.raises(ValueError, match=r"model.weights.h5 do not fit"):
