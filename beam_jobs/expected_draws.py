@@ -6,10 +6,14 @@ popular items of MovieLens-100K a third as often. A logQ of that probability cou
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 
 from beam_jobs.arrays import Bool, Float64, Int64
 from beam_jobs.event_order import sort_with_places
+from beam_jobs.files import read_array, write_array
 
 
 class ExpectedDraws:
@@ -30,8 +34,8 @@ class ExpectedDraws:
         self._num_groups = int(groups.max(initial=0)) + 1
         self._mass = np.bincount(groups, probabilities, self._num_groups)
         self._sizes = np.bincount(groups, minlength=self._num_groups)
-        # Sums of T / (Q_g - Q_gu), where u has T targets in g: over all users, and over those who own an item.
-        self._of_all, self._of_owners = np.zeros(self._num_groups), np.zeros(len(groups))
+        # Sums of T / (Q_g - Q_gu), where u has T targets in g: over all users by group, then over an item's owners.
+        self.sums = np.zeros(self._num_groups + len(groups))
 
     def add(self, users: Int64, items: Int64, is_target: Bool) -> None:
         """All that some users own, each `item_index` of a user once, and which of it are targets; [num_owned] each."""
@@ -45,19 +49,46 @@ class ExpectedDraws:
         left = self._mass[group] - np.add.reduceat(self._q[item], starts)
         targets = np.add.reduceat(is_target[place].astype(np.float64), starts)
         rate = np.where(can_draw, targets / np.where(can_draw, left, 1), 0.0)
-        self._of_all += np.bincount(group, rate, self._num_groups)
-        np.add.at(self._of_owners, item, np.repeat(rate, sizes))
+        self.sums[: self._num_groups] += np.bincount(group, rate, self._num_groups)
+        np.add.at(self.sums, self._num_groups + item, np.repeat(rate, sizes))
 
-    def of_items(self) -> Float64:
-        """[num_items] the draws that are expected of each."""
-        rates = self._of_all[self._groups] - self._of_owners
-        expected: Float64 = np.maximum(rates, 0) * self._q  # of what all own, rounding leaves a little of either sign
-        return expected
+    def shares(self) -> Float64:
+        """[num_items] the part that each is expected to be of its group's draws; by q where nothing is drawn."""
+        of_all, of_owners = np.split(self.sums, [self._num_groups])
+        # Of what all own, rounding leaves a little of either sign.
+        expected = np.maximum(of_all[self._groups] - of_owners, 0) * self._q
+        totals = np.bincount(self._groups, expected, self._num_groups)[self._groups]
+        by_q = self._q / self._mass[self._groups]
+        shares: Float64 = np.where(totals > 0, expected / np.where(totals > 0, totals, 1), by_q)
+        return shares
 
 
-def draw_shares(expected: Float64, groups: Int64, probabilities: Float64) -> Float64:
-    """[num_items] each item's part of its group's draws; by `probabilities` in a group that nothing is drawn from."""
-    num_groups = int(groups.max(initial=0)) + 1
-    totals = np.bincount(groups, expected, num_groups)[groups]
-    mass = np.bincount(groups, probabilities, num_groups)[groups]
-    return np.where(totals > 0, expected / np.where(totals > 0, totals, 1), probabilities / mass)
+class DrawsOfWindows(NamedTuple):
+    """Of the draws of a bucket's windows, or of all buckets'."""
+
+    in_group: ExpectedDraws
+    easy: ExpectedDraws
+
+    @classmethod
+    def none(cls, probabilities: Float64, groups: Int64) -> DrawsOfWindows:
+        """Before any user; arguments as of `ExpectedDraws`."""
+        return cls(ExpectedDraws(probabilities, groups), ExpectedDraws(probabilities, np.zeros_like(groups)))
+
+    def write(self, path: Path) -> None:
+        """The sums that are not 0, to an .npy file: a bucket has a few of a large catalogue's items."""
+        sums = np.concatenate([draws.sums for draws in self])
+        places = np.flatnonzero(sums)
+        write_array(path, np.stack([places, sums[places]]))
+
+    def add_written(self, path: Path) -> None:
+        """Adds what `write` wrote of other users."""
+        places, values = read_array(path)
+        sums = np.zeros(sum(len(draws.sums) for draws in self))
+        sums[places.astype(np.int64)] = values
+        for draws, part in zip(self, np.split(sums, [len(self.in_group.sums)]), strict=True):
+            draws.sums += part
+
+    def clear(self) -> None:
+        """Back to no users."""
+        for draws in self:
+            draws.sums[:] = 0

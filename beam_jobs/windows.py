@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 
 from beam_jobs.beam_run import collect
 from beam_jobs.busy_users import max_user_positives
-from beam_jobs.expected_draws import draw_shares
-from beam_jobs.files import read_array, read_parquet, write_array
+from beam_jobs.expected_draws import DrawsOfWindows
+from beam_jobs.files import read_parquet, write_array
 from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import as_text
@@ -90,12 +89,14 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 def _write_draw_shares(windows: Windows, statistics: ItemStatistics, groups: ItemGroups, parts: list[Path]) -> None:
     """Of the `expected_file`s of all buckets, which go."""
-    column = read_parquet(statistics.items, columns=[ItemColumn.SAMPLING_PROBABILITY])
-    probabilities = column[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
-    of_group = read_parquet(groups.groups, columns=[ItemColumn.GROUP_ID])[ItemColumn.GROUP_ID].to_numpy()
-    in_group, easy = functools.reduce(np.add, map(read_array, parts))
-    shares = draw_shares(in_group, of_group, probabilities), draw_shares(easy, np.zeros_like(of_group), probabilities)
-    write_array(windows.draw_shares, np.stack(shares))
+    items = read_parquet(statistics.items, columns=[ItemColumn.SAMPLING_PROBABILITY])
+    table = read_parquet(groups.groups, columns=[ItemColumn.GROUP_ID])
+    expected = DrawsOfWindows.none(
+        items[ItemColumn.SAMPLING_PROBABILITY].to_numpy(), table[ItemColumn.GROUP_ID].to_numpy()
+    )
+    for part in parts:
+        expected.add_written(part)
+    write_array(windows.draw_shares, np.stack([draws.shares() for draws in expected]))
     remove(*parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from isal import igzip
 from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
-from beam_jobs.expected_draws import ExpectedDraws
-from beam_jobs.files import read_parquet, write_array
+from beam_jobs.expected_draws import DrawsOfWindows
+from beam_jobs.files import read_parquet
 from beam_jobs.history_events import find_repeats, history_events, is_repeat, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
@@ -33,7 +33,7 @@ _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times fast
 
 
 def expected_file(folder: Path, number: int) -> Path:
-    """npy, float64 [2, num_items]: `ExpectedDraws` of a bucket's in-group draws, and of its easy ones."""
+    """`DrawsOfWindows` of a bucket."""
     return folder / f"expected_draws-{number:05d}.npy"
 
 
@@ -65,9 +65,10 @@ class WriteWindows(beam.DoFn):
         self._vocabulary = Vocabulary(self._statistics)
         self._groups = table[ItemColumn.GROUP_ID].to_numpy().astype(np.int64)
         self._is_cold = items[ItemColumn.TRAIN_COUNT].to_numpy() == 0
-        self._probabilities = items[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
+        probabilities = items[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
+        self._expected = DrawsOfWindows.none(probabilities, self._groups)
         self._sampler = NegativeSampler(
-            self._probabilities,
+            probabilities,
             self._groups,
             self._config.groups.num_groups,
             None if self._neighbors is None else neighbor_lists(self._neighbors),
@@ -94,14 +95,14 @@ class WriteWindows(beam.DoFn):
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
         # Of another draw the same is expected: the sums grow, and the shares that they become do not change.
-        expected = [ExpectedDraws(self._probabilities, each) for each in (self._groups, np.zeros_like(self._groups))]
+        self._expected.clear()
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
             # Each draw holds the same windows: what is counted is one.
             of_draw: Counter[str] = Counter()
-            self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw, expected), draw)
+            self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
             counts.update(of_draw if draw == 0 else {})
-        write_array(expected_file(self._windows.path, number), np.stack([kind.of_items() for kind in expected]))
+        self._expected.write(expected_file(self._windows.path, number))
         for split in (Split.VALIDATION, Split.TEST):
             users = evaluation_records(
                 history,
@@ -136,11 +137,10 @@ class WriteWindows(beam.DoFn):
         exposures: BucketEvents,
         rng: np.random.Generator,
         counts: Counter[str],
-        expected: Sequence[ExpectedDraws],
     ) -> Iterator[bytes]:
         for start, stop in user_blocks(_events_per_user(train), _BLOCK_EVENTS):
             block = train.of_users(start, stop), exposures.of_users(start, stop)
-            yield encode_examples(self._window_features(*block, rng, counts, expected))
+            yield encode_examples(self._window_features(*block, rng, counts))
 
     def _window_features(
         self,
@@ -148,9 +148,8 @@ class WriteWindows(beam.DoFn):
         exposures: BucketEvents,
         rng: np.random.Generator,
         counts: Counter[str],
-        expected: Sequence[ExpectedDraws],
     ) -> dict[str, Ragged]:
-        """`WindowField`s of all windows of a block of users; adds to `counts`, and to `expected` its draws."""
+        """`WindowField`s of all windows of a block of users; adds to the counts, and to the expected draws."""
         num_users = len(block.user_index)
         is_positive = block.levels >= self._target_level
         is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
@@ -164,8 +163,8 @@ class WriteWindows(beam.DoFn):
         is_trained = np.zeros(len(is_target), bool)
         is_trained[targets] = True
         taken = np.flatnonzero(is_target & (block.items != PADDING_INDEX))
-        for kind in expected:
-            kind.add(block.users[taken], block.items[taken], is_trained[taken])
+        for draws in self._expected:
+            draws.add(block.users[taken], block.items[taken], is_trained[taken])
         # What a busy user has beyond what is trained on says nothing of the others.
         num_taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
         counts["taken"] += int(num_taken.sum())

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from beam_jobs import groups, ingest, statistics, windows
-from beam_jobs.expected_draws import ExpectedDraws, draw_shares
+from beam_jobs.expected_draws import DrawsOfWindows, ExpectedDraws
 from contracts.layout import Workdir
 from contracts.names import Split, WindowField
 from tests.beam_jobs.helpers import community_log, make_config, read_events, read_groups
@@ -45,12 +45,33 @@ def test_expected_draws_user_by_user(num_groups: int) -> None:
         rows = [(user, item, is_target) for user in block for item, is_target in owned[user].items()]
         users, items, is_target = np.array(rows, np.int64).reshape(-1, 3).T
         found.add(users, items, is_target > 0)
-    np.testing.assert_allclose(found.of_items(), by_users(weights, group_of, owned), rtol=1e-9, atol=1e-12)
+    expected = by_users(weights, group_of, owned)
+    shares = expected / np.bincount(groups_of, expected)[groups_of]
+    np.testing.assert_allclose(found.shares(), shares, rtol=1e-9, atol=1e-12)
 
 
 def test_a_group_that_nothing_is_drawn_from_has_the_sampling_probabilities() -> None:
-    shares = draw_shares(np.array([3.0, 0, 1, 0]), np.array([0, 1, 0, 1]), np.array([0.1, 0.1, 0.5, 0.3]))
-    np.testing.assert_allclose(shares, [0.75, 0.25, 0.25, 0.75])
+    # User 0 owns item 1 of group 0, a target: all is drawn from items 3 and 5, by .5 and .25. Group 1 has no target.
+    draws = ExpectedDraws(np.array([0.1, 0.05, 0.5, 0.1, 0.25]), np.array([0, 1, 0, 1, 0]))
+    draws.add(np.array([0, 0]), np.array([1, 2]), np.array([True, False]))
+    np.testing.assert_allclose(draws.shares(), [0, 1 / 3, 2 / 3, 2 / 3, 1 / 3])
+
+
+def test_buckets_that_are_written_add_up_to_one_of_all_users(tmp_path: Path) -> None:
+    probabilities, groups_of = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0, 0, 1, 1])
+    users, items, is_target = np.array([0, 0, 1, 1, 2]), np.array([1, 3, 2, 3, 4]), np.array([1, 1, 1, 0, 1], bool)
+    whole, part, added = (DrawsOfWindows.none(probabilities, groups_of) for _ in range(3))
+    for draws in whole:
+        draws.add(users, items, is_target)
+    for bucket in (users < 1, users >= 1):
+        part.clear()
+        for draws in part:
+            draws.add(users[bucket], items[bucket], is_target[bucket])
+        part.write(tmp_path / "part.npy")
+        added.add_written(tmp_path / "part.npy")
+    for found, expected in zip(added, whole, strict=True):
+        np.testing.assert_allclose(found.sums, expected.sums)
+        assert expected.sums.any()
 
 
 @pytest.mark.parametrize("repeats", ["drop", "keep"])
