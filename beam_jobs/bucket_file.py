@@ -63,6 +63,23 @@ def num_tied(events: pa.Table) -> int:
     return int(((np.diff(users) == 0) & (np.diff(times) == 0)).sum())
 
 
+def steps_by_item(events: pa.Table) -> tuple[int, int, int]:
+    """Of the events that `order_events` returns, the steps of a user to a later time and another item: how many.
+
+    Returns:
+        all of them, those that lead up in the bytewise order of item ids, and those that lead up where a shorter id
+        comes first, as of numbers.
+    """
+    users, items = (one_array(events[name]) for name in (EventColumn.USER_ID, EventColumn.ITEM_ID))
+    places = items.indices.to_numpy()
+    later = (np.diff(users.indices) == 0) & (np.diff(events[EventColumn.TIMESTAMP].to_numpy()) > 0)
+    lengths = pc.binary_length(items.dictionary).to_numpy()
+    as_number = np.empty(len(lengths), np.int64)
+    as_number[np.argsort(lengths, kind="stable")] = np.arange(len(lengths))  # ids of a length are in bytewise order
+    up, up_as_number = np.diff(places), np.diff(as_number[places])
+    return int((later & (up != 0)).sum()), int((later & (up > 0)).sum()), int((later & (up_as_number > 0)).sum())
+
+
 def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     """Sorts by (user_id, timestamp, hash of user and item, item_id) and keeps the highest level of exact duplicates.
 

@@ -21,6 +21,7 @@ from beam_jobs.ingest_advice import (
     warn_of_lists_of_ids,
     warn_of_nothing_held_out,
     warn_of_odd_ids,
+    warn_of_order_by_item,
     warn_of_tied_times,
     warn_of_unlikely_times,
     warn_of_unlisted_values,
@@ -139,6 +140,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
         if not is_span:
             warn_of_nothing_held_out(config, writer.counts)
             warn_of_tied_times(config, writer.counts, sum(bucket["tied"] for bucket in buckets))
+            warn_of_order_by_item([bucket["steps"] for bucket in buckets])
         warn_of_a_busy_user(config, writer.counts, [tuple(bucket["busiest"]) for bucket in buckets])
         writer.details.update(
             levels=levels,

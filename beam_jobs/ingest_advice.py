@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 _BUSY_SHARE, _FEW_USERS = 0.1, 20
 _TIED_SHARE = 0.9
+_BY_ITEM_SHARE, _LEAST_STEPS = 0.99, 100
 _UNLISTED_SHARE = 0.05
 
 
@@ -63,6 +64,23 @@ def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) ->
             "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
             "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "
             "not, model.user_tower=mean may learn more",
+            100 * share,
+        )
+
+
+def warn_of_order_by_item(steps: list[tuple[int, int, int]]) -> None:
+    """`steps`: of each bucket, see `steps_by_item`.
+
+    The last items of such a history are those of the highest ids, and what is found of them says nothing.
+    """
+    steps_of_log, *up = (sum(of_buckets) for of_buckets in zip(*steps, strict=True))
+    share = max(up) / max(1, steps_of_log)
+    if steps_of_log >= _LEAST_STEPS and share >= _BY_ITEM_SHARE:
+        log.warning(
+            "ingest: %.1f%% of the events of another item than their user's event before are of a higher item id, as "
+            "where rows sorted by user and item were numbered: then the last items of a history are those of the "
+            "highest ids, and what is measured by them says nothing. Give the real times; or, where nothing tells the "
+            "order, the same time to all, and set model.user_tower=mean",
             100 * share,
         )
 

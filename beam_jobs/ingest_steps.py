@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.arrays import Int8, Int64
-from beam_jobs.bucket_file import EVENT_SCHEMA, num_tied, write_bucket
+from beam_jobs.bucket_file import EVENT_SCHEMA, num_tied, steps_by_item, write_bucket
 from beam_jobs.dead_letters import DeadLetters
 from beam_jobs.event_columns import ToldValues, validate
 from beam_jobs.event_files import read_batches, wanted_columns
@@ -140,7 +140,7 @@ class WriteBucket(beam.DoFn):
         yield {
             "kind": "bucket", "counts": counts, "first": first, "last": last, "late": late, "levels": of_level,
             "busiest": _busiest(users), "tied": num_tied(table), "unlikely": int(is_unlikely.sum()),
-            "shapes": shapes,
+            "shapes": shapes, "steps": steps_by_item(table),
         }  # fmt: skip
 
 

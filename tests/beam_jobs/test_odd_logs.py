@@ -164,6 +164,37 @@ def test_rows_sorted_by_item_whose_numbers_are_their_times_are_told(
     assert ("each item's events end before the next item's begin" in caplog.text) == said
 
 
+@pytest.mark.parametrize(
+    ("order", "id_of", "time", "said"),
+    [
+        ("item", "{:03}", "row", True),  # ISBNs, as of Book-Crossing
+        ("item", "{}", "row", True),  # numbers: 9 before 10, which as text is after it
+        ("item", "i{}", "row", True),
+        ("item", "{}", "same", False),  # the remedy
+        ("nothing", "{:03}", "row", False),
+        ("nearly", "{:03}", "row", False),  # every tenth step leads down, as of new items met soon after they appear
+    ],
+)
+def test_rows_sorted_by_user_and_item_whose_numbers_are_their_times_are_told(
+    order: str, id_of: str, time: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of 30 users has 20 of 120 items, and no item's events end before the next one's begin."""
+    random, rows = np.random.default_rng(0), []
+    for user in range(30):
+        items = random.choice(120, 20, replace=False)
+        if order != "nothing":
+            items.sort()
+        if order == "nearly":
+            items[[4, 5, 14, 15]] = items[[5, 4, 15, 14]]
+        rows += [f"u{user},{id_of.format(item)}," for item in items]
+    rows = [f"{row}{number if time == 'row' else 1}" for number, row in enumerate(rows)]
+    config, workdir = make_config(write_log(tmp_path / "log.csv", rows)), Workdir(tmp_path / "run")
+    for job in (ingest, statistics):
+        job.run(config, workdir, "f")
+    assert ("are of a higher item id" in caplog.text) == said
+    assert "each item's events end" not in caplog.text
+
+
 def test_an_id_that_stands_for_none_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [f"u{row % 9},{item},{row}" for row, item in enumerate([r"\N", "a", "nullable"] * 9)]
     config, workdir = make_config(write_log(tmp_path / "log.csv", rows)), Workdir(tmp_path / "run")
