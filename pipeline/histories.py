@@ -25,7 +25,8 @@ class History(NamedTuple):
 
     @property
     def positives(self) -> list[str]:
-        return [item for item, marked in zip(*self, strict=True) if not marked]
+        """Each once, where the user first took it."""
+        return list(dict.fromkeys(item for item, marked in zip(*self, strict=True) if not marked))
 
 
 def history_of(config: Config, workdir: Workdir, user_id: str) -> History:
@@ -48,14 +49,14 @@ def history_of(config: Config, workdir: Workdir, user_id: str) -> History:
 
 
 def example_user(config: Config, workdir: Workdir) -> str:
-    """The first user with a history long enough to show, else the one with the longest."""
+    """The first user with items enough to show, else the one with the most."""
     longest, length = "", 0
     for table in _buckets(config, workdir):
         is_positive = pc.greater_equal(table[EventColumn.FEEDBACK_LEVEL], config.data.feedback.target_level_index)
-        counts = (
-            table.filter(is_positive).group_by(EventColumn.USER_ID, use_threads=False).aggregate([([], "count_all")])
-        )
-        for user, count in zip(counts[EventColumn.USER_ID].to_pylist(), counts["count_all"].to_pylist(), strict=True):
+        by_user = table.filter(is_positive).group_by(EventColumn.USER_ID, use_threads=False)
+        counts = by_user.aggregate([(EventColumn.ITEM_ID, "count_distinct")])
+        numbers = counts[f"{EventColumn.ITEM_ID}_count_distinct"]
+        for user, count in zip(counts[EventColumn.USER_ID].to_pylist(), numbers.to_pylist(), strict=True):
             if count >= _LEAST_TO_SHOW:
                 return user
             if count > length:

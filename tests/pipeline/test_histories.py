@@ -52,3 +52,13 @@ def test_the_example_is_the_first_user_of_enough_positives_else_the_first_of_mos
     config = make_config(log, data={"num_buckets": 1, "feedback": feedback, "columns": {"event": "event"}})
     ingest.run(config, Workdir(tmp_path / "run"), "f")
     assert example_user(config, Workdir(tmp_path / "run")) == shown
+
+
+def test_an_item_that_comes_back_is_one_item(tmp_path: Path) -> None:
+    """Messages to two friends, and a user with fewer events and more items."""
+    lines = [f"talker,i{place % 2},{place}" for place in range(20)]
+    lines += [f"wanderer,i{place},{place}" for place in range(3)]
+    config = make_config(write_log(tmp_path / "log.csv", lines), data={"num_buckets": 1})
+    ingest.run(config, Workdir(tmp_path / "run"), "f")
+    assert history_of(config, Workdir(tmp_path / "run"), "talker").positives == ["i0", "i1"]
+    assert example_user(config, Workdir(tmp_path / "run")) == "wanderer"
