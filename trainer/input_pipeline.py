@@ -14,6 +14,7 @@ from contracts.artifact import ArtifactError, read_manifest
 from contracts.layout import Workdir
 from contracts.names import EvaluationField, Split, WindowField
 from trainer.ragged import Ragged
+from trainer.tied_events import shuffle_ties
 
 _CHUNK = 16_384
 """Windows that are sorted by length together."""
@@ -29,6 +30,7 @@ _WINDOW_FIELDS = (
     WindowField.REQUEST,
     WindowField.EXPOSED_NEGATIVES,
     WindowField.MINED_NEGATIVES,
+    WindowField.TIMESTAMP,
 )
 _USER_FIELDS = (
     EvaluationField.USER_INDEX,
@@ -79,18 +81,20 @@ class TrainingWindows:
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
     events, so that short users do not pay for long ones' padding. The draws of a chunk are shared out anew among its
-    windows: a window that met the same negatives in every epoch would learn them by heart.
+    windows: a window that met the same negatives in every epoch would learn them by heart. So would it the order of
+    events that share a second.
 
     Attributes:
         num_positives: targets of an epoch, windows' first events among them.
     """
 
-    def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
+    def __init__(self, workdir: Workdir, events_per_batch: int, seed: int, shuffles_ties: bool = False):
         manifest = read_manifest(workdir.windows.path)
         self.num_positives = manifest.counts["train_positives"] + manifest.counts["train_first_targets"]
         self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
         self._seed = seed
+        self._shuffles_ties = shuffles_ties
 
     def epoch(self, epoch: int) -> Iterator[WindowBatch]:
         """The epoch's batches, with the next of the draws of negatives that were written."""
@@ -98,11 +102,13 @@ class TrainingWindows:
         shards = self._draws[epoch % len(self._draws)]
         files = [shards[index] for index in rng.permutation(len(shards))]
         records = _records(files).shuffle(4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
-        # Its own stream: what is drawn does not change which windows make a batch.
-        of_draws = np.random.default_rng([self._seed, epoch, 1])
+        # Streams of their own: what is drawn does not change which windows make a batch.
+        of_draws, of_ties = (np.random.default_rng([self._seed, epoch, stream]) for stream in (1, 2))
         for chunk in _chunks(records, _WINDOW_FIELDS):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
                 chunk[name] = replace(chunk[name], values=of_draws.permutation(chunk[name].values))
+            if self._shuffles_ties:
+                shuffle_ties(chunk, of_ties)
             yield from self._batches(chunk, rng)
 
     def target_count(self, num_items: int) -> np.ndarray:

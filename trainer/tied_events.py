@@ -1,0 +1,58 @@
+"""Events that share a second, whose order a log does not tell: another one in each epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from contracts.names import WindowField
+from trainer.ragged import Ragged
+
+_OF_EVENTS = (WindowField.ITEM_INDEX, WindowField.FEEDBACK_LEVEL, WindowField.REQUEST)
+_OF_TARGETS = (WindowField.EXPOSED_NEGATIVES, WindowField.MINED_NEGATIVES)
+
+
+def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
+    """Draws the order of each window's events of one second, in place; whatever belongs to an event goes with it.
+
+    The one order in which such rows came says nothing of the user, and a model that sees it in every epoch learns it by
+    heart. A window's first event changes places with what is tied with it, too, unless it has to stay context: in a
+    window with more context, or where targets have lists of negatives of their own, which a first event has not.
+
+    Args:
+        chunk: fields of training windows.
+        rng: draws.
+    """
+    items, times = chunk[WindowField.ITEM_INDEX], chunk[WindowField.TIMESTAMP].values
+    row, num_events = items.row_ids(), len(items.values)
+    first = items.splits[row]
+    position = np.arange(num_events) - first
+    num_context = chunk[WindowField.NUM_CONTEXT].values[row]
+    has_lists = any(len(chunk[name].values) for name in _OF_TARGETS)
+    follows_context = (position == num_context) & ((num_context > 1) | has_lists)
+    begins = (position == 0) | (np.diff(times, prepend=-1) != 0) | follows_context
+    if begins.all():
+        return
+    # Within its own run, each event gets the place of a random other.
+    order = np.lexsort((rng.random(num_events), np.cumsum(begins)))
+
+    others = chunk[WindowField.NON_TARGETS]
+    is_other = np.zeros(num_events, bool)
+    is_other[items.splits[others.row_ids()] + others.values] = True
+    predicted = ~is_other & (position >= num_context)
+    _move_lists(chunk, predicted, order)
+    moved = is_other[order]
+    counts = np.bincount(row[moved], minlength=len(items))
+    chunk[WindowField.NON_TARGETS] = Ragged(position[moved], np.concatenate([[0], np.cumsum(counts)]))
+    for name in _OF_EVENTS:
+        if len(chunk[name].values):
+            chunk[name] = Ragged(chunk[name].values[order], chunk[name].splits)
+
+
+def _move_lists(chunk: dict[str, Ragged], predicted: np.ndarray, order: np.ndarray) -> None:
+    """Each target's own negatives go with it; `predicted`: bool [num_events], before events are in `order`."""
+    number = np.cumsum(predicted) - 1
+    moved = number[order][predicted[order]]
+    for name in _OF_TARGETS:
+        values = chunk[name].values
+        if len(values):
+            chunk[name] = Ragged(values.reshape(len(moved), -1)[moved].reshape(-1), chunk[name].splits)
