@@ -81,20 +81,19 @@ class TrainingWindows:
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
     events, so that short users do not pay for long ones' padding. The draws of a chunk are shared out anew among its
-    windows: a window that met the same negatives in every epoch would learn them by heart. So would it the order of
-    events that share a second.
+    windows: a window that met the same negatives in every epoch would learn them by heart. So it is
+    with the order of events that share a second.
 
     Attributes:
         num_positives: targets of an epoch, windows' first events among them.
     """
 
-    def __init__(self, workdir: Workdir, events_per_batch: int, seed: int, shuffles_ties: bool = False):
+    def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
         manifest = read_manifest(workdir.windows.path)
         self.num_positives = manifest.counts["train_positives"] + manifest.counts["train_first_targets"]
         self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
         self._seed = seed
-        self._shuffles_ties = shuffles_ties
 
     def epoch(self, epoch: int) -> Iterator[WindowBatch]:
         """The epoch's batches, with the next of the draws of negatives that were written."""
@@ -107,8 +106,7 @@ class TrainingWindows:
         for chunk in _chunks(records, _WINDOW_FIELDS):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
                 chunk[name] = replace(chunk[name], values=of_draws.permutation(chunk[name].values))
-            if self._shuffles_ties:
-                shuffle_ties(chunk, of_ties)
+            shuffle_ties(chunk, of_ties)
             yield from self._batches(chunk, rng)
 
     def target_count(self, num_items: int) -> np.ndarray:

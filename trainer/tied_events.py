@@ -14,9 +14,9 @@ _OF_TARGETS = (WindowField.EXPOSED_NEGATIVES, WindowField.MINED_NEGATIVES)
 def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     """Draws the order of each window's events of one second, in place; whatever belongs to an event goes with it.
 
-    The one order in which such rows came says nothing of the user, and a model that sees it in every epoch learns it by
-    heart. A window's first event changes places with what is tied with it, too, unless it has to stay context: in a
-    window with more context, or where targets have lists of negatives of their own, which a first event has not.
+    The order in which they are stored, by a hash, says nothing of the user, and a model that sees it in every epoch
+    learns it by heart. A window's first event changes places with what is tied with it, too, unless it has to stay
+    context: in a window with more context, or where targets have lists of negatives of their own, which it has not.
 
     Args:
         chunk: fields of training windows.

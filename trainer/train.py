@@ -70,9 +70,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     strategy = strategy_of(config.training.replicas)  # before TensorFlow runs anything, as that fixes its devices
     catalogue = Catalogue.for_config(config, workdir)
     require_negatives(config, catalogue.num_items, catalogue.groups_match_windows)
-    windows = TrainingWindows(
-        workdir, config.training.batch_size * config.windows.length, config.seed, config.training.shuffle_ties
-    )
+    windows = TrainingWindows(workdir, config.training.batch_size * config.windows.length, config.seed)
     if config.training.loss.negatives == "in_batch":
         catalogue = replace(catalogue, target_count=windows.target_count(catalogue.num_items))
     with strategy.scope():

@@ -193,11 +193,6 @@ class TrainingConfig(Section):
         ge=1,
         description="k of the recall that early stopping watches, beside NDCG; about a tenth of a small catalogue",
     )
-    shuffle_ties: bool = Field(
-        True,
-        description="a user's events of one second are trained on in another order in each epoch; false where the rows "
-        "of such events are known to be in order",
-    )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
         1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"
