@@ -26,8 +26,9 @@ from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
 from contracts.artifact import Manifest, TooFewEvents, read_manifest, writing
 from contracts.config import Config
-from contracts.layout import Events, SpanParts, Workdir
+from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
+from contracts.store_layout import SpanParts
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,9 @@ from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array, pack_parts, unpack
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import ItemStatistics, SpanParts
+from contracts.layout import ItemStatistics
 from contracts.names import EventColumn, ItemColumn
+from contracts.store_layout import SpanParts
 
 LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
 """Columns: the pair's items, how many spans before the pair's own the earlier event arrived, whole units of weight."""

@@ -25,7 +25,8 @@ from pathlib import Path
 from benchmarks.server import warmup_histories
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Store, Workdir
+from contracts.layout import Workdir
+from contracts.store_layout import Store
 from pipeline.retraining.publish import publish, retain, set_stable
 from serving.client.retrieval import RetrievalClient
 from serving.client.transport import RetrievalError

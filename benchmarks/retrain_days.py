@@ -47,7 +47,7 @@ from benchmarks.retrain_replay import (
 )
 from benchmarks.retrain_tables import as_table, draw
 from contracts.config import Config
-from contracts.layout import Store
+from contracts.store_layout import Store
 from pipeline.benchmark_table import json_file
 from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans

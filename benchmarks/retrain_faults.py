@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from contracts import artifact
-from contracts.layout import SAVED_MODEL, Store
+from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk
+from contracts.store_layout import Store
 from pipeline.benchmark_table import json_file
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version

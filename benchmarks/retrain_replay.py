@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
-from contracts.layout import MAIN_MODEL, Store
+from contracts.layout import MAIN_MODEL
+from contracts.store_layout import Store
 from pipeline.datasets.drifting import DriftingLog, generate
 from pipeline.retraining.evidence import measure
 from pipeline.retraining.holdout import HoldoutUsers

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from contracts.config import ServingConfig
-from contracts.layout import Store
 from contracts.serving_labels import labels_or_none
 from contracts.storage import STAGING_MARK
+from contracts.store_layout import Store
 from pipeline.retraining.records import Record, all_records
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from contracts.config import Config
-from contracts.layout import SAVED_MODEL, Store, Workdir
+from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Request, Signature
+from contracts.store_layout import Store
 from pipeline.retraining.plan import Plan
 from pipeline.retraining.records import read_record
 from pipeline.stages import exported_servable

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Store
 from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
+from contracts.store_layout import Store
 from pipeline.cli_options import LocalPath, error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.runner import require_beam_options

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import SpanParts, Store
+from contracts.store_layout import SpanParts, Store
 from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
     EarlierSpans,

@@ -6,7 +6,8 @@ from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.clients import require_signatures, served_version
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge

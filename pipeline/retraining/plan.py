@@ -12,8 +12,9 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config.data import LIMITS_OF_DATA, READING_OF_LOG
 from contracts.config_io import ConfigError, read_stored_config
-from contracts.layout import MAIN_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
 from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_disk
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, digest_of, last_version

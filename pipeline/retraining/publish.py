@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from contracts.artifact import from_json, write_json
 from contracts.config import Config
-from contracts.layout import SAVED_MODEL, RetrainRun, SpanParts, Store, Workdir
+from contracts.layout import SAVED_MODEL, Workdir
 from contracts.serving_labels import (
     CANARY,
     STABLE,
@@ -31,6 +31,7 @@ from contracts.serving_labels import (
     write_labels,
 )
 from contracts.storage import STAGING_MARK
+from contracts.store_layout import RetrainRun, SpanParts, Store
 from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.plan import gone_on_from, read_plan
 from pipeline.retraining.records import Record, all_records, read_record, write_record

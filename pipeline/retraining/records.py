@@ -20,7 +20,7 @@ from typing import Any, Literal
 import contracts
 from contracts import artifact
 from contracts.config_io import SECRET_OPTION
-from contracts.layout import RetrainRun, Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.spans import Span
 
 log = logging.getLogger(__name__)

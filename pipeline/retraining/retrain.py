@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SAVED_MODEL, RetrainRun, Store, Workdir
+from contracts.layout import MAIN_MODEL, SAVED_MODEL, Workdir
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
 from pipeline.retraining.clients import require_inputs, require_long_lists, served_version
 from pipeline.retraining.fit_spans import FitSpans, fit_spans

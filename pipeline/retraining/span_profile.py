@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from contracts import artifact
 from contracts.config import Config, DataConfig, SpanLimits
 from contracts.config.data import LIMITS_OF_DATA
-from contracts.layout import SpanParts, Store, Workdir
+from contracts.layout import Workdir
 from contracts.names import EventColumn, ItemColumn
+from contracts.store_layout import SpanParts, Store
 from pipeline.retraining.spans import Span
 
 _DAY = 86_400 * 1_000_000

@@ -13,9 +13,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from contracts.artifact import find_manifest
-from contracts.layout import Store
 from contracts.names import ItemColumn, Split
 from contracts.serving_labels import labels_or_none, versions_on_disk
+from contracts.store_layout import Store
 from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, files_of, record_of_version

@@ -11,9 +11,10 @@ import pytest
 from beam_jobs import merge_spans
 from beam_jobs.merge_spans import HoldoutPlan, _counts
 from beam_jobs.statistics_steps import CountBucket
-from contracts.layout import SpanParts, Workdir
+from contracts.layout import Workdir
 from contracts.names import EventColumn, Split
 from contracts.patterns import identities
+from contracts.store_layout import SpanParts
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
 from tests.beam_jobs.helpers import make_config, write_log

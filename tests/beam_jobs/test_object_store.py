@@ -26,9 +26,10 @@ from contracts import lock, storage
 from contracts.artifact import current, find_manifest, read_manifest
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
-from contracts.layout import Events, SpanParts, Transform, Workdir
+from contracts.layout import Events, Transform, Workdir
 from contracts.patterns import identities, matching
 from contracts.storage import StorageError, as_path
+from contracts.store_layout import SpanParts
 from pipeline.cli import main
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import find_spans

@@ -15,9 +15,10 @@ from beam_jobs.item_embeddings import read_block
 from beam_jobs.span_cooccurrences import sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
-from contracts.layout import SpanParts, Workdir
+from contracts.layout import Workdir
 from contracts.names import Split
 from contracts.patterns import identities
+from contracts.store_layout import SpanParts
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
 from tests.beam_jobs.helpers import make_config, read_events

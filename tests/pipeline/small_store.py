@@ -2,8 +2,9 @@
 
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Store, Workdir
+from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, read_labels
+from contracts.store_layout import Store
 from pipeline.retraining.publish import publish
 from pipeline.retraining.records import Record, write_record
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from contracts.layout import Store
 from contracts.names import EventColumn, ItemColumn
 from contracts.serving_labels import ServingLabels, read_labels
+from contracts.store_layout import Store
 from pipeline.cli import main
 from tests.pipeline.retrain_log import DAYS, make_log
 

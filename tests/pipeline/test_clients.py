@@ -9,7 +9,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts import artifact
 from contracts.config_io import load_config
-from contracts.layout import SAVED_MODEL, Store, Workdir
+from contracts.layout import SAVED_MODEL, Workdir
+from contracts.store_layout import Store
 from pipeline.retraining.clients import require_inputs, require_long_lists, require_signatures
 from pipeline.retraining.plan import Plan
 from serving import signatures

@@ -17,9 +17,10 @@ import tensorflow as tf
 from beam_jobs import groups, merge_spans, statistics, windows
 from contracts.artifact import writing
 from contracts.config import Config
-from contracts.layout import SpanParts, Workdir
+from contracts.layout import Workdir
 from contracts.names import EventColumn, Split
 from contracts.patterns import identities
+from contracts.store_layout import SpanParts
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span

@@ -13,9 +13,10 @@ import pytest
 
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import Store, Workdir
+from contracts.layout import Workdir
 from contracts.names import Split
 from contracts.serving_labels import ServingLabels, read_labels
+from contracts.store_layout import Store
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.plan import run_id_of
 from pipeline.retraining.records import Record, digest_of, keep_files, write_record

@@ -11,7 +11,8 @@ import pytest
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, RetrainRun, Workdir
+from contracts.layout import MAIN_MODEL, Workdir
+from contracts.store_layout import RetrainRun
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.records import all_records

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from contracts import artifact
-from contracts.layout import RetrainRun, Store
 from contracts.serving_labels import ServingLabels, versions_on_disk
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.plan import Plan, SpanStart, make_plan
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, set_stable

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from contracts.config_io import load_config
-from contracts.layout import Store
 from contracts.serving_labels import ServingLabels, write_labels
+from contracts.store_layout import Store
 from pipeline.retraining.plan import make_plan, run_config
 from pipeline.retraining.retrain import _start
 from tests.pipeline.test_plan import CONFIG, SPANS, plan_of, pushed, with_key

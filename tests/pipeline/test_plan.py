@@ -12,9 +12,10 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import MAIN_MODEL, ItemGroups, Model, RetrainRun, Store
+from contracts.layout import MAIN_MODEL, ItemGroups, Model
 from contracts.patterns import identities
 from contracts.serving_labels import ServingLabels, write_labels
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.retrain import _nothing_new, retrain_stages

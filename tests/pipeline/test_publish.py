@@ -12,8 +12,8 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
-from contracts.layout import RetrainRun, Store
 from contracts.serving_labels import LABELS_FILE, ServingLabels, versions_on_disk
+from contracts.store_layout import RetrainRun, Store
 from pipeline.cli import main
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from contracts.layout import RetrainRun, Store, Workdir
+from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.publish import make_room, retain, set_stable
 from pipeline.retraining.records import all_records, last_version, write_record
 from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable

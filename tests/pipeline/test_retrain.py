@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import RetrainRun, Store, Workdir
+from contracts.layout import Workdir
 from contracts.lock import holding_directory
 from contracts.serving_labels import ServingLabels, read_labels
+from contracts.store_layout import RetrainRun, Store
 from pipeline.cli import main
 from pipeline.retraining import commands, schedule
 from pipeline.retraining import publish as publishing

@@ -15,7 +15,7 @@ import yaml
 from apscheduler.schedulers.background import BackgroundScheduler
 from click.testing import CliRunner
 
-from contracts.layout import Store
+from contracts.store_layout import Store
 from pipeline.cli import main
 from pipeline.retraining import schedule
 from pipeline.retraining.commands import EXIT_CODES

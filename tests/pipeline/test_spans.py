@@ -16,9 +16,10 @@ from beam_jobs import statistics_steps
 from contracts import artifact
 from contracts.config import Config, SpanLimits
 from contracts.config_io import load_config
-from contracts.layout import SpanParts, Workdir
+from contracts.layout import Workdir
 from contracts.names import Split
 from contracts.patterns import Identity, identities
+from contracts.store_layout import SpanParts
 from pipeline.retraining import spans
 from pipeline.retraining.span_profile import EarlierSpans, SpanProfile, profile_span, refusals
 from pipeline.retraining.spans import Span, find_spans

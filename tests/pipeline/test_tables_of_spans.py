@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contracts import artifact
-from contracts.layout import Store
+from contracts.store_layout import Store
 from pipeline.retraining.span_profile import profile_span, require_tables_like_the_last
 from pipeline.retraining.spans import find_spans
 from tests.pipeline.test_spans import NOON, config_of, write_day

@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from contracts.artifact import writing
-from contracts.layout import Store, Workdir
+from contracts.layout import Workdir
+from contracts.store_layout import Store
 from pipeline.retraining import views
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.views import difference, lineage_tree

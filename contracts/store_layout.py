@@ -1,0 +1,119 @@
+"""Where everything lies below a store of `dnc retrain`, beside the workdirs of its runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.layout import Events, Workdir
+
+
+@dataclass(frozen=True)
+class SpanParts:
+    """What is kept of a span, so that nothing of it is counted twice."""
+
+    path: Path
+    PROFILE_KIND = "span_profile"
+    COOCCURRENCES_KIND = "span_cooccurrences"
+
+    @property
+    def events(self) -> Events:
+        return Events(self.path / "events")
+
+    @property
+    def profile(self) -> Path:
+        """Artifact: what the span looks like, and its counts."""
+        return self.path / "profile"
+
+    @property
+    def items(self) -> Path:
+        """Parquet: item_id, train_count (target-level events), total_count, first_seen, last_seen."""
+        return self.profile / "items.parquet"
+
+    @property
+    def users(self) -> Path:
+        """Parquet: user_id, train_count (target-level events)."""
+        return self.profile / "users.parquet"
+
+    @property
+    def cooccurrences(self) -> Path:
+        """Artifact of `beam_jobs.span_cooccurrences`."""
+        return self.path / "cooccurrences"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What `dnc retrain` keeps from run to run: spans ingested once, runs, and the versions that a server polls."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        """One `Workdir` per run."""
+        return self.path / "runs"
+
+    def run(self, run_id: str) -> Workdir:
+        return Workdir(self.runs / run_id)
+
+    @property
+    def spans(self) -> Path:
+        """One directory per span: its `SpanParts`."""
+        return self.path / "spans"
+
+    def span(self, key: str) -> SpanParts:
+        return SpanParts(self.spans / key)
+
+    def span_files(self, key: str, digest: str) -> Path:
+        """JSON list of the files that a span had, each its name, size, and time or version: once for all its runs."""
+        return self.path / "span_files" / f"{key}-{digest}.json"
+
+    @property
+    def servables(self) -> Path:
+        """One directory per servable: its base path."""
+        return self.path / "servable"
+
+    def servable(self, model_name: str) -> Path:
+        """Base path of a TF Serving model: holds one directory per version."""
+        return self.servables / model_name
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one retrain that writes below the store."""
+        return self.path / ".lock"
+
+    @property
+    def labels_lock(self) -> Path:
+        """Held for a moment by whoever reads the labels of versions and acts on them, a rollback beside a retrain."""
+        return self.path / ".labels.lock"
+
+
+@dataclass(frozen=True)
+class RetrainRun:
+    """What a retrain adds to its workdir."""
+
+    workdir: Workdir
+
+    @property
+    def plan(self) -> Path:
+        """JSON: what the run set out to do; written once, so that a killed run is taken up as it was meant."""
+        return self.workdir.path / "plan.json"
+
+    @property
+    def record(self) -> Path:
+        """JSON: what came of it, with the whole lineage; a run without it is unfinished."""
+        return self.workdir.path / "record.json"
+
+    @property
+    def push(self) -> Path:
+        """JSON: the version that is pushed, the label that it gets, and whether all labels are written."""
+        return self.workdir.path / "push.json"
+
+    @property
+    def pending(self) -> Path:
+        """JSON: the record as it was before the push, for a run that dies after that and is not called again."""
+        return self.workdir.path / "record-pending.json"
+
+    @property
+    def gate(self) -> Path:
+        """Artifact whose details are the gate's verdict."""
+        return self.workdir.path / "blessing"
