@@ -15,6 +15,10 @@ from beam_jobs.arrays import Bool, Float64, Int64
 from beam_jobs.event_order import sort_with_places
 from beam_jobs.files import read_array, write_array
 
+_LEAST_LEFT = 1e-9
+"""Of a group's probability: who leaves less of it, by a steep popularity exponent, is passed over. What is left of such
+a difference is rounding, and its inverse would drown what other users are expected to draw."""
+
 
 class ExpectedDraws:
     """Sums up, user by user, what one draw a target is expected to be, each draw from its target's group.
@@ -45,8 +49,8 @@ class ExpectedDraws:
         item = items[place] - 1
         starts = np.flatnonzero(np.diff(keys, prepend=-1))
         sizes, group = np.diff(starts, append=len(keys)), keys[starts] % self._num_groups
-        can_draw = sizes < self._sizes[group]
         left = self._mass[group] - np.add.reduceat(self._q[item], starts)
+        can_draw = (sizes < self._sizes[group]) & (left > _LEAST_LEFT * self._mass[group])
         targets = np.add.reduceat(is_target[place].astype(np.float64), starts)
         rate = np.where(can_draw, targets / np.where(can_draw, left, 1), 0.0)
         self.sums[: self._num_groups] += np.bincount(group, rate, self._num_groups)

@@ -57,6 +57,14 @@ def test_a_group_that_nothing_is_drawn_from_has_the_sampling_probabilities() -> 
     np.testing.assert_allclose(draws.shares(), [0, 1 / 3, 2 / 3, 2 / 3, 1 / 3])
 
 
+def test_a_user_who_leaves_next_to_nothing_of_a_group_drowns_nobody() -> None:
+    # User 0 owns all but item 4, whose probability is lost in the sum of the others. User 1 owns item 1, a target: of
+    # his draw, items 2 and 3 are expected at 3/4 and 1/4.
+    draws = ExpectedDraws(np.array([0.6, 0.3, 0.1, 1e-18]), np.zeros(4, np.int64))
+    draws.add(np.array([0, 0, 0, 1]), np.array([1, 2, 3, 1]), np.array([True, True, True, True]))
+    np.testing.assert_allclose(draws.shares(), [0, 0.75, 0.25, 0], atol=1e-15)
+
+
 def test_buckets_that_are_written_add_up_to_one_of_all_users(tmp_path: Path) -> None:
     probabilities, groups_of = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0, 0, 1, 1])
     users, items, is_target = np.array([0, 0, 1, 1, 2]), np.array([1, 3, 2, 3, 4]), np.array([1, 1, 1, 0, 1], bool)
