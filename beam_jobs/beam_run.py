@@ -121,7 +121,11 @@ def _full_name(runner: str) -> str:
         if name in lower:
             return lower[name]
     if "." in runner:
-        if pydoc.locate(runner) is None:
+        try:
+            found = pydoc.locate(runner)
+        except pydoc.ErrorDuringImport as error:  # as of a package that the runner's module asks for
+            raise ValueError(f"beam.runner={runner} cannot be imported: {error}: install what it needs") from None
+        if found is None:
             raise ValueError(f"beam.runner={runner} cannot be imported: check the name, and that its package is here")
         return runner
     near = difflib.get_close_matches(runner.lower(), lower, 1)

@@ -88,6 +88,13 @@ def test_a_runner_is_named_as_beam_lets_it_be_named(runner: str, full_name: str)
     assert pipeline_options(BeamConfig(runner=runner)).view_as(StandardOptions).runner == full_name
 
 
+def test_a_runner_whose_module_lacks_a_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_runner_of_ours.py").write_text("import a_package_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be imported: .*'a_package_that_is_missing': install what it needs"):
+        pipeline_options(BeamConfig(runner="a_runner_of_ours.Runner"))
+
+
 def test_a_runner_named_in_short_has_its_options_and_its_rules(tmp_path: Path) -> None:
     config = BeamConfig(runner="flink", options=("--checkpointing_interval=60000",))
     assert pipeline_options(config).get_all_options(retain_unknown_options=True)["checkpointing_interval"]
