@@ -47,6 +47,7 @@ def some_windows(draw: st.DrawFn) -> list[Window]:
     for _ in range(draw(st.integers(1, 5))):
         seconds = sorted(draw(st.lists(st.integers(7, 9), min_size=2, max_size=8)))
         others = draw(st.lists(st.booleans(), min_size=len(seconds), max_size=len(seconds)))
+        others[-1] = False  # a window without a target is never written
         windows.append((seconds, draw(st.integers(1, len(seconds) - 1)), others))
     return windows
 
