@@ -17,7 +17,7 @@ from trainer.model import TwoTowerModel
 from trainer.progress import line_a_minute
 from trainer.ragged import Ragged
 from trainer.scoring import fill_quotas, floored_log_intent, num_explored, quotas
-from trainer.top_k import top_k
+from trainer.top_k import LAST_KEY, sort_keys, top_k
 
 _SCORES_PER_CHUNK = 1_000_000
 """User-item scores held at once (float32, a few copies): few enough for the caches to help."""
@@ -61,7 +61,8 @@ class ExactRanking:
         tie_break = np.random.default_rng(0).permutation(catalogue.num_items)
         self._items = (np.lexsort([tie_break, group]) + 1).astype(np.int32)
         sizes = np.bincount(group, minlength=catalogue.num_groups)
-        self._bounds = np.concatenate([[0], np.cumsum(sizes)])
+        ends = np.cumsum(sizes).tolist()
+        self._parts = [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
         self._embeddings = model.catalogue_embeddings()[self._items]
         self._column_of_item = np.zeros(catalogue.num_items + 1, np.int64)
         self._column_of_item[self._items] = np.arange(catalogue.num_items)
@@ -147,10 +148,10 @@ class ExactRanking:
         else:
             scores = np.empty((len(chunk.rows), self._catalogue.num_items), np.float32)
             log_intent = floored_log_intent(chunk.log_intent)
-            for group, (start, end) in enumerate(zip(self._bounds[:-1], self._bounds[1:], strict=True)):
-                np.matmul(chunk.queries[:, group], self._embeddings[start:end].T, out=scores[:, start:end])
+            for group, part in enumerate(self._parts):
+                np.matmul(chunk.queries[:, group], self._embeddings[part].T, out=scores[:, part])
                 if self._model.intent_in_score:
-                    scores[:, start:end] += log_intent[:, group, None]
+                    scores[:, part] += log_intent[:, group, None]
         seen = self._users.seen.take(chunk.rows)
         scores[seen.row_ids(), self._column_of_item[seen.values]] = -np.inf
         return scores
@@ -222,32 +223,58 @@ class ExactRanking:
 
         `places`: as of `_score_lists`.
         """
-        bounds = list(zip(self._bounds[:-1], self._bounds[1:], strict=True))
-        available = np.stack([np.isfinite(scores[:, start:end]).sum(axis=1) for start, end in bounds], axis=1)
+        available = np.stack([np.isfinite(scores[:, part]).sum(axis=1) for part in self._parts], axis=1)
         log_weight = alpha * floored_log_intent(log_intent.astype(np.float64))
         taken = {
             length: fill_quotas(quotas(log_weight, number, available), available, log_intent).astype(np.int32)
             for length, number in places.items()
         }
-        widths = np.max([of_length.max(axis=0) for of_length in taken.values()], axis=0)
-        best = [
-            top_k(scores[:, start:end], width) + start
-            for (start, end), width in zip(bounds, widths.tolist(), strict=True)
-            if width
-        ]
-        # Whoever has seen everything has no group to take from.
-        columns = np.concatenate([np.empty((len(scores), 0), np.int64), *best], axis=1)
-        values = np.take_along_axis(scores, columns, axis=1)
-        order = np.lexsort([self._tie_break[columns], -values], axis=1)
-        items = self._items[np.take_along_axis(columns, order, axis=1)]
-        place = np.concatenate([np.arange(width) for width in widths])[order]
-        group = np.repeat(np.arange(len(widths)), widths)[order]
+        columns, group, place = self._best_of_groups(scores, np.max(list(taken.values()), axis=0))
         lists = {}
         for length, of_length in taken.items():
             kept = place < np.take_along_axis(of_length, group, axis=1)
             lists[length] = np.zeros((len(scores), min(length, self._catalogue.num_items)), np.int32)
-            lists[length][np.nonzero(kept)[0], np.cumsum(kept, axis=1)[kept] - 1] = items[kept]
+            lists[length][np.nonzero(kept)[0], np.cumsum(kept, axis=1)[kept] - 1] = self._items[columns[kept]]
         return lists
+
+    def _best_of_groups(self, scores: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each row's best of each group, as many as `most` says, all in order of score.
+
+        Args:
+            scores: float32 [num_rows, num_items].
+            most: int [num_rows, num_groups].
+
+        Returns:
+            Their columns, groups and places within the group, int [num_rows, largest sum of a row of `most`]. What a
+            row is filled up with has a place that no group has.
+        """
+        widths = most.max(axis=0)
+        group = np.repeat(np.arange(len(widths)), widths)
+        place = np.concatenate([np.arange(width) for width in widths])
+        best = [
+            top_k(scores[:, part], width) + part.start
+            for part, width in zip(self._parts, widths.tolist(), strict=True)
+            if width
+        ]
+        # Most are there because another row wants as many of the group: what nobody takes is not sorted.
+        wanted = place < most[:, group]
+        count = wanted.sum(axis=1)
+        filled = np.arange(count.max(initial=0)) < count[:, None]
+
+        def of_rows(values: np.ndarray, filling: int) -> np.ndarray:
+            rows = np.full(filled.shape, filling)
+            rows[filled] = values
+            return rows
+
+        row, position = np.nonzero(wanted)
+        # Whoever has seen everything has no group to take from.
+        column = np.concatenate([np.empty((len(scores), 0), np.int64), *best], axis=1)[wanted]
+        order = of_rows(sort_keys(scores[row, column], self._tie_break[column]), LAST_KEY).argsort(axis=1)
+        columns, groups, places = (
+            np.take_along_axis(of_rows(values, filling), order, axis=1)
+            for values, filling in ((column, 0), (group[position], 0), (place[position], scores.shape[1]))
+        )
+        return columns, groups, places
 
 
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:

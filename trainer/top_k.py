@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+LAST_KEY = np.iinfo(np.int64).max
+"""Comes after all `sort_keys`."""
+
 _LOW = np.int64(0xFFFFFFFF)
-_LAST = np.iinfo(np.int64).max
 _SAMPLE_STRIDE = 16
 _LEAST_COLUMNS_PER_PLACE = 8
 """With fewer columns a place, looking for the few that matter costs more than it saves."""
@@ -31,7 +33,7 @@ def top_k(scores: np.ndarray, length: int, tie_break: np.ndarray | None = None) 
     if num_columns >= _LEAST_COLUMNS_PER_PLACE * length:
         keys = _keys_of_the_likely(scores, length, tie_break)
     else:
-        keys = _keys(scores, tie_break)
+        keys = sort_keys(scores, tie_break)
         keys.partition(min(length, num_columns) - 1, axis=1)
         keys = keys[:, :length]
     keys.sort(axis=1)
@@ -40,7 +42,7 @@ def top_k(scores: np.ndarray, length: int, tie_break: np.ndarray | None = None) 
     return column_of_tie_break[keys[:, :length] & _LOW]
 
 
-def _keys(scores: np.ndarray, tie_break: np.ndarray) -> np.ndarray:
+def sort_keys(scores: np.ndarray, tie_break: np.ndarray) -> np.ndarray:
     """int64 of the shape of `scores`, ascending where scores descend; the lower half is the tie-break."""
     # IEEE floats order like integers once the negative ones are mirrored; + 0.0 makes -0.0 equal to 0.0.
     bits = (scores + np.float32(0)).view(np.int32)
@@ -67,6 +69,6 @@ def _keys_of_the_likely(scores: np.ndarray, length: int, tie_break: np.ndarray) 
     where = np.flatnonzero(reached)
     row = np.repeat(np.arange(len(scores)), count)
     within = np.arange(len(where)) - np.repeat(np.cumsum(count) - count, count)
-    keys = np.full((len(scores), int(count.max(initial=length))), _LAST)
-    keys[row, within] = _keys(scores.ravel()[where], tie_break[where - row * scores.shape[1]])
+    keys = np.full((len(scores), int(count.max(initial=length))), LAST_KEY)
+    keys[row, within] = sort_keys(scores.ravel()[where], tie_break[where - row * scores.shape[1]])
     return keys
