@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
 
 ROOT = Path(__file__).parents[2]
 DNC = str(Path(sys.executable).with_name("dnc"))
@@ -23,6 +26,11 @@ class SmokeRun:
 
 def run_dnc(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([DNC, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def invoke(*arguments: str) -> Result:
+    """As `run_dnc`, in this process: a fresh one imports TensorFlow for seconds."""
+    return CliRunner().invoke(main, arguments)
 
 
 @pytest.fixture(scope="session")

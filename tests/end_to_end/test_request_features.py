@@ -10,7 +10,7 @@ from contracts.layout import Workdir
 from contracts.names import Signature
 from pipeline.stages import exported_servable
 from serving.servable_session import ServableSession
-from tests.end_to_end.conftest import run_dnc
+from tests.end_to_end.conftest import invoke, run_dnc
 
 PAGES = {"home": range(20), "search": range(20, 40)}
 """Page -> the items that users take there, in any order."""
@@ -54,16 +54,16 @@ def test_the_servable_finds_what_the_page_says(run: tuple[list[str], Path]) -> N
 def test_a_query_tells_its_page(run: tuple[list[str], Path]) -> None:
     asked = ["query", "-w", str(run[1]), "--history", "i1,i21", "-m", "10", "--json"]
     for page, items in PAGES.items():
-        done = run_dnc(*asked, "--request", f"page={page}")
+        done = invoke(*asked, "--request", f"page={page}")
         found = [json.loads(line)["item_id"] for line in done.stdout.splitlines()]
-        assert np.isin(found, [f"i{item}" for item in items]).mean() > 0.9, done.stderr
+        assert np.isin(found, [f"i{item}" for item in items]).mean() > 0.9, done.output
     for wrong, said in {
         "page=cellar": "(values of page: home, search)",
         "floor=home": "as in data.request_features (page)",
         "page": "(values of page: home, search)",
     }.items():
-        done = run_dnc(*asked, "--request", wrong)
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        done = invoke(*asked, "--request", wrong)
+        assert (done.exit_code, said in done.stderr) == (2, True), done.output
 
 
 def test_other_values_are_read_anew(run: tuple[list[str], Path]) -> None:

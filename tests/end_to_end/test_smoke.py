@@ -11,9 +11,13 @@ import pytest
 import tensorflow as tf
 
 from contracts import artifact
+from contracts.config_io import load_config
 from contracts.layout import MAIN_MODEL, SERVED_MODEL, Workdir
 from pipeline.report import read_metrics
-from tests.end_to_end.conftest import ROOT, SmokeRun, run_dnc
+from pipeline.retraining.evidence import measure
+from pipeline.retraining.holdout import HoldoutUsers, index_recall
+from pipeline.stages import exported_servable
+from tests.end_to_end.conftest import ROOT, SmokeRun, invoke, run_dnc
 
 FIELD = r"([a-z_]+) ([0-9 ]+)(?: |$)"
 METRICS = ["recall_at_10", "recall_at_50", "recall_at_100", "recall_at_200", "recall_at_500", "ndcg_at_10"]
@@ -59,6 +63,26 @@ def test_the_servables_row_is_the_validations_own(smoke: SmokeRun) -> None:
     workdir = Workdir(smoke.workdir)
     assert SERVED_MODEL not in json.loads(workdir.metrics.read_text())
     assert workdir.served_metrics.name in artifact.read_manifest(workdir.validation).files
+
+
+def test_the_gate_sees_what_the_evaluation_saw(smoke: SmokeRun, metrics: dict) -> None:
+    workdir = Workdir(smoke.workdir)
+    users = HoldoutUsers(workdir)
+    [answers] = users.ask([exported_servable(workdir)], 100)
+    measured = measure(users.holdout(), answers)
+    served = metrics[SERVED_MODEL]
+    assert measured.recall.mean() == pytest.approx(served["recall_at_100"]["value"], abs=0.02)
+    assert measured.coverage == pytest.approx(served["catalog_coverage_at_100"]["value"], abs=0.02)
+    assert measured.filled == pytest.approx(1.0, abs=0.01)
+    assert measured.milliseconds is not None
+    assert measure(users.holdout(), users.popularity(100)).recall.mean() < measured.recall.mean()
+
+
+def test_the_gate_reads_the_indexes_recall(smoke: SmokeRun) -> None:
+    config = load_config(Workdir(smoke.workdir).config)
+    recall = index_recall(config, Workdir(smoke.workdir))
+    assert recall is not None
+    assert config.serving.recall_target <= recall <= 1
 
 
 def test_the_docs_show_the_records_of_a_user(smoke: SmokeRun) -> None:
@@ -125,8 +149,8 @@ def test_query_steers_as_a_request_does(smoke: SmokeRun) -> None:
 
 def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
     """The rows of `dnc query`, and what it said beside them."""
-    asked = run_dnc("query", "-w", str(smoke.workdir), *options, "--json")
-    assert asked.returncode == 0, asked.stderr
+    asked = invoke("query", "-w", str(smoke.workdir), *options, "--json")
+    assert asked.exit_code == 0, asked.output
     return [json.loads(line) for line in asked.stdout.splitlines()], asked.stderr
 
 
@@ -150,7 +174,6 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
     ],
 )
 def test_a_wrong_query_is_explained(smoke: SmokeRun, arguments: list[str], said: str) -> None:
-    done = run_dnc(*(argument.format(workdir=smoke.workdir) for argument in arguments))
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    done = invoke(*(argument.format(workdir=smoke.workdir) for argument in arguments))
+    assert (done.exit_code, said in done.stderr) == (2, True), done.output
+    assert isinstance(done.exception, SystemExit)  # and no other, which would be a traceback
