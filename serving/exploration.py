@@ -63,9 +63,10 @@ class Exploration(tf.Module):
         self._slots = slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)]
         self._num_bits = min(_CODE_BITS, embeddings.shape[1])
         items, code = np.concatenate(cold), np.array([-_CODE, _CODE], np.float32) / self._num_bits
-        codes = np.random.default_rng(0).choice(code, [len(items), self._num_bits])
+        # Each group draws its own: one whose items stay answers as before, whatever has become of the others.
+        of_groups = [np.random.default_rng(n).choice(code, [len(one), self._num_bits]) for n, one in enumerate(cold)]
         rows = np.split(np.arange(len(items), dtype=np.int32), np.cumsum([len(one) for one in cold])[:-1])
-        coded = np.concatenate([embeddings[items], codes], axis=1)
+        coded = np.concatenate([embeddings[items], np.concatenate(of_groups)], axis=1)
         self._index_set = ExactIndexSet(coded, rows, name="cold_items") if len(items) else None
 
     def choose(

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from serving.exclusion import Exclusions
 from serving.exploration import Exploration
-from serving.slots import slots_by_item
+from serving.slots import items_by_slot, slots_by_item
 
 NUM_ITEMS, NUM_GROUPS, DIM = 90, 3, 4
 
@@ -63,3 +63,20 @@ def test_items_of_which_nothing_is_known_share_the_places_among_users() -> None:
     np.testing.assert_allclose(scores, np.tile(exact[:, None], 3), atol=5e-5)
     for row in range(64):
         np.testing.assert_array_equal(found(slice(row, row + 1))[0][0], slots[row])
+
+
+def test_a_group_whose_items_stay_answers_as_before() -> None:
+    """The next version's catalogue has lost a cold item of the group before it."""
+    rng = np.random.default_rng(0)
+    embeddings = np.tile(rng.normal(size=32), [31, 1]).astype(np.float32)
+    first, second = np.arange(1, 11, dtype=np.int32), np.arange(11, 31, dtype=np.int32)
+    queries = tf.constant(rng.normal(size=(16, 2, 32)).astype(np.float32))
+    offset = tf.constant(np.tile(np.array([-np.inf, 0], np.float32), [16, 1]))
+    found = []
+    for members in ([first, second], [first[1:], second]):
+        none = Exclusions.of(tf.zeros([16, 1], tf.int32), 30)
+        explored = Exploration(embeddings, members, np.arange(31) > 0)
+        answer = explored.choose(queries, offset, tf.fill([16], 5), none)
+        found.append((answer.scores.numpy(), items_by_slot(members)[answer.slots.numpy()]))
+    for before, after in zip(*found, strict=True):
+        np.testing.assert_array_equal(before, after)
