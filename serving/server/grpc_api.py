@@ -32,9 +32,10 @@ _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds that the client leaves -> its response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
 _MAX_MESSAGE_BYTES = 1024
-_QUEUES_UNREAD = 4
-"""How many full queues of requests may come while the loop is busy: gRPC answers further ones itself, as CANCELLED and
-with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself it begins so at 1,000."""
+_QUEUES_UNREAD, _LEAST_UNREAD = 4, 2**15
+"""How many full queues of requests may come while the loop is busy, and how many requests if queues are short: gRPC
+answers further ones itself, as CANCELLED and with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself
+it begins so at 1,000."""
 
 
 class GrpcApi:
@@ -105,7 +106,7 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
         ValueError: the port cannot be had.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
-    unread = _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches
+    unread = max(_LEAST_UNREAD, _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", config.max_request_bytes),

@@ -234,6 +234,18 @@ def test_a_burst_while_the_loop_is_busy_is_answered(server, predict):
     assert {call.code() for call in calls} == {Code.OK}
 
 
+def test_a_burst_beyond_a_short_queue_is_overload(serve, base):
+    server = serve(base, max_batch_size=1, max_enqueued_batches=2)
+    with server.channel() as channel:
+        ask = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+        ask(request({}, model="dnc"))
+        server.keep_busy(2.0)
+        burst = [ask.future(request({}, model="dnc")) for _ in range(50)]
+        codes = [one.code() for one in burst]
+    assert set(codes) == {Code.OK, Code.RESOURCE_EXHAUSTED}
+    assert codes.count(Code.OK) >= 2  # as many as the queue holds
+
+
 def test_a_server_that_stops_answers_what_has_come_while_its_loop_was_busy(serve, base):
     server = serve(base)
     with server.channel() as channel:
