@@ -280,8 +280,9 @@ def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
 def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     """A row per user; an input of any width is padded on the left, by one place at least."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
-        if _is_list(value) and any(_is_list(one) for one in value):  # a list per user: of None, all is missing
-            value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]
+        value = list(value) if _is_list(value) else value
+        if _is_list(value) and (any(map(_is_list, value)) or _is_none_of_each(spec, value, rows)):
+            value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]  # a list per user
         array = _cast(spec, np.asarray(value, object))
         if array.ndim > len(spec.shape):
             raise ValueError(f"input {spec.name!r} is nested too deep: it is one value for all, or one per user")
@@ -302,6 +303,11 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     for row, one in enumerate(lists):
         padded[row, padded.shape[1] - len(one) :] = one
     return _cast(spec, padded)
+
+
+def _is_none_of_each(spec: Input, value: Any, rows: int) -> bool:
+    """Whether it says of each user that the list is left out, as it may of some."""
+    return len(spec.shape) > 1 and len(value) == rows and all(one is None for one in value)
 
 
 def _is_list(value: Any) -> bool:

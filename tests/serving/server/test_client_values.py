@@ -55,6 +55,17 @@ def test_none_for_one_user_leaves_out_a_list_of_fixed_length(client):
         client.recommend(histories, num_candidates=[[3], None])
 
 
+@pytest.mark.parametrize("users", [1, 2, 5])  # there are five groups
+def test_none_for_every_user_leaves_it_out(client, users):
+    histories = [["i1"], ["i2"], ["i3"], ["i4"], ["i5"]][:users]
+    plain = client.recommend(histories, num_candidates=9)
+    for name in ("group_boost", "groups", "exclude_item_ids", "alpha", "merge"):
+        left_out = client.recommend(histories, num_candidates=9, **{name: [None] * users})
+        assert [found.item_ids for found in left_out] == [found.item_ids for found in plain], name
+    with pytest.raises(ValueError, match="input 'group_boost' must be float32"):
+        client.recommend(histories, group_boost=[None] * 3)
+
+
 def test_marks_that_are_no_lists_are_refused(client):
     with pytest.raises(ValueError, match="'history_is_context' must be a list per user; got True"):
         client.recommend([["i1"]], history_is_context=True)
