@@ -196,7 +196,7 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
     try:
         return await asyncio.wait_for(request.read(), config.request_timeout_seconds)
     except web.HTTPRequestEntityTooLarge as error:
-        message = f"{error.text}; set server.max_request_bytes to allow more"
+        message = f"{error.text} Set server.max_request_bytes to allow more"  # the text is a sentence
         raise RequestError(Code.RESOURCE_EXHAUSTED, message, error.status) from None
     except web.RequestPayloadError as error:
         raise invalid(f"the body cannot be read: {error}") from None

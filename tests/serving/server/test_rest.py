@@ -105,7 +105,7 @@ REFUSED = {
     "signature that is no text": ({"inputs": HISTORY, "signature_name": 3}, 400, "must be a string"),
     "unknown signature": ({"inputs": HISTORY, "signature_name": "nope"}, 400, "no signature 'nope'"),
     "65 rows": ({"inputs": {"history": [["i1"]] * 65}}, 400, "max_batch_size=64"),
-    "above the limit": (b" " * (2**20 + 1), 413, "max_request_bytes"),
+    "above the limit": (b" " * (2**20 + 1), 413, "exceeded. Set server.max_request_bytes"),
 }
 
 
