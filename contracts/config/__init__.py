@@ -107,14 +107,14 @@ class Config(Section):
             "serving.num_candidates": self.serving.num_candidates,
             "the largest of evaluation.ks": max(self.evaluation.ks, default=0),
             "retrain.gate.k": self.retrain.gate.k,
-            "the length of the lists whose coverage is measured": COVERAGE_K,
+            "the lists that coverage is measured of": COVERAGE_K,
         }
-        for name, length in asked.items():
-            if length > self.serving.max_candidates:
-                raise ValueError(
-                    f"{name} is {length}, more than serving.max_candidates={self.serving.max_candidates}, the longest "
-                    "list that a servable gives: raise that, or ask for less"
-                )
+        longer = [f"{name} ({length})" for name, length in asked.items() if length > self.serving.max_candidates]
+        if longer:
+            raise ValueError(
+                f"serving.max_candidates={self.serving.max_candidates}, the longest list that a servable gives, is "
+                f"less than {', '.join(longer)}: raise it to the largest of these, or ask for less where you can"
+            )
         return self
 
     @model_validator(mode="after")

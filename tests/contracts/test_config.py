@@ -102,11 +102,17 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["data.feedback.levels=[no, 'yes']"], ["data.feedback.levels.0", "put it in quotes", "got False"]),
         (["data.columns.user_id=null"], ["data.columns.user_id", "valid string", "got None"]),
         (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
-        (["evaluation.ks=[10, 20000]"], ["evaluation.ks is 20000", "serving.max_candidates=10000"]),
-        (["serving.num_candidates=500", "serving.max_candidates=200"], ["serving.num_candidates is 500", "200"]),
+        (
+            ["evaluation.ks=[10, 20000]"],
+            ["less than the largest of evaluation.ks (20000):", "serving.max_candidates=10000"],
+        ),
+        (
+            ["serving.num_candidates=500", "serving.max_candidates=200"],
+            ["serving.max_candidates=200", "serving.num_candidates (500), the largest of evaluation.ks (1000): raise"],
+        ),
         (
             ["serving.num_candidates=50", "serving.max_candidates=50", "evaluation.ks=[10]", "retrain.gate.k=50"],
-            ["coverage is measured is 100", "serving.max_candidates=50"],
+            ["the lists that coverage is measured of (100)", "serving.max_candidates=50"],
         ),
         ([f"data.feedback.levels={[f'l{n}' for n in range(200)]}"], ["data.feedback.levels", "200", "127"]),
         (["training.loss.z_weight=.inf"], ["training.loss.z_weight", "finite number", "got inf"]),
