@@ -37,6 +37,17 @@ def settings_without_effect(config: Config) -> Iterator[str]:
             f"windows.mined_from={windows.mined_from!r} is read for mined negatives, and windows.mined_negatives=0 "
             "asks for none: set that to at least 1, or leave it out"
         )
+    loss = config.training.loss
+    if windows.mined_negatives and not loss.choice_weight:
+        yield (
+            f"windows.mined_negatives={windows.mined_negatives} are searched for and drawn, and with "
+            "training.loss.choice_weight=0 no training reads them: set that, or leave them out"
+        )
+    if windows.exposed_negatives and not (loss.choice_weight or loss.hierarchy_weight):
+        yield (
+            f"windows.exposed_negatives={windows.exposed_negatives} are drawn, and with training.loss.choice_weight=0 "
+            "and hierarchy_weight=0 no training reads them: set one of these, or leave them out"
+        )
 
 
 def _of_tables(config: Config) -> Iterator[str]:

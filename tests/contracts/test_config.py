@@ -193,6 +193,7 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         assert words in str(error.value)
 
 
+_LEVELS = "data={columns: {event: e}, feedback: {levels: [exposure, click], target_level: click}}"
 _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thresholds: {b: 4, c: 4}}}"
 
 
@@ -211,6 +212,8 @@ _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thr
         ),
         (["groups.category=topic"], "groups.category='topic' says nothing to groups.method=kmeans"),
         (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
+        (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "training.loss.choice_weight=0 no training"),
+        ([_LEVELS, "windows.exposed_negatives=4"], "choice_weight=0 and hierarchy_weight=0 no training"),
         (["data.timestamp_unit=ms", "data.timestamp_format='%Y'"], "data.timestamp_unit=ms"),
         (["split.protocol=time", "split.min_user_events=5"], "split.min_user_events=5"),
         ([_RATINGS], "what reaches b=4 reaches the higher level c=4"),
@@ -226,6 +229,14 @@ def test_a_setting_without_effect_is_named(
     [record] = caplog.records
     assert record.getMessage().startswith(f"{path}: ")
     assert said in record.getMessage()
+
+
+@pytest.mark.parametrize("read", ["choice_weight", "hierarchy_weight"])
+def test_negatives_of_a_positives_own_have_an_effect_where_a_term_reads_them(
+    read: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(None, [_LEVELS, "windows.exposed_negatives=4", f"training.loss.{read}=0.1"])
+    assert not caplog.records
 
 
 def test_a_default_that_is_written_out_is_no_setting_without_effect(caplog: pytest.LogCaptureFixture) -> None:
