@@ -92,6 +92,8 @@ def test_a_column_is_taken_apart_the_same_in_blocks_of_any_length(
     often = Counter(value for _, value in pairs)
     assert found.values == sorted(often, key=lambda value: (-often[value], value.encode()))
     assert [(item, found.values[code]) for item, code in zip(found.items, found.codes, strict=True)] == pairs
+    # A group of categories holds an item once, by the first of its values.
+    assert found.first_values(40).to_pylist() == [dict(reversed(pairs)).get(place) for place in range(40)]
 
 
 def test_words_are_taken_apart_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
