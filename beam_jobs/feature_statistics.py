@@ -143,7 +143,10 @@ def value_counts(column: pa.Array, feature: Feature) -> dict[str, int]:
 
 
 def magnitudes(numbers: npt.NDArray[np.floating]) -> dict[str, int]:
-    """Numbers, or lengths of vectors, by sign and power of ten: a price in cents instead of dollars moves by two."""
+    """How many of [n] numbers, or lengths of vectors, are of each sign and power of ten.
+
+    A price in cents instead of dollars moves by two. What is not finite counts as missing.
+    """
     finite = np.isfinite(numbers)
     present = numbers[finite]
     power = np.floor(np.log10(np.abs(present[present != 0]).astype(np.float64))).astype(np.int64)

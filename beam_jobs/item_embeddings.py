@@ -73,7 +73,7 @@ def embed_cooccurrences(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
 
 
 def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
-    """Rows of length 1; rows of next to no length become 0."""
+    """Rows of length 1, of the same shape, [num_rows, dim]; rows of next to no length become 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: Float32 = np.where(norms > _LEAST_NORM, rows / np.maximum(norms, _LEAST_NORM), 0).astype(np.float32)
     return scaled

@@ -36,7 +36,8 @@ class IndexSet(Protocol):
 
     group_sizes: np.ndarray
 
-    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults: ...
+    def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
+        """See `ScannIndexSet.search`."""
 
 
 class Retriever(tf.Module):

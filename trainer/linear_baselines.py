@@ -131,7 +131,11 @@ def linear_lists(
 
 
 def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
-    """Item-kNN: the cosine of two items' users, of each item's nearest ones (Sarwar et al., WWW 2001)."""
+    """Item-kNN: the cosine of two items' users, of each item's nearest ones (Sarwar et al., WWW 2001).
+
+    Yields:
+        A model for each half-life, of weights [num_items, num_items]; `taken` is as of `taken_items`.
+    """
     norm = np.sqrt(np.maximum(taken.getnnz(axis=0), 1)).astype(np.float32)
     scaled = (taken @ sp.diags(1 / norm)).tocsc()
     by_row = scaled.tocsr()
@@ -161,7 +165,16 @@ def _nearest(cosine: sp.coo_matrix, start: int, neighbours: int) -> sp.csr_matri
 
 
 def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
-    """EASE (Steck, WWW 2019): the weights without a diagonal that rebuild what users took best, by ridge regression."""
+    """EASE (Steck, WWW 2019): the weights without a diagonal that rebuild what users took best, by ridge regression.
+
+    With P the inverse of X'X + penalty I, the weight of i for j is -P_ij / P_jj.
+
+    Yields:
+        A model for each penalty and half-life, of the most popular items; `taken`, X, is as of `taken_items`.
+
+    Raises:
+        ValueError: a penalty is lost in the counts, even of float64.
+    """
     known = taken[:, :_EASE_MOST_ITEMS]
     gram = (known.T @ known).toarray()
     log.info("ease: invert %d x %d numbers, %d times", *gram.shape, len(_PENALTIES))
