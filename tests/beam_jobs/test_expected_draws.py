@@ -65,6 +65,20 @@ def test_a_user_who_leaves_next_to_nothing_of_a_group_drowns_nobody() -> None:
     np.testing.assert_allclose(draws.shares(), [0, 0.75, 0.25, 0], atol=1e-15)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_all_own_is_not_drawn_less_than_never(seed: int) -> None:
+    """Its share is the difference of two equal sums, which rounding may leave below 0: it has a logarithm."""
+    rng = np.random.default_rng(seed)
+    draws = ExpectedDraws(rng.random(30) / 15, np.zeros(30, np.int64))
+    for _ in range(20):
+        owns = rng.random((2, 30)) < 0.3
+        owns[:, 0] = True
+        users, items = np.nonzero(owns)
+        draws.add(users, items + 1, np.ones(len(users), bool))
+    shares = draws.shares()
+    assert 0 <= shares[0] < 1e-12 and (shares[1:] > 0).all()
+
+
 def test_buckets_that_are_written_add_up_to_one_of_all_users(tmp_path: Path) -> None:
     probabilities, groups_of = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0, 0, 1, 1])
     users, items, is_target = np.array([0, 0, 1, 1, 2]), np.array([1, 3, 2, 3, 4]), np.array([1, 1, 1, 0, 1], bool)
