@@ -103,6 +103,8 @@ class UserFeatures(tf.Module):
     def __init__(self, config: Config, workdir: Workdir, catalogue: Catalogue):
         super().__init__(name="user_features")
         self.configs = user_feature_configs(config)
+        if not self.configs:  # nothing is looked up, and a servable need not hold the ids of all users
+            return
         self._graph = TransformGraph(workdir.transform.user_graph)
         self._lookup = VocabularyLookup(workdir.item_statistics.user_vocabulary, catalogue.num_users)
         self._stored = {
