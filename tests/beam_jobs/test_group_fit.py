@@ -149,7 +149,7 @@ def test_what_is_unknown_gives_way_to_what_is_known_and_is_dealt_out() -> None:
     """Rows of 0 are nearer to a centre than most of its own items, and nearest to one centre of all."""
     rng = np.random.default_rng(0)
     topics = np.repeat([0, 1, 2], [60, 20, 20])
-    known = np.eye(3, 16)[topics] + rng.normal(0, 0.2, [100, 16])
+    known = np.eye(3, 16)[topics] + rng.normal(0, 0.4, [100, 16])
     rows = np.concatenate([known / np.linalg.norm(known, axis=1, keepdims=True), np.zeros([80, 16])]).astype(np.float32)
     balanced = balance_groups(rows, np.concatenate([topics, np.zeros(80, int)]), 3, 1.1)
     assert balanced[:100].tolist() == topics.tolist()
