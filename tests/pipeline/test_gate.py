@@ -110,6 +110,17 @@ def test_every_floor_refuses_by_itself(name: str) -> None:
     assert failed(verdict) == [name]
 
 
+def test_a_groups_presence_is_its_share_of_all_places_over_that_of_all_targets() -> None:
+    """Targets of groups too small to be judged count as well: group 1 has 3 of 10 targets, and 9 of 100 places."""
+    targets = np.array([1, 1, 1, 1, 1, 1, 2, 2, 2, 3])
+    holdout = Holdout(np.arange(10), targets, np.zeros(10, np.int64), np.array([-1, 0, 1, 2]), np.ones(4, int))
+    model = measure(holdout, Answers(np.ones((10, 1), int), np.full(20, 2.0)))
+    model = replace(model, group_places=np.array([90.0, 9.0, 1.0]))
+    verdict = judge(GateConfig(min_group_targets=3), holdout, model, model, "version 1", 0, 0, 1.0, 0.95, 0.0)
+    [check] = [check for check in verdict.checks if check.name == "group_presence"]
+    assert check.value == pytest.approx(0.09 / 0.3)
+
+
 @pytest.mark.parametrize(("kept", "refused"), [(0.0, True), (0.59, True), (0.61, False), (1.0, False)])
 def test_places_that_are_kept_for_cold_items_are_no_fault(kept: float, refused: bool) -> None:
     """Cold items hold .8 of all places; with .6 kept for them, half of the others, which is the limit."""
