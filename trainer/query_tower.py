@@ -27,7 +27,8 @@ class QueryTower(tf.keras.layers.Layer):
     """Encodes a history, read through the item tower, into one query per position.
 
     A learned start token stands before the first event, so that position t has seen exactly t
-    events and a user without history has a trained query too: the start token's.
+    events and a user without history has a trained query too: the start token's. Tokens are scaled by sqrt(dim) before
+    positions are added, as in "Attention is all you need" (arXiv 1706.03762).
     """
 
     def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator):
