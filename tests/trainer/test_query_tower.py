@@ -34,3 +34,22 @@ def test_a_history_is_read_after_the_start_and_the_users_features_are_added(user
     np.testing.assert_allclose(tower(history, {"age": age}), expected, rtol=1e-4, atol=1e-4)
     after = tower(history, {"age": age}, num_events=tf.constant([0, 3]))
     np.testing.assert_allclose(after, expected[[0, 1], [0, 3]], rtol=1e-4, atol=1e-4)
+
+
+def test_in_training_a_users_features_are_dropped_out_at_all_positions_alike(tmp_path: Path) -> None:
+    log = cyclic_log(num_users=12)
+    log.user_features = {"age": (AGE, np.arange(12, dtype=np.float32))}
+    config = small_config(model={"dropout": 0.25})
+    tower = QueryTower(config, Catalogue.load(write_artifacts(log, tmp_path)), tf.random.Generator.from_seed(0))
+    history, age = np.zeros((400, 3, 16), np.float32), np.ones(400, np.float32)
+    tower(history, {"age": age})
+    for weight in tower.trainable_variables:
+        weight.assign(tf.zeros_like(weight))  # whatever the encoder reads, it says 0
+    [of_age] = [weight for weight in tower.trainable_variables if weight.name == "feature/age:0"]
+    of_age.assign(tf.ones_like(of_age))
+    found = tower(history, {"age": age}, training=True).numpy()
+    # A dimension in four is 0, and the others are larger by 4 / 3, so that the mean stays.
+    np.testing.assert_allclose(np.unique(found), [0, 4 / 3], rtol=1e-6)
+    assert (found == found[:, :1]).all()
+    assert np.mean(found == 0) == pytest.approx(0.25, abs=0.03)  # six standard errors of 6,400 draws
+    np.testing.assert_array_equal(tower(history, {"age": age}), 1)
