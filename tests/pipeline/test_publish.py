@@ -78,10 +78,13 @@ def test_a_base_path_that_is_a_link_to_another_disk_stays_there(
 
 
 def test_a_version_is_never_seen_in_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At each file that the push touches, a poll finds no version, or a whole one."""
+    """At each file that the push touches, a poll finds no version, or a whole one. The main servable's is the last."""
     seen = []
 
     def poll() -> None:
+        main, other = (store.servable(name) for name in NAMES)
+        assert len(versions_on_disk(main)) <= len(versions_on_disk(other))
+        assert (main / LABELS_FILE).exists() <= (other / LABELS_FILE).exists()
         for name in NAMES:
             for version in versions_on_disk(store.servable(name)):
                 files = [path for path in (store.servable(name) / str(version)).rglob("*") if path.is_file()]
