@@ -59,6 +59,17 @@ def test_vectors_that_lose_something_need_not_find_what_they_cannot_tell():
     assert (point.leaves, point.recall) == (1, pytest.approx(2 / 3))
 
 
+def test_a_search_must_reach_its_target_by_more_than_chance():
+    """Of 16 queries one has its best in the last leaf. One leaf finds 15/16 = .94, with an error of .24 / 4 = .06."""
+    exact = np.tile(BEST_FIRST, (16, 1))
+    exact[3] = BEST_FIRST[::-1]
+    queries = np.zeros([16, 1], np.float32)
+    (point,) = tuned_searches(Sorted(None, queries, exact), [4], LEAVES, 0.9)
+    assert (point.leaves, point.recall) == (3, 1.0)
+    (point,) = tuned_searches(Sorted(None, queries, exact), [4], LEAVES, 0.87)
+    assert (point.leaves, point.recall) == (1, 15 / 16)
+
+
 def test_a_target_out_of_reach_is_named():
     with pytest.raises(ValueError, match=r"12 items does not reach serving\.recall_target=0\.9 for 4 results"):
         tuned_searches(sample(BEST_FIRST[::-1]), [4], 1, 0.9)
