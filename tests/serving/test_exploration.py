@@ -35,11 +35,14 @@ def test_the_best_cold_items_that_are_left_are_found_however_many_are_excluded(e
     )
     allowed = np.broadcast_to(is_cold[1:], scores.shape).copy()
     np.put_along_axis(allowed, excluded, False, axis=1)
+    barred = found.exclusions.contains(tf.constant(np.tile(np.arange(1, NUM_ITEMS + 1), (4, 1)))).numpy()
     for row in range(4):
         order = np.argsort(-np.where(allowed[row], scores[row], -np.inf))[: wanted[row]]
         expected = [int(slots[item + 1]) for item in order if allowed[row, item] and np.isfinite(scores[row, item])]
         assert [slot for slot in found.slots.numpy()[row].tolist() if slot] == expected
         assert len(expected) == wanted[row]
+        # What is chosen must not come a second time, from its group.
+        assert set(np.flatnonzero(barred[row]) + 1) == {*slots[excluded[row] + 1].tolist(), *expected}
 
 
 def test_items_of_which_nothing_is_known_share_the_places_among_users() -> None:
