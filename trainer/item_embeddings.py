@@ -13,7 +13,7 @@ from contracts.artifact import require_this_version
 from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EmbeddingColumn, ItemColumn
-from contracts.storage import make_directory
+from contracts.storage import make_directory, write_whole
 from trainer.model_files import load_model
 
 
@@ -32,22 +32,29 @@ def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
     ids = pq.read_table(workdir.item_statistics.items, columns=[ItemColumn.ITEM_ID])[ItemColumn.ITEM_ID]
     rows = model.catalogue_embeddings()[1:]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-    pq.write_table(pa.table({EmbeddingColumn.ITEM_ID: ids, EmbeddingColumn.EMBEDDING: vectors}), path)
+    table = pa.table({EmbeddingColumn.ITEM_ID: ids, EmbeddingColumn.EMBEDDING: vectors})
+    write_whole(path, lambda staged: pq.write_table(table, staged))
     return len(ids)
 
 
 @click.command(help=__doc__)
 @click.option("--workdir", required=True, type=click.Path(path_type=Path), help="a run whose train stage is done")
 @click.option("--model", default=MAIN_MODEL, show_default=True, help="one of the run's models, as below models/")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help=".parquet to write")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Parquet file to write; a name gets .parquet",
+)
 def main(workdir: Path, model: str, out: Path) -> None:
     """The command; `help` is the module's docstring."""
+    path = out if out.suffix == ".parquet" else out.with_name(f"{out.name}.parquet")
     try:
-        number = write_item_embeddings(Workdir(workdir.absolute()), model, out.with_suffix(".parquet"))
+        number = write_item_embeddings(Workdir(workdir.absolute()), model, path)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    click.echo(f"{out.with_suffix('.parquet')}: {number:,} items")
+    click.echo(f"{path}: {number:,} items")
 
 
 if __name__ == "__main__":
