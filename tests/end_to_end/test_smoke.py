@@ -122,8 +122,11 @@ def test_a_second_run_skips_every_stage_and_says_so(smoke: SmokeRun) -> None:
 
 def test_query_answers_from_the_servable(smoke: SmokeRun) -> None:
     history = ["i3", "i4", "i5", "no such item"]
-    rows, said = query(smoke, "--history", ",".join(history), "-m", "20", "--merge", "quota", "--alpha", "0.5")
-    assert "catalogue, and as if absent: no such item\n" in said
+    options = ["--history", ",".join(history), "-m", "20", "--merge", "quota", "--alpha", "0.5", "--json"]
+    asked = run_dnc("query", "-w", str(smoke.workdir), *options)
+    assert asked.returncode == 0, asked.stderr
+    assert "catalogue, and as if absent: no such item\n" in asked.stderr
+    rows = [json.loads(line) for line in asked.stdout.splitlines()]
     groups = pq.read_table(Workdir(smoke.workdir).item_groups.groups)
     group_of = dict(zip(groups["item_id"].cast("string").to_pylist(), groups["group_id"].to_pylist(), strict=True))
     assert len({row["item_id"] for row in rows}) == 20
