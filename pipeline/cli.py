@@ -14,7 +14,6 @@ from typing import Any
 import click
 import yaml
 from rich.console import Console
-from rich.logging import RichHandler
 
 import contracts
 from contracts.config import Config
@@ -25,6 +24,7 @@ from contracts.settings import all_settings
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
+from pipeline.log_lines import log_to_stderr
 from pipeline.query import query
 from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES
@@ -43,14 +43,7 @@ def main(verbose: bool) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a report whose ± cannot be shown is better than none
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    for room in ("contracts", "beam_jobs", "trainer", "serving", "pipeline"):
-        logging.getLogger(room).setLevel(logging.DEBUG if verbose else logging.INFO)
-    # Beam logs what a worker raised, with its traceback, and then raises it here, where it is told in a line.
-    logging.getLogger("apache_beam.runners.common").setLevel(logging.ERROR if verbose else logging.CRITICAL)
-    # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
-    logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
 
 
 @main.command()

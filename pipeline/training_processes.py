@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
@@ -11,20 +12,23 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
+from pipeline.log_lines import log_to_stderr
+
 
 @contextmanager
 def training_processes(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
     """Yields `submit(function, *arguments)`, whose calls run `jobs` at a time.
 
     No call outlives the block or this process, however either ends: what still runs is killed, what waits is dropped. A
-    call whose process dies fails alone.
+    call whose process dies fails alone. They log as this process does.
     """
     context = multiprocessing.get_context("spawn")
     # Nothing is written to the pipe: its end tells every call that the block, or this process, is over.
     over, open_end = context.Pipe(duplex=False)
+    level = logging.getLogger(__name__).getEffectiveLevel()
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        with ProcessPoolExecutor(1, context, _end_at, (over,)) as process:
+        with ProcessPoolExecutor(1, context, _begin, (over, level)) as process:
             return process.submit(function, *arguments).result()
 
     threads = ThreadPoolExecutor(jobs)
@@ -35,7 +39,9 @@ def training_processes(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
         threads.shutdown(cancel_futures=True)
 
 
-def _end_at(over: Connection) -> None:
+def _begin(over: Connection, level: int) -> None:
+    log_to_stderr(level)
+
     def wait() -> None:
         over.poll(None)
         os._exit(1)

@@ -190,6 +190,24 @@ with training_processes(1) as submit:
     parent.communicate(timeout=30)  # the output ends with the last process that could write to it
 
 
+def test_a_training_says_how_far_it_is_in_a_log_though_it_has_a_process_of_its_own() -> None:
+    """Python shows only the warnings of a process that nobody has told what to log."""
+    program = """
+import logging
+from pipeline.log_lines import log_to_stderr
+from pipeline.training_processes import training_processes
+if __name__ == "__main__":
+    log_to_stderr(logging.INFO)
+    with training_processes(1) as submit:
+        submit(logging.getLogger("trainer.progress").info, "train m: epoch 3 of 60").result()
+        submit(logging.getLogger("trainer.progress").debug, "of no interest").result()
+        submit(logging.getLogger("another.package").info, "of no interest").result()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "train m: epoch 3 of 60" in done.stderr
+    assert "of no interest" not in done.stderr
+
+
 def test_a_result_is_of_all_settings_that_its_lists_depend_on(tmp_path: Path) -> None:
     """And its model is of those alone that training reads: one more k is measured, and nothing is trained."""
 
