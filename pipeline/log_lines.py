@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from trainer.progress import SECONDS_BETWEEN_LINES
+
+log = logging.getLogger(__name__)
 
 _ROOMS = ("contracts", "beam_jobs", "trainer", "serving", "pipeline")
 
@@ -24,3 +32,42 @@ def log_to_stderr(level: int) -> None:
     logging.getLogger("apache_beam.runners.common").setLevel(logging.ERROR if verbose else logging.CRITICAL)
     # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
     logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)
+
+
+class _LastLine(logging.Handler):
+    """Remembers when something was last said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.at = time.monotonic()
+
+
+@contextmanager
+def sign_of_life(what: str) -> Iterator[None]:
+    """In a log, says after each minute in which nobody said anything that `what` still runs.
+
+    Not in a terminal, where training draws a bar.
+    """
+    if Console(stderr=True).is_terminal:
+        yield
+        return
+    started, last, over = time.monotonic(), _LastLine(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(max(last.at + SECONDS_BETWEEN_LINES - time.monotonic(), 0)):
+            if time.monotonic() - last.at >= SECONDS_BETWEEN_LINES:
+                last.at = time.monotonic()
+                log.info("%s: still runs, after %.0f s", what, last.at - started)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    logging.getLogger().addHandler(last)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        logging.getLogger().removeHandler(last)

@@ -15,6 +15,7 @@ from contracts.config import BeamConfig, Config
 from contracts.config_io import dump_config
 from contracts.layout import Workdir
 from contracts.lock import holding
+from pipeline.log_lines import sign_of_life
 from pipeline.stage import Stage, fingerprints
 from serving.versions import followed
 
@@ -145,7 +146,8 @@ def _run_stage(stage: Stage, position: str, config: Config, workdir: Workdir, wa
         return StageResult(stage.name, ran=False, seconds=0.0)
     log.info("%s: %s", label, stage.summary)
     started = time.monotonic()
-    stage.run(config, workdir, wanted)
+    with sign_of_life(label):
+        stage.run(config, workdir, wanted)
     seconds = time.monotonic() - started
     log.info("%s: done in %.1f s%s", label, seconds, _counts(stage, config, workdir))
     return StageResult(stage.name, ran=True, seconds=seconds)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_LINES = 60.0
 
 Part = TypeVar("Part")
 
@@ -22,7 +22,7 @@ def line_a_minute(parts: Sequence[Part], what: str) -> Iterator[Part]:
     """The parts of a job, one by one; each minute a line says what share of them is done."""
     last_line = time.monotonic()
     for done, part in enumerate(parts):
-        if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             log.info("%s: %.0f%%", what, 100 * done / len(parts))
             last_line = time.monotonic()
         yield part
@@ -64,7 +64,7 @@ class TrainingProgress:
         share = min(seen / self._positives, 1.0)
         self._cost = f"loss {loss:.4f}  {seen / seconds:,.0f} positives/s"
         self._progress.update(self._task, completed=self._epoch + share)
-        is_line = time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES
+        is_line = time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         self._show(f"epoch {self._epoch + 1} of {self._epochs}, {share:4.0%}", is_line)
 
     def epoch_done(self, quality: str) -> None:

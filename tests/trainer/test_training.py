@@ -147,7 +147,7 @@ def test_without_a_terminal_progress_is_lines_of_the_log(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("trainer.progress._SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr("trainer.progress.SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level("INFO"):
         train(small_config(training={"epochs": 2, "evaluate_every": 1}), workdir, "lines", "a")
     lines = [record.message for record in caplog.records if record.message.startswith("train lines: ")]
