@@ -182,7 +182,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, leaf = key.split(".")
     node = tree
     for section in sections:
-        node = node.setdefault(section, {})
+        if node.get(section) is None:  # as of one in YAML whose keys are all commented out
+            node[section] = {}
+        node = node[section]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
     node[leaf] = value

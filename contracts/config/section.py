@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 
 def _as_tuple(value: object) -> object:
@@ -32,3 +32,16 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_none(cls, tree: Any) -> Any:
+        """Of a section whose keys are all commented out, YAML has the key, and no value."""
+        if not isinstance(tree, dict):
+            return tree
+        sections = {name for name, field in cls.model_fields.items() if _is_section(field.annotation)}
+        return {key: value for key, value in tree.items() if value is not None or key not in sections}
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
