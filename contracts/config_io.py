@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from contracts import storage
 from contracts.config import Config
@@ -81,7 +82,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(_source(path, overrides), error)) from None
+        raise ConfigError(explain(_source(path, overrides), error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
         raise ConfigError(
             f"{_source(path, overrides)} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of "
@@ -104,7 +105,7 @@ def read_stored_config(path: Path) -> Config:
         return Config.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ConfigError(
-            f"{_explain(path, error)}\nAnother version of the code wrote it: train that model again"
+            f"{explain(path, error)}\nAnother version of the code wrote it: train that model again"
         ) from None
 
 
@@ -195,16 +196,29 @@ def _source(path: Path | None, overrides: list[str]) -> str:
     return f"{path} with --set" if path and overrides else str(path or "the config")
 
 
-def _explain(source: Path | str, error: ValidationError) -> str:
+def explain(source: Path | str, error: ValidationError, listed_by: str = "see `dnc settings`") -> str:
+    """What is wrong with each key of what was read from `source`.
+
+    Args:
+        listed_by: says where the known keys are listed.
+    """
     lines = [f"{source} is not valid:"]
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key (value {problem['input']!r}); remove it, or see `dnc settings`")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float | date):
-                message = "must be text: put it in quotes, without which YAML reads yes, 1 and 2024-01-31 as no text"
-            shown = key and not key.startswith(_SECRET)
-            lines.append(f"  {key or 'config'}: {message}" + (f"; got {problem['input']!r}" if shown else ""))
+        lines.append("  " + f"{key}: " * bool(key) + _said(problem, key, listed_by))
     return "\n".join(lines)
+
+
+def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
+    kind, value, message = problem["type"], problem["input"], problem["msg"]
+    if kind == "extra_forbidden":
+        return f"unknown key (value {value!r}); remove it, or {listed_by}"
+    if kind == "missing":
+        return f"it must be given; {listed_by}"
+    if kind == "value_error":  # ours, which names the value where that tells something
+        return message.removeprefix("Value error, ")
+    if kind == "model_type":
+        message = f"it is a section, with keys of its own; {listed_by}"
+    elif kind == "string_type" and isinstance(value, bool | int | float | date):
+        message = "must be text: put it in quotes, without which YAML reads yes, 1 and 2024-01-31 as no text"
+    return message if key.startswith(_SECRET) else f"{message}; got {value!r}"

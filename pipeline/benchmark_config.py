@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from contracts.config import BaselineName, Section
-from contracts.config_io import ConfigError, read_yaml
+from contracts.config_io import ConfigError, explain, read_yaml
 from contracts.names import ScoredMerge
 from trainer.baselines import UNTRAINED
 from trainer.metric_names import COVERAGE, NDCG, recall_name
@@ -148,8 +148,4 @@ def load_benchmark(path: Path) -> BenchmarkConfig:
     try:
         return BenchmarkConfig.model_validate(read_yaml(path))
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
-        ]
-        raise ConfigError("\n  ".join([f"{path} is not a valid benchmark:", *lines])) from None
+        raise ConfigError(explain(path, error, "see configs/benchmark/")) from None

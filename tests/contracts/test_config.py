@@ -89,6 +89,38 @@ def test_object_stores_are_reached_as_the_config_that_was_read_says(monkeypatch:
     assert set(asked) == {("--s3_endpoint_url=http://minio:9000",)}
 
 
+def test_a_section_whose_keys_are_all_commented_out_has_its_defaults(tmp_path: Path) -> None:
+    """YAML reads its key with no value."""
+    path = tmp_path / "config.yaml"
+    path.write_text("training:\n  # epochs: 3\nmodel:\ndata:\n  feedback:\n  user_features:\nseed: 5\n")
+    assert load_config(path) == Config(seed=5)
+    changed = load_config(path, ["training.epochs=3", "training.loss.z_weight=0"])
+    assert (changed.training.epochs, changed.training.loss.z_weight, changed.seed) == (3, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.num_heads=3", "  model: model.embedding_dim=64 must be a multiple of model.num_heads=3"),
+        (
+            "serving.indexes=[exact, exact]",
+            "  serving.indexes: serving.indexes must be distinct; got ['exact', 'exact']",
+        ),
+        (
+            "groups.method=category",
+            "  groups: groups.method=category needs groups.category, the name of an item feature",
+        ),
+        ("training=3", "  training: it is a section, with keys of its own; see `dnc settings`; got 3"),
+        ("data.item_features={id: i, features: []}", "  data.item_features.path: it must be given; see `dnc settings`"),
+    ],
+)
+def test_a_value_is_told_once(override: str, said: str) -> None:
+    """Not again as what Python holds of the section around it."""
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value).splitlines()[1] == said
+
+
 _ITEMS = "data.item_features={path: i.csv, id: i, features: "
 _USERS = "data.user_features={path: u.csv, id: u, features: "
 

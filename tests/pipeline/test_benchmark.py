@@ -82,18 +82,22 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
         ),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]",
-            "a valid benchmark:\n  file: seeds 0, 0 names a seed twice",
+            "bad.yaml is not valid:\n  seeds 0, 0 names a seed twice",
         ),
         ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nset: {seed: 7}", "seed=7 is set as a config key"),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nmetrics: [recall_at_10, recall_at_11]",
             "no run measures recall_at_11",
         ),
-        ("title: t\ndatasets: {a: {path: x}}\nmodel: {}", "model: Extra inputs"),
+        (
+            "title: t\ndatasets: {a: {path: x}}\nmodel: {}",
+            "model: unknown key (value {}); remove it, or see configs/benchmark/",
+        ),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {set: {training.epoch: 1}}}",
             "model 'm' on a: the config is not valid:\n  training.epoch: unknown key",
         ),
+        ("datasets: {a: {path: x}}", "title: it must be given; see configs/benchmark/"),
         ("title: [", "is not YAML"),
         ("datasets: {a: {path: x}}\nmodels: {wide: {}, wide: {}}", "'wide' stands twice, first in line 2"),
     ],
