@@ -36,7 +36,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
     metavar="ID,ID,...",
     help="Of --history, what the user was shown and did not take (data.feedback.history_level); or a JSON list.",
 )
-@click.option("--num-candidates", "-m", type=_POSITIVE, help="M; default: the servable's.")
+@click.option("--num-candidates", "-m", type=_POSITIVE, help="Length of the list; default: the servable's.")
 @click.option(
     "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
 )
@@ -104,7 +104,7 @@ def query(
         "alpha": alpha,
         "groups": _one_row(_group_ids(groups, read_servable_manifest(servable).counts["groups"])),
         "max_groups": max_groups,
-        "exclude_item_ids": _one_row(_ids(exclude)),
+        "exclude_item_ids": _one_row(_ids("--exclude", exclude)),
         "num_exploration": explore,
         "features": _told(told, config.data.request_features),
     }
@@ -132,8 +132,8 @@ def query(
 def _given(history: str | None, context: str | None) -> History:
     from pipeline.histories import History
 
-    items = _ids(history) or []
-    return History(items, _marks(items, _ids(context) or []))
+    items = _ids("--history", history) or []
+    return History(items, _marks(items, _ids("--context", context) or []))
 
 
 def _print_table(config: Config, run: Workdir, item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:
@@ -169,16 +169,20 @@ def _told(assignments: Sequence[str], features: Sequence[RequestFeature]) -> dic
     return told
 
 
-def _ids(listed: str | None) -> list[str] | None:
+def _ids(option: str, listed: str | None) -> list[str] | None:
     if listed is None or not listed.startswith("["):
-        return None if listed is None else [word for word in listed.split(",") if word]
+        return None if listed is None else _words(listed)
     try:
         found = json.loads(listed)
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ValueError(f'{listed!r} is no JSON list of ids, such as ["a,b", "c"]')
+        raise ValueError(f'{option} {listed!r}: what begins with [ must be a JSON list of ids, such as ["a,b", "c"]')
     return found
+
+
+def _words(listed: str) -> list[str]:
+    return [word for word in listed.split(",") if word]
 
 
 def _marks(items: list[str], context: list[str]) -> list[bool]:
@@ -190,12 +194,14 @@ def _marks(items: list[str], context: list[str]) -> list[bool]:
 
 
 def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:
-    words = _ids(listed)
-    if words is not None and not (words and all(word.isdecimal() and int(word) < num_groups for word in words)):
+    if listed is None:
+        return None
+    words = _words(listed)
+    if not words or not all(word.isdecimal() and int(word) < num_groups for word in words):
         raise ValueError(
             f"--groups {listed!r}: give numbers from 0 to {num_groups - 1} with commas between them, e.g. --groups 0,3"
         )
-    return None if words is None else [int(word) for word in words]
+    return [int(word) for word in words]
 
 
 def _one_row(values: list[Any] | None) -> list[list[Any]] | None:

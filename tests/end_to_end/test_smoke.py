@@ -166,6 +166,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give numbers from 0 to 5"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give numbers from 0 to 5"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "[1]"], "--groups '[1]': give numbers from 0 to 5"),
     ],
     ids=[
         "neither user nor history",
@@ -174,6 +175,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         "alpha of a merge without it",
         "groups by name",
         "a group that there is not",
+        "groups as a JSON list, which ids may be",
     ],
 )
 def test_a_wrong_query_is_explained(smoke: SmokeRun, arguments: list[str], said: str) -> None:

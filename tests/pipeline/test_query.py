@@ -1,5 +1,7 @@
 """What `dnc query` says beside its answer."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -15,11 +17,11 @@ def test_unknown_items_are_read_as_the_model_reads_them(num_buckets: int, readin
 
 
 def test_ids_with_commas_are_a_json_list() -> None:
-    assert _ids('["a,b", "c"]') == ["a,b", "c"]
-    assert _ids("a,,b") == ["a", "b"]
+    assert _ids("--history", '["a,b", "c"]') == ["a,b", "c"]
+    assert _ids("--history", "a,,b") == ["a", "b"]
     for wrong in ("[a, b]", "[1, 2]"):
-        with pytest.raises(ValueError, match="is no JSON list of ids"):
-            _ids(wrong)
+        with pytest.raises(ValueError, match=rf"^--exclude '{re.escape(wrong)}': .* must be a JSON list of ids"):
+            _ids("--exclude", wrong)
 
 
 def test_context_is_marked_where_the_history_has_it() -> None:
@@ -29,5 +31,5 @@ def test_context_is_marked_where_the_history_has_it() -> None:
 
 
 def test_a_space_that_makes_an_item_unknown_is_seen() -> None:
-    items = _ids("a, b") or []
+    items = _ids("--history", "a, b") or []
     assert unknown_items_note(np.array([3, -1]), items, 0).endswith('as if absent: " b"')
