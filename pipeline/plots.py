@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from contracts.config import COVERAGE_K
+from contracts.storage import write_whole
 from trainer.metric_names import COVERAGE, recall_k, recall_name
 from trainer.metrics import MetricTable
 
@@ -36,5 +37,5 @@ def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
     left.legend(frameon=False)
     right.set(xlabel=f"share of the catalogue in any user's first {COVERAGE_K}", xlim=(0, 1), title="Coverage")
     right.invert_yaxis()
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda staging: figure.savefig(staging, dpi=110, format="png"))
     pyplot.close(figure)

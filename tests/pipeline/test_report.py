@@ -101,6 +101,26 @@ def test_a_plot_is_drawn_in_silence_where_home_cannot_be_written(tmp_path: Path)
     assert (done.stdout, done.stderr, (tmp_path / "plot.png").exists()) == ("", "", True)
 
 
+_CUT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+
+
+def test_a_plot_that_cannot_be_written_to_its_end_leaves_the_last_one(tmp_path: Path) -> None:
+    cell = {"value": 0.25, "low": 0.2, "high": 0.3}
+    metrics = json.dumps({MAIN_MODEL: {"recall_at_10": cell, "catalog_coverage_at_100": cell}})
+    plot = tmp_path / "plot.png"
+    subprocess.run([sys.executable, "-c", _PLOT, metrics, str(plot)], check=True)
+    whole = plot.read_bytes()
+    assert len(whole) > 4096 and whole.endswith(b"IEND\xaeB`\x82")
+    command = [sys.executable, "-c", _CUT + _PLOT, metrics, str(plot)]
+    cut = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "File too large" in cut.stderr
+    assert plot.read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
 def test_groups_that_were_made_anew_lend_no_labels_to_those_of_the_servable(tmp_path: Path) -> None:
     """As after `dnc run --to groups` with another K: group 1 of the servable is not group 1 of today."""
     run = Workdir(tmp_path)
