@@ -18,6 +18,7 @@ from contracts.artifact import Diverged, Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
+from contracts.storage import write_whole
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.enough_negatives import require_negatives
@@ -240,7 +241,7 @@ class _Trainer:
         if np.isfinite(terms["loss"]):
             return
         path: Path = self._failed_batch
-        np.savez_compressed(path, **batch._asdict())
+        write_whole(path, lambda staging: _save(staging, batch))
         bad = {key: value for key, value in terms.items() if not np.isfinite(value)}
         raise Diverged(
             f"training {self._name}: the loss of step {int(self.state.step.numpy()) + 1} is not finite ({bad}); "
@@ -253,3 +254,8 @@ class _Trainer:
                 if key != "epoch":
                     tf.summary.scalar(key, value, step=entry["epoch"])
         self._summaries.flush()
+
+
+def _save(path: Path, batch: WindowBatch) -> None:
+    with path.open("wb") as stream:  # to a name NumPy would add .npz
+        np.savez_compressed(stream, **batch._asdict())

@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -254,16 +256,34 @@ def test_weight_decay_shrinks_the_weights(workdir: Workdir) -> None:
     assert 0.9**steps < sums[10.0] / sums[0.0] < 0.9 ** (steps / 2)
 
 
-def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
+def diverging(path: Path) -> Workdir:
     log = cyclic_log(num_users=30)
     spec = {"name": "price", "kind": "numeric", "vocabulary_size": 0, "width": 1}
     log.item_features = {"price": (spec, np.full(60, np.nan, np.float32))}
-    workdir = write_artifacts(log, tmp_path)
+    return write_artifacts(log, path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_the_batch(tmp_path: Path) -> None:
+    workdir = diverging(tmp_path)
     with pytest.raises(ValueError, match=r"loss of step 1 is not finite.*failed_batch\.npz"):
         train(small_config(), workdir, "model", "x")
     saved = np.load(workdir.checkpoints("model") / "failed_batch.npz")
     assert saved["item_index"].shape == saved["is_target"].shape
     assert not workdir.model("model").path.exists()
+
+
+def test_a_batch_that_the_disk_has_no_room_for_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one, under the name of a whole one, would be taken for it."""
+
+    def fill(stream: BinaryIO, **_: np.ndarray) -> None:
+        stream.write(b"PK")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez_compressed", fill)
+    workdir = diverging(tmp_path)
+    with pytest.raises(OSError, match=r"No space left on device: .*failed_batch\.npz"):
+        train(small_config(), workdir, "model", "x")
+    assert not list(workdir.checkpoints("model").glob("failed_batch*"))
 
 
 def odd_log(kind: str) -> tuple[Log, Config]:
