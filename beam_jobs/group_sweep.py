@@ -19,7 +19,7 @@ from contracts.config import GroupsConfig
 from contracts.config_io import load_config
 from contracts.layout import ItemGroups, Workdir
 from contracts.run_config import find_run_config
-from contracts.storage import as_path, reading
+from contracts.storage import as_path, make_directory, reading
 
 _SILHOUETTE_ITEMS = 5_000
 
@@ -94,6 +94,8 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
         numbers = sorted({int(word) for word in words if word.isdecimal()})
         if not all(map(str.isdecimal, words)) or not 1 <= numbers[0] <= numbers[-1] <= len(rows):
             raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that have an embedding")
+        if json_path is not None:
+            make_directory(json_path.parent, "--json")  # now, and not after the fits
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

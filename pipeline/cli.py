@@ -21,6 +21,7 @@ from contracts.config_io import dump_changes, load_config, parse_assignments, wi
 from contracts.layout import Workdir
 from contracts.run_config import find_run_config
 from contracts.settings import all_settings
+from contracts.storage import make_directory
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
@@ -164,6 +165,8 @@ def benchmark(
     from pipeline.paired_changes import paired_changes
 
     table = json_file(json_path or workdir / f"{config.stem}.json")
+    if json_path:
+        make_directory(json_path.parent, "--json")  # now, and not after the trainings
     chosen = load_benchmark(config).with_paths(paths).restricted_to(datasets, models, seeds)
     results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
     # What was typed, but for the program's own path.

@@ -137,7 +137,9 @@ def _bases(models: Sequence[str]) -> dict[str, Path]:
 def _write(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
-    elif not out.exists() or out.read_text(encoding="utf-8") != text:
+        return
+    storage.make_directory(out.parent, "--out")
+    if not out.exists() or out.read_text(encoding="utf-8") != text:
         storage.write_text(out, text)
 
 

@@ -105,10 +105,10 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     with writing(workdir.item_groups.path, "item_groups", "f") as writer:
         np.save(writer.path / workdir.item_groups.embeddings.name, rows)
     workdir.config.write_text("seed: 1\ngroups: {restarts: 3, fit_sample: 2000}\n")
-    arguments = ["--workdir", str(tmp_path), "--k", "12,2", "--json", str(tmp_path / "sweep.json")]
+    arguments = ["--workdir", str(tmp_path), "--k", "12,2", "--json", str(tmp_path / "new" / "sweep.json")]
     result = CliRunner().invoke(group_sweep.main, arguments)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 3
-    two, twelve = json.loads((tmp_path / "sweep.json").read_text())
+    two, twelve = json.loads((tmp_path / "new" / "sweep.json").read_text())
     assert (two["num_groups"], twelve["num_groups"]) == (2, 12)
     assert twelve["explained"] > two["explained"] > 0 and two["largest"] >= 1 >= two["smallest"]
     assert twelve["inertia"] * 3_000 <= 1.02 * KMeans(12, n_init=4, random_state=1).fit(rows).inertia_
@@ -117,6 +117,9 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     for ks in ("9000", "0,5", "5,ten", ""):
         refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", ks])
         assert refused.exit_code == 2 and f"--k {ks}: give numbers from 1 to 3000" in refused.output
+    aside = str(tmp_path / "new" / "sweep.json" / "sweep.json")
+    refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "2", "--json", aside])
+    assert (refused.exit_code, "--json" in refused.output, "inertia" in refused.output) == (2, True, False)
 
 
 def test_balance_goes_by_the_centres_of_what_is_known() -> None:

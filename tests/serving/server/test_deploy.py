@@ -129,6 +129,19 @@ def test_a_models_config_that_cannot_be_is_explained(tmp_path, servable, argumen
     assert said in run.stderr
 
 
+def test_a_models_config_gets_its_directory(tmp_path, servable):
+    add_version(tmp_path / "dnc", 1, servable)
+    out = tmp_path / "new" / "models.config"
+    assert CliRunner().invoke(main, [f"dnc={tmp_path / 'dnc'}", "--out", str(out)]).exit_code == 0
+    assert 'name: "dnc"' in out.read_text()
+    (tmp_path / "file").touch()
+    run = CliRunner().invoke(main, [f"dnc={tmp_path / 'dnc'}", "--out", str(tmp_path / "file" / "models.config")])
+    assert (run.exit_code, run.stderr) == (
+        2,
+        f"models_config: --out {tmp_path / 'file'} cannot be made a directory: it is a file; name another one\n",
+    )
+
+
 def test_a_models_config_is_kept_at_the_labels(tmp_path, servable):
     base, out = tmp_path / "dnc", tmp_path / "models.config"
     for number in (1, 2):
