@@ -124,7 +124,8 @@ def fetch_artifacts(stages: tuple[Stage, ...], source: Workdir, workdir: Workdir
             if stage.remote:
                 [remote], [here] = (stage.outputs(Config(), place) for place in (source, workdir))
                 if artifact.find_manifest(remote) is not None:
-                    fetched[stage.name] = artifact.fetch(remote, here)
+                    with sign_of_life(f"fetch {stage.name}"):
+                        fetched[stage.name] = artifact.fetch(remote, here)
     if not fetched:
         raise ValueError(f"{source.path} holds no artifact: is it the workdir of a run of `dnc run` or `beam_jobs`?")
     return fetched

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from contracts import artifact
 from contracts.config import Config
 from contracts.store_layout import SpanParts, Store
+from pipeline.log_lines import sign_of_life
 from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
     EarlierSpans,
@@ -56,7 +57,8 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
         reasons, is_read = [held[span.key]] if span.key in held else [], True
         try:
             if not reasons:
-                profile = _profile_of(config, store, span, before, is_used=span.key in used)
+                with sign_of_life(f"span {span.key}"):
+                    profile = _profile_of(config, store, span, before, is_used=span.key in used)
                 reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
         except ValueError as error:
             reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
