@@ -140,7 +140,7 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
             f"{held_out:,}", f"{learnt:,}", _HOLD_OUT_LESS.format(config.split.min_user_events),
         )  # fmt: skip
     lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
-    remedy = "hold out less (split.protocol=time with later starts), and retrain as often"
+    remedy = "hold out less (split.protocol=time with later starts; in a retrain, shorter spans), and retrain as often"
     # Where positives are few, a warning of its own says what to do.
     advice = "" if are_few else f". Where items live that shortly, {remedy}"
     for split in ("validation", "test"):
@@ -186,7 +186,8 @@ def _warn_of_unmeasured_users(split: str, totals: Counter[str]) -> None:
     if measured and new > _MOST * users:
         log.warning(
             "windows: %s of %s users in the %s split have no event before it, so %s are measured. Where users come "
-            "once, as sessions do, hold out the last items of each (split.protocol=leave_one_out)",
+            "once, as sessions do, hold out the last items of each (split.protocol=leave_one_out; not in a retrain, "
+            "whose holdout is its newest span)",
             f"{new:,}", f"{users:,}", split, f"{measured:,}",
         )  # fmt: skip
 

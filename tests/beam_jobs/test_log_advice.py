@@ -361,6 +361,7 @@ def test_users_who_come_once_are_said(
     for part in ("validation", "test"):
         said = f"{20 - stay} of 20 users in the {part} split have no event before it, so {stay} are measured"
         assert (said in caplog.text) == is_said
+    assert ("not in a retrain, whose holdout is its newest span" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize(("again", "are_said"), [(0, False), (1, False), (8, True)])
