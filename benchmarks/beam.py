@@ -32,9 +32,11 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
+from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
+from contracts.storage import write_text
 from pipeline.benchmark_table import json_file
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
@@ -111,8 +113,8 @@ def main() -> None:
         details = {**result, "jobs": [dataclasses.asdict(job) for job in measured.values()]}
         details["assignment"] = [dataclasses.asdict(job) for job in assignment.values()]
         details["compared"] = [dataclasses.asdict(job) for job in compared.values()]
-        arguments.json.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
+        write_json(arguments.json, details)
+        write_text(arguments.json.with_suffix(".md"), text)
     print(json.dumps(result))
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
-from contracts.storage import STAGING_MARK
+from contracts.storage import STAGING_MARK, write_text
 
 ROOT = Path(__file__).parents[1]
 DNC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -173,7 +173,7 @@ def main() -> None:
     text = "\n".join(["# Killed Beam jobs", "", *lines, "", ending, ""])
     print(text)
     if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+        write_text(arguments.markdown, text)
     print(json.dumps({"kills": len(done), "runs": arguments.chains, "runs_that_differ": differ}))
     sys.exit(1 if differ else 0)
 

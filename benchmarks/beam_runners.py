@@ -269,7 +269,7 @@ def main() -> None:
     text = "\n".join(lines)
     print(text)
     if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+        storage.write_text(arguments.markdown, text)
     sys.exit(0 if same else 1)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.artifact import write_json
+from contracts.storage import write_text
 from pipeline.benchmark_table import json_file, machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
@@ -150,7 +151,7 @@ def main() -> None:
         write_json(arguments.json, {**result, **about})
         rows = "\n".join(f"| {name} | {value:,} |" for name, value in rate.items())
         text = f"# Evaluation speed\n\n| | users/s |\n| --- | --- |\n{rows}\n\n`{json.dumps(result)}`\n\n{about}\n"
-        arguments.json.with_suffix(".md").write_text(text, encoding="utf-8")
+        write_text(arguments.json.with_suffix(".md"), text)
     print(json.dumps(result))
 
 

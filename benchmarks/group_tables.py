@@ -15,6 +15,7 @@ from beam_jobs.group_sweep import sweep_row
 from contracts.artifact import read_manifest
 from contracts.config_io import load_config
 from contracts.layout import Workdir
+from contracts.storage import write_text
 
 SWEEP = (5, 10, 20, 50, 100)
 TITLES = 4
@@ -50,7 +51,7 @@ def main() -> None:
             f"| {number} | {row_of_k.explained:.3f} | {row_of_k.largest:.2f} | {row_of_k.smallest:.2f} "
             f"| {row_of_k.silhouette:.3f} |"
         )
-    arguments.markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_text(arguments.markdown, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

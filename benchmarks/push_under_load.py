@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.server import warmup_histories
+from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
@@ -116,9 +117,7 @@ def main() -> None:
             server.wait()
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(
-            json.dumps(result | {"failures": load.failures[:10]}, indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(arguments.json, result | {"failures": load.failures[:10]})
     print(json.dumps(result))
 
 

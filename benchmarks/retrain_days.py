@@ -46,7 +46,9 @@ from benchmarks.retrain_replay import (
     versions_on_same_users,
 )
 from benchmarks.retrain_tables import as_table, draw
+from contracts.artifact import write_json
 from contracts.config import Config
+from contracts.storage import write_text
 from contracts.store_layout import Store
 from pipeline.benchmark_table import json_file
 from pipeline.datasets.drifting import DriftingLog
@@ -130,8 +132,8 @@ def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history:
     """What is known so far: JSON, and beside it a table and a plot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     details = {"log": log, "result": result, "history": history, "days": [day.as_json() for day in days]}
-    path.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(as_table(log, days, result, history), encoding="utf-8")
+    write_json(path, details)
+    write_text(path.with_suffix(".md"), as_table(log, days, result, history))
     draw(days, path.with_suffix(".png"), log)
 
 

@@ -34,6 +34,7 @@ from typing import Any
 from contracts import artifact
 from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk
+from contracts.storage import write_text
 from contracts.store_layout import Store
 from pipeline.benchmark_table import json_file
 from pipeline.retraining.plan import STEP_NAMES
@@ -277,8 +278,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         found = added_to(arguments.json, found)
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(as_table(found), encoding="utf-8")
+        artifact.write_json(arguments.json, found)
+        write_text(arguments.json.with_suffix(".md"), as_table(found))
     print(as_table(found))
     print(json.dumps(summary(found)))
 

@@ -38,7 +38,9 @@ import numpy as np
 from tensorflow_serving.apis import predict_pb2
 
 from benchmarks.servable_of_size import HISTORY, make_servable
+from contracts.artifact import write_json
 from contracts.names import Request, Signature
+from contracts.storage import write_text
 from pipeline.benchmark_table import json_file
 from serving.servable_session import decode, request_inputs
 from serving.server.version import LoadedServable
@@ -213,8 +215,8 @@ def main() -> None:
             requests = make_requests(arguments.items)
         result = measure(version, requests, arguments.seconds, arguments.rounds)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        arguments.json.with_suffix(".md").write_text(markdown(arguments, result), encoding="utf-8")
+        write_json(arguments.json, result)
+        write_text(arguments.json.with_suffix(".md"), markdown(arguments, result))
     print(markdown(arguments, result))
     print(json.dumps(result))
 

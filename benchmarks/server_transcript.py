@@ -30,6 +30,7 @@ from tensorflow_serving.apis import (
 from benchmarks.servable_of_size import make_servable
 from benchmarks.server import Served, served
 from benchmarks.soak import copy_version
+from contracts.storage import write_text
 
 LONGEST = 1_200
 PREDICT = "/v1/models/dnc:predict"
@@ -136,7 +137,7 @@ def main() -> None:
     )
     print(text)
     if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        write_text(arguments.out, text + "\n")
 
 
 if __name__ == "__main__":

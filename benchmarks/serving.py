@@ -54,6 +54,7 @@ from benchmarks.serving_contenders import (
 from benchmarks.serving_data import Data
 from contracts.config import ServingConfig
 from contracts.names import Request, Signature
+from contracts.storage import write_text
 from pipeline.benchmark_table import json_file
 from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Corpus, RowControls, exact_selection
@@ -282,7 +283,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.json:
         title = f"# Serving, {arguments.items:,} items, {arguments.groups} groups, M = {arguments.candidates}\n\n"
         command = f"`{shlex.join(['python', '-m', 'benchmarks.serving', *sys.argv[1:]])}`"
-        arguments.json.with_suffix(".md").write_text(f"{title}{command}\n\n{shown}\n", encoding="utf-8")
+        write_text(arguments.json.with_suffix(".md"), f"{title}{command}\n\n{shown}\n")
         plot(times, recall, arguments.json.with_suffix(".png"))
     return line
 
@@ -311,7 +312,7 @@ def main() -> None:
         line = compare(arguments)
     text = json.dumps(line)
     if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        write_text(arguments.json, text + "\n")
     print(text)
 
 

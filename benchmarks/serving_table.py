@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from contracts.storage import write_text
+
 _ROOT = Path(__file__).parent.parent
 _CONTENDERS = ("global", "all", "top", "exact", "tfrs", "faiss", "hnswlib")
 _RATIOS = ("all_groups", "top_groups", "exact", "tfrs", "faiss", "hnswlib")
@@ -123,13 +125,13 @@ def main() -> None:
     title = "# Serving: times against one global index, M = 640, d = 64, one thread\n\n"
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (arguments.out / "serving.json").write_text(text, encoding="utf-8")
+    write_text(arguments.out / "serving.json", text)
     note = (
         f"{command}, {time.perf_counter() - started:.0f} s. Columns b1, b8, b64: time / global index at that batch. "
         "Read times beside recall, each contender's by its own rule: TFRS' layers are asked for M / K a group and find "
         "little of the best M by score.\n"
     )
-    (arguments.out / "serving.md").write_text(f"{title}{note}\n{shown}\n", encoding="utf-8")
+    write_text(arguments.out / "serving.md", f"{title}{note}\n{shown}\n")
     plot(lines, arguments.out / "serving.png")
     print(shown)
 

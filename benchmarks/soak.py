@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.servable_of_size import make_servable
 from benchmarks.server import BATCH, METHOD, Served, as_bytes, make_requests, served
+from contracts.storage import write_text
 
 DEADLINE_SECONDS = 10.0
 REST_SHARE = 0.05
@@ -203,7 +204,7 @@ def main() -> None:
         result = soak(version, arguments, log)
     log(json.dumps(result))
     if arguments.log:
-        arguments.log.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(arguments.log, "\n".join(lines) + "\n")
     sys.exit(1 if result["failed"] else 0)
 
 

@@ -29,6 +29,7 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from contracts.config import Config
+from contracts.storage import write_text
 from pipeline.benchmark_table import json_file, machine
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
@@ -265,7 +266,7 @@ def write(path: Path, result: dict[str, float], rates: dict[str, int]) -> None:
     lines += [f"| {name} | {rate:,} |" for name, rate in rates.items()]
     lines += ["", "| ratio | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in result.items())]
     lines += ["", f"Multiply-adds a positive, forward: `{json.dumps(roofline())}`", "", f"Machine: {machine()}", ""]
-    path.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(path.with_suffix(".md"), "\n".join(lines))
 
 
 if __name__ == "__main__":
