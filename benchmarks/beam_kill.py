@@ -150,7 +150,7 @@ def main() -> None:
     """Prints the log and one JSON line; writes Markdown if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chains", type=int, default=4, help="runs killed once in each job (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: %(default)s)")
     parser.add_argument("--markdown", type=Path, help="write the log here")
     arguments = parser.parse_args()
     moments, done, differ = random.Random(arguments.seed), [], 0

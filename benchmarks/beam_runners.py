@@ -252,7 +252,7 @@ def main() -> None:
     """Prints a table of hashes, and writes it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--s3", action="store_true", help="again with log and workdir in an S3 server")
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", type=Path, help="write the table here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         runs = all_runs(Path(name), s3=arguments.s3)

@@ -98,12 +98,16 @@ def by_numpy(users: np.ndarray, items: np.ndarray, targets: np.ndarray) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--users", type=int, default=4_096, help="ranked by us; TFRS gets the first --tfrs-users")
-    parser.add_argument("--tfrs-users", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=json_file)
+    parser.add_argument("--items", type=int, default=20_000, help="in the catalogue (default: %(default)s)")
+    parser.add_argument(
+        "--users", type=int, default=4_096, help="ranked by us; TFRS gets the first --tfrs-users (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tfrs-users", type=int, default=256, help="ranked by TFRS, which takes longer (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of each contender in turn (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within an op (default: %(default)s)")
+    parser.add_argument("--json", type=json_file, help="also write the last line here, and a table beside it as .md")
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     rng = np.random.default_rng(0)

@@ -25,8 +25,8 @@ def main() -> None:
     """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="a run whose groups stage is done")
-    parser.add_argument("--title", required=True)
-    parser.add_argument("--markdown", type=Path, required=True)
+    parser.add_argument("--title", required=True, help="of the data set, for the heading")
+    parser.add_argument("--markdown", type=Path, required=True, help="file to write")
     arguments = parser.parse_args()
     workdir = Workdir(arguments.workdir)
     config, artifact = load_config(workdir.config), workdir.item_groups

@@ -64,7 +64,7 @@ def _resident_bytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("saved_model", type=Path)
+    parser.add_argument("saved_model", type=Path, help="a version directory")
     print(json.dumps(measure(parser.parse_args().saved_model)))
 
 

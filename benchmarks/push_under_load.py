@@ -90,8 +90,10 @@ def wait_for(address: str, version: int, history: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--servable", type=Path, required=True, help="a version directory")
-    parser.add_argument("--pushes", type=int, default=30)
-    parser.add_argument("--rollbacks", type=int, default=5)
+    parser.add_argument(
+        "--pushes", type=int, default=30, help="versions to push, one after the other (default: %(default)s)"
+    )
+    parser.add_argument("--rollbacks", type=int, default=5, help="among them, evenly spread (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the result here")
     arguments = parser.parse_args()
     config = load_config(None, ["serving.indexes=[scann]", "retrain.keep_versions=3"])

@@ -70,14 +70,26 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", choices=["drifting", "kuairand"], default="drifting")
+    parser.add_argument(
+        "--log",
+        choices=["drifting", "kuairand"],
+        default="drifting",
+        help="whose days are replayed (default: %(default)s)",
+    )
     parser.add_argument("--path", type=Path, help="of kuairand: directory of log_standard_*.parquet and the tables")
     parser.add_argument("--days", type=int, help="of the log (default: 30 drifting, 14 kuairand)")
     parser.add_argument("--replay", type=int, help="of these, retrain on the last so many (default: all that can be)")
-    parser.add_argument("--users", type=int, default=32_000, help="of the drifting log (default 32000)")
-    parser.add_argument("--compare", type=int, default=3, help="days with the other arms beside (default 3)")
+    parser.add_argument("--users", type=int, default=32_000, help="of the drifting log (default: %(default)s)")
+    parser.add_argument("--compare", type=int, default=3, help="days with the other arms beside (default: %(default)s)")
     parser.add_argument("--no-history", action="store_true", help="leave out the window of ten times the days")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override a key of the config; repeatable",
+    )
     parser.add_argument("--work", type=Path, help="keep everything here; the same command goes on where it stopped")
     parser.add_argument("--stop-after", type=int, metavar="N", help="end after N more parts (a run of a day each)")
     parser.add_argument("--json", type=json_file, help="also write the result here, a table as .md and a plot as .png")

@@ -251,8 +251,12 @@ def read_only(base: Store, config: Path, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chains", type=int, default=4, help="retrains killed once in each stage (default 4)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first chain, which seeds its moments")
+    parser.add_argument(
+        "--chains", type=int, default=4, help="retrains killed once in each stage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first chain, which seeds its moments (default: %(default)s)"
+    )
     parser.add_argument("--no-disks", action="store_true", help="leave out the full and the read-only disk")
     parser.add_argument("--json", type=json_file, help="add the log to this file, and write a table beside it as .md")
     arguments = parser.parse_args()

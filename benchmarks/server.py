@@ -197,12 +197,18 @@ def _in_own_process(function: Callable[..., Path], *arguments: Any) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", choices=["scann", "exact"], default="scann")
-    parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--groups", type=int, default=32)
-    parser.add_argument("--candidates", type=int, default=640, help="M")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; there are nine")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--index", choices=["scann", "exact"], default="scann", help="that the servable has (default: %(default)s)"
+    )
+    parser.add_argument("--items", type=int, default=100_000, help="of the servable (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=32, help="of the servable (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=640, help="M, the length of a list (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of each measurement; there are nine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of measurements, of which the median is shown (default: %(default)s)"
+    )
     parser.add_argument("--servable", type=Path, help="use this version directory, and ask for its warm-up requests")
     parser.add_argument("--json", type=json_file, help="also write the result here, and as Markdown beside")
     arguments = parser.parse_args()

@@ -290,14 +290,29 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--groups", type=int, default=10)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--candidates", type=int, default=640, help="M")
-    parser.add_argument("--recall-target", type=float, default=0.95)
+    parser.add_argument("--items", type=int, default=20_000, help="in the catalogue (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=10, help="that they are in (default: %(default)s)")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64],
+        help="users a request, each measured (default: %(default)s)",
+    )
+    parser.add_argument("--candidates", type=int, default=640, help="M, the length of a list (default: %(default)s)")
+    parser.add_argument(
+        "--recall-target", type=float, default=0.95, help="as serving.recall_target (default: %(default)s)"
+    )
     parser.add_argument("--int8", action=argparse.BooleanOptionalAction, default=True, help="as serving.int8")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each batch size")
-    parser.add_argument("--clock", choices=sorted(_CLOCKS), default="wall", help="cpu: on a machine that is shared")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="of timing for each batch size (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=sorted(_CLOCKS),
+        default="wall",
+        help="cpu: on a machine that is shared (default: %(default)s)",
+    )
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")
     parser.add_argument("--json", type=json_file, help="also write the last line here, a table and a plot beside it")
     arguments = parser.parse_args()

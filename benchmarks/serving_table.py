@@ -110,10 +110,26 @@ def plot(lines: list[Line], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000])
-    parser.add_argument("--groups", type=int, nargs="+", default=[10, 32, 100])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of timing for each batch size of a run")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--items",
+        type=int,
+        nargs="+",
+        default=[20_000, 100_000, 1_000_000],
+        help="sizes of the catalogue (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        nargs="+",
+        default=[10, 32, 100],
+        help="numbers of groups, each with each of --items (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of timing for each batch size of a run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results"), help="directory to write to (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     started, lines = time.perf_counter(), []
     for num_items in arguments.items:

@@ -184,13 +184,15 @@ def soak(version: Path, arguments: argparse.Namespace, log: Callable[[str], None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--swap-seconds", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float, default=5.0, help="of load (default: %(default)s)")
+    parser.add_argument("--swap-seconds", type=float, default=30.0, help="between new versions (default: %(default)s)")
     parser.add_argument("--rate", type=float, help="requests a second instead of 80%% of what it can")
-    parser.add_argument("--index", choices=["scann", "exact"], default="scann")
-    parser.add_argument("--items", type=int, default=20_000)
-    parser.add_argument("--groups", type=int, default=16)
-    parser.add_argument("--candidates", type=int, default=200, help="M")
+    parser.add_argument(
+        "--index", choices=["scann", "exact"], default="scann", help="that the servable has (default: %(default)s)"
+    )
+    parser.add_argument("--items", type=int, default=20_000, help="of the servable (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=16, help="of the servable (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=200, help="M, the length of a list (default: %(default)s)")
     parser.add_argument("--log", type=Path, help="also write what is printed here")
     arguments = parser.parse_args()
     lines = ["python -m benchmarks.soak " + " ".join(sys.argv[1:])]

@@ -227,8 +227,12 @@ def roofline() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="of interleaved measuring, after warm-up")
-    parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within and between ops")
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="of interleaved measuring, after warm-up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of TensorFlow, within and between ops (default: %(default)s)"
+    )
     parser.add_argument("--json", type=json_file, help="write the result here; a Markdown table goes beside it")
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)

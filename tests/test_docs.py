@@ -1,5 +1,6 @@
 """Every command and config key that the documentation shows exists, with options that the command takes."""
 
+import ast
 import functools
 import importlib.util
 import itertools
@@ -148,6 +149,16 @@ def test_every_option_says_what_it_is(command: click.Command) -> None:
     assert [option.opts for option in options if not option.help] == []
     # click names a function that reads a value after the function.
     assert [p.name for p in command.params if isinstance(p.type, click.types.FuncParamType) and not p.metavar] == []
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda module: module.name)
+def test_every_option_of_a_benchmark_says_what_it_is_by_default(module: Path) -> None:
+    for call in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "add_argument":
+            told = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert "help" in told, ast.unparse(call)
+            if told.get("default", "[]") not in ("[]", "True"):  # a list begins empty, a flag shows it by its name
+                assert "(default: %(default)s)" in told["help"], ast.unparse(call)
 
 
 @pytest.mark.parametrize("command", leaves()[1:], ids=lambda command: command.name)
