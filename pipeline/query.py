@@ -40,9 +40,13 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option(
     "--merge", type=click.Choice(MERGES), help="How the groups' results become one list; default: serving.merge."
 )
-@click.option("--alpha", type=click.FloatRange(0), help="Of the merge quota: the exponent of p(group | user).")
-@click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer.")
-@click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest.")
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0),
+    help="Of the merge quota: the exponent of p(group | user); default: serving.alpha.",
+)
+@click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer; default: all.")
+@click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest; default: all.")
 @click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
 @click.option(
     "--explore",
