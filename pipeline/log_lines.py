@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -18,14 +19,31 @@ log = logging.getLogger(__name__)
 _ROOMS = ("contracts", "beam_jobs", "trainer", "serving", "pipeline")
 
 
+class _Line(logging.Handler):
+    """Writes to stderr as it is by then, a line a record: one that is cut at 80 columns cannot be searched."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            click.echo(self.format(record), err=True)
+        except OSError:  # as of a full disk, which is no reason to end the work
+            self.handleError(record)
+
+
 def log_to_stderr(level: int) -> None:
-    """Shows the lines of our rooms from `level` on, and other packages' warnings.
+    """Shows the lines of our rooms from `level` on, and other packages' warnings: in a log one each, with the date.
 
     Each process that is started anew has to call it: without it, Python shows nothing but warnings.
     """
     verbose = level <= logging.DEBUG
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    console = Console(stderr=True)
+    handler: logging.Handler = _Line()
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=verbose, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        form = "%(asctime)s %(levelname)s %(message)s" if verbose else "%(asctime)s %(message)s"
+        handler.setFormatter(logging.Formatter(form, "%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for room in _ROOMS:
         logging.getLogger(room).setLevel(level)
     # Beam logs what a worker raised, with its traceback, and then raises it here, where it is told in a line.

@@ -1,9 +1,13 @@
 """Lines of long work in a log."""
 
 import logging
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -61,3 +65,26 @@ def test_a_stage_that_tells_its_progress_gets_no_further_lines(
 
     run_a_stage(talks, tmp_path)
     assert not [message for message in caplog.messages if "still runs" in message]
+
+
+_LOGGED = """
+import logging
+import re
+import subprocess
+import sys
+from pipeline.log_lines import log_to_stderr
+log_to_stderr(logging.INFO)
+logging.getLogger("beam_jobs.ingest").info("ingest: %s", "a/rather/long/path " * 10 + "end")
+logging.getLogger("pipeline.runner").info("[1/9] ingest: done")
+logging.getLogger("another").warning("of another package")
+"""
+
+
+def test_a_log_has_a_whole_line_with_its_date_for_each_message() -> None:
+    """What is cut at 80 columns cannot be searched, and a scheduler's log goes on for days."""
+    done = subprocess.run([sys.executable, "-c", _LOGGED], capture_output=True, text=True, check=True)
+    dates, said = zip(
+        *(re.fullmatch(r"(\S+ \S+) (.*)", line).groups() for line in done.stderr.splitlines()), strict=True
+    )
+    assert said == ("ingest: " + "a/rather/long/path " * 10 + "end", "[1/9] ingest: done", "of another package")
+    assert [datetime.strptime(date, "%Y-%m-%d %H:%M:%S").year >= 2024 for date in dates] == [True] * 3
