@@ -84,10 +84,10 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
     """The command; `help` is the module's docstring."""
     try:
         run = Workdir(workdir)
+        artifact = ItemGroups(current(run.item_groups.path))
+        read_manifest(artifact.path)  # first: that of no run is no config that could not be read
         with reading(config_path or find_run_config(run) or run.config) as path:
             config = load_config(path)
-        artifact = ItemGroups(current(run.item_groups.path))
-        read_manifest(artifact.path)
         rows = read_array(artifact.embeddings)
         rows = rows[rows.any(axis=1)]
         words = [word.strip() for word in ks.split(",")]

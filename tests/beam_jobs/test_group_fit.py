@@ -117,6 +117,9 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
     for ks in ("9000", "0,5", "5,ten", ""):
         refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", ks])
         assert refused.exit_code == 2 and f"--k {ks}: give numbers from 1 to 3000" in refused.output
+    elsewhere = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path / "elsewhere")])
+    said = f"error: no artifact at {tmp_path / 'elsewhere' / 'item_groups'}: check that path"
+    assert elsewhere.exit_code == 2 and elsewhere.output.startswith(said)
     aside = str(tmp_path / "new" / "sweep.json" / "sweep.json")
     refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "2", "--json", aside])
     assert (refused.exit_code, "--json" in refused.output, "inertia" in refused.output) == (2, True, False)
