@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 from typing import Literal
@@ -50,8 +51,10 @@ def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
         if ":" in config.host:
             return socket.create_server(at, family=socket.AF_INET6, dualstack_ipv6=socket.has_dualstack_ipv6())
         return socket.create_server(at)
-    except OSError as error:
+    except socket.gaierror as error:
         raise cannot_listen(config, setting, error.strerror) from None
+    except OSError as error:  # whose own text says the address again, as a tuple
+        raise cannot_listen(config, setting, os.strerror(error.errno or 0)) from None
 
 
 def cannot_listen(config: ServerConfig, setting: Setting, why: str | None) -> ValueError:

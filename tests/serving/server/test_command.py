@@ -20,6 +20,7 @@ from serving.client import RetrievalClient
 from serving.server.grpc_api import start_grpc
 from serving.server.metrics import Metrics
 from serving.server.models import Models
+from serving.server.ports import bound_socket
 from serving.server.rest_api import start_rest
 
 ROOT = Path(__file__).parents[3]
@@ -96,6 +97,14 @@ def test_a_port_that_is_taken_meanwhile_is_told_too(start):
 
     with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1:\d+ \(.*\); set server.\w+_port to a free one"):
         asyncio.run(listen())
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("192.0.2.1", "Cannot assign requested address"), ("nowhere.invalid", "[^()]+")]
+)
+def test_a_host_that_is_none_of_this_machine_is_told_once(host: str, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"^cannot listen on {host}:8500 \({why}\); set server.grpc_port"):
+        bound_socket(ServerConfig(host=host), "grpc_port")
 
 
 def has_ipv6() -> bool:
