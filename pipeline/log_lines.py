@@ -67,9 +67,10 @@ class _LastLine(logging.Handler):
 def sign_of_life(what: str) -> Iterator[None]:
     """In a log, says after each minute in which nobody said anything that `what` still runs.
 
-    Not in a terminal, where training draws a bar.
+    Not in a terminal, where training draws a bar; nor where nobody has set up logging, and Python shows warnings alone,
+    as long as it finds no handler.
     """
-    if Console(stderr=True).is_terminal:
+    if Console(stderr=True).is_terminal or not logging.getLogger().handlers:
         yield
         return
     started, last, over = time.monotonic(), _LastLine(), threading.Event()

@@ -88,3 +88,16 @@ def test_a_log_has_a_whole_line_with_its_date_for_each_message() -> None:
     )
     assert said == ("ingest: " + "a/rather/long/path " * 10 + "end", "[1/9] ingest: done", "of another package")
     assert [datetime.strptime(date, "%Y-%m-%d %H:%M:%S").year >= 2024 for date in dates] == [True] * 3
+
+
+_AS_A_LIBRARY = """
+import logging
+from pipeline.log_lines import sign_of_life
+with sign_of_life("groups"):
+    logging.getLogger("beam_jobs.groups").warning("few items")
+"""
+
+
+def test_without_logging_set_up_warnings_of_a_stage_are_shown_by_python_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", _AS_A_LIBRARY], capture_output=True, text=True, check=True)
+    assert done.stderr == "few items\n"
