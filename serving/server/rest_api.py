@@ -9,12 +9,9 @@ GET  /monitoring/prometheus/metrics
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import re
-import sys
-import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +26,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from contracts.config import ServerConfig
 from contracts.names import SIGNATURE_DEF
 from contracts.serving_labels import MAX_VERSION
+from serving.server.connections import Connections
 from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
 from serving.server.metrics import CONTENT_TYPE, Metrics
@@ -51,8 +49,6 @@ _DRAIN_SECONDS = 0.5
 """What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
 _ARRIVAL_SECONDS = 0.01
 """Between two looks at whether all bodies have come."""
-_IDLE_SECONDS = 75.0
-"""After which, or after twice that, a connection is ended over which no request has come, and no answer has gone."""
 _BACKLOG = 128
 """Connections that the system may hold before the loop accepts them."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -67,8 +63,7 @@ class RestApi:
         self._config = config
         self._is_draining = False
         self._arriving = 0
-        self._busy: set[web.RequestHandler] = set()
-        self._silent: dict[web.RequestHandler, int] = {}
+        self.connections = Connections(config.max_connections)
 
     async def drain(self) -> None:
         """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
@@ -79,20 +74,6 @@ class RestApi:
         await asyncio.sleep(_DRAIN_SECONDS)
         while self._arriving:
             await asyncio.sleep(_ARRIVAL_SECONDS)
-
-    async def end_silent_connections(self, server: web.Server) -> None:
-        """Ends, for as long as it runs, connections without a request: before a whole head, aiohttp waits for ever.
-
-        So it does for a client that reads nothing of its answer. Each holds one of the process's file descriptors.
-        """
-        while True:
-            self._silent = {one: _unread_bytes(one) for one in set(server.connections) - self._busy}
-            await asyncio.sleep(_IDLE_SECONDS)
-            for connection, unread in self._silent.items():
-                if not unread:
-                    connection.force_close()
-                elif _unread_bytes(connection) == unread and connection.transport:
-                    connection.transport.abort()  # closed, it would still wait until all is read
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -107,13 +88,12 @@ class RestApi:
 
     @web.middleware
     async def _end_connections(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        self._silent.pop(request.protocol, None)
-        self._busy.add(request.protocol)
+        connection = self.connections.begin(request)
         try:
             response = await handler(request)
         finally:
-            self._busy.discard(request.protocol)
-        if self._is_draining:
+            connection.end()
+        if self._is_draining or connection.is_half_closed:
             response.force_close()
         return response
 
@@ -153,18 +133,6 @@ class RestApi:
         inputs, form = request_arrays(body, signature, most)
         outputs = await self._models.predict(version, signature, inputs, deadline - loop.time())
         return response_body(outputs, form)
-
-
-def _unread_bytes(connection: web.RequestHandler) -> int:
-    """Of answers, those that have not reached the client's machine yet.
-
-    Those in the socket count, too: it takes more only when a third of it, mostly a megabyte or more, has gone.
-    """
-    if not connection.transport:
-        return 0
-    in_socket = bytearray(4)
-    fcntl.ioctl(connection.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_socket)
-    return connection.transport.get_write_buffer_size() + int.from_bytes(in_socket, sys.byteorder)
 
 
 def _fields(message: Any) -> dict[str, Any]:
@@ -266,25 +234,10 @@ async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> 
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     api = RestApi(models, metrics, config)
     bound = bound_socket(config, "rest_port")
-    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True, lingering_time=1.0)
+    runner = web.AppRunner(api.application(), handler_cancellation=True)
     await runner.setup()
     assert runner.server is not None  # since `setup`
-    connected = partial(_connected, runner.server, config.max_connections)
-    listener = await asyncio.get_running_loop().create_server(connected, sock=bound, backlog=_BACKLOG)
-    watch = asyncio.create_task(api.end_silent_connections(runner.server))
+    accept = partial(api.connections.accept, runner.server)
+    listener = await asyncio.get_running_loop().create_server(accept, sock=bound, backlog=_BACKLOG)
+    watch = asyncio.create_task(api.connections.end_silent(runner.server))
     return RestServer(api, runner, listener, bound.getsockname()[1], watch)
-
-
-def _connected(server: web.Server, most: int) -> asyncio.BaseProtocol:
-    """What a new connection is answered by."""
-    return server() if len(server.connections) < most else _NoRoom()
-
-
-class _NoRoom(asyncio.Protocol):
-    """Ends a connection with UNAVAILABLE, whatever it asks: a client may open as many as it likes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        status = HTTP_STATUS[Code.UNAVAILABLE]
-        transport.write(b"HTTP/1.1 %d Full\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
-        transport.close()

@@ -18,7 +18,7 @@ import requests
 
 from contracts.names import Response, Signature
 from serving.servable_session import decode
-from serving.server import rest_api
+from serving.server import connections
 from serving.server.rest_api import _DRAIN_SECONDS, METRICS_PATH
 from tests.serving.server.conftest import add_version, eventually
 
@@ -180,16 +180,6 @@ def test_a_client_that_leaves_during_its_upload_is_no_fault_of_the_server(serve,
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_client_that_closes_its_half_still_gets_its_answer_or_none_and_others_theirs(server):
-    body = json.dumps({"inputs": HISTORY}).encode()
-    with connect(server) as client:
-        client.sendall(head(len(body)) + body)
-        client.shutdown(socket.SHUT_WR)
-        answer = client.recv(16)
-    assert answer in (b"",) or answer.startswith(b"HTTP/1.1 200")
-    assert_alive(server)
-
-
 def test_what_is_not_http_is_refused(server, caplog):
     with connect(server) as client:
         client.sendall(b"\x16\x03\x01 hello\r\n\r\n")
@@ -219,7 +209,7 @@ def test_a_slow_client_gets_a_timeout_and_holds_nobody_up(serve, base):
 
 def test_connections_over_which_no_request_comes_are_ended(serve, base, monkeypatch):
     """Each holds a file descriptor of the server's. One that asks now and then, or whose body arrives, is none."""
-    monkeypatch.setattr(rest_api, "_IDLE_SECONDS", 3.0)
+    monkeypatch.setattr(connections, "_IDLE_SECONDS", 3.0)
     server = serve(base)
     body = json.dumps({"inputs": HISTORY}).encode()
     whole = (head(len(body)) + body).replace(b"dnc_exact", b"dnc")
@@ -243,7 +233,7 @@ def test_connections_over_which_no_request_comes_are_ended(serve, base, monkeypa
 
 def test_a_connection_whose_answers_nobody_reads_is_ended(serve, base, monkeypatch):
     """One whose answers are read slowly is not, and be it that a socket's buffer takes longer than that to be read."""
-    monkeypatch.setattr(rest_api, "_IDLE_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "_IDLE_SECONDS", 2.0)
     server = serve(base)
     body = json.dumps({"inputs": {"history": [["i1"]] * 64, "num_candidates": [1000] * 64}}).encode()
     answer = len(post(server, body, "/v1/models/dnc:predict").content)
