@@ -137,15 +137,15 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
         A model for each half-life, of weights [num_items, num_items]; `taken` is as of `taken_items`.
     """
     norm = np.sqrt(np.maximum(taken.getnnz(axis=0), 1)).astype(np.float32)
-    scaled = (taken @ sp.diags(1 / norm)).tocsc()
-    by_row = scaled.tocsr()
-    num_items = taken.shape[1]
+    # Counted first, and then divided: in float32, a million shares of a millionth each do not sum up to 1.
+    counted = taken.astype(np.int32)
+    by_column, num_items = counted.tocsc(), taken.shape[1]
     neighbours = min(_NEIGHBOURS, max(1, _MOST_SIMILARITIES // num_items))
     # The most popular items, which come first, have the most neighbours: all others', in the worst case.
     size = max(1, _VALUES_AT_ONCE // num_items)
     starts = range(0, num_items, size)
     parts = [
-        _nearest((scaled[:, start : start + size].T @ by_row).tocoo(), start, neighbours)
+        _nearest((by_column[:, start : start + size].T @ counted).tocoo(), norm, start, neighbours)
         for start in line_a_minute(starts, f"neighbours of {num_items:,} items")
     ]
     weights = sp.vstack(parts).tocsr()
@@ -153,15 +153,19 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
         yield LinearModel(weights, half_life)
 
 
-def _nearest(cosine: sp.coo_matrix, start: int, neighbours: int) -> sp.csr_matrix:
-    """The `neighbours` largest of each row without the item itself, which is column `start` + row."""
-    is_other = cosine.col != cosine.row + start
-    row, column, value = cosine.row[is_other], cosine.col[is_other], cosine.data[is_other]
+def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbours: int) -> sp.csr_matrix:
+    """The `neighbours` largest cosines of each row, by users in common, without the item itself, column `start` + row.
+
+    `norm`: float32 [num_items], the root of how many took an item.
+    """
+    is_other = common.col != common.row + start
+    row, column = common.row[is_other], common.col[is_other]
+    value = common.data[is_other].astype(np.float32) / (norm[row + start] * norm[column])
     order = np.lexsort([column, -value, row])
     row, column, value = row[order], column[order], value[order]
-    first = np.searchsorted(row, np.arange(cosine.shape[0]))
+    first = np.searchsorted(row, np.arange(common.shape[0]))
     kept = np.arange(len(row)) - first[row] < neighbours
-    return sp.csr_matrix((value[kept], (row[kept], column[kept])), shape=cosine.shape)
+    return sp.csr_matrix((value[kept], (row[kept], column[kept])), shape=common.shape)
 
 
 def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
@@ -175,7 +179,7 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     Raises:
         ValueError: a penalty is lost in the counts, even of float64.
     """
-    known = taken[:, :_EASE_MOST_ITEMS]
+    known = taken[:, :_EASE_MOST_ITEMS].astype(np.int32)  # float32 does not count beyond 2^24
     gram = (known.T @ known).toarray()
     log.info("ease: invert %d x %d numbers, %d times", *gram.shape, len(_PENALTIES))
     for penalty in _PENALTIES:
@@ -187,7 +191,7 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
 
 
 def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
-    """Of `gram`, float32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large.
+    """Of `gram`, int32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large.
 
     In float64, which takes twice the memory, where float32 loses the penalty in the counts of very many users.
 

@@ -48,6 +48,15 @@ def test_knn_is_the_cosine_with_the_nearest_others(
         assert np.count_nonzero(found[item]) == (3 if item < NUM_ITEMS - 1 else 0)
 
 
+def test_the_cosine_of_very_many_users_is_that_of_their_counts() -> None:
+    """Of a million users, one in 14 did not take the second item: in float32, equal addends err to one side."""
+    taken = np.ones((1_000_000, 2), np.float32)
+    taken[::14, 1] = 0
+    found = next(knn_models(sp.csr_matrix(taken))).weights.toarray()
+    both = taken[:, 1].sum(dtype=np.float64)
+    np.testing.assert_allclose(found, (1 - np.eye(2)) * both / np.sqrt(1e6 * both), rtol=1e-6)
+
+
 def test_ease_predicts_each_item_from_the_others_by_ridge_regression(dense: np.ndarray) -> None:
     """Its closed form is one regression an item, each without the item itself (Steck, WWW 2019)."""
     by_penalty = {model.penalty: model.weights for model in ease_models(sp.csr_matrix(dense))}
@@ -70,6 +79,13 @@ def test_a_penalty_counts_beside_the_counts_of_very_many_users() -> None:
     for model in models:
         assert model.weights.dtype == np.float32
         np.testing.assert_allclose(model.weights, (1 - np.eye(2)) * users / (users + model.penalty), rtol=1e-6)
+
+
+def test_ease_counts_beyond_what_float32_does() -> None:
+    """An entry of 2^12 stands for 2^24 users: those that are counted after them count, too."""
+    rows, more = np.array([[2**12, 1]]), np.tile([[1, 0]], (1000, 1))
+    for model in ease_models(sp.csr_matrix(np.concatenate([rows, more]).astype(np.float32))):
+        assert model.weights[0, 1] == pytest.approx(2**12 / (2**24 + 1000 + model.penalty), rel=1e-6)
 
 
 def test_ease_knows_the_most_popular_items_of_a_large_catalogue(
