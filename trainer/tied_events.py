@@ -17,6 +17,8 @@ def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     The order in which they are stored, by a hash, says nothing of the user, and a model that sees it in every epoch
     learns it by heart. A window's first event changes places with what is tied with it, too, unless it has to stay
     context: in a window with more context, or where targets have lists of negatives of their own, which it has not.
+    An event of an item that the tie holds already, as of a click and the next one in milliseconds, stays behind it, and
+    so does what follows: before it, it would tell what its user takes.
 
     Args:
         chunk: fields of training windows.
@@ -32,12 +34,13 @@ def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     begins = (position == 0) | (np.diff(times, prepend=-1) != 0) | follows_context
     if begins.all():
         return
-    # Within its own run, each event gets the place of a random other.
-    order = np.lexsort((rng.random(num_events), np.cumsum(begins)))
-
     others = chunk[WindowField.NON_TARGETS]
     is_other = np.zeros(num_events, bool)
     is_other[items.splits[others.row_ids()] + others.values] = True
+    if (is_other & ~begins).any():  # a repeat is no target
+        begins |= is_other & _comes_again(np.cumsum(begins), items.values)
+    # Within its own run, each event gets the place of a random other.
+    order = np.lexsort((rng.random(num_events), np.cumsum(begins)))
     predicted = ~is_other & (position >= num_context)
     _move_lists(chunk, predicted, order)
     moved = is_other[order]
@@ -46,6 +49,14 @@ def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     for name in _OF_EVENTS:
         if len(chunk[name].values):
             chunk[name] = Ragged(chunk[name].values[order], chunk[name].splits)
+
+
+def _comes_again(run: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """bool [num_events]: whether the item has an earlier event in the same run."""
+    order = np.lexsort((items, run))
+    again = np.zeros(len(items), bool)
+    again[order[1:]] = (np.diff(run[order]) == 0) & (np.diff(items[order]) == 0)
+    return again
 
 
 def _move_lists(chunk: dict[str, Ragged], predicted: np.ndarray, order: np.ndarray) -> None:

@@ -87,3 +87,18 @@ def test_each_order_of_a_tie_is_as_likely() -> None:
         found[tuple(chunk[WindowField.ITEM_INDEX].values)] += 1
     assert set(found) == {(1, *order) for order in itertools.permutations((2, 3, 4))}
     assert chisquare(list(found.values())).pvalue > 1e-4
+
+
+def test_an_event_of_an_item_that_its_second_holds_already_stays_behind_it() -> None:
+    """Places 3 and 5 are of the items of places 1 and 4: no targets, as nobody's next item is what he had."""
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(400):
+        chunk = chunk_of([([1, 2, 2, 2, 2, 2, 2], 1, [False, False, False, True, False, True, False])], 0)
+        chunk[WindowField.ITEM_INDEX].values[[3, 5]] = 2, 5
+        shuffle_ties(chunk, rng)
+        items = chunk[WindowField.ITEM_INDEX].values.tolist()
+        repeats = [place for place, item in enumerate(items) if item in items[:place]]
+        assert chunk[WindowField.NON_TARGETS].values.tolist() == repeats
+        found.add(tuple(items))
+    parts = [(2, 3), (2, 5), (5, 7)]
+    assert found == {(1, *a, *b, *c) for a, b, c in itertools.product(*map(itertools.permutations, parts))}
