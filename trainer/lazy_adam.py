@@ -18,8 +18,9 @@ class LazyAdam(tf.keras.optimizers.Adam):
     Keras' Adam decays the moments of every row of a table at every step: at a million items that
     costs more than the model. Here a row's moments rest until it is read again. A step that reads
     every row (the exact softmax) is plain Adam's. Where a step reads less than half of a table's rows, these get no
-    momentum: it would average some ten reads of a row, of which the first may be epochs ago. `weight_decay` still
-    shrinks whole tables.
+    momentum: it would average some ten reads of a row, of which the first may be epochs ago. Moments that begin at 0
+    are corrected by the number of steps, as Adam's are, and not by that of the row's reads: a row's first reads move it
+    by up to 30 times the learning rate. `weight_decay` still shrinks whole tables.
     """
 
     def __init__(self, learning_rate: float, weight_decay: float | None = None) -> None:
