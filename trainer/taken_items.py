@@ -12,7 +12,8 @@ from trainer.input_pipeline import training_events
 def taken_items(workdir: Workdir, num_items: int) -> sp.csr_matrix:
     """float32 [num_users, num_items], 1 where a user took an item, however often.
 
-    Of a user with more positives than `windows.max_user_positives`, such as a crawler, it is the newest.
+    A user with a single event in training has no window, and is left out. Of one with more positives than
+    `windows.max_user_positives`, such as a crawler, it is the newest.
     """
     users, items = [], []
     for events in training_events(workdir):
