@@ -165,10 +165,11 @@ class WriteWindows(beam.DoFn):
         taken = np.flatnonzero(is_target & (block.items != PADDING_INDEX))
         for draws in self._expected:
             draws.add(block.users[taken], block.items[taken], is_trained[taken])
-        # What a busy user has beyond what is trained on says nothing of the others.
+        # What a busy user has beyond what is trained on says nothing of the others, and who is not trained on nothing.
         num_taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
-        counts["taken"] += int(num_taken.sum())
-        counts["takers"] += int(np.count_nonzero(num_taken))
+        trained_users = np.unique(block.users[bounds.starts])
+        counts["taken"] += int(num_taken[trained_users].sum())
+        counts["takers"] += len(trained_users)
         counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)

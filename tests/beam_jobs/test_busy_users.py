@@ -79,12 +79,12 @@ def test_the_newest_positives_of_busy_users_are_trained_on_and_told(
 def test_what_users_have_taken_is_counted_once_and_of_nobody_more_than_is_trained_on(
     repeats: str, tmp_path: Path
 ) -> None:
-    """By this the model weighs what its user has: repeats, crawlers or a table of strangers do not change it.
+    """By this the model weighs what its user has: repeats, crawlers, strangers or who came once do not change it.
 
     Each user's last two items are held out. Of the others `a` has three, i1 twice, `b` two, i1 three times, and a
-    crawler forty, of which five count.
+    crawler forty, of which five count. `c` and `d` have one: nobody's window is of one event.
     """
-    taken = {"a": [1, 2, 1, 3, 4, 5], "b": [1, 1, 1, 2, 3, 4], "crawler": range(1, 43)}
+    taken = {"a": [1, 2, 1, 3, 4, 5], "b": [1, 1, 1, 2, 3, 4], "crawler": range(1, 43), "c": [7], "d": [8, 9, 10]}
     rows = [f"{user},i{item},{time}" for user, items in taken.items() for time, item in enumerate(items)]
     (tmp_path / "users.csv").write_text("\n".join(["user_id", *taken, "stranger"]))
     data = {"user_features": {"path": str(tmp_path / "users.csv"), "id": "user_id"}}
