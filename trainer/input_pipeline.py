@@ -160,8 +160,8 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
 
 def _at_targets(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Target-major [num_targets * n] values at their targets, [batch_size, length, max(1, n)], 0 elsewhere."""
-    num_targets = int(predicted.sum())
-    result = np.zeros((*predicted.shape, max(1, len(values) // num_targets)), np.int64)
+    num_targets = int(predicted.sum())  # 0 where each window's one target has come to stand first, see `shuffle_ties`
+    result = np.zeros((*predicted.shape, max(1, len(values) // max(1, num_targets))), np.int64)
     if len(values):
         result[predicted] = values.reshape(num_targets, -1)
     return result

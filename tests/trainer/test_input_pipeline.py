@@ -49,6 +49,13 @@ def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: 
     assert batch.request.tolist() == [[90, 91, 92, 93], [90, 91, 0, 0]]
 
 
+def test_the_one_target_of_a_batch_may_be_its_windows_first_event() -> None:
+    """It has changed places with what was shown in the same second, and is a target of the empty history."""
+    batch = _window_batch(chunk_of([[5, 6]], [1], [[1]], [[]]), np.arange(1))
+    assert batch.is_target.tolist() == [[True, False]]
+    assert batch.exposed_negatives.tolist() == batch.mined_negatives.tolist() == [[[0], [0]]]
+
+
 def test_a_windows_draws_are_others_in_every_epoch(tmp_path: Path) -> None:
     """A batch a window: by chance, 4 of 40 items' draws agree in some places, not in most."""
     workdir = write_artifacts(cyclic_log(num_users=60, num_items=40), tmp_path)
