@@ -20,7 +20,8 @@ class HistoryMeans(tf.keras.layers.Layer):
         y_t = x_t + c * sum_{i <= t} r^(t-i) x_i / sum_{i <= t} r^(t-i),    r and c fixed for each dimension
 
     In the first half of the dimensions r = 1, the mean of all events, and c goes from .5 to 8. In the other half
-    r = 1 - 1 / window, a mean of recent events, the windows going from 2 to 32, and c = 3.
+    r = 1 - 1 / window, a mean of recent events, the windows going from 2 to 32, and c = 3. There are eight windows, or
+    as many as divide both eight and these dimensions: of 25 dimensions, one of 2 events.
 
     A small log does not teach attention to take such means: that of all is after FISSA (Lin et al., RecSys 2020), those
     of recent events after Mega (Ma et al., arXiv 2209.10655, whose rates are learned). How much each of them tells, and
