@@ -37,14 +37,16 @@ def describe_groups(groups: Int64, num_groups: int, item_ids: list[str], side: S
 def _telling_values(feature: TokenFeature, groups: Int64, num_groups: int) -> list[list[tuple[float, str]]]:
     """For each group (score, value) of its most telling values.
 
-    The score is p(value | group) * log(p(value | group) / p(value)): frequent there and rarer elsewhere.
+    The score is p(value | group) * log(p(value | group) / p(value)): frequent there and rarer elsewhere. An item that
+    has a value several times, as a text has its words, has it.
     """
     num_values = len(feature.values)
     sizes = np.maximum(np.bincount(groups, minlength=num_groups), 1)
-    keys, counts = np.unique(groups[feature.items] * num_values + feature.codes, return_counts=True)
+    items, codes = np.divmod(np.unique(feature.items.astype(np.int64) * num_values + feature.codes), num_values)
+    keys, counts = np.unique(groups[items] * num_values + codes, return_counts=True)
     group_of, code = keys // num_values, keys % num_values
     inside = counts / sizes[group_of]
-    overall = np.bincount(feature.codes, minlength=num_values)[code] / len(groups)
+    overall = np.bincount(codes, minlength=num_values)[code] / len(groups)
     scores = inside * np.log(inside / overall)
     result: list[list[tuple[float, str]]] = []
     for group in range(num_groups):

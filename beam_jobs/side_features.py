@@ -80,6 +80,7 @@ class SideFeatures:
             shape = (self.num_items, min(len(feature.values), most))
             ones = np.ones(int(kept.sum()), np.float32)
             blocks.append(sp.csr_matrix((ones, (feature.items[kept], feature.codes[kept])), shape=shape))
+            blocks[-1].data[:] = 1  # a word that a text has ten times is one of its words
         return SideColumns(sp.hstack(blocks, format="csr"), list(self.numbers.values()))
 
 

@@ -18,3 +18,11 @@ def test_a_group_is_called_by_what_is_frequent_in_it_and_rarer_elsewhere() -> No
     assert first == {"group_id": 0, "size": 3, "label": "old, red", "top_items": ["A", "i1", "C"]}
     assert second["label"] == "blue"  # of red and odd there is one each, which tells nothing
     assert last == {"group_id": 2, "size": 2, "label": "G; H", "top_items": ["G", "H"]}
+
+
+def test_a_word_that_an_item_says_often_is_one_of_its_words() -> None:
+    """Both items of group 0 say "sea", of group 1 one does; item 0 says "very" three times."""
+    items, codes = np.array([0, 0, 0, 0, 1, 2, 3, 3], np.int32), np.array([0, 1, 1, 1, 0, 2, 0, 2], np.int32)
+    side = SideFeatures(4, [TokenFeature("text", ["sea", "very", "land"], items, codes)], {}, list("ABCD"))
+    reports = describe_groups(np.array([0, 0, 1, 1]), 2, list("abcd"), side)
+    assert [report["label"] for report in reports] == ["sea", "land"]

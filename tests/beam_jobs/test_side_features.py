@@ -42,6 +42,14 @@ def test_the_most_frequent_values_of_each_feature_are_columns(
     np.testing.assert_array_equal(matrix, np.array(expected).T)
 
 
+def test_a_value_that_an_item_has_twice_is_one_of_its_values() -> None:
+    cells = pa.array([b"the sea, the sand and the sun", b"sand", b"the"])
+    side = SideFeatures(3, [take_apart(Feature(name="text", kind="text"), cells)], {}, [])
+    words = side.tokens[0].values
+    expected = [[word in said for word in words] for said in (["the", "sea", "sand", "and", "sun"], ["sand"], ["the"])]
+    np.testing.assert_array_equal(side.columns().values.toarray(), expected)
+
+
 def test_items_without_history_lie_where_a_ridge_regression_puts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks that do not end where items do; the same regression, of all columns in one dense matrix."""
     monkeypatch.setattr(side_features, "_DENSE_ROWS", 7)
