@@ -37,8 +37,8 @@ def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     others = chunk[WindowField.NON_TARGETS]
     is_other = np.zeros(num_events, bool)
     is_other[items.splits[others.row_ids()] + others.values] = True
-    if (is_other & ~begins).any():  # a repeat is no target
-        begins |= is_other & _comes_again(np.cumsum(begins), items.values)
+    tied = np.flatnonzero(~begins | np.append(~begins[1:], False))
+    begins[tied] |= is_other[tied] & _comes_again(np.cumsum(begins)[tied], items.values[tied])
     # Within its own run, each event gets the place of a random other.
     order = np.lexsort((rng.random(num_events), np.cumsum(begins)))
     predicted = ~is_other & (position >= num_context)
