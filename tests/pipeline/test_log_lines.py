@@ -69,9 +69,6 @@ def test_a_stage_that_tells_its_progress_gets_no_further_lines(
 
 _LOGGED = """
 import logging
-import re
-import subprocess
-import sys
 from pipeline.log_lines import log_to_stderr
 log_to_stderr(logging.INFO)
 logging.getLogger("beam_jobs.ingest").info("ingest: %s", "a/rather/long/path " * 10 + "end")
