@@ -15,6 +15,7 @@ from contracts.artifact import fingerprint
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.lock import holding
+from contracts.log_lines import log_to_stderr, sign_of_life
 
 
 def main(module: str) -> None:
@@ -40,14 +41,13 @@ def command_of(module: str) -> click.Command:
     )
     @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="overrides a key of the config")
     def command(config_path: Path | None, workdir: Path, overrides: tuple[str, ...]) -> None:
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", force=True)
-        logging.getLogger("beam_jobs").setLevel(logging.INFO)
+        log_to_stderr(logging.INFO)
         try:
             config = load_config(config_path, overrides)
             pipeline_options(config.beam)  # before they are asked to reach a workdir in an object store
             run = Workdir(workdir.absolute())
             storage.require_literal(run.path)
-            with holding(run):
+            with holding(run), sign_of_life(module.rpartition(".")[2]):
                 manifest = job.run(config, run, fingerprint(module, config.model_dump(mode="json")))
         except ValueError as error:
             click.echo(f"error: {error}", err=True)

@@ -19,13 +19,13 @@ import contracts
 from contracts.config import Config
 from contracts.config_io import dump_changes, load_config, parse_assignments, without_keys
 from contracts.layout import Workdir
+from contracts.log_lines import log_to_stderr
 from contracts.run_config import find_run_config
 from contracts.settings import all_settings
 from contracts.storage import make_directory
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
-from pipeline.log_lines import log_to_stderr
 from pipeline.query import query
 from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES

@@ -15,7 +15,7 @@ from contracts.config import BeamConfig, Config
 from contracts.config_io import dump_config
 from contracts.layout import Workdir
 from contracts.lock import holding
-from pipeline.log_lines import sign_of_life
+from contracts.log_lines import sign_of_life
 from pipeline.stage import Stage, fingerprints
 from serving.versions import followed
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.log_lines import log_to_stderr
+from contracts.log_lines import log_to_stderr
 
 
 @contextmanager

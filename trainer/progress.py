@@ -11,9 +11,9 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-log = logging.getLogger(__name__)
+from contracts.log_lines import SECONDS_BETWEEN_LINES
 
-SECONDS_BETWEEN_LINES = 60.0
+log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 

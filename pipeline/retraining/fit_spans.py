@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.log_lines import sign_of_life
 from contracts.store_layout import SpanParts, Store
-from pipeline.log_lines import sign_of_life
 from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
     EarlierSpans,

@@ -199,7 +199,7 @@ def test_a_training_says_how_far_it_is_in_a_log_though_it_has_a_process_of_its_o
     """Python shows only the warnings of a process that nobody has told what to log."""
     program = """
 import logging
-from pipeline.log_lines import log_to_stderr
+from contracts.log_lines import log_to_stderr
 from pipeline.training_processes import training_processes
 if __name__ == "__main__":
     log_to_stderr(logging.INFO)

@@ -1,13 +1,9 @@
-"""Lines of long work in a log."""
+"""Lines of a stage in a log."""
 
 import logging
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -33,7 +29,7 @@ def test_a_stage_that_says_nothing_is_said_to_run_still(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As k-means over many items, or a Beam pipeline: who reads the log cannot tell them from a run that hangs."""
-    monkeypatch.setattr("pipeline.log_lines.SECONDS_BETWEEN_LINES", 0.1)
+    monkeypatch.setattr("contracts.log_lines.SECONDS_BETWEEN_LINES", 0.1)
     caplog.set_level(logging.INFO)
 
     def lines() -> list[str]:
@@ -55,7 +51,7 @@ def test_a_stage_that_says_nothing_is_said_to_run_still(
 def test_a_stage_that_tells_its_progress_gets_no_further_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.log_lines.SECONDS_BETWEEN_LINES", 2.0)
+    monkeypatch.setattr("contracts.log_lines.SECONDS_BETWEEN_LINES", 2.0)
     caplog.set_level(logging.INFO)
 
     def talks() -> None:
@@ -65,36 +61,3 @@ def test_a_stage_that_tells_its_progress_gets_no_further_lines(
 
     run_a_stage(talks, tmp_path)
     assert not [message for message in caplog.messages if "still runs" in message]
-
-
-_LOGGED = """
-import logging
-from pipeline.log_lines import log_to_stderr
-log_to_stderr(logging.INFO)
-logging.getLogger("beam_jobs.ingest").info("ingest: %s", "a/rather/long/path " * 10 + "end")
-logging.getLogger("pipeline.runner").info("[1/9] ingest: done")
-logging.getLogger("another").warning("of another package")
-"""
-
-
-def test_a_log_has_a_whole_line_with_its_date_for_each_message() -> None:
-    """What is cut at 80 columns cannot be searched, and a scheduler's log goes on for days."""
-    done = subprocess.run([sys.executable, "-c", _LOGGED], capture_output=True, text=True, check=True)
-    dates, said = zip(
-        *(re.fullmatch(r"(\S+ \S+) (.*)", line).groups() for line in done.stderr.splitlines()), strict=True
-    )
-    assert said == ("ingest: " + "a/rather/long/path " * 10 + "end", "[1/9] ingest: done", "of another package")
-    assert [datetime.strptime(date, "%Y-%m-%d %H:%M:%S").year >= 2024 for date in dates] == [True] * 3
-
-
-_AS_A_LIBRARY = """
-import logging
-from pipeline.log_lines import sign_of_life
-with sign_of_life("groups"):
-    logging.getLogger("beam_jobs.groups").warning("few items")
-"""
-
-
-def test_without_logging_set_up_warnings_of_a_stage_are_shown_by_python_itself() -> None:
-    done = subprocess.run([sys.executable, "-c", _AS_A_LIBRARY], capture_output=True, text=True, check=True)
-    assert done.stderr == "few items\n"

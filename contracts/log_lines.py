@@ -1,4 +1,4 @@
-"""What a command says on stderr while it runs."""
+"""What a program says on stderr while it runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import click
 from rich.console import Console
 from rich.logging import RichHandler
 
-from trainer.progress import SECONDS_BETWEEN_LINES
-
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LINES = 60.0
 _ROOMS = ("contracts", "beam_jobs", "trainer", "serving", "pipeline")
 
 
