@@ -145,7 +145,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+        raise ConfigError(
+            f"cannot read the config {path}: {error.strerror}; name a YAML file that can be read"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if tree is None:

@@ -360,7 +360,7 @@ def test_a_wrong_override_is_not_blamed_on_the_file_alone() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file or directory; name a YAML file"):
         load_config(tmp_path / "nowhere.yaml")
 
 
