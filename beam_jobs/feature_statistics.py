@@ -47,7 +47,7 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             mended = double_the_quotes(rows.examples.values()) or "mend it, or leave it out of the config"
             raise ValueError(f"data.{name}: of {table.path} no row can be used, {left_out}: {mended}")
         if left_out or not len(rows.ids):
-            log.warning("data.%s: of %s, %s rows are used; %s", name, table.path, f"{len(rows.ids):,}",
+            log.warning("data.%s: rows used of %s: %s; %s", name, table.path, f"{len(rows.ids):,}",
                         f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
         histograms = {f"{name}.{table.id}.{SHAPE}": merge_shapes([id_shapes(rows.ids)])}
         for feature in table.features:

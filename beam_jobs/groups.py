@@ -101,8 +101,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
         raise ValueError(
-            f"groups.num_groups={num_groups} is more than the {len(item_ids)} items of the log: "
-            f"set groups.num_groups to {len(item_ids)} or less"
+            f"groups.num_groups={num_groups} is more than the log's items, {len(item_ids)}: set "
+            f"groups.num_groups to {len(item_ids)} or less"
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
         staged = ItemGroups(writer.path)
@@ -318,12 +318,12 @@ def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int6
         )
     if settings.method == "category" and num_categories < settings.num_groups:
         few = (
-            f"groups.num_groups={settings.num_groups} is more than the {num_categories} values that "
-            f"groups.category={settings.category!r} takes"
+            f"groups.num_groups={settings.num_groups} is more than the values that "
+            f"groups.category={settings.category!r} takes, {num_categories}"
         )
         if not goes_on:
             raise ValueError(f"{few}: lower it, or set groups.method=hybrid (which cuts large categories) or kmeans")
-        log.warning("groups: %s today: a group without a category holds one item, until there is one for it", few)
+        log.warning("groups: today %s: a group without a category holds one item, until there is one for it", few)
     rows = embeddings[known]
     # A hybrid group below half the mean size joins its neighbour, and its place goes to a large one.
     least = int(known.sum() / settings.num_groups / 2) if settings.method == "hybrid" else 0

@@ -204,15 +204,15 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
             + (f" ({listing}; {_examples(files)})" if rows else " (there are no more than headers)")
             + f": {cure or 'check data.columns, data.feedback and data.timestamp_unit'}"
         )
-    said, advice = f"{dead:,} of {rows:,} rows ({dead / rows:.1%}) are malformed", cure and f"; {cure}"
+    said, advice = f"{dead:,} of {rows:,} ({dead / rows:.1%})", cure and f"; {cure}"
     limit = config.data.max_dead_letter_fraction
     if dead > limit * rows:
         raise ValueError(
-            f"data.events: {said}, more than data.max_dead_letter_fraction={limit}: {listing}. {_examples(files)}. "
-            f"Mend the log or the columns' names, or raise that limit{advice}"
+            f"data.events: malformed rows: {said}, more than data.max_dead_letter_fraction={limit}: {listing}. "
+            f"{_examples(files)}. Mend the log or the columns' names, or raise that limit{advice}"
         )
     if dead:
-        log.warning("ingest: %s and set aside: %s. %s%s", said, listing, _examples(files, 1), advice)
+        log.warning("ingest: malformed rows set aside: %s: %s. %s%s", said, listing, _examples(files, 1), advice)
     return reasons
 
 

@@ -36,7 +36,7 @@ def warn_of_unlikely_times(
     """A number like 20240131, a date, also reads as a second of 1970; a few such times are of clocks that are wrong."""
     if num_unlikely:
         log.warning(
-            "ingest: of %s events from %s to %s, %s are before 1991 or in the future: leave them out if they are of "
+            "ingest: of %s events from %s to %s, before 1991 or in the future: %s. Leave them out if they are of "
             "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
             "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d', and of ticks such as 638424288000000000 "
             "write (ticks - 621355968000000000) / 10. Numbers of rows, orders or days in place of times do no harm",
@@ -126,7 +126,7 @@ def warn_of_unlisted_values(counts: dict[str, int], told: dict[str, ToldValues])
     for name, (values, example) in told.items():
         if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:
             log.warning(
-                "ingest: %s of %s rows have a value of the request feature %r that data.request_features does not "
-                "list, such as %r, and count as if they had none: list the values that matter",
-                f"{number:,}", f"{counts['rows']:,}", name, example,
+                "ingest: the request feature %r has values that data.request_features does not list, such as %r, in %s "
+                "of %s rows, and they count as none: list the values that matter",
+                name, example, f"{number:,}", f"{counts['rows']:,}",
             )  # fmt: skip

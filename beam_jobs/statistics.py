@@ -109,9 +109,9 @@ def _warn_of_odd_ids(staged: ItemStatistics) -> None:
         twice = spelled_twice(ids)
         if len(twice):
             log.warning(
-                "statistics: %s values of %s are there as whole numbers and as decimals, as %s and %s.0, which are two "
-                "each: where files of the log disagree, write the column alike in all", f"{len(twice):,}", name,
-                twice[0], twice[0],
+                "statistics: %s has values that are there as whole numbers and as decimals, as %s and %s.0, which are "
+                "two: %s of them. Where files of the log disagree, write the column alike in all",
+                name, twice[0], twice[0], f"{len(twice):,}",
             )  # fmt: skip
 
 

@@ -121,11 +121,11 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
 def _warn_of_busy_users(totals: Counter[str], most: int) -> None:
     if totals["busy_positives"]:
         log.warning(
-            "windows: %s positives of %s users are not trained on, beside %s that are: of each user the newest %s or a "
-            "few more are (windows.max_user_positives). If they are no people, such as crawlers, leave them out of the "
-            "log: what is popular and what co-occurs counts their events, too",
-            f"{totals['busy_positives']:,}", f"{totals['busy_users']:,}", f"{totals['train_positives']:,}",
-            f"{most:,}",
+            "windows: %s positives are not trained on, beside %s that are: of each user the newest %s or a few more "
+            "are (windows.max_user_positives). Users with more: %s. If they are no people, such as crawlers, leave "
+            "them out of the log: what is popular and what co-occurs counts their events, too",
+            f"{totals['busy_positives']:,}", f"{totals['train_positives']:,}", f"{most:,}",
+            f"{totals['busy_users']:,}",
         )  # fmt: skip
 
 

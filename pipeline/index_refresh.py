@@ -39,7 +39,7 @@ class Refreshed:
     def indexed(self) -> str:
         """What has become of the groups' indexes, in words."""
         if self.rebuilt_groups is None:
-            return f"{self.num_groups} groups, searched exactly, without an index"
+            return f"groups searched exactly, without an index: {self.num_groups}"
         return f"{len(self.rebuilt_groups)} of {self.num_groups} groups indexed anew"
 
 

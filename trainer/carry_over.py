@@ -43,10 +43,10 @@ def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         )
     if carried.new_groups:
         log.warning(
-            "index: %d of %d groups hold no item that the model in %s knows, and nothing trains their heads, which "
+            "index: groups without an item that the model in %s knows: %d of %d. Nothing trains their heads, which "
             "begin at random: quotas and lists of these groups tell little. Train on this log (dnc run with "
             "training.warm_start), or train with groups.method=category, whose groups outlive their items",
-            carried.new_groups, carried.new_groups + carried.kept_groups, carried.source,
+            carried.source, carried.new_groups, carried.new_groups + carried.kept_groups,
         )  # fmt: skip
     final = workdir.model(MAIN_MODEL)
     with writing(final.path, Model.KIND, fingerprint) as artifact:

@@ -140,7 +140,7 @@ def test_no_file_matches(name: str, remedy: str, tmp_path: Path) -> None:
 
 def test_too_many_dead_letters_stop_the_run(tmp_path: Path) -> None:
     write_log(tmp_path / "log.csv", [*GOOD, "u,a,never"])  # 1 of 4 = 25% > 5%
-    with pytest.raises(ValueError, match=r"1 of 4 rows \(25.0%\).*timestamp not a time: 1.*row 4.*'never'"):
+    with pytest.raises(ValueError, match=r"malformed rows: 1 of 4 \(25.0%\).*timestamp not a time: 1.*row 4.*'never'"):
         ingest.run(make_config(tmp_path / "log.csv"), Workdir(tmp_path / "run"), "f")
 
 
@@ -149,7 +149,7 @@ def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.
     log = write_log(tmp_path / "log.csv", lines, header=f"{HEADER},what")
     data = {"events": str(log), "columns": {"event": "what"}, "feedback": {"levels": ["cart"]}}
     ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
-    said = "2 of 100 rows (2.0%) are malformed and set aside: event is not one of data.feedback.levels: 2. e.g. "
+    said = "malformed rows set aside: 2 of 100 (2.0%): event is not one of data.feedback.levels: 2. e.g. "
     assert f"{said}{log} row 1: event is not one of data.feedback.levels ('remove')" in caplog.text
 
 

@@ -153,8 +153,8 @@ def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: p
     config = make_config(tmp_path / "*.csv")
     for job in (ingest, statistics):
         job.run(config, Workdir(tmp_path / "run"), "f")
-    assert "2 values of item_id are there as whole numbers and as decimals, as " in caplog.text
-    assert "values of user_id" not in caplog.text
+    assert "item_id has values that are there as whole numbers and as decimals, as " in caplog.text
+    assert "two: 2 of them" in caplog.text and "user_id has values" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_what_a_table_loses_is_said_with_an_example(tmp_path: Path, caplog: pyte
     ingest.run(make_config(log, data={"item_features": table}), Workdir(tmp_path / "run"), "f")
     row, text, price = "row 2, not 3 fields: '1,Felidae, or so,5'", "'\ufffd'", "'$5.50'"
     said = f"1 unreadable_rows ({row}), 1 not_utf8_name ({text}), 2 malformed_price ({price})"
-    assert f"4 rows are used; left out or mended: {said}" in caplog.text
+    assert f"items.csv: 4; left out or mended: {said}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_clocks_that_are_wrong_are_counted(tmp_path: Path, caplog: pytest.LogCap
     times = [1_511_544_070 + row for row in range(60)] + [20, 662_687_999, 2_122_867_355]
     log = write_log(tmp_path / "log.csv", [f"u{row % 9},i{row},{time}" for row, time in enumerate(times)])
     ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
-    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, 3 are before 1991 or in the future: leave"
+    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, before 1991 or in the future: 3. Leave"
     assert said in caplog.text and "Numbers of rows, orders or days in place of times do no harm" in caplog.text
 
 

@@ -63,7 +63,8 @@ def test_many_rows_of_long_ids_are_all_read(tmp_path: Path) -> None:
 
 # name -> (rows, config, what the message must hold)
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "more groups than items": (lines(100, items=5), {"groups": {"num_groups": 9}}, "groups.num_groups=9 .* 5 items"),
+    "more groups than items": (lines(100, items=5), {"groups": {"num_groups": 9}}, "groups.num_groups=9 .* items, 5"),
+    "more groups than one item": (lines(100, items=1), {}, "more than the log's items, 1: set groups.num_groups to 1"),
     "one row": (lines(1), ONE_GROUP, "no user of .* has two items of level 'interaction' to train on"),
     "one row, many times": (lines(1) * 100, ONE_GROUP, "no user of .* has two items"),
     "one item": (lines(100, items=1), ONE_GROUP, "no user of .* has two items"),
@@ -131,7 +132,7 @@ def test_side_features_that_tell_nothing_are_said(tmp_path: Path, caplog: pytest
     for job in (ingest, statistics):
         job.run(config, Workdir(tmp_path / "run"), "f")
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "8 rows are used; left out or mended: 1 repeated_ids" in said
+    assert "items.csv: 8; left out or mended: 1 repeated_ids" in said
     assert "none of the 8 rows of " in said and "has a value of kind numeric in column 'price'" in said
     assert "none of the 8 ids of data.item_features" in said and "it has '0.0', and the log '" in said
 
@@ -144,7 +145,7 @@ def test_ticks_of_dot_net_are_told_from_nanoseconds(tmp_path: Path, caplog: pyte
         caplog.clear()
         log = write_log(tmp_path / f"{name}.csv", [f"u{row % 9},i{row},{time}" for row, time in enumerate(times)])
         found = ingest.run(make_config(log), Workdir(tmp_path / name), "f")
-        said = "60 are before 1991" in caplog.text and "(ticks - 621355968000000000) / 10" in caplog.text
+        said = "in the future: 60. Leave" in caplog.text and "(ticks - 621355968000000000) / 10" in caplog.text
         assert said == (name == "ticks")
     assert found.details["first_event"] == datetime(2024, 1, 31, tzinfo=timezone.utc).timestamp() * 1e6
 

@@ -63,8 +63,8 @@ def test_values_that_are_not_listed_are_counted(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.WARNING)
     lines = [f"u{row % 3},i{row},{row},{'cellar' if row < 4 else 'home'},phone" for row in range(20)]
     ingested(tmp_path, lines)
-    assert "4 of 20 rows have a value of the request feature 'page'" in caplog.text
-    assert "'cellar'" in caplog.text and "'device'" not in caplog.text
+    assert "the request feature 'page' has values that data.request_features does not list" in caplog.text
+    assert "such as 'cellar', in 4 of 20 rows" in caplog.text and "'device'" not in caplog.text
     counted = read_manifest(Workdir(tmp_path).events.path).details["unlisted_request_values"]
     assert counted == {"page": 4, "device": 0}
 

@@ -248,9 +248,9 @@ def test_a_category_that_is_gone_ends_no_retrain_and_gets_its_group_back(
     [empty] = first["sports"]
     assert without["food"] - {empty} == first["food"] and without["music"] - {empty} == first["music"]
     assert again == first
-    assert "more than the 2 values that groups.category='topic' takes today" in caplog.text
+    assert "groups.num_groups=3 is more than the values that groups.category='topic' takes, 2: a group" in caplog.text
     # Another K is a mistake of the config, as before.
-    with pytest.raises(ValueError, match=r"=4 is more than the 3 values .* lower it"):
+    with pytest.raises(ValueError, match=r"=4 is more than the values .*, 3: lower it"):
         _groups_of_topics(workdir, tmp_path, num_groups=4, previous=previous)
 
 

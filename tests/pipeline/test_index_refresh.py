@@ -36,7 +36,7 @@ def continued(config: Config, trained: Workdir, monkeypatch: pytest.MonkeyPatch)
     [
         ({"rebuilt_groups": [2]}, "1 of 3 groups indexed anew"),
         ({"rebuilt_groups": []}, "0 of 3 groups indexed anew"),
-        ({}, "3 groups, searched exactly, without an index"),  # 0 of 3, whatever had changed
+        ({}, "groups searched exactly, without an index: 3"),  # 0 of 3, whatever had changed
     ],
 )
 def test_what_is_said_of_the_groups_indexes(details: dict[str, list[int]], said: str, tmp_path: Path) -> None:
