@@ -191,7 +191,8 @@ class TrainingConfig(Section):
     monitor_k: int = Field(
         50,
         ge=1,
-        description="k of the recall that early stopping watches, beside NDCG; about a tenth of a small catalogue",
+        description="k of the recall that early stopping watches, beside NDCG; about a tenth of the catalogue where "
+        "that is less",
     )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
     replicas: int = Field(
@@ -235,5 +236,5 @@ class EvaluationConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals, two-sided")
     baselines: tuple[BaselineName, ...] = Field(
         ("popularity", "single_vector"),
-        description="trained and measured beside the product; see trainer/baselines.py",
+        description="measured beside the product, and trained where they are models; see trainer/baselines.py",
     )
