@@ -102,8 +102,8 @@ def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
     groups = groups.copy()
     for empty in np.flatnonzero(np.bincount(groups, minlength=num_groups) == 0).tolist():
         members = np.flatnonzero(groups == np.bincount(groups, minlength=num_groups).argmax())
-        centre = embeddings[members].mean(axis=0)
-        groups[members[((embeddings[members] - centre) ** 2).sum(axis=1).argmax()]] = empty
+        center = embeddings[members].mean(axis=0)
+        groups[members[((embeddings[members] - center) ** 2).sum(axis=1).argmax()]] = empty
     return groups
 
 
@@ -137,14 +137,14 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
         if size != sizes[smallest]:  # it has grown since
             continue
         at, left = place[smallest], left - 1
-        centre = centroids[at].copy()
+        center = centroids[at].copy()
         for of_living in (living, centroids, halves):
             of_living[at] = of_living[left]  # the last one fills the gap
         place[living[at]] = at
-        nearest = int((halves[:left] - centroids[:left] @ centre).argmin())
+        nearest = int((halves[:left] - centroids[:left] @ center).argmin())
         target = int(living[nearest])
         total = int(sizes[target]) + size
-        centroids[nearest] = (centroids[nearest] * sizes[target] + centre * size) / total
+        centroids[nearest] = (centroids[nearest] * sizes[target] + center * size) / total
         halves[nearest] = (centroids[nearest] ** 2).sum() / 2
         sizes[target] = total
         heapq.heappush(by_size, (total, target))

@@ -87,7 +87,7 @@ class Tuned:
 
     Attributes:
         config: the best trial's, whole.
-        recall: its validation recall at `trainer.metrics.watched_k`.
+        recall: its validation recall at `trainer.metrics.monitored_k`.
         trials: finished trials of the study.
         path: YAML file that holds `config`.
     """
@@ -227,13 +227,13 @@ def best_merge(recalls: list[float]) -> dict[str, Any]:
 
 
 def train_and_validate(config: Config, workdir: Workdir, name: str) -> list[float]:
-    """Validation recall at `watched_k` under each merge and alpha that is tried."""
+    """Validation recall at `monitored_k` under each merge and alpha that is tried."""
     from trainer.evaluate import evaluate_lists
-    from trainer.metrics import watched_k
+    from trainer.metrics import monitored_k
     from trainer.train import train
 
     items = artifact.read_manifest(workdir.item_statistics.path).counts["items"]
-    k = watched_k(config.training.monitor_k, items)
+    k = monitored_k(config.training.monitor_k, items)
     evaluation = config.evaluation.model_copy(update={"ks": (k,), "bootstrap_samples": 0})
     config = config.model_copy(update={"evaluation": evaluation})
     train(config, workdir, name, _fingerprint(config))

@@ -19,7 +19,7 @@ from contracts.layout import Workdir
 from contracts.names import Split
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
-from trainer.metrics import hits, recall_at_k, watched_k
+from trainer.metrics import hits, monitored_k, recall_at_k
 from trainer.progress import line_a_minute
 from trainer.taken_items import taken_items
 from trainer.top_k import top_k
@@ -28,7 +28,7 @@ LinearBaseline = Literal["item_knn", "ease"]
 
 log = logging.getLogger(__name__)
 
-_NEIGHBOURS = 1000
+_NEIGHBORS = 1000
 """Of an item, that count in item-kNN."""
 
 _MOST_SIMILARITIES = 1 << 28
@@ -115,7 +115,7 @@ def linear_lists(
         int32 [num_users, min(length, num_items)], item_index, 0 = absent.
     """
     validation = EvaluationUsers.load(workdir, Split.VALIDATION, config.training.max_validation_users)
-    k = watched_k(config.training.monitor_k, catalogue.num_items)
+    k = monitored_k(config.training.monitor_k, catalogue.num_items)
 
     def recall(model: LinearModel) -> float:
         hit = hits(model.lists(validation, catalogue.num_items, k), validation.targets)
@@ -140,12 +140,12 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     # Counted first, and then divided: in float32, a million shares of a millionth each do not sum up to 1.
     counted = taken.astype(np.int32)
     by_column, num_items = counted.tocsc(), taken.shape[1]
-    neighbours = min(_NEIGHBOURS, max(1, _MOST_SIMILARITIES // num_items))
+    neighbors = min(_NEIGHBORS, max(1, _MOST_SIMILARITIES // num_items))
     # The most popular items, which come first, have the most neighbours: all others', in the worst case.
     size = max(1, _VALUES_AT_ONCE // num_items)
     starts = range(0, num_items, size)
     parts = [
-        _nearest((by_column[:, start : start + size].T @ counted).tocoo(), norm, start, neighbours)
+        _nearest((by_column[:, start : start + size].T @ counted).tocoo(), norm, start, neighbors)
         for start in line_a_minute(starts, f"neighbours of {num_items:,} items")
     ]
     weights = sp.vstack(parts).tocsr()
@@ -153,8 +153,8 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
         yield LinearModel(weights, half_life)
 
 
-def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbours: int) -> sp.csr_matrix:
-    """The `neighbours` largest cosines of each row, by users in common, without the item itself, column `start` + row.
+def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbors: int) -> sp.csr_matrix:
+    """The `neighbors` largest cosines of each row, by users in common, without the item itself, column `start` + row.
 
     `norm`: float32 [num_items], the root of how many took an item.
     """
@@ -164,7 +164,7 @@ def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbours: in
     order = np.lexsort([column, -value, row])
     row, column, value = row[order], column[order], value[order]
     first = np.searchsorted(row, np.arange(common.shape[0]))
-    kept = np.arange(len(row)) - first[row] < neighbours
+    kept = np.arange(len(row)) - first[row] < neighbors
     return sp.csr_matrix((value[kept], (row[kept], column[kept])), shape=common.shape)
 
 

@@ -52,7 +52,7 @@ def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     return hit[:, :k].sum(axis=1) / np.minimum(k, num_targets)
 
 
-def watched_k(monitor_k: int, num_items: int) -> int:
+def monitored_k(monitor_k: int, num_items: int) -> int:
     """The k of early stopping: `training.monitor_k`, or less if the catalogue is small.
 
     Where lists hold much of the catalogue, recall hardly tells models apart, and not at all once it is 1.

@@ -25,7 +25,7 @@ from trainer.enough_negatives import require_negatives
 from trainer.exploration import EXPLORATION_SHARE, measure_exploration_share
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows, WindowBatch
 from trainer.lazy_adam import LazyAdam
-from trainer.metrics import ndcg_of_places, recall_of_places, watched_k
+from trainer.metrics import monitored_k, ndcg_of_places, recall_of_places
 from trainer.model import TwoTowerModel
 from trainer.model_files import save_model
 from trainer.progress import TrainingProgress
@@ -58,8 +58,9 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     """Trains a model and writes it to `workdir.model(name)`.
 
     Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops early where neither
-    recall at `watched_k` nor NDCG of the validation users gets better, by the average of the weights; the average with
-    the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as epoch 0.
+    recall at `monitored_k` nor NDCG of the validation users gets better, by the average of the weights; the average
+    with the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as
+    epoch 0.
 
     Raises:
         Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
@@ -115,7 +116,7 @@ class _Trainer:
             self.state = TrainingState(
                 workdir.checkpoints(name), fingerprint, model, self._optimizer, self._config.averaged_epochs
             )
-        self._watched_k = watched_k(self._config.monitor_k, catalogue.num_items)
+        self._k = monitored_k(self._config.monitor_k, catalogue.num_items)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         curves = workdir.tensorboard / name
         if not self.state.history:
@@ -138,13 +139,13 @@ class _Trainer:
                 self._log(entry)  # once it is stored: a run that is killed before logs the epoch again
                 best = self.state.best_epoch
                 progress.epoch_done(
-                    f"recall@{self._watched_k} {best['validation_recall']:.4f} (epoch {best['epoch']})" if best else ""
+                    f"recall@{self._k} {best['validation_recall']:.4f} (epoch {best['epoch']})" if best else ""
                 )
         self.state.restore_best()
 
     def exploration_share(self) -> float:
         """`measure_exploration_share` of the model that was kept."""
-        share = measure_exploration_share(self._model, self._catalogue, self._validation, self._watched_k)
+        share = measure_exploration_share(self._model, self._catalogue, self._validation, self._k)
         if share:
             log.info("training %s: of a list, %.3f goes to items without training events", self._name, share)
         return share
@@ -233,7 +234,7 @@ class _Trainer:
         with self.state.average.in_place():
             places = ExactRanking(self._model, self._catalogue, self._validation).target_places()
         return {
-            "validation_recall": float(recall_of_places(places, targets, self._watched_k).mean()),
+            "validation_recall": float(recall_of_places(places, targets, self._k).mean()),
             "validation_ndcg": float(ndcg_of_places(places, targets).mean()),
         }
 

@@ -17,7 +17,7 @@ from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.changes import changes
-from pipeline.retraining.records import Record, all_records, digest_of, last_version
+from pipeline.retraining.records import Record, all_records, digest_of, largest_version_given
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
@@ -176,7 +176,7 @@ def _new_plan(
         parent_run=parent.run_id if parent else None,
         warm=warm,
         held=held,
-        version=max(last_version(store), *versions, 0) + 1,
+        version=max(largest_version_given(store), *versions, 0) + 1,
         notes=notes,
     )
 

@@ -136,7 +136,7 @@ def record_of_version(store: Store, version: int) -> Record | None:
     return next((record for record in all_records(store) if record.version == version), None)
 
 
-def last_version(store: Store) -> int:
+def largest_version_given(store: Store) -> int:
     """The largest version number ever given, 0 if none: a number is never given twice."""
     return max((record.version or 0 for record in all_records(store)), default=0)
 

@@ -11,7 +11,7 @@ from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.publish import make_room, retain, set_stable
-from pipeline.retraining.records import all_records, last_version, write_record
+from pipeline.retraining.records import all_records, largest_version_given, write_record
 from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
 
 
@@ -45,7 +45,7 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
         run = store.run(f"run-{number}")
         assert (run.servable("dnc") / "1" / "saved_model.pb").exists() == (number not in (2, 6))
         assert len(list(run.path.iterdir())) == 1 or number not in (2, 6)
-    assert last_version(store) == 5
+    assert largest_version_given(store) == 5
 
 
 def test_retention_keeps_the_run_that_a_version_of_no_run_goes_on_from(store: Store) -> None:

@@ -30,7 +30,7 @@ def dense() -> np.ndarray:
     return taken
 
 
-@pytest.mark.parametrize("bound", [{"_NEIGHBOURS": 3}, {"_MOST_SIMILARITIES": 4 * NUM_ITEMS - 1}])
+@pytest.mark.parametrize("bound", [{"_NEIGHBORS": 3}, {"_MOST_SIMILARITIES": 4 * NUM_ITEMS - 1}])
 def test_knn_is_the_cosine_with_the_nearest_others(
     bound: dict[str, int], dense: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,10 @@ from trainer.metrics import (
     groups_per_list,
     hits,
     metrics_from_lists,
+    monitored_k,
     ndcg_at_k,
     recall_at_k,
     target_recall,
-    watched_k,
 )
 from trainer.ragged import Ragged
 
@@ -146,4 +146,4 @@ def test_lists_and_users_must_match() -> None:
 )
 def test_early_stopping_watches_lists_that_hold_little_of_the_catalogue(num_items: int, k: int) -> None:
     """At 50 of 48 items recall is 1 after any epoch, and the first would be shipped."""
-    assert watched_k(50, num_items) == k
+    assert monitored_k(50, num_items) == k
