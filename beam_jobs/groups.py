@@ -156,8 +156,8 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         items_placed_by_hash=int((~placed).sum()),
     )
     log.info(
-        "groups: %s items in %d groups of %s to %s",
-        f"{len(groups):,}", num_groups, f"{sizes.min():,}", f"{sizes.max():,}",
+        "groups: %d, of %s to %s items, %s in all",
+        num_groups, f"{sizes.min():,}", f"{sizes.max():,}", f"{len(groups):,}",
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     rows = pc.fill_null(pc.index_in(item_ids, ids), -1).to_numpy(zero_copy_only=False)
     if not (rows >= 0).any():
         raise ValueError(
-            f"windows.mined_from: {path} holds none of the log's {len(item_ids)} items (its first id is "
+            f"windows.mined_from: {path} holds none of the log's items, {len(item_ids)} in all (its first id is "
             f"{ids[0].as_py() if len(ids) else None!r}): name the embeddings of a model of this catalogue"
         )
     aligned = np.zeros((len(item_ids), vectors.shape[1]), np.float32)

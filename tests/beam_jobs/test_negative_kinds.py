@@ -107,7 +107,7 @@ EMBEDDINGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "too large for float32": (lambda path: np.savez(path, item_id=["a"], embedding=[[1e39]]), "finite"),
     "id twice": (lambda path: np.savez(path, item_id=["a", "a"], embedding=[[1.0], [2.0]]), "distinct ids"),
     "one number an item": (lambda path: np.savez(path, item_id=["a"], embedding=[1.0]), r"shape \(1,\)"),
-    "another catalogue": (lambda path: np.savez(path, item_id=["x"], embedding=[[1.0]]), "none of the log's 1 items"),
+    "another catalogue": (lambda path: np.savez(path, item_id=["x"], embedding=[[1.0]]), "the log's items, 1 in all"),
 }
 
 
