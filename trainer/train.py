@@ -147,7 +147,7 @@ class _Trainer:
         """`measure_exploration_share` of the model that was kept."""
         share = measure_exploration_share(self._model, self._catalogue, self._validation, self._k)
         if share:
-            log.info("training %s: of a list, %.3f goes to items without training events", self._name, share)
+            log.info("train %s: of a list, %.3f goes to items without training events", self._name, share)
         return share
 
     def _is_over(self) -> bool:
@@ -182,7 +182,7 @@ class _Trainer:
         self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)
         if epoch == 0 and (steps := int(self.state.step.numpy())) < _FEW_STEPS:
             log.warning(
-                "training %s: an epoch is %d step(s), too few to get anywhere before it plateaus: lower "
+                "train %s: an epoch is %d step(s), too few to get anywhere before it plateaus: lower "
                 "training.batch_size=%d", self._name, steps, self._config.batch_size,
             )  # fmt: skip
         seconds = time.monotonic() - started
@@ -245,7 +245,7 @@ class _Trainer:
         write_whole(path, lambda staging: _save(staging, batch))
         bad = {key: value for key, value in terms.items() if not np.isfinite(value)}
         raise Diverged(
-            f"training {self._name}: the loss of step {int(self.state.step.numpy()) + 1} is not finite ({bad}); "
+            f"train {self._name}: the loss of step {int(self.state.step.numpy()) + 1} is not finite ({bad}); "
             f"the batch is saved in {path}. Lower training.learning_rate, or look for extreme numeric features"
         )
 

@@ -152,7 +152,9 @@ def test_without_a_terminal_progress_is_lines_of_the_log(
     monkeypatch.setattr("trainer.progress.SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level("INFO"):
         train(small_config(training={"epochs": 2, "evaluate_every": 1}), workdir, "lines", "a")
-    lines = [record.message for record in caplog.records if record.message.startswith("train lines: ")]
+    said = [record for record in caplog.records if record.message.startswith("train lines: ")]
+    assert "an epoch is 6 step(s), too few" in next(one.message for one in said if one.name == "trainer.train")
+    lines = [one.message for one in said if one.name == "trainer.progress"]
     assert "epoch 1 of 2, 100%  loss" in lines[len(lines) // 2 - 1]
     assert "epoch 2 of 2, 100%  recall@" in lines[-2]
     assert "ended after epoch 2 of 2  recall@" in lines[-1]
