@@ -66,8 +66,8 @@ def mean_over_replicas(values: tf.Tensor, weights: tf.Tensor | None = None) -> t
     So do their gradients, which the optimizer sums: a step is that of the whole batch on one device.
 
     Args:
-        values: float32 [n], n >= 0.
-        weights: float32 [n], of a weighted mean, 0 where all are 0.
+        values: float32 of any shape, with or without elements.
+        weights: float32 of the same shape, of a weighted mean, 0 where all are 0.
 
     Returns:
         A scalar.

@@ -36,7 +36,7 @@ class Holdout:
         target_users: int64 [num_targets], ascending: the user of each target; every user has one.
         targets: int64 [num_targets], 1..num_items; none twice for a user.
         num_seen: int64 [num_users]: items that the user's request excludes.
-        group_id: int64 [num_items + 1], the candidate's groups; row 0 is padding.
+        group_id: int32 [num_items + 1], the candidate's groups; row 0 is padding.
         train_count: int64 [num_items + 1].
     """
 
