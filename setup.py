@@ -39,7 +39,7 @@ setup(
         "beam": [
             "apache-beam==2.77.0",
             "tensorflow-transform==1.21.0",
-            "dill",
+            "tfx-bsl==1.21.0",
             "google-crc32c",
             "isal",
             "tensorflow-metadata==1.21.0",
