@@ -1,7 +1,7 @@
 """How many positives of one user are trained on.
 
-Every user is measured once, but trained on as often as he has positives. Where a few (crawlers, shared accounts) have
-most of the log, the model would be theirs; so of nobody much more is read than of the others, as YouTube takes one
+Every user is measured once, but trained on as often as they have positives. Where a few (crawlers, shared accounts)
+have most of the log, the model would be theirs; so of nobody much more is read than of the others, as YouTube takes one
 number of examples of each user (Covington et al., RecSys 2016). docs/experiments.md, section 19, has what it is worth.
 """
 

@@ -1,4 +1,4 @@
-"""How often each item is expected among draws of negatives, of which no user is given what is his own.
+"""How often each item is expected among draws of negatives, of which no user is given what is their own.
 
 What many users took is drawn less often than by the sampling probability alone, and the rest more often: the ten most
 popular items of MovieLens-100K a third as often. A logQ of that probability counts them at a third of what they are.

@@ -77,7 +77,7 @@ class Repeats(NamedTuple):
 
     Attributes:
         is_repeat: as `is_repeat`.
-        comes_back: a repeat at a level that the item had before, or a lower one: who buys what he clicked does not.
+        comes_back: a repeat at a level that the item had before, or a lower one: who buys what they clicked does not.
         highest_level: of the event's user and item, in any of the events to train on; 0 where none is.
     """
 

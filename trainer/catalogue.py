@@ -34,7 +34,7 @@ class Catalogue:
             training asks.
         sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
         draw_shares: float64 [2, num_items + 1], what an item is expected to be of the windows' in-group draws of its
-            group and of their easy ones: nobody is given what is his own, so that it is less than by
+            group and of their easy ones: nobody is given what is their own, so that it is less than by
             `sampling_probability` of what many took. None without windows, and of windows that older code wrote.
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.

@@ -67,7 +67,7 @@ class NegativePools:
 
     times, n_g being the in-group draws kept for g, n_easy the easy draws kept and n_fresh the fresh ones; an item of
     another group n_easy e_i + n_fresh q_i times. Fresh draws are by the sampling probability q. The windows' writer
-    draws by q, too, but gives no user what is his own, so that what many took is rarer among its draws: h and e are
+    draws by q, too, but gives no user what is their own, so that what many took is rarer among its draws: h and e are
     `Catalogue.draw_shares`. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased estimates of sums over
     the catalogue (the balance heuristic of multiple importance sampling), whatever the mix of hard and easy. How many
     embeddings a step reads and updates depends neither on K nor on the size of the catalogue.

@@ -59,7 +59,7 @@ def test_a_group_that_nothing_is_drawn_from_has_the_sampling_probabilities() -> 
 
 def test_a_user_who_leaves_next_to_nothing_of_a_group_drowns_nobody() -> None:
     # User 0 owns all but item 4, whose probability is lost in the sum of the others. User 1 owns item 1, a target: of
-    # his draw, items 2 and 3 are expected at 3/4 and 1/4.
+    # their draw, items 2 and 3 are expected at 3/4 and 1/4.
     draws = ExpectedDraws(np.array([0.6, 0.3, 0.1, 1e-18]), np.zeros(4, np.int64))
     draws.add(np.array([0, 0, 0, 1]), np.array([1, 2, 3, 1]), np.array([True, True, True, True]))
     np.testing.assert_allclose(draws.shares(), [0, 0.75, 0.25, 0], atol=1e-15)

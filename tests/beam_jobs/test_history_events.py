@@ -72,7 +72,7 @@ def test_the_latest_context_before_each_positive_stays(events: list[tuple[int, i
 
 def test_evaluation_histories_hold_context_and_nothing_else_changes() -> None:
     # user 0: liked 5, seen 3, liked 4; validation: liked 7, seen 8; test: liked 6
-    # user 1: seen 2 alone; validation: liked 1. He has no positive before, with context or without.
+    # user 1: seen 2 alone; validation: liked 1. They have no positive before, with context or without.
     users = np.array([0] * 6 + [1] * 2)
     items = np.array([5, 3, 4, 7, 8, 6, 2, 1])
     levels = np.array([2, 0, 2, 2, 1, 3, 0, 2])
@@ -146,7 +146,7 @@ def test_the_trainer_reads_context_and_predicts_the_same_positives(tmp_path: Pat
             np.testing.assert_array_equal(getattr(mine, name).values, getattr(theirs, name).values)
         assert (theirs.history.values > 0).all()
         assert max(longest_run((row < 0).tolist()) for row in rows_of(mine.history)) == MOST_CONTEXT
-        # Nobody is shown what he is about to take.
+        # Nobody is shown what they are about to take.
         shown = np.abs(mine.history.values) + 1000 * mine.history.row_ids()
         assert not np.isin(shown, mine.targets.values + 1000 * mine.targets.row_ids()).any()
 
@@ -187,7 +187,7 @@ def test_liking_what_was_seen_is_no_target_and_where_it_is_dropped_what_was_seen
             assert found in [mine[start : start + len(found)] for start in range(len(mine))]
             num_liked += sum(level for _, level in found)
     assert num_liked > 100
-    assert read_manifest(workdir.windows.path).counts["train_repeats"] == 0  # nobody comes back to what he had
+    assert read_manifest(workdir.windows.path).counts["train_repeats"] == 0  # nobody comes back to what they had
 
 
 def merged(events: list[tuple[str, int]]) -> Iterator[tuple[str, int]]:

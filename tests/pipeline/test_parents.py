@@ -45,7 +45,7 @@ def test_a_version_of_dnc_index_is_compared_with_and_the_run_before_it_gone_on_f
 
 
 def test_what_is_rolled_back_to_goes_on_from_before_it(store: Store) -> None:
-    """Weights that are newer than what somebody has gone back to may be why he has."""
+    """Weights that are newer than what somebody has gone back to may be why they have."""
     pushed(store, 1)
     pushed(store, 3)
     refresh(store, 2)

@@ -192,7 +192,7 @@ def test_weights_that_do_not_fit_are_left(
 def test_a_second_attempt_keeps_the_plan(store: Store) -> None:
     pushed(store, 1)
     first = plan_of(store)
-    (store.servable("dnc") / "7").mkdir()  # somebody prepares a version of his own
+    (store.servable("dnc") / "7").mkdir()  # somebody prepares a version of their own
     assert plan_of(store) == first
     assert plan_of(store, run_id="other") == replace(first, run_id="other")
     assert json.loads((store.run("new").path / "plan.json").read_text())["version"] == 2

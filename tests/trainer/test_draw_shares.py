@@ -1,4 +1,4 @@
-"""Draws of which no user is given what is his own still stand for the whole catalogue."""
+"""Draws of which no user is given what is their own still stand for the whole catalogue."""
 
 import numpy as np
 import tensorflow as tf
