@@ -39,7 +39,7 @@ def command_of(module: str) -> click.Command:
         metavar="PATH OR URL",
         help="the run's directory, or a URL such as gs://",
     )
-    @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="overrides a key of the config")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="overrides a key; repeatable")
     def command(config_path: Path | None, workdir: Path, overrides: tuple[str, ...]) -> None:
         log_to_stderr(logging.INFO)
         try:
