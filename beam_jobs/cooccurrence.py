@@ -15,7 +15,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs.arrays import Int64
+from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import Vocabulary
 from beam_jobs.files import write_parquet
 from beam_jobs.payload import pack_sorted, unpack_sorted
@@ -43,17 +43,20 @@ class PairKeys:
     window: int
     num_blocks: int
 
-    def of_events(self, users: Int64, items: Int64) -> Int64:
+    def of_events(self, users: Int64, items: Int64, is_new: Bool | None = None) -> Int64:
         """[num_pairs] sorted keys of all pairs of different items that co-occur.
 
         Args:
             users: [num_events] user numbers, ascending.
             items: [num_events] 0-based items in the user's order.
+            is_new: [num_events] of which events a pair's later one must be; None: of all.
         """
         keys = [np.zeros(0, np.int64)]
         for distance in range(1, self.window + 1):
             left, right = items[:-distance], items[distance:]
             is_pair = (users[distance:] == users[:-distance]) & (left != right)
+            if is_new is not None:
+                is_pair &= is_new[distance:]
             left, right = left[is_pair], right[is_pair]
             low, high = np.minimum(left, right), np.maximum(left, right)
             row = low % self.num_blocks * self._rows_per_block + low // self.num_blocks
@@ -110,17 +113,23 @@ def _summed(pairs: Int64, weights: Int64) -> tuple[Int64, Int64]:
 
 
 class CountCooccurrences(beam.PTransform):
-    """A bucket's file -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
+    """A bucket's file -> one Parquet file (row < column, weight) a block of items; yields the files' names.
 
-    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys, output: Path) -> None:
+    With `since`, in microseconds, only pairs count whose later event was then or after.
+    """
+
+    def __init__(
+        self, statistics: ItemStatistics, target_level: int, keys: PairKeys, output: Path, since: int | None = None
+    ) -> None:
         super().__init__()
+        self._since = since
         self._statistics = statistics
         self._target_level = target_level
         self._keys = keys
         self._output = output
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
-        find = _FindPairs(self._statistics, self._target_level, self._keys)
+        find = _FindPairs(self._statistics, self._target_level, self._keys, self._since)
         return (
             buckets
             | "FindPairs" >> beam.ParDo(find)
@@ -132,10 +141,11 @@ class CountCooccurrences(beam.PTransform):
 class _FindPairs(beam.DoFn):
     """A bucket's file -> (block, packed keys)."""
 
-    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys) -> None:
+    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys, since: int | None) -> None:
         self._statistics = statistics
         self._target_level = target_level
         self._keys = keys
+        self._since = since
 
     def setup(self) -> None:
         self._vocabulary = Vocabulary(self._statistics)
@@ -143,7 +153,8 @@ class _FindPairs(beam.DoFn):
     def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
         events = self._vocabulary.read_bucket(path)
         train = events.where((events.levels >= self._target_level) & (events.splits == Split.TRAIN))
-        keys = self._keys.of_events(train.users, train.items - 1)
+        is_new = None if self._since is None else train.times >= self._since
+        keys = self._keys.of_events(train.users, train.items - 1, is_new)
         bounds = self._keys.block_bounds(keys)
         for block in np.flatnonzero(np.diff(bounds)).tolist():
             yield block, pack_sorted(keys[bounds[block] : bounds[block + 1]])

@@ -226,7 +226,7 @@ def count_cooccurrences(
     """Files of the co-occurrence of the training events: summed over spans where those were counted, else counted.
 
     Args:
-        since: only of spans that begin then or later, where there are spans.
+        since: microseconds; only of spans that begin then or later, or of pairs whose later event was then or later.
     """
     statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
     events = read_manifest(folder)
@@ -237,7 +237,8 @@ def count_cooccurrences(
         return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
     buckets = [folder / name for name in events.files]
     keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    steps = CountCooccurrences(statistics, config.data.feedback.target_level_index, keys, scratch / "cooccurrences")
+    level = config.data.feedback.target_level_index
+    steps = CountCooccurrences(statistics, level, keys, scratch / "cooccurrences", since)
     return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -35,10 +36,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HoldoutPlan:
-    """Events from `start` (microseconds) are the holdout: of `validation_users` of the users validation, else test."""
+    """Events from `start` (microseconds) are the holdout: of `validation_users` of the users validation, else test.
+
+    To catch up, those of test are trained on, and those of validation divided: nobody whose events judged a model that
+    had not seen them judges one that has.
+    """
 
     start: int
     validation_users: float
+    catches_up: bool = False
 
     def assign(self, events: pa.Table) -> Int8:
         """[num_events] `Split` of ordered events."""
@@ -46,6 +52,9 @@ class HoldoutPlan:
         # Buckets are cut by the hash's remainder; its upper half is independent of that.
         uniform = (hash_strings(users.dictionary) >> np.uint64(32)).astype(np.float64) / 2.0**32
         held_out = np.where(uniform < self.validation_users, int(Split.VALIDATION), int(Split.TEST))
+        if self.catches_up:
+            learnt_or_test = np.where(uniform < self.validation_users, int(Split.TEST), int(Split.TRAIN))
+            held_out = np.where(uniform < self.validation_users / 2, int(Split.VALIDATION), learnt_or_test)
         return np.where(times >= self.start, held_out[users.indices.to_numpy()], int(Split.TRAIN)).astype(np.int8)
 
 
@@ -66,7 +75,14 @@ class MergeBucket(beam.DoFn):
         yield {"counts": counts, "tied": num_tied(merged)}
 
 
-def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[SpanParts], holdout_start: int) -> Manifest:
+def run(
+    config: Config,
+    workdir: Workdir,
+    fingerprint: str,
+    spans: Sequence[SpanParts],
+    holdout_start: int,
+    catches_up: bool = False,
+) -> Manifest:
     """Writes the `Events` artifact of a window of spans, and beside new spans the co-occurrence that they brought.
 
     The artifact's details say where statistics and co-occurrence can be had without counting again: "counts" are
@@ -75,6 +91,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
     Args:
         spans: oldest first, all of the config's number of buckets.
         holdout_start: microseconds; the first moment of the holdout.
+        catches_up: train on the holdout, too, see `HoldoutPlan`. What was counted of each span holds nothing of it, so
+            statistics and co-occurrence are counted in the merged events.
 
     Raises:
         ArtifactError: a span is not there.
@@ -84,7 +102,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
     num_buckets = config.data.num_buckets
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         staged = Events(writer.path)
-        plan = HoldoutPlan(holdout_start, config.retrain.validation_users)
+        plan = HoldoutPlan(holdout_start, config.retrain.validation_users, catches_up)
         merge = MergeBucket([span.events for span in spans], staged, num_buckets, plan)
         totals: Counter[str] = Counter()
         buckets = collect(config.beam, list(range(num_buckets)), beam.ParDo(merge), writer.path)
@@ -98,16 +116,12 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
             )
         writer.counts.update(totals)
         warn_of_tied_times(config, totals, sum(bucket["tied"] for bucket in buckets))
-        counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
-        starts = [read_manifest(span.profile).details["start"] for span in spans]
-        # An event that two spans hold is one event: their counts do not add up.
-        counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
+        if not catches_up:
+            # An event that two spans hold is one event: their counts do not add up.
+            counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
+            counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
+            writer.details.update(counts=counts, spans=_cooccurrences(spans, counted))
         writer.details.update(
-            counts=counts,
-            spans=[
-                {"cooccurrences": str(path), "start": start, "fingerprint": read_manifest(path).fingerprint}
-                for path, start in zip(counted, starts, strict=True)
-            ],
             sources=[str(span.events.path) for span in spans],
             rows_read=sum(source.counts["rows"] for source in sources),
             split={"protocol": "newest span", "holdout_start": holdout_start},
@@ -115,6 +129,15 @@ def run(config: Config, workdir: Workdir, fingerprint: str, spans: Sequence[Span
         writer.files = [staged.bucket(bucket, num_buckets).name for bucket in range(num_buckets)]
         log.info("merge: %s events of %d spans", f"{totals['events']:,}", len(spans))
     return read_manifest(workdir.events.path)
+
+
+def _cooccurrences(spans: Sequence[SpanParts], counted: Sequence[Path]) -> list[dict[str, Any]]:
+    """What `sources_of` reads: where each span's co-occurrence is, and which."""
+    starts = [read_manifest(span.profile).details["start"] for span in spans]
+    return [
+        {"cooccurrences": str(path), "start": start, "fingerprint": read_manifest(path).fingerprint}
+        for path, start in zip(counted, starts, strict=True)
+    ]
 
 
 def _counts(spans: Sequence[SpanParts], events: Sequence[Manifest], holdout_start: int) -> list[dict[str, Any]]:

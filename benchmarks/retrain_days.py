@@ -41,9 +41,9 @@ from benchmarks.retrain_replay import (
     dump,
     lay_out_drifting,
     lay_out_kuairand,
+    models_on_same_users,
     recall_of,
     time_by_window,
-    versions_on_same_users,
 )
 from benchmarks.retrain_tables import as_table, draw
 from contracts.artifact import write_json
@@ -167,7 +167,8 @@ def replay(config: Config, folder: Path, parts: Parts, num_days: int | None, num
             )
         warm = parts.done(span.key, partial(one_day, path, store, span.key))
         shutil.rmtree(morning_of(store, span.key), ignore_errors=True)
-        day.runs["warm"], day.stale_recall = Run.of_json(warm["run"]), np.array(warm["yesterdays_model"])
+        day.runs["warm"] = Run.of_json(warm["run"])
+        day.stale_recall, day.served_recall = np.array(warm["yesterdays_model"]), np.array(warm["yesterdays_version"])
         print(day.line(), flush=True)
         yield day
 
@@ -193,7 +194,7 @@ def one_arm(path: Path, store: Store, key: str, name: str) -> dict[str, Any]:
 
 
 def one_day(path: Path, store: Store, key: str) -> dict[str, Any]:
-    """The warm run, which the store goes on from, and the recall of yesterday's model."""
+    """The warm run, which the store goes on from, and the recall of yesterday's model, as judged and as pushed."""
     morning = morning_of(store, key)
     if morning.exists():  # this day was begun before, and killed
         shutil.rmtree(store.path)
@@ -201,8 +202,8 @@ def one_day(path: Path, store: Store, key: str) -> dict[str, Any]:
     else:
         shutil.copytree(store.path, morning.with_suffix(".part"), dirs_exist_ok=True).rename(morning)
     run = daily_retrain(path, store, key)
-    run.recall, stale = versions_on_same_users(store, run.run_id)
-    return {"run": run.as_json(), "yesterdays_model": stale.tolist()}
+    run.recall, stale, served = models_on_same_users(store, run.run_id)
+    return {"run": run.as_json(), "yesterdays_model": stale.tolist(), "yesterdays_version": served.tolist()}
 
 
 def morning_of(store: Store, key: str) -> Path:

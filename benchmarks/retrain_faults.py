@@ -35,13 +35,14 @@ from contracts import artifact
 from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk
 from contracts.storage import write_text
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.benchmark_table import json_file
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
 
-STAGE_LINE = re.compile(r"\[\d+/\d+\] (\w+)")
+STAGE_LINE = re.compile(r"\d \[\d+/\d+\] (\w+)")
+"""Not the stages of catching up, before which its name is."""
 ROOM = "512m"
 DISK_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 """Of what a retrain writes: what fits on the disk at each try."""
@@ -120,7 +121,7 @@ def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.
     for line in process.stderr:
         found = STAGE_LINE.search(line)
         running = found[1] if found else running
-        running = "push" if "gate: done" in line else running
+        running = "push" if "catch_up: done" in line else running
         if killer is None and running == stage:
             killer = kill_later(process, rng.uniform(0, 0.6 * seconds))  # stages are faster now and then
     code = process.wait()
@@ -139,11 +140,19 @@ def outcome_of(store: Store) -> dict[str, Any]:
     """What must be the same whatever happened on the way."""
     record = record_of_version(store, 2)
     assert record is not None, "version 2 was never pushed"
-    metrics = {name: value for name, value in record.metrics["candidate"].items() if name != "latency_ms"}
-    workdir = store.run(record.run_id).path
-    digests = {name: digest_of(workdir / name) for name in BYTE_IDENTICAL}
+    metrics, caught_up = (
+        {name: value for name, value in found["candidate"].items() if name != "latency_ms"}
+        for found in (record.metrics, record.catch_up["metrics"])
+    )
+    run = RetrainRun(store.run(record.run_id))
+    digests = {
+        str((workdir.path / name).relative_to(run.workdir.path)): digest_of(workdir.path / name)
+        for workdir in (run.workdir, run.caught_up)
+        for name in BYTE_IDENTICAL
+    }
     return {
         "metrics": metrics,
+        "caught_up": caught_up,
         "digests": digests,
         "counts": {name: stage["counts"] for name, stage in record.stages.items()},
         "versions": versions_on_disk(store.servable("dnc")),

@@ -21,8 +21,9 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import MAIN_MODEL
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.datasets.drifting import DriftingLog, generate
+from pipeline.retraining.catch_up import pushed_workdir
 from pipeline.retraining.evidence import measure
 from pipeline.retraining.holdout import HoldoutUsers
 from pipeline.retraining.records import read_record
@@ -90,22 +91,30 @@ class Run:
 
 @dataclass
 class Day:
-    """What was run on a day; `stale_recall` is yesterday's model's on the same users, [num_users]."""
+    """What was run on a day, and what yesterday's model finds on it.
+
+    Attributes:
+        stale_recall: [num_users] of yesterday's model as the gate had passed it, on the same users.
+        served_recall: [num_users] of yesterday's version, which has learnt yesterday's span, too, if it caught up.
+    """
 
     key: str
     runs: dict[str, Run] = field(default_factory=dict)
     stale_recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    served_recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def line(self) -> str:
         shown = [f"{name} {run.recall.mean():.4f} in {run.seconds:.1f} s ({run.epochs} epochs, best {run.best_epoch}, "
                  f"training {run.stages['train']:.1f} s) {run.outcome}" for name, run in self.runs.items()]  # fmt: skip
-        return f"{self.key}: yesterday's model {self.stale_recall.mean():.4f}; " + "; ".join(shown)
+        before = f"yesterday's model {self.stale_recall.mean():.4f}, as pushed {self.served_recall.mean():.4f}"
+        return f"{self.key}: {before}; " + "; ".join(shown)
 
     def as_json(self) -> dict[str, Any]:
         """The day's numbers."""
         runs = {name: run.as_json() | {"recall": round(float(run.recall.mean()), 5)} for name, run in self.runs.items()}
-        stale = round(float(self.stale_recall.mean()), 5)
-        return {"day": self.key, "users": len(self.stale_recall), "yesterdays_model": stale, "runs": runs}
+        stale, served = (round(float(recall.mean()), 5) for recall in (self.stale_recall, self.served_recall))
+        before = {"yesterdays_model": stale, "yesterdays_version": served}
+        return {"day": self.key, "users": len(self.stale_recall), **before, "runs": runs}
 
 
 class Stopped(Exception):
@@ -221,15 +230,16 @@ def recall_of(store: Store, run_id: str) -> np.ndarray:
     return measure(users.holdout(), answers).recall
 
 
-def versions_on_same_users(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """[num_users] recall@K of a run's servable and of its parent's, on the run's newest day."""
+def models_on_same_users(store: Store, run_id: str) -> list[np.ndarray]:
+    """[num_users] recall@K on a run's newest day: of its model, of its parent's as judged, and of that as pushed."""
     workdir, record = store.run(run_id), read_record(store, run_id)
     assert record is not None
-    users = HoldoutUsers(workdir)
-    parent = exported_servable(store.run(record.parents["run_id"]))
-    answers = users.ask([exported_servable(workdir), parent], K)
-    mine, theirs = (measure(users.holdout(), answer).recall for answer in answers)
-    return mine, theirs
+    parent = read_record(store, record.parents["run_id"])
+    assert parent is not None
+    users, run = HoldoutUsers(workdir), RetrainRun(store.run(parent.run_id))
+    asked = [workdir, run.workdir, pushed_workdir(run, parent.catch_up)]
+    answers = users.ask([exported_servable(one) for one in asked], K)
+    return [measure(users.holdout(), answer).recall for answer in answers]
 
 
 def compare(days: list[Day], seed: int, history: dict[str, Any]) -> dict[str, Any]:
@@ -247,6 +257,8 @@ def compare(days: list[Day], seed: int, history: dict[str, Any]) -> dict[str, An
         result[f"{name}_training_time"] = round(sum(a for a, _ in spent) / sum(b for _, b in spent), 4)
     pairs = [np.stack([day.runs["warm"].recall, day.stale_recall], axis=1) for day in days]
     result |= ratios("warm_vs_yesterdays_model", pairs, seed)
+    pairs = [np.stack([day.served_recall, day.stale_recall], axis=1) for day in days]
+    result |= ratios("caught_up_vs_yesterdays_model", pairs, seed)
     return result | ({"time_at_10x_history": history["ratio"]} if history else {})
 
 

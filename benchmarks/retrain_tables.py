@@ -15,15 +15,17 @@ def as_table(log: str, days: list[Day], result: dict[str, Any], history: dict[st
     lines = [
         f"## {log}",
         "",
-        "| day | users | yesterday's model | warm | scratch | refitted | s warm | s scratch | epochs warm / scratch |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| day | users | yesterday's model | as pushed | warm | scratch | refitted | s warm | s scratch "
+        "| epochs warm / scratch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for day in days:
         recalls = [f"{day.runs[arm].recall.mean():.4f}" if arm in day.runs else "" for arm in _ARMS]
         seconds = [f"{day.runs[arm].seconds:.1f}" if arm in day.runs else "" for arm in _ARMS[:2]]
         epochs = " / ".join(str(day.runs[arm].epochs) for arm in _ARMS[:2] if arm in day.runs)
         cells = [
-            day.key, f"{len(day.stale_recall):,}", f"{day.stale_recall.mean():.4f}", *recalls, *seconds, epochs
+            day.key, f"{len(day.stale_recall):,}", f"{day.stale_recall.mean():.4f}",
+            f"{day.served_recall.mean():.4f}", *recalls, *seconds, epochs,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {name}: {value}" for name, value in result.items()), ""]
@@ -58,6 +60,7 @@ def draw(days: list[Day], path: Path, log: str) -> None:
     figure, (recall, seconds) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=[2, 1])
     names = [day.key[5:] for day in days]
     recall.plot(names, [day.stale_recall.mean() for day in days], color="0.6", label="yesterday's model")
+    recall.plot(names, [day.served_recall.mean() for day in days], ":", color="0.3", label="as pushed")
     for arm, style in {"warm": "o-", "scratch": "s", "refitted": "x"}.items():
         shown = [(day.key[5:], day.runs[arm]) for day in days if arm in day.runs]
         places = [key for key, _ in shown]

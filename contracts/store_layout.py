@@ -117,3 +117,13 @@ class RetrainRun:
     def gate(self) -> Path:
         """Artifact whose details are the gate's verdict."""
         return self.workdir.path / "blessing"
+
+    @property
+    def caught_up(self) -> Workdir:
+        """The workdir of the model that has learnt the newest span, too."""
+        return Workdir(self.workdir.path / "caught_up")
+
+    @property
+    def catch_up(self) -> Path:
+        """Artifact whose details say whether that model is the one to push."""
+        return self.workdir.path / "catch_up"

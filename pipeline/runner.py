@@ -32,9 +32,14 @@ class StageResult:
 
 
 def run_stages(
-    stages: tuple[Stage, ...], config: Config, workdir: Workdir, first: str | None = None, last: str | None = None
+    stages: tuple[Stage, ...],
+    config: Config,
+    workdir: Workdir,
+    first: str | None = None,
+    last: str | None = None,
+    part_of: str = "",
 ) -> list[StageResult]:
-    """Runs `stages` from `first` to `last`, both included.
+    """Runs `stages` from `first` to `last`, both included; `part_of` names the stage that runs them, for the log.
 
     A stage whose outputs carry the fingerprint of its code, inputs and config is skipped. A stage that is named as
     `first` runs in any case, and so do those that read its outputs, which need not be the same to the bit. Of these,
@@ -62,7 +67,7 @@ def run_stages(
             _forget(stages, first, config, workdir)
         results = []
         for stage in selected:
-            position = f"[{stages.index(stage) + 1}/{len(stages)}]"
+            position = f"{part_of} [{stages.index(stage) + 1}/{len(stages)}]".lstrip()
             results.append(_run_stage(stage, position, config, workdir, wanted[stage.name]))
             if results[-1].ran or stage is selected[-1]:
                 # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.

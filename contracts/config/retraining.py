@@ -101,9 +101,9 @@ class RetrainConfig(Section):
         lt=1,
         description="share of the users whose holdout events stop training early; the gate has the rest",
     )
-    warm_start: bool = Field(True, description="start from the served model's weights; else from scratch each time")
+    warm_start: bool = Field(True, description="go on from the weights of the served version's run; else from scratch")
     stable_groups: bool = Field(
-        True, description="groups continue the served model's and keep its ids; else they are fitted anew"
+        True, description="groups continue those of that run and keep its ids; else they are fitted anew"
     )
     replay_spans: int = Field(
         0, ge=0, description="spans before the new ones that a warm-started training learns from once more"
@@ -113,6 +113,12 @@ class RetrainConfig(Section):
         1, ge=1, description="epochs without a better validation recall or NDCG that end such a training"
     )
     learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
+    catch_up_epochs: int = Field(
+        2,
+        ge=0,
+        description="epochs in which a model that the gate has passed learns the newest span, too, but for what "
+        "retrain.validation_users did, half of whom judge it against the model before; 0: none",
+    )
     keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
     # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.
     webhook: str | None = Field(

@@ -7,18 +7,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from contracts.artifact import find_manifest
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import Request, Signature
 from contracts.store_layout import Store
 from pipeline.retraining.plan import Plan
-from pipeline.retraining.records import read_record
+from pipeline.retraining.records import read_record, record_of_version
 from pipeline.stages import exported_servable
 
 
 def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
-    """What the candidate is compared with; None before there is one."""
+    """What the candidate would replace; None before there is one."""
     return None if plan.parent is None else store.servable(config.serving.model_name) / str(plan.parent)
+
+
+def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | None, str]:
+    """What the gate compares the candidate with, and its name; None before anything is served.
+
+    That is the served version; but where that has caught up with the very span that is the holdout now, as where this
+    span was mended since, it is the model that had not: the other was shown the answers.
+    """
+    record = record_of_version(store, plan.parent) if plan.parent else None
+    if record is not None and record.catch_up.get("is_pushed") and record.spans[-1]["key"] == plan.spans[-1]:
+        workdir = store.run(record.run_id)
+        if find_manifest(workdir.export):
+            return exported_servable(workdir), f"version {plan.parent} as it was judged"
+    return served_version(config, store, plan), f"version {plan.parent}"
 
 
 def require_inputs(config: Config, store: Store, plan: Plan) -> None:

@@ -128,10 +128,13 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
 
 
 def _summary(outcome: dict[str, Any]) -> str:
+    from pipeline.retraining.catch_up import outcome_of
+
     span = f", span {outcome['span']}" if outcome["span"] else ""
     lines = [f"{outcome['outcome'].replace('_', ' ')}{span}, {outcome['seconds']} s"]
     if outcome["version"]:
         lines[0] += f": version {outcome['version']} is {outcome['label']}"
+        lines += [f"  {outcome_of(outcome['details']['catch_up'])}"] if outcome["details"]["catch_up"] else []
     lines += [f"  {reason}" for reason in outcome["reasons"]]
     metrics = outcome["details"].get("metrics")
     for model, values in (metrics or {}).items():

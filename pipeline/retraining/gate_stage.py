@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.clients import require_signatures, served_version
+from pipeline.retraining.clients import compared_version, require_signatures
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
@@ -20,33 +21,60 @@ KIND = "blessing"
 
 
 def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerprint: str) -> None:
-    """Writes the blessing: details {"verdict", "metrics"}.
+    """Judges the run's model against what is served.
 
     Raises:
         ValueError: the version that is served cannot be loaded or asked, or its clients would break.
     """
+    require_signatures(config, store, plan, workdir)
+    reference, name = compared_version(config, store, plan)
+    leaked = holdout_events_in_training(workdir, plan.holdout_start)
+    write_verdict(config, workdir, fingerprint, reference, name, leaked)
+
+
+def write_verdict(
+    config: Config,
+    workdir: Workdir,
+    fingerprint: str,
+    reference: Path | None,
+    name: str,
+    leaked: int,
+    *,
+    knows_the_span: bool = False,
+) -> None:
+    """Writes the blessing of a workdir's model: details {"verdict", "metrics"}.
+
+    Args:
+        reference: the servable that the model is compared with; None: with popularity.
+        name: the reference's.
+        leaked: see `holdout_events_in_training`.
+        knows_the_span: see `judge`.
+
+    Raises:
+        ValueError: the reference cannot be loaded or asked.
+    """
     from trainer.exploration import exploration_share
     from trainer.scoring import num_explored
 
-    require_signatures(config, store, plan, workdir)
     gate = config.retrain.gate
     share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))
     with artifact.writing(RetrainRun(workdir).gate, KIND, fingerprint) as writer:
         users = HoldoutUsers(workdir, config.evaluation.max_users)
         holdout = users.holdout()
-        candidate, reference, name = _answers(config, store, plan, workdir, users)
-        mine, theirs = measure(holdout, candidate), measure(holdout, reference)
+        answers = _answers(config, workdir, users, reference, name)
+        mine, theirs = (measure(holdout, answer) for answer in answers)
         verdict = judge(
             gate,
             holdout,
             mine,
             theirs,
-            name,
+            name if reference else "popularity",
             seed=config.seed,
-            leaked=holdout_events_in_training(workdir, plan.holdout_start),
+            leaked=leaked,
             index_recall=index_recall(config, workdir),
             recall_target=config.serving.recall_target,
             explored=num_explored(share, gate.k) / gate.k,
+            knows_the_span=knows_the_span,
         )
         writer.counts["users"] = holdout.num_users
         writer.details["verdict"] = verdict.as_json()
@@ -71,18 +99,18 @@ def summary(holdout: Holdout, measured: Measured, k: int) -> dict[str, Any]:
 
 
 def _answers(
-    config: Config, store: Store, plan: Plan, workdir: Workdir, users: HoldoutUsers
-) -> tuple[Answers, Answers, str]:
-    """Candidate's and reference's answers, and the reference's name."""
-    k, exported, served = config.retrain.gate.k, exported_servable(workdir), served_version(config, store, plan)
-    if served is None:
+    config: Config, workdir: Workdir, users: HoldoutUsers, reference: Path | None, name: str
+) -> tuple[Answers, Answers]:
+    """Candidate's and reference's answers."""
+    k, exported = config.retrain.gate.k, exported_servable(workdir)
+    if reference is None:
         [candidate] = users.ask([exported], k)
-        return candidate, users.popularity(k), "popularity"
+        return candidate, users.popularity(k)
     try:
-        candidate, reference = users.ask([exported, served], k)
+        candidate, other = users.ask([exported, reference], k)
     except Exception as error:  # a graph of another time fails in any way
         raise ValueError(
-            f"version {plan.parent}, which is served, cannot be asked ({error}): roll back to one that works "
+            f"{name} cannot be asked ({error}): if it is what is served, roll back to a version that works "
             "(dnc rollback), then retrain"
         ) from error
-    return candidate, reference, f"version {plan.parent}"
+    return candidate, other

@@ -96,11 +96,15 @@ class HoldoutUsers:
         return [np.array(times[len(times) // 4 :]) for times in spent]  # the first ones warm up
 
 
-def holdout_events_in_training(workdir: Workdir, start: int) -> int:
+def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bool = False) -> int:
     """How many events of the training windows belong to the holdout.
 
     Those are the events from `start` (microseconds) on, and at whatever time the test users' targets. A target is an
     item that its user has not met in training, so of an honest run the number is 0, whatever the data.
+
+    Args:
+        others_learn: whether only those whom the model is measured on are held out, so that the events of others count
+            for none of the holdout's, whenever they were.
 
     Raises:
         ArtifactError: there is no test user.
@@ -111,11 +115,15 @@ def holdout_events_in_training(workdir: Workdir, start: int) -> int:
     targets = np.stack([users.user_index[users.targets.row_ids()], users.targets.values], axis=1)
     width = int(targets[:, 1].max(initial=0)) + 1
     keys, count = np.unique(targets @ [width, 1]), 0
+    held_out = np.concatenate([users.user_index, EvaluationUsers.load(workdir, Split.VALIDATION).user_index])
     for events in training_events(workdir):
         key = events.user_index * width + events.item_index
         is_target = (events.item_index < width) & np.isin(key, keys)
         # Seconds are cut off, so the one that holds `start` may be before it.
-        count += int(np.sum(is_target | (events.second > start // 1_000_000)))
+        is_late = events.second > start // 1_000_000
+        if others_learn:
+            is_late &= np.isin(events.user_index, held_out)
+        count += int(np.sum(is_target | is_late))
     return count
 
 

@@ -68,15 +68,15 @@ class Plan:
 
 RUN_STAGES = (*(stage for stage in STAGES if stage.name not in ("evaluate", "validate")), VALIDATE_ALONE)
 """Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
-GATE = "gate"
-STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE]
+GATE, CATCH_UP = "gate", "catch_up"
+STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE, CATCH_UP]
 """What a retrain can stop after; without a stop it pushes."""
 
 _SECTIONS = {section.split(".")[0] for stage in STAGES for section in stage.sections} | {"retrain"}
 """What the stages of a run and its gate depend on; the others say how it runs and serves."""
-_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span", "gate"}
-"""Keys of the section retrain that change no model: those that choose or refuse spans are in what they chose, and under
-other limits of the gate a run that it refused is judged again."""
+_OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span", "gate", "catch_up_epochs"}
+"""Keys of the section retrain that change no model that the next run goes on from: those that choose or refuse spans
+are in what they chose, and under other limits of the gate a run that it refused is judged again."""
 
 
 def run_id_of(config: Config, spans: Sequence[Sequence[object]]) -> str:
@@ -278,14 +278,14 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
             stable = {"previous": str(parent.item_groups.path), "since": plan.news_start}
             updates["groups"] = config.groups.model_copy(update=stable)
         if plan.warm:
-            updates["training"] = config.training.model_copy(update=_warm_training(config, parent))
+            updates["training"] = config.training.model_copy(update=warm_training(config, parent))
             updates["windows"] = config.windows.model_copy(update={"since": plan.since})
         else:  # as notes and record say: training.warm_start is where a first version may start
             updates["training"] = config.training.model_copy(update={"warm_start": None})
     return config.model_copy(update=updates)
 
 
-def _warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
+def warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
     """The training settings of a warm start, which is mostly trained already."""
     return {
         "warm_start": str(parent.path),

@@ -33,6 +33,7 @@ from contracts.serving_labels import (
 from contracts.storage import STAGING_MARK
 from contracts.store_layout import RetrainRun, SpanParts, Store
 from pipeline.retraining.base_paths import base_paths, servables_of
+from pipeline.retraining.catch_up import pushed_workdir
 from pipeline.retraining.plan import gone_on_from, read_plan
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.stages import exported_servable
@@ -73,7 +74,7 @@ def publish(
     done = RetrainRun(workdir).push
     if (pushed := _finished_push(done)) is not None:
         return pushed
-    sources = {store.servable(name): workdir.servable(name) / exported.name for name in reversed(names)}
+    sources = {store.servable(name): exported.parent.with_name(name) / exported.name for name in reversed(names)}
     version = next(
         number
         for number in itertools.count(version)
@@ -128,7 +129,7 @@ def push_blessed(store: Store, run_id: str) -> Record:
     """Pushes a run that the gate has blessed, or goes on with that, and turns its pending record into its record."""
     run = RetrainRun(store.run(run_id))
     plan, pending = read_plan(run.plan), from_json(Record, run.pending.read_text(encoding="utf-8"))
-    names, exported = servables_of(pending), exported_servable(run.workdir)
+    names, exported = servables_of(pending), exported_servable(pushed_workdir(run, pending.catch_up))
     version, label = publish(names, store, run.workdir, exported, plan.version, plan.parent, held=plan.held)
     if version != plan.version:
         log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)

@@ -19,9 +19,12 @@ from typing import Any, Literal
 
 import contracts
 from contracts import artifact
+from contracts.config import Config
 from contracts.config_io import SECRET_OPTION
+from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.spans import Span
+from pipeline.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class Record:
             groups were kept ("groups").
         gate: the verdict, see `pipeline.retraining.gate.Verdict`.
         metrics: the candidate's and the reference's, on the same holdout users.
+        catch_up: whether what was pushed has learnt the newest span, too ("is_pushed"), or why not ("why_not"), with
+            the verdict ("gate"), the metrics and the stages of the model that has.
         config: the run's whole config, with `data.events` as it was given; `seed` is in it.
         stages: name -> fingerprint and seconds.
         code, machine: what it ran on.
@@ -66,6 +71,7 @@ class Record:
     metrics: dict[str, Any]
     config: dict[str, Any]
     stages: dict[str, Any]
+    catch_up: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
@@ -139,6 +145,20 @@ def record_of_version(store: Store, version: int) -> Record | None:
 def largest_version_given(store: Store) -> int:
     """The largest version number ever given, 0 if none: a number is never given twice."""
     return max((record.version or 0 for record in all_records(store)), default=0)
+
+
+def stage_records(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:
+    """Name -> fingerprint, seconds and counts of each stage that has run in a workdir."""
+    found: dict[str, Any] = {}
+    for stage in stages:
+        paths: tuple[Path, ...] = stage.outputs(config, workdir)
+        manifests = [artifact.read_manifest(path) for path in paths]
+        found[stage.name] = {
+            "fingerprint": manifests[0].fingerprint,
+            "seconds": round(sum(manifest.seconds for manifest in manifests), 2),
+            "counts": manifests[0].counts,
+        }
+    return found
 
 
 def code() -> dict[str, str]:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import MAIN_MODEL, SAVED_MODEL, Workdir
+from contracts.layout import MAIN_MODEL
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
-from pipeline.retraining.clients import require_inputs, require_long_lists, served_version
+from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
-from pipeline.retraining.gate_stage import run_gate
-from pipeline.retraining.plan import GATE, RUN_STAGES, Plan, SpanStart, make_plan, run_config, run_id_of
+from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
-from pipeline.retraining.records import Record, all_records, files_of, keep_files, read_record, write_record
+from pipeline.retraining.records import (
+    Record,
+    all_records,
+    files_of,
+    keep_files,
+    read_record,
+    stage_records,
+    write_record,
+)
+from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.span_profile import as_json
 from pipeline.retraining.spans import Span, find_spans
 from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
-from pipeline.stages import manifest_of
 
 log = logging.getLogger(__name__)
 
@@ -119,65 +124,11 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
 
 def _result(record: Record, seconds: dict[str, float]) -> Result:
     """Of a run that has come to its end; `seconds` of the stages that this call ran."""
-    return Result(
-        record.outcome, record.run_id, record.version, record.label, reasons=record.gate["reasons"],
-        details={"stages": seconds, "metrics": record.metrics, "notes": record.notes},
-    )  # fmt: skip
-
-
-def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
-    """The stages of a run: the spans are merged where a log would be ingested, and the gate comes last."""
-
-    def merge(config: Config, workdir: Workdir, fingerprint: str) -> None:
-        from beam_jobs import merge_spans
-
-        spans = [store.span(key) for key in plan.spans]
-        merge_spans.run(config, workdir, fingerprint, spans, plan.holdout_start)
-
-    def merged(config: Config) -> tuple[str, ...]:
-        return tuple(path for key in plan.spans for path in manifest_of(str(store.span(key).events.path)))
-
-    def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
-        run_gate(config, store, plan, workdir, fingerprint)
-
-    def served(config: Config) -> tuple[str, ...]:
-        version = served_version(config, store, plan)
-        return () if version is None else (glob.escape(str(version / SAVED_MODEL)),)
-
-    def train(config: Config, workdir: Workdir, fingerprint: str) -> None:
-        _require_judges(config, workdir)
-        by_name["train"].run(config, workdir, fingerprint)
-
-    by_name = {stage.name: stage for stage in RUN_STAGES}
-    ingest, *rest = (by_name | {"train": replace(by_name["train"], run=train)}).values()
-    return (
-        # Its sources are not the log's files: the run's name stands for these, and an object store would be asked for
-        # each of them once more. They are the ingested spans, whose files the merged events name: those may have been
-        # moved with the store, or deleted, since.
-        replace(ingest, summary="merge the window's spans", run=merge, sources=merged),
-        *rest,
-        Stage(
-            GATE,
-            "compare with what is served, on the newest span",
-            after=("validate",),
-            sections=("retrain",),
-            rooms=("pipeline",),
-            outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
-            run=gate,
-            sources=served,
-        ),
-    )
-
-
-def _require_judges(config: Config, workdir: Workdir) -> None:
-    """Raises TooFewEvents where the gate would refuse any model for want of users: better before it is trained."""
-    users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
-    if 0 < users < least:  # training itself says why there is none
-        raise artifact.TooFewEvents(
-            f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
-            f"that, or retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait for "
-            "the next one"
-        )
+    # Of a version that older code has left over nothing is known of it.
+    catch_up = {key: record.catch_up[key] for key in ("is_pushed", "why_not")} if record.catch_up else {}
+    details = {"stages": seconds, "metrics": record.metrics, "catch_up": catch_up, "notes": record.notes}
+    reasons = record.gate["reasons"]
+    return Result(record.outcome, record.run_id, record.version, record.label, reasons=reasons, details=details)
 
 
 def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: str) -> str | None:
@@ -227,7 +178,8 @@ def _finish(
 ) -> Record:
     """Pushes if the gate blessed, writes the record, tidies up."""
     workdir = store.run(plan.run_id)
-    blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
+    run = RetrainRun(workdir)
+    blessing, caught_up = (artifact.read_manifest(path).details for path in (run.gate, run.catch_up))
     spans = {span.key: span for span in window}
     for profile in fit.profiles:
         keep_files(store, spans[profile.key])
@@ -256,14 +208,15 @@ def _finish(
         },
         gate=blessing["verdict"],
         metrics=blessing["metrics"],
+        catch_up=caught_up,
         config=resolved.model_copy(update={"data": config.data}).model_dump(mode="json"),
-        stages=_stage_record(stages, resolved, workdir),
+        stages=stage_records(stages, resolved, workdir),
         notes=notes,
         code=records.code(),
         machine=records.machine(),
     )
     if record.gate["blessed"]:  # last, so that whatever else fails does not leave a version without a record
-        artifact.write_json(RetrainRun(workdir).pending, asdict(record))
+        artifact.write_json(run.pending, asdict(record))
         record = push_blessed(store, plan.run_id)
     else:
         write_record(store, record)
@@ -275,16 +228,3 @@ def _start(store: Store, plan: Plan, source: str) -> str:
     """What training started from, in words. A first version may start from another run, by training.warm_start."""
     parent = read_record(store, plan.parent_run) if plan.parent_run else None
     return f"version {parent.version}" if parent else source
-
-
-def _stage_record(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for stage in stages:
-        paths: tuple[Path, ...] = stage.outputs(config, workdir)
-        manifests = [artifact.read_manifest(path) for path in paths]
-        found[stage.name] = {
-            "fingerprint": manifests[0].fingerprint,
-            "seconds": round(sum(manifest.seconds for manifest in manifests), 2),
-            "counts": manifests[0].counts,
-        }
-    return found

@@ -13,10 +13,12 @@ from rich.text import Text
 from rich.tree import Tree
 
 from contracts.artifact import find_manifest
+from contracts.layout import Workdir
 from contracts.names import ItemColumn, Split
 from contracts.serving_labels import labels_or_none, versions_on_disk
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import base_paths
+from pipeline.retraining.catch_up import outcome_of, pushed_workdir
 from pipeline.retraining.changes import changes
 from pipeline.retraining.records import Record, all_records, files_of, record_of_version
 from pipeline.stages import exported_servable
@@ -51,7 +53,7 @@ def versions_table(store: Store) -> Table:
             str(record.version or "-"),
             ", ".join(_labels_of(record.version, labels)),
             "yes" if record.version in on_disk else "",
-            record.outcome,
+            record.outcome + ", caught up" * record.catch_up.get("is_pushed", False),
             record.created,
             f"{record.spans[0]['key']} .. {record.spans[-1]['key']}",
             f"{record.metrics['candidate'][name]:.4f}",
@@ -72,6 +74,7 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
             "labels": _labels_of(version, labels),
             "on_disk": version in on_disk,
             "outcome": record and record.outcome,
+            "caught_up": bool(record and record.catch_up.get("is_pushed")),
             "created": record and record.created,
             "run_id": record and record.run_id,
             "spans": [span["key"] for span in record.spans] if record else [],
@@ -126,6 +129,8 @@ def _facts(record: Record) -> Iterator[str]:
     yield "code: " + ", ".join(f"{name} {version}" for name, version in record.code.items())
     yield f"machine: {record.machine.get('host')}, {record.machine.get('platform')}, {record.machine.get('cpus')} CPUs"
     yield f"gate: against {record.gate['reference']}, {len(record.gate['checks'])} checks, {record.outcome}"
+    if record.catch_up:  # older code had none
+        yield f"catching up: {outcome_of(record.catch_up)}"
     yield "stages: " + ", ".join(f"{name} {stage['seconds']} s" for name, stage in record.stages.items())
 
 
@@ -159,11 +164,11 @@ def _config_difference(first: Record, second: Record) -> Text:
 
 
 def _artifact_difference(store: Store, first: Record, second: Record) -> list[Table | Text]:
-    runs = [store.run(record.run_id) for record in (first, second)]
+    runs = [_pushed(store, record) for record in (first, second)]
     gone = [record.version for record, run in zip((first, second), runs, strict=True) if not run.export.exists()]
     if gone:
         return [Text(f"groups and lists: versions {gone} are past retrain.keep_versions, only their records are left")]
-    asked = runs[1]  # for users and their histories
+    asked = store.run(second.run_id)  # for users and their histories
     read = [path for run in runs for path in (run.export, run.item_groups.path)]
     read += [asked.item_statistics.path, asked.transform.path, asked.windows.path]
     if lost := [str(path) for path in read if find_manifest(path) is None]:
@@ -171,8 +176,12 @@ def _artifact_difference(store: Store, first: Record, second: Record) -> list[Ta
     return [_groups_difference(store, first, second), _lists_difference(store, first, second)]
 
 
+def _pushed(store: Store, record: Record) -> Workdir:
+    return pushed_workdir(RetrainRun(store.run(record.run_id)), record.catch_up)
+
+
 def _groups_difference(store: Store, first: Record, second: Record) -> Text:
-    tables = [pq.read_table(store.run(record.run_id).item_groups.groups) for record in (first, second)]
+    tables = [pq.read_table(_pushed(store, record).item_groups.groups) for record in (first, second)]
     before, after = (
         dict(zip(table[ItemColumn.ITEM_ID].to_pylist(), table[ItemColumn.GROUP_ID].to_pylist(), strict=True))
         for table in tables
@@ -197,7 +206,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
     requests = user_requests(workdir, Catalogue.load(workdir), users)
     lists = []
     for record in (first, second):
-        with ServableSession(exported_servable(store.run(record.run_id))) as session:
+        with ServableSession(exported_servable(_pushed(store, record))) as session:
             found = requests.ask(session, slice(None), num_candidates=_DIFF_LENGTH)
             lists.append(found.item_ids)
     table = Table("user", f"version {first.version}", f"version {second.version}", "in both", box=None)

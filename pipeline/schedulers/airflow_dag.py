@@ -28,7 +28,8 @@ from airflow import DAG
 from airflow.timetables.interval import CronDataIntervalTimetable
 
 STAGES = (
-    "ingest", "statistics", "groups", "transform", "windows", "train", "export", "validate", "gate", "push",
+    "ingest", "statistics", "groups", "transform", "windows", "train", "export", "validate", "gate", "catch_up",
+    "push",
 )  # fmt: skip
 NOTHING_NEW, NOT_BLESSED = 4, 3
 """Exit codes of `dnc retrain` that are no failure: the task is skipped, and so are those after it."""

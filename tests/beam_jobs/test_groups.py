@@ -27,19 +27,20 @@ from contracts.layout import Workdir
 from tests.beam_jobs.helpers import community_log, make_config, read_groups, write_log
 
 
-@pytest.mark.parametrize("at_once", [1, 30, 1 << 23])
-def test_pairs_against_a_loop(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "since"), [(1, 0), (30, 0), (1 << 23, 0), (30, 50)])
+def test_pairs_against_a_loop(at_once: int, since: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pairs whose later event is the `since`-th or one after it."""
     monkeypatch.setattr(cooccurrence, "_SUMMED_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     users, items = np.sort(rng.integers(0, 8, 80)), rng.integers(0, 12, 80)
     expected: dict[tuple[int, int], int] = {}
     for i in range(80):
-        for j in range(i + 1, min(i + 4, 80)):
+        for j in range(max(i + 1, since), min(i + 4, 80)):
             if users[i] == users[j] and items[i] != items[j]:
                 pair = (int(min(items[i], items[j])), int(max(items[i], items[j])))
                 expected[pair] = expected.get(pair, 0) + round(UNIT / (j - i))
     pair_keys = PairKeys(num_items=12, window=3, num_blocks=5)
-    keys = pair_keys.of_events(users, items)
+    keys = pair_keys.of_events(users, items, np.arange(80) >= since if since else None)
     bounds = pair_keys.block_bounds(keys)
     counted = {}
     for block in range(5):

@@ -42,6 +42,19 @@ def test_so_many_users_are_for_validation_and_each_with_all_its_events() -> None
     assert set(of_user[:, 0].tolist()) == {Split.VALIDATION, Split.TEST}
 
 
+def test_to_catch_up_those_who_judged_are_learnt_and_the_others_divided() -> None:
+    users = [f"u{user}" for user in range(4_000)]
+    events = pa.table(
+        {EventColumn.USER_ID: pa.array(users).dictionary_encode(), EventColumn.TIMESTAMP: [START] * 4_000}
+    )
+    before, after = (HoldoutPlan(START, 0.3, catches_up).assign(events) for catches_up in (False, True))
+    assert (after[before == Split.TEST] == Split.TRAIN).all()
+    left = after[before == Split.VALIDATION]
+    assert set(left.tolist()) == {Split.VALIDATION, Split.TEST}
+    # Five standard deviations of a half of about 1,200.
+    assert np.mean(left == Split.TEST) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(1_200))
+
+
 @pytest.mark.parametrize(("last_event", "is_counted_whole"), [(START - 1, True), (START, False)])
 def test_counts_of_a_span_are_taken_whole_only_where_it_ends_before_the_holdout(
     last_event: int, is_counted_whole: bool

@@ -33,7 +33,7 @@ def make_log(folder: Path) -> Path:
             "retrain.gate.max_group_drop=0.9",
             "retrain.gate.max_latency_ratio=50",
             "retrain.gate.max_latency_ms=5000",
-            "retrain.gate.min_users=20",
+            "retrain.gate.min_users=10",
         ],
     )
     path = folder / "retrain.yaml"

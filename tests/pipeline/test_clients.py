@@ -11,8 +11,9 @@ from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.store_layout import Store
-from pipeline.retraining.clients import require_inputs, require_long_lists, require_signatures
+from pipeline.retraining.clients import compared_version, require_inputs, require_long_lists, require_signatures
 from pipeline.retraining.plan import Plan
+from pipeline.retraining.records import read_record, write_record
 from serving import signatures
 from serving.export import MANIFEST_FILE
 from tests.pipeline.small_store import push
@@ -154,3 +155,24 @@ def test_a_served_version_whose_graph_is_damaged_is_named_with_what_to_do(store:
     takes = {"history": STRING, "country": STRING}
     with pytest.raises(ValueError, match=r"dnc/4/saved_model.pb is not a SavedModel .*dnc rollback"):
         require_signatures(CONFIG, store, plan_of(4), run_of(store, takes, takes))
+
+
+def test_a_version_that_has_learnt_the_holdout_is_compared_as_it_was_before(tmp_path: Path) -> None:
+    """As where the newest span was mended after its version was pushed: the candidate has not seen what judges it."""
+    store = Store(tmp_path / "store")
+    push(store, 2, None)  # of span 2, which `plan_of` has for its holdout
+    judged = run_exported(store, "run-2")
+    served = store.servable("dnc") / "2"
+    assert compared_version(CONFIG, store, plan_of(2)) == (served, "version 2")
+    record = read_record(store, "run-2")
+    assert record is not None
+    write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
+    assert compared_version(CONFIG, store, plan_of(2)) == (judged, "version 2 as it was judged")
+    assert compared_version(CONFIG, store, replace(plan_of(2), spans=["1", "2", "3"])) == (served, "version 2")
+    assert compared_version(CONFIG, store, plan_of(None))[0] is None
+
+
+def run_exported(store: Store, run_id: str) -> Path:
+    with artifact.writing(store.run(run_id).export, "export", "f") as writer:
+        writer.details.update(model_name="dnc", version=1)
+    return store.run(run_id).servable("dnc") / "1"

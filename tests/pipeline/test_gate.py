@@ -110,6 +110,14 @@ def test_every_floor_refuses_by_itself(name: str) -> None:
     assert failed(verdict) == [name]
 
 
+def test_no_gain_is_too_large_for_a_model_that_knows_the_span() -> None:
+    """A span of items that were new on its day tells several times what anybody could know before it."""
+    world = World.make(0)
+    reference, good = world.measured(world.model(0.3)), world.measured(world.model(0.9))
+    assert failed(world.judge(good, reference)) == ["recall gain"]
+    assert world.judge(good, reference, knows_the_span=True).blessed
+
+
 def test_a_groups_presence_is_its_share_of_all_places_over_that_of_all_targets() -> None:
     """Targets of groups too small to be judged count as well: group 1 has 3 of 10 targets, and 9 of 100 places."""
     targets = np.array([1, 1, 1, 1, 1, 1, 2, 2, 2, 3])

@@ -122,6 +122,8 @@ def test_an_event_is_the_holdouts_by_its_second_or_as_a_target_of_its_own_user(
     monkeypatch.setattr(input_pipeline, "training_events", lambda _: [told])
     # (1, 3) and (2, 1), and two events after the second in which the holdout begins.
     assert holdout_events_in_training(Workdir(tmp_path), 10_400_000) == 4
+    # Where only users are held out: of user 2, who is, one late event; user 7's is no fault.
+    assert holdout_events_in_training(Workdir(tmp_path), 10_400_000, others_learn=True) == 3
 
 
 def _records(path: Path) -> list[bytes]:

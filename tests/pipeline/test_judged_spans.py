@@ -34,7 +34,7 @@ def used(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
     Of a call that fails both are empty.
     """
     verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
-    details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7}
+    details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7, "is_pushed": False, "why_not": ""}
 
     def leave_verdict(_: object, config: Config, workdir: Workdir, last: str | None) -> list[str]:
         for path in (
@@ -42,13 +42,14 @@ def used(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spans]:
             workdir.item_groups.path,
             workdir.export,
             RetrainRun(workdir).gate,
+            RetrainRun(workdir).catch_up,
         ):
             with artifact.writing(path, "any", "f") as writer:
                 writer.details = details
         return []
 
     monkeypatch.setattr(retraining, "run_stages", leave_verdict)
-    monkeypatch.setattr(retraining, "_stage_record", lambda *_: {})
+    monkeypatch.setattr(retraining, "stage_records", lambda *_: {})
 
     def call(day: int, *settings: str) -> Spans:
         version = len(all_records(calls.store)) + 1  # of two runs of one span in one second, it tells which is the last

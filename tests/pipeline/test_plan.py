@@ -18,7 +18,8 @@ from contracts.serving_labels import ServingLabels, write_labels
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, write_record
-from pipeline.retraining.retrain import _nothing_new, retrain_stages
+from pipeline.retraining.retrain import _nothing_new
+from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.spans import Span
 from pipeline.stage import fingerprints
 

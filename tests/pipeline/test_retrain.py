@@ -10,6 +10,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -74,7 +75,7 @@ def test_a_week_of_retraining(calls: Calls) -> None:
 
     # Stage by stage, as a scheduler with a task a stage does: only the last call pushes.
     assert calls.retrain(DAYS[3], "--to", "windows")[1]["outcome"] == "stopped"
-    assert calls.retrain(DAYS[3], "--to", "gate")[1]["outcome"] == "stopped"
+    assert calls.retrain(DAYS[3], "--to", "catch_up")[1]["outcome"] == "stopped"
     assert read_labels(base) == ServingLabels(stable=1)
     code, outcome = calls.retrain(DAYS[3])
     assert (code, outcome["version"], outcome["details"]["stages"]) == (0, 2, {})
@@ -98,7 +99,7 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
     assert read_labels(base) == ServingLabels(stable=3)
     code, again = calls.retrain(DAYS[5], "--set", "retrain.gate.min_recall=0.99")
-    assert (code, again["run_id"], list(again["details"]["stages"])) == (3, outcome["run_id"], ["gate"])
+    assert (code, again["run_id"], list(again["details"]["stages"])) == (3, outcome["run_id"], ["gate", "catch_up"])
 
     shown = json.loads(calls.dnc("versions", "--json").stdout)
     assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
@@ -121,10 +122,13 @@ def stages(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         retraining, "run_stages", lambda stages, config, workdir, last: ran.append(workdir.path.name) or []
     )
-    monkeypatch.setattr(retraining, "_stage_record", lambda *_: {})
+    monkeypatch.setattr(retraining, "stage_records", lambda *_: {})
     verdict = {"verdict": {"blessed": True, "reasons": []}, "metrics": {}}
-    details = {**verdict, "warm_start": None, "model_name": "dnc", "version": 7}
-    monkeypatch.setattr(retraining.artifact, "read_manifest", lambda *_: artifact.Manifest("any", "f", details=details))
+    manifest = artifact.Manifest("any", "f", details={**verdict, "warm_start": None, "is_pushed": False, "why_not": ""})
+    # Not within the module: whatever is imported while a test runs would keep it.
+    stand_in = SimpleNamespace(**vars(artifact) | {"read_manifest": lambda *_: manifest})
+    monkeypatch.setattr(retraining, "artifact", stand_in)
+    monkeypatch.setattr(publishing, "exported_servable", lambda workdir: workdir.servable("dnc") / "7")
     return ran
 
 
@@ -345,7 +349,7 @@ def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
     ("arguments", "message"),
     [
         (["--set", "retrain.gate.k=0"], "retrain.gate.k"),
-        (["--set", "evaluation.max_users=19"], "evaluation.max_users=19 is fewer than retrain.gate.min_users=20"),
+        (["--set", "evaluation.max_users=9"], "evaluation.max_users=9 is fewer than retrain.gate.min_users=10"),
         (["--to", "lunch"], "'lunch' is not one of 'ingest'"),
     ],
 )

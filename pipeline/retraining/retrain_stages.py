@@ -1,0 +1,115 @@
+"""The stages of a retrain: those of a run up to the validated servable, the gate, and catching up."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from dataclasses import replace
+
+from contracts import artifact
+from contracts.config import Config
+from contracts.layout import SAVED_MODEL, Workdir
+from contracts.store_layout import RetrainRun, Store
+from pipeline.retraining.catch_up import catch_up
+from pipeline.retraining.clients import compared_version
+from pipeline.retraining.gate_stage import run_gate, write_verdict
+from pipeline.retraining.holdout import holdout_events_in_training
+from pipeline.retraining.plan import CATCH_UP, GATE, RUN_STAGES, Plan
+from pipeline.stage import Stage
+from pipeline.stages import exported_servable, manifest_of
+
+
+def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a run: the spans are merged where a log would be ingested; the gate comes after validation."""
+
+    def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        run_gate(config, store, plan, workdir, fingerprint)
+
+    def served(config: Config) -> tuple[str, ...]:
+        reference, _ = compared_version(config, store, plan)
+        return () if reference is None else (glob.escape(str(reference / SAVED_MODEL)),)
+
+    def caught_up(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        catch_up(config, plan, workdir, fingerprint, _catch_up_stages(store, plan, workdir))
+
+    return (
+        *_up_to_validation(store, plan, catches_up=False),
+        _gate("compare with what is served, on the newest span", gate, served),
+        Stage(
+            CATCH_UP,
+            "learn the newest span, too",
+            after=(GATE,),
+            sections=("retrain",),
+            rooms=("pipeline",),
+            outputs=lambda config, workdir: (RetrainRun(workdir).catch_up,),
+            run=caught_up,
+        ),
+    )
+
+
+def _catch_up_stages(store: Store, plan: Plan, judged: Workdir) -> tuple[Stage, ...]:
+    """The stages by which the model of `judged` learns its holdout, and is compared with itself as it was before."""
+
+    def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        leaked = holdout_events_in_training(workdir, plan.holdout_start, others_learn=True)
+        before, name = exported_servable(judged), "the model as it was judged"
+        write_verdict(config, workdir, fingerprint, before, name, leaked, knows_the_span=True)
+
+    def sources(config: Config) -> tuple[str, ...]:
+        return (glob.escape(str(exported_servable(judged) / SAVED_MODEL)),)
+
+    return (
+        *_up_to_validation(store, plan, catches_up=True),
+        _gate("compare with the model as it was before, on users whose newest events it has not seen", gate, sources),
+    )
+
+
+def _up_to_validation(store: Store, plan: Plan, *, catches_up: bool) -> tuple[Stage, ...]:
+    def merge(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        from beam_jobs import merge_spans
+
+        spans = [store.span(key) for key in plan.spans]
+        merge_spans.run(config, workdir, fingerprint, spans, plan.holdout_start, catches_up)
+
+    def merged(config: Config) -> tuple[str, ...]:
+        return tuple(path for key in plan.spans for path in manifest_of(str(store.span(key).events.path)))
+
+    def train(config: Config, workdir: Workdir, fingerprint: str) -> None:
+        _require_judges(config, workdir, "raise" if catches_up else "lower")
+        by_name["train"].run(config, workdir, fingerprint)
+
+    by_name = {stage.name: stage for stage in RUN_STAGES}
+    ingest, *rest = (by_name | {"train": replace(by_name["train"], run=train)}).values()
+    # Its sources are not the log's files: the run's name stands for these, and an object store would be asked for
+    # each of them once more. They are the ingested spans, whose files the merged events name: those may have been
+    # moved with the store, or deleted, since.
+    return (replace(ingest, summary="merge the window's spans", run=merge, sources=merged), *rest)
+
+
+def _gate(
+    summary: str, run: Callable[[Config, Workdir, str], None], reference: Callable[[Config], tuple[str, ...]]
+) -> Stage:
+    return Stage(
+        GATE,
+        summary,
+        after=("validate",),
+        sections=("retrain",),
+        rooms=("pipeline",),
+        outputs=lambda config, workdir: (RetrainRun(workdir).gate,),
+        run=run,
+        sources=reference,
+    )
+
+
+def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
+    """Raises TooFewEvents where the gate would refuse any model for want of users: better before it is trained.
+
+    `change`: what to do with `retrain.validation_users`, to have more of them.
+    """
+    users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
+    if 0 < users < least:  # training itself says why there is none
+        raise artifact.TooFewEvents(
+            f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
+            f"that, {change} retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait "
+            "for the next one"
+        )
