@@ -18,6 +18,10 @@ from trainer.tied_events import shuffle_ties
 
 _CHUNK = 16_384
 """Windows that are sorted by length together."""
+_MOST_CONTEXT = 4.0
+"""A batch of windows that are mostly context has up to so many times the events of one in which all are targets."""
+_FEW_STEPS = 25
+"""An epoch that would have fewer steps, were there no context, keeps those that context makes."""
 _WINDOW_FIELDS = (
     WindowField.USER_INDEX,
     WindowField.ITEM_INDEX,
@@ -80,8 +84,9 @@ class TrainingWindows:
 
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
-    events, so that short users do not pay for long ones' padding. The draws of a chunk are shared out anew among its
-    windows: a window that met the same negatives in every epoch would learn them by heart. So it is
+    events, so that short users do not pay for long ones' padding. Context counts little there: a warm start's windows
+    are context mostly, and steps of so many events would hold few targets each. The draws of a chunk are shared out
+    anew among its windows: a window that met the same negatives in every epoch would learn them by heart. So it is
     with the order of events that share a second.
 
     Attributes:
@@ -93,6 +98,7 @@ class TrainingWindows:
         self.num_positives = manifest.counts["train_positives"] + manifest.counts["train_first_targets"]
         self._draws = [_files(workdir, Split.TRAIN, draw) for draw in range(manifest.details["resamples"])]
         self._events_per_batch = events_per_batch
+        self._most_events = _most_events(events_per_batch, self.num_positives)
         self._seed = seed
 
     def epoch(self, epoch: int) -> Iterator[WindowBatch]:
@@ -119,18 +125,36 @@ class TrainingWindows:
     def _batches(self, chunk: dict[str, Ragged], rng: np.random.Generator) -> Iterator[WindowBatch]:
         lengths = chunk[WindowField.ITEM_INDEX].lengths
         order = np.argsort(lengths, kind="stable")
-        cuts = _cut_by_events(lengths[order], self._events_per_batch)
+        cuts = _cut(lengths[order], _num_context(chunk)[order], self._events_per_batch, self._most_events)
         for index in rng.permutation(len(cuts) - 1):
             yield _window_batch(chunk, order[cuts[index] : cuts[index + 1]])
 
 
-def _cut_by_events(ascending_lengths: np.ndarray, events: int) -> np.ndarray:
-    """Places to cut so that rows times longest row stays at or below `events` (at least one row)."""
+def _most_events(events_per_batch: int, num_positives: int) -> int:
+    """Of a batch, context included: steps become fewer where they are many, and a short epoch learns as before."""
+    steps = num_positives / events_per_batch
+    return int(events_per_batch * min(max(steps / _FEW_STEPS, 1.0), _MOST_CONTEXT))
+
+
+def _num_context(chunk: dict[str, Ragged]) -> np.ndarray:
+    """int64 [num_windows], events of each window that are no targets, but for its first one."""
+    num_context, non_targets = chunk[WindowField.NUM_CONTEXT].values, chunk[WindowField.NON_TARGETS]
+    window = non_targets.row_ids()
+    others = np.bincount(window[non_targets.values >= num_context[window]], minlength=len(num_context))
+    return num_context - 1 + others
+
+
+def _cut(ascending_lengths: np.ndarray, num_context: np.ndarray, events: int, most_events: int) -> np.ndarray:
+    """Places to cut so that a batch has at least one row, and as many more as fit.
+
+    Rows times the longest row are at most `most_events`, and without the context of the rows at most `events`.
+    """
     cuts = [0]
     while cuts[-1] < len(ascending_lengths):
-        rest = ascending_lengths[cuts[-1] :]
-        padded = rest * np.arange(1, len(rest) + 1)
-        cuts.append(cuts[-1] + max(1, int(np.searchsorted(padded, events, side="right"))))
+        rest = slice(cuts[-1], None)
+        padded = ascending_lengths[rest] * np.arange(1, len(ascending_lengths[rest]) + 1)
+        too_many = (padded - np.cumsum(num_context[rest]) > events) | (padded > most_events)
+        cuts.append(cuts[-1] + max(1, int(np.argmax(np.append(too_many, True)))))
     return np.array(cuts)
 
 

@@ -162,7 +162,10 @@ class TrainingConfig(Section):
     """The optimisation."""
 
     batch_size: int = Field(
-        32, ge=1, description="windows of full length in a step, about; shorter ones are packed denser"
+        32,
+        ge=1,
+        description="windows of full length in a step, about; shorter ones, and those that are mostly context, are "
+        "packed denser",
     )
     epochs: int = Field(60, ge=1, description="most; early stopping ends most trainings before")
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")
