@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
+from contracts.config_io import read_stored_config
 from contracts.layout import MAIN_MODEL, Model, Workdir
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
-from trainer.exploration import EXPLORATION_SHARE, stored_exploration_share
+from trainer.exploration import EXPLORATION_SHARE, exploration_share
 from trainer.model_files import save_model
 from trainer.warm_start import warm_start
 
@@ -56,7 +57,8 @@ def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         with Model(artifact.path).trained_items.open("w+b") as stream:  # of "wb" NumPy says no reason of a full disk
             np.save(stream, _trained_items(catalogue, source))
         artifact.files.append(final.trained_items.name)
-        share = stored_exploration_share(read_manifest(source.model(MAIN_MODEL).path))
+        earlier = source.model(MAIN_MODEL)
+        share = exploration_share(read_stored_config(earlier.config), read_manifest(earlier.path))
         artifact.details |= {"warm_start": asdict(carried), EXPLORATION_SHARE: share}
     return read_manifest(final.path)
 

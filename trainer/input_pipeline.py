@@ -19,7 +19,7 @@ from trainer.tied_events import shuffle_ties
 _CHUNK = 16_384
 """Windows that are sorted by length together."""
 _MOST_CONTEXT = 4.0
-"""A batch of windows that are mostly context has up to so many times the events of one in which all are targets."""
+"""Where most events lie before the first target, a batch has up to so many times the events that it has elsewhere."""
 _FEW_STEPS = 25
 """An epoch that would have fewer steps, were there no context, keeps those that context makes."""
 _WINDOW_FIELDS = (
@@ -84,10 +84,10 @@ class TrainingWindows:
 
     An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
     one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
-    events, so that short users do not pay for long ones' padding. Context counts little there: a warm start's windows
-    are context mostly, and steps of so many events would hold few targets each. The draws of a chunk are shared out
-    anew among its windows: a window that met the same negatives in every epoch would learn them by heart. So it is
-    with the order of events that share a second.
+    events, so that short users do not pay for long ones' padding. What lies before a window's first target counts
+    little there: it is most of a warm start's windows, and steps of so many events would hold few targets each. The
+    draws of a chunk are shared out anew among its windows: a window that met the same negatives in every epoch would
+    learn them by heart. So it is with the order of events that share a second.
 
     Attributes:
         num_positives: targets of an epoch, windows' first events among them.
@@ -125,7 +125,8 @@ class TrainingWindows:
     def _batches(self, chunk: dict[str, Ragged], rng: np.random.Generator) -> Iterator[WindowBatch]:
         lengths = chunk[WindowField.ITEM_INDEX].lengths
         order = np.argsort(lengths, kind="stable")
-        cuts = _cut(lengths[order], _num_context(chunk)[order], self._events_per_batch, self._most_events)
+        num_context = chunk[WindowField.NUM_CONTEXT].values
+        cuts = _cut(lengths[order], num_context[order], self._events_per_batch, self._most_events)
         for index in rng.permutation(len(cuts) - 1):
             yield _window_batch(chunk, order[cuts[index] : cuts[index + 1]])
 
@@ -136,24 +137,17 @@ def _most_events(events_per_batch: int, num_positives: int) -> int:
     return int(events_per_batch * min(max(steps / _FEW_STEPS, 1.0), _MOST_CONTEXT))
 
 
-def _num_context(chunk: dict[str, Ragged]) -> np.ndarray:
-    """int64 [num_windows], events of each window that are no targets, but for its first one."""
-    num_context, non_targets = chunk[WindowField.NUM_CONTEXT].values, chunk[WindowField.NON_TARGETS]
-    window = non_targets.row_ids()
-    others = np.bincount(window[non_targets.values >= num_context[window]], minlength=len(num_context))
-    return num_context - 1 + others
-
-
 def _cut(ascending_lengths: np.ndarray, num_context: np.ndarray, events: int, most_events: int) -> np.ndarray:
     """Places to cut so that a batch has at least one row, and as many more as fit.
 
-    Rows times the longest row are at most `most_events`, and without the context of the rows at most `events`.
+    Rows times the longest row are at most `most_events`, and at most `events` without the rows' context but for one
+    event of each.
     """
     cuts = [0]
     while cuts[-1] < len(ascending_lengths):
         rest = slice(cuts[-1], None)
         padded = ascending_lengths[rest] * np.arange(1, len(ascending_lengths[rest]) + 1)
-        too_many = (padded - np.cumsum(num_context[rest]) > events) | (padded > most_events)
+        too_many = (padded - np.cumsum(num_context[rest] - 1) > events) | (padded > most_events)
         cuts.append(cuts[-1] + max(1, int(np.argmax(np.append(too_many, True)))))
     return np.array(cuts)
 

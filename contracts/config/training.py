@@ -164,8 +164,8 @@ class TrainingConfig(Section):
     batch_size: int = Field(
         32,
         ge=1,
-        description="windows of full length in a step, about; shorter ones, and those that are mostly context, are "
-        "packed denser",
+        description="windows of full length in a step, about; shorter ones are packed denser, and so are those of a "
+        "warm start, which are context mostly",
     )
     epochs: int = Field(60, ge=1, description="most; early stopping ends most trainings before")
     max_seconds: float | None = Field(None, gt=0, description="no epoch starts after this much training")

@@ -9,6 +9,7 @@ model is pushed as the gate has passed it.
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Any
 
 from contracts import artifact
@@ -17,7 +18,7 @@ from contracts.layout import MAIN_MODEL, Workdir
 from contracts.storage import StorageError
 from contracts.store_layout import RetrainRun
 from pipeline.retraining.plan import CATCH_UP, Plan, warm_training
-from pipeline.retraining.records import stage_records
+from pipeline.retraining.records import kept_start, stage_records
 from pipeline.runner import run_stages
 from pipeline.stage import Stage
 
@@ -45,6 +46,9 @@ def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, sta
         if writer.details["why_not"] is None:
             writer.details |= _caught_up(_config(config, plan, workdir), run.caught_up, stages)
         log.info("%s", outcome_of(writer.details))
+    if not writer.details["is_pushed"]:
+        # Nobody should take it for what is pushed, and it is as large as the run.
+        shutil.rmtree(run.caught_up.path, ignore_errors=True)
 
 
 def outcome_of(catch_up: dict[str, Any]) -> str:
@@ -58,15 +62,20 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
     """What the stages came to."""
     try:
         run_stages(stages, config, workdir, part_of=CATCH_UP)
-    except StorageError:
+    except Exception as error:
+        # What has been blessed serves better than what served before, whatever this model lacks.
+        if isinstance(error, (ValueError, artifact.Unfit)) and not isinstance(error, StorageError):
+            log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
+            return {"why_not": str(error)}
+        log.warning(
+            "the model that has passed the gate waits for its catching up, which the next call goes on with; to push "
+            "it as it is, call again with retrain.catch_up_epochs=0"
+        )
         raise
-    # What has been blessed serves better than what served before, whatever this model lacks.
-    except (ValueError, artifact.Unfit) as error:
-        log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
-        return {"why_not": str(error)}
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     why_not = "; ".join(blessing["verdict"]["reasons"]) or None
-    if artifact.read_manifest(workdir.model(MAIN_MODEL).path).details["best"]["epoch"] == 0:
+    if kept_start(artifact.read_manifest(workdir.model(MAIN_MODEL).path)):
+        # Whatever the gate has found of it, by chance, it found of the same weights.
         why_not = "no epoch validated better than the start"
     return {
         "is_pushed": why_not is None,
@@ -103,7 +112,11 @@ def _left_out(config: Config, run: RetrainRun) -> str | None:
 
 def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
     """The config of the second training, which goes on from the first."""
-    epochs = config.retrain.catch_up_epochs
+    from trainer.exploration import exploration_share
+
+    epochs, model = config.retrain.catch_up_epochs, artifact.read_manifest(workdir.model(MAIN_MODEL).path)
+    # Weights that stayed as they were have not learnt what the run was to learn, either.
+    since = plan.since if kept_start(model) else plan.holdout_start
     return config.model_copy(
         update={
             # However the new co-occurrence lies within the groups, a fit of others would be the next run's.
@@ -114,6 +127,8 @@ def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
             "training": config.training.model_copy(
                 update={**warm_training(config, workdir), "epochs": epochs, "early_stopping_patience": epochs}
             ),
-            "windows": config.windows.model_copy(update={"since": plan.holdout_start}),
+            "windows": config.windows.model_copy(update={"since": since}),
+            # Of the span that is learnt hardly an item is new, of the next one as many as were of this one.
+            "serving": config.serving.model_copy(update={"exploration_share": exploration_share(config, model)}),
         }
     )

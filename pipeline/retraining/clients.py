@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contracts.artifact import find_manifest
+import numpy as np
+import pyarrow.parquet as pq
+
+from contracts.artifact import find_manifest, read_manifest
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
-from contracts.names import Request, Signature
+from contracts.names import EventColumn, Request, Signature
 from contracts.store_layout import Store
 from pipeline.retraining.plan import Plan
-from pipeline.retraining.records import read_record, record_of_version
+from pipeline.retraining.records import Record, read_record, record_of_version
 from pipeline.stages import exported_servable
+
+_FEW_KNOWN = 0.01
+"""Share of the holdout's events that what the gate compares with may have learnt: a few are late everywhere."""
 
 
 def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
@@ -25,15 +31,45 @@ def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
 def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | None, str]:
     """What the gate compares the candidate with, and its name; None before anything is served.
 
-    That is the served version; but where that has caught up with the very span that is the holdout now, as where this
-    span was mended since, it is the model that had not: the other was shown the answers.
+    That is the served version; but where catching up has shown it what judges now, it is the model that it was before.
     """
-    record = record_of_version(store, plan.parent) if plan.parent else None
-    if record is not None and record.catch_up.get("is_pushed") and record.spans[-1]["key"] == plan.spans[-1]:
+    record = _caught_up(store, plan)
+    if record is not None and (knows_holdout(store, plan) or _reaches_into_holdout(store, plan, record)):
         workdir = store.run(record.run_id)
         if find_manifest(workdir.export):
             return exported_servable(workdir), f"version {plan.parent} as it was judged"
     return served_version(config, store, plan), f"version {plan.parent}"
+
+
+def knows_holdout(store: Store, plan: Plan) -> bool:
+    """Whether the served version has caught up with the very span that is the holdout, as where that was mended."""
+    record = _caught_up(store, plan)
+    return record is not None and record.spans[-1]["key"] == plan.spans[-1]
+
+
+def _caught_up(store: Store, plan: Plan) -> Record | None:
+    """Of the served version, if it has caught up."""
+    record = record_of_version(store, plan.parent) if plan.parent else None
+    return record if record is not None and record.catch_up.get("is_pushed") else None
+
+
+def _reaches_into_holdout(store: Store, plan: Plan, record: Record) -> bool:
+    """Whether more than a few events of the holdout came with the span that the served version has caught up with.
+
+    So it is where spans are what arrives, and many events arrive late: the holdout begins when its span's events do.
+    """
+    last = record.spans[-1]["key"]
+    if last not in plan.spans:  # then it is no part of the window, and judges nothing
+        return False
+    of_last, of_holdout = (_events_since(store, key, plan.holdout_start) for key in (last, plan.spans[-1]))
+    return of_last > _FEW_KNOWN * (of_last + of_holdout)
+
+
+def _events_since(store: Store, key: str, start: int) -> int:
+    path = store.span(key).events.path
+    files = [path / name for name in read_manifest(path).files if name.endswith(".parquet")]
+    times = (pq.read_table(file, columns=[EventColumn.TIMESTAMP])[EventColumn.TIMESTAMP] for file in files)
+    return sum(int(np.count_nonzero(column.to_numpy() >= start)) for column in times)
 
 
 def require_inputs(config: Config, store: Store, plan: Plan) -> None:

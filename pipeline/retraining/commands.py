@@ -37,7 +37,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.command()
 @with_config
 @_store_option
-@click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for catching up; default: the newest.")
+@click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for a backfill; default: the newest.")
 @click.option(
     "--to", "last", type=click.Choice(STEP_NAMES), help="Stop after this stage, before the push; calling again goes on."
 )

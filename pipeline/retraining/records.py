@@ -147,6 +147,11 @@ def largest_version_given(store: Store) -> int:
     return max((record.version or 0 for record in all_records(store)), default=0)
 
 
+def kept_start(model: artifact.Manifest) -> bool:
+    """Whether a warm-started training ended with the weights that it began with, as no epoch validated better."""
+    return model.details["warm_start"] is not None and model.details["best"]["epoch"] == 0
+
+
 def stage_records(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -> dict[str, Any]:
     """Name -> fingerprint, seconds and counts of each stage that has run in a workdir."""
     found: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from contracts.config import Config
 from contracts.layout import MAIN_MODEL
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
-from pipeline.retraining.clients import require_inputs, require_long_lists
+from pipeline.retraining.clients import knows_holdout, require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
@@ -22,6 +22,7 @@ from pipeline.retraining.records import (
     all_records,
     files_of,
     keep_files,
+    kept_start,
     read_record,
     stage_records,
     write_record,
@@ -183,11 +184,12 @@ def _finish(
     spans = {span.key: span for span in window}
     for profile in fit.profiles:
         keep_files(store, spans[profile.key])
-    trained = artifact.read_manifest(workdir.model(MAIN_MODEL).path).details
-    notes, kept_start = list(plan.notes), trained["warm_start"] is not None and trained["best"]["epoch"] == 0
-    if kept_start:
-        start = _start(store, plan, trained["warm_start"]["source"])
-        notes.append(f"no epoch validated better than {start}, where training started: its weights stay")
+    model, notes = artifact.read_manifest(workdir.model(MAIN_MODEL).path), list(plan.notes)
+    warm_start = model.details["warm_start"]
+    if kept_start(model):
+        start = _start(store, plan, warm_start["source"])
+        note = f"no epoch validated better than {start}, where training started: its weights stay"
+        notes.append(note + ", but for what catching up has taught those that are pushed" * caught_up["is_pushed"])
         log.warning("%s%s", notes[-1], ", and the next run will learn from this one's spans, too" * bool(plan.parent))
     record = Record(
         run_id=plan.run_id,
@@ -202,11 +204,11 @@ def _finish(
         parents={
             "version": plan.parent,
             "run_id": plan.parent_run,
-            "warm_start": trained["warm_start"],
-            "kept_start": kept_start,
+            "warm_start": warm_start,
+            "kept_start": kept_start(model),
             "groups": artifact.read_manifest(workdir.item_groups.path).details.get("drift"),
         },
-        gate=blessing["verdict"],
+        gate=verdict_on(store, plan, blessing["verdict"], caught_up),
         metrics=blessing["metrics"],
         catch_up=caught_up,
         config=resolved.model_copy(update={"data": config.data}).model_dump(mode="json"),
@@ -222,6 +224,20 @@ def _finish(
         write_record(store, record)
     retain(config, store)
     return record
+
+
+def verdict_on(store: Store, plan: Plan, verdict: dict[str, Any], caught_up: dict[str, Any]) -> dict[str, Any]:
+    """The gate's verdict; but what does not know the newest span takes the place of no version that does.
+
+    They were compared as they were before either had caught up.
+    """
+    if not verdict["blessed"] or caught_up["is_pushed"] or not knows_holdout(store, plan):
+        return verdict
+    reason = (
+        f"version {plan.parent} has learnt span {plan.spans[-1]}, and this run's model has not "
+        f"({caught_up['why_not']}): that version serves on"
+    )
+    return {**verdict, "blessed": False, "reasons": [reason]}
 
 
 def _start(store: Store, plan: Plan, source: str) -> str:

@@ -59,7 +59,7 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
 
     Args:
         config: `data.events` with one of `{date}` (2024-05-31 or 20240531) and `{span}` (a number).
-        until: key of the newest span to consider, for catching up; default: the newest.
+        until: key of the newest span to consider, for a backfill; default: the newest.
         now: for tests; decides whether a date is over.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Apache Airflow: one task per stage of `dnc retrain`, with retries and catch-up.
+"""Apache Airflow: one task per stage of `dnc retrain`, with retries and backfills.
 
 Every task is the same idempotent command with another stopping point, so a retried or cleared task goes
 on where the last one stopped. Copy or link this file into the DAGs folder of an Airflow whose workers share the store's

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,8 +32,9 @@ PLAN = Plan("run", ["1", "2"], {}, HOLDOUT_START, None, None, None, None, False,
 
 
 def judged_run(folder: Path, *, blessed: bool = True, validation_users: int = 80) -> RetrainRun:
-    """A run up to its gate."""
+    """A run up to its gate, whose training was warm and best in its second epoch."""
     run = RetrainRun(Workdir(folder / "run"))
+    write_model(run.workdir, 2)
     with artifact.writing(run.workdir.windows.path, "windows", "f") as writer:
         writer.counts["validation_users"] = validation_users
     write_verdict(run.workdir, [] if blessed else ["too slow"])
@@ -47,7 +48,8 @@ def write_verdict(workdir: Workdir, reasons: list[str]) -> None:
 
 def write_model(workdir: Workdir, best_epoch: int) -> None:
     with artifact.writing(workdir.model(MAIN_MODEL).path, "model", "f") as writer:
-        writer.details["best"] = {"epoch": best_epoch}
+        writer.details |= {"best": {"epoch": best_epoch}, "warm_start": {"source": "yesterday"}}
+        writer.details["exploration_share"] = 0.07
 
 
 def outcome(run: RetrainRun, config: Config = CONFIG) -> dict[str, object]:
@@ -79,7 +81,16 @@ def test_what_has_learnt_the_newest_span_is_pushed(tmp_path: Path, trained: list
     assert config.training.warm_start == str(run.workdir.path)
     assert (config.training.epochs, config.training.early_stopping_patience) == (3, 3)
     assert config.windows.since == HOLDOUT_START
+    # The next day has as many new items as this one had before it was learnt.
+    assert config.serving.exploration_share == 0.07
     assert (config.groups.previous, config.groups.refit_drift) == (str(run.workdir.item_groups.path), 1.0)
+
+
+def test_weights_that_stayed_as_they_were_learn_the_span_before_too(tmp_path: Path, trained: list[Config]) -> None:
+    run = judged_run(tmp_path)
+    write_model(run.workdir, 0)
+    catch_up(CONFIG, replace(PLAN, since=3), run.workdir, "f", ())
+    assert [config.windows.since for config in trained] == [3]
 
 
 @pytest.mark.parametrize(
@@ -133,14 +144,15 @@ def test_a_model_that_is_no_better_for_it_is_pushed_as_it_was_judged(
     found = outcome(run)
     assert not found["is_pushed"] and why in str(found["why_not"])
     assert pushed_workdir(run, found) == run.workdir
+    assert not run.caught_up.path.exists()
     assert f"the newest span is not learnt: {why}" in caplog.text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("gs://b: timed out")])
 def test_what_may_work_next_time_is_no_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """The next call goes on."""
+    """The next call goes on, or pushes what has passed as it is."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -150,6 +162,7 @@ def test_what_may_work_next_time_is_no_verdict(
     with pytest.raises(type(error)):
         outcome(run)
     assert artifact.find_manifest(run.catch_up) is None
+    assert "call again with retrain.catch_up_epochs=0" in caplog.text
 
 
 @pytest.mark.parametrize("is_pushed", [True, False])

@@ -4,16 +4,26 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Workdir
+from contracts.names import EventColumn
 from contracts.store_layout import Store
-from pipeline.retraining.clients import compared_version, require_inputs, require_long_lists, require_signatures
+from pipeline.retraining.clients import (
+    compared_version,
+    knows_holdout,
+    require_inputs,
+    require_long_lists,
+    require_signatures,
+)
 from pipeline.retraining.plan import Plan
 from pipeline.retraining.records import read_record, write_record
+from pipeline.retraining.retrain import verdict_on
 from serving import signatures
 from serving.export import MANIFEST_FILE
 from tests.pipeline.small_store import push
@@ -168,8 +178,53 @@ def test_a_version_that_has_learnt_the_holdout_is_compared_as_it_was_before(tmp_
     assert record is not None
     write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
     assert compared_version(CONFIG, store, plan_of(2)) == (judged, "version 2 as it was judged")
-    assert compared_version(CONFIG, store, replace(plan_of(2), spans=["1", "2", "3"])) == (served, "version 2")
+    for key, time in (("2", 49), ("3", 50)):
+        write_events(store, key, [time])
+    next_day = replace(plan_of(2), spans=["1", "2", "3"], holdout_start=50)
+    assert compared_version(CONFIG, store, next_day) == (served, "version 2")
     assert compared_version(CONFIG, store, plan_of(None))[0] is None
+
+
+@pytest.mark.parametrize(("num_late", "as_judged"), [(1, False), (2, True)])
+def test_a_version_that_has_learnt_late_events_of_the_holdout_is_compared_as_it_was_before(
+    tmp_path: Path, num_late: int, as_judged: bool
+) -> None:
+    """Of spans by arrival. The holdout's 99 events begin at 50; of 100 in all one may lie in span 2, of 101 not two."""
+    store = Store(tmp_path / "store")
+    push(store, 2, None)
+    judged = run_exported(store, "run-2")
+    record = read_record(store, "run-2")
+    assert record is not None
+    write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
+    write_events(store, "2", [0] * 7 + [49] + [50] * num_late)
+    write_events(store, "3", [3] + [50] * 49 + [60] * 50)
+    plan = replace(plan_of(2), spans=["1", "2", "3"], holdout_start=50)
+    compared, name = compared_version(CONFIG, store, plan)
+    assert (compared == judged, "as it was judged" in name) == (as_judged, as_judged)
+    assert not knows_holdout(store, plan)
+    without = replace(plan, spans=["1", "3"])  # where its span is left out, nothing of it judges
+    assert compared_version(CONFIG, store, without)[1] == "version 2"
+
+
+def test_no_model_that_has_not_caught_up_takes_the_place_of_one_that_has(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    push(store, 2, None)
+    passed = {"blessed": True, "reasons": []}
+    not_caught_up = {"is_pushed": False, "why_not": "no epoch was better"}
+    assert verdict_on(store, plan_of(2), passed, not_caught_up) == passed
+    record = read_record(store, "run-2")
+    assert record is not None
+    write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
+    refused = verdict_on(store, plan_of(2), passed, not_caught_up)
+    assert not refused["blessed"] and "version 2 has learnt span 2" in refused["reasons"][0]
+    assert verdict_on(store, plan_of(2), passed, {"is_pushed": True, "why_not": None}) == passed
+    assert verdict_on(store, replace(plan_of(2), spans=["2", "3"]), passed, not_caught_up) == passed
+
+
+def write_events(store: Store, key: str, times: list[int]) -> None:
+    with artifact.writing(store.span(key).events.path, "events", "f") as writer:
+        pq.write_table(pa.table({EventColumn.TIMESTAMP: times}), writer.path / "events-0.parquet")
+        writer.files.append("events-0.parquet")
 
 
 def run_exported(store: Store, run_id: str) -> Path:

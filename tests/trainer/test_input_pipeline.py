@@ -7,7 +7,7 @@ import pytest
 
 from contracts.names import WindowField
 from tests.trainer.artifacts import Log, cyclic_log, of_rows, write_artifacts
-from trainer.input_pipeline import TrainingWindows, _cut, _most_events, _num_context, _window_batch
+from trainer.input_pipeline import TrainingWindows, _cut, _most_events, _window_batch
 from trainer.ragged import Ragged
 
 
@@ -44,7 +44,6 @@ def test_the_targets_of_a_window(num_context: int, repeats: list[int], targets: 
     batch = _window_batch(chunk, np.arange(2))
     assert np.flatnonzero(batch.is_target[0]).tolist() == targets
     assert batch.is_target[1].tolist() == [True, True, False, False]  # padding is none
-    assert _num_context(chunk).tolist() == [4 - 1 - sum(place >= num_context for place in targets), 0]
     assert batch.item_index.tolist() == [[5, 6, 7, 8], [9, 4, 0, 0]]
     assert batch.earlier_items.tolist() == [[0, 0, 0], [3, 2, 1]]
     assert batch.request.tolist() == [[90, 91, 92, 93], [90, 91, 0, 0]]
@@ -88,12 +87,12 @@ def test_a_batch_is_as_many_windows_of_like_length_as_fit(tmp_path: Path) -> Non
 
 
 def test_context_does_not_count_where_a_batch_is_cut() -> None:
-    """Of 20 events beside the context, 80 with it: 8 windows of 10 events with 8 of context, then 3 * 10 - (8 + 6)."""
-    lengths, num_context = np.full(12, 10), np.array([8] * 9 + [6, 0, 0])
+    """One event of it counts. 20 events beside it, 80 with it: 8 windows of 2 and 8 of context; then 2, 4 and 10."""
+    lengths, num_context = np.full(12, 10), np.array([9] * 9 + [7, 1, 1])
     assert _cut(lengths, num_context, 20, 80).tolist() == [0, 8, 11, 12]
     assert _cut(lengths, num_context, 20, 20).tolist() == [0, 2, 4, 6, 8, 10, 12]
-    assert _cut(lengths, np.zeros(12, int), 20, 80).tolist() == [0, 2, 4, 6, 8, 10, 12]
-    assert _cut(np.full(2, 100), np.array([99, 98]), 20, 80).tolist() == [0, 1, 2]  # each too long for any batch
+    assert _cut(lengths, np.ones(12, int), 20, 80).tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert _cut(np.full(2, 100), np.array([100, 99]), 20, 80).tolist() == [0, 1, 2]  # each too long for any batch
 
 
 @pytest.mark.parametrize(("num_positives", "most"), [(0, 20), (500, 20), (750, 30), (1_000, 40), (10_000, 80)])
