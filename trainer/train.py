@@ -60,7 +60,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
     Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops early where neither
     recall at `monitored_k` nor NDCG of the validation users gets better, by the average of the weights; the average
     with the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as
-    epoch 0.
+    epoch 0 (`training.keep_start`).
 
     Raises:
         Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
@@ -129,7 +129,7 @@ class _Trainer:
         epochs, positives = self._config.epochs, self._windows.num_positives
         progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
         with closing(self._summaries), progressing as progress:
-            if self._config.warm_start and not self.state.history:
+            if self._config.warm_start and self._config.keep_start and not self.state.history:
                 # The start competes, too: training cannot end on weights that validate worse than it.
                 start = {"epoch": 0, "seconds": 0.0, **self._validate()}
                 self.state.epoch_done(start, self._config.early_stopping_patience)

@@ -198,6 +198,9 @@ class TrainingConfig(Section):
         "that is less",
     )
     warm_start: str | None = Field(None, description="workdir of a finished run whose weights training starts from")
+    keep_start: bool = Field(
+        True, description="whether a warm start's own weights are kept where no epoch validates better"
+    )
     replicas: int = Field(
         1, ge=1, description="devices that share each batch's windows (tf.distribute); a step is the same for any"
     )

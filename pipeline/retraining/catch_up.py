@@ -74,9 +74,6 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
         raise
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details
     why_not = "; ".join(blessing["verdict"]["reasons"]) or None
-    if kept_start(artifact.read_manifest(workdir.model(MAIN_MODEL).path)):
-        # Whatever the gate has found of it, by chance, it found of the same weights.
-        why_not = "no epoch validated better than the start"
     return {
         "is_pushed": why_not is None,
         "why_not": why_not,
@@ -123,9 +120,16 @@ def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
             "groups": config.groups.model_copy(
                 update={"previous": str(workdir.item_groups.path), "since": plan.holdout_start, "refit_drift": 1.0}
             ),
-            # No plateau ends it: users of the span itself gain on and on by what is of that span alone.
+            # No plateau ends it: users of the span itself gain on and on by what is of that span alone. The start is
+            # the epoch that did best by these very users, so that it would often win by chance; the gate compares with
+            # it by others.
             "training": config.training.model_copy(
-                update={**warm_training(config, workdir), "epochs": epochs, "early_stopping_patience": epochs}
+                update={
+                    **warm_training(config, workdir),
+                    "epochs": epochs,
+                    "early_stopping_patience": epochs,
+                    "keep_start": False,
+                }
             ),
             "windows": config.windows.model_copy(update={"since": since}),
             # Of the span that is learnt hardly an item is new, of the next one as many as were of this one.

@@ -366,6 +366,11 @@ def test_training_never_ends_worse_than_it_started(tmp_path: Path, monkeypatch: 
     same = [np.allclose(weight.numpy(), value, atol=1e-6) for weight, value in zip(start, kept, strict=True)]
     # On so small a log a ruined model may do better by luck; the start is kept exactly where none did.
     assert all(same) == (best["epoch"] == 0)
+    other = make_run(tmp_path / "other", np.arange(NUM_ITEMS), group_of, COLOURS)
+    train(
+        warm.model_copy(update={"training": warm.training.model_copy(update={"keep_start": False})}), other, "dnc", "f"
+    )
+    assert [entry["epoch"] for entry in json.loads(other.model("dnc").history.read_text())] == [1, 2]
 
 
 def test_a_first_epoch_below_the_start_does_not_end_the_training(tmp_path: Path) -> None:
