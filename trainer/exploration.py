@@ -20,7 +20,7 @@ from trainer.ranking import ExactRanking
 from trainer.scoring import num_explored
 
 EXPLORATION_SHARE = "exploration_share"
-"""Among the details of a `Model` artifact's manifest."""
+"""Among the details of a `Model` artifact's manifest: what `measure_exploration_share` found."""
 
 _STANDARD_ERRORS = 2.0
 
@@ -28,12 +28,7 @@ _STANDARD_ERRORS = 2.0
 def exploration_share(config: Config, model: Manifest) -> float:
     """`serving.exploration_share` or, where it is not set, what training measured of the model."""
     chosen = config.serving.exploration_share
-    return stored_exploration_share(model) if chosen is None else chosen
-
-
-def stored_exploration_share(model: Manifest) -> float:
-    """What training found by `measure_exploration_share`."""
-    return float(model.details[EXPLORATION_SHARE])
+    return float(model.details[EXPLORATION_SHARE]) if chosen is None else chosen
 
 
 def measure_exploration_share(model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, k: int) -> float:

@@ -2,8 +2,8 @@
 
 The gate needs events that training has not seen, so the newest span is the holdout, and what the gate has judged is a
 span behind. Progressive validation (test, then train) is what online learners do. Here the second training is judged,
-too, by users whose newest events neither training has seen; where it made the model no better, or cannot be judged, the
-model is pushed as the gate has passed it.
+too, by users whose newest events neither training has seen; where the gate refuses what it made, or it cannot be
+judged, the model is pushed as the gate has passed it.
 """
 
 from __future__ import annotations
