@@ -112,8 +112,8 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
     if missing:
         kind = ValueError if all(isinstance(error, ValueError) for error in errors) else RuntimeError
         raise kind(
-            f"runs without a result, for the reasons above, and so there is no table: {len(missing)} of {len(runs)}: "
-            f"{'; '.join(map(str, missing))}. The others' results are kept in {workdir}: run again, or leave runs out "
+            f"{len(missing)} of {len(runs)} runs have no result, for the reasons above, and so there is no table: "
+            f"{'; '.join(map(str, missing))}. The others' results are kept in {workdir}; run again, or leave runs out "
             "with --dataset, --model and --seed"
         ) from errors[0]
     return [results[run.key] for run in runs]

@@ -138,9 +138,7 @@ class _Trainer:
                 self.state.epoch_done(entry, self._config.early_stopping_patience)
                 self._log(entry)  # once it is stored: a run that is killed before logs the epoch again
                 best = self.state.best_epoch
-                progress.epoch_done(
-                    f"recall@{self._k} {best['validation_recall']:.4f} (epoch {best['epoch']})" if best else ""
-                )
+                progress.epoch_done(f"recall@{self._k} {best['validation_recall']:.4f} (epoch {best['epoch']})")
         self.state.restore_best()
 
     def exploration_share(self) -> float:
@@ -152,12 +150,9 @@ class _Trainer:
 
     def _is_over(self) -> bool:
         """Whether another epoch would be one too many: after the last plateau, or out of time."""
-        return self.state.plateaus > self._config.learning_rate_drops or self._is_spent()
-
-    def _is_spent(self, seconds: float = 0.0) -> bool:
-        """Whether the epochs done, and one of `seconds` after them, take all of `max_seconds`."""
-        spent = sum(entry["seconds"] for entry in self.state.history) + seconds
-        return self._config.max_seconds is not None and spent >= self._config.max_seconds
+        spent = sum(entry["seconds"] for entry in self.state.history)
+        is_spent = self._config.max_seconds is not None and spent >= self._config.max_seconds
+        return is_spent or self.state.plateaus > self._config.learning_rate_drops
 
     def _run_epoch(self, epoch: int, progress: TrainingProgress) -> dict[str, Any]:
         started, positives, snapshots = time.monotonic(), 0, 0
@@ -192,11 +187,7 @@ class _Trainer:
         entropy = self._model.gate_entropy(batch)
         if entropy is not None:
             entry["gate_entropy"] = float(entropy)
-        # A model is not shipped that no validation has seen.
-        is_last = epoch + 1 == self._config.epochs or self._is_spent(seconds)
-        if is_last or (epoch + 1) % self._config.evaluate_every == 0:
-            entry |= self._validate()
-        return entry
+        return entry | self._validate()
 
     def _take_snapshots(self, number: int) -> None:
         """An epoch of few steps has as many as any other, some of the same weights."""

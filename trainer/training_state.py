@@ -62,10 +62,9 @@ class TrainingState:
         return self.history[-1]["epoch"] if self.history else 0
 
     @property
-    def best_epoch(self) -> dict[str, Any] | None:
-        """The history's entry of the best validation; None before the first."""
-        measured = [entry for entry in self.history if "validation_recall" in entry]
-        return max(measured, key=itemgetter("validation_recall"), default=None)
+    def best_epoch(self) -> dict[str, Any]:
+        """The history's entry of the best validation, once there is one."""
+        return max(self.history, key=itemgetter("validation_recall"))
 
     @property
     def plateaus(self) -> int:
@@ -79,7 +78,7 @@ class TrainingState:
         warm-started training begins with (epoch 0) does not count: with a fresh optimizer, the first epoch may lose
         what the next ones more than win back.
         """
-        epochs = [entry for entry in self.history if entry["epoch"] > 0 and "validation_recall" in entry]
+        epochs = [entry for entry in self.history if entry["epoch"] > 0]
         if not epochs:
             return 0
         best = [max(epochs, key=itemgetter(metric))["epoch"] for metric in ("validation_recall", "validation_ndcg")]
@@ -110,7 +109,7 @@ class TrainingState:
 
     def restore_best(self) -> None:
         """Loads the best epoch's average into the model."""
-        if self.best_epoch is not None:
+        if self.history:
             self._model.load_weights(str(self._best_weights))
 
     def remove(self) -> None:

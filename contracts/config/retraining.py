@@ -105,9 +105,6 @@ class RetrainConfig(Section):
     stable_groups: bool = Field(
         True, description="groups continue those of that run and keep its ids; else they are fitted anew"
     )
-    replay_spans: int = Field(
-        0, ge=0, description="spans before the new ones that a warm-started training learns from once more"
-    )
     epochs: int = Field(10, ge=1, description="most epochs of a warm-started training")
     patience: int = Field(
         1, ge=1, description="epochs without a better validation recall or NDCG that end such a training"

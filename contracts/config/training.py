@@ -187,7 +187,6 @@ class TrainingConfig(Section):
         description="validations without a better recall or NDCG that make a plateau: training goes back to the "
         "average with the best recall and on at a lower rate, or ends",
     )
-    evaluate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is validated, too")
     max_validation_users: int = Field(
         25_000, ge=1, description="validation users ranked after each epoch; if there are more, evenly spaced ones"
     )

@@ -42,8 +42,8 @@ class Plan:
         holdout_start: microseconds.
         news_start: microseconds; the parent's run has not seen the events from then on. None: it has seen no event.
         since: microseconds; a warm-started training learns from the events from then on: from those that the parent's
-            weights have not learnt from (where its own training made them no better, the weights are of an earlier run)
-            and from `retrain.replay_spans` spans before. None: from all events.
+            weights have not learnt from (where its own training made them no better, the weights are of an earlier
+            run). None: from all events.
         parent: the version that is served, which training starts from and the gate compares with.
         parent_run: its run; of a version that no run of the store has made, that of the last one before it.
         warm: whether training starts from the parent's weights.
@@ -168,10 +168,8 @@ def _new_plan(
         spans=[span.key for span in spans],
         left_out=left_out,
         holdout_start=spans[-1].start,
-        news_start=_first_new(config, spans[:-1], parent, 0) if parent else None,
-        since=_first_new(config, spans[:-1], _last_to_learn(store, parent), config.retrain.replay_spans)
-        if parent and warm
-        else None,
+        news_start=_first_new(config, spans[:-1], parent) if parent else None,
+        since=_first_new(config, spans[:-1], _last_to_learn(store, parent)) if parent and warm else None,
         parent=stable,
         parent_run=parent.run_id if parent else None,
         warm=warm,
@@ -245,8 +243,8 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
     return [f"{what}: {', '.join(again)}"] if again else []
 
 
-def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record, replay: int) -> int | None:
-    """Where the events begin that an earlier run has not trained on, and `replay` spans before.
+def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record) -> int | None:
+    """Where the events begin that an earlier run has not trained on.
 
     Its last span was its holdout, so it is new to training; and so is a span whose files have changed.
 
@@ -255,7 +253,7 @@ def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record, repl
     """
     known = _learnt(config, earlier)
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
-    first = max(min(new, default=len(spans) - 1) - replay, 0)
+    first = min(new, default=len(spans) - 1)
     # From the window's first span on means: from all events, also those that lie before its start. Of spans by arrival
     # a later one may begin earlier.
     return min(span.start for span in spans[first:]) if first else None
@@ -291,7 +289,6 @@ def warm_training(config: Config, parent: Workdir) -> dict[str, Any]:
         "warm_start": str(parent.path),
         "epochs": config.retrain.epochs,
         "learning_rate": config.retrain.learning_rate,
-        "evaluate_every": 1,
         "early_stopping_patience": config.retrain.patience,
         "learning_rate_drops": 0,
     }

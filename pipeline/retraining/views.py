@@ -165,7 +165,7 @@ def _config_difference(first: Record, second: Record) -> Text:
 
 def _artifact_difference(store: Store, first: Record, second: Record) -> list[Table | Text]:
     runs = [_pushed(store, record) for record in (first, second)]
-    gone = [record.version for record, run in zip((first, second), runs, strict=True) if not run.export.exists()]
+    gone = [record.version for record in (first, second) if not RetrainRun(store.run(record.run_id)).plan.exists()]
     if gone:
         return [Text(f"groups and lists: versions {gone} are past retrain.keep_versions, only their records are left")]
     asked = store.run(second.run_id)  # for users and their histories

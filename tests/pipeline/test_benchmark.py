@@ -156,7 +156,7 @@ def test_runs_that_fail_are_reported_at_once_and_the_others_kept(
     table = small(models={"fails": {}, "dies": {}, "works": {}, "follows": {"seconds_of": "fails"}}, seeds=[0])
     caplog.set_level("INFO")
     with pytest.raises(
-        RuntimeError, match=r"runs without a result.*: 3 of 4: a, fails, seed 0; a, dies, seed 0; a, follows, seed 0"
+        RuntimeError, match=r"3 of 4 runs have no result.*: a, fails, seed 0; a, dies, seed 0; a, follows, seed 0"
     ):
         benchmark.run_benchmark(table, tmp_path, {}, 1)
     assert [record.getMessage()[:48].rstrip() for record in caplog.records if record.name == "pipeline.benchmark"] == [

@@ -32,7 +32,7 @@ def test_a_version_of_dnc_index_is_compared_with_and_the_run_before_it_gone_on_f
     refresh(store, 3)
     plan = make_plan(CONFIG, store, "new", SPANS, {})
     assert (plan.parent, plan.parent_run, plan.warm, plan.held, plan.version) == (3, "run-2", True, False, 4)
-    assert (plan.news_start, plan.since) == (50, 40)
+    assert (plan.news_start, plan.since) == (50, 50)
     assert plan.notes == [
         "version 3 is served, but no run of this store made it: the gate compares with it, and what is carried on is "
         "of version 2"
@@ -57,7 +57,7 @@ def test_the_lineage_goes_on_behind_a_version_that_no_run_made(store: Store) -> 
     pushed(store, 1, spans=SPANS[:4])
     # Version 2 is of `dnc index`; no epoch of version 3 made the weights of version 1 any better.
     pushed(store, 3, spans=SPANS[:5], parents={"version": 2, "run_id": "run-1", "kept_start": True})
-    plan = make_plan(with_key("retrain.replay_spans=0"), store, "new", SPANS, {})
+    plan = make_plan(CONFIG, store, "new", SPANS, {})
     assert (plan.parent, plan.since) == (3, 40)
 
 

@@ -23,7 +23,7 @@ from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.spans import Span
 from pipeline.stage import fingerprints
 
-KEYS = ["retrain.epochs=3", "retrain.replay_spans=1"]
+KEYS = ["retrain.epochs=3"]
 CONFIG = load_config(None, KEYS)
 
 
@@ -91,10 +91,10 @@ def test_the_stable_version_is_the_parent(store: Store) -> None:
     pushed(store, 2)
     plan = plan_of(store)
     assert (plan.parent, plan.parent_run, plan.warm, plan.version, plan.held) == (2, "run-2", True, 3, False)
-    config = run_config(with_key("training={evaluate_every: 9, learning_rate: 0.5}"), store, plan, [])
+    config = run_config(with_key("training={early_stopping_patience: 9, learning_rate: 0.5}"), store, plan, [])
     training = config.training
     assert (training.warm_start, training.epochs) == (str(store.run("run-2").path), 3)
-    assert (training.learning_rate, training.evaluate_every) == (CONFIG.retrain.learning_rate, 1)
+    assert training.learning_rate == CONFIG.retrain.learning_rate
     assert (training.early_stopping_patience, training.learning_rate_drops) == (CONFIG.retrain.patience, 0)
     assert (config.split.protocol, config.evaluation.baselines) == ("time", ())
     assert config.groups.previous == str(store.run("run-2").item_groups.path)
@@ -299,35 +299,34 @@ def test_spans_are_merged_again_where_they_are_not_what_they_were(store: Store, 
     assert len({first, again, of_merge(Store(tmp_path / "elsewhere"))}) == 3
 
 
-# name -> (the parent's spans, today's, news_start, since)
-LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None, int | None]] = {
-    "a day later": (SPANS[:5], SPANS[1:], 50, 40),  # 5 was the holdout, 6 is; one span is seen again
-    "two days missed": (SPANS[:3], SPANS, 30, 20),
-    "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files="late"), *SPANS[3:]], 30, 20),
+# name -> (the parent's spans, today's, where what is new begins)
+LEARNT: dict[str, tuple[list[SpanStart], list[SpanStart], int | None]] = {
+    "a day later": (SPANS[:5], SPANS[1:], 50),  # 5 was the holdout, 6 is; one span is seen again
+    "two days missed": (SPANS[:3], SPANS, 30),
+    "late data": (SPANS[:5], [SPANS[0], SPANS[1], replace(SPANS[2], files="late"), *SPANS[3:]], 30),
     "a later one that begins earlier": (
         SPANS[:5],
         [*SPANS[1:5], replace(SPANS[5], start=45), SpanStart("7", 70, "")],
         45,
-        40,
     ),
-    "nothing new": (SPANS[:4], SPANS[:4], 30, 20),  # as with other settings: from the last that was learnt on
-    "nothing in common": (SPANS[:2], SPANS[3:], None, None),  # from the window's first span on: from all events
+    "nothing new": (SPANS[:4], SPANS[:4], 30),  # as with other settings: the last that was learnt, once more
+    "nothing in common": (SPANS[:2], SPANS[3:], None),  # from the window's first span on: from all events
 }
 
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: str) -> None:
-    before, now, news_start, since = LEARNT[name]
+    before, now, new = LEARNT[name]
     pushed(store, 1, spans=before)
     plan = make_plan(CONFIG, store, "new", now, {})
-    assert (plan.news_start, plan.since) == (news_start, since)
+    assert (plan.news_start, plan.since) == (new, new)
     again = "written anew or moved since version 1 learnt from it, so new to this run: 3"
     assert plan.notes == ([again] if name == "late data" else [])
     config = run_config(CONFIG, store, plan, [])
-    assert (config.windows.since, config.groups.since) == (since, news_start)
+    assert (config.windows.since, config.groups.since) == (new, new)
     cold = load_config(None, ["retrain.warm_start=false"])
     plan = make_plan(cold, store, "cold", now, {})
-    assert (plan.news_start, plan.since) == (news_start, None)
+    assert (plan.news_start, plan.since) == (new, None)
 
 
 LEVELS = ["data.columns.event=event", "data.feedback.levels=[exposure, click, purchase]"]
@@ -343,7 +342,7 @@ LEVELS = ["data.columns.event=event", "data.feedback.levels=[exposure, click, pu
 )
 def test_a_log_that_is_read_otherwise_is_new_as_a_whole(store: Store, setting: str, change: str) -> None:
     """Its files are what they were. Of what counts as positive since today, the parent has learnt nothing."""
-    before = ["retrain.replay_spans=1", *LEVELS, "data.feedback.target_level=click"]
+    before = [*LEVELS, "data.feedback.target_level=click"]
     pushed(store, 1, load_config(None, before), spans=SPANS[:5])
     plan = make_plan(load_config(None, [*before, setting]), store, "new", SPANS, {})
     assert (plan.parent, plan.warm, plan.news_start, plan.since) == (1, True, None, None)
@@ -352,7 +351,7 @@ def test_a_log_that_is_read_otherwise_is_new_as_a_whole(store: Store, setting: s
     # What refuses a log, or says where it is, or what is known of items beside it, changes no event.
     others = ["data.max_drift=0.9", "data.events=elsewhere/{date}.csv", "data.num_buckets=3", "data.item_features=null"]
     plan = make_plan(load_config(None, [*before, *others]), store, "same", SPANS, {})
-    assert (plan.news_start, plan.since, plan.notes) == (50, 40, [])
+    assert (plan.news_start, plan.since, plan.notes) == (50, 50, [])
 
 
 def test_a_parent_that_kept_weights_of_before_has_not_learnt_by_the_new_reading(store: Store) -> None:
@@ -369,6 +368,6 @@ def test_what_a_parent_has_seen_and_not_learnt_is_learnt_now(store: Store) -> No
     for version in (1, 2, 3):
         parents: dict[str, object] = {"run_id": f"run-{version - 1}", "kept_start": version > 1}
         pushed(store, version, spans=SPANS[: version + 2], parents=parents)
-    plan = make_plan(with_key("retrain.replay_spans=0"), store, "new", SPANS, {})
+    plan = make_plan(CONFIG, store, "new", SPANS, {})
     assert (plan.parent, plan.since) == (3, 30)
     assert plan.news_start == 50  # groups and counts have it all

@@ -38,7 +38,7 @@ def config_of(conditioning: str, *more: str) -> Config:
     return load_config(
         None,
         [*(f"model.{key}" for key in small), f"groups.num_groups={NUM_GROUPS}", "windows.length=10",
-         "training.epochs=2", "training.evaluate_every=1", *more],
+         "training.epochs=2", *more],
     )  # fmt: skip
 
 
