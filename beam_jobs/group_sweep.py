@@ -18,7 +18,6 @@ from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
 from contracts.config_io import load_config
 from contracts.layout import ItemGroups, Workdir
-from contracts.run_config import find_run_config
 from contracts.storage import as_path, make_directory, reading
 
 _SILHOUETTE_ITEMS = 5_000
@@ -87,7 +86,7 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
         run = Workdir(workdir)
         artifact = ItemGroups(current(run.item_groups.path))
         read_manifest(artifact.path)  # first: that of no run is no config that could not be read
-        with reading(config_path or find_run_config(run) or run.config) as path:
+        with reading(config_path or run.config) as path:
             config = load_config(path)
         rows = read_array(artifact.embeddings)
         rows = rows[rows.any(axis=1)]

@@ -56,27 +56,13 @@ def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
     return events.where(~is_context | (later < MOST_CONTEXT))
 
 
-def is_repeat(events: BucketEvents, num_items: int) -> Bool:
-    """[num_events] whether the user had the item before, at whatever feedback level.
-
-    A repeat is context of what follows and never a target: what a user had is not recommended again, so a model that
-    learns to predict it learns what nobody asks of it. So it is with a purchase of what was clicked.
-
-    Args:
-        events: in (user, time) order.
-        num_items: size of the catalogue.
-    """
-    pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
-    repeat = np.zeros(len(pairs), bool)
-    repeat[place[1:]] = np.diff(pairs) == 0
-    return repeat
-
-
 class Repeats(NamedTuple):
     """What a user's events of one item say of each other, [num_events] each.
 
     Attributes:
-        is_repeat: as `is_repeat`.
+        is_repeat: the user had the item before, at whatever feedback level. A repeat is context of what follows and
+            never a target: what a user had is not recommended again, so a model that learns to predict it learns what
+            nobody asks of it. So it is with a purchase of what was clicked.
         comes_back: a repeat at a level that the item had before, or a lower one: who buys what they clicked does not.
         highest_level: of the event's user and item, in any of the events to train on; 0 where none is.
     """
@@ -87,7 +73,12 @@ class Repeats(NamedTuple):
 
 
 def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
-    """By one sort, for events as `is_repeat` takes them."""
+    """By one sort.
+
+    Args:
+        events: in (user, time) order.
+        num_items: size of the catalogue.
+    """
     pairs, place = sort_with_places(events.users * (num_items + 1) + events.items)
     learnt = np.where(events.splits == Split.TRAIN, events.levels, 0)
     is_first = np.diff(pairs, prepend=-1) > 0

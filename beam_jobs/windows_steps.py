@@ -16,7 +16,7 @@ from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.expected_draws import DrawsOfWindows
 from beam_jobs.files import read_parquet
-from beam_jobs.history_events import find_repeats, history_events, is_repeat, latest_context
+from beam_jobs.history_events import find_repeats, history_events, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
@@ -152,7 +152,9 @@ class WriteWindows(beam.DoFn):
         """`WindowField`s of all windows of a block of users; adds to the counts, and to the expected draws."""
         num_users = len(block.user_index)
         is_positive = block.levels >= self._target_level
-        is_target = is_positive if self._drops_repeats else is_positive & ~is_repeat(block, len(self._groups))
+        is_target = is_positive.copy()
+        if not self._drops_repeats:
+            is_target &= ~find_repeats(block, len(self._groups)).is_repeat
         bounds, num_targets = self._bounds(block, is_target, counts)
         positions, targets, lengths = bounds.positions(), bounds.target_positions(), bounds.lengths
         targets = targets[is_target[targets]]

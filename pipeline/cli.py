@@ -16,11 +16,11 @@ import yaml
 from rich.console import Console
 
 import contracts
+from contracts import storage
 from contracts.config import Config
 from contracts.config_io import dump_changes, load_config, parse_assignments, without_keys
 from contracts.layout import Workdir
 from contracts.log_lines import log_to_stderr
-from contracts.run_config import find_run_config
 from contracts.settings import all_settings
 from contracts.storage import make_directory
 from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
@@ -196,8 +196,8 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
     """
     from serving.server.run import serve
 
-    left = find_run_config(Workdir(workdir)) if workdir and not config else None
-    resolved = load_config(left or config, overrides)
+    left = Workdir(workdir).config if workdir and not config else None
+    resolved = load_config(left if left and storage.exists(left) else config, overrides)
     bases = {name: Workdir(workdir).servable(name) for name in resolved.serving.servable_names().values() if workdir}
     for model in models:
         name, separator, path = model.partition("=")

@@ -11,12 +11,12 @@ import click
 import numpy as np
 from rich.console import Console
 
+from contracts import storage
 from contracts.config import Config
 from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Request
-from contracts.run_config import find_run_config
 from pipeline.cli_options import LocalPath, reports_user_errors
 from pipeline.stages import exported_servable
 
@@ -93,10 +93,9 @@ def query(
     if context is not None and history is None:
         raise ValueError(f"--context {context} marks items of --history: give that instead of --user")
     run = Workdir(workdir)
-    left = find_run_config(run)
-    if left is None:
+    if not storage.exists(run.config):
         raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a `dnc run`, or call that again")
-    config = load_config(left)
+    config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
             f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
 from collections.abc import Iterable
@@ -85,7 +84,9 @@ def require_beam_options(config: Config) -> None:
     """Raises ValueError where Beam has no such runner, would refuse `beam.options`, or leave one of them out."""
     if config.beam != BeamConfig():  # else Beam need not be imported, as where all is up to date
         with suppress(ImportError):  # on a machine that only trains, no job runs
-            importlib.import_module("beam_jobs.beam_run").pipeline_options(config.beam)
+            from beam_jobs.beam_run import pipeline_options
+
+            pipeline_options(config.beam)
 
 
 def _forget(stages: tuple[Stage, ...], first: str, config: Config, workdir: Workdir) -> None:

@@ -135,7 +135,9 @@ def _require_what_training_takes(config: Config) -> None:
 
 def _require_previous_groups(config: Config) -> None:
     if config.groups.previous is not None:
-        importlib.import_module("beam_jobs.stable_groups").previous_manifest(config.groups.previous)
+        from beam_jobs.stable_groups import previous_manifest
+
+        previous_manifest(config.groups.previous)
 
 
 def _require_mined_from(config: Config) -> None:
@@ -146,7 +148,9 @@ def _require_mined_from(config: Config) -> None:
         raise ValueError(
             f"windows.mined_from={mined_from!r} is not there: `python -m trainer.item_embeddings` writes it"
         )
-    importlib.import_module("beam_jobs.mined_neighbors").require_item_embeddings(mined_from)
+    from beam_jobs.mined_neighbors import require_item_embeddings
+
+    require_item_embeddings(mined_from)
 
 
 def _feature_tables(config: Config) -> tuple[str, ...]:

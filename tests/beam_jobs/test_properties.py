@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.history_events import find_repeats, is_repeat
+from beam_jobs.history_events import find_repeats
 from beam_jobs.negatives import NegativeSampler, OwnedItems
 from beam_jobs.payload import pack_parts, pack_sorted, unpack, unpack_sorted
 from beam_jobs.splits import leave_one_out
@@ -41,11 +41,10 @@ def test_an_event_is_a_repeat_if_its_user_had_the_item_and_levels_are_told_apart
     users, splits, items, levels = np.array(events, int).reshape(-1, 4).T
     nothing = np.zeros(len(events), int)
     of_users = BucketEvents(users * scale, items * scale, nothing, levels, splits, nothing, np.arange(4))
-    found = is_repeat(of_users, 4 * scale)
     repeats = find_repeats(of_users, 4 * scale)
     for event, (user, _, item, level) in enumerate(events):
         before = [one for u, _, i, one in events[:event] if (u, i) == (user, item)]
-        assert found[event] == repeats.is_repeat[event] == bool(before)
+        assert repeats.is_repeat[event] == bool(before)
         assert repeats.comes_back[event] == (max(before, default=-1) >= level)
         learnt = [one for u, split, i, one in events if (u, i) == (user, item) and split == Split.TRAIN]
         assert repeats.highest_level[event] == max(learnt, default=0)
