@@ -69,6 +69,8 @@ class EmbeddedItems:
     Attributes:
         embeddings: [num_items, dim].
         placed: [num_items] whether the embedding says anything: it is not 0.
+        settled: [num_items] whether co-occurrence says it. Groups are fitted to these: what side features lead to is a
+            few points, each of which any number of items may share, and would have groups that training never sees.
         blocks: where workers find the embeddings.
         side: item features.
         items: the catalogue.
@@ -76,6 +78,7 @@ class EmbeddedItems:
 
     embeddings: Float32
     placed: Bool
+    settled: Bool
     blocks: Sequence[EmbeddingBlock]
     side: SideFeatures
     items: Items
@@ -210,14 +213,14 @@ def _fitted(
     matrix = ppmi(blocks, len(items.ids))
     remove(*blocks)
     embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
-    warm: Bool = np.any(embeddings != 0, axis=1)
+    settled: Bool = np.any(embeddings != 0, axis=1)
     embeddings, placed = embed_cold(embeddings, side.columns())
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
     writer.details["cooccurrences"] = {"within": None, "expected": None}
     path = ItemGroups(writer.path).embeddings
     write_array(path, embeddings)
-    embedded = EmbeddedItems(embeddings, placed, blocks_of(path, len(embeddings)), side, items)
-    return embeddings, partition(config, embedded, previous, writer.path), warm
+    embedded = EmbeddedItems(embeddings, placed, settled, blocks_of(path, len(embeddings)), side, items)
+    return embeddings, partition(config, embedded, previous, writer.path), settled
 
 
 def count_cooccurrences(
@@ -256,15 +259,19 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
     """
     settings, num_groups = config.groups, config.groups.num_groups
     embeddings, placed = embedded.embeddings, embedded.placed
-    before = np.full(len(embeddings), -1) if previous is None else previous.kept(num_groups)
-    groups = np.full(len(embeddings), -1)
+    before = groups = np.full(len(embeddings), -1)
+    if previous is not None:
+        before = previous.kept(num_groups)
+    # Of another number of groups, a start from the old ones ends with many in one, or with one in many.
+    start = before if previous is not None and len(previous.sizes) == num_groups else groups
+    groups = groups.copy()
     if settings.method == "kmeans":
         if placed.any():
-            groups[placed] = _kmeans(config, embedded, before, scratch)[placed]
+            groups[placed] = _kmeans(config, embedded, start, scratch)[placed]
     else:
         codes = embedded.side.feature(settings.category or "").first_codes(len(embeddings))
         goes_on = previous is not None and not previous.changed(fit_settings(config))
-        groups = _by_category(config, embeddings, codes, before, goes_on)
+        groups = _by_category(config, embedded, codes, start, goes_on)
         members, rest = (groups >= 0) & placed, (groups < 0) & placed
         if rest.any() and members.any():
             # A group of none that is placed has no centroid: 0 would be near to everything.
@@ -292,17 +299,21 @@ def _categories(config: Config, side: SideFeatures) -> pa.Array | None:
 
 
 def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Path) -> Int64:
-    """[num_items] nearest centroid of a fit on a sample, refined over all items if `groups.fit` says so."""
-    settings, placed = config.groups, embedded.placed
-    rows, before = embedded.embeddings[placed], before[placed]
+    """[num_items] nearest centroid of a fit on a sample of settled items, refined over all if `groups.fit` says so."""
+    settings = config.groups
+    rows, before = embedded.embeddings[embedded.settled], before[embedded.settled]
     start = start_centroids(rows, before, settings.num_groups, config.seed) if (before >= 0).any() else None
     centroids = fit_centroids(rows, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
     if settings.fit == "distributed":
-        centroids = refine_centroids(config.beam, embedded.blocks, centroids, settings.iterations, scratch)
+        path = scratch / "settled.npy"  # with rows of 0, which take no part, for what is not settled
+        write_array(path, np.where(embedded.settled[:, None], embedded.embeddings, 0))
+        blocks = blocks_of(path, len(embedded.settled))
+        centroids = refine_centroids(config.beam, blocks, centroids, settings.iterations, scratch)
+        remove(path)
     return assign_items(config.beam, embedded.blocks, centroids, scratch)
 
 
-def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int64, goes_on: bool) -> Int64:
+def _by_category(config: Config, embedded: EmbeddedItems, codes: Int64, before: Int64, goes_on: bool) -> Int64:
     """Group of each item that has a category, else -1.
 
     Args:
@@ -325,13 +336,20 @@ def _by_category(config: Config, embeddings: Float32, codes: Int64, before: Int6
         if not goes_on:
             raise ValueError(f"{few}: lower it, or set groups.method=hybrid (which cuts large categories) or kmeans")
         log.warning("groups: today %s: a group without a category holds one item, until there is one for it", few)
-    rows = embeddings[known]
+    rows = embedded.embeddings[known]
     # A hybrid group below half the mean size joins its neighbour, and its place goes to a large one.
     least = int(known.sum() / settings.num_groups / 2) if settings.method == "hybrid" else 0
     merged = merge_categories(rows, codes[known], settings.num_groups, least)
     if settings.method == "hybrid":
         merged = split_categories(
-            rows, merged, before[known], settings.num_groups, settings.restarts, settings.fit_sample, config.seed
+            rows,
+            embedded.settled[known],
+            merged,
+            before[known],
+            settings.num_groups,
+            settings.restarts,
+            settings.fit_sample,
+            config.seed,
         )
     groups = np.full(len(codes), -1)
     groups[known] = merged

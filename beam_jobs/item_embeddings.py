@@ -82,7 +82,8 @@ def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
 def embed_cold(embeddings: Float32, side: SideColumns) -> tuple[Float32, Bool]:
     """Embeds items without co-occurrence where their side features lead, by ridge regression.
 
-    The map from side features to embeddings is learnt from items that have both.
+    The map from side features to embeddings is learnt from items that have both. It leads an item that shares none of
+    them, as the first of a brand, nowhere.
 
     Args:
         embeddings: [num_items, dim], rows of 0 to be filled.
@@ -92,7 +93,7 @@ def embed_cold(embeddings: Float32, side: SideColumns) -> tuple[Float32, Bool]:
         [num_items, dim] embeddings and [num_items] whether each row is not 0.
     """
     warm: Bool = np.any(embeddings != 0, axis=1)
-    informed = side.tell()
+    informed = side.shared_with(np.flatnonzero(warm))
     train, cold = np.flatnonzero(warm & informed), np.flatnonzero(~warm & informed)
     if not len(train) or not len(cold):
         return embeddings, warm

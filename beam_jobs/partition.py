@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 from sklearn.cluster import KMeans
 
-from beam_jobs.arrays import Float32, Int64
+from beam_jobs.arrays import Bool, Float32, Int64
 
 _ASSIGN_ROWS = 512
 _MERGED_ONE_BY_ONE = 4_096
@@ -170,7 +170,14 @@ def _join_small(embeddings: Float32, categories: Int64, most: int) -> Int64:
 
 
 def split_categories(
-    embeddings: Float32, categories: Int64, before: Int64, num_groups: int, restarts: int, sample: int, seed: int
+    embeddings: Float32,
+    settled: Bool,
+    categories: Int64,
+    before: Int64,
+    num_groups: int,
+    restarts: int,
+    sample: int,
+    seed: int,
 ) -> Int64:
     """Cuts large categories by k-means until there are `num_groups`.
 
@@ -178,12 +185,14 @@ def split_categories(
 
     Args:
         embeddings: [num_items, dim].
+        settled: [num_items] which items count and are cut, if any are; the others go to the nearest part.
         categories: [num_items] codes 0..C-1.
         before: [num_items] old group, -1 without one: a category is cut where it was, if it was.
         num_groups: parts of all categories, C or more.
         restarts, sample, seed: as of `fit_centroids`.
     """
-    sizes = np.bincount(categories)
+    settled = settled if settled.any() else np.ones(len(settled), bool)
+    sizes = np.bincount(categories[settled], minlength=int(categories.max()) + 1)
     parts = np.ones(len(sizes), np.int64)
     for _ in range(num_groups - len(sizes)):
         parts[(sizes / parts).argmax()] += 1
@@ -194,8 +203,10 @@ def split_categories(
         inside = np.zeros(len(members), np.int64)
         if parts[category] > 1:
             rows, count = embeddings[members], int(parts[category])
-            start = _start_of_parts(rows, before[members], count, seed)
-            inside = nearest_centroid(rows, fit_centroids(rows, count, restarts, sample, seed, start))
+            cut = members[settled[members]]
+            start = _start_of_parts(embeddings[cut], before[cut], count, seed)
+            centroids = fit_centroids(embeddings[cut], count, restarts, sample, seed, start)
+            inside = nearest_centroid(rows, centroids)
             inside = fill_empty(rows, inside, count)
         groups[members] = first[category] + inside
     return groups

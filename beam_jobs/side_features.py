@@ -111,12 +111,16 @@ class SideColumns:
             columns.append(scaled.astype(np.float32))
         return np.concatenate(columns, axis=1)
 
-    def tell(self) -> Bool:
-        """[num_items] whether anything but 0 is known of an item."""
-        known = np.diff(self.values.indptr) > 0
-        for items in blocks_of_items(np.arange(len(known))):
-            known[items] |= self.numbers(items).any(axis=1)
-        return known
+    def shared_with(self, items: Int64) -> Bool:
+        """[num_items] whether an item has a column, other than 0, that any of `items` has."""
+        of_values = np.bincount(self.values[items].indices, minlength=self.values.shape[1]) > 0
+        of_numbers = np.zeros(self.width, bool)
+        for block in blocks_of_items(items):
+            of_numbers |= self.numbers(block).any(axis=0)
+        shared: Bool = self.values @ of_values.astype(np.float32) > 0
+        for block in blocks_of_items(np.arange(len(shared))):
+            shared[block] |= self.numbers(block)[:, of_numbers].any(axis=1)
+        return shared
 
 
 def blocks_of_items(items: Int64) -> Iterator[Int64]:

@@ -162,7 +162,7 @@ def test_merge_and_split_categories() -> None:
     merged = merge_categories(rows, codes, 2, 0)
     assert merged.tolist() == [0] * 7 + [1] * 3
     assert merge_categories(rows, codes, 9, 3).tolist() == merged.tolist()  # few, but one is smaller than 3
-    parts = split_categories(rows, merged, np.full(len(rows), -1), 3, 2, 100, 0)
+    parts = split_categories(rows, np.ones(10, bool), merged, np.full(len(rows), -1), 3, 2, 100, 0)
     assert len(set(parts[:7])) == 2 and len(set(parts[7:])) == 1
     assert not set(parts[:7]) & set(parts[7:])
 
@@ -170,7 +170,7 @@ def test_merge_and_split_categories() -> None:
 def test_parts_go_to_the_category_whose_parts_are_largest_and_none_is_empty() -> None:
     """Of nine and five: 9 > 5, so two halves of 4.5; 5 > 4.5, so two of 2.5. Items that are all alike are parted."""
     rows, before = np.zeros((14, 2), np.float32), np.full(14, -1)
-    parts = split_categories(rows, np.repeat([0, 1], [9, 5]), before, 4, 1, 100, 0)
+    parts = split_categories(rows, np.ones(14, bool), np.repeat([0, 1], [9, 5]), before, 4, 1, 100, 0)
     assert (set(parts[:9]), set(parts[9:])) == ({0, 1}, {2, 3})
 
 

@@ -136,16 +136,18 @@ def test_a_category_is_cut_where_it_was_cut_before() -> None:
     rng = np.random.default_rng(2)
     rows = rng.uniform(size=(400, 2)).astype(np.float32)
     new = np.full(400, -1)
-    first = split_categories(rows, np.zeros(400, np.int64), new, 6, 2, 1_000, seed=0)
+    first = split_categories(rows, np.ones(400, bool), np.zeros(400, np.int64), new, 6, 2, 1_000, seed=0)
     today = np.concatenate([rows + rng.normal(0, 0.005, (400, 2)), rng.uniform(size=(40, 2))]).astype(np.float32)[::-1]
     before = np.concatenate([first, new[:40]])[::-1]
     kept = {}
     for name, known in (("cut anew", np.full(440, -1)), ("cut where it was", before)):
-        second = split_categories(today, np.repeat([1, 0], [20, 420]), known, 7, 2, 1_000, seed=0)
+        second = split_categories(today, np.ones(440, bool), np.repeat([1, 0], [20, 420]), known, 7, 2, 1_000, seed=0)
         kept[name] = np.mean(match_groups(second, before, np.ones(440), 7)[40:] == before[40:])
         assert set(second) == set(range(7))
     assert kept["cut anew"] < 0.8 and kept["cut where it was"] > 0.9
-    one = split_categories(rows, np.zeros(400, np.int64), np.zeros(400, np.int64), 6, 2, 1_000, seed=0)
+    one = split_categories(
+        rows, np.ones(400, bool), np.zeros(400, np.int64), np.zeros(400, np.int64), 6, 2, 1_000, seed=0
+    )
     assert one.tolist() == first.tolist()  # of what was one group, nothing is to be kept
 
 
@@ -314,7 +316,8 @@ def test_a_refit_descends_from_the_old_groups(tmp_path: Path) -> None:
         side = read_side_features(None, ids)
         blocks = blocks_of(folder / "rows.npy", len(rows))
         items = groups.Items(ids, np.ones(len(rows)), None)
-        embedded = groups.EmbeddedItems(rows, np.ones(len(rows), bool), blocks, side, items)
+        known = np.ones(len(rows), bool)
+        embedded = groups.EmbeddedItems(rows, known, known, blocks, side, items)
         return groups.partition(make_config("unused", groups={"num_groups": 9}, seed=seed), embedded, previous, folder)
 
     first = parted(cloud, 0, None)
