@@ -1,4 +1,7 @@
-"""Choice of K: fits k-means for each K on a run's item embeddings, and prints what it costs and gives."""
+"""Choice of K: fits k-means for each K to what co-occurs in a run, and prints what it costs and gives.
+
+Whatever the run's method and cap, it is k-means without a cap that is fitted.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ import numpy as np
 from sklearn.metrics import silhouette_score
 
 from beam_jobs.arrays import Float32
-from beam_jobs.files import read_array
+from beam_jobs.files import read_array, read_parquet
 from beam_jobs.partition import fit_centroids, group_centroids, nearest_centroid, squared_distances
 from contracts.artifact import current, read_manifest, write_json
 from contracts.config import GroupsConfig
 from contracts.config_io import load_config
 from contracts.layout import ItemGroups, Workdir
+from contracts.names import ItemColumn
 from contracts.storage import as_path, make_directory, reading
 
 _SILHOUETTE_ITEMS = 5_000
@@ -89,11 +93,11 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
         with reading(config_path or run.config) as path:
             config = load_config(path)
         rows = read_array(artifact.embeddings)
-        rows = rows[rows.any(axis=1)]
+        rows = rows[read_parquet(artifact.groups, columns=[ItemColumn.SETTLED])[ItemColumn.SETTLED].to_numpy()]
         words = [word.strip() for word in ks.split(",")]
         numbers = sorted({int(word) for word in words if word.isdecimal()})
         if not all(map(str.isdecimal, words)) or not 1 <= numbers[0] <= numbers[-1] <= len(rows):
-            raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that have an embedding")
+            raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that co-occur with others")
         if json_path is not None:
             make_directory(json_path.parent, "--json")  # now, and not after the fits
     except ValueError as error:

@@ -269,12 +269,20 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
             f"split.validation_start={as_text(plan.validation_start or first_event)} leaves no event to train on: the "
             f"log runs from {first} to {last}; set a later one, or split.protocol=leave_one_out"
         )
-    for name, start in (("validation", plan.validation_start), ("test", plan.test_start)):
-        if config.split.protocol == "time" and not counts[f"{name}_events"]:
-            raise ValueError(
-                f"split.{name}_start={as_text(start or first_event)} leaves no {name} event: the log runs from "
-                f"{first} to {last}; set an earlier one, or split.protocol=leave_one_out"
-            )
+    if config.split.protocol != "time":
+        return
+    validation_start, test_start = (as_text(start or first_event) for start in (plan.validation_start, plan.test_start))
+    if not counts["test_events"]:
+        raise ValueError(
+            f"split.test_start={test_start} leaves no test event: the log runs from {first} to {last}; set an earlier "
+            "one, or split.protocol=leave_one_out"
+        )
+    if not counts["validation_events"]:
+        raise ValueError(
+            f"no event is between split.validation_start={validation_start} and split.test_start={test_start}, so none "
+            f"is left to validate by: the log runs from {first} to {last}; set an earlier validation_start or a later "
+            "test_start, or split.protocol=leave_one_out"
+        )
 
 
 def _examples(files: list[dict[str, Any]], most: int = _SHOWN_EXAMPLES) -> str:

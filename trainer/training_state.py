@@ -63,8 +63,8 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> dict[str, Any]:
-        """The history's entry of the best validation, once there is one."""
-        return max(self.history, key=itemgetter("validation_recall"))
+        """The history's entry of the best validation recall, of equals that of the best NDCG, once there is one."""
+        return max(self.history, key=itemgetter("validation_recall", "validation_ndcg"))
 
     @property
     def plateaus(self) -> int:

@@ -131,6 +131,8 @@ class Config(Section):
     def _groups_vectors_are_learnt(self) -> Config:
         loss = self.training.loss
         by_shared_alone = loss.global_weight and loss.global_by == "shared" and not loss.in_group_weight
+        if self.groups.num_groups == 1:  # its vector ranks all items itself
+            return self
         if by_shared_alone and self.model.conditioning != "none" and not (loss.binary_weight or loss.hierarchy_weight):
             raise ValueError(
                 "training.loss.global_by=shared and in_group_weight=0 train no group's vector, which "

@@ -32,6 +32,11 @@ def settings_without_effect(config: Config) -> Iterator[str]:
             f"groups.category={groups.category!r} says nothing to groups.method=kmeans: set groups.method=category or "
             "hybrid, or leave it out"
         )
+    if groups.fit == "distributed" and groups.method != "kmeans":
+        yield (
+            f"groups.fit=distributed refines k-means over all items, and groups.method={groups.method} has none: set "
+            "groups.method=kmeans, or leave it out"
+        )
     if windows.mined_from is not None and not windows.mined_negatives:
         yield (
             f"windows.mined_from={windows.mined_from!r} is read for mined negatives, and windows.mined_negatives=0 "

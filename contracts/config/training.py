@@ -66,7 +66,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.embedding_dim % self.num_heads:
+        if self.user_tower == "transformer" and self.embedding_dim % self.num_heads:
             raise ValueError(
                 f"model.embedding_dim={self.embedding_dim} must be a multiple of model.num_heads={self.num_heads}"
             )

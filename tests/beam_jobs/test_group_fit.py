@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from sklearn.cluster import KMeans
@@ -103,7 +105,10 @@ def test_a_cap_that_is_a_whole_number_is_that_number() -> None:
 def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None:
     workdir = Workdir(tmp_path)
     with writing(workdir.item_groups.path, "item_groups", "f") as writer:
-        np.save(writer.path / workdir.item_groups.embeddings.name, rows)
+        of_brand = np.repeat(rows[:1], 500, axis=0)  # that side features have placed: no part of any fit
+        np.save(writer.path / workdir.item_groups.embeddings.name, np.concatenate([rows, of_brand]))
+        settled = pa.table({"settled": np.arange(3_500) < 3_000})
+        pq.write_table(settled, writer.path / workdir.item_groups.groups.name)
     workdir.config.write_text("seed: 1\ngroups: {restarts: 3, fit_sample: 2000}\n")
     arguments = ["--workdir", str(tmp_path), "--k", "12,2", "--json", str(tmp_path / "new" / "sweep.json")]
     result = CliRunner().invoke(group_sweep.main, arguments)

@@ -130,6 +130,10 @@ def test_a_start_that_is_no_time_is_refused_before_the_log_is_read(
     [
         ({"test_start": "2026-11-01"}, "split.test_start=2026-11-01T00:00:00 leaves no test event: the log runs from"),
         (
+            {"validation_start": "2023-11-14T22:13:50", "test_start": "2023-11-14T22:13:50"},
+            "no event is between .*13:50, so none is left to validate by: .* a later test_start",
+        ),
+        (
             {"test_start": "2023-11-14T22:13:50"},
             r"_start=2023-11-14T22:14:39 \(the 80% quantile of time\) lies after",
         ),

@@ -225,6 +225,14 @@ def test_a_wrong_override_is_named(overrides: list[str], said: list[str]) -> Non
         assert words in str(error.value)
 
 
+def test_what_no_part_of_the_model_reads_refuses_nothing() -> None:
+    """A GRU has no heads, and of one group the shared vector is that of the group."""
+    load_config(None, ["model.user_tower=gru", "model.embedding_dim=33"])
+    load_config(None, ["groups.num_groups=1", "training.loss.in_group_weight=0"])
+    with pytest.raises(ConfigError, match="train no group's vector"):
+        load_config(None, ["groups.num_groups=2", "training.loss.in_group_weight=0"])
+
+
 _LEVELS = "data={columns: {event: e}, feedback: {levels: [exposure, click], target_level: click}}"
 _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thresholds: {b: 4, c: 4}}}"
 
@@ -243,6 +251,10 @@ _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thr
             "data.user_features.features: 'a' has max_tokens=9",
         ),
         (["groups.category=topic"], "groups.category='topic' says nothing to groups.method=kmeans"),
+        (
+            [_ITEMS + "[{name: a, kind: categorical}]}", "groups={method: hybrid, category: a, fit: distributed}"],
+            "groups.fit=distributed refines k-means over all items",
+        ),
         (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
         (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "training.loss.choice_weight=0 no training"),
         ([_LEVELS, "windows.exposed_negatives=4"], "choice_weight=0 and hierarchy_weight=0 no training"),
