@@ -16,7 +16,7 @@ from contracts.names import MOST_CONTEXT, Split
 def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: int) -> BucketEvents:
     """The positives and, of the events below them from `history_level` on, the first of each user and item.
 
-    None of an item that its user takes, at whatever time: what was shown and then taken would give the target away.
+    None of an item that its user takes in any of the events: what was shown and then taken would give the target away.
 
     Args:
         events: in (user, time) order.

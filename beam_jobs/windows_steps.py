@@ -16,7 +16,7 @@ from beam_jobs.bucket_events import BucketEvents, Vocabulary
 from beam_jobs.example_encoder import Ragged, encode_examples
 from beam_jobs.expected_draws import DrawsOfWindows
 from beam_jobs.files import read_parquet
-from beam_jobs.history_events import find_repeats, history_events, latest_context
+from beam_jobs.history_events import Repeats, find_repeats, history_events, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
 from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
 from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
@@ -82,8 +82,8 @@ class WriteWindows(beam.DoFn):
         since = self._config.windows.since
         if since is not None:  # of a long window's users, often few
             events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
-        history = history_events(events, self._config.data.feedback, len(self._groups))
-        repeats = find_repeats(history, len(self._groups))
+        histories = self._histories(events)
+        history, repeats = histories[Split.TRAIN]
         is_train = history.splits == Split.TRAIN
         is_learnt = is_train & (history.times >= (since or 0))
         counts = Counter(train_repeats=int((is_learnt & repeats.comes_back).sum()), unknown=int(is_unknown.sum()))
@@ -104,6 +104,7 @@ class WriteWindows(beam.DoFn):
             counts.update(of_draw if draw == 0 else {})
         self._expected.write(expected_file(self._windows.path, number))
         for split in (Split.VALIDATION, Split.TEST):
+            history, repeats = histories[split]
             users = evaluation_records(
                 history,
                 ~repeats.is_repeat,
@@ -124,6 +125,21 @@ class WriteWindows(beam.DoFn):
                 }
             )
         yield dict(counts)
+
+    def _histories(self, events: BucketEvents) -> dict[Split, tuple[BucketEvents, Repeats]]:
+        """What the records of each split are made of.
+
+        Context is what a user has not taken up to then: what they took in a later split is not known yet.
+        """
+        feedback, num_items = self._config.data.feedback, len(self._groups)
+        histories: dict[Split, tuple[BucketEvents, Repeats]] = {}
+        for split in Split:
+            if feedback.has_context or not histories:
+                known = events.where(events.splits <= split) if feedback.has_context else events
+                history = history_events(known, feedback, num_items)
+                of_split = history, find_repeats(history, num_items)
+            histories[split] = of_split
+        return histories
 
     def _write(self, split: Split, number: int, blocks: Iterator[bytes], draw: int = 0) -> None:
         """Gzip members side by side are one gzip file; an empty shard is one empty member."""

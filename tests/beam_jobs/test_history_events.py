@@ -152,6 +152,28 @@ def test_the_trainer_reads_context_and_predicts_the_same_positives(tmp_path: Pat
 
 
 @pytest.mark.parametrize("repeats", ["drop", "keep"])
+def test_what_is_taken_in_a_later_split_is_context_before(repeats: str, tmp_path: Path) -> None:
+    """Liked a, seen x, liked b; validation: liked c; test: liked x, shown once more a moment before."""
+    named = [("a", "liked"), ("x", "seen"), ("b", "liked"), ("c", "liked"), ("x", "seen"), ("x", "liked")]
+    events = [(f"u{user}", f"{name}{user % 4}", place, level) for user in range(20) for place, (name, level) in
+              enumerate(named)]  # fmt: skip
+    names = ("user_id", "item_id", "timestamp", "event")
+    log = tmp_path / "log.parquet"
+    pq.write_table(pa.table(dict(zip(names, map(list, zip(*events, strict=True)), strict=True))), log)
+    _, workdir = run_jobs(log, tmp_path / "run", None, repeats=repeats)
+    item_ids = ["", *pq.read_table(workdir.item_statistics.items)["item_id"].to_pylist()]
+
+    def letters(items: np.ndarray) -> str:
+        return "".join(item_ids[abs(item)][:1] for item in items)
+
+    windows = [row for batch in TrainingWindows(workdir, 1000, seed=0).epoch(0) for row in batch.item_index]
+    assert [letters(row) for row in windows] == ["axb"] * 20
+    of_split = {split: EvaluationUsers.load(workdir, split) for split in (Split.VALIDATION, Split.TEST)}
+    found = {split: {letters(row) for row in rows_of(users.history)} for split, users in of_split.items()}
+    assert found == {Split.VALIDATION: {"axb"}, Split.TEST: {"abc"}}
+
+
+@pytest.mark.parametrize("repeats", ["drop", "keep"])
 def test_what_was_taken_twice_is_one_earlier_item(repeats: str, tmp_path: Path) -> None:
     """Liking what was only seen before takes no second place among the earlier items."""
     log = levelled_log(tmp_path / "log.parquet")
