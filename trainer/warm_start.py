@@ -76,6 +76,7 @@ class _Matches:
         items: int64 [num_items], the earlier run's place of each item, -1 = new.
         learnt: bool [num_items], whether the earlier model was trained on the item. A cold one, which it knows as
             well, is not: all that the model learnt of it is that nobody takes it.
+        starts: bool [num_items], whether the item is trained from now on, so that it should start among those that are.
         groups: the earlier group that each group continues.
         values: (layer, weight) -> int64 [table rows - 1], the earlier row of each feature value or user, -1 = unknown.
         catalogue: of this run.
@@ -84,6 +85,7 @@ class _Matches:
 
     items: np.ndarray
     learnt: np.ndarray
+    starts: np.ndarray
     groups: GroupMatch
     values: dict[tuple[str, str], np.ndarray]
     catalogue: Catalogue
@@ -94,7 +96,9 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
 
     A new item with training events starts at the mean of its group's items that the earlier model was trained on, one
-    without at the model's own initial value. A group that continues no earlier one, an unknown feature value and a
+    without at the model's own initial value. An item that the earlier model knew and was not trained on, and this one
+    is, is moved by what is between the two kinds' means in its group: as it took part in every softmax and was never
+    the positive, it lies where nobody finds it. A group that continues no earlier one, an unknown feature value and a
     weight of another shape keep their initial values.
 
     Args:
@@ -120,7 +124,8 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     has_user_table = config.model.user_tower == "user_id"
     values = _feature_rows(now, earlier, workdir, earlier_workdir, has_user_table)
     values |= _request_rows(config, earlier_config)
-    matches = _Matches(items, learnt, groups, values, now, earlier.num_items)
+    starts = (now.train_count[1:] > 0) & ~learnt & ((items < 0) | (not frozen))
+    matches = _Matches(items, learnt, starts, groups, values, now, earlier.num_items)
     fresh, kept_values = _carry_weights(model, earlier_model, matches)
     _continue_axes(model, earlier_model, items, frozen)
     result = WarmStart(
@@ -200,15 +205,23 @@ def _item_table(initial: np.ndarray, source: np.ndarray, matches: _Matches) -> n
         result[len(items) + 1 :] = buckets
     result[0] = source[0]
     result[1 : len(items) + 1][known] = source[1:][items[known]]
-    group, trained = catalogue.group_id[1:], catalogue.train_count[1:] > 0
-    sums = np.zeros((catalogue.num_groups, source.shape[1]), np.float32)
-    of_items = result[1 : len(items) + 1]
-    np.add.at(sums, group[matches.learnt], of_items[matches.learnt])
-    counts = np.bincount(group[matches.learnt], minlength=catalogue.num_groups)
-    means = sums / np.maximum(counts, 1)[:, None]
-    placed = ~known & trained & (counts[group] > 0)
-    of_items[placed] = means[group[placed]]
+    of_items, group = result[1 : len(items) + 1], catalogue.group_id[1:]
+    learnt, cold = (
+        _group_means(of_items, group, of_kind, catalogue.num_groups)
+        for of_kind in (matches.learnt, known & ~matches.learnt)
+    )
+    placed = matches.starts & np.isin(group, group[matches.learnt])
+    of_items[placed & ~known] = cold[group[placed & ~known]]
+    of_items[placed] += (learnt - cold)[group[placed]]
     return result
+
+
+def _group_means(rows: np.ndarray, group: np.ndarray, of_kind: np.ndarray, num_groups: int) -> np.ndarray:
+    """[num_groups, dim] mean of the rows [num_items, dim] of a kind in each group; 0 where there are none."""
+    sums = np.zeros((num_groups, rows.shape[1]), np.float32)
+    np.add.at(sums, group[of_kind], rows[of_kind])
+    means: np.ndarray = sums / np.maximum(np.bincount(group[of_kind], minlength=num_groups), 1)[:, None]
+    return means
 
 
 def _continue_axes(model: TwoTowerModel, earlier: TwoTowerModel, items: np.ndarray, frozen: bool) -> None:

@@ -309,20 +309,26 @@ def test_a_split_groups_parts_begin_with_their_shares_of_its_logit(tmp_path: Pat
     np.testing.assert_allclose(new[1:NUM_GROUPS], old[1:], rtol=1e-6)
 
 
-def test_a_new_item_starts_at_its_groups_mean_if_it_is_trained_and_keeps_its_own_start_if_not() -> None:
-    """Items 1 and 2 are known, of which the earlier model learnt 1 alone, and today's log has 2 alone; 3 is new and
-    trained, 4 new and cold; all of one group.
+def test_an_item_that_is_trained_from_now_on_starts_among_those_that_are() -> None:
+    """Of one group, items 1-5 are known; the earlier model learnt 1 and 2, and today's log has 1 and 3 of them.
 
-    Of item 5's group nothing is known.
+    Items 6 (trained) and 7 (cold) are new. Of item 8's group nothing is known.
     """
-    catalogue = SimpleNamespace(
-        group_id=np.array([-1, 0, 0, 0, 0, 1]), train_count=np.array([0, 0, 5, 2, 0, 3]), num_groups=2
+    group_id, train_count = np.array([-1, 0, 0, 0, 0, 0, 0, 0, 1]), np.array([0, 9, 0, 5, 0, 0, 2, 0, 3])
+    catalogue = SimpleNamespace(group_id=group_id, num_groups=2)
+    initial = np.full((9, 2), 9.0, np.float32)
+    source = np.array([[0, 0], [1, 2], [3, 2], [-5, 1], [-7, 1], [-6, 4]], np.float32)
+    learnt = np.arange(8) < 2
+    matches = SimpleNamespace(
+        items=np.array([0, 1, 2, 3, 4, -1, -1, -1]),
+        learnt=learnt,
+        starts=~learnt & (train_count[1:] > 0),
+        catalogue=catalogue,
+        num_earlier=5,
     )
-    initial, source = np.full((6, 2), 9.0, np.float32), np.array([[0, 0], [1, 2], [3, 4]], np.float32)
-    learnt = np.array([True, False, False, False, False])
-    matches = SimpleNamespace(items=np.array([0, 1, -1, -1, -1]), learnt=learnt, catalogue=catalogue, num_earlier=2)
     table = _item_table(initial, source, matches)
-    assert table.tolist() == [[0, 0], [1, 2], [3, 4], [1, 2], [9, 9], [9, 9]]
+    # The means are (2, 2) of the learnt, and (-6, 2) of the cold ones: item 3 moves by (8, 0).
+    assert table.tolist() == [[0, 0], [1, 2], [3, 2], [3, 1], [-7, 1], [-6, 4], [2, 2], [9, 9], [9, 9]]
 
 
 def test_every_weight_with_a_row_a_group_has_a_rule(tmp_path: Path) -> None:
