@@ -48,7 +48,7 @@ setup(
         ],
         "train": [*TENSORFLOW, "matplotlib", "scipy"],
         "tune": ["optuna>=4"],
-        "serving": [*TENSORFLOW, "scann==1.4.2", "tensorflow-serving-api==2.19.1"],
+        "serving": [*TENSORFLOW, "scann==1.4.2", "scipy", "tensorflow-serving-api==2.19.1"],
         "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "requests>=2", "tenacity"],
         "schedule": ["apscheduler>=3.10,<4", "requests>=2", "tenacity"],
     },

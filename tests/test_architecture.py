@@ -1,9 +1,16 @@
-"""The arrows between rooms, as docs/architecture.md has them: nothing may import against them."""
+"""The arrows between rooms, as docs/architecture.md has them: nothing may import against them. And what rooms need."""
 
 import ast
+import contextlib
+import runpy
+import sys
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -40,6 +47,81 @@ def test_imports_follow_the_arrows(room: str) -> None:
     forbidden = (set(MAY_IMPORT) - MAY_IMPORT[room] - {room}) | FOREIGN[room]
     against = {str(file.relative_to(ROOT)): sorted(imported_modules(file) & forbidden) for file in files}
     assert {file: modules for file, modules in against.items() if modules} == {}
+
+
+EXTRAS = {
+    ("beam",): "beam_jobs/*.py",
+    ("train",): "trainer/*.py",
+    ("serving",): "serving/*.py",
+    ("serving", "server"): "serving/**/*.py",
+}
+"""Extras that docs/environment.md names -> the files that they are for."""
+OF_TYPES = {"_typeshed"}
+
+
+def files_that_load(pattern: str) -> set[Path]:
+    """Files that come with those of the pattern: what they import of the rooms, and what that imports."""
+    left, found = list(ROOT.glob(pattern)), set[Path]()
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += [path for name in first_party(file) for path in files_of(name)]
+    return found
+
+
+def first_party(file: Path) -> set[str]:
+    """Dotted names that a file imports of the rooms, wherever in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in MAY_IMPORT}
+
+
+def files_of(name: str) -> list[Path]:
+    """Files that are run where a dotted name, or what lies in it, is imported."""
+    parts = name.split(".")
+    steps = [ROOT.joinpath(*parts[:end]) for end in range(1, len(parts) + 1)]
+    return [path for step in steps for path in (step / "__init__.py", step.with_suffix(".py")) if path.exists()]
+
+
+def installed_by(extras: tuple[str, ...], given: Mapping[str, list[str]]) -> set[str]:
+    """Distributions that the extras install, by what these declare, without their own extras."""
+    left = [*given[""], *(requirement for extra in extras for requirement in given[extra])]
+    found = set[str]()
+    while left:
+        requirement = Requirement(left.pop())
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):  # what the lock leaves out
+            left += metadata.requires(name) or []
+    return found
+
+
+@pytest.mark.parametrize("extras", EXTRAS, ids="+".join)
+def test_an_extra_installs_what_its_rooms_import(extras: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, list[str]] = {}
+
+    def setup(install_requires: list[str], extras_require: dict[str, list[str]], **_: object) -> None:
+        given.update({"": install_requires, **extras_require})
+
+    monkeypatch.setattr("setuptools.setup", setup)
+    runpy.run_path(str(ROOT / "setup.py"))
+    provided, of_module = installed_by(extras, given), metadata.packages_distributions()
+    missing = {
+        module
+        for file in files_that_load(EXTRAS[extras])
+        for module in imported_modules(file)
+        - set(MAY_IMPORT)
+        - sys.stdlib_module_names
+        - {"_typeshed"}  # of types alone
+        if not {canonicalize_name(name) for name in of_module.get(module, [module])} & provided
+    }
+    assert missing == set()
 
 
 def test_keras_2_is_chosen_before_tensorflow() -> None:
