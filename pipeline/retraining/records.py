@@ -45,6 +45,7 @@ class Record:
         label: the label that the version got when it was pushed.
         spans: key, digest of the files (see `files_of`) and numbers of each span that went in, oldest first.
         left_out: key -> why an older span of the window did not.
+        unused: key, order and digest of the files of each of those, oldest first; empty in records of older code.
         refused: key -> digest of the files, of those among them that could be read and were not fit.
         parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
             weights was kept ("warm_start"), whether training then made them no better ("kept_start"), and whether its
@@ -72,10 +73,16 @@ class Record:
     config: dict[str, Any]
     stages: dict[str, Any]
     catch_up: dict[str, Any] = field(default_factory=dict)
+    unused: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     code: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def window(self) -> list[dict[str, Any]]:
+        """The spans that the run was given, used or not, oldest first."""
+        return sorted([*self.spans, *self.unused], key=lambda span: span["order"])
 
 
 def write_record(store: Store, record: Record) -> None:
@@ -90,7 +97,8 @@ def read_record(store: Store, run_id: str) -> Record | None:
         record = artifact.from_json(Record, path.read_text(encoding="utf-8"))
         if not record.spans:
             raise ValueError("it names no span")
-        if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in record.spans):
+        given = [*record.spans, *record.unused]
+        if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in given):
             raise ValueError("a span of it has no key or no order")
         return record
     except FileNotFoundError:

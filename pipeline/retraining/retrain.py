@@ -145,8 +145,8 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     last = max(all_records(store), key=lambda one: one.spans[-1]["order"], default=None)
     if last is not None and _is_rest_of(window, last, config, store):
         return (
-            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; of what "
-            "that run has read, the log has lost the oldest spans since, and nothing is new"
+            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; of that "
+            "run's window, the log has lost the oldest spans since, and nothing is new"
         )
     if last is not None and last.spans[-1]["order"] > window[-1].order:
         key = last.spans[-1]["key"]
@@ -159,12 +159,12 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
 
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
-    """Whether a run that pushed has read, under this config, all of the window, and older spans: logs are rotated."""
+    """Whether a run that pushed was given, under this config, all of the window, and older spans: logs are rotated."""
     if record.outcome != "pushed":
         return False
-    read = [[span["key"], *(files_of(store, span) or [])] for span in record.spans]
+    given = [[span["key"], *(files_of(store, span) or [])] for span in record.window]
     rest = [span.identity() for span in window]
-    return read[-len(rest) :] == rest and run_id_of(config, read) == record.run_id
+    return given[-len(rest) :] == rest and run_id_of(config, given) == record.run_id
 
 
 def _finish(
@@ -182,8 +182,8 @@ def _finish(
     run = RetrainRun(workdir)
     blessing, caught_up = (artifact.read_manifest(path).details for path in (run.gate, run.catch_up))
     spans = {span.key: span for span in window}
-    for profile in fit.profiles:
-        keep_files(store, spans[profile.key])
+    for span in window:
+        keep_files(store, span)
     model, notes = artifact.read_manifest(workdir.model(MAIN_MODEL).path), list(plan.notes)
     warm_start = model.details["warm_start"]
     if kept_start(model):
@@ -200,6 +200,9 @@ def _finish(
         seconds=round(seconds, 2),
         spans=[{**as_json(p), "order": spans[p.key].order, "files": spans[p.key].digest} for p in fit.profiles],
         left_out=plan.left_out,
+        unused=[
+            {"key": span.key, "order": span.order, "files": span.digest} for span in window if span.key in plan.left_out
+        ],
         refused=fit.refused,
         parents={
             "version": plan.parent,

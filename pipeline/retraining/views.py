@@ -86,7 +86,11 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
 
 def lineage_json(store: Store, record: Record) -> dict[str, Any]:
     """A record for programs, with the lists of its spans' files."""
-    return {**asdict(record), "spans": [{**span, "files": files_of(store, span)} for span in record.spans]}
+    of_window = {"spans": record.spans, "unused": record.unused}
+    with_files = {
+        name: [{**span, "files": files_of(store, span)} for span in spans] for name, spans in of_window.items()
+    }
+    return {**asdict(record), **with_files}
 
 
 def lineage_tree(store: Store, record: Record) -> Tree:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from contracts.store_layout import RetrainRun
 from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.records import all_records
+from pipeline.retraining.views import lineage_json
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.test_retrain import Calls
 
@@ -111,6 +113,29 @@ def test_a_span_that_could_not_be_read_is_read_again(used: Callable[..., Spans],
     assert used(3) == ([DAYS[1], DAYS[3]], [DAYS[2]])
     write(good)
     assert used(4) == (DAYS[2:5], [])
+
+
+@pytest.mark.parametrize("why", ["refused", "unreadable"])
+def test_a_rotated_log_has_nothing_new_where_a_span_was_left_out(
+    why: str, used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    """Each rotation would train and push the newest day once more, until the span has left the window."""
+    good = log[1].read_bytes()
+    if why == "refused":
+        rename(log[1], "user_id")
+    else:
+        log[1].write_bytes(b"")
+    wide = "retrain.window_spans=4"
+    assert used(3, wide) == ([DAYS[0], DAYS[2], DAYS[3]], [DAYS[1]])
+    shutil.rmtree(log[0].parent)
+    idle = calls.here("--span", DAYS[3], "--set", wide)
+    assert (idle.exit_code, len(all_records(calls.store))) == (4, 1)
+    assert "the log has lost the oldest spans since, and nothing is new" in json.loads(idle.stdout)["reasons"][0]
+    [record], stat = all_records(calls.store), log[1].stat()
+    [unused] = lineage_json(calls.store, record)["unused"]
+    assert (unused["key"], unused["files"]) == (DAYS[1], [[str(log[1]), stat.st_size, stat.st_mtime_ns]])
+    log[1].write_bytes(good)  # which is new
+    assert used(3, wide) == (DAYS[1:4], [])
 
 
 def test_a_change_that_was_taken_once_is_not_asked_again(
