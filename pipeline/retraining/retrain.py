@@ -142,7 +142,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     if record is not None and (record.outcome == "pushed" or record.config["retrain"]["gate"] == limits):
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
-    last = max(all_records(store), key=lambda one: one.spans[-1]["order"], default=None)
+    last = next(reversed(all_records(store)), None)
     if last is not None and _is_rest_of(window, last, config, store):
         return (
             f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; of that "

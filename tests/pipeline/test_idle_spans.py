@@ -182,6 +182,33 @@ def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(by_older_code: bool
     assert reason(config) is None
 
 
+def test_a_log_that_is_rotated_after_its_newest_day_was_mended_has_nothing_new(tmp_path: Path) -> None:
+    """Of two runs of that day it is the later one that has read what is there now."""
+    log = tmp_path / "log"
+    log.mkdir()
+    for day in DAYS[:3]:
+        (log / f"{day}.csv").write_text(day)
+    store, config = Store(tmp_path / "store"), load_config(None, [f"data.events='{log}/{{date}}.csv'"])
+
+    def reason() -> str | None:
+        window = retraining.find_window(config)
+        return retraining._nothing_new(config, store, window, run_id_of(config, [span.identity() for span in window]))
+
+    for version, content in ((1, "first"), (2, "mended")):
+        (log / f"{DAYS[2]}.csv").write_text(content)
+        assert reason() is None
+        window = retraining.find_window(config)
+        run_id, nothing = run_id_of(config, [span.identity() for span in window]), dict[str, object]()
+        spans = [{"key": span.key, "order": span.order, "files": span.digest} for span in window]
+        pushed = (run_id, "pushed", version, "stable", f"2024-02-0{version}", 1.0, spans, {}, *[nothing] * 5)
+        store.run(run_id).path.mkdir(parents=True)
+        write_record(store, Record(*pushed))
+        for span in window:
+            keep_files(store, span)
+    (log / f"{DAYS[0]}.csv").unlink()
+    assert "version 2; of that run's window, the log has lost the oldest spans" in (reason() or "")
+
+
 def test_a_disk_that_is_mounted_at_a_stores_base_path_is_refused_before_a_span_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
