@@ -16,7 +16,7 @@ from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import EventColumn, Request, Signature
 from contracts.store_layout import Store
 from pipeline.retraining.plan import Plan
-from pipeline.retraining.records import Record, read_record, record_of_version
+from pipeline.retraining.records import Record, read_record
 from pipeline.stages import exported_servable
 
 _FEW_KNOWN = 0.01
@@ -32,12 +32,13 @@ def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | N
     """What the gate compares the candidate with, and its name; None before anything is served.
 
     That is the served version; but where catching up has shown it what judges now, it is the model that it was before.
+    Of what `dnc index` has made, too: that model lacks the items that came since, but on these nothing was trained.
     """
     record = _caught_up(store, plan)
     if record is not None and (knows_holdout(store, plan) or _reaches_into_holdout(store, plan, record)):
         workdir = store.run(record.run_id)
         if find_manifest(workdir.export):
-            return exported_servable(workdir), f"version {plan.parent} as it was judged"
+            return exported_servable(workdir), f"version {record.version} as it was judged"
     return served_version(config, store, plan), f"version {plan.parent}"
 
 
@@ -48,8 +49,8 @@ def knows_holdout(store: Store, plan: Plan) -> bool:
 
 
 def _caught_up(store: Store, plan: Plan) -> Record | None:
-    """Of the served version, if it has caught up."""
-    record = record_of_version(store, plan.parent) if plan.parent else None
+    """The record of the run whose weights are served, as made or as `dnc index` took them, if it has caught up."""
+    record = read_record(store, plan.parent_run) if plan.parent_run else None
     return record if record is not None and record.catch_up.get("is_pushed") else None
 
 

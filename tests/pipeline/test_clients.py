@@ -47,7 +47,8 @@ def write_version(version: Path, inputs: dict[str, int]) -> None:
 
 
 def plan_of(parent: int | None) -> Plan:
-    return Plan("run", ["1", "2"], {}, 0, None, None, parent, None, False, False, 5, [])
+    run = None if parent is None else f"run-{parent}"
+    return Plan("run", ["1", "2"], {}, 0, None, None, parent, run, False, False, 5, [])
 
 
 @pytest.fixture
@@ -204,6 +205,23 @@ def test_a_version_that_has_learnt_late_events_of_the_holdout_is_compared_as_it_
     assert not knows_holdout(store, plan)
     without = replace(plan, spans=["1", "3"])  # where its span is left out, nothing of it judges
     assert compared_version(CONFIG, store, without)[1] == "version 2"
+
+
+def test_an_index_refresh_of_what_has_learnt_the_holdout_has_learnt_it_too(tmp_path: Path) -> None:
+    """Version 3, of `dnc index`, has no record; its weights are those of version 2, which has caught up with span 2."""
+    store = Store(tmp_path / "store")
+    push(store, 2, None)
+    judged = run_exported(store, "run-2")
+    (store.servable("dnc") / "3").mkdir()
+    plan = replace(plan_of(3), parent_run="run-2")
+    assert compared_version(CONFIG, store, plan) == (store.servable("dnc") / "3", "version 3")
+    record = read_record(store, "run-2")
+    assert record is not None
+    write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
+    assert compared_version(CONFIG, store, plan) == (judged, "version 2 as it was judged")
+    passed, not_caught_up = {"blessed": True, "reasons": []}, {"is_pushed": False, "why_not": "no epoch was better"}
+    refused = verdict_on(store, plan, passed, not_caught_up)
+    assert not refused["blessed"] and "version 3 has learnt span 2" in refused["reasons"][0]
 
 
 def test_no_model_that_has_not_caught_up_takes_the_place_of_one_that_has(tmp_path: Path) -> None:
