@@ -149,13 +149,24 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
             "run's window, the log has lost the oldest spans since, and nothing is new"
         )
     if last is not None and last.spans[-1]["order"] > window[-1].order:
-        key = last.spans[-1]["key"]
-        return (
-            f"span {window[-1].key} is older than {key}, which was trained on already; if {key} is a wrong name, "
-            f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
-            "training goes on from the version before, or begins from scratch if there is none"
-        )
+        return _older_than(last, window[-1], store)
     return None
+
+
+def _older_than(last: Record, span: Span, store: Store) -> str:
+    """What to say of a span that is older than the last run's newest."""
+    key, learnt = last.spans[-1]["key"], ""
+    if last.catch_up.get("is_pushed"):
+        # No advice to roll back first: an older version would serve, and go on serving, as what comes then is a canary.
+        learnt = (
+            f". Version {last.version} has learnt that span: where it serves, the gate may refuse the model that the "
+            "span judges, and it serves on until that of a later span passes"
+        )
+    return (
+        f"span {span.key} is older than {key}, which was trained on already; if {key} is a wrong name, "
+        f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
+        f"training goes on from the version before, or begins from scratch if there is none{learnt}"
+    )
 
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:

@@ -16,8 +16,9 @@ from contracts.layout import MAIN_MODEL, ItemGroups, Model
 from contracts.patterns import identities
 from contracts.serving_labels import ServingLabels, write_labels
 from contracts.store_layout import RetrainRun, Store
+from pipeline.retraining.clients import compared_version
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.records import Record, write_record
+from pipeline.retraining.records import Record, read_record, write_record
 from pipeline.retraining.retrain import _nothing_new
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.spans import Span
@@ -227,18 +228,28 @@ def test_a_second_attempt_that_refuses_other_spans_plans_anew(store: Store) -> N
     assert run_config(CONFIG, store, first, window).data.events == ("2.csv", "3.csv", "4.csv", "5.csv", "6.csv")
 
 
-def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(store: Store) -> None:
+@pytest.mark.parametrize("caught_up", [False, True])
+def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(store: Store, caught_up: bool) -> None:
     """Span 3 came as 1000, which is greater than all that will come for years; it was trained on twice."""
     for version, newest in ((1, 2), (2, 1000), (3, 1000)):
         pushed(store, version, spans=[SpanStart("1", 1, ""), SpanStart(str(newest), 5, "")])
+        record = read_record(store, f"run-{version}")
+        assert record is not None
+        write_record(store, replace(record, catch_up={"is_pushed": caught_up}))
     window, said = [Span(number, str(number), {}) for number in (2, 3)], []
     while reason := _nothing_new(CONFIG, store, window, "new"):
         assert reason.startswith("span 3 is older than 1000, which was trained on already; if 1000 is a wrong name,")
         [run] = [path for path in store.runs.iterdir() if f"delete {path}, and call again" in reason]
         said.append(run.name)
+        version = run.name.removeprefix("run-")
+        serves_on = f"Version {version} has learnt that span: where it serves, the gate may refuse the model"
+        assert (serves_on in reason) == caught_up
         shutil.rmtree(run)
     assert sorted(said) == ["run-2", "run-3"]
-    assert plan_of(store).notes[0].endswith("what is carried on is of version 1")
+    plan = plan_of(store)
+    assert plan.notes[0].endswith("what is carried on is of version 1")
+    later = replace(plan, spans=["3", "4"])  # of which version 3 has not learnt what judges
+    assert compared_version(CONFIG, store, later) == (store.servable("dnc") / "3", "version 3")
 
 
 @pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])
