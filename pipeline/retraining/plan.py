@@ -76,7 +76,8 @@ _SECTIONS = {section.split(".")[0] for stage in STAGES for section in stage.sect
 """What the stages of a run and its gate depend on; the others say how it runs and serves."""
 _OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span", "gate", "catch_up_epochs"}
 """Keys of the section retrain that change no model that the next run goes on from: those that choose or refuse spans
-are in what they chose, and under other limits of the gate a run that it refused is judged again."""
+are in what they chose, and under other limits of the gate, or with another catching up, a run that it refused is
+judged again."""
 
 
 def run_id_of(config: Config, spans: Sequence[Sequence[object]]) -> str:

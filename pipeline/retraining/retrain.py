@@ -137,9 +137,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     if len(window) < 2:
         return f"only one complete span ({window[-1].key}): the newest is the holdout, so training needs an earlier one"
     record = read_record(store, run_id)
-    limits = config.retrain.gate.model_dump(mode="json")
-    # What the gate refused under other limits is judged again; the stages before it are done.
-    if record is not None and (record.outcome == "pushed" or record.config["retrain"]["gate"] == limits):
+    if record is not None and (record.outcome == "pushed" or not _is_judged_again(config, record)):
         version = f", version {record.version}" if record.version else ""
         return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
     last = next(reversed(all_records(store)), None)
@@ -151,6 +149,15 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     if last is not None and last.spans[-1]["order"] > window[-1].order:
         return _older_than(last, window[-1], store)
     return None
+
+
+def _is_judged_again(config: Config, refused: Record) -> bool:
+    """Whether a model that was refused may pass by now; the stages before the gate are done.
+
+    What has caught up may take the place of a version that has learnt the newest span, and no other model may.
+    """
+    now = config.retrain.model_dump(mode="json", include={"gate", "catch_up_epochs"})
+    return any(refused.config["retrain"].get(key, value) != value for key, value in now.items())
 
 
 def _older_than(last: Record, span: Span, store: Store) -> str:

@@ -252,6 +252,35 @@ def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(s
     assert compared_version(CONFIG, store, later) == (store.servable("dnc") / "3", "version 3")
 
 
+@pytest.mark.parametrize(
+    ("setting", "is_judged_again"),
+    [
+        ("retrain.gate.max_drop=0.5", True),
+        ("retrain.catch_up_epochs=2", True),
+        ("retrain.catch_up_epochs=0", False),  # as it was
+        ("retrain.keep_versions=9", False),
+    ],
+)
+def test_what_was_refused_is_judged_again_once_what_it_was_refused_by_has_changed(
+    store: Store, setting: str, is_judged_again: bool
+) -> None:
+    """As where the version that serves has learnt the newest span, and without catching up nothing takes its place."""
+    pushed(store, 1, with_key("retrain.catch_up_epochs=0"))
+    record = read_record(store, "run-1")
+    assert record is not None
+    write_record(store, replace(record, outcome="not_blessed", version=None))
+    window = [Span(number, str(number), {}) for number in (0, 1)]
+    config = load_config(None, [*KEYS, "retrain.catch_up_epochs=0", setting])
+    reason = _nothing_new(config, store, window, "run-1")
+    assert reason == (None if is_judged_again else "span 1 was trained on at : not_blessed")
+    write_record(store, replace(record, outcome="pushed"))
+    assert "pushed, version 1" in (_nothing_new(config, store, window, "run-1") or "")
+    older = {key: value for key, value in record.config["retrain"].items() if key != "catch_up_epochs"}
+    write_record(store, replace(record, outcome="not_blessed", config={**record.config, "retrain": older}))
+    reason = _nothing_new(config, store, window, "run-1")  # of older code, which did not catch up
+    assert (reason is None) == setting.startswith("retrain.gate")
+
+
 @pytest.mark.parametrize("content", ['{"run_id": "a', "{}"])
 def test_a_damaged_plan_is_named(store: Store, content: str) -> None:
     path = RetrainRun(store.run("new")).plan
