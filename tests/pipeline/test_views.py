@@ -15,8 +15,9 @@ from rich.console import Console
 
 from contracts.artifact import writing
 from contracts.layout import Workdir
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import views
+from pipeline.retraining.publish import _keep_only_record
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.views import difference, lineage_tree
 
@@ -124,10 +125,7 @@ def test_a_difference_says_which_artifacts_a_run_has_lost(tmp_path: Path) -> Non
     store = Store(tmp_path)
     metrics: dict[str, object] = {"candidate": {"recall_at_50": 0.5}}
     pair = [replace(record(version), metrics=metrics) for version in (1, 2)]
-    runs = [store.run(one.run_id) for one in pair]
-    for path in (path for run in runs for path in _artifacts(run)):
-        with writing(path, path.name, "made"):
-            pass
+    runs = [_finished(store, one) for one in pair]
     lost = [runs[0].item_groups.path, runs[1].windows.path]
     for path in lost:
         shutil.rmtree(path)
@@ -138,6 +136,26 @@ def test_a_difference_says_which_artifacts_a_run_has_lost(tmp_path: Path) -> Non
     (line,) = [line for line in said.splitlines() if line.startswith("groups and lists:")]
     named = {path for run in runs for path in _artifacts(run) if re.search(rf"{re.escape(str(path))}[, ]", line)}
     assert named == set(lost)
+
+
+@pytest.mark.parametrize("is_past", [True, False])
+def test_a_run_that_is_past_its_time_is_told_from_one_whose_artifacts_somebody_has_deleted(
+    is_past: bool, tmp_path: Path
+) -> None:
+    """What version 1 was pushed from, the model that has caught up, is gone: with all else of its run, or alone."""
+    store = Store(tmp_path)
+    pair = [replace(record(version), metrics={"candidate": {}}) for version in (1, 2)]
+    pair[0] = replace(pair[0], catch_up={"is_pushed": True})
+    caught_up = RetrainRun(_finished(store, pair[0])).caught_up
+    _finished(store, pair[1])
+    if is_past:
+        _keep_only_record(store, pair[0].run_id)
+    text = io.StringIO()
+    Console(file=text, width=1000).print(difference(store, *pair))
+    (line,) = [line.rstrip() for line in text.getvalue().splitlines() if line.startswith("groups and lists:")]
+    past = "versions [1] are past retrain.keep_versions, only their records are left"
+    lost = f"without {caught_up.export}, {caught_up.item_groups.path} they cannot be compared; restore that, if you can"
+    assert line == f"groups and lists: {past if is_past else lost}"
 
 
 def test_places_without_an_item_are_not_in_both_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +178,17 @@ def test_places_without_an_item_are_not_in_both_lists(tmp_path: Path, monkeypatc
     monkeypatch.setattr("trainer.catalogue.Catalogue.load", lambda *_: None)
     table = views._lists_difference(Store(tmp_path), record(1), record(2))
     assert list(table.columns[-1].cells) == ["2 of 10", "0 of 10"]
+
+
+def _finished(store: Store, record: Record) -> Workdir:
+    """The workdir of a run with its plan, its record, and what is compared of it, but of what has caught up nothing."""
+    run = store.run(record.run_id)
+    for path in _artifacts(run):
+        with writing(path, path.name, "made"):
+            pass
+    RetrainRun(run).plan.touch()
+    write_record(store, record)
+    return run
 
 
 def _artifacts(run: Workdir) -> list[Path]:
