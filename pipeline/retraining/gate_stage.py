@@ -8,28 +8,14 @@ from typing import Any
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import MAIN_MODEL, Workdir
-from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.clients import compared_version, require_signatures
+from contracts.store_layout import RetrainRun
 from pipeline.retraining.evidence import Answers, Holdout, Measured, measure
 from pipeline.retraining.gate import judge
-from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
-from pipeline.retraining.plan import Plan
+from pipeline.retraining.holdout import HoldoutUsers, index_recall
 from pipeline.stages import exported_servable
 from trainer.metric_names import NDCG, recall_name
 
 KIND = "blessing"
-
-
-def run_gate(config: Config, store: Store, plan: Plan, workdir: Workdir, fingerprint: str) -> None:
-    """Judges the run's model against what is served.
-
-    Raises:
-        ValueError: the version that is served cannot be loaded or asked, or its clients would break.
-    """
-    require_signatures(config, store, plan, workdir)
-    reference, name = compared_version(config, store, plan)
-    leaked = holdout_events_in_training(workdir, plan.holdout_start)
-    write_verdict(config, workdir, fingerprint, reference, name, leaked)
 
 
 def write_verdict(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from contracts import artifact
 from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.catch_up import catch_up
-from pipeline.retraining.clients import compared_version
-from pipeline.retraining.gate_stage import run_gate, write_verdict
+from pipeline.retraining.clients import compared_version, require_signatures
+from pipeline.retraining.gate_stage import write_verdict
 from pipeline.retraining.holdout import holdout_events_in_training
 from pipeline.retraining.plan import CATCH_UP, GATE, RUN_STAGES, Plan
 from pipeline.stage import Stage
@@ -22,11 +23,21 @@ from pipeline.stages import exported_servable, manifest_of
 def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
     """The stages of a run: the spans are merged where a log would be ingested; the gate comes after validation."""
 
+    looked_up: dict[str, tuple[Path | None, str]] = {}
+
+    def compared(config: Config) -> tuple[Path | None, str]:
+        name = config.serving.model_name
+        if name not in looked_up:  # it may read when the events of two spans were
+            looked_up[name] = compared_version(config, store, plan)
+        return looked_up[name]
+
     def gate(config: Config, workdir: Workdir, fingerprint: str) -> None:
-        run_gate(config, store, plan, workdir, fingerprint)
+        require_signatures(config, store, plan, workdir)
+        leaked = holdout_events_in_training(workdir, plan.holdout_start)
+        write_verdict(config, workdir, fingerprint, *compared(config), leaked)
 
     def served(config: Config) -> tuple[str, ...]:
-        reference, _ = compared_version(config, store, plan)
+        reference, _ = compared(config)
         return () if reference is None else (glob.escape(str(reference / SAVED_MODEL)),)
 
     def caught_up(config: Config, workdir: Workdir, fingerprint: str) -> None:

@@ -14,6 +14,7 @@ from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.names import EventColumn
 from contracts.store_layout import Store
+from pipeline.retraining import clients, retrain_stages
 from pipeline.retraining.clients import (
     compared_version,
     knows_holdout,
@@ -21,9 +22,10 @@ from pipeline.retraining.clients import (
     require_long_lists,
     require_signatures,
 )
-from pipeline.retraining.plan import Plan
+from pipeline.retraining.plan import GATE, Plan
 from pipeline.retraining.records import read_record, write_record
 from pipeline.retraining.retrain import verdict_on
+from pipeline.stage import fingerprints
 from serving import signatures
 from serving.export import MANIFEST_FILE
 from tests.pipeline.small_store import push
@@ -222,6 +224,32 @@ def test_an_index_refresh_of_what_has_learnt_the_holdout_has_learnt_it_too(tmp_p
     passed, not_caught_up = {"blessed": True, "reasons": []}, {"is_pushed": False, "why_not": "no epoch was better"}
     refused = verdict_on(store, plan, passed, not_caught_up)
     assert not refused["blessed"] and "version 3 has learnt span 2" in refused["reasons"][0]
+
+
+def test_what_a_run_is_compared_with_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large log it takes long, as the times of two spans are read."""
+    store, read, verdicts = Store(tmp_path / "store"), list[str](), list[object]()
+    push(store, 2, None)
+    judged = run_exported(store, "run-2")
+    record = read_record(store, "run-2")
+    assert record is not None
+    write_record(store, replace(record, catch_up={"is_pushed": True, "why_not": None}))
+
+    def events_since(store: Store, key: str, start: int) -> int:
+        read.append(key)
+        return 50
+
+    monkeypatch.setattr(clients, "_events_since", events_since)
+    monkeypatch.setattr(retrain_stages, "require_signatures", lambda *_: None)
+    monkeypatch.setattr(retrain_stages, "holdout_events_in_training", lambda *_: 7)
+    monkeypatch.setattr(retrain_stages, "write_verdict", lambda *arguments: verdicts.extend(arguments[3:]))
+    stages = retrain_stages.retrain_stages(store, replace(plan_of(2), spans=["1", "2", "3"]))
+    for key in ("1", "2", "3"):
+        write_events(store, key, [50])
+    for _ in range(2):
+        fingerprints(stages, CONFIG)
+    next(stage for stage in stages if stage.name == GATE).run(CONFIG, store.run("new"), "f")
+    assert (read, verdicts) == (["2", "3"], [judged, "version 2 as it was judged", 7])
 
 
 def test_no_model_that_has_not_caught_up_takes_the_place_of_one_that_has(tmp_path: Path) -> None:
