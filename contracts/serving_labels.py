@@ -3,7 +3,8 @@
     SERVABLE_BASE/serving.json    {"stable": 7, "canary": 8}
 
 `stable` answers requests that name no version, so writing a smaller number here is a rollback;
-`canary` answers those that ask for it by label. Without the file, the newest version is stable.
+`canary` answers those that ask for it by label. Both may be one version: clients go on asking for the canary after it
+has become stable, or was given up. Without the file, the newest version is stable.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from contracts.artifact import write_json
 from contracts.config import Section
@@ -30,12 +31,6 @@ class ServingLabels(Section):
 
     stable: int = Field(ge=0, le=MAX_VERSION)
     canary: int | None = Field(None, ge=0, le=MAX_VERSION)
-
-    @model_validator(mode="after")
-    def _versions_differ(self) -> ServingLabels:
-        if self.stable == self.canary:
-            raise ValueError(f"stable and canary must be two versions, got {self.stable} for both; drop canary")
-        return self
 
     def by_label(self) -> dict[str, int]:
         """Label -> version."""

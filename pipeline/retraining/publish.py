@@ -91,13 +91,18 @@ def publish(
         label = CANARY if held else STABLE
         write_json(done, {"version": version, "label": label, "is_done": False})
         for base in sources:
-            labels = read_labels(base)
-            if held and labels is not None and labels.stable != version:
-                write_labels(base, ServingLabels(stable=labels.stable, canary=version))
-            else:
-                write_labels(base, ServingLabels(stable=version))
+            write_labels(base, _with_pushed(read_labels(base), version, held=held))
         write_json(done, {"version": version, "label": label, "is_done": True})
     return version, label
+
+
+def _with_pushed(labels: ServingLabels | None, version: int, *, held: bool) -> ServingLabels:
+    """The labels after a push. A canary label, once there, goes to what is pushed: without it, its clients fail."""
+    if labels is None:
+        return ServingLabels(stable=version)
+    if held and labels.stable != version:
+        return ServingLabels(stable=labels.stable, canary=version)
+    return ServingLabels(stable=version, canary=None if labels.canary is None else version)
 
 
 def _finished_push(path: Path) -> tuple[int, str] | None:
@@ -172,7 +177,7 @@ def _died_in_push(store: Store, run_id: str) -> bool:
 
 
 def set_stable(store: Store, version: int) -> list[str]:
-    """Makes `version` the one that serves, in every servable of the store that has it; a canary stays, unless it is it.
+    """Makes `version` the one that serves, in every servable of the store that has it.
 
     Returns:
         names of the servables that have other versions but not this one, and so serve on what they did.
@@ -189,12 +194,20 @@ def set_stable(store: Store, version: int) -> list[str]:
         for base in (*others, main):
             versions = versions_on_disk(base)
             if version in versions:
-                labels = labels_or_none(base)
-                canary = labels.canary if labels is not None and labels.canary != version else None
-                write_labels(base, ServingLabels(stable=version, canary=canary))
+                write_labels(base, _with_stable(labels_or_none(base), version))
             elif versions:
                 without.append(base.name)
     return without
+
+
+def _with_stable(labels: ServingLabels | None, version: int) -> ServingLabels:
+    """The labels after a rollback. The canary stays, also where it becomes stable: without the label, its clients fail.
+
+    A canary that is the stable version tries nothing: with it, its clients leave that version, too.
+    """
+    if labels is None or labels.canary is None:
+        return ServingLabels(stable=version)
+    return ServingLabels(stable=version, canary=version if labels.canary == labels.stable else labels.canary)
 
 
 def version_before(store: Store) -> int:

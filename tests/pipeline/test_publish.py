@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
-from contracts.serving_labels import LABELS_FILE, ServingLabels, versions_on_disk
+from contracts.serving_labels import LABELS_FILE, ServingLabels, versions_on_disk, write_labels
 from contracts.store_layout import RetrainRun, Store
 from pipeline.cli import main
 from pipeline.retraining import publish as publishing
@@ -198,8 +198,37 @@ def test_a_rollback_survives_the_next_push(store: Store) -> None:
     assert push(store, 3, 1, held=True) == "canary"
     assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
     set_stable(store, 3)
-    assert stable(store) == [ServingLabels(stable=3)] * 2
+    assert stable(store) == [ServingLabels(stable=3, canary=3)] * 2
     assert push(store, 4, 3) == "stable"
+
+
+def test_whoever_asks_for_the_canary_finds_one_after_every_push_and_rollback(store: Store) -> None:
+    """By hand: each step, and stable and canary after it. The label is never taken away, and never names a version
+    that was rolled back from."""
+    push(store, 1, None)
+    push(store, 2, 1)
+    set_stable(store, 1)
+    assert stable(store) == [ServingLabels(stable=1)] * 2  # nobody asks for a canary yet
+    push(store, 3, 1, held=True)
+    steps = [
+        (lambda: set_stable(store, 3), (3, 3)),  # promoted
+        (lambda: push(store, 4, 3), (4, 4)),
+        (lambda: set_stable(store, 2), (2, 2)),  # version 4 was bad for all
+        (lambda: push(store, 5, 2, held=True), (2, 5)),
+        (lambda: set_stable(store, 1), (1, 5)),  # the canary is still tried
+        (lambda: push(store, 6, 1, held=True), (1, 6)),
+        (lambda: write_labels(store.servable("dnc"), ServingLabels(stable=6, canary=5)), (6, 5)),
+        (lambda: push(store, 7, 6), (7, 7)),
+    ]
+    for step, (serves, tried) in steps:
+        step()
+        assert stable(store)[0] == ServingLabels(stable=serves, canary=tried)
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc")) == [6, 7]
+    assert [(row["version"], row["labels"]) for row in versions_json(store)][-2:] == [
+        (6, []),
+        (7, ["stable", "canary"]),
+    ]
 
 
 def test_a_rollback_during_a_retrain_is_kept(store: Store) -> None:

@@ -97,12 +97,17 @@ def test_a_week_of_retraining(calls: Calls) -> None:
     code, outcome = calls.retrain(DAYS[5], *refused)
     assert (code, outcome["outcome"], outcome["version"]) == (3, "not_blessed", None)
     assert any(reason.startswith("recall_at_20 ") for reason in outcome["reasons"])
-    assert read_labels(base) == ServingLabels(stable=3)
+    assert read_labels(base) == ServingLabels(stable=3, canary=3)
     code, again = calls.retrain(DAYS[5], "--set", "retrain.gate.min_recall=0.99")
     assert (code, again["run_id"], list(again["details"]["stages"])) == (3, outcome["run_id"], ["gate", "catch_up"])
 
     shown = json.loads(calls.dnc("versions", "--json").stdout)
-    assert [(row["version"], row["labels"]) for row in shown] == [(1, []), (2, []), (3, ["stable"]), (None, [])]
+    assert [(row["version"], row["labels"]) for row in shown] == [
+        (1, []),
+        (2, []),
+        (3, ["stable", "canary"]),
+        (None, []),
+    ]
     tree = calls.dnc("lineage", "3").stdout
     assert "parent of 3: version 1" in tree
     assert "seed 0" in tree

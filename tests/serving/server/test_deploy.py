@@ -107,6 +107,12 @@ def test_models_config_follows_the_labels(tmp_path, servable):
     pinned = text_format.Parse(run.stdout, model_server_config_pb2.ModelServerConfig()).model_config_list.config[0]
     assert list(pinned.model_version_policy.specific.versions) == [1, 3]
     assert dict(pinned.version_labels) == {"stable": 1, "canary": 3}
+    write_labels(tmp_path / "dnc", ServingLabels(stable=3, canary=3))
+    promoted = text_format.Parse(
+        models_config({"dnc": tmp_path / "dnc"}, PurePosixPath("/m")), model_server_config_pb2.ModelServerConfig()
+    ).model_config_list.config[0]
+    assert list(promoted.model_version_policy.specific.versions) == [3]
+    assert dict(promoted.version_labels) == {"stable": 3, "canary": 3}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +225,9 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
         ServingLabels(stable=2, canary=3),
         ServingLabels(stable=1, canary=3),  # to a version that is not loaded, beside a newer one
         ServingLabels(stable=1),
-        ServingLabels(stable=2),  # after a newer one was unloaded
+        ServingLabels(stable=2, canary=2),  # after a newer one was unloaded
+        ServingLabels(stable=2, canary=3),
+        ServingLabels(stable=3, canary=3),
     ):
         write_labels(base, labels)
         for _ in range(2):
@@ -228,8 +236,8 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
             server.load()
         assert (server.labels, server.loaded) == (labels.by_label(), set(labels.by_label().values()))
     # Nothing is loaded before the first config; since then, stable has always had a version that answers.
-    assert [version for version, _ in seen] == [1, 1, 1, 2, 2, 1, 1, 1, 1, 2]
-    assert [answers for _, answers in seen] == [False] + [True] * 9
+    assert [version for version, _ in seen] == [1, 1, 1, 2, 2, 1, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert [answers for _, answers in seen] == [False] + [True] * 13
 
 
 @pytest.mark.parametrize("answer", [[], "up", None])

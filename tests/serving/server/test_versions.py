@@ -83,6 +83,20 @@ def test_labels_pin_versions_and_a_smaller_stable_is_a_rollback(serve, base, ser
     eventually(lambda: states(server) == {3: "AVAILABLE", 2: "END", 1: "END"})
 
 
+@pytest.mark.parametrize("label", [2, 1], ids=["promoted", "given up"])
+def test_whoever_asks_for_the_canary_is_answered_while_it_is_promoted_or_given_up(serve, base, servable, label):
+    add_version(base, 2, servable)
+    write_labels(base, ServingLabels(stable=1, canary=2))
+    server = serve(base)
+    with RetrievalClient.grpc(server.address, "dnc", label="canary") as canary:
+        assert canary.recommend([["i1"]])
+        write_labels(base, ServingLabels(stable=label, canary=label))
+        moved = {label: "AVAILABLE", 3 - label: "END"}
+        eventually(lambda: bool(canary.recommend([["i1"]])) and states(server) == moved)
+        assert canary.recommend([["i1"]])
+    assert states(server, "/labels/canary") == states(server, "/labels/stable") == {label: "AVAILABLE"}
+
+
 @pytest.mark.parametrize("damage", ["not a SavedModel", "labels are no JSON", "labels name no version", "all are gone"])
 def test_what_is_wrong_on_disk_leaves_what_is_served(serve, base, damage, caplog):
     server = serve(base)
@@ -217,7 +231,10 @@ def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
         assert read_labels(base) == ServingLabels(stable=1, canary=2)
         assert re.match("INVALID_ARGUMENT: .*names version 9", reload(stable=9))
         assert "must be stable and perhaps canary" in reload(beta=1)
-        assert "two versions" in reload(stable=1, canary=1)
+        assert reload(stable=1, canary=1) == ""
+        assert read_labels(base) == ServingLabels(stable=1, canary=1)
+        assert states(server, "/labels/canary") == {1: "AVAILABLE"}
+        assert reload(stable=1, canary=2) == ""
         twice = model_management_pb2.ReloadConfigRequest()
         for _ in range(2):
             twice.config.model_config_list.config.add(name="dnc", base_path=str(base))
