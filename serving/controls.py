@@ -73,6 +73,14 @@ def _log_boost(boost: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
     largest float.
     """
     log_boost = tf.math.log(tf.clip_by_value(tf.where(tf.math.is_nan(boost), 1.0, boost), 0.0, tf.float32.max))
-    listed = tf.reduce_any(groups[:, :, None] == tf.range(tf.shape(boost)[1]), axis=1)
-    listed |= ~tf.reduce_any(groups >= 0, axis=1, keepdims=True)
+    is_padding, num_groups = groups < 0, tf.shape(boost)[1]
+    # Marks the listed ones in [batch_size, num_groups]: compared with every group, a long list would take all memory.
+    # The op ignores what is num_groups or more, and fails on what is negative.
+    listed = tf.raw_ops.DenseBincount(
+        input=tf.where(is_padding, num_groups, groups),
+        size=num_groups,
+        weights=tf.constant([], tf.int32),
+        binary_output=True,
+    )
+    listed = (listed > 0) | tf.reduce_all(is_padding, axis=1, keepdims=True)
     return tf.where(listed, log_boost, -math.inf)
