@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from contracts.names import Request
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -41,6 +43,10 @@ class SignatureSpec:
 
     Every request is brought to the same form, all inputs with a row per query: what is left out is
     the signature's default, which the SavedModel carries. So all requests can share batches.
+
+    Attributes:
+        lists: names of the outputs [B, M], with a place for each candidate: of a signature that takes M, all of whose
+            inputs may be left out, those whose second size is left open.
     """
 
     def __init__(self, name: str, definition: Any):
@@ -55,6 +61,9 @@ class SignatureSpec:
         self.name = name
         self.inputs = {key: _input(key, info, definition.defaults) for key, info in sorted(definition.inputs.items())}
         self.outputs = {key: info.name for key, info in sorted(definition.outputs.items())}
+        optional = {key for key, one in self.inputs.items() if one.default is not None}
+        gives_lists = {Request.NUM_CANDIDATES, Request.MERGE} <= optional == set(self.inputs)
+        self.lists = [key for key in self.outputs if gives_lists and _has_open_columns(definition.outputs[key])]
         self._answer = definition.outputs
 
     def require_known(self, names: Iterable[str]) -> None:
@@ -99,6 +108,11 @@ class SignatureSpec:
             name: _concatenate([request[name] for request in requests], spec.padding)
             for name, spec in self.inputs.items()
         }
+
+
+def _has_open_columns(info: Any) -> bool:
+    sizes = [dim.size for dim in info.tensor_shape.dim]
+    return len(sizes) == 2 and sizes[1] < 0
 
 
 def _input(name: str, info: Any, defaults: Mapping[str, Any]) -> Input:

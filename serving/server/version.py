@@ -17,6 +17,7 @@ from serving.servable_session import load_version, new_session
 from serving.server.batcher import Batcher, Workers
 from serving.server.errors import Code, RequestError, from_tensorflow, invalid
 from serving.server.metrics import Metrics
+from serving.server.splitting import split
 from serving.signature_spec import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
 
@@ -48,6 +49,7 @@ class LoadedServable:
             LoadError: there is no servable, or it cannot be served.
         """
         self._session = new_session(num_threads)
+        self._default_widths: dict[str, int] = {}
         try:
             self.definitions = dict(load_version(self._session, path))
             self.signatures = {
@@ -61,6 +63,9 @@ class LoadedServable:
             }
             for signature, inputs in read_warmup(path) if (path / WARMUP_FILE).exists() else ():
                 self.run(signature, [self.signatures[signature].complete(inputs)[0]])
+            self._default_widths |= {
+                name: self._default_width(spec) for name, spec in self.signatures.items() if spec.lists
+            }
         except Exception as error:  # a graph of another time fails in any way
             self._session.close()
             raise LoadError(path, error) from error
@@ -81,8 +86,12 @@ class LoadedServable:
         if any(not value.ndim or len(value) != sum(sizes) for value in values):
             shapes = {name: list(value.shape) for name, value in zip(spec.outputs, values, strict=True)}
             raise RequestError(Code.INTERNAL, f"{signature} gave outputs without a row per query: {shapes}")
-        parts = [np.split(value, np.cumsum(sizes)[:-1]) for value in values]
-        return [dict(zip(spec.outputs, answer, strict=True)) for answer in zip(*parts, strict=True)]
+        return split(spec, requests, values, self._default_widths.get(signature, 0))
+
+    def _default_width(self, spec: SignatureSpec) -> int:
+        """The length of the list of a request that leaves all out: the graph knows it, and says it nowhere."""
+        [answer] = self.run(spec.name, [spec.complete({})[0]])
+        return int(answer[spec.lists[0]].shape[1])
 
     def close(self) -> None:
         """Frees the memory: a graph's Python objects hold each other, and malloc keeps what TensorFlow frees."""

@@ -1,0 +1,43 @@
+"""A batch's answer, split into those of its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from contracts.names import MERGES, Request
+from serving.signature_spec import Arrays, SignatureSpec
+
+_MERGES = {b"", *(merge.encode() for merge in MERGES)}
+
+
+def split(
+    spec: SignatureSpec, requests: Sequence[Arrays], values: Sequence[np.ndarray], default_width: int
+) -> list[Arrays]:
+    """Each request's answer, as if it had been asked alone: the graph makes all lists as long as the batch's longest.
+
+    Args:
+        spec: of the signature.
+        requests: the batch's, completed.
+        values: the outputs of the batch, in the order of the signature's, with a row per row of the requests.
+        default_width: length of the list of a row that does not say how many candidates it wants.
+    """
+    ends = np.cumsum([len(next(iter(request.values()))) for request in requests])
+    parts = [np.split(value, ends[:-1]) for value in values]
+    answers = [dict(zip(spec.outputs, answer, strict=True)) for answer in zip(*parts, strict=True)]
+    if len(requests) > 1 and spec.lists:
+        for request, answer in zip(requests, answers, strict=True):
+            width = _own_width(request, default_width)
+            answer.update({name: answer[name][:, :width] for name in spec.lists})
+    return answers
+
+
+def _own_width(request: Arrays, default_width: int) -> int:
+    """The largest M of a request's rows, as `Controls.of` reads them; beyond what the servable gives, that is cut off.
+
+    A request of no rows is one row of defaults to the graph (`serving.graph_inputs`).
+    """
+    rows = zip(request[Request.NUM_CANDIDATES].tolist(), request[Request.MERGE].tolist(), strict=True)
+    widths = [0 if merge not in _MERGES else wanted if wanted > 0 else default_width for wanted, merge in rows]
+    return max(widths, default=default_width)
