@@ -26,6 +26,9 @@ _LONGEST_TRY = 86_400.0
 """Seconds: infinity is none to gRPC, which takes it for a deadline that has passed, nor to a lock."""
 _LEAST_TRY = 0.05
 """Seconds that another try must have: a shorter one would find the time up, and hide what the server said before."""
+_MARKS_SECONDS = 60.0
+"""So long, metadata say whether marks of context are read. No refusal tells otherwise: a version that has begun to read
+them can be asked without, and TF Serving's REST ignores what a version has no input for."""
 _REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 _Answer = TypeVar("_Answer")
 
@@ -64,6 +67,7 @@ class RetrievalClient:
         self._target = target
         self._timeout = timeout
         self._specs: dict[str, SignatureSpec] = {}
+        self._read_at: dict[str, float] = {}
 
     @classmethod
     def grpc(
@@ -176,24 +180,27 @@ class RetrievalClient:
         self, signature: str, given: Mapping[str, Any], rows: int, timeout: float | None
     ) -> dict[str, np.ndarray]:
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        spec, is_fresh = self._spec(signature, deadline)
+        spec, is_fresh = self._spec(signature, given, deadline)
         try:
-            inputs = _arrays(spec, _as_read(spec, given) if is_fresh else given, rows)
-            return self._predict(spec, inputs, deadline)
+            return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
         except (RetrievalError, ValueError) as error:
             # A new version may take other inputs than the one whose metadata is remembered.
             if is_fresh or (isinstance(error, RetrievalError) and error.code not in _REFUSED_INPUTS):
                 raise
             self._specs.pop(signature, None)  # another thread may have been faster
-        spec, _ = self._spec(signature, deadline)
+        spec, _ = self._spec(signature, given, deadline)
         return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
 
-    def _spec(self, signature: str, deadline: float) -> tuple[SignatureSpec, bool]:
-        if known := self._specs.get(signature):
+    def _spec(self, signature: str, given: Mapping[str, Any], deadline: float) -> tuple[SignatureSpec, bool]:
+        """The signature as it is remembered, or as the metadata have it now, and whether it is that."""
+        known = self._specs.get(signature)
+        has_marks = given.get(Request.HISTORY_IS_CONTEXT) is not None
+        if known and (not has_marks or time.monotonic() < self._read_at[signature] + _MARKS_SECONDS):
             return known, False
         found = _retried(lambda left: self._transport.signatures(self._target, left), deadline)
         if signature not in found:
             raise ValueError(f"{self._target.model} has no signature {signature!r}; it has {sorted(found)}")
+        self._read_at[signature] = time.monotonic()
         spec = self._specs[signature] = SignatureSpec(signature, found[signature])
         return spec, True
 
