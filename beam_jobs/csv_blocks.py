@@ -89,7 +89,7 @@ def read_csv_batches(
         block = stream.read(_HEADER_BYTES)
         names, separator, block = split_header(block, path, text)
         wanted = {name: names.index(name) for name in columns}
-        is_quoting = text.has_quotes and plainly_quotes(block, separator, len(names))
+        is_quoting = text.quoting == "always" or (text.has_quotes and plainly_quotes(block, separator, len(names)))
         parser = _BlockParser(len(names), wanted, separator, text.has_quotes, is_quoting)
         while True:
             more = stream.read(block_bytes)

@@ -10,6 +10,7 @@ a closing quote is let through, as readers do.
 from __future__ import annotations
 
 import csv
+import re
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -57,8 +58,18 @@ class _Quotes:
 
 
 def plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
-    """Whether more lines of a file's head are records only if its quotes quote than only if they do not."""
+    """Whether a file's head shows that its quotes quote.
+
+    It does if more of its lines have a quoted cell than are records without one: as programs write that quote all
+    text. And if more lines are records only if quotes quote than only if they do not: as those that quote where they
+    must.
+    """
     *lines, _ = head.split(b"\n")
+    edge = re.escape(separator.encode())
+    has_cell = re.compile(rb'(?:^|%b)"(?:[^"]|"")*"(?:$|%b)' % (edge, edge)).search
+    bare = [line for line in lines if b'"' not in line or not has_cell(line.rstrip(b"\r"))]
+    if len(lines) - len(bare) > sum(line.count(separator.encode()) == num_fields - 1 for line in bare):
+        return True
     quoting = [line.decode("utf-8", errors="replace").rstrip("\r") for line in lines if b'"' in line][:_MOST_LINES]
     quoted = sum(_is_record(line, separator, num_fields) for line in quoting)
     return quoted > sum(line.count(separator) == num_fields - 1 for line in quoting)
@@ -89,7 +100,7 @@ def find_records(
         is_last: whether the file ends with the block.
         most_bytes: a cell that is still open at the end of the block is the next block's, unless its record began
             more than this before.
-        is_quoting: whether the file `plainly_quotes`.
+        is_quoting: whether a quoted cell is one whatever it holds, as of a file that `plainly_quotes`.
         count_fields: whether each record of several lines must have `num_fields`, which takes longer; else they are
             counted only where a quote is astray.
     """
@@ -157,7 +168,7 @@ class _Walk:
                     return UNCLOSED
                 if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
                     return not_fields(self._num_fields)
-                if not self._is_quoting and self._holds_records(end, closing, separators):
+                if not self._is_quoting and self._holds_records(self.begins[run], closing, separators):
                     return UNCLOSED
                 end = line_end(self._block, closing)
             outside = closing
@@ -166,23 +177,24 @@ class _Walk:
         separators += self._block.count(self._separator, outside, end)
         return None if not carried or separators == self._num_fields - 1 else not_fields(self._num_fields)
 
-    def _holds_records(self, start: int, closing: int, column: int) -> bool:
+    def _holds_records(self, opening: int, closing: int, column: int) -> bool:
         """Whether a cell rather holds records, its quotes being two strays of a log that does not quote.
 
-        So it is if most lines from `start`, its second one, are records by themselves: of whole lines each has
-        `num_fields`, and of the last one the fields before `column` are in the cell. A cell that is meant hardly looks
-        so: tabs are rare in text, commas of sentences have spaces behind them, and others would have to hit the number
-        in most lines. Nothing is told by a last line in the first column, where the number is 0, nor by records of two
-        fields, as lists with a comma at each line's end are; a log has three.
+        So it is if most lines that it is on are records by themselves: of whole lines each has `num_fields`, and of the
+        last one the fields before `column` are in the cell. A cell that is meant hardly looks so: its first line lacks
+        what stands behind the cell, tabs are rare in text, commas of sentences have spaces behind them, and others
+        would have to hit the number in most lines. A last line in the first column, where the number is 0, is no sign
+        of records, nor are records of two fields, as lists with a comma at each line's end are; a log has three.
         """
         if self._num_fields < 3:
             return False
-        *whole, last = self._block[start:closing].split(b"\n")
-        numbers = [(line, self._num_fields - 1) for line in whole] + [(last, column)] * (column > 0)
-        are_records = [
-            line.count(self._separator) == number and not self._is_sentence(line) for line, number in numbers
-        ]
+        *whole, last = self._block[self._block.rfind(b"\n", 0, opening) + 1 : closing].split(b"\n")
+        are_records = [self._is_record(line, self._num_fields - 1) for line in whole]
+        are_records.append(column > 0 and self._is_record(last, column))
         return 2 * sum(are_records) > len(are_records)
+
+    def _is_record(self, line: bytes, number: int) -> bool:
+        return line.count(self._separator) == number and not self._is_sentence(line)
 
     def _is_sentence(self, line: bytes) -> bool:
         return self._stands_in_text and self._separator + b" " in line

@@ -50,6 +50,8 @@ def _remedy_of_fields(reason: str, data: DataConfig, examples: list[str]) -> str
     if is_not_fields(reason):
         enclosed = ", with quotes around values that hold the separator" if data.has_quotes else ""
         cures.append(f"write as many fields a row as the header has{enclosed}")
+    if reason == UNCLOSED and data.quoting == "auto":
+        cures.append("if quotes enclose values of several lines, set data.quoting=always")
     if has_quotes:
         cures.append(
             "if a quote is a character like any other, set data.quoting=none"

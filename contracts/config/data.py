@@ -147,8 +147,10 @@ class TextFormat(Section):
     """How files of text are read."""
 
     header: Strings = Field((), description="of text files without a header line: their columns' names, in order")
-    quoting: Literal["auto", "none"] = Field(
-        "auto", description="auto: quotes may enclose a field of text files; none: they are characters like any other"
+    quoting: Literal["auto", "always", "none"] = Field(
+        "auto",
+        description="of text files; always: quotes enclose fields, whatever these hold; auto: they may, unless what "
+        "they enclose looks like rows between two stray quotes; none: they are characters like any other",
     )
 
     @property

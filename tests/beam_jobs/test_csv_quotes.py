@@ -4,7 +4,9 @@ import csv
 import random
 import re
 from pathlib import Path
+from typing import Literal
 
+import pandas as pd
 import pytest
 
 from beam_jobs import csv_blocks, ingest
@@ -19,10 +21,10 @@ CELLS = ["u", "", "17", '"x,y"', '"he said ""hi"""', '"two\nlines"', '"one\n\n""
 STRAYS = ['"open', '5" pipe', 'a"', '"', '"a"b', '""x', '"""', 'x""y', '"a""', '""a"b', '"p\nq,r,s\nt,u"', '"p\nq,r"']
 
 
-def _read(path: Path, block_bytes: int) -> list[tuple[str, ...]]:
+def _read(path: Path, block_bytes: int, quoting: Literal["auto", "always"] = "auto") -> list[tuple[str, ...]]:
     """Rows, and (reason, text) of what is set aside, in the order of their numbers, which have no gap."""
     found: dict[int, tuple[str, ...]] = {}
-    for batch in read_csv_batches(str(path), COLUMNS, TextFormat(), block_bytes=block_bytes):
+    for batch in read_csv_batches(str(path), COLUMNS, TextFormat(quoting=quoting), block_bytes=block_bytes):
         columns = (column.to_pylist() for column in batch.table.columns)
         for number, *cells in zip(batch.rows.tolist(), *columns, strict=True):
             found[number] = tuple(cell.decode() for cell in cells)
@@ -32,11 +34,21 @@ def _read(path: Path, block_bytes: int) -> list[tuple[str, ...]]:
 
 
 def _plainly_quotes(head: str) -> bool:
-    """Whether more whole lines of it are rows only if quotes quote than only if they do not."""
+    """Whether more whole lines of it have a quoted cell than are rows without, or are rows only if quotes quote."""
+    whole = [_has_quoted_cell(line) for line in head.split("\n")[:-1]]
+    bare = [line for line, has_cell in zip(head.split("\n")[:-1], whole, strict=True) if not has_cell]
+    if whole.count(True) > sum(line.count(",") == 2 for line in bare):
+        return True
     cell = r'(?:"(?:[^"]|"")*"|[^",][^,]*|)'
     lines = [line for line in head.split("\n")[:-1] if '"' in line]
     quoted = sum(re.fullmatch(f"{cell},{cell},{cell}", line) is not None for line in lines)
     return quoted > sum(line.count(",") == 2 for line in lines)
+
+
+def _has_quoted_cell(line: str) -> bool:
+    fields = line.split(",")
+    runs = (",".join(fields[i : j + 1]) for i in range(len(fields)) for j in range(i, len(fields)))
+    return any(len(run) > 1 and run[0] == run[-1] == '"' and '"' not in run[1:-1].replace('""', "") for run in runs)
 
 
 def _record(lines: list[str], first: int, is_quoting: bool) -> tuple[list[str] | None, int]:
@@ -46,10 +58,11 @@ def _record(lines: list[str], first: int, is_quoting: bool) -> tuple[list[str] |
     while True:
         cell = ""
         if text[place] == '"':
+            line = text[text.rfind("\n", 0, place) + 1 : place + 1]
             quoted = re.compile(r'"((?:[^"]|"")*)"(?!")').match(text, place)
             if quoted is None or ("\n" in quoted[0] and text[quoted.end()] not in ",\n"):
                 return None, first
-            if "\n" in quoted[1] and not is_quoting and _holds_records(quoted[1], len(cells)):
+            if "\n" in quoted[1] and not is_quoting and _holds_records(line + quoted[1], len(cells)):
                 return None, first
             carried += "\n" in quoted[0]
             if carried > len(COLUMNS):
@@ -63,11 +76,10 @@ def _record(lines: list[str], first: int, is_quoting: bool) -> tuple[list[str] |
 
 
 def _holds_records(cell: str, column: int) -> bool:
-    """Whether most lines that a cell's quote takes up would be rows without it."""
-    _, *whole, last = cell.split("\n")
+    """Whether most lines that a cell is on would be rows without its quotes."""
+    *whole, last = cell.split("\n")
     rows = [line.count(",") == len(COLUMNS) - 1 and ", " not in line for line in whole]
-    if column:
-        rows.append(last.count(",") == column and ", " not in last)
+    rows.append(column > 0 and last.count(",") == column and ", " not in last)
     return rows.count(True) > rows.count(False)
 
 
@@ -205,6 +217,51 @@ def test_cells_that_a_writer_of_csv_has_quoted_are_kept_whatever_they_hold(seed:
     with (tmp_path / "log.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     assert _read(tmp_path / "log.csv", 1 << 12) == rows
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC, csv.QUOTE_MINIMAL])
+@pytest.mark.parametrize("cell", ["nice\n5,99", "0 Main St\nParis,France", "a\nb,c,d\ne\nf,g"])
+def test_a_line_of_a_cell_may_look_like_the_end_of_a_row(quoting: int, cell: str, tmp_path: Path) -> None:
+    """Its last line has a comma, as the columns before it, and no other cell says whether quotes quote."""
+    rows = [(f"u{row}", "ok" if row % 9 else cell, str(row)) for row in range(500)]
+    path = tmp_path / "log.csv"
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, quoting=quoting)
+    assert list(pd.read_csv(path, dtype=str).itertuples(index=False, name=None)) == rows
+    assert _read(path, 1 << 12) == rows
+
+
+@pytest.mark.parametrize("num_plain", [0, 3_000])
+def test_of_a_file_that_quotes_all_any_text_may_be_a_cell(
+    num_plain: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the last column, all lines of which could be rows; with it from the beginning, or behind the head."""
+    monkeypatch.setattr(csv_blocks, "_HEADER_BYTES", 1 << 14)
+    cells = ["ok", "1 Main St\n75001,Paris,France\na,b,c"]
+    rows = [(f"u{row}", "x", cells[row >= num_plain and row % 2]) for row in range(num_plain + 1_000)]
+    path = tmp_path / "log.csv"
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False, quoting=csv.QUOTE_ALL)
+    assert _read(path, 1 << 12) == rows
+
+
+def test_quotes_that_always_quote_enclose_any_text(tmp_path: Path) -> None:
+    """Of cells that are quoted only where they must be, whose lines could all be rows, nobody else can tell."""
+    rows = [(f"u{row}", "x", "1 Main St\n75001,Paris,France\na,b,c" if row % 2 else "ok") for row in range(1_000)]
+    path = tmp_path / "log.csv"
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(path, index=False)
+    assert _read(path, 1 << 12, "always") == rows
+    assert ("quote never closed", 'u1,x,"1 Main St') in _read(path, 1 << 12)
+
+
+def test_titles_between_quotes_do_not_hide_that_a_file_does_not_quote(tmp_path: Path) -> None:
+    """One in three is quoted as a cell is: those lose their quotes, and no row is lost but for the stray's own."""
+    titles = ['"Heroes"', "Track", "The Thing", '"Untitled', "Track", '12"', "Track", '5" pipe', "Blue"] * 9
+    path = tmp_path / "log.csv"
+    path.write_text("a,b,c\n" + "".join(f"u,{row},{title}\n" for row, title in enumerate(titles)))
+    unclosed = [("quote never closed", f'u,{row},"Untitled') for row in range(len(titles)) if row % 9 == 3]
+    got = _read(path, 1 << 16)
+    assert [row for row in got if len(row) == 2] == unclosed
+    kept = [("u", str(row), title.replace('"Heroes"', "Heroes")) for row, title in enumerate(titles)]
+    assert [row for row in got if len(row) == 3] == [row for row in kept if row[2] != '"Untitled']
 
 
 def test_lists_in_tables_of_two_columns_are_kept(tmp_path: Path) -> None:

@@ -162,9 +162,10 @@ def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.
         ('"u","a\\"",1', {}, r"""sed 's/\\"/""/g'"""),
         ("u,a", {}, "write as many fields a row as the header has"),
         ('u,"a', {}, "set data.quoting=none"),
+        ('u,"a', {}, "of several lines, set data.quoting=always"),
         ("u,a,1963-11-30", {}, "times before 1970 are not read"),
     ],
-    ids=["another time", "another format", "quotes", "Spark's quotes", "fields", "fields and a quote", "before 1970"],
+    ids=["a time", "a format", "quotes", "Spark's quotes", "fields", "fields and a quote", "a quote", "before 1970"],
 )
 @pytest.mark.parametrize("rest", [[], GOOD], ids=["all rows", "too many rows"])
 def test_the_commonest_reason_has_its_remedy(
