@@ -23,7 +23,7 @@ import pyarrow.csv as pa_csv
 
 from beam_jobs.arrays import Int64
 from beam_jobs.csv_header import split_header
-from beam_jobs.csv_quotes import Records, find_records, line_end, not_fields, plainly_quotes
+from beam_jobs.csv_quotes import Form, Records, find_records, form_of, line_end, not_fields
 from contracts.config import TextFormat
 from contracts.storage import as_path, open_binary
 
@@ -89,8 +89,8 @@ def read_csv_batches(
         block = stream.read(_HEADER_BYTES)
         names, separator, block = split_header(block, path, text)
         wanted = {name: names.index(name) for name in columns}
-        is_quoting = text.quoting == "always" or (text.has_quotes and plainly_quotes(block, separator, len(names)))
-        parser = _BlockParser(len(names), wanted, separator, text.has_quotes, is_quoting)
+        form = form_of(block, separator, len(names), text.quoting == "always")
+        parser = _BlockParser(form, wanted, text.has_quotes)
         while True:
             more = stream.read(block_bytes)
             batch, end = parser.parse(block, is_last=not more, most_bytes=block_bytes)
@@ -131,17 +131,13 @@ def _after_line(stream: BinaryIO, block_bytes: int) -> bytes:
 class _BlockParser:
     """Parses whole records, numbering the rows of a file as it goes."""
 
-    def __init__(
-        self, num_fields: int, wanted: dict[str, int], separator: str, has_quotes: bool, is_quoting: bool
-    ) -> None:
-        self._num_fields = num_fields
+    def __init__(self, form: Form, wanted: dict[str, int], has_quotes: bool) -> None:
+        self._form = form
         self._wanted = wanted
-        self._names = [str(index) for index in range(num_fields)]
-        self._separator = separator
+        self._names = [str(index) for index in range(form.num_fields)]
         self._has_quotes = has_quotes
-        self._is_quoting = is_quoting
-        self._sentinel_row = separator.encode().join([_SENTINEL] * num_fields) + b"\n"
-        self._blank_row = separator.encode().join([_SENTINEL] * (num_fields + 1)) + b"\n"
+        self._sentinel_row = form.separator.encode().join([_SENTINEL] * form.num_fields) + b"\n"
+        self._blank_row = form.separator.encode().join([_SENTINEL] * (form.num_fields + 1)) + b"\n"
         self._next_row = 1
         self._lines_are_records = True
 
@@ -156,9 +152,7 @@ class _BlockParser:
         records, table, invalid = self._of_lines(block, is_last) if self._lines_are_records else (None, None, [])
         if records is None or table is None:
             self._lines_are_records = False  # of a file with cells of several lines, most blocks have some
-            find = partial(
-                find_records, block, self._separator, self._num_fields, is_last, most_bytes, self._is_quoting
-            )
+            find = partial(find_records, block, self._form, is_last, most_bytes)
             records = find()
             table, invalid = self._parse_raw(self._text(block, records))
             if any("\n" in text for _, text in invalid):  # a record of several lines: its first one is to blame
@@ -205,7 +199,7 @@ class _BlockParser:
         bad_rows, set_aside = [], iter(records.set_aside)
         blank = self._blank_row.decode().rstrip("\n")
         for place, text in invalid:
-            reason, line = not_fields(self._num_fields), text
+            reason, line = not_fields(self._form.num_fields), text
             if text == blank:
                 start, reason = next(set_aside)
                 line = block[start : line_end(block, start)].rstrip(b"\r\n").decode("utf-8", errors="replace")
@@ -232,7 +226,7 @@ class _BlockParser:
             pa.BufferReader(data),
             read_options=pa_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names),
             parse_options=pa_csv.ParseOptions(
-                delimiter=self._separator,
+                delimiter=self._form.separator,
                 quote_char='"' if self._has_quotes else False,
                 newlines_in_values=True,
                 invalid_row_handler=skip,

@@ -20,8 +20,26 @@ from beam_jobs.arrays import Bool, Int64
 
 UNCLOSED = "quote never closed"
 _OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
+_MOST_SPACED = 0.1  # of a file's rows
 _MOST_LINES = 10_000
-"""Lines with quotes that `plainly_quotes` looks at."""
+"""Lines with quotes that `_plainly_quotes` looks at."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file writes its records.
+
+    Attributes:
+        separator: of fields.
+        num_fields: of a record.
+        is_quoting: whether a quoted cell is one whatever it holds.
+        has_sentences: whether separators with a space behind them are of sentences.
+    """
+
+    separator: str
+    num_fields: int
+    is_quoting: bool
+    has_sentences: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,25 @@ class _Quotes:
         return bool(self.opens[::2].all() and self.closes[1::2].all())
 
 
-def plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
+def form_of(head: bytes, separator: str, num_fields: int, always_quotes: bool) -> Form:
+    """The form of a file whose rows begin with `head`, and whose quotes are known to quote or not."""
+    is_quoting = always_quotes or _plainly_quotes(head, separator, num_fields)
+    has_sentences = separator in _OF_TEXT and not _is_spaced(head, separator, num_fields)
+    return Form(separator, num_fields, is_quoting, has_sentences)
+
+
+def _is_spaced(head: bytes, separator: str, num_fields: int) -> bool:
+    """Whether values begin with a space in more rows than a few, so that the space does not tell a sentence."""
+    quotes = _find_quotes(head, len(head), separator)
+    edges = quotes.begins[quotes.opens | quotes.closes]
+    data = np.frombuffer(head, np.uint8)
+    places = np.flatnonzero(data == ord(separator))
+    places = places[np.searchsorted(edges, places) % 2 == 0]  # what stands in quotes may be text
+    num_spaced = np.count_nonzero(data[np.minimum(places + 1, len(data) - 1)] == ord(" "))
+    return bool(num_spaced * (num_fields - 1) > _MOST_SPACED * len(places))
+
+
+def _plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
     """Whether a file's head shows that its quotes quote.
 
     It does if more of its lines have a quoted cell than are records without one: as programs write that quote all
@@ -82,40 +118,30 @@ def _is_record(line: str, separator: str, num_fields: int) -> bool:
         return False
 
 
-def find_records(
-    block: bytes,
-    separator: str,
-    num_fields: int,
-    is_last: bool,
-    most_bytes: int,
-    is_quoting: bool,
-    count_fields: bool = False,
-) -> Records:
+def find_records(block: bytes, form: Form, is_last: bool, most_bytes: int, count_fields: bool = False) -> Records:
     """The records of a block that begins with one, as far as quotes tell.
 
     Args:
         block: bytes.
-        separator: of fields.
-        num_fields: of a record.
+        form: of the file.
         is_last: whether the file ends with the block.
         most_bytes: a cell that is still open at the end of the block is the next block's, unless its record began
             more than this before.
-        is_quoting: whether a quoted cell is one whatever it holds, as of a file that `plainly_quotes`.
-        count_fields: whether each record of several lines must have `num_fields`, which takes longer; else they are
-            counted only where a quote is astray.
+        count_fields: whether each record of several lines must have as many fields as the form says, which takes
+            longer; else they are counted only where a quote is astray.
     """
     size = len(block) if is_last else block.rfind(b"\n") + 1
     if block.find(b'"', 0, size) < 0:
         return Records(size, [])
-    quotes = _find_quotes(block, size, separator)
-    may_hold_records = not is_quoting and quotes.pair_up and _may_hold_records(block, size, quotes, separator)
+    quotes = _find_quotes(block, size, form.separator)
+    may_hold_records = not form.is_quoting and quotes.pair_up and _may_hold_records(block, size, quotes, form)
     if quotes.pair_up and not count_fields and not may_hold_records:
         if len(quotes.begins) % 2 == 0:
             return Records(size, [])
         start = _start_of_last_record(block, quotes)
         if not is_last and len(block) - start <= most_bytes:
             return Records(start, [])
-    walk = _Walk(block, quotes, separator, num_fields, is_quoting)
+    walk = _Walk(block, quotes, form)
     set_aside: list[tuple[int, str]] = []
     run = 0
     while run < len(walk.begins):
@@ -134,15 +160,14 @@ def find_records(
 class _Walk:
     """Reads one record at a time."""
 
-    def __init__(self, block: bytes, quotes: _Quotes, separator: str, num_fields: int, is_quoting: bool) -> None:
+    def __init__(self, block: bytes, quotes: _Quotes, form: Form) -> None:
         self.begins = quotes.begins.tolist()
         self._opens = quotes.opens.tolist()
         self._closes = quotes.closes.tolist()
         self._block = block
-        self._separator = separator.encode()
-        self._stands_in_text = separator in _OF_TEXT
-        self._num_fields = num_fields
-        self._is_quoting = is_quoting
+        self._separator = form.separator.encode()
+        self._form = form
+        self._num_fields = form.num_fields
         self.next_run = 0
         self.is_open = False
 
@@ -168,7 +193,7 @@ class _Walk:
                     return UNCLOSED
                 if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
                     return not_fields(self._num_fields)
-                if not self._is_quoting and self._holds_records(self.begins[run], closing, separators):
+                if not self._form.is_quoting and self._holds_records(self.begins[run], closing, separators):
                     return UNCLOSED
                 end = line_end(self._block, closing)
             outside = closing
@@ -194,10 +219,8 @@ class _Walk:
         return 2 * sum(are_records) > len(are_records)
 
     def _is_record(self, line: bytes, number: int) -> bool:
-        return line.count(self._separator) == number and not self._is_sentence(line)
-
-    def _is_sentence(self, line: bytes) -> bool:
-        return self._stands_in_text and self._separator + b" " in line
+        is_sentence = self._form.has_sentences and self._separator + b" " in line
+        return line.count(self._separator) == number and not is_sentence
 
 
 def not_fields(number: int) -> str:
@@ -236,12 +259,12 @@ def _find_quotes(block: bytes, size: int, separator: str) -> _Quotes:
     return _Quotes(begins, opens, closes)
 
 
-def _may_hold_records(block: bytes, size: int, quotes: _Quotes, separator: str) -> bool:
+def _may_hold_records(block: bytes, size: int, quotes: _Quotes, form: Form) -> bool:
     """Whether, of quotes that pair up, a cell has a separator that is not of text on another line than its first."""
     data = np.frombuffer(block, np.uint8, size)
     feeds = np.append(np.flatnonzero(data == ord("\n")), size)
-    separators = np.flatnonzero(data == ord(separator))
-    if separator in _OF_TEXT:
+    separators = np.flatnonzero(data == ord(form.separator))
+    if form.has_sentences:
         separators = separators[data[np.minimum(separators + 1, size - 1)] != ord(" ")]
     closes = quotes.begins[1::2]
     second_lines = np.minimum(feeds[np.searchsorted(feeds, quotes.begins[::2][: len(closes)])], closes)

@@ -187,6 +187,19 @@ def test_quotes_that_open_and_close_by_chance_cost_no_rows(name: str, tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("row", ["u,i, The Thing", "u, i, The Thing", "u;i; The Thing"])
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_of_values_that_begin_with_a_space_no_row_is_lost(row: str, every: int, tmp_path: Path) -> None:
+    """Commas of sentences have a space behind them, too: here that tells nothing."""
+    separator = row[1]
+    rows = [row if place % every == 0 else row.replace(" ", "") for place in range(300)]
+    rows[20], rows[269] = separator.join(["u", "i", '"Untitled']), separator.join(["u", "i", ' 12"'])
+    (tmp_path / "log.csv").write_text("\n".join([separator.join(COLUMNS), *rows, ""]))
+    found = [tuple(row.split(separator)) for row in rows]
+    found[20] = ("quote never closed", rows[20])
+    assert _read(tmp_path / "log.csv", 1 << 16) == found
+
+
 # name -> (a cell of several lines, the cells before it, the ones behind it)
 MEANT = {
     "sentences": ("Comes in red,\nred, green, blue\nand more, too, today", ["i1", "Shirt"], []),
