@@ -50,6 +50,19 @@ class LocalPath(PathOrUrl):
         return path
 
 
+class Utf8Text(click.ParamType):
+    """Text such as a log holds: what the shell passes may be any bytes, as in a terminal of Latin-1."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{os.fsencode(value)!r} is not UTF-8, as all ids of a log are: write it in UTF-8", param, ctx)
+        return str(value)
+
+
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2.
 

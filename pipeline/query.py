@@ -17,7 +17,7 @@ from contracts.config.request_features import RequestFeature
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.names import MERGES, Request
-from pipeline.cli_options import LocalPath, reports_user_errors
+from pipeline.cli_options import LocalPath, Utf8Text, reports_user_errors
 from pipeline.stages import exported_servable
 
 if TYPE_CHECKING:
@@ -29,10 +29,13 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 
 @click.command()
 @click.option("--workdir", "-w", type=LocalPath(), required=True, help="A finished run.")
-@click.option("--user", help="Take this user's history from the run's events.")
-@click.option("--history", metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list.")
+@click.option("--user", type=Utf8Text(), help="Take this user's history from the run's events.")
+@click.option(
+    "--history", type=Utf8Text(), metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list."
+)
 @click.option(
     "--context",
+    type=Utf8Text(),
     metavar="ID,ID,...",
     help="Of --history, what the user was shown and did not take (data.feedback.history_level); or a JSON list.",
 )
@@ -47,7 +50,9 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 )
 @click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer; default: all.")
 @click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest; default: all.")
-@click.option("--exclude", metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list.")
+@click.option(
+    "--exclude", type=Utf8Text(), metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list."
+)
 @click.option(
     "--explore",
     type=click.IntRange(0, 2**31 - 1),

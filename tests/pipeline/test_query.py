@@ -1,10 +1,13 @@
 """What `dnc query` says beside its answer."""
 
+import os
 import re
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.query import _ids, _marks, unknown_items_note
 
 
@@ -33,3 +36,11 @@ def test_context_is_marked_where_the_history_has_it() -> None:
 def test_a_space_that_makes_an_item_unknown_is_seen() -> None:
     items = _ids("--history", "a, b") or []
     assert unknown_items_note(np.array([3, -1]), items, 0).endswith('as if absent: " b"')
+
+
+@pytest.mark.parametrize("option", ["--user", "--history", "--context", "--exclude"])
+def test_an_id_that_is_not_utf8_is_refused(option: str) -> None:
+    """As the shell passes it: Python decodes arguments with surrogates in place of the bytes that are not."""
+    result = CliRunner().invoke(main, ["query", "-w", "runs/none", option, os.fsdecode("café".encode("latin-1"))])
+    assert result.exit_code == 2
+    assert re.search(rf"'{option}': b'caf\\xe9' is not UTF-8", result.output)
