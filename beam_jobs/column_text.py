@@ -70,6 +70,8 @@ def is_inexact(column: pa.Array) -> Bool:
 
     Such are what pandas makes of 64-bit ids in a column with gaps: two users may have become one.
     """
+    if pa.types.is_dictionary(column.type):
+        return is_inexact(column.dictionary_decode())
     if not pa.types.is_floating(column.type):
         return np.zeros(len(column), bool)
     limit = 2.0 ** {16: 11, 32: 24, 64: 53}[column.type.bit_width]

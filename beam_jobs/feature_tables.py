@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.arrays import Bool
-from beam_jobs.column_text import check_ids, to_binary, to_numbers, utf8_mask
+from beam_jobs.column_text import check_ids, is_inexact, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
 from beam_jobs.payload import one_array
@@ -114,7 +114,8 @@ class _FirstRows:
         self._most = _ROWS_HELD
 
     def add(self, rows: pa.Table) -> None:
-        sound = check_ids(to_binary(one_array(rows[self._id_name]))) == 0
+        ids = one_array(rows[self._id_name])
+        sound = (check_ids(to_binary(ids)) == 0) & ~is_inexact(ids)
         self.unusable += int((~sound).sum())
         self._kept.append(rows.filter(pa.array(sound)))
         if sum(map(len, self._kept)) > self._most:

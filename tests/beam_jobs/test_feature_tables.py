@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import feature_tables
+from beam_jobs.csv_blocks import RawBatch
+from beam_jobs.event_columns import validate
 from beam_jobs.feature_statistics import feature_statistics
 from contracts.config import DataConfig, FeatureTable
 
@@ -67,3 +69,22 @@ def test_cells_of_a_feature_called_rows_are_told_from_rows(tmp_path: Path) -> No
     assert {name: count for name, count in found.counts.items() if count} == {"unreadable_rows": 1, "malformed_rows": 1}
     assert found.examples["malformed_rows"] == "'many'"
     assert found.examples["unreadable_rows"].startswith("row 3")
+
+
+@pytest.mark.parametrize("is_dictionary", [False, True])
+@pytest.mark.parametrize(("kind", "exact"), [(pa.float32(), 2**24), (pa.float64(), 2**53)], ids=str)
+def test_ids_that_may_be_two_are_set_aside_as_in_the_log(
+    kind: pa.DataType, exact: int, is_dictionary: bool, tmp_path: Path
+) -> None:
+    """2^24 + 1 is 2^24 in 32 bits, as 2^53 + 1 is 2^53 in 64."""
+    ids = pa.array([exact - 2, exact - 1, exact, exact + 1, None]).cast(kind, safe=False)
+    ids = ids.dictionary_encode() if is_dictionary else ids
+    pq.write_table(pa.table({"item_id": ids, "year": [1, 2, 3, 4, 5]}), tmp_path / "items.parquet")
+    features = [{"name": "year", "kind": "numeric"}]
+    table = {"path": str(tmp_path / "items.parquet"), "id": "item_id", "features": features}
+    found = feature_tables.read_feature_table(FeatureTable.model_validate(table), "data.item_features")
+    assert found.ids.to_pylist() == [str(exact - 2), str(exact - 1)]
+    assert found.counts["unusable_ids"] == 3
+    log = pa.table({"user_id": list("abcde"), "item_id": ids, "timestamp": [1, 2, 3, 4, 5]})
+    events = validate(RawBatch(log, np.arange(5)), DataConfig()).events
+    assert events["item_id"].to_pylist() == found.ids.to_pylist()
