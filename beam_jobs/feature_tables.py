@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam_jobs.arrays import Bool
+from beam_jobs.arrays import Bool, Float64
 from beam_jobs.column_text import check_ids, is_inexact, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
@@ -34,8 +34,8 @@ class FeatureRows:
         columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
             binary.
         counts: rows that were left out, by reason, none of which begins as those of cells do; and cells by problem and
-            feature: `malformed_NAME`, text that is no number or vector, and counts as missing; `not_utf8_NAME`, text
-            with bytes that are not UTF-8, of which reading CSV makes one and the same.
+            feature: `malformed_NAME`, what is no number of 32 bits or no vector, and counts as missing;
+            `not_utf8_NAME`, text with bytes that are not UTF-8, of which reading CSV makes one and the same.
         examples: key of `counts` -> the first such row or cell, where that tells more than the number.
     """
 
@@ -212,14 +212,23 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
 
 
 def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
-    """The numbers, NaN where there is none, and which cells hold text that is no number."""
+    """The numbers, NaN where there is none, and which cells hold text that is no number, or one too large."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
-        return pc.fill_null(numeric.cast(pa.float32(), safe=False), float("nan")), np.zeros(len(column), bool)
+        present = pc.fill_null(numeric.cast(pa.float64(), safe=False), float("nan"))
+        return _narrowed(present.to_numpy(zero_copy_only=False))
     text = pc.fill_null(to_binary(column), b"")
     numbers = to_numbers(text)
     is_malformed = np.isnan(numbers)
     cells = text.filter(pa.array(is_malformed)).dictionary_encode()
     says_so = np.array([cell.strip().lower() in _MISSING for cell in cells.dictionary.to_pylist()], bool)
     is_malformed[is_malformed] = ~says_so[cells.indices.to_numpy()]
-    return pa.array(numbers.astype(np.float32)), is_malformed
+    narrow, is_too_large = _narrowed(numbers)
+    return narrow, is_malformed | is_too_large
+
+
+def _narrowed(numbers: Float64) -> tuple[pa.Array, Bool]:
+    """The numbers as float32, and which of them that cannot hold: they become infinite, which counts as missing."""
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(np.float32)
+    return pa.array(narrow), np.isinf(narrow) & np.isfinite(numbers)

@@ -78,9 +78,9 @@ class Servable(ABC):
         }
         for name, (value, dtype) in values.items():
             if value is not None:
-                inputs[name] = np.broadcast_to(np.asarray(value, dtype), [len(histories)])
+                inputs[name] = np.broadcast_to(_as(dtype, value), [len(histories)])
         if group_boost is not None:
-            inputs[Request.GROUP_BOOST] = np.asarray(group_boost, np.float32)
+            inputs[Request.GROUP_BOOST] = _as(np.float32, group_boost)
         if groups is not None:
             inputs[Request.GROUPS] = _padded(groups, -1, np.int32)
         if exclude_item_ids is not None:
@@ -222,7 +222,13 @@ def _feature_input(values: Sequence[Any]) -> np.ndarray:
     if any(isinstance(value, str) for value in values):
         return np.array([(value or "").encode() for value in values], object)
     shape = next((np.shape(value) for value in values if value is not None), ())
-    return np.array([np.full(shape, math.nan) if value is None else value for value in values], np.float32)
+    return _as(np.float32, [np.full(shape, math.nan) if value is None else value for value in values])
+
+
+def _as(dtype: type, values: Any) -> np.ndarray:
+    """The values as `dtype`; what float32 cannot hold is infinite, for which the servable has rules."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype)
 
 
 def decode(ids: np.ndarray) -> np.ndarray:

@@ -88,3 +88,19 @@ def test_ids_that_may_be_two_are_set_aside_as_in_the_log(
     log = pa.table({"user_id": list("abcde"), "item_id": ids, "timestamp": [1, 2, 3, 4, 5]})
     events = validate(RawBatch(log, np.arange(5)), DataConfig()).events
     assert events["item_id"].to_pylist() == found.ids.to_pylist()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_number_that_32_bits_cannot_hold_is_malformed(kind: str, tmp_path: Path) -> None:
+    """The largest is 3.4028e38; an infinite one, and none, are missing, and nothing is wrong with them."""
+    prices = [1e39, -4e38, 3.4e38, float("inf"), None, 2.5]
+    FORMATS[kind](pa.table({"id": list("abcdef"), "price": prices}), tmp_path / f"items.{kind}")
+    features = [{"name": "price", "kind": "numeric"}]
+    table = {"path": str(tmp_path / f"items.{kind}"), "id": "id", "features": features}
+    found = feature_tables.read_feature_table(FeatureTable.model_validate(table), "data.item_features")
+    assert found.counts["malformed_price"] == 2
+    assert float(found.examples["malformed_price"].strip("'")) == 1e39
+    values = found.columns["price"].to_numpy()
+    assert np.flatnonzero(np.isfinite(values)).tolist() == [2, 5]
+    assert values[[2, 5]].tolist() == [np.float32(3.4e38), 2.5]
