@@ -219,6 +219,8 @@ def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
         return f"it must be given; {listed_by}"
     if kind == "value_error":  # ours, which names the value where that tells something
         return message.removeprefix("Value error, ")
+    if value is None:
+        return "it is empty, as a variable of the shell is that was not set: give a value, or leave the key out"
     if kind == "model_type":
         message = f"it is a section, with keys of its own; {listed_by}"
     elif kind == "string_type" and isinstance(value, bool | int | float | date):

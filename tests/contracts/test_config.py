@@ -132,7 +132,9 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["groups.num_groups=0"], ["groups.num_groups", "greater than or equal to 1", "0"]),
         (["data.header=[user, 2]"], ["data.header.1", "put it in quotes", "got 2"]),
         (["data.feedback.levels=[no, 'yes']"], ["data.feedback.levels.0", "put it in quotes", "got False"]),
-        (["data.columns.user_id=null"], ["data.columns.user_id", "valid string", "got None"]),
+        (["data.columns.user_id=null"], ["data.columns.user_id: it is empty"]),
+        (["data.events="], ["data.events: it is empty, as a variable of the shell", "give a value"]),
+        (["training.epochs="], ["training.epochs: it is empty"]),
         (["groups.num_groups=ten"], ["groups.num_groups", "integer", "ten"]),
         (
             ["evaluation.ks=[10, 20000]"],
