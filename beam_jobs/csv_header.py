@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
+from contextlib import suppress
 
 from contracts.config import TextFormat
 
 _HEADER = re.compile(rb'(?:[^"\n]+|"[^"]*")*')  # to the first line end outside quotes
 _LINES_TRIED = 20
+_SHOWN_CHARACTERS = 80
 _SEPARATORS = (",", ";", "\t", "|")
 _TWO_COLONS = "::"
+_STRAY_QUOTE = (
+    "if the line is a row, name the columns in data.header (of a feature table: its `header`); if a quote is a "
+    "character like any other, set data.quoting=none (or its `quoting`); else mend the line"
+)
 USE_ONE_CHARACTER = "its fields are separated by '::', which is not read: write commas or tabs instead"
 _BLOCK_OF_ITEM = re.compile(rb"\d+:\r?\n")
 _MAGIC = {
@@ -56,14 +62,12 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
         separator = _separator_of_rows(block, path, text) if block.strip() else _SEPARATORS[0]
         return [name.strip() for name in text.header], separator, block
     line, rest = _first_line(block, path, text)
-    headers, problem = {}, None
+    headers = {}
     for separator in _SEPARATORS:
-        try:
+        with suppress(csv.Error):  # of a line end behind a quote within a field
             headers[separator] = _fields(line, separator, text)
-        except csv.Error as error:
-            problem = problem or error
     if not headers:
-        raise ValueError(f"{path}: the header line {line[:80]!r} is not CSV ({problem}): mend it")
+        raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, encloses no name: {_STRAY_QUOTE}")
     separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
     names = headers[separator]
     quoted = [name.strip() for name in names if name[:1].isspace() and name.lstrip().startswith('"')]
@@ -80,12 +84,17 @@ def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:
     end = len(_HEADER.match(block)[0]) if text.has_quotes else len(block.split(b"\n", 1)[0])  # type: ignore[index]
     line = block[:end].rstrip(b"\r").decode("utf-8", errors="replace")
     if text.has_quotes and block.startswith(b'"', end):
-        raise ValueError(f"{path}: a quote of the header line {line[:80]!r} never closes: mend it")
+        raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, never closes: {_STRAY_QUOTE}")
     if not line.strip():
         raise ValueError(f"{path} has no header line: the first line must name the columns")
     if "\r" in line and end == len(block):
         raise ValueError(f"{path}: its lines end with a carriage return alone, as on old Macs: save it with line feeds")
     return line, block[end + 1 :]
+
+
+def _shown(block: bytes) -> str:
+    """Enough of a file's first line to recognise it, up to its end, be that within quotes."""
+    return repr(block.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", errors="replace")[:_SHOWN_CHARACTERS])
 
 
 def _separator_of_rows(block: bytes, path: str, text: TextFormat) -> str:

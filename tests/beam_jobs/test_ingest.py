@@ -349,6 +349,19 @@ def test_a_first_line_that_is_no_header_is_explained(tmp_path: Path, line: str, 
         ingest.run(make_config("x", data={"events": str(tmp_path / "log.csv"), **data}), Workdir(tmp_path / "run"), "f")
 
 
+@pytest.mark.parametrize(
+    ("rest", "what"), [('u\ti\t5" pipe\t6\n', "encloses no name"), ("u\ti\tx\t6\n", "never closes")]
+)
+def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, tmp_path: Path) -> None:
+    """Only that row is shown, not the ones up to the next quote."""
+    (tmp_path / "log.tsv").write_text(f'u\ti\t12" mix\t5\n{rest}')
+    with pytest.raises(ValueError) as error:
+        ingest.run(make_config("x", data={"events": str(tmp_path / "log.tsv")}), Workdir(tmp_path / "run"), "f")
+    first, remedies = str(error.value).split(": if the line is a row", 1)
+    assert first.endswith(rf"""log.tsv: a quote of the first line, 'u\ti\t12" mix\t5', {what}""")
+    assert re.search(r"data\.header .* data\.quoting=none", remedies)
+
+
 def test_without_quoting_a_quote_is_a_character(tmp_path: Path) -> None:
     """Titles of songs, in the columns' names, too."""
     titles = ['"Untitled', '12"', '"Heroes" (Live)', '"', '""', '"a', 'b"', '"x"']
