@@ -7,15 +7,18 @@ from collections.abc import Iterable
 
 from beam_jobs.column_text import NOT_UTF8
 from beam_jobs.csv_quotes import UNCLOSED, is_not_fields
-from beam_jobs.event_columns import NO_FLAG, NO_LEVEL
+from beam_jobs.event_columns import NO_FLAG, NO_LEVEL, NO_RATING
 from beam_jobs.timestamps import NEGATIVE, UNREADABLE
 from contracts.config import DataConfig
 from contracts.names import EventColumn
 
+_OF_NUMBERS = "of numbers name the column in data.columns.rating, and the least that counts in rating_thresholds"
 _REMEDIES = {
     NO_LEVEL: "name all values of data.columns.event in data.feedback.levels, lowest first, and as target_level the "
-    "lowest that counts; or leave the other rows out",
-    NO_FLAG: "of numbers name the column in data.columns.rating, and the least that counts in rating_thresholds",
+    f"lowest that counts; or leave the other rows out; or, {_OF_NUMBERS}",
+    NO_FLAG: _OF_NUMBERS,
+    NO_RATING: "write a point before decimals and nothing between thousands, as 1234.5; of names of levels name the "
+    "column in data.columns.event",
     NOT_UTF8: "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`",
 }
 """How a reason ends -> what to do."""

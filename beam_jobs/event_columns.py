@@ -24,6 +24,7 @@ _VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
 _INEXACT = ("", LOST_DIGITS)
 NO_LEVEL = "is not one of data.feedback.levels"
 NO_FLAG = "is neither true nor false"
+NO_RATING = "is not a number"
 
 # In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
@@ -143,7 +144,7 @@ def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters:
         text = pc.fill_null(to_binary(raw), b"")
         ratings = to_numbers(text)
         is_wrong = np.isnan(ratings) & pc.not_equal(text, b"").to_numpy(zero_copy_only=False)  # absent reaches no level
-        letters.add("rating", is_wrong.astype(np.int8), ("", "is not a number"), raw)
+        letters.add("rating", is_wrong.astype(np.int8), ("", NO_RATING), raw)
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
     return levels

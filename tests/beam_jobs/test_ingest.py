@@ -288,6 +288,24 @@ def test_levels_that_mean_nothing_are_refused(data: dict[str, Any], said: str) -
         make_config("log.csv", data=data)
 
 
+@pytest.mark.parametrize(
+    ("cell", "data", "said"),
+    [
+        ("4,5", {"rating_thresholds": {"level": 4}}, "write a point before decimals"),
+        ("liked", {"rating_thresholds": {"level": 4}}, "name the column in data.columns.event"),
+        ("0.10", {"levels": ["0.1", "1"]}, "of numbers name the column in data.columns.rating"),
+    ],
+)
+def test_feedback_in_the_wrong_column_has_its_remedy(cell: str, data: dict, said: str, tmp_path: Path) -> None:
+    column = "rating" if "rating_thresholds" in data else "event"
+    log = tmp_path / "log.csv"
+    log.write_text("user_id;item_id;timestamp;what\n" + "".join(f"u;i{row};{row};{cell}\n" for row in range(9)))
+    feedback = {"levels": ["any", "level"], **data}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        data = {"events": str(log), "columns": {column: "what"}, "feedback": feedback}
+        ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
+
+
 HEADERLESS = {"header": ["who", "what", "kind", "how", "when"], "columns": {
     "user_id": "who", "item_id": "what", "timestamp": "when", "event": "how"
 }, "feedback": {"levels": ["pv", "buy"]}}  # fmt: skip
