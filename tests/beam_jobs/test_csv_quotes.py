@@ -305,3 +305,16 @@ def test_quoted_rows_of_another_number_of_fields_are_told_both_remedies(
     config = make_config(log, data={"events": str(log), "quoting": quoting})
     with pytest.raises(ValueError, match=f"write as many fields a row as the header has.*; or, .*{other}"):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"), [('u\ti\t5" pipe\t6\n', "encloses no name"), ("u\ti\tx\t6\n", "never closes")]
+)
+def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, tmp_path: Path) -> None:
+    """Only that row is shown, not the ones up to the next quote."""
+    (tmp_path / "log.tsv").write_text(f'u\ti\t12" mix\t5\n{rest}')
+    with pytest.raises(ValueError) as error:
+        ingest.run(make_config("x", data={"events": str(tmp_path / "log.tsv")}), Workdir(tmp_path / "run"), "f")
+    first, remedies = str(error.value).split(": if the line is a row", 1)
+    assert first.endswith(rf"""log.tsv: a quote of the first line, 'u\ti\t12" mix\t5', {what}""")
+    assert re.search(r"data\.header .* data\.quoting=none", remedies)

@@ -1,6 +1,7 @@
 """Malformed rows are set aside by who reads them, file by file, and burden nobody else."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -66,3 +67,21 @@ def test_a_reader_that_is_stopped_leaves_no_file(tmp_path: Path) -> None:
     next(iter(reading))
     del reading
     assert list((tmp_path / "events").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "data", "said"),
+    [
+        ("4,5", {"rating_thresholds": {"level": 4}}, "write a point before decimals"),
+        ("liked", {"rating_thresholds": {"level": 4}}, "name the column in data.columns.event"),
+        ("0.10", {"levels": ["0.1", "1"]}, "of numbers name the column in data.columns.rating"),
+    ],
+)
+def test_feedback_in_the_wrong_column_has_its_remedy(cell: str, data: dict, said: str, tmp_path: Path) -> None:
+    column = "rating" if "rating_thresholds" in data else "event"
+    log = tmp_path / "log.csv"
+    log.write_text("user_id;item_id;timestamp;what\n" + "".join(f"u;i{row};{row};{cell}\n" for row in range(9)))
+    feedback = {"levels": ["any", "level"], **data}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        data = {"events": str(log), "columns": {column: "what"}, "feedback": feedback}
+        ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")

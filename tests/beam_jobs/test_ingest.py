@@ -288,24 +288,6 @@ def test_levels_that_mean_nothing_are_refused(data: dict[str, Any], said: str) -
         make_config("log.csv", data=data)
 
 
-@pytest.mark.parametrize(
-    ("cell", "data", "said"),
-    [
-        ("4,5", {"rating_thresholds": {"level": 4}}, "write a point before decimals"),
-        ("liked", {"rating_thresholds": {"level": 4}}, "name the column in data.columns.event"),
-        ("0.10", {"levels": ["0.1", "1"]}, "of numbers name the column in data.columns.rating"),
-    ],
-)
-def test_feedback_in_the_wrong_column_has_its_remedy(cell: str, data: dict, said: str, tmp_path: Path) -> None:
-    column = "rating" if "rating_thresholds" in data else "event"
-    log = tmp_path / "log.csv"
-    log.write_text("user_id;item_id;timestamp;what\n" + "".join(f"u;i{row};{row};{cell}\n" for row in range(9)))
-    feedback = {"levels": ["any", "level"], **data}
-    with pytest.raises(ValueError, match=re.escape(said)):
-        data = {"events": str(log), "columns": {column: "what"}, "feedback": feedback}
-        ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
-
-
 HEADERLESS = {"header": ["who", "what", "kind", "how", "when"], "columns": {
     "user_id": "who", "item_id": "what", "timestamp": "when", "event": "how"
 }, "feedback": {"levels": ["pv", "buy"]}}  # fmt: skip
@@ -365,19 +347,6 @@ def test_a_first_line_that_is_no_header_is_explained(tmp_path: Path, line: str, 
     (tmp_path / "log.csv").write_text(f"{line}\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(said)):
         ingest.run(make_config("x", data={"events": str(tmp_path / "log.csv"), **data}), Workdir(tmp_path / "run"), "f")
-
-
-@pytest.mark.parametrize(
-    ("rest", "what"), [('u\ti\t5" pipe\t6\n', "encloses no name"), ("u\ti\tx\t6\n", "never closes")]
-)
-def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, tmp_path: Path) -> None:
-    """Only that row is shown, not the ones up to the next quote."""
-    (tmp_path / "log.tsv").write_text(f'u\ti\t12" mix\t5\n{rest}')
-    with pytest.raises(ValueError) as error:
-        ingest.run(make_config("x", data={"events": str(tmp_path / "log.tsv")}), Workdir(tmp_path / "run"), "f")
-    first, remedies = str(error.value).split(": if the line is a row", 1)
-    assert first.endswith(rf"""log.tsv: a quote of the first line, 'u\ti\t12" mix\t5', {what}""")
-    assert re.search(r"data\.header .* data\.quoting=none", remedies)
 
 
 def test_without_quoting_a_quote_is_a_character(tmp_path: Path) -> None:
