@@ -8,8 +8,8 @@ import logging
 import math
 import stat
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,12 +69,13 @@ class ServedModel:
     def __init__(
         self, name: str, base: Path, config: ServerConfig, workers: Workers, loader: Executor, metrics: Metrics
     ):
-        """Prepares to serve the versions below `base`; `loader` is where the disk is read, which may stall."""
+        """Prepares to serve the versions below `base`; `loader` is where they are loaded, one at a time."""
         self.name = name
         self.base = base
         self._config = config
         self._workers = workers
         self._loader = loader
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")  # it may stall, and no load must wait for it
         self._metrics = metrics
         self._on_disk: list[int] = []
         self._versions: dict[int, Version] = {}
@@ -86,10 +87,11 @@ class ServedModel:
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Loads what is wanted and not there, then moves the labels, then drains what nobody wants.
+        """Moves the labels, loads what they want and is not there, and drains what nobody wants.
 
         A label moves only to a version that is loaded, warmed up and ready, so requests never wait
-        for a load, and a version that cannot be loaded leaves everything as it was.
+        for a load, and a version that cannot be loaded leaves everything as it was. Labels are read anew during
+        and after every load, which may take minutes: a rollback that is written meanwhile is not overtaken.
         """
         async with self._refreshing:
             await self._refresh()
@@ -102,15 +104,15 @@ class ServedModel:
                 as it is: a server that starts with labels of such a version would have none to serve.
         """
         async with self._refreshing:
-            self._on_disk = await self._in_loader(versions_on_disk, self.base)
+            self._on_disk = await self._on(self._disk, versions_on_disk, self.base)
             newest = [(STABLE, number) for number in self._on_disk[-1:]]
             wanted = labels.by_label() if labels else dict(newest)
             for number in wanted.values():
                 await self._load(number)
-            refused = [self._why_not(label, number) for label, number in wanted.items() if number not in self._versions]
+            refused = self._refused(wanted)
             if not refused:
                 try:
-                    await self._in_loader(write, labels)
+                    await self._on(self._disk, write, labels)
                 except OSError as error:
                     refused = [f"cannot write {self.base / LABELS_FILE}: {error}"]
                 else:
@@ -120,40 +122,58 @@ class ServedModel:
                 raise RequestError(Code.FAILED_PRECONDITION, "; ".join(refused))
 
     async def _refresh(self) -> None:
-        try:
-            self._on_disk = await self._in_loader(versions_on_disk, self.base)
-            labels = await self._in_loader(effective_labels, self.base)
-        except (ValueError, OSError) as error:
-            self._complain([str(error)])
+        tried: set[int] = set()
+        while (wanted := await self._follow_labels()) is not None:
+            loaded = await self._load_one(number for number in wanted.values() if number not in tried)
+            if loaded is None:
+                break
+            tried.add(loaded)
+        if wanted is None:
             return
-        if labels is None and self._versions:  # the disk is away, or is being tidied up
-            self._complain([f"no version below {self.base}: those that are loaded go on serving"])
-            return
-        wanted = labels.by_label() if labels else {}
-        for number in dict.fromkeys(wanted.values()):
-            await self._load(number)
-        if not self._versions and not await self._in_loader((self.base / LABELS_FILE).exists):
-            await self._load_newest_whole(set(wanted.values()))
-        for label, number in wanted.items():
-            if number in self._versions:
-                self._labels[label] = number
-                self._metrics.serving.labels(self.name, label).set(number)
-        self._complain(
-            [self._why_not(label, number) for label, number in wanted.items() if self._labels.get(label) != number]
-        )
-        for label in set(self._labels) - set(wanted):
-            del self._labels[label]
-            self._metrics.serving.remove(self.name, label)
+        if not self._versions and not await self._on(self._disk, (self.base / LABELS_FILE).exists):
+            older = sorted(set(self._on_disk) - set(wanted.values()), reverse=True)
+            await self._load_newest_whole(older)
+        self._complain(self._refused(wanted))
         for number in set(self._versions) - set(self._labels.values()):
             self._drain(number)
 
-    async def _load_newest_whole(self, tried: set[int]) -> None:
+    async def _follow_labels(self) -> dict[str, int] | None:
+        """Moves the labels whose versions are loaded; returns what all of them want, None if the disk does not say."""
+        try:
+            self._on_disk = await self._on(self._disk, versions_on_disk, self.base)
+            labels = await self._on(self._disk, effective_labels, self.base)
+        except (ValueError, OSError) as error:
+            self._complain([str(error)])
+            return None
+        if labels is None and self._versions:  # the disk is away, or is being tidied up
+            self._complain([f"no version below {self.base}: those that are loaded go on serving"])
+            return None
+        wanted = labels.by_label() if labels else {}
+        for label, number in wanted.items():
+            if number in self._versions:
+                self._move(label, number)
+        for label in set(self._labels) - set(wanted):
+            del self._labels[label]
+            self._metrics.serving.remove(self.name, label)
+        return wanted
+
+    def _move(self, label: str, number: int) -> None:
+        self._labels[label] = number
+        self._metrics.serving.labels(self.name, label).set(number)
+
+    async def _load_one(self, numbers: Iterable[int]) -> int | None:
+        """The first of them that there was something to load of, whether it could be or not; None if of none."""
+        for number in numbers:
+            if await self._load(number):
+                return number
+        return None
+
+    async def _load_newest_whole(self, numbers: Iterable[int]) -> None:
         """For a server that starts without labels on disk: a broken version must not keep an older from answering."""
-        for number in sorted(set(self._on_disk) - tried, reverse=True):
+        for number in numbers:
             await self._load(number)
             if number in self._versions:
-                self._labels[STABLE] = number
-                self._metrics.serving.labels(self.name, STABLE).set(number)
+                self._move(STABLE, number)
                 return
 
     def require(self) -> None:
@@ -201,31 +221,45 @@ class ServedModel:
         for number in list(self._versions):
             self._drain(number)
         await asyncio.gather(*self._draining)
+        self._disk.shutdown(wait=False)
 
-    async def _load(self, number: int) -> None:
+    async def _load(self, number: int) -> bool:
+        """Loads a version, unless it is or nothing but a failure is to be expected; whether it tried."""
         if number in self._versions:
-            return
+            return False
         path = self.base / str(number)
-        state = await self._in_loader(_state, path)
+        state = await self._on(self._disk, _state, path)
         failure = self._failures.get(number)
         if state is None or (failure and failure.stands(state)):
-            return
+            return False
         self._loading.add(number)
         try:
-            servable = await self._in_loader(_load, path, state, self._config.session_threads)
+            loading = self._on(self._loader, _load, path, state, self._config.session_threads)
+            servable = await self._following_labels(loading)
         except LoadError as error:
             self._failures[number] = _Failure.of(error, state, failure)
             self._metrics.loads.labels(str(path), "fail").inc()
-            return
+            return True
         finally:
             self._loading.discard(number)
         self._failures.pop(number, None)
         self._metrics.loads.labels(str(path), "success").inc()
         self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
         log.info("%s: version %d is loaded", self.name, number)
+        return True
 
-    async def _in_loader(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._loader, function, *arguments)
+    async def _following_labels(self, load: asyncio.Future[_Result]) -> _Result:
+        """The result of a load; meanwhile labels go on moving between the versions that are there."""
+        try:
+            while not (await asyncio.wait([load], timeout=self._config.poll_seconds))[0]:
+                await self._follow_labels()
+        finally:
+            load.cancel()
+        return load.result()
+
+    @staticmethod
+    def _on(executor: Executor, function: Callable[..., _Result], *arguments: Any) -> asyncio.Future[_Result]:
+        return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
 
     def _drain(self, number: int) -> None:
         """Begins to; a version may be loaded and dropped again before its first drain is over."""
@@ -237,6 +271,10 @@ class ServedModel:
         task = asyncio.get_running_loop().create_task(self._versions.pop(number).drain())
         self._draining[task] = number
         task.add_done_callback(done)
+
+    def _refused(self, wanted: Mapping[str, int]) -> list[str]:
+        """Why labels cannot be where they are wanted, those of them that cannot."""
+        return [self._why_not(label, number) for label, number in wanted.items() if number not in self._versions]
 
     def _why_not(self, label: str, number: int) -> str:
         if number in self._failures:

@@ -40,19 +40,18 @@ class Models:
         self._models = {
             name: ServedModel(name, base, config, self.workers, self._loader, metrics) for name, base in bases.items()
         }
-        self._poll: asyncio.Task[None] | None = None
+        self._polls: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Models:
         """Loads what is there, then polls."""
-        for model in self._models.values():
-            await model.refresh()
-        self._poll = asyncio.get_running_loop().create_task(self._follow())
+        await asyncio.gather(*(model.refresh() for model in self._models.values()))
+        self._polls = [asyncio.create_task(self._follow(model)) for model in self._models.values()]
         return self
 
     async def __aexit__(self, *error: object) -> None:
         """Drains every version."""
-        if self._poll:
-            self._poll.cancel()
+        for poll in self._polls:
+            poll.cancel()
         for model in self._models.values():
             await model.close()
         self._threads.shutdown()
@@ -118,14 +117,13 @@ class Models:
         left = most if seconds_left is None else min(seconds_left - min(0.01, seconds_left / 10), most)
         return await version.predict(signature, inputs, asyncio.get_running_loop().time() + left)
 
-    async def _follow(self) -> None:
+    async def _follow(self, model: ServedModel) -> None:
         while True:
             await asyncio.sleep(self._config.poll_seconds)
-            for model in self._models.values():
-                try:
-                    await model.refresh()
-                except Exception:  # the disk may fail in any way; what is loaded must go on
-                    log.exception("%s: looking for versions failed; trying again", model.name)
+            try:
+                await model.refresh()
+            except Exception:  # the disk may fail in any way; what is loaded must go on
+                log.exception("%s: looking for versions failed; trying again", model.name)
 
 
 def signature_name(spec: Any) -> str:
