@@ -79,6 +79,7 @@ class ServedModel:
         self._metrics = metrics
         self._on_disk: list[int] = []
         self._versions: dict[int, Version] = {}
+        self._loaded_from: dict[int, tuple[int, int]] = {}
         self._labels: dict[str, int] = {}
         self._failures: dict[int, _Failure] = {}
         self._loading: set[int] = set()
@@ -224,11 +225,15 @@ class ServedModel:
         self._disk.shutdown(wait=False)
 
     async def _load(self, number: int) -> bool:
-        """Loads a version, unless it is or nothing but a failure is to be expected; whether it tried."""
-        if number in self._versions:
-            return False
+        """Loads a version, unless it is or a failure is to be expected; whether it tried.
+
+        One that is replaced under its own number, as by a run that begins anew, is loaded again, and serves till then.
+        """
         path = self.base / str(number)
         state = await self._on(self._disk, _state, path)
+        if number in self._versions and state in (None, self._loaded_from[number]):
+            self._failures.pop(number, None)
+            return False
         failure = self._failures.get(number)
         if state is None or (failure and failure.stands(state)):
             return False
@@ -244,7 +249,10 @@ class ServedModel:
             self._loading.discard(number)
         self._failures.pop(number, None)
         self._metrics.loads.labels(str(path), "success").inc()
+        if number in self._versions:
+            self._drain(number)
         self._versions[number] = Version(number, servable, self._config, self._workers, self._metrics)
+        self._loaded_from[number] = state
         log.info("%s: version %d is loaded", self.name, number)
         return True
 
@@ -268,19 +276,26 @@ class ServedModel:
             del self._draining[task]
             log.info("%s: version %d is unloaded", self.name, number)
 
+        del self._loaded_from[number]
         task = asyncio.get_running_loop().create_task(self._versions.pop(number).drain())
         self._draining[task] = number
         task.add_done_callback(done)
 
     def _refused(self, wanted: Mapping[str, int]) -> list[str]:
         """Why labels cannot be where they are wanted, those of them that cannot."""
-        return [self._why_not(label, number) for label, number in wanted.items() if number not in self._versions]
+        return [
+            self._why_not(label, number)
+            for label, number in wanted.items()
+            if number not in self._versions or number in self._failures
+        ]
 
     def _why_not(self, label: str, number: int) -> str:
         if number in self._failures:
             reason = self._failures[number].message
         else:
             reason = f"there is no version {number} below {self.base}; it has {self._on_disk}"
+        if number in self._versions:
+            return f"{self.name}: version {number} serves as it was loaded before it was replaced on disk: {reason}"
         return f"{self.name}: the label {label} cannot move to version {number}: {reason}"
 
     def _complain(self, complaints: list[str]) -> None:
