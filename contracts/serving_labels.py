@@ -67,8 +67,18 @@ def write_labels(base: Path, labels: ServingLabels) -> None:
 
 
 def versions_on_disk(base: Path) -> list[int]:
-    """Numbers of the versions below `base`, ascending: what TF Serving takes for one."""
-    return [number for number in numbers_on_disk(base) if (base / str(number) / SAVED_MODEL).exists()]
+    """Numbers of the versions below `base`, ascending: what TF Serving takes for one.
+
+    A directory that cannot be looked into counts as one: who names it is told why, and the others need not care.
+    """
+    return [number for number in numbers_on_disk(base) if _may_be_version(base / str(number))]
+
+
+def _may_be_version(path: Path) -> bool:
+    try:
+        return (path / SAVED_MODEL).exists()
+    except OSError:
+        return True
 
 
 def numbers_on_disk(base: Path) -> list[int]:

@@ -30,6 +30,8 @@ State = get_model_status_pb2.ModelVersionStatus
 
 _FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
 """Seconds until a version is loaded again whose failure may pass; they double from one failure to the next."""
+_UNSEEN = (-1, -1)
+"""State of files that cannot be looked at: of none that can."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,11 @@ class ServedModel:
         One that is replaced under its own number, as by a run that begins anew, is loaded again, and serves till then.
         """
         path = self.base / str(number)
-        state = await self._on(self._disk, _state, path)
+        try:
+            state = await self._on(self._disk, _state, path)
+        except OSError as error:
+            self._failures[number] = _Failure.of(LoadError(path, error), _UNSEEN, None)
+            return False
         if number in self._versions and state in (None, self._loaded_from[number]):
             self._failures.pop(number, None)
             return False
@@ -295,7 +301,7 @@ class ServedModel:
         else:
             reason = f"there is no version {number} below {self.base}; it has {self._on_disk}"
         if number in self._versions:
-            return f"{self.name}: version {number} serves as it was loaded before it was replaced on disk: {reason}"
+            return f"{self.name}: version {number} serves as it was loaded before, not as it is on disk: {reason}"
         return f"{self.name}: the label {label} cannot move to version {number}: {reason}"
 
     def _complain(self, complaints: list[str]) -> None:
@@ -324,6 +330,9 @@ def _state(version: Path) -> tuple[int, int] | None:
     """Newest time and total size of a version's files: they change while it is still being copied.
 
     None if it holds no graph. Times of directories do not count, which some mounts of object stores make up anew.
+
+    Raises:
+        OSError: its directory cannot be looked into.
     """
     if not (version / SAVED_MODEL).exists():
         return None

@@ -1,14 +1,13 @@
 """The files of a log: which of them a pattern names, and which it may not pass over."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from contracts.patterns import identities, matching
 from contracts.storage import StorageError
+from tests.contracts.nobody import as_nobody
 
 
 def test_patterns_descend(tmp_path: Path) -> None:
@@ -23,18 +22,6 @@ def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.csv")).touch()
     with pytest.raises(StorageError, match=r"caf\\xe9.csv' is the name of a file, and is not UTF-8: rename it"):
         matching(f"{tmp_path}/*.csv")
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's right to look into everything."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 @pytest.mark.parametrize("pattern", ["log/*/*.csv", "log/**/*.csv", "log/**/a.csv", "log/*/a.csv"])

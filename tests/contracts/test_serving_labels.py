@@ -12,6 +12,7 @@ from contracts.serving_labels import (
     versions_on_disk,
     write_labels,
 )
+from tests.contracts.nobody import as_nobody
 
 
 def make_versions(base: Path, *names: str) -> None:
@@ -40,6 +41,19 @@ def test_without_a_file_the_newest_version_is_stable(tmp_path):
     assert effective_labels(tmp_path).by_label() == {"stable": 9, "canary": 10}
     write_labels(tmp_path, ServingLabels(stable=10, canary=10))
     assert effective_labels(tmp_path).by_label() == {"stable": 10, "canary": 10}
+
+
+def test_a_version_that_may_not_be_looked_into_is_one_and_hides_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what lies above may be for its owner alone
+    tmp_path.chmod(0o755)
+    make_versions(tmp_path, "1", "2", "3")
+    (tmp_path / "2").chmod(0o000)
+    with as_nobody():
+        assert versions_on_disk(Path()) == [1, 2, 3]
+        assert effective_labels(Path()) == ServingLabels(stable=3)
+    write_labels(tmp_path, ServingLabels(stable=1))
+    with as_nobody():
+        assert effective_labels(Path()) == ServingLabels(stable=1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,14 @@ import serving.servable_session
 import serving.server.model
 import serving.server.version
 from contracts.config import ServerConfig
+from contracts.serving_labels import ServingLabels, write_labels
 from serving.servable_session import ServableSession, new_session
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel
 from serving.server.version import LoadedServable, LoadError
 from serving.warmup import WARMUP_FILE, read_warmup
+from tests.contracts.nobody import as_nobody
 
 PASSES = [
     OSError("stale file handle"),
@@ -93,6 +96,34 @@ def test_a_version_whose_files_change_while_it_is_loaded_is_loaded_again(tmp_pat
     assert tried.poll(10) == [0, 1, 2]
     assert closed == [0, 1]
     assert tried.model.find().number == 1
+
+
+def test_only_a_label_of_a_version_that_may_not_be_read_stays_where_it_is(tmp_path, monkeypatch):
+    """A server that starts serves the newest that it may; a rollback is followed, and a push of 3 is refused."""
+    monkeypatch.chdir(tmp_path)  # what lies above may be for its owner alone
+    tmp_path.chmod(0o755)
+    for number in (1, 2, 3):
+        (tmp_path / "dnc" / str(number)).mkdir(parents=True)
+        (tmp_path / "dnc" / str(number) / "saved_model.pb").touch()
+    (tmp_path / "dnc" / "3").chmod(0o000)
+    parts = SimpleNamespace(definitions={}, signatures={}, close=lambda: None)
+    monkeypatch.setattr(serving.server.model, "LoadedServable", lambda *_: parts)
+    model = ServedModel("dnc", Path("dnc"), ServerConfig(), None, ThreadPoolExecutor(1), Metrics(["dnc"]))
+    complaint = r"^dnc: the label stable cannot move to version 3: dnc/3 cannot be served: \[Errno 13\]"
+
+    def stable(labels: ServingLabels | None) -> int:
+        if labels:
+            write_labels(tmp_path / "dnc", labels)
+        with as_nobody():
+            asyncio.run(model.refresh())
+        return model.find().number
+
+    assert stable(None) == 2
+    assert re.match(complaint, model.complaints[0])
+    assert stable(ServingLabels(stable=1)) == 1
+    assert model.complaints == []
+    assert stable(ServingLabels(stable=3)) == 1
+    assert re.match(complaint, model.complaints[0])
 
 
 @pytest.fixture
