@@ -98,6 +98,9 @@ class UserFeatures(tf.Module):
 
     A feature that the request leaves out ("" or NaN) is the stored one of user_id; of an unknown
     user, it is missing (zeros).
+
+    The transform graph takes as much of a vocabulary as it finds. Nothing is looked up in `_verified`: each is a table
+    of the same file that wants all of its lines, as `VocabularyLookup` has it.
     """
 
     def __init__(self, config: Config, workdir: Workdir, catalogue: Catalogue):
@@ -107,6 +110,7 @@ class UserFeatures(tf.Module):
             return
         self._graph = TransformGraph(workdir.transform.user_graph)
         self._lookup = VocabularyLookup(workdir.item_statistics.user_vocabulary, catalogue.num_users)
+        self._verified = [VocabularyLookup(path, size) for path, size in _feature_vocabularies(workdir)]
         self._stored = {
             feature.name: tf.Variable(catalogue.user_features[feature.name], trainable=False, name=feature.name)
             for feature in self.configs
@@ -130,6 +134,13 @@ class UserFeatures(tf.Module):
             is_given = tf.reduce_all(is_given, axis=1)
         is_given = tf.reshape(is_given, [-1] + [1] * (stored.shape.rank - 1))
         return tf.where(is_given, tf.cast(tf.reshape(given, tf.shape(stored)), stored.dtype), stored)
+
+
+def _feature_vocabularies(workdir: Workdir) -> list[tuple[Path, int]]:
+    """Of the user features, with their numbers of lines."""
+    assets = sorted((workdir.transform.user_graph / TRANSFORM_FN).glob("assets/*"))
+    ids = workdir.item_statistics.user_vocabulary.name  # the graph's copy, of which the servable asks nothing
+    return [(path, path.read_bytes().count(b"\n")) for path in assets if path.name != ids]
 
 
 class RequestCodes(tf.Module):

@@ -168,9 +168,9 @@ def test_a_session_that_cannot_be_loaded_is_closed(tmp_path, closed):
     assert closed == [True]
 
 
-@pytest.mark.parametrize("vocabulary", ["item_vocabulary.txt", "user_vocabulary.txt"])
+@pytest.mark.parametrize("vocabulary", ["item_vocabulary.txt", "user_vocabulary.txt", "values.txt", "tags.txt"])
 def test_a_version_whose_vocabulary_is_still_being_copied_is_refused(servable, vocabulary, tmp_path):
-    """Its items would be unknown: nothing else says that lines are missing."""
+    """Its items, or values of user features, would be unknown: nothing else says that lines are missing."""
     shutil.copytree(servable, tmp_path / "1")
     lines = (tmp_path / "1" / "assets" / vocabulary).read_bytes().splitlines(keepends=True)
     (tmp_path / "1" / "assets" / vocabulary).write_bytes(b"".join(lines[: len(lines) // 2]))
