@@ -44,18 +44,22 @@ class Models:
 
     async def __aenter__(self) -> Models:
         """Loads what is there, then polls."""
-        await asyncio.gather(*(model.refresh() for model in self._models.values()))
+        try:
+            await asyncio.gather(*(model.refresh() for model in self._models.values()))
+        except BaseException:  # as of a signal
+            await self.__aexit__()
+            raise
         self._polls = [asyncio.create_task(self._follow(model)) for model in self._models.values()]
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Drains every version."""
+        """Drains every version. A load that is not over is left to itself: no thread can be ended."""
         for poll in self._polls:
             poll.cancel()
         for model in self._models.values():
             await model.close()
         self._threads.shutdown()
-        self._loader.shutdown()
+        self._loader.shutdown(wait=False, cancel_futures=True)
 
     def require_all(self) -> None:
         """Raises ValueError if a model has no version that answers."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,10 @@ _SWITCH_SECONDS = 1e-4
 """Python's 5 ms between threads is what a batch waits, several times, while the loop writes the last one's answers."""
 
 
+_THREADS_SECONDS = 0.5
+"""What threads that have nothing left to do take to end."""
+
+
 @dataclass(frozen=True)
 class Listening:
     """Where a started server listens.
@@ -42,6 +50,8 @@ class Listening:
 
 def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]) -> None:
     """Serves until SIGTERM or SIGINT, then finishes the requests that are in and returns.
+
+    Where a version is being loaded then, the process ends instead: Python would wait for the load, minutes maybe.
 
     Args:
         bases: model name -> directory that holds its versions.
@@ -59,10 +69,12 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
             )
     sys.setswitchinterval(_SWITCH_SECONDS)
     allow_connections(config)
-    asyncio.run(_serve_until_signalled(bases, config, on_start))
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_serve_until_signalled(bases, config, on_start))
+    _end_if_threads_run()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncIterator[tuple[Models, Listening]]:
     """A server in this loop; versions are loaded when it yields, and drained when it is left.
 
@@ -87,13 +99,31 @@ async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncItera
 async def _serve_until_signalled(
     bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]
 ) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop, main = asyncio.Event(), asyncio.current_task()
+    assert main
+    _on_signal(main.cancel)  # until it listens there is nothing to finish
     async with running(bases, config) as (models, listening):
+        _on_signal(stop.set)
         models.require_all()
         gc.freeze()  # what is imported stays; the collections after versions come and go need not look at it
         on_start(listening)
         await stop.wait()
         log.info("stopping: finishing the requests that are in")
+
+
+def _on_signal(react: Callable[[], object]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, react)
+
+
+def _end_if_threads_run() -> None:
+    """Ends the process if a load, or a disk that stalls, still holds a thread: on its way out, Python waits for all."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    deadline = time.monotonic() + _THREADS_SECONDS
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        atexit._run_exitfuncs()  # which `os._exit` leaves out: what is written is flushed, and copies are removed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

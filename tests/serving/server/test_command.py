@@ -22,8 +22,26 @@ from serving.server.metrics import Metrics
 from serving.server.models import Models
 from serving.server.ports import bound_socket
 from serving.server.rest_api import start_rest
+from tests.serving.server.conftest import add_version
 
 ROOT = Path(__file__).parents[3]
+SLOW_TO_LOAD = """
+import sys, time
+import serving.server.model
+from pipeline.cli import main
+
+load = serving.server.model.LoadedServable
+
+def slow(path, *arguments):
+    if path.name == sys.argv[1]:
+        print("loading", flush=True)
+        time.sleep(600)
+    return load(path, *arguments)
+
+serving.server.model.LoadedServable = slow
+main(sys.argv[2:])
+"""
+"""`dnc` with a version, the first argument, whose load takes ten minutes."""
 
 
 def test_it_serves_until_it_is_told_to_stop(base, tmp_path):
@@ -46,6 +64,24 @@ def test_it_serves_until_it_is_told_to_stop(base, tmp_path):
         assert process.wait(60) == 0
     assert "version 1 is loaded" in log.read_text()
     assert "deprecated" not in log.read_text()
+
+
+@pytest.mark.parametrize("slow", [1, 2], ids=["the first", "a new version's"])
+def test_it_stops_without_waiting_for_a_load(slow, base, servable):
+    flags = ["--set", "server.grpc_port=0", "--set", "server.rest_port=0", "--set", "server.session_threads=1"]
+    command = [sys.executable, "-c", SLOW_TO_LOAD, str(slow), "serve", "--model", f"dnc={base}", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout
+        try:
+            if slow == 2:
+                listening = re.fullmatch(r"dnc: gRPC (\S+), REST (\S+)\n", process.stdout.readline())
+                assert listening
+                add_version(base, 2, servable)
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(
