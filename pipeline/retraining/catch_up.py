@@ -68,7 +68,7 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
             log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
             return {"why_not": str(error)}
         log.warning(
-            "the model that has passed the gate waits for its catching up, which the next call goes on with; to push "
+            "the model that has passed the gate has not finished catching up, and the next call will continue; to push "
             "it as it is, call again with retrain.catch_up_epochs=0"
         )
         raise
@@ -96,13 +96,13 @@ def _left_out(config: Config, run: RetrainRun) -> str | None:
     if not config.retrain.catch_up_epochs:
         return "retrain.catch_up_epochs=0"
     if not artifact.read_manifest(run.gate).details["verdict"]["blessed"]:
-        return "the gate has refused the model"
+        return "the gate refused the model"
     # Half of them judge: the stages would find the same, later.
     users = artifact.read_manifest(run.workdir.windows.path).counts["validation_users"]
     if users // 2 < config.retrain.gate.min_users:
         return (
             f"half of {users:,} users would judge (retrain.validation_users={config.retrain.validation_users}), fewer "
-            f"than retrain.gate.min_users={config.retrain.gate.min_users}: raise the one, or lower the other"
+            f"than retrain.gate.min_users={config.retrain.gate.min_users}: raise the first or lower the second"
         )
     return None
 

@@ -94,22 +94,22 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
     gone = [name for name, shape in shapes.items() if now.get(name) != shape]
     if gone:
         raise ValueError(
-            f"version {plan.parent}, which is served, takes the user features {gone}, and data.user_features has them "
-            "no more, or of another length: clients that send them would break. Keep them, or set another "
-            "serving.model_name"
+            f"version {plan.parent}, which is served, takes the user features {gone}, but data.user_features no "
+            "longer has them, or has them with another length: clients that send them would break. Keep them, or set "
+            "another serving.model_name"
         )
     told = {feature.name for feature in config.data.request_features}
     if gone := [name for name in details.get("request_features", []) if name not in told]:
         raise ValueError(
-            f"version {plan.parent}, which is served, takes the request features {gone}, and data.request_features "
-            "has them no more: clients that send them would break. Keep them, or set another serving.model_name"
+            f"version {plan.parent}, which is served, takes the request features {gone}, but data.request_features "
+            "no longer has them: clients that send them would break. Keep them, or set another serving.model_name"
         )
     feedback = config.data.feedback
     if Request.HISTORY_IS_CONTEXT in inputs and not feedback.has_context:
         raise ValueError(
-            f"version {plan.parent}, which is served, takes {Request.HISTORY_IS_CONTEXT}, and with "
+            f"version {plan.parent}, which is served, takes {Request.HISTORY_IS_CONTEXT}, but with "
             f"data.feedback.target_level={feedback.target_level} and history_level={feedback.history_level} histories "
-            "hold no context: clients that send marks of it would break. Keep a history_level below the target_level, "
+            "hold no context: clients that mark context would break. Keep a history_level below the target_level, "
             "or set another serving.model_name"
         )
 
@@ -126,8 +126,8 @@ def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
     if k > longest:
         raise ValueError(
             f"retrain.gate.k={k} is more than serving.max_candidates={longest} of version {plan.parent}, which is "
-            f"served, and so no fair comparison: set retrain.gate.k={longest} or less until a version that gives more "
-            "is served"
+            f"served, so the comparison would not be fair: set retrain.gate.k={longest} or less until a version that "
+            "returns longer lists is served"
         )
 
 

@@ -115,10 +115,10 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     except artifact.TooFewEvents as error:
         if plan.parent is None:
             raise
-        reasons = [f"version {plan.parent} serves on, and the next span's run will learn from this one's, too: {error}"]
+        reasons = [f"version {plan.parent} keeps serving; the next span's run will learn from this span, too: {error}"]
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
-        return Result("stopped", run_id, reasons=[f"after {last}, as asked"])
+        return Result("stopped", run_id, reasons=[f"after {last}, as requested"])
     record = _finish(config, store, plan, resolved, stages, fit, window, time.monotonic() - started)
     return _result(record, {result.name: round(result.seconds, 2) for result in results if result.ran})
 
@@ -143,8 +143,8 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     last = next(reversed(all_records(store)), None)
     if last is not None and _is_rest_of(window, last, config, store):
         return (
-            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; of that "
-            "run's window, the log has lost the oldest spans since, and nothing is new"
+            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; "
+            "since then the log has lost the oldest spans of that run's window, and nothing is new"
         )
     if last is not None and last.spans[-1]["order"] > window[-1].order:
         return _older_than(last, window[-1], store)
@@ -166,13 +166,13 @@ def _older_than(last: Record, span: Span, store: Store) -> str:
     if last.catch_up.get("is_pushed"):
         # No advice to roll back first: an older version would serve, and go on serving, as what comes then is a canary.
         learnt = (
-            f". Version {last.version} has learnt that span: where it serves, the gate may refuse the model that the "
-            "span judges, and it serves on until that of a later span passes"
+            f". Version {last.version} has learnt that span: while it serves, the gate may refuse the model that the "
+            "span judges, and it keeps serving until the model of a later span passes"
         )
     return (
-        f"span {span.key} is older than {key}, which was trained on already; if {key} is a wrong name, "
+        f"span {span.key} is older than {key}, which has already been trained on; if {key} is a wrong name, "
         f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
-        f"training goes on from the version before, or begins from scratch if there is none{learnt}"
+        f"training continues from the version before, or starts from scratch if there is none{learnt}"
     )
 
 
@@ -206,9 +206,9 @@ def _finish(
     warm_start = model.details["warm_start"]
     if kept_start(model):
         start = _start(store, plan, warm_start["source"])
-        note = f"no epoch validated better than {start}, where training started: its weights stay"
-        notes.append(note + ", but for what catching up has taught those that are pushed" * caught_up["is_pushed"])
-        log.warning("%s%s", notes[-1], ", and the next run will learn from this one's spans, too" * bool(plan.parent))
+        note = f"no epoch validated better than {start}, where training started, so its weights are kept"
+        notes.append(note + ", except for what the pushed ones learnt while catching up" * caught_up["is_pushed"])
+        log.warning("%s%s", notes[-1], ", and the next run will learn from this run's spans, too" * bool(plan.parent))
     record = Record(
         run_id=plan.run_id,
         outcome="not_blessed",
@@ -256,7 +256,7 @@ def verdict_on(store: Store, plan: Plan, verdict: dict[str, Any], caught_up: dic
         return verdict
     reason = (
         f"version {plan.parent} has learnt span {plan.spans[-1]}, and this run's model has not "
-        f"({caught_up['why_not']}): that version serves on"
+        f"({caught_up['why_not']}): that version keeps serving"
     )
     return {**verdict, "blessed": False, "reasons": [reason]}
 

@@ -100,8 +100,8 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
     late = [feed for feed, orders in of_feed.items() if before.order in orders and newest.order not in orders]
     if late:
         log.warning(
-            "span %s has no file of data.events=%s, and span %s has: it is taken without, and read again once one "
-            "comes. To wait for all feeds, set retrain.complete_marker to a file that exists once all are there",
+            "span %s has no file for data.events=%s, but span %s does: the former is used without, and read again once "
+            "one arrives. To wait for all feeds, set retrain.complete_marker to a file that exists once all are there",
             newest.key, ", ".join(late), before.key,
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def _placeholder(config: Config) -> str:
     if len(found) != 1 or bare:
         raise ValueError(
             f"data.events={list(config.data.events)} must name spans: put {DATE} (2024-05-31 or 20240531) or {NUMBER} "
-            "(a number) into each pattern, the same in all, e.g. data.events=log/{date}/*.parquet"
+            "(a number) into every pattern, the same in all, e.g. data.events=log/{date}/*.parquet"
         )
     return found.pop()
 
@@ -140,7 +140,7 @@ def _marked(config: Config, placeholder: str) -> set[int] | None:
 def _require_marker(config: Config, placeholder: str) -> None:
     marker = config.retrain.complete_marker
     if marker is not None and placeholder not in marker:
-        raise ValueError(f"retrain.complete_marker={marker!r} must hold {placeholder}, as data.events does")
+        raise ValueError(f"retrain.complete_marker={marker!r} must contain {placeholder}, as data.events does")
 
 
 def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
@@ -170,7 +170,7 @@ def _order(key: str, placeholder: str) -> int:
     order = _order_of_text(key, placeholder)
     if order is None:
         form = "a date, e.g. 2024-05-31" if placeholder == DATE else "a number"
-        raise ValueError(f"span {key!r} is not {form}, and data.events names spans by {placeholder}")
+        raise ValueError(f"span {key!r} is not {form}, but data.events names spans by {placeholder}")
     return order
 
 

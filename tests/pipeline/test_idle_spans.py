@@ -70,7 +70,7 @@ def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
     idle = calls.here(*call)
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert outcome["reasons"][0].startswith("version 1 serves on, and the next span's run will learn from this one's")
+    assert outcome["reasons"][0].startswith("version 1 keeps serving; the next span's run will learn from this span")
     assert "nobody can be measured on the validation split" in outcome["reasons"][0]
 
 
@@ -88,7 +88,7 @@ def test_a_newest_span_of_too_few_users_is_waited_out_as_well(calls: Calls, monk
     idle = calls.here(*call, f"retrain.gate.min_users={users + 1}")
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert outcome["reasons"][0].startswith("version 1 serves on, and the next span's run will learn from this one's")
+    assert outcome["reasons"][0].startswith("version 1 keeps serving; the next span's run will learn from this span")
     assert f"fewer than retrain.gate.min_users={users + 1}: lower that" in outcome["reasons"][0]
     assert trained == []
     [run] = calls.store.runs.iterdir()
@@ -115,7 +115,7 @@ def test_a_span_that_brings_nothing_to_learn_from_leaves_what_is_served(calls: C
     assert calls.retrain(DAYS[1], *short)[0] == 0
     code, outcome = calls.retrain(DAYS[3], *short)
     assert (code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert "version 1 serves on" in outcome["reasons"][0]
+    assert "version 1 keeps serving" in outcome["reasons"][0]
     assert read_labels(calls.store.servable("dnc")) == ServingLabels(stable=1)
 
 
@@ -176,7 +176,9 @@ def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(by_older_code: bool
         return retraining._nothing_new(config, store, window, run_id_of(config, [span.identity() for span in window]))
 
     shutil.rmtree(tmp_path / "log" / DAYS[0])
-    assert "the log has lost the oldest spans since, and nothing is new" in (reason(config) or "")
+    assert "since then the log has lost the oldest spans of that run's window, and nothing is new" in (
+        reason(config) or ""
+    )
     assert reason(load_config(None, [pattern, "groups.num_groups=7"])) is None
     (tmp_path / "log" / DAYS[2] / "late.csv").write_text("late")
     assert reason(config) is None
@@ -206,7 +208,7 @@ def test_a_log_that_is_rotated_after_its_newest_day_was_mended_has_nothing_new(t
         for span in window:
             keep_files(store, span)
     (log / f"{DAYS[0]}.csv").unlink()
-    assert "version 2; of that run's window, the log has lost the oldest spans" in (reason() or "")
+    assert "version 2; since then the log has lost the oldest spans of that run's window" in (reason() or "")
 
 
 def test_a_disk_that_is_mounted_at_a_stores_base_path_is_refused_before_a_span_is_read(

@@ -130,7 +130,10 @@ def test_a_rotated_log_has_nothing_new_where_a_span_was_left_out(
     shutil.rmtree(log[0].parent)
     idle = calls.here("--span", DAYS[3], "--set", wide)
     assert (idle.exit_code, len(all_records(calls.store))) == (4, 1)
-    assert "the log has lost the oldest spans since, and nothing is new" in json.loads(idle.stdout)["reasons"][0]
+    assert (
+        "since then the log has lost the oldest spans of that run's window, and nothing is new"
+        in json.loads(idle.stdout)["reasons"][0]
+    )
     [record], stat = all_records(calls.store), log[1].stat()
     [unused] = lineage_json(calls.store, record)["unused"]
     assert (unused["key"], unused["files"]) == (DAYS[1], [[str(log[1]), stat.st_size, stat.st_mtime_ns]])

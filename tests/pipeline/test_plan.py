@@ -238,11 +238,13 @@ def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(s
         write_record(store, replace(record, catch_up={"is_pushed": caught_up}))
     window, said = [Span(number, str(number), {}) for number in (2, 3)], []
     while reason := _nothing_new(CONFIG, store, window, "new"):
-        assert reason.startswith("span 3 is older than 1000, which was trained on already; if 1000 is a wrong name,")
+        assert reason.startswith(
+            "span 3 is older than 1000, which has already been trained on; if 1000 is a wrong name,"
+        )
         [run] = [path for path in store.runs.iterdir() if f"delete {path}, and call again" in reason]
         said.append(run.name)
         version = run.name.removeprefix("run-")
-        serves_on = f"Version {version} has learnt that span: where it serves, the gate may refuse the model"
+        serves_on = f"Version {version} has learnt that span: while it serves, the gate may refuse the model"
         assert (serves_on in reason) == caught_up
         shutil.rmtree(run)
     assert sorted(said) == ["run-2", "run-3"]

@@ -76,7 +76,7 @@ def test_a_feed_that_is_late_is_named(log: Path, caplog: pytest.LogCaptureFixtur
         (log / day / "buys.csv").touch()
     assert keys(config, until="2024-01-03")[-1] == "2024-01-03" and not caplog.text
     assert keys(config)[-1] == "2024-01-04"
-    assert f"span 2024-01-04 has no file of data.events={feeds[1]}, and span 2024-01-03 has" in caplog.text
+    assert f"span 2024-01-04 has no file for data.events={feeds[1]}, but span 2024-01-03 does" in caplog.text
     caplog.clear()
     (log / "2024-01-04" / "_SUCCESS").touch()
     assert keys(config_of(log, f"data.events={feeds}", f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'"))
