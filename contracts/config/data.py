@@ -18,7 +18,9 @@ class EventColumns(Section):
     user_id: str = Field("user_id", description="column holding the user's id: text or whole numbers")
     item_id: str = Field("item_id", description="column holding the item's id: text or whole numbers")
     timestamp: str = Field("timestamp", description="column holding the event's time, see data.timestamp_unit")
-    event: str | None = Field(None, description="column holding a feedback level's name (see data.feedback.levels)")
+    event: str | None = Field(
+        None, description="column holding the name of a feedback level (see data.feedback.levels)"
+    )
     rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
 
 
@@ -34,18 +36,17 @@ class FeedbackConfig(Section):
     """
 
     levels: Strings = Field(("interaction",), description="lowest first, e.g. [exposure, click, purchase]")
-    flags: dict[str, str] = Field({}, description="level -> boolean column, which says whether a row reaches the level")
+    flags: dict[str, str] = Field({}, description="level -> boolean column that says whether a row reaches the level")
     rating_thresholds: dict[str, float] = Field(
-        {}, description="level -> least value of data.columns.rating that reaches it, e.g. {liked: 4}"
+        {}, description="level -> lowest value of data.columns.rating that reaches it, e.g. {liked: 4}"
     )
     target_level: str | None = Field(
-        None, description="lowest level that is a positive (history and target); default: the lowest level"
+        None, description="lowest level that counts as a positive (history and target); default: the lowest level"
     )
     history_level: str | None = Field(
         None,
-        description="lowest level whose events a history holds: those below target_level as context, which tells the "
-        "model what a user was shown and did not take, and is no target. Default: the lowest level; target_level's "
-        "own name: positives alone",
+        description="lowest level whose events a history holds. Those below target_level are context, not targets: "
+        "what a user was shown and did not take. Default: the lowest level; target_level's own name: positives alone",
     )
 
     @property
@@ -93,18 +94,20 @@ class FeedbackConfig(Section):
 class Feature(Section):
     """One side feature, a column of a user or item table."""
 
-    name: str = Field(description="the column's; a user feature is an input of the servable by this name")
+    name: str = Field(description="the column's name, also that of the servable's input for a user feature")
     kind: Literal["categorical", "tokens", "text", "numeric", "vector"] = Field(
         description="one value; several values; words, in any case; a number; a dense vector such as an embedding"
     )
     separator: Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)] = Field(
-        "|", description="of kinds tokens, vector: what separates the values in a cell of text; may be a space"
+        "|", description="for kinds tokens and vector: separates the values in a cell of text; may be a space"
     )
-    max_tokens: int = Field(8, ge=1, description="of kinds tokens, text: values kept per row")
+    max_tokens: int = Field(8, ge=1, description="for kinds tokens and text: values kept per row")
     max_vocabulary: int = Field(
-        10_000, ge=1, description="of kinds categorical, tokens, text: most frequent values kept"
+        10_000,
+        ge=1,
+        description="for kinds categorical, tokens and text: how many of the most frequent values are kept",
     )
-    dim: int = Field(0, ge=0, description="of kind vector: its length; another length is a missing value")
+    dim: int = Field(0, ge=0, description="for kind vector: its length; a value of another length counts as missing")
 
     @property
     def is_number(self) -> bool:
@@ -146,11 +149,11 @@ class Feature(Section):
 class TextFormat(Section):
     """How files of text are read."""
 
-    header: Strings = Field((), description="of text files without a header line: their columns' names, in order")
+    header: Strings = Field((), description="for text files without a header line: their column names, in order")
     quoting: Literal["auto", "always", "none"] = Field(
         "auto",
-        description="of text files; always: quotes enclose fields, whatever these hold; auto: they may, unless what "
-        "they enclose looks like rows between two stray quotes; none: they are characters like any other",
+        description="for text files. always: quotes enclose fields, whatever these hold; auto: they may, unless what "
+        "they enclose looks like rows between two stray quotes; none: they are ordinary characters",
     )
 
     @property
@@ -162,10 +165,10 @@ class TextFormat(Section):
 class FeatureTable(TextFormat):
     """A table with one row per user or item."""
 
-    path: str = Field(description="one file, CSV, TSV or Parquet by suffix")
+    path: str = Field(description="one file; CSV, TSV or Parquet by suffix")
     id: str = Field(description="column holding the user or item id")
-    features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are left out")
-    title: str | None = Field(None, description="of an item table: column with a readable name, for reports")
+    features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are ignored")
+    title: str | None = Field(None, description="for an item table: column with a readable name, for reports")
 
     @model_validator(mode="after")
     def _names_differ(self) -> FeatureTable:
@@ -194,33 +197,37 @@ _WEEKS = frozenset("GgUVW")  # and the years of weeks
 class DataConfig(TextFormat):
     """Where the log is and how to read it."""
 
-    events: Strings = Field((), description="files or glob patterns, CSV, TSV or Parquet by suffix")
+    events: Strings = Field((), description="files or glob patterns; CSV, TSV or Parquet by suffix")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
-        "auto", description="of numeric timestamps; auto decides by magnitude; ISO 8601 text is understood beside them"
+        "auto", description="unit of numeric timestamps; auto decides by magnitude; ISO 8601 text is also understood"
     )
     timestamp_format: str | None = Field(
         None,
-        description="of timestamps as other text, by strptime's directives, in UTC unless there is a %z, e.g. "
-        "'%m/%d/%Y %I:%M:%S %p', or with a fraction of a second at its end, '.%f'; then no other is understood",
+        description="for timestamps in another text format: strptime's directives, e.g. '%m/%d/%Y %I:%M:%S %p'; may "
+        "end in a fraction of a second, '.%f'; UTC unless it has a %z. If set, no other format is understood",
     )
     feedback: FeedbackConfig = FeedbackConfig()
     request_features: tuple[RequestFeature, ...] = Field(
         (), description="categorical columns of the log that are known when a user asks, such as the page or the device"
     )
-    user_features: FeatureTable | None = Field(None, description="table of what is known of users beside events")
+    user_features: FeatureTable | None = Field(None, description="table of what is known about users besides events")
     item_features: FeatureTable | None = Field(
-        None, description="table of what is known of items; new items without events are placed by it alone"
+        None, description="table of what is known about items; new items without events are placed by it alone"
     )
     max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
     previous: str | None = Field(
-        None, description="another run's events directory: its schema is enforced, its statistics are compared with"
+        None, description="another run's events directory: its schema is enforced, and its statistics are compared"
     )
     max_drift: float = Field(
         0.2, gt=0, le=1, description="change in the share of any value since data.previous that stops the run"
     )
-    min_volume: float = Field(0.3, ge=0, description="events, as a share of data.previous's, below which the run stops")
-    num_buckets: int = Field(16, ge=1, description="partitions of the users, and shards of every event artifact")
+    min_volume: float = Field(
+        0.3, ge=0, description="number of events, as a share of data.previous's, below which the run stops"
+    )
+    num_buckets: int = Field(
+        16, ge=1, description="number of partitions of the users, and of shards of every event artifact"
+    )
 
     @model_validator(mode="after")
     def _levels_can_be_told(self) -> DataConfig:
@@ -292,11 +299,11 @@ class SplitConfig(Section):
 
     protocol: Literal["leave_one_out", "time"] = Field(
         "leave_one_out",
-        description="what is held out: each user's last items, or all from a time on, as a served model meets it",
+        description="what is held out: each user's last items, or everything from a time on, as a served model sees it",
     )
     validation_start: Instant | None = Field(None, description="default: the 80% quantile of the positives' times")
     test_start: Instant | None = Field(None, description="default: the 90% quantile of the positives' times")
-    min_user_events: int = Field(3, ge=3, description="leave_one_out: users with fewer items only train")
+    min_user_events: int = Field(3, ge=3, description="for leave_one_out: users with fewer items are only trained on")
 
     @model_validator(mode="after")
     def _starts_are_used(self) -> SplitConfig:
@@ -313,6 +320,6 @@ class BeamConfig(Section):
     """How Beam jobs run."""
 
     runner: str = Field(
-        "FnApiRunner", description="Beam's name of it: FnApiRunner for this machine; DataflowRunner, FlinkRunner, .."
+        "FnApiRunner", description="Beam's name for it: FnApiRunner for this machine; DataflowRunner, FlinkRunner, .."
     )
     options: Strings = Field((), description="further pipeline options, e.g. --direct_num_workers=4")
