@@ -16,53 +16,53 @@ class ServingConfig(Section):
     model_name: str = Field(
         "dnc",
         pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
-        description="what clients ask for: <model_name> in TF Serving's APIs",
+        description="name that clients ask for: <model_name> in TF Serving's APIs",
     )
     indexes: tuple[Literal["scann", "exact"], ...] = Field(
         ("scann", "exact"),
         min_length=1,
-        description="servables to export: the first as <model_name>, each other as <model_name>_<index>; "
+        description="servables to export: the first as <model_name>, the others as <model_name>_<index>; "
         "scann needs a server with ScaNN's ops, exact runs on any",
     )
-    merge: ScoredMerge = Field("score", description="how the groups' results become one list")
+    merge: ScoredMerge = Field("score", description="how the groups' results are merged into one list")
     alpha: float = Field(
         1.0,
         ge=0,
-        description="default exponent of p(group | user) in the shares of merge quota: 0 gives every group the same, a "
-        "large one gives all to the likeliest",
+        description="default exponent of p(group | user) in the shares of merge quota: 0 gives equal shares, a large "
+        "value gives everything to the likeliest group",
     )
     num_candidates: int = Field(
-        100, ge=1, description="default M, the length of a list; the indexes' searches are tuned for lists up to it"
+        100, ge=1, description="default M, the length of a list; index searches are tuned for lists up to this length"
     )
     max_candidates: int = Field(
-        10_000, ge=1, description="largest M: a request for more gets this many, since its whole batch would be as wide"
+        10_000, ge=1, description="largest M: a request for more gets this many, because it would widen its whole batch"
     )
     exploration_share: float | None = Field(
         None,
         ge=0,
         le=1,
         description="share of a list that goes to items without training events; default: their share of the "
-        "validation targets where validation users find more by that, else 0",
+        "validation targets if that finds more for validation users, else 0",
     )
     recall_target: float = Field(
         0.95,
         gt=0,
         le=1,
-        description="least recall of a group's index against exact search; a higher one makes searches slower",
+        description="minimum recall of a group's index against exact search; a higher target makes searches slower",
     )
     brute_force_max_items: int = Field(
         1_000, ge=1, description="groups up to this size are searched exactly, larger ones by a tree with hashes"
     )
     int8: bool = Field(
         True,
-        description="groups with hashes score results by 8-bit vectors where these reach recall_target: a quarter of "
-        "the memory, scores mostly within .3% and at most some 3% of the exact ones",
+        description="groups with hashes score results by 8-bit vectors if these reach recall_target: a quarter of "
+        "the memory; scores mostly within .3% of the exact ones, at most some 3% off",
     )
     warmup_requests: int = Field(
-        16, ge=1, le=1000, description="written beside the model; TF Serving answers them before it serves a version"
+        16, ge=1, le=1000, description="stored with the model; TF Serving answers them before it serves a version"
     )
     validation_requests: int = Field(
-        256, ge=1, description="test users' requests that `dnc run` replays and compares with brute force"
+        256, ge=1, description="requests of test users that `dnc run` replays and compares with brute force"
     )
 
     def servable_names(self) -> dict[str, str]:
@@ -81,33 +81,33 @@ class ServingConfig(Section):
 
 
 class ServerConfig(Section):
-    """`dnc serve`, a server of TF Serving's APIs. Settings of batches carry TF Serving's names."""
+    """`dnc serve`, a server with TF Serving's APIs. Batching settings have TF Serving's names."""
 
     host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen on: by default from this machine only; 0.0.0.0: all"
+        "127.0.0.1", min_length=1, description="address to listen on; the default admits only this machine, 0.0.0.0 any"
     )
     grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
-    max_batch_size: int = Field(64, ge=1, description="most rows of a batch, and of a request")
+    max_batch_size: int = Field(64, ge=1, description="most rows in a batch, and in a request")
     max_batch_elements: int = Field(
-        2**20, ge=1, description="most values of an input in a batch, its padding included, and in a request"
+        2**20, ge=1, description="most values of an input in a batch, padding included, and in a request"
     )
     batch_timeout_micros: int = Field(
         0,
         ge=0,
-        description="how long a batch waits for more requests; 0: it takes what queued up while the last one ran",
+        description="how long a batch waits for more requests; 0: it takes what queued up while the last batch ran",
     )
     max_enqueued_batches: int = Field(
         128,
         ge=1,
-        description="requests beyond what fills so many batches are refused as overload; the default leaves room for "
-        "those that arrive while a new version loads",
+        description="requests beyond this many full batches are refused as overload; the default leaves room for those "
+        "that arrive while a new version loads",
     )
     num_batch_threads: int = Field(1, ge=1, description="batches that may run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
-    max_request_bytes: int = Field(16 * 2**20, ge=1024, description="a larger request is refused, by gRPC and REST")
+    max_request_bytes: int = Field(16 * 2**20, ge=1024, description="larger requests are refused, over gRPC and REST")
     max_connections: int = Field(
-        2000, ge=1, description="open connections to the REST port; a further one is answered with status 503"
+        2000, ge=1, description="most open connections to the REST port; further ones are answered with status 503"
     )
-    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline of a request that sets no earlier one")
-    poll_seconds: float = Field(1.0, gt=0, description="pause between looks at the base paths for new versions")
+    request_timeout_seconds: float = Field(30.0, gt=0, description="deadline for requests that set no earlier one")
+    poll_seconds: float = Field(1.0, gt=0, description="pause between checks of the base paths for new versions")
