@@ -1,4 +1,4 @@
-"""Alternatives in a graph that cost nothing where they are not taken."""
+"""Alternatives in a graph, of which those that are not taken cost nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a servable's lists against brute force. Each names the check and gives an example."""
+"""Checks of a servable's lists against brute force. Each failure names the check and gives an example."""
 
 from __future__ import annotations
 

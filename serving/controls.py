@@ -1,7 +1,7 @@
-"""What a request asks of the merge, row by row, with the config's values where a row says nothing.
+"""What a request asks of the merge, row by row, with the config's values for whatever a row leaves out.
 
-A value that makes no sense is answered by a rule, not by an error: rows of different callers share
-a server's batch, and an error would be everybody's.
+A senseless value is handled by a rule, not by an error: rows of different callers share a server's batch, and an
+error would fail them all.
 """
 
 from __future__ import annotations

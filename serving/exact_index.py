@@ -1,4 +1,4 @@
-"""Exact search of every group with plain TensorFlow ops: a servable of it loads in any runtime."""
+"""Exact search of every group with plain TensorFlow ops: any runtime can load a servable that uses it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The servable's answer by brute force in NumPy, from the outputs of its two embedding signatures.
 
-Written from the definition of each merge, not from the graph: every item is scored, and a list is the best of
-what may be in it.
+Written from the definition of each merge, not from the graph: every item is scored, and a list holds the best of
+those that may be in it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Places for cold items: those without training events, which no score of a trained id favours."""
+"""Places for cold items, those without training events, which no learnt score favours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The transform graphs inside the servable: raw ids and raw user features in, indices and tensors out.
 
-A transform graph is a SavedModel, so TensorFlow alone loads it: TFT pins another TensorFlow than
-ScaNN's ops, and is not needed where models are exported and served.
+A transform graph is a SavedModel, so TensorFlow alone can load it. TFT, which pins another TensorFlow than ScaNN's ops
+do, is not needed where models are exported and served.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """One group's ScaNN index: structure chosen by size, search parameters tuned to a recall target.
 
-A group of up to `brute_force_max_items` is searched exactly. Above, a k-means tree prunes most of the
-group, its leaves hold asymmetric hashes, and the best of them are scored again with vectors of 8 bits a
-dimension or, where these miss the recall target or are not wanted, with the vectors themselves. Builds
-are not reproducible to the bit (ScaNN trains its tree with threads of its own), so an index is judged by
-its recall, never by its ids.
+A group of up to `brute_force_max_items` is searched exactly. In a larger one, a k-means tree prunes most of the
+group, its leaves hold asymmetric hashes, and the best items are scored again with vectors of 8 bits a dimension. If
+these miss the recall target or are not wanted, the full vectors score them. Builds are not reproducible to the bit
+(ScaNN trains its tree with threads of its own), so an index is judged by its recall, never by its ids.
 """
 
 from __future__ import annotations

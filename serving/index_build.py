@@ -1,4 +1,4 @@
-"""The indexes of all groups of a model, each built and tuned on users' queries, or taken from the last version."""
+"""The indexes of all groups of a model: each is built and tuned on users' queries, or taken from the last version."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Indexes kept with a servable, so that the next version need not build again what did not change.
+"""Indexes stored with a servable, so that the next version need not rebuild those that did not change.
 
-Their tensors are assets of the SavedModel, which its loader reads; a small file says what they are.
+Their tensors are assets of the SavedModel, which its loader reads; a small file describes them.
 """
 
 from __future__ import annotations

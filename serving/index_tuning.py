@@ -1,4 +1,4 @@
-"""How thoroughly an index is searched: per number of results, the cheapest search that reaches a recall target."""
+"""How thoroughly to search an index: for each number of results, the cheapest search that reaches a recall target."""
 
 from __future__ import annotations
 

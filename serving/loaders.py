@@ -1,4 +1,4 @@
-"""TensorFlow's other loaders, beside `servable_session.ServableSession`."""
+"""TensorFlow's loaders other than `servable_session.ServableSession`."""
 
 from __future__ import annotations
 

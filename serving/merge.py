@@ -1,15 +1,15 @@
-"""The merge, in the graph: how many items each group may give, and one list out of what they gave.
+"""The merge, in the graph: how many items each group may give, and how these become one list.
 
-An operator's boost b_g counts in both, a group's share and its items' scores:
+An operator's boost b_g affects both a group's share and its items' scores:
 
     weight(u, g) = b_g * max(p(g | u), 1e-20)^alpha
     score(u, i)  = <e_{u,g(i)}, v_i> + log b_g(i)
 
-and + log max(p(g(i) | u), 1e-20) in the score of a model whose groups compare by it alone
-(`Config.intent_in_score`).
+In a model whose groups can be compared only by p(g | u) (`Config.intent_in_score`), the score also has the term
+log max(p(g(i) | u), 1e-20).
 
 "score" keeps the best M of all groups. "quota" gives group g M * weight_g / sum(weight) places, by
-cumulative rounding, so that they sum to exactly M. "round_robin" deals, as one deals cards: the likeliest group gives
+cumulative rounding, so that they sum to exactly M. "round_robin" deals like cards: the likeliest group gives
 its best item, then the next group, and round again. A group that has no more items passes its places on.
 """
 

@@ -1,9 +1,9 @@
-"""The search for a merge by score in two rounds: most groups hold few of the best M.
+"""The search for a merge by score in two rounds, because most groups hold few of the best M.
 
-By score, any group might give all M items, and to ask all of them for so many costs several times what a
-quota does. So a row first asks each group for a few times its equal share. The M-th best of what that
-finds bounds what the list needs: a group whose last result lies below has nothing more to give, as each
-next one is worse. Only the others are asked for all M.
+By score, any group might give all M items, but asking every group for M costs several times what a quota does. So
+each row first asks each group for a few times its equal share. The M-th best of these results is a lower bound for the
+list: a group whose last result lies below it has nothing more to give, because its further items are worse. Only
+the other groups are asked for all M.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a servable in this process can be asked, and the loader that TF Serving uses, a session."""
+"""What you can ask a servable in this process, and its loader: a session, as in TF Serving."""
 
 from __future__ import annotations
 

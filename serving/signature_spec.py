@@ -1,6 +1,6 @@
-"""What a signature takes, and how a request becomes rows that can share a batch with anybody's.
+"""What a signature takes, and how a request becomes rows that can share a batch with any other's.
 
-Server and client both stand on it.
+Both server and client build on it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Slots: a servable's items, numbered from 1 in the order of its indexes, group by group; 0 stands for no item.
 
-What a search finds in a group becomes a slot by adding the group's first, not by a look into a table for
-each result.
+A search result in a group becomes a slot by adding the group's first slot, without a table lookup per result.
 """
 
 from __future__ import annotations

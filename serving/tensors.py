@@ -1,4 +1,4 @@
-"""TensorProto to and from NumPy, safe for what a stranger sends and fast for what is sent all day."""
+"""TensorProto to and from NumPy: safe for input from strangers, and fast for routine requests."""
 
 from __future__ import annotations
 

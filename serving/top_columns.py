@@ -1,4 +1,4 @@
-"""The best of each row in order, in less time than `tf.math.top_k` takes where they are many."""
+"""The best k of each row in order, faster than `tf.math.top_k` for large k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Infrastructure validation: a fresh process proves a servable right before anything serves it."""
+"""Infrastructure validation: a fresh process checks that a servable is right before anything serves it."""
 
 from __future__ import annotations
 

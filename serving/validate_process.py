@@ -1,6 +1,6 @@
-"""The validation's own process: `python -m serving.validate_process WORKDIR SERVABLE CONFIG REPORT`.
+"""The process that validates: `python -m serving.validate_process WORKDIR SERVABLE CONFIG REPORT`.
 
-It loads the servables with TensorFlow's loaders only; nothing of the export is in its memory.
+It loads the servables with TensorFlow's loaders only, and has nothing of the export in its memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Version directories: numbered, below a servable's base path, there whole, validated, or not at all."""
+"""Version directories, numbered, below a servable's base path: whole and validated, or not there at all."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""REST's connections: how many there may be, which are ended, and what a client gets that has closed its half.
+"""REST's connections: how many there may be, which are closed, and how clients that closed their half are answered.
 
-aiohttp ends a connection as soon as its client writes no more. But a client may ask, close its half and read. One that
-has given up looks the same, until something is sent to it. So it is sent a `100 Continue`, which every client of
-HTTP/1.1 skips (RFC 9110, 15.2), and which a closed socket answers by a reset: nobody waits, and nothing is computed.
+aiohttp closes a connection as soon as its client stops writing. But a client may send its request, close its half and
+then read; one that has given up looks the same until something is sent to it. So the server sends a `100 Continue`,
+which every HTTP/1.1 client skips (RFC 9110, 15.2). A closed socket answers it with a reset, so nothing is computed for
+a client that is gone.
 """
 
 from __future__ import annotations

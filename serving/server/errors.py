@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in gRPC's codes; REST answers with the HTTP status that TF Serving maps each to."""
+"""What can go wrong with a request, in gRPC's codes; REST uses the HTTP status that TF Serving maps each code to."""
 
 from __future__ import annotations
 

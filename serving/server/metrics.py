@@ -1,6 +1,6 @@
 """What the server counts, in Prometheus' format.
 
-Names are TF Serving's where it has the like; to those of counters, Prometheus' client appends "_total".
+Metrics that TF Serving also has keep its names; Prometheus' client appends "_total" to those of counters.
 """
 
 from __future__ import annotations

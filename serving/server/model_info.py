@@ -1,4 +1,4 @@
-"""What a server says of its models, over gRPC and REST alike."""
+"""What a server reports about its models, over gRPC and REST alike."""
 
 from __future__ import annotations
 

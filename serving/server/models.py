@@ -1,4 +1,4 @@
-"""All models of a server: what requests name, and what follows the disk."""
+"""All models of a server: finds what requests name, and follows the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HandleReloadConfigRequest: labels set from afar.
+"""HandleReloadConfigRequest: sets labels remotely.
 
 TF Serving keeps a reloaded config until it restarts. Here it is written to `serving.json`, so that
 there is one place to look at, and a restart changes nothing.

@@ -1,4 +1,4 @@
-"""The server as a whole: models, gRPC and REST in one loop, until it is told to stop."""
+"""The server as a whole: models, gRPC and REST in one event loop, until it is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch's answer, split into those of its requests."""
+"""Splits a batch's answer into the answers to its requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One loaded version of a servable, and the requests that are in it."""
+"""One loaded version of a servable, and the requests that it is answering."""
 
 from __future__ import annotations
 
