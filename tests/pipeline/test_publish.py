@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 
@@ -19,9 +19,9 @@ from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.plan import SpanStart, make_plan
 from pipeline.retraining.publish import publish, retain, set_stable, version_before
-from pipeline.retraining.records import Record, all_records, write_record
+from pipeline.retraining.records import Record, all_records
 from pipeline.retraining.views import versions_json
-from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
+from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, push, stable
 
 SPANS = [SpanStart("1", 1, "a"), SpanStart("2", 5, "b")]
 NO_SPANS = json.dumps(asdict(Record("run-1", "pushed", 1, "stable", "", 1.0, [], {}, {}, {}, {}, {}, {})))
@@ -384,32 +384,3 @@ def test_a_servable_that_is_exported_first_while_the_main_one_is_held_has_one_ve
         assert stable(store) == [ServingLabels(stable=1, canary=3), ServingLabels(stable=3)]
         RetrainRun(workdir).push.write_text(json.dumps({"version": 3, "label": "canary", "is_done": False}))
         assert publish(NAMES, store, workdir, workdir.servable("dnc") / "1", 3, 1, held=True) == (3, "canary")
-
-
-def test_runs_are_listed_by_time_whatever_came_of_them(store: Store) -> None:
-    push(store, 1, None)
-    [first] = all_records(store)
-    make_run(store, 2)
-    write_record(store, replace(first, run_id="run-2", outcome="not_blessed", version=None, created="2024-01-02"))
-    push(store, 3, 1)
-    assert [row["version"] for row in versions_json(store)] == [1, None, 3]
-
-
-def test_a_clock_that_was_set_back_makes_no_run_the_newest(store: Store) -> None:
-    push(store, 2, None)
-    [first] = all_records(store)
-    make_run(store, 3)
-    refused = replace(first, run_id="run-3", outcome="not_blessed", version=None, created="2024-01-01")
-    write_record(store, replace(refused, spans=[{"key": "3", "order": 3}]))
-    assert [row["version"] for row in versions_json(store)] == [2, None]
-    retain(CONFIG, store)
-    assert (store.run("run-3").servable("dnc") / "1" / "saved_model.pb").exists()
-
-
-def test_of_runs_of_one_span_and_one_second_the_version_tells(store: Store) -> None:
-    push(store, 1, None)
-    [first] = all_records(store)
-    for number in (4, 2, 5, 3):
-        make_run(store, 10 - number)  # directories in another order
-        write_record(store, replace(first, run_id=f"run-{10 - number}", version=number))
-    assert [row["version"] for row in versions_json(store)] == [1, 2, 3, 4, 5]

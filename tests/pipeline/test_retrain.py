@@ -29,7 +29,7 @@ from pipeline.retraining import publish as publishing
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.fit_spans import FitSpans
 from pipeline.retraining.notify import _post, notify
-from pipeline.retraining.records import Record, all_records, code, files_of, record_of_version
+from pipeline.retraining.records import Record, all_records, files_of, record_of_version
 from pipeline.retraining.span_profile import SpanProfile
 from pipeline.retraining.spans import Span
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -336,12 +336,6 @@ def test_an_outcome_that_json_does_not_know_is_told_as_it_is_printed(
     done = calls.here("--set", f"retrain.webhook={webhook.url}")
     assert done.exit_code == 4, done.output
     assert webhook.heard == [json.loads(done.stdout)] == [outcome | {"details": {"log": "/log"}}]
-
-
-def test_a_record_does_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert code().keys() >= {"dnc-retrieval", "python", "tensorflow"}
-    assert "commit" not in code()
 
 
 def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
