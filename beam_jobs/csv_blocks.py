@@ -89,7 +89,7 @@ def read_csv_batches(
         block = stream.read(_HEADER_BYTES)
         names, separator, block = split_header(block, path, text)
         wanted = {name: names.index(name) for name in columns}
-        form = form_of(block, separator, len(names), text.quoting == "always")
+        form = form_of(block, separator, len(names), text.quoting)
         parser = _BlockParser(form, wanted, text.has_quotes)
         while True:
             more = stream.read(block_bytes)

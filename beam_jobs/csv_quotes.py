@@ -75,9 +75,9 @@ class _Quotes:
         return bool(self.opens[::2].all() and self.closes[1::2].all())
 
 
-def form_of(head: bytes, separator: str, num_fields: int, always_quotes: bool) -> Form:
-    """The form of a file whose rows begin with `head`, and whose quotes are known to quote or not."""
-    is_quoting = always_quotes or _plainly_quotes(head, separator, num_fields)
+def form_of(head: bytes, separator: str, num_fields: int, quoting: str) -> Form:
+    """The form of a file whose rows begin with `head`; `quoting` is that of `TextFormat`."""
+    is_quoting = quoting == "always" or (quoting == "auto" and _plainly_quotes(head, separator, num_fields))
     has_sentences = separator in _OF_TEXT and not _is_spaced(head, separator, num_fields)
     return Form(separator, num_fields, is_quoting, has_sentences)
 

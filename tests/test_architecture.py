@@ -56,7 +56,6 @@ EXTRAS = {
     ("serving", "server"): "serving/**/*.py",
 }
 """Extras that docs/environment.md names -> the files that they are for."""
-OF_TYPES = {"_typeshed"}
 
 
 def files_that_load(pattern: str) -> set[Path]:
