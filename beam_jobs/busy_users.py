@@ -2,7 +2,7 @@
 
 Every user is measured once, but trained on as often as they have positives. Where a few (crawlers, shared accounts)
 have most of the log, the model would be theirs; so of nobody much more is read than of the others, as YouTube takes one
-number of examples of each user (Covington et al., RecSys 2016). docs/experiments.md, section 19, has what it is worth.
+number of examples of each user (Covington et al., RecSys 2016). docs/experiments/events.md has what it is worth.
 """
 
 from __future__ import annotations
