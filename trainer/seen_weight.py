@@ -9,7 +9,7 @@ If it has to, two things happen:
 - A user who has already taken most of what they like teaches the model to look elsewhere: dense logs lose by that.
 
 So the weight falls with the density of the log: all that the average user has seen counts together as much as a fixed
-share of the catalogue (docs/experiments/objective.md).
+share of the catalogue (docs/experiments/negatives.md).
 """
 
 from __future__ import annotations
