@@ -1,8 +1,9 @@
 """How many positives of one user are trained on.
 
-Every user is measured once, but trained on as often as they have positives. Where a few (crawlers, shared accounts)
-have most of the log, the model would be theirs; so of nobody much more is read than of the others, as YouTube takes one
-number of examples of each user (Covington et al., RecSys 2016). docs/experiments/events.md has what it is worth.
+Evaluation counts every user once, but training as often as they have positives. If a few users (crawlers, shared
+accounts) have most of the log, they decide what is learnt, so the number of positives per user is capped, as YouTube
+takes the same number of examples from each user (Covington et al., RecSys 2016). docs/experiments/events.md shows what
+that is worth.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Choice of K: fits k-means for each K to what co-occurs in a run, and prints what it costs and gives.
+"""Choice of K: fits k-means to a run's co-occurrence for several K, and prints the cost and benefit of each.
 
-Whatever the run's method and cap, it is k-means without a cap that is fitted.
+It always fits k-means without a cap on sizes, whatever the run's method and cap.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ Every room imports this package first, so this is the one place for what must be
 import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-# NumPy's products are small here. Their threads would wait for each other, and for those of TensorFlow and of Beam's
-# other workers; and their number would change the last digits, from which k-means makes other groups. scikit-learn's
-# k-means adds up by threads of its own, which do so in any order.
+# NumPy's products are small here: their threads would wait for each other and for those of TensorFlow and of Beam's
+# other workers. The number of threads also changes rounding, and so the groups that k-means finds; scikit-learn's own
+# threads add up in any order.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # TensorFlow reports a missing GPU as an error; what fails for real is raised in Python, too.

@@ -39,8 +39,8 @@ STAGE_NAMES = [stage.name for stage in STAGES]
 def main(verbose: bool) -> None:
     """Divide-and-conquer embedding-based retrieval, from an event log to a servable.
 
-    Exit codes: 0 done, 1 failed, 2 bad input or config (the message says what to change); `dnc retrain` has 3 and 4,
-    too.
+    Exit codes: 0 done, 1 failed, 2 bad input or config (the message says what to change); `dnc retrain` also uses 3
+    (refused by the gate) and 4 (nothing new).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a report whose ± cannot be shown is better than none
@@ -51,14 +51,17 @@ def main(verbose: bool) -> None:
 @with_config
 @click.option("--workdir", "-w", type=PathOrUrl(), required=True, help="Where every artifact goes: a path or a URL.")
 @click.option(
-    "--from", "first", type=click.Choice(STAGE_NAMES), help="Run this stage, and what uses it, even if up to date."
+    "--from",
+    "first",
+    type=click.Choice(STAGE_NAMES),
+    help="Run this stage and all that depend on it, even if up to date.",
 )
 @click.option("--to", "last", type=click.Choice(STAGE_NAMES), help="Stop after this stage.")
 @reports_user_errors
 def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: str | None, last: str | None) -> None:
     """Run the stages in order.
 
-    Those whose inputs, config and code did not change are skipped.
+    Stages whose inputs, config and code did not change are skipped.
 
     \b
     Examples:
@@ -84,8 +87,9 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
 def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir: Path) -> None:
     """Copy the Beam side's artifacts from an object store.
 
-    SOURCE is a workdir there; a run goes on with the copies here. What is here already is not copied again; a stage is
-    up to date here as it was there. The config is asked for `beam.options` alone, which say how to reach the store.
+    SOURCE is a workdir in the store. A run continues with the copies; a stage that is up to date there is up to date
+    here. Artifacts that are here already are not copied again. Of the config, only `beam.options` counts, which say how
+    to reach the store.
 
     \b
     Example:
@@ -102,13 +106,15 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 @main.command()
 @with_config
 @click.option("--workdir", "-w", type=LocalPath(), required=True, help="Where every artifact goes.")
-@click.option("--model", "trained", type=LocalPath(), required=True, help="A finished run: its model.")
+@click.option(
+    "--model", "trained", type=LocalPath(), required=True, help="Workdir of the finished run whose model to use."
+)
 @reports_user_errors
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
     """Make a version for today's items, without training.
 
-    The model is that of a finished run. New items are placed by their side features, changed groups are indexed anew,
-    unchanged ones taken over. Groups continue those of --model, unless groups.previous names others.
+    The model is that of a finished run. New items join groups by their side features; changed groups are indexed anew,
+    and the indexes of unchanged ones are reused. Groups continue those of --model, unless groups.previous names others.
 
     \b
     Example:
@@ -127,15 +133,28 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
 @click.option(
     "--config", "-c", type=click.Path(path_type=Path), required=True, help="YAML file; see configs/benchmark/."
 )
-@click.option("--workdir", "-w", type=LocalPath(), required=True, help="Data and models; resumed from.")
-@click.option("--data", "paths", multiple=True, metavar="NAME=PATH", help="Where a data set lies; repeatable.")
+@click.option(
+    "--workdir",
+    "-w",
+    type=LocalPath(),
+    required=True,
+    help="Directory for data and models; an interrupted benchmark resumes from it.",
+)
+@click.option("--data", "paths", multiple=True, metavar="NAME=PATH", help="Directory of a data set; repeatable.")
 @click.option("--dataset", "datasets", multiple=True, help="Only this data set; repeatable.")
 @click.option("--model", "models", multiple=True, help="Only this model; repeatable.")
 @click.option("--seed", "seeds", multiple=True, type=int, help="This seed instead of the file's; repeatable.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key in every run; repeatable.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Models trained at a time.")
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Default: WORKDIR/<config>.json; .md beside."
+    "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a setting in every run; repeatable."
+)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of models trained at the same time."
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Where to write the table; default: WORKDIR/<config>.json. The Markdown is beside it.",
 )
 @reports_user_errors
 def benchmark(
@@ -151,8 +170,8 @@ def benchmark(
 ) -> None:
     """Train and measure data sets x models x seeds.
 
-    Writes the table as JSON and Markdown. Runs that have a result in the workdir are not run again. A run that fails is
-    reported, and the others go on; the table is made once all have a result.
+    Writes the table as JSON and Markdown. Runs that have a result in the workdir are not repeated. If a run fails, it
+    is reported and the others continue; the table is written once all have a result.
 
     \b
     Examples:
@@ -185,9 +204,9 @@ def benchmark(
 )
 @reports_user_errors
 def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None, models: tuple[str, ...]) -> None:
-    """Serve servables by TF Serving's APIs, gRPC and REST.
+    """Serve models over TF Serving's gRPC and REST APIs.
 
-    New versions are taken up as they appear.
+    New versions are loaded as they appear.
 
     \b
     Examples:
@@ -217,14 +236,22 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
 
 @main.command()
 @with_config
-@click.option("--workdir", "-w", type=LocalPath(), required=True, help="The study; resumed from.")
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Finished trials to reach.")
+@click.option(
+    "--workdir",
+    "-w",
+    type=LocalPath(),
+    required=True,
+    help="Directory of the search; an interrupted one resumes from it.",
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True, help="Total number of finished trials."
+)
 @reports_user_errors
 def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials: int) -> None:
     """Search the settings for the best validation recall.
 
-    Those are the user tower, K, the merge and alpha, the loss terms' shares and the rates. Test users are not looked
-    at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
+    Searches the user tower, K, the merge and alpha, the weights of the loss terms, and the learning and dropout rates.
+    Test users are not looked at. Writes WORKDIR/best.yaml, a config to run, and WORKDIR/trials.json.
 
     \b
     Example:
@@ -242,10 +269,10 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
 @with_config
 @reports_user_errors
 def settings(prefix: str, config: Path | None, overrides: tuple[str, ...]) -> None:
-    """Show settings, what they are by default, and what they mean.
+    """Show settings, their defaults and their meaning.
 
-    PREFIX: of their keys, or else a part of them; without it, all. With a config, what it makes of them, but for those
-    of a list's elements, whose keys have [].
+    PREFIX selects the settings whose key starts with it or, if none does, contains it; default: all. With -c or --set,
+    the values are those of that config, except for settings of list elements (keys with []).
 
     \b
     Examples:
@@ -279,7 +306,7 @@ def _as_yaml(value: Any) -> str:
 def doctor(extras: tuple[str, ...]) -> None:
     """Check that this machine can run the pipeline.
 
-    Says what to do where it cannot. EXTRAS: those of setup.py that the machine is to have; without any, all.
+    Prints a remedy for each check that fails. EXTRAS are the extras of setup.py to check; default: all.
     """
     problems = 0
     for finding in check(extras or EXTRAS):

@@ -119,7 +119,7 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--config` and `--set`."""
     options = (
         click.option("--config", "-c", type=click.Path(path_type=Path), help="YAML file; see configs/."),
-        click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a key; repeatable."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a setting; repeatable."),
     )
     for option in reversed(options):
         command = option(command)

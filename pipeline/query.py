@@ -28,7 +28,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 
 
 @click.command()
-@click.option("--workdir", "-w", type=LocalPath(), required=True, help="A finished run.")
+@click.option("--workdir", "-w", type=LocalPath(), required=True, help="Workdir of a finished run.")
 @click.option("--user", type=Utf8Text(), help="Take this user's history from the run's events.")
 @click.option(
     "--history", type=Utf8Text(), metavar="ID,ID,...", help="Item ids, oldest first; ids with commas as a JSON list."
@@ -37,7 +37,7 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
     "--context",
     type=Utf8Text(),
     metavar="ID,ID,...",
-    help="Of --history, what the user was shown and did not take (data.feedback.history_level); or a JSON list.",
+    help="Items of --history that were shown, not taken (data.feedback.history_level); also as a JSON list.",
 )
 @click.option("--num-candidates", "-m", type=_POSITIVE, help="Length of the list; default: the servable's.")
 @click.option(
@@ -46,24 +46,27 @@ _POSITIVE = click.IntRange(1, 2**31 - 1)
 @click.option(
     "--alpha",
     type=click.FloatRange(0),
-    help="Of the merge quota: the exponent of p(group | user); default: serving.alpha.",
+    help="Exponent of p(group | user) for --merge quota; default: serving.alpha.",
 )
-@click.option("--groups", metavar="ID,ID,...", help="The only groups that may answer; default: all.")
-@click.option("--max-groups", type=_POSITIVE, help="Search only so many groups, the likeliest; default: all.")
+@click.option("--groups", metavar="ID,ID,...", help="Groups that may answer; default: all.")
+@click.option("--max-groups", type=_POSITIVE, help="Search only this many groups, the likeliest ones; default: all.")
 @click.option(
-    "--exclude", type=Utf8Text(), metavar="ID,ID,...", help="Items not to return, beside the history; or a JSON list."
+    "--exclude",
+    type=Utf8Text(),
+    metavar="ID,ID,...",
+    help="Items not to return, besides the history; also as a JSON list.",
 )
 @click.option(
     "--explore",
     type=click.IntRange(0, 2**31 - 1),
-    help="Places for items without training events; default: the model's share.",
+    help="Number of places for items without training events; default: the model's share.",
 )
 @click.option(
     "--request",
     "told",
     metavar="NAME=VALUE",
     multiple=True,
-    help="What the request tells of one of data.request_features; may be repeated.",
+    help="Value of a request feature (data.request_features); repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per candidate.")
 @reports_user_errors

@@ -56,7 +56,7 @@ class Config(Section):
 
     # scikit-learn and Keras take no more than 32 bits.
     seed: int = Field(
-        0, ge=0, lt=2**32, description="of all that is drawn: initial weights, negatives, shuffles, bootstraps"
+        0, ge=0, lt=2**32, description="seed of everything random: initial weights, negatives, shuffles, bootstraps"
     )
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()

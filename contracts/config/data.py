@@ -15,13 +15,11 @@ from contracts.names import RESERVED_FEATURE_NAMES
 class EventColumns(Section):
     """Names of the log's columns."""
 
-    user_id: str = Field("user_id", description="column holding the user's id: text or whole numbers")
-    item_id: str = Field("item_id", description="column holding the item's id: text or whole numbers")
-    timestamp: str = Field("timestamp", description="column holding the event's time, see data.timestamp_unit")
-    event: str | None = Field(
-        None, description="column holding the name of a feedback level (see data.feedback.levels)"
-    )
-    rating: str | None = Field(None, description="column holding a number (see data.feedback.rating_thresholds)")
+    user_id: str = Field("user_id", description="column with the user's id: text or whole numbers (docs/data.md)")
+    item_id: str = Field("item_id", description="column with the item's id: text or whole numbers (docs/data.md)")
+    timestamp: str = Field("timestamp", description="column with the event's time, see data.timestamp_unit")
+    event: str | None = Field(None, description="column with the name of a feedback level (see data.feedback.levels)")
+    rating: str | None = Field(None, description="column with a number (see data.feedback.rating_thresholds)")
 
 
 _MAX_LEVELS = 127
@@ -35,18 +33,21 @@ class FeedbackConfig(Section):
     `flags` that is true, or the highest rating threshold that it reaches; else the lowest level.
     """
 
-    levels: Strings = Field(("interaction",), description="lowest first, e.g. [exposure, click, purchase]")
+    levels: Strings = Field(
+        ("interaction",), description="names of the levels, lowest first, e.g. [exposure, click, purchase]"
+    )
     flags: dict[str, str] = Field({}, description="level -> boolean column that says whether a row reaches the level")
     rating_thresholds: dict[str, float] = Field(
         {}, description="level -> lowest value of data.columns.rating that reaches it, e.g. {liked: 4}"
     )
     target_level: str | None = Field(
-        None, description="lowest level that counts as a positive (history and target); default: the lowest level"
+        None, description="lowest level that counts as a positive (history and target); null: the lowest level"
     )
     history_level: str | None = Field(
         None,
-        description="lowest level whose events a history holds. Those below target_level are context, not targets: "
-        "what a user was shown and did not take. Default: the lowest level; target_level's own name: positives alone",
+        description="lowest level of the events in a history. Those below target_level (what a user was shown and did "
+        "not take) are context, not targets. null: the lowest level; target_level's own name: positives "
+        "alone",
     )
 
     @property
@@ -94,9 +95,10 @@ class FeedbackConfig(Section):
 class Feature(Section):
     """One side feature, a column of a user or item table."""
 
-    name: str = Field(description="the column's name, also that of the servable's input for a user feature")
+    name: str = Field(description="the column's name; for a user feature, also the name of the servable's input")
     kind: Literal["categorical", "tokens", "text", "numeric", "vector"] = Field(
-        description="one value; several values; words, in any case; a number; a dense vector such as an embedding"
+        description="categorical: one value; tokens: several values; text: words, in any case; numeric: a number; "
+        "vector: a dense vector such as an embedding"
     )
     separator: Annotated[str, StringConstraints(strip_whitespace=False, min_length=1)] = Field(
         "|", description="for kinds tokens and vector: separates the values in a cell of text; may be a space"
@@ -105,9 +107,9 @@ class Feature(Section):
     max_vocabulary: int = Field(
         10_000,
         ge=1,
-        description="for kinds categorical, tokens and text: how many of the most frequent values are kept",
+        description="for kinds categorical, tokens and text: number of most frequent values kept",
     )
-    dim: int = Field(0, ge=0, description="for kind vector: its length; a value of another length counts as missing")
+    dim: int = Field(0, ge=0, description="for kind vector: its length; a vector of another length counts as missing")
 
     @property
     def is_number(self) -> bool:
@@ -152,8 +154,9 @@ class TextFormat(Section):
     header: Strings = Field((), description="for text files without a header line: their column names, in order")
     quoting: Literal["auto", "always", "none"] = Field(
         "auto",
-        description="for text files. always: quotes enclose fields, whatever these hold; auto: they may, unless what "
-        "they enclose looks like rows between two stray quotes; none: they are ordinary characters",
+        description="for text files. always: quotes enclose fields, whatever they contain; auto: quotes enclose "
+        "fields, unless what they enclose looks like rows between two stray quotes; none: quotes are "
+        "ordinary characters",
     )
 
     @property
@@ -166,7 +169,7 @@ class FeatureTable(TextFormat):
     """A table with one row per user or item."""
 
     path: str = Field(description="one file; CSV, TSV or Parquet by suffix")
-    id: str = Field(description="column holding the user or item id")
+    id: str = Field(description="column with the user's or item's id")
     features: tuple[Feature, ...] = Field((), description="columns that the towers read; others are ignored")
     title: str | None = Field(None, description="for an item table: column with a readable name, for reports")
 
@@ -200,12 +203,13 @@ class DataConfig(TextFormat):
     events: Strings = Field((), description="files or glob patterns; CSV, TSV or Parquet by suffix")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
-        "auto", description="unit of numeric timestamps; auto decides by magnitude; ISO 8601 text is also understood"
+        "auto", description="unit of numeric timestamps; auto decides by magnitude. ISO 8601 text is always understood"
     )
     timestamp_format: str | None = Field(
         None,
         description="for timestamps in another text format: strptime's directives, e.g. '%m/%d/%Y %I:%M:%S %p'; may "
-        "end in a fraction of a second, '.%f'; UTC unless it has a %z. If set, no other format is understood",
+        "end in a fraction of a second, '.%f'; UTC unless it has a %z. If set, no other format is "
+        "understood",
     )
     feedback: FeedbackConfig = FeedbackConfig()
     request_features: tuple[RequestFeature, ...] = Field(
@@ -215,18 +219,25 @@ class DataConfig(TextFormat):
     item_features: FeatureTable | None = Field(
         None, description="table of what is known about items; new items without events are placed by it alone"
     )
-    max_dead_letter_fraction: float = Field(0.05, ge=0, le=1, description="share of malformed rows that stops the run")
+    max_dead_letter_fraction: float = Field(
+        0.05, ge=0, le=1, description="the run stops if more than this share of rows is malformed"
+    )
     previous: str | None = Field(
-        None, description="another run's events directory: its schema is enforced, and its statistics are compared"
+        None,
+        description="another run's events directory: its schema is enforced, and the new log's statistics are "
+        "compared with its own",
     )
     max_drift: float = Field(
-        0.2, gt=0, le=1, description="change in the share of any value since data.previous that stops the run"
+        0.2,
+        gt=0,
+        le=1,
+        description="the run stops if the share of any value has changed by more than this since data.previous",
     )
     min_volume: float = Field(
-        0.3, ge=0, description="number of events, as a share of data.previous's, below which the run stops"
+        0.3, ge=0, description="the run stops if there are fewer events than this share of data.previous's"
     )
     num_buckets: int = Field(
-        16, ge=1, description="number of partitions of the users, and of shards of every event artifact"
+        16, ge=1, description="number of partitions of the users, and of files of every event artifact"
     )
 
     @model_validator(mode="after")
@@ -299,10 +310,16 @@ class SplitConfig(Section):
 
     protocol: Literal["leave_one_out", "time"] = Field(
         "leave_one_out",
-        description="what is held out: each user's last items, or everything from a time on, as a served model sees it",
+        description="what is held out: leave_one_out, each user's last items; time, everything from a time on, as a "
+        "served model sees it",
     )
-    validation_start: Instant | None = Field(None, description="default: the 80% quantile of the positives' times")
-    test_start: Instant | None = Field(None, description="default: the 90% quantile of the positives' times")
+    validation_start: Instant | None = Field(
+        None,
+        description="time from which positives are validation targets; null: the 80% quantile of the positives' times",
+    )
+    test_start: Instant | None = Field(
+        None, description="time from which positives are test targets; null: the 90% quantile of the positives' times"
+    )
     min_user_events: int = Field(3, ge=3, description="for leave_one_out: users with fewer items are only trained on")
 
     @model_validator(mode="after")
@@ -320,6 +337,7 @@ class BeamConfig(Section):
     """How Beam jobs run."""
 
     runner: str = Field(
-        "FnApiRunner", description="Beam's name for it: FnApiRunner for this machine; DataflowRunner, FlinkRunner, .."
+        "FnApiRunner",
+        description="name of the Beam runner: FnApiRunner for this machine; DataflowRunner, FlinkRunner, ...",
     )
     options: Strings = Field((), description="further pipeline options, e.g. --direct_num_workers=4")

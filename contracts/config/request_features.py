@@ -18,9 +18,9 @@ _MOST_CODES = 2**31 - 1
 class RequestFeature(Section):
     """A categorical column of the log whose value a request can tell as well."""
 
-    name: str = Field(description="an input of the servable, and a column of the log unless `column` names another")
-    column: str | None = Field(None, description="of the log; default: the name")
-    values: Strings = Field(min_length=1, description="the values that are told apart; any other is as none")
+    name: str = Field(description="name of the servable's input, and of the log's column unless `column` is set")
+    column: str | None = Field(None, description="the log's column; default: the name")
+    values: Strings = Field(min_length=1, description="the known values; any other value counts as none")
 
     @property
     def column_name(self) -> str:

@@ -13,7 +13,7 @@ class SpanLimits(Section):
     """What a span of events must look like before a model is trained on it."""
 
     schema_of_last: bool = Field(
-        True, description="the schema of the span before is enforced, and drift beyond data.max_drift refused"
+        True, description="whether the previous span's schema is enforced, and drift beyond data.max_drift refused"
     )
     min_events: int = Field(100, ge=1, description="a span with fewer events is refused")
     max_volume_ratio: float = Field(
@@ -26,8 +26,8 @@ class SpanLimits(Section):
         0.05,
         gt=0,
         le=1,
-        description="largest share of the span's events that one user may have: more is a bot or a bad join, "
-        "unless the span has only some 200 users or fewer, who need a higher limit",
+        description="largest share of the span's events that one user may have: more suggests a bot or a bad join. A "
+        "span of some 200 users or fewer needs a higher limit",
     )
     max_new_item_share: float = Field(
         0.5, gt=0, le=1, description="largest share of events on items that no earlier span of the window has"
@@ -36,7 +36,8 @@ class SpanLimits(Section):
         0.01,
         ge=0,
         le=1,
-        description="largest share of a dated span's events more than a day outside its date: more is a wrong clock",
+        description="largest share of a dated span's events more than a day outside its date: more suggests a wrong "
+        "clock",
     )
 
 
@@ -47,10 +48,13 @@ class GateConfig(Section):
     """
 
     k: int = Field(100, ge=1, description="length of the lists that are compared")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided, of the paired bootstrap")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence level of the paired bootstrap")
     bootstrap_samples: int = Field(1000, ge=100, description="resamples of the holdout's users")
     max_drop: float = Field(
-        0.05, gt=0, lt=1, description="a fall of recall by this share of the current value must be ruled out"
+        0.05,
+        gt=0,
+        lt=1,
+        description="the gate must be able to rule out a fall of recall by this share of the served model's",
     )
     max_gain: float = Field(
         2.0, gt=1, description="largest recall, in units of the served model's; more counts as a leak"
@@ -89,7 +93,9 @@ class GateConfig(Section):
 class RetrainConfig(Section):
     """`dnc retrain`: data.events must hold {date} or {span}, e.g. log/{date}/*.parquet."""
 
-    window_spans: int = Field(14, ge=2, description="newest spans that a run reads: the last one is the holdout")
+    window_spans: int = Field(
+        14, ge=2, description="number of newest spans that a run reads; the last one is the holdout"
+    )
     complete_marker: str | None = Field(
         None,
         description="file that exists once a span is whole, e.g. log/{date}/_SUCCESS; "
@@ -99,27 +105,33 @@ class RetrainConfig(Section):
         0.3,
         gt=0,
         lt=1,
-        description="share of the users whose holdout events stop training early; the gate has the rest",
+        description="share of the users whose holdout events decide when training stops; the gate judges by the others",
     )
-    warm_start: bool = Field(True, description="go on from the weights of the served version's run; else from scratch")
+    warm_start: bool = Field(
+        True, description="whether training continues from the weights of the served version's run"
+    )
     stable_groups: bool = Field(
-        True, description="groups continue those of that run and keep its ids; else they are fitted anew"
+        True, description="whether groups continue those of that run and keep its ids; if not, they are fitted anew"
     )
     epochs: int = Field(10, ge=1, description="most epochs of a warm-started training")
     patience: int = Field(
-        1, ge=1, description="epochs without a better validation recall or NDCG that end such a training"
+        1, ge=1, description="epochs without a better validation recall or NDCG that end a warm-started training"
     )
-    learning_rate: float = Field(1e-3, gt=0, description="of a warm-started training, which has less far to go")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="learning rate of a warm-started training, which has less far to go"
+    )
     catch_up_epochs: int = Field(
         2,
         ge=0,
-        description="epochs in which a model that the gate has passed learns the newest span, too, but for what "
-        "retrain.validation_users did, half of whom judge it against the model before; 0: none",
+        description="epochs in which a model that passed the gate learns the newest span, too, except events of "
+        "retrain.validation_users, half of whom judge it against the model before; 0: none",
     )
-    keep_versions: int = Field(5, ge=2, description="newest versions kept on disk, beside those with a label")
+    keep_versions: int = Field(
+        5, ge=2, description="number of newest versions kept on disk, besides those with a label"
+    )
     # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.
     webhook: str | None = Field(
-        None, exclude=True, repr=False, description="URL that gets the outcome as JSON by POST; treated as a secret"
+        None, exclude=True, repr=False, description="URL to which the outcome is posted as JSON; treated as a secret"
     )
     span: SpanLimits = SpanLimits()
     gate: GateConfig = GateConfig()

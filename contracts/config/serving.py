@@ -35,14 +35,14 @@ class ServingConfig(Section):
         100, ge=1, description="default M, the length of a list; index searches are tuned for lists up to this length"
     )
     max_candidates: int = Field(
-        10_000, ge=1, description="largest M: a request for more gets this many, because it would widen its whole batch"
+        10_000, ge=1, description="largest M; a request for more gets this many, because it would widen its whole batch"
     )
     exploration_share: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="share of a list that goes to items without training events; default: their share of the "
-        "validation targets if that finds more for validation users, else 0",
+        description="share of a list that goes to items without training events; null: their share of the validation "
+        "targets if that finds more for validation users, else 0",
     )
     recall_target: float = Field(
         0.95,
@@ -59,10 +59,13 @@ class ServingConfig(Section):
         "the memory; scores mostly within .3% of the exact ones, at most some 3% off",
     )
     warmup_requests: int = Field(
-        16, ge=1, le=1000, description="stored with the model; TF Serving answers them before it serves a version"
+        16,
+        ge=1,
+        le=1000,
+        description="number of requests stored with the model; TF Serving answers them before it serves a version",
     )
     validation_requests: int = Field(
-        256, ge=1, description="requests of test users that `dnc run` replays and compares with brute force"
+        256, ge=1, description="number of test users' requests that `dnc run` replays and compares with brute force"
     )
 
     def servable_names(self) -> dict[str, str]:
@@ -86,16 +89,16 @@ class ServerConfig(Section):
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; the default admits only this machine, 0.0.0.0 any"
     )
-    grpc_port: int = Field(8500, ge=0, le=65_535, description="0: any free port")
-    rest_port: int = Field(8501, ge=0, le=65_535, description="0: any free port")
-    max_batch_size: int = Field(64, ge=1, description="most rows in a batch, and in a request")
+    grpc_port: int = Field(8500, ge=0, le=65_535, description="port of the gRPC API; 0: any free port")
+    rest_port: int = Field(8501, ge=0, le=65_535, description="port of the REST API; 0: any free port")
+    max_batch_size: int = Field(64, ge=1, description="most rows in a batch or a request")
     max_batch_elements: int = Field(
-        2**20, ge=1, description="most values of an input in a batch, padding included, and in a request"
+        2**20, ge=1, description="most values of an input in a batch, padding included, or in a request"
     )
     batch_timeout_micros: int = Field(
         0,
         ge=0,
-        description="how long a batch waits for more requests; 0: it takes what queued up while the last batch ran",
+        description="how long a batch waits for more requests; 0: it takes what queued up during the last batch",
     )
     max_enqueued_batches: int = Field(
         128,
@@ -103,7 +106,7 @@ class ServerConfig(Section):
         description="requests beyond this many full batches are refused as overload; the default leaves room for those "
         "that arrive while a new version loads",
     )
-    num_batch_threads: int = Field(1, ge=1, description="batches that may run at the same time")
+    num_batch_threads: int = Field(1, ge=1, description="number of batches that may run at the same time")
     session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024, description="larger requests are refused, over gRPC and REST")
     max_connections: int = Field(

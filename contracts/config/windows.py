@@ -12,45 +12,52 @@ from contracts.config.section import Section
 class WindowsConfig(Section):
     """Training records: windows of a user's events with negatives."""
 
-    length: int = Field(50, ge=1, description="L: most events that a prediction looks back on")
+    length: int = Field(50, ge=1, description="L, most events that a prediction looks back on")
     repeats: Literal["drop", "keep"] = Field(
         "drop",
-        description="whether a history drops or keeps another event of an item that its user had before (context is "
+        description="whether a history drops or keeps later events of an item that its user already had (context is "
         "always dropped); a repeat is never a target",
     )
-    in_group_negatives: int = Field(8, ge=1, description="N per positive, drawn from the positive's own group")
-    easy_negatives: int = Field(2, ge=0, description="M per positive, drawn from the whole catalogue")
+    in_group_negatives: int = Field(
+        8, ge=1, description="N, negatives per positive drawn from the positive's own group"
+    )
+    easy_negatives: int = Field(2, ge=0, description="M, negatives per positive drawn from the whole catalogue")
     exposed_negatives: int = Field(
         0,
         ge=0,
-        description="per positive, drawn from what the user was shown in training and never took (below target_level), "
-        "for choice_weight and hierarchy_weight of training.loss",
+        description="negatives per positive drawn from what the user was shown in training and never took (below "
+        "target_level); for choice_weight and hierarchy_weight of training.loss",
     )
     mined_negatives: int = Field(
         0,
         ge=0,
-        description="per positive, drawn from its nearest wrong items by mined_from, for training.loss.choice_weight",
+        description="negatives per positive drawn from its nearest wrong items by mined_from; for "
+        "training.loss.choice_weight",
     )
     mined_from: str | None = Field(
         None, description="a model's item embeddings: .npz with item_id and embedding, or Parquet with those columns"
     )
-    mined_neighbors: int = Field(50, ge=1, description="how many nearest items mined negatives are drawn from, evenly")
+    mined_neighbors: int = Field(
+        50, ge=1, description="number of nearest items from which mined negatives are drawn, evenly"
+    )
     popularity_exponent: float = Field(
         0.5, ge=0, le=2, description="in-group and easy negatives are drawn by max(train_count, 1/2) ** this"
     )
     max_user_positives: int | None = Field(
         None,
         ge=1,
-        description="most positives per user that are trained on, the newest (up to a window more); null: 20 times the "
-        "average user's, at least 1000, so that a few users with most of the log do not decide what is learnt",
+        description="most positives per user that are trained on, the newest (up to a window more); null: 20 times "
+        "the average user's, at least 1000, so that a few users with most of the log do not decide what "
+        "is learnt",
     )
     resamples: int = Field(
-        1, ge=1, description="R: independent draws that are written; epoch e trains on draw e modulo R"
+        1, ge=1, description="R, number of independent draws of negatives; epoch e trains on draw e modulo R"
     )
     since: int | None = Field(
         None,
-        description="microseconds: only windows that reach it are written; earlier events are context, not targets "
-        "(an event that is the only context of its window still trains the query of an empty history)",
+        description="microseconds since the epoch: only windows that reach this time are written; earlier events are "
+        "context, not targets (an event that is the only context of its window still trains the query of "
+        "an empty history)",
     )
 
     @model_validator(mode="after")

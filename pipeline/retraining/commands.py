@@ -29,7 +29,12 @@ EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing
 log = logging.getLogger(__name__)
 
 _store_option = click.option(
-    "--store", "-s", "store_path", type=LocalPath(), required=True, help="What is kept between runs."
+    "--store",
+    "-s",
+    "store_path",
+    type=LocalPath(),
+    required=True,
+    help="Store: the directory that keeps runs and served versions.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -39,7 +44,10 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @_store_option
 @click.option("--span", "until", help="Newest span to consider, e.g. 2024-05-31, for a backfill; default: the newest.")
 @click.option(
-    "--to", "last", type=click.Choice(STEP_NAMES), help="Stop after this stage, before the push; calling again goes on."
+    "--to",
+    "last",
+    type=click.Choice(STEP_NAMES),
+    help="Stop after this stage, before the push; the next call continues.",
 )
 @reports_user_errors
 def retrain(
@@ -47,8 +55,8 @@ def retrain(
 ) -> None:
     """Train on the newest spans, and push what passes the gate.
 
-    One idempotent step for a scheduler: a killed run is taken up where it was. Prints one line of JSON; retrain.webhook
-    gets the same, of every end but a stop that was asked for.
+    One idempotent step for a scheduler: a killed run resumes where it was. Prints one line of JSON; retrain.webhook
+    receives the same, however the run ends, except after --to.
 
     \b
     Exit codes:
@@ -190,7 +198,7 @@ def rollback(store_path: Path, version: int | None) -> None:
 def diff(store_path: Path, first: int, second: int) -> None:
     """Compare two versions: metrics, config, groups and lists.
 
-    The lists are those of the same users.
+    Lists are compared for the same users.
     """
     from pipeline.retraining.views import difference, record_or_error
 
@@ -206,7 +214,7 @@ def diff(store_path: Path, first: int, second: int) -> None:
 def lineage(store_path: Path, version: int, as_json: bool) -> None:
     """Show what a version was made of.
 
-    Its spans, weights, groups, code, machine, gate and parents; with --json the config and the spans' files, too.
+    Prints spans, weights, groups, code, machine, gate and parents; with --json also the config and the spans' files.
     """
     from pipeline.retraining.views import lineage_json, lineage_tree, record_or_error
 
@@ -221,12 +229,12 @@ def lineage(store_path: Path, version: int, as_json: bool) -> None:
 @click.command()
 @with_config
 @_store_option
-@click.option("--cron", required=True, help="Five fields, UTC, e.g. '0 4 * * *'.")
+@click.option("--cron", required=True, help="Cron expression of five fields, in UTC, e.g. '0 4 * * *'.")
 @reports_user_errors
 def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, cron: str) -> None:
     """Retrain by a cron expression, on this machine, until stopped.
 
-    SIGTERM and SIGINT (Ctrl-C) stop a retrain that is going on, too; the next one takes it up.
+    SIGTERM and SIGINT (Ctrl-C) also stop a retrain in progress; the next one resumes it.
     """
     from pipeline.retraining.schedule import RetrainProcess, run_until_stopped, scheduler
 
