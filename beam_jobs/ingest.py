@@ -264,6 +264,11 @@ def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
 def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
     """Refuses a split without events of its own."""
     first, last = as_text(first_event), as_text(last_event)
+    if config.split.protocol == "time" and first_event == last_event:
+        raise ValueError(
+            f"all events are of {first}, so split.protocol=time has nothing to hold out: set split.protocol="
+            "leave_one_out, or check the time column"
+        )
     if not counts["train_events"]:
         raise ValueError(
             f"split.validation_start={as_text(plan.validation_start or first_event)} leaves no event to train on: the "

@@ -6,9 +6,10 @@ A warning names them. They are no error: whoever tries `groups.method=kmeans` le
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import reduce
 
-from contracts.config import Config
+from contracts.config import Config, Section
 from contracts.config.data import Feature, SplitConfig
 
 _KINDS = {
@@ -18,6 +19,47 @@ _KINDS = {
 }
 """Setting of a feature -> the kinds that it has a meaning for."""
 
+_READ_ONLY_WITH: dict[str, tuple[str, Callable[[Config], bool]]] = {
+    "groups.iterations": ("groups.fit=distributed", lambda config: config.groups.fit == "distributed"),
+    "groups.restarts": ("groups.method=kmeans or hybrid", lambda config: config.groups.method != "category"),
+    "windows.mined_neighbors": ("windows.mined_negatives above 0", lambda config: config.windows.mined_negatives > 0),
+    "model.num_interests": (
+        "mind or comirec in evaluation.baselines",
+        lambda config: not {"mind", "comirec"}.isdisjoint(config.evaluation.baselines),
+    ),
+    "model.num_heads": ("model.user_tower=transformer", lambda config: config.model.user_tower == "transformer"),
+    "model.feed_forward_multiple": (
+        "model.user_tower=transformer or mean, or mind in evaluation.baselines",
+        lambda config: config.model.user_tower != "gru" or "mind" in config.evaluation.baselines,
+    ),
+    "model.conditioning_dropout": (
+        "model.conditioning=mmoe, concat or multiply",
+        lambda config: config.model.conditioning in {"mmoe", "concat", "multiply"},
+    ),
+    **dict.fromkeys(
+        ("model.num_experts", "model.expert_hidden_dim"),
+        ("model.conditioning=mmoe or concat", lambda config: config.model.conditioning in {"mmoe", "concat"}),
+    ),
+    "model.oov_rate": ("model.oov_buckets above 0", lambda config: config.model.oov_buckets > 0),
+    "training.learning_rate_drop": (
+        "training.learning_rate_drops above 0",
+        lambda config: config.training.learning_rate_drops > 0,
+    ),
+    "training.loss.global_by": (
+        "training.loss.global_weight above 0",
+        lambda config: config.training.loss.global_weight > 0,
+    ),
+    **dict.fromkeys(
+        ("training.loss.binary_negatives", "training.loss.binary_calibration"),
+        ("training.loss.binary_weight above 0", lambda config: config.training.loss.binary_weight > 0),
+    ),
+    **dict.fromkeys(
+        ("training.loss.hierarchy", "training.loss.hierarchy_random"),
+        ("training.loss.hierarchy_weight above 0", lambda config: config.training.loss.hierarchy_weight > 0),
+    ),
+}
+"""Key -> what something needs to be that reads it, in words and as a predicate."""
+
 
 def settings_without_effect(config: Config) -> Iterator[str]:
     """Of each such setting a line: its key and value, why nothing reads it, and what to do.
@@ -26,6 +68,12 @@ def settings_without_effect(config: Config) -> Iterator[str]:
     """
     yield from _of_tables(config)
     yield from _of_log(config)
+    for key, (needed, is_read) in _READ_ONLY_WITH.items():
+        *sections, name = key.split(".")
+        section: Section = reduce(getattr, sections, config)
+        value = getattr(section, name)
+        if value != type(section).model_fields[name].default and not is_read(config):
+            yield f"{key}={value} is read only with {needed}: set that, or leave {name} out"
     groups, windows = config.groups, config.windows
     if groups.category is not None and groups.method == "kmeans":
         yield (

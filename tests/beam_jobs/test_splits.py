@@ -97,20 +97,18 @@ def test_time_protocol_by_quantiles(tmp_path: Path) -> None:
     assert splits["i78"] == Split.TRAIN and splits["i79"] == Split.VALIDATION and splits["i89"] == Split.TEST
 
 
-@pytest.mark.parametrize(
-    ("lines", "split"),
-    [
-        ([f"u{i % 3},i{i},1700000000" for i in range(100)], {}),  # all quantiles of one moment are that moment
-        (
-            [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)],
-            {"validation_start": "2001-01-01", "test_start": "2002-01-01"},
-        ),
-    ],
-)
-def test_a_split_without_training_events_is_refused(lines: list[str], split: dict[str, str], tmp_path: Path) -> None:
-    write_log(tmp_path / "log.csv", lines)
-    config = make_config(tmp_path / "log.csv", split={"protocol": "time", **split})
+def test_a_split_without_training_events_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},{1_700_000_000 + i}" for i in range(100)])
+    split = {"protocol": "time", "validation_start": "2001-01-01", "test_start": "2002-01-01"}
     with pytest.raises(ValueError, match=r"leaves no event to train on: the log runs from 2023-11-14T22:13:20 to 2023"):
+        ingest.run(make_config(tmp_path / "log.csv", split=split), Workdir(tmp_path / "run"), "f")
+
+
+def test_a_log_of_one_moment_cannot_be_split_by_time(tmp_path: Path) -> None:
+    """All quantiles of one moment are that moment, and so is any start that leaves something on both sides."""
+    write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},1700000000" for i in range(100)])
+    config = make_config(tmp_path / "log.csv", split={"protocol": "time"})
+    with pytest.raises(ValueError, match=r"all events are of 2023-11-14T22:13:20.*leave_one_out"):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 

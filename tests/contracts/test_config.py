@@ -235,63 +235,6 @@ def test_what_no_part_of_the_model_reads_refuses_nothing() -> None:
         load_config(None, ["groups.num_groups=2", "training.loss.in_group_weight=0"])
 
 
-_LEVELS = "data={columns: {event: e}, feedback: {levels: [exposure, click], target_level: click}}"
-_RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thresholds: {b: 4, c: 4}}}"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["data.user_features={path: u.csv, id: u, title: t}"], "data.user_features.title='t'"),
-        (
-            [_ITEMS + "[{name: a, kind: categorical, separator: ','}]}"],
-            "'a' has separator=',', which is for kind tokens",
-        ),
-        ([_ITEMS + "[{name: a, kind: numeric, max_vocabulary: 9}]}"], "'a' has max_vocabulary=9"),
-        (
-            [_USERS + "[{name: a, kind: categorical, max_tokens: 9}]}"],
-            "data.user_features.features: 'a' has max_tokens=9",
-        ),
-        (["groups.category=topic"], "groups.category='topic' says nothing to groups.method=kmeans"),
-        (
-            [_ITEMS + "[{name: a, kind: categorical}]}", "groups={method: hybrid, category: a, fit: distributed}"],
-            "groups.fit=distributed refines k-means over all items",
-        ),
-        (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
-        (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "training.loss.choice_weight=0 no training"),
-        ([_LEVELS, "windows.exposed_negatives=4"], "choice_weight=0 and hierarchy_weight=0 no training"),
-        (["data.timestamp_unit=ms", "data.timestamp_format='%Y'"], "data.timestamp_unit=ms"),
-        (["split.protocol=time", "split.min_user_events=5"], "split.min_user_events=5"),
-        ([_RATINGS], "what reaches b=4 reaches the higher level c=4"),
-    ],
-)
-def test_a_setting_without_effect_is_named(
-    overrides: list[str], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(dump_config(load_config(None, overrides)), encoding="utf-8")
-    caplog.clear()
-    load_config(path)
-    [record] = caplog.records
-    assert record.getMessage().startswith(f"{path}: ")
-    assert said in record.getMessage()
-
-
-@pytest.mark.parametrize("read", ["choice_weight", "hierarchy_weight"])
-def test_negatives_of_a_positives_own_have_an_effect_where_a_term_reads_them(
-    read: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    load_config(None, [_LEVELS, "windows.exposed_negatives=4", f"training.loss.{read}=0.1"])
-    assert not caplog.records
-
-
-def test_a_default_that_is_written_out_is_no_setting_without_effect(caplog: pytest.LogCaptureFixture) -> None:
-    """As where a config was printed whole: a category has a separator there, too."""
-    config = load_config(None, [_ITEMS + "[{name: a, kind: categorical}, {name: b, kind: vector, dim: 2}]}"])
-    assert load_config(None, [f"data={json.dumps(config.data.model_dump(mode='json'))}"]) == config
-    assert not caplog.records
-
-
 @pytest.mark.parametrize("text", ["%m/%d/%Y", "@home", "it's: a: 'test'", '%"$HOME`\\'])
 def test_text_that_is_not_yaml_is_shown_quoted_for_the_shell_and_for_yaml(text: str) -> None:
     with pytest.raises(ConfigError, match="is not YAML") as error:
