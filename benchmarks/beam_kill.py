@@ -26,7 +26,7 @@ from pathlib import Path
 
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
-from contracts.storage import STAGING_MARK, write_text
+from contracts.storage import staging_of, write_text
 
 ROOT = Path(__file__).parents[1]
 DNC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -107,7 +107,8 @@ def half_written(workdir: Path) -> list[str]:
 
 def leftovers(workdir: Path) -> list[str]:
     """What a writer had under another name."""
-    return sorted(path.name for path in workdir.iterdir() if STAGING_MARK in path.name) if workdir.exists() else []
+    names = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+    return sorted(name for name in names if staging_of(name) is not None)
 
 
 def kill_chain(data: Path, workdir: Path, seconds: dict[str, float], moments: random.Random) -> list[Kill]:

@@ -296,10 +296,9 @@ def _followed(final: Path) -> Path:
 
 def _begin(final: Path) -> Path:
     """A directory for what shall be at `final`."""
-    name = uuid.uuid4().hex[:8]
     if storage.is_remote(final):
-        return final / f"{_GENERATION}{name}"
-    staging = final.with_name(f"{final.name}{storage.STAGING_MARK}{name}")
+        return final / f"{_GENERATION}{uuid.uuid4().hex[:8]}"
+    staging = storage.staging_path(final)
     staging.mkdir()
     return staging
 
@@ -308,8 +307,7 @@ def _remove_leftovers(final: Path) -> None:
     require_ours(final)
     if not storage.is_remote(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left in final.parent.glob(f"{final.name}{storage.STAGING_MARK}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        storage.remove_leftovers(final)
     elif (kept := current(final)) != final:
         _remove_others(final, kept)
     elif find_manifest(final) is None:
@@ -331,7 +329,7 @@ def _remove_others(final: Path, kept: Path) -> None:
 
 def replace_directory(source: Path, final: Path) -> None:
     """Renames `source` to `final`; an existing `final` is moved out of the way for that, and removed afterwards."""
-    old = final.with_name(f"{final.name}{storage.STAGING_MARK}old-{uuid.uuid4().hex[:8]}")
+    old = storage.staging_path(final)
     storage.rename_durably(source, final, displaced_to=old if final.exists() else None)
     shutil.rmtree(old, ignore_errors=True)
 

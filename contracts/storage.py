@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-STAGING_MARK = ".staging-"
+_STAGING = re.compile(r"(.*)\.staging-(?:old-)?[0-9a-f]{8}", re.DOTALL)
+"""Whole names as `staging_path` makes them. Older code wrote old- in those of what it moved away."""
 _URL = re.compile(r"[a-zA-Z][-a-zA-Z0-9+.]*://")
 
 
@@ -185,6 +186,28 @@ class _KeptCopies:
 _kept = _KeptCopies()
 
 
+def staging_path(path: Path) -> Path:
+    """A new name beside `path`, for what shall be there, or has been there and is deleted."""
+    return path.with_name(f"{path.name}.staging-{uuid.uuid4().hex[:8]}")
+
+
+def staging_of(name: str) -> str | None:
+    """The name of the path that `staging_path` was given to make `name`; None of a name that it did not make.
+
+    What a dead process left is deleted by its name alone. Therefore no part of the form is enough: somebody may call a
+    model, or a directory of their own, `dnc.staging-eu`.
+    """
+    found = _STAGING.fullmatch(name)
+    return found and found.group(1)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes the local directories that killed processes have left at a `staging_path` of `path`."""
+    for left in path.parent.iterdir():
+        if staging_of(left.name) == path.name:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a name to write to, then puts that file at `path`, so that nobody ever sees a part of it.
 
@@ -196,10 +219,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             write(made)
             object_store(path).upload(made, str(path))
         return
-    staging = path.with_name(f"{path.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+    staging = staging_path(path)
     try:
         write(staging)
-        is_staged = any(STAGING_MARK in folder.name for folder in path.parents)
+        is_staged = any(staging_of(folder.name) is not None for folder in path.parents)
         (os.replace if is_staged else rename_durably)(staging, path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # of a write that fails, Python does not say which file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.serving_labels import numbers_on_disk, versions_on_disk
-from contracts.storage import STAGING_MARK, rename_durably
+from contracts.storage import remove_leftovers, rename_durably, staging_path
 
 _UNVALIDATED = "unvalidated-"
 """Begins the name of what no server must take for a version yet: theirs are numbers."""
@@ -83,22 +82,16 @@ def followed(base: Path) -> Path:
     return Path(os.path.realpath(base))
 
 
-def beside(base: Path) -> Path:
-    """A path on the disk of the `followed` base path, not below it, where no server looks."""
-    return base.parent / f"{base.name}{STAGING_MARK}{uuid.uuid4().hex[:8]}"
-
-
 @contextmanager
 def appearing(version: Path) -> Iterator[Path]:
     """A directory to write to, renamed to `version` at the end.
 
-    It lies beside the base path, or beside the target of that link, and is gone after a failure.
+    It lies beside the base path, or beside the target of that link, where no server looks, and is gone after a failure.
     """
     base = followed(version.parent)
     base.mkdir(parents=True, exist_ok=True)
-    for left in base.parent.glob(f"{base.name}{STAGING_MARK}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    staging = beside(base)
+    remove_leftovers(base)
+    staging = staging_path(base)
     try:
         yield staging
         rename_durably(staging, version)

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from contracts.config.section import Section
 from contracts.names import ScoredMerge
+from contracts.storage import staging_of
 
 
 class ServingConfig(Section):
@@ -74,6 +75,16 @@ class ServingConfig(Section):
             index: self.model_name if place == 0 else f"{self.model_name}_{index}"
             for place, index in enumerate(self.indexes)
         }
+
+    @field_validator("model_name")
+    @classmethod
+    def _is_no_staging_name(cls, model_name: str) -> str:
+        if staging_of(model_name) is not None:
+            raise ValueError(
+                f"serving.model_name={model_name} has the form that names of half-written versions have, which are "
+                "deleted: choose another name"
+            )
+        return model_name
 
     @field_validator("indexes")
     @classmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from contracts.config import ServingConfig
 from contracts.serving_labels import labels_or_none
-from contracts.storage import STAGING_MARK
+from contracts.storage import staging_of
 from contracts.store_layout import Store
 from pipeline.retraining.records import Record, all_records
 
@@ -35,7 +35,7 @@ def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> li
 
 
 def _on_disk(store: Store) -> list[Path]:
-    return sorted(path for path in store.servables.glob("*") if path.is_dir() and STAGING_MARK not in path.name)
+    return sorted(path for path in store.servables.glob("*") if path.is_dir() and staging_of(path.name) is None)
 
 
 def servables_of(record: Record) -> list[str]:

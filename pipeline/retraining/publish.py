@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,14 +29,14 @@ from contracts.serving_labels import (
     versions_on_disk,
     write_labels,
 )
-from contracts.storage import STAGING_MARK
+from contracts.storage import staging_of, staging_path
 from contracts.store_layout import RetrainRun, SpanParts, Store
 from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.catch_up import pushed_workdir
 from pipeline.retraining.plan import gone_on_from, read_plan
 from pipeline.retraining.records import Record, all_records, read_record, write_record
 from pipeline.stages import exported_servable
-from serving.versions import appearing, beside, followed
+from serving.versions import appearing, followed
 
 log = logging.getLogger(__name__)
 
@@ -262,23 +261,23 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
         # A record that cannot be read may be restored. A plan is the first thing that a run writes.
-        if path.name != run_id and not run.record.exists() and (run.plan.exists() or _is_moved_away(path)):
+        if path.name != run_id and not run.record.exists() and (run.plan.exists() or _is_staged(path)):
             _delete(path)
     for path in store.spans.iterdir() if store.spans.is_dir() else ():
-        if path.name not in span_keys and (_is_moved_away(path) or _holds_span(path)):
+        if path.name not in span_keys and (_is_staged(path) or _holds_span(path)):
             _delete(path)
     _delete_half_written(store)
 
 
-def _is_moved_away(path: Path) -> bool:
-    return path.name.startswith(STAGING_MARK)
+def _is_staged(path: Path) -> bool:
+    return staging_of(path.name) is not None
 
 
 def _holds_span(path: Path) -> bool:
     """Whether a directory holds parts of an ingested span, whole or half written."""
     parts = SpanParts(path)
     names = {part.name for part in (parts.events.path, parts.profile, parts.cooccurrences)}
-    return path.is_dir() and any(part.name.partition(STAGING_MARK)[0] in names for part in path.iterdir())
+    return path.is_dir() and any((staging_of(part.name) or part.name) in names for part in path.iterdir())
 
 
 def _delete_half_written(store: Store) -> None:
@@ -288,7 +287,7 @@ def _delete_half_written(store: Store) -> None:
     of small files, as of labels, nothing would.
     """
     for folder in (store.path, *store.path.glob("*"), *store.servables.glob("*")):
-        for path in folder.glob(f"*{STAGING_MARK}*"):
+        for path in filter(_is_staged, folder.glob("*")):
             with contextlib.suppress(OSError):  # whose it was has renamed it meanwhile
                 if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -297,7 +296,7 @@ def _delete_half_written(store: Store) -> None:
 def _delete(path: Path) -> None:
     """Renames the folder first: if the deletion is killed, its manifest must not say that the rest is whole."""
     if path.is_dir():
-        gone = path.with_name(f"{STAGING_MARK}{uuid.uuid4().hex[:8]}")
+        gone = staging_path(path)
         os.rename(path, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -329,7 +328,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 def _moved_away(version: Path) -> Path:
     """Renames a version, if it is there, so that no server finds it half deleted; returns the new path."""
-    gone = beside(followed(version.parent))
+    gone = staging_path(followed(version.parent))
     if version.exists():
         os.rename(version, gone)
     return gone

@@ -82,6 +82,17 @@ def test_what_a_killed_writer_left_is_removed_and_never_read(tmp_path: Path) -> 
     assert [path.name for path in final.iterdir()] == [artifact.MANIFEST_NAME]
 
 
+def test_what_only_looks_like_a_killed_writers_stays(tmp_path: Path) -> None:
+    """Log and artifact of a region, beside ours; and another artifact's directory that is being written."""
+    names = ["groups.staging-eu", "groups.staging-0a1b2c3d-old", "groups.staging-eu.staging-0a1b2c3d", "g.staging-1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "groups.staging-0a1b2c3d").mkdir()
+    with artifact.writing(tmp_path / "groups", "item_groups", "a"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "groups"])
+
+
 def test_files_that_are_no_artifact_stay_and_are_said_to_be_in_the_way(tmp_path: Path) -> None:
     """`dnc run -w .`, where the log lies in `events/`."""
     log = tmp_path / "events" / "2024-01-01.csv"

@@ -216,6 +216,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
         (["epochs"], ["--set", "section.key=value"]),
         (["seed=1", "seed.deeper=1"], ["'seed'", "not a section"]),
         (["serving.model_name=.."], ["serving.model_name", "'..'"]),
+        (["serving.model_name=dnc.staging-0a1b2c3d"], ["serving.model_name=dnc.staging-0a1b2c3d", "another name"]),
         (["seed=20261127040000"], ["seed", "less than 4294967296", "20261127040000"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -14,7 +14,6 @@ import pytest
 from contracts import artifact, storage
 from contracts.layout import Workdir
 from contracts.storage import (
-    STAGING_MARK,
     RemotePath,
     StorageError,
     as_path,
@@ -22,6 +21,8 @@ from contracts.storage import (
     make_directory,
     rename_durably,
     require_literal,
+    staging_of,
+    staging_path,
     write_text,
     write_whole,
 )
@@ -83,13 +84,34 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("name", ["dnc", "labels.json", "dnc.staging-eu", "a.staging-0a1b2c3d", ".staging-\n"])
+def test_a_staging_name_says_what_it_is_of(name: str, tmp_path: Path) -> None:
+    made = staging_path(tmp_path / name)
+    assert made.parent == tmp_path and made != staging_path(tmp_path / name)
+    assert staging_of(made.name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("dnc.staging-0a1b2c3d", "dnc"),
+        ("dnc.staging-old-0a1b2c3d", "dnc"),  # as older code wrote
+        (".staging-0a1b2c3d", ""),  # so did it, where it deleted
+        *((name, None) for name in ("dnc", "dnc.staging-eu", "dnc.staging-2024", "dnc.staging-0A1B2C3D")),
+        *((name, None) for name in ("dnc.staging-0a1b2c3d4", "dnc.staging-0a1b2c3d.yaml", "retrain.staging-eu.yaml")),
+    ],
+)
+def test_a_part_of_the_form_is_no_staging_name(name: str, of: str | None) -> None:
+    assert staging_of(name) == of
+
+
 def test_what_has_a_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and directories are synced before the rename, the directory of the new name after it."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
-        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(STAGING_MARK)[0])
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.split(".staging-")[0])
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", synced)

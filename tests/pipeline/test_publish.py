@@ -183,7 +183,7 @@ def test_a_number_that_another_servable_took_is_passed_over(store: Store) -> Non
 
 
 def test_what_a_dead_push_left_is_removed(store: Store) -> None:
-    left = store.path / "servable" / "dnc.staging-0123"
+    left = store.path / "servable" / "dnc.staging-01234567"
     left.mkdir(parents=True)
     push(store, 1, None)
     assert not left.exists()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
 from contracts.store_layout import RetrainRun, Store
+from pipeline.retraining.base_paths import base_paths
 from pipeline.retraining.publish import make_room, retain, set_stable
 from pipeline.retraining.records import all_records, largest_version_given, write_record
 from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
@@ -70,7 +72,7 @@ def test_room_is_made_of_runs_that_nobody_takes_up_and_of_spans_that_left_the_wi
         store.run("own").config,
         RetrainRun(store.run("dead")).plan,
         *(store.span(key).profile / "manifest.json" for key in ("2", "3")),
-        store.spans / "4" / "events.staging-1" / "part",
+        store.spans / "4" / "events.staging-00000001" / "part",
     ):
         path.parent.mkdir(parents=True)
         path.touch()
@@ -87,6 +89,27 @@ def test_what_no_retrain_has_made_stays(store: Store) -> None:
         path.touch()
     make_room(store, "own", {"2024-01-02"})
     assert all(path.exists() for path in theirs)
+
+
+def test_what_people_call_staging_stays(store: Store) -> None:
+    """A model, as the config accepts it, and files beside it, however old: names of half-written ones are longer."""
+    config = load_config(None, ["serving.model_name=dnc.staging-eu", "serving.indexes=[scann]"])
+    model = store.servable(config.serving.model_name) / "1" / "saved_model.pb"
+    theirs = [
+        model,
+        store.path / "configs" / "retrain.staging-eu.yaml",
+        store.spans / "profile.staging-eu" / "log.csv",
+        store.spans / "2024-01-01" / "events.staging-eu" / "log.csv",
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        for made in (path, *path.relative_to(store.path).parents):
+            os.utime(store.path / made, (0, 0))
+    make_room(store, "own", set())
+    push(store, 1, None)  # as dnc, beside it
+    assert all(path.exists() for path in theirs)
+    assert store.servable("dnc.staging-eu") in base_paths(store)
 
 
 def test_retention_keeps_the_run_of_what_another_model_serves(store: Store) -> None:
@@ -128,8 +151,10 @@ def test_what_a_kill_has_left_half_written_or_half_deleted_goes_once_nobody_can_
     """A version moved away from where nothing is pushed any more, and small files, each under a name of its own."""
     push(store, 1, None)
     left = [
-        store.servables / "dnc_scann.staging-1" / "saved_model.pb",
-        *(folder / "some.json.staging-1" for folder in (store.path, store.servable("dnc"), store.path / "span_files")),
+        store.servables / "dnc_scann.staging-00000001" / "saved_model.pb",
+        store.path / "some.json.staging-00000001",
+        store.servable("dnc") / "some.json.staging-00000001",
+        store.path / "span_files" / "some.json.staging-00000001",
     ]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
