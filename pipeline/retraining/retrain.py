@@ -139,7 +139,8 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     record = read_record(store, run_id)
     if record is not None and (record.outcome == "pushed" or not _is_judged_again(config, record)):
         version = f", version {record.version}" if record.version else ""
-        return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}"
+        refused = f" ({'; '.join(reasons)})" if (reasons := record.gate.get("reasons")) else ""
+        return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}{refused}"
     last = next(reversed(all_records(store)), None)
     if last is not None and _is_rest_of(window, last, config, store):
         return (

@@ -44,9 +44,10 @@ def record_or_error(store: Store, version: int) -> Record:
 
 
 def versions_table(store: Store) -> Table:
-    """Every run: version, label, whether it is on disk, recall against its reference, spans; and other versions."""
+    """Every run: version, label, whether it is on disk, recall against its reference, spans, id; and other versions."""
     labels, on_disk = _labels(store)
     table = Table("version", "label", "on disk", "outcome", "trained", "spans", "recall", "reference", box=None)
+    table.add_column("run", no_wrap=True)  # to be copied: its record is at runs/RUN
     for record in all_records(store):
         name = next(key for key in record.metrics["candidate"] if recall_k(key))
         table.add_row(
@@ -58,6 +59,7 @@ def versions_table(store: Store) -> Table:
             f"{record.spans[0]['key']} .. {record.spans[-1]['key']}",
             f"{record.metrics['candidate'][name]:.4f}",
             f"{record.metrics['reference'][name]:.4f} ({record.gate['reference']})",
+            Text(record.run_id),
         )
     for version in _without_record(store, on_disk):
         table.add_row(str(version), ", ".join(_labels_of(version, labels)), "yes", "no record")
@@ -79,6 +81,7 @@ def versions_json(store: Store) -> list[dict[str, Any]]:
             "run_id": record and record.run_id,
             "spans": [span["key"] for span in record.spans] if record else [],
             "metrics": record.metrics if record else {},
+            "reasons": record.gate.get("reasons", []) if record else [],
         }
         for version, record in [*made, *((version, None) for version in _without_record(store, on_disk))]
     ]

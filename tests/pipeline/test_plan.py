@@ -277,6 +277,10 @@ def test_what_was_refused_is_judged_again_once_what_it_was_refused_by_has_change
     assert reason == (None if is_judged_again else "span 1 was trained on at : not_blessed")
     write_record(store, replace(record, outcome="pushed"))
     assert "pushed, version 1" in (_nothing_new(config, store, window, "run-1") or "")
+    gate = {"reasons": ["recall_at_20 0.1 is below 0.2", "filled 0.5 is below 0.9"]}
+    write_record(store, replace(record, outcome="not_blessed", version=None, gate=gate))
+    said = "span 1 was trained on at : not_blessed (recall_at_20 0.1 is below 0.2; filled 0.5 is below 0.9)"
+    assert _nothing_new(config, store, window, "run-1") == (None if is_judged_again else said)
     older = {key: value for key, value in record.config["retrain"].items() if key != "catch_up_epochs"}
     write_record(store, replace(record, outcome="not_blessed", config={**record.config, "retrain": older}))
     reason = _nothing_new(config, store, window, "run-1")  # of older code, which did not catch up

@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 from contracts.artifact import writing
+from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import views
 from pipeline.retraining.publish import _keep_only_record
 from pipeline.retraining.records import Record, write_record
-from pipeline.retraining.views import difference, lineage_tree
+from pipeline.retraining.views import difference, lineage_tree, versions_json, versions_table
 
 DAYS = 100
 
@@ -96,6 +97,27 @@ def test_the_lineage_of_a_record_by_older_code_says_what_that_knew(tmp_path: Pat
     Console(file=text, width=160).print(lineage_tree(Store(tmp_path), older))
     assert "weights: 9 items and 4 groups of the parent; seed 0" in text.getvalue()
     assert "groups: fitted anew, co-occurrence within them fell by 20.0%; 3 items new" in text.getvalue()
+
+
+def test_the_list_of_versions_leads_to_why_a_run_was_refused(tmp_path: Path) -> None:
+    """Its output is gone; its id is shown whole, as that of the directory that has its record."""
+    store, reason = Store(tmp_path), "recall_at_50 change, low end -0.05058 is below -0.05"
+    gate = {"reference": "version 1 as it was judged", "checks": [], "reasons": [reason]}
+    metrics = {name: {"recall_at_50": 0.5} for name in ("candidate", "reference")}
+    refused = {"run_id": "2024-01-02-f6d8a4d6", "outcome": "not_blessed", "version": None, "gate": gate}
+    config, catch_up = Config().model_dump(mode="json"), {"is_pushed": True}
+    pushed = replace(record(1), metrics=metrics, run_id="2024-01-01-30807c5b", config=config, catch_up=catch_up)
+    for one in (pushed, replace(record(2), metrics=metrics, **refused)):
+        store.run(one.run_id).path.mkdir(parents=True)
+        write_record(store, one)
+    text = io.StringIO()
+    Console(file=text, width=160).print(versions_table(store))
+    for run_id in ("2024-01-01-30807c5b", "2024-01-02-f6d8a4d6"):
+        assert len([line for line in text.getvalue().splitlines() if line.rstrip().endswith(f" {run_id}")]) == 1
+    assert [(row["run_id"], row["reasons"]) for row in versions_json(store)] == [
+        ("2024-01-01-30807c5b", []),
+        ("2024-01-02-f6d8a4d6", [reason]),
+    ]
 
 
 def test_a_difference_names_the_settings_that_were_changed_and_not_what_each_day_has_of_its_own(tmp_path: Path) -> None:
