@@ -306,6 +306,8 @@ def _is_free_for(source: Path, version: Path) -> bool:
     if not os.path.lexists(version):  # a link that leads nowhere is in the way, too
         return True
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    if not files:  # of an export that is gone, nobody has made anything
+        return False
     return all((version / file).is_file() and filecmp.cmp(source / file, version / file) for file in files)
 
 

@@ -177,6 +177,18 @@ def test_a_run_that_has_lost_a_part_is_named(store: Store, gone: str) -> None:
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
 
+def test_what_somebody_put_at_the_number_does_not_pass_for_an_export_that_is_gone(store: Store) -> None:
+    run = store.run("run-2")
+    shutil.rmtree(run.servable("dnc").parent)
+    for name in NAMES:
+        shutil.copytree(store.servable(name) / "1", store.servable(name) / "2")
+    with pytest.raises(ValueError, match=rf"{run.path} has passed the gate, .*: mend that, or delete the directory"):
+        push_left_over(store)
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+    assert record_of_version(store, 2) is None
+    assert [versions_on_disk(store.servable(name)) for name in NAMES] == [[1, 2]] * 2
+
+
 @pytest.mark.parametrize("kind", ["run", "span"])
 def test_a_deletion_that_dies_leaves_nothing_that_looks_whole(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
