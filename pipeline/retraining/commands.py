@@ -242,7 +242,8 @@ def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, 
     arguments = ["-s", str(store_path)]
     arguments += ["-c", str(config)] if config else []
     arguments += [word for override in overrides for word in ("--set", override)]
-    process = RetrainProcess([sys.executable, *_this_program(), "retrain", *arguments])
+    verbose = ["--verbose"] * click.get_current_context().find_root().params["verbose"]
+    process = RetrainProcess([sys.executable, *_this_program(), *verbose, "retrain", *arguments])
     made = scheduler(cron, process.run)
     click.echo(f"next: {made.get_jobs()[0].trigger.get_next_fire_time(None, datetime.now(timezone.utc))}", err=True)
     run_until_stopped(made, process)

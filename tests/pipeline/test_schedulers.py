@@ -112,7 +112,10 @@ def test_stopping_the_schedule_stops_its_retrain(number: signal.Signals) -> None
             os.kill(child, 0)
 
 
-def test_the_schedule_calls_the_program_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given", "handed_on"), [([], ""), (["-v"], "--verbose "), (["--verbose"], "--verbose ")])
+def test_the_schedule_calls_the_program_that_it_is(
+    given: list[str], handed_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the working directory has a package `pipeline` of its own, in which `python -m` would look."""
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").touch()
@@ -123,9 +126,9 @@ def test_the_schedule_calls_the_program_that_it_is(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "argv", [str(program), "schedule"])
     monkeypatch.setattr(schedule, "run_until_stopped", lambda made, process: process.run())
     keys = ["--set", "data.events=log/{date}.csv"]
-    done = CliRunner().invoke(main, ["schedule", "-s", "store", "--cron", "0 4 * * *", *keys])
+    done = CliRunner().invoke(main, [*given, "schedule", "-s", "store", "--cron", "0 4 * * *", *keys])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "called").read_text() == "retrain -s store --set data.events=log/{date}.csv"
+    assert (tmp_path / "called").read_text() == f"{handed_on}retrain -s store --set data.events=log/{{date}}.csv"
 
 
 def test_the_cronjob_retries_what_a_retry_can_change() -> None:
