@@ -231,16 +231,17 @@ def _base_paths_or_error(store: Store) -> list[Path]:
 
 
 def retain(config: Config, store: Store) -> None:
-    """Deletes versions beyond `retrain.keep_versions` that no servable's label names, and all runs that no version that
-    stays would go on from, but for their records."""
+    """Deletes versions that are older than the main servable's newest `retrain.keep_versions` and that no servable's
+    label names, and all runs that no version that stays would go on from, but for their records."""
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
     with FileLock(store.labels_lock):
         # Of all servables: one that this config does not export may still be asked.
         labels = [found for base in {*bases, *base_paths(store)} if (found := labels_or_none(base))]
-        versions = versions_on_disk(bases[0])
-        kept = {version for found in labels for version in found.by_label().values()}
-        kept.update(versions[-config.retrain.keep_versions :])
-        gone = [_moved_away(base / str(version)) for version in set(versions) - kept for base in bases]
+        newest = versions_on_disk(bases[0])[-config.retrain.keep_versions :]
+        kept = {version for found in labels for version in found.by_label().values()} | {*newest}
+        # Of each servable: the main one may have lost a version, by whatever hand, that another one has.
+        older = {version for base in bases for version in versions_on_disk(base) if version < min(newest, default=0)}
+        gone = [_moved_away(base / str(version)) for version in older - kept for base in bases]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
     runs = {run.run_id for version in kept if (run := gone_on_from(store, version))}

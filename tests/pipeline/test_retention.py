@@ -50,6 +50,32 @@ def test_retention_keeps_what_is_labelled_and_every_record(store: Store) -> None
     assert largest_version_given(store) == 5
 
 
+def test_retention_deletes_what_another_servable_alone_has(store: Store) -> None:
+    """Somebody has deleted versions 1 and 4 of the main one; number 6 of the other one is newer than all that go."""
+    for number in range(1, 6):
+        push(store, number, number - 1 or None)
+    shutil.copytree(store.servable("dnc_exact") / "5", store.servable("dnc_exact") / "6")
+    for number in (1, 4):
+        shutil.rmtree(store.servable("dnc") / str(number))
+    write_labels(store.servable("dnc_exact"), ServingLabels(stable=5, canary=2))
+    retain(CONFIG, store)  # keeps two
+    assert versions_on_disk(store.servable("dnc")) == [2, 3, 5]
+    assert versions_on_disk(store.servable("dnc_exact")) == [2, 3, 4, 5, 6]
+    push(store, 7, 5)
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc")) == [5, 7]
+    assert versions_on_disk(store.servable("dnc_exact")) == [5, 6, 7]
+
+
+def test_retention_leaves_another_servables_versions_where_the_main_one_has_none(store: Store) -> None:
+    """As where serving.model_name has changed, and the first model of that name has been refused."""
+    for number in range(1, 5):
+        push(store, number, number - 1 or None)
+    shutil.rmtree(store.servable("dnc"))
+    retain(CONFIG, store)
+    assert versions_on_disk(store.servable("dnc_exact")) == [1, 2, 3, 4]
+
+
 def test_retention_keeps_the_run_that_a_version_of_no_run_goes_on_from(store: Store) -> None:
     """Version 2 is of `dnc index`, from the run of version 1, and held: each later canary would begin from scratch."""
     push(store, 1, None)
