@@ -28,7 +28,8 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.store_layout import Store
-from pipeline.retraining.publish import publish, retain, set_stable
+from pipeline.retraining.housekeeping import retain
+from pipeline.retraining.publish import publish, set_stable
 from serving.client.retrieval import RetrievalClient
 from serving.client.transport import RetrievalError
 

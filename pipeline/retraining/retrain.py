@@ -15,8 +15,9 @@ from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
 from pipeline.retraining.clients import knows_holdout, require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
+from pipeline.retraining.housekeeping import make_room, retain
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.publish import make_room, push_blessed, push_left_over, retain
+from pipeline.retraining.publish import push_blessed, push_left_over
 from pipeline.retraining.records import (
     Record,
     all_records,

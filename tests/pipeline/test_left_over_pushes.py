@@ -15,7 +15,7 @@ from contracts.serving_labels import ServingLabels, versions_on_disk
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.plan import Plan, SpanStart, make_plan
-from pipeline.retraining.publish import make_room, push_blessed, push_left_over, set_stable
+from pipeline.retraining.publish import push_blessed, push_left_over, set_stable
 from pipeline.retraining.records import all_records, record_of_version, write_record
 from tests.pipeline.small_store import CONFIG, NAMES, make_run, push, stable
 
@@ -187,33 +187,3 @@ def test_what_somebody_put_at_the_number_does_not_pass_for_an_export_that_is_gon
     assert stable(store) == [ServingLabels(stable=1)] * 2
     assert record_of_version(store, 2) is None
     assert [versions_on_disk(store.servable(name)) for name in NAMES] == [[1, 2]] * 2
-
-
-@pytest.mark.parametrize("kind", ["run", "span"])
-def test_a_deletion_that_dies_leaves_nothing_that_looks_whole(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A window that is widened brings a span back, and a call for an older day its run: they would be taken as whole.
-
-    Which file goes first is the file system's choice: here the data do, before their manifest.
-    """
-    made = Store(tmp_path / "store")
-    path = made.run("run-1").item_groups.path if kind == "run" else made.span("1").events.path
-    with artifact.writing(path, "any", "f") as writer:
-        (writer.path / "data").write_text("data")
-    if kind == "run":
-        RetrainRun(made.run("run-1")).plan.touch()
-
-    def dies(path: Path, **_: object) -> None:
-        for data in path.rglob("data"):
-            data.unlink()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(publishing.shutil, "rmtree", dies)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                make_room(made, "run-2", {"2"})
-    assert artifact.find_manifest(path) is None
-    make_room(made, "run-2", {"2"})
-    assert list(made.path.glob("*/*")) == []

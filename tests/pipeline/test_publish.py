@@ -17,8 +17,9 @@ from contracts.store_layout import RetrainRun, Store
 from pipeline.cli import main
 from pipeline.retraining import publish as publishing
 from pipeline.retraining.base_paths import no_longer_exported
+from pipeline.retraining.housekeeping import retain
 from pipeline.retraining.plan import SpanStart, make_plan
-from pipeline.retraining.publish import publish, retain, set_stable, version_before
+from pipeline.retraining.publish import publish, set_stable, version_before
 from pipeline.retraining.records import Record, all_records
 from pipeline.retraining.views import versions_json
 from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, push, stable

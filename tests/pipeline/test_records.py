@@ -9,7 +9,7 @@ import pytest
 
 import contracts
 from contracts.store_layout import Store
-from pipeline.retraining.publish import retain
+from pipeline.retraining.housekeeping import retain
 from pipeline.retraining.records import all_records, code, machine, write_record
 from pipeline.retraining.views import versions_json
 from tests.pipeline.small_store import CONFIG, make_run, push

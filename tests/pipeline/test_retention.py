@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, versions_on_disk, write_labels
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import base_paths
-from pipeline.retraining.publish import make_room, retain, set_stable
+from pipeline.retraining.housekeeping import make_room, retain
+from pipeline.retraining.publish import set_stable
 from pipeline.retraining.records import all_records, largest_version_given, write_record
 from tests.pipeline.small_store import CONFIG, NAMES, WITHOUT_EXACT, make_run, push, stable
 
@@ -171,6 +173,36 @@ def test_a_killed_deletion_leaves_no_artifact_that_looks_whole(store: Store, mon
     assert not (model / "manifest.json").exists() or (model / "weights").exists()
     retain(CONFIG, store)
     assert [path.name for path in store.run("run-1").path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("kind", ["run", "span"])
+def test_a_deletion_that_dies_leaves_nothing_that_looks_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that is widened brings a span back, and a call for an older day its run: they would be taken as whole.
+
+    Which file goes first is the file system's choice: here the data do, before their manifest.
+    """
+    made = Store(tmp_path / "store")
+    path = made.run("run-1").item_groups.path if kind == "run" else made.span("1").events.path
+    with artifact.writing(path, "any", "f") as writer:
+        (writer.path / "data").write_text("data")
+    if kind == "run":
+        RetrainRun(made.run("run-1")).plan.touch()
+
+    def dies(path: Path, **_: object) -> None:
+        for data in path.rglob("data"):
+            data.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dies)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                make_room(made, "run-2", {"2"})
+    assert artifact.find_manifest(path) is None
+    make_room(made, "run-2", {"2"})
+    assert list(made.path.glob("*/*")) == []
 
 
 def test_what_a_kill_has_left_half_written_or_half_deleted_goes_once_nobody_can_be_writing_it(store: Store) -> None:

@@ -18,7 +18,7 @@ from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import views
-from pipeline.retraining.publish import _keep_only_record
+from pipeline.retraining.housekeeping import _keep_only_record
 from pipeline.retraining.records import Record, write_record
 from pipeline.retraining.views import difference, lineage_tree, versions_json, versions_table
 

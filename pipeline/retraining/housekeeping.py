@@ -1,0 +1,113 @@
+"""Housekeeping: what a store gives up for room. Versions, runs and spans that nothing needs, and what a kill left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from filelock import FileLock
+
+from contracts.config import Config
+from contracts.layout import Workdir
+from contracts.serving_labels import labels_or_none, versions_on_disk
+from contracts.storage import staging_of, staging_path
+from contracts.store_layout import RetrainRun, SpanParts, Store
+from pipeline.retraining.base_paths import base_paths
+from pipeline.retraining.plan import gone_on_from
+from pipeline.retraining.records import all_records
+from serving.versions import followed
+
+_LONGEST_WRITE = 3600.0
+"""Seconds after which what is staged is a dead process's: a server, or a rollback, writes labels beside a retrain."""
+
+
+def retain(config: Config, store: Store) -> None:
+    """Deletes versions that are older than the main servable's newest `retrain.keep_versions` and that no servable's
+    label names, and all runs that no version that stays would go on from, but for their records."""
+    bases = [store.servable(name) for name in config.serving.servable_names().values()]
+    with FileLock(store.labels_lock):
+        # Of all servables: one that this config does not export may still be asked.
+        labels = [found for base in {*bases, *base_paths(store)} if (found := labels_or_none(base))]
+        newest = versions_on_disk(bases[0])[-config.retrain.keep_versions :]
+        kept = {version for found in labels for version in found.by_label().values()} | {*newest}
+        # Of each servable: the main one may have lost a version, by whatever hand, that another one has.
+        older = {version for base in bases for version in versions_on_disk(base) if version < min(newest, default=0)}
+        gone = [_moved_away(base / str(version)) for version in older - kept for base in bases]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
+    runs = {run.run_id for version in kept if (run := gone_on_from(store, version))}
+    # The newest run stays, whatever came of it: somebody will want to look, or have it judged again.
+    for record in all_records(store)[:-1]:
+        if record.run_id not in runs:
+            _keep_only_record(store, record.run_id)
+
+
+def _moved_away(version: Path) -> Path:
+    """Renames a version, if it is there, so that no server finds it half deleted; returns the new path."""
+    gone = staging_path(followed(version.parent))
+    if version.exists():
+        os.rename(version, gone)
+    return gone
+
+
+def _keep_only_record(store: Store, run_id: str) -> None:
+    run = RetrainRun(store.run(run_id))
+    for path in list(run.workdir.path.iterdir()):
+        if path.is_dir():
+            _delete(path)
+        elif path != run.record:
+            path.unlink(missing_ok=True)
+
+
+def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
+    """Deletes the runs without a record but `run_id`, the ingested spans not in `span_keys`, and what a kill left.
+
+    Before a run begins, not at its end: days that fail would leave one after the other, and of a disk that they have
+    filled no later day would get anything back. The caller holds the lock and has ended the pushes that were left
+    over, so nobody will take such a run up but a call with the same input, which can begin anew. A directory that no
+    retrain has made stays: `-s` may name one that holds other `runs/` or `spans/`.
+    """
+    for path in store.runs.iterdir() if store.runs.is_dir() else ():
+        run = RetrainRun(Workdir(path))
+        # A record that cannot be read may be restored. A plan is the first thing that a run writes.
+        if path.name != run_id and not run.record.exists() and (run.plan.exists() or _is_staged(path)):
+            _delete(path)
+    for path in store.spans.iterdir() if store.spans.is_dir() else ():
+        if path.name not in span_keys and (_is_staged(path) or _holds_span(path)):
+            _delete(path)
+    _delete_half_written(store)
+
+
+def _is_staged(path: Path) -> bool:
+    return staging_of(path.name) is not None
+
+
+def _holds_span(path: Path) -> bool:
+    """Whether a directory holds parts of an ingested span, whole or half written."""
+    parts = SpanParts(path)
+    names = {part.name for part in (parts.events.path, parts.profile, parts.cooccurrences)}
+    return path.is_dir() and any((staging_of(part.name) or part.name) in names for part in path.iterdir())
+
+
+def _delete_half_written(store: Store) -> None:
+    """Deletes what a killed process has staged, or moved away, outside of runs and spans.
+
+    Of versions, the next push deletes those beside its own base paths, and none where a servable is exported no more;
+    of small files, as of labels, nothing would.
+    """
+    for folder in (store.path, *store.path.glob("*"), *store.servables.glob("*")):
+        for path in filter(_is_staged, folder.glob("*")):
+            with contextlib.suppress(OSError):  # whose it was has renamed it meanwhile
+                if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _delete(path: Path) -> None:
+    """Renames the folder first: if the deletion is killed, its manifest must not say that the rest is whole."""
+    if path.is_dir():
+        gone = staging_path(path)
+        os.rename(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
