@@ -13,7 +13,7 @@ from contracts.config import Config
 from contracts.layout import MAIN_MODEL
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
-from pipeline.retraining.clients import knows_holdout, require_inputs, require_long_lists
+from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
 from pipeline.retraining.housekeeping import make_room, retain
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
@@ -28,6 +28,7 @@ from pipeline.retraining.records import (
     stage_records,
     write_record,
 )
+from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.span_profile import as_json
 from pipeline.retraining.spans import Span, find_spans

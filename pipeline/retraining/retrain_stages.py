@@ -12,10 +12,11 @@ from contracts.config import Config
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.catch_up import catch_up
-from pipeline.retraining.clients import compared_version, require_signatures
+from pipeline.retraining.clients import require_signatures
 from pipeline.retraining.gate_stage import write_verdict
 from pipeline.retraining.holdout import holdout_events_in_training
 from pipeline.retraining.plan import CATCH_UP, GATE, RUN_STAGES, Plan
+from pipeline.retraining.reference import compared_version
 from pipeline.stage import Stage
 from pipeline.stages import exported_servable, manifest_of
 

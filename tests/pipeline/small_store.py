@@ -5,6 +5,7 @@ from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.serving_labels import ServingLabels, read_labels
 from contracts.store_layout import Store
+from pipeline.retraining.plan import Plan
 from pipeline.retraining.publish import publish
 from pipeline.retraining.records import Record, write_record
 
@@ -21,6 +22,12 @@ def make_run(store: Store, number: int) -> Workdir:
         (servable / "variables" / "data").write_text(f"weights {number}")
         (servable / "saved_model.pb").write_text(f"graph {number}")
     return workdir
+
+
+def plan_of(parent: int | None) -> Plan:
+    """Of a run on spans 1 and 2, beside a version `parent`."""
+    run = None if parent is None else f"run-{parent}"
+    return Plan("run", ["1", "2"], {}, 0, None, None, parent, run, False, False, 5, [])
 
 
 def push(store: Store, number: int, parent: int | None, *, held: bool = False, config: Config = CONFIG) -> str:

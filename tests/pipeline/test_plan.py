@@ -16,9 +16,9 @@ from contracts.layout import MAIN_MODEL, ItemGroups, Model
 from contracts.patterns import identities
 from contracts.serving_labels import ServingLabels, write_labels
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.clients import compared_version
 from pipeline.retraining.plan import GATE, Plan, SpanStart, make_plan, run_config, run_id_of
 from pipeline.retraining.records import Record, read_record, write_record
+from pipeline.retraining.reference import compared_version
 from pipeline.retraining.retrain import _nothing_new
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.spans import Span
