@@ -206,6 +206,10 @@ class Workdir:
     """One run's directory."""
 
     path: Path
+    EVALUATION_KIND = "evaluation"
+    EXPORT_KIND = "export"
+    SERVABLE_KIND = "servable"
+    VALIDATION_KIND = "validation"
 
     @property
     def config(self) -> Path:

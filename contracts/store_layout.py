@@ -92,6 +92,8 @@ class RetrainRun:
     """What a retrain adds to its workdir."""
 
     workdir: Workdir
+    GATE_KIND = "blessing"
+    CATCH_UP_KIND = "catch_up"
 
     @property
     def plan(self) -> Path:

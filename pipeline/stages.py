@@ -71,7 +71,7 @@ def _evaluate(config: Config, workdir: Workdir, fingerprint: str) -> None:
 def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.export import export
 
-    with artifact.writing(workdir.export, "export", fingerprint) as writer:
+    with artifact.writing(workdir.export, Workdir.EXPORT_KIND, fingerprint) as writer:
         # Of exports that died, as of one that has filled the disk: the next try would find less room each time.
         named = exported_servable(workdir) if artifact.find_manifest(workdir.export) else None
         remove_unvalidated(config, workdir, but=named)

@@ -113,7 +113,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
         write_warmup(staging, warmup, name, [one.name for one in query_inputs(parts.config)])
         write_indexes(staging, built)
         manifest = Manifest(
-            kind="servable",
+            kind=Workdir.SERVABLE_KIND,
             fingerprint=fingerprint,
             counts={
                 "items": parts.catalogue.num_items,

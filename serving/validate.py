@@ -49,7 +49,7 @@ def validate(
         ValueError: there is no user to ask for.
         RuntimeError: there was no room for temporary files, which says nothing of the servable.
     """
-    with writing(workdir.validation, "validation", fingerprint) as artifact:
+    with writing(workdir.validation, Workdir.VALIDATION_KIND, fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name
         config_path = artifact.path / workdir.config.name
         write_text(config_path, dump_config(config))

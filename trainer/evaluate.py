@@ -90,7 +90,7 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
 
     Writes `Workdir.metrics` and `Workdir.breakdowns`.
     """
-    with writing(workdir.evaluation, "evaluation", fingerprint) as artifact:
+    with writing(workdir.evaluation, Workdir.EVALUATION_KIND, fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, [*config.evaluation.baselines, MAIN_MODEL])
         for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
             write_json(artifact.path / path.name, found)

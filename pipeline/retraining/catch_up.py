@@ -40,7 +40,7 @@ def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, sta
         StorageError: something could not be reached, which the next call may.
     """
     run = RetrainRun(workdir)
-    with artifact.writing(run.catch_up, CATCH_UP, fingerprint) as writer:
+    with artifact.writing(run.catch_up, RetrainRun.CATCH_UP_KIND, fingerprint) as writer:
         writer.details = {"is_pushed": False, "why_not": _left_out(config, run), "gate": None, "metrics": None}
         writer.details["stages"] = None
         if writer.details["why_not"] is None:

@@ -15,8 +15,6 @@ from pipeline.retraining.holdout import HoldoutUsers, index_recall
 from pipeline.stages import exported_servable
 from trainer.metric_names import NDCG, recall_name
 
-KIND = "blessing"
-
 
 def write_verdict(
     config: Config,
@@ -44,7 +42,7 @@ def write_verdict(
 
     gate = config.retrain.gate
     share = exploration_share(config, artifact.read_manifest(workdir.model(MAIN_MODEL).path))
-    with artifact.writing(RetrainRun(workdir).gate, KIND, fingerprint) as writer:
+    with artifact.writing(RetrainRun(workdir).gate, RetrainRun.GATE_KIND, fingerprint) as writer:
         users = HoldoutUsers(workdir, config.evaluation.max_users)
         holdout = users.holdout()
         answers = _answers(config, workdir, users, reference, name)
