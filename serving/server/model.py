@@ -316,13 +316,16 @@ def _load(version: Path, state: tuple[int, int], num_threads: int) -> LoadedServ
     """Loads a version whose files were in `state`.
 
     Raises:
-        LoadError: it cannot be served; or its files changed meanwhile, so that nobody knows what was read of them:
-            half a vocabulary loads as well as a whole one.
+        LoadError: it cannot be served; or its files changed meanwhile, or cannot be looked at, so that nobody knows
+            what was read of them: half a vocabulary loads as well as a whole one.
     """
     servable = LoadedServable(version, num_threads)
-    if _state(version) != state:
+    try:
+        if _state(version) != state:
+            raise OSError("its files changed while they were read")
+    except OSError as error:
         servable.close()
-        raise LoadError(version, OSError("its files changed while they were read"))
+        raise LoadError(version, error) from error
     return servable
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -95,6 +96,31 @@ def test_a_version_whose_files_change_while_it_is_loaded_is_loaded_again(tmp_pat
     monkeypatch.setattr(serving.server.model, "LoadedServable", load)
     assert tried.poll(10) == [0, 1, 2]
     assert closed == [0, 1]
+    assert tried.model.find().number == 1
+
+
+def test_a_version_whose_files_are_out_of_reach_after_its_load_is_freed(tmp_path, monkeypatch):
+    """As on a network disk that goes away for a moment: `dnc serve` goes on, and loads it when the wait is over."""
+    tried, closed, away, rglob = Tried(tmp_path / "dnc", monkeypatch, ValueError()), [], [], Path.rglob
+
+    def load(path: Path, num_threads: int) -> Any:
+        tried.times.append(tried.now)
+        if len(tried.times) == 1:
+            away.append(OSError(errno.ESTALE, "Stale file handle"))
+        return SimpleNamespace(definitions={}, signatures={}, close=lambda: closed.append(tried.now))
+
+    def looked_at(path: Path, pattern: str) -> Any:
+        if away:
+            raise away.pop()
+        return rglob(path, pattern)
+
+    monkeypatch.setattr(serving.server.model, "LoadedServable", load)
+    monkeypatch.setattr(Path, "rglob", looked_at)
+    assert tried.poll(5) == [0]
+    assert closed == [0]
+    assert "Stale file handle" in tried.model.complaints[0]
+    assert tried.poll(15) == [0, 10]
+    assert closed == [0]
     assert tried.model.find().number == 1
 
 
