@@ -14,9 +14,9 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import requests
@@ -27,6 +27,7 @@ from contracts import storage
 from contracts.serving_labels import effective_labels, versions_on_disk
 
 _SECONDS_TO_ANSWER = 5.0
+_Found = TypeVar("_Found")
 
 
 def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | None = None) -> str:
@@ -62,12 +63,15 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
 
 def _movable(wanted: Mapping[str, int], model: str) -> dict[str, int]:
     """`wanted` as far as the server at the URL of a model can take it: a label in use waits for its version."""
-    states = _asked(model).get("model_version_status", [])
-    loaded = {int(one["version"]) for one in states if one["state"] == "AVAILABLE"}
+    loaded = _asked(model, _available, set[int]())
     return {
         label: version if version in loaded else _held(f"{model}/labels/{label}", version)
         for label, version in wanted.items()
     }
+
+
+def _available(answer: Any) -> set[int]:
+    return {int(one["version"]) for one in answer["model_version_status"] if one["state"] == "AVAILABLE"}
 
 
 def _held(label: str, wanted: int) -> int:
@@ -75,16 +79,17 @@ def _held(label: str, wanted: int) -> int:
 
     The metadata name it. TF Serving's model status API, whichever label it is asked for, lists all versions.
     """
-    return int(_asked(f"{label}/metadata").get("model_spec", {}).get("version", wanted))
+    return _asked(f"{label}/metadata", lambda answer: int(answer["model_spec"]["version"]), wanted)
 
 
-def _asked(url: str) -> dict[str, Any]:
-    """What TF Serving's REST API says at a URL; nothing if there is no answer, or another server's."""
+def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found:
+    """What `read` finds in TF Serving's REST answer at a URL; `otherwise` without an answer, or of any other form."""
     try:
-        found = requests.get(url, timeout=_SECONDS_TO_ANSWER).json()
+        return read(requests.get(url, timeout=_SECONDS_TO_ANSWER).json())
     except requests.RequestException:  # of a server that starts or stops; or of what is no JSON
-        return {}
-    return found if isinstance(found, dict) else {}
+        return otherwise
+    except (LookupError, TypeError, ValueError, OverflowError):  # of an error; or of another server
+        return otherwise
 
 
 @click.command()

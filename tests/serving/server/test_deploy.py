@@ -240,7 +240,23 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     assert [answers for _, answers in seen] == [False] + [True] * 13
 
 
-@pytest.mark.parametrize("answer", [[], "up", None])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        "up",
+        None,
+        {"model_version_status": None},
+        {"model_version_status": {"version": "1"}},
+        {"model_version_status": [{"version": "1"}]},
+        {"model_version_status": [{"version": "newest", "state": "AVAILABLE"}]},
+        {"model_version_status": [{"version": float("inf"), "state": "AVAILABLE"}]},
+        {"model_spec": None},
+        {"model_spec": "dnc"},
+        {"model_spec": {"version": None}},
+    ],
+    ids=str,
+)
 def test_what_another_server_answers_is_no_answer(tmp_path, servable, monkeypatch, answer):
     """The process that keeps the labels would end."""
     monkeypatch.setattr(
