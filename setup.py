@@ -34,6 +34,7 @@ setup(
         "pydantic>=2",
         "pyyaml>=6",
         "rich>=13",
+        "typing-extensions>=4.1",
     ],
     extras_require={
         "beam": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tensorflow as tf
+from typing_extensions import assert_never
 
 from contracts.config import Config
 from trainer.catalogue import Catalogue
@@ -32,14 +33,18 @@ def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Gener
 
 def conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:
     """What makes a query one vector per group, after the encoder."""
-    model = config.model
-    if model.conditioning == "none" or model.reads_groups_first:
-        return SharedConditioning(num_groups, model.embedding_dim, name="shared")
-    if model.conditioning == "multiply":
-        return MultiplyConditioning(num_groups, model.embedding_dim)
-    if model.conditioning == "concat":
-        hidden_dim = model.num_experts * model.expert_hidden_dim
-        return ConcatConditioning(num_groups, model.embedding_dim, hidden_dim, model.dropout, generator)
-    return MMoEConditioning(
-        num_groups, model.embedding_dim, model.num_experts, model.expert_hidden_dim, model.dropout, generator
-    )
+    model, dim = config.model, config.model.embedding_dim
+    match model.conditioning:
+        case "mmoe":
+            return MMoEConditioning(
+                num_groups, dim, model.num_experts, model.expert_hidden_dim, model.dropout, generator
+            )
+        case "concat":
+            hidden_dim = model.num_experts * model.expert_hidden_dim
+            return ConcatConditioning(num_groups, dim, hidden_dim, model.dropout, generator)
+        case "multiply":
+            return MultiplyConditioning(num_groups, dim)
+        case "none" | "concat_tokens" | "multiply_tokens":
+            return SharedConditioning(num_groups, dim, name="shared")
+        case _:
+            assert_never(model.conditioning)

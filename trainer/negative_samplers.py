@@ -6,6 +6,7 @@ import abc
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import assert_never
 
 from contracts.config import LossConfig
 from trainer.catalogue import Catalogue
@@ -70,16 +71,23 @@ class CatalogueSampler(NegativeSampler):
 
 def negative_sampler(catalogue: Catalogue, loss: LossConfig) -> NegativeSampler:
     """The sampler that `training.loss.negatives` names."""
-    if loss.negatives == "windows":
-        in_all = catalogue.sampling_probability if catalogue.draw_shares is None else catalogue.draw_shares[1]
-        return WindowSampler(in_all)
-    if loss.negatives == "uniform":
-        return CatalogueSampler(uniform_probability(catalogue))
-    counts = catalogue.train_count
-    if loss.negatives == "in_batch" and catalogue.target_count is not None:  # None: loaded to answer, it draws nothing
-        counts = catalogue.target_count
-    popularity = counts / max(counts.sum(), 1)
-    return CatalogueSampler(popularity) if loss.negatives == "popularity" else InBatchSampler(popularity)
+    match loss.negatives:
+        case "windows":
+            in_all = catalogue.sampling_probability if catalogue.draw_shares is None else catalogue.draw_shares[1]
+            return WindowSampler(in_all)
+        case "uniform":
+            return CatalogueSampler(uniform_probability(catalogue))
+        case "popularity":
+            return CatalogueSampler(_share(catalogue.train_count))
+        case "in_batch":
+            counts = catalogue.target_count  # None: loaded to answer, it draws nothing
+            return InBatchSampler(_share(catalogue.train_count if counts is None else counts))
+        case _:
+            assert_never(loss.negatives)
+
+
+def _share(counts: np.ndarray) -> np.ndarray:
+    return counts / max(counts.sum(), 1)
 
 
 def uniform_probability(catalogue: Catalogue) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import tensorflow as tf
+from typing_extensions import assert_never
 
 from contracts.config import Config
 from trainer.catalogue import Catalogue
@@ -103,24 +104,36 @@ def _precision(config: Config) -> Iterator[None]:
 def _sequence_encoder(config: Config, generator: tf.random.Generator) -> SequenceEncoder:
     model, dim = config.model, config.model.embedding_dim
     feed_forward_dim, max_length = model.feed_forward_multiple * dim, config.windows.length + 1
-    if model.user_tower == "gru":
-        return GRUEncoder(model.num_layers, dim, model.dropout, generator)
-    if model.user_tower == "mean":
-        return MeanEncoder(model.num_layers, dim, feed_forward_dim, model.dropout, generator)
-    if model.user_tower == "mind":
-        return MINDEncoder(model.num_interests, max_length, dim, feed_forward_dim, model.dropout, generator)
-    if model.user_tower == "comirec":
-        return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
-    return TransformerEncoder(
-        model.num_layers, model.num_heads, max_length, dim, feed_forward_dim, model.dropout, generator
-    )
+    match model.user_tower:
+        case "transformer":
+            return TransformerEncoder(
+                model.num_layers, model.num_heads, max_length, dim, feed_forward_dim, model.dropout, generator
+            )
+        case "gru":
+            return GRUEncoder(model.num_layers, dim, model.dropout, generator)
+        case "mean":
+            return MeanEncoder(model.num_layers, dim, feed_forward_dim, model.dropout, generator)
+        case "mind":
+            return MINDEncoder(model.num_interests, max_length, dim, feed_forward_dim, model.dropout, generator)
+        case "comirec":
+            return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
+        case "user_id":
+            raise ValueError("model.user_tower=user_id reads no history: build it by `model_parts.query_tower`")
+        case _:
+            assert_never(model.user_tower)
 
 
 def _token_conditioning(config: Config, num_groups: int) -> TokenConditioning | None:
-    if not config.model.reads_groups_first:
-        return None
-    layer = MultiplyTokens if config.model.conditioning == "multiply_tokens" else ConcatTokens
-    return layer(num_groups, config.model.embedding_dim)
+    dim = config.model.embedding_dim
+    match config.model.conditioning:
+        case "concat_tokens":
+            return ConcatTokens(num_groups, dim)
+        case "multiply_tokens":
+            return MultiplyTokens(num_groups, dim)
+        case "mmoe" | "concat" | "multiply" | "none":
+            return None
+        case _:
+            assert_never(config.model.conditioning)
 
 
 def _small() -> tf.keras.initializers.Initializer:
