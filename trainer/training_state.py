@@ -15,12 +15,15 @@ from trainer.model import TwoTowerModel
 from trainer.model_files import require_room, save_weights
 from trainer.weight_average import WeightAverage
 
+_BEST = "best-of-epoch-"
+
 
 class TrainingState:
     """Checkpoints an unfinished training after each epoch under one directory.
 
     A checkpoint holds weights, their average, optimizer, random state and the history of epochs; the best average
-    lies beside it. A directory without this fingerprint is started afresh.
+    lies beside it, in a file named by its epoch: whatever a kill comes between, there is that of the history which is
+    resumed. A directory without this fingerprint is started afresh.
 
     Attributes:
         average: of the weights along training.
@@ -93,10 +96,8 @@ class TrainingState:
         """
         self.history.append(entry)
         if self.best_epoch is entry:
-            staging = self._path / "best.staging.weights.h5"
             with self.average.in_place():
-                save_weights(self._model, staging)
-            staging.replace(self._best_weights)
+                save_weights(self._model, self._best_weights)
         if self.evaluations_without_better() >= patience:
             entry["plateau"] = True
             self.restore_best()
@@ -106,6 +107,8 @@ class TrainingState:
         # as they will after a kill. TensorFlow mixes in the replica's number, so their draws still differ.
         self._model.generator.reset(self._model.generator.state.numpy())
         self._manager.save()
+        for weights in set(self._path.glob(f"{_BEST}*")) - {self._best_weights}:
+            weights.unlink()
 
     def restore_best(self) -> None:
         """Loads the best epoch's average into the model."""
@@ -123,7 +126,7 @@ class TrainingState:
 
     @property
     def _best_weights(self) -> Path:
-        return self._path / "best.weights.h5"
+        return self._path / f"{_BEST}{self.best_epoch['epoch']}.weights.h5"
 
     def _forget_other_run(self, fingerprint: str) -> None:
         own = {"fingerprint": fingerprint}

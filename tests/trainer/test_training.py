@@ -129,20 +129,6 @@ def test_in_batch_negatives_are_corrected_by_how_often_they_are_targets(
     np.testing.assert_allclose(seen[0] * 13, [0, *[1] * 10, 2, 1, 0, 0])
 
 
-@pytest.mark.parametrize("is_half_removed", [False, True])
-def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir, is_half_removed: bool) -> None:
-    """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
-    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
-    path = workdir.checkpoints("half removed")
-    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
-    state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
-    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
-    if is_half_removed:
-        (path / "run.json").unlink()
-    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
-    assert [left.name for left in path.iterdir()] == ["run.json"]
-
-
 def test_without_a_terminal_progress_is_lines_of_the_log(
     workdir: Workdir,
     monkeypatch: pytest.MonkeyPatch,
@@ -203,16 +189,6 @@ def test_a_plateau_goes_back_to_the_best_weights_at_a_lower_rate(
     lists = ExactRanking(load_model(config, workdir, "model"), Catalogue.load(workdir), users).lists("score", 0.0, 3)
     found = recall_at_k(hits(lists, users.targets), users.targets.lengths, 3)
     assert float(found.mean()) == pytest.approx(best)
-
-
-def test_what_still_gets_nearer_to_the_top_is_no_plateau(workdir: Workdir) -> None:
-    """NDCG rises in the second epoch, nothing in the third. The recall chooses what is kept, and NDCG among equals."""
-    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
-    state = TrainingState(workdir.checkpoints("flat"), "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
-    for epoch, (recall, ndcg, plateaus) in enumerate([(0.5, 0.2, 0), (0.5, 0.3, 0), (0.4, 0.3, 1)], start=1):
-        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": ndcg}, patience=1)
-        assert state.plateaus == plateaus
-    assert state.best_epoch["epoch"] == 2
 
 
 def test_no_epoch_begins_once_the_seconds_are_spent(workdir: Workdir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""What an unfinished training leaves on the disk, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from contracts.layout import Workdir
+from tests.trainer.conftest import small_config
+from trainer.catalogue import Catalogue
+from trainer.model import TwoTowerModel
+from trainer.training_state import TrainingState
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("is_half_removed", [False, True])
+def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir, is_half_removed: bool) -> None:
+    """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    path = workdir.checkpoints("half removed")
+    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+    state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
+    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
+    if is_half_removed:
+        (path / "run.json").unlink()
+    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
+    assert [left.name for left in path.iterdir()] == ["run.json"]
+
+
+def test_a_kill_between_the_best_weights_and_their_checkpoint_resumes_the_best_of_its_history(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is better, and its record was not written: the resumed run knows the first one alone."""
+    model, path = TwoTowerModel(small_config(), Catalogue.load(workdir)), workdir.checkpoints("between")
+    [first, *_] = model.trainable_variables
+
+    def epoch_done(state: TrainingState, epoch: int, recall: float) -> None:
+        first.assign(tf.fill(first.shape, float(epoch)))
+        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": 0.2}, patience=9)
+
+    def resumed() -> TrainingState:
+        return TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+
+    def die(_: tf.train.CheckpointManager) -> None:
+        raise Killed
+
+    epoch_done(resumed(), 1, recall=0.5)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(tf.train.CheckpointManager, "save", die)
+        epoch_done(resumed(), 2, recall=0.6)
+    state = resumed()
+    assert state.epoch == 1
+    state.restore_best()
+    np.testing.assert_array_equal(first, tf.ones(first.shape))
+    epoch_done(state, 2, recall=0.6)
+    epoch_done(state, 3, recall=0.4)
+    state.restore_best()
+    np.testing.assert_array_equal(first, 2 * tf.ones(first.shape))
+    assert len(list(path.glob("*.weights.h5"))) == 1
+
+
+def test_what_still_gets_nearer_to_the_top_is_no_plateau(workdir: Workdir) -> None:
+    """NDCG rises in the second epoch, nothing in the third. The recall chooses what is kept, and NDCG among equals."""
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    state = TrainingState(workdir.checkpoints("flat"), "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+    for epoch, (recall, ndcg, plateaus) in enumerate([(0.5, 0.2, 0), (0.5, 0.3, 0), (0.4, 0.3, 1)], start=1):
+        state.epoch_done({"epoch": epoch, "validation_recall": recall, "validation_ndcg": ndcg}, patience=1)
+        assert state.plateaus == plateaus
+    assert state.best_epoch["epoch"] == 2
