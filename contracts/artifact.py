@@ -334,6 +334,14 @@ def replace_directory(source: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_directory(final: Path) -> None:
+    """Removes a local artifact: a kill meanwhile leaves nothing at `final`, and the rest to the next writer."""
+    final = _followed(final)
+    old = storage.staging_path(final)
+    os.rename(final, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     storage.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

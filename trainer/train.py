@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 import time
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Diverged, Manifest, read_manifest, writing
+from contracts.artifact import Diverged, Manifest, find_current, read_manifest, writing
 from contracts.config import Config
 from contracts.layout import Model, Workdir
 from contracts.names import Split
@@ -64,7 +63,7 @@ def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Mani
 
     Raises:
         Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
-        ArtifactError: an artifact that training reads is missing.
+        ArtifactError: an artifact that training reads is missing, or files of somebody else's lie where it writes.
         ValueError: the softmaxes would have nothing to compare with, there are fewer devices than `training.replicas`,
             the training split holds no windows, or the model of `training.warm_start` cannot be read.
     """
@@ -119,8 +118,9 @@ class _Trainer:
         self._k = monitored_k(self._config.monitor_k, catalogue.num_items)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         curves = workdir.tensorboard / name
-        if not self.state.history:
-            shutil.rmtree(curves, ignore_errors=True)  # another run's would lie over this one's
+        if not self.state.history or find_current(curves, fingerprint) is None:
+            with writing(curves, "curves", fingerprint):  # another run's would lie over this one's
+                pass
         self._summaries = tf.summary.create_file_writer(str(curves))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from contracts.artifact import write_json
+from contracts.artifact import find_current, remove_directory, writing
 from trainer.model import TwoTowerModel
 from trainer.model_files import require_room, save_weights
 from trainer.weight_average import WeightAverage
@@ -23,7 +22,7 @@ class TrainingState:
 
     A checkpoint holds weights, their average, optimizer, random state and the history of epochs; the best average
     lies beside it, in a file named by its epoch: whatever a kill comes between, there is that of the history which is
-    resumed. A directory without this fingerprint is started afresh.
+    resumed. A manifest says whose they are: those of another fingerprint are started afresh.
 
     Attributes:
         average: of the weights along training.
@@ -39,9 +38,17 @@ class TrainingState:
         optimizer: tf.keras.optimizers.Optimizer,
         averaged_epochs: float,
     ):
+        """Resumes what lies at `path`, or begins there.
+
+        Raises:
+            ArtifactError: there are files at `path` that no training has written.
+            OSError: the weights do not fit among the temporary files.
+        """
         self._path, self._model = path, model
         require_room(model)  # better now than after the first epoch
-        self._forget_other_run(fingerprint)
+        if find_current(path, fingerprint) is None:
+            with writing(path, "training_state", fingerprint):
+                pass
         optimizer.build(model.trainable_variables)
         self.average = WeightAverage(model.trainable_variables, averaged_epochs)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -117,21 +124,8 @@ class TrainingState:
 
     def remove(self) -> None:
         """Deletes the directory, the training being finished."""
-        self._marker.unlink(missing_ok=True)  # first: without it, what a kill leaves of the rest is nobody's
-        shutil.rmtree(self._path, ignore_errors=True)
-
-    @property
-    def _marker(self) -> Path:
-        return self._path / "run.json"
+        remove_directory(self._path)
 
     @property
     def _best_weights(self) -> Path:
         return self._path / f"{_BEST}{self.best_epoch['epoch']}.weights.h5"
-
-    def _forget_other_run(self, fingerprint: str) -> None:
-        own = {"fingerprint": fingerprint}
-        if self._marker.exists() and json.loads(self._marker.read_text(encoding="utf-8")) == own:
-            return
-        self.remove()
-        self._path.mkdir(parents=True)
-        write_json(self._marker, own)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from contracts.artifact import MANIFEST_NAME, ArtifactError
 from contracts.layout import Workdir
 from tests.trainer.conftest import small_config
 from trainer.catalogue import Catalogue
 from trainer.model import TwoTowerModel
+from trainer.train import train
 from trainer.training_state import TrainingState
 
 
@@ -17,18 +22,48 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("is_half_removed", [False, True])
-def test_what_a_kill_left_of_another_runs_state_is_not_resumed(workdir: Workdir, is_half_removed: bool) -> None:
-    """A removal deletes in any order: here it came as far as the file that says whose the checkpoint is."""
+def test_another_runs_state_is_not_resumed(workdir: Workdir) -> None:
+    model = TwoTowerModel(small_config(), Catalogue.load(workdir))
+    path = workdir.checkpoints("another")
+    state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
+    state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
+    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
+    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
+    assert [left.name for left in path.iterdir()] == [MANIFEST_NAME]
+
+
+def test_what_a_killed_removal_leaves_is_not_resumed_and_goes_with_the_next_training(
+    workdir: Workdir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal deletes in any order, and so may leave a checkpoint whose best weights are gone."""
     model = TwoTowerModel(small_config(), Catalogue.load(workdir))
     path = workdir.checkpoints("half removed")
     state = TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0)
     state.epoch_done({"epoch": 1, "validation_recall": 0.5, "validation_ndcg": 0.2}, patience=1)
-    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 1
-    if is_half_removed:
-        (path / "run.json").unlink()
-    assert TrainingState(path, "b", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
-    assert [left.name for left in path.iterdir()] == ["run.json"]
+
+    def die(folder: Path, **_: bool) -> None:
+        next(folder.glob("*.weights.h5")).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", die)
+        state.remove()
+    assert not path.exists()
+    assert TrainingState(path, "a", model, tf.keras.optimizers.Adam(), averaged_epochs=1.0).epoch == 0
+    assert list(path.parent.glob("half removed*")) == [path]
+
+
+@pytest.mark.parametrize("folder", ["checkpoints", "tensorboard"])
+def test_files_of_somebody_elses_are_refused_and_stay(workdir: Workdir, tmp_path: Path, folder: str) -> None:
+    """A workdir may be a project that has such folders itself."""
+    project = Workdir(tmp_path / "project")
+    shutil.copytree(workdir.path, project.path, ignore=shutil.ignore_patterns("models", "checkpoints", "tensorboard"))
+    theirs = project.path / folder / "dnc" / "run-1" / "weights"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("of weeks")
+    with pytest.raises(ArtifactError, match=rf"{folder}/dnc holds run-1, which is none of ours .*: move or delete it"):
+        train(small_config(training={"epochs": 1}), project, "dnc", "a")
+    assert theirs.read_text() == "of weeks"
 
 
 def test_a_kill_between_the_best_weights_and_their_checkpoint_resumes_the_best_of_its_history(
