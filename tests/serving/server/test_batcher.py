@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -58,6 +57,13 @@ def ask(batcher: Batcher, *values: int, seconds: float = 10.0) -> asyncio.Future
 async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0.001)
+
+
+def skip(seconds: float) -> None:
+    """The loop's clock is so much later from now on: what waits for a time has it sooner."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds
 
 
 def test_what_waits_together_runs_together_and_each_gets_its_own():
@@ -147,21 +153,32 @@ def test_one_bad_request_does_not_fail_its_company():
 
 
 def test_where_company_fails_what_nobody_waits_for_any_more_is_not_run_again():
-    class Slow(Graph):
+    together, go_on = threading.Event(), threading.Event()
+
+    class Held(Graph):
         def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
-            time.sleep(1.5 * (len(requests) > 1))
+            if len(requests) > 1:
+                together.set()
+                assert go_on.wait(10)
             return super().run(requests)
 
     async def body(graph: Graph, batcher: Batcher) -> None:
         graph.gate.clear()
         first = ask(batcher, 1)
         await settle()
-        late, bad, good = ask(batcher, 2, seconds=1), ask(batcher, -3), ask(batcher, 4)
+        late, bad, good = ask(batcher, 2, seconds=20), ask(batcher, -3, seconds=60), ask(batcher, 4, seconds=60)
         await settle()
         graph.gate.set()
-        await asyncio.gather(first, late, bad, good, return_exceptions=True)
+        await first
+        assert await asyncio.to_thread(together.wait, 10)
+        skip(30)
+        with pytest.raises(RequestError) as raised:
+            await late
+        assert raised.value.code == Code.DEADLINE_EXCEEDED
+        go_on.set()
+        await asyncio.gather(bad, good, return_exceptions=True)
 
-    assert run(body, Slow()).batches == [[1], [2, -3, 4], [-3], [4]]
+    assert run(body, Held()).batches == [[1], [2, -3, 4], [-3], [4]]
 
 
 def test_a_full_queue_refuses_and_takes_again_when_there_is_room():
@@ -222,14 +239,14 @@ def test_late_and_abandoned_requests_are_not_run():
 def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
     """Else each would be of the oldest, whose time ends while it runs: at twice the load, next to nothing in time."""
 
-    class Slow(Graph):
-        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
-            time.sleep(5.0 * (not self.batches))
-            return super().run(requests)
-
     async def body(graph: Graph, batcher: Batcher) -> None:
         # An eighth of its five seconds is what another batch is expected to take, and after three more still over .4.
-        await ask(batcher, 0)
+        graph.gate.clear()
+        slow = ask(batcher, 0)
+        await settle()
+        skip(5)
+        graph.gate.set()
+        await slow
         for others, outcome in (([3, 4, 5, 6], RequestError), ([3, 4], dict)):
             graph.gate.clear()
             first = ask(batcher, 7)
@@ -242,7 +259,7 @@ def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
             assert {type(one) for one in await asyncio.gather(*late, return_exceptions=True)} == {outcome}
 
     # A batch has room for four: for the others, or for all.
-    assert run(body, Slow()).batches == [[0], [7], [3, 4, 5, 6], [7], [1, 2, 3, 4]]
+    assert run(body).batches == [[0], [7], [3, 4, 5, 6], [7], [1, 2, 3, 4]]
 
 
 def test_a_request_larger_than_a_batch_is_refused():
