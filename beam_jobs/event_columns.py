@@ -56,7 +56,7 @@ class ValidBatch:
 
 def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     """Converts a batch; a row that fails several checks is set aside for the first."""
-    letters = _DeadLetters(batch.rows)
+    letters = _RowProblems(batch.rows)
     table = batch.table
 
     def column(name: str) -> pa.Array:
@@ -83,7 +83,7 @@ def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
     return ValidBatch(events, letters.table(batch.bad_rows), told)
 
 
-class _DeadLetters:
+class _RowProblems:
     """Collects each row's first problem."""
 
     def __init__(self, rows: Int64) -> None:
@@ -115,7 +115,7 @@ def _letters(rows: list[int], reasons: list[str], values: list[str]) -> pa.Table
     return pa.table([pa.array(rows, pa.int64()), pa.array(reasons, pa.string()), pa.array(clean)], DEAD_LETTER_SCHEMA)
 
 
-def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryArray:
+def _ids(column: pa.Array, field: str, letters: _RowProblems) -> pa.DictionaryArray:
     """Checks the distinct values once, not each row's."""
     letters.add(field, is_inexact(column).astype(np.int8), _INEXACT, column)
     encoded = to_binary(column).dictionary_encode(null_encoding="encode")
@@ -125,7 +125,7 @@ def _ids(column: pa.Array, field: str, letters: _DeadLetters) -> pa.DictionaryAr
     return pa.DictionaryArray.from_arrays(encoded.indices, sound)
 
 
-def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters: _DeadLetters) -> Int8:
+def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters: _RowProblems) -> Int8:
     """[num_rows] the highest level that applies; see `FeedbackConfig`."""
     feedback = data.feedback
     levels = np.zeros(num_rows, np.int8)

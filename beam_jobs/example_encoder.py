@@ -21,19 +21,19 @@ from beam_jobs.arrays import Int64
 
 
 @dataclass(frozen=True)
-class Ragged:
+class RaggedColumn:
     """Rows back to back: row r is the next `lengths[r]` of `values`, which are int64."""
 
     values: Int64
     lengths: Int64
 
     @classmethod
-    def scalars(cls, values: Int64) -> Ragged:
+    def scalars(cls, values: Int64) -> RaggedColumn:
         """One value a row."""
         return cls(values, np.ones(len(values), np.int64))
 
 
-def encode_examples(features: Mapping[str, Ragged]) -> bytes:
+def encode_examples(features: Mapping[str, RaggedColumn]) -> bytes:
     """TFRecord framing of one Example a row; the same features make the same bytes.
 
     Raises:
@@ -44,7 +44,7 @@ def encode_examples(features: Mapping[str, Ragged]) -> bytes:
     return _frame([b"".join(parts) for parts in zip(*columns, strict=True)])
 
 
-def _batch(name: str, feature: Ragged) -> pa.RecordBatch:
+def _batch(name: str, feature: RaggedColumn) -> pa.RecordBatch:
     offsets = np.concatenate([[0], np.cumsum(feature.lengths)])
     lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(feature.values, pa.int64()))
     return pa.RecordBatch.from_arrays([lists], [name])

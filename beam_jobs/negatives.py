@@ -40,7 +40,7 @@ class Proposal(Protocol):
         """[size] items of a key, and their weights."""
 
 
-class NegativeSampler:
+class WindowNegatives:
     """Draws negatives for targets.
 
     Each method takes the targets' `users`, as `owned` numbers them, and, if draws depend on these, their `items`,

@@ -9,7 +9,7 @@ import numpy as np
 
 from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.example_encoder import Ragged
+from beam_jobs.example_encoder import RaggedColumn
 from beam_jobs.history_events import latest_context
 from contracts.names import EvaluationField, Split
 
@@ -117,11 +117,11 @@ def ragged_range(starts: Int64, lengths: Int64) -> Int64:
     return np.repeat(starts - offsets, lengths) + np.arange(int(lengths.sum()))
 
 
-def marked_places(marked: Bool, lengths: Int64) -> Ragged:
+def marked_places(marked: Bool, lengths: Int64) -> RaggedColumn:
     """Of rows of `lengths`, the places within the row that are marked."""
     places = ragged_range(np.zeros(len(lengths), np.int64), lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)
-    return Ragged(places[marked], np.bincount(row[marked], minlength=len(lengths)))
+    return RaggedColumn(places[marked], np.bincount(row[marked], minlength=len(lengths)))
 
 
 def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
@@ -145,7 +145,7 @@ class EvaluationRecords:
         users_without_history: users with targets but no earlier positive.
     """
 
-    features: dict[str, Ragged]
+    features: dict[str, RaggedColumn]
     repeat_targets: int
     users_without_history: int
 
@@ -187,12 +187,12 @@ def evaluation_records(
     seen, fresh = events.where(is_positive & is_first & past & of_chosen), events.where(is_fresh & of_chosen)
     first_target = np.cumsum(fresh_counts[chosen]) - fresh_counts[chosen]
     features = {
-        EvaluationField.USER_INDEX: Ragged.scalars(events.user_index[chosen]),
-        EvaluationField.HISTORY_ITEM_INDEX: Ragged(history.items[held], kept),
+        EvaluationField.USER_INDEX: RaggedColumn.scalars(events.user_index[chosen]),
+        EvaluationField.HISTORY_ITEM_INDEX: RaggedColumn(history.items[held], kept),
         EvaluationField.HISTORY_CONTEXT: marked_places(history.levels[held] < target_level, kept),
-        EvaluationField.SEEN_ITEM_INDEX: Ragged(seen.items, _count(seen.users, num_users)[chosen]),
-        EvaluationField.TARGET_ITEM_INDEX: Ragged(fresh.items, fresh_counts[chosen]),
-        EvaluationField.REQUEST: Ragged.scalars(fresh.requests[first_target]),
+        EvaluationField.SEEN_ITEM_INDEX: RaggedColumn(seen.items, _count(seen.users, num_users)[chosen]),
+        EvaluationField.TARGET_ITEM_INDEX: RaggedColumn(fresh.items, fresh_counts[chosen]),
+        EvaluationField.REQUEST: RaggedColumn.scalars(fresh.requests[first_target]),
     }
     return EvaluationRecords(
         features,

@@ -13,12 +13,12 @@ from isal import igzip
 
 from beam_jobs.arrays import Bool, Int64
 from beam_jobs.bucket_events import BucketEvents, Vocabulary
-from beam_jobs.example_encoder import Ragged, encode_examples
+from beam_jobs.example_encoder import RaggedColumn, encode_examples
 from beam_jobs.expected_draws import DrawsOfWindows
 from beam_jobs.files import read_parquet
 from beam_jobs.history_events import Repeats, find_repeats, history_events, latest_context
 from beam_jobs.mined_neighbors import neighbor_lists
-from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
+from beam_jobs.negatives import OwnedItems, WindowNegatives, exposures_of
 from beam_jobs.window_records import WindowBounds, evaluation_records, marked_places, user_blocks, window_bounds
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Windows
@@ -67,7 +67,7 @@ class WriteWindows(beam.DoFn):
         self._is_cold = items[ItemColumn.TRAIN_COUNT].to_numpy() == 0
         probabilities = items[ItemColumn.SAMPLING_PROBABILITY].to_numpy()
         self._expected = DrawsOfWindows.none(probabilities, self._groups)
-        self._sampler = NegativeSampler(
+        self._sampler = WindowNegatives(
             probabilities,
             self._groups,
             self._config.groups.num_groups,
@@ -164,7 +164,7 @@ class WriteWindows(beam.DoFn):
         exposures: BucketEvents,
         rng: np.random.Generator,
         counts: Counter[str],
-    ) -> dict[str, Ragged]:
+    ) -> dict[str, RaggedColumn]:
         """`WindowField`s of all windows of a block of users; adds to the counts, and to the expected draws."""
         num_users = len(block.user_index)
         is_positive = block.levels >= self._target_level
@@ -193,20 +193,20 @@ class WriteWindows(beam.DoFn):
         counts["train_positives"] += len(targets)
         # What is all the context of its window is a target of the empty history.
         counts["train_first_targets"] += int(is_target[bounds.starts[bounds.num_context == 1]].sum())
-        told = {WindowField.REQUEST: Ragged(block.requests[positions], lengths)}
+        told = {WindowField.REQUEST: RaggedColumn(block.requests[positions], lengths)}
         for name, (_, drawn) in negatives.items():
             counts[f"absent_{name}"] += int((drawn == PADDING_INDEX).sum())
         return {
-            WindowField.USER_INDEX: Ragged.scalars(block.user_index[block.users[bounds.starts]]),
-            WindowField.NUM_CONTEXT: Ragged.scalars(bounds.num_context),
+            WindowField.USER_INDEX: RaggedColumn.scalars(block.user_index[block.users[bounds.starts]]),
+            WindowField.NUM_CONTEXT: RaggedColumn.scalars(bounds.num_context),
             WindowField.NON_TARGETS: marked_places(~is_target[positions], lengths),
-            WindowField.ITEM_INDEX: Ragged(block.items[positions], lengths),
-            WindowField.EARLIER_ITEMS: Ragged(block.items[earlier], num_earlier),
-            WindowField.GROUP_ID: Ragged(self._groups[block.items[positions] - 1], lengths),
-            WindowField.FEEDBACK_LEVEL: Ragged(block.levels[positions], lengths),
-            WindowField.TIMESTAMP: Ragged(block.times[positions] // 1_000_000, lengths),
+            WindowField.ITEM_INDEX: RaggedColumn(block.items[positions], lengths),
+            WindowField.EARLIER_ITEMS: RaggedColumn(block.items[earlier], num_earlier),
+            WindowField.GROUP_ID: RaggedColumn(self._groups[block.items[positions] - 1], lengths),
+            WindowField.FEEDBACK_LEVEL: RaggedColumn(block.levels[positions], lengths),
+            WindowField.TIMESTAMP: RaggedColumn(block.times[positions] // 1_000_000, lengths),
             **(told if self._config.data.request_features else {}),
-            **{name: Ragged(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
+            **{name: RaggedColumn(drawn, num_targets * number) for name, (number, drawn) in negatives.items()},
         }
 
     def _bounds(self, block: BucketEvents, is_target: Bool, counts: Counter[str]) -> tuple[WindowBounds, Int64]:

@@ -18,7 +18,7 @@ LEFT_OUT = -1e9
 """Added to the logit of a candidate that is none: finite, so that a row of nothing else stays free of NaN."""
 
 
-class Candidates(NamedTuple):
+class StepCandidates(NamedTuple):
     """What a step's positives are compared with: of their own group, and of all groups.
 
     Attributes:
@@ -42,7 +42,7 @@ class Candidates(NamedTuple):
     shared_sizes: tf.Tensor
     shared_correction: tf.Tensor
 
-    def rows_of(self, groups: np.ndarray) -> Candidates:
+    def rows_of(self, groups: np.ndarray) -> StepCandidates:
         """The candidates with the rows of `groups` alone, in that order, as wide as the widest of them."""
         sizes = tf.gather(self.row_sizes, groups)
         width = tf.maximum(tf.reduce_max(sizes), 1)
@@ -109,7 +109,7 @@ class NegativePools:
         easy_negatives: tf.Tensor,
         targets: tf.Tensor,
         generator: tf.random.Generator,
-    ) -> Candidates:
+    ) -> StepCandidates:
         """Pools int64 [num_in_group] and [num_easy] draws of a batch of windows with int64 [num_positives] targets."""
         if self._whole_catalogue is not None:
             return self._whole_catalogue
@@ -132,7 +132,7 @@ class NegativePools:
         of_all = num_easy * easy_share + num_fresh * fresh_share
         of_group = tf.cast(tf.gather(hard_sizes, group), tf.float32) * in_group_share + of_all
         is_item = item_index != PADDING_INDEX
-        return Candidates(
+        return StepCandidates(
             item_index,
             rows,
             tf.where(filled, tf.gather(_log_q_correction(of_group, is_item), rows), LEFT_OUT),
@@ -142,7 +142,7 @@ class NegativePools:
             _log_q_correction(of_all, is_item)[num_hard:],
         )
 
-    def own_items(self, candidates: Candidates, items: tf.Tensor) -> tf.Tensor | None:
+    def own_items(self, candidates: StepCandidates, items: tf.Tensor) -> tf.Tensor | None:
         """Which candidates are items of a window's user: bool [num_windows, num_candidates]; None of a whole catalogue.
 
         They are no negatives of that window's positives, which are compared with all of these items (`WindowItems`).
@@ -153,7 +153,7 @@ class NegativePools:
         return None if self.exact else is_member(items, candidates.item_index)
 
 
-def shared_correction(candidates: Candidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+def shared_correction(candidates: StepCandidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """What is added to logits of draws of all groups: float32 [num_positives, num_shared].
 
     Args:
@@ -165,7 +165,7 @@ def shared_correction(candidates: Candidates, own_items: tf.Tensor, window: tf.T
 
 
 def row_correction(
-    candidates: Candidates, own_items: tf.Tensor | None, window: tf.Tensor, group_id: tf.Tensor
+    candidates: StepCandidates, own_items: tf.Tensor | None, window: tf.Tensor, group_id: tf.Tensor
 ) -> tf.Tensor:
     """What is added to logits of a group's row: float32 [num_blocks, block_size or 1, width].
 
@@ -213,14 +213,14 @@ def _sum_by_group(catalogue: Catalogue, values: np.ndarray) -> np.ndarray:
     return np.bincount(catalogue.group_id[1:], weights=values[1:], minlength=catalogue.num_groups)
 
 
-def _whole_catalogue(catalogue: Catalogue) -> Candidates:
+def _whole_catalogue(catalogue: Catalogue) -> StepCandidates:
     """Every item once."""
     group = catalogue.group_id[1:]
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=catalogue.num_groups)
     column = np.arange(max(int(sizes.max()), 1))
     rows = np.minimum((np.cumsum(sizes) - sizes)[:, None] + column, len(order) - 1)
-    return Candidates(
+    return StepCandidates(
         tf.constant(order + 1),
         tf.constant(rows, tf.int32),
         tf.constant(np.where(column < sizes[:, None], 0, LEFT_OUT), tf.float32),

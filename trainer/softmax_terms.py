@@ -21,7 +21,7 @@ from trainer.log_partitions import (
     reweighted,
     shared_log_partitions,
 )
-from trainer.negative_pools import LEFT_OUT, Candidates, NegativePools, row_correction, shared_correction
+from trainer.negative_pools import LEFT_OUT, NegativePools, StepCandidates, row_correction, shared_correction
 from trainer.user_vectors import UserVectors
 from trainer.window_items import WindowItems
 
@@ -54,7 +54,7 @@ class _Step(NamedTuple):
         positive: float32 [num_positives, dim], their embeddings.
     """
 
-    candidates: Candidates
+    candidates: StepCandidates
     embeddings: tf.Tensor
     own_items: tf.Tensor | None
     windows: WindowItems
@@ -230,7 +230,7 @@ class SoftmaxTerms:
 
 
 def _partition_in_blocks(
-    step: _Step, candidates: Candidates, num_groups: int, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor
+    step: _Step, candidates: StepCandidates, num_groups: int, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor
 ) -> tf.Tensor:
     """log-partition of each query's row of `candidates`, laid out in blocks that share a group's candidates."""
     blocks = GroupBlocks.of(group, num_groups)

@@ -20,7 +20,7 @@ from beam_jobs.mined_neighbors import (
     read_item_embeddings,
     require_item_embeddings,
 )
-from beam_jobs.negatives import NegativeSampler, OwnedItems, exposures_of
+from beam_jobs.negatives import OwnedItems, WindowNegatives, exposures_of
 from beam_jobs.uniform import UniformLists
 from contracts.config import BeamConfig, Config
 from contracts.layout import Workdir
@@ -31,8 +31,8 @@ from trainer.input_pipeline import TrainingWindows
 DRAWS = 20_000
 
 
-def _sampler(neighbors: UniformLists | None = None) -> NegativeSampler:
-    return NegativeSampler(np.full(8, 1 / 8), np.zeros(8, np.int64), 1, neighbors)
+def _sampler(neighbors: UniformLists | None = None) -> WindowNegatives:
+    return WindowNegatives(np.full(8, 1 / 8), np.zeros(8, np.int64), 1, neighbors)
 
 
 def test_exposed_negatives_are_uniform_over_what_was_shown_and_not_taken() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from beam_jobs.bucket_events import BucketEvents
 from beam_jobs.history_events import find_repeats
-from beam_jobs.negatives import NegativeSampler, OwnedItems
+from beam_jobs.negatives import OwnedItems, WindowNegatives
 from beam_jobs.payload import pack_parts, pack_sorted, unpack, unpack_sorted
 from beam_jobs.splits import leave_one_out
 from beam_jobs.window_records import window_bounds
@@ -78,7 +78,7 @@ def test_negatives_are_lawful_for_any_catalogue(
     catalogue: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], number: int, seed: int
 ) -> None:
     probabilities, groups, users, items = catalogue
-    sampler = NegativeSampler(probabilities, groups, 4)
+    sampler = WindowNegatives(probabilities, groups, 4)
     owned = OwnedItems(users, items, 3, len(groups))
     mine = {user: set(items[users == user].tolist()) for user in range(3)}
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 
 from beam_jobs import negatives
 from beam_jobs.alias import AliasTables
-from beam_jobs.negatives import NegativeSampler, OwnedItems
+from beam_jobs.negatives import OwnedItems, WindowNegatives
 from beam_jobs.statistics_steps import sampling_probabilities
 from contracts.names import PADDING_INDEX
 
@@ -48,7 +48,7 @@ def test_draws_pass_a_chi_square_test() -> None:
     weights = np.sqrt([100, 50, 20, 5, 1, 0.5, 0.5, 300])
     np.testing.assert_allclose(probabilities, weights / weights.sum())
     groups = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    sampler = NegativeSampler(probabilities, groups, 2)
+    sampler = WindowNegatives(probabilities, groups, 2)
     owned = OwnedItems(np.array([0]), np.array([2]), 1, 8)  # user 0 owns item 2 of group 0
     drawn = sampler.in_group(np.zeros(20_000, np.int64), np.full(20_000, 2), 3, owned, np.random.default_rng(7))
     allowed = np.array([1, 3, 4])
@@ -60,7 +60,7 @@ def test_draws_pass_a_chi_square_test() -> None:
 
 def test_easy_negatives_cover_the_catalogue() -> None:
     probabilities = sampling_probabilities(np.array([9, 4, 1, 1]), 1.0)
-    sampler = NegativeSampler(probabilities, np.array([0, 1, 1, 1]), 2)
+    sampler = WindowNegatives(probabilities, np.array([0, 1, 1, 1]), 2)
     owned = OwnedItems(np.array([0]), np.array([3]), 1, 4)
     drawn = sampler.easy(np.zeros(30_000, np.int64), 1, owned, np.random.default_rng(3))
     observed = np.bincount(drawn, minlength=5)
@@ -74,7 +74,7 @@ def test_nearly_exhausted_group_still_gives_its_free_items_in_proportion() -> No
     probabilities[[10, 20]] = [1e-6, 3e-6]
     probabilities /= probabilities.sum()
     mine = np.setdiff1d(np.arange(1, 201), [11, 21])
-    sampler = NegativeSampler(probabilities, np.zeros(200, np.int64), 1)
+    sampler = WindowNegatives(probabilities, np.zeros(200, np.int64), 1)
     owned = OwnedItems(np.zeros(198, np.int64), mine, 1, 200)
     drawn = sampler.in_group(np.zeros(4000, np.int64), np.full(4000, 1), 1, owned, np.random.default_rng(0))
     observed = np.array([(drawn == 11).sum(), (drawn == 21).sum()])
@@ -83,7 +83,7 @@ def test_nearly_exhausted_group_still_gives_its_free_items_in_proportion() -> No
 
 
 def test_user_who_owns_the_whole_group_gets_padding() -> None:
-    sampler = NegativeSampler(np.full(3, 1 / 3), np.array([0, 0, 1]), 2)
+    sampler = WindowNegatives(np.full(3, 1 / 3), np.array([0, 0, 1]), 2)
     owned = OwnedItems(np.array([0, 0]), np.array([1, 2]), 1, 3)
     drawn = sampler.in_group(np.array([0]), np.array([1]), 4, owned, np.random.default_rng(0))
     assert drawn.tolist() == [PADDING_INDEX] * 4
@@ -125,7 +125,7 @@ def test_however_many_rounds_are_rejected_the_rest_is_drawn_from_what_is_left(
     monkeypatch.setattr(negatives, "_ROUNDS", rounds)
     users = np.arange(600) % 3
     owned = OwnedItems(np.repeat(np.arange(3), num_owned), np.tile(np.arange(num_owned) + 1, 3), 3, 30)
-    sampler = NegativeSampler(np.full(30, 1 / 30), np.zeros(30, np.int64), 1)
+    sampler = WindowNegatives(np.full(30, 1 / 30), np.zeros(30, np.int64), 1)
     drawn = sampler.easy(users, 4, owned, np.random.default_rng(0))
     if num_owned == 30:
         assert set(drawn.tolist()) == {PADDING_INDEX}

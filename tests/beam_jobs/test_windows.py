@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from beam_jobs import groups, ingest, statistics, windows
 from beam_jobs.bucket_events import BucketEvents
-from beam_jobs.example_encoder import Ragged, encode_examples
+from beam_jobs.example_encoder import RaggedColumn, encode_examples
 from beam_jobs.window_records import evaluation_records, user_blocks, window_bounds
 from contracts.artifact import read_manifest
 from contracts.config import Config
@@ -43,7 +43,7 @@ def test_encoder_against_tensorflows_parsers(largest: int, tmp_path: Path) -> No
     edges = np.array([0, 1, 127, 128, 16_383, 16_384, largest])
     values = rng.choice(np.append(edges[edges <= largest], -largest), lengths.sum())
     scalars = rng.integers(0, 2**40, 200)
-    encoded = encode_examples({"a": Ragged(values, lengths), "second": Ragged.scalars(scalars)})
+    encoded = encode_examples({"a": RaggedColumn(values, lengths), "second": RaggedColumn.scalars(scalars)})
     rows = np.split(values, np.cumsum(lengths)[:-1])
     expected = [{"a": row.tolist(), "second": [scalar]} for row, scalar in zip(rows, scalars.tolist(), strict=True)]
     assert _parse(encoded, tmp_path / "x") == expected
@@ -56,17 +56,17 @@ def test_encoder_against_tensorflows_parsers(largest: int, tmp_path: Path) -> No
 
 
 def test_encoder_writes_the_same_bytes_each_time() -> None:
-    features = {name: Ragged.scalars(np.arange(50) + place) for place, name in enumerate("abcdefgh")}
+    features = {name: RaggedColumn.scalars(np.arange(50) + place) for place, name in enumerate("abcdefgh")}
     assert len({encode_examples(features) for _ in range(5)}) == 1
 
 
 def test_encoder_of_no_rows() -> None:
-    assert encode_examples({"a": Ragged(np.zeros(0, np.int64), np.zeros(0, np.int64))}) == b""
+    assert encode_examples({"a": RaggedColumn(np.zeros(0, np.int64), np.zeros(0, np.int64))}) == b""
 
 
 def test_encoder_refuses_features_of_different_numbers_of_rows() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        encode_examples({"a": Ragged.scalars(np.arange(2)), "b": Ragged.scalars(np.arange(1))})
+        encode_examples({"a": RaggedColumn.scalars(np.arange(2)), "b": RaggedColumn.scalars(np.arange(1))})
 
 
 def test_bounds_by_hand() -> None:
