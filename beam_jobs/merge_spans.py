@@ -25,8 +25,9 @@ from beam_jobs.hashing import hash_strings
 from beam_jobs.ingest_advice import warn_of_tied_times
 from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
-from contracts.artifact import Manifest, TooFewEvents, read_manifest, writing
+from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
+from contracts.errors import TooFewEvents
 from contracts.layout import Events, Workdir
 from contracts.names import EventColumn, Split
 from contracts.store_layout import SpanParts

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
 from beam_jobs.span_statistics import Statistics, read_statistics
-from contracts.artifact import Differs, current, read_manifest
+from contracts.artifact import current, read_manifest
 from contracts.config import DataConfig
+from contracts.errors import Differs
 from contracts.layout import Events
 from contracts.storage import as_path
 

@@ -17,8 +17,9 @@ from beam_jobs.mined_neighbors import find_neighbors, read_item_embeddings
 from beam_jobs.payload import one_array
 from beam_jobs.timestamps import as_text
 from beam_jobs.windows_steps import WriteWindows, expected_file
-from contracts.artifact import Manifest, TooFewEvents, current, read_manifest, writing
+from contracts.artifact import Manifest, current, read_manifest, writing
 from contracts.config import Config
+from contracts.errors import TooFewEvents
 from contracts.layout import Events, ItemGroups, ItemStatistics, Windows, Workdir
 from contracts.names import ITEMS_PER_USER, ItemColumn, Split, WindowField
 from contracts.storage import remove

@@ -73,22 +73,6 @@ class ArtifactError(ValueError):
     """An artifact is missing, half-written, or of another kind."""
 
 
-class Differs(ValueError):
-    """A log or a feature table breaks the schema of the span before, or has drifted from it."""
-
-
-class TooFewEvents(ValueError):
-    """The events hold no target to train on, or nobody, or too few users, to measure a model on."""
-
-
-class Diverged(ValueError):
-    """A loss of training was NaN or infinite."""
-
-
-class Unfit(RuntimeError):
-    """A servable that its validation refused, or could not ask: nobody's input, so no ValueError."""
-
-
 def fingerprint(*parts: object) -> str:
     """A stable hash of JSON-like values."""
     text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from contracts.artifact import Unfit
+from contracts.errors import Unfit
 from contracts.storage import as_path, is_remote
 
 FAILED = 1

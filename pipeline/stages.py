@@ -11,6 +11,7 @@ from pathlib import Path
 import beam_jobs  # noqa: F401  (with it, workdirs and logs may be in object stores)
 from contracts import artifact
 from contracts.config import Config
+from contracts.errors import TooFewEvents
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.patterns import matching
 from contracts.storage import as_path
@@ -43,7 +44,7 @@ def _require_users(workdir: Workdir) -> None:
             why = f"{know_all:,} of its users have no item that is new to them, {have_nothing:,} no event before it"
             if not know_all + have_nothing:
                 why = "it has no users, as where no history is as long as split.min_user_events, or data.columns differ"
-            raise artifact.TooFewEvents(
+            raise TooFewEvents(
                 f"nobody can be measured on the {split} split: {why}; change the section split, or bring more events "
                 "(in a retrain: raise retrain.window_spans, change retrain.validation_users, or wait for the next span)"
             )

@@ -19,9 +19,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from contracts import artifact, storage
-from contracts.artifact import Diverged
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
+from contracts.errors import Diverged
 from contracts.layout import Workdir
 from contracts.lock import holding
 from contracts.names import ScoredMerge, Split

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import contracts
-from contracts.artifact import Manifest, Unfit, read_manifest, write_json, writing
+from contracts.artifact import Manifest, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.config_io import dump_config
+from contracts.errors import Unfit
 from contracts.layout import SERVED_MODEL, Workdir
 from contracts.storage import write_text
 from serving.versions import admit

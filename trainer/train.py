@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import Diverged, Manifest, find_current, read_manifest, writing
+from contracts.artifact import Manifest, find_current, read_manifest, writing
 from contracts.config import Config
+from contracts.errors import Diverged
 from contracts.layout import Model, Workdir
 from contracts.names import Split
 from contracts.storage import write_whole

@@ -14,6 +14,7 @@ from typing import Any
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.errors import Unfit
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.storage import StorageError
 from contracts.store_layout import RetrainRun
@@ -64,7 +65,7 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
         run_stages(stages, config, workdir, part_of=CATCH_UP)
     except Exception as error:
         # What has been blessed serves better than what served before, whatever this model lacks.
-        if isinstance(error, (ValueError, artifact.Unfit)) and not isinstance(error, StorageError):
+        if isinstance(error, (ValueError, Unfit)) and not isinstance(error, StorageError):
             log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
             return {"why_not": str(error)}
         log.warning(

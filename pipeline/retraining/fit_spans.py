@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contracts import artifact
 from contracts.config import Config
+from contracts.errors import Differs
 from contracts.log_lines import sign_of_life
 from contracts.store_layout import SpanParts, Store
 from pipeline.retraining.records import all_records, digest_of
@@ -61,7 +61,7 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
                     profile = _profile_of(config, store, span, before, is_used=span.key in used)
                 reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
         except ValueError as error:
-            reasons, is_read = [str(error)], isinstance(error, artifact.Differs)
+            reasons, is_read = [str(error)], isinstance(error, Differs)
         if not reasons:
             profiles.append(profile)
             earlier.add(profile)
@@ -84,7 +84,7 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
 def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | None, *, is_used: bool) -> SpanProfile:
     try:
         return profile_span(config, span, store.span(span.key), before)
-    except artifact.Differs:
+    except Differs:
         if not is_used:
             raise
         return profile_span(config, span, store.span(span.key))  # other code ingests anew what was accepted then

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.errors import TooFewEvents
 from contracts.layout import MAIN_MODEL
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
@@ -114,7 +115,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     stages = retrain_stages(store, plan)
     try:
         results = run_stages(stages, resolved, workdir, last=last)
-    except artifact.TooFewEvents as error:
+    except TooFewEvents as error:
         if plan.parent is None:
             raise
         reasons = [f"version {plan.parent} keeps serving; the next span's run will learn from this span, too: {error}"]

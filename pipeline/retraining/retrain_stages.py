@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contracts import artifact
 from contracts.config import Config
+from contracts.errors import TooFewEvents
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.catch_up import catch_up
@@ -120,7 +121,7 @@ def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
     """
     users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
     if 0 < users < least:  # training itself says why there is none
-        raise artifact.TooFewEvents(
+        raise TooFewEvents(
             f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
             f"that, {change} retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait "
             "for the next one"

@@ -13,9 +13,9 @@ import serving.export
 import serving.servable_evaluation
 import serving.validate
 import serving.versions
-from contracts.artifact import Unfit
 from contracts.config import Config
 from contracts.config_io import load_config
+from contracts.errors import Unfit
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
 from pipeline.runner import run_stages

@@ -11,6 +11,7 @@ import pytest
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
+from contracts.errors import Diverged, Unfit
 from contracts.layout import MAIN_MODEL, Workdir
 from contracts.names import EventColumn, ItemColumn, Split
 from contracts.serving_labels import versions_on_disk
@@ -116,8 +117,8 @@ def test_nothing_is_trained_where_it_would_come_to_nothing(
 @pytest.mark.parametrize(
     ("error", "reasons", "why"),
     [
-        (artifact.Diverged("the loss is not finite"), [], "the loss is not finite"),
-        (artifact.Unfit("the index misses its target"), [], "the index misses its target"),
+        (Diverged("the loss is not finite"), [], "the loss is not finite"),
+        (Unfit("the index misses its target"), [], "the index misses its target"),
         (None, ["recall fell", "too slow"], "recall fell; too slow"),
     ],
 )

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from beam_jobs import bucket_file
 from beam_jobs.files import write_array
-from contracts.artifact import Unfit
 from contracts.config import Config
+from contracts.errors import Unfit
 from contracts.storage import write_whole
 from pipeline import runner
 from pipeline.cli import main

@@ -10,6 +10,7 @@ import pytest
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
+from contracts.errors import Diverged
 from pipeline import tuner
 from pipeline.tuner import _fingerprint, best_merge, starting_point, suggest, tune, with_keys
 
@@ -95,7 +96,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(
     def objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: int) -> float:
         trial.set_user_attr("keys", suggest(trial, config, num_items))
         if trial.number in diverging:
-            raise artifact.Diverged("the loss of step 1 is not finite")
+            raise Diverged("the loss of step 1 is not finite")
         return 0.1
 
     monkeypatch.setattr(tuner, "_num_items", lambda *_: 1000)
@@ -105,7 +106,7 @@ def test_a_trial_that_diverges_is_recorded_and_the_search_goes_on(
     assert trials == {0: None, 1: 0.1, 2: None, 3: None, 4: 0.1, 5: 0.1}
     assert "trial 2 counts as none: the loss of step 1 is not finite" in caplog.text
     diverging.update(range(6, 100))
-    with pytest.raises(artifact.Diverged):
+    with pytest.raises(Diverged):
         tune(Config(), tmp_path, 4)
     assert "trial 10 counts" in caplog.text and "trial 11 " not in caplog.text
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contracts.artifact import ArtifactError, Unfit
+from contracts.artifact import ArtifactError
+from contracts.errors import Unfit
 from contracts.layout import Workdir
 from contracts.serving_labels import versions_on_disk
 from serving import checks, validate_process
