@@ -17,6 +17,7 @@ import tensorflow as tf
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 from serving.history import without_context
+from serving.signature_spec import SignatureSpec
 
 v1 = tf.compat.v1
 
@@ -162,12 +163,9 @@ class ServableSession(Servable):
         """
         if signature not in self.signatures:
             raise ValueError(f"the servable has no signature {signature!r}; it has {sorted(self.signatures)}")
-        definition = self.signatures[signature]
-        for name in inputs:
-            if name not in definition.inputs:
-                raise ValueError(f"{signature} has no input {name!r}; it has {sorted(definition.inputs)}")
-        outputs = {name: info.name for name, info in definition.outputs.items()}
-        return self._session.run(outputs, {definition.inputs[name].name: value for name, value in inputs.items()})
+        spec = SignatureSpec(signature, self.signatures[signature])
+        spec.require_known(inputs)
+        return self._session.run(spec.outputs, {spec.inputs[name].tensor: value for name, value in inputs.items()})
 
 
 def new_session(num_threads: int) -> tf.compat.v1.Session:
