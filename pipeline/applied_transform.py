@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contracts.artifact import Manifest, read_manifest, writing
+from contracts.artifact import read_manifest, writing
 from contracts.config import Config, FeatureTable
 from contracts.layout import Transform, Workdir
 from contracts.names import ItemColumn, UserColumn
@@ -22,7 +22,7 @@ from contracts.names import ItemColumn, UserColumn
 _ROWS_AT_ONCE = 1 << 16
 
 
-def apply_transform(earlier: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
+def apply_transform(earlier: Workdir, config: Config, workdir: Workdir, fingerprint: str) -> None:
     """Writes the `Transform` artifact: `earlier`'s graphs, and this run's tables as they map them.
 
     Raises:
@@ -46,7 +46,6 @@ def apply_transform(earlier: Workdir, config: Config, workdir: Workdir, fingerpr
             index = {f"{kind}_index": pa.array(np.arange(1, len(ids) + 1))}
             pq.write_table(pa.table({**index, **transformed}), output)
         writer.files = [staged.items.name, staged.users.name, staged.feature_spec.name]
-    return read_manifest(workdir.transform.path)
 
 
 def require_same_features(earlier: Workdir, config: Config) -> None:
