@@ -81,13 +81,26 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
             places = np.flatnonzero(has_it)
             counts[f"{problem}_{name}"] = len(places)
             if len(places):
-                examples[f"{problem}_{name}"] = _shown(raw[name][places[0]].as_py())
+                examples[f"{problem}_{name}"] = _shown(_plain_cell(one_array(raw[name].slice(places[0], 1))))
     return FeatureRows(to_binary(one_array(raw[table.id])).cast(pa.string()), columns, counts, examples)
+
+
+def _plain_cell(cell: pa.Array) -> object:
+    """An array of one value as Python has it; of text that is not UTF-8, which Python refuses, what can be decoded."""
+    if pa.types.is_dictionary(cell.type):
+        return _plain_cell(cell.dictionary_decode())
+    if is_list(cell.type):
+        values = pc.list_flatten(cell)
+        return [_plain_cell(values.slice(place, 1)) for place in range(len(values))]
+    if pa.types.is_string(cell.type) or pa.types.is_large_string(cell.type):
+        cell = to_binary(cell)
+    value = cell[0].as_py()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _shown(cell: object) -> str:
     """Enough of a cell to recognise it."""
-    text = cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell).replace("\U0010ffff", "\ufffd")
+    text = str(cell).replace("\U0010ffff", "\ufffd")
     return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}...")
 
 

@@ -106,6 +106,38 @@ def test_tokens_that_are_no_text_are_counted_and_become_what_they_become_in_a_ce
     assert (rows.counts["not_utf8_tags"], rows.counts["not_utf8_cell"]) == (1, 1)
 
 
+def as_if_text(cells: list[bytes], kind: pa.DataType) -> pa.Array:
+    """Bytes as text of this type, as C++ writers leave them: of Parquet's text nobody checks that it is UTF-8."""
+    _, offsets, data = pa.array(cells, pa.binary()).buffers()
+    text = pa.StringArray.from_buffers(len(cells), offsets, data)
+    return text.dictionary_encode() if pa.types.is_dictionary(kind) else text.cast(kind)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_text_that_is_not_utf8_is_counted_and_shown(kind: pa.DataType, tmp_path: Path) -> None:
+    """Whatever the kind of its feature; as numbers and vectors it is malformed."""
+    kinds = {"name": "title", "genre": "categorical", "words": "text", "tags": "tokens", "price": "numeric"}
+    kinds |= {"picture": "vector", "parts": "vector"}
+    cells = as_if_text([b"x", b"\xe9t\xe9", b""], kind)
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 2], pa.int32()), as_if_text([b"1", b"\xe9t\xe9"], kind))
+    table = {"id": pa.array(["a", "b", "c"]), **dict.fromkeys(kinds, cells), "tags": lists, "parts": lists}
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    features: list[dict[str, Any]] = [
+        {"name": name, "kind": of_feature} | ({"dim": 1, "separator": " "} if of_feature == "vector" else {})
+        for name, of_feature in kinds.items()
+        if of_feature != "title"
+    ]
+    source = {"path": str(tmp_path / "i.parquet"), "id": "id", "title": "name", "features": features}
+    rows = read_feature_table(FeatureTable.model_validate(source), "data.item_features")
+    texts = ("name", "genre", "words")
+    assert {name: rows.examples[f"not_utf8_{name}"] for name in texts} == dict.fromkeys(texts, "'\ufffdt\ufffd'")
+    assert rows.examples["not_utf8_tags"] == repr(str(["\ufffdt\ufffd"])) == rows.examples["malformed_parts"]
+    assert [rows.columns[name].to_pylist() for name in texts] == [[b"x", b"\xe9t\xe9", b""]] * 3
+    assert {name: rows.counts[f"malformed_{name}"] for name in ("price", "picture", "parts")} == {
+        "price": 2, "picture": 2, "parts": 1,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "values",
     [
