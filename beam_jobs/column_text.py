@@ -35,7 +35,7 @@ def to_binary(column: pa.Array) -> pa.Array:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return to_binary(column.dictionary_decode())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return column.cast(pa.binary())
     if pa.types.is_nested(kind):
         raise ValueError(f"a column of type {kind} cannot be read as text; write one value a row")

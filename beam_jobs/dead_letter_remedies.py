@@ -19,7 +19,8 @@ _REMEDIES = {
     NO_FLAG: _OF_NUMBERS,
     NO_RATING: "write a point before decimals and nothing between thousands, as 1234.5; of names of levels name the "
     "column in data.columns.event",
-    NOT_UTF8: "save the log as UTF-8, e.g. by `iconv -f latin1 -t utf-8`",
+    NOT_UTF8: "save the log as UTF-8, e.g. with `iconv -f latin1 -t utf-8`; write binary ids, such as UUIDs or MD5 "
+    "sums, as hex",
 }
 """How a reason ends -> what to do."""
 

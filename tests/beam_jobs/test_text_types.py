@@ -138,6 +138,25 @@ def test_text_that_is_not_utf8_is_counted_and_shown(kind: pa.DataType, tmp_path:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.binary(16)], ids=str)
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_binary_ids_are_set_aside_and_have_their_remedy(kind: pa.DataType, is_dictionary: bool, tmp_path: Path) -> None:
+    """As of UUIDs and MD5 sums whose type Parquet does not know; a text of 16 bytes, as of CHAR(16), is an id."""
+    raw = pa.array([uuid.UUID(int=2**128 - 1 - row).bytes for row in range(9)] + [b"user-00000000042"], kind)
+    ids = raw.dictionary_encode() if is_dictionary else raw
+    path = tmp_path / "l.parquet"
+    pq.write_table(pa.table({"user_id": ids, "item_id": ["i"] * 10, "timestamp": range(10)}), path)
+    data = {"events": str(path), "max_dead_letter_fraction": 0.9}
+    ingest.run(make_config(path, data=data), Workdir(tmp_path / "run"), "f")
+    assert [row["user_id"] for row in read_events(Workdir(tmp_path / "run"))] == ["user-00000000042"]
+    letters = [(row["source"], row["row"], row["reason"]) for row in dead_letters(Workdir(tmp_path / "run"))]
+    assert sorted(letters) == [(str(path), row, "user_id not UTF-8") for row in range(1, 10)]
+    with pytest.raises(ValueError, match="write binary ids, such as UUIDs or MD5 sums, as hex"):
+        ingest.run(make_config(path), Workdir(tmp_path / "stopped"), "f")
+    found = read_feature_table(FeatureTable(path=str(path), id="user_id"), "data.user_features")
+    assert (found.ids.to_pylist(), found.counts["unusable_ids"]) == (["user-00000000042"], 9)
+
+
 @pytest.mark.parametrize(
     "values",
     [
