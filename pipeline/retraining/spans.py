@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 DATE, NUMBER = "{date}", "{span}"
 _FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
+_MEANINGS = {DATE: "a date, 2024-05-31 or 20240531", NUMBER: "a number"}
 
 
 @dataclass(frozen=True)
@@ -147,16 +148,42 @@ def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
     """(path, identity, order) of the files of all spans of a pattern."""
     if not is_remote(as_path(pattern)):
         pattern = re.sub("//+", "/", pattern)  # as a glob names what it finds
-    head, *rest = pattern.split(placeholder)
-    # The first occurrence is captured; further ones must repeat it.
-    regex = _regex(head) + f"(?P<span>{_FORMS[placeholder]})" + "(?P=span)".join(_regex(part) for part in rest)
-    found = []
+    order_of = _order_finder(pattern, placeholder)
+    found, nameless = [], []
     for path, identity in identities(pattern.replace(placeholder, "[0-9]*")).items():
-        match = re.fullmatch(regex, path)
-        order = _order_of_text(match["span"], placeholder) if match else None
-        if order is not None:
+        order = order_of(path)
+        if order is None:
+            nameless.append(path)
+        else:
             found.append((path, identity, order))
+    if nameless:
+        log.warning(
+            "ignored files that match %s but name no span: %s, e.g. %s. Rename them, so that %s stands for %s, or "
+            "choose a pattern that does not match them",
+            pattern, f"{len(nameless):,}", nameless[0], placeholder, _MEANINGS[placeholder],
+        )  # fmt: skip
     return found
+
+
+def _order_finder(pattern: str, placeholder: str) -> Callable[[str], int | None]:
+    """Path -> order of its span: of several places that fit the pattern, the first that holds a date or number."""
+    head, *rest = pattern.split(placeholder)
+    # A wildcard would take the first digits of 100 and leave 0.
+    before = re.compile(_regex(head) + (r"(?<!\d)" if head.endswith("*") else ""))
+    form = f"(?P<span>{_FORMS[placeholder]})"
+    # The first occurrence is captured; further ones must repeat it.
+    behind = re.compile(form + "(?P=span)".join(_regex(part) for part in rest))
+
+    def order_of(path: str) -> int | None:
+        for start in (place.start() for place in re.finditer(f"(?={form})", path)):
+            match = behind.fullmatch(path, start)
+            if match and before.fullmatch(path, 0, start):
+                order = _order_of_text(match["span"], placeholder)
+                if order is not None:
+                    return order
+        return None
+
+    return order_of
 
 
 def _regex(text: str) -> str:

@@ -28,6 +28,33 @@ def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected
 
 
 @pytest.mark.parametrize(
+    ("pattern", "files", "ignored"),
+    [
+        ("w*{span}.csv", {"week9.csv": "9", "week10.csv": "10", "week100.csv": "100", "week110.csv": "110"}, []),
+        ("*{span}*.csv", {"part-12-of-40.csv": "12", "7.csv": "7"}, []),
+        ("log2{span}.csv", {"log25.csv": "5", "log210.csv": "10"}, []),
+        ("*{date}*.csv", {"clicks-2024052900.csv": "2024-05-29", "20191001000000000001.csv": "2019-10-01"}, []),
+        ("x*{date}*.csv", {"x-20240530-part-00000001.csv": "2024-05-30"}, ["x-00000001.csv"]),
+        ("*{date}*.csv", {"part-20191002-c0de-20110203.csv": "2019-10-02"}, ["part-1.csv", "part-20240231.csv"]),
+        ("*{date}*.csv", {"part-20240231-2024-03-01.csv": "2024-03-01"}, ["part-1202403011.csv"]),
+        ("{date}/*.csv", {"2024-01-01/a.csv": "2024-01-01"}, ["2024-01-01T05/a.csv", "2024-13-01/a.csv"]),
+    ],
+)
+def test_a_wildcard_leaves_a_span_its_digits(
+    pattern: str, files: dict[str, str], ignored: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several dates or numbers the first counts; a file that has none is not passed over in silence."""
+    for name in (*files, *ignored):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    spans = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
+    found = {str(Path(path).relative_to(tmp_path)): span.key for span in spans for path in span.files}
+    assert found == files
+    said = f"match {tmp_path}/{pattern} but name no span: {len(ignored)}, e.g. {tmp_path}/{min(ignored, default='')}."
+    assert (said in caplog.text) == bool(ignored) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
     "pattern",
     ["{date}/**/*.csv", "{date}/x/**", "**/{date}/*.csv", "**/{date}/**/[!b]*.csv", "{date}/**/c-{date}.csv"],
 )
