@@ -25,6 +25,9 @@ _MOST_VALUES = 1_000  # of a column; the others are one
 _SEPARATORS = ("|", ",", ";")
 _WITH_COMMA = re.compile(r"'\s*[-+]?\d[\d.]*,\d[\d,.]*\s*'")
 """A cell, as it is shown, that is a number with commas, as 1.234,5 and 1,234.5 are."""
+_PRINTED = r"(?s)^\s*(?:\[(.*)\]|\{(.*)\}|\((.*)\))\s*$"
+"""A cell that is a list, a set or array, or a tuple, as programs print them: Python, JSON, PostgreSQL."""
+_ARE_PRINTED = "has lists, sets or arrays as programs print them"
 _LEAST_COMBINATIONS = 20  # fewer may have values in common by chance
 
 
@@ -75,7 +78,8 @@ def _misread(column: pa.Array, feature: Feature, malformed: str) -> str | None:
 
 def _misread_categories(cells: pa.Array) -> str | None:
     """What makes each combination of a few values a category of its own, and the remedy."""
-    present = pc.unique(cells.filter(pc.greater(pc.binary_length(cells), 0)))
+    found = pc.unique(cells.filter(pc.greater(pc.binary_length(cells), 0)))
+    present = pc.unique(pc.replace_substring_regex(found, _PRINTED, r"\1\2\3"))
     for mark in _SEPARATORS:
         if len(present) < _LEAST_COMBINATIONS or not _most(pc.match_substring(present, mark)):
             continue
@@ -83,6 +87,12 @@ def _misread_categories(cells: pa.Array) -> str | None:
         parts = pc.split_pattern(present, separator)
         values = pc.unique(pc.list_flatten(parts))
         if 2 * len(values) <= len(present) and _share_values(parts):
+            if _most(pc.match_substring_regex(found, _PRINTED)):
+                return (
+                    f"{_ARE_PRINTED}, and each of {len(present):,} combinations of {len(values):,} values counts as a "
+                    "category: set kind: tokens, and write values with '|' between them, or a column of lists into "
+                    "Parquet"
+                )
             return (
                 f"has {len(present):,} categories that are {len(values):,} values with {separator!r} between them, so "
                 f"that nothing tells what two of them share: set kind: tokens and separator: '{separator}'"
@@ -100,10 +110,10 @@ def _misread_tokens(cells: pa.Array, separator: str) -> str | None:
     """What makes one value of a column of tokens count as several, and the remedy; most cells that hold any must."""
     present = cells.filter(pc.greater(pc.binary_length(cells), 0))
     separated = present.filter(pc.match_substring(present, separator))
-    if _most(pc.match_substring_regex(present, r"(?s)^\s*\[.*\]\s*$")):
+    if _most(pc.match_substring_regex(present, _PRINTED)):
         return (
-            "has lists as programs print them: their brackets and quotes are part of the tokens, so that one value "
-            f"counts as several. Write values with {separator!r} between them, or a column of lists into Parquet"
+            f"{_ARE_PRINTED}: their brackets and quotes are part of the tokens, so that one value counts as several. "
+            f"Write values with {separator!r} between them, or a column of lists into Parquet"
         )
     if not separator.endswith(" ") and _most(pc.match_substring(separated, f"{separator} ")):
         return (

@@ -15,9 +15,22 @@ from contracts.config import DataConfig
 VALUES = ["drama", "comedy", "crime", "war", "horror"]
 PAIRS = [(one, other) for one in VALUES for other in VALUES]
 
+PRINTED = "has lists, sets or arrays as programs print them"
+
 # (kind, name) -> (cells, what is said)
 COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
-    ("tokens", "printed lists"): ([str(["a", "b"]), json.dumps(["b", "c"]), ""], "has lists as programs print them"),
+    ("tokens", "printed lists"): ([str(["a", "b"]), json.dumps(["b", "c"]), ""], PRINTED),
+    ("tokens", "printed sets"): (["{'a', 'b'}", "{'a'}", "", "{'c'}", "set()"], PRINTED),
+    ("tokens", "printed tuples"): ([str(("a", "b")), str(("c",))], PRINTED),
+    ("tokens", "PostgreSQL's arrays"): (["{a,b}", "{c}", "{}"], PRINTED),
+    ("tokens", "some in other brackets"): (["a|b", "{x}|c", "c|(live)", "(live)"], None),
+    ("categorical", "printed pairs"): ([*map(str, PAIRS)], f"{PRINTED}, and each of 25 combinations of 5 values"),
+    ("categorical", "arrays of pairs"): (
+        ["{" + ",".join(pair) + "}" for pair in PAIRS],
+        f"{PRINTED}.*set kind: tokens",
+    ),
+    ("categorical", "bracketed values"): ([f"({value})" for value in VALUES * 10], None),
+    ("categorical", "bracketed names"): ([f"[Smith, {number}]" for number in range(40)], None),
     ("tokens", "some in brackets"): (["a|b", "[live]|c", "c"], None),
     ("tokens", "lists"): ([["a", "b"]] * 3, None),
     ("tokens", "spaces behind"): (
