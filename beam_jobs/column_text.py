@@ -18,6 +18,9 @@ _OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG, _LOST = range(6)
 _SCIENTIFIC = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2,3}$"
 """What spreadsheets make of 123456789012, and pandas of 64-bit ids in a column with gaps. (12e34 may be a hash.)"""
 
+NO_VALUE = frozenset({b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n"})
+"""How programs write that a cell has no value, in lower case."""
+
 NO_WORD = r"[^\pL\pN]+"
 """What lies between the words of a text: a regular expression that TensorFlow and Arrow read alike."""
 
@@ -106,6 +109,13 @@ def _number(text: bytes) -> float:
         return float("nan") if b"_" in text else float(text)  # Python's 1_000 is nobody else's
     except ValueError:
         return float("nan")
+
+
+def is_absent(values: pa.Array) -> Bool:
+    """[num_values] whether each value of a binary array is null or one of `NO_VALUE`, in any case."""
+    encoded = pc.fill_null(values, b"").dictionary_encode()
+    absent = np.array([value.strip().lower() in NO_VALUE for value in encoded.dictionary.to_pylist()], bool)
+    return absent[encoded.indices.to_numpy()]
 
 
 def utf8_mask(values: pa.Array) -> Bool:

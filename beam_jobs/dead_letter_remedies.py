@@ -16,7 +16,8 @@ _OF_NUMBERS = "of numbers name the column in data.columns.rating, and the least 
 _REMEDIES = {
     NO_LEVEL: "name all values of data.columns.event in data.feedback.levels, lowest first, and as target_level the "
     f"lowest that counts; or leave the other rows out; or, {_OF_NUMBERS}",
-    NO_FLAG: _OF_NUMBERS,
+    NO_FLAG: "write true or false, or 1 or 0; or, of other words, name the column in data.columns.event and all of its "
+    f"words in data.feedback.levels; or, {_OF_NUMBERS}",
     NO_RATING: "write a point before decimals and nothing between thousands, as 1234.5; of names of levels name the "
     "column in data.columns.event",
     NOT_UTF8: "save the log as UTF-8, e.g. with `iconv -f latin1 -t utf-8`; write binary ids, such as UUIDs or MD5 "

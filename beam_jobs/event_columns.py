@@ -10,7 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.arrays import Int8, Int32, Int64
-from beam_jobs.column_text import ID_PROBLEMS, LOST_DIGITS, check_ids, is_inexact, to_binary, to_numbers
+from beam_jobs.column_text import (
+    ID_PROBLEMS,
+    LOST_DIGITS,
+    NO_VALUE,
+    check_ids,
+    is_absent,
+    is_inexact,
+    to_binary,
+    to_numbers,
+)
 from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.payload import one_array
 from beam_jobs.span_statistics import MISSING, OTHER
@@ -28,7 +37,7 @@ NO_RATING = "is not a number"
 
 # In lower case; with decimals, as pandas writes a column of 0 and 1 that has gaps.
 _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
-_FALSE = frozenset({b"", b"0", b"0.0", b"false", b"f", b"no", b"n"})
+_NOT_TRUE = NO_VALUE | frozenset({b"0", b"0.0", b"false", b"f", b"no", b"n"})
 
 _Columns = Callable[[str], pa.Array]
 """The log's column of a name -> its values in a batch."""
@@ -141,9 +150,10 @@ def _feedback_levels(column: _Columns, data: DataConfig, num_rows: int, letters:
         levels = np.maximum(levels, np.where(flags == 1, feedback.levels.index(level), 0).astype(np.int8))
     if feedback.rating_thresholds and data.columns.rating is not None:
         raw = column(data.columns.rating)
-        text = pc.fill_null(to_binary(raw), b"")
+        text = to_binary(raw)
         ratings = to_numbers(text)
-        is_wrong = np.isnan(ratings) & pc.not_equal(text, b"").to_numpy(zero_copy_only=False)  # absent reaches no level
+        is_wrong = np.isnan(ratings)
+        is_wrong[is_wrong] = ~is_absent(text.filter(pa.array(is_wrong)))  # absent reaches no level
         letters.add("rating", is_wrong.astype(np.int8), ("", NO_RATING), raw)
         for level, least in feedback.rating_thresholds.items():
             levels = np.maximum(levels, np.where(ratings >= least, feedback.levels.index(level), 0).astype(np.int8))
@@ -181,5 +191,5 @@ def _flags(values: pa.Array) -> Int8:
     """1 true, 0 false or absent, -1 neither."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
     lowered = [value.strip().lower() for value in encoded.dictionary.to_pylist()]
-    codes = np.array([1 if value in _TRUE else 0 if value in _FALSE else -1 for value in lowered], np.int8)
+    codes = np.array([1 if value in _TRUE else 0 if value in _NOT_TRUE else -1 for value in lowered], np.int8)
     return codes[encoded.indices.to_numpy()]

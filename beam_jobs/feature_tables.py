@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam_jobs.arrays import Bool, Float64
-from beam_jobs.column_text import check_ids, is_inexact, to_binary, to_numbers, utf8_mask
+from beam_jobs.column_text import check_ids, is_absent, is_inexact, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
 from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
 from beam_jobs.payload import one_array
@@ -21,8 +21,6 @@ from contracts.storage import as_path, reading
 _ROWS_AT_ONCE = 1 << 13
 _ROWS_HELD = 1 << 18
 _SHOWN_CHARACTERS = 60
-_MISSING = (b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n")
-"""How programs write that there is no number, in lower case."""
 
 
 @dataclass
@@ -233,9 +231,7 @@ def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
     text = pc.fill_null(to_binary(column), b"")
     numbers = to_numbers(text)
     is_malformed = np.isnan(numbers)
-    cells = text.filter(pa.array(is_malformed)).dictionary_encode()
-    says_so = np.array([cell.strip().lower() in _MISSING for cell in cells.dictionary.to_pylist()], bool)
-    is_malformed[is_malformed] = ~says_so[cells.indices.to_numpy()]
+    is_malformed[is_malformed] = ~is_absent(text.filter(pa.array(is_malformed)))
     narrow, is_too_large = _narrowed(numbers)
     return narrow, is_malformed | is_too_large
 

@@ -75,13 +75,19 @@ def test_a_reader_that_is_stopped_leaves_no_file(tmp_path: Path) -> None:
         ("4,5", {"rating_thresholds": {"level": 4}}, "write a point before decimals"),
         ("liked", {"rating_thresholds": {"level": 4}}, "name the column in data.columns.event"),
         ("0.10", {"levels": ["0.1", "1"]}, "of numbers name the column in data.columns.rating"),
+        (
+            "WAHR",
+            {"flags": {"level": "what"}},
+            "write true or false, or 1 or 0; or, of other words, name the column in",
+        ),
+        ("7", {"flags": {"level": "what"}}, "of numbers name the column in data.columns.rating"),
     ],
 )
 def test_feedback_in_the_wrong_column_has_its_remedy(cell: str, data: dict, said: str, tmp_path: Path) -> None:
-    column = "rating" if "rating_thresholds" in data else "event"
+    columns = {} if "flags" in data else {"rating" if "rating_thresholds" in data else "event": "what"}
     log = tmp_path / "log.csv"
     log.write_text("user_id;item_id;timestamp;what\n" + "".join(f"u;i{row};{row};{cell}\n" for row in range(9)))
     feedback = {"levels": ["any", "level"], **data}
     with pytest.raises(ValueError, match=re.escape(said)):
-        data = {"events": str(log), "columns": {column: "what"}, "feedback": feedback}
+        data = {"events": str(log), "columns": columns, "feedback": feedback}
         ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from beam_jobs import groups, ingest, statistics, statistics_steps, windows
+from beam_jobs.feature_tables import read_feature_table
 from contracts.artifact import Manifest
+from contracts.config import FeatureTable
 from contracts.layout import Workdir
-from tests.beam_jobs.helpers import make_config, write_log
+from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
 
 TIME = {"split": {"protocol": "time"}}
 ONE_GROUP = {"groups": {"num_groups": 1}}
@@ -210,3 +212,20 @@ def test_one_time_for_all_says_nothing_of_the_items(tmp_path: Path, caplog: pyte
     for job in (ingest, statistics):
         job.run(config, workdir, "f")
     assert "each item's events end" not in caplog.text
+
+
+@pytest.mark.parametrize("cell", [r"\N", "NULL", "null", "NaN", "nan", "None", "NA", "N/A", "<NA>", "?", " ", ""])
+def test_a_flag_or_rating_that_says_that_there_is_none_is_absent(cell: str, tmp_path: Path) -> None:
+    """As MySQL, Hive, R, pandas and Python write it; of a feature table's numbers it is the same."""
+    cells = [f"u,a,1,{cell},5", f"u,b,2,1,{cell}", f"u,c,3,{cell},{cell}"]
+    write_log(tmp_path / "log.csv", cells, f"{HEADER},read,stars")
+    feedback = {"levels": ["shelved", "read", "liked"], "flags": {"read": "read"}, "rating_thresholds": {"liked": 4}}
+    data = {"events": str(tmp_path / "log.csv"), "columns": {"rating": "stars"}, "feedback": feedback}
+    counts = ingest.run(make_config("x", data=data), Workdir(tmp_path / "run"), "f").counts
+    levels = {event["item_id"]: event["feedback_level"] for event in read_events(Workdir(tmp_path / "run"))}
+    assert (levels, counts["dead_letters"]) == ({"a": 2, "b": 1, "c": 0}, 0)
+    (tmp_path / "items.csv").write_text(f"id,price\na,{cell}\nb,5\n")
+    features = [{"name": "price", "kind": "numeric"}]
+    table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": features}
+    found = read_feature_table(FeatureTable.model_validate(table), "data.item_features")
+    assert found.counts["malformed_price"] == 0 and np.isnan(found.columns["price"][0].as_py())
