@@ -32,7 +32,7 @@ from pipeline.retraining.records import (
 from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.span_profile import as_json
-from pipeline.retraining.spans import Span, find_spans
+from pipeline.retraining.spans import Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
 
@@ -75,7 +75,7 @@ def find_window(config: Config, until: str | None = None) -> list[Span]:
         told_by = f"retrain.complete_marker={marker}" if marker else "the dates"
         raise ValueError(
             f"data.events={list(config.data.events)} has no complete span{f' up to {until}' if until else ''}: check "
-            f"{'--span, ' if until else ''}the path and {told_by}"
+            f"{'--span, ' if until else ''}the path and {told_by}{date_form(config)}"
         )
     return spans[-config.retrain.window_spans :]
 

@@ -107,6 +107,13 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
         )  # fmt: skip
 
 
+def date_form(config: Config) -> str:
+    """Which dates `{date}` finds, for messages; "" where spans have numbers."""
+    if _placeholder(config) == NUMBER:
+        return ""
+    return f"; {DATE} stands for {_MEANINGS[DATE]}, not for 2024/05/31 or year=2024/month=05/day=31"
+
+
 def require_spans(config: Config, until: str | None) -> None:
     """Checks what `find_spans` is told, without a look at the files.
 

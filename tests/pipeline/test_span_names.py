@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from contracts.config_io import load_config
+from pipeline.retraining.retrain import find_window
 from pipeline.retraining.spans import find_spans
 
 
@@ -89,3 +90,15 @@ def test_slashes_that_a_variable_doubles_lose_no_file(tmp_path: Path) -> None:
     patterns = [f"{tmp_path}//{{date}}/a.csv", f"{tmp_path}/{{date}}//*b.csv"]
     [span] = find_spans(load_config(None, [f"data.events={patterns}"]))
     assert [Path(path).name for path in span.files] == ["a.csv", "b.csv"]
+
+
+@pytest.mark.parametrize("folder", ["2019/10/01", "year=2019/month=10/day=01"])
+def test_dates_in_several_directories_have_their_remedy(folder: str, tmp_path: Path) -> None:
+    """As Firehose and Hive write them: nothing is said of dates where spans are numbers."""
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "a.csv").touch()
+    said = "{date} stands for a date, 2024-05-31 or 20240531, not for 2024/05/31 or year=2024/month=05/day=31"
+    for name, is_said in (("date", True), ("span", False)):
+        with pytest.raises(ValueError, match="has no complete span") as caught:
+            find_window(load_config(None, [f"data.events='{tmp_path}/{{{name}}}/*.csv'"]))
+        assert (said in str(caught.value)) == is_said
