@@ -74,9 +74,7 @@ def find_event_files(data: DataConfig) -> list[str]:
     for pattern in data.events:
         found = matching(pattern)
         if not found:
-            remedy = "check the path"
-            if _OF_SPANS.search(pattern):
-                remedy = f"`dnc retrain` alone reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
+            remedy = _remedy_of_pattern(pattern)
             raise ValueError(f"data.events: no file matches {pattern!r}{_looked_in(pattern)}: {remedy}")
         paths += found
     paths = sorted(set(paths))
@@ -89,6 +87,14 @@ def find_event_files(data: DataConfig) -> list[str]:
     with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # of thousands of files in an object store, each takes a moment
         list(pool.map(check, paths))  # the first error, in the order of the files
     return paths
+
+
+def _remedy_of_pattern(pattern: str) -> str:
+    if _OF_SPANS.search(pattern):
+        return f"`dnc retrain` alone reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
+    if (literal := pattern.replace("[", "[[]")) != pattern and matching(literal):
+        return f"[ begins a set of characters; for the character itself write [[], as in {literal!r}"
+    return "check the path"
 
 
 def require_flat(path: str, wanted: dict[str, str]) -> None:
@@ -139,7 +145,7 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
             more = f" and {len(found) - _SHOWN_COLUMNS:,} more" if len(found) > _SHOWN_COLUMNS else ""
             raise ValueError(
                 f"{path} has no column {name!r} ({key}); its columns are {found[:_SHOWN_COLUMNS]}{more}: "
-                f"{_remedy(found, name, path) or f'set {key} to one of them'}"
+                f"{_elsewhere(found, name, key, path) or _no_names(found) or f'set {key} to one of them'}"
                 + (", or leave the file out of data.events" if field == _LOG else "")
                 + (_NO_TIMES if key == "data.columns.timestamp" else "")
             )
@@ -153,11 +159,20 @@ def _looked_in(path: str) -> str:
     return f" (looked in {os.getcwd()}{', as ~ is no home here' if path.startswith('~') else ''})"
 
 
-def _remedy(names: list[str], name: str, path: str) -> str | None:
-    """Where what stands in the header's place can hardly be names, or the column's name is elsewhere."""
+def _elsewhere(names: list[str], name: str, key: str, path: str) -> str | None:
+    """Where the column's name is in another place or another form."""
     if f"/{name}=" in path:
         return f"a directory is named by it, which is not read: write {name!r} into the files"
-    if names and names[0].startswith(("#", "sep=")):  # the latter is Excel's
+    if names and names[0].lstrip("# ") == name:
+        return f"set {key} to {names[0]!r}, or delete the # from the first line"
+    return None
+
+
+def _no_names(names: list[str]) -> str | None:
+    """Where what stands in the header's place can hardly be names."""
+    first = names[0] if names else ""
+    is_comment = first.startswith(("# ", "sep=")) or (first.startswith("#") and len(names) == 1)  # sep= is Excel's
+    if is_comment or 2 * names.count("") > len(names):  # the latter is a title, as of a sheet
         return "the first line names the columns: delete what stands before them"
     if len(names) == 1 and " " in names[0]:
         return "fields are told apart by comma, semicolon, tab or bar: write the file with one of these"
