@@ -35,7 +35,7 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
     """The column names without spaces around them, what separates them, and the bytes of the rows.
 
     The separator is the one that splits the header line into most fields: a log that is read has three columns at
-    least, and a name that holds a separator is quoted.
+    least, and a name that holds a separator is quoted. Of several such, it is the tab in a .tsv file, else the comma.
 
     Args:
         block: the file's beginning.
@@ -63,12 +63,12 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
         return [name.strip() for name in text.header], separator, block
     line, rest = _first_line(block, path, text)
     headers = {}
-    for separator in _SEPARATORS:
+    for separator in _separators(path):
         with suppress(csv.Error):  # of a line end behind a quote within a field
             headers[separator] = _fields(line, separator, text)
     if not headers:
         raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, encloses no name: {_STRAY_QUOTE}")
-    separator = max(headers, key=lambda separator: len(headers[separator]))  # of equal ones the first: commas
+    separator = max(headers, key=lambda separator: len(headers[separator]))  # at a tie the first
     names = headers[separator]
     quoted = [name.strip() for name in names if name[:1].isspace() and name.lstrip().startswith('"')]
     if text.has_quotes and len(names) > 1 and len(quoted) == len(names) - 1:
@@ -77,6 +77,12 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
             f"write it and the rows without spaces behind {separator!r}"
         )
     return [name.strip() for name in names], separator, rest
+
+
+def _separators(path: str) -> list[str]:
+    """The one that the file's name says comes first."""
+    own = "\t" if path.lower().endswith((".tsv", ".tsv.gz")) else ","
+    return sorted(_SEPARATORS, key=lambda separator: separator != own)
 
 
 def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:
@@ -101,7 +107,7 @@ def _separator_of_rows(block: bytes, path: str, text: TextFormat) -> str:
     """What splits most of the first lines into as many fields as the header names; any of them may be no row."""
     header = text.header
     lines = [line.decode("utf-8", errors="replace") for line in block.split(b"\n", _LINES_TRIED)[:_LINES_TRIED]]
-    fields = {separator: [_num_fields(line, separator, text) for line in lines] for separator in _SEPARATORS}
+    fields = {separator: [_num_fields(line, separator, text) for line in lines] for separator in _separators(path)}
     fields[_TWO_COLONS] = [len(line.split(_TWO_COLONS)) for line in lines]
     best = max(fields, key=lambda separator: fields[separator].count(len(header)))
     if len(header) not in fields[best] or best == _TWO_COLONS:

@@ -1,10 +1,11 @@
-"""Files of a log: how they are found, and what is said where they cannot be read."""
+"""Files of a log: how they are found, what separates their fields, and what is said where neither works."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from beam_jobs.csv_header import split_header
 from beam_jobs.event_files import check_file, find_event_files
 from contracts.config import DataConfig, TextFormat
 from tests.beam_jobs.helpers import HEADER
@@ -41,3 +42,23 @@ def test_a_first_line_that_lacks_a_column_has_its_remedy(line: str, said: str, t
         check_file(
             f"{tmp_path}/users.tsv", {"user_id": "data.user_features.id"}, "data.user_features.path", TextFormat()
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "separator"),
+    [
+        ("log.tsv", "user_id\titem_id\ttimestamp\tname (last, first, middle, title)", "\t"),
+        ("LOG.TSV.GZ", "a,b\tc", "\t"),
+        ("log.tsv", "user_id,item_id,timestamp,name", ","),
+        ("log.csv", "user_id,item_id,name (last\tfirst\ttitle)", ","),
+        ("log.csv", "user_id\titem_id\ttimestamp\tname", "\t"),
+    ],
+)
+def test_the_name_of_a_file_decides_between_separators_that_make_as_many_fields(
+    name: str, line: str, separator: str
+) -> None:
+    """In a header line as in rows."""
+    columns = line.split(separator)
+    assert split_header(f"{line}\n".encode(), name, TextFormat())[:2] == (columns, separator)
+    rows, header = f"{line}\n{line}\n".encode(), TextFormat(header=tuple("abcd"[: len(columns)]))
+    assert split_header(rows, name, header)[1] == separator
