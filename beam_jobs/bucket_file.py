@@ -85,6 +85,7 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
 
     The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash of the
     pair: no item, popular, low-numbered or of a large hash, must come last with every user and become the target.
+    Duplicates of the same level keep the greatest code of what the request told: 0 tells nothing.
 
     Returns:
         the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
@@ -99,7 +100,7 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     tied, run = ties(users[order], times[order])
     rows = order[tied]
     tie_break = mix(hash_strings(user_ids)[users[rows]] ^ hash_strings(item_ids)[items[rows]])
-    order[tied] = rows[np.lexsort((requests[rows], -levels[rows], items[rows], tie_break, run))]
+    order[tied] = rows[np.lexsort((-requests[rows], -levels[rows], items[rows], tie_break, run))]
     users, items, times, levels, requests = (values[order] for values in (users, items, times, levels, requests))
     keep = np.ones(len(users), bool)
     keep[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1]) | (items[1:] != items[:-1])

@@ -38,9 +38,9 @@ def test_events_are_ordered_by_user_and_time_each_once_at_its_highest_level(even
     )
     best: dict[tuple[str, str, int], tuple[int, int]] = {}
     for user, item, time, level, request in events:
-        # Of the same level the smallest code of what the request told, so that arrival decides nothing.
-        best[user, item, time] = min(best.get((user, item, time), (0, 99)), (-level, request))
-    assert sorted(found) == sorted((*key, -level, request) for key, (level, request) in best.items())
+        # Of the same level the greatest code of what the request told, so that arrival decides nothing.
+        best[user, item, time] = max(best.get((user, item, time), (-1, 0)), (level, request))
+    assert sorted(found) == sorted((*key, *kept) for key, kept in best.items())
     assert duplicates == len(events) - len(best)
 
 

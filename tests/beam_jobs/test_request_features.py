@@ -50,6 +50,21 @@ def test_the_highest_level_of_an_event_tells_its_page(tmp_path: Path) -> None:
     assert {row["item_id"]: row["request"] for row in read_events(Workdir(tmp_path))} == {"a": 4, "b": 2}
 
 
+def test_of_duplicates_one_that_tells_something_is_kept(tmp_path: Path) -> None:
+    """As of an event that a second collector logged without the page; of two pages the one listed later."""
+    lines = [
+        "u,a,5,,",
+        "u,a,5,home,",
+        "u,b,6,,phone",
+        "u,b,6,,",
+        "u,c,7,home,phone",
+        "u,c,7,home,",
+        "u,d,8,2,",
+        "u,d,8,home,",
+    ]
+    assert ingested(tmp_path, lines) == [2 * 1, 1, 2 * 1 + 1, 2 * 2]
+
+
 def test_numbers_of_parquet_are_values(tmp_path: Path) -> None:
     """As a column with gaps is of decimals."""
     table = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [1, 2, 3], "page": [2.0, None, 3.0]}
