@@ -42,8 +42,12 @@ class Connection(web.RequestHandler):
     __slots__ = ("is_half_closed", "request")
 
     def __init__(self, server: web.Server) -> None:
-        # No access log, which aiohttp's type of the argument forgets.
-        options: dict[str, Any] = {"access_log": None, "lingering_time": _LINGERING_SECONDS}
+        # No access log, which aiohttp's type of the argument forgets; and bodies as they come, see `compression`.
+        options: dict[str, Any] = {
+            "access_log": None,
+            "lingering_time": _LINGERING_SECONDS,
+            "auto_decompress": False,
+        }
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self.request: web.Request | None = None
         self.is_half_closed = False

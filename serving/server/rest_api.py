@@ -26,6 +26,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from contracts.config import ServerConfig
 from contracts.names import SIGNATURE_DEF
 from contracts.serving_labels import MAX_VERSION
+from serving.server.compression import inflated
 from serving.server.connections import Connections
 from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
@@ -162,7 +163,7 @@ def _unquoted(part: str) -> str:
 
 async def _read(request: web.Request, config: ServerConfig) -> bytes:
     try:
-        return await asyncio.wait_for(request.read(), config.request_timeout_seconds)
+        content = await asyncio.wait_for(request.read(), config.request_timeout_seconds)
     except web.HTTPRequestEntityTooLarge as error:
         message = f"{error.text} Set server.max_request_bytes to allow more"  # the text is a sentence
         raise RequestError(Code.RESOURCE_EXHAUSTED, message, error.status) from None
@@ -174,6 +175,8 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
         raise RequestError(
             Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"
         ) from None
+    coding = request.headers.get("Content-Encoding")
+    return await asyncio.to_thread(inflated, content, coding, config.max_request_bytes) if coding else content
 
 
 @web.middleware
@@ -202,7 +205,7 @@ def _json(answer: Any, status: int = 200) -> web.Response:
 def _is_ours(record: logging.LogRecord) -> bool:
     """False for aiohttp's traceback of what is not HTTP, of which a port scanner sends as much as it likes.
 
-    Nor of a body that is not compressed as its head says, whose request is refused as any other.
+    Nor of a body that ends too early, whose request is refused as any other.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
