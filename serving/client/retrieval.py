@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -133,7 +133,8 @@ class RetrievalClient:
             ValueError: the servable has no such input, or the value does not fit it.
             RetrievalError: the server's refusal, or no answer in time.
         """
-        outputs = self._call(Signature.SERVING_DEFAULT, _given(histories, inputs), len(histories), timeout)
+        given = _given(histories, inputs)
+        outputs = self._call(Signature.SERVING_DEFAULT, given, len(given[Request.HISTORY]), timeout)
         fields = (outputs[name] for name in (Response.ITEM_IDS, Response.SCORES, Response.GROUP_IDS))
         return [_candidates(*row) for row in zip(*fields, strict=True)]
 
@@ -144,7 +145,8 @@ class RetrievalClient:
 
         Arguments and errors are those of `recommend`.
         """
-        outputs = self._call(Signature.QUERY_EMBEDDING, _given(histories, inputs), len(histories), timeout)
+        given = _given(histories, inputs)
+        outputs = self._call(Signature.QUERY_EMBEDDING, given, len(given[Request.HISTORY]), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.INTENT].astype(np.float32)
 
     def candidate_embedding(
@@ -227,7 +229,7 @@ def _left(deadline: float) -> float:
 
 
 def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All inputs by name.
+    """All inputs by name, as values that may be read again, for the checks and for every try.
 
     Raises:
         ValueError: histories are given twice, or not as lists, or their marks do not fit them.
@@ -236,9 +238,17 @@ def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Map
         raise ValueError(
             f"the histories are the first argument: leave out {Request.HISTORY}={inputs[Request.HISTORY]!r}"
         )
-    _require_a_list_a_user(histories)
-    _require_a_mark_an_event(histories, inputs.get(Request.HISTORY_IS_CONTEXT))
-    return {Request.HISTORY: histories, **inputs}
+    given = {name: _kept(value) for name, value in {Request.HISTORY: histories, **inputs}.items()}
+    _require_a_list_a_user(given[Request.HISTORY])
+    _require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
+    return given
+
+
+def _kept(value: Any) -> Any:
+    """A value, its iterators and those that it holds as lists: an iterator can be read only once."""
+    if not _is_list(value):
+        return value
+    return [list(one) if isinstance(one, Iterator) else one for one in value]
 
 
 def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:

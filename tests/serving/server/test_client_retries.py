@@ -2,10 +2,12 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
+from tests.serving.server.test_client import Recorded
 
 
 class Away:
@@ -37,3 +39,32 @@ def test_no_try_is_too_short_to_say_more_than_that_the_time_is_up(monkeypatch):
     assert min(away.left) >= 0.05 - 1e-9
     assert max(away.left) <= 0.5 + 1e-9
     assert len(away.left) > 2 * 200
+
+
+def test_what_can_be_read_only_once_is_in_every_try(session):
+    """A new version refuses the old inputs: the second try would have no history, and no groups to keep to."""
+    transport = Recorded(session.signatures)
+    client = RetrievalClient(transport, Target("dnc"))
+    client.recommend([["i1"]])
+    transport.failures.append(Code.INVALID_ARGUMENT)
+    once = {
+        "num_candidates": iter([7, 8]),
+        "groups": (number for number in (3, 1)),
+        "exclude_item_ids": [iter(["i5"]), map(str, ["i6"])],
+        "group_boost": iter([[0.5] * 5, [2.0] * 5]),
+    }
+    client.recommend([map(str, ["i1", "i2"]), ["i3"]], **once)
+    assert len(transport.sent) == 3
+    for sent in transport.sent[1:]:
+        assert sent["history"].tolist() == [[b"", b"i1", b"i2"], [b"", b"", b"i3"]]
+        assert sent["num_candidates"].tolist() == [7, 8]
+        assert sent["groups"].tolist() == [[-1, 3, 1]] * 2
+        assert sent["exclude_item_ids"].tolist() == [[b"", b"i5"], [b"", b"i6"]]
+        np.testing.assert_array_equal(sent["group_boost"], [[0.5] * 5, [2.0] * 5])
+
+
+def test_marks_and_the_events_that_they_mark_may_be_readable_only_once(session):
+    transport = Recorded(session.signatures)  # of a model that reads no context
+    client = RetrievalClient(transport, Target("dnc"))
+    client.recommend(iter([map(str, ["i1", "i2"])]), history_is_context=iter([iter([False, True])]))
+    assert transport.sent[0]["history"].tolist() == [[b"", b"i1"]]
