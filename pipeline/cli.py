@@ -113,8 +113,9 @@ def fetch(source: Path, config: Path | None, overrides: tuple[str, ...], workdir
 def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, trained: Path) -> None:
     """Make a version for today's items, without training.
 
-    The model is that of a finished run. New items join groups by their side features; changed groups are indexed anew,
-    and the indexes of unchanged ones are reused. Groups continue those of --model, unless groups.previous names others.
+    The model is that of a finished run. New items join groups by their side features. Groups with items that are new
+    since its training, and groups that changed, are indexed anew; the indexes of the others are reused. Groups continue
+    those of --model, unless groups.previous names others.
 
     \b
     Example:
