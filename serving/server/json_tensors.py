@@ -18,6 +18,8 @@ Format = Literal["instances", "inputs"]
 _ANSWER: dict[Format, str] = {"instances": "predictions", "inputs": "outputs"}
 _BYTES_SUFFIX = "_bytes"
 """Strings of outputs so named are bytes: they are written in base64."""
+_BYTE_ORDER_MARK = "\ufeff"
+"""With which some programs begin UTF-8; RFC 8259 lets a reader skip it."""
 _LARGEST_EXACT = {tf.float32: 2**24 - 1, tf.float64: 2**53 - 1}
 """Whole numbers up to it are floats of their own (`IsLosslessDecimal` in TF Serving's json_tensor.cc)."""
 
@@ -32,10 +34,14 @@ def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
     if (nested := body.count(b"[") + body.count(b"{")) > max_elements:
         raise invalid(f"the body has {nested} lists and objects, more than max_batch_elements={max_elements}")
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode().removeprefix(_BYTE_ORDER_MARK))  # of bytes, it would take UTF-16, too
+    except UnicodeDecodeError as error:
+        remedy = 'encode it in UTF-8, and write values in another encoding as {"b64": "..."}'
+        message = f"the body is not UTF-8 ({error.reason} at byte {error.start}): {remedy}"
+        raise invalid(f"JSON Parse error: {message}") from None
     except RecursionError:
         raise invalid("JSON Parse error: nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
+    except ValueError as error:  # JSONDecodeError is one
         raise invalid(f"JSON Parse error: {error}") from None
     if not isinstance(value, dict):
         raise invalid(f"the request must be a JSON object with 'instances' or 'inputs', got {_kind(value)}")

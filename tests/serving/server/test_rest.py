@@ -79,7 +79,11 @@ HISTORY = {"history": [["i1"]]}
 REFUSED = {
     "nothing": (b"", 400, "JSON Parse error"),
     "not JSON": (b'{"inputs": ', 400, "JSON Parse error"),
-    "not UTF-8": (b'{"inputs": "\xff"}', 400, "JSON Parse error"),
+    "not UTF-8": (b'{"inputs": "\xff"}', 400, "not UTF-8 (invalid start byte at byte 12): encode it in UTF-8"),
+    "UTF-16": (json.dumps({"inputs": {}}).encode("utf-16"), 400, "not UTF-8 (invalid start byte at byte 0)"),
+    "UTF-16 without its mark": (json.dumps({"inputs": {}}).encode("utf-16-le"), 400, "JSON Parse error"),
+    "UTF-32": (json.dumps({"inputs": {}}).encode("utf-32"), 400, "not UTF-8"),
+    "half a surrogate pair": (b'{"inputs": {"history": [["\xed\xa0\x80"]]}}', 400, "not UTF-8"),
     "deep": (b"[" * 100_000, 400, "nested too deeply|JSON Parse error"),
     "a number of 10,000 digits": (b'{"inputs": {"alpha": [' + b"9" * 10_000 + b"]}}", 400, "JSON Parse error"),
     "not an object": ([1], 400, "must be a JSON object"),
@@ -119,6 +123,11 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(server):
     answer = post(server, {"inputs": {}}, headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 400
     assert "the body cannot be read: " in answer.json()["error"]
+
+
+def test_utf_8_may_begin_with_its_mark(server):
+    body = json.dumps({"inputs": {"history": [["i1", "über"]]}}, ensure_ascii=False)
+    assert post(server, body.encode("utf-8-sig")).content == post(server, body.encode()).content
 
 
 @pytest.mark.parametrize("name", REFUSED)
