@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -214,7 +215,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
       dnc serve -w runs/demo
       dnc serve --model dnc=/models/dnc --set server.host=0.0.0.0 --set server.max_batch_size=32
     """
-    from serving.server.run import serve
+    from serving.server.run import Listening, serve
 
     left = Workdir(workdir).config if workdir and not config else None
     resolved = load_config(left if left and storage.exists(left) else config, overrides)
@@ -228,11 +229,12 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
         bases[name] = Path(path)
     if not bases:
         raise ValueError("say what to serve: --workdir DIR, the directory of a run, or --model NAME=PATH")
-    serve(
-        bases,
-        resolved.server,
-        lambda at: click.echo(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}"),
-    )
+
+    def say(at: Listening) -> None:
+        with contextlib.suppress(OSError):  # a line that nobody reads is no reason not to serve
+            click.echo(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}")
+
+    serve(bases, resolved.server, say)
 
 
 @main.command()

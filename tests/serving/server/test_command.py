@@ -66,6 +66,19 @@ def test_it_serves_until_it_is_told_to_stop(base, tmp_path):
     assert "deprecated" not in log.read_text()
 
 
+def test_it_serves_though_it_cannot_say_where(base, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    flags = ["--set", "server.grpc_port=0", "--set", f"server.rest_port={port}", "--set", "server.session_threads=1"]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, cwd=ROOT) as process:
+        with RetrievalClient.rest(f"http://127.0.0.1:{port}", "dnc", timeout=30) as client:
+            client.wait_until_ready(60)
+            assert client.recommend([["i1"]], num_candidates=3)[0].item_ids
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("slow", [1, 2], ids=["the first", "a new version's"])
 def test_it_stops_without_waiting_for_a_load(slow, base, servable):
     flags = ["--set", "server.grpc_port=0", "--set", "server.rest_port=0", "--set", "server.session_threads=1"]
