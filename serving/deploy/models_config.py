@@ -130,11 +130,13 @@ def main(models: tuple[str, ...], root: str, out: Path | None, every: float | No
 
 
 def _bases(models: Sequence[str]) -> dict[str, Path]:
-    bases = {}
+    bases: dict[str, Path] = {}
     for model in models:
         name, separator, path = model.partition("=")
         if not (name and separator and path):
             raise click.UsageError(f"{model!r} must have the form NAME=PATH, e.g. dnc=runs/mine/servable/dnc")
+        if name in bases:
+            raise click.UsageError(f"{model!r}: the name {name} is given already; give each model a name of its own")
         bases[name] = Path(path)
     return bases
 

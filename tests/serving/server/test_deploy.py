@@ -121,11 +121,12 @@ def test_models_config_follows_the_labels(tmp_path, servable):
         (["dnc={base}/nothing"], "no version of dnc"),
         (["dnc={base}"], "labels {'stable': 9}"),
         (["{base}"], "must have the form NAME=PATH"),
+        (["dnc={base}", "dnc={base}/other"], "the name dnc is given already"),
         (["dnc={base}", "--every", "1", "--server", "http://localhost:8501"], "--every needs --out"),
         (["dnc={base}", "--every", "1", "--out", "{base}/models.config"], "and --server URL"),
         (["dnc={base}", "--server", "localhost:8501"], "'localhost:8501' must be a URL"),
     ],
-    ids=["no version", "a version that is not there", "no name", "no file to keep", "no server to ask", "no URL"],
+    ids=str,
 )
 def test_a_models_config_that_cannot_be_is_explained(tmp_path, servable, arguments, said):
     add_version(tmp_path, 1, servable)
