@@ -212,7 +212,7 @@ class ServedModel:
         statuses = []
         for number in sorted(states, reverse=True):
             status = State(version=number, state=states[number], status=status_pb2.StatusProto())
-            if number in self._failures:
+            if number in self._failures and number not in self._loading:  # else it is of an earlier try
                 status.status.error_code = Code.INVALID_ARGUMENT.value[0]
                 status.status.error_message = self._failures[number].message
             statuses.append(status)

@@ -24,7 +24,7 @@ from contracts.serving_labels import ServingLabels, write_labels
 from serving.servable_session import ServableSession, new_session
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
-from serving.server.model import ServedModel
+from serving.server.model import ServedModel, State
 from serving.server.version import LoadedServable, LoadError
 from serving.warmup import WARMUP_FILE, read_warmup
 from tests.contracts.nobody import as_nobody
@@ -80,6 +80,21 @@ def test_a_failure_that_stays_is_tried_again_when_the_files_change(error, tmp_pa
     assert tried.poll(2_000) == [0]
     tried.graph.write_text("other")
     assert tried.poll(4_000) == [0, 2000]
+
+
+def test_while_a_version_is_tried_again_it_is_loading_and_has_not_failed(tmp_path, monkeypatch):
+    tried, seen = Tried(tmp_path / "dnc", monkeypatch, OSError("stale file handle")), []
+
+    def load(path: Path, num_threads: int) -> Any:
+        seen.extend(tried.model.status())
+        return tried.load(path, num_threads)
+
+    monkeypatch.setattr(serving.server.model, "LoadedServable", load)
+    assert tried.poll(11) == [0, 10]
+    said = [(one.state, one.status.error_code, one.status.error_message) for one in seen]
+    assert said == [(State.LOADING, 0, "")] * 2
+    (failed,) = tried.model.status()
+    assert (failed.state, "stale file handle" in failed.status.error_message) == (State.END, True)
 
 
 def test_a_version_whose_files_change_while_it_is_loaded_is_loaded_again(tmp_path, monkeypatch):
