@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -41,8 +42,12 @@ def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
         raise invalid(f"JSON Parse error: {message}") from None
     except RecursionError:
         raise invalid("JSON Parse error: nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError is one
+    except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error}") from None
+    except ValueError:  # whose message tells how to change a setting of Python
+        raise invalid(
+            f"JSON Parse error: a number has too many digits: write one of at most {sys.get_int_max_str_digits()}"
+        ) from None
     if not isinstance(value, dict):
         raise invalid(f"the request must be a JSON object with 'instances' or 'inputs', got {_kind(value)}")
     return value
