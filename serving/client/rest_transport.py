@@ -64,8 +64,12 @@ class RestTransport:
     def signatures(self, target: Target, timeout: float) -> Mapping[str, Any]:
         answer = self._asked("GET", f"{_path(target)}/metadata", timeout)
         # Read as the map itself: TF Serving leaves out the "@type" by which protobuf knows what an Any holds.
-        written = answer.get("metadata", {}).get(SIGNATURE_DEF, {})
-        found = json_format.ParseDict(written, get_model_metadata_pb2.SignatureDefMap(), ignore_unknown_fields=True)
+        found = get_model_metadata_pb2.SignatureDefMap()
+        try:
+            json_format.ParseDict(answer.get("metadata", {}).get(SIGNATURE_DEF, {}), found, ignore_unknown_fields=True)
+        except (json_format.ParseError, AttributeError, TypeError) as error:
+            message = f"{self._url} answers with metadata of another form than TF Serving's ({error}): check the URL"
+            raise RetrievalError(Code.UNKNOWN, message) from None
         return found.signature_def
 
     def predict(

@@ -7,6 +7,7 @@ import pytest
 
 from serving.client import RetrievalClient, RetrievalError
 from serving.client.transport import Code, Target
+from tests.serving.server.answering import Answering, answering
 from tests.serving.server.test_client import Recorded
 
 
@@ -68,3 +69,15 @@ def test_marks_and_the_events_that_they_mark_may_be_readable_only_once(session):
     client = RetrievalClient(transport, Target("dnc"))
     client.recommend(iter([map(str, ["i1", "i2"])]), history_is_context=iter([iter([False, True])]))
     assert transport.sent[0]["history"].tolist() == [[b"", b"i1"]]
+
+
+@pytest.mark.parametrize("metadata", ["7", "[]", '{"signature_def": 7}', '{"signature_def": {"signature_def": [1]}}'])
+def test_metadata_of_another_form_are_no_answer_of_a_server(metadata):
+    class Other(Answering):
+        def do_GET(self) -> None:
+            self.say(200, f'{{"metadata": {metadata}}}')
+
+    expected = pytest.raises(RetrievalError, match="metadata of another form than TF Serving's")
+    with answering(Other) as url, RetrievalClient.rest(url, "dnc") as client, expected as refused:
+        client.recommend([["i1"]])
+    assert not refused.value.is_transient
