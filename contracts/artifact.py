@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -36,6 +36,7 @@ _FORGOTTEN = "forgotten-manifest.json"
 _GENERATION = "generation-"
 """How the names of generations begin: the eight hex digits alone might be a log's directory of a day, as 20240131."""
 T = TypeVar("T", bound="DataclassInstance")
+Parsed = TypeVar("Parsed")
 
 
 def now() -> str:
@@ -102,6 +103,24 @@ def from_json(kind: type[T], text: str) -> T:
     """
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in {**json.loads(text)}.items() if name in known})
+
+
+def read_json(path: Path, what: str, parse: Callable[[str], Parsed], remedy: str) -> Parsed:
+    """Reads a local file that must hold JSON of some form.
+
+    Args:
+        what: the file must be, e.g. "a plan".
+        parse: makes that of the file's text, or raises ValueError, TypeError or KeyError.
+        remedy: what to do with a damaged file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged; the message names it and the remedy.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not {what} ({error}): {remedy}") from None
 
 
 def require_this_version(path: Path) -> None:

@@ -301,12 +301,8 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ValueError: the file is not a plan.
     """
-    try:
-        return artifact.from_json(Plan, path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a plan ({error}): restore it, or delete {path.parent}, so that this run begins anew"
-        ) from None
+    remedy = f"restore it, or delete {path.parent}, so that this run begins anew"
+    return artifact.read_json(path, "a plan", lambda text: artifact.from_json(Plan, text), remedy)
 
 
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:

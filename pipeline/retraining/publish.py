@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
-from contracts.artifact import from_json, write_json
+from contracts.artifact import from_json, read_json, write_json
 from contracts.layout import SAVED_MODEL, Workdir
 from contracts.serving_labels import (
     CANARY,
@@ -103,8 +104,23 @@ def _finished_push(path: Path) -> tuple[int, str] | None:
 
     Code of 0.1.0 wrote the file once all was done, and did not say so in it.
     """
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"is_done": False}
-    return (int(found["version"]), str(found["label"])) if found.get("is_done", True) else None
+    found = _read_push(path)
+    return (int(found["version"]), str(found["label"])) if found and found.get("is_done", True) else None
+
+
+def _read_push(path: Path) -> dict[str, Any] | None:
+    """What a push has written; None where it has not begun.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+
+    def parse(text: str) -> dict[str, Any]:
+        found = {**json.loads(text)}
+        return found | {"version": int(found["version"]), "label": str(found["label"])}
+
+    remedy = "restore it, or delete it: the next `dnc retrain` then begins that push anew"
+    return read_json(path, "the state of a push", parse, remedy) if path.exists() else None
 
 
 def _decide(store: Store, *, held: bool) -> None:
@@ -115,9 +131,12 @@ def _decide(store: Store, *, held: bool) -> None:
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
-        if run.push.exists():
-            if _finished_push(run.push) is None:
-                write_json(run.push, json.loads(run.push.read_text(encoding="utf-8")) | {"is_done": True})
+        try:
+            push = _read_push(run.push)
+        except ValueError:  # before its run goes on, somebody must mend it, and then the plan tells
+            push = None
+        if push is not None:
+            write_json(run.push, push | {"is_done": True})
         elif run.plan.exists():
             with contextlib.suppress(ValueError):  # without its plan no run goes on
                 write_json(run.plan, asdict(replace(read_plan(run.plan), held=held)))

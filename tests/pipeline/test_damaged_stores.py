@@ -1,0 +1,59 @@
+"""Files of a store that a disk has damaged: what can do without them does, and the rest names them and the remedy."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from contracts import artifact
+from contracts.serving_labels import ServingLabels
+from contracts.store_layout import RetrainRun, Store
+from pipeline.retraining.plan import Plan
+from pipeline.retraining.publish import push_blessed, set_stable
+from pipeline.retraining.records import all_records, read_record
+from tests.pipeline.small_store import make_run, push, stable
+
+DAMAGED = ['{"version": 3, "la', "", "[]", "{}", '{"version": "x", "label": "stable"}']
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Versions 1 and 2 are pushed; run-3 has passed the gate, and its push is yet to come."""
+    made = Store(tmp_path / "store")
+    push(made, 1, None)
+    push(made, 2, 1)
+    run = RetrainRun(make_run(made, 3))
+    plan = Plan("run-3", ["2", "3"], {}, 5, None, None, 2, "run-2", warm=False, held=False, version=3, notes=[])
+    artifact.write_json(run.plan, asdict(plan))
+    with artifact.writing(run.workdir.export, "export", "f") as writer:
+        writer.details.update(model_name="dnc", version=1)
+    pending = replace(all_records(made)[-1], run_id="run-3", outcome="not_blessed", version=None, label=None)
+    artifact.write_json(run.pending, asdict(pending))
+    return made
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+@pytest.mark.parametrize("run_id", ["run-1", "run-2", "run-3"])
+def test_a_damaged_push_stops_no_rollback(store: Store, run_id: str, content: str) -> None:
+    """A rollback is for emergencies, and those runs are none of its business."""
+    RetrainRun(store.run(run_id)).push.write_text(content)
+    assert set_stable(store, 1) == []
+    assert stable(store) == [ServingLabels(stable=1)] * 2
+
+
+def test_a_damaged_push_is_named_and_what_its_message_says_undoes_no_rollback(store: Store) -> None:
+    path = RetrainRun(store.run("run-3")).push
+    path.write_text(DAMAGED[0])
+    set_stable(store, 1)
+    set_stable(store, 2)
+    set_stable(store, 1)
+    remedy = "restore it, or delete it: the next `dnc retrain` then begins that push anew"
+    with pytest.raises(ValueError, match=rf"{path} is not the state of a push \(.*\): {remedy}"):
+        push_blessed(store, "run-3")
+    path.unlink()
+    record = push_blessed(store, "run-3")
+    assert (record.version, record.label) == (3, "canary")
+    assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
+    assert read_record(store, "run-3") == record
+    assert json.loads(path.read_text()) == {"version": 3, "label": "canary", "is_done": True}
