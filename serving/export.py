@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from contracts.artifact import MANIFEST_NAME, Manifest, from_json, read_manifest, write_json
+from contracts.artifact import MANIFEST_NAME, Manifest, from_json, read_json, read_manifest, write_json
 from contracts.config import Config
 from contracts.layout import ASSETS_EXTRA, SAVED_MODEL, Workdir
 from contracts.names import Split
@@ -128,8 +128,13 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
 
 
 def read_servable_manifest(version: Path) -> Manifest:
-    """The manifest of a version directory."""
-    return from_json(Manifest, (version / MANIFEST_FILE).read_text(encoding="utf-8"))
+    """The manifest of a version directory.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    remedy = "restore it, or, if a store serves the version, roll back to one that works (dnc rollback)"
+    return read_json(version / MANIFEST_FILE, "a manifest", lambda text: from_json(Manifest, text), remedy)
 
 
 @dataclass(frozen=True)

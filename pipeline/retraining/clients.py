@@ -28,9 +28,9 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
     served = served_version(config, store, plan)
     if served is None or not (served / MANIFEST_FILE).exists():
         return
+    details = read_servable_manifest(served).details
     inputs = read_signatures(served)[Signature.SERVING_DEFAULT].inputs
     now = {feature.name: feature.raw_shape for feature in user_feature_configs(config)}
-    details = read_servable_manifest(served).details
     taken = details.get("user_features", [])
     shapes = {name: tuple(dim.size for dim in inputs[name].tensor_shape.dim[1:]) for name in taken}
     gone = [name for name, shape in shapes.items() if now.get(name) != shape]

@@ -12,10 +12,11 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import contracts
 from contracts import artifact
@@ -28,6 +29,7 @@ from pipeline.stage import Stage
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Outcome = Literal["pushed", "not_blessed"]
 
 _SECRET = re.compile(rf"((?:webhook|{SECRET_OPTION.pattern})['\"]?\s*[=:,]).*", re.DOTALL)
@@ -93,24 +95,33 @@ def write_record(store: Store, record: Record) -> None:
 def read_record(store: Store, run_id: str) -> Record | None:
     """The record of a run; None where it is unfinished, or, with a warning, where the file is not a record."""
     path = RetrainRun(store.run(run_id)).record
+    return _read_or_none(path, "a record", _record_of, "restore it, or delete the run's directory")
+
+
+def _record_of(text: str) -> Record:
+    record = artifact.from_json(Record, text)
+    if not record.spans:
+        raise ValueError("it names no span")
+    given = [*record.spans, *record.unused]
+    if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in given):
+        raise ValueError("a span of it has no key or no order")
+    return record
+
+
+def _read_or_none(path: Path, what: str, parse: Callable[[str], T], remedy: str) -> T | None:
+    """As `artifact.read_json`; None where there is no such file, or, with a warning, where it is damaged."""
     try:
-        record = artifact.from_json(Record, path.read_text(encoding="utf-8"))
-        if not record.spans:
-            raise ValueError("it names no span")
-        given = [*record.spans, *record.unused]
-        if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in given):
-            raise ValueError("a span of it has no key or no order")
-        return record
+        return artifact.read_json(path, what, parse, remedy)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        _warn(f"{path} is not a record ({error}) and is passed over: restore it, or delete the run's directory")
+    except ValueError as error:
+        _warn(f"{error}; until then it is passed over")
         return None
 
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once a process, however often the record is looked for."""
+    """Once a process, however often the file is looked for."""
     log.warning("%s", message)
 
 
@@ -126,7 +137,7 @@ def all_records(store: Store) -> list[Record]:
 def keep_files(store: Store, span: Span) -> None:
     """Writes down what files a span has. In the records, each list would be there once for every day of the window."""
     path = store.span_files(span.key, span.digest)
-    if not path.exists():
+    if _listed(path) is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         artifact.write_json(path, span.files_json())
 
@@ -138,11 +149,20 @@ def digest_of(span: dict[str, Any]) -> str:
 
 
 def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
-    """The files of a record's span: name, size, and time or version. None where the list is gone."""
+    """The files of a record's span: name, size, and time or version. None where the list is gone, or damaged."""
     if isinstance(span["files"], list):  # see `digest_of`
         return list(span["files"])
-    path = store.span_files(span["key"], span["files"])
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return _listed(store.span_files(span["key"], span["files"]))
+
+
+def _listed(path: Path) -> list[Any] | None:
+    def parse(text: str) -> list[Any]:
+        if not isinstance(found := json.loads(text), list):
+            raise TypeError("it holds no list")
+        return found
+
+    remedy = "restore it, or let the next run of that span write it anew"
+    return _read_or_none(path, "a list of a span's files", parse, remedy)
 
 
 def record_of_version(store: Store, version: int) -> Record | None:

@@ -9,10 +9,14 @@ import pytest
 from contracts import artifact
 from contracts.serving_labels import ServingLabels
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.plan import Plan
+from pipeline.retraining.clients import require_inputs
+from pipeline.retraining.plan import Plan, read_plan
 from pipeline.retraining.publish import push_blessed, set_stable
-from pipeline.retraining.records import all_records, read_record
-from tests.pipeline.small_store import make_run, push, stable
+from pipeline.retraining.records import all_records, files_of, keep_files, read_record
+from pipeline.retraining.spans import Span
+from pipeline.retraining.views import lineage_json
+from serving.export import MANIFEST_FILE
+from tests.pipeline.small_store import CONFIG, make_run, push, stable
 
 DAMAGED = ['{"version": 3, "la', "", "[]", "{}", '{"version": "x", "label": "stable"}']
 
@@ -57,3 +61,28 @@ def test_a_damaged_push_is_named_and_what_its_message_says_undoes_no_rollback(st
     assert stable(store) == [ServingLabels(stable=1, canary=3)] * 2
     assert read_record(store, "run-3") == record
     assert json.loads(path.read_text()) == {"version": 3, "label": "canary", "is_done": True}
+
+
+@pytest.mark.parametrize("content", ['[["a.csv", 1', "", '{"a.csv": 1}'])
+def test_a_damaged_list_of_files_is_as_gone_until_it_is_written_anew(
+    store: Store, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    span = Span(2, "2", {"a.csv": ("a.csv", 1, 2)})
+    keep_files(store, span)
+    path = store.span_files("2", span.digest)
+    path.write_text(content)
+    record = replace(all_records(store)[0], spans=[{"key": "2", "order": 2, "files": span.digest}])
+    assert [span["files"] for span in lineage_json(store, record)["spans"]] == [None]
+    [told] = caplog.messages
+    assert told.startswith(f"{path} is not a list of a span's files (")
+    keep_files(store, span)
+    assert files_of(store, record.spans[0]) == json.loads(path.read_text()) == [["a.csv", 1, 2]]
+
+
+def test_a_damaged_manifest_of_the_served_version_is_named_with_what_to_do(store: Store) -> None:
+    path = store.servable("dnc") / "2" / MANIFEST_FILE
+    path.parent.mkdir()
+    path.write_text('{"kind": "serv')
+    plan = read_plan(RetrainRun(store.run("run-3")).plan)
+    with pytest.raises(ValueError, match=rf"{path} is not a manifest \(.*\): restore it, or, .*\(dnc rollback\)"):
+        require_inputs(CONFIG, store, plan)
