@@ -94,8 +94,8 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     """
     started = time.monotonic()
     require_bases(map(store.servable, config.serving.servable_names().values()))
-    run_id = run_id_of(config, [span.identity() for span in window])
     left_over = {record.run_id: record for record in push_left_over(store)}
+    run_id = _run_id(config, store, window)
     if run_id in left_over:
         return _result(left_over[run_id], {})
     idle = _nothing_new(config, store, window, run_id)
@@ -133,6 +133,22 @@ def _result(record: Record, seconds: dict[str, float]) -> Result:
     details = {"stages": seconds, "metrics": record.metrics, "catch_up": catch_up, "notes": record.notes}
     reasons = record.gate["reasons"]
     return Result(record.outcome, record.run_id, record.version, record.label, reasons=reasons, details=details)
+
+
+def _run_id(config: Config, store: Store, window: Sequence[Span]) -> str:
+    """As `run_id_of`. Where other files or settings have been pushed for the newest span since these were, as before
+    what was wrong was put back, a run of its own: that one is to be replaced, and these are in no newer version."""
+    run_id, key = run_id_of(config, [span.identity() for span in window]), window[-1].key
+    pushed = [record for record in all_records(store) if record.version and record.spans[-1]["key"] == key]
+    if run_id not in {record.run_id for record in pushed}:
+        return run_id
+    last = max(pushed, key=lambda record: record.version or 0)
+    return last.run_id if _is_of(last, run_id) else f"{run_id}-{artifact.fingerprint(last.run_id)[:8]}"
+
+
+def _is_of(record: Record, run_id: str) -> bool:
+    """Whether a run had the files and settings that `run_id` names, see `_run_id`."""
+    return record.run_id == run_id or record.run_id.startswith(f"{run_id}-")
 
 
 def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: str) -> str | None:
@@ -186,7 +202,7 @@ def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: S
         return False
     given = [[span["key"], *(files_of(store, span) or [])] for span in record.window]
     rest = [span.identity() for span in window]
-    return given[-len(rest) :] == rest and run_id_of(config, given) == record.run_id
+    return given[-len(rest) :] == rest and _is_of(record, run_id_of(config, given))
 
 
 def _finish(
