@@ -171,6 +171,14 @@ def find_manifest(path: Path) -> Manifest | None:
         return None
 
 
+def find_whole(path: Path) -> Manifest | None:
+    """As `find_manifest`; None, too, where a file that the manifest names is gone."""
+    manifest = find_manifest(path)
+    if manifest is None or not all(storage.exists(current(path) / name) for name in manifest.files):
+        return None
+    return manifest
+
+
 def find_current(path: Path, fingerprint: str) -> Manifest | None:
     """The manifest at `path`, or None if there is no complete artifact of that fingerprint."""
     manifest = find_manifest(path)

@@ -38,7 +38,7 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
 
     Raises:
         ArtifactError: there is no such model, or another version of the project trained it.
-        ValueError: the weights do not fit the config or the catalogue.
+        ValueError: the weights cannot be read, or do not fit the config or the catalogue.
     """
     artifact = workdir.model(name)
     require_this_version(artifact.path)
@@ -46,7 +46,12 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
     model = build_model(config, known.grouped_for(config))
     try:
         model.load_weights(str(artifact.weights))
-    except (ValueError, KeyError, OSError) as error:
+    except OSError as error:
+        raise ValueError(
+            f"{artifact.weights} cannot be read ({error}): restore it, or train again; of a store, retrain once with "
+            "retrain.warm_start=false, or roll back to an older version (dnc rollback)"
+        ) from None
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
             f"present catalogue ({error}): use the config in {artifact.config}, or train again"

@@ -273,7 +273,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
     }
     if plan.parent_run is not None:
         parent = store.run(plan.parent_run)
-        if retrain.stable_groups and artifact.find_manifest(parent.item_groups.path):
+        if retrain.stable_groups and _is_whole(parent.item_groups.path):
             stable = {"previous": str(parent.item_groups.path), "since": plan.news_start}
             updates["groups"] = config.groups.model_copy(update=stable)
         if plan.warm:
@@ -305,14 +305,22 @@ def read_plan(path: Path) -> Plan:
     return artifact.read_json(path, "a plan", lambda text: artifact.from_json(Plan, text), remedy)
 
 
+def _is_whole(path: Path) -> bool:
+    return artifact.find_whole(path) is not None
+
+
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:
     """Whether the parent's weights fit, and why not."""
     if parent is None or not config.retrain.warm_start:
         return False, []
-    model = store.run(parent.run_id).model(MAIN_MODEL)
-    manifest = artifact.find_manifest(model.path)
-    if manifest is None:
-        return False, [f"the weights of version {parent.version} are gone: training from scratch"]
+    run = store.run(parent.run_id)
+    model = run.model(MAIN_MODEL)
+    # By all but the weights themselves, these are carried over to other items, groups and values.
+    read = {"weights": model.path, "items": run.item_statistics.path, "groups": run.item_groups.path}
+    read["vocabularies"] = run.transform.path
+    if lost := [f"the {name} of version {parent.version}" for name, path in read.items() if not _is_whole(path)]:
+        return False, [f"{' and '.join(lost)} are gone: training from scratch"]
+    manifest = artifact.read_manifest(model.path)
     # Not `artifact.code_of`: with each change of the code a store would lose what its versions have learnt.
     if manifest.code_version != contracts.__version__:
         return False, [

@@ -12,7 +12,7 @@ import contracts
 from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
-from contracts.layout import MAIN_MODEL, ItemGroups, Model
+from contracts.layout import MAIN_MODEL, Model
 from contracts.patterns import identities
 from contracts.serving_labels import ServingLabels, write_labels
 from contracts.store_layout import RetrainRun, Store
@@ -50,8 +50,10 @@ def pushed(
     run = store.run(f"run-{version}")
     with artifact.writing(run.model(MAIN_MODEL).path, Model.KIND, "x") as writer:
         Model(writer.path).config.write_text(config.model_dump_json())
-    with artifact.writing(run.item_groups.path, ItemGroups.KIND, "x"):
-        pass
+    for part in (run.item_statistics, run.item_groups, run.transform):
+        with artifact.writing(part.path, part.KIND, "x") as writer:
+            writer.files.append("part")
+            (writer.path / "part").touch()
     empty: dict[str, object] = {}
     of_spans = [{"key": span.key, "order": int(span.key), "files": span.files} for span in spans]
     record = Record(
@@ -152,6 +154,24 @@ def weights_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     return CONFIG
 
 
+def weights_file_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Of a manifest that is still there, as somebody makes room by deleting what is large."""
+    model = store.run("run-1").model(MAIN_MODEL)
+    path = model.path / artifact.MANIFEST_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "files": [model.weights.name]}))
+    return CONFIG
+
+
+def groups_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    shutil.rmtree(store.run("run-1").item_groups.path)
+    return CONFIG
+
+
+def vocabulary_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
+    (store.run("run-1").transform.path / "part").unlink()
+    return CONFIG
+
+
 def no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     (store.run("run-1").path / "record.json").unlink()
     return CONFIG
@@ -171,6 +191,9 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
         (other_model, "section model is not that of version 1 (model.embedding_dim: 64 -> 32): training from scratch"),
         (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
+        (weights_file_gone, "the weights of version 1 are gone: training from scratch"),
+        (groups_gone, "the groups of version 1 are gone: training from scratch"),
+        (vocabulary_gone, "the vocabularies of version 1 are gone: training from scratch"),
         (no_record, "version 1 is served, but no run of this store made it"),
     ],
 )

@@ -302,6 +302,15 @@ def test_weights_that_do_not_fit_are_refused(workdir: Workdir) -> None:
         load_model(small_config(), workdir, "never trained")
 
 
+def test_weights_that_a_disk_has_damaged_are_named_with_what_to_do(workdir: Workdir) -> None:
+    config = small_config(training={"epochs": 1})
+    train(config, workdir, "cut", "x")
+    weights = workdir.model("cut").weights
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{weights} cannot be read \(.*retrain.warm_start=false, or roll back"):
+        load_model(config, workdir, "cut")
+
+
 def test_weights_of_another_version_of_the_project_are_refused(workdir: Workdir) -> None:
     """They fit, and mean something else."""
     train(small_config(training={"epochs": 1}), workdir, "older", "f")
