@@ -14,6 +14,7 @@ from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
     EarlierSpans,
     SpanProfile,
+    forget_damaged,
     profile_span,
     refusals,
     require_tables_like_the_last,
@@ -50,6 +51,8 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
     used, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     refused: dict[str, str] = {}
+    for span in window:
+        forget_damaged(store.span(span.key))
     if config.retrain.span.schema_of_last:
         require_tables_like_the_last(config, window, store)
     for span in window:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, time, timezone
@@ -20,6 +21,8 @@ from contracts.layout import Workdir
 from contracts.names import EventColumn, ItemColumn
 from contracts.store_layout import SpanParts, Store
 from pipeline.retraining.spans import Span
+
+log = logging.getLogger(__name__)
 
 _DAY = 86_400 * 1_000_000
 _LEAST_EARLIER = 3
@@ -76,6 +79,19 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             writer.details = _measure(span, counted)
         profile = artifact.read_manifest(parts.profile)
     return SpanProfile(items=str(parts.items), **profile.details)
+
+
+def forget_damaged(parts: SpanParts) -> None:
+    """Makes what is kept of a span no artifact where a file of it is gone or cut off: the log has it still."""
+    for path in (parts.events.path, parts.profile, parts.cooccurrences):
+        manifest = artifact.find_manifest(path)
+        for name in manifest.files if manifest else ():
+            try:
+                pq.read_metadata(path / name)  # at the end of a file
+            except (OSError, pa.ArrowException) as error:
+                log.warning("%s cannot be read (%s): %s is made anew from the log", path / name, error, path)
+                artifact.forget(path)
+                break
 
 
 def require_tables_like_the_last(config: Config, window: Sequence[Span], store: Store) -> None:
