@@ -32,7 +32,7 @@ from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.catch_up import pushed_workdir
 from pipeline.retraining.plan import read_plan
-from pipeline.retraining.records import Record, read_record, write_record
+from pipeline.retraining.records import Record, all_records, read_pending, read_record, write_record
 from pipeline.stages import exported_servable
 from serving.versions import appearing
 
@@ -153,6 +153,18 @@ def push_blessed(store: Store, run_id: str) -> Record:
     record = replace(pending, outcome="pushed", version=version, label=label)
     write_record(store, record)
     return record
+
+
+def mend_records(store: Store) -> None:
+    """Writes damaged records of runs that have been pushed anew, of what their pending ones and their pushes say."""
+    for path in sorted(store.runs.iterdir()) if store.runs.is_dir() else ():
+        run = RetrainRun(Workdir(path))
+        if run.record.exists() and run.push.exists() and read_record(store, path.name) is None:
+            with contextlib.suppress(ValueError):  # of a damaged push nothing can be said
+                pushed, pending = _finished_push(run.push), read_pending(store, path.name)
+                if pushed and pending:
+                    write_record(store, replace(pending, outcome="pushed", version=pushed[0], label=pushed[1]))
+                    log.warning("%s is written anew, from %s and %s", run.record, run.pending.name, run.push.name)
 
 
 def push_left_over(store: Store) -> list[Record]:

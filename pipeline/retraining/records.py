@@ -94,7 +94,15 @@ def write_record(store: Store, record: Record) -> None:
 
 def read_record(store: Store, run_id: str) -> Record | None:
     """The record of a run; None where it is unfinished, or, with a warning, where the file is not a record."""
-    path = RetrainRun(store.run(run_id)).record
+    return _record_at(RetrainRun(store.run(run_id)).record)
+
+
+def read_pending(store: Store, run_id: str) -> Record | None:
+    """The record of a run as it was before its push; None as of `read_record`."""
+    return _record_at(RetrainRun(store.run(run_id)).pending)
+
+
+def _record_at(path: Path) -> Record | None:
     return _read_or_none(path, "a record", _record_of, "restore it, or delete the run's directory")
 
 

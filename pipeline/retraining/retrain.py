@@ -18,7 +18,7 @@ from pipeline.retraining.clients import require_inputs, require_long_lists
 from pipeline.retraining.fit_spans import FitSpans, fit_spans
 from pipeline.retraining.housekeeping import make_room, retain
 from pipeline.retraining.plan import Plan, SpanStart, make_plan, run_config, run_id_of
-from pipeline.retraining.publish import push_blessed, push_left_over
+from pipeline.retraining.publish import mend_records, push_blessed, push_left_over
 from pipeline.retraining.records import (
     Record,
     all_records,
@@ -94,6 +94,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     """
     started = time.monotonic()
     require_bases(map(store.servable, config.serving.servable_names().values()))
+    mend_records(store)
     left_over = {record.run_id: record for record in push_left_over(store)}
     run_id = _run_id(config, store, window)
     if run_id in left_over:
@@ -152,10 +153,19 @@ def _is_of(record: Record, run_id: str) -> bool:
 
 
 def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: str) -> str | None:
-    """Why there is nothing to do, or None."""
+    """Why there is nothing to do, or None.
+
+    Raises:
+        ValueError: the run was pushed, and its record is damaged, so that what is trained now would be recorded as it.
+    """
     if len(window) < 2:
         return f"only one complete span ({window[-1].key}): the newest is the holdout, so training needs an earlier one"
-    record = read_record(store, run_id)
+    record, run = read_record(store, run_id), RetrainRun(store.run(run_id))
+    if record is None and run.record.exists() and run.push.exists():
+        raise ValueError(
+            f"{run.record} is damaged, and {run.push.name} beside it says that this run was pushed: restore the "
+            "record, or delete the run's directory"
+        )
     if record is not None and (record.outcome == "pushed" or not _is_judged_again(config, record)):
         version = f", version {record.version}" if record.version else ""
         refused = f" ({'; '.join(reasons)})" if (reasons := record.gate.get("reasons")) else ""

@@ -16,7 +16,9 @@ from pipeline.retraining.records import all_records, files_of, keep_files, read_
 from pipeline.retraining.spans import Span
 from pipeline.retraining.views import lineage_json
 from serving.export import MANIFEST_FILE
+from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.small_store import CONFIG, make_run, push, stable
+from tests.pipeline.stubbed_calls import StubbedCalls
 
 DAMAGED = ['{"version": 3, "la', "", "[]", "{}", '{"version": "x", "label": "stable"}']
 
@@ -86,3 +88,39 @@ def test_a_damaged_manifest_of_the_served_version_is_named_with_what_to_do(store
     plan = read_plan(RetrainRun(store.run("run-3")).plan)
     with pytest.raises(ValueError, match=rf"{path} is not a manifest \(.*\): restore it, or, .*\(dnc rollback\)"):
         require_inputs(CONFIG, store, plan)
+
+
+def test_a_damaged_record_of_what_was_pushed_is_written_anew_and_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained again, by other code perhaps, its record would be of a model that nobody has pushed."""
+    calls = StubbedCalls(tmp_path, monkeypatch)
+    assert calls.version("--span", DAYS[2]) == 1
+    [record] = all_records(calls.store)
+    run = RetrainRun(calls.store.run(record.run_id))
+    run.record.write_text('{"run_id": "20')
+    assert calls.version("--span", DAYS[2]) == "nothing_new"
+    assert all_records(calls.store) == [record]
+    # Of another day's call, too: what serves has a record, and the next run its weights to go on from.
+    run.record.write_text("")
+    assert calls.version("--span", DAYS[3]) == 2
+    second = all_records(calls.store)[-1]
+    assert (all_records(calls.store)[0], second.parents["run_id"]) == (record, record.run_id)
+
+
+@pytest.mark.parametrize("also", ["record-pending.json", "push.json"])
+def test_a_damaged_record_that_nothing_can_be_written_anew_from_is_named(
+    also: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = StubbedCalls(tmp_path, monkeypatch)
+    assert calls.version("--span", DAYS[2]) == 1
+    run = calls.store.run(calls.ran[0]).path
+    for name in ("record.json", also):
+        (run / name).write_text("{")
+    outcome = calls.outcome("--span", DAYS[2])
+    assert outcome["outcome"] == "failed"
+    [reason] = outcome["reasons"]
+    assert reason.startswith(f"{run}/record.json is damaged, and push.json beside it says that this run was pushed: ")
+    assert reason.endswith("restore the record, or delete the run's directory")
+    assert len(calls.ran) == 1
+    assert calls.version("--span", DAYS[3]) == 2  # which needs it no more than before
