@@ -167,18 +167,22 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
             "record, or delete the run's directory"
         )
     if record is not None and (record.outcome == "pushed" or not _is_judged_again(config, record)):
-        version = f", version {record.version}" if record.version else ""
-        refused = f" ({'; '.join(reasons)})" if (reasons := record.gate.get("reasons")) else ""
-        return f"span {window[-1].key} was trained on at {record.created}: {record.outcome}{version}{refused}"
+        return f"span {window[-1].key} was trained on at {record.created}: {_came_to(record)}"
     last = next(reversed(all_records(store)), None)
     if last is not None and _is_rest_of(window, last, config, store):
         return (
-            f"span {window[-1].key} was trained on at {last.created}: {last.outcome}, version {last.version}; "
+            f"span {window[-1].key} was trained on at {last.created}: {_came_to(last)}; "
             "since then the log has lost the oldest spans of that run's window, and nothing is new"
         )
     if last is not None and last.spans[-1]["order"] > window[-1].order:
         return _older_than(last, window[-1], store)
     return None
+
+
+def _came_to(record: Record) -> str:
+    version = f", version {record.version}" if record.version else ""
+    refused = f" ({'; '.join(reasons)})" if (reasons := record.gate.get("reasons")) else ""
+    return f"{record.outcome}{version}{refused}"
 
 
 def _is_judged_again(config: Config, refused: Record) -> bool:
@@ -207,8 +211,11 @@ def _older_than(last: Record, span: Span, store: Store) -> str:
 
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
-    """Whether a run that pushed was given, under this config, all of the window, and older spans: logs are rotated."""
-    if record.outcome != "pushed":
+    """Whether a run was given, under this config, all of the window, and older spans: logs are rotated.
+
+    A run that the gate refused, and may pass by now, has its verdict yet to come.
+    """
+    if record.outcome != "pushed" and _is_judged_again(config, record):
         return False
     given = [[span["key"], *(files_of(store, span) or [])] for span in record.window]
     rest = [span.identity() for span in window]

@@ -22,6 +22,7 @@ from pipeline.retraining.plan import run_id_of
 from pipeline.retraining.records import Record, digest_of, keep_files, write_record
 from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
+from tests.pipeline.stubbed_calls import StubbedCalls
 from tests.pipeline.test_retrain import Calls
 from trainer.input_pipeline import EvaluationUsers
 
@@ -209,6 +210,22 @@ def test_a_log_that_is_rotated_after_its_newest_day_was_mended_has_nothing_new(t
             keep_files(store, span)
     (log / f"{DAYS[0]}.csv").unlink()
     assert "version 2; since then the log has lost the oldest spans of that run's window" in (reason() or "")
+
+
+def test_a_log_that_is_rotated_after_its_newest_day_was_refused_has_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rotation would train for hours, to be refused again; but other limits of the gate may let it pass."""
+    calls = StubbedCalls(tmp_path, monkeypatch)
+    calls.refuses()
+    day = ("--span", DAYS[2])
+    assert calls.version(*day) == "not_blessed"
+    shutil.rmtree(tmp_path / "log" / DAYS[0])
+    outcome = calls.outcome(*day)
+    assert (outcome["outcome"], len(calls.ran)) == ("nothing_new", 1)
+    assert "not_blessed (too slow); since then the log has lost the oldest spans" in outcome["reasons"][0]
+    assert calls.version(*day, "--set", "retrain.gate.max_latency_ms=9000") == "not_blessed"
+    assert len(calls.ran) == 2
 
 
 def test_a_disk_that_is_mounted_at_a_stores_base_path_is_refused_before_a_span_is_read(
