@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from contracts.config import Config
 from contracts.errors import Differs
@@ -18,6 +18,7 @@ from pipeline.retraining.span_profile import (
     profile_span,
     refusals,
     require_tables_like_the_last,
+    unchecked,
 )
 from pipeline.retraining.spans import Span
 
@@ -33,11 +34,13 @@ class FitSpans:
         left_out: key -> why another one cannot be used, in words.
         refused: key -> digest of the files, of those left out that were read. As long as their files are the same, so
             is the judgement.
+        notes: what of the newest span was not checked, in words.
     """
 
     profiles: list[SpanProfile]
     left_out: dict[str, str]
     refused: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
@@ -81,7 +84,8 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
             "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
             f"the spans alone that can be read. Left out:{listing}"
         )
-    return FitSpans(profiles, left_out, refused)
+    notes = unchecked(profiles[-1].key, len(profiles) - 1, config.retrain.window_spans)
+    return FitSpans(profiles, left_out, refused, notes)
 
 
 def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | None, *, is_used: bool) -> SpanProfile:

@@ -107,7 +107,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     digests = {span.key: span.digest for span in window}
     usable = [SpanStart(profile.key, profile.start, digests[profile.key]) for profile in fit.profiles]
     plan = make_plan(config, store, run_id, usable, fit.left_out)
-    for note in plan.notes:
+    for note in (*plan.notes, *fit.notes):
         log.warning("%s", note)
     require_inputs(config, store, plan)
     require_long_lists(config, store, plan)
@@ -239,7 +239,7 @@ def _finish(
     spans = {span.key: span for span in window}
     for span in window:
         keep_files(store, span)
-    model, notes = artifact.read_manifest(workdir.model(MAIN_MODEL).path), list(plan.notes)
+    model, notes = artifact.read_manifest(workdir.model(MAIN_MODEL).path), [*plan.notes, *fit.notes]
     warm_start = model.details["warm_start"]
     if kept_start(model):
         start = _start(store, plan, warm_start["source"])

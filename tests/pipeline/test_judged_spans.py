@@ -141,6 +141,31 @@ def test_a_rotated_log_has_nothing_new_where_a_span_was_left_out(
     assert used(3, wide) == (DAYS[1:4], [])
 
 
+def test_what_was_not_checked_for_want_of_earlier_spans_is_told(
+    used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    """A day whose items all got other ids passes in a window of three days: whoever reads the record should know."""
+
+    def notes() -> list[str]:
+        return [note for note in all_records(calls.store)[-1].notes if "max_new_item_share" in note]
+
+    wide = "retrain.window_spans=4"
+    assert used(1, wide) == (DAYS[:2], [])
+    assert notes()[0].endswith("and it has 1")  # yet
+    assert used(2) == (DAYS[:3], [])
+    [note] = notes()
+    assert note.startswith("retrain.span.max_volume_ratio and retrain.span.max_new_item_share were not checked for")
+    assert f"span {DAYS[2]}: they need 3 earlier spans of the window that can be used, and it has 2; to have" in note
+    assert note.endswith("set retrain.window_spans to 4 or more")
+    assert used(3, wide) == (DAYS[:4], [])
+    assert notes() == []
+    rename(log[4], "item_id")
+    allowed = "retrain.span.schema_of_last=false"
+    assert used(4, wide, allowed) == ([], [])
+    assert used(4, allowed) == (DAYS[2:5], [])
+    assert "and it has 2; to have" in notes()[0]
+
+
 def test_a_change_that_was_taken_once_is_not_asked_again(
     used: Callable[..., Spans], log: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
