@@ -17,7 +17,7 @@ from contracts.serving_labels import LABELS_FILE, effective_labels, versions_on_
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import no_longer_exported
 from pipeline.retraining.changes import changes
-from pipeline.retraining.records import Record, all_records, digest_of, largest_version_given
+from pipeline.retraining.records import Record, all_records, digest_of, largest_version_given, placeholder_of
 from pipeline.retraining.spans import Span
 from pipeline.stages import STAGES, VALIDATE_ALONE
 
@@ -237,6 +237,12 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
         return [
             f"the log is read otherwise than for version {earlier.version} ({changed}): all spans of the window are "
             "new to this run, and the gate measures both models by the events as they are read now"
+        ]
+    before, now = (placeholder_of(key) for key in (earlier.spans[-1]["key"], spans[-1].key))
+    if before != now:
+        return [
+            f"data.events named spans by {before} for version {earlier.version}, and by {now} since: all spans of the "
+            "window are new to this run"
         ]
     known = _learnt(config, earlier)
     again = [span.key for span in spans if known.get(span.key, span.files) != span.files]

@@ -24,7 +24,7 @@ from contracts.config import Config
 from contracts.config_io import SECRET_OPTION
 from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.spans import Span
+from pipeline.retraining.spans import DATE, NUMBER, Span
 from pipeline.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,28 @@ def all_records(store: Store) -> list[Record]:
     """Every finished run's, oldest first."""
     ids = [path.name for path in store.runs.iterdir() if path.is_dir()] if store.runs.is_dir() else []
     found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
+    newest = {placeholder_of(record.spans[-1]["key"]): record.created for record in sorted(found, key=_created)}
     # By the newest span, since none is trained on after a later one, and a clock may be set back. Runs of one span by
-    # time; within a second a version tells, too: numbers only grow.
-    return sorted(found, key=lambda record: (record.spans[-1]["order"], record.created, record.version or 0))
+    # time; within a second a version tells, too: numbers only grow. A date and a number cannot be compared: all runs of
+    # the kind that was trained on last come last.
+    return sorted(
+        found,
+        key=lambda record: (
+            newest[placeholder_of(record.spans[-1]["key"])],
+            record.spans[-1]["order"],
+            record.created,
+            record.version or 0,
+        ),
+    )
+
+
+def _created(record: Record) -> str:
+    return record.created
+
+
+def placeholder_of(key: str) -> str:
+    """What data.events named the span of that key by: only orders of the same placeholder can be compared."""
+    return DATE if "-" in key else NUMBER
 
 
 def keep_files(store: Store, span: Span) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from contracts import artifact
@@ -25,6 +26,7 @@ from pipeline.retraining.records import (
     files_of,
     keep_files,
     kept_start,
+    placeholder_of,
     read_record,
     stage_records,
     write_record,
@@ -32,7 +34,7 @@ from pipeline.retraining.records import (
 from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.span_profile import as_json
-from pipeline.retraining.spans import Span, date_form, find_spans
+from pipeline.retraining.spans import DATE, Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
 
@@ -174,9 +176,16 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
             f"span {window[-1].key} was trained on at {last.created}: {_came_to(last)}; "
             "since then the log has lost the oldest spans of that run's window, and nothing is new"
         )
-    if last is not None and last.spans[-1]["order"] > window[-1].order:
-        return _older_than(last, window[-1], store)
+    newest = _last_comparable(store, window[-1])
+    if newest is not None and newest.spans[-1]["order"] > window[-1].order:
+        return _older_than(newest, window[-1], store, config)
     return None
+
+
+def _last_comparable(store: Store, span: Span) -> Record | None:
+    """The last run of spans that were named by what the span is named by."""
+    kind = placeholder_of(span.key)
+    return next((one for one in reversed(all_records(store)) if placeholder_of(one.spans[-1]["key"]) == kind), None)
 
 
 def _came_to(record: Record) -> str:
@@ -194,9 +203,14 @@ def _is_judged_again(config: Config, refused: Record) -> bool:
     return any(refused.config["retrain"].get(key, value) != value for key, value in now.items())
 
 
-def _older_than(last: Record, span: Span, store: Store) -> str:
+def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
     """What to say of a span that is older than the last run's newest."""
-    key, learnt = last.spans[-1]["key"], ""
+    key, learnt, clock, now = last.spans[-1]["key"], "", "", datetime.now(timezone.utc)
+    if config.retrain.complete_marker is None and placeholder_of(key) == DATE and key >= now.date().isoformat():
+        clock = (
+            f", though by this machine's clock ({now:%Y-%m-%d %H:%M} UTC) that day is not over; if the clock is wrong, "
+            "set it right and call again"
+        )
     if last.catch_up.get("is_pushed"):
         # No advice to roll back first: an older version would serve, and go on serving, as what comes then is a canary.
         learnt = (
@@ -204,7 +218,7 @@ def _older_than(last: Record, span: Span, store: Store) -> str:
             "span judges, and it keeps serving until the model of a later span passes"
         )
     return (
-        f"span {span.key} is older than {key}, which has already been trained on; if {key} is a wrong name, "
+        f"span {span.key} is older than {key}, which has already been trained on{clock}; if {key} is a wrong name, "
         f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
         f"training continues from the version before, or starts from scratch if there is none{learnt}"
     )
