@@ -109,7 +109,7 @@ class TrainingWindows:
         records = _records(files).shuffle(4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
         # Streams of their own: what is drawn does not change which windows make a batch.
         of_draws, of_ties = (np.random.default_rng([self._seed, epoch, stream]) for stream in (1, 2))
-        for chunk in _chunks(records, _WINDOW_FIELDS):
+        for chunk in _chunks(records, files, _WINDOW_FIELDS):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
                 chunk[name] = replace(chunk[name], values=of_draws.permutation(chunk[name].values))
             shuffle_ties(chunk, of_ties)
@@ -222,7 +222,8 @@ class EvaluationUsers:
         number = read_manifest(workdir.windows.path).counts[f"{split.name.lower()}_users"]
         wanted = np.linspace(0, number - 1, min(number, number if limit is None else limit)).astype(np.int64)
         chunks, start = [], 0
-        for chunk in _chunks(_records(_files(workdir, split)), _USER_FIELDS):
+        files = _files(workdir, split)
+        for chunk in _chunks(_records(files), files, _USER_FIELDS):
             end = start + len(chunk[EvaluationField.USER_INDEX])
             # At once: all users of a large log would not fit into memory.
             rows = wanted[(wanted >= start) & (wanted < end)] - start
@@ -262,8 +263,8 @@ class TrainingEvents(NamedTuple):
 def training_events(workdir: Workdir) -> Iterator[TrainingEvents]:
     """Every event of the training windows, context or target; one that two windows hold comes twice."""
     wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP, WindowField.NON_TARGETS)
-    # All draws of negatives hold the same windows.
-    for chunk in _chunks(_records(_files(workdir, Split.TRAIN)), wanted):
+    files = _files(workdir, Split.TRAIN)  # all draws of negatives hold the same windows
+    for chunk in _chunks(_records(files), files, wanted):
         user, item, second, others = (chunk[name] for name in wanted)
         is_taken = np.ones(len(item.values), bool)
         is_taken[item.splits[others.row_ids()] + others.values] = False
@@ -274,14 +275,32 @@ def _records(files: list[str]) -> tf.data.Dataset:
     return tf.data.TFRecordDataset(files, compression_type="GZIP")
 
 
-def _chunks(records: tf.data.Dataset, names: tuple[str, ...]) -> Iterator[dict[str, Ragged]]:
-    """These fields of `_CHUNK` records at a time."""
+def _chunks(records: tf.data.Dataset, files: list[str], names: tuple[str, ...]) -> Iterator[dict[str, Ragged]]:
+    """These fields of `_CHUNK` records at a time.
+
+    Raises:
+        ArtifactError: one of the `files` that the records are of is damaged, or gone.
+    """
     feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
     parsed = records.batch(_CHUNK).map(
         lambda serialized: tf.io.parse_example(serialized, dict.fromkeys(names, feature))
     )
-    for chunk in parsed.prefetch(1).with_options(_no_autotune()):
-        yield {name: Ragged(value.values.numpy(), value.row_splits.numpy()) for name, value in chunk.items()}
+    try:
+        for chunk in parsed.prefetch(1).with_options(_no_autotune()):
+            yield {name: Ragged(value.values.numpy(), value.row_splits.numpy()) for name, value in chunk.items()}
+    except (tf.errors.DataLossError, tf.errors.NotFoundError):
+        file = Path(next(filter(_is_damaged, files), files[0]))  # TensorFlow names none
+        raise ArtifactError(
+            f"{file} is damaged or gone: delete {file.parent}, and run again, which makes it anew"
+        ) from None
+
+
+def _is_damaged(file: str) -> bool:
+    try:
+        _records([file]).reduce(np.int64(0), lambda number, _: number + 1)
+    except tf.errors.OpError:
+        return True
+    return False
 
 
 def _no_autotune() -> tf.data.Options:

@@ -1,13 +1,15 @@
 """What a window's record becomes: which of its events are targets."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contracts.names import WindowField
+from contracts.artifact import ArtifactError
+from contracts.names import Split, WindowField
 from tests.trainer.artifacts import Log, cyclic_log, of_rows, write_artifacts
-from trainer.input_pipeline import TrainingWindows, _cut, _most_events, _window_batch
+from trainer.input_pipeline import EvaluationUsers, TrainingWindows, _cut, _most_events, _window_batch, training_events
 from trainer.ragged import Ragged
 
 
@@ -117,3 +119,27 @@ def test_an_epoch_has_the_next_draw_in_an_order_of_its_own(tmp_path: Path) -> No
     assert (draws[0] != draws[1]).any()
     assert read(1)[0] == first[1]  # whoever resumes there
     assert read(1, seed=1)[0] != first[1]
+
+
+def scribble(path: Path) -> None:
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:half] + b"\xff" * half)
+
+
+@pytest.mark.parametrize("damage", [scribble, Path.unlink])
+def test_a_shard_that_is_damaged_is_named_with_what_to_do(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    """TensorFlow says no more than that a record is cut off at a byte, of some file."""
+    workdir = write_artifacts(cyclic_log(num_users=40), tmp_path)
+    for split, read in (
+        (Split.TRAIN, lambda: list(TrainingWindows(workdir, 100, 0).epoch(0))),
+        (Split.TRAIN, lambda: list(training_events(workdir))),
+        (Split.TEST, lambda: EvaluationUsers.load(workdir, Split.TEST)),
+    ):
+        read()
+        *_, shard = sorted(workdir.windows.path.glob(f"{workdir.windows.prefix(split, 0)}*"))
+        held = shard.read_bytes()
+        damage(shard)
+        folder = workdir.windows.path
+        with pytest.raises(ArtifactError, match=f"{shard} is damaged or gone: delete {folder}, and run again"):
+            read()
+        shard.write_bytes(held)
