@@ -32,7 +32,7 @@ from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.base_paths import base_paths, servables_of
 from pipeline.retraining.catch_up import pushed_workdir
 from pipeline.retraining.plan import read_plan
-from pipeline.retraining.records import Record, all_records, read_pending, read_record, write_record
+from pipeline.retraining.records import Record, read_pending, read_record, write_record
 from pipeline.stages import exported_servable
 from serving.versions import appearing
 
