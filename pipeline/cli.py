@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import re
@@ -24,7 +23,7 @@ from contracts.layout import Workdir
 from contracts.log_lines import log_to_stderr
 from contracts.settings import all_settings
 from contracts.storage import make_directory
-from pipeline.cli_options import LocalPath, PathOrUrl, reports_user_errors, with_config
+from pipeline.cli_options import LocalPath, PathOrUrl, echo_or_error, reports_user_errors, with_config
 from pipeline.datasets.commands import data
 from pipeline.doctor import EXTRAS, check
 from pipeline.query import query
@@ -231,8 +230,7 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
         raise ValueError("say what to serve: --workdir DIR, the directory of a run, or --model NAME=PATH")
 
     def say(at: Listening) -> None:
-        with contextlib.suppress(OSError):  # a line that nobody reads is no reason not to serve
-            click.echo(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}")
+        echo_or_error(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}")  # an error is no reason not to serve
 
     serve(bases, resolved.server, say)
 

@@ -115,6 +115,20 @@ def disk_error_message(error: Exception) -> str | None:
     return f"{said}; {remedy}, and run it again" if remedy else None
 
 
+def echo_or_error(text: str) -> OSError | None:
+    """Writes a line to standard output; returns the error if that cannot be written to, and then closes it off.
+
+    The line stays in Python's buffer, and the flush at exit would fail again and make the exit code 120, whatever it
+    should be: https://docs.python.org/3/library/signal.html#note-on-sigpipe.
+    """
+    try:
+        click.echo(text)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--config` and `--set`."""
     options = (

@@ -19,7 +19,7 @@ from contracts.config_io import load_config
 from contracts.lock import holding_directory
 from contracts.storage import make_directory, require_literal
 from contracts.store_layout import Store
-from pipeline.cli_options import LocalPath, error_message, reports_user_errors, with_config
+from pipeline.cli_options import LocalPath, echo_or_error, error_message, reports_user_errors, with_config
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.runner import require_beam_options
 
@@ -79,9 +79,7 @@ def retrain(
     text = json.dumps(outcome, ensure_ascii=False, default=str)
     if outcome["outcome"] != "stopped":
         notify(resolved.retrain.webhook, text)
-    try:
-        click.echo(text)
-    except OSError as error:  # what was pushed is, so the exit code is the outcome's
+    if error := echo_or_error(text):  # what was pushed is, so the exit code is the outcome's
         click.echo(f"dnc: standard output cannot be written to ({error.strerror}); it is: {text}", err=True)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])

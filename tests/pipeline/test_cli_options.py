@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -34,6 +34,8 @@ from pipeline.retraining import commands
 from pipeline.retraining.retrain import Result
 from serving.index_store import INDEXES_FILE, write_indexes
 from trainer.model_files import require_room
+
+_ROOT = Path(__file__).parents[2]
 
 
 @click.command()
@@ -169,8 +171,9 @@ def test_a_retrain_that_cannot_print_its_outcome_ends_with_it_all_the_same(
 ) -> None:
     """A scheduler would take a version that serves for a failure, and call again."""
     monkeypatch.setattr(commands, "_usable", lambda *_: (Config(), None))
-    monkeypatch.setattr(commands, "_retrain", lambda *_: asdict(Result(outcome, version=3, label="stable")))
-    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:  # closing it writes again
+    result = Result(outcome, version=3, label="stable", details={"catch_up": {}})
+    monkeypatch.setattr(commands, "_retrain", lambda *_: asdict(result))
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as ended:
             main(["retrain", "-s", str(tmp_path)])
@@ -178,6 +181,16 @@ def test_a_retrain_that_cannot_print_its_outcome_ends_with_it_all_the_same(
     said = capsys.readouterr().err
     line = next(line for line in said.splitlines() if line.startswith("dnc: standard output cannot be written to (No"))
     assert json.loads(line[line.index("{") :])["outcome"] == outcome
+
+
+def test_a_line_that_cannot_be_written_does_not_change_the_exit_code() -> None:
+    """Of a buffered standard output, Python tries again at exit, and would end with 120."""
+    script = "import sys; from pipeline.cli_options import echo_or_error; sys.exit(3 if echo_or_error('line') else 0)"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for output, code in (("/dev/full", 3), (os.devnull, 0)):
+        with open(output, "w", encoding="utf-8") as stdout:
+            ended = subprocess.run([sys.executable, "-c", script], stdout=stdout, env=buffered, cwd=_ROOT, check=False)
+        assert ended.returncode == code
 
 
 def test_a_full_disk_that_standard_output_goes_to_is_told() -> None:

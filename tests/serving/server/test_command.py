@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import socket
@@ -71,7 +72,8 @@ def test_it_serves_though_it_cannot_say_where(base, tmp_path):
         port = other.getsockname()[1]
     flags = ["--set", "server.grpc_port=0", "--set", f"server.rest_port={port}", "--set", "server.session_threads=1"]
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
-    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, cwd=ROOT) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, cwd=ROOT, env=buffered) as process:
         with RetrievalClient.rest(f"http://127.0.0.1:{port}", "dnc", timeout=30) as client:
             client.wait_until_ready(60)
             assert client.recommend([["i1"]], num_candidates=3)[0].item_ids
