@@ -14,7 +14,7 @@ _TOP_ITEMS = 10
 
 
 def describe_groups(groups: Int64, num_groups: int, item_ids: list[str], side: SideFeatures) -> list[dict[str, Any]]:
-    """One object a group: group_id, size, label, top_items.
+    """One object per group: group_id, size, label, top_items.
 
     Args:
         groups: [num_items] group of each item, most popular items first.
@@ -35,10 +35,10 @@ def describe_groups(groups: Int64, num_groups: int, item_ids: list[str], side: S
 
 
 def _telling_values(feature: TokenFeature, groups: Int64, num_groups: int) -> list[list[tuple[float, str]]]:
-    """For each group (score, value) of its most telling values.
+    """(score, value) pairs of each group's most telling values.
 
-    The score is p(value | group) * log(p(value | group) / p(value)): frequent there and rarer elsewhere. An item that
-    has a value several times, as a text has its words, has it.
+    The score is p(value | group) * log(p(value | group) / p(value)), high for values that are frequent in the group and
+    rarer elsewhere. A value that an item has several times, such as a word of a text, counts once.
     """
     num_values = len(feature.values)
     sizes = np.maximum(np.bincount(groups, minlength=num_groups), 1)

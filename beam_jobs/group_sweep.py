@@ -34,9 +34,9 @@ class SweepRow:
     Attributes:
         num_groups: K.
         inertia: mean squared distance of an item to its centroid.
-        explained: 1 - inertia / inertia of one group; 1 where all items are the same.
+        explained: 1 - inertia / inertia of one group; 1 if all items are the same.
         largest, smallest: sizes, in units of the mean size.
-        silhouette: of a sample, -1..1; the higher, the better are items with their own group.
+        silhouette: of a sample, -1..1; the higher, the better items fit their own group.
         seconds: of the fit and the assignment.
     """
 
@@ -57,7 +57,7 @@ def sweep_row(rows: Float32, num_groups: int, settings: GroupsConfig, seed: int)
     distances = squared_distances(rows, centroids, groups)
     seconds = time.monotonic() - started
     sizes = np.bincount(groups, minlength=num_groups) * num_groups / len(rows)
-    alone = np.zeros(len(rows), np.int64)  # a variance of float32 columns is off by .5% of five million items
+    alone = np.zeros(len(rows), np.int64)  # the variance of float32 columns is off by .5% for five million items
     spread = float(squared_distances(rows, group_centroids(rows, alone, 1), alone).mean())
     sample = np.random.default_rng(seed).permutation(len(rows))[:_SILHOUETTE_ITEMS]
     distinct = len(np.unique(groups[sample]))
@@ -89,7 +89,7 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
     try:
         run = Workdir(workdir)
         artifact = ItemGroups(current(run.item_groups.path))
-        read_manifest(artifact.path)  # first: that of no run is no config that could not be read
+        read_manifest(artifact.path)  # first, so that a missing run is not reported as an unreadable config
         with reading(config_path or run.config) as path:
             config = load_config(path)
         rows = read_array(artifact.embeddings)

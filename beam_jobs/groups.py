@@ -53,8 +53,8 @@ class Items:
 
     Attributes:
         ids: string.
-        weights: what an item counts where groups are matched with the previous ones.
-        categories: what groups of categories are made of, null for an item without one; None of groups.method=kmeans.
+        weights: how much an item counts when groups are matched with the previous ones.
+        categories: what category groups are made of, null for an item without one; None if groups.method=kmeans.
     """
 
     ids: pa.Array
@@ -64,13 +64,13 @@ class Items:
 
 @dataclass(frozen=True)
 class EmbeddedItems:
-    """What is known of the items that groups are made of.
+    """What is known about the items to be grouped.
 
     Attributes:
         embeddings: [num_items, dim].
-        placed: [num_items] whether the embedding says anything: it is not 0.
-        settled: [num_items] whether co-occurrence says it. Groups are fitted to these: what side features lead to is a
-            few points, each of which any number of items may share, and would have groups that training never sees.
+        placed: [num_items] whether the embedding says anything, that is, is not 0.
+        settled: [num_items] whether it comes from co-occurrence. Groups are fitted to these items: side features lead
+            to only a few points, which any number of items may share, and would form groups that training never sees.
         blocks: where workers find the embeddings.
         side: item features.
         items: the catalogue.
@@ -92,7 +92,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     """Writes the `ItemGroups` artifact.
 
     Raises:
-        ValueError: there are fewer items (or, of method category, categories) than groups, or `groups.previous` is
+        ValueError: there are fewer items (or, for method category, categories) than groups, or `groups.previous` is
             not an item_groups artifact.
     """
     statistics = ItemStatistics(current(workdir.item_statistics.path))
@@ -172,7 +172,7 @@ def _kept(
     items: Items,
     writer: ArtifactWriter,
 ) -> Placed | None:
-    """The last run's groups with the new items in them; None if there are none to keep, or they have drifted."""
+    """The last run's groups with the new items added; None if there are none to keep or they have drifted."""
     settings = config.groups
     if previous is None:
         return None
@@ -186,7 +186,7 @@ def _kept(
     found = keep_groups(previous, blocks, side)
     remove(*blocks)
     groups = _spread(found.groups, settings.num_groups, items.ids)
-    # A group whose items are all gone, or a group beyond the cap, is for a fit to mend.
+    # If a group has lost all its items or exceeds the cap, the groups need a new fit.
     sizes = np.bincount(groups, minlength=settings.num_groups)
     ratio = settings.max_size_ratio
     cap = len(groups) if ratio is None else size_cap(len(groups), settings.num_groups, ratio)
@@ -207,7 +207,7 @@ def _fitted(
     items: Items,
     writer: ArtifactWriter,
 ) -> Placed:
-    """Groups of the co-occurrence of all training events."""
+    """Groups fitted to the co-occurrence of all training events."""
     started = time.monotonic()
     blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), None)
     matrix = ppmi(blocks, len(items.ids))
@@ -226,14 +226,14 @@ def _fitted(
 def count_cooccurrences(
     config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None
 ) -> list[Path]:
-    """Files of the co-occurrence of the training events: summed over spans where those were counted, else counted.
+    """Files of the training events' co-occurrence: summed over spans if those were counted, else counted here.
 
     Args:
-        since: microseconds; only of spans that begin then or later, or of pairs whose later event was then or later.
+        since: microseconds; only for spans that begin then or later, or pairs whose later event was then or later.
     """
     statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
     events = read_manifest(folder)
-    # Every bucket sends something to every block: as many blocks as buckets would be too much to shuffle.
+    # Every bucket sends something to every block, so as many blocks as buckets would be too much to shuffle.
     num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
     if "spans" in events.details:
         merge = MergeCooccurrences(statistics, num_blocks, scratch / "cooccurrences")
@@ -248,11 +248,11 @@ def count_cooccurrences(
 def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups | None, scratch: Path) -> Int64:
     """[num_items] group of every item by `groups.method`; no group is empty.
 
-    Items that nothing is known of stay in the group that they were in, or are spread over all groups by a hash of
-    their id, in proportion to the groups' sizes: they never gather in a group of leftovers.
+    Items about which nothing is known stay in their old group or, if they had none, are spread over all groups by a
+    hash of their id, in proportion to the groups' sizes: they never gather in a group of leftovers.
 
     Args:
-        config: its sections groups, beam and seed.
+        config: of which groups, beam and seed are used.
         embedded: the items.
         previous: the last run's groups, if any.
         scratch: directory for what workers read and write.
@@ -262,7 +262,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
     before = groups = np.full(len(embeddings), -1)
     if previous is not None:
         before = previous.kept(num_groups)
-    # Of another number of groups, a start from the old ones ends with many in one, or with one in many.
+    # If their number has changed, starting from the old groups ends with many in one, or with one in many.
     start = before if previous is not None and len(previous.sizes) == num_groups else groups
     groups = groups.copy()
     if settings.method == "kmeans":
@@ -274,7 +274,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
         groups = _by_category(config, embedded, codes, start, goes_on)
         members, rest = (groups >= 0) & placed, (groups < 0) & placed
         if rest.any() and members.any():
-            # A group of none that is placed has no centroid: 0 would be near to everything.
+            # A group without placed items has no centroid: 0 would be near everything.
             known, of_member = np.unique(groups[members], return_inverse=True)
             centroids = group_centroids(embeddings[members], of_member, len(known))
             groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
@@ -292,7 +292,7 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
 
 
 def _categories(config: Config, side: SideFeatures) -> pa.Array | None:
-    """As `Items` has them."""
+    """The categories for `Items`."""
     if config.groups.method == "kmeans":
         return None
     return side.feature(config.groups.category or "").first_values(side.num_items)
@@ -305,7 +305,7 @@ def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Pat
     start = start_centroids(rows, before, settings.num_groups, config.seed) if (before >= 0).any() else None
     centroids = fit_centroids(rows, settings.num_groups, settings.restarts, settings.fit_sample, config.seed, start)
     if settings.fit == "distributed":
-        path = scratch / "settled.npy"  # with rows of 0, which take no part, for what is not settled
+        path = scratch / "settled.npy"  # items that are not settled are rows of 0, which take no part
         write_array(path, np.where(embedded.settled[:, None], embedded.embeddings, 0))
         blocks = blocks_of(path, len(embedded.settled))
         centroids = refine_centroids(config.beam, blocks, centroids, settings.iterations, scratch)
@@ -317,8 +317,8 @@ def _by_category(config: Config, embedded: EmbeddedItems, codes: Int64, before: 
     """Group of each item that has a category, else -1.
 
     Args:
-        goes_on: the same settings made the last run's groups. A category of theirs that has no item today is no mistake
-            of the config, and may be back tomorrow: `fill_empty` keeps its group's place.
+        goes_on: whether the last run's groups were made with the same settings. If one of their categories has no item
+            today, that is no config error, and it may be back tomorrow: `fill_empty` keeps its group's place.
     """
     settings = config.groups
     known = codes >= 0

@@ -1,4 +1,4 @@
-"""Which of a user's events a history holds, and which of these repeat what the user had."""
+"""Which of a user's events a history holds, and which of them are repeats."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from contracts.names import MOST_CONTEXT, Split
 
 
 def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: int) -> BucketEvents:
-    """The positives and, of the events below them from `history_level` on, the first of each user and item.
+    """The positives and, as context, each user's first event of an item from `history_level` up to the positives.
 
-    None of an item that its user takes in any of the events: what was shown and then taken would give the target away.
+    Items that a user takes in any of the events get no context: what was shown and then taken would give the target
+    away.
 
     Args:
         events: in (user, time) order.
@@ -35,19 +36,19 @@ def history_events(events: BucketEvents, feedback: FeedbackConfig, num_items: in
 
 
 def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
-    """All positives and, of the context between two of them or after a user's last, the `MOST_CONTEXT` latest events.
+    """All positives, and the `MOST_CONTEXT` latest context events before each of them and after a user's last one.
 
-    Of a log that shows a hundred items for each that is taken, a history would hold hardly anything else.
+    In a log that shows a hundred items for each one taken, a history would otherwise hold little but context.
 
     Args:
-        events: those of a history, in (user, time) order.
-        target_level: the least level of a positive.
+        events: the events of a history, in (user, time) order.
+        target_level: the lowest level of a positive.
     """
     is_context = events.levels < target_level
     if not is_context.any():
         return events
     ends_user = np.diff(events.users, append=-1) != 0
-    # Of each event, the first positive after it, or the end of its user's events.
+    # For each event, the first positive after it, or the end of its user's events.
     stops = np.flatnonzero(np.append(~is_context, False) | np.append(False, ends_user))
     place = np.arange(len(is_context))
     stop = stops[np.searchsorted(stops, place, side="right")]
@@ -57,14 +58,14 @@ def latest_context(events: BucketEvents, target_level: int) -> BucketEvents:
 
 
 class Repeats(NamedTuple):
-    """What a user's events of one item say of each other, [num_events] each.
+    """How a user's events of one item relate to each other, [num_events] each.
 
     Attributes:
-        is_repeat: the user had the item before, at whatever feedback level. A repeat is context of what follows and
-            never a target: what a user had is not recommended again, so a model that learns to predict it learns what
-            nobody asks of it. So it is with a purchase of what was clicked.
-        comes_back: a repeat at a level that the item had before, or a lower one: who buys what they clicked does not.
-        highest_level: of the event's user and item, in any of the events to train on; 0 where none is.
+        is_repeat: the user had the item before, at any feedback level. A repeat is context for what follows and never a
+            target: items a user had are not recommended again, so a model that learns to predict them learns something
+            nobody asks of it. The same holds for the purchase of a clicked item.
+        comes_back: a repeat at a level that the item had before, or a lower one; buying a clicked item is not.
+        highest_level: of the same user and item in all events to train on; 0 if there are none.
     """
 
     is_repeat: Bool
@@ -73,7 +74,7 @@ class Repeats(NamedTuple):
 
 
 def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
-    """By one sort.
+    """Finds all repeats with one sort.
 
     Args:
         events: in (user, time) order.
@@ -86,7 +87,7 @@ def find_repeats(events: BucketEvents, num_items: int) -> Repeats:
     if is_first.all():
         return Repeats(repeat, comes_back, highest)
     levels, starts = events.levels[place], np.flatnonzero(is_first)
-    # Grows from each user and item to the next, so that a running maximum is of one alone.
+    # Grows from each (user, item) to the next, so that a running maximum stays within one of them.
     height = np.cumsum(is_first) * (levels.max() + 1) + levels
     repeat[place] = ~is_first
     comes_back[place[1:]] = height[1:] <= np.maximum.accumulate(height)[:-1]

@@ -1,4 +1,4 @@
-"""Where ids stand in a long list of them, asked for again and again, a few at a time."""
+"""Positions of ids in a long list that is searched repeatedly, for a few ids at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from beam_jobs.hashing import hash_strings
 
 
 class IdIndex:
-    """Hashes of a list's ids, in order: `pc.index_in` would hash all of the list anew each time that it is asked."""
+    """Sorted hashes of a list's ids: `pc.index_in` would hash the whole list again on every call."""
 
     def __init__(self, ids: pa.Array) -> None:
         self._ids = ids
@@ -20,10 +20,10 @@ class IdIndex:
         self._hashes = hashes[self._order]
 
     def find(self, ids: pa.Array) -> Int64:
-        """[num_ids] place of each id, from 1, which is an index of a vocabulary; 0 = not there."""
+        """[num_ids] 1-based position of each id, as in a vocabulary; 0 if it is absent."""
         hashes = hash_strings(ids)
         first, last = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        most = int((last - first).max(initial=0))  # 1 or 0, but where two ids of the list have one hash
+        most = int((last - first).max(initial=0))  # 1 or 0, unless two ids of the list share a hash
         places = np.concatenate([np.zeros(0, np.int64), *(first[first + more < last] + more for more in range(most))])
         alike = self._order[places]
         found = pc.index_in(ids, self._ids.take(pa.array(alike)))

@@ -52,7 +52,7 @@ _SHOWN_EXAMPLES = 3
 
 
 class ValidateAndBucket(beam.PTransform):
-    """(number, path) -> one Parquet file a bucket, dead letters beside them; yields summaries of files and buckets."""
+    """(number, path) -> one Parquet file per bucket and the dead letters; yields summaries of files and buckets."""
 
     def __init__(self, config: Config, events: Events, plan: SplitPlan) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ValidateAndBucket(beam.PTransform):
         read = files | "Read" >> beam.ParDo(ReadEvents(self._config.data, self._events)).with_outputs(
             ReadEvents.SUMMARIES, main="events"
         )
-        # Every bucket gets a file, also one without users: readers need not ask which exist.
+        # Every bucket gets a file, even one without users, so that readers need not ask which exist.
         seeds = files.pipeline | "EveryBucket" >> beam.Create(
             [(bucket, empty_payload()) for bucket in range(num_buckets)]
         )
@@ -79,7 +79,7 @@ class ValidateAndBucket(beam.PTransform):
 
 
 class CountTargetSeconds(beam.PTransform):
-    """Paths -> the seconds at the quantiles of time where validation and test begin, of target-level events."""
+    """Paths -> the seconds at which validation and test begin: quantiles of the target-level events' times."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
     """Writes the `Events` artifact.
 
     Args:
-        is_span: the log is a span of a rolling window. What is held out, and whether events have an order, is the
-            window's (`merge_spans`): on one day, all that a user bought may be one basket.
+        is_span: whether the log is a span of a rolling window. What is held out, and whether events have an order, is
+            then decided for the window (`merge_spans`): all that a user bought on one day may be one basket.
 
     Raises:
         ValueError: a file or a feature table is missing, damaged or lacks a column; no row is valid; more rows than
@@ -108,8 +108,8 @@ def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = Fals
     """
     paths = find_event_files(config.data)
     previous = PreviousSpan.read(config.data.previous)
-    of_tables = list(feature_statistics(config.data))  # before the log, since they take a moment
-    # Of a window's spans, each ingested alone, the warnings that follow are of this one.
+    of_tables = list(feature_statistics(config.data))  # before the log, since this takes only a moment
+    # A window's spans are ingested one by one: this says which of them the warnings below are about.
     log.info("ingest: %s", paths[0] if len(paths) == 1 else f"{len(paths):,} files, {paths[0]} to {paths[-1]}")
     with writing(workdir.events.path, Events.KIND, fingerprint) as writer:
         plan = _split_plan(config, paths, writer.path)
@@ -164,7 +164,7 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     if split.protocol == "leave_one_out":
         return SplitPlan(target_level, split.min_user_events)
     texts = {"validation_start": split.validation_start, "test_start": split.test_start}
-    # Before the log is read, which may take long.
+    # Before the log is read, which may take a long time.
     given = {name: parse_time(text, f"split.{name}") for name, text in texts.items() if text is not None}
     quantiles: dict[str, int] = {}
     if len(given) < len(texts):
@@ -187,7 +187,7 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
 
 
 def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
-    """Dead letters per reason; raises where the log as a whole cannot be used."""
+    """Dead letters per reason; raises if the log as a whole cannot be used."""
     broken = [file["error"] for file in files if file["error"]]
     if broken:
         raise ValueError("data.events: " + "; ".join(sorted(broken)))
@@ -231,7 +231,7 @@ def _statistics(
     first_event: int,
     last_event: int,
 ) -> Statistics:
-    # Buckets are of users at random: the middle one's moment is about that of all.
+    # Buckets hold random users, so the middle bucket's moment is about that of the whole log.
     late = median_low(bucket["late"] for bucket in buckets if bucket["late"] is not None)
     return event_statistics(counts["events"], histograms, first_event, last_event, late, counts["dead_letters"])
 
@@ -244,7 +244,7 @@ def _level_counts(config: Config, buckets: list[dict[str, Any]]) -> dict[str, in
 
 
 def _require_targets(config: Config, paths: list[str], levels: dict[str, int]) -> None:
-    """Raises ValueError where a split by time has nothing to go by."""
+    """Raises ValueError if a split by time has nothing to go by."""
     names, target = config.data.feedback.levels, config.data.feedback.target_level_index
     if config.split.protocol == "time" and not any(levels.get(name) for name in names[target:]):
         raise ValueError(
@@ -262,7 +262,7 @@ def _time_range(buckets: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_event: int, last_event: int) -> None:
-    """Refuses a split without events of its own."""
+    """Refuses a split that leaves one of its parts without events."""
     first, last = as_text(first_event), as_text(last_event)
     if config.split.protocol == "time" and first_event == last_event:
         raise ValueError(

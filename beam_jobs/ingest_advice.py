@@ -1,4 +1,4 @@
-"""What is said of a log that is valid: its levels, and warnings where it may not be what its owner means."""
+"""What is said about a valid log: its levels, and warnings if it may not be what its owner means."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _UNLISTED_SHARE = 0.05
 
 
 def say_what_counts(config: Config, levels: dict[str, int]) -> None:
-    """Of several levels, the events of each, and which are positives: without a target_level, all of them.
+    """If there are several levels, says how many events each has and which are positives (all, without a target_level).
 
-    `levels`: level -> events.
+    `levels`: level -> number of events.
     """
     feedback = config.data.feedback
     if len(feedback.levels) > 1:
@@ -33,7 +33,7 @@ def say_what_counts(config: Config, levels: dict[str, int]) -> None:
 def warn_of_unlikely_times(
     config: Config, counts: dict[str, int], num_unlikely: int, first_event: int, last_event: int
 ) -> None:
-    """A number like 20240131, a date, also reads as a second of 1970; a few such times are of clocks that are wrong."""
+    """A date like 20240131 also reads as a second of 1970; a few unlikely times come from wrong clocks."""
     if num_unlikely:
         log.warning(
             "ingest: of %s events from %s to %s, before 1991 or in the future: %s. Leave them out if they are of "
@@ -46,7 +46,7 @@ def warn_of_unlikely_times(
 
 
 def warn_of_nothing_held_out(config: Config, counts: dict[str, int]) -> None:
-    """Where leave_one_out holds nothing out, as no user has items enough; a split by time is refused by `run`."""
+    """Warns if leave_one_out holds nothing out, as no user has enough items; `run` refuses such a split by time."""
     if not counts["validation_events"] + counts["test_events"]:
         level = config.data.feedback.levels[config.data.feedback.target_level_index]
         log.warning(
@@ -57,7 +57,7 @@ def warn_of_nothing_held_out(config: Config, counts: dict[str, int]) -> None:
 
 
 def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) -> None:
-    """`num_tied`: events of the time of their user's event before. A mean of the history asks for no order."""
+    """`num_tied`: events at the same time as their user's previous one. A mean of the history needs no order."""
     share = num_tied / max(1, counts["events"] - counts["users"])
     if share > _TIED_SHARE and config.model.user_tower != "mean":
         log.warning(
@@ -69,9 +69,9 @@ def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) ->
 
 
 def warn_of_order_by_item(steps: list[tuple[int, int, int]]) -> None:
-    """`steps`: of each bucket, see `steps_by_item`.
+    """Warns if histories are in the order of item ids; `steps`: of each bucket, see `steps_by_item`.
 
-    The last items of such a history are those of the highest ids, and what is found of them says nothing.
+    The last items of such a history are those with the highest ids, so what is measured on them says nothing.
     """
     steps_of_log, *up = (sum(of_buckets) for of_buckets in zip(*steps, strict=True))
     share = max(up) / max(1, steps_of_log)
@@ -86,7 +86,7 @@ def warn_of_order_by_item(steps: list[tuple[int, int, int]]) -> None:
 
 
 def warn_of_a_busy_user(config: Config, counts: dict[str, int], busiest: list[tuple[int, str]]) -> None:
-    """`busiest`: of each bucket, the most events of one user, and that user's id."""
+    """`busiest`: for each bucket, the most events of one user, and that user's id."""
     most, user_id = max(busiest)
     if counts["users"] == 1:
         log.warning(
@@ -113,7 +113,7 @@ def warn_of_odd_ids(shapes: dict[str, dict[str, int]]) -> None:
 
 
 def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
-    """`shapes` are those of the item ids."""
+    """`shapes`: those of the item ids."""
     if shape := are_lists(shapes):
         log.warning(
             "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
@@ -122,7 +122,7 @@ def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
 
 
 def warn_of_unlisted_values(counts: dict[str, int], told: dict[str, ToldValues]) -> None:
-    """`told`: of each request feature."""
+    """`told`: the values of each request feature."""
     for name, (values, example) in told.items():
         if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:
             log.warning(
