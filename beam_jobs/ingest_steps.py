@@ -30,19 +30,19 @@ from contracts.names import EventColumn
 
 _MERGED_AT_ONCE = 16
 _EARLIEST = 662_688_000_000_000
-"""1991-01-01: logs do not begin before, and the ticks of .NET, read as nanoseconds, are of 1990."""
+"""1991-01-01: no log begins earlier, and .NET ticks read as nanoseconds fall in 1990."""
 _AHEAD_SECONDS = 366 * 86_400
 _SECONDS_SCHEMA = pa.schema([("second", pa.int64()), ("count", pa.int64())])
 
 
 def empty_payload() -> bytes:
-    """A packed table of no events."""
+    """A packed table without events."""
     return pack(EVENT_SCHEMA.empty_table())
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How events get their split: by two moments in microseconds, or else by leave-one-out."""
+    """How events are split: at two moments in microseconds, or else by leave-one-out."""
 
     target_level: int
     min_user_events: int
@@ -59,7 +59,7 @@ class SplitPlan:
         )
         positives = np.flatnonzero(events[EventColumn.FEEDBACK_LEVEL].to_numpy() >= self.target_level)
         pairs = users[positives] * (items.max(initial=0) + 1) + items[positives]
-        # Its first places: nothing that a user had before is recommended, so a repeat would measure nobody.
+        # Only a pair's first event: items a user had before are not recommended, so a repeat would measure nothing.
         can_be_target = np.zeros(len(users), bool)
         can_be_target[positives[np.unique(pairs, return_index=True)[1]]] = True
         return leave_one_out(users, can_be_target, self.min_user_events)
@@ -102,7 +102,7 @@ class ReadEvents(beam.DoFn):
 
 
 def merge_told(parts: Sequence[ToldValues]) -> ToldValues:
-    """Of a request feature in several batches or files."""
+    """Merges the values of a request feature in several batches or files."""
     total: Counter[str] = Counter()
     for counts, _ in parts:
         total.update(counts)
@@ -131,7 +131,7 @@ class WriteBucket(beam.DoFn):
         first, last = (int(times.min()), int(times.max())) if len(times) else (None, None)
         late = int(np.quantile(times, LATE, method="lower")) if len(times) else None
         of_level = np.bincount(table[EventColumn.FEEDBACK_LEVEL].to_numpy()).tolist()
-        # Here, and not in the files: how many a log is written in says nothing of its ids.
+        # Counted here, not per file: how many files a log is written in says nothing about its ids.
         shapes = {
             name: merge_shapes([id_shapes(one_array(table[name]).dictionary)])
             for name in (EventColumn.USER_ID, EventColumn.ITEM_ID)
@@ -145,7 +145,7 @@ class WriteBucket(beam.DoFn):
 
 
 def _busiest(users: pa.DictionaryArray) -> tuple[int, str]:
-    """The most events of one user, and its id."""
+    """The most events of one user, and that user's id."""
     per_user = np.bincount(users.indices.to_numpy(), minlength=1)
     most = int(per_user.argmax())
     return int(per_user[most]), users.dictionary[most].as_py() if len(users) else ""
@@ -172,7 +172,7 @@ class TargetSeconds(beam.DoFn):
 def merge_seconds(payloads: Iterable[bytes]) -> bytes:
     """Sums the counts of equal seconds; used by Beam as an associative combiner.
 
-    A few at a time: there are as many payloads as files, or more, and in each as many seconds as its events have.
+    It merges a few at a time: there are at least as many payloads as files, each with all the seconds of its events.
     """
     rest, merged = iter(payloads), _SECONDS_SCHEMA.empty_table()
     while some := list(islice(rest, _MERGED_AT_ONCE)):
@@ -189,6 +189,6 @@ def _seconds_table(seconds: Int64, counts: Int64) -> pa.Table:
 
 
 def quantiles_of(payload: bytes, quantiles: Sequence[float]) -> list[int]:
-    """The second at each quantile of a packed table, as `time_quantile` has it; none of an empty one."""
+    """The second at each quantile of a packed table, see `time_quantile`; none if it is empty."""
     seconds, counts = (column.to_numpy() for column in unpack([payload]).columns)
     return [time_quantile(seconds, counts, quantile) for quantile in quantiles] if len(seconds) else []

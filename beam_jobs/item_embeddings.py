@@ -1,4 +1,4 @@
-"""Item embeddings from co-occurrence, and for items without any from their side features."""
+"""Item embeddings from co-occurrence, or from side features for items without any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ppmi(blocks: Sequence[Path], num_items: int) -> sp.csr_matrix:
     """Positive pointwise mutual information: max(0, log(p(i, j) / (p(i) p(j)))), for i and j that co-occur.
 
     Args:
-        blocks: files of `CountCooccurrences`; read one by one, twice, since only the positive entries need be kept.
+        blocks: files of `CountCooccurrences`; read one by one, twice, so that only the positive entries need be kept.
         num_items: size of the catalogue.
 
     Returns:
@@ -67,23 +67,23 @@ def embed_cooccurrences(matrix: sp.csr_matrix, dim: int, seed: int) -> Float32:
     if matrix.nnz:
         u, s, _ = randomized_svd(matrix, n_components=rank, random_state=seed, n_iter=4)
         embeddings[:, :rank] = u * np.sqrt(s)
-        # Where the rank is less than the axes, rounding would give an item without co-occurrence a direction.
+        # If the matrix's rank is below `rank`, rounding would give an item without co-occurrence a direction.
         embeddings[np.diff(matrix.indptr) == 0] = 0
     return normalise_rows(embeddings)
 
 
 def normalise_rows(rows: npt.NDArray[np.floating]) -> Float32:
-    """Rows of length 1, of the same shape, [num_rows, dim]; rows of next to no length become 0."""
+    """[num_rows, dim] rows scaled to length 1; rows of next to no length become 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: Float32 = np.where(norms > _LEAST_NORM, rows / np.maximum(norms, _LEAST_NORM), 0).astype(np.float32)
     return scaled
 
 
 def embed_cold(embeddings: Float32, side: SideColumns) -> tuple[Float32, Bool]:
-    """Embeds items without co-occurrence where their side features lead, by ridge regression.
+    """Embeds items without co-occurrence by their side features, with a ridge regression.
 
-    The map from side features to embeddings is learnt from items that have both. It leads an item that shares none of
-    them, as the first of a brand, nowhere.
+    The map from side features to embeddings is learnt from items that have both. An item that shares no feature with
+    them, such as the first of a brand, gets no embedding.
 
     Args:
         embeddings: [num_items, dim], rows of 0 to be filled.

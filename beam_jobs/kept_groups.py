@@ -1,7 +1,7 @@
-"""Groups that are kept: new items join the last run's groups, as long as those still describe what co-occurs.
+"""Kept groups: new items join the last run's groups, as long as those still describe what co-occurs.
 
-How well they do is the share of co-occurrence within groups. What the groups were fitted to flatters them, so the
-measure begins with the first co-occurrence after the fit; where later ones have fallen below it by
+How well they do is measured by the share of co-occurrence within groups. The data they were fitted to flatters them, so
+the measure begins with the first co-occurrence after the fit; once a later share has fallen below that first one by
 `groups.refit_drift`, the groups are fitted anew.
 """
 
@@ -26,11 +26,11 @@ class KeptGroups:
     """Today's catalogue in yesterday's groups.
 
     Attributes:
-        groups: [num_items], -1 for an item that nothing is known of.
+        groups: [num_items], -1 for an item about which nothing is known.
         embeddings: [num_items, dim], in the space of the fit.
-        settled: [num_items] items that co-occurrence has placed, at the fit or since.
+        settled: [num_items] whether co-occurrence has placed the item, at the fit or since.
         within: share of the new co-occurrence that is within groups; None without co-occurrence.
-        expected: that of the first co-occurrence after the fit; None if this is the first.
+        expected: the same share for the first co-occurrence after the fit; None if this is the first.
     """
 
     groups: Int64
@@ -41,7 +41,7 @@ class KeptGroups:
 
     @property
     def drift(self) -> float:
-        """By how much the share has fallen, relative to what is expected."""
+        """How far the share has fallen, relative to the expected one."""
         if not self.expected or self.within is None:
             return 0.0
         return max(0.0, 1 - self.within / self.expected)
@@ -52,11 +52,11 @@ class KeptGroups:
 
 
 def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
-    """Places what is new, and measures how well the groups fit.
+    """Places new items, and measures how well the groups fit.
 
-    A settled item stays. Another one that has come to co-occur with settled ones lies at their PPMI-weighted mean,
-    in the group of the nearest centroid; one without co-occurrence stays where it was, or goes where its side
-    features lead.
+    Settled items stay. Other items that now co-occur with settled ones are placed at their PPMI-weighted mean, in the
+    group of the nearest centroid; items without co-occurrence stay in their group or, if they had none, are placed by
+    their side features.
 
     Args:
         previous: the last run's groups.
@@ -80,9 +80,9 @@ def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeat
 
 
 def cooccurrences_within(blocks: Sequence[Path], groups: Int64) -> float | None:
-    """Share of the co-occurrences' weight that is between items of one group; None without co-occurrence.
+    """Share of the co-occurrences' weight between items of the same group; None without co-occurrence.
 
-    `groups`: [num_items]. An item in no group (-1) is in none with another such item, either.
+    `groups`: [num_items]; two items without a group (-1) do not share one.
     """
     inside = total = 0
     for rows, columns, weights in map(read_block, blocks):

@@ -1,7 +1,7 @@
 """Merge: the ingested spans of a rolling window become one `Events` artifact, without reading the log again.
 
-The newest span is the holdout. Its users are divided: some stop the training early, the others judge the
-model, so that training may go on up to the very start of the newest span.
+The newest span is the holdout. Some of its users serve for early stopping and the others for evaluating the model, so
+that training can use all events up to the very start of the newest span.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HoldoutPlan:
-    """Events from `start` (microseconds) are the holdout: of `validation_users` of the users validation, else test.
+    """Holds out events from `start` (microseconds): for a share `validation_users` of users as validation, else test.
 
-    To catch up, those of test are trained on, and those of validation divided: nobody whose events judged a model that
-    had not seen them judges one that has.
+    To catch up, the test users' events are trained on, and the validation users are divided into validation and test:
+    no user whose events judged a model that had not seen them then judges one that has.
     """
 
     start: int
@@ -60,7 +60,7 @@ class HoldoutPlan:
 
 
 class MergeBucket(beam.DoFn):
-    """Bucket number -> its Parquet file, made of the spans' files of that bucket; yields its summary."""
+    """Bucket number -> its Parquet file, merged from the spans' files of that bucket; yields its summary."""
 
     def __init__(self, spans: Sequence[Events], events: Events, num_buckets: int, plan: HoldoutPlan) -> None:
         self._spans = tuple(spans)
@@ -84,20 +84,20 @@ def run(
     holdout_start: int,
     catches_up: bool = False,
 ) -> Manifest:
-    """Writes the `Events` artifact of a window of spans, and beside new spans the co-occurrence that they brought.
+    """Writes the `Events` artifact of a window of spans, and beside each new span the co-occurrence that it adds.
 
-    The artifact's details say where statistics and co-occurrence can be had without counting again: "counts" are
-    sources of `CountBucket`, "spans" name each span's co-occurrence.
+    The artifact's details say where to find statistics and co-occurrence without counting again: "counts" lists
+    sources of `CountBucket`, "spans" names each span's co-occurrence.
 
     Args:
-        spans: oldest first, all of the config's number of buckets.
+        spans: oldest first, all with the config's number of buckets.
         holdout_start: microseconds; the first moment of the holdout.
-        catches_up: train on the holdout, too, see `HoldoutPlan`. What was counted of each span holds nothing of it, so
-            statistics and co-occurrence are counted in the merged events.
+        catches_up: whether to train on the holdout, too, see `HoldoutPlan`. The spans' own counts do not include it, so
+            statistics and co-occurrence are then counted in the merged events.
 
     Raises:
-        ArtifactError: a span is not there.
-        TooFewEvents: nothing lies before the holdout's start, or nothing after it of validation or of test users.
+        ArtifactError: a span is missing.
+        TooFewEvents: no event lies before the holdout's start, or none of validation or of test users after it.
     """
     sources = [read_manifest(span.events.path) for span in spans]
     num_buckets = config.data.num_buckets
@@ -133,7 +133,7 @@ def run(
 
 
 def _cooccurrences(spans: Sequence[SpanParts], counted: Sequence[Path]) -> list[dict[str, Any]]:
-    """What `sources_of` reads: where each span's co-occurrence is, and which."""
+    """What `sources_of` reads: each span's co-occurrence, where the span starts, and the fingerprint."""
     starts = [read_manifest(span.profile).details["start"] for span in spans]
     return [
         {"cooccurrences": str(path), "start": start, "fingerprint": read_manifest(path).fingerprint}

@@ -36,8 +36,8 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
     An item has none if the file lacks it, or if Parquet holds a null for it.
 
     Raises:
-        ValueError: the file is unreadable, holds no [n, dim] finite numbers beside n distinct ids, or knows none
-            of the items.
+        ValueError: the file is unreadable, does not hold [n, dim] finite numbers for n distinct ids, or has none of the
+            items.
     """
     with _told_as_unreadable(path), reading(as_path(path)) as copy:
         ids, vectors = _read(copy)
@@ -63,10 +63,10 @@ def read_item_embeddings(path: str, item_ids: pa.Array) -> Float32:
 
 
 def require_item_embeddings(path: str) -> None:
-    """Looks at what a file of item embeddings names, and not at its numbers: the stages before may take hours.
+    """Checks the names in a file of item embeddings, but not its numbers, before stages that may take hours.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: it is not such a file.
     """
     with _told_as_unreadable(path), open_binary(as_path(path)) as stream:
         if is_parquet(path):
@@ -104,7 +104,7 @@ def _read(path: Path) -> tuple[pa.Array, Float32]:
             vectors = arrays[EmbeddingColumn.EMBEDDING]
     if vectors.dtype.kind not in "iuf":
         raise ValueError(f"its embeddings are of type {vectors.dtype}")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and are refused as such
         return ids, vectors.astype(np.float32)
 
 
@@ -114,7 +114,7 @@ def _read_parquet(path: Path) -> tuple[pa.Array, npt.NDArray[np.generic]]:
     column = table[EmbeddingColumn.EMBEDDING].combine_chunks()
     present = column.is_valid()
     rows = np.flatnonzero(present)
-    column = column.filter(present)  # flattening passes over a null, and moves up the rows behind it
+    column = column.filter(present)  # flattening skips nulls, which would move up the rows after them
     lengths = pc.list_value_length(column).to_numpy()
     width = lengths[0] if len(lengths) else 0
     if not width:
@@ -130,8 +130,8 @@ def _read_parquet(path: Path) -> tuple[pa.Array, npt.NDArray[np.generic]]:
 def find_neighbors(config: BeamConfig, embeddings: Float32, number: int, scratch: Path) -> Path:
     """Writes [num_items, number] 0-based nearest items by cosine to an .npy below `scratch`, -1 = none.
 
-    The search is exact, and its cost quadratic in the catalogue: some minutes of one core for 100,000 items. Each
-    block of items is an element of its own, so that a cluster shares the work.
+    The search is exact, and its cost is quadratic in the catalogue: some minutes on one core for 100,000 items.
+    Each block of items is a separate element, so that a cluster shares the work.
     """
     source = scratch / "mined_embeddings.npy"
     write_array(source, embeddings)
@@ -168,7 +168,7 @@ class _NeighborsOfBlock(beam.DoFn):
 
 
 def nearest(embeddings: Float32, start: int, stop: int, number: int) -> Int32:
-    """[stop - start, number] nearest other rows by inner product, in no order; -1 where a row or its like is 0."""
+    """[stop - start, number] nearest other rows by inner product, unordered; -1 for rows of 0, or if too few exist."""
     known = np.flatnonzero(embeddings.any(axis=1))
     result = np.full((stop - start, number), -1, np.int32)
     kept = min(number, len(known) - 1)

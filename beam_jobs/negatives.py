@@ -20,8 +20,8 @@ from beam_jobs.arrays import Bool, Float64, Int64
 from beam_jobs.uniform import UniformLists
 from contracts.names import PADDING_INDEX
 
-_ROUNDS = 16  # of rejection, before the exact distribution of what is left is drawn from
-_TILE = 1 << 12  # targets whose draws are made and checked while they are in the processor's cache
+_ROUNDS = 16  # of rejection, before drawing from the exact distribution of what is left
+_TILE = 1 << 12  # targets whose draws are made and checked while in the processor's cache
 _BITMAP_BITS = 1 << 28  # 32 MiB
 _BIT = np.uint8(1) << np.arange(8, dtype=np.uint8)
 
@@ -43,9 +43,9 @@ class Proposal(Protocol):
 class WindowNegatives:
     """Draws negatives for targets.
 
-    Each method takes the targets' `users`, as `owned` numbers them, and, if draws depend on these, their `items`,
-    `item_index`, both [num_targets]. It returns [num_targets * number] `item_index`, target-major. Where a user owns
-    all that could be drawn, no negative exists: `PADDING_INDEX` stands there.
+    Each method takes the targets' `users`, numbered as in `owned`, and, if the draws depend on them, their `items`
+    (`item_index`), both [num_targets]. It returns [num_targets * number] `item_index`, target-major. If a user owns all
+    items that could be drawn, there is no negative, and `PADDING_INDEX` stands in its place.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class WindowNegatives:
             probabilities: [num_items] of `item_index` 1..num_items, over the catalogue.
             groups: [num_items] group_id.
             num_groups: K.
-            neighbors: for each item the items that its mined negatives come from.
+            neighbors: the items that each item's mined negatives come from.
         """
         self._groups = groups
         self._in_group = AliasTables(probabilities, groups, num_groups)
@@ -84,10 +84,10 @@ class WindowNegatives:
 
 
 def exposures_of(users: Int64, items: Int64, owned: OwnedItems, num_users: int) -> UniformLists:
-    """Each user's distinct items, 0-based, among [num_pairs] of (user, `item_index`) that the user does not own."""
+    """Each user's distinct items, 0-based, among [num_pairs] (user, `item_index`) pairs, without owned items."""
     free = np.flatnonzero(~owned.contains(users, items))
     width = int(items.max(initial=0)) + 1
-    pairs = np.sort(users[free] * width + items[free])  # `np.unique` of pairs takes ten times as long as of numbers
+    pairs = np.sort(users[free] * width + items[free])  # `np.unique` takes ten times as long for pairs as for numbers
     of_user, item = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], width)
     return UniformLists(item - 1, np.bincount(of_user, minlength=num_users))
 
@@ -95,16 +95,16 @@ def exposures_of(users: Int64, items: Int64, owned: OwnedItems, num_users: int) 
 def draw_negatives(
     proposal: Proposal, keys: Int64, users: Int64, number: int, owned: OwnedItems, rng: np.random.Generator
 ) -> Int64:
-    """[num_targets * number] `item_index` by a proposal, given that the user does not own it.
+    """[num_targets * number] `item_index` drawn from a proposal, given that the user does not own them.
 
-    Rejection leaves the proposal's distribution restricted to what is not owned and normalised; who owns nearly
-    all is given a draw from that distribution itself after `_ROUNDS`, so the result is exact.
+    Rejection leaves the proposal's distribution, restricted to items that are not owned and normalised; users who own
+    nearly all get a draw from that distribution itself after `_ROUNDS`, so the result is exact.
 
     Args:
         proposal: what to draw from.
         keys: [num_targets] the proposal's key of each target.
-        users: [num_targets] as `owned` numbers them.
-        number: negatives a target.
+        users: [num_targets] numbered as in `owned`.
+        number: negatives per target.
         owned: the users' own items.
         rng: source of randomness.
     """
@@ -163,17 +163,17 @@ class OwnedItems:
         keys = users * self._width + items
         self._bitmap: npt.NDArray[np.uint8] | None = None
         if num_users * self._width <= _BITMAP_BITS:
-            # One bit a pair: eight times less memory to clear, and more of it in the processor's cache.
+            # One bit per pair: eight times less memory to clear, and more of it in the processor's cache.
             self._bitmap = np.zeros(num_users * self._width // 8 + 1, np.uint8)
             np.bitwise_or.at(self._bitmap, keys >> 3, _BIT[keys & 7])
         else:
-            # Sorted alone, as one that is there twice is found as well: `np.unique` takes tens of times as long.
+            # Only sorted, since duplicates are found as well: `np.unique` takes tens of times as long.
             self._keys = np.append(np.sort(keys), np.iinfo(np.int64).max)  # so that every search ends at a key
 
     def contains(self, users: Int64, items: Int64) -> Bool:
-        """Whether each user owns each item, of any shapes that go together."""
-        # Not a function that `__init__` chooses and keeps: an object that refers to itself waits for Python's collector
-        # of cycles, which counts objects, not their bytes, and 32 MiB of each bucket wait with it.
+        """Whether each user owns each item; the shapes only need to broadcast."""
+        # Not a function that `__init__` chooses and keeps: an object that refers to itself waits for Python's cycle
+        # collector, which counts objects, not their bytes, and 32 MiB per bucket would wait with it.
         keys = users * self._width + items
         found: Bool
         if self._bitmap is not None:

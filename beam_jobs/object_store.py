@@ -1,4 +1,4 @@
-"""Object stores through Beam's file systems: whatever scheme Beam knows, with Beam's options, clients and retries."""
+"""Object stores through Beam's file systems: any scheme that Beam knows, with Beam's options, clients and retries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam_jobs.s3_system import S3System
 from contracts.storage import StorageError, StoredObject
 
-_RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}  # else Beam unpacks by the name's ending
+_RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}  # else Beam decompresses by file extension
 
 _REMEDIES = {
     "gs": "`pip install 'apache-beam[gcp]'`, log in with `gcloud auth application-default login` or as a service "
@@ -30,7 +30,7 @@ _UNKNOWN = "Beam knows gs, s3, hdfs and azfs, each with the package for it; --be
 
 
 class BeamStore:
-    """`contracts.storage.ObjectStore` of Beam's file systems."""
+    """`contracts.storage.ObjectStore` on Beam's file systems."""
 
     def __init__(self, options: PipelineOptions | None) -> None:
         self._options = options
@@ -66,7 +66,7 @@ class BeamStore:
 
     @contextmanager
     def _reaching(self, url: str, what: str) -> Iterator[S3System | None]:
-        """Each client has errors of its own, of no common class: whatever one of them raises is said in words."""
+        """Puts whatever a client raises into words: each client has its own errors, without a common class."""
         try:
             if self._options is not None:
                 FileSystems.set_options(self._options)  # each pipeline sets its own
@@ -78,7 +78,7 @@ class BeamStore:
 
     def _s3_of(self, url: str) -> S3System:
         if self._s3 is None:
-            # A worker of a pool hears of no options: then the environment says how to reach the store.
+            # A worker of a pool gets no options: there, the environment says how to reach the store.
             self._s3 = S3System(self._options or FileSystems.get_filesystem(url)._options or {})
         bucket = url.split("/")[2]
         if bucket not in self._checked:
@@ -89,5 +89,5 @@ class BeamStore:
 
 @functools.lru_cache(1)
 def open_store(options: tuple[str, ...] | None) -> BeamStore:
-    """The stores that a pipeline with these options reaches; None on a worker, whose harness has set them."""
+    """The stores that a pipeline with these options reaches; pass None on a worker, whose harness has set them."""
     return BeamStore(None if options is None else PipelineOptions(list(options)))
