@@ -18,8 +18,8 @@ def fit_centroids(
 ) -> Float32:
     """[num_groups, dim] k-means centroids of at most `sample` rows drawn at random.
 
-    With fewer distinct rows than groups, centroids coincide, and `fill_empty` gives each group its items.
-    From `start`, [num_groups, dim], there is one descent and no restart.
+    If there are fewer distinct rows than groups, centroids coincide, and `fill_empty` gives each group its items.
+    With `start`, [num_groups, dim], there is one descent from there and no restart.
     """
     rows = embeddings
     if len(rows) > sample:
@@ -37,7 +37,7 @@ def fit_centroids(
 def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: int) -> Float32:
     """[num_groups, dim] where k-means starts: the old groups' means in today's space.
 
-    Axes of two runs' embeddings mean different things, so old centroids themselves are of no use; the items
+    The axes of two runs' embeddings mean different things, so the old centroids themselves are of no use; the items
     that both runs know carry them over, whatever the dimensions. Groups without such items start at items drawn
     at random.
 
@@ -56,10 +56,10 @@ def start_centroids(embeddings: Float32, of_item: Int64, num_groups: int, seed: 
 
 
 def nearest_centroid(embeddings: Float32, centroids: Float32) -> Int64:
-    """[num_items] the centroid at the least Euclidean distance.
+    """[num_items] the centroid at the smallest Euclidean distance.
 
     |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): |x|^2 is the same for all, and the term of c alone is one more column of
-    the product, so one product and one argmax are all. Tiles are made in place, of a size that stays in the
+    the product, so one product and one argmax suffice. Tiles are filled in place and sized to stay in the
     processor's cache: fresh memory for each would cost as much as the argmax.
     """
     columns = np.concatenate([centroids, -(centroids**2).sum(axis=1, keepdims=True) / 2], axis=1).T.astype(np.float32)
@@ -92,7 +92,7 @@ def group_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Floa
 
 
 def known_centroids(embeddings: Float32, groups: Int64, num_groups: int) -> Float32:
-    """`group_centroids` of the items that have an embedding: rows of 0, of items placed by hash, tell nothing."""
+    """`group_centroids` of the items that have an embedding: rows of 0 (items placed by hash) say nothing."""
     known = embeddings.any(axis=1)
     return group_centroids(embeddings[known], groups[known], num_groups)
 
@@ -108,12 +108,12 @@ def fill_empty(embeddings: Float32, groups: Int64, num_groups: int) -> Int64:
 
 
 def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, least_size: int) -> Int64:
-    """Merges the smallest category into its nearest until there are no more than `num_groups`, none small.
+    """Merges the smallest category into its nearest until at most `num_groups` are left and none is too small.
 
     Args:
         embeddings: [num_items, dim].
         categories: [num_items] 0-based codes.
-        num_groups: most categories left.
+        num_groups: the most categories that may be left.
         least_size: categories below it are merged even if there are few.
 
     Returns:
@@ -123,7 +123,7 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
     categories = _join_small(embeddings, categories, max(num_groups, _MERGED_ONE_BY_ONE))
     sizes = np.bincount(categories)
     parent = np.arange(len(sizes))
-    # Of the categories that are left, side by side: their numbers, centroids and half their squared lengths.
+    # The categories that are left, in parallel arrays: numbers, centroids and half the centroids' squared lengths.
     living, centroids = np.arange(len(sizes)), group_centroids(embeddings, categories, len(sizes))
     halves, place = (centroids**2).sum(axis=1) / 2, np.arange(len(sizes))
     left = len(sizes)
@@ -155,9 +155,9 @@ def merge_categories(embeddings: Float32, categories: Int64, num_groups: int, le
 
 
 def _join_small(embeddings: Float32, categories: Int64, most: int) -> Int64:
-    """Joins all but the `most` largest categories to the nearest of these, in one go.
+    """Joins all but the `most` largest categories to the nearest of those in one go.
 
-    One by one, a hundred thousand brands took ten minutes, and time grows with the square of their number.
+    One by one, a hundred thousand brands took ten minutes, and the time grows with the square of their number.
     """
     sizes = np.bincount(categories)
     if len(sizes) <= most:
@@ -187,9 +187,9 @@ def split_categories(
         embeddings: [num_items, dim].
         settled: [num_items] which items count and are cut, if any are; the others go to the nearest part.
         categories: [num_items] codes 0..C-1.
-        before: [num_items] old group, -1 without one: a category is cut where it was, if it was.
+        before: [num_items] old group, -1 without one: a category that was cut before is cut in the same place.
         num_groups: parts of all categories, C or more.
-        restarts, sample, seed: as of `fit_centroids`.
+        restarts, sample, seed: see `fit_centroids`.
     """
     settled = settled if settled.any() else np.ones(len(settled), bool)
     sizes = np.bincount(categories[settled], minlength=int(categories.max()) + 1)
@@ -213,11 +213,11 @@ def split_categories(
 
 
 def _start_of_parts(embeddings: Float32, before: Int64, count: int, seed: int) -> Float32 | None:
-    """[count, dim] where a category's largest old parts lie today; None if it was not cut, as restarts find better."""
+    """[count, dim] where a category's largest old parts lie today; None if it was not cut: restarts find better."""
     sizes = np.bincount(before[before >= 0])
     largest = [group for group in np.argsort(-sizes, kind="stable")[:count].tolist() if sizes[group]]
     if len(largest) < 2:
         return None
-    part = np.full(len(sizes) + 1, -1)  # the last one is of new items, whose old group is -1
+    part = np.full(len(sizes) + 1, -1)  # the last entry is for new items, whose old group is -1
     part[largest] = np.arange(len(largest))
     return start_centroids(embeddings, part[before], count, seed)

@@ -1,4 +1,4 @@
-"""The preprocessing functions that TFT traces: the one place that says what a raw feature becomes.
+"""The preprocessing functions that TFT traces: the one place that defines what a raw feature becomes.
 
 The same graph runs in Beam over the whole table and inside the servable on a request.
 """
@@ -27,7 +27,7 @@ def make_preprocessing_fn(
     Args:
         id_name: raw feature holding the id.
         index_name: output holding its index.
-        vocabulary: text file, one id a line, in the order of the index.
+        vocabulary: text file, one id per line, in the order of the index.
         features: side features.
 
     Returns:
@@ -48,7 +48,7 @@ def make_preprocessing_fn(
                 outputs[feature.name] = _z_score(raw) / feature.dim**0.5
             else:
                 values = raw if feature.kind == "categorical" else _split(raw, feature)
-                # A vocabulary is a file of lines, and TFT leaves out what is more than one.
+                # A vocabulary is a file of lines, and TFT leaves out values of more than one.
                 outputs[feature.name] = _vocabulary_index(tf.strings.regex_replace(values, r"[\r\n]", " "), feature)
         return outputs
 
@@ -56,7 +56,7 @@ def make_preprocessing_fn(
 
 
 def raw_feature_spec(id_name: str, features: tuple[Feature, ...]) -> dict[str, tf.io.FixedLenFeature]:
-    """Raw inputs: strings, but float32 for numeric and vector features."""
+    """Raw inputs: float32 for numeric and vector features, else strings."""
     spec = {id_name: tf.io.FixedLenFeature([], tf.string)}
     for feature in features:
         spec[feature.name] = tf.io.FixedLenFeature(feature.raw_shape, tf.float32 if feature.is_number else tf.string)
@@ -64,7 +64,7 @@ def raw_feature_spec(id_name: str, features: tuple[Feature, ...]) -> dict[str, t
 
 
 def _index(ids: tf.Tensor, vocabulary: str, name: str) -> tf.Tensor:
-    """The file becomes an asset of the graph, so the servable needs nothing beside itself."""
+    """The file becomes an asset of the graph, so the servable needs nothing else."""
 
     def table() -> tf.lookup.StaticHashTable:
         initializer = tf.lookup.TextFileInitializer(
@@ -83,9 +83,9 @@ def _vocabulary_index(values: tf.Tensor, feature: Feature) -> tf.Tensor:
 
 
 def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
-    """[batch_size] -> [batch_size, max_tokens], the first non-empty values of each cell, "" after them.
+    """[batch_size] -> [batch_size, max_tokens], the first non-empty values of each cell, padded with "".
 
-    Of a text, values are runs of letters and digits, in lower case.
+    The values of a text are its runs of letters and digits, in lower case.
     """
     if feature.kind == "text":
         lower = tf.strings.lower(tf.strings.unicode_transcode(cells, "UTF-8", "UTF-8"), encoding="utf-8")
@@ -99,10 +99,10 @@ def _split(cells: tf.Tensor, feature: Feature) -> tf.Tensor:
 def _z_score(values: tf.Tensor) -> tf.Tensor:
     """(value - mean) / deviation over finite values; 0 for the others, and for all if they are equal.
 
-    Of [batch_size, dim] vectors, column by column. A vector is either finite or missing as a whole.
+    For [batch_size, dim] vectors, this is done column by column. A vector is either finite or missing as a whole.
 
     All sums are independent of each other, so TFT reads the table once. Squares of float32 are exact in
-    float64; a variance within the rounding of their sums is none.
+    float64; a variance within the rounding of their sums counts as 0.
     """
     present = tf.math.is_finite(values)
     if values.shape.rank == 2:
@@ -119,5 +119,5 @@ def _z_score(values: tf.Tensor) -> tf.Tensor:
 
 
 def _column_sum(values: tf.Tensor) -> tf.Tensor:
-    """Over all rows of the table: a scalar, or [dim] of vectors."""
+    """Sum over all rows of the table: a scalar, or [dim] for vectors."""
     return tft.sum(values, reduce_instance_dims=False)

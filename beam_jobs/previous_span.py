@@ -18,7 +18,7 @@ _ANEW = "set, for one run, data.previous=null (dnc retrain: retrain.span.schema_
 
 @dataclass(frozen=True)
 class PreviousSpan:
-    """What `data.previous` holds, which `dnc retrain` sets to the span before."""
+    """The contents of `data.previous`, which `dnc retrain` sets to the previous span."""
 
     path: str
     schema: Schema
@@ -29,7 +29,7 @@ class PreviousSpan:
         """Reads an events artifact, if one is named.
 
         Raises:
-            ValueError: it is no events artifact, or a damaged one.
+            ValueError: it is not an events artifact, or is damaged.
         """
         if path is None:
             return None
@@ -41,7 +41,7 @@ class PreviousSpan:
             raise ValueError(f"data.previous: {error}; or {_ANEW}") from None
 
     def checked_schema(self, statistics: Sequence[Statistics], data: DataConfig) -> Schema:
-        """The schema, to be carried on.
+        """Checks the data, and returns the schema to carry on.
 
         Raises:
             Differs: the data break it, or differ too much from the last span's.
@@ -56,7 +56,7 @@ class PreviousSpan:
         return self.schema
 
     def require_no_drift(self, statistics: Sequence[Statistics], data: DataConfig) -> None:
-        """Compares data sets with the last span's of their name.
+        """Compares each data set with the last span's data set of the same name.
 
         Raises:
             Differs: they differ too much.

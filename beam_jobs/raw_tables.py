@@ -1,4 +1,4 @@
-"""User and item tables as TFT reads them: every id of the vocabulary in its order, with raw features."""
+"""User and item tables as TFT reads them: every id of the vocabulary, in order, with raw features."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def write_raw_table(ids: pa.Array, id_name: str, table: FeatureTable | None, fie
 
 
 class ReadRawBatches(beam.DoFn):
-    """(path, number of a row group) -> a record batch in which each scalar is a list of one: TFT's form of it."""
+    """(path, number of a row group) -> a record batch with each scalar as a list of one, as TFT expects it."""
 
     def process(self, element: tuple[Path, int]) -> Iterator[pa.RecordBatch]:
         path, number = element
-        with pq.ParquetFile(local(path)) as file:  # of all of the table, work would grow with its square
+        with pq.ParquetFile(local(path)) as file:  # reading all of the table, work would grow with its square
             yield as_lists(file.read_row_group(number, use_threads=False))
 
 
 def as_lists(table: pa.Table) -> pa.RecordBatch:
-    """Columns of scalars as lists of length 1, of fixed-size lists as lists."""
+    """Turns columns of scalars into lists of length 1, and fixed-size lists into lists."""
     return pa.RecordBatch.from_arrays([_as_list(one_array(column)) for column in table.columns], table.column_names)
 
 

@@ -1,4 +1,4 @@
-"""S3 through Beam's client, one a thread: Beam's own file system makes one an operation, a tenth of a second each."""
+"""S3 through Beam's client, one per thread: Beam's file system makes one per operation, in a tenth of a second each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 class S3System:
-    """What is used of `apache_beam.io.filesystems.FileSystems`."""
+    """The part of `apache_beam.io.filesystems.FileSystems` that is used here."""
 
     def __init__(self, options: Any) -> None:
         self._options = options
@@ -33,12 +33,12 @@ class S3System:
         return stream
 
     def create_empty(self, url: str) -> None:
-        """Beam sends an object in parts, and S3 refuses one that has none."""
+        """Creates an empty object: Beam sends objects in parts, and S3 refuses one without any."""
         bucket, key = s3io.parse_s3_path(url)
         self._io.client.client.put_object(Bucket=bucket, Key=key)
 
     def check_bucket(self, url: str) -> None:
-        """Raises at once where Beam would believe for minutes that missing keys may yet come."""
+        """Raises at once where Beam would wait for minutes in case missing keys turn up."""
         bucket, _ = s3io.parse_s3_path(url, object_optional=True)
         self._io.client.client.head_bucket(Bucket=bucket)
 

@@ -24,7 +24,7 @@ _MAX_VALUES, _MAX_VALUES_OF_ALL = 2_000, 6_000
 
 @dataclass
 class TokenFeature:
-    """A categorical or tokens feature, taken apart.
+    """A categorical or tokens feature, split into its values.
 
     Attributes:
         name: of the feature.
@@ -53,13 +53,13 @@ class TokenFeature:
 
 @dataclass
 class SideFeatures:
-    """All that the item table says of the catalogue.
+    """All that the item table says about the catalogue.
 
     Attributes:
         num_items: size of the catalogue.
         tokens: categorical, tokens and text features.
-        numbers: name -> [num_items, dim] float32, NaN where there is none; of a numeric feature, dim is 1.
-        titles: [num_items] readable names, "" where there is none.
+        numbers: name -> [num_items, dim] float32, NaN for missing values; dim is 1 for a numeric feature.
+        titles: [num_items] readable names, "" if there is none.
     """
 
     num_items: int
@@ -68,11 +68,11 @@ class SideFeatures:
     titles: list[str]
 
     def feature(self, name: str) -> TokenFeature:
-        """The token feature of this name, which is there: `Config` sees to that."""
+        """The token feature of this name, which `Config` makes sure exists."""
         return next(feature for feature in self.tokens if feature.name == name)
 
     def columns(self) -> SideColumns:
-        """One-hot values, the most frequent of each feature, and standardised numbers."""
+        """Each feature's most frequent values, one-hot, and standardised numbers."""
         blocks = [sp.csr_matrix((self.num_items, 0), dtype=np.float32)]
         most = min(_MAX_VALUES, _fair_share([len(feature.values) for feature in self.tokens], _MAX_VALUES_OF_ALL))
         for feature in self.tokens:
@@ -80,15 +80,15 @@ class SideFeatures:
             shape = (self.num_items, min(len(feature.values), most))
             ones = np.ones(int(kept.sum()), np.float32)
             blocks.append(sp.csr_matrix((ones, (feature.items[kept], feature.codes[kept])), shape=shape))
-            blocks[-1].data[:] = 1  # a word that a text has ten times is one of its words
+            blocks[-1].data[:] = 1  # a word that a text has ten times counts once
         return SideColumns(sp.hstack(blocks, format="csr"), list(self.numbers.values()))
 
 
 class SideColumns:
-    """Side features as columns: sparse ones, and dense ones, which are made a block of items at a time.
+    """Side features as columns: sparse ones, and dense ones that are computed one block of items at a time.
 
     Embeddings of text or images are wider than all else: as sparse columns, or all at once in float64, those of a
-    million items outgrow a machine.
+    million items would not fit into a machine.
 
     Attributes:
         values: [num_items, num_values] one-hot.
@@ -102,17 +102,17 @@ class SideColumns:
         self._numbers = [(each, *_mean_and_scale(each)) for each in numbers]
 
     def numbers(self, items: Int64) -> Float32:
-        """[num_items, width] of some items: z-scores, over sqrt(dim) of each feature; 0 where it is missing."""
+        """[num_items, width] z-scores of some items, divided by sqrt(dim) of each feature; 0 where it is missing."""
         columns = [np.zeros((len(items), 0), np.float32)]
         for numbers, mean, scale in self._numbers:
-            with np.errstate(invalid="ignore"):  # of what is missing
+            with np.errstate(invalid="ignore"):  # for missing values
                 scaled = (numbers[items] - mean) * scale
             scaled[~np.isfinite(scaled).all(axis=1)] = 0
             columns.append(scaled.astype(np.float32))
         return np.concatenate(columns, axis=1)
 
     def shared_with(self, items: Int64) -> Bool:
-        """[num_items] whether an item has a column, other than 0, that any of `items` has."""
+        """[num_items] whether an item has a nonzero column in common with any of `items`."""
         of_values = np.bincount(self.values[items].indices, minlength=self.values.shape[1]) > 0
         of_numbers = np.zeros(self.width, bool)
         for block in blocks_of_items(items):
@@ -124,14 +124,14 @@ class SideColumns:
 
 
 def blocks_of_items(items: Int64) -> Iterator[Int64]:
-    """Some items at a time."""
+    """Yields the items in blocks."""
     return (items[start : start + _DENSE_ROWS] for start in range(0, len(items), _DENSE_ROWS))
 
 
 def _mean_and_scale(numbers: Float32) -> tuple[Float64, Float64]:
-    """[dim] mean of the rows without NaN, and what makes z-scores over sqrt(dim) of deviations from it.
+    """[dim] mean of the rows without NaN, and the factor that turns deviations from it into z-scores over sqrt(dim).
 
-    0 for a column of equal numbers: a variance within their rounding is none.
+    The factor is 0 for a column of equal numbers: a variance within their rounding counts as 0.
     """
     present = np.flatnonzero(np.isfinite(numbers).all(axis=1))
     mean, variance = np.zeros(numbers.shape[1]), np.zeros(numbers.shape[1])
@@ -144,7 +144,7 @@ def _mean_and_scale(numbers: Float32) -> tuple[Float64, Float64]:
 
 
 def _fair_share(sizes: list[int], most: int) -> int:
-    """The greatest number to which each of `sizes` may be cut so that their sum is at most `most`."""
+    """The greatest limit to which `sizes` can be cut so that their sum is at most `most`."""
     left = most
     for place, size in enumerate(sorted(sizes)):
         share = left // (len(sizes) - place)
@@ -185,7 +185,7 @@ def _matrix(column: pa.Array) -> Float32:
 
 
 def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
-    """The values of each cell as lists, as the transform's graph splits it; None where a cell is one value."""
+    """The values of each cell as lists, as the transform's graph splits it; None if each cell is one value."""
     if feature.kind == "tokens":
         return pc.split_pattern(column, feature.separator.encode())
     if feature.kind == "text":
@@ -196,7 +196,7 @@ def _split(column: pa.Array, feature: Feature) -> pa.Array | None:
 
 
 def take_apart(feature: Feature, column: pa.Array) -> TokenFeature:
-    """A column of a feature table by its values; an empty one is none."""
+    """Splits a column of a feature table into its values, without empty ones."""
     # A block at a time: the words of a million descriptions are a hundred million.
     starts = range(0, max(1, len(column)), _ROWS_AT_ONCE)
     blocks = [_values_of(feature, column.slice(start, _ROWS_AT_ONCE)) for start in starts]
@@ -214,7 +214,7 @@ def take_apart(feature: Feature, column: pa.Array) -> TokenFeature:
 
 
 def _values_of(feature: Feature, cells: pa.Array) -> tuple[Int32, pa.DictionaryArray]:
-    """The places of the cells that the values are in, and the values."""
+    """The place of each value's cell, and the values."""
     lists = _split(cells, feature)
     flat, places = cells, pa.array(np.arange(len(cells)))
     if lists is not None:
