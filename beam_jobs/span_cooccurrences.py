@@ -1,9 +1,9 @@
-"""Co-occurrence by spans: which pairs of items a span's arrival adds, counted once and kept beside the span.
+"""Co-occurrence by span: the pairs of items that each span adds, counted once and kept beside the span.
 
-A user's events are taken in the order of their arrival: span by span, by time within a span. A pair belongs to the
-span of its later event; how many spans earlier its other event arrived is kept with it, so that a pair whose
-earlier event the window has left behind is left out. The sum over a window's spans is then what `CountCooccurrences`
-counts in the merged events, as long as time and arrival agree.
+A user's events are taken in order of arrival: span by span, and by time within a span. A pair belongs to the span of
+its later event and records how many spans earlier the other event arrived, so that pairs whose earlier event lies
+before the window can be left out. The sum over a window's spans is then what `CountCooccurrences` counts in the merged
+events, as long as time and arrival agree.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
 def count_new_cooccurrences(
     config: Config, spans: Sequence[SpanParts], holdout_start: int, scratch: Path
 ) -> list[Path]:
-    """Counts the co-occurrence of those spans that were not counted yet in this neighbourhood.
+    """Counts the co-occurrence of the spans that have no count yet that is valid in this window.
 
     Args:
         spans: of the window, oldest first.
@@ -82,11 +82,11 @@ def _fingerprint(config: Config, span: SpanParts) -> str:
 
 
 def _is_current(manifest: artifact.Manifest | None, past: list[str], holdout_start: int) -> bool:
-    """Whether what was counted holds for this window.
+    """Whether an existing count is valid for this window.
 
-    It holds for a shorter past, too: what lies further back than the window can be told by its distance. Unless
-    events of the span, or before it, were left out, which depends on the past and on the holdout; and an earlier
-    holdout leaves out what was counted.
+    It is valid for a shorter past, too, as the distance of a pair shows whether it reaches back beyond the window.
+    There are two exceptions: if events of the span or before it were left out, the count depends on the past and the
+    holdout; and an earlier holdout leaves out events that were counted.
     """
     if manifest is None:
         return False
@@ -107,7 +107,7 @@ class _Arrivals:
 
 
 class CountSpanCooccurrences(beam.DoFn):
-    """Bucket -> a file of pairs for each wanted span; yields how many events up to each had to be left out."""
+    """Bucket -> a file of pairs for each wanted span; yields how many events up to and including each were left out."""
 
     def __init__(
         self, config: Config, spans: Sequence[SpanParts], holdout_start: int, folders: dict[int, Path]
@@ -135,7 +135,7 @@ class CountSpanCooccurrences(beam.DoFn):
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         times = table[EventColumn.TIMESTAMP].to_numpy()
         spans = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
-        # Of nobody else is there anything new.
+        # Only these users have anything new.
         is_wanted = np.zeros(int(users.max(initial=-1)) + 1, bool)
         is_wanted[users[np.isin(spans, list(self._folders))]] = True
         of_wanted = np.flatnonzero(is_wanted[users])
@@ -171,7 +171,7 @@ class CountSpanCooccurrences(beam.DoFn):
 
 
 def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> Bool:
-    """[num_events] whether an earlier span has the event: one that arrives again is no new co-occurrence."""
+    """[num_events] whether an earlier span has the event: one that arrives again adds no co-occurrence."""
     order = by_user_and_time(users, times)
     tied, run = ties(users[order], times[order])
     rows = order[tied]
@@ -183,7 +183,7 @@ def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> Bool
 
 
 class MergeCooccurrences(beam.PTransform):
-    """(file of pairs, reach) -> one Parquet file (row < column, weight) a block of items; yields the files' names."""
+    """(file of pairs, reach) -> one Parquet file (row < column, weight) per block of items; yields their names."""
 
     def __init__(self, statistics: ItemStatistics, num_blocks: int, output: Path) -> None:
         super().__init__()
@@ -244,10 +244,10 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, in
     """(file of pairs, reach) of the spans that a merged `Events` artifact names.
 
     Args:
-        since: microseconds; only of spans that begin then or later.
+        since: microseconds; only for spans that begin then or later.
 
     Raises:
-        ValueError: a span's was counted anew since then, for another config.
+        ValueError: a span's pairs were counted anew for another config since the merge.
     """
     found = []
     for reach, span in enumerate(details["spans"]):

@@ -1,4 +1,4 @@
-"""The schema of the log and the feature tables, inferred by the first run and enforced by those that name it.
+"""The schema of the log and the feature tables, inferred by the first run and enforced by runs that name it.
 
 It is TFX's schema proto in text form, so it can be read, edited and reviewed like code.
 """
@@ -18,16 +18,16 @@ from beam_jobs.timestamps import as_text
 from contracts.storage import read_text, write_text
 
 _LEAST_DOMAIN_MASS = 0.95
-"""Share of a feature's values that must be of its domain; what an inferred schema says, until somebody edits it."""
+"""Share of a feature's values that must be in its domain, in an inferred schema that nobody has edited."""
 
 
 def infer_schema(statistics: Sequence[Statistics]) -> Schema:
-    """Every feature must be there, and the values that occur are its domain, if there are not too many to list.
+    """Infers that every feature must be present, with the values that occur as its domain unless too many to list.
 
-    Of a table without a row nothing is asked: neither that the next one has values, nor which.
-    Request features are left out: the config lists their values, also those that nobody has told yet.
-    Shapes of ids of random characters are no domain, however few: a false alarm stops a run that has to be daily, and
-    `drift_anomalies` sees a change of most of them.
+    A table without rows sets no requirements: neither that the next one has values, nor which.
+    Request features are left out, since the config lists their values, including those that no request has sent yet.
+    Shapes of random ids form no domain, however few there are: a false alarm would stop a daily run, and
+    `drift_anomalies` notices if most of them change.
     """
     schema = Schema()
     for name, shares in _histograms(statistics).items():
@@ -42,7 +42,7 @@ def infer_schema(statistics: Sequence[Statistics]) -> Schema:
 
 
 def _histograms(statistics: Sequence[Statistics]) -> dict[str, dict[str, float]]:
-    """Of all that a schema is of."""
+    """The histograms of all features that a schema covers."""
     of_all = (histogram for dataset in statistics for histogram in histograms_of(dataset).items())
     return {name: shares for name, shares in of_all if not name.endswith(f".{TOLD}")}
 
@@ -107,10 +107,10 @@ def write_schema(schema: Schema, path: Path) -> None:
 
 
 def read_schema(path: Path) -> Schema:
-    """What `write_schema` wrote, perhaps edited since.
+    """Reads what `write_schema` wrote, perhaps edited since.
 
     Raises:
-        ValueError: the file is missing or is none.
+        ValueError: the file is missing or is not a schema.
     """
     try:
         return text_format.Parse(read_text(path), Schema())

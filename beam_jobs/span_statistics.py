@@ -1,6 +1,6 @@
 """Statistics of one ingest as TFX's statistics protos, which TensorFlow Data Validation and Facets show.
 
-One data set is the events, each feature table is one more.
+The events are one data set, and each feature table is another.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contracts.names import EventColumn
 from contracts.storage import read_text, write_text
 
 LATE = 0.99
-"""Share of the events by which a log is nearly over: some clocks are always wrong, and say that it ends in years."""
+"""Share of events after which a log is nearly over: some clocks are always wrong, and put its end years ahead."""
 _LATE = "late"
 TOLD = "told"
-"""Ends the names of histograms of request features."""
+"""Last part of the names of request features' histograms."""
 MISSING, OTHER = "(missing)", "(other)"
-"""Values of a histogram: rows that have none, and all values too rare to be listed."""
+"""Values of a histogram: rows without a value, and all values too rare to be listed."""
 
 
 def dataset_statistics(name: str, rows: int, histograms: Mapping[str, Mapping[str, int]]) -> Statistics:
@@ -42,7 +42,7 @@ def dataset_statistics(name: str, rows: int, histograms: Mapping[str, Mapping[st
 def event_statistics(
     events: int, histograms: Mapping[str, Mapping[str, int]], first: int, last: int, late: int, dead_letters: int
 ) -> Statistics:
-    """Builds the proto of the log: `dataset_statistics`, and those of the timestamps.
+    """Builds the proto of the log: `dataset_statistics`, plus the statistics of its timestamps.
 
     Args:
         events: valid events.
@@ -73,13 +73,13 @@ def histograms_of(statistics: Statistics) -> dict[str, dict[str, float]]:
 
 
 def last_event(statistics: Statistics) -> int | None:
-    """Microseconds of the latest event; None of a feature table."""
+    """Microseconds of the latest event; None for a feature table."""
     times = [int(feature.num_stats.max) for feature in statistics.features if feature.name == EventColumn.TIMESTAMP]
     return max(times, default=None)
 
 
 def late_event(statistics: Statistics) -> int | None:
-    """Microseconds by which the share `LATE` of the events had happened; None of a feature table."""
+    """Microseconds by which the share `LATE` of the events had happened; None for a feature table."""
     times = [feature for feature in statistics.features if feature.name == EventColumn.TIMESTAMP]
     return next((int(each.num) for feature in times for each in feature.custom_stats if each.name == _LATE), None)
 
@@ -91,10 +91,10 @@ def write_statistics(statistics: Iterable[Statistics], path: Path) -> None:
 
 
 def read_statistics(path: Path) -> list[Statistics]:
-    """What `write_statistics` wrote.
+    """Reads what `write_statistics` wrote.
 
     Raises:
-        ValueError: the file is missing or is none.
+        ValueError: the file is missing or does not hold statistics.
     """
     try:
         text = read_text(path)

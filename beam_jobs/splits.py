@@ -17,7 +17,7 @@ def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:
     Args:
         users: [num_events] user numbers, sorted; each user's events in order.
         is_target: [num_events] whether the event is of the target level, and the first such of its user and item.
-        min_user_events: users with fewer of these only train.
+        min_user_events: users with fewer of these are only trained on.
 
     Returns:
         [num_events] `Split`.
@@ -27,7 +27,7 @@ def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:
     if not len(targets):
         return splits
     owners = users[targets]
-    # Of these: how many of the same user follow.
+    # For each target, how many of the same user's targets follow.
     end = np.searchsorted(owners, owners, side="right")
     start = np.searchsorted(owners, owners, side="left")
     following = end - 1 - np.arange(len(targets))
@@ -43,7 +43,7 @@ def leave_one_out(users: Int64, is_target: Bool, min_user_events: int) -> Int8:
 
 
 def by_time(timestamps: Int64, validation_start: int, test_start: int) -> Int8:
-    """[num_events] `Split` by two moments in microseconds: each opens its split."""
+    """[num_events] `Split` by two moments in microseconds, each of which begins its split."""
     return (int(Split.TRAIN) + (timestamps >= validation_start) + (timestamps >= test_start)).astype(np.int8)
 
 

@@ -24,7 +24,7 @@ from contracts.storage import as_path
 
 @dataclass(frozen=True)
 class CategoryShares:
-    """In which groups the items of each category were.
+    """Which groups the items of each category were in.
 
     Attributes:
         values: [num_categories] distinct categories.
@@ -66,15 +66,14 @@ class PreviousGroups:
     """The last run's groups, seen from today's catalogue.
 
     Attributes:
-        of_item: [num_items] group that each of today's items was in, -1 for an item that is new.
-        sizes: [previous K] items of each group, those that are gone since included.
-        settled: [num_items] items that co-occurrence had placed.
+        of_item: [num_items] group that each of today's items was in, -1 for a new item.
+        sizes: [previous K] number of items in each group, including those that are gone now.
+        settled: [num_items] whether co-occurrence had placed the item.
         embeddings: [num_items, previous dim] of today's items, 0 where the last run did not have them.
         centroids: [previous K, previous dim].
-        expected_within: share of co-occurrence within groups that is usual, see `beam_jobs.kept_groups`; None if
-            unknown.
-        categories: what the groups hold, if they are of categories.
-        fit: the settings that they were fitted by, see `fit_settings`; none of them if unknown.
+        expected_within: usual share of co-occurrence within groups, see `beam_jobs.kept_groups`; None if unknown.
+        categories: what the groups hold, if they are groups of categories.
+        fit: the settings that the groups were fitted with, see `fit_settings`; empty if unknown.
     """
 
     of_item: Int64
@@ -87,24 +86,24 @@ class PreviousGroups:
     fit: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, settings: Mapping[str, Any]) -> list[str]:
-        """Which of `fit_settings` are others now: groups that are kept would go on as if they were not."""
+        """Which of `fit_settings` have changed: groups that are kept would go on as if they had not."""
         return sorted(key for key, value in settings.items() if self.fit.get(key, value) != value)
 
     def fits(self, groups: GroupsConfig) -> bool:
-        """Whether they can be kept under this config: another K or another space asks for another fit.
+        """Whether the groups can be kept under this config: another K or another space needs another fit.
 
-        Groups of categories are what the categories say, and are told anew each time.
+        Groups of categories follow the categories, and are determined anew each time.
         """
         same = self.centroids.shape == (groups.num_groups, groups.embedding_dim)
         return same and groups.method == "kmeans" and bool(self.settled.any())
 
     def kept(self, num_groups: int) -> Int64:
-        """[num_items] `of_item`, -1 also where the group's id no longer exists."""
+        """[num_items] `of_item`, with -1 also for groups whose id no longer exists."""
         return np.where(self.of_item < num_groups, self.of_item, -1)
 
 
 def fit_settings(config: Config) -> dict[str, Any]:
-    """Key -> value, for JSON, of what decides how groups are fitted to the events that there are."""
+    """Key -> JSON value of the settings that determine how groups are fitted to given events."""
     feedback = config.data.feedback
     settings = config.groups.model_dump(mode="json", exclude={"previous", "since", "refit_drift"})
     level = feedback.levels[feedback.target_level_index]
@@ -115,7 +114,7 @@ def previous_manifest(path: str) -> Manifest:
     """The manifest of the artifact that `groups.previous` names.
 
     Raises:
-        ValueError: it is no item_groups artifact.
+        ValueError: it is not an item_groups artifact.
     """
     try:
         return read_manifest(as_path(path), ItemGroups.KIND)
@@ -127,7 +126,7 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     """Reads the artifact that `groups.previous` names, if any.
 
     Raises:
-        ValueError: it is no item_groups artifact.
+        ValueError: it is not an item_groups artifact.
     """
     if path is None:
         return None
@@ -154,14 +153,14 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
 def match_groups(
     groups: Int64, of_item: Int64, weights: Float64, num_groups: int, of_new: Float64 | None = None
 ) -> Int64:
-    """Renames groups so that as much weight as possible stays in the group of its name.
+    """Renames groups so that as much weight as possible stays in the group of the same name.
 
     The one-to-one naming of greatest total overlap is a linear assignment (Kuhn 1955; Crouse 2016).
 
     Args:
         groups: [num_items] 0..K-1, or -1.
         of_item: [num_items] old group, -1 without one.
-        weights: [num_items] what an item counts: with training events, what most users see stays put.
+        weights: [num_items] how much an item counts: with training events, what most users see stays put.
         num_groups: K.
         of_new: [num_groups, num_groups] what new items add to the overlap of today's groups with the old ones.
 
@@ -199,7 +198,7 @@ def drift(groups: Int64, previous: PreviousGroups, weights: Float64, num_groups:
 
 
 def kept_shares(groups: Int64, previous: PreviousGroups, num_groups: int) -> list[float | None]:
-    """[num_groups] part of each old group's items, of those still there, that it still holds; None without any."""
+    """[num_groups] share of each old group's remaining items that it still holds; None if none remain."""
     shared = (previous.of_item >= 0) & (previous.of_item < num_groups)
     before = np.bincount(previous.of_item[shared], minlength=num_groups)
     stayed = np.bincount(groups[shared & (groups == previous.of_item)], minlength=num_groups)

@@ -43,7 +43,7 @@ class CountItemsAndUsers(beam.PTransform):
 
     def expand(self, sources: beam.PCollection) -> beam.PCollection:
         target_level = self._config.data.feedback.target_level_index
-        # Every bucket sends something to every partition: as many partitions as buckets would be too much to shuffle.
+        # Every bucket sends something to every partition, so as many as there are buckets would be too much to shuffle.
         partitions = math.isqrt(self._config.data.num_buckets) + 1
         counted = sources | "CountBuckets" >> beam.ParDo(CountBucket(target_level, partitions)).with_outputs(
             CountBucket.USERS, main="items"
@@ -71,7 +71,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         ValueError: there are no events, or a feature table cannot be read.
     """
     events = read_manifest(workdir.events.path)
-    # Merged spans were counted one by one already.
+    # Merged spans have already been counted one by one.
     folder = current(workdir.events.path)
     sources = events.details.get("counts") or [{"events": str(folder / name)} for name in events.files]
     with writing(workdir.item_statistics.path, ItemStatistics.KIND, fingerprint) as writer:
@@ -98,7 +98,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 
 def _warn_of_odd_ids(staged: ItemStatistics) -> None:
-    """Of valid ids that may not be what they look like."""
+    """Warns of valid ids that may not be what they look like."""
     for path, name in ((staged.items, ItemColumn.ITEM_ID), (staged.users, UserColumn.USER_ID)):
         ids = read_parquet(path, columns=[name])[name]
         if marks := marks_of_absence(ids):
@@ -116,7 +116,7 @@ def _warn_of_odd_ids(staged: ItemStatistics) -> None:
 
 
 def _warn_of_times_by_item(staged: ItemStatistics) -> None:
-    """Says so where one item's events end before the next one's begin, as nobody's log does that has real times."""
+    """Warns if each item's events end before the next one's begin, as they never do in a log with real times."""
     seen = read_parquet(staged.items, columns=[ItemColumn.FIRST_SEEN, ItemColumn.LAST_SEEN]).drop_null()
     first, last = (column.to_numpy() for column in seen.columns)
     order = np.flatnonzero(first < last)
@@ -148,7 +148,7 @@ class _KnownIds:
     counts: dict[str, int] = field(default_factory=dict)
 
     def warn_of_strangers(self, in_log: int, in_either: int, found: Path) -> None:
-        """Says so where the log and the table have no id in common, or the table lacks most of the log's.
+        """Warns if the log and the table have no id in common, or the table lacks most of the log's.
 
         `found` holds the ids of both, those with the most training events first.
         """

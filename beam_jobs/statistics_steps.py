@@ -44,7 +44,7 @@ _AGGREGATES = {
 
 
 def sampling_probabilities(train_counts: Int64, exponent: float) -> Float64:
-    """[num_items] max(count, 0.5) ** exponent, normalised: by which negatives are drawn."""
+    """[num_items] max(count, 0.5) ** exponent, normalised: the probabilities by which negatives are drawn."""
     weights = np.maximum(train_counts, _LEAST_COUNT).astype(np.float64) ** exponent
     return weights / weights.sum()
 
@@ -78,7 +78,7 @@ class CountBucket(beam.DoFn):
 
     A source is one of
         {"events": a bucket's file}, whose events' splits say what is trained on;
-        {"events": a file of a span, "before": microseconds}, of which earlier events are trained on;
+        {"events": a file of a span, "before": microseconds}, whose earlier events are trained on;
         {"items": file, "users": file}, a span's `SpanParts`, all of which is trained on.
     """
 
@@ -109,19 +109,19 @@ class CountBucket(beam.DoFn):
 
 
 class MergeCounts(beam.DoFn):
-    """(partition, packed counts) -> (0, packed counts), one row an item."""
+    """(partition, packed counts) -> (0, packed counts), one row per item."""
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[int, bytes]]:
         yield 0, pack(sum_items(unpack(element[1])))
 
 
 def sum_items(counts: pa.Table) -> pa.Table:
-    """Counts of items, one row an item."""
+    """Counts of items, summed to one row per item."""
     return _summed(counts, _ITEMS)
 
 
 def _summed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """One row an id."""
+    """Sums a table to one row per id."""
     identity, *names = schema.names
     merged = table.group_by(identity, use_threads=False).aggregate([(name, _AGGREGATES[name]) for name in names])
     return merged.select([identity, *(f"{name}_{_AGGREGATES[name]}" for name in names)]).rename_columns(schema.names)
@@ -167,7 +167,7 @@ class WriteUsers(beam.DoFn):
 
 
 def _with_known_ids(table: pa.Table, path: Path | None, schema: pa.Schema) -> pa.Table:
-    """Adds the ids of a feature table that the log does not hold, with counts of 0 and null times."""
+    """Adds the ids of a feature table that are not in the log, with counts of 0 and null times."""
     if path is None:
         return table
     ids = read_parquet(path)["id"]
@@ -185,7 +185,7 @@ def _by_count(table: pa.Table, count: str, identity: str) -> pa.Table:
     """Most frequent first, ties by the id's bytes: the same on every runner.
 
     Raises:
-        ValueError: the ids are more text than one Arrow array holds, as which all that follows reads them.
+        ValueError: the ids are more text than one Arrow array holds, and all later steps read them as one.
     """
     num_bytes = pc.sum(pc.binary_length(table[identity])).as_py() or 0
     if num_bytes > _MOST_ID_BYTES:
