@@ -1,4 +1,4 @@
-"""Times of any usual form to microseconds since 1970-01-01 UTC."""
+"""Converts times in any usual form to microseconds since 1970-01-01 UTC."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contracts.config.data import FRACTIONS
 UNREADABLE, NEGATIVE = "not a time", "negative"
 _ROUNDED = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
 TIME_PROBLEMS = ("", "missing", UNREADABLE, NEGATIVE, "after the year 9999", _ROUNDED)
-"""What `parse_times` finds, by code; code 0 is a sound time."""
+"""The problems that `parse_times` finds, by code; code 0 is a sound time."""
 _OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE, _LOST = range(6)
 
 _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
@@ -26,7 +26,7 @@ _AUTO_LIMITS = (1e11, 1e14, 1e17)
 _INTEGER = r"^\s*\+?[0-9]{1,19}\s*$"
 _NUMBER = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 _OF_SPREADSHEET = r"^\s*[0-9](\.[0-9]{1,5})?E\+[0-9]{2}\s*$"
-"""What spreadsheets write of a number with more digits than a cell shows: 1.397E+12 are any of twelve days."""
+"""What spreadsheets write for a number with more digits than a cell shows: 1.397E+12 may be any of twelve days."""
 _ISO = (
     r"^\s*(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
     r"(?:[T ](?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,](?P<fraction>[0-9]{1,9}))?)?"
@@ -35,13 +35,13 @@ _ISO = (
 
 
 def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> tuple[Int64, Int8]:
-    """Microseconds UTC and, where there are none, why.
+    """Microseconds UTC or, if a row has none, the reason.
 
     Args:
         column: numbers, Arrow timestamps or dates, or text holding numbers or ISO 8601 (no zone: UTC).
         unit: of numbers: s, ms, us, ns or auto (by each number's magnitude).
-        text_format: strptime's directives, for all but Arrow timestamps and dates. As there, a day that its month
-            lacks is one of the next month. One of `FRACTIONS` may end it.
+        text_format: strptime directives, for all but Arrow timestamps and dates. As in strptime, a day that its month
+            lacks becomes one of the next month. The format may end in one of `FRACTIONS`.
 
     Returns:
         [num_rows] microseconds and [num_rows] index into `TIME_PROBLEMS`.
@@ -52,12 +52,12 @@ def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> 
     problems[(problems == _OK) & (micros < 0)] = _NEGATIVE
     problems[(problems == _OK) & (micros >= _MAX_MICROSECONDS)] = _LATE
     if pa.types.is_floating(column.type) and column.type.bit_width < 64:
-        problems[(problems == _OK) & is_inexact(column)] = _LOST  # seconds of today, by two minutes
+        problems[(problems == _OK) & is_inexact(column)] = _LOST  # today's times in seconds are off by two minutes
     return np.where(problems == _OK, micros, 0), problems
 
 
 def _read(column: pa.Array, unit: str, text_format: str | None) -> tuple[Int64, Int8]:
-    """As `parse_times`, before any time is judged."""
+    """Like `parse_times`, but before any time is judged."""
     missing = column.is_null(nan_is_null=False).to_numpy(zero_copy_only=False)
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         return _from_arrow(column), np.where(missing, _MISSING, _OK).astype(np.int8)
@@ -97,7 +97,7 @@ def as_text(micros: int) -> str:
 
 
 def _from_arrow(column: pa.Array) -> Int64:
-    """Timestamps and dates, 0 for a null; Arrow's own cast to microseconds lets what is too late wrap around."""
+    """Microseconds of timestamps and dates, 0 for a null; Arrow's own cast lets times that are too late wrap around."""
     if pa.types.is_date32(column.type):
         column = column.cast(pa.timestamp("s"))  # days, of 32 bits
     unit = "ms" if pa.types.is_date64(column.type) else column.type.unit
@@ -115,9 +115,9 @@ def _scale_integers(values: Int64, unit: str) -> Int64:
 
 
 def _from_nanoseconds(values: Int64) -> Int64:
-    """The greatest integer remains, which is no microsecond: it stands for no time, or for a number that was cut to it.
+    """Microseconds; the greatest integer stays, too late to be valid: it stands for no time or for a clipped number.
 
-    As nanoseconds it would be a day of 2262, the last of every user's events.
+    Read as nanoseconds, it would be a day in 2262, and the last of every user's events.
     """
     return np.where(values == _GREATEST, values, values // 1_000)
 
@@ -135,12 +135,12 @@ def _scale_floats(values: Float64, unit: str) -> tuple[Int64, Int8]:
         factor = np.select([size < limit for limit in _AUTO_LIMITS], [1e6, 1e3, 1.0], 1e-3)
     else:
         factor = np.full(len(values), _MICROSECONDS[unit])
-    factor[values >= _GREATEST] = 1.0  # as of `_from_nanoseconds`
+    factor[values >= _GREATEST] = 1.0  # see `_from_nanoseconds`
     return np.rint(np.clip(values * factor, -9e18, 9e18)).astype(np.int64), problems
 
 
 def _to_text(values: pa.Array) -> tuple[pa.Array, Int8]:
-    """Strings, and the problem of each as long as nothing has read it."""
+    """Strings, and the problem that each one has until it is parsed."""
     text = pc.fill_null(pc.if_else(pa.array(utf8_mask(values)), values, pa.scalar(b"?", pa.binary())), b"")
     text = text.cast(pa.string())
     problems = np.full(len(text), _NOT_A_TIME, np.int8)
@@ -187,7 +187,7 @@ def _parse_text(values: pa.Array, unit: str) -> tuple[Int64, Int8]:
 
 
 def _parse_iso(text: pa.Array) -> tuple[Int64, Bool]:
-    """Microseconds of ISO 8601 text, and which of it is that."""
+    """Microseconds of ISO 8601 text, and which strings are valid."""
     parts = pc.extract_regex(text, _ISO)
     sound = parts.is_valid().to_numpy(zero_copy_only=False)
 
@@ -209,13 +209,13 @@ def _parse_iso(text: pa.Array) -> tuple[Int64, Bool]:
 
 
 def _fraction(parts: pa.Array) -> Int64:
-    """Microseconds of the field "fraction", the digits after the point; 0 where there are none."""
+    """Microseconds of the field "fraction", the digits after the point; 0 if there are none."""
     digits = pc.utf8_rpad(pc.fill_null(pc.struct_field(parts, "fraction"), ""), 9, "0")
     return digits.cast(pa.int64()).to_numpy() // 1_000
 
 
 def _zone(zone: pa.Array) -> tuple[Int64, Bool]:
-    """Minutes east of UTC."""
+    """Minutes east of UTC, and which zones are valid."""
     signed = pc.match_substring_regex(zone, "^[+-]").to_numpy(zero_copy_only=False)
     digits = pc.utf8_rpad(pc.replace_substring_regex(zone, "[^0-9]", ""), 4, "0").cast(pa.int64()).to_numpy()
     sign = np.where(pc.starts_with(zone, "-").to_numpy(zero_copy_only=False), -1, 1)

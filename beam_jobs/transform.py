@@ -41,7 +41,7 @@ class TableJob:
 
     kind: str  # "item" or "user"
     source: Path  # Parquet of the statistics, in the order of the index
-    vocabulary: Path  # that TensorFlow can open
+    vocabulary: Path  # which TensorFlow can open
     features: FeatureTable | None
     field: str
     graph: Path
@@ -166,7 +166,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 @dataclass(frozen=True)
 class TableDone:
-    """Rows of a transformed table, rows of its feature table that were left out, and what its features became."""
+    """Rows of a transformed table, rows left out of its feature table, and what its features became."""
 
     rows: int
     left_out: dict[str, int]
@@ -174,10 +174,10 @@ class TableDone:
 
 
 def _run_table(config: Config, job: TableJob, scratch: Path) -> TableDone:
-    """Runs one table on the configured runner, or where TensorFlow cannot open the artifact's scheme, in this process.
+    """Runs one table on the configured runner, or in this process if TensorFlow cannot open the artifact's scheme.
 
     TFT exchanges its graphs between steps as files that TensorFlow writes and reads, and TensorFlow has no file
-    system for s3 or hdfs. The tables are as long as the catalogue, not the log, so that one machine will do.
+    system for s3 or hdfs. The tables are as long as the catalogue, not the log, so one machine will do.
     """
     if not isinstance(scratch, RemotePath) or scratch.scheme in tf.io.gfile.get_registered_schemes():
         return _transform(config.beam, job, scratch)
@@ -205,7 +205,7 @@ def _transform(beam_config: BeamConfig, job: TableJob, scratch: Path) -> TableDo
 
 
 def _spec(feature: Feature, graph: Path) -> dict[str, Any]:
-    """`vocabulary_size` counts the known values: indices are 0 (missing) to it. A text is tokens by now."""
+    """`vocabulary_size` counts the known values: indices run from 0 (missing) to it. By now, a text is tokens."""
     size, kind = 0, "tokens" if feature.kind == "text" else feature.kind
     if not feature.is_number:
         size = len(tft.TFTransformOutput(str(graph)).vocabulary_by_name(vocabulary_file(feature.name)))

@@ -9,10 +9,10 @@ from beam_jobs.arrays import Float64, Int64
 
 
 class UniformLists:
-    """One list of distinct items a key.
+    """One list of distinct items per key.
 
     Attributes:
-        items: [total] the lists back to back; of any integer type, since neighbours of a large catalogue add up.
+        items: [total] the lists back to back; of any integer type, since the neighbours in a large catalogue add up.
         starts: [num_keys + 1] where each list starts, and where the last one ends.
     """
 
@@ -23,11 +23,11 @@ class UniformLists:
 
     @property
     def sizes(self) -> Int64:
-        """[num_keys] items of each list."""
+        """[num_keys] number of items in each list."""
         return np.diff(self.starts)
 
     def draw(self, keys: Int64, number: int, rng: np.random.Generator) -> Int64:
-        """[num_keys_asked, number] items, a row from each list asked for, which is not empty."""
+        """[num_keys_asked, number] items, one row per list asked for; none of these may be empty."""
         place = (rng.random((len(keys), number)) * self.sizes[keys][:, None]).astype(np.int64)
         return self.items[self.starts[keys][:, None] + place].astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Columns of dense vectors, such as text or image embeddings: one width, and either whole or missing."""
+"""Columns of dense vectors, such as text or image embeddings: all of one width, each either whole or missing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _ROWS_AT_ONCE = 1 << 13
 
 
 def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, Bool]:
-    """The column's cells as vectors: lists of numbers, or text that `feature.separator` joins.
+    """The column's cells as vectors: lists of numbers, or text joined by `feature.separator`.
 
-    It is read a block of rows at a time: of a million pictures, what is made on the way outgrows a machine.
+    The column is read one block of rows at a time: the intermediate results for a million pictures would outgrow a
+    machine.
 
     Returns:
-        Fixed-size lists of float32, a missing or malformed cell being all NaN; and bool [num_rows], which cells
-        hold something but not `feature.dim` finite numbers.
+        Fixed-size lists of float32, all NaN for a missing or malformed cell; and bool [num_rows], which cells hold
+        something other than `feature.dim` finite numbers.
 
     Raises:
         ValueError: the column is of a type that holds no numbers.
@@ -38,9 +39,9 @@ def to_vectors(column: pa.ChunkedArray, feature: Feature) -> tuple[pa.Array, Boo
 
 
 def _read(column: pa.Array, feature: Feature, vectors: Float32) -> Bool:
-    """Writes the vectors that there are over `vectors`; returns which cells are malformed."""
+    """Writes the sound vectors into `vectors`; returns which cells are malformed."""
     present = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    lists = column.filter(pa.array(present))  # a null fixed-size list has values
+    lists = column.filter(pa.array(present))  # a null fixed-size list still has values
     lists = lists if is_list(column.type) else _split(lists, feature.separator)
     numbers = _numbers(pc.list_flatten(lists))
     rows = np.flatnonzero(present)[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)]
@@ -67,10 +68,10 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _split(column: pa.Array, separator: str) -> pa.Array:
-    """Text cells as lists of their parts; "" and what has no text as empty lists.
+    """Splits text cells into lists of their parts; "" and cells without text become empty lists.
 
-    A pair of brackets around a cell is left out: so Python and NumPy print vectors. NumPy lines numbers up with further
-    spaces and breaks long lines, so that one that separates may be several, or a line's end.
+    A pair of brackets around a cell is left out, since Python and NumPy print vectors with them. NumPy also aligns
+    numbers with extra spaces and breaks long lines, so a separating space may be several, or the end of a line.
     """
     text = pc.fill_null(to_binary(column), b"")
     text = pc.replace_substring_regex(text, r"(?s)^\s*\[(.*)\]\s*$", r"\1")
@@ -82,7 +83,7 @@ def _split(column: pa.Array, separator: str) -> pa.Array:
 
 def _numbers(values: pa.Array) -> Float32:
     kind = values.type
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and its cell malformed
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, and their cells malformed
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             numbers = pc.fill_null(values.cast(pa.float64(), safe=False), float("nan"))
             return numbers.to_numpy(zero_copy_only=False).astype(np.float32)

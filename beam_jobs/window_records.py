@@ -1,4 +1,4 @@
-"""Which events make which record: training windows and evaluation users, as index arithmetic."""
+"""Which events go into which record: training windows and evaluation users, as index arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WindowBounds:
     Attributes:
         starts: [num_windows] place of the first event.
         num_context: [num_windows] events before the first target, at least 1.
-        num_targets: [num_windows] events that follow them, 1..length: targets, but for repeats and context.
+        num_targets: [num_windows] events after those, 1..length: targets, except for repeats and context.
     """
 
     starts: Int64
@@ -38,24 +38,24 @@ class WindowBounds:
         return ragged_range(self.starts, self.lengths)
 
     def target_positions(self) -> Int64:
-        """[sum(num_targets)] places of all windows' targets, and of what is among them and none."""
+        """[sum(num_targets)] places of all windows' targets, and of repeats and context among them."""
         return ragged_range(self.starts + self.num_context, self.num_targets)
 
     def count_targets(self, events: Bool) -> Int64:
-        """[num_windows] of each window's targets, how many are marked in `events`."""
+        """[num_windows] how many of each window's targets are marked in `events`."""
         window = np.repeat(np.arange(len(self.starts)), self.num_targets)
         return np.bincount(window[events[self.target_positions()]], minlength=len(self.starts))
 
     def earlier(self, events: Bool, users: Int64, most: int) -> tuple[Int64, Int64]:
-        """Of each window's user the last `most` events before the window that are marked in `events`.
+        """The last `most` events before each window, of the window's user, that are marked in `events`.
 
         Args:
-            events: bool, of the array of events.
+            events: bool, one for each of the array of events.
             users: of the array of events, ascending.
-            most: of a window.
+            most: the most events of a window.
 
         Returns:
-            places [sum of the numbers], oldest first, and the numbers [num_windows].
+            places [sum of the counts], oldest first, and the counts [num_windows].
         """
         marked = np.flatnonzero(events)
         first_of_user = np.searchsorted(users, users[self.starts])
@@ -118,14 +118,14 @@ def ragged_range(starts: Int64, lengths: Int64) -> Int64:
 
 
 def marked_places(marked: Bool, lengths: Int64) -> RaggedColumn:
-    """Of rows of `lengths`, the places within the row that are marked."""
+    """The places within each row that are `marked`, for rows of `lengths`."""
     places = ragged_range(np.zeros(len(lengths), np.int64), lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)
     return RaggedColumn(places[marked], np.bincount(row[marked], minlength=len(lengths)))
 
 
 def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of users that together hold about `most_events` events; `counts`: [num_users], of each."""
+    """(first, last + 1) of users that together hold about `most_events` events; `counts`: [num_users] of each."""
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
@@ -137,11 +137,11 @@ def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class EvaluationRecords:
-    """Records of a split, and who has none.
+    """Records of a split, and how many users have none.
 
     Attributes:
-        features: `EvaluationField`s, one row a user.
-        repeat_targets: users whose every target was seen before.
+        features: `EvaluationField`s, one row per user.
+        repeat_targets: users all of whose targets were seen before.
         users_without_history: users with targets but no earlier positive.
     """
 
@@ -161,19 +161,19 @@ class EvaluationRecords:
 def evaluation_records(
     events: BucketEvents, is_first: Bool, target_level: int, split: Split, length: int, drop_repeats: bool
 ) -> EvaluationRecords:
-    """One record a user with a positive before `split` and something new in it, be there context or not.
+    """One record per user with a positive before `split` and a new one in it, whether or not there is context.
 
     Args:
-        events: those of a history, see `history_events`, in (user, time) order, in which splits follow each other.
-        is_first: [num_events] of its user and item.
-        target_level: the least level of a positive.
+        events: the events of a history, see `history_events`, in (user, time) order, in which splits follow each other.
+        is_first: [num_events] whether an event is the first of its user and item.
+        target_level: the lowest level of a positive.
         split: VALIDATION or TEST; all earlier splits are history.
         length: most events of a history.
-        drop_repeats: a history holds each item once, where its user had it first.
+        drop_repeats: whether a history holds each item only once, where its user first had it.
     """
     num_users = len(events.user_index)
     is_positive, past = events.levels >= target_level, events.splits < split
-    is_fresh = is_positive & is_first & (events.splits == split)  # what was had before has its first event there
+    is_fresh = is_positive & is_first & (events.splits == split)  # an item had before has its first event earlier
     fresh_counts = _count(events.users[is_fresh], num_users)
     has_targets = _count(events.users[is_positive & (events.splits == split)], num_users) > 0
     has_history = _count(events.users[is_positive & past], num_users) > 0

@@ -89,7 +89,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 
 def _write_draw_shares(windows: Windows, statistics: ItemStatistics, groups: ItemGroups, parts: list[Path]) -> None:
-    """Of the `expected_file`s of all buckets, which go."""
+    """Writes the draw shares from the `expected_file`s of all buckets, which it then removes."""
     items = read_parquet(statistics.items, columns=[ItemColumn.SAMPLING_PROBABILITY])
     table = read_parquet(groups.groups, columns=[ItemColumn.GROUP_ID])
     expected = DrawsOfWindows.none(
@@ -142,7 +142,7 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         )  # fmt: skip
     lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
     remedy = "hold out less (split.protocol=time with later starts; in a retrain, shorter spans), and retrain as often"
-    # Where positives are few, a warning of its own says what to do.
+    # If positives are few, another warning says what to do.
     advice = "" if are_few else f". Where items live that shortly, {remedy}"
     for split in ("validation", "test"):
         _warn_of_unmeasured_users(split, totals)
@@ -218,7 +218,7 @@ def _warn_of_absent_negatives(config: Config, totals: Counter[str]) -> None:
 
 
 def _require_fitting(config: Config, events: Events, statistics: ItemStatistics, groups: ItemGroups) -> None:
-    """Refuses artifacts that another config made, or of which one is older than what it was made from."""
+    """Refuses artifacts that were made with another config, or that are older than what they were made from."""
     of_events, of_statistics, of_groups = (read_manifest(needed.path) for needed in (events, statistics, groups))
     settings = (
         ("data.num_buckets", config.data.num_buckets, len(of_events.files), events, "ingest"),

@@ -1,4 +1,4 @@
-"""The DoFn of windows: one bucket of users to one shard a split, columns end to end."""
+"""The DoFn of windows: one bucket of users to one shard per split, in columns from end to end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from contracts.storage import local, write_whole
 
 _BLOCK_EVENTS = 1 << 17
 MOST_EARLIER_ITEMS = 200
-"""Of the items that a user took before a window, each once, the last so many are written to it: a step's cost grows
-with them."""
+"""A window is written with at most this many of the items that its user took before it, the latest ones, each once: a
+step's cost grows with them."""
 _GZIP_LEVEL = 1  # the shards are read once an epoch, and written ten times faster than at zlib's 6
 
 
 def expected_file(folder: Path, number: int) -> Path:
-    """`DrawsOfWindows` of a bucket."""
+    """The file with the `DrawsOfWindows` of a bucket."""
     return folder / f"expected_draws-{number:05d}.npy"
 
 
@@ -77,10 +77,10 @@ class WriteWindows(beam.DoFn):
     def process(self, element: tuple[int, Path]) -> Iterator[dict[str, int]]:
         number, path = element
         events = self._vocabulary.read_bucket(path)
-        # None, unless the statistics are of other events: the driver refuses them.
+        # None are, unless the statistics were made of other events, which the driver refuses.
         is_unknown = (events.items == PADDING_INDEX) | (events.user_index[events.users] == PADDING_INDEX)
         since = self._config.windows.since
-        if since is not None:  # of a long window's users, often few
+        if since is not None:  # often few of a long window's users
             events = events.of_users_with((events.times >= since) | (events.splits != Split.TRAIN))
         histories = self._histories(events)
         history, repeats = histories[Split.TRAIN]
@@ -89,16 +89,16 @@ class WriteWindows(beam.DoFn):
         counts = Counter(train_repeats=int((is_learnt & repeats.comes_back).sum()), unknown=int(is_unknown.sum()))
         train = history.where(is_train)
         if self._drops_repeats:
-            # The first event stands for them all, a purchase among them.
+            # The first event stands for all of its user and item, including a later purchase.
             train = replace(history, levels=repeats.highest_level).where(is_train & ~repeats.is_repeat)
         train = latest_context(train, self._target_level)
         wanted = bool(self._config.windows.exposed_negatives)
         exposures = events.where((events.levels < self._target_level) & (events.splits == Split.TRAIN) & wanted)
-        # Of another draw the same is expected: the sums grow, and the shares that they become do not change.
+        # Each draw has the same expectation: the sums grow, but the shares that they become do not change.
         self._expected.clear()
         for draw in range(self._config.windows.resamples):
             rng = np.random.default_rng((self._config.seed, number, draw))
-            # Each draw holds the same windows: what is counted is one.
+            # Each draw holds the same windows, so only the first is counted.
             of_draw: Counter[str] = Counter()
             self._write(Split.TRAIN, number, self._train_blocks(train, exposures, rng, of_draw), draw)
             counts.update(of_draw if draw == 0 else {})
@@ -127,9 +127,9 @@ class WriteWindows(beam.DoFn):
         yield dict(counts)
 
     def _histories(self, events: BucketEvents) -> dict[Split, tuple[BucketEvents, Repeats]]:
-        """What the records of each split are made of.
+        """The events, and their repeats, that the records of each split are made of.
 
-        Context is what a user has not taken up to then: what they took in a later split is not known yet.
+        Context is what a user has not taken so far: what they take in a later split is not known yet.
         """
         feedback, num_items = self._config.data.feedback, len(self._groups)
         histories: dict[Split, tuple[BucketEvents, Repeats]] = {}
@@ -142,7 +142,7 @@ class WriteWindows(beam.DoFn):
         return histories
 
     def _write(self, split: Split, number: int, blocks: Iterator[bytes], draw: int = 0) -> None:
-        """Gzip members side by side are one gzip file; an empty shard is one empty member."""
+        """Writes a shard: gzip members in sequence are one gzip file, and an empty shard is one empty member."""
         shard = self._windows.shard(split, number, self._config.data.num_buckets, draw)
         members = [igzip.compress(block, _GZIP_LEVEL, mtime=0) for block in blocks if block]
         write_whole(shard, lambda staging: staging.write_bytes(b"".join(members) or igzip.compress(b"", mtime=0)))
@@ -183,7 +183,7 @@ class WriteWindows(beam.DoFn):
         taken = np.flatnonzero(is_target & (block.items != PADDING_INDEX))
         for draws in self._expected:
             draws.add(block.users[taken], block.items[taken], is_trained[taken])
-        # What a busy user has beyond what is trained on says nothing of the others, and who is not trained on nothing.
+        # What a busy user has beyond what is trained on says nothing about others, nor do users who are not trained on.
         num_taken = np.minimum(np.bincount(block.users[is_target], minlength=num_users), self._max_user_positives)
         trained_users = np.unique(block.users[bounds.starts])
         counts["taken"] += int(num_taken[trained_users].sum())
@@ -191,7 +191,7 @@ class WriteWindows(beam.DoFn):
         counts["users_without_targets"] += int((np.bincount(block.users[is_target], minlength=num_users) < 2).sum())
         counts["train_windows"] += len(lengths)
         counts["train_positives"] += len(targets)
-        # What is all the context of its window is a target of the empty history.
+        # An item that is all the context of its window is a target of the empty history.
         counts["train_first_targets"] += int(is_target[bounds.starts[bounds.num_context == 1]].sum())
         told = {WindowField.REQUEST: RaggedColumn(block.requests[positions], lengths)}
         for name, (_, drawn) in negatives.items():
@@ -210,7 +210,7 @@ class WriteWindows(beam.DoFn):
         }
 
     def _bounds(self, block: BucketEvents, is_target: Bool, counts: Counter[str]) -> tuple[WindowBounds, Int64]:
-        """The windows of a block that are trained on, and how many targets each has, one at least."""
+        """The windows of a block that are trained on, and how many targets each has, at least one."""
         bounds = window_bounds(_events_per_user(block), self._config.windows.length)
         if self._config.windows.since is not None:
             bounds = bounds.since(block.times, self._config.windows.since)
@@ -229,7 +229,7 @@ class WriteWindows(beam.DoFn):
         owned: OwnedItems,
         rng: np.random.Generator,
     ) -> dict[str, tuple[int, Int64]]:
-        """`WindowField` -> how many a target, and the draws, of each kind that is configured."""
+        """`WindowField` -> number per target, and the draws, for each configured kind."""
         config, sampler = self._config.windows, self._sampler
         number = config.in_group_negatives
         drawn = {WindowField.IN_GROUP_NEGATIVES: (number, sampler.in_group(users, items, number, owned, rng))}
