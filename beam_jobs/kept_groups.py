@@ -54,9 +54,9 @@ class KeptGroups:
 def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
     """Places new items, and measures how well the groups fit.
 
-    Settled items stay. Other items that now co-occur with settled ones are placed at their PPMI-weighted mean, in the
-    group of the nearest centroid; items without co-occurrence stay in their group or, if they had none, are placed by
-    their side features.
+    Settled items stay. Other items that now co-occur with settled ones are placed at the PPMI-weighted mean of those,
+    in the group of the nearest centroid; items without co-occurrence stay in their group or, if they had none, are
+    placed by their side features.
 
     Args:
         previous: the last run's groups.

@@ -168,7 +168,10 @@ class _NeighborsOfBlock(beam.DoFn):
 
 
 def nearest(embeddings: Float32, start: int, stop: int, number: int) -> Int32:
-    """[stop - start, number] nearest other rows by inner product, unordered; -1 for rows of 0, or if too few exist."""
+    """[stop - start, number] nearest other rows by inner product, unordered; -1 where there is none.
+
+    Rows of 0 have no neighbours and are never neighbours.
+    """
     known = np.flatnonzero(embeddings.any(axis=1))
     result = np.full((stop - start, number), -1, np.int32)
     kept = min(number, len(known) - 1)

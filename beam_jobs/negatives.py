@@ -97,8 +97,8 @@ def draw_negatives(
 ) -> Int64:
     """[num_targets * number] `item_index` drawn from a proposal, given that the user does not own them.
 
-    Rejection leaves the proposal's distribution, restricted to items that are not owned and normalised; users who own
-    nearly all get a draw from that distribution itself after `_ROUNDS`, so the result is exact.
+    Rejection leaves the proposal's distribution, restricted to items that are not owned, and normalised. For users who
+    own nearly all, draws come from that distribution itself after `_ROUNDS`, so the result is exact.
 
     Args:
         proposal: what to draw from.

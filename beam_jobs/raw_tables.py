@@ -41,7 +41,7 @@ class ReadRawBatches(beam.DoFn):
 
     def process(self, element: tuple[Path, int]) -> Iterator[pa.RecordBatch]:
         path, number = element
-        with pq.ParquetFile(local(path)) as file:  # reading all of the table, work would grow with its square
+        with pq.ParquetFile(local(path)) as file:  # if it read the whole table, work would be quadratic in its size
             yield as_lists(file.read_row_group(number, use_threads=False))
 
 

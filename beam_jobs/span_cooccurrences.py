@@ -135,7 +135,7 @@ class CountSpanCooccurrences(beam.DoFn):
         item_ids, items = encode_ids(table[EventColumn.ITEM_ID])
         times = table[EventColumn.TIMESTAMP].to_numpy()
         spans = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
-        # Only these users have anything new.
+        # Only users with events in the wanted spans have anything new.
         is_wanted = np.zeros(int(users.max(initial=-1)) + 1, bool)
         is_wanted[users[np.isin(spans, list(self._folders))]] = True
         of_wanted = np.flatnonzero(is_wanted[users])

@@ -52,7 +52,7 @@ def parse_times(column: pa.Array, unit: str, text_format: str | None = None) -> 
     problems[(problems == _OK) & (micros < 0)] = _NEGATIVE
     problems[(problems == _OK) & (micros >= _MAX_MICROSECONDS)] = _LATE
     if pa.types.is_floating(column.type) and column.type.bit_width < 64:
-        problems[(problems == _OK) & is_inexact(column)] = _LOST  # today's times in seconds are off by two minutes
+        problems[(problems == _OK) & is_inexact(column)] = _LOST  # today's times in seconds would be off by two minutes
     return np.where(problems == _OK, micros, 0), problems
 
 

@@ -50,7 +50,7 @@ class WindowBounds:
         """The last `most` events before each window, of the window's user, that are marked in `events`.
 
         Args:
-            events: bool, one for each of the array of events.
+            events: bool, one for each event of the array.
             users: of the array of events, ascending.
             most: the most events of a window.
 
@@ -125,7 +125,7 @@ def marked_places(marked: Bool, lengths: Int64) -> RaggedColumn:
 
 
 def user_blocks(counts: Int64, most_events: int) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of users that together hold about `most_events` events; `counts`: [num_users] of each."""
+    """(first, last + 1) of users that together hold about `most_events` events; `counts`: [num_users] events each."""
     ends = np.cumsum(counts)
     start = 0
     while start < len(counts):
