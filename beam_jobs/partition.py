@@ -187,7 +187,7 @@ def split_categories(
         embeddings: [num_items, dim].
         settled: [num_items] which items count and are cut, if any are; the others go to the nearest part.
         categories: [num_items] codes 0..C-1.
-        before: [num_items] old group, -1 without one: a category that was cut before is cut in the same place.
+        before: [num_items] old group, -1 without one: the cut of a category starts from its old parts.
         num_groups: parts of all categories, C or more.
         restarts, sample, seed: see `fit_centroids`.
     """
