@@ -1,11 +1,11 @@
 """Artifacts: directories that appear whole or not at all, with a manifest that says what they are.
 
 An artifact is written beside its final place and renamed. A directory without a manifest is not an
-artifact: readers refuse it, and so do writers where it holds files, which may be somebody's log.
+artifact: readers refuse it, and so do writers if it holds files, which may be somebody's log.
 
-Object stores cannot rename a directory. There, each artifact holds its generations, directories that are written
-once, and a small object that names the current one and is replaced last. What a killed run left, or a worker
-that outlived it still writes, is a generation that nothing names.
+Object stores cannot rename a directory. There, an artifact holds generations, which are directories written once, and
+a small object that names the current one and is replaced last. Anything that a killed run left, or that a worker
+outliving it still writes, belongs to a generation that nothing names.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 _CURRENT = "current.txt"
 _FORGOTTEN = "forgotten-manifest.json"
-"""Name of the manifest of an artifact that `forget` has marked to be written anew."""
+"""Name of the manifest of an artifact that `forget` has marked to be rewritten."""
 _GENERATION = "generation-"
-"""How the names of generations begin: the eight hex digits alone might be a log's directory of a day, as 20240131."""
+"""Prefix of generation names: eight hex digits alone might be a log's directory for a day, such as 20240131."""
 T = TypeVar("T", bound="DataclassInstance")
 Parsed = TypeVar("Parsed")
 
@@ -51,8 +51,8 @@ class Manifest:
     Attributes:
         kind: the artifact's name, e.g. "item_groups".
         fingerprint: hash of the config sections, input fingerprints and code that made it.
-        code_version: of the code that wrote it.
-        created: when it was written, as `now` has it.
+        code_version: version of the code that wrote it.
+        created: when it was written, as given by `now`.
         counts: named record counts, for reports.
         files: names of the data files, relative to the artifact. Readers go by this list, so a
             stray file beside them is never read.
@@ -82,9 +82,9 @@ def fingerprint(*parts: object) -> str:
 
 @functools.cache
 def code_of(*rooms: str) -> str:
-    """A hash of the rooms' Python files; the version where they are no files, as in a zip.
+    """A hash of the rooms' Python files; the version if they are not files, as in a zip.
 
-    Cached: what a process writes is of the code that it began with.
+    Cached: a process writes artifacts of the code that it started with.
     """
     root = Path(contracts.__file__).parent.parent
     files = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
@@ -93,13 +93,13 @@ def code_of(*rooms: str) -> str:
 
 
 def from_json(kind: type[T], text: str) -> T:
-    """Reads the dataclass that was written as `text`; fields that only newer code knows are ignored.
+    """Reads a dataclass from its JSON `text`; fields that only newer code knows are ignored.
 
-    When an upgrade fails, one goes back to older code, which must still read the records that newer code wrote.
+    After a failed upgrade, older code must still be able to read the records that newer code wrote.
 
     Raises:
-        ValueError: it is no JSON.
-        TypeError: it is no object, or lacks a field.
+        ValueError: it is not JSON.
+        TypeError: it is not an object, or lacks a field.
     """
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in {**json.loads(text)}.items() if name in known})
@@ -109,8 +109,8 @@ def read_json(path: Path, what: str, parse: Callable[[str], Parsed], remedy: str
     """Reads a local file that must hold JSON of some form.
 
     Args:
-        what: the file must be, e.g. "a plan".
-        parse: makes that of the file's text, or raises ValueError, TypeError or KeyError.
+        what: what the file must be, e.g. "a plan".
+        parse: converts the file's text, or raises ValueError, TypeError or KeyError.
         remedy: what to do with a damaged file.
 
     Raises:
@@ -124,12 +124,12 @@ def read_json(path: Path, what: str, parse: Callable[[str], Parsed], remedy: str
 
 
 def require_this_version(path: Path) -> None:
-    """Refuses the weights of the model at `path` where another version of the project trained them.
+    """Refuses the model at `path` if another version of the project trained its weights.
 
-    A version number is new where weights mean something else than before, though they may be of the same shapes.
+    The version number changes when weights get another meaning, though their shapes may stay the same.
 
     Raises:
-        ArtifactError: another version did, or there is no model.
+        ArtifactError: another version trained them, or there is no model.
     """
     version = read_manifest(path).code_version
     if version != contracts.__version__:
@@ -143,7 +143,7 @@ def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     """Reads an artifact's manifest.
 
     Args:
-        kind: what the artifact must be; None: whatever it is.
+        kind: the kind that the artifact must have; None accepts any.
 
     Raises:
         ArtifactError: there is no complete artifact at `path`, or one of another kind.
@@ -172,7 +172,7 @@ def find_manifest(path: Path) -> Manifest | None:
 
 
 def find_whole(path: Path) -> Manifest | None:
-    """As `find_manifest`; None, too, where a file that the manifest names is gone."""
+    """Like `find_manifest`, but also None if a file that the manifest names is missing."""
     manifest = find_manifest(path)
     if manifest is None or not all(storage.exists(current(path) / name) for name in manifest.files):
         return None
@@ -180,13 +180,13 @@ def find_whole(path: Path) -> Manifest | None:
 
 
 def find_current(path: Path, fingerprint: str) -> Manifest | None:
-    """The manifest at `path`, or None if there is no complete artifact of that fingerprint."""
+    """The manifest at `path`, or None if there is no complete artifact with that fingerprint."""
     manifest = find_manifest(path)
     return manifest if manifest is not None and manifest.fingerprint == fingerprint else None
 
 
 def forget(path: Path) -> None:
-    """Renames the manifest at `path`, so that what is there counts as no artifact and is written anew."""
+    """Renames the manifest at `path`, so that the directory no longer counts as an artifact and is rewritten."""
     place = current(path)
     if storage.exists(place / MANIFEST_NAME):
         storage.write_text(place / _FORGOTTEN, storage.read_text(place / MANIFEST_NAME))
@@ -194,9 +194,9 @@ def forget(path: Path) -> None:
 
 
 def require_ours(path: Path) -> None:
-    """Refuses to write an artifact over files that are none, and over a mount point.
+    """Refuses to write an artifact over files that are not part of one, or over a mount point.
 
-    An artifact replaces the directory at `path`, and a workdir may be where somebody keeps a log, as `events/`.
+    An artifact replaces the directory at `path`, and somebody may keep a log in the workdir, for example in `events/`.
 
     Raises:
         ArtifactError: there are such files at `path`, or a disk is mounted there.
@@ -216,7 +216,7 @@ def require_ours(path: Path) -> None:
 
 
 def require_no_mount(path: Path, why: str) -> None:
-    """Raises ArtifactError where a disk is mounted at `path`, into which nothing beside it can be renamed."""
+    """Raises ArtifactError if a disk is mounted at `path`, since nothing beside it can be renamed into it."""
     if not storage.is_remote(path) and path.is_mount():
         raise ArtifactError(
             f"{path} is where a disk is mounted, and {why}: mount {path.parent} as a whole, or mount the disk "
@@ -225,7 +225,7 @@ def require_no_mount(path: Path, why: str) -> None:
 
 
 def current(path: Path) -> Path:
-    """Where the files of the artifact at `path` are now: there, or in an object store in its current generation.
+    """Where the files of the artifact at `path` are now: there, or in its current generation in an object store.
 
     A plain copy of an artifact in an object store has no generations.
     """
@@ -249,13 +249,13 @@ class ArtifactWriter:
 
 @contextmanager
 def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter]:
-    """Writes an artifact: yields a directory to write into, which then replaces `final`, or the target of that link.
+    """Writes an artifact: yields a directory to write into, which then replaces `final`, or its target if it is a link.
 
-    On an exception that directory is removed and `final` is left as it was. What a killed run left behind is removed
+    On an exception that directory is removed and `final` is left as it was. Leftovers of a killed run are removed
     first.
 
     Raises:
-        ArtifactError: there are files at `final` that no artifact holds.
+        ArtifactError: there are files at `final` that are not part of an artifact.
     """
     final = _followed(final)
     _remove_leftovers(final)
@@ -274,7 +274,7 @@ def writing(final: Path, kind: str, fingerprint: str) -> Iterator[ArtifactWriter
         write_json(writer.path / MANIFEST_NAME, asdict(manifest))
         _put(writer.path, final)
     except BaseException:
-        with suppress(storage.StorageError):  # the error that is under way says more
+        with suppress(storage.StorageError):  # the error being raised says more
             storage.remove_tree(writer.path)
         raise
     if storage.is_remote(final):
@@ -285,7 +285,7 @@ def fetch(source: Path, final: Path) -> Manifest:
     """Copies the artifact at `source`, in an object store, to the local `final`, which appears whole or not at all.
 
     Raises:
-        ArtifactError: there is none, or there are files at `final` that no artifact holds.
+        ArtifactError: there is none, or there are files at `final` that are not part of an artifact.
     """
     stored, final = current(source), _followed(final)
     manifest = read_manifest(stored)
@@ -301,12 +301,12 @@ def fetch(source: Path, final: Path) -> Manifest:
 
 
 def _followed(final: Path) -> Path:
-    """Of a link, as to a larger disk, its target: the next artifact is written there, and the link stays."""
+    """The target of a link, for example to a larger disk: the next artifact is written there, and the link stays."""
     return Path(os.path.realpath(final)) if not storage.is_remote(final) and final.is_symlink() else final
 
 
 def _begin(final: Path) -> Path:
-    """A directory for what shall be at `final`."""
+    """The directory in which the new content of `final` is written."""
     if storage.is_remote(final):
         return final / f"{_GENERATION}{uuid.uuid4().hex[:8]}"
     staging = storage.staging_path(final)
@@ -334,7 +334,7 @@ def _put(staging: Path, final: Path) -> None:
 
 
 def _remove_others(final: Path, kept: Path) -> None:
-    """Removes all generations but one, and what a plain copy left."""
+    """Removes all generations but one, and the files of a plain copy."""
     storage.remove(*(path for path in storage.tree(final) if not {kept, final / _CURRENT} & {path, *path.parents}))
 
 
@@ -346,7 +346,7 @@ def replace_directory(source: Path, final: Path) -> None:
 
 
 def remove_directory(final: Path) -> None:
-    """Removes a local artifact: a kill meanwhile leaves nothing at `final`, and the rest to the next writer."""
+    """Removes a local artifact; if killed meanwhile, nothing is at `final`, and the next writer removes the rest."""
     final = _followed(final)
     old = storage.staging_path(final)
     os.rename(final, old)
@@ -354,5 +354,5 @@ def remove_directory(final: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    """Writes JSON so that a reader sees the old file or the new one, never part of one."""
     storage.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Errors of the data, of a training and of a servable, which callers tell apart."""
+"""Errors in data, training and servables that callers need to tell apart."""
 
 
 class Differs(ValueError):
@@ -6,12 +6,12 @@ class Differs(ValueError):
 
 
 class TooFewEvents(ValueError):
-    """The events hold no target to train on, or nobody, or too few users, to measure a model on."""
+    """The events hold no target to train on, or no users, or too few, to measure a model on."""
 
 
 class Diverged(ValueError):
-    """A loss of training was NaN or infinite."""
+    """A training loss was NaN or infinite."""
 
 
 class Unfit(RuntimeError):
-    """A servable that its validation refused, or could not ask: nobody's input, so no ValueError."""
+    """A servable failed its validation, or could not be queried: no input is at fault, so this is not a ValueError."""

@@ -1,4 +1,4 @@
-"""Where everything lies below a workdir. Rooms exchange these paths, never strings of their own."""
+"""The layout of a workdir. Rooms exchange these paths, never strings of their own."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ItemGroups:
 
     @property
     def groups(self) -> Path:
-        """Parquet: item_id, group_id, settled and, of groups of categories, category; row r is item_index r + 1."""
+        """Parquet: item_id, group_id, settled and, for groups by category, category; row r is item_index r + 1."""
         return self.path / "groups.parquet"
 
     @property
@@ -85,7 +85,7 @@ class ItemGroups:
 
     @property
     def report(self) -> Path:
-        """JSON list, one object per group: group_id, size, label, top_items, and with `groups.previous` kept."""
+        """JSON list, one object per group: group_id, size, label, top_items and, with `groups.previous`, kept."""
         return self.path / "report.json"
 
 
@@ -97,7 +97,7 @@ TRANSFORM_FN = "transform_fn"
 
 
 def vocabulary_file(feature: str) -> str:
-    """Name of a feature's vocabulary, one value a line. What TFT would write otherwise, or alike, is spelt out."""
+    """Name of a feature's vocabulary, one value per line. Characters that TFT would change or confuse are escaped."""
     return re.sub(r"[^\w-]|-(?=-)", lambda other: f"_x{ord(other[0]):x}_", feature) + "_vocabulary"
 
 
@@ -155,7 +155,7 @@ class Windows:
 
     @staticmethod
     def prefix(split: Split, draw: int) -> str:
-        """How the names of a split's shards begin; of the training split, those of one draw of negatives."""
+        """Prefix of the names of a split's shards; for the training split, of those of one draw of negatives."""
         return f"{split.name.lower()}-{draw}-"
 
     def shard(self, split: Split, index: int, num_shards: int, draw: int = 0) -> Path:
@@ -163,8 +163,8 @@ class Windows:
 
     @property
     def draw_shares(self) -> Path:
-        """npy, float64 [2, num_items]: the part that an item is expected to be of its group's in-group draws, and of
-        the easy ones; row r of each is item_index r + 1."""
+        """npy, float64 [2, num_items]: an item's expected share of its group's in-group draws, and of the easy ones;
+        element r of each is item_index r + 1."""
         return self.path / "draw_shares.npy"
 
 
@@ -186,18 +186,18 @@ class Model:
 
     @property
     def config(self) -> Path:
-        """JSON: the config that it was trained with, defaults included."""
+        """JSON: the config that the model was trained with, defaults included."""
         return self.path / "config.json"
 
     @property
     def trained_items(self) -> Path:
-        """NumPy, of a model that `dnc index` has carried over: bool [num_items + 1], what it was trained on."""
+        """npy, bool [num_items + 1]: the items that a model carried over by `dnc index` was trained on."""
         return self.path / "trained_items.npy"
 
 
 MAIN_MODEL = "dnc"
-"""Name of the group-conditioned model among a run's models, of which the others are baselines, each under its own
-name; its servable's metrics are `SERVED_MODEL`."""
+"""Name of the group-conditioned model among a run's models; the others are baselines, each under its own name. The
+metrics of its servable are named `SERVED_MODEL`."""
 SERVED_MODEL = "dnc_servable"
 
 
@@ -217,7 +217,7 @@ class Workdir:
 
     @property
     def lock(self) -> Path:
-        """Held by whoever writes below the workdir."""
+        """Held by the process that writes below the workdir."""
         return self.path / ".lock"
 
     @property
@@ -244,7 +244,7 @@ class Workdir:
         return Model(self.path / "models" / name)
 
     def checkpoints(self, name: str) -> Path:
-        """Training state of an unfinished model; resumed from, then removed."""
+        """Training state of an unfinished model, from which training resumes; removed afterwards."""
         return self.path / "checkpoints" / name
 
     @property
@@ -290,10 +290,10 @@ class Workdir:
 
     @property
     def failed_validation(self) -> Path:
-        """JSON as `validation_report`, of a servable that is not fit to serve."""
+        """JSON like `validation_report`, for a servable that is not fit to serve."""
         return self.path / "validation-failed.json"
 
     @property
     def served_metrics(self) -> Path:
-        """JSON as `metrics`, of `SERVED_MODEL`."""
+        """JSON like `metrics`, for `SERVED_MODEL`."""
         return self.validation / "metrics.json"

@@ -1,10 +1,10 @@
-"""One writer for a workdir or a store: a second one is refused.
+"""One writer per workdir or store: a second one is refused.
 
-On a POSIX file system the kernel's file lock decides, and ends with the process that holds it. Object stores have no
-such thing. There the holder keeps counting in an object beside the artifacts; whoever finds that object watches it,
-and takes it over only if it stands still, as a killed run leaves it. Reading and then writing is two steps, so that
-two runs which start within the same moment may both go on: each then writes generations of its own, and of each
-artifact the last one to end is kept, whole.
+On a POSIX file system the kernel's file lock decides, and is released when the process that holds it ends. Object
+stores have no file locks. There the holder keeps incrementing a counter in an object beside the artifacts. A run that
+finds this object watches it, and takes over only if the counter stands still, as it does after a kill. Reading and then
+writing takes two steps, so two runs that start at the same moment may both go on: each then writes its own
+generations, and of each artifact the last one to be finished is kept, whole.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _DEAD_AFTER = 5  # beats
 
 @contextmanager
 def holding(workdir: Workdir) -> Iterator[None]:
-    """Holds the workdir, which is made if it is not there.
+    """Holds the workdir, which is created if it does not exist.
 
     Raises:
-        ValueError: another run holds it, or it cannot be made or written to.
+        ValueError: another run holds it, or it cannot be created or written to.
     """
     with _beating(workdir) if storage.is_remote(workdir.path) else holding_directory(workdir.lock, "--workdir"):
         yield
@@ -47,16 +47,16 @@ def holding(workdir: Workdir) -> Iterator[None]:
 
 @contextmanager
 def holding_directory(lock: Path, option: str) -> Iterator[None]:
-    """Holds the directory of a lock file on this machine, which is made if it is not there.
+    """Holds the directory of a lock file on this machine; it is created if it does not exist.
 
-    Beside the lock a file says whose it is, for the message that a second process gets. The operating system lets go of
-    the lock when its owner dies, however it dies: of a dead owner only that file is left, and nobody reads it.
+    A file beside the lock names its owner, for the message that a second process gets. The operating system releases
+    the lock when its owner dies, however it dies: then only that file is left, and nobody reads it.
 
     Args:
-        option: of the command line, which named the directory.
+        option: the command-line option that named the directory.
 
     Raises:
-        ValueError: another process holds it, and the message says which; or it cannot be made or written to.
+        ValueError: another process holds it, and the message says which; or it cannot be created or written to.
     """
     storage.make_directory(lock.parent, option)
     held, owner = FileLock(lock), lock.with_name(_OWNER)
@@ -67,11 +67,11 @@ def holding_directory(lock: Path, option: str) -> Iterator[None]:
     except OSError as error:
         raise ValueError(f"{option} {lock.parent} cannot be written to: {error.strerror}; name another one") from None
     try:
-        with suppress(OSError):  # of a full disk, which the run itself will tell
+        with suppress(OSError):  # such as a full disk, which the run itself will report
             storage.write_text(owner, f"{_this_process()} since {now()}")
         yield
     finally:
-        with suppress(OSError):  # as of one that has turned read-only
+        with suppress(OSError):  # for example if it has become read-only
             owner.unlink()
         held.release()
 
@@ -79,7 +79,7 @@ def holding_directory(lock: Path, option: str) -> Iterator[None]:
 def _owner(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError:  # it is about to write its name, or has just taken it away
+    except OSError:  # the owner is about to write it, or has just removed it
         return "another process"
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from contracts.storage import StorageError, StoredObject, as_path, is_remote, object_store
 
 Identity = tuple[str, int, int | str]
-"""A file's whole name, size, and time or version: what changes when it is written anew."""
+"""A file's full name, size, and time or version: changes when the file is rewritten."""
 _OF_FILE_SYSTEM = "lost+found"
-"""A directory in the root of a volume, which only its administrator may read."""
+"""A directory in the root of a volume that only the administrator may read."""
 
 
 def matching(pattern: str) -> list[str]:
     """Names of the files that match, sorted; `**` descends.
 
     Raises:
-        StorageError: a directory on the way cannot be looked into, or a name is no text.
+        StorageError: a directory on the way cannot be read, or a name is not text.
     """
     if is_remote(as_path(pattern)):
         return sorted(found.url for found in _listed(pattern))
@@ -32,7 +32,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def _require_text(name: str) -> None:
-    """Refuses a name that no manifest can hold, as of files of Latin-1 days."""
+    """Refuses a name that no manifest can hold, such as an old one in Latin-1."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -43,7 +43,7 @@ def _require_text(name: str) -> None:
 
 
 def _require_rights(pattern: str) -> None:
-    """Refuses a directory that a glob would pass over, since it may not list it: nobody would hear of a missing day."""
+    """Refuses a directory that a glob may not list and would skip: a missing day would go unnoticed."""
     path = Path(pattern)
     for parent, below in zip(path.parents, (path, *path.parents), strict=False):
         is_listed = glob.has_magic(below.name) or parent.name == "**"
@@ -61,14 +61,14 @@ def _require_rights(pattern: str) -> None:
 
 
 def _listed(pattern: str) -> list[StoredObject]:
-    """`matching` of an object store."""
+    """`matching` for an object store."""
     store = object_store(pattern)
     is_name = glob.has_magic(pattern) and store.exists(pattern)
     return store.match(glob.escape(pattern) if is_name else pattern)
 
 
 def identities(pattern: str) -> dict[str, Identity]:
-    """Each file that matches, and what it is now, sorted by name."""
+    """Each matching file and its current identity, sorted by name."""
     if is_remote(as_path(pattern)):
         found = sorted(_listed(pattern), key=lambda stored: stored.url)
         return {stored.url: (stored.url, stored.size, stored.version) for stored in found}

@@ -1,10 +1,10 @@
-"""Which versions of a servable take traffic: a small file beside the versions, written by whoever decides.
+"""Which versions of a servable take traffic: a small file beside the versions, written by those who decide.
 
     SERVABLE_BASE/serving.json    {"stable": 7, "canary": 8}
 
 `stable` answers requests that name no version, so writing a smaller number here is a rollback;
-`canary` answers those that ask for it by label. Both may be one version: clients go on asking for the canary after it
-has become stable, or was given up. Without the file, the newest version is stable.
+`canary` answers those that ask for it by label. Both may be the same version: clients keep asking for the canary after
+it has become stable or was given up. Without the file, the newest version is stable.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_labels(base: Path) -> ServingLabels | None:
     """The labels of the servable at `base`, the directory that holds its versions; None if there is no file.
 
     Raises:
-        ValueError: the file is not of this form.
+        ValueError: the file does not have this form.
     """
     path = base / LABELS_FILE
     try:
@@ -62,14 +62,14 @@ def read_labels(base: Path) -> ServingLabels | None:
 
 
 def write_labels(base: Path, labels: ServingLabels) -> None:
-    """Writes the labels of the servable at `base`; a server that polls sees the old file or the new one."""
+    """Writes the labels of the servable at `base`; a polling server sees either the old file or the new one."""
     write_json(base / LABELS_FILE, labels.model_dump())
 
 
 def versions_on_disk(base: Path) -> list[int]:
-    """Numbers of the versions below `base`, ascending: what TF Serving takes for one.
+    """Numbers of the versions below `base`, ascending, as TF Serving sees them.
 
-    A directory that cannot be looked into counts as one: who names it is told why, and the others need not care.
+    A directory that cannot be read counts as a version: naming it gives the reason, and otherwise it does not matter.
     """
     return [number for number in numbers_on_disk(base) if _may_be_version(base / str(number))]
 
@@ -84,7 +84,7 @@ def _may_be_version(path: Path) -> bool:
 def numbers_on_disk(base: Path) -> list[int]:
     """All numbers below `base`, ascending: of versions, and of directories that are in the way of one.
 
-    A number of more than 64 bits is none, as TF Serving's protos cannot say it: 20 digits of a date are too many.
+    Numbers of more than 64 bits do not count, as TF Serving's protos cannot hold them: a date of 20 digits is too long.
     """
     names = [path.name for path in base.iterdir()] if base.is_dir() else []
     numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
@@ -92,10 +92,10 @@ def numbers_on_disk(base: Path) -> list[int]:
 
 
 def effective_labels(base: Path) -> ServingLabels | None:
-    """The labels of the file, else the newest version as stable; None if there is no version either.
+    """The labels in the file, else the newest version as stable; None if there is no version either.
 
     Raises:
-        ValueError: the file is not of the form that `read_labels` wants.
+        ValueError: the file does not have the form that `read_labels` expects.
     """
     labels = read_labels(base)
     versions = versions_on_disk(base)
@@ -103,7 +103,7 @@ def effective_labels(base: Path) -> ServingLabels | None:
 
 
 def labels_or_none(base: Path) -> ServingLabels | None:
-    """As `effective_labels`; None, with a warning, where the file is of another form: to list, or to write it anew."""
+    """Like `effective_labels`, but None, with a warning, if the file is malformed: for listing or rewriting it."""
     try:
         return effective_labels(base)
     except ValueError as error:

@@ -16,10 +16,10 @@ class Setting:
     """A leaf of the config tree.
 
     Attributes:
-        key: a.b.c, as `--set` takes it; `a.b[].c` of a list's elements, which are set with their list.
-        default: a JSON value, what it is where nobody sets it; None where it has to be set.
-        is_required: it has to be, if its section is there.
-        choices: the words that it may be; empty: not of a few words.
+        key: a.b.c, as `--set` takes it; `a.b[].c` in the elements of a list, which are set together with the list.
+        default: a JSON value; None if the setting is required.
+        is_required: whether it must be set if its section is present.
+        choices: the words that it may be; empty if it is not limited to a few words.
         meaning: one sentence.
     """
 
@@ -30,7 +30,7 @@ class Setting:
     meaning: str
 
     def value_in(self, config: Config) -> Any:
-        """The value in a config; the default where the config has no such section, or a list of them."""
+        """The value in a config; the default if the config lacks the section, or has a list of such sections."""
         node: Any = config.model_dump(mode="json")
         for name in self.key.split("."):
             if not isinstance(node, dict) or name not in node:
@@ -40,7 +40,7 @@ class Setting:
 
 
 def all_settings(kind: type[Section] = Config, prefix: str = "") -> Iterator[Setting]:
-    """Those of a section and of the sections below it, in the order of their definition."""
+    """The settings of a section and of the sections below it, in the order of their definition."""
     for name, field in kind.model_fields.items():
         inner, is_list = _section_of(field.annotation)
         if inner is not None:

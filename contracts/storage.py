@@ -1,10 +1,10 @@
-"""Where files lie: on a POSIX file system, or below a URL of an object store.
+"""File access on a POSIX file system, or below a URL of an object store.
 
-On a POSIX file system everything happens in place: names are opened as they are, and writers rename, once what they
-wrote is on the disk. An object store takes and gives whole objects: what is read is copied to this machine first, and
-what is written is made here and sent when it is whole.
+On a POSIX file system everything happens in place: files are opened where they are, and writers rename them once their
+content is on the disk. An object store handles whole objects only: files are copied to this machine before they are
+read, and written here first and uploaded once they are complete.
 
-Object stores are reached through `provide`, since the libraries that know them are not this package's.
+Object stores are reached through `provide`, since this package does not depend on the libraries for them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path, PosixPath
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 _STAGING = re.compile(r"(.*)\.staging-(?:old-)?[0-9a-f]{8}", re.DOTALL)
-"""Whole names as `staging_path` makes them. Older code wrote old- in those of what it moved away."""
+"""Matches whole names made by `staging_path`. Older code put old- into the names of directories it moved away."""
 _URL = re.compile(r"[a-zA-Z][-a-zA-Z0-9+.]*://")
 
 
@@ -35,9 +35,9 @@ class StorageError(ValueError):
 
 
 class RemotePath(PosixPath):
-    """A URL, such as s3://bucket/run, that is taken apart and joined like a path, and never opened as one.
+    """A URL, such as s3://bucket/run, that is split and joined like a path, but never opened as one.
 
-    Whatever would open it raises `StorageError`: the functions of this module read and write it.
+    Methods that would open it raise `StorageError`; the functions of this module read and write it.
     """
 
     @property
@@ -64,7 +64,7 @@ class RemotePath(PosixPath):
 
 
 def as_path(path: str | Path) -> Path:
-    """A `RemotePath` of a URL, a `Path` of anything else."""
+    """A `RemotePath` for a URL, a `Path` for anything else."""
     return RemotePath(path) if _URL.match(str(path)) else Path(path)
 
 
@@ -75,7 +75,7 @@ def is_remote(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as listed: its URL, its size in bytes, and what changes when it is written anew."""
+    """An object as listed: its URL, its size in bytes, and a version that changes when it is rewritten."""
 
     url: str
     size: int
@@ -83,21 +83,21 @@ class StoredObject:
 
 
 class ObjectStore(Protocol):
-    """What is needed of an object store. Errors are `StorageError`s."""
+    """The operations needed of an object store. Errors are `StorageError`s."""
 
     def exists(self, url: str) -> bool: ...
 
     def open(self, url: str) -> BinaryIO:
-        """A stream to read, which can seek."""
+        """A readable, seekable stream."""
 
     def upload(self, source: Path, url: str) -> None:
-        """Makes or replaces an object; nobody sees a part of it."""
+        """Creates or replaces an object; nobody ever sees part of it."""
 
     def match(self, pattern: str) -> list[StoredObject]:
         """Objects by name; `*` stays within a directory, `**` does not."""
 
     def remove(self, urls: Sequence[str]) -> None:
-        """Removes objects; one that is not there is no error."""
+        """Removes objects; a missing one is not an error."""
 
 
 Factory = Callable[[tuple[str, ...] | None], ObjectStore]
@@ -107,13 +107,13 @@ _options: tuple[str, ...] | None = None
 
 
 def provide(factory: Factory) -> None:
-    """Says what opens the object stores, given the options of `connect`; called whenever one is needed."""
+    """Sets the factory of object stores, which is called with the options of `connect` whenever one is needed."""
     global _factory  # noqa: PLW0603
     _factory = factory
 
 
 def connect(options: Sequence[str]) -> None:
-    """Says how to reach object stores: `beam.options`. Workers need not, since their harness has them."""
+    """Sets the options for object stores: `beam.options`. Workers need not call it, since their harness has them."""
     global _options  # noqa: PLW0603
     _options = tuple(options)
 
@@ -122,13 +122,13 @@ def object_store(path: object) -> ObjectStore:
     """The object store that `path` is in.
 
     Raises:
-        StorageError: nothing on this machine opens it.
+        StorageError: nothing on this machine can open it.
     """
     try:
         if _factory is None:
             raise ImportError("beam_jobs is not imported")
         return _factory(_options)
-    except ImportError as error:  # of a machine that only trains or serves
+    except ImportError as error:  # on a machine that only trains or serves
         raise StorageError(
             f"{path} is in an object store, which is reached through Apache Beam, and that is not here ({error}): "
             "install what docs/environment.md names for Beam workers, or copy it to this machine"
@@ -136,13 +136,13 @@ def object_store(path: object) -> ObjectStore:
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """The file's bytes, from the start on; nothing is copied beforehand."""
+    """A stream of the file's bytes from the start; nothing is copied beforehand."""
     return object_store(path).open(str(path)) if is_remote(path) else path.open("rb")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """A local file with this content, for the time of the block: a remote file is copied."""
+    """A local file with this content, for the duration of the block; a remote file is copied."""
     if not is_remote(path):
         yield path
         return
@@ -153,7 +153,7 @@ def reading(path: Path) -> Iterator[Path]:
 
 
 def local(path: Path) -> Path:
-    """As `reading`, for as long as the process lives: for files that do not change and are read more than once."""
+    """Like `reading`, but until the process ends: for files that do not change and are read more than once."""
     return _kept.get(path) if is_remote(path) else path
 
 
@@ -163,7 +163,7 @@ def _download(path: Path, copy: Path) -> None:
 
 
 class _KeptCopies:
-    """Copies of remote files, each made once a process."""
+    """Copies of remote files, each made once per process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -187,31 +187,31 @@ _kept = _KeptCopies()
 
 
 def staging_path(path: Path) -> Path:
-    """A new name beside `path`, for what shall be there, or has been there and is deleted."""
+    """A new name beside `path`, for content that will move there, or that was there and is being deleted."""
     return path.with_name(f"{path.name}.staging-{uuid.uuid4().hex[:8]}")
 
 
 def staging_of(name: str) -> str | None:
-    """The name of the path that `staging_path` was given to make `name`; None of a name that it did not make.
+    """The name of the path from which `staging_path` made `name`; None if it did not make it.
 
-    What a dead process left is deleted by its name alone. Therefore no part of the form is enough: somebody may call a
-    model, or a directory of their own, `dnc.staging-eu`.
+    What a dead process left behind is deleted by its name alone. So the whole form has to match: somebody may call a
+    model, or one of their own directories, `dnc.staging-eu`.
     """
     found = _STAGING.fullmatch(name)
     return found and found.group(1)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the local directories that killed processes have left at a `staging_path` of `path`."""
+    """Removes the local directories that killed processes left at a `staging_path` of `path`."""
     for left in path.parent.iterdir():
         if staging_of(left.name) == path.name:
             shutil.rmtree(left, ignore_errors=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a name to write to, then puts that file at `path`, so that nobody ever sees a part of it.
+    """Calls `write` with a name to write to, then moves that file to `path`, so that nobody ever sees part of it.
 
-    It is flushed to the disk first, unless it lies in a staged directory: renaming that one flushes all that it holds.
+    The file is flushed to disk first, unless it is in a staged directory: renaming that flushes everything in it.
     """
     if is_remote(path):
         with tempfile.TemporaryDirectory(prefix="dnc-") as folder:
@@ -225,22 +225,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         is_staged = any(staging_of(folder.name) is not None for folder in path.parents)
         (os.replace if is_staged else rename_durably)(staging, path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # of a write that fails, Python does not say which file
+        if error.errno is not None and error.filename is None:  # Python does not say which file a write failed on
             error.filename = str(path)
         raise
     finally:
-        with contextlib.suppress(OSError):  # of a file system that takes nothing, which the write has said
+        with contextlib.suppress(OSError):  # if the file system takes nothing, the write has said so
             staging.unlink(missing_ok=True)
 
 
 def rename_durably(source: Path, target: Path, displaced_to: Path | None = None) -> None:
-    """Renames a local file or directory once all that it holds is on the disk, and waits until its name is, too.
+    """Renames a local file or directory once its content is on the disk, and waits until the new name is, too.
 
-    Otherwise a machine that loses its power may come up with the name and empty files behind it.
+    Otherwise a power failure may leave the new name with empty files behind it.
 
     Args:
-        displaced_to: where a `target` that is a directory is moved first, as no rename replaces one. Not before what
-            shall take its place is on the disk, which may take long and may fail.
+        displaced_to: where an existing directory at `target` is moved first, as a rename cannot replace one. It is
+            moved only once its replacement is on the disk, which may take long and may fail.
 
     Raises:
         StorageError: the target's directory, mounted or linked, is on another file system.
@@ -266,7 +266,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems have no such call for a directory.
+        # Some network file systems do not support this call for directories.
         if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
             raise
     finally:
@@ -327,7 +327,7 @@ def fetch_tree(path: Path, folder: Path) -> None:
     """Copies the files below a remote `path` to the same names below a local `folder`.
 
     Raises:
-        StorageError: an object's name leads out of there: to a store `..` is a name like any other.
+        StorageError: an object's name leads out of `folder`: to a store, `..` is a name like any other.
     """
     for found in tree(path):
         below = found.parts[len(path.parts) :]
@@ -346,33 +346,33 @@ def tree_bytes(path: Path) -> int:
 
 
 def tree(path: Path) -> list[Path]:
-    """All files below a remote `path`, without the empty objects by which consoles show a folder."""
+    """All files below a remote `path`, without the empty objects that consoles use to show folders."""
     found = (each.url for each in object_store(path).match(f"{glob.escape(str(path))}/**"))
     return [as_path(url) for url in found if not url.endswith("/")]
 
 
 def require_literal(path: Path) -> None:
-    """Refuses a directory whose name reads as a pattern: TensorFlow looks its own files up by patterns.
+    """Refuses a directory whose name could be read as a pattern: TensorFlow looks up its own files by patterns.
 
     Raises:
-        ValueError: it does.
+        ValueError: it could.
     """
     if found := sorted(set(str(path)) & set("[]*?\\")):
         raise ValueError(f"{path} holds {' '.join(found)}, which TensorFlow reads as a pattern: choose another name")
 
 
 def make_directory(path: Path, option: str) -> None:
-    """Makes a directory of this machine to write to, unless it is there.
+    """Creates a directory on this machine to write to, unless it exists.
 
     Args:
-        option: of the command line, which named the path.
+        option: the command-line option that named the path.
 
     Raises:
-        ValueError: it cannot be made.
+        ValueError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        # Path.is_file would raise for a name that is too long, or lies where we may not look.
+        # Path.is_file would raise if the name is too long or in a directory that we may not search.
         reason = "it is a file" if os.path.isfile(path) else error.strerror
         raise ValueError(f"{option} {path} cannot be made a directory: {reason}; name another one") from None

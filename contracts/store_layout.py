@@ -1,4 +1,4 @@
-"""Where everything lies below a store of `dnc retrain`, beside the workdirs of its runs."""
+"""The layout of a store of `dnc retrain`, apart from the workdirs of its runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contracts.layout import Events, Workdir
 
 @dataclass(frozen=True)
 class SpanParts:
-    """What is kept of a span, so that nothing of it is counted twice."""
+    """The results that are kept for a span, so that nothing in it is counted twice."""
 
     path: Path
     PROFILE_KIND = "span_profile"
@@ -43,7 +43,7 @@ class SpanParts:
 
 @dataclass(frozen=True)
 class Store:
-    """What `dnc retrain` keeps from run to run: spans ingested once, runs, and the versions that a server polls."""
+    """What `dnc retrain` keeps between runs: spans ingested once, runs, and the versions that a server polls."""
 
     path: Path
 
@@ -64,7 +64,7 @@ class Store:
         return SpanParts(self.spans / key)
 
     def span_files(self, key: str, digest: str) -> Path:
-        """JSON list of the files that a span had, each its name, size, and time or version: once for all its runs."""
+        """JSON list of a span's files, each with its name, size, and time or version; stored once for all its runs."""
         return self.path / "span_files" / f"{key}-{digest}.json"
 
     @property
@@ -83,7 +83,7 @@ class Store:
 
     @property
     def labels_lock(self) -> Path:
-        """Held for a moment by whoever reads the labels of versions and acts on them, a rollback beside a retrain."""
+        """Held briefly while version labels are read and acted on, as a rollback may run beside a retrain."""
         return self.path / ".labels.lock"
 
 
@@ -97,22 +97,22 @@ class RetrainRun:
 
     @property
     def plan(self) -> Path:
-        """JSON: what the run set out to do; written once, so that a killed run is taken up as it was meant."""
+        """JSON: what the run set out to do; written once, so that a killed run is resumed as planned."""
         return self.workdir.path / "plan.json"
 
     @property
     def record(self) -> Path:
-        """JSON: what came of it, with the whole lineage; a run without it is unfinished."""
+        """JSON: the run's outcome, with the whole lineage; a run without it is unfinished."""
         return self.workdir.path / "record.json"
 
     @property
     def push(self) -> Path:
-        """JSON: the version that is pushed, the label that it gets, and whether all labels are written."""
+        """JSON: the version being pushed, the label that it gets, and whether all labels have been written."""
         return self.workdir.path / "push.json"
 
     @property
     def pending(self) -> Path:
-        """JSON: the record as it was before the push, for a run that dies after that and is not called again."""
+        """JSON: the record as it was before the push, in case the run dies afterwards and is not called again."""
         return self.workdir.path / "record-pending.json"
 
     @property
