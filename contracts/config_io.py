@@ -20,9 +20,9 @@ from contracts.config.effects import settings_without_effect
 log = logging.getLogger(__name__)
 
 _SECRET = ("retrain.webhook", "beam.options")
-"""Keys of whose values no message shows any; no dump has the webhook, either."""
+"""Keys whose values no message shows; dumps leave out the webhook, too."""
 SECRET_OPTION = re.compile(r"\w*(?:secret|password|session_token|access_key|connection_string)\w*")
-"""Names of pipeline options that are keys to an object store."""
+"""Matches names of pipeline options that hold keys to an object store."""
 _SHOWN_CHARACTERS = 40
 
 
@@ -31,10 +31,10 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice: PyYAML lets the last of two sections of one name win, and says nothing.
+    """Refuses duplicate keys: of two sections with the same name, PyYAML silently keeps the last.
 
-    A value that its explicit tag does not fit, as in `!!int ''`, is an error of YAML, too: PyYAML takes it to be of the
-    tag's form, and fails somewhere within.
+    A value that does not fit its explicit tag, as in `!!int ''`, is a YAML error, too: PyYAML assumes that it fits, and
+    fails somewhere inside.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # of a date that is none: PyYAML does not say which
+        except ValueError as error:  # for an impossible date, PyYAML does not say which
             problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r}: {error}"
         except (AttributeError, IndexError, KeyError, TypeError):
             kind = node.tag.rpartition(":")[2]
@@ -69,10 +69,10 @@ def _parsed(text: str) -> Any:
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
 
-    Object stores are from then on reached by its `beam.options`, whatever the process does with it.
+    From then on, object stores are reached with the config's `beam.options`, whatever the process does with it.
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is that
+        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is one
             of a baseline, whose config `trainer/baselines.py` derives.
     """
     tree = read_yaml(path) if path else {}
@@ -96,10 +96,10 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def read_stored_config(path: Path) -> Config:
-    """The config that a run left beside its model, as JSON.
+    """Reads the config that a run left beside its model, as JSON.
 
     Raises:
-        ConfigError: this code does not know it: code of another time wrote it.
+        ConfigError: another version of the code wrote it, in a form that this one does not know.
     """
     try:
         return Config.model_validate_json(path.read_text(encoding="utf-8"))
@@ -115,15 +115,15 @@ def dump_config(config: Config) -> str:
 
 
 def dump_changes(config: Config) -> str:
-    """What differs from the defaults, as YAML to be shown."""
+    """The settings that differ from the defaults, as YAML for display."""
     tree = without_keys(config).model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def without_keys(config: Config) -> Config:
-    """The config to be shown, as logs are kept: "..." for what a key to an object store is.
+    """The config for display, with "..." in place of keys to an object store, since logs are kept.
 
-    That stands behind its name, or is the next word.
+    Such a key follows its option's name after "=", or is the next word.
     """
     shown: list[str] = []
     hides_next = False
@@ -137,10 +137,10 @@ def without_keys(config: Config) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; empty of an empty file.
+    """The mapping that a YAML file holds; empty for an empty file.
 
     Raises:
-        ConfigError: it is missing, not YAML, names a key twice, or holds no mapping.
+        ConfigError: the file is missing, not YAML, names a key twice, or does not hold a mapping.
     """
     try:
         tree = _parsed(path.read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ def parse_assignments(overrides: Iterable[str]) -> dict[str, Any]:
     """`a.b=c` texts as {"a.b": c}, the values being YAML.
 
     Raises:
-        ConfigError: one has another form.
+        ConfigError: one does not have this form.
     """
     return dict(_parse(override) for override in overrides)
 
@@ -185,7 +185,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *sections, leaf = key.split(".")
     node = tree
     for section in sections:
-        if node.get(section) is None:  # as of one in YAML whose keys are all commented out
+        if node.get(section) is None:  # as YAML reads it if all of its keys are commented out
             node[section] = {}
         node = node[section]
         if not isinstance(node, dict):
@@ -199,7 +199,7 @@ def _source(path: Path | None, overrides: list[str]) -> str:
 
 
 def explain(source: Path | str, error: ValidationError, listed_by: str = "see `dnc settings`") -> str:
-    """What is wrong with each key of what was read from `source`.
+    """Describes what is wrong with each key read from `source`.
 
     Args:
         listed_by: says where the known keys are listed.
@@ -217,7 +217,7 @@ def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
         return f"unknown key (value {value!r}); remove it, or {listed_by}"
     if kind == "missing":
         return f"it must be given; {listed_by}"
-    if kind == "value_error":  # ours, which names the value where that tells something
+    if kind == "value_error":  # ours, which names the value if that helps
         return message.removeprefix("Value error, ")
     if value is None:
         return "it is empty, as a variable of the shell is that was not set: give a value, or leave the key out"

@@ -19,19 +19,19 @@ _ROOMS = ("contracts", "beam_jobs", "trainer", "serving", "pipeline")
 
 
 class _Line(logging.Handler):
-    """Writes to stderr as it is by then, a line a record: one that is cut at 80 columns cannot be searched."""
+    """Writes each record on one line to the current stderr: lines cut at 80 columns could not be searched."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             click.echo(self.format(record), err=True)
-        except OSError:  # as of a full disk, which is no reason to end the work
+        except OSError:  # such as a full disk, which is no reason to end the work
             self.handleError(record)
 
 
 def log_to_stderr(level: int) -> None:
-    """Shows the lines of our rooms from `level` on, and other packages' warnings: in a log one each, with the date.
+    """Shows our rooms' messages from `level` on, and other packages' warnings; in a log, one dated line each.
 
-    Each process that is started anew has to call it: without it, Python shows nothing but warnings.
+    Each newly started process has to call it: without it, Python shows only warnings.
     """
     verbose = level <= logging.DEBUG
     console = Console(stderr=True)
@@ -45,14 +45,14 @@ def log_to_stderr(level: int) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for room in _ROOMS:
         logging.getLogger(room).setLevel(level)
-    # Beam logs what a worker raised, with its traceback, and then raises it here, where it is told in a line.
+    # Beam logs a worker's exception with its traceback, and then raises it here, where it is reported in one line.
     logging.getLogger("apache_beam.runners.common").setLevel(logging.ERROR if verbose else logging.CRITICAL)
-    # TensorFlow warns of its own loader whenever a servable is loaded, and nobody here can do anything about it.
+    # TensorFlow warns about its own loader whenever a servable is loaded, and nobody here can do anything about it.
     logging.getLogger("tensorflow").setLevel(logging.WARNING if verbose else logging.ERROR)
 
 
 class _LastLine(logging.Handler):
-    """Remembers when something was last said."""
+    """Remembers when a message was last logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,10 +64,10 @@ class _LastLine(logging.Handler):
 
 @contextmanager
 def sign_of_life(what: str) -> Iterator[None]:
-    """In a log, says after each minute in which nobody said anything that `what` still runs.
+    """In a log, says after each minute without a message that `what` is still running.
 
-    Not in a terminal, where training draws a bar; nor where nobody has set up logging, and Python shows warnings alone,
-    as long as it finds no handler.
+    Not in a terminal, where training draws a progress bar, nor if logging is not set up: Python then shows warnings
+    only, and only as long as it finds no handler.
     """
     if Console(stderr=True).is_terminal or not logging.getLogger().handlers:
         yield

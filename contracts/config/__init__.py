@@ -54,7 +54,7 @@ __all__ = [
 class Config(Section):
     """The whole tree."""
 
-    # scikit-learn and Keras take no more than 32 bits.
+    # scikit-learn and Keras accept no more than 32 bits.
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of everything random: initial weights, negatives, shuffles, bootstraps"
     )
@@ -82,7 +82,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _category_is_a_feature(self) -> Config:
-        """Here, and not where groups are made: the stages before that may take hours."""
+        """Checked here rather than when groups are made, since the stages before that may take hours."""
         groups, table = self.groups, self.data.item_features
         features = [feature.name for feature in table.features if not feature.is_number] if table else []
         if groups.method != "kmeans" and groups.category not in features:
@@ -120,7 +120,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _xla_knows_the_encoder(self) -> Config:
         if self.training.jit_compile and self.model.user_tower == "gru":
-            # Its gradient holds a list of states, which does not leave what XLA compiled.
+            # Its gradient holds a list of states, which cannot leave code that XLA compiled.
             raise ValueError(
                 "training.jit_compile=true does not work with model.user_tower=gru: set training.jit_compile=false, or "
                 "another user tower"

@@ -29,8 +29,8 @@ _MAX_LEVELS = 127
 class FeedbackConfig(Section):
     """Ordered feedback levels, and how a row of the log gets one.
 
-    A row's level is the highest that applies: its `event` value's, that of any boolean column in
-    `flags` that is true, or the highest rating threshold that it reaches; else the lowest level.
+    A row's level is the highest that applies: the one its `event` names, those whose column in `flags`
+    is true, and those whose rating threshold it reaches; the lowest level if none applies.
     """
 
     levels: Strings = Field(
@@ -113,7 +113,7 @@ class Feature(Section):
 
     @property
     def is_number(self) -> bool:
-        """Whether values are float32, of which TFT makes no vocabulary."""
+        """Whether values are float32, for which TFT makes no vocabulary."""
         return self.kind in {"numeric", "vector"}
 
     @property
@@ -123,7 +123,7 @@ class Feature(Section):
 
     @property
     def width(self) -> int | None:
-        """The length of a row's transformed value; None where it is a scalar."""
+        """The length of a row's transformed value; None if it is a scalar."""
         return {"tokens": self.max_tokens, "text": self.max_tokens, "vector": self.dim}.get(self.kind)
 
     @model_validator(mode="after")
@@ -182,18 +182,18 @@ class FeatureTable(TextFormat):
 
 
 LIMITS_OF_DATA = frozenset({"max_dead_letter_fraction", "max_drift", "min_volume"})
-"""Keys of the section data that refuse a log, and change nothing in what is written."""
+"""Keys of the data section that may refuse a log, but do not change what is written."""
 
 READING_OF_LOG = frozenset(
     {"columns", "timestamp_unit", "timestamp_format", "feedback", "request_features", "header", "quoting"}
 )
-"""Keys of the section data that say what events a file of the log holds."""
+"""Keys of the data section that determine which events a file of the log holds."""
 
 FRACTIONS = (".%f", ",%f")
-"""Ends of `data.timestamp_format` that stand for a fraction of a second."""
+"""Endings of `data.timestamp_format` that stand for a fraction of a second."""
 
 _YEARS = frozenset("YyCsDFcx")
-"""Directives of `data.timestamp_format` that tell the year."""
+"""Directives of `data.timestamp_format` that give the year."""
 _WEEKS = frozenset("GgUVW")  # and the years of weeks
 
 
@@ -268,7 +268,7 @@ class DataConfig(TextFormat):
 
     @model_validator(mode="after")
     def _format_is_read(self) -> DataConfig:
-        """C's strptime has no %f, passes over zones' names for %Z and over weeks, and begins in 1900."""
+        """C's strptime has no %f, ignores weeks and the zone names that %Z reads, and assumes 1900 without a year."""
         text_format = self.timestamp_format or ""
         whole = text_format[:-3] if text_format.endswith(FRACTIONS) else text_format
         directives = set(re.findall("%[EO]?(.)", whole))

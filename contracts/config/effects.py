@@ -1,6 +1,6 @@
-"""Settings that a config gives and that nothing would read: often a mistake, which would otherwise never be noticed.
+"""Settings that a config gives but nothing would read: often a mistake, which would otherwise go unnoticed.
 
-A warning names them. They are no error: whoever tries `groups.method=kmeans` leaves the category in the file.
+They cause a warning, not an error: people who try `groups.method=kmeans` leave the category in the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KINDS = {
     "max_tokens": ("tokens", "text"),
     "max_vocabulary": ("categorical", "tokens", "text"),
 }
-"""Setting of a feature -> the kinds that it has a meaning for."""
+"""Setting of a feature -> the kinds of features that it applies to."""
 
 _READ_ONLY_WITH: dict[str, tuple[str, Callable[[Config], bool]]] = {
     "groups.iterations": ("groups.fit=distributed", lambda config: config.groups.fit == "distributed"),
@@ -58,13 +58,13 @@ _READ_ONLY_WITH: dict[str, tuple[str, Callable[[Config], bool]]] = {
         ("training.loss.hierarchy_weight above 0", lambda config: config.training.loss.hierarchy_weight > 0),
     ),
 }
-"""Key -> what something needs to be that reads it, in words and as a predicate."""
+"""Key -> the condition under which something reads it, in words and as a predicate."""
 
 
 def settings_without_effect(config: Config) -> Iterator[str]:
-    """Of each such setting a line: its key and value, why nothing reads it, and what to do.
+    """Yields a line for each such setting: its key and value, why nothing reads it, and what to do.
 
-    A default counts as not given: a config that was printed whole names them all.
+    A default counts as not given, since a config that was printed in full names all of them.
     """
     yield from _of_tables(config)
     yield from _of_log(config)

@@ -12,11 +12,11 @@ from contracts.config.section import Section, Strings
 from contracts.names import REQUEST_INPUTS, RESERVED_FEATURE_NAMES
 
 _MOST_CODES = 2**31 - 1
-"""A request's values are one int32, see `code_sizes`."""
+"""A request's values are coded as one int32, see `code_sizes`."""
 
 
 class RequestFeature(Section):
-    """A categorical column of the log whose value a request can tell as well."""
+    """A categorical column of the log whose value a request can give as well."""
 
     name: str = Field(description="name of the servable's input, and of the log's column unless `column` is set")
     column: str | None = Field(None, description="the log's column; default: the name")
@@ -44,8 +44,8 @@ class RequestFeature(Section):
 
 
 def require_parameter(name: str, what: str) -> None:
-    """Raises ValueError where `name` can be no input of a servable, which is a parameter of a Python function."""
-    # TensorFlow names a placeholder by the parameter, and none begins with _.
+    """Raises ValueError if `name` cannot be an input of a servable, which is a parameter of a Python function."""
+    # TensorFlow names a placeholder after the parameter, and its names may not begin with _.
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self" or name[0] == "_":
         raise ValueError(
             f"the {what} {name!r} becomes an input of the servable, so it needs a name of letters, digits and _ that "
@@ -54,9 +54,9 @@ def require_parameter(name: str, what: str) -> None:
 
 
 def require_distinct(features: Sequence[RequestFeature], others: Sequence[str]) -> None:
-    """Raises ValueError where a name is there twice, or among `others`, or the combinations of values are too many.
+    """Raises ValueError if a name occurs twice or in `others`, or if there are too many combinations of values.
 
-    TensorFlow tells no two inputs apart whose names differ in case alone, of which the servable's own are some.
+    TensorFlow cannot distinguish inputs whose names differ only in case, the servable's own inputs included.
     """
     names = [*(feature.name for feature in features), *others]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -78,8 +78,8 @@ def require_distinct(features: Sequence[RequestFeature], others: Sequence[str]) 
 
 
 def code_sizes(features: Sequence[RequestFeature]) -> tuple[int, ...]:
-    """Of each feature, its number of values and one for none.
+    """The number of values of each feature, plus one for none.
 
-    An event's values are one code, as `np.ravel_multi_index` has it: of each feature the value's place from 1, or 0.
+    `np.ravel_multi_index` makes one code of an event's values: each counts from 1, and 0 stands for none.
     """
     return tuple(len(feature.values) + 1 for feature in features)

@@ -10,7 +10,7 @@ from contracts.config.section import Section
 
 
 class SpanLimits(Section):
-    """What a span of events must look like before a model is trained on it."""
+    """Requirements that a span of events must meet before a model is trained on it."""
 
     schema_of_last: bool = Field(
         True, description="whether the previous span's schema is enforced, and drift beyond data.max_drift refused"
@@ -48,7 +48,7 @@ class SpanLimits(Section):
 class GateConfig(Section):
     """What a candidate must show before it is pushed.
 
-    Changes are against the model that is served; before the first push, against popularity.
+    Changes are relative to the served model or, before the first push, to popularity.
     """
 
     k: int = Field(100, ge=1, description="length of the lists that are compared")
@@ -133,7 +133,7 @@ class RetrainConfig(Section):
     keep_versions: int = Field(
         5, ge=2, description="number of newest versions kept on disk, besides those with a label"
     )
-    # Whoever has the URL may post: it is in no dump, so in no artifact, record or log.
+    # Anybody with the URL may post, so it is left out of dumps, and with them of artifacts, records and logs.
     webhook: str | None = Field(
         None, exclude=True, repr=False, description="URL to which the outcome is posted as JSON; treated as a secret"
     )

@@ -1,4 +1,4 @@
-"""What every section of the config tree is made of."""
+"""The base class of the config tree's sections, and types of their fields."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Instant = Annotated[str, BeforeValidator(_as_text)]
 
 
 class Section(BaseModel):
-    """A node of the tree: frozen, an unknown key is an error, and so is a number that is infinite or none.
+    """A node of the tree: frozen; unknown keys are errors, and so are infinite numbers and NaN.
 
-    A loss of infinite weight, or a threshold of NaN, would show only once the stages before have run; and no JSON, of
-    which artifacts and records are, has such numbers.
+    A loss with infinite weight, or a threshold of NaN, would show only after the earlier stages have run, and JSON, the
+    format of artifacts and records, has no such numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
@@ -36,7 +36,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_section_is_none(cls, tree: Any) -> Any:
-        """Of a section whose keys are all commented out, YAML has the key, and no value."""
+        """Drops sections without a value: YAML reads a section whose keys are all commented out as null."""
         if not isinstance(tree, dict):
             return tree
         sections = {name for name, field in cls.model_fields.items() if _is_section(field.annotation)}

@@ -67,7 +67,7 @@ class ModelConfig(Section):
 
     @property
     def reads_groups_first(self) -> bool:
-        """Whether the encoder is told the group, and so runs once a group."""
+        """Whether the encoder's input includes the group, so that it runs once per group."""
         return self.conditioning in {"concat_tokens", "multiply_tokens"}
 
     @model_validator(mode="after")
@@ -159,7 +159,7 @@ class LossConfig(Section):
     )
 
     def is_exact(self, num_items: int) -> bool:
-        """Whether the softmaxes compare with every item of a catalogue of this size."""
+        """Whether the softmaxes cover every item of a catalogue of this size."""
         return num_items <= self.exact_softmax_max_items
 
     @model_validator(mode="after")
