@@ -8,12 +8,12 @@ from beam_jobs.arrays import Float64, Int64
 
 
 class AliasTables:
-    """One table a group, concatenated (Walker 1977, Vose 1991).
+    """One table per group, concatenated (Walker 1977, Vose 1991).
 
     Attributes:
         items: [num_items] item of each slot, a group's slots side by side.
         starts: [num_groups + 1] first slot of each group.
-        keep: [num_items] probability that a slot gives its own item, else that of `alias`.
+        keep: [num_items] probability that a slot yields its own item rather than that of `alias`.
         alias: [num_items] the other slot.
     """
 
@@ -35,13 +35,13 @@ class AliasTables:
             if stop - start > 1:
                 keep, alias = _build(weights[self.items[start:stop]])
                 self.keep[start:stop], self.alias[start:stop] = keep, alias + start
-        # The alias's item and the slot's own, side by side: one look-up, in the cache line of the other.
+        # The alias's item and the slot's own, side by side: one look-up for either, in the same cache line.
         self._either = np.stack([self.items[self.alias], self.items], axis=1).ravel()
 
     def draw(self, groups: Int64, number: int, rng: np.random.Generator) -> Int64:
         """[num_groups_asked, number] items, a row from each group asked for.
 
-        One uniform gives the slot and the coin. u * size never rounds up to size: 1 - u is at least 2^-53, and
+        One uniform number yields both slot and coin. u * size never rounds up to size: 1 - u is at least 2^-53, and
         size * 2^-53 at least half the distance from size to the number below it.
         """
         coin = rng.random((len(groups), number))
@@ -56,7 +56,7 @@ class AliasTables:
 
     @property
     def sizes(self) -> Int64:
-        """[num_groups] items of each group."""
+        """[num_groups] number of items in each group."""
         return np.diff(self.starts)
 
     def of(self, group: int) -> tuple[Int64, Float64]:
@@ -69,9 +69,9 @@ def _build(weights: Float64) -> tuple[Float64, Int64]:
     """Keep probabilities and aliases of one table, by prefix sums instead of a loop over items.
 
     Scaled to mean 1, light items lack `1 - w`, heavy ones have `w - 1` to spare. Heavy items fill the
-    light in order, and one that has given more than it had is itself filled by the next heavy one. So
-    who fills whom follows from where the running sums of the two cross (Huebschle-Schneider & Sanders,
-    "Parallel Weighted Random Sampling", 2019).
+    light ones in order, and one that has given more than it had is itself filled by the next heavy one.
+    So the crossings of the two running sums determine which item fills which (Huebschle-Schneider &
+    Sanders, "Parallel Weighted Random Sampling", 2019).
     """
     scaled = weights * (len(weights) / weights.sum())
     light, heavy = np.flatnonzero(scaled < 1), np.flatnonzero(scaled >= 1)

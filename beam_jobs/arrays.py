@@ -1,4 +1,4 @@
-"""NumPy arrays by what they hold; docstrings give their shapes."""
+"""Types of NumPy arrays by element type; docstrings give their shapes."""
 
 from __future__ import annotations
 

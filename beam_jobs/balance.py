@@ -1,4 +1,4 @@
-"""Groups of bounded size: what a group holds too much of goes to the nearest group that has room."""
+"""Groups of bounded size: a group's surplus items move to the nearest group with room."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from beam_jobs.partition import known_centroids, nearest_centroid, squared_dista
 
 def size_cap(num_items: int, num_groups: int, max_size_ratio: float) -> int:
     """Most items of a group: `max_size_ratio`, as written in decimals, times the mean size, rounded up."""
-    return math.ceil(Fraction(str(max_size_ratio)) * num_items / num_groups)  # of floats, 100 / 10 * 1.1 is above 11
+    return math.ceil(Fraction(str(max_size_ratio)) * num_items / num_groups)  # with floats, 100 / 10 * 1.1 is above 11
 
 
 def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size_ratio: float) -> Int64:
     """[num_items] groups of at most `size_cap` items.
 
-    In each round every group keeps what lies nearest to its centre, and the rest asks for the nearest group that was
-    not full before; each round fills one at least, so there are at most `num_groups` of them. Items of which nothing is
-    known give way first, and are dealt out to all groups with room.
+    In each round, every group keeps the items nearest to its centre, and the others move to the nearest group that was
+    not full before. Each round fills at least one group, so there are at most `num_groups` rounds. Items about which
+    nothing is known give way first, and are dealt out to all groups with room.
 
     Args:
-        embeddings: [num_items, dim]; rows of 0 are of items of which nothing is known.
+        embeddings: [num_items, dim]; rows of 0 are items about which nothing is known.
         groups: [num_items] 0..K-1.
         num_groups: K.
         max_size_ratio: more than 1.
@@ -36,7 +36,7 @@ def balance_groups(embeddings: Float32, groups: Int64, num_groups: int, max_size
     distances = np.where(is_known, squared_distances(embeddings, centroids, groups), np.inf)
     groups = groups.copy()
     while (surplus := _surplus(groups, distances, num_groups, cap)).size:
-        places = np.flatnonzero(np.bincount(groups, minlength=num_groups) < cap)  # none that was full has room again
+        places = np.flatnonzero(np.bincount(groups, minlength=num_groups) < cap)  # a full group never has room again
         known, unknown = surplus[is_known[surplus]], surplus[~is_known[surplus]]
         groups[known] = places[nearest_centroid(embeddings[known], centroids[places])]
         groups[unknown] = places[np.arange(len(unknown)) % len(places)]

@@ -30,14 +30,14 @@ def collect(config: BeamConfig, inputs: Sequence[Any], steps: beam.PTransform, s
         inputs: paths and numbers, not data: Beam ships them inside the pipeline's definition.
         steps: a transform that yields small JSON values.
         scratch: directory that the workers can write to. The values come back through a file in it, since
-            not every runner hands elements back.
+            not every runner returns elements.
 
     Returns:
         the values, in no particular order.
 
     Raises:
-        ValueError: Beam refuses the runner or its options, a package of the runner is missing, or its workers cannot
-            reach `scratch`.
+        ValueError: Beam refuses the runner or its options, a package that the runner needs is missing, or its workers
+            cannot reach `scratch`.
     """
     path = scratch / f"collected-{uuid.uuid4().hex[:8]}.jsonl"
     try:
@@ -74,14 +74,13 @@ def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
 
 
 def pipeline_options(config: BeamConfig) -> PipelineOptions:
-    """Beam's options. What it does not know it would leave out with a warning, which may show a key to a store.
+    """Beam's options. Beam would skip unknown ones with a warning, which may show a key to an object store.
 
     Raises:
-        ValueError: Beam has no such runner, or one of `beam.options` is none of Beam's, or has a value that does not
-            fit.
+        ValueError: Beam has no such runner, or one of `beam.options` is unknown to Beam or has an unsuitable value.
     """
     runner = _full_name(config.runner)
-    # Type checks find mistakes of these jobs' own code, and make up a fifth of what a pipeline costs on a small log.
+    # Type checks find mistakes in these jobs' own code, and make up a fifth of a pipeline's cost on a small log.
     options = PipelineOptions([f"--runner={runner}", "--no_pipeline_type_check", *config.options])
     words = [word.partition("=")[0] for word in config.options]
     for place, word in enumerate(words):
@@ -95,7 +94,7 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
     try:
         with contextlib.redirect_stderr(said):
             given = options.get_all_options(retain_unknown_options=True)
-    except SystemExit:  # as of a program whose command line the options were
+    except SystemExit:  # Beam parses the options like a program's command line
         reason = said.getvalue().strip().rpartition("error: ")[2]
         raise ValueError(f"beam.options: {reason}") from None
     known = PipelineOptions([]).get_all_options().keys()
@@ -110,10 +109,10 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
 
 
 def _full_name(runner: str) -> str:
-    """The runner as Beam lists it, of which it takes any case and lets "runner" be left out, or a class named in full.
+    """The runner as Beam lists it (in any case, "runner" may be left out), or a class named in full.
 
     Raises:
-        ValueError: there is no such runner, or no such class in what is installed.
+        ValueError: there is no such runner, or no such class is installed.
     """
     known = StandardOptions.KNOWN_RUNNER_NAMES
     lower = {name.lower(): name for name in known}
@@ -123,7 +122,7 @@ def _full_name(runner: str) -> str:
     if "." in runner:
         try:
             found = pydoc.locate(runner)
-        except pydoc.ErrorDuringImport as error:  # as of a package that the runner's module asks for
+        except pydoc.ErrorDuringImport as error:  # such as of a package that the runner's module needs
             raise ValueError(f"beam.runner={runner} cannot be imported: {error}: install what it needs") from None
         if found is None:
             raise ValueError(f"beam.runner={runner} cannot be imported: check the name, and that its package is here")
@@ -136,7 +135,7 @@ def _full_name(runner: str) -> str:
 
 
 def _single(element: tuple[int, Iterable[Any]]) -> Iterable[Any]:
-    """(number, the one input) -> the input. `Reshuffle` does the same in three times as many steps."""
+    """(number, the one input) -> the input. `Reshuffle` would need three times as many steps."""
     return element[1]
 
 
@@ -145,5 +144,5 @@ def _encode_result(value: Any) -> tuple[int, str]:
 
 
 def _write_lines(element: tuple[int, Iterable[str]], path: Path) -> None:
-    """(0, lines) -> a file; without lines there is none."""
+    """(0, lines) -> a file; there is none without lines."""
     storage.write_text(path, "\n".join(element[1]))

@@ -26,7 +26,7 @@ class BucketEvents:
         times: microseconds.
         levels: feedback level.
         splits: `Split`.
-        requests: codes of what requests tell.
+        requests: `EventColumn.REQUEST`.
         user_index: [num_users] `user_index` of each user number.
     """
 
@@ -39,8 +39,8 @@ class BucketEvents:
     user_index: Int64
 
     def where(self, mask: Bool) -> BucketEvents:
-        """The events under a mask; user numbers stay what they are."""
-        places = np.flatnonzero(mask)  # found once: a mask that follows no pattern takes ten times as long, each time
+        """The events under a mask; user numbers do not change."""
+        places = np.flatnonzero(mask)  # once, as indexing by an irregular mask takes ten times as long each time
         return BucketEvents(
             self.users[places],
             self.items[places],
@@ -52,7 +52,7 @@ class BucketEvents:
         )
 
     def of_users_with(self, mask: Bool) -> BucketEvents:
-        """All events of the users who have one under a mask; they are renumbered from 0."""
+        """All events of the users who have one under a mask; users are renumbered from 0."""
         kept = np.bincount(self.users[mask], minlength=len(self.user_index)) > 0
         events = self.where(kept[self.users])
         return replace(events, users=(np.cumsum(kept) - 1)[events.users], user_index=self.user_index[kept])

@@ -1,4 +1,4 @@
-"""A bucket's file of validated events: its columns, their order, and what is counted of them."""
+"""A bucket's file of validated events: its columns, its order, and the counts taken from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVENT_SCHEMA = pa.schema(
         (EventColumn.REQUEST, pa.int32()),
     ]
 )
-"""Of events without a split."""
+"""Schema of events without a split."""
 
 
 class Splitting(Protocol):
@@ -39,12 +39,12 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
     """Writes a bucket's events in order, each once.
 
     Args:
-        path: of the bucket's file.
+        path: the bucket's file.
         events: of `EVENT_SCHEMA`, in any order.
         splitting: gives the events their splits, once they are in order.
 
     Returns:
-        what was written, without the splits, and its counts.
+        the written events, without their splits, and counts of them.
     """
     table, duplicates = order_events(events)
     splits = splitting.assign(table)
@@ -58,24 +58,24 @@ def write_bucket(path: Path, events: pa.Table, splitting: Splitting) -> tuple[pa
 
 
 def num_tied(events: pa.Table) -> int:
-    """How many of the events that `order_events` returns are of the time of their user's event before."""
+    """How many of the events that `order_events` returns have the same time as their user's previous event."""
     users, times = one_array(events[EventColumn.USER_ID]).indices, events[EventColumn.TIMESTAMP].to_numpy()
     return int(((np.diff(users) == 0) & (np.diff(times) == 0)).sum())
 
 
 def steps_by_item(events: pa.Table) -> tuple[int, int, int]:
-    """Of the events that `order_events` returns, the steps of a user to a later time and another item: how many.
+    """Counts users' steps to a later time and another item among the events that `order_events` returns.
 
     Returns:
-        all of them, those that lead up in the bytewise order of item ids, and those that lead up where a shorter id
-        comes first, as of numbers.
+        the number of all such steps, of those that go up in the bytewise order of item ids, and of those that go up if
+        shorter ids come first, as with numbers.
     """
     users, items = (one_array(events[name]) for name in (EventColumn.USER_ID, EventColumn.ITEM_ID))
     places = items.indices.to_numpy()
     later = (np.diff(users.indices) == 0) & (np.diff(events[EventColumn.TIMESTAMP].to_numpy()) > 0)
     lengths = pc.binary_length(items.dictionary).to_numpy()
     as_number = np.empty(len(lengths), np.int64)
-    as_number[np.argsort(lengths, kind="stable")] = np.arange(len(lengths))  # ids of a length are in bytewise order
+    as_number[np.argsort(lengths, kind="stable")] = np.arange(len(lengths))  # ids of one length are in bytewise order
     up, up_as_number = np.diff(places), np.diff(as_number[places])
     return int((later & (up != 0)).sum()), int((later & (up > 0)).sum()), int((later & (up_as_number > 0)).sum())
 
@@ -84,12 +84,12 @@ def order_events(events: pa.Table) -> tuple[pa.Table, int]:
     """Sorts by (user_id, timestamp, hash of user and item, item_id) and keeps the highest level of exact duplicates.
 
     The order depends on the events alone, not on how they arrived. Ties in time are broken by a hash of the
-    pair: no item, popular, low-numbered or of a large hash, must come last with every user and become the target.
-    Duplicates of the same level keep the greatest code of what the request told: 0 tells nothing.
+    pair: no item, be it popular, low-numbered or of a large hash, may come last for every user and become the target.
+    Duplicates of the same level keep the greatest request code, as 0 stands for no values.
 
     Returns:
         the events, ids dictionary-encoded with user numbers ascending from 0 in the table's order, and
-        how many duplicates were dropped.
+        the number of duplicates dropped.
     """
     user_ids, users = _ranked(events[EventColumn.USER_ID])
     item_ids, items = _ranked(events[EventColumn.ITEM_ID])

@@ -1,4 +1,4 @@
-"""Any Arrow column as text, and which of its values are sound ids."""
+"""Conversion of any Arrow column to text, and checks of which values are sound ids."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ID_PROBLEMS = ("", "missing", NOT_UTF8, "holds control characters", f"longer tha
 _OK, _MISSING, _NOT_UTF8, _CONTROL, _LONG, _LOST = range(6)
 
 _SCIENTIFIC = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]{2,3}$"
-"""What spreadsheets make of 123456789012, and pandas of 64-bit ids in a column with gaps. (12e34 may be a hash.)"""
+"""How spreadsheets write 123456789012, and pandas 64-bit ids in a column with gaps. (12e34 may be a hash.)"""
 
 NO_VALUE = frozenset({b"", b"nan", b"na", b"n/a", b"null", b"none", b"<na>", b"?", b"\\n"})
-"""How programs write that a cell has no value, in lower case."""
+"""Ways in which programs write a cell without a value, in lower case."""
 
 NO_WORD = r"[^\pL\pN]+"
-"""What lies between the words of a text: a regular expression that TensorFlow and Arrow read alike."""
+"""Matches the text between words: a regular expression that TensorFlow and Arrow interpret alike."""
 
 
 def to_binary(column: pa.Array) -> pa.Array:
     """The column's values as text bytes; null where there is no value.
 
     Integers become their decimal form, and so do whole floats and decimals: pandas turns an integer column
-    with gaps into floats, and databases export numbers as decimals. Lists of strings are not values: see
-    `feature_tables`.
+    with gaps into floats, and databases export numbers as decimals. Lists of strings are not supported here:
+    see `feature_tables`.
 
     Raises:
-        ValueError: the column is of a type that has no plain text.
+        ValueError: the column's type has no plain text form.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -54,7 +54,7 @@ def to_binary(column: pa.Array) -> pa.Array:
 
 
 def _decimal_text(column: pa.Array) -> pa.Array:
-    """Whole numbers as integers; Arrow writes a 0 of ten decimals as 0E-10."""
+    """Whole numbers as integers; Arrow writes a 0 with ten decimals as 0E-10."""
     text = pc.replace_substring_regex(column.cast(pa.string()), r"\.0+$", "")
     return pc.replace_substring_regex(text, r"^0E-\d+$", "0")
 
@@ -69,9 +69,9 @@ def _float_text(column: pa.Array) -> pa.Array:
 
 
 def is_inexact(column: pa.Array) -> Bool:
-    """[num_rows] whether a value is a float too large to tell an integer from the next.
+    """[num_rows] whether a value is a float too large to distinguish consecutive integers.
 
-    Such are what pandas makes of 64-bit ids in a column with gaps: two users may have become one.
+    pandas makes such floats from 64-bit ids in a column with gaps: two users may have become one.
     """
     if pa.types.is_dictionary(column.type):
         return is_inexact(column.dictionary_decode())
@@ -98,7 +98,7 @@ def check_ids(values: pa.Array) -> Int8:
 
 
 def to_numbers(values: pa.Array) -> Float64:
-    """[num_values] the numbers that a binary array spells; NaN where it spells none."""
+    """[num_values] the numbers that a binary array spells out; NaN for a value that is not a number."""
     encoded = pc.fill_null(values, b"").dictionary_encode()
     numbers = np.array([_number(value) for value in encoded.dictionary.to_pylist()], np.float64)
     return numbers[encoded.indices.to_numpy()]
@@ -106,7 +106,7 @@ def to_numbers(values: pa.Array) -> Float64:
 
 def _number(text: bytes) -> float:
     try:
-        return float("nan") if b"_" in text else float(text)  # Python's 1_000 is nobody else's
+        return float("nan") if b"_" in text else float(text)  # 1_000 is a number in Python alone
     except ValueError:
         return float("nan")
 
@@ -119,10 +119,10 @@ def is_absent(values: pa.Array) -> Bool:
 
 
 def utf8_mask(values: pa.Array) -> Bool:
-    """[num_values] whether each value of a binary array is UTF-8 (null is)."""
+    """[num_values] whether each value of a binary array is UTF-8 (null counts as such)."""
     mask = np.ones(len(values), bool)
     pending = [(0, len(values))]
-    while pending:  # halve what does not validate as a whole: one pass when all is well
+    while pending:  # halves whatever is not valid as a whole: one pass if all is valid
         start, stop = pending.pop()
         try:
             values.slice(start, stop - start).cast(pa.string())

@@ -26,7 +26,7 @@ def main(module: str) -> None:
 def command_of(module: str) -> click.Command:
     """The command line of the job in `module`.
 
-    The module is imported by its own name: Beam would pickle what lives in `__main__` by value.
+    The module is imported by its own name, since Beam would pickle objects of `__main__` by value.
     """
     job = importlib.import_module(module)
 
@@ -44,7 +44,7 @@ def command_of(module: str) -> click.Command:
         log_to_stderr(logging.INFO)
         try:
             config = load_config(config_path, overrides)
-            pipeline_options(config.beam)  # before they are asked to reach a workdir in an object store
+            pipeline_options(config.beam)  # checks the options before they are used to reach a remote workdir
             run = Workdir(workdir.absolute())
             storage.require_literal(run.path)
             with holding(run), sign_of_life(module.rpartition(".")[2]):

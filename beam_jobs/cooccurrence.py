@@ -1,8 +1,8 @@
 """Which items co-occur: weighted co-occurrence counts within a window of each user's training events.
 
-A pair of items at some distance is one integer, so counting is sorting, which NumPy does with vector
-instructions: ten times faster than to look each pair up. Pairs are dealt out to blocks by their lower
-item, in turn, so that the popular items, whose numbers are low, do not meet in one block.
+A pair of items at some distance is coded as one integer, so pairs can be counted by sorting, which NumPy
+does with vector instructions: ten times faster than looking up each pair. Pairs are dealt out to blocks by
+their lower item, in turn, so that popular items, which have low numbers, do not end up in the same block.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ UNIT = 1 << 20
 """Weights are whole multiples of 1 / UNIT: integer sums do not depend on the order of the bundles."""
 
 _SUMMED_AT_ONCE = 1 << 23
-"""Keys of a block, 64 MiB of them, that wait before they are summed: of a block without popular items it is all."""
+"""Keys of a block (64 MiB) that are collected before they are summed: all keys, if it has no popular items."""
 
 
 @dataclass(frozen=True)
 class PairKeys:
-    """How (low item, high item, distance) becomes one int64, pairs of a block side by side, and back.
+    """Codes (low item, high item, distance) as one int64, with pairs of a block side by side, and decodes it.
 
     Attributes:
         num_items: size of the catalogue; its square times twice the window must fit 63 bits.
         window: greatest distance, in events of a user.
-        num_blocks: among how many the pairs are dealt out.
+        num_blocks: number of blocks among which the pairs are dealt out.
     """
 
     num_items: int
@@ -49,7 +49,7 @@ class PairKeys:
         Args:
             users: [num_events] user numbers, ascending.
             items: [num_events] 0-based items in the user's order.
-            is_new: [num_events] of which events a pair's later one must be; None: of all.
+            is_new: [num_events] whether an event may be the later one of a pair; None: any may.
         """
         keys = [np.zeros(0, np.int64)]
         for distance in range(1, self.window + 1):
@@ -69,16 +69,16 @@ class PairKeys:
         return np.searchsorted(keys, np.arange(self.num_blocks + 1) * width)
 
     def sums(self, parts: Iterable[Int64]) -> tuple[Int64, Int64, Int64]:
-        """[num_pairs] each, of the distinct pairs of all parts' keys: low item, high item, sum of UNIT / distance.
+        """[num_pairs] low item, high item and sum of UNIT / distance of each distinct pair in the keys of all parts.
 
-        Never of all keys at once: two popular items have one for each time that they meet.
+        Keys are never all summed at once: two popular items have one for each time they co-occur.
         """
         none = np.zeros(0, np.int64)
         pairs, weights, waiting, number = none, none, [none], 0
         for part in parts:
             waiting.append(part)
             number += len(part)
-            if number >= max(_SUMMED_AT_ONCE, len(pairs)):  # the more there are, the seldomer they are merged anew
+            if number >= max(_SUMMED_AT_ONCE, len(pairs)):  # the more pairs there are, the less often they are merged
                 pairs, weights = self._added(pairs, weights, np.concatenate(waiting))
                 waiting, number = [none], 0
         pairs, weights = self._added(pairs, weights, np.concatenate(waiting))
@@ -87,7 +87,7 @@ class PairKeys:
         return place * self.num_blocks + block, high, weights
 
     def _added(self, pairs: Int64, weights: Int64, keys: Int64) -> tuple[Int64, Int64]:
-        """Distinct pairs, ascending, and their weights, with those of some more keys."""
+        """Adds more keys to distinct pairs, which stay in ascending order, and to their weights."""
         keys.sort()
         weight = np.array([0, *(round(UNIT / distance) for distance in range(1, self.window + 1))])
         new, of_new = _summed(keys >> self._distance_bits, weight[keys & ((1 << self._distance_bits) - 1)])
@@ -107,15 +107,15 @@ class PairKeys:
 
 
 def _summed(pairs: Int64, weights: Int64) -> tuple[Int64, Int64]:
-    """The distinct ones of ascending pairs, and the sum of each one's weights."""
+    """The distinct pairs among ascending ones, and the sum of each pair's weights."""
     starts = np.flatnonzero(np.diff(pairs, prepend=-1))
     return pairs[starts], np.add.reduceat(weights, starts) if len(starts) else weights
 
 
 class CountCooccurrences(beam.PTransform):
-    """A bucket's file -> one Parquet file (row < column, weight) a block of items; yields the files' names.
+    """A bucket's file -> one Parquet file (row < column, weight) per block of items; yields the files' names.
 
-    With `since`, in microseconds, only pairs count whose later event was then or after.
+    With `since`, in microseconds, only pairs whose later event is at or after that time count.
     """
 
     def __init__(
