@@ -1,8 +1,8 @@
-"""CSV to Arrow, block by block, losing nothing: every line is a row of bytes or a named bad row.
+"""CSV to Arrow, block by block, without loss: every line is a row of bytes or a named bad row.
 
-pyarrow's own streaming reader cannot be used as it is: what follows a quote that is never closed it drops, or takes
-for one cell, without a word. So blocks are cut here, and lines with such quotes blanked. A sentinel row at the end of
-each shows that pyarrow has lost nothing.
+pyarrow's own streaming reader cannot be used as it is: it silently drops whatever follows a quote that is never closed,
+or reads it as one cell. So the file is cut into blocks here, and lines with such quotes are blanked. A sentinel row at
+the end of each block shows that pyarrow has lost nothing.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _SHOWN_BYTES = 1_000
 _INVALID = "\U0010ffff".encode()
 codecs.register_error("beam_jobs.mark", lambda error: ("\U0010ffff", error.end))  # type: ignore[attr-defined]
 _SENTINEL = b"\x01end of block\x01"
-"""Without NUL, at which pyarrow cuts a row once a block has thousands of rows and cells of more than ten bytes."""
+"""Has no NUL, as pyarrow cuts a row there if a block has thousands of rows and cells of more than ten bytes."""
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
 
 @dataclass
 class RawBatch:
-    """Rows of a file as they are there.
+    """Raw rows of a file.
 
     Attributes:
         table: the wanted columns: bytes from CSV, any Arrow type from Parquet.
         rows: [num_rows] number of each row in its file, the first data row being 1.
-        bad_rows: (row number, reason, text) of lines that are no row.
+        bad_rows: (row number, reason, text) of lines that are not rows.
     """
 
     table: pa.Table
@@ -55,15 +55,15 @@ class RawBatch:
 
 
 def is_csv(path: str) -> bool:
-    """Whether the name says CSV or its sister with tabs, plain or gzip."""
+    """Whether the name says CSV or TSV, plain or gzip."""
     return path.lower().endswith(CSV_SUFFIXES)
 
 
 def read_csv_header(path: str, text: TextFormat) -> list[str]:
-    """The column names of a file, as `split_header` has them.
+    """The column names of a file, as given by `split_header`.
 
     Raises:
-        ValueError: as there.
+        ValueError: as `split_header`.
         OSError: the file cannot be read.
     """
     with _open(path) as stream:
@@ -76,10 +76,10 @@ def read_csv_batches(
     """Reads only `columns`, each of which must be in the header exactly once.
 
     Args:
-        path: of the file.
+        path: the file.
         columns: names of the wanted columns.
         text: how the file is read.
-        block_bytes: read at a time.
+        block_bytes: number of bytes to read at a time.
 
     Raises:
         ValueError: as `split_header`.
@@ -98,8 +98,8 @@ def read_csv_batches(
             block = block[end:] + more
             if not more:
                 return
-            # Such as zeros that a power cut leaves, or that gzip makes of next to nothing: to parse them takes many
-            # times their length. Where carriage returns end the rows, though, what looks like a line is many of them.
+            # Such as zeros after a power cut, or those that gzip packs into next to nothing: parsing them takes many
+            # times their length. If carriage returns end the rows, though, one apparent line is many rows.
             if len(block) > _MOST_LINE_BYTES and b"\n" not in block and b"\r" not in block:
                 yield parser.set_aside(block[:_SHOWN_BYTES], _LONG_LINE)
                 block = _after_line(stream, block_bytes)
@@ -120,7 +120,7 @@ def _open(path: str) -> Iterator[BinaryIO]:
 
 
 def _after_line(stream: BinaryIO, block_bytes: int) -> bytes:
-    """What has been read behind the end of the line that the stream is in."""
+    """Skips the rest of the stream's current line; returns the bytes that were read after it."""
     while block := stream.read(block_bytes):
         _, feed, rest = block.partition(b"\n")
         if feed:
@@ -145,13 +145,13 @@ class _BlockParser:
         """Rows of `block`, and where its whole records end; a malformed record costs no more than its first line.
 
         Args:
-            block: begins with a record.
-            is_last: whether the file ends with it.
-            most_bytes: of a record of several lines.
+            block: bytes that begin with a record.
+            is_last: whether the file ends with the block.
+            most_bytes: largest size of a record of several lines.
         """
         records, table, invalid = self._of_lines(block, is_last) if self._lines_are_records else (None, None, [])
         if records is None or table is None:
-            self._lines_are_records = False  # of a file with cells of several lines, most blocks have some
+            self._lines_are_records = False  # if a file has cells of several lines, most blocks have some
             find = partial(find_records, block, self._form, is_last, most_bytes)
             records = find()
             table, invalid = self._parse_raw(self._text(block, records))
@@ -166,14 +166,14 @@ class _BlockParser:
         return RawBatch(table, rows, bad_rows), records.end
 
     def set_aside(self, line: bytes, reason: str) -> RawBatch:
-        """No row but a line that is none, of which `line` is the beginning."""
+        """A batch without rows, for a line that is not one and begins with `line`."""
         table = pa.table({name: pa.array([], pa.binary()) for name in self._wanted})
         bad_row = (self._next_row, reason, line.decode("utf-8", errors="replace"))
         self._next_row += 1
         return RawBatch(table, np.zeros(0, np.int64), [bad_row])
 
     def _of_lines(self, block: bytes, is_last: bool) -> tuple[Records | None, pa.Table | None, list[tuple[int, str]]]:
-        """The block's rows if each is a line: the rule, and told by their number at no cost. Else None first."""
+        """The block's rows if each is one line, as usual: their number shows it at no cost. Else None comes first."""
         records = Records(len(block) if is_last else block.rfind(b"\n") + 1, [])
         table, invalid = self._parse_raw(self._text(block, records))
         if (
@@ -185,7 +185,7 @@ class _BlockParser:
         return records, table, invalid
 
     def _text(self, block: bytes, records: Records) -> bytes:
-        """The records and the sentinel, and a row in place of each line that is no record: all rows are numbered."""
+        """The records and the sentinel, with a blank row for each line that is not a record: all rows are numbered."""
         view, kept = memoryview(block), 0
         parts: list[bytes | memoryview] = []
         for start, _ in records.set_aside:
@@ -195,7 +195,7 @@ class _BlockParser:
         return b"".join([*parts, view[kept : records.end], feed, self._sentinel_row])
 
     def _bad_rows(self, block: bytes, records: Records, invalid: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
-        """`RawBatch.bad_rows`, of pyarrow's bad rows, with the lines that are blanked in their places."""
+        """`RawBatch.bad_rows` from pyarrow's bad rows; those in place of blanked lines get the lines' text."""
         bad_rows, set_aside = [], iter(records.set_aside)
         blank = self._blank_row.decode().rstrip("\n")
         for place, text in invalid:
@@ -207,14 +207,14 @@ class _BlockParser:
         return bad_rows
 
     def _number(self, num_good: int, num_bad: int, bad: list[int]) -> Int64:
-        """Numbers of the good rows, given the 0-based places of the bad ones among all."""
+        """Numbers of the good rows, given the 0-based places of the bad ones among all rows."""
         good = np.arange(num_good)
         if num_bad:
             good = good + np.searchsorted(np.asarray(bad) - np.arange(num_bad), good, side="right")
         return good + self._next_row
 
     def _parse_raw(self, text: bytes) -> tuple[pa.Table | None, list[tuple[int, str]]]:
-        """Good rows, and (place among all, text) of bad ones. No table if the sentinel row was swallowed."""
+        """Good rows, and (place among all rows, text) of bad ones. No table if the sentinel row was swallowed."""
         invalid: list[tuple[int, str]] = []
 
         def skip(row: pa_csv.InvalidRow) -> str:
@@ -249,7 +249,7 @@ class _BlockParser:
 
 
 def _count_lines(block: bytes, end: int) -> int:
-    """Lines up to `end`; -1 where a carriage return ends one alone, as pyarrow sees it."""
+    """Number of lines up to `end`; -1 if a carriage return alone ends one, as it does for pyarrow."""
     data = np.frombuffer(block, np.uint8, end)
     is_feed = data == ord("\n")
     if b"\r" in block:
@@ -260,7 +260,7 @@ def _count_lines(block: bytes, end: int) -> int:
 
 
 def _mark_invalid_bytes(text: bytes) -> bytes:
-    """`text`, its bytes that are not UTF-8 replaced by a noncharacter: pyarrow fails on them in bad rows."""
+    """`text` with bytes that are not UTF-8 replaced by a noncharacter, as pyarrow fails on them in bad rows."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:

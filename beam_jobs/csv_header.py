@@ -1,4 +1,4 @@
-"""The head of a text file: the columns' names, and what separates its fields."""
+"""The head of a text file: the column names and the separator of its fields."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _MAGIC = {
 
 
 def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], str, bytes]:
-    """The column names without spaces around them, what separates them, and the bytes of the rows.
+    """The column names without surrounding spaces, the separator, and the bytes of the rows.
 
-    The separator is the one that splits the header line into most fields: a log that is read has three columns at
-    least, and a name that holds a separator is quoted. Of several such, it is the tab in a .tsv file, else the comma.
+    The separator is the one that splits the header line into the most fields: a log has at least three columns, and a
+    name that contains a separator is quoted. At a tie, it is the tab in a .tsv file, else the comma.
 
     Args:
         block: the file's beginning.
-        path: of the file, for messages.
-        text: how it is read.
+        path: the file's path, for messages.
+        text: how the file is read.
 
     Raises:
-        ValueError: there is no header line, or it is not of text that is read, or the first lines have another number
-            of fields than `text.header`.
+        ValueError: there is no header line, or the file is of a kind that is not read, or the first lines have another
+            number of fields than `text.header`.
     """
     for magic, what in _MAGIC.items():
         if block.startswith(magic):
@@ -58,13 +58,13 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
             "names the item; write a file with one row a rating, the item in a column of its own"
         )
     if text.header:
-        # A file without a row, as of a day without events, tells nothing; one of a header line alone is read, too.
+        # A file without rows, as for a day without events, shows no separator; one with only a header is read, too.
         separator = _separator_of_rows(block, path, text) if block.strip() else _SEPARATORS[0]
         return [name.strip() for name in text.header], separator, block
     line, rest = _first_line(block, path, text)
     headers = {}
     for separator in _separators(path):
-        with suppress(csv.Error):  # of a line end behind a quote within a field
+        with suppress(csv.Error):  # a line end after a quote within a field
             headers[separator] = _fields(line, separator, text)
     if not headers:
         raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, encloses no name: {_STRAY_QUOTE}")
@@ -80,7 +80,7 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
 
 
 def _separators(path: str) -> list[str]:
-    """The one that the file's name says comes first."""
+    """The separators, the one that the file's name suggests first."""
     own = "\t" if path.lower().endswith((".tsv", ".tsv.gz")) else ","
     return sorted(_SEPARATORS, key=lambda separator: separator != own)
 
@@ -99,12 +99,15 @@ def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:
 
 
 def _shown(block: bytes) -> str:
-    """Enough of a file's first line to recognise it, up to its end, be that within quotes."""
+    """Enough of a file's first line to recognise it, at most up to its end, even if that is within quotes."""
     return repr(block.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", errors="replace")[:_SHOWN_CHARACTERS])
 
 
 def _separator_of_rows(block: bytes, path: str, text: TextFormat) -> str:
-    """What splits most of the first lines into as many fields as the header names; any of them may be no row."""
+    """The separator that splits most of the first lines into as many fields as the header names.
+
+    Any of these lines may be something other than a row.
+    """
     header = text.header
     lines = [line.decode("utf-8", errors="replace") for line in block.split(b"\n", _LINES_TRIED)[:_LINES_TRIED]]
     fields = {separator: [_num_fields(line, separator, text) for line in lines] for separator in _separators(path)}

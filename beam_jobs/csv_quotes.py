@@ -1,10 +1,10 @@
-"""Where quotes leave the records of a CSV block: what ends on which line, and which quotes never close.
+"""The records of a CSV block in view of its quotes: on which line each ends, and which quotes never close.
 
-Readers of CSV take all that follows a stray quote, line after line, for one cell, up to the next quote. Here a quoted
-cell may go on over the end of its line only if it closes as RFC 4180 has it: quotes within it are doubled, and a
-separator or a line's end follows the last one, and, in a file that does not plainly quote, if what it holds is not
-records. Otherwise its record's first line is set aside, and the next line begins a record. Within one line, text after
-a closing quote is let through, as readers do.
+CSV readers take everything after a stray quote, line after line, for one cell, up to the next quote. Here a quoted cell
+may continue beyond its line only if it closes as RFC 4180 requires: quotes within it are doubled, and a separator or a
+line end follows the last one. In a file that does not plainly quote, the cell must also not look like records.
+Otherwise its record's first line is set aside, and the next line begins a record. Within one line, text after a closing
+quote is allowed, as in other readers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from beam_jobs.arrays import Bool, Int64
 
 UNCLOSED = "quote never closed"
-_OF_TEXT = (",", ";")  # which stand in sentences, with a space behind them
+_OF_TEXT = (",", ";")  # separators that occur in sentences, followed by a space
 _MOST_SPACED = 0.1  # of a file's rows
 _MOST_LINES = 10_000
 """Lines with quotes that `_plainly_quotes` looks at."""
@@ -30,10 +30,10 @@ class Form:
     """How a file writes its records.
 
     Attributes:
-        separator: of fields.
-        num_fields: of a record.
-        is_quoting: whether a quoted cell is one whatever it holds.
-        has_sentences: whether separators with a space behind them are of sentences.
+        separator: between fields.
+        num_fields: number of fields in a record.
+        is_quoting: whether a quoted cell is a cell whatever it holds.
+        has_sentences: whether separators followed by a space belong to sentences.
     """
 
     separator: str
@@ -48,7 +48,7 @@ class Records:
 
     Attributes:
         end: where its whole records end; what follows is the next block's.
-        set_aside: (start of a line, reason) of lines that are no record, in order.
+        set_aside: (start of a line, reason) of lines that are not records, in order.
     """
 
     end: int
@@ -57,12 +57,12 @@ class Records:
 
 @dataclass(frozen=True)
 class _Quotes:
-    """Runs of an odd number of quotes, the only ones that can open or close a cell: even ones are quotes in its text.
+    """Runs of an odd number of quotes: only these can open or close a cell, even runs are quotes in its text.
 
     Attributes:
         begins: [num_runs] offset of the first quote.
         opens: [num_runs] whether a cell begins there, unless one is open.
-        closes: [num_runs] whether a separator, a line's end or the end of the file follows.
+        closes: [num_runs] whether a separator, a line end or the end of the file follows.
     """
 
     begins: Int64
@@ -71,7 +71,7 @@ class _Quotes:
 
     @property
     def pair_up(self) -> bool:
-        """Whether they open and close in turn: no quote is astray."""
+        """Whether the runs open and close cells in turn: there is no stray quote."""
         return bool(self.opens[::2].all() and self.closes[1::2].all())
 
 
@@ -83,12 +83,12 @@ def form_of(head: bytes, separator: str, num_fields: int, quoting: str) -> Form:
 
 
 def _is_spaced(head: bytes, separator: str, num_fields: int) -> bool:
-    """Whether values begin with a space in more rows than a few, so that the space does not tell a sentence."""
+    """Whether values begin with a space in more than a few rows, so that a space is no sign of a sentence."""
     quotes = _find_quotes(head, len(head), separator)
     edges = quotes.begins[quotes.opens | quotes.closes]
     data = np.frombuffer(head, np.uint8)
     places = np.flatnonzero(data == ord(separator))
-    places = places[np.searchsorted(edges, places) % 2 == 0]  # what stands in quotes may be text
+    places = places[np.searchsorted(edges, places) % 2 == 0]  # quoted separators may be part of text
     num_spaced = np.count_nonzero(data[np.minimum(places + 1, len(data) - 1)] == ord(" "))
     return bool(num_spaced * (num_fields - 1) > _MOST_SPACED * len(places))
 
@@ -96,9 +96,9 @@ def _is_spaced(head: bytes, separator: str, num_fields: int) -> bool:
 def _plainly_quotes(head: bytes, separator: str, num_fields: int) -> bool:
     """Whether a file's head shows that its quotes quote.
 
-    It does if more of its lines have a quoted cell than are records without one: as programs write that quote all
-    text. And if more lines are records only if quotes quote than only if they do not: as those that quote where they
-    must.
+    It does if more lines have a quoted cell than are records without one, as when a program quotes all text. It also
+    does if more of the lines with quotes are records when quotes quote than when they do not, as when a program quotes
+    only where it must.
     """
     *lines, _ = head.split(b"\n")
     edge = re.escape(separator.encode())
@@ -119,16 +119,16 @@ def _is_record(line: str, separator: str, num_fields: int) -> bool:
 
 
 def find_records(block: bytes, form: Form, is_last: bool, most_bytes: int, count_fields: bool = False) -> Records:
-    """The records of a block that begins with one, as far as quotes tell.
+    """The records of a block that begins with one, as far as quotes determine them.
 
     Args:
         block: bytes.
-        form: of the file.
+        form: the form of the file.
         is_last: whether the file ends with the block.
-        most_bytes: a cell that is still open at the end of the block is the next block's, unless its record began
-            more than this before.
+        most_bytes: a cell that is still open at the end of the block is left to the next block, unless its record
+            began more than this many bytes earlier.
         count_fields: whether each record of several lines must have as many fields as the form says, which takes
-            longer; else they are counted only where a quote is astray.
+            longer; else fields are counted only if there is a stray quote.
     """
     size = len(block) if is_last else block.rfind(b"\n") + 1
     if block.find(b'"', 0, size) < 0:
@@ -172,9 +172,9 @@ class _Walk:
         self.is_open = False
 
     def record(self, start: int, run: int) -> str | None:
-        """Reads the record that begins at `start`, its first run of quotes being `run`; returns what is wrong with it.
+        """Reads the record that begins at `start`, with `run` as its first run of quotes; returns its problem, if any.
 
-        Then `next_run` is the first one behind it, or `is_open` tells that the block ends within one of its cells.
+        Then `next_run` is the first run after it, or `is_open` says that the block ends within one of its cells.
         """
         end, outside, separators, carried = line_end(self._block, start), start, 0, 0
         self.is_open = False
@@ -191,7 +191,7 @@ class _Walk:
                 carried += 1
                 if not self._closes[run + 1]:
                     return UNCLOSED
-                if carried > self._num_fields:  # where each line closes the last one's quote, there is no end to it
+                if carried > self._num_fields:  # without end if each line closes the last one's quote
                     return not_fields(self._num_fields)
                 if not self._form.is_quoting and self._holds_records(self.begins[run], closing, separators):
                     return UNCLOSED
@@ -203,13 +203,13 @@ class _Walk:
         return None if not carried or separators == self._num_fields - 1 else not_fields(self._num_fields)
 
     def _holds_records(self, opening: int, closing: int, column: int) -> bool:
-        """Whether a cell rather holds records, its quotes being two strays of a log that does not quote.
+        """Whether a cell in fact holds records, its quotes being two stray ones in a log that does not quote.
 
-        So it is if most lines that it is on are records by themselves: of whole lines each has `num_fields`, and of the
-        last one the fields before `column` are in the cell. A cell that is meant hardly looks so: its first line lacks
-        what stands behind the cell, tabs are rare in text, commas of sentences have spaces behind them, and others
-        would have to hit the number in most lines. A last line in the first column, where the number is 0, is no sign
-        of records, nor are records of two fields, as lists with a comma at each line's end are; a log has three.
+        It does if most lines that it is on are records by themselves: a whole line must have `num_fields` fields, and
+        the last line the fields before `column`. A real cell rarely looks like this: its first line lacks the fields
+        after the cell, tabs are rare in text, commas in sentences have spaces after them, and other separators would
+        have to match the number in most lines. A last line in the first column, where the number is 0, is no sign of
+        records. Neither are records of two fields, such as lists with a comma at each line end; a log has three.
         """
         if self._num_fields < 3:
             return False
@@ -224,12 +224,12 @@ class _Walk:
 
 
 def not_fields(number: int) -> str:
-    """The reason why a record of another number of fields is set aside."""
+    """The reason for setting aside a record with another number of fields."""
     return f"not {number} fields"
 
 
 def is_not_fields(reason: str) -> bool:
-    """Whether it is one of `not_fields`."""
+    """Whether a reason comes from `not_fields`."""
     return reason.startswith("not ") and reason.endswith(" fields")
 
 
@@ -260,7 +260,7 @@ def _find_quotes(block: bytes, size: int, separator: str) -> _Quotes:
 
 
 def _may_hold_records(block: bytes, size: int, quotes: _Quotes, form: Form) -> bool:
-    """Whether, of quotes that pair up, a cell has a separator that is not of text on another line than its first."""
+    """Whether, given quotes that pair up, a cell has a separator that is not part of text below its first line."""
     data = np.frombuffer(block, np.uint8, size)
     feeds = np.append(np.flatnonzero(data == ord("\n")), size)
     separators = np.flatnonzero(data == ord(form.separator))
@@ -272,7 +272,7 @@ def _may_hold_records(block: bytes, size: int, quotes: _Quotes, form: Form) -> b
 
 
 def _start_of_last_record(block: bytes, quotes: _Quotes) -> int:
-    """Of quotes that pair up but for the last one, the start of the record that it opens a cell of."""
+    """The start of the record in which the last quote opens a cell, if all quotes before it pair up."""
     run = len(quotes.begins) - 1
     while True:
         start = block.rfind(b"\n", 0, quotes.begins[run]) + 1

@@ -1,4 +1,4 @@
-"""What to do about a log many of whose rows are dead letters."""
+"""Remedies for a log with many dead letters."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _REMEDIES = {
     NOT_UTF8: "save the log as UTF-8, e.g. with `iconv -f latin1 -t utf-8`; write binary ids, such as UUIDs or MD5 "
     "sums, as hex",
 }
-"""How a reason ends -> what to do."""
+"""Ending of a reason -> what to do."""
 
 
 def double_the_quotes(examples: Iterable[str]) -> str:
-    """What to do where one of the malformed rows has a quote behind a backslash, as Spark writes them; else ""."""
+    """What to do if one of the malformed rows has a quote after a backslash, as Spark writes them; else ""."""
     if any(r"\"" in example for example in examples):
         return r"""quotes in quoted cells are doubled, not behind a backslash: `sed 's/\\"/""/g'` mends that"""
     return ""
 
 
 def remedy(reasons: Counter[str], data: DataConfig, num_files: int, examples: list[str]) -> str:
-    """What the commonest reason calls for, if that can be told; `examples`: of malformed rows."""
+    """The remedy for the commonest reason, "" if none is known; `examples` are malformed rows."""
     reason, count = reasons.most_common(1)[0] if reasons else ("", 0)
     if reason.startswith(EventColumn.TIMESTAMP):
         return _remedy_of_times(reason, data, is_header=bool(data.header) and count <= num_files)
@@ -47,7 +47,7 @@ def remedy(reasons: Counter[str], data: DataConfig, num_files: int, examples: li
 
 
 def _remedy_of_fields(reason: str, data: DataConfig, examples: list[str]) -> str:
-    """Lines with quotes may lack fields all the same, as where the header does not name the first column."""
+    """Lines with quotes may lack fields for another reason, such as a header that does not name the first column."""
     has_quotes = reason == UNCLOSED or any('"' in example for example in examples)
     if data.has_quotes and has_quotes and (cure := double_the_quotes(examples)):
         return cure

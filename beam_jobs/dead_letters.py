@@ -1,7 +1,7 @@
-"""The rows of a file of the log that are no events, as JSON lines: set aside where the file is read, by who reads it.
+"""The rows of a log file that are not events, as JSON lines, set aside by the worker that reads the file.
 
-They are neither sent to another worker nor held in memory: of a log whose every row is malformed, as by a wrong name of
-a column, they are as many as its rows.
+They are neither sent to another worker nor held in memory: if every row is malformed, for example because of a wrong
+column name, there are as many of them as rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from contracts.storage import write_whole
 
-_IN_MEMORY = 1 << 20  # bytes; more are on the disk, in a file without a name, which a killed worker leaves nothing of
+_IN_MEMORY = 1 << 20  # bytes; more go to an unnamed file on disk, of which a killed worker leaves nothing behind
 _MOST_EXAMPLES = 3
 
 
@@ -25,7 +25,7 @@ class DeadLetters:
     """The dead letters of one file, to be used in a `with` block.
 
     Attributes:
-        reasons: how many there are of each reason.
+        reasons: number of dead letters by reason.
         examples: the first ones, in words.
     """
 
@@ -42,7 +42,7 @@ class DeadLetters:
         self._lines.close()
 
     def add(self, letters: pa.Table) -> None:
-        """Takes those of a batch, of `DEAD_LETTER_SCHEMA`, in any order; batches come in the file's."""
+        """Adds those of a batch, of `DEAD_LETTER_SCHEMA`, in any order; batches come in the file's order."""
         for batch in letters.sort_by([("row", "ascending"), ("reason", "ascending")]).to_batches(1 << 14):
             rows = batch.to_pylist()
             self.reasons.update(row["reason"] for row in rows)
@@ -52,7 +52,7 @@ class DeadLetters:
             self._lines.write("".join(lines).encode())
 
     def write(self, path: Path) -> None:
-        """Puts them into a file, if there are any."""
+        """Writes the dead letters to a file, if there are any."""
         if not self.reasons:
             return
         self._lines.seek(0)

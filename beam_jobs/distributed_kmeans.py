@@ -1,4 +1,4 @@
-"""Lloyd's algorithm as Beam jobs: one pipeline an iteration, one partial sum a block of items."""
+"""Lloyd's algorithm as Beam jobs: one pipeline per iteration, one partial sum per block of items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _UNIT = 1 << 30
 """Sums are whole multiples of 1 / _UNIT: the result does not depend on the order of the blocks."""
 
-_LEAST_GAIN = 1e-4  # relative, of inertia, that another iteration must promise
+_LEAST_GAIN = 1e-4  # relative fall of inertia, without which iterations end
 
 
 def refine_centroids(
@@ -35,8 +35,8 @@ def refine_centroids(
     Args:
         config: runner and its options.
         blocks: the rows, [num_items, dim] of at most unit length.
-        start: [num_groups, dim] to descend from, such as a fit on a sample.
-        iterations: most of them; fewer where inertia no longer falls.
+        start: [num_groups, dim] initial centroids, such as a fit on a sample.
+        iterations: maximum; fewer if inertia no longer falls.
         scratch: directory that the workers can read and write.
     """
     current = _write_centroids(scratch, start)
@@ -56,7 +56,7 @@ def refine_centroids(
 
 
 def assign_items(config: BeamConfig, blocks: Sequence[EmbeddingBlock], centroids: Float32, scratch: Path) -> Int64:
-    """[num_items] nearest centroid of each row of `blocks`, each block an element of its own."""
+    """[num_items] nearest centroid of each row of `blocks`; each block is a Beam element."""
     target = _write_centroids(scratch, centroids)
     paths = [as_path(path) for path in collect(config, blocks, beam.ParDo(AssignBlock(target, scratch)), scratch)]
     groups = np.concatenate([read_array(path) for path in sorted(paths)]) if paths else np.zeros(0)
@@ -75,10 +75,10 @@ def _new_file(scratch: Path) -> Path:
 
 
 class LloydStep(beam.PTransform):
-    """Blocks -> a file of the means of what is nearest to each centroid; yields inertia.
+    """Blocks -> a file with the mean of the rows nearest to each centroid; yields inertia.
 
-    It is another file than that of the centroids: a runner that has lost a worker reads blocks again, even after some
-    of the end is done, and must find what it found.
+    The means go to another file than the centroids: a runner that has lost a worker reads blocks again, even after some
+    of the last step is done, and must find the same centroids.
     """
 
     def __init__(self, centroids: Path, means: Path) -> None:
@@ -103,7 +103,7 @@ class _SumBlock(beam.DoFn):
 
     def process(self, block: EmbeddingBlock) -> Iterator[Int64]:
         rows, centroids = block.read(), read_array(self._centroids)
-        rows = rows[rows.any(axis=1)]  # the others, of items that nothing is known of, would pull centroids to 0
+        rows = rows[rows.any(axis=1)]  # rows of 0, about whose items nothing is known, would pull centroids to 0
         groups = nearest_centroid(rows, centroids)
         distances = squared_distances(rows, centroids, groups)
         order = np.argsort(groups, kind="stable")
@@ -123,7 +123,7 @@ class _WriteMeans(beam.DoFn):
 
     def process(self, sums: Int64) -> Iterator[dict[str, float]]:
         means = sums[:, :-2] / np.maximum(sums[:, -2:-1], 1)
-        # A centroid that nothing is near to stays: `fill_empty` gives its group an item in the end.
+        # A centroid that is nearest to no row stays: `fill_empty` gives its group an item in the end.
         moved = np.where(sums[:, -2:-1] > 0, means, read_array(self._centroids)).astype(np.float32)
         write_array(self._path, moved)
         yield {"inertia": float(sums[:, -1].sum() / _UNIT)}

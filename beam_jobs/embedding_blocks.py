@@ -1,4 +1,4 @@
-"""Rows of an .npy file as Beam elements: a worker maps the file and reads its block, nothing is shipped."""
+"""Rows of an .npy file as Beam elements: a worker maps the file and reads its block, no data are shipped."""
 
 from __future__ import annotations
 
