@@ -1,4 +1,4 @@
-"""Raw columns of a log to validated events: ids, times, feedback levels; whatever fails has a reason."""
+"""Conversion of a log's raw columns to validated events: ids, times, feedback levels; each failed row has a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from contracts.config import DataConfig
 from contracts.config.request_features import code_sizes
 from contracts.names import EventColumn
 
-_VALUE_CHARACTERS = 200  # of a dead letter's value: enough to recognise it
+_VALUE_CHARACTERS = 200  # kept of a dead letter's value: enough to recognise it
 
 _INEXACT = ("", LOST_DIGITS)
 NO_LEVEL = "is not one of data.feedback.levels"
@@ -40,22 +40,22 @@ _TRUE = frozenset({b"1", b"1.0", b"true", b"t", b"yes", b"y"})
 _NOT_TRUE = NO_VALUE | frozenset({b"0", b"0.0", b"false", b"f", b"no", b"n"})
 
 _Columns = Callable[[str], pa.Array]
-"""The log's column of a name -> its values in a batch."""
+"""Name of a column of the log -> its values in a batch."""
 
 ToldValues = tuple[dict[str, int], str]
-"""Value of a request feature -> rows that have it, `OTHER` being all that are not listed, and one of those."""
+"""Value of a request feature -> number of rows with it (`OTHER` for all unlisted values), and one unlisted value."""
 
 DEAD_LETTER_SCHEMA = pa.schema([("row", pa.int64()), ("reason", pa.string()), ("value", pa.string())])
 
 
 @dataclass
 class ValidBatch:
-    """What a raw batch holds.
+    """The valid events and the dead letters of a raw batch.
 
     Attributes:
-        events: `EventColumn`s without split; ids dictionary-encoded strings.
-        dead_letters: `DEAD_LETTER_SCHEMA`.
-        told: request feature -> rows with each of its values, and one value that it does not list.
+        events: `EventColumn`s without split; ids are dictionary-encoded strings.
+        dead_letters: of `DEAD_LETTER_SCHEMA`.
+        told: request feature -> number of rows with each of its values, and one value that it does not list.
     """
 
     events: pa.Table
@@ -64,7 +64,7 @@ class ValidBatch:
 
 
 def validate(batch: RawBatch, data: DataConfig) -> ValidBatch:
-    """Converts a batch; a row that fails several checks is set aside for the first."""
+    """Converts a batch; a row that fails several checks is set aside for the first one."""
     letters = _RowProblems(batch.rows)
     table = batch.table
 
@@ -101,7 +101,7 @@ class _RowProblems:
         self.good = np.ones(len(rows), bool)
 
     def add(self, field: str, problems: Int8, names: tuple[str, ...], values: pa.Array) -> None:
-        """Sets aside the rows with a non-zero problem, unless they are already."""
+        """Sets aside the rows with a non-zero problem that are not set aside already."""
         bad = np.flatnonzero((problems != 0) & self.good)
         if not len(bad):
             return
@@ -114,7 +114,7 @@ class _RowProblems:
         self._tables.append(_letters(self._rows[bad].tolist(), reasons.tolist(), shown))
 
     def table(self, bad_rows: list[tuple[int, str, str]]) -> pa.Table:
-        """All of them, with the lines that were no rows."""
+        """All dead letters, including the lines that were not rows."""
         rows, reasons, values = zip(*bad_rows, strict=True) if bad_rows else ((), (), ())
         return pa.concat_tables([*self._tables, _letters(list(rows), list(reasons), list(values))])
 
@@ -125,7 +125,7 @@ def _letters(rows: list[int], reasons: list[str], values: list[str]) -> pa.Table
 
 
 def _ids(column: pa.Array, field: str, letters: _RowProblems) -> pa.DictionaryArray:
-    """Checks the distinct values once, not each row's."""
+    """Checks each distinct value once instead of every row."""
     letters.add(field, is_inexact(column).astype(np.int8), _INEXACT, column)
     encoded = to_binary(column).dictionary_encode(null_encoding="encode")
     problems = check_ids(encoded.dictionary)
@@ -178,7 +178,7 @@ def _request_codes(column: _Columns, data: DataConfig, num_rows: int) -> tuple[I
 
 
 def _places_of(values: pa.Array, listed: Sequence[str]) -> Int32:
-    """[num_rows] place of each value in a list, -1 without one; "3.0" is 3, as pandas writes a column with gaps."""
+    """[num_rows] index of each value in a list, else -1; "3.0" is 3, as pandas writes it in a column with gaps."""
     names = pa.array([name.encode() for name in listed], pa.binary())
     encoded = values.dictionary_encode(null_encoding="encode")
     cells = encoded.dictionary

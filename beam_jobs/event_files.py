@@ -1,4 +1,4 @@
-"""The files of an event log: found, checked before any work starts, read in batches of raw columns."""
+"""The files of an event log: finding them, checking them before any work starts, reading batches of raw columns."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
 def wanted_columns(data: DataConfig) -> dict[str, str]:
-    """Column name -> the config key that names it: all that is ever read of the log.
+    """Column name -> the config key that names it, for all columns that are ever read from the log.
 
     Raises:
-        ValueError: user, item and time are not three columns.
+        ValueError: user, item and time are not three different columns.
     """
     columns = data.columns
     wanted = {
@@ -84,8 +84,8 @@ def find_event_files(data: DataConfig) -> list[str]:
         check_file(path, wanted, _LOG, data)
         require_flat(path, wanted)
 
-    with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # of thousands of files in an object store, each takes a moment
-        list(pool.map(check, paths))  # the first error, in the order of the files
+    with ThreadPoolExecutor(_OPEN_AT_ONCE) as pool:  # in an object store, each of thousands of files takes a moment
+        list(pool.map(check, paths))  # raises the first error, in the order of the files
     return paths
 
 
@@ -98,9 +98,9 @@ def _remedy_of_pattern(pattern: str) -> str:
 
 
 def require_flat(path: str, wanted: dict[str, str]) -> None:
-    """Raises ValueError where `wanted` (name -> config key) are lists or structs: no id, time or level is read of them.
+    """Raises ValueError if a column of `wanted` (name -> config key) holds lists or structs, not plain values.
 
-    The file has passed `check_file`.
+    Ids, times and levels cannot be read from these. The file must have passed `check_file`.
     """
     if is_csv(path):
         return
@@ -118,10 +118,10 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
     """Checks that `path` is a readable table with the `wanted` columns (name -> config key).
 
     Args:
-        path: of the table.
+        path: the table's file.
         wanted: column name -> config key.
         field: the config key that names the table.
-        text: how it is read, if it is text.
+        text: how the file is read, if it is text.
 
     Raises:
         ValueError: it is not.
@@ -132,7 +132,7 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
     if os.path.isdir(path):
         kind = next((kind for kind in _KINDS if any(Path(path).rglob(kind))), _KINDS[0])
         remedy = f"name its files, e.g. '{path.rstrip('/')}/**/{kind}'"
-        if field != _LOG:  # of a table, which is one file
+        if field != _LOG:  # a table is one file
             one = f"from pyarrow import parquet; parquet.write_table(parquet.read_table({path!r}), 'x.parquet')"
             remedy = f"name one file, such as `{one}` makes of a directory of Parquet files"
         raise ValueError(f"{field}: {path} is a directory; {remedy}")
@@ -160,7 +160,7 @@ def _looked_in(path: str) -> str:
 
 
 def _elsewhere(names: list[str], name: str, key: str, path: str) -> str | None:
-    """Where the column's name is in another place or another form."""
+    """The remedy if the column's name is in another place or has another form."""
     if f"/{name}=" in path:
         return f"a directory is named by it, which is not read: write {name!r} into the files"
     if names and names[0].lstrip("# ") == name:
@@ -169,10 +169,10 @@ def _elsewhere(names: list[str], name: str, key: str, path: str) -> str | None:
 
 
 def _no_names(names: list[str]) -> str | None:
-    """Where what stands in the header's place can hardly be names."""
+    """The remedy if the fields of the header line can hardly be names."""
     first = names[0] if names else ""
     is_comment = first.startswith(("# ", "sep=")) or (first.startswith("#") and len(names) == 1)  # sep= is Excel's
-    if is_comment or 2 * names.count("") > len(names):  # the latter is a title, as of a sheet
+    if is_comment or 2 * names.count("") > len(names):  # mostly empty names: a title, as in a spreadsheet
         return "the first line names the columns: delete what stands before them"
     if len(names) == 1 and " " in names[0]:
         return "fields are told apart by comma, semicolon, tab or bar: write the file with one of these"
@@ -184,7 +184,7 @@ def _no_names(names: list[str]) -> str | None:
 
 
 def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterator[RawBatch]:
-    """Batches of only `columns` of a file that passed `check_file`.
+    """Batches of only `columns` from a file that passed `check_file`.
 
     Raises:
         ValueError: the file turns out to be damaged.
@@ -204,21 +204,21 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
 
 
 def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
-    """What the file calls `columns`, which are without spaces around them."""
+    """The file's own names for `columns`, which are given without surrounding spaces."""
     return [name for name in file.schema_arrow.names if name.strip() in columns]
 
 
 def as_named(table: pa.Table) -> pa.Table:
-    """What was read of `parquet_columns`, without spaces around names, and of types that Arrow's functions take.
+    """A table of `parquet_columns` without spaces around its names, in types that Arrow's functions accept.
 
-    Arrow can neither take nor filter views, which Polars and DataFusion may write, nor cast an extension to text.
+    Arrow can neither take from nor filter views, which Polars and DataFusion may write, nor cast extensions to text.
     """
     columns = [column.cast(_plain(column.type)) for column in table.columns]
     return pa.table(columns, [name.strip() for name in table.column_names])
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Views of text as text, and of an extension, such as pandas' intervals or a tensor, what it is stored as."""
+    """The plain type: text for views of text, the storage type for extensions such as pandas' intervals or tensors."""
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType):  # whose bytes are no text
         return _plain(kind.storage_type)
     if is_list(kind) and kind.value_type in _OF_VIEW:
@@ -227,7 +227,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def is_parquet(path: str) -> bool:
-    """Whether the name says Parquet, whatever its codec (`x.parquet.brotli` is one file in use)."""
+    """Whether the name says Parquet, whatever the codec (`x.parquet.brotli` occurs in practice)."""
     return ".parquet" in os.path.basename(path).lower()
 
 
@@ -238,7 +238,7 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
         with open_binary(as_path(path)) as stream:
             return [name.strip() for name in pq.ParquetFile(stream).schema_arrow.names]
     if _JSON.search(path.lower()):
-        # Not pandas, to which the id "007" is the number 7.
+        # Not with pandas, which would read the id "007" as the number 7.
         copy = f"from pyarrow import json, parquet; parquet.write_table(json.read_json({path!r}), 'x.parquet')"
         remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each, docs/data.md any others"
     else:

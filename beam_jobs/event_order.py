@@ -1,4 +1,4 @@
-"""The order of a bucket's events, by sorts that make use of how nearly in order they come."""
+"""The order of a bucket's events, by sorts that exploit that events arrive nearly in order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from beam_jobs.arrays import Int64
 
 
 def by_user_and_time(users: Int64, times: Int64) -> Int64:
-    """[num_events] rows by user and time, those of one user and time as they came.
+    """[num_events] rows by user and time; rows with the same user and time stay in their order.
 
-    Where both fit one number, this is one sort, and a fast one of a window's spans, each of which is in order.
+    If both fit into one number, this is one sort, which is fast for a window's spans, as each of them is in order.
 
     Args:
         users: [num_events], not negative.
@@ -26,10 +26,10 @@ def by_user_and_time(users: Int64, times: Int64) -> Int64:
 
 
 def ties(users: Int64, times: Int64) -> tuple[Int64, Int64]:
-    """Of events by user and time, the places of those that share both with another, and a number of what they share.
+    """Finds the events that share user and time with another one; events must be in order of user and time.
 
     Returns:
-        [num_tied] places, ascending, and [num_tied] numbers, ascending, too.
+        [num_tied] places of these events, ascending, and [num_tied] the number of each one's tie, also ascending.
     """
     same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     with_last, with_next = np.append(False, same), np.append(same, False)
@@ -38,11 +38,11 @@ def ties(users: Int64, times: Int64) -> tuple[Int64, Int64]:
 
 
 def sort_with_places(keys: Int64) -> tuple[Int64, Int64]:
-    """Keys that are not negative in ascending order, and the place that each had; equal ones keep their order."""
+    """Non-negative keys in ascending order, and the place that each had before; equal keys keep their order."""
     bits = len(keys).bit_length()
     if int(keys.max(initial=0)).bit_length() + bits > 63:
         places = np.argsort(keys, kind="stable")
         return keys[places], places
-    # By sorting values, several times faster than by an order of them; the place, in the low bits, makes it stable.
+    # Sorting values is several times faster than argsort; the place, in the low bits, makes it stable.
     ordered = np.sort((keys << bits) | np.arange(len(keys)))
     return ordered >> bits, ordered & ((1 << bits) - 1)

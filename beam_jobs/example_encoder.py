@@ -1,8 +1,8 @@
 """Ragged int64 features -> framed `tf.train.Example` records, many at a time.
 
-Building protos in Python costs some 25 µs a record; TFX-BSL encodes Arrow arrays. But the order in which it writes the
-features of a record is another one each time. So it is given one feature after the other, and a record is the Examples
-of its features back to back, which parsers of protocol buffers merge into one.
+Building protos in Python costs some 25 µs per record, so TFX-BSL encodes Arrow arrays instead. But it writes the
+features of a record in a different order each time. So it encodes one feature at a time, and a record is the Examples
+of its features back to back, which protocol buffer parsers merge into one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from beam_jobs.arrays import Int64
 
 @dataclass(frozen=True)
 class RaggedColumn:
-    """Rows back to back: row r is the next `lengths[r]` of `values`, which are int64."""
+    """Ragged rows back to back: row r is the next `lengths[r]` of `values`, which are int64."""
 
     values: Int64
     lengths: Int64
 
     @classmethod
     def scalars(cls, values: Int64) -> RaggedColumn:
-        """One value a row."""
+        """A column with one value per row."""
         return cls(values, np.ones(len(values), np.int64))
 
 
 def encode_examples(features: Mapping[str, RaggedColumn]) -> bytes:
-    """TFRecord framing of one Example a row; the same features make the same bytes.
+    """TFRecord framing of one Example per row; the same features yield the same bytes.
 
     Raises:
         ValueError: the features differ in their number of rows.
@@ -67,5 +67,5 @@ def _masked_crcs(chunks: list[bytes]) -> list[bytes]:
 
 
 def _rows(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
-    """Each row's bytes: as one value of NumPy's opaque type, which costs a third of a slice."""
+    """The bytes of each row, taken as one value of NumPy's void type, at a third of the cost of slicing."""
     return np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}").ravel().tolist()

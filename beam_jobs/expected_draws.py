@@ -1,7 +1,8 @@
-"""How often each item is expected among draws of negatives, of which no user is given what is their own.
+"""How often each item is expected among draws of negatives, in which no user gets their own items.
 
-What many users took is drawn less often than by the sampling probability alone, and the rest more often: the ten most
-popular items of MovieLens-100K a third as often. A logQ of that probability counts them at a third of what they are.
+Items that many users took are drawn less often than the sampling probability alone would suggest, and the rest more
+often: the ten most popular items of MovieLens-100K a third as often. A logQ correction by that probability would count
+them at a third of what they are.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from beam_jobs.event_order import sort_with_places
 from beam_jobs.files import read_array, write_array
 
 _LEAST_LEFT = 1e-9
-"""Of a group's probability: who leaves less of it, by a steep popularity exponent, is passed over. What is left of such
-a difference is rounding, and its inverse would drown what other users are expected to draw."""
+"""As a share of a group's probability. Users who leave less than this, because of a steep popularity exponent, are
+skipped: such a small difference is mostly rounding, and its inverse would drown the expected draws of other users."""
 
 
 class ExpectedDraws:
-    """Sums up, user by user, what one draw a target is expected to be, each draw from its target's group.
+    """Sums up, user by user, the items expected from one draw per target, each from its target's group.
 
     A draw for user u from group g is item i of g, which u does not own, with probability q_i / (Q_g - Q_gu): Q_g is
-    the sum of q over the group, and Q_gu that over what u owns of it. Users who own all of a group have no draw.
+    the sum of q over the group, and Q_gu the sum over those of its items that u owns. Users who own all of a group have
+    no draw.
     """
 
     def __init__(self, probabilities: Float64, groups: Int64):
-        """Begins with no users.
+        """Starts with no users.
 
         Args:
             probabilities: [num_items] q, of any scale.
@@ -42,7 +44,10 @@ class ExpectedDraws:
         self.sums = np.zeros(self._num_groups + len(groups))
 
     def add(self, users: Int64, items: Int64, is_target: Bool) -> None:
-        """All that some users own, each `item_index` of a user once, and which of it are targets; [num_owned] each."""
+        """Adds all items that some users own, each item once per user, and which of them are targets; [num_owned] each.
+
+        Items are given by `item_index`.
+        """
         if not len(users):
             return
         keys, place = sort_with_places(users * self._num_groups + self._groups[items - 1])
@@ -57,9 +62,9 @@ class ExpectedDraws:
         np.add.at(self.sums, self._num_groups + item, np.repeat(rate, sizes))
 
     def shares(self) -> Float64:
-        """[num_items] the part that each is expected to be of its group's draws; by q where nothing is drawn."""
+        """[num_items] expected share of each item in its group's draws; by q if nothing is drawn from the group."""
         of_all, of_owners = np.split(self.sums, [self._num_groups])
-        # Of what all own, rounding leaves a little of either sign.
+        # For items that all users own, rounding leaves a small difference of either sign.
         expected = np.maximum(of_all[self._groups] - of_owners, 0) * self._q
         totals = np.bincount(self._groups, expected, self._num_groups)[self._groups]
         by_q = self._q / self._mass[self._groups]
@@ -68,24 +73,24 @@ class ExpectedDraws:
 
 
 class DrawsOfWindows(NamedTuple):
-    """Of the draws of a bucket's windows, or of all buckets'."""
+    """The expected draws of a bucket's windows, or of all buckets'."""
 
     in_group: ExpectedDraws
     easy: ExpectedDraws
 
     @classmethod
     def none(cls, probabilities: Float64, groups: Int64) -> DrawsOfWindows:
-        """Before any user; arguments as of `ExpectedDraws`."""
+        """Starts with no users; the arguments are those of `ExpectedDraws`."""
         return cls(ExpectedDraws(probabilities, groups), ExpectedDraws(probabilities, np.zeros_like(groups)))
 
     def write(self, path: Path) -> None:
-        """The sums that are not 0, to an .npy file: a bucket has a few of a large catalogue's items."""
+        """Writes the non-zero sums to an .npy file: a bucket has only a few of a large catalogue's items."""
         sums = np.concatenate([draws.sums for draws in self])
         places = np.flatnonzero(sums)
         write_array(path, np.stack([places, sums[places]]))
 
     def add_written(self, path: Path) -> None:
-        """Adds what `write` wrote of other users."""
+        """Adds what `write` wrote for other users."""
         places, values = read_array(path)
         sums = np.zeros(sum(len(draws.sums) for draws in self))
         sums[places.astype(np.int64)] = values
@@ -93,6 +98,6 @@ class DrawsOfWindows(NamedTuple):
             draws.sums += part
 
     def clear(self) -> None:
-        """Back to no users."""
+        """Goes back to no users."""
         for draws in self:
             draws.sums[:] = 0

@@ -1,4 +1,4 @@
-"""Statistics of a feature table: what its ids look like, and what values its columns hold and lack."""
+"""Statistics of a feature table: the shapes of its ids, and the values that its columns hold or lack."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from contracts.config import DataConfig, Feature
 
 log = logging.getLogger(__name__)
 
-_MOST_VALUES = 1_000  # of a column; the others are one
+_MOST_VALUES = 1_000  # of a column; all others are counted together
 _SEPARATORS = ("|", ",", ";")
 _WITH_COMMA = re.compile(r"'\s*[-+]?\d[\d.]*,\d[\d,.]*\s*'")
-"""A cell, as it is shown, that is a number with commas, as 1.234,5 and 1,234.5 are."""
+"""A cell, as shown in messages, that is a number with commas, such as 1.234,5 or 1,234.5."""
 _PRINTED = r"(?s)^\s*(?:\[(.*)\]|\{(.*)\}|\((.*)\))\s*$"
-"""A cell that is a list, a set or array, or a tuple, as programs print them: Python, JSON, PostgreSQL."""
+"""A cell that is a list, a set or array, or a tuple, as printed by Python, JSON or PostgreSQL."""
 _ARE_PRINTED = "has lists, sets or arrays as programs print them"
-_LEAST_COMBINATIONS = 20  # fewer may have values in common by chance
+_LEAST_COMBINATIONS = 20  # fewer may share values by chance
 
 
 def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
-    """One data set a configured feature table, called as its section of the config.
+    """Yields one data set per configured feature table, named after its section of the config.
 
     Raises:
-        ValueError: a table cannot be read, or none of its rows.
+        ValueError: a table, or every one of its rows, cannot be read.
     """
     for name, table in (("user_features", data.user_features), ("item_features", data.item_features)):
         if table is None:
@@ -65,7 +65,7 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
 
 
 def _misread(column: pa.Array, feature: Feature, malformed: str) -> str | None:
-    """Why the values may not be those that were meant, and the remedy; `malformed`: the first such cell, as shown."""
+    """Why values may be misread, and the remedy; `malformed` is the first malformed cell, as shown in messages."""
     if feature.kind == "numeric" and _WITH_COMMA.fullmatch(malformed):
         return (
             f"has numbers with a comma, such as {malformed}, which count as missing: write a point before decimals and "
@@ -77,7 +77,7 @@ def _misread(column: pa.Array, feature: Feature, malformed: str) -> str | None:
 
 
 def _misread_categories(cells: pa.Array) -> str | None:
-    """What makes each combination of a few values a category of its own, and the remedy."""
+    """Why each combination of a few values counts as a category, if so, and the remedy."""
     found = pc.unique(cells.filter(pc.greater(pc.binary_length(cells), 0)))
     present = pc.unique(pc.replace_substring_regex(found, _PRINTED, r"\1\2\3"))
     for mark in _SEPARATORS:
@@ -101,13 +101,13 @@ def _misread_categories(cells: pa.Array) -> str | None:
 
 
 def _share_values(parts: pa.Array) -> bool:
-    """Whether most of what stands behind also stands first: not so of "Smith, John", of 1,234 and of Men|Shoes."""
+    """Whether most later parts also occur as first parts, unlike in "Smith, John", 1,234 and Men|Shoes."""
     behind = pc.unique(pc.list_flatten(pc.list_slice(parts, 1)))
     return _most(pc.is_in(behind, pc.unique(pc.list_element(parts, 0))))
 
 
 def _misread_tokens(cells: pa.Array, separator: str) -> str | None:
-    """What makes one value of a column of tokens count as several, and the remedy; most cells that hold any must."""
+    """Why values of a tokens column are misread, if most non-empty cells show it, and the remedy."""
     present = cells.filter(pc.greater(pc.binary_length(cells), 0))
     separated = present.filter(pc.match_substring(present, separator))
     if _most(pc.match_substring_regex(present, _PRINTED)):
@@ -136,7 +136,7 @@ def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:
     if feature.kind == "numeric":
         return magnitudes(column.to_numpy(zero_copy_only=False))
     if feature.kind == "vector":
-        vectors = to_matrix(column)  # of which float32 may hold no square
+        vectors = to_matrix(column)  # whose squares may not fit float32
         return magnitudes(np.sqrt(np.einsum("id,id->i", vectors, vectors, dtype=np.float64)))
     if feature.kind == "text":  # new words are no anomaly
         missing = pc.sum(pc.equal(pc.binary_length(column), 0)).as_py() or 0
@@ -145,7 +145,7 @@ def _histogram(column: pa.Array, feature: Feature) -> dict[str, int]:
 
 
 def value_counts(column: pa.Array, feature: Feature) -> dict[str, int]:
-    """How often each of the most frequent values occurs, of tokens each by itself, and how many rows have none."""
+    """How often each of the most frequent values occurs (tokens count one by one), and how many rows have none."""
     tokens = take_apart(feature, column)
     counts = np.bincount(tokens.codes, minlength=len(tokens.values))
     common = dict(zip(tokens.values[:_MOST_VALUES], counts[:_MOST_VALUES].tolist(), strict=True))
@@ -153,9 +153,9 @@ def value_counts(column: pa.Array, feature: Feature) -> dict[str, int]:
 
 
 def magnitudes(numbers: npt.NDArray[np.floating]) -> dict[str, int]:
-    """How many of [n] numbers, or lengths of vectors, are of each sign and power of ten.
+    """How many of [n] numbers, or lengths of vectors, have each sign and power of ten.
 
-    A price in cents instead of dollars moves by two. What is not finite counts as missing.
+    A price in cents instead of dollars moves by two powers. Values that are not finite count as missing.
     """
     finite = np.isfinite(numbers)
     present = numbers[finite]

@@ -1,4 +1,4 @@
-"""User and item feature tables: one row an id, columns as raw features."""
+"""User and item feature tables: one row per id, columns as raw features."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class FeatureRows:
         ids: [num_rows] distinct sound ids, string.
         columns: column name -> [num_rows]; float32 for numeric features, fixed-size lists of it for vectors, else
             binary.
-        counts: rows that were left out, by reason, none of which begins as those of cells do; and cells by problem and
-            feature: `malformed_NAME`, what is no number of 32 bits or no vector, and counts as missing;
-            `not_utf8_NAME`, text with bytes that are not UTF-8, of which reading CSV makes one and the same.
-        examples: key of `counts` -> the first such row or cell, where that tells more than the number.
+        counts: rows that were left out, by reason, and cells by problem and feature, whose keys begin otherwise:
+            `malformed_NAME`, not a 32-bit number or not a vector, counts as missing; `not_utf8_NAME`, text with bytes
+            that are not UTF-8, all of which reading CSV makes the same.
+        examples: key of `counts` -> the first such row or cell, if that says more than the number.
     """
 
     ids: pa.Array
@@ -49,11 +49,11 @@ class FeatureRows:
 
 
 def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
-    """Reads ids, features and title; of an id with several rows the first counts.
+    """Reads ids, features and title; if an id has several rows, the first counts.
 
     Args:
-        table: where it is.
-        field: its key in the config, for messages.
+        table: the table's file and columns.
+        field: the table's key in the config, for messages.
 
     Raises:
         ValueError: the file is missing, unreadable, or lacks a column.
@@ -84,7 +84,7 @@ def read_feature_table(table: FeatureTable, field: str) -> FeatureRows:
 
 
 def _plain_cell(cell: pa.Array) -> object:
-    """An array of one value as Python has it; of text that is not UTF-8, which Python refuses, what can be decoded."""
+    """The one value of an array as a Python object; bytes that are not UTF-8, which Python refuses, are replaced."""
     if pa.types.is_dictionary(cell.type):
         return _plain_cell(cell.dictionary_decode())
     if is_list(cell.type):
@@ -103,7 +103,7 @@ def _shown(cell: object) -> str:
 
 
 def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
-    """The values at `places`; where a place is null, "" or NaN."""
+    """The values at `places`; "" or NaN for a null place."""
     if pa.types.is_fixed_size_list(column.type):
         vectors = np.concatenate([to_matrix(column), np.full((1, column.type.list_size), np.nan, np.float32)])
         return from_matrix(vectors[pc.fill_null(places, -1).to_numpy(zero_copy_only=False)])
@@ -111,7 +111,7 @@ def _taken(column: pa.Array, places: pa.Array) -> pa.Array:
 
 
 class _FirstRows:
-    """The first row of each sound id of what is added. Few more are held: a log may be its own item table.
+    """The first row of each sound id among the rows added. Few more are held: a log may be its own item table.
 
     Attributes:
         unusable: rows whose id is not sound.
@@ -133,7 +133,7 @@ class _FirstRows:
             self._most = 2 * len(self.rows()) + _ROWS_HELD
 
     def rows(self) -> pa.Table:
-        """Those of what was added up to now, in its order."""
+        """The first rows of what has been added so far, in order."""
         rows = pa.concat_tables(self._kept)
         ids = to_binary(one_array(rows[self._id_name])).dictionary_encode().indices.to_numpy()
         is_first = np.zeros(len(ids), bool)
@@ -146,7 +146,7 @@ class _FirstRows:
 
 
 def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstRows, list[tuple[int, str, str]]]:
-    """The columns' first rows, and (row number, reason, text) of lines that are no row."""
+    """The columns' first rows by id, and (row number, reason, text) of lines that are not rows."""
     path = source.path
     bad_rows: list[tuple[int, str, str]] = []
     try:
@@ -155,7 +155,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
                 file = pq.ParquetFile(copy)
                 names = parquet_columns(file, columns)
                 schema = pa.schema([file.schema_arrow.field(name) for name in names])
-                # Not at once: of lists, that takes five times the memory that they fill.
+                # Not all at once: for lists, that takes five times the memory that they fill.
                 first = _FirstRows(source.id, as_named(pa.Table.from_batches([], schema)))
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=names, use_threads=False):
                     first.add(as_named(pa.Table.from_batches([batch], schema)))
@@ -173,9 +173,9 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
 
 
 def _feature_values(chunks: pa.ChunkedArray, feature: Feature | None, where: str) -> tuple[pa.Array, str, Bool]:
-    """float32 of a numeric feature (NaN where there is no number), vectors as `to_vectors` has them, else binary.
+    """float32 for a numeric feature (NaN if there is no number), vectors as `to_vectors` returns them, else binary.
 
-    And what may be wrong with a cell, and with which it is.
+    Also returns the problem that a cell may have, and which cells have it.
     """
     name = "title" if feature is None else feature.kind
     kind = chunks.type
@@ -202,7 +202,7 @@ def _feature_values(chunks: pa.ChunkedArray, feature: Feature | None, where: str
 
 
 def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
-    """Lists of any plain values as cells of text, each value as in a column of its own, what has no value left out.
+    """Joins lists of plain values to cells of text; values are written as in a plain column, missing ones left out.
 
     Raises:
         ValueError: a token holds the separator.
@@ -223,7 +223,7 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
 
 
 def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
-    """The numbers, NaN where there is none, and which cells hold text that is no number, or one too large."""
+    """The numbers, NaN if there is none, and which cells hold text that is not a number, or too large a number."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
         numeric = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
         present = pc.fill_null(numeric.cast(pa.float64(), safe=False), float("nan"))
@@ -237,7 +237,7 @@ def _to_float32(column: pa.Array) -> tuple[pa.Array, Bool]:
 
 
 def _narrowed(numbers: Float64) -> tuple[pa.Array, Bool]:
-    """The numbers as float32, and which of them that cannot hold: they become infinite, which counts as missing."""
+    """The numbers as float32, and which of them do not fit: these become infinite, which counts as missing."""
     with np.errstate(over="ignore"):
         narrow = numbers.astype(np.float32)
     return pa.array(narrow), np.isinf(narrow) & np.isfinite(numbers)

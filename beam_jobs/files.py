@@ -1,4 +1,4 @@
-"""The kinds of files that jobs exchange, wherever they lie."""
+"""Reading and writing the kinds of files that jobs exchange, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from contracts.storage import reading, write_whole
 
 
 def write_parquet(table: pa.Table, path: Path, rows_per_group: int | None = None) -> None:
-    """One Parquet file, whole or absent, in row groups of `rows_per_group`, by default of a million rows or so."""
+    """Writes one Parquet file, whole or not at all, in row groups of `rows_per_group`, about a million by default."""
     options = {"compression": "zstd", "compression_level": 1, "row_group_size": rows_per_group}
     write_whole(path, lambda staging: pq.write_table(table, staging, **options))
 
 
 def read_parquet(path: Path, **options: Any) -> pa.Table:
-    """All of a Parquet file, or what `options` of pyarrow's `read_table` leave of it."""
+    """Reads a Parquet file, all of it unless `options` of pyarrow's `read_table` restrict it."""
     with reading(path) as file:
         return pq.read_table(file, use_threads=False, **options)
 
 
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """One .npy file, whole or absent."""
+    """Writes one .npy file, whole or not at all."""
 
     def write(staging: Path) -> None:
-        # A file to write alone NumPy fills by C, and of a disk that fills up says "9,184 written" and no reason.
+        # NumPy fills a write-only file in C, and on a full disk only reports "9,184 written", without a reason.
         with staging.open("w+b") as stream:
             np.save(stream, array)
 
@@ -37,7 +37,7 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """An .npy file's array, in memory."""
+    """Reads an .npy file's array into memory."""
     with reading(path) as file:
         array: npt.NDArray[Any] = np.load(file)
         return array
