@@ -122,7 +122,7 @@ def _full_name(runner: str) -> str:
     if "." in runner:
         try:
             found = pydoc.locate(runner)
-        except pydoc.ErrorDuringImport as error:  # such as of a package that the runner's module needs
+        except pydoc.ErrorDuringImport as error:  # for example of a package that the module needs
             raise ValueError(f"beam.runner={runner} cannot be imported: {error}: install what it needs") from None
         if found is None:
             raise ValueError(f"beam.runner={runner} cannot be imported: check the name, and that its package is here")
