@@ -1,4 +1,4 @@
-"""Alternatives in a graph, of which those that are not taken cost nothing."""
+"""Branches in a graph that cost nothing unless they are taken."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import tensorflow as tf
 
 
 class Branches:
-    """Functions of which a request runs one.
+    """A set of functions of which each call runs one.
 
     `tf.cond` and `tf.switch_case` are lowered: the executor then walks through every op of the branches that are not
-    taken, which takes longer than a single row's searches. These are not.
+    taken, which takes longer than a single row's searches. These branches are not lowered.
     """
 
     def __init__(
@@ -22,11 +22,11 @@ class Branches:
         given: Sequence[tf.TensorSpec],
         returned: Sequence[tf.TensorSpec],
     ):
-        """Of functions that take tensors as `given` and return some as `returned`."""
+        """Takes functions whose arguments match the specs `given` and whose results match `returned`."""
         self._functions, self._given, self._returned = functions, given, returned
 
     def __call__(self, branch: tf.Tensor, *given: tf.Tensor) -> Sequence[tf.Tensor]:
-        """What function number `branch`, int32 scalar, returns of `given`."""
+        """Calls function number `branch`, an int32 scalar, with `given`."""
         if tf.executing_eagerly():
             return self._functions[int(branch)](*given)
         found: Sequence[tf.Tensor] = tf.raw_ops.Case(
@@ -40,6 +40,6 @@ class Branches:
 
     @functools.cached_property
     def _traced(self) -> Sequence[Any]:
-        """Once for all calls of a graph: a loader takes its time to optimize each function of it."""
+        """Traced once for all calls in a graph: a loader spends time optimizing each of its functions."""
         functions = [lambda *given, function=function: tuple(function(*given)) for function in self._functions]
         return [tf.function(one, self._given, autograph=False).get_concrete_function() for one in functions]

@@ -1,7 +1,7 @@
 """A servable under TensorFlow's C API: the loader of TF Serving and of every other language.
 
-`python -m serving.c_api PLAN ANSWER` runs a plan in a process of its own, which must not import
-TensorFlow's Python: both would load the library. `loaders.CServable` writes the plan.
+`python -m serving.c_api PLAN ANSWER` runs a plan in a separate process, which must not import
+TensorFlow's Python package: both would load the library. `loaders.CServable` writes the plan.
 
 A plan is JSON: {"framework", "library": paths of TensorFlow's shared objects, "op_libraries": paths,
 "servable": version directory, "inputs": {tensor name: {"dtype", "shape", "values"}}, "outputs":
@@ -74,7 +74,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 class CSession:
-    """One servable, loaded once. What it holds is freed when the process ends."""
+    """One servable, loaded once. Its memory is freed when the process ends."""
 
     def __init__(self, library: Path, framework: Path, op_libraries: Sequence[Path], servable: Path):
         """Loads the libraries, then the servable.
@@ -82,7 +82,7 @@ class CSession:
         Raises:
             ValueError: TensorFlow refuses the servable; the message is TensorFlow's.
         """
-        # The framework first and for all: the op libraries look their symbols up in it.
+        # The framework comes first, its symbols global: the op libraries look theirs up in it.
         ctypes.CDLL(str(framework), mode=ctypes.RTLD_GLOBAL)
         loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         self._call: dict[str, Callable[..., Any]] = {}
@@ -102,7 +102,7 @@ class CSession:
         self._check(f"cannot load {servable}")
 
     def run(self, inputs: Mapping[str, _Values], outputs: Sequence[str]) -> dict[str, _Values]:
-        """Tensor names -> values, as the module says."""
+        """Feeds `inputs` and fetches `outputs`; values have the form that the module docstring gives."""
         fed = (_Output * len(inputs))(*(self._tensor(name) for name in inputs))
         values = (_Pointer * len(inputs))(*(self._encode(**value) for value in inputs.values()))
         fetched = (_Output * len(outputs))(*(self._tensor(name) for name in outputs))
@@ -163,7 +163,7 @@ class CSession:
 
 
 def main() -> None:
-    """Runs a plan; a plan that cannot be run ends with one line on stderr and status 1."""
+    """Runs a plan; if it cannot be run, exits with one line on stderr and status 1."""
     plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         libraries = [Path(path) for path in plan["op_libraries"]]

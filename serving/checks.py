@@ -11,9 +11,9 @@ from serving.exact_merge import Corpus, RowControls, Selection, exact_selection
 from serving.servable_session import Recommendations
 
 SCORE_TOLERANCE = 1e-4
-"""How far a score may be from the formula, and from another that it ties with, relative to max(1, |score|)."""
+"""How far a score may be from the formula, or from a score that it ties with, relative to max(1, |score|)."""
 _INT8_STEPS = 127
-"""Of an 8-bit vector, from 0 to the largest absolute value that its group has in the dimension."""
+"""Steps of an 8-bit vector from 0 to the largest absolute value in that dimension within the group."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class EmbeddedRequests:
 
 @dataclass(frozen=True)
 class ListsVerdict:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        failures: one line a failed check, with an example; empty if all is well.
-        recalls: float64 [num_requests], of those that find anything, the share of the exact merge's items returned.
+        failures: one line per failed check, with an example; empty if all is well.
+        recalls: float64 [number of requests with anything to find], the share of the exact merge's items returned.
         max_score_error: largest |score - formula|, relative to max(1, |formula|).
     """
 
@@ -52,12 +52,12 @@ class ListsVerdict:
 
 
 def int8_score_error(corpus: Corpus, queries: np.ndarray, groups: Sequence[int]) -> np.ndarray:
-    """float32 [batch_size, num_groups]: by how much 8-bit vectors may change a score: half a step in each dimension.
+    """float32 [batch_size, num_groups], how much 8-bit vectors may change a score: half a step in each dimension.
 
     Args:
         corpus: the items.
         queries: float32 [batch_size, num_groups, dim].
-        groups: those that score by such vectors; of the others it is 0.
+        groups: the groups scored by such vectors; for the others it is 0.
     """
     error = np.zeros(queries.shape[:2], np.float32)
     for group in groups:
@@ -74,12 +74,12 @@ def check_lists(
     controls: RowControls,
     score_error: np.ndarray | None = None,
 ) -> ListsVerdict:
-    """Checks the lists of one batch, whose items `index_of` finds in the corpus.
+    """Checks the lists of one batch; `index_of` finds their items in the corpus.
 
-    Checked: ids are of the catalogue, distinct, not excluded, in the group claimed, and that group may
-    answer; scores are what the formula gives; lists are in their merge's order; absent places come last,
-    and only when nothing is left; as many cold items as asked for are there. Recall is measured: a target for it
-    holds for the mean over batches.
+    Ids must be in the catalogue, distinct, not excluded and in the group claimed, which must be allowed to answer;
+    scores must match the formula; lists must be in their merge's order; absent places must come last, and only when
+    nothing is left; and there must be as many cold items as asked for. Recall is only measured: a target for it
+    applies to the mean over batches.
 
     Args:
         corpus: the items.
@@ -87,7 +87,7 @@ def check_lists(
         requests: what was asked.
         lists: the answers.
         controls: how it was asked.
-        score_error: float32 [batch_size, num_groups], by how much a group's scores may differ from the formula, beside
+        score_error: float32 [batch_size, num_groups], how far a group's scores may be from the formula, besides
             rounding; None: 0.
     """
     index: np.ndarray = np.array([index_of.get(item, -1) for item in lists.item_ids.ravel()], np.int64).reshape(
@@ -126,7 +126,7 @@ def check_lists(
 
 
 def _out_of_order(lists: Recommendations, present: np.ndarray, controls: RowControls, exact: Selection) -> np.ndarray:
-    """bool [batch_size, M]: a score above the one before it; of dealt lists, a turn before one that it follows."""
+    """bool [batch_size, M]: whether a score is above or, in dealt lists, a turn below the previous one."""
     same = lists.group_ids[:, :, None] == lists.group_ids[:, None, :]
     turn = np.tril(same, -1).sum(axis=2)
     is_dealt = (controls.merge == "round_robin")[:, None]
@@ -148,10 +148,10 @@ def _example(name: str, bad: np.ndarray, lists: Recommendations) -> str:
 def _recalls(
     corpus: Corpus, exact: Selection, index: np.ndarray, present: np.ndarray, controls: RowControls
 ) -> np.ndarray:
-    """float64 [number of rows for which there is anything].
+    """float64 [number of rows with anything to find].
 
-    An item whose score ties with the last one of the exact merge counts as found. The last one is the lowest of all by
-    score, of its group otherwise; of cold items, the lowest explored one, too.
+    An item counts as found if its score ties with that of the exact merge's last item: the lowest of all in a merge by
+    score, else the lowest of the item's group. For a cold item, a tie with the lowest explored item counts, too.
     """
     floor = np.full_like(exact.scores, np.inf)
     lowest_of_all = _lowest(exact.scores, exact.merged)
@@ -159,7 +159,7 @@ def _recalls(
         region = corpus.group_ids == group
         lowest = _lowest(exact.scores[:, region], exact.merged[:, region])
         floor[:, region] = _tolerated(np.where(controls.merge == "score", lowest_of_all, lowest))
-    # Cold items that no step has drawn all have the same vector, zero.
+    # Cold items that no training step has drawn all have the same vector, zero.
     explored_floor = _tolerated(_lowest(exact.scores, exact.explored))
     floor = np.where(corpus.is_cold, np.minimum(floor, explored_floor), floor)
     good = present & np.take_along_axis(exact.scores >= floor, index, axis=1)
@@ -169,12 +169,12 @@ def _recalls(
 
 
 def _lowest(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """float32 [batch_size]; inf of a row without any."""
+    """float32 [batch_size], the lowest chosen score; inf for a row without any."""
     return np.where(chosen, scores, np.inf).min(axis=1)
 
 
 def _tolerated(lowest: np.ndarray) -> np.ndarray:
-    """float32 [batch_size, 1]: from what score on an item ties with the lowest. Where there is none, inf: none does."""
+    """float32 [batch_size, 1], the least score that ties with `lowest`; inf if that is inf, so that nothing ties."""
     with np.errstate(invalid="ignore"):
         tolerated = lowest - SCORE_TOLERANCE * np.maximum(1, np.abs(lowest))
     return np.where(np.isinf(lowest), np.inf, tolerated)[:, None]

@@ -1,7 +1,7 @@
-"""What a request asks of the merge, row by row, with the config's values for whatever a row leaves out.
+"""The merge settings of a request, row by row, with the config's values for whatever a row leaves out.
 
-A senseless value is handled by a rule, not by an error: rows of different callers share a server's batch, and an
-error would fail them all.
+Nonsensical values are handled by rules, not errors: rows of different callers share a server's batch, and an error
+would fail them all.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from contracts.config import ServingConfig
 from contracts.names import MERGES, Request
 
 MAX_ALPHA = 1000.0
-"""alpha is clipped to +-this: far beyond it, scores would overflow; the likeliest group has it all long before."""
+"""alpha is clipped to +-this: far beyond it, scores would overflow; long before it, the likeliest group gets all."""
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What each row of a batch asks of the merge.
+    """The merge settings of each row of a batch.
 
     Attributes:
-        num_candidates: int32 [batch_size], M, at most `serving.max_candidates` and the catalogue; 0 where the merge is
-            unknown.
+        num_candidates: int32 [batch_size], M, at most `serving.max_candidates` and the size of the catalogue; 0 if
+            the merge is unknown.
         alpha: float32 [batch_size], finite.
         merge: int32 [batch_size], code of `MERGES`.
         log_boost: float32 [batch_size, num_groups], -inf: the group may not answer.
@@ -69,13 +69,13 @@ class Controls:
 def _log_boost(boost: tf.Tensor, groups: tf.Tensor) -> tf.Tensor:
     """log of `boost` [batch_size, num_groups], -inf for groups that `groups` int32 [batch_size, (any)] does not list.
 
-    Groups of a row that lists none may all answer. A boost of NaN is as 1, a negative one as 0, an infinite one as the
+    If a row lists no groups, all may answer. A boost of NaN counts as 1, a negative one as 0, an infinite one as the
     largest float.
     """
     log_boost = tf.math.log(tf.clip_by_value(tf.where(tf.math.is_nan(boost), 1.0, boost), 0.0, tf.float32.max))
     is_padding, num_groups = groups < 0, tf.shape(boost)[1]
-    # Marks the listed ones in [batch_size, num_groups]: compared with every group, a long list would take all memory.
-    # The op ignores what is num_groups or more, and fails on what is negative.
+    # Marks the listed groups in [batch_size, num_groups]: comparing a long list with every group would take all memory.
+    # The op ignores values of num_groups or more, and fails on negative ones.
     listed = tf.raw_ops.DenseBincount(
         input=tf.where(is_padding, num_groups, groups),
         size=num_groups,

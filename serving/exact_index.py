@@ -15,33 +15,33 @@ from serving.group_search import GroupResults, JobResults, SearchJobs, search_gr
 from serving.top_columns import best_in_order, block_size, kth_largest, top_of_many
 
 _BLOCKS_FROM = 4096
-"""Items from which a group's best are sought in two stages; below, the ops of the first cost what it saves."""
+"""Group size from which the best are sought in two stages; below it, the first stage costs what it saves."""
 
 _BLOCK = 32
-"""Scores in a block, of which at first only the maximum is looked at; of a batch, the most that a block may have."""
+"""Scores per block, of which only the maximum is looked at first; in a batch, the most that a block may have."""
 
 _ITEMS_AT_ONCE = 2**17
-"""Items whose scores are ranked together. Those of all, ranked together, would always be in memory together."""
+"""Items whose scores are ranked together. Ranking all items at once would keep all their scores in memory."""
 
 _BOUND_FROM = 512
-"""Items from which a bound makes the order of many rows cheaper."""
+"""Group size from which finding a bound first makes ordering many rows cheaper."""
 
 
 class ExactIndexSet(tf.Module):
     """K matrices of embeddings, each searched by a product and a top-k."""
 
     def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], name: str = "index_set"):
-        """Of the embeddings of all items.
+        """Takes the embeddings of all items.
 
         Args:
             embeddings: float32 [num_items + 1, dim], by item_index.
-            members: of each group, empty ones included, int32 [size], its items by item_index, in order of their slots.
+            members: for each group, empty ones included, int32 [size], its items by item_index, in slot order.
             name: of the variables.
         """
         super().__init__(name=name)
         self.group_sizes = np.array([len(items) for items in members], np.int32)
         self._searched = np.flatnonzero(self.group_sizes)
-        # A variable a group: a slice of one matrix is copied on every request unless it happens to be aligned.
+        # One variable per group: a slice of one matrix is copied on every request unless it happens to be aligned.
         # [dim, size]: a product of one query with rows reads memory a fifth slower than one with columns.
         self._embeddings = [
             tf.Variable(np.ascontiguousarray(embeddings[members[group]].T), trainable=False, name=f"group_{group}")
@@ -49,7 +49,7 @@ class ExactIndexSet(tf.Module):
         ]
 
     def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
-        """As `ScannIndexSet.search`."""
+        """See `ScannIndexSet.search`."""
         return search_groups(query_embeddings, offset, wanted, self.group_sizes, self._search_each, by_level=False)
 
     def _search_each(self, jobs: SearchJobs) -> JobResults:
@@ -62,7 +62,7 @@ class ExactIndexSet(tf.Module):
 
     @functools.cached_property
     def _rankings(self) -> Sequence[tuple[slice, Branches]]:
-        """Of each part of the groups: of one row in each group, and of many."""
+        """For each part of the groups, the rankings of one row per group and of many."""
         ends = np.cumsum(self.group_sizes[self._searched])
         first = np.flatnonzero(np.diff(ends // _ITEMS_AT_ONCE, prepend=-1)).tolist()
         parts = [slice(*part) for part in itertools.pairwise([*first, len(ends)])]
@@ -70,47 +70,47 @@ class ExactIndexSet(tf.Module):
         return [(part, Branches([_rank_row, _rank_rows], self._ranked(part), returned)) for part in parts]
 
     def _ranked(self, part: slice) -> list[tf.TensorSpec]:
-        """What a ranking is given."""
+        """The specs of a ranking's arguments."""
         sizes = self.group_sizes[self._searched][part].tolist()
         return [tf.TensorSpec([len(sizes)], tf.int32), *(tf.TensorSpec([None, size]) for size in sizes)]
 
 
 def _rank_row(k: tf.Tensor, *scores: tf.Tensor) -> JobResults:
-    """For each group g the k[g] best of its scores, float32 [one row or none, size of g]; the sizes are static."""
+    """Ranks the k[g] best of each group g's scores, float32 [one row or none, size of g]; the sizes are static."""
     return JobResults.of([_best_of_row(*job) for job in zip(scores, tf.unstack(k, num=len(scores)), strict=True)])
 
 
 def _rank_rows(k: tf.Tensor, *scores: tf.Tensor) -> JobResults:
-    """The same of many rows."""
+    """As `_rank_row`, for many rows."""
     return JobResults.of([_best_of_rows(*job) for job in zip(scores, tf.unstack(k, num=len(scores)), strict=True)])
 
 
 def _best_of_row(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k best of float32 [num_rows, size], the size known: their scores and columns, best first.
+    """The k best of float32 [num_rows, size], the size static: their scores and columns, best first.
 
-    They lie in the k blocks of the largest maxima. Maxima are taken faster than a heap is kept, so only the scores
-    of those blocks are ranked. Of equal scores the first columns are the best, as in a batch.
+    They lie in the k blocks with the largest maxima. Taking maxima is faster than keeping a heap, so only the scores
+    of those blocks are ranked. Among equal scores the first columns win, as in a batch.
     """
     size = scores.shape[1]
     if size < _BLOCKS_FROM:
         return tf.math.top_k(scores, k)
     num_blocks = -(-size // _BLOCK)
-    # All blocks where k is more: a branch for that costs more than it saves.
+    # All blocks if k is larger: a branch for that costs more than it saves.
     num_ranked = tf.clip_by_value(k, 1, num_blocks)
     padded = tf.pad(scores, [[0, 0], [0, num_blocks * _BLOCK - size]], constant_values=-math.inf)
     columns = tf.reshape(padded, [-1, num_blocks, _BLOCK])
     _, blocks = tf.math.top_k(tf.reduce_max(columns, axis=2), num_ranked, sorted=False)
-    blocks = -tf.math.top_k(-blocks, num_ranked)[0]  # in order, and in less time than by `tf.sort`
+    blocks = -tf.math.top_k(-blocks, num_ranked)[0]  # in order, and faster than with `tf.sort`
     candidates = tf.gather(columns, blocks, axis=1, batch_dims=1)
     best, place = tf.math.top_k(tf.reshape(candidates, [-1, _BLOCK * num_ranked]), k)
     return best, tf.gather(blocks, place // _BLOCK, batch_dims=1) * _BLOCK + place % _BLOCK
 
 
 def _best_of_rows(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `_best_of_row`, in more ops, which take less time of many rows.
+    """As `_best_of_row`, with more ops, which take less time for many rows.
 
-    What is not below the k-th largest maximum of a row's blocks is little more than its k best, and lies in the blocks
-    whose maximum is not below it: a bound is found faster than an order.
+    The k-th largest maximum of a row's blocks is a bound: few more than the k best scores reach it, and all of those
+    lie in blocks whose maximum reaches it. A bound is found faster than an order.
     """
     size = scores.shape[1]
     if size < _BOUND_FROM:
@@ -120,7 +120,7 @@ def _best_of_rows(scores: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
         return top_of_many(scores, k)
     width = block_size(size, k, _BLOCK)
     num_blocks = -(-size // width)
-    # Padding lies behind all columns of its row, and so in order behind as many scores as are returned.
+    # Padding comes after all columns of its row, and so is ordered after as many scores as are returned.
     padded = tf.pad(scores, [[0, 0], [0, num_blocks * width - size]], constant_values=-math.inf)
     blocks = tf.reshape(padded, tf.stack([-1, width]))
     maxima = tf.reshape(tf.reduce_max(blocks, axis=1), tf.stack([-1, num_blocks]))

@@ -15,7 +15,7 @@ from trainer.scoring import fill_quotas, floored_log_intent, quotas
 from trainer.top_k import top_k
 
 _SCORES_AT_ONCE = 2**24
-"""User-item scores that are ranked at a time: of a large catalogue, a few rows."""
+"""User-item scores that are ranked at a time: a few rows if the catalogue is large."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Corpus:
     Attributes:
         embeddings: float32 [num_items, dim].
         group_ids: int32 [num_items].
-        is_cold: bool [num_items], without training events.
+        is_cold: bool [num_items], whether the item has no training events.
     """
 
     embeddings: np.ndarray
@@ -35,7 +35,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class RowControls:
-    """What each row asks of the merge, as `Controls` has it in the graph.
+    """The merge settings of each row, as `Controls` holds them in the graph.
 
     Attributes:
         num_candidates: int [batch_size], M.
@@ -44,7 +44,7 @@ class RowControls:
         boost: float [batch_size, num_groups], 0 = the group may not answer.
         max_groups: int [batch_size], 0 = all.
         num_exploration: int [batch_size]; at most M of them count.
-        intent_in_score: of the model, see `Config`.
+        intent_in_score: a property of the model, see `Config`.
     """
 
     num_candidates: np.ndarray
@@ -66,7 +66,7 @@ class RowControls:
         intent_in_score: bool = False,
         num_exploration: int = 0,
     ) -> RowControls:
-        """Controls of `rows` rows that ask the same, without boosts or a limit of groups."""
+        """The same controls for each of `rows` rows, without boosts or a limit on groups."""
         return cls(
             np.full(rows, num_candidates),
             np.full(rows, alpha),
@@ -85,10 +85,10 @@ class RowControls:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the exact merge returns.
+    """The result of the exact merge.
 
     Attributes:
-        scores: float32 [batch_size, num_items], score(u, i); -inf where the group may not answer.
+        scores: float32 [batch_size, num_items], score(u, i); -inf if the group may not answer.
         explored: bool [batch_size, num_items], chosen for exploration.
         merged: bool [batch_size, num_items], chosen by the merge.
     """
@@ -175,12 +175,12 @@ def _rank_in_group(corpus: Corpus, scores: np.ndarray, allowed: np.ndarray, limi
 
 
 def _among_best(scores: np.ndarray, allowed: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """bool [batch_size, width]: the `number` [batch_size] best of a row that are allowed."""
+    """bool [batch_size, width], whether a score is among the `number` [batch_size] best allowed ones of its row."""
     return allowed & (_rank(scores, allowed, int(number.max(initial=0))) < number[:, None])
 
 
 def _rank(scores: np.ndarray, allowed: np.ndarray, limit: int) -> np.ndarray:
-    """int32 [batch_size, width]: 0 for the best of a row that is allowed, and so on; `limit` from there on."""
+    """int32 [batch_size, width], ranks among a row's allowed scores, 0 for the best; `limit` from there on."""
     best = top_k(np.where(allowed, scores, np.float32(-np.inf)), min(limit, scores.shape[1]))
     ranks = np.full(scores.shape, limit, np.int32)
     np.put_along_axis(ranks, best, np.arange(best.shape[1], dtype=np.int32), axis=1)

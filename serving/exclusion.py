@@ -1,4 +1,4 @@
-"""Which items a row may not be given, as a sorted list of keys: exact, and cheap for long histories."""
+"""The items that a row must not get, as a sorted list of keys: exact, and cheap for long histories."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Exclusions:
     """Items excluded per row.
 
     A (row, slot) pair is the number row * (num_items + 1) + slot; the distinct pairs are
-    sorted once, and every question is a binary search.
+    sorted once, and every lookup is a binary search.
 
     Attributes:
         keys: int64, distinct, ascending.
         num_rows: the batch size.
-        num_items: of the catalogue.
+        num_items: the size of the catalogue.
     """
 
     keys: tf.Tensor
@@ -26,12 +26,12 @@ class Exclusions:
 
     @classmethod
     def of(cls, slots: tf.Tensor, num_items: int) -> Exclusions:
-        """Excludes int [batch_size, width], 0 = padding, repeats allowed, each from its row."""
+        """Excludes slots int [batch_size, width], each from its row; 0 = padding, repeats are allowed."""
         none = cls(tf.zeros([0], tf.int64), tf.shape(slots)[0], num_items)
         return none.adding(slots)
 
     def adding(self, slots: tf.Tensor) -> Exclusions:
-        """With the slots int [batch_size, width], 0 = padding, excluded, too, each from its row."""
+        """These exclusions and slots int [batch_size, width], each excluded from its row; 0 = padding."""
         keys = tf.boolean_mask(self._keys_of(slots), slots != 0)
         distinct, _ = tf.unique(tf.concat([self.keys, keys], 0))
         return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)
@@ -40,7 +40,7 @@ class Exclusions:
         """The number of distinct excluded items, int32 [batch_size, num_groups].
 
         Args:
-            group_of_slot: int32 [num_items + 1], -1 = of no group.
+            group_of_slot: int32 [num_items + 1], -1 = in no group.
             num_groups: K.
         """
         base = self.num_items + 1
