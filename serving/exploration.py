@@ -15,7 +15,7 @@ from serving.slots import items_by_slot, slots_by_item
 
 _CODE_BITS = 8
 _CODE = 4e-5
-"""The most that a code adds to a score: less than any check tells apart, and many times what rounding does."""
+"""The most that a code adds to a score: less than any check can detect, and many times what rounding adds."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ExploredItems:
     Attributes:
         scores: float32 [batch_size, width], -inf = absent.
         slots: int32 [batch_size, width], 0 = absent.
-        exclusions: what was excluded before, and these items, which the groups must not give again.
+        exclusions: the previous exclusions and these items, which the groups must not return again.
     """
 
     scores: tf.Tensor
@@ -34,23 +34,23 @@ class ExploredItems:
 
 
 class Exploration(tf.Module):
-    """The best cold items by the same score as all others, by exact search: they are few, and asked for rarely.
+    """Finds the best cold items, by the same score as all others and by exact search: they are few and rarely wanted.
 
-    They are chosen first, and the merge fills the other places. Where cold items are good enough to
-    be in the list anyway, merge "score" gives the same list with and without.
+    They are chosen first, and the merge fills the other places. If cold items are good enough to
+    be in the list anyway, merge "score" gives the same list with and without exploration.
 
-    Those of which nothing is known have one vector, and would be found in one order by everybody. So each item has a
-    code, random signs, and its score rises a little with each that agrees with a sign in the row's query.
+    Cold items about which nothing is known share one vector, so everybody would get them in the same order. So each
+    item has a code of random signs, and its score rises a little for each one that agrees with a sign in the query.
     """
 
     def __init__(self, embeddings: np.ndarray, members: Sequence[np.ndarray], is_cold: np.ndarray, share: float = 0.0):
-        """Of a catalogue whose items lie in slots, group by group.
+        """Takes a catalogue whose items are in slots, group by group.
 
         Args:
             embeddings: float32 [num_items + 1, dim], by item_index.
-            members: of each group, int32 [size], its items by item_index, in order of their slots.
+            members: for each group, int32 [size], its items by item_index, in slot order.
             is_cold: bool [num_items + 1].
-            share: of a list, what goes to cold items where a request does not say.
+            share: the share of a list that goes to cold items if a request does not set a number.
         """
         super().__init__(name="exploration")
         self.share = share
@@ -58,12 +58,12 @@ class Exploration(tf.Module):
         self._num_groups = len(members)
         group_id = np.repeat(np.arange(len(members)), [len(items) for items in members])
         cold_slots = is_cold[items_by_slot(members)[1:]]
-        # By slot: the group of a cold item, -1 of others.
+        # By slot: the group of a cold item, -1 for others.
         self._group_id = np.concatenate([[-1], np.where(cold_slots, group_id, -1)]).astype(np.int32)
         self._slots = slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)]
         self._num_bits = min(_CODE_BITS, embeddings.shape[1])
         items, code = np.concatenate(cold), np.array([-_CODE, _CODE], np.float32) / self._num_bits
-        # Each group draws its own: one whose items stay answers as before, whatever has become of the others.
+        # Each group draws its own codes: if its items stay, it answers as before, whatever happens to the others.
         of_groups = [np.random.default_rng(n).choice(code, [len(one), self._num_bits]) for n, one in enumerate(cold)]
         rows = np.split(np.arange(len(items), dtype=np.int32), np.cumsum([len(one) for one in cold])[:-1])
         coded = np.concatenate([embeddings[items], np.concatenate(of_groups)], axis=1)
@@ -72,7 +72,7 @@ class Exploration(tf.Module):
     def choose(
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
     ) -> ExploredItems:
-        """The best `num_exploration` int32 [batch_size] cold items.
+        """Chooses each row's best `num_exploration` int32 [batch_size] cold items.
 
         `offset` float32 [batch_size, num_groups] is added to a group's scores; -inf leaves the group out.
         """

@@ -43,7 +43,7 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
     """Writes a servable for each of `serving.indexes`; `admit` makes each of them the next version.
 
     Args:
-        config: what the model was trained with.
+        config: the config that the model was trained with.
         workdir: holds the model, the catalogue, the transform graphs and the windows.
         model_name: of the trained model, `workdir.model(model_name)`.
         fingerprint: identifies the inputs, for the manifest.
@@ -85,9 +85,9 @@ def export(config: Config, workdir: Workdir, model_name: str, fingerprint: str) 
 
 
 def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
-    """Raises ValueError where an item's inner products may be no numbers, by which nothing can be ranked.
+    """Raises ValueError if an item's inner products may not be numbers, which cannot be ranked.
 
-    ScaNN ends the process where the square of a distance is beyond a float, with a message of its own.
+    ScaNN ends the process, with its own message, if the square of a distance is beyond a float.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("id,id->i", embeddings, embeddings)
@@ -102,7 +102,7 @@ def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
 
 
 def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprint: str) -> None:
-    """One servable's directory, whole or not at all."""
+    """Writes one servable's directory, whole or not at all."""
     started, warmup = time.monotonic(), parts.warmup
     before = predecessor(parts.config, parts.workdir, name)
     index_set, built, about = parts.indexes(index, before)
@@ -139,7 +139,7 @@ def read_servable_manifest(version: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What all servables of one export have in common."""
+    """What all servables of an export share."""
 
     config: Config
     workdir: Workdir
@@ -154,11 +154,11 @@ class _Parts:
     warmup: UserRequests
 
     def indexes(self, index: str, before: Path | None) -> tuple[IndexSet, list[GroupIndex], dict[str, Any]]:
-        """What searches the groups, ScaNN's indexes in it, and what the manifest says of them.
+        """Returns the index set, the ScaNN indexes in it, and their description for the manifest.
 
         Args:
             index: one of `serving.indexes`.
-            before: the last version, whose unchanged indexes are taken over.
+            before: the last version, whose unchanged indexes are reused.
         """
         if index == "exact":
             sizes = [{"group_id": group, "size": len(items)} for group, items in enumerate(self.members) if len(items)]
@@ -183,7 +183,7 @@ class _Parts:
 
 
 def save(retriever: Retriever, path: Path) -> None:
-    """Writes the SavedModel. The functions hang on the module for as long as it is saved."""
+    """Writes the SavedModel. The signature functions are attached to the module while it is saved."""
     signatures = retriever.signatures()
     retriever.exported = signatures
     options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])

@@ -1,7 +1,7 @@
 """The transform graphs inside the servable: raw ids and raw user features in, indices and tensors out.
 
-A transform graph is a SavedModel, so TensorFlow alone can load it. TFT, which pins another TensorFlow than ScaNN's ops
-do, is not needed where models are exported and served.
+A transform graph is a SavedModel, so TensorFlow alone can load it. TFT, which pins a different TensorFlow than ScaNN's
+ops do, is not needed to export and serve models.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def raw_dtype(feature: Feature) -> tf.DType:
 
 
 class TransformGraph(tf.Module):
-    """The function that Beam ran over a table, with its vocabularies, which are saved along as assets."""
+    """The function that Beam ran over a table, with its vocabularies, which are saved with it as assets."""
 
     def __init__(self, path: Path):
         """Loads the graph that TFT wrote to `path`.
@@ -47,10 +47,10 @@ class TransformGraph(tf.Module):
         (self._inputs,), _ = self._loaded.transform_fn.structured_input_signature
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Raw inputs [batch_size], of vectors [batch_size, dim], by name -> outputs by name.
+        """Raw inputs by name, [batch_size] or, for vectors, [batch_size, dim] -> outputs by name.
 
-        An input that is left out is fed one missing value, so an output that is made of it has one
-        row and no meaning: each output is made of the input of its name alone.
+        An input that is left out is fed one missing value, so its output has one row and no meaning: each
+        output depends only on the input of the same name.
         """
         missing = {
             name: tf.fill([1, *spec.shape[1:]], tf.constant(math.nan if spec.dtype.is_floating else "", spec.dtype))
@@ -60,7 +60,7 @@ class TransformGraph(tf.Module):
         return self._loaded.transform_fn({**{name: raw[name] for name in self._inputs if name in raw}, **missing})
 
     def of_arrays(self, raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same of arrays [num_rows]."""
+        """As calling the graph, for arrays [num_rows]."""
         return {name: output.numpy() for name, output in self({n: tf.constant(v) for n, v in raw.items()}).items()}
 
 
@@ -71,9 +71,9 @@ class VocabularyLookup(tf.Module):
         """Reads the vocabulary when the servable is loaded.
 
         Args:
-            vocabulary: one of `ItemStatistics`, which is saved along as an asset.
-            size: how many ids it has. A server that finds fewer, as in a copy that still goes on, refuses the version:
-                else it would take those that are missing for unknown ones.
+            vocabulary: one of `ItemStatistics`, which is saved with the servable as an asset.
+            size: how many ids it has. A server that finds fewer, for example while the file is still being copied,
+                refuses the version: otherwise it would take the missing ids for unknown ones.
         """
         super().__init__(name="vocabulary_lookup")
         self._table = tf.lookup.StaticHashTable(
@@ -96,11 +96,11 @@ class VocabularyLookup(tf.Module):
 class UserFeatures(tf.Module):
     """user_id and raw features -> transformed features.
 
-    A feature that the request leaves out ("" or NaN) is the stored one of user_id; of an unknown
-    user, it is missing (zeros).
+    A feature that the request leaves out ("" or NaN) takes the value stored for user_id; for an
+    unknown user, it is missing (zeros).
 
-    The transform graph takes as much of a vocabulary as it finds. Nothing is looked up in `_verified`: each is a table
-    of the same file that wants all of its lines, as `VocabularyLookup` has it.
+    The transform graph accepts a vocabulary that lacks lines. So `_verified` holds a table of each file that requires
+    all of its lines, as `VocabularyLookup` does; nothing is looked up in it.
     """
 
     def __init__(self, config: Config, workdir: Workdir, catalogue: Catalogue):
@@ -137,14 +137,14 @@ class UserFeatures(tf.Module):
 
 
 def _feature_vocabularies(workdir: Workdir) -> list[tuple[Path, int]]:
-    """Of the user features, with their numbers of lines."""
+    """The vocabularies of the user features, with their numbers of lines."""
     assets = sorted((workdir.transform.user_graph / TRANSFORM_FN).glob("assets/*"))
-    ids = workdir.item_statistics.user_vocabulary.name  # the graph's copy, of which the servable asks nothing
+    ids = workdir.item_statistics.user_vocabulary.name  # the graph's copy, which the servable does not use
     return [(path, path.read_bytes().count(b"\n")) for path in assets if path.name != ids]
 
 
 class RequestCodes(tf.Module):
-    """What requests tell, as text, to `EventColumn.REQUEST`."""
+    """Request features, as text -> the code in `EventColumn.REQUEST`."""
 
     def __init__(self, features: Sequence[RequestFeature]):
         super().__init__(name="request_codes")
@@ -160,7 +160,7 @@ class RequestCodes(tf.Module):
         }
 
     def __call__(self, request: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """All inputs by name -> int64 [batch_size]; a value that is not listed is as none."""
+        """All inputs by name -> int64 [batch_size]; an unlisted value counts as none."""
         code = tf.zeros(tf.shape(request[Request.USER_ID]), tf.int64)
         for (name, table), size in zip(self._tables.items(), self._sizes, strict=True):
             code = code * size + table.lookup(request[name])

@@ -26,7 +26,7 @@ class GraphInput:
         name: in the signature.
         dtype: of its values.
         default: one row, for a request that leaves the input out.
-        columns: shape of a row: (num_groups,), (length of a vector,), or (None,) of any number of values; () of one.
+        columns: shape of a row: (num_groups,), (length of a vector,), (None,) for any number of values, () for one.
     """
 
     name: str
@@ -40,7 +40,7 @@ class GraphInput:
 
 
 def query_inputs(config: Config) -> list[GraphInput]:
-    """What the towers read."""
+    """The inputs that the towers read."""
     inputs = [GraphInput(Request.HISTORY, tf.string, [""], (None,))]
     if config.data.feedback.has_context:
         inputs.append(GraphInput(Request.HISTORY_IS_CONTEXT, tf.bool, [False], (None,)))
@@ -57,7 +57,7 @@ def _missing(feature: Feature) -> Any:
 
 
 def merge_inputs(num_groups: int) -> list[GraphInput]:
-    """What steers the merge."""
+    """The inputs that control the merge."""
     return [
         GraphInput(Request.NUM_CANDIDATES, tf.int32, 0),
         GraphInput(Request.ALPHA, tf.float32, math.nan),
@@ -71,12 +71,12 @@ def merge_inputs(num_groups: int) -> list[GraphInput]:
 
 
 def with_defaults(body: Callable[[Tensors], Tensors], inputs: Sequence[GraphInput]) -> Any:
-    """A tf.function of `inputs`, which calls `body` with all of them at the request's batch size.
+    """A tf.function of `inputs` that calls `body` with all of them at the request's batch size.
 
-    TensorFlow writes default arguments that are tensors into the signature, which a session and
-    TF Serving fill in. Inputs of one row, as the defaults are, apply to all rows; other numbers of
-    rows must be equal. An empty batch reaches `body` as one row of padding, because ScaNN's trees
-    fail on none, and its answer is cut to no row.
+    TensorFlow writes default arguments that are tensors into the signature, and a session and
+    TF Serving fill them in. An input of one row, such as a default, applies to all rows; all others
+    must have the same number of rows. An empty batch reaches `body` as one row of padding, because
+    ScaNN's trees fail without rows, and its answer is cut to no rows.
     """
 
     def function(*arguments: tf.Tensor) -> Tensors:

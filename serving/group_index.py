@@ -1,9 +1,9 @@
 """One group's ScaNN index: structure chosen by size, search parameters tuned to a recall target.
 
 A group of up to `brute_force_max_items` is searched exactly. In a larger one, a k-means tree prunes most of the
-group, its leaves hold asymmetric hashes, and the best items are scored again with vectors of 8 bits a dimension. If
-these miss the recall target or are not wanted, the full vectors score them. Builds are not reproducible to the bit
-(ScaNN trains its tree with threads of its own), so an index is judged by its recall, never by its ids.
+group, its leaves hold asymmetric hashes, and the best items are scored again with vectors of 8 bits per dimension, or
+with the full vectors if those miss the recall target or are disabled. Builds are not reproducible to the bit (ScaNN
+trains its tree in its own threads), so an index is judged by its recall, never by its ids.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ HANDLE_ARGUMENTS: dict[str, Any] = {
     "dp_norms": np.float32(0),
     "x": np.float32(0),
 }
-"""Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them, each with ScaNN's word for what
-an index has not."""
+"""Arguments of `TensorsToScann`, in the order in which `ScannToTensors` returns them, each with the value that ScaNN
+takes to mean that an index lacks it."""
 
 _LEAVES_OF_ROOT = 0.5
-"""Leaves, in square roots of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
+"""Leaves per square root of the size: a hash costs so little that fewer, larger leaves than usual are faster."""
 
 _SETTINGS = ("num_candidates", "recall_target", "brute_force_max_items", "int8")
 """Fields of ServingConfig that an index depends on."""
 
 _FEWEST_HASHED = 16
-"""Items that ScaNN needs to learn a code of 4 bits from."""
+"""The fewest items from which ScaNN can learn a 4-bit code."""
 
 _SMALLEST_K = 2
 
 _BUILT_FOR = 10
-"""Results by default; every search says its own."""
+"""The default number of results; every search sets its own."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GroupIndex:
     fingerprint: str
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest and the index store say of it (JSON values)."""
+        """The description in the manifest and the index store (JSON values)."""
         return {
             "group_id": self.group_id,
             "size": self.size,
@@ -88,9 +88,9 @@ class GroupIndex:
 
 
 def index_fingerprint(embeddings: FloatArray, serving: ServingConfig) -> str:
-    """A hash of all that an index depends on; if it changes, the index must be built anew."""
+    """A hash of everything that an index depends on; if it changes, the index must be rebuilt."""
     settings = serving.model_dump(mode="json", include=set(_SETTINGS))
-    code = metadata.version("scann"), code_of("serving")  # another ScaNN may not read what one serialised
+    code = metadata.version("scann"), code_of("serving")  # one ScaNN may not read what another serialised
     return fingerprint(settings, code, embeddings.shape, hashlib.sha256(embeddings.tobytes()).hexdigest())
 
 
@@ -112,7 +112,7 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
         serving: thresholds and the recall target.
 
     Raises:
-        ValueError: the group is empty: ScaNN cannot hold it; leave it out.
+        ValueError: the group is empty, which ScaNN cannot index; leave it out.
     """
     size = len(embeddings)
     if size == 0:
@@ -120,7 +120,7 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
     structure = choose_structure(size, serving)
     index = _build(group_id, structure, embeddings, queries, serving)
     if structure == "tree_hashing_int8" and np.mean([point.recall for point in index.points]) < serving.recall_target:
-        # 8 bits do not tell these items apart as well as the target asks; the vectors themselves do.
+        # 8 bits do not tell these items apart well enough for the target; the full vectors do.
         return _build(group_id, "tree_hashing", embeddings, queries, serving)
     return index
 
@@ -145,7 +145,7 @@ def _build(
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array of numbers, or of one string, which NumPy's own type for them would cut at its last zeros."""
+    """An array of numbers, or of one string as an object: NumPy's string type would strip its trailing zeros."""
     return np.array(value, object) if isinstance(value, bytes | str) else np.asarray(value)
 
 
@@ -174,7 +174,7 @@ def _tuned(
     queries: FloatArray,
     serving: ServingConfig,
 ) -> tuple[SearchPoint, ...]:
-    """Searches of a tree, for 2 results and more."""
+    """The tuned searches of a tree, for 2 results or more."""
     size = len(embeddings)
     queries = queries if len(queries) else embeddings[:: max(1, size // 256)]
     scored = None

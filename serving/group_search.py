@@ -14,19 +14,19 @@ import tensorflow as tf
 from serving.slots import first_slots
 
 _LEVELS = (0.8, 2.0)
-"""Where a next level begins, in averages of what the batch's rows want of a group: who wants more is searched apart."""
+"""Where each next level begins, in multiples of the average count wanted from a group: more is searched apart."""
 
 
 @dataclass(frozen=True)
 class SearchJobs:
-    """Searches to do, each of one group for some rows: those of all groups that are not empty, level by level.
+    """Searches to run, each of one group for some rows: those of all groups that are not empty, level by level.
 
     Attributes:
         queries: float32 [num_queries, dim], by job.
         num_rows: int32 [num_jobs], queries of each job.
-        k: int32 [num_jobs], results wanted: the most that one of its rows wants.
-        typical_k: int32 [num_jobs], how many a search should be thorough for, so that the job's rows together find
-            what they would find one by one.
+        k: int32 [num_jobs], results wanted: the most that any of its rows wants.
+        typical_k: int32 [num_jobs], the number of results to choose a search's thoroughness for, so that the job's
+            rows together find what they would find one by one.
     """
 
     queries: tf.Tensor
@@ -36,7 +36,7 @@ class SearchJobs:
 
 
 class JobResults(NamedTuple):
-    """What the jobs found, one after the other, each row's best first. The last entry stands for "no result".
+    """The results of the jobs, one after the other, each row's best first. The last entry stands for "no result".
 
     Attributes:
         scores: float32 [num_results + 1], inner products, NaN for no result.
@@ -50,7 +50,7 @@ class JobResults(NamedTuple):
 
     @classmethod
     def of(cls, found: Sequence[tuple[tf.Tensor, tf.Tensor]]) -> JobResults:
-        """Of scores and items [rows, width] of each job."""
+        """Concatenates the scores and items [rows, width] of each job."""
         return cls(
             scores=tf.concat([*(tf.reshape(scores, [-1]) for scores, _ in found), [math.nan]], 0),
             items=tf.concat([*(tf.reshape(items, [-1]) for _, items in found), [0]], 0),
@@ -59,7 +59,7 @@ class JobResults(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[JobResults]) -> JobResults:
-        """Of jobs whose results were put together in parts."""
+        """Joins results that were put together in parts."""
         *others, last = parts
         return cls(
             scores=tf.concat([*(part.scores[:-1] for part in others), last.scores], 0),
@@ -72,14 +72,14 @@ Search = Callable[[SearchJobs], JobResults]
 
 
 class GroupResults(NamedTuple):
-    """What the groups found for each row, side by side; each group's columns are adjacent, best first.
+    """The results of all groups for each row, side by side; each group's columns are adjacent, best first.
 
-    A row has at least what it wants of a group, as far as there is, and may have more.
+    A row has at least as many results as it wants from a group, as far as they exist, and may have more.
 
     Attributes:
-        scores: float32 [batch_size, width >= 1], inner products and the group's offset; NaN where there is no result.
-        slots: int32 [batch_size, width], the items, see `serving.slots`; of any value where there is no result.
-        group: int32 [batch_size, width]. Columns beyond a row's results are NaN, of any group.
+        scores: float32 [batch_size, width >= 1], inner products plus the group's offset; NaN where there is no result.
+        slots: int32 [batch_size, width], the items, see `serving.slots`; arbitrary where there is no result.
+        group: int32 [batch_size, width]; arbitrary in the columns beyond a row's results, whose scores are NaN.
         starts: int32 [batch_size, num_groups], the first column of each group.
     """
 
@@ -97,18 +97,18 @@ def search_groups(
     search: Search,
     by_level: bool,
 ) -> GroupResults:
-    """Searches each group for the rows that want something of it, and cuts each row's results to what it wants.
+    """Searches each group for the rows that want results from it, and cuts each row's results to the number wanted.
 
     Args:
         query_embeddings: float32 [batch_size >= 1, num_groups, dim].
         offset: float32 [batch_size, num_groups], added to the scores of a group.
         wanted: int32 [batch_size, num_groups], results wanted.
         group_sizes: int32 [num_groups]; empty groups are not searched.
-        search: does the jobs.
-        by_level: a group is searched in several jobs, by how much rows want of it, so that one row's large
-            quota makes neither the others' searches nor their lists wider; and a job that no row asks for is
-            done for the first row, for nothing, as that costs less than a branch around it. Else in one job,
-            of no row where none asks.
+        search: runs the jobs.
+        by_level: whether a group is searched in several jobs, by how much rows want from it, so that one row's
+            large quota widens neither the searches nor the lists of the others. A job that no row asks for is then
+            run for the first row and its results are dropped, which costs less than a branch around it. Otherwise
+            a group is searched in one job, without rows if none asks for it.
     """
     batch_size, num_groups = tf.shape(wanted)[0], len(group_sizes)
     groups = np.flatnonzero(group_sizes).astype(np.int32)
@@ -128,7 +128,7 @@ def search_groups(
     num_rows = tf.reduce_sum(tf.cast(searched, tf.int32), axis=1)
     k = tf.reduce_max(counts, axis=1)
     results = search(SearchJobs(queries, num_rows, k, _typical_k(counts, k)))
-    # The results of the pairs follow each other. At most one pair of a row and group wants any: a sum is that one's.
+    # The results of the pairs follow each other. At most one pair per row and group wants any, so a sum is its value.
     widths = tf.gather(results.widths, job)
     num_columns = tf.minimum(tf.gather_nd(counts, pairs), widths)
     source = tf.where(num_columns > 0, tf.cumsum(widths, exclusive=True), 0)
@@ -138,7 +138,7 @@ def search_groups(
 
 
 def _of_columns(values: tf.Tensor, columns: np.ndarray) -> tf.Tensor:
-    """int32 [len(columns), num_rows] of [num_rows, num_columns]; to transpose takes several times as long."""
+    """[num_rows, num_columns] -> int32 [len(columns), num_rows]; a transpose takes several times as long."""
     num_rows, num_columns = tf.unstack(tf.shape(values))
     return tf.gather(tf.reshape(values, [-1]), columns[:, None] + tf.range(num_rows) * num_columns)
 
@@ -153,10 +153,10 @@ def _of_each_level(counts: tf.Tensor) -> tf.Tensor:
 
 
 def _typical_k(counts: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-    """int32 [num_jobs] of counts [num_jobs, batch_size] and the largest of each job.
+    """int32 [num_jobs], from counts [num_jobs, batch_size] and the largest count `k` of each job.
 
-    sum(c^2) / sum(c), the count of the row that a result is of, on average; and a quarter of the way up to the
-    largest, as a row that wants more than that loses more than one that wants less gains.
+    This is sum(c^2) / sum(c), the count of a result's row, averaged over results, moved a quarter of the way up to the
+    largest, because a row that wants more than this loses more than one that wants less gains.
     """
     weight = tf.cast(counts, tf.float32)
     of_result = tf.math.divide_no_nan(tf.reduce_sum(weight * weight, axis=1), tf.reduce_sum(weight, axis=1))
@@ -166,28 +166,28 @@ def _typical_k(counts: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
 def _side_by_side(
     results: JobResults, source: tf.Tensor, num_columns: tf.Tensor, offset: tf.Tensor, group_sizes: np.ndarray
 ) -> GroupResults:
-    """Each row's results of one group after the other's.
+    """Lays out each row's results, group after group.
 
     Args:
         results: of the jobs.
-        source: int32 [batch_size, num_groups], the place of a row's first result of a group among all.
-        num_columns: int32 [batch_size, num_groups], how many that row has of that group.
+        source: int32 [batch_size, num_groups], the place among all results of a row's first result from a group.
+        num_columns: int32 [batch_size, num_groups], how many results the row has from the group.
         offset: float32 [batch_size, num_groups], added to the scores of a group.
         group_sizes: int32 [num_groups].
     """
     batch_size, num_groups = tf.shape(num_columns)[0], len(group_sizes)
-    # Behind each row's groups comes a range of no results, which brings all rows to one width.
+    # After each row's groups comes a range of "no result", which pads all rows to one width.
     total = tf.reduce_sum(num_columns, axis=1, keepdims=True)
     width = tf.maximum(tf.reduce_max(total), 1)
     lengths = tf.concat([num_columns, width - total], 1)
     no_result = tf.size(results.items) - 1
     source = tf.concat([source, tf.fill([batch_size, 1], no_result)], 1)
-    # One op counts through all ranges, of numbers whose upper half says which range it is (as x86 and ARM store them).
+    # One op enumerates all ranges, in numbers whose upper half identifies the range (as x86 and ARM store them).
     cell = tf.reshape(tf.range(tf.size(source)), tf.shape(source))
     splits, counted = _ranges(tf.bitcast(tf.stack([source, cell], 2), tf.int64), lengths)
     index, cell = tf.unstack(tf.bitcast(counted, tf.int32), axis=1)
     index = tf.minimum(index, no_result)
-    # All that a result needs to know of its group, as one table: a gather of single values takes as long as of three.
+    # All that a result needs from its group, in one table: gathering one value takes as long as gathering three.
     of_group = tf.stack([first_slots(group_sizes), np.arange(num_groups, dtype=np.int32)], 1)
     of_group = tf.broadcast_to(of_group, [batch_size, num_groups, 2])
     of_cell = tf.pad(tf.concat([tf.bitcast(offset, tf.int32)[:, :, None], of_group], 2), [[0, 0], [0, 1], [0, 0]])
@@ -200,7 +200,7 @@ def _side_by_side(
 
 
 def _ranges(first: tf.Tensor, lengths: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """first, first + 1, ... of each length: where each begins and the last ends, int32, and all numbers, one line."""
+    """Ranges first, first + 1, ... of each length: where each begins and the last ends, int32, and all numbers."""
     first = tf.reshape(first, [-1])
     limits = first + tf.cast(tf.reshape(lengths, [-1]), tf.int64)
     splits, numbers = tf.raw_ops.RaggedRange(starts=first, limits=limits, deltas=tf.ones_like(first), Tsplits=tf.int32)

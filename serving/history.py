@@ -10,7 +10,7 @@ from contracts.names import MOST_CONTEXT, Request
 
 
 def without_context(histories: Sequence[Sequence[str]], is_context: Sequence[Sequence[bool | None]]) -> list[list[str]]:
-    """The histories without the events that are marked: with these, a model that reads no context is asked."""
+    """The histories without the marked events, for a model that reads no context."""
     return [
         [item for item, marked in zip(*row, strict=True) if not marked]
         for row in zip(histories, is_context, strict=True)
@@ -18,17 +18,17 @@ def without_context(histories: Sequence[Sequence[str]], is_context: Sequence[Seq
 
 
 def context_marks(request: dict[str, tf.Tensor]) -> tf.Tensor:
-    """bool [batch_size, length], as the history: what is left out is no mark, so that no row can fail its batch."""
+    """bool [batch_size, length], like the history; missing marks are False, so that no row can fail its batch."""
     length = tf.shape(request[Request.HISTORY])[1]
     marks = request[Request.HISTORY_IS_CONTEXT][:, :length]
     return tf.pad(marks, [[0, 0], [0, length - tf.shape(marks)[1]]])
 
 
 def latest_context(history: tf.RaggedTensor) -> tf.RaggedTensor:
-    """Of the context between two positives, or after the last, keeps the `MOST_CONTEXT` latest events.
+    """Keeps the `MOST_CONTEXT` latest context events between two positives, or after the last one.
 
-    As `beam_jobs.history_events.latest_context`, but of requests' histories: int64 [batch_size, (length)], negative =
-    context.
+    Like `beam_jobs.history_events.latest_context`, but for histories of requests: int64 [batch_size, (length)],
+    negative = context.
     """
     is_context = history.values < 0
     positives = tf.where(~is_context)[:, 0]
@@ -43,8 +43,8 @@ def latest_context(history: tf.RaggedTensor) -> tf.RaggedTensor:
 def is_repeat(items: tf.Tensor, is_context: tf.Tensor | None = None) -> tf.Tensor:
     """int64 [batch_size, length] -> bool, of the same shape: whether the row holds the item at an earlier place.
 
-    An event that `is_context` repeats a positive wherever that is, see `beam_jobs.history_events`; a positive repeats
-    no context.
+    A context event repeats a positive wherever that is in the row, see `beam_jobs.history_events`; a positive never
+    repeats context.
     """
     order = tf.argsort(items if is_context is None else 2 * items + tf.cast(is_context, items.dtype), 1, stable=True)
     ordered = tf.gather(items, order, batch_dims=1)

@@ -27,7 +27,7 @@ class BuiltIndexes:
 
     Attributes:
         indexes: one per group.
-        rebuilt: the groups whose index is not the last version's.
+        rebuilt: the groups whose index was not taken from the last version.
     """
 
     indexes: list[GroupIndex]
@@ -35,7 +35,7 @@ class BuiltIndexes:
 
 
 def group_members(catalogue: Catalogue) -> list[np.ndarray]:
-    """Of each group, int32 [size], its items by item_index, in order of item_id: the same in every run."""
+    """For each group, int32 [size], its items by item_index, in order of item_id: the same in every run."""
     by_id = pc.sort_indices(pa.array(catalogue.item_ids, pa.large_string())).to_numpy().astype(np.int32) + 1
     group = catalogue.group_id[by_id]
     return [by_id[group == one] for one in range(catalogue.num_groups)]
@@ -59,8 +59,8 @@ def build_indexes(
         serving: thresholds and the recall target.
         queries: float32 [num_queries, num_groups, dim] to tune on.
         embeddings: float32 [num_items + 1, dim], by item_index.
-        members: of each group, int32 [size], its items.
-        earlier: fingerprint -> index; one of the same fingerprint is taken as it is.
+        members: for each group, int32 [size], its items.
+        earlier: fingerprint -> index; one with the same fingerprint is reused as it is.
     """
     indexes, rebuilt = [], []
     for group, items in enumerate(members):

@@ -19,7 +19,7 @@ from serving.scann_resource import ScannResources
 from serving.slots import first_slots
 
 _FEW = 1 / 4
-"""Share of the groups: a single row that asks no more of them is answered without a search of the others."""
+"""Share of the groups: a single row that asks for no more of them is answered without searching the others."""
 
 _ROUNDING = 1e-6
 """Interpolated numbers are rounded up, but not because of their last bit."""
@@ -29,10 +29,10 @@ class ScannIndexSet(tf.Module):
     """K ScaNN indexes as raw ops, made by `ScannResources`."""
 
     def __init__(self, indexes: Sequence[GroupIndex], num_groups: int):
-        """Of the indexes of all groups that hold an item.
+        """Takes the indexes of all groups that hold an item.
 
         Args:
-            indexes: the groups that are not empty, in order of group_id.
+            indexes: those of the groups that are not empty, in order of group_id.
             num_groups: K, empty groups included.
         """
         super().__init__(name="index_set")
@@ -51,9 +51,9 @@ class ScannIndexSet(tf.Module):
     def search(self, query_embeddings: tf.Tensor, offset: tf.Tensor, wanted: tf.Tensor) -> GroupResults:
         """The best items of every group.
 
-        A batch is laid out by `search_groups`. For a single row that would cost as much as the searches, so its groups
-        are searched one after the other: all of them, or the few that it asks for. A group that it does not ask for is
-        searched for one item, which is no result: leaving one group out costs more.
+        `search_groups` lays out a batch. For a single row that would cost as much as the searches, so its groups are
+        searched one after the other: all of them, or the few that it asks for. A group that it does not ask for is
+        searched for one item, which is discarded: leaving a group out costs more.
 
         Args:
             query_embeddings: float32 [batch_size >= 1, num_groups, dim].
@@ -89,7 +89,7 @@ class ScannIndexSet(tf.Module):
         return self._search_row(tf.unstack(tf.gather(handles, place)), place, k, queries, offset)
 
     def _wanted_of_row(self, wanted: tf.Tensor) -> tf.Tensor:
-        """int32 [num_indexes] of [1, num_groups]."""
+        """[1, num_groups] -> int32 [num_indexes]."""
         wanted = tf.minimum(wanted[0], self.group_sizes)
         return tf.gather(wanted, self._groups) if len(self._groups) < len(self.group_sizes) else wanted
 
@@ -136,9 +136,9 @@ class ScannIndexSet(tf.Module):
     def _searches(
         self, place: np.ndarray | tf.Tensor, k: tf.Tensor, typical_k: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Leaves to search and items to fetch by hash, int32 [num_jobs] each, -1 of an index without them.
+        """Leaves to search and items to fetch by hash, int32 [num_jobs] each, -1 for an index without them.
 
-        They are what was tuned for `typical_k` results, and at least what it takes to find k results at all.
+        They are the values tuned for `typical_k` results, but at least what it takes to find k results at all.
 
         Args:
             place: int32 [num_jobs], indexes.
@@ -172,20 +172,20 @@ def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
 
 
 _Thoroughness = tuple[np.ndarray, np.ndarray]
-"""int32 [n] each: leaves to search and items to fetch by hash; -1 of an index without them."""
+"""int32 [n] each: leaves to search and items to fetch by hash; -1 for an index without them."""
 
 
 def _by_step(
     thoroughness: Callable[[GroupIndex, np.ndarray], _Thoroughness], indexes: Sequence[GroupIndex], steps: np.ndarray
 ) -> _Thoroughness:
-    """That of each index for each step, n = num_indexes * num_steps, index by index."""
+    """The thoroughness of each index at each step, n = num_indexes * num_steps, index by index."""
     found = [thoroughness(index, np.minimum(steps, index.size)) for index in indexes]
     leaves, reorder = (np.concatenate(parts).astype(np.int32) for parts in zip(*found, strict=True))
     return leaves, reorder
 
 
 def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
-    """For k int [n] results: between tuned points, interpolated linearly; beyond the last one, in proportion to k."""
+    """For k int [n] results: interpolated linearly between tuned points; in proportion to k beyond the last one."""
     if index.structure == "brute_force":
         return _none(k)
     tuned = np.array([(point.k, point.leaves, point.reorder) for point in index.points], np.float64)
@@ -195,7 +195,7 @@ def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
 
 
 def _least(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
-    """Leaves enough to hold k int [n] items, whichever leaves they are; and k items by hash."""
+    """Enough leaves to hold k int [n] items, whichever leaves they are, and k items by hash."""
     if index.structure == "brute_force":
         return _none(k)
     leaves = np.searchsorted(np.cumsum(np.sort(index.leaf_sizes)), k) + 1

@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 INDEXES_FILE = ASSETS_EXTRA / "group_indexes.json"
 _FORMAT = 3
-"""A file of another format is as none: its groups are built anew."""
+"""A file of another format is ignored, and its groups are rebuilt."""
 
 
 def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
-    """Writes what `read_indexes` needs beside the saved model itself."""
+    """Writes what `read_indexes` needs besides the SavedModel itself."""
     entries = [
         {**index.describe(), "fingerprint": index.fingerprint, "leaf_sizes": index.leaf_sizes.tolist()}
         for index in indexes
@@ -39,7 +39,7 @@ def write_indexes(version: Path, indexes: Sequence[GroupIndex]) -> None:
 
 
 def read_indexes(version: Path) -> dict[str, GroupIndex]:
-    """Fingerprint -> index of a version directory; none if it holds no such file, or what it holds is damaged."""
+    """Fingerprint -> index of a version directory; empty if its indexes are missing or damaged."""
     path = version / INDEXES_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -47,7 +47,7 @@ def read_indexes(version: Path) -> dict[str, GroupIndex]:
             return {}
         tensors = StoredIndexes(version)
         return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
-    except (ValueError, IndexError, tf.errors.OpError) as error:  # as TensorFlow's reader and JSON's say it
+    except (ValueError, IndexError, tf.errors.OpError) as error:  # raised by TensorFlow's and JSON's readers
         log.warning("%s: its indexes cannot be read (%s), so all groups are built anew", version, error)
         return {}
 
