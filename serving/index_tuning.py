@@ -18,10 +18,10 @@ Int32 = npt.NDArray[np.int32]
 _LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
 _HASHED_SCORE_COST = 1 / 16
-"""Cost of scoring one hash, in exact scores: two dimensions a code of 4 bits, looked up in registers."""
+"""Cost of scoring one hash, in exact scores: a 4-bit code per two dimensions, looked up in registers."""
 
 _TIE = 1e-5
-"""How far a score may lie below the k-th best, relative to it, and count as a tie with it."""
+"""How far below the k-th best, relative to it, a score may lie and still count as a tie."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TuningSample:
         searcher: ScaNN's, of a tree with hashes.
         queries: float32 [num_queries, dim].
         exact: float32 [num_queries, size], the inner products with every item.
-        scored: float32 [num_queries, size], with the vectors that the searcher scores by, if these are others.
+        scored: float32 [num_queries, size], with the vectors that the searcher scores by, if they differ.
     """
 
     searcher: Any
@@ -91,19 +91,19 @@ class _Best:
 def tuned_searches(
     sample: TuningSample, ks: Sequence[int], num_leaves: int, recall_target: float
 ) -> tuple[SearchPoint, ...]:
-    """For each k, the cheapest search that is good enough: whose recall reaches the target, with a margin for chance.
+    """For each k, the cheapest search that is good enough: its recall reaches the target, with a margin for chance.
 
-    Where a searcher scores by vectors that are not exact, no search may reach it: of these vectors' own best it is
-    enough to miss half as many as the target allows, as it would take all leaves to make up for what they lose.
+    If a searcher scores by inexact vectors, the target may be out of reach. It is then also enough to miss half as many
+    of those vectors' own best items as the target allows: making up for what they lose would take all leaves.
 
     Args:
         sample: queries to tune on.
         ks: ascending, at most size.
         num_leaves: of the tree.
-        recall_target: least mean recall, less a standard error.
+        recall_target: the least that mean recall less a standard error may be.
 
     Raises:
-        ValueError: no search is good enough. Of all leaves, with everything scored again, one is.
+        ValueError: no search is good enough. One of all leaves, with everything scored again, is.
     """
     points: list[SearchPoint] = []
     for k in ks:
@@ -114,12 +114,12 @@ def tuned_searches(
 
 @dataclass(frozen=True)
 class _Trial:
-    """What searches for k results are held against.
+    """The criteria for searches for k results.
 
     Attributes:
         sample: the queries.
         k: results.
-        bars: the best items that a search is to find, and its least recall of them; one of these is enough.
+        bars: the best items that a search should find, and its least recall of them; meeting one bar is enough.
     """
 
     sample: TuningSample
@@ -134,7 +134,7 @@ class _Trial:
         return cls(sample, k, (exact, (_Best.of(sample.scored, k), (1 + target) / 2)))
 
     def run(self, leaves: int, reorder: int) -> tuple[SearchPoint, bool]:
-        """A search, its recall of what is exact, and whether it is good enough."""
+        """Runs a search; returns it with its recall of the exact best items, and whether it is good enough."""
         found = self.sample.search(self.k, leaves, reorder)
         recalls = [best.recall(found) for best, _ in self.bars]
         # A standard error below the mean; the margins of many groups even out.
@@ -145,7 +145,7 @@ class _Trial:
         return SearchPoint(self.k, leaves, reorder, float(recalls[0].mean())), is_good
 
     def fewest_reordered(self, leaves: int, reorders: list[int]) -> SearchPoint | None:
-        """The first of ascending `reorders` that is good enough, if one is: more never find less."""
+        """The first of the ascending `reorders` that is good enough, if any; a larger one never finds less."""
         found: dict[int, SearchPoint] = {}
 
         def is_good(place: int) -> bool:
@@ -158,7 +158,7 @@ class _Trial:
 
 
 def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint:
-    """The cheapest search that is good enough, of at least `fewest_leaves`.
+    """The cheapest search that is good enough and covers at least `fewest_leaves`.
 
     Cost is counted in exact scores per query, not timed, so that a busy machine does not change what is built.
 

@@ -46,17 +46,17 @@ SCANN_OPS = Path(scann.__file__).parent / "scann_ops" / "cc" / "_scann_ops.so"
 
 
 class CServable(Servable):
-    """One version, under TensorFlow's C API in a process of its own: what TF Serving does, without TF Serving."""
+    """One version, under TensorFlow's C API in a separate process: what TF Serving does, without TF Serving."""
 
     def __init__(self, path: Path, op_libraries: Sequence[Path] = (SCANN_OPS,)):
-        """Prepares to load `path`, a version directory; without `op_libraries`, TensorFlow has its own ops only."""
+        """Prepares to load `path`, a version directory; without `op_libraries`, TensorFlow has only its own ops."""
         self._path = path
         self._op_libraries = op_libraries
         self.signatures = read_signatures(path)
 
     @staticmethod
     def missing() -> list[Path]:
-        """The shared objects that are not there, for which this loader cannot run."""
+        """The shared objects that do not exist and without which this loader cannot run."""
         return [path for path in (*_tensorflow_libraries().values(), SCANN_OPS) if not path.exists()]
 
     def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -34,19 +34,19 @@ def is_by_score(merge: tf.Tensor) -> tf.Tensor:
 
 
 def is_dealt(merge: tf.Tensor) -> tf.Tensor:
-    """The same of lists that are dealt, round robin."""
+    """Codes of `MERGES`, int32 [batch_size] -> bool [batch_size]: whether a row's list is dealt round robin."""
     return merge == MERGES.index("round_robin")
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What each row takes of each group, known before anything is searched.
+    """How much each row takes from each group, known before anything is searched.
 
     Attributes:
-        budgets: int32 [batch_size, num_groups], items that the group may give, at most what it has. Of
+        budgets: int32 [batch_size, num_groups], items that the group may give, at most what it has. For
             "quota" and "round_robin" they sum to M, or to everything available if that is less.
-        turn: int32 [batch_size, num_groups], the group's place in the order of preference; of no meaning in a batch
-            without a row that is dealt.
+        turn: int32 [batch_size, num_groups], the group's place in the order of preference; meaningless in a batch
+            without dealt rows.
     """
 
     budgets: tf.Tensor
@@ -61,7 +61,7 @@ def plan_groups(
     preference: tf.Tensor,
     available: tf.Tensor,
 ) -> GroupPlan:
-    """Shares M out among the groups.
+    """Divides M among the groups.
 
     Args:
         merge: int32 [batch_size], codes of `MERGES`.
@@ -78,7 +78,7 @@ def plan_groups(
     def in_order() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return _plan_in_order(merge, num_candidates, max_groups, log_weight, preference, available)
 
-    # The order of preference costs as much as all the rest, and most batches have no use for it.
+    # The order of preference costs as much as everything else, and most batches do not need it.
     plain = quotas, tf.zeros_like(quotas), available
     granted, turn, available = tf.cond(is_plain, lambda: plain, in_order)
     all_wanted = tf.minimum(num_candidates[:, None], available)
@@ -93,7 +93,7 @@ def _plan_in_order(
     preference: tf.Tensor,
     available: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Items granted by quota or dealt, turns, and what is left available, whatever the rows ask for."""
+    """Items granted by quota or dealt, turns, and items still available, whatever the rows ask for."""
     order = tf.argsort(tf.where(available > 0, preference, -math.inf), 1, direction="DESCENDING", stable=True)
     turn = tf.argsort(order, 1)
     num_groups = tf.shape(available)[1]
@@ -110,7 +110,7 @@ def _plan_in_order(
 def _quotas(num_candidates: tf.Tensor, log_weight: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
     """M * weight / sum(weight) as integers that sum to M: differences of the rounded running total.
 
-    A group that has nothing to give has no share; if no group has any, all are 0.
+    A group with nothing to give gets no share; if no group has anything, all are 0.
     """
     weight = tf.where(available > 0, tf.cast(log_weight, tf.float64), -math.inf)
     largest = tf.reduce_max(weight, 1, keepdims=True)
@@ -133,7 +133,7 @@ def _level(num_candidates: tf.Tensor, available: tf.Tensor) -> tf.Tensor:
 
 
 def _hand_out(leftover: tf.Tensor, spare: tf.Tensor, order: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """Gives `leftover` [batch_size] to groups with room `spare` [batch_size, num_groups], in their order."""
+    """Gives `leftover` [batch_size] to groups with room `spare` [batch_size, num_groups], in order of preference."""
     room = tf.gather(spare, order, batch_dims=1)
     before = tf.cumsum(room, axis=1, exclusive=True)
     given = tf.minimum(tf.maximum(leftover[:, None] - before, 0), room)
@@ -149,7 +149,7 @@ def select(
     """The columns of each row's list, in the order of its merge: best score first, or as dealt.
 
     Args:
-        found: what every group found, each group's best first; what has no finite score is passed over.
+        found: every group's results, each group's best first; those without a finite score are skipped.
         merge: int32 [batch_size], codes of `MERGES`.
         plan: of the groups in `found`.
         num_candidates: int32 [batch_size].

@@ -25,10 +25,10 @@ class UserRequests:
     """Real users' requests.
 
     Attributes:
-        user_ids: of each user.
-        histories: of each user, item ids, oldest first; what the tower reads comes last.
-        is_context: of each event of `histories`, whether it is below the target level.
-        told: request feature -> what each user's request tells, "" = nothing.
+        user_ids: one per user.
+        histories: item ids of each user, oldest first; those that the tower reads come last.
+        is_context: whether each event of `histories` is below the target level.
+        told: request feature -> its value in each user's request, "" = none.
     """
 
     user_ids: list[str]
@@ -40,7 +40,7 @@ class UserRequests:
         return len(self.user_ids)
 
     def inputs(self, rows: slice, names: Container[str]) -> dict[str, np.ndarray]:
-        """Of `names`, the inputs of serving_default and query_embedding that tell of the users."""
+        """The inputs of serving_default and query_embedding that describe the users, limited to `names`."""
         asked = request_inputs(
             self.histories[rows],
             self.user_ids[rows],
@@ -60,15 +60,16 @@ class UserRequests:
         )
 
     def batches(self) -> list[slice]:
-        """The users of each request that evaluation, validation and the gate make."""
+        """The rows of users in each request that evaluation, validation and the gate make."""
         return [slice(start, start + _USERS_AT_ONCE) for start in range(0, len(self), _USERS_AT_ONCE)]
 
 
 def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers) -> UserRequests:
-    """What users of an evaluation split would ask.
+    """The requests that users of an evaluation split would make.
 
-    A history is every item that the user had, in order of time: the older ones, without the context between them,
-    then the recent events. A model that reads more than `windows.length`, as the one that is served may, reads on.
+    A history holds every item that the user had, in order of time: the older ones, without the context between them,
+    then the recent events. A model that reads more than `windows.length`, as the one being served may, reads further
+    back.
     """
     item_ids = np.concatenate([[""], catalogue.item_ids]).astype(object)
     user_table = pq.read_table(workdir.item_statistics.users, columns=[UserColumn.USER_ID])
@@ -82,7 +83,7 @@ def user_requests(workdir: Workdir, catalogue: Catalogue, users: EvaluationUsers
 
 
 def _told(workdir: Workdir, codes: np.ndarray) -> dict[str, list[str]]:
-    """`UserRequests.told` of `EventColumn.REQUEST`."""
+    """Decodes `EventColumn.REQUEST` into `UserRequests.told`."""
     listed: dict[str, list[str]] = read_manifest(workdir.windows.path).details.get("request_features", {})
     places = np.unravel_index(codes, [len(values) + 1 for values in listed.values()]) if listed else ()
     return {

@@ -26,13 +26,13 @@ from trainer.layers.request_features import REQUEST
 from trainer.model import TwoTowerModel
 from trainer.oov_buckets import bucket_index
 
-_NUM_IDENTITIES = 2**60  # so many hashes that no two ids share one
+_NUM_IDENTITIES = 2**60  # enough hashes that no two ids share one
 _LARGEST_QUERY = 1e18
-"""Of a dimension, in absolute value. Below it, no product with an item that `require_sound` lets pass overflows."""
+"""Limit on the absolute value of a dimension. Below it, no product with an item passed by `require_sound` overflows."""
 
 
 class IndexSet(Protocol):
-    """What finds the best items of every group."""
+    """Finds the best items of every group."""
 
     group_sizes: np.ndarray
 
@@ -54,15 +54,15 @@ class Retriever(tf.Module):
         index_set: IndexSet,
         exploration: Exploration,
     ):
-        """Of a trained model and what was built from it.
+        """Takes a trained model and what was built from it.
 
         Args:
-            config: what the model was trained with.
+            config: the config that the model was trained with.
             catalogue: of all items.
             model: the trained one.
             item_lookup: item_id -> item_index.
-            user_features: what the model knows of a user beside the history.
-            members: of each group, int32 [size], its items by item_index, in order of their slots.
+            user_features: what the model knows about a user besides the history.
+            members: for each group, int32 [size], its items by item_index, in slot order.
             index_set: of all items.
             exploration: of the cold ones.
         """
@@ -138,7 +138,7 @@ class Retriever(tf.Module):
         preference = log_intent + controls.log_boost
         available = self._index_set.group_sizes - excluded
         plan = plan_groups(controls.merge, num_merged, controls.max_groups, log_weight, preference, available)
-        # An index knows of no exclusions: what is excluded may come first, so that many more are asked for.
+        # An index knows nothing of exclusions: excluded items may come first, so it is asked for that many more.
         wanted = tf.where(plan.budgets > 0, plan.budgets + excluded, 0)
 
         def is_allowed(found: GroupResults) -> tf.Tensor:
@@ -179,14 +179,14 @@ class Retriever(tf.Module):
         if self._num_buckets:
             ids = request[Request.HISTORY]
             is_unknown = (history == PADDING_INDEX) & (ids != "")
-            # Two ids that share a bucket are two items, and neither is a repeat of the other.
+            # Two ids that share a bucket are different items, and neither is a repeat of the other.
             identity = tf.where(is_unknown, bucket_index(ids, self._num_items, _NUM_IDENTITIES), history)
             history = tf.where(is_unknown, bucket_index(ids, self._num_items, self._num_buckets), history)
         is_kept = history != PADDING_INDEX
         is_context = context_marks(request) if self._reads_context else None
         if self._drops_repeats or is_context is not None:
             repeats = is_repeat(identity, is_context)
-            # `windows.repeats=keep` keeps positives: of context, training never reads a repeat.
+            # `windows.repeats=keep` keeps repeated positives; training never reads repeated context.
             is_kept &= ~(repeats if self._drops_repeats else repeats & is_context)
         if is_context is not None:
             history = tf.where(is_context, -history, history)
@@ -198,8 +198,8 @@ class Retriever(tf.Module):
         features = self._user_features(request[Request.USER_ID], raw)
         features[REQUEST] = self._request_codes(request)
         queries, log_intent = self._embed_queries(recent, features)
-        # A feature far out of range can overflow a tower, or a product with an item, of which ScaNN ends the process;
-        # zeros answer by what the intent and the boosts say.
+        # A feature far out of range can overflow a tower, or a product with an item, on which ScaNN ends the process;
+        # with zeros, the intent and the boosts decide the answer.
         queries = tf.where(tf.abs(queries) < _LARGEST_QUERY, queries, 0.0)
         log_intent = tf.where(tf.math.is_nan(log_intent), -math.log(self._num_groups), log_intent)
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
@@ -212,7 +212,7 @@ def _table(values: np.ndarray, dtype: tf.DType, name: str) -> tf.Variable:
 def _with_explored(
     scores: tf.Tensor, slots: tf.Tensor, explored: ExploredItems, controls: Controls
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The merged list and the explored items as one list of M: by score, or, of dealt lists, explored ones last."""
+    """Joins the merged list and the explored items into one of M: by score or, in dealt lists, explored ones last."""
     all_scores = tf.concat([scores, explored.scores], 1)
     all_slots = tf.concat([slots, explored.slots], 1)
     as_they_stand = -tf.range(tf.shape(all_scores)[1], dtype=tf.int32)

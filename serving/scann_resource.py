@@ -14,15 +14,15 @@ from serving.group_index import HANDLE_ARGUMENTS, as_array
 
 _CHECKPOINT = "scann"
 _CHECKPOINT_FILES = (f"{_CHECKPOINT}.index", f"{_CHECKPOINT}.data-00000-of-00001")
-"""TensorFlow's checkpoint format, whose reader makes all tensors of all indexes in one op."""
+"""TensorFlow's checkpoint format, whose reader restores all tensors of all indexes in one op."""
 
 
 class ScannResources(tf.saved_model.experimental.TrackableResource):
     """Indexes that a SavedModel's loader makes out of assets.
 
-    The loader runs `TensorsToScann` once an index, on the tensors in the assets, and assigns the handles to
-    a variable, which is all that a request reads; so memory holds ScaNN's copy alone. Names must be unique:
-    without them, or with the same, indexes answer for each other under `tf.saved_model.load`.
+    The loader runs `TensorsToScann` once per index, on the tensors in the assets, and assigns the handles to
+    a variable, which is all that a request reads; so memory holds only ScaNN's copy. Shared names must be unique:
+    with equal ones, or none, indexes answer for each other under `tf.saved_model.load`.
     """
 
     def __init__(self, indexes: Mapping[int, Mapping[str, np.ndarray]], folder: Path):
@@ -30,7 +30,7 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
 
         Args:
             indexes: group_id -> tensors of a `GroupIndex`.
-            folder: an empty one that lasts until the SavedModel is written, which copies the files to its assets.
+            folder: an empty folder that exists until the SavedModel is written, which copies the files to its assets.
         """
         super().__init__()
         self._export_name = uuid.uuid4().hex
@@ -53,13 +53,13 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
             self._track_trackable(asset, name)
 
     def handles(self) -> tf.Tensor:
-        """Of the indexes, [num_indexes], each as `scann_search_batched` takes it."""
+        """The handles of the indexes, [num_indexes], as `scann_search_batched` takes them."""
         if tf.executing_eagerly():
             self._initialize()
         return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.resource)
 
     def _initialize(self) -> tf.Tensor:
-        """One op reads all: a few ops a tensor, of hundreds of indexes, would take the loader seconds to optimize."""
+        """One op reads all: a few ops per tensor of hundreds of indexes would take the loader seconds to optimize."""
         values = tf.raw_ops.RestoreV2(
             prefix=tf.strings.regex_replace(self._assets[0].asset_path, r"\.index$", ""),
             tensor_names=list(self._dtypes),
@@ -83,7 +83,7 @@ class StoredIndexes:
     """The indexes' tensors in the assets of a SavedModel."""
 
     def __init__(self, saved_model: Path):
-        """Opens the file that says what is there.
+        """Opens the checkpoint in the assets.
 
         Raises:
             tf.errors.NotFoundError: the SavedModel has no such assets.
@@ -91,7 +91,7 @@ class StoredIndexes:
         self._reader = tf.train.load_checkpoint(str(saved_model / "assets" / _CHECKPOINT))
 
     def tensors(self, group_id: int) -> dict[str, np.ndarray]:
-        """Those of a `GroupIndex`."""
+        """The tensors of a `GroupIndex`."""
         found = {}
         for argument, nothing in HANDLE_ARGUMENTS.items():
             name = _tensor_name(group_id, argument)

@@ -17,7 +17,7 @@ from serving.group_search import GroupResults
 from serving.top_columns import kth_largest
 
 _SHARES = 4
-"""The first round, in equal shares of M: more make it dearer, fewer leave more groups to the second."""
+"""Size of the first round, in equal shares of M: more make it dearer, fewer leave more groups to the second."""
 
 
 def search_in_rounds(
@@ -30,11 +30,11 @@ def search_in_rounds(
     is_by_score: tf.Tensor,
     num_candidates: tf.Tensor,
 ) -> GroupResults:
-    """As search(queries, offset, wanted), without results that cannot be among the best M of a row that is by score.
+    """As search(queries, offset, wanted), but may leave out results beyond the best M of a row merged by score.
 
     Args:
         search: of an index set.
-        is_allowed: bool [batch_size, width], which results of a search the row may be given.
+        is_allowed: bool [batch_size, width], whether the row may be given each result of a search.
         queries: float32 [batch_size >= 1, num_groups, dim].
         offset: float32 [batch_size, num_groups], added to a group's scores.
         wanted: int32 [batch_size, num_groups], the most that the row may take of the group.
@@ -43,7 +43,7 @@ def search_in_rounds(
         num_candidates: int32 [batch_size], M.
 
     Returns:
-        What was found; the score is -inf where the row may not be given the result.
+        The results; the score is -inf if the row may not be given the result.
     """
     asked = tf.maximum(tf.math.count_nonzero(wanted, axis=1, dtype=tf.int32), 1)
     share = (_SHARES * num_candidates + asked - 1) // asked
@@ -56,7 +56,7 @@ def search_in_rounds(
     found = allowed(unfiltered)
 
     def go_on() -> GroupResults:
-        # The last result bounds what comes after it, be it allowed or not.
+        # The last result bounds those after it, whether it is allowed or not.
         last = tf.clip_by_value(found.starts + first - 1, 0, tf.shape(found.scores)[1] - 1)
         least = _least(found.scores, num_candidates)
         unfinished = (first < wanted) & ~(tf.gather(unfiltered.scores, last, batch_dims=1) < least)
@@ -70,7 +70,7 @@ def search_in_rounds(
 
 
 def _least(scores: tf.Tensor, num_candidates: tf.Tensor) -> tf.Tensor:
-    """float32 [batch_size, 1], the M-th best of each row; where there are fewer, the least, below which none lies."""
+    """float32 [batch_size, 1], the M-th best of each row; if there are fewer, the least, so that none lies below it."""
     largest = tf.minimum(tf.reduce_max(num_candidates), tf.shape(scores)[1])  # not 0: a row wants more than it has
 
     def of_one_m() -> tf.Tensor:

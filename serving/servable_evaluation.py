@@ -19,11 +19,11 @@ from trainer.metrics import MetricTable
 from trainer.progress import line_a_minute
 
 _REQUESTS_AT_ONCE = 4
-"""While the graph answers some, Python reads what others were answered."""
+"""While the graph answers some requests, Python reads the answers to others."""
 
 
 def evaluate_servable(config: Config, workdir: Workdir, servable: Path) -> MetricTable:
-    """Asks for candidates for each test user, at every M measured, and measures the lists as exact ones are.
+    """Asks for candidates for each test user, at every M measured, and measures the lists like exact ones.
 
     Returns:
         metric -> {"value", "low", "high"}.
@@ -45,7 +45,7 @@ def served_lists(
 ) -> np.ndarray:
     """int32 [num_users, min(num_candidates, num_items)], item_index, best first, 0 = absent."""
     index_of = {"": 0} | {item: index for index, item in enumerate(catalogue.item_ids, start=1)}
-    num_candidates = min(num_candidates, catalogue.num_items)  # nobody gets more, whatever room was made for it
+    num_candidates = min(num_candidates, catalogue.num_items)  # nobody gets more, whatever M is asked for
     lists = np.zeros([len(requests), num_candidates], np.int32)
 
     def fill(rows: slice) -> None:

@@ -1,4 +1,4 @@
-"""What you can ask a servable in this process, and its loader: a session, as in TF Serving."""
+"""Servables asked in this process, and their loader: a session, as in TF Serving."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class Servable(ABC):
         exclude_item_ids: Sequence[Strings] | None = None,
         num_exploration: int | Sequence[int] | None = None,
     ) -> Recommendations:
-        """Candidates for users, one history (oldest first) a user; None means the servable's default.
+        """Recommends candidates, given one history (oldest first) per user; None means the servable's default.
 
         A single value applies to every user; `contracts.names.Request` says what each input does.
-        `is_context` marks events of the histories; a servable whose model reads no context is asked without these.
+        `is_context` marks events of the histories; if the servable's model reads no context, they are left out.
         """
         inputs = self._query_inputs(histories, user_ids, features, is_context)
         values: dict[str, tuple[Any, type]] = {
@@ -104,7 +104,7 @@ class Servable(ABC):
         return outputs[Response.EMBEDDINGS], outputs[Response.INTENT]
 
     def takes(self, name: str) -> bool:
-        """Whether a request may have the input of that name."""
+        """Whether a request may have an input of that name."""
         return name in self.signatures[Signature.SERVING_DEFAULT].inputs
 
     def _query_inputs(
@@ -169,9 +169,10 @@ class ServableSession(Servable):
 
 
 def new_session(num_threads: int) -> tf.compat.v1.Session:
-    """An empty session; 0 leaves the number of its threads to TensorFlow.
+    """Opens an empty session; 0 leaves the number of its threads to TensorFlow.
 
-    Threads that run ops are its own. Those within an op are the process's: the first op or session says how many.
+    Threads that run ops belong to the session. Threads within an op belong to the process, and the first op or session
+    sets their number.
     """
     options = v1.ConfigProto(
         intra_op_parallelism_threads=num_threads,
@@ -201,7 +202,7 @@ def request_inputs(
     if user_ids is not None:
         inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
     for name, values in (features or {}).items():
-        # Of nothing but None, nobody knows the type; left out, all are missing.
+        # If all values are None, their type is unknown; an input that is left out is missing for all.
         if any(value is not None for value in values):
             inputs[name] = _feature_input(values)
     return inputs
@@ -224,11 +225,11 @@ def _feature_input(values: Sequence[Any]) -> np.ndarray:
 
 
 def _as(dtype: type, values: Any) -> np.ndarray:
-    """The values as `dtype`; what float32 cannot hold is infinite, for which the servable has rules."""
+    """The values as `dtype`; those that float32 cannot hold become infinite, for which the servable has rules."""
     with np.errstate(over="ignore"):
         return np.asarray(values, dtype)
 
 
 def decode(ids: np.ndarray) -> np.ndarray:
-    """Object array of bytes -> of str."""
+    """Object array of bytes -> object array of str."""
     return np.array([item.decode() for item in ids.ravel()], object).reshape(ids.shape)
