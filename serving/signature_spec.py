@@ -1,4 +1,4 @@
-"""What a signature takes, and how a request becomes rows that can share a batch with any other's.
+"""The inputs of a signature, and how a request becomes rows that can share a batch with any other's.
 
 Both server and client build on it.
 """
@@ -22,11 +22,11 @@ class Input:
     """One input of a signature.
 
     Attributes:
-        name: by which requests call it.
+        name: the name that requests use.
         tensor: the graph's tensor.
         dtype: of the tensor.
         shape: with None for sizes that are left open; the first is the batch's.
-        default: [1, ...], the rows of a request that leaves the input out; None if it must not.
+        default: [1, ...], the value for a request that leaves the input out; None if the input is required.
         padding: fills shorter rows up to the longest of a batch.
     """
 
@@ -41,12 +41,12 @@ class Input:
 class SignatureSpec:
     """A signature's inputs and outputs.
 
-    Every request is brought to the same form, all inputs with a row per query: what is left out is
-    the signature's default, which the SavedModel carries. So all requests can share batches.
+    Every request is brought to the same form, all inputs with a row per query: those left out get
+    the signature's defaults, which the SavedModel carries. So all requests can share batches.
 
     Attributes:
-        lists: names of the outputs [B, M], with a place for each candidate: of a signature that takes M, all of whose
-            inputs may be left out, those whose second size is left open.
+        lists: names of the outputs [B, M], with a place for each candidate: those whose second size is left open, in a
+            signature that takes M and whose inputs are all optional.
     """
 
     def __init__(self, name: str, definition: Any):
@@ -67,18 +67,18 @@ class SignatureSpec:
         self._answer = definition.outputs
 
     def require_known(self, names: Iterable[str]) -> None:
-        """Raises ValueError if one of them is no input."""
+        """Raises ValueError if one of the names is not an input."""
         for name in names:
             if name not in self.inputs:
                 raise ValueError(f"{self.name} has no input {name!r}; it has {', '.join(self.inputs)}")
 
     def complete(self, given: Mapping[str, np.ndarray]) -> tuple[Arrays, int]:
-        """Every input with as many rows as the request has, and that number.
+        """Returns every input with as many rows as the request has, and that number.
 
         An input of one row applies to all rows of the request, as in the graph.
 
         Raises:
-            ValueError: an input is unknown, missing, or of another dtype or shape.
+            ValueError: an input is unknown or missing, or has the wrong dtype or shape.
         """
         self.require_known(given)
         values = {name: _checked(self.inputs[name], value) for name, value in given.items()}
@@ -101,7 +101,7 @@ class SignatureSpec:
         }
 
     def join(self, requests: Sequence[Arrays]) -> Arrays:
-        """One batch of several completed requests, their rows after one another, the shorter ones padded."""
+        """Joins completed requests into one batch, their rows one after another, the shorter ones padded."""
         if len(requests) == 1:
             return requests[0]
         return {

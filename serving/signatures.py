@@ -32,11 +32,11 @@ def read_signatures(version: Path) -> Mapping[str, Any]:
 
 
 def require_compatible(old: Path, new: Path, model_name: str) -> None:
-    """Every request that `old` answers, `new` must answer, with all that clients read of the response.
+    """Requires that `new` answers every request that `old` does, with all that clients read from the response.
 
     Raises:
-        ValueError: a signature, an input or an output is gone or of another type or rank, an input is of another
-            length, or one that could be left out must be given now. The number of groups may change.
+        ValueError: a signature, an input or an output is gone or has another type or rank, an input has another
+            length, or one that was optional is now required. The number of groups may change.
     """
     before, after = read_signatures(old), read_signatures(new)
     problems = [problem for name in sorted(before) for problem in _problems(name, before[name], after.get(name))]
@@ -75,6 +75,6 @@ def _form(tensor: Any) -> str:
 
 
 def _length(tensor: Any) -> str:
-    """How many values a row has, of a vector or a list."""
+    """How many values a row of a vector or a list has."""
     size = tensor.tensor_shape.dim[1].size if len(tensor.tensor_shape.dim) > 1 else -1
     return "any" if size < 0 else str(size)

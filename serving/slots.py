@@ -18,7 +18,7 @@ def first_slots(group_sizes: np.ndarray) -> np.ndarray:
 
 
 def items_by_slot(members: Sequence[np.ndarray]) -> np.ndarray:
-    """int32 [num_slots + 1], the item_index at each slot; `members`: of each group, int32 [size], its items."""
+    """int32 [num_slots + 1], the item_index at each slot; `members`: for each group, int32 [size], its items."""
     return np.concatenate([[PADDING_INDEX], *members]).astype(np.int32)
 
 

@@ -16,7 +16,7 @@ _VALUES = {
     tf.bool.as_datatype_enum: "bool_val",
     tf.string.as_datatype_enum: "string_val",
 }
-"""dtype -> field of a TensorProto that holds values of it one by one."""
+"""dtype -> the TensorProto field that holds its values one by one."""
 
 
 def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np.ndarray:
@@ -24,8 +24,8 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
 
     Args:
         name: of the input, for messages.
-        tensor: as received. Fewer values than the shape has mean that the last one repeats, so a
-            few bytes can stand for any number of elements.
+        tensor: as received. If it has fewer values than its shape, the last one repeats, so a few
+            bytes can stand for any number of elements.
         max_elements: more are refused.
 
     Raises:
@@ -50,7 +50,7 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
 
 
 def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
-    """Strings go value by value, numbers as one block of bytes."""
+    """The TensorProto of an array, strings value by value, numbers as one block of bytes."""
     if array.dtype == object:
         return to_value_proto(array)
     proto = _without_values(array)
@@ -59,10 +59,10 @@ def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
 
 
 def to_value_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
-    """Value by value, in the field of the dtype, where many clients look: `outputs["scores"].float_val`.
+    """The TensorProto of an array, value by value in the dtype's field.
 
-    TF Serving answers so, unless it is started with `--enable_serialization_as_tensor_content`. Numbers of rarer dtypes
-    are one block of bytes.
+    Many clients look there: `outputs["scores"].float_val`. TF Serving answers this way unless it is started with
+    `--enable_serialization_as_tensor_content`. Numbers of rarer dtypes are one block of bytes.
     """
     proto = _without_values(array)
     if proto.dtype not in _VALUES:

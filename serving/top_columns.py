@@ -7,20 +7,20 @@ import math
 import tensorflow as tf
 
 _NARROW = 2
-"""Rows at most so many times as wide as what is wanted of them are sorted whole."""
+"""Rows at most this many times as wide as the number of results wanted are sorted whole."""
 
 _FEW = 4096
-"""Values that are sorted in less time than the ops take that would find a bound."""
+"""Up to this many values are sorted in less time than it takes the ops to find a bound."""
 
 _LARGEST_BLOCK = 8
-"""Values of which a bound knows the maximum alone."""
+"""The most values in a block, of which a bound uses only the maximum."""
 
 
 def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `tf.math.top_k(key, k)`: values and columns, best first, of equal ones the first column first.
+    """As `tf.math.top_k(key, k)`: values and columns, best first; among equal values, the first column first.
 
-    For hundreds of results TensorFlow's op takes longer than it takes to sort a row that is little wider, and
-    several times as long as to find a bound that little more than k reach, and sort only those.
+    For hundreds of results TensorFlow's op takes longer than sorting a row that is little wider, and several
+    times as long as finding a bound that few more than k values reach and sorting only those.
 
     Args:
         key: float32 [batch_size, width], no NaN.
@@ -41,17 +41,17 @@ def top_columns(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def top_of_many(key: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `top_columns`, but 1 <= k, for rows much wider than that."""
+    """As `top_columns`, but for 1 <= k and rows much wider than k."""
     places = tf.where(key >= _at_most_kth_largest(key, k))
     row, column = tf.unstack(tf.cast(places, tf.int32), axis=1)
     return best_in_order(row, column, tf.gather_nd(key, places), tf.shape(key)[0], k)
 
 
 def _at_most_kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-    """float32 [batch_size, 1]: the k-th largest of the maxima of blocks, as at least k values are not below it.
+    """float32 [batch_size, 1], the k-th largest of the maxima of blocks, a bound that at least k values reach.
 
-    Little more than k are, where there are many blocks; and maxima are found much faster than a k-th of all. Columns
-    of a block are apart: a maximum along rows of them is one vector operation for many blocks.
+    If there are many blocks, few more than k do, and maxima are found much faster than the k-th largest of all. The
+    columns of a block are apart, so that a maximum along rows of them is one vector operation for many blocks.
     """
     num_rows, width = tf.unstack(tf.shape(values))
     size = block_size(width, k, _LARGEST_BLOCK)
@@ -70,11 +70,11 @@ def block_size(width: tf.Tensor, k: tf.Tensor, largest: int) -> tf.Tensor:
 def best_in_order(
     row: tf.Tensor, column: tf.Tensor, value: tf.Tensor, num_rows: tf.Tensor, k: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k best of what each row has: values float32 and columns int32 [num_rows, k], best first.
+    """The k best of each row's values: values float32 and columns int32 [num_rows, k], best first.
 
     Args:
         row: int32 [num_values], ascending, each row k times or more.
-        column: int32 [num_values]; of equal values in a row the first one stays first.
+        column: int32 [num_values]; among equal values in a row, the first one stays first.
         value: float32 [num_values].
         num_rows: int32 scalar.
         k: int32 scalar.
@@ -89,5 +89,5 @@ def best_in_order(
 
 
 def kth_largest(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
-    """float32 [batch_size, 1] of [batch_size, width], 1 <= k <= width."""
+    """float32 [batch_size, 1], the k-th largest of each row of [batch_size, width], 1 <= k <= width."""
     return tf.raw_ops.NthElement(input=values, n=k - 1, reverse=True)[:, None]

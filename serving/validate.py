@@ -35,20 +35,20 @@ def validate(
 ) -> Manifest:
     """Loads the servable, and those exported with it, in a fresh process and checks them against brute force.
 
-    Only then do they become versions. The report is `workdir.validation_report`; beside it, the servable's metrics are
-    `workdir.served_metrics`.
+    Only if they pass do they become versions. The report is `workdir.validation_report`; the servable's metrics are
+    stored beside it, as `workdir.served_metrics`.
 
     Args:
-        config: what the servable was exported with.
+        config: the config that the servable was exported with.
         workdir: holds the catalogue and the test users.
-        servable: what the export wrote, a version or not yet one.
+        servable: the directory that the export wrote, whether it is a version already or not.
         fingerprint: of the stage.
-        metrics: of the servable, where they were measured: metric -> {"value", "low", "high"}.
+        metrics: of the servable, if they were measured: metric -> {"value", "low", "high"}.
 
     Raises:
         Unfit: a check failed, or the servable cannot be loaded; the message names it.
         ValueError: there is no user to ask for.
-        RuntimeError: there was no room for temporary files, which says nothing of the servable.
+        RuntimeError: there was no room for temporary files, which says nothing about the servable.
     """
     with writing(workdir.validation, Workdir.VALIDATION_KIND, fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name
@@ -73,15 +73,15 @@ def validate(
 
 
 def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, report: Path) -> dict[str, Any]:
-    """What `serving.validate_process` writes to `report`.
+    """Runs `serving.validate_process` and returns what it wrote to `report`.
 
     Raises:
         Unfit: it failed, or was killed; the message is the end of what it wrote to stderr.
-        ValueError: it was given what it cannot use, and says so.
-        RuntimeError: there was no room for a file of its own, which says nothing of the servable.
+        ValueError: it cannot use what it was given, and says so.
+        RuntimeError: there was no room for its files, which says nothing about the servable.
     """
     arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
-    # In memory: on any disk there may be no room to say so.
+    # In memory: a full disk might have no room for the message that says so.
     with os.fdopen(os.memfd_create("errors"), "w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving.validate_process", *arguments],
@@ -96,7 +96,7 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
         if process.returncode:
             errors.seek(0)
             text = errors.read()
-            # Without a traceback, it has ended with a message of its own: on what it was given.
+            # Without a traceback, it ended with its own message, about what it was given.
             said, fault = text[-2000:], Unfit if "Traceback" in text or process.returncode < 0 else ValueError
             for line in reversed(said.splitlines()):
                 if any(os.strerror(number) in line for number in _NO_ROOM):

@@ -40,18 +40,18 @@ from trainer.progress import line_a_minute
 from trainer.scoring import num_explored
 
 _OP_LIBRARIES = {"scann": (SCANN_OPS,), "exact": ()}
-"""What a server must have beside TensorFlow's own ops."""
+"""Op libraries that a server needs besides TensorFlow's own, by index."""
 _EXACT_RECALL = 0.995
-"""Of an exact index: a quota may round the other way where NumPy's p differs from the graph's in the last bit."""
+"""Target of an exact index: a quota may round the other way if NumPy's p differs from the graph's in the last bit."""
 _STANDARD_ERRORS = 2
-"""By which recall may lie below its target."""
+"""How many standard errors recall may lie below its target."""
 _CONTROLS: dict[str, dict[str, Any]] = {
     "default": {},
     **{merge: {"merge": merge} for merge in MERGES},
     "two groups": {"max_groups": 2},
     "exploration": {"num_exploration": 3},
 }
-"""Ways to ask that are checked, by the name that the report gives them."""
+"""The ways of asking that are checked, by their names in the report."""
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     try:
         report = check_servables(config, Workdir(arguments.workdir), arguments.servable)
     except ArtifactError as error:
-        sys.exit(str(error))  # a message as it is: a log without test users is no fault of the servable
+        sys.exit(str(error))  # only the message: a log without test users is no fault of the servable
     write_json(arguments.report, report)
 
 
@@ -94,17 +94,17 @@ def check_servables(config: Config, workdir: Workdir, servable: Path) -> dict[st
 def _check_servable(
     config: Config, catalogue: Catalogue, requests: UserRequests, index: str, path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """What is found of one servable, and the failures.
+    """Returns the findings on one servable, and the failures.
 
-    The session answers as TF Serving would: warm-up requests, embeddings, and what is left to the defaults. The other
-    ways of asking are TensorFlow 2's, as a session prepares for a second and more for every set of inputs it is fed.
+    The session answers as TF Serving would: warm-up requests, embeddings, and requests left to the defaults. The other
+    ways of asking use TensorFlow 2's loader, as a session needs a second or more to prepare for each new set of inputs.
     """
     index_of = {item: place for place, item in enumerate(catalogue.item_ids.tolist())}
     batches = requests.batches()
     failures = []
     with ThreadPoolExecutor(1) as pool, ServableSession(path) as session:
         inputs = requests.inputs(batches[0], session.signatures[Signature.SERVING_DEFAULT].inputs)
-        in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a process of its own, beside all else
+        in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a separate process, in parallel with the rest
         warmed = _replay_warmup(session, path)
         if not warmed:
             failures.append("the warm-up file holds no request")
@@ -143,9 +143,9 @@ def _check_servable(
 def _over_all_batches(
     verdicts: Mapping[str, list[ListsVerdict]], target: float
 ) -> tuple[dict[str, float], float, list[str]]:
-    """Recall of each way of asking, the least of their high ends, and what failed.
+    """Returns the recall of each way of asking, the least of their high ends, and the failures.
 
-    Of a few requests recall may miss the target by chance.
+    With few requests, recall may miss the target by chance.
     """
     recalls, highs, failures = {}, [], []
     for name, found in verdicts.items():
@@ -180,7 +180,7 @@ def _embed(servable: Servable, requests: UserRequests, rows: slice, index_of: Ma
 def _row_controls(
     config: Config, exploration_share: float, controls: Mapping[str, Any], embedded: EmbeddedRequests
 ) -> RowControls:
-    """What requests mean that leave all but `controls` to the servable's defaults."""
+    """The controls of requests that leave all but `controls` to the servable's defaults."""
     serving, (rows, num_items) = config.serving, embedded.excluded.shape
     num_groups = embedded.intent.shape[1]
     num_candidates = min(serving.num_candidates, serving.max_candidates, num_items)
@@ -212,9 +212,9 @@ def _compare(answer: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str
 
 
 def _end_with_parent() -> None:
-    """Ends this process soon after the one that waits for its report: a retrain that is stopped leaves nothing running.
+    """Ends this process soon after its parent, which waits for the report: a stopped retrain leaves nothing running.
 
-    Whoever ends that one may have no time to say so. A process that has lost its parent has another one.
+    The parent may be ended without time to pass that on. A process that has lost its parent gets another one.
     """
     parent = os.getppid()
 

@@ -14,11 +14,11 @@ from contracts.serving_labels import numbers_on_disk, versions_on_disk
 from contracts.storage import remove_leftovers, rename_durably, staging_path
 
 _UNVALIDATED = "unvalidated-"
-"""Begins the name of what no server must take for a version yet: theirs are numbers."""
+"""Prefix of directories that no server may take for versions yet: versions have numbers as names."""
 
 
 def unvalidated(version: Path) -> Path:
-    """Where the export writes what `admit` makes `version`."""
+    """Where the export writes what `admit` turns into `version`."""
     return version.with_name(f"{_UNVALIDATED}{version.name}")
 
 
@@ -33,19 +33,19 @@ def exported_as(version: Path) -> Path:
 
 
 def last_version(base: Path) -> Path | None:
-    """The version of the highest number below `base`."""
+    """The version with the highest number in `base`."""
     found = versions_on_disk(base)
     return base / str(found[-1]) if found else None
 
 
 def next_version(base: Path) -> int:
-    """One more than the highest number below `base`, also of what is not validated, or 1."""
+    """One more than the highest number in `base`, unvalidated ones included, or 1."""
     waiting = [version_of(path).name for path in base.glob(f"{_UNVALIDATED}*")]
     return max([*numbers_on_disk(base), *(int(name) for name in waiting if name.isdecimal())], default=0) + 1
 
 
 def predecessor(config: Config, workdir: Workdir, name: str) -> Path | None:
-    """The version that the next one of a servable takes the place of: this run's last, or the earlier run's."""
+    """The version that a servable's next one replaces: this run's last, or the earlier run's."""
     earlier = config.training.warm_start
     bases = [workdir.servable(name)] + ([Workdir(Path(earlier)).servable(name)] if earlier else [])
     return next((version for base in bases if (version := last_version(base))), None)
@@ -62,14 +62,14 @@ def exported_versions(config: Config, workdir: Workdir, exported: Path) -> dict[
 
 
 def admit(config: Config, workdir: Workdir, exported: Path) -> None:
-    """Makes what was exported together versions, the main servable's last; those that are already stay."""
+    """Turns servables exported together into versions, the main one last; those that are versions already stay."""
     for path in reversed(exported_versions(config, workdir, exported).values()):
         if path != version_of(path):
             rename_durably(path, version_of(path))
 
 
 def remove_unvalidated(config: Config, workdir: Workdir, but: Path | None) -> None:
-    """Removes what earlier exports left and nobody admitted; what was exported together with `but` stays."""
+    """Removes what was exported but never admitted, except what was exported together with `but`."""
     kept = exported_versions(config, workdir, but).values() if but else ()
     for name in config.serving.servable_names().values():
         for left in workdir.servable(name).glob(f"{_UNVALIDATED}*"):
@@ -78,15 +78,15 @@ def remove_unvalidated(config: Config, workdir: Workdir, but: Path | None) -> No
 
 
 def followed(base: Path) -> Path:
-    """The base path; of a link, as to a larger disk, its target: nothing is renamed from one disk to another."""
+    """The base path or, if it is a link (say, to a larger disk), its target: renaming does not work across disks."""
     return Path(os.path.realpath(base))
 
 
 @contextmanager
 def appearing(version: Path) -> Iterator[Path]:
-    """A directory to write to, renamed to `version` at the end.
+    """Yields a directory to write to, renamed to `version` at the end.
 
-    It lies beside the base path, or beside the target of that link, where no server looks, and is gone after a failure.
+    It lies beside the base path, or beside its target if that is a link, where no server looks; a failure removes it.
     """
     base = followed(version.parent)
     base.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ WARMUP_FILE = ASSETS_EXTRA / "tf_serving_warmup_requests"
 
 
 def write_warmup(version: Path, requests: UserRequests, model_name: str, names: Sequence[str]) -> None:
-    """Writes a PredictionLog for each user but the last, then one for all as one batch: both sizes shall be warm.
+    """Writes a PredictionLog for each user but the last, then one for all as one batch, to warm up both sizes.
 
-    `names`: the inputs of the model's queries.
+    `names` are the inputs of the model's queries.
     """
     path = version / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
@@ -38,10 +38,10 @@ def write_warmup(version: Path, requests: UserRequests, model_name: str, names: 
 
 
 def read_warmup(version: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """(signature name, inputs) of each warm-up request of a version directory.
+    """Yields (signature name, inputs) of each warm-up request of a version directory.
 
     Raises:
-        ValueError: a record is no PredictionLog.
+        ValueError: a record is not a PredictionLog.
     """
     for record in tf.data.TFRecordDataset(str(version / WARMUP_FILE)):
         try:
