@@ -31,7 +31,7 @@ class Exclusions:
         return none.adding(slots)
 
     def adding(self, slots: tf.Tensor) -> Exclusions:
-        """These exclusions and slots int [batch_size, width], each excluded from its row; 0 = padding."""
+        """Returns these exclusions extended by slots int [batch_size, width], each from its row; 0 = padding."""
         keys = tf.boolean_mask(self._keys_of(slots), slots != 0)
         distinct, _ = tf.unique(tf.concat([self.keys, keys], 0))
         return Exclusions(tf.sort(distinct), self.num_rows, self.num_items)

@@ -67,7 +67,7 @@ class Servable(ABC):
         """Recommends candidates, given one history (oldest first) per user; None means the servable's default.
 
         A single value applies to every user; `contracts.names.Request` says what each input does.
-        `is_context` marks events of the histories; if the servable's model reads no context, they are left out.
+        `is_context` marks events of the histories; a servable whose model reads no context is asked without them.
         """
         inputs = self._query_inputs(histories, user_ids, features, is_context)
         values: dict[str, tuple[Any, type]] = {

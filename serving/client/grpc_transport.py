@@ -22,7 +22,7 @@ from serving.tensors import to_proto
 
 _RECONNECT_MS = 1000
 _TOO_LARGE = "message larger than max"
-"""gRPC's words, of either side's limit."""
+"""Part of gRPC's message about the limit of either side."""
 
 
 class GrpcTransport:
@@ -37,7 +37,7 @@ class GrpcTransport:
             headers: metadata of every request.
 
         Raises:
-            ValueError: the address is a URL of HTTP, or a header is more than a line.
+            ValueError: the address is an HTTP URL, or a header is not one printable line.
         """
         if address.startswith(("http://", "https://")):
             raise ValueError(
@@ -47,7 +47,7 @@ class GrpcTransport:
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.lb_policy_name", "round_robin"),
-            # Else a channel that lost its server tries again after up to two minutes, and no retry before reaches it.
+            # Else a channel that lost its server waits up to two minutes to reconnect, and no retry before reaches it.
             ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS // 10),
             ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
         ]

@@ -24,8 +24,8 @@ from serving.client.transport import Code, RetrievalError, Target, require_heade
 _Answer = TypeVar("_Answer")
 _TOO_LARGE = 413
 _KEPT_CONNECTIONS = 1000
-"""So many stay open, for as many threads. By default requests keeps ten, and closes each further one after its answer,
-with a warning in the application's log."""
+"""Connections kept open, for as many threads. By default requests keeps ten, and closes each further one after its
+answer, with a warning in the application's log."""
 _CODES = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
@@ -52,7 +52,7 @@ class RestTransport:
             headers: of every request.
 
         Raises:
-            ValueError: the URL is not of that form, or a header is more than a line.
+            ValueError: the URL has another form, or a header is not one printable line.
         """
         require_headers(headers)
         if not _is_url(url):
@@ -91,7 +91,7 @@ class RestTransport:
             raise RetrievalError(Code.UNAVAILABLE, str(error)) from None
         answer = _object(content)
         if status != requests.codes.ok or answer is None:
-            # A proxy refuses in pages of its own: what may be asked again is told by the status, not by the body.
+            # A proxy refuses with its own pages: the status, not the body, determines what may be asked again.
             said = answer or {"error": f"{self._url} answers status {status} without a JSON object"}
             code = _CODES.get(status, Code.UNKNOWN)
             raise RetrievalError(code, said.get("error", ""), is_too_large=status == _TOO_LARGE)
@@ -107,17 +107,17 @@ class RestTransport:
 
     def _sent(self, method: str, url: str, body: str | None, timeout: float) -> tuple[int, bytes]:
         deadline = time.monotonic() + timeout
-        if self._process != os.getpid():  # forked: over a connection that two processes have, each reads both's answers
+        if self._process != os.getpid():  # forked: on a shared connection, each process would read the other's answers
             self._session, self._process = self._new_session(), os.getpid()
         with self._session.request(method, url, data=body, timeout=timeout, stream=True) as response:
             return response.status_code, _content(response, deadline)
 
 
 def _within(timeout: float, call: Callable[[], _Answer]) -> _Answer:
-    """What `call` returns or raises; futures.TimeoutError where it takes longer, and then nobody waits for it.
+    """Returns or raises what `call` does; raises futures.TimeoutError if it takes longer, and abandons it.
 
-    A socket's timeout begins anew with every address of a name and with every byte of a header, and looking up a name
-    has none: so a call is made by a thread, which its caller leaves in time.
+    A socket's timeout restarts with every address of a name and every byte of a header, and looking up a name has none,
+    so the call runs in a thread, which the caller stops waiting for in time.
     """
     answer: futures.Future[_Answer] = futures.Future()
 
@@ -135,12 +135,12 @@ def _is_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         return False
 
 
 def _object(content: bytes) -> dict[str, Any] | None:
-    """The JSON object; None of anything else."""
+    """The JSON object; None for anything else."""
     try:
         found = json.loads(content)
     except ValueError:
@@ -149,7 +149,7 @@ def _object(content: bytes) -> dict[str, Any] | None:
 
 
 def _content(response: requests.Response, deadline: float) -> bytes:
-    """The body. A socket's timeout begins anew with every byte, so the deadline is looked at as they come."""
+    """Reads the body. A socket's timeout restarts with every byte, so the deadline is checked as they arrive."""
     parts = []
     while part := response.raw.read1(1 << 20, decode_content=True):
         parts.append(part)
@@ -166,7 +166,7 @@ def _path(target: Target) -> str:
 
 
 def _plain(value: np.ndarray) -> Any:
-    """Lists of lists; bytes of UTF-8 as strings, others in base64."""
+    """Nested lists; bytes that are UTF-8 as strings, others in base64."""
     if value.dtype != object:
         return value.tolist()
     flat = np.empty(value.size, object)

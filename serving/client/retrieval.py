@@ -1,4 +1,4 @@
-"""What an application calls: histories in, candidates out."""
+"""The client that applications call: histories in, candidates out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from serving.signature_spec import Arrays, Input, SignatureSpec
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, its retries included; infinite for no limit."""
 _LONGEST_TRY = 86_400.0
-"""Seconds: infinity is none to gRPC, which takes it for a deadline that has passed, nor to a lock."""
+"""Seconds: gRPC takes infinity for a deadline that has passed, and a lock does not accept it either."""
 _LEAST_TRY = 0.05
-"""Seconds that another try must have: a shorter one would find the time up, and hide what the server said before."""
+"""Seconds that another try needs: a shorter one would run out of time, and hide what the server said before."""
 _MARKS_SECONDS = 60.0
-"""So long, metadata say whether marks of context are read. No refusal tells otherwise: a version that has begun to read
-them can be asked without, and TF Serving's REST ignores what a version has no input for."""
+"""How long metadata determine whether marks of context are read. No refusal reveals a change: a version that has begun
+to read them can be asked without, and TF Serving's REST ignores inputs that a version does not have."""
 _REFUSED_INPUTS = (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
 _Answer = TypeVar("_Answer")
 
@@ -39,7 +39,7 @@ class Candidates:
 
     Attributes:
         item_ids: the items.
-        scores: float32 [len(item_ids)], of the items; descending, but for a list by `round_robin`.
+        scores: float32 [len(item_ids)], of the items; descending, except in a list by `round_robin`.
         group_ids: int32 [len(item_ids)].
     """
 
@@ -51,18 +51,18 @@ class Candidates:
 class RetrievalClient:
     """Asks one model of `dnc serve` or TF Serving. Use it as a context manager, or `close` it.
 
-    It sends every input of the signature with a row per user, what the caller leaves out being the
-    default that the servable's metadata names: TF Serving's REST wants all inputs, and its batches
-    want rows in all of them. And every input of any width begins with a place of padding, because
-    TF Serving, where it pads a batch, repeats the first value.
+    It sends every input of the signature with a row per user, filling in the defaults from the servable's
+    metadata for what the caller leaves out: TF Serving's REST requires all inputs, and its batches require
+    rows in all of them. Every input of variable width begins with a place of padding, because TF Serving
+    repeats the first value when it pads a batch.
 
-    Overload and unreachable servers are asked again, with growing pauses, until the time is up.
+    Overloaded and unreachable servers are asked again, with growing pauses, until the time is up.
 
-    Threads may share a client, over gRPC or REST, and over REST forked processes, too; `close` it when all are done.
+    Threads may share a client over gRPC or REST, and over REST so may forked processes; `close` it when all are done.
     """
 
     def __init__(self, transport: Transport, target: Target, timeout: float = DEFAULT_TIMEOUT):
-        """Prepares to ask `target`; nothing is sent yet. `grpc` and `rest` are the usual ways here."""
+        """Prepares to ask `target`; nothing is sent yet. Use `grpc` or `rest` in most cases."""
         self._transport = transport
         self._target = target
         self._timeout = timeout
@@ -81,9 +81,10 @@ class RetrievalClient:
         credentials: ChannelCredentials | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> RetrievalClient:
-        """Over gRPC, at host:port: the model's `version`, the one of a `label`, or the server's choice.
+        """Creates a client over gRPC of the model's `version`, the one with a `label`, or the server's choice.
 
-        With `credentials`, such as `grpc.ssl_channel_credentials()`, by TLS; `headers` go with every request.
+        The address is host:port. `credentials`, such as `grpc.ssl_channel_credentials()`, turn on TLS; `headers` go
+        with every request.
         """
         return cls(GrpcTransport(address, credentials, headers or {}), Target(model, version, label), timeout)
 
@@ -98,9 +99,9 @@ class RetrievalClient:
         label: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> RetrievalClient:
-        """Over REST, at http://host:port or https: the model's `version`, the one of a `label`, or the server's choice.
+        """Creates a client over REST of the model's `version`, the one with a `label`, or the server's choice.
 
-        `headers` go with every request.
+        The URL is http://host:port or https; `headers` go with every request.
         """
         return cls(RestTransport(url, headers or {}), Target(model, version, label), timeout)
 
@@ -123,11 +124,11 @@ class RetrievalClient:
 
         Args:
             histories: item ids, oldest first, a list per user; `history_is_context`, if given, is as long. A model that
-                reads no context is asked without the events that it marks.
+                reads no context is asked without the marked events.
             timeout: seconds, retries included; default: the client's.
             inputs: any other input of serving_default by its name (see `contracts.names.Request`):
-                one value for all users, or a value per user; of inputs with several values per user,
-                such as `groups`, a list for all, or a list per user. None is as if left out.
+                one value for all users, or a value per user; for inputs with several values per user,
+                such as `groups`, a list for all, or a list per user. None is the same as leaving it out.
 
         Raises:
             ValueError: the servable has no such input, or the value does not fit it.
@@ -155,7 +156,7 @@ class RetrievalClient:
         """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown.
 
         Raises:
-            ValueError: `item_ids` is one text, which would be ids of a letter each.
+            ValueError: `item_ids` is a single string, whose letters would each be an id.
             RetrievalError: as `recommend`.
         """
         if isinstance(item_ids, str | bytes):
@@ -194,7 +195,7 @@ class RetrievalClient:
         return self._predict(spec, _arrays(spec, _as_read(spec, given), rows), deadline)
 
     def _spec(self, signature: str, given: Mapping[str, Any], deadline: float) -> tuple[SignatureSpec, bool]:
-        """The signature as it is remembered, or as the metadata have it now, and whether it is that."""
+        """Returns the signature, as remembered or newly read from the metadata, and whether it is new."""
         known = self._specs.get(signature)
         has_marks = given.get(Request.HISTORY_IS_CONTEXT) is not None
         if known and (not has_marks or time.monotonic() < self._read_at[signature] + _MARKS_SECONDS):
@@ -208,12 +209,12 @@ class RetrievalClient:
 
     def _predict(self, spec: SignatureSpec, inputs: Arrays, deadline: float) -> dict[str, np.ndarray]:
         if not all(map(len, inputs.values())):
-            return spec.no_rows()  # not the server's: lists of no rows tell JSON nothing of their columns
+            return spec.no_rows()  # not the server's: in JSON, lists without rows say nothing about their columns
         return _retried(lambda left: self._transport.predict(self._target, spec.name, inputs, left), deadline)
 
 
 def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
-    """`call`, with the seconds left as its argument, again and again while the server is overloaded or away."""
+    """Calls `call` with the seconds left, again and again while the server is overloaded or unreachable."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, RetrievalError) and error.is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.02, max=1.0),
@@ -224,12 +225,12 @@ def _retried(call: Callable[[float], _Answer], deadline: float) -> _Answer:
 
 
 def _left(deadline: float) -> float:
-    """The seconds that are left, as a timeout must be: more than 0, and not without end."""
+    """The seconds left, made a valid timeout: more than 0, and finite."""
     return min(max(deadline - time.monotonic(), 1e-3), _LONGEST_TRY)
 
 
 def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """All inputs by name, as values that may be read again, for the checks and for every try.
+    """All inputs by name, as values that can be read repeatedly, for the checks and for every try.
 
     Raises:
         ValueError: histories are given twice, or not as lists, or their marks do not fit them.
@@ -245,14 +246,14 @@ def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Map
 
 
 def _kept(value: Any) -> Any:
-    """A value, its iterators and those that it holds as lists: an iterator can be read only once."""
+    """The value, with iterators replaced by lists, also within it: an iterator can be read only once."""
     if not _is_list(value):
         return value
     return [list(one) if isinstance(one, Iterator) else one for one in value]
 
 
 def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
-    """A flat list would be one history for as many users as it has items, and a text one of letters."""
+    """Refuses a flat list, which would be one history for as many users as it has items, and text, one of letters."""
     for history in [histories] if isinstance(histories, str | bytes) else histories:
         if isinstance(history, str | bytes):
             raise ValueError(
@@ -261,7 +262,7 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
 
 
 def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
-    """Padding goes before each list: shorter marks would be those of the last events."""
+    """Requires a mark per event: padding goes before each list, so fewer marks would apply to the last events."""
     if marks is None:
         return
     if not _is_list(marks):
@@ -277,7 +278,7 @@ def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> 
 
 
 def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without events that are marked as context where the model takes no marks: a rollback may bring such a one."""
+    """Leaves out events marked as context if the model takes no marks, as after a rollback to such a model."""
     marks = given.get(Request.HISTORY_IS_CONTEXT)
     if marks is None or Request.HISTORY_IS_CONTEXT in spec.inputs:
         return given
@@ -295,7 +296,7 @@ def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
 
 
 def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
-    """A row per user; an input of any width is padded on the left, by one place at least."""
+    """A row per user; an input of variable width is padded on the left, by at least one place."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
         value = list(value) if _is_list(value) else value
         if _is_list(value) and (any(map(_is_list, value)) or _is_none_of_each(spec, value, rows)):
@@ -323,7 +324,7 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
 
 
 def _is_none_of_each(spec: Input, value: Any, rows: int) -> bool:
-    """Whether it says of each user that the list is left out, as it may of some."""
+    """Whether the list is left out for every user, as it may be for some."""
     return len(spec.shape) > 1 and len(value) == rows and all(one is None for one in value)
 
 
@@ -332,7 +333,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
-    """To the input's dtype; None is what the servable takes for a missing value."""
+    """Casts to the input's dtype; None becomes what the servable takes for a missing value."""
     flat = [spec.padding if value is None else value for value in values.ravel().tolist()]
     try:
         if spec.dtype == tf.string:
@@ -349,7 +350,7 @@ def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(value: Any) -> bytes:
-    """Not bytes(value) of all else: of a number, that is so many zeros."""
+    """Does not use bytes(value) for other types: for a number, that is as many zeros."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""How requests travel: what the two transports have in common."""
+"""What the two transports of requests have in common."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 Code = grpc.StatusCode
 
 _TRANSIENT = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.CANCELLED})
-"""Overload, and a server that is going or coming. TF Serving calls a full queue UNAVAILABLE, `dnc serve`
-RESOURCE_EXHAUSTED; and gRPC answers what no server has taken up, when it stops or has too much of it, by CANCELLED.
+"""Overload, and a server that is stopping or starting. TF Serving calls a full queue UNAVAILABLE, `dnc serve`
+RESOURCE_EXHAUSTED; and gRPC answers CANCELLED to requests that a server has not taken up when it stops or has too many.
 Predictions change nothing, so asking again is safe."""
 
 
@@ -23,11 +23,11 @@ class RetrievalError(Exception):
     Attributes:
         code: gRPC's status code; REST's statuses are mapped to it.
         message: the server's.
-        is_transient: asking again may help.
+        is_transient: whether asking again may help.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, *, is_too_large: bool = False):
-        """`is_too_large`: the request is larger than the server takes, which gRPC gives the code of overload."""
+        """`is_too_large`: the request is larger than the server accepts, for which gRPC uses the code of overload."""
         super().__init__(f"{code.name}: {message}")
         self.is_transient = code in _TRANSIENT and not is_too_large
         self.code = code
@@ -36,7 +36,7 @@ class RetrievalError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask: a model, and one of its versions by number or label, or the server's default."""
+    """What to ask: a model, in a version named by number or label, or in the server's default."""
 
     model: str
     version: int | None = None
@@ -50,7 +50,7 @@ class Target:
 
 
 def require_headers(headers: Mapping[str, str]) -> None:
-    """Raises ValueError if one cannot be sent: it would take the time of all retries to find out."""
+    """Raises ValueError if a header cannot be sent, which would otherwise take all retries to find out."""
     for name, value in headers.items():
         if not (name + value).isprintable():
             raise ValueError(f"the header {name!r} must be one printable line")  # its value may be a secret
@@ -65,7 +65,7 @@ class Transport(Protocol):
     def predict(
         self, target: Target, signature: str, inputs: Mapping[str, np.ndarray], timeout: float
     ) -> dict[str, np.ndarray]:
-        """Outputs by name; strings are bytes, and numbers may have another width than the graph's."""
+        """Outputs by name; strings are bytes, and numbers may have a different width than the graph's."""
 
     def close(self) -> None:
         """Ends the connections."""
