@@ -1,4 +1,4 @@
-"""The base paths of a store's servables: which is the main one, and which no run writes to any more."""
+"""The base paths of a store's servables: which one is the main one, and which ones are no longer exported."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.retraining.records import Record, all_records
 def base_paths(store: Store) -> list[Path]:
     """Base paths of the store, the main servable's first; none before the first push."""
     found = _on_disk(store)
-    # Without a record the first by name: a name comes before the same name with an index at its end.
+    # Without a record, take the first by name: a name sorts before the same name with an index at its end.
     main = [store.servable(name) for name in _exported_last(store)[:1]] or found[:1]
     return main + [path for path in found if path not in main]
 
 
 def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> list[str]:
-    """What to say of each base path with versions that is not among the servables of `serving`.
+    """A note on each base path that has versions but is not among the servables of `serving`.
 
     Args:
-        serving: None: that of the newest run that pushed.
+        serving: if None, that of the newest run that pushed.
     """
     exported = list(serving.servable_names().values()) if serving else _exported_last(store)
     return [
@@ -45,6 +45,6 @@ def servables_of(record: Record) -> list[str]:
 
 
 def _exported_last(store: Store) -> list[str]:
-    """Names of the servables of the newest run that pushed, the main one first; none before that."""
+    """Names of the servables of the newest run that pushed, the main one first; empty before the first push."""
     pushed = [record for record in all_records(store) if record.version]
     return servables_of(pushed[-1]) if pushed else []

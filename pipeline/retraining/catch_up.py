@@ -1,9 +1,9 @@
 """Catching up: a model that the gate has passed learns the newest span, too, before it is pushed.
 
-The gate needs events that training has not seen, so the newest span is the holdout, and what the gate has judged is a
-span behind. Progressive validation (test, then train) is what online learners do. Here the second training is judged,
-too, by users whose newest events neither training has seen; where the gate refuses what it made, or it cannot be
-judged, the model is pushed as the gate has passed it.
+The gate needs events that training has not seen, so the newest span is the holdout, and the model that the gate judges
+is one span behind. Online learners use progressive validation, too: test, then train. Here, the second training is
+judged as well, by users whose newest events neither training has seen. If the gate refuses its model, or it cannot be
+judged, the model is pushed as it passed the gate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, stages: tuple[Stage, ...]) -> None:
     """Runs the stages in a workdir below the run's own.
 
-    Writes details {"is_pushed", "why_not", "gate", "metrics", "stages"}; the last three are None where nothing was
+    Writes details {"is_pushed", "why_not", "gate", "metrics", "stages"}; the last three are None if nothing was
     judged.
 
     Args:
@@ -38,7 +38,7 @@ def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, sta
         stages: of the second training, up to its gate.
 
     Raises:
-        StorageError: something could not be reached, which the next call may.
+        StorageError: something could not be reached; the next call may reach it.
     """
     run = RetrainRun(workdir)
     with artifact.writing(run.catch_up, RetrainRun.CATCH_UP_KIND, fingerprint) as writer:
@@ -48,23 +48,23 @@ def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, sta
             writer.details |= _caught_up(_config(config, plan, workdir), run.caught_up, stages)
         log.info("%s", outcome_of(writer.details))
     if not writer.details["is_pushed"]:
-        # Nobody should take it for what is pushed, and it is as large as the run.
+        # It must not be mistaken for the pushed model, and it is as large as the run.
         shutil.rmtree(run.caught_up.path, ignore_errors=True)
 
 
 def outcome_of(catch_up: dict[str, Any]) -> str:
-    """What came of it, in words."""
+    """The outcome of catching up, in words."""
     if catch_up["is_pushed"]:
         return "the newest span is learnt, too"
     return f"the newest span is not learnt: {catch_up['why_not']}"
 
 
 def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> dict[str, Any]:
-    """What the stages came to."""
+    """Runs the stages and returns the details of their outcome."""
     try:
         run_stages(stages, config, workdir, part_of=CATCH_UP)
     except Exception as error:
-        # What has been blessed serves better than what served before, whatever this model lacks.
+        # The blessed model serves better than the one before it, whatever is wrong with this one.
         if isinstance(error, (ValueError, Unfit)) and not isinstance(error, StorageError):
             log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
             return {"why_not": str(error)}
@@ -85,9 +85,9 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
 
 
 def pushed_workdir(run: RetrainRun, catch_up: dict[str, Any]) -> Workdir:
-    """The workdir that a run's version is of.
+    """The workdir that a run's version comes from.
 
-    `catch_up`: as its record has it; empty in those of older code.
+    `catch_up`: as in the run's record; empty in records of older code.
     """
     return run.caught_up if catch_up.get("is_pushed") else run.workdir
 
@@ -98,7 +98,7 @@ def _left_out(config: Config, run: RetrainRun) -> str | None:
         return "retrain.catch_up_epochs=0"
     if not artifact.read_manifest(run.gate).details["verdict"]["blessed"]:
         return "the gate refused the model"
-    # Half of them judge: the stages would find the same, later.
+    # Half of them judge. The stages would find the same, but later.
     users = artifact.read_manifest(run.workdir.windows.path).counts["validation_users"]
     if users // 2 < config.retrain.gate.min_users:
         return (
@@ -109,21 +109,21 @@ def _left_out(config: Config, run: RetrainRun) -> str | None:
 
 
 def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
-    """The config of the second training, which goes on from the first."""
+    """The config of the second training, which continues from the first."""
     from trainer.exploration import exploration_share
 
     epochs, model = config.retrain.catch_up_epochs, artifact.read_manifest(workdir.model(MAIN_MODEL).path)
-    # Weights that stayed as they were have not learnt what the run was to learn, either.
+    # If the first training kept the weights it started with, they still lack what the run was to learn, too.
     since = plan.since if kept_start(model) else plan.holdout_start
     return config.model_copy(
         update={
-            # However the new co-occurrence lies within the groups, a fit of others would be the next run's.
+            # However little of the new co-occurrence lies within the groups, a new fit is left to the next run.
             "groups": config.groups.model_copy(
                 update={"previous": str(workdir.item_groups.path), "since": plan.holdout_start, "refit_drift": 1.0}
             ),
-            # No plateau ends it: users of the span itself gain on and on by what is of that span alone. The start is
-            # the epoch that did best by these very users, so that it would often win by chance; the gate compares with
-            # it by others.
+            # No early stopping: the span's own users keep gaining from what is specific to that span. The start is the
+            # epoch that did best on these very users, so it would often win by chance; the gate compares with it on
+            # others.
             "training": config.training.model_copy(
                 update={
                     **warm_training(config, workdir),
@@ -133,7 +133,7 @@ def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
                 }
             ),
             "windows": config.windows.model_copy(update={"since": since}),
-            # Of the span that is learnt hardly an item is new, of the next one as many as were of this one.
+            # The learnt span has hardly any new items, but the next one will have as many as this one had.
             "serving": config.serving.model_copy(update={"exploration_share": exploration_share(config, model)}),
         }
     )

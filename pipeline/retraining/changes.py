@@ -1,4 +1,4 @@
-"""What differs between two configs, key by key."""
+"""The differences between two configs, key by key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted key -> "old -> new", as JSON, of each value that differs; of a key that one lacks, "none".
+    """Dotted key -> "old -> new", as JSON, for each value that differs; "none" stands for a missing key.
 
     Args:
         before, after: trees of JSON values.
-        prefix: what the keys begin with, e.g. "data.".
+        prefix: prepended to every key, e.g. "data.".
     """
     mine, theirs = _flat(before, prefix), _flat(after, prefix)
     return {

@@ -1,6 +1,6 @@
-"""What clients ask of the served version, the one that takes its place must answer, too.
+"""Checks that the version that replaces the served one answers all that clients ask of it.
 
-An export compares with the version that its training started from. A training from scratch starts from none.
+An export compares with the version that its training started from, but a training from scratch starts from none.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pipeline.stages import exported_servable
 
 
 def require_inputs(config: Config, store: Store, plan: Plan) -> None:
-    """Before hours of training: requests carry user and request features, and marks, if the servable has such inputs.
+    """Checks, before hours of training, that the new version will have all inputs of the served one.
+
+    Requests carry user and request features, and marks of context, if the servable has such inputs.
 
     Raises:
-        ValueError: by the config, the new version would have no input for one that the served version takes.
+        ValueError: with this config, the new version would lack an input that the served version takes.
     """
     from serving.export import MANIFEST_FILE, read_servable_manifest
     from serving.features import user_feature_configs
@@ -57,7 +59,9 @@ def require_inputs(config: Config, store: Store, plan: Plan) -> None:
 
 
 def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
-    """Before hours of training: the gate compares lists of one length, and the served version may give none so long.
+    """Checks, before hours of training, that the served version can return lists of `retrain.gate.k`.
+
+    The gate compares lists of equal length.
 
     Raises:
         ValueError: `retrain.gate.k` is more than the served version's `serving.max_candidates`.
@@ -74,10 +78,10 @@ def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
 
 
 def require_signatures(config: Config, store: Store, plan: Plan, workdir: Workdir) -> None:
-    """Compares each servable of the run with the version that is served in its place.
+    """Compares each servable of the run with the served version that it would replace.
 
     Raises:
-        ValueError: clients of one would break.
+        ValueError: clients of one of them would break.
     """
     from serving.signatures import require_compatible
     from serving.versions import exported_versions

@@ -24,7 +24,7 @@ from pipeline.retraining.plan import STEP_NAMES
 from pipeline.runner import require_beam_options
 
 EXIT_CODES = {"pushed": 0, "stopped": 0, "failed": 1, "not_blessed": 3, "nothing_new": 4}
-"""Outcome -> exit code; 2 is a config or a command line that cannot be used."""
+"""Outcome -> exit code; 2 means that the config or the command line cannot be used."""
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def retrain(
     text = json.dumps(outcome, ensure_ascii=False, default=str)
     if outcome["outcome"] != "stopped":
         notify(resolved.retrain.webhook, text)
-    if error := echo_or_error(text):  # what was pushed is, so the exit code is the outcome's
+    if error := echo_or_error(text):  # a push stays a push, so the exit code is the outcome's
         click.echo(f"dnc: standard output cannot be written to ({error.strerror}); it is: {text}", err=True)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
@@ -88,7 +88,7 @@ def retrain(
 def _usable(
     config: Path | None, overrides: tuple[str, ...], store_path: Path, until: str | None = None
 ) -> tuple[Config, Store]:
-    """Config and store; raises ValueError where no retrain could use them, whatever the log holds."""
+    """Config and store; raises ValueError if no retrain could use them, whatever the log holds."""
     from pipeline.retraining.spans import require_spans
 
     resolved, store = load_config(config, overrides), Store(store_path.absolute())
@@ -106,14 +106,14 @@ def _usable(
 
 
 def _existing(store_path: Path) -> Store:
-    """A store to read; raises ValueError where there is none."""
+    """A store to read; raises ValueError if there is none."""
     if not store_path.is_dir():
         raise ValueError(f"-s {store_path} is no directory: name the store that `dnc retrain -s` has made")
     return Store(store_path)
 
 
 def _retrain(config: Config, store: Store, until: str | None, last: str | None) -> dict[str, Any]:
-    """The outcome; an error is one, too."""
+    """Retrains and returns the outcome, which may be an error."""
     from pipeline.retraining.retrain import Result, find_window
     from pipeline.retraining.retrain import retrain as run
 
@@ -124,7 +124,7 @@ def _retrain(config: Config, store: Store, until: str | None, last: str | None) 
             window = find_window(config, until)
             span = window[-1].key
             result = run(config, store, window, last)
-    except Exception as error:  # whatever it is, somebody must hear of it
+    except Exception as error:  # every error must be reported
         reason = error_message(error)
         if reason is None:
             log.exception("retrain failed")
@@ -248,7 +248,7 @@ def schedule(config: Path | None, overrides: tuple[str, ...], store_path: Path, 
 
 
 def _this_program() -> list[str]:
-    """As it was called: `-m` alone would take a package `pipeline` of the working directory for this one."""
+    """The program as it was called: `-m` alone would prefer a package `pipeline` in the working directory."""
     return sys.argv[:1] if Path(sys.argv[0]).name == "dnc" else ["-m", "pipeline.cli"]
 
 

@@ -1,7 +1,7 @@
-"""Evidence: what candidate and reference answer for the same holdout users. Pure NumPy.
+"""Evidence: the candidate's and the reference's answers for the same holdout users. Pure NumPy.
 
-Items are numbered by the candidate's catalogue, 1..num_items. An item that the reference alone knows gets
-a number above that, so that it takes a place and is never a target.
+Items are numbered by the candidate's catalogue, 1..num_items. An item that only the reference knows gets
+a larger number: it takes up a place in a list, but is never a target.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Answers:
 
     Attributes:
         lists: int64 [num_users, k], best first, 0 = absent.
-        milliseconds: float64 [num_timed], of single requests; empty where nothing is served.
+        milliseconds: float64 [num_timed], of single requests; empty if nothing is served.
     """
 
     lists: np.ndarray
@@ -30,12 +30,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class Holdout:
-    """Who is asked, and what is known of the catalogue.
+    """The users who are asked, and what is known about the catalogue.
 
     Attributes:
         target_users: int64 [num_targets], ascending: the user of each target; every user has one.
-        targets: int64 [num_targets], 1..num_items; none twice for a user.
-        num_seen: int64 [num_users]: items that the user's request excludes.
+        targets: int64 [num_targets], 1..num_items; no item twice for a user.
+        num_seen: int64 [num_users]: number of items that the user's request excludes.
         group_id: int32 [num_items + 1], the candidate's groups; row 0 is padding.
         train_count: int64 [num_items + 1].
     """
@@ -63,10 +63,10 @@ class Measured:
         recall, ndcg: float64 [num_users], at k and at 10.
         hit: bool [num_targets], whether the target is in its user's list.
         coverage: share of the candidate's catalogue that is in any list.
-        filled: of the places that unseen items could fill, the share that holds a distinct item of that catalogue.
-        cold_share: of the places so filled, the share that holds an item without training events.
+        filled: places that hold a distinct item of that catalogue, as a share of those that unseen items could fill.
+        cold_share: share of these filled places that hold an item without training events.
         group_places: float64 [num_groups], places that each group holds in all lists.
-        milliseconds: median time of a single request; None where nothing is served.
+        milliseconds: median time of a single request; None if nothing is served.
     """
 
     recall: np.ndarray

@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitSpans:
-    """What came of a window's spans.
+    """The spans of a window, sorted into usable and unusable ones.
 
     Attributes:
-        profiles: of those that can be used, oldest first.
-        left_out: key -> why another one cannot be used, in words.
-        refused: key -> digest of the files, of those left out that were read. As long as their files are the same, so
-            is the judgement.
-        notes: what of the newest span was not checked, in words.
+        profiles: of the spans that can be used, oldest first.
+        left_out: key -> why that span cannot be used, in words.
+        refused: key -> digest of the files, for spans left out that were read. As long as their files stay the same, so
+            does the judgement.
+        notes: what was not checked about the newest span, in words.
     """
 
     profiles: list[SpanProfile]
@@ -44,10 +44,10 @@ class FitSpans:
 
 
 def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
-    """Ingests and measures what is new of the window, and judges each span by those before it.
+    """Ingests and measures what is new in the window, and judges each span by those before it.
 
     Raises:
-        ValueError: the newest span cannot be used, or no other can.
+        ValueError: the newest span cannot be used, or it is the only one that can.
     """
     profiles: list[SpanProfile] = []
     earlier = EarlierSpans()
@@ -94,22 +94,22 @@ def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | No
     except Differs:
         if not is_used:
             raise
-        return profile_span(config, span, store.span(span.key))  # other code ingests anew what was accepted then
+        return profile_span(config, span, store.span(span.key))  # accepted before, ingested anew by other code
 
 
 def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
-    """Of the window's older spans with unchanged files: those that the last run used, and key -> why it refused others.
+    """The last run's judgement of older spans with unchanged files: keys it used, and key -> why it refused others.
 
-    That judgement stands. Spans are compared with those before them, which are the first to leave the window: a refused
-    span would pass once nothing is left before it, and one that passed might be refused. Spans that could not be read
-    are not among them: by now, they may be readable.
+    That judgement stands. Spans are compared with earlier ones, which are the first to leave the window: judged anew, a
+    refused span would pass once nothing is left before it, and one that passed might be refused. Spans that could not
+    be read are not included: they may be readable by now.
     """
     last = next(reversed(all_records(store)), None)
     if last is None:
         return set(), {}
     digests = {span["key"]: digest_of(span) for span in last.spans}
     used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
-    # Under other limits, or read otherwise, they may be fit.
+    # Under other limits, or if the log is read differently, refused spans may be fit.
     if (last.config["data"], last.config["retrain"]["span"]) != (
         config.data.model_dump(mode="json"),
         config.retrain.span.model_dump(mode="json"),

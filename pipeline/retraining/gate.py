@@ -1,9 +1,8 @@
-"""The gate: whether a candidate may be served. Floors of its own, and changes against a reference.
+"""The gate decides whether a candidate may be served, by absolute floors and by changes against a reference.
 
-The reference is the version that is served; before there is one, it is popularity, so that a change is
-always judged. A change passes where the paired bootstrap rules out, one-sided at `confidence`, a fall by more than
-`max_drop`: a holdout of few users, or few hits, that cannot tell is a reason to refuse. How often that refuses an
-equal model is stated in the verdict.
+The reference is the served version or, before there is one, popularity, so that a change is always judged. A change
+passes if the paired bootstrap rules out, one-sided at `confidence`, a fall by more than `max_drop`. A holdout with too
+few users or hits to decide is therefore a reason to refuse; the verdict states how often an equal model is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from trainer.metrics import bootstrap_changes
 _NORMAL = NormalDist()
 
 _LOST_AND_GAINED = np.array([0.0, 1.0]), np.array([1.0, 0.0])
-"""Recall of two more users by candidate and reference: what one finds, the other does not."""
+"""Recall of two additional users by candidate and reference: each finds what the other does not."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,13 @@ def judge(
     """Judges a candidate.
 
     Args:
-        reference: measured on the same users; without `milliseconds` it is no served model.
+        reference: measured on the same users; without `milliseconds`, it is not a served model.
         leaked: events of the holdout that the candidate was trained on.
-        index_recall: least recall of the candidate's indexes against exact search, the high end.
+        index_recall: the lowest recall of the candidate's indexes against exact search, at its high end.
         recall_target: what index_recall must reach.
-        explored: share of its places that the candidate keeps for items without training events.
-        knows_the_span: whether it has learnt what others did in the holdout's span, which the reference has not: no
-            gain is then too large.
+        explored: share of its places that the candidate reserves for items without training events.
+        knows_the_span: whether the candidate, unlike the reference, has learnt what other users did in the holdout's
+            span: no gain is then too large.
     """
     served = reference.milliseconds is not None
     checks = _floors(config, holdout, candidate, index_recall, recall_target, explored)
@@ -125,9 +124,9 @@ def judge(
 def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateConfig, seed: int) -> tuple[float, float]:
     """Low end of the one-sided paired bootstrap interval of mean(candidate) / mean(reference) - 1, and its error.
 
-    `_LOST_AND_GAINED` are drawn with the others, as Bonett and Price (2012) add one to both numbers of discordant
-    pairs. Without them, a holdout of a few hits of which nobody happened to lose one would tell of no error at all.
-    Resamples in which the reference is 0 for all users have no ratio, and are left out.
+    The users of `_LOST_AND_GAINED` are drawn with the others, just as Bonett and Price (2012) add one to both counts of
+    discordant pairs. Without them, a holdout with a few hits, none of which happened to be lost, would show no error at
+    all. Resamples in which the reference is 0 for all users have no ratio and are left out.
 
     Args:
         candidate, reference: float [num_users], of the same users.
@@ -139,7 +138,7 @@ def relative_change(candidate: np.ndarray, reference: np.ndarray, config: GateCo
 
 
 def equal_refusal_rate(error: float, config: GateConfig) -> float:
-    """P(low end < -max_drop) where the true change is 0 and its estimate is normal with that error."""
+    """P(low end < -max_drop) if the true change is 0 and its estimate is normal with that error."""
     return float(_NORMAL.cdf(_NORMAL.inv_cdf(config.confidence) - config.max_drop / max(error, 1e-12)))
 
 
@@ -152,7 +151,7 @@ def _floors(
     explored: float,
 ) -> list[Check]:
     recall = float(candidate.recall.mean())
-    # Of the places that are not kept for them: a log of news keeps most.
+    # Among the places that are not reserved for cold items; with a log of news, most are.
     cold_share = max(candidate.cold_share - explored, 0.0) / max(1 - explored, 1e-9)
     checks = [
         _at_least("users", holdout.num_users, config.min_users, "the holdout is too small for a verdict"),
@@ -178,7 +177,7 @@ def _floors(
 
 
 def _group_presence(config: GateConfig, holdout: Holdout, candidate: Measured) -> float:
-    """The least ratio of a group's share of the places to its share of the targets, of groups with enough targets."""
+    """The lowest ratio of a group's share of places to its share of targets, among groups with enough targets."""
     targets = np.bincount(holdout.group_id[holdout.targets], minlength=len(candidate.group_places))
     judged = targets >= config.min_group_targets
     if not judged.any():
@@ -189,7 +188,7 @@ def _group_presence(config: GateConfig, holdout: Holdout, candidate: Measured) -
 
 
 def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, reference: Measured) -> Check:
-    """The worst group's recall over the reference's on the same targets, each with the benefit of chance."""
+    """The worst group's recall over the reference's on the same targets; each group gets the benefit of the doubt."""
     group = holdout.group_id[holdout.targets]
     num_groups = int(holdout.group_id.max()) + 1
     targets = np.bincount(group, minlength=num_groups)
@@ -198,8 +197,8 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
     change = 0.0
     if judged.any():
         level = 1 - (1 - config.confidence) / judged.sum()  # Bonferroni: many groups, one verdict
-        # Upper end of the ratio of two counts. Given their sum, one of them is binomial, if hits are rare; if not, it
-        # varies less. No normal stands in for that: it would excuse a small group of which nothing is found any more.
+        # Upper end of the ratio of two counts. Given their sum, one of them is binomial if hits are rare, and varies
+        # less otherwise. A normal approximation would excuse a small group of which nothing is found any more.
         share = betaincinv(mine[judged] + 1, theirs[judged], level)
         change = float((share / (1 - share)).min()) - 1
     return _at_least(

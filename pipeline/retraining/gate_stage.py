@@ -29,8 +29,8 @@ def write_verdict(
     """Writes the blessing of a workdir's model: details {"verdict", "metrics"}.
 
     Args:
-        reference: the servable that the model is compared with; None: with popularity.
-        name: the reference's.
+        reference: the servable to compare the model with; None for popularity.
+        name: of the reference.
         leaked: see `holdout_events_in_training`.
         knows_the_span: see `judge`.
 
@@ -85,14 +85,14 @@ def summary(holdout: Holdout, measured: Measured, k: int) -> dict[str, Any]:
 def _answers(
     config: Config, workdir: Workdir, users: HoldoutUsers, reference: Path | None, name: str
 ) -> tuple[Answers, Answers]:
-    """Candidate's and reference's answers."""
+    """The candidate's and the reference's answers."""
     k, exported = config.retrain.gate.k, exported_servable(workdir)
     if reference is None:
         [candidate] = users.ask([exported], k)
         return candidate, users.popularity(k)
     try:
         candidate, other = users.ask([exported, reference], k)
-    except Exception as error:  # a graph of another time fails in any way
+    except Exception as error:  # an old graph may fail in any way
         raise ValueError(
             f"{name} cannot be asked ({error}): if it is what is served, roll back to a version that works "
             "(dnc rollback), then retrain"
