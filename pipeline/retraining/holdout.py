@@ -51,13 +51,13 @@ class HoldoutUsers:
         )
 
     def popularity(self, k: int) -> Answers:
-        """The unseen items that the most users took: the reference before anything is served."""
+        """The unseen items that most users took: the reference before anything is served."""
         from trainer.popularity import popularity_lists
 
         return Answers(popularity_lists(self._workdir, self._catalogue.num_items, self._users, k), np.empty(0))
 
     def ask(self, servables: Sequence[Path], k: int) -> list[Answers]:
-        """Each servable's answers to all users; single requests are timed in turn, so that load falls on all alike.
+        """Each servable's answers to all users; single requests are timed in turn, so that load affects all alike.
 
         Raises:
             ValueError: there is no servable at a path.
@@ -99,12 +99,12 @@ class HoldoutUsers:
 def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bool = False) -> int:
     """How many events of the training windows belong to the holdout.
 
-    Those are the events from `start` (microseconds) on, and at whatever time the test users' targets. A target is an
-    item that its user has not met in training, so of an honest run the number is 0, whatever the data.
+    These are the events from `start` (microseconds) on and, at any time, the test users' targets. A target is an item
+    that its user has not met in training, so the number is 0 for an honest run, whatever the data.
 
     Args:
-        others_learn: whether only those whom the model is measured on are held out, so that the events of others count
-            for none of the holdout's, whenever they were.
+        others_learn: whether only the users that the model is measured on are held out, so that other users' events,
+            at any time, do not count as the holdout's.
 
     Raises:
         ArtifactError: there is no test user.
@@ -119,7 +119,7 @@ def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bo
     for events in training_events(workdir):
         key = events.user_index * width + events.item_index
         is_target = (events.item_index < width) & np.isin(key, keys)
-        # Seconds are cut off, so the one that holds `start` may be before it.
+        # Times are cut off to seconds, so the second that contains `start` may begin before it.
         is_late = events.second > start // 1_000_000
         if others_learn:
             is_late &= np.isin(events.user_index, held_out)
@@ -128,12 +128,12 @@ def holdout_events_in_training(workdir: Workdir, start: int, *, others_learn: bo
 
 
 def index_recall(config: Config, workdir: Workdir) -> float:
-    """Least recall of the run's indexes against exact search, over all ways of asking, from its validation.
+    """The lowest recall of the run's indexes against exact search, over all ways of asking, from its validation.
 
-    Of each the high end, which validation holds to the target: of a few hundred requests, a sound index misses it by
-    chance.
+    For each index this is the high end, which validation compares with the target: in a few hundred requests, a sound
+    index may miss the target by chance.
     """
     servables = read_manifest(workdir.validation).details["servables"]
     found = [servables[index] for index in config.serving.indexes]
-    # A retrain may go on from an older code's validation, which has no high ends.
+    # A retrain may continue from a validation by older code, which has no high ends.
     return min(float(each.get("recall_high", each["recall"])) for each in found)

@@ -1,4 +1,4 @@
-"""Housekeeping: what a store gives up for room. Versions, runs and spans that nothing needs, and what a kill left."""
+"""Housekeeping: frees a store of versions, runs and spans that nothing needs, and of leftovers of killed processes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from pipeline.retraining.records import all_records
 from serving.versions import followed
 
 _LONGEST_WRITE = 3600.0
-"""Seconds after which what is staged is a dead process's: a server, or a rollback, writes labels beside a retrain."""
+"""Seconds after which staged files are a dead process's: servers and rollbacks write labels during a retrain, too."""
 
 
 def retain(config: Config, store: Store) -> None:
-    """Deletes versions that are older than the main servable's newest `retrain.keep_versions` and that no servable's
-    label names, and all runs that no version that stays would go on from, but for their records."""
+    """Deletes old versions, and runs that no remaining version needs, except for their records.
+
+    A version is old if it precedes the main servable's newest `retrain.keep_versions` and no servable's label names it.
+    A remaining version needs the run that the next one would continue from while it is served.
+    """
     bases = [store.servable(name) for name in config.serving.servable_names().values()]
     with FileLock(store.labels_lock):
-        # Of all servables: one that this config does not export may still be asked.
+        # The labels of all servables: one that this config does not export may still be in use.
         labels = [found for base in {*bases, *base_paths(store)} if (found := labels_or_none(base))]
         newest = versions_on_disk(bases[0])[-config.retrain.keep_versions :]
         kept = {version for found in labels for version in found.by_label().values()} | {*newest}
-        # Of each servable: the main one may have lost a version, by whatever hand, that another one has.
+        # The versions of each servable: the main one may have lost, for any reason, a version that another has.
         older = {version for base in bases for version in versions_on_disk(base) if version < min(newest, default=0)}
         gone = [_moved_away(base / str(version)) for version in older - kept for base in bases]
     for path in gone:
         shutil.rmtree(path, ignore_errors=True)
     runs = {run.run_id for version in kept if (run := gone_on_from(store, version))}
-    # The newest run stays, whatever came of it: somebody will want to look, or have it judged again.
+    # The newest run stays, whatever its outcome: somebody will want to look at it, or have it judged again.
     for record in all_records(store)[:-1]:
         if record.run_id not in runs:
             _keep_only_record(store, record.run_id)
@@ -63,12 +66,12 @@ def _keep_only_record(store: Store, run_id: str) -> None:
 
 
 def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
-    """Deletes the runs without a record but `run_id`, the ingested spans not in `span_keys`, and what a kill left.
+    """Deletes runs without a record other than `run_id`, ingested spans not in `span_keys`, and what a kill left.
 
-    Before a run begins, not at its end: days that fail would leave one after the other, and of a disk that they have
-    filled no later day would get anything back. The caller holds the lock and has ended the pushes that were left
-    over, so nobody will take such a run up but a call with the same input, which can begin anew. A directory that no
-    retrain has made stays: `-s` may name one that holds other `runs/` or `spans/`.
+    This happens before a run begins, not at its end: otherwise, failed days would pile up, and once they had filled the
+    disk, no later day could free it. The caller holds the lock and has finished the pushes that were left over, so only
+    a call with the same input would resume such a run, and it can begin anew. Directories that no retrain has made
+    stay: `-s` may name one that holds other `runs/` or `spans/`.
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
@@ -95,18 +98,18 @@ def _holds_span(path: Path) -> bool:
 def _delete_half_written(store: Store) -> None:
     """Deletes what a killed process has staged, or moved away, outside of runs and spans.
 
-    Of versions, the next push deletes those beside its own base paths, and none where a servable is exported no more;
-    of small files, as of labels, nothing would.
+    The next push deletes only staged versions beside its own base paths, not those of a servable that is no longer
+    exported; nothing else would delete small files such as labels.
     """
     for folder in (store.path, *store.path.glob("*"), *store.servables.glob("*")):
         for path in filter(_is_staged, folder.glob("*")):
-            with contextlib.suppress(OSError):  # whose it was has renamed it meanwhile
+            with contextlib.suppress(OSError):  # its owner has renamed it in the meantime
                 if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _delete(path: Path) -> None:
-    """Renames the folder first: if the deletion is killed, its manifest must not say that the rest is whole."""
+    """Renames a folder, then deletes it: if the deletion is killed, no manifest may say that the rest is whole."""
     if path.is_dir():
         gone = staging_path(path)
         os.rename(path, gone)

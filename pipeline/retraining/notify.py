@@ -1,4 +1,4 @@
-"""Tells a webhook what came of a retrain."""
+"""Posts the outcome of a retrain to a webhook."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _SERVER_ERROR = 500
 
 
 def notify(url: str | None, outcome: str) -> None:
-    """Posts the outcome, a JSON text, where there is a webhook; tries three times where that may help.
+    """Posts the outcome, a JSON text, if there is a webhook; tries three times if that may help.
 
-    A webhook that fails is logged, without its URL, and changes no outcome.
+    A failing webhook is logged, without its URL, and does not change the outcome.
     """
     if url is None:
         return
     try:
         _post(url, outcome)
-    except (requests.RequestException, HTTPError) as error:  # the latter of a host such as `a..b`
-        # The error's own text holds the URL, which may be all that it takes to post.
+    except (requests.RequestException, HTTPError) as error:  # the latter for a host such as `a..b`
+        # The error's text contains the URL, which may be all that is needed to post.
         response = getattr(error, "response", None)
         answer = "no answer" if response is None else f"HTTP status {response.status_code}"
         log.warning("the outcome could not be posted to retrain.webhook: %s (%s)", answer, type(error).__name__)
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether another try may succeed: what a server refuses, and a URL that is none, stay so."""
+    """Whether another try may succeed; not if the server refuses the request or the URL is invalid."""
     if isinstance(error, requests.HTTPError):
         return error.response is not None and error.response.status_code >= _SERVER_ERROR
     return isinstance(error, requests.ConnectionError | requests.Timeout)
@@ -45,6 +45,6 @@ def _may_pass(error: BaseException) -> bool:
 )
 def _post(url: str, outcome: str) -> None:
     headers = {"Content-Type": "application/json"}
-    # The timeout is of each read, so that an answer which never ends would never time out: nobody reads it.
+    # The timeout applies to each read, so an endless answer would never time out: its body is not read.
     with requests.post(url, data=outcome.encode(), headers=headers, timeout=_TIMEOUT_SECONDS, stream=True) as answer:
         answer.raise_for_status()

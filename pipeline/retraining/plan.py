@@ -40,14 +40,14 @@ class Plan:
         spans: keys of the spans of the window, oldest first; the last is the holdout.
         left_out: key -> why an older span of the window is not used.
         holdout_start: microseconds.
-        news_start: microseconds; the parent's run has not seen the events from then on. None: it has seen no event.
-        since: microseconds; a warm-started training learns from the events from then on: from those that the parent's
-            weights have not learnt from (where its own training made them no better, the weights are of an earlier
-            run). None: from all events.
+        news_start: microseconds; the parent's run has not seen events from this time on. None: it has seen no event.
+        since: microseconds; a warm-started training learns from events from this time on, which the parent's weights
+            have not learnt from (if the parent's own training did not improve them, they are an earlier run's). None:
+            from all events.
         parent: the version that is served, which training starts from and the gate compares with.
-        parent_run: its run; of a version that no run of the store has made, that of the last one before it.
+        parent_run: its run; if no run of the store made that version, the run of the last version before it.
         warm: whether training starts from the parent's weights.
-        held: whether somebody holds the stable version back, so that the new one becomes canary.
+        held: whether somebody keeps an older version stable, so that the new one becomes canary.
         version: the number that the candidate gets if it passes.
         notes: what a reader of the record should know.
     """
@@ -67,26 +67,26 @@ class Plan:
 
 
 RUN_STAGES = (*(stage for stage in STAGES if stage.name not in ("evaluate", "validate")), VALIDATE_ALONE)
-"""Those of `dnc run`, but for the exact ranking of all test users: the gate asks the servable for their lists."""
+"""The stages of `dnc run` except the exact ranking of all test users: the gate asks the servable for their lists."""
 GATE, CATCH_UP = "gate", "catch_up"
 STEP_NAMES = [stage.name for stage in RUN_STAGES] + [GATE, CATCH_UP]
-"""What a retrain can stop after; without a stop it pushes."""
+"""The steps that a retrain can stop after; otherwise, it pushes."""
 
 _SECTIONS = {section.split(".")[0] for stage in STAGES for section in stage.sections} | {"retrain"}
-"""What the stages of a run and its gate depend on; the others say how it runs and serves."""
+"""The sections that a run's stages and gate depend on; the others determine how it runs and serves."""
 _OPERATION = {"webhook", "keep_versions", "complete_marker", "window_spans", "span", "gate", "catch_up_epochs"}
-"""Keys of the section retrain that change no model that the next run goes on from: those that choose or refuse spans
-are in what they chose, and under other limits of the gate, or with another catching up, a run that it refused is
-judged again."""
+"""Keys of the section retrain that do not change the model that the next run continues from. Those that choose or
+refuse spans are reflected in the chosen spans; under other limits of the gate, or with another catching up, a run that
+it refused is judged again."""
 
 
 def run_id_of(config: Config, spans: Sequence[Sequence[object]]) -> str:
-    """The same spans, files, version and settings that the stages depend on give the same run.
+    """A run's id, which is the same for the same spans, files, version and settings that the stages depend on.
 
     `spans`: identities, oldest first, see `Span.identity`.
     """
-    # Not `artifact.code_of`: a change of the code is no new data, and would train on the newest span once more.
-    # A killed run that new code takes up mixes nothing: the stages' fingerprints hold the code that they ran.
+    # Not `artifact.code_of`: a code change is not new data, and would train on the newest span once more. New code that
+    # resumes a killed run mixes nothing: the stages' fingerprints include the code that they ran.
     tree = config.model_dump(
         mode="json", include=_SECTIONS, exclude={"retrain": _OPERATION, "data": set(LIMITS_OF_DATA)}
     )
@@ -101,10 +101,10 @@ def make_plan(
     spans: Sequence[SpanStart],
     left_out: dict[str, str],
 ) -> Plan:
-    """The plan of a run, read where an earlier attempt has written it already.
+    """The plan of a run, read from an earlier attempt if that has written it.
 
-    It is written anew where a limit of `retrain.span` that was changed since refuses other spans, or another version
-    is stable by now: the gate compares with what is served.
+    It is written anew if a limit of `retrain.span` has since been changed and refuses other spans, or if another
+    version is stable by now: the gate compares with what is served.
 
     Args:
         spans: those of the window that can be used, oldest first.
@@ -124,7 +124,7 @@ def make_plan(
 
 
 def _served(base: Path) -> tuple[int | None, list[int]]:
-    """The stable version of a base path, None without one, and all that are on disk."""
+    """The stable version of a base path, or None without one, and all versions on disk."""
     labels, versions = effective_labels(base), versions_on_disk(base)
     if labels is None:
         return None, versions
@@ -181,16 +181,16 @@ def _new_plan(
 
 
 def gone_on_from(store: Store, version: int) -> Record | None:
-    """The run that has what the next one carries on where a version is served: that which made it.
+    """The run that the next one continues from if a version is served: the run that made it.
 
-    Of a version that somebody has put there, as `dnc index` makes it from such a run, that of the last one before it.
+    For a version that no run made, such as one that `dnc index` made from a run, it is that of the last one before it.
     """
     made = [record for record in all_records(store) if record.version and record.version <= version]
     return max(made, key=lambda record: record.version or 0, default=None)
 
 
 def _begins_anew(config: Config, store: Store) -> list[str]:
-    """What to say where this store has trained before, and nothing of this name is served."""
+    """A note if this store has trained before, but nothing of this name is served."""
     last = next((record for record in reversed(all_records(store)) if record.version), None)
     if last is None or config.training.warm_start:
         return []
@@ -208,7 +208,7 @@ def _begins_anew(config: Config, store: Store) -> list[str]:
 
 
 def _last_to_learn(store: Store, record: Record) -> Record:
-    """The run whose training made the record's weights: an earlier one, where no epoch of its own improved them."""
+    """The run whose training made the record's weights: an earlier run if none of its own epochs improved them."""
     of_run = {earlier.run_id: earlier for earlier in all_records(store)}
     while record.parents.get("kept_start") and (earlier := of_run.get(record.parents["run_id"])):
         record = earlier
@@ -216,22 +216,22 @@ def _last_to_learn(store: Store, record: Record) -> Record:
 
 
 def _learnt(config: Config, earlier: Record) -> dict[str, str]:
-    """Key -> digest of the files of the spans that a run has trained on: all but its holdout.
+    """Key -> digest of the files, for each span that a run has trained on: all but its holdout.
 
-    None of them where the log was read otherwise then: what it learnt were other events.
+    Empty if that run read the log differently: it then learnt from other events.
     """
     return {} if _reading(config, earlier) else {span["key"]: digest_of(span) for span in earlier.spans[:-1]}
 
 
 def _reading(config: Config, earlier: Record) -> dict[str, str]:
-    """What has changed since an earlier run in how the log is read, by key."""
+    """Changes since an earlier run in how the log is read, by key."""
     before = earlier.config["data"]
     now = config.data.model_dump(mode="json", include=before.keys() & READING_OF_LOG)
     return changes(before, before | now, "data.")
 
 
 def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) -> list[str]:
-    """What to say of spans that are learnt again: a job that touches the whole log makes every day a long one."""
+    """A note on spans that are learnt again: if a job touches the whole log daily, every run takes long."""
     if reading := _reading(config, earlier):
         changed = ", ".join(f"{key}: {change}" for key, change in reading.items())
         return [
@@ -251,9 +251,9 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
 
 
 def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record) -> int | None:
-    """Where the events begin that an earlier run has not trained on.
+    """The time from which on an earlier run has not trained on events; None for all events.
 
-    Its last span was its holdout, so it is new to training; and so is a span whose files have changed.
+    Its last span was its holdout and so is new to training, and so is a span whose files have changed.
 
     Args:
         spans: those that training may see, oldest first.
@@ -261,7 +261,7 @@ def _first_new(config: Config, spans: Sequence[SpanStart], earlier: Record) -> i
     known = _learnt(config, earlier)
     new = [place for place, span in enumerate(spans) if known.get(span.key) != span.files]
     first = min(new, default=len(spans) - 1)
-    # From the window's first span on means: from all events, also those that lie before its start. Of spans by arrival
+    # From the window's first span on means from all events, including those before its start. If spans are by arrival,
     # a later one may begin earlier.
     return min(span.start for span in spans[first:]) if first else None
 
@@ -285,7 +285,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
         if plan.warm:
             updates["training"] = config.training.model_copy(update=warm_training(config, parent))
             updates["windows"] = config.windows.model_copy(update={"since": plan.since})
-        else:  # as notes and record say: training.warm_start is where a first version may start
+        else:  # as notes and record say: training.warm_start is only for a first version
             updates["training"] = config.training.model_copy(update={"warm_start": None})
     return config.model_copy(update=updates)
 
@@ -316,18 +316,18 @@ def _is_whole(path: Path) -> bool:
 
 
 def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tuple[bool, list[str]]:
-    """Whether the parent's weights fit, and why not."""
+    """Whether training can start from the parent's weights, and why not."""
     if parent is None or not config.retrain.warm_start:
         return False, []
     run = store.run(parent.run_id)
     model = run.model(MAIN_MODEL)
-    # By all but the weights themselves, these are carried over to other items, groups and values.
+    # All but the weights themselves serve to carry these over to other items, groups and values.
     read = {"weights": model.path, "items": run.item_statistics.path, "groups": run.item_groups.path}
     read["vocabularies"] = run.transform.path
     if lost := [f"the {name} of version {parent.version}" for name, path in read.items() if not _is_whole(path)]:
         return False, [f"{' and '.join(lost)} are gone: training from scratch"]
     manifest = artifact.read_manifest(model.path)
-    # Not `artifact.code_of`: with each change of the code a store would lose what its versions have learnt.
+    # Not `artifact.code_of`: with each code change, a store would lose what its versions have learnt.
     if manifest.code_version != contracts.__version__:
         return False, [
             f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "

@@ -1,4 +1,4 @@
-"""Publish: versions appear whole below the base path that servers poll, labels decide which of them serves."""
+"""Publish: versions appear whole below the base path that servers poll, and labels decide which of them serves."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def publish(
 ) -> tuple[int, str]:
     """Makes the run's servables version `version`, and labels it.
 
-    Every servable of the run gets the number, the main one last: what servers watch is complete when it
-    appears. Doing it again goes on where it ended, and changes nothing once a version is labelled, or somebody has
-    rolled back since. A number under which somebody has put another servable since the plan is passed over.
+    Every servable of the run gets the number, the main one last, so that what servers watch is complete when it
+    appears. A repeated call continues where the last one ended, and changes nothing once a version is labelled or
+    somebody has rolled back. A number that somebody has given to another servable since the plan is skipped.
 
     Args:
         names: of the run's servables, the main one first.
-        exported: version directory that the run's export wrote, of the main servable.
+        exported: the main servable's version directory that the run's export wrote.
         version: the number that was planned.
-        parent: the version that was stable when the run was planned: if another one is by now, somebody decided so.
-        held: somebody held the stable version back already then. In both cases the new one becomes canary.
+        parent: the version that was stable when the run was planned; if another one is by now, somebody decided so.
+        held: somebody already kept an older version stable then. In both cases, the new one becomes canary.
 
     Returns:
         the version's number, and the label that it got.
@@ -79,7 +79,7 @@ def publish(
     with FileLock(store.labels_lock):
         if (pushed := _finished_push(done)) is not None:
             return pushed
-        # The main servable's labels, written last, decide: one that was not exported for a while is behind.
+        # The main servable's labels, written last, decide; those of one not exported for a while are behind.
         main = read_labels(store.servable(names[0]))
         held = main is not None and main.stable != version and (held or main.stable != parent)
         label = CANARY if held else STABLE
@@ -91,7 +91,7 @@ def publish(
 
 
 def _with_pushed(labels: ServingLabels | None, version: int, *, held: bool) -> ServingLabels:
-    """The labels after a push. A canary label, once there, goes to what is pushed: without it, its clients fail."""
+    """The labels after a push. An existing canary label moves to the new version: without it, its clients fail."""
     if labels is None:
         return ServingLabels(stable=version)
     if held and labels.stable != version:
@@ -100,16 +100,16 @@ def _with_pushed(labels: ServingLabels | None, version: int, *, held: bool) -> S
 
 
 def _finished_push(path: Path) -> tuple[int, str] | None:
-    """Version and label of a push that is over; None where it has not begun, or died among its labels.
+    """Version and label of a finished push; None if it has not begun, or died while it wrote labels.
 
-    Code of 0.1.0 wrote the file once all was done, and did not say so in it.
+    Version 0.1.0 wrote the file only once all was done, and did not say so in it.
     """
     found = _read_push(path)
     return (int(found["version"]), str(found["label"])) if found and found.get("is_done", True) else None
 
 
 def _read_push(path: Path) -> dict[str, Any] | None:
-    """What a push has written; None where it has not begun.
+    """The state that a push has written; None if it has not begun.
 
     Raises:
         ValueError: the file is damaged.
@@ -124,26 +124,26 @@ def _read_push(path: Path) -> dict[str, Any] | None:
 
 
 def _decide(store: Store, *, held: bool) -> None:
-    """Tells unfinished runs what somebody decides now: whoever goes on with them must not undo it.
+    """Writes a decision about labels into unfinished runs, so that a call that continues them does not undo it.
 
-    A push that died between its labels counts as done. A run that has not begun its push goes on. That somebody has
-    decided shows in the labels only if these change, so `held` is written into the run's plan, too.
+    A push that died between its labels counts as done. A run that has not begun its push goes on. The labels show a
+    decision only if it changes them, so `held` is written into the run's plan, too.
     """
     for path in store.runs.iterdir() if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
         try:
             push = _read_push(run.push)
-        except ValueError:  # before its run goes on, somebody must mend it, and then the plan tells
+        except ValueError:  # somebody must mend it before its run goes on, and then the plan decides
             push = None
         if push is not None:
             write_json(run.push, push | {"is_done": True})
         elif run.plan.exists():
-            with contextlib.suppress(ValueError):  # without its plan no run goes on
+            with contextlib.suppress(ValueError):  # no run goes on without its plan
                 write_json(run.plan, asdict(replace(read_plan(run.plan), held=held)))
 
 
 def push_blessed(store: Store, run_id: str) -> Record:
-    """Pushes a run that the gate has blessed, or goes on with that, and turns its pending record into its record."""
+    """Pushes a run that the gate has blessed, or continues its push, and turns its pending record into its record."""
     run = RetrainRun(store.run(run_id))
     plan, pending = read_plan(run.plan), from_json(Record, run.pending.read_text(encoding="utf-8"))
     names, exported = servables_of(pending), exported_servable(pushed_workdir(run, pending.catch_up))
@@ -156,11 +156,11 @@ def push_blessed(store: Store, run_id: str) -> Record:
 
 
 def mend_records(store: Store) -> None:
-    """Writes damaged records of runs that have been pushed anew, of what their pending ones and their pushes say."""
+    """Rewrites damaged records of pushed runs from their pending records and the states of their pushes."""
     for path in sorted(store.runs.iterdir()) if store.runs.is_dir() else ():
         run = RetrainRun(Workdir(path))
         if run.record.exists() and run.push.exists() and read_record(store, path.name) is None:
-            with contextlib.suppress(ValueError):  # of a damaged push nothing can be said
+            with contextlib.suppress(ValueError):  # a damaged push says nothing
                 pushed, pending = _finished_push(run.push), read_pending(store, path.name)
                 if pushed and pending:
                     write_record(store, replace(pending, outcome="pushed", version=pushed[0], label=pushed[1]))
@@ -168,11 +168,11 @@ def mend_records(store: Store) -> None:
 
 
 def push_left_over(store: Store) -> list[Record]:
-    """Goes on with the runs that died in their push, or between it and their record; returns their records.
+    """Finishes the runs that died in their push, or between it and their record; returns their records.
 
-    A newer span makes another run, so nobody may call them again. A version that is on disk and not stable looks as if
-    it were held back, so that every later one would become canary; and one without a record has no weights to start
-    from, no lineage, and a run that `retain` would delete.
+    A newer span makes another run, so they may never be called again. A version that is on disk but not stable looks as
+    if an older one were held, so every later one would become canary; and a version without a record has no weights to
+    start from, no lineage, and a run that `retain` would delete.
 
     Raises:
         ValueError: a part of such a run is gone.
@@ -196,7 +196,7 @@ def _died_in_push(store: Store, run_id: str) -> bool:
     if not run.pending.exists():
         return False
     record = read_record(store, run_id)
-    # It may be of an earlier verdict, under other limits; one that cannot be read may be restored.
+    # A record may be of an earlier verdict, under other limits; one that cannot be read may be restored.
     return record.outcome == "not_blessed" if record else not run.record.exists()
 
 
@@ -204,7 +204,7 @@ def set_stable(store: Store, version: int) -> list[str]:
     """Makes `version` the one that serves, in every servable of the store that has it.
 
     Returns:
-        names of the servables that have other versions but not this one, and so serve on what they did.
+        names of the servables that have other versions but not this one, and so keep serving what they did.
 
     Raises:
         ValueError: the main servable has no such version.
@@ -225,9 +225,9 @@ def set_stable(store: Store, version: int) -> list[str]:
 
 
 def _with_stable(labels: ServingLabels | None, version: int) -> ServingLabels:
-    """The labels after a rollback. The canary stays, also where it becomes stable: without the label, its clients fail.
+    """The labels after a rollback. The canary stays, even if it becomes stable: without the label, its clients fail.
 
-    A canary that is the stable version tries nothing: with it, its clients leave that version, too.
+    A canary label on the old stable version tries nothing out, so it moves to the new one, too.
     """
     if labels is None or labels.canary is None:
         return ServingLabels(stable=version)
@@ -256,11 +256,11 @@ def _base_paths_or_error(store: Store) -> list[Path]:
 
 
 def _is_free_for(source: Path, version: Path) -> bool:
-    """Whether nothing is at `version`, or what an earlier attempt has made of `source`."""
-    if not os.path.lexists(version):  # a link that leads nowhere is in the way, too
+    """Whether `version` does not exist, or is what an earlier attempt made from `source`."""
+    if not os.path.lexists(version):  # a dangling link is in the way, too
         return True
     files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    if not files:  # of an export that is gone, nobody has made anything
+    if not files:  # the export is gone, so nothing was made from it
         return False
     return all((version / file).is_file() and filecmp.cmp(source / file, version / file) for file in files)
 
@@ -275,7 +275,7 @@ def _appear(source: Path, version: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """A servable's files are never written again, so that a hard link is as good as a copy."""
+    """A servable's files are never rewritten, so a hard link is as good as a copy."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""Records: what came of each run, and where it came from."""
+"""Records: the outcome of each run, and where it came from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 Outcome = Literal["pushed", "not_blessed"]
 
 _SECRET = re.compile(rf"((?:webhook|{SECRET_OPTION.pattern})['\"]?\s*[=:,]).*", re.DOTALL)
-"""What a word of the command line says from a secret's name on."""
+"""A word of the command line, from a secret's name on."""
 _RECORDED_PACKAGES = ("tensorflow", "tensorflow-recommenders", "scann", "apache-beam", "tensorflow-transform", "numpy")
 
 
@@ -46,16 +46,16 @@ class Record:
         version: of the servable; None if nothing was pushed.
         label: the label that the version got when it was pushed.
         spans: key, digest of the files (see `files_of`) and numbers of each span that went in, oldest first.
-        left_out: key -> why an older span of the window did not.
+        left_out: key -> why an older span of the window did not go in.
         unused: key, order and digest of the files of each of those, oldest first; empty in records of older code.
-        refused: key -> digest of the files, of those among them that could be read and were not fit.
-        parents: {"version", "run_id"} of the model that training started from and was compared with, what of its
-            weights was kept ("warm_start"), whether training then made them no better ("kept_start"), and whether its
-            groups were kept ("groups").
+        refused: key -> digest of the files, for those among them that could be read but were not fit.
+        parents: {"version", "run_id"} of the model that training started from and was compared with, which
+            of its weights were kept ("warm_start"), whether training then failed to improve them ("kept_start"), and
+            whether its groups were kept ("groups").
         gate: the verdict, see `pipeline.retraining.gate.Verdict`.
         metrics: the candidate's and the reference's, on the same holdout users.
-        catch_up: whether what was pushed has learnt the newest span, too ("is_pushed"), or why not ("why_not"), with
-            the verdict ("gate"), the metrics and the stages of the model that has.
+        catch_up: whether the pushed model has learnt the newest span, too ("is_pushed"), or why not ("why_not"), with
+            the verdict ("gate"), the metrics and the stages of the model that learnt it.
         config: the run's whole config, with `data.events` as it was given; `seed` is in it.
         stages: name -> fingerprint and seconds.
         code, machine: what it ran on.
@@ -88,17 +88,17 @@ class Record:
 
 
 def write_record(store: Store, record: Record) -> None:
-    """Ends the run: whoever sees the record knows that all else is done."""
+    """Ends the run: once its record exists, all else is done."""
     artifact.write_json(RetrainRun(store.run(record.run_id)).record, asdict(record))
 
 
 def read_record(store: Store, run_id: str) -> Record | None:
-    """The record of a run; None where it is unfinished, or, with a warning, where the file is not a record."""
+    """The record of a run; None if the run is unfinished or, with a warning, if the file is not a record."""
     return _record_at(RetrainRun(store.run(run_id)).record)
 
 
 def read_pending(store: Store, run_id: str) -> Record | None:
-    """The record of a run as it was before its push; None as of `read_record`."""
+    """The record of a run as it was before its push; None as in `read_record`."""
     return _record_at(RetrainRun(store.run(run_id)).pending)
 
 
@@ -117,7 +117,7 @@ def _record_of(text: str) -> Record:
 
 
 def _read_or_none(path: Path, what: str, parse: Callable[[str], T], remedy: str) -> T | None:
-    """As `artifact.read_json`; None where there is no such file, or, with a warning, where it is damaged."""
+    """Like `artifact.read_json`, but None if there is no such file or, with a warning, if it is damaged."""
     try:
         return artifact.read_json(path, what, parse, remedy)
     except FileNotFoundError:
@@ -129,17 +129,17 @@ def _read_or_none(path: Path, what: str, parse: Callable[[str], T], remedy: str)
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once a process, however often the file is looked for."""
+    """Warns once per process, however often the file is read."""
     log.warning("%s", message)
 
 
 def all_records(store: Store) -> list[Record]:
-    """Every finished run's, oldest first."""
+    """The records of all finished runs, oldest first."""
     ids = [path.name for path in store.runs.iterdir() if path.is_dir()] if store.runs.is_dir() else []
     found = [record for record in (read_record(store, run_id) for run_id in ids) if record is not None]
     newest = {placeholder_of(record.spans[-1]["key"]): record.created for record in sorted(found, key=_created)}
-    # By the newest span, since none is trained on after a later one, and a clock may be set back. Runs of one span by
-    # time; within a second a version tells, too: numbers only grow. A date and a number cannot be compared: all runs of
+    # By newest span, since none is trained on after a later one, whereas a clock may be set back; for the same span, by
+    # time and, within a second, by version, as numbers only grow. A date and a number cannot be compared: all runs of
     # the kind that was trained on last come last.
     return sorted(
         found,
@@ -157,12 +157,12 @@ def _created(record: Record) -> str:
 
 
 def placeholder_of(key: str) -> str:
-    """What data.events named the span of that key by: only orders of the same placeholder can be compared."""
+    """The placeholder by which data.events names a span; only orders of the same placeholder can be compared."""
     return DATE if "-" in key else NUMBER
 
 
 def keep_files(store: Store, span: Span) -> None:
-    """Writes down what files a span has. In the records, each list would be there once for every day of the window."""
+    """Writes the list of a span's files. In the records, each list would be repeated for every day of the window."""
     path = store.span_files(span.key, span.digest)
     if _listed(path) is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,13 +170,13 @@ def keep_files(store: Store, span: Span) -> None:
 
 
 def digest_of(span: dict[str, Any]) -> str:
-    """`Span.digest` of a record's span, when it went in. Records of code up to 0.3.0 may hold the files themselves."""
+    """`Span.digest` of a record's span when it went in. Records of code up to 0.3.0 may hold the files themselves."""
     files = span["files"]
     return files if isinstance(files, str) else artifact.fingerprint([span["key"], *files])
 
 
 def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
-    """The files of a record's span: name, size, and time or version. None where the list is gone, or damaged."""
+    """The files of a record's span: name, size, and time or version. None if the list is gone or damaged."""
     if isinstance(span["files"], list):  # see `digest_of`
         return list(span["files"])
     return _listed(store.span_files(span["key"], span["files"]))
@@ -222,15 +222,15 @@ def stage_records(stages: tuple[Stage, ...], config: Config, workdir: Workdir) -
 
 
 def code() -> dict[str, str]:
-    """Versions of this project and of what it stands on, with the commit where this is a checkout."""
+    """Versions of this project and of what it depends on, with the commit if this is a checkout."""
     found = {"dnc-retrieval": contracts.__version__, "python": platform.python_version()}
     for name in _RECORDED_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, as in an image, or no checkout
-        # A virtual environment may lie in somebody's own checkout, whose commit says nothing of this code.
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, e.g. in an image, or no checkout
+        # A virtual environment may be inside another checkout, whose commit says nothing about this code.
         _git("ls-files", "--error-unmatch", "contracts/__init__.py")
         found["commit"] = _git("describe", "--always", "--dirty")
     return found

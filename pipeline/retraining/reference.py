@@ -1,4 +1,4 @@
-"""The reference: what the gate compares a candidate with, and what that has learnt of the events that judge."""
+"""The reference that the gate compares a candidate with, and what it has already learnt of the holdout's events."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipeline.retraining.records import Record, read_record
 from pipeline.stages import exported_servable
 
 _FEW_KNOWN = 0.01
-"""Share of the holdout's events that what the gate compares with may have learnt: a few are late everywhere."""
+"""Share of the holdout's events that the reference may have learnt: every log has a few late events."""
 
 
 def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
-    """What the candidate would replace; None before there is one."""
+    """The version that the candidate would replace; None before there is one."""
     return None if plan.parent is None else store.servable(config.serving.model_name) / str(plan.parent)
 
 
 def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | None, str]:
-    """What the gate compares the candidate with, and its name; None before anything is served.
+    """The servable that the gate compares the candidate with, and its name; None before anything is served.
 
-    That is the served version; but where catching up has shown it what judges now, it is the model that it was before.
-    Of what `dnc index` has made, too: that model lacks the items that came since, but on these nothing was trained.
+    This is the served version or, if catching up has shown it the events that judge now, its model before that. This
+    holds for versions from `dnc index`, too: the earlier model lacks newer items, but nothing was trained on these.
     """
     record = _caught_up(store, plan)
     if record is not None and (knows_holdout(store, plan) or _reaches_into_holdout(store, plan, record)):
@@ -39,13 +39,13 @@ def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | N
 
 
 def knows_holdout(store: Store, plan: Plan) -> bool:
-    """Whether the served version has caught up with the very span that is the holdout, as where that was mended."""
+    """Whether the served version has caught up with the very span that is the holdout, e.g. if that was mended."""
     record = _caught_up(store, plan)
     return record is not None and record.spans[-1]["key"] == plan.spans[-1]
 
 
 def _caught_up(store: Store, plan: Plan) -> Record | None:
-    """The record of the run whose weights are served, as made or as `dnc index` took them, if it has caught up."""
+    """The record of the run whose weights are served, directly or through `dnc index`, if it has caught up."""
     record = read_record(store, plan.parent_run) if plan.parent_run else None
     return record if record is not None and record.catch_up.get("is_pushed") else None
 
@@ -53,10 +53,10 @@ def _caught_up(store: Store, plan: Plan) -> Record | None:
 def _reaches_into_holdout(store: Store, plan: Plan, record: Record) -> bool:
     """Whether more than a few events of the holdout came with the span that the served version has caught up with.
 
-    So it is where spans are what arrives, and many events arrive late: the holdout begins when its span's events do.
+    This happens if spans are by arrival and many events are late: the holdout begins when its span's events do.
     """
     last = record.spans[-1]["key"]
-    if last not in plan.spans:  # then it is no part of the window, and judges nothing
+    if last not in plan.spans:  # it is not in the window, so it judges nothing
         return False
     of_last, of_holdout = (_events_since(store, key, plan.holdout_start) for key in (last, plan.spans[-1]))
     return of_last > _FEW_KNOWN * (of_last + of_holdout)
