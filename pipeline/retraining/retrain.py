@@ -1,4 +1,4 @@
-"""`dnc retrain`: newest spans in; a version that passed the gate, or none, out. Called after any death, it goes on."""
+"""`dnc retrain`: newest spans in; a version that passed the gate, or none, out. Called after a crash, it continues."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a call came to.
+    """The outcome of a call.
 
     Attributes:
         outcome: pushed, not_blessed, nothing_new, stopped (as asked, before the push) or failed.
-        span: key of the newest span; None where none was found.
-        reasons: of everything but pushed, in words.
+        span: key of the newest span; None if none was found.
+        reasons: for any outcome but pushed, in words.
         seconds: of the whole call.
     """
 
@@ -88,7 +88,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     The caller holds the store's lock.
 
     Args:
-        window: as `find_window` has it.
+        window: as `find_window` returns it.
         last: one of `plan.STEP_NAMES` to stop after.
 
     Raises:
@@ -130,8 +130,8 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
 
 
 def _result(record: Record, seconds: dict[str, float]) -> Result:
-    """Of a run that has come to its end; `seconds` of the stages that this call ran."""
-    # Of a version that older code has left over nothing is known of it.
+    """The result of a finished run; `seconds` are those of the stages that this call ran."""
+    # Records left over from older code say nothing about it.
     catch_up = {key: record.catch_up[key] for key in ("is_pushed", "why_not")} if record.catch_up else {}
     details = {"stages": seconds, "metrics": record.metrics, "catch_up": catch_up, "notes": record.notes}
     reasons = record.gate["reasons"]
@@ -139,8 +139,11 @@ def _result(record: Record, seconds: dict[str, float]) -> Result:
 
 
 def _run_id(config: Config, store: Store, window: Sequence[Span]) -> str:
-    """As `run_id_of`. Where other files or settings have been pushed for the newest span since these were, as before
-    what was wrong was put back, a run of its own: that one is to be replaced, and these are in no newer version."""
+    """The run's id, see `run_id_of`; a new one if other files or settings were pushed for the newest span since.
+
+    This happens if a mistake has been put right: its version is to be replaced, and no newer one has these files and
+    settings.
+    """
     run_id, key = run_id_of(config, [span.identity() for span in window]), window[-1].key
     pushed = [record for record in all_records(store) if record.version and record.spans[-1]["key"] == key]
     if run_id not in {record.run_id for record in pushed}:
@@ -158,7 +161,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     """Why there is nothing to do, or None.
 
     Raises:
-        ValueError: the run was pushed, and its record is damaged, so that what is trained now would be recorded as it.
+        ValueError: the run was pushed, and its record is damaged, so a new training would be recorded as that run.
     """
     if len(window) < 2:
         return f"only one complete span ({window[-1].key}): the newest is the holdout, so training needs an earlier one"
@@ -183,7 +186,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
 
 
 def _last_comparable(store: Store, span: Span) -> Record | None:
-    """The last run of spans that were named by what the span is named by."""
+    """The last run whose spans were named by the same placeholder as the span."""
     kind = placeholder_of(span.key)
     return next((one for one in reversed(all_records(store)) if placeholder_of(one.spans[-1]["key"]) == kind), None)
 
@@ -197,14 +200,14 @@ def _came_to(record: Record) -> str:
 def _is_judged_again(config: Config, refused: Record) -> bool:
     """Whether a model that was refused may pass by now; the stages before the gate are done.
 
-    What has caught up may take the place of a version that has learnt the newest span, and no other model may.
+    Only a model that has caught up may replace a version that has learnt the newest span.
     """
     now = config.retrain.model_dump(mode="json", include={"gate", "catch_up_epochs"})
     return any(refused.config["retrain"].get(key, value) != value for key, value in now.items())
 
 
 def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
-    """What to say of a span that is older than the last run's newest."""
+    """A message about a span that is older than the last run's newest one."""
     key, learnt, clock, now = last.spans[-1]["key"], "", "", datetime.now(timezone.utc)
     if config.retrain.complete_marker is None and placeholder_of(key) == DATE and key >= now.date().isoformat():
         clock = (
@@ -212,7 +215,7 @@ def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
             "set it right and call again"
         )
     if last.catch_up.get("is_pushed"):
-        # No advice to roll back first: an older version would serve, and go on serving, as what comes then is a canary.
+        # Do not advise a rollback first: the older version would keep serving, as later versions become canaries.
         learnt = (
             f". Version {last.version} has learnt that span: while it serves, the gate may refuse the model that the "
             "span judges, and it keeps serving until the model of a later span passes"
@@ -225,9 +228,9 @@ def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
 
 
 def _is_rest_of(window: Sequence[Span], record: Record, config: Config, store: Store) -> bool:
-    """Whether a run was given, under this config, all of the window, and older spans: logs are rotated.
+    """Whether a run was given all of the window and older spans under this config: logs are rotated.
 
-    A run that the gate refused, and may pass by now, has its verdict yet to come.
+    False for a run that the gate refused but that may pass by now: its verdict is yet to come.
     """
     if record.outcome != "pushed" and _is_judged_again(config, record):
         return False
@@ -299,9 +302,9 @@ def _finish(
 
 
 def verdict_on(store: Store, plan: Plan, verdict: dict[str, Any], caught_up: dict[str, Any]) -> dict[str, Any]:
-    """The gate's verdict; but what does not know the newest span takes the place of no version that does.
+    """The gate's verdict, except that a model that has not learnt the newest span replaces no version that has.
 
-    They were compared as they were before either had caught up.
+    The gate compared them as they were before either had caught up.
     """
     if not verdict["blessed"] or caught_up["is_pushed"] or not knows_holdout(store, plan):
         return verdict

@@ -23,13 +23,13 @@ from pipeline.stages import exported_servable, manifest_of
 
 
 def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
-    """The stages of a run: the spans are merged where a log would be ingested; the gate comes after validation."""
+    """The stages of a run: spans are merged instead of ingesting a log, and the gate comes after validation."""
 
     looked_up: dict[str, tuple[Path | None, str]] = {}
 
     def compared(config: Config) -> tuple[Path | None, str]:
         name = config.serving.model_name
-        if name not in looked_up:  # it may read when the events of two spans were
+        if name not in looked_up:  # the look-up may read the event times of two spans
             looked_up[name] = compared_version(config, store, plan)
         return looked_up[name]
 
@@ -94,8 +94,8 @@ def _up_to_validation(store: Store, plan: Plan, *, catches_up: bool) -> tuple[St
     by_name = {stage.name: stage for stage in RUN_STAGES}
     ingest, *rest = (by_name | {"train": replace(by_name["train"], run=train)}).values()
     # Its sources are not the log's files: the run's name stands for these, and an object store would be asked for
-    # each of them once more. They are the ingested spans, whose files the merged events name: those may have been
-    # moved with the store, or deleted, since.
+    # each of them once more. Its sources are the ingested spans, whose files the merged events name, as these may have
+    # been moved with the store, or deleted, since.
     return (replace(ingest, summary="merge the window's spans", run=merge, sources=merged), *rest)
 
 
@@ -115,9 +115,9 @@ def _gate(
 
 
 def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
-    """Raises TooFewEvents where the gate would refuse any model for want of users: better before it is trained.
+    """Raises TooFewEvents before training if the gate would refuse any model for lack of users.
 
-    `change`: what to do with `retrain.validation_users`, to have more of them.
+    `change`: how to change `retrain.validation_users` to get more of them.
     """
     users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
     if 0 < users < least:  # training itself says why there is none

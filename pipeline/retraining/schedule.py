@@ -1,4 +1,4 @@
-"""`dnc schedule`: retrains by a cron expression on one machine, each time in a process of its own."""
+"""`dnc schedule`: retrains by a cron expression on one machine, each time in a separate process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _NUM_FIELDS = 5
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _DAY = "|".join([*_DAYS, "[0-7]"])
 _GRACE_SECONDS = 3600
-"""A start that was missed, e.g. by a sleeping machine, is made up for within this time."""
+"""A missed start, e.g. because the machine was asleep, is made up for within this time."""
 
 
 def scheduler(cron: str, job: Callable[[], Any], kind: type[BaseScheduler] = BlockingScheduler) -> BaseScheduler:
     """A scheduler, not yet started, that runs `job` by a five-field cron expression, UTC.
 
-    A run that is still going when the next is due is not joined by a second; starts that were missed
-    are made up for once.
+    No second run starts while one is still going; missed starts are made up for by a single run.
 
     Raises:
         ValueError: `cron` is not a cron expression.
@@ -48,13 +47,13 @@ def scheduler(cron: str, job: Callable[[], Any], kind: type[BaseScheduler] = Blo
 
 
 def cron_trigger(cron: str) -> BaseTrigger:
-    """What cron means by the expression, which is not what APScheduler's own parser makes of it.
+    """The trigger that cron means by the expression, unlike the one that APScheduler's own parser makes of it.
 
-    There weekdays are counted from Monday, where cron's 0 and 7 are Sunday; and a day of the month and a weekday must
-    both hold, where cron fires on either, unless one of them begins with `*`, as `*/2` does, too.
+    APScheduler counts weekdays from Monday, whereas cron's 0 and 7 are Sunday. It also requires both the day of the
+    month and the weekday to match, whereas cron fires on either unless one of them begins with `*`, as `*/2` does.
 
     Raises:
-        ValueError: it is no cron expression.
+        ValueError: it is not a cron expression.
     """
     fields = cron.split()
     if len(fields) != _NUM_FIELDS:
@@ -87,9 +86,9 @@ def _day(text: str) -> int:
 
 
 class RetrainProcess:
-    """Runs a command, `dnc retrain`, each time that it is due; its output goes where this process's goes.
+    """Runs a command, `dnc retrain`, each time it is due; its output goes where this process's goes.
 
-    A process each time: what TensorFlow and Beam hold is given back, and new code is picked up.
+    A new process each time gives back what TensorFlow and Beam hold, and picks up new code.
     """
 
     def __init__(self, command: Sequence[str]):
@@ -99,7 +98,7 @@ class RetrainProcess:
         self._stopped = False
 
     def run(self) -> int | None:
-        """The exit code of a run; None where `stop` came before it."""
+        """Runs the command and returns its exit code; None if `stop` came first."""
         with self._starting:
             if self._stopped:
                 return None
@@ -109,9 +108,9 @@ class RetrainProcess:
         return code
 
     def stop(self, signum: int) -> None:
-        """Hands the signal on to a run that is going on, waits for its end, and starts none any more.
+        """Passes the signal on to the current run, waits for its end, and starts no more runs.
 
-        Otherwise the run would live on, hold the store, and nobody would stop it.
+        Otherwise, the run would live on and hold the store, and nobody would stop it.
         """
         with self._starting:
             self._stopped = True
@@ -121,7 +120,7 @@ class RetrainProcess:
 
 
 def run_until_stopped(made: BaseScheduler, retrain: RetrainProcess) -> None:
-    """Starts the scheduler; SIGTERM and SIGINT stop the run that is going on, then the process, with exit code 0."""
+    """Starts the scheduler; SIGTERM and SIGINT stop the current run, then the process, with exit code 0."""
 
     def stop(signum: int, _: object) -> None:
         retrain.stop(signum)

@@ -1,4 +1,4 @@
-"""What one ingested span looks like, measured once, and whether a model may be trained on it."""
+"""The profile of one ingested span, measured once, and whether a model may be trained on the span."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 _DAY = 86_400 * 1_000_000
 _LEAST_EARLIER = 3
-"""Spans that it takes to say what is usual. Of the events of the drifting log's second day, 30% are on items that the
-first has not; with three days before, 15 to 23%. By one alone, the second day of a healthy log might be refused."""
+"""Earlier spans needed to say what is usual. On the drifting log's second day, 30% of the events are on items that the
+first day lacks; with three earlier days, 15 to 23%. With one alone, a healthy log's second day might be refused."""
 _EARLY = 0.01
-"""The span begins where this share of its events has happened: a few late ones do not move its start."""
+"""A span begins once this share of its events has happened, so that a few late ones do not move its start."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SpanProfile:
 
     Attributes:
         max_user_share: share of the events that are the busiest user's.
-        stray_share: of a dated span, share of the events more than a day outside its date.
+        stray_share: share of a dated span's events that lie more than a day outside its date.
         start: microseconds; the moment by which 1% of the events had happened.
         items: Parquet file, see `SpanParts.items`.
     """
@@ -56,7 +56,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     """Ingests, measures and counts the span into `parts`, or reads what an earlier run left there.
 
     Args:
-        before: the span before it: when this one arrives, its schema is carried on, and drift from it is refused.
+        before: the previous span: when this one arrives, that schema is carried on, and drift from it is refused.
 
     Raises:
         ValueError: the span cannot be ingested (a column is missing, rows are malformed, there are none), or it
@@ -67,7 +67,7 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
     own, wanted = Config(data=_data_of(config, span), beam=config.beam), _fingerprint(config, span)
     found = artifact.find_current(parts.events.path, wanted)
     if found is None:
-        # Not of the fingerprint: which span lies before it changes nothing in what is written.
+        # `before` is not in the fingerprint: which span comes first changes nothing in what is written.
         found = ingest.run(_compared(own, before), Workdir(parts.path), wanted, is_span=True)
     profile = artifact.find_current(parts.profile, wanted)
     if profile is None:
@@ -83,12 +83,12 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
 
 
 def forget_damaged(parts: SpanParts) -> None:
-    """Makes what is kept of a span no artifact where a file of it is gone or cut off: the log has it still."""
+    """Forgets those artifacts of a span that have a missing or truncated file: the log still has the events."""
     for path in (parts.events.path, parts.profile, parts.cooccurrences):
         manifest = artifact.find_manifest(path)
         for name in manifest.files if manifest else ():
             try:
-                pq.read_metadata(path / name)  # at the end of a file
+                pq.read_metadata(path / name)  # it is at the end of the file
             except (OSError, pa.ArrowException) as error:
                 log.warning("%s cannot be read (%s): %s is made anew from the log", path / name, error, path)
                 artifact.forget(path)
@@ -98,8 +98,8 @@ def forget_damaged(parts: SpanParts) -> None:
 def require_tables_like_the_last(config: Config, window: Sequence[Span], store: Store) -> None:
     """Compares today's feature tables with those of the newest ingested span, before spans are ingested anew.
 
-    New code ingests all spans of the window anew, each with today's tables: compared with each other, as spans are when
-    they arrive, these would never differ.
+    New code ingests all spans of the window anew, each with today's tables: if spans were only compared with each
+    other, as they are on arrival, these would never differ.
 
     Raises:
         ValueError: the tables differ too much.
@@ -120,7 +120,7 @@ def _data_of(config: Config, span: Span) -> DataConfig:
 
 
 def _fingerprint(config: Config, span: Span) -> str:
-    """Of what is ingested of the span."""
+    """Fingerprint of what is ingested of the span."""
     data = _data_of(config, span).model_dump(mode="json", exclude=set(LIMITS_OF_DATA))
     return artifact.fingerprint(artifact.code_of("contracts", "beam_jobs"), data, span.identity())
 
@@ -132,7 +132,7 @@ def _compared(config: Config, before: SpanParts | None) -> Config:
 
 
 class EarlierSpans:
-    """What is usual in a window, span by span: a span's items are not read again for the spans that follow."""
+    """What is usual in a window, built span by span: a span's items are not read again for later spans."""
 
     def __init__(self, profiles: Iterable[SpanProfile] = ()) -> None:
         self.events: list[int] = []
@@ -148,7 +148,7 @@ class EarlierSpans:
         self._known = pa.concat_arrays([self._known, new.cast(pa.string())])
 
     def same_as(self, profile: SpanProfile) -> str | None:
-        """Key of an earlier span with as many events, of as many users, from the same moment on."""
+        """Key of an earlier span with the same number of events and users and the same start."""
         return self._keys.get(_extent(profile))
 
     def new_item_share(self, profile: SpanProfile) -> float:
@@ -204,7 +204,7 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
 
 
 def unchecked(key: str, num_earlier: int, window_spans: int) -> list[str]:
-    """What to say of a span that was not compared with what is usual, as too few of the window are before it."""
+    """A note if a span was not compared with what is usual, as too few spans of the window precede it."""
     if num_earlier >= _LEAST_EARLIER:
         return []
     wider = f"; to have them checked, set retrain.window_spans to {_LEAST_EARLIER + 1} or more"
@@ -217,7 +217,7 @@ def unchecked(key: str, num_earlier: int, window_spans: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """A span's counts of items and of users, [num_events] times, and the most events that a user has."""
+    """A span's counts of items and of users, [num_events] times, and the busiest user's number of events."""
 
     items: pa.Table
     users: pa.Table
@@ -226,7 +226,7 @@ class _Counted:
 
 
 def _count(files: Iterable[Path], target_level: int) -> _Counted:
-    """Reads one bucket at a time: of all of a span's events, no more than their times are kept."""
+    """Counts one bucket at a time, keeping no more of a span's events than their times."""
     from beam_jobs.statistics_steps import count_events, sum_items
 
     items, users, times, busiest = [], [], [], 0

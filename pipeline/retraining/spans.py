@@ -28,8 +28,8 @@ class Span:
     Attributes:
         order: what spans are sorted by: days since 0001-01-01, or the number.
         key: `2024-05-31`, or the number as text; names the span's directory.
-        files: its files by name, sorted, and what they were when they were found: who writes one anew while a run goes
-            on changes the next run's, not what this one says that it has read.
+        files: its files by name, sorted, with their identities when they were found: rewriting one during a run changes
+            the next run's, not what this run says it has read.
     """
 
     order: int
@@ -38,7 +38,7 @@ class Span:
 
     @property
     def day(self) -> date | None:
-        """The date, of a dated span."""
+        """The date of a dated span."""
         return date.fromisoformat(self.key) if "-" in self.key else None
 
     def identity(self) -> list[object]:
@@ -47,7 +47,7 @@ class Span:
 
     @property
     def digest(self) -> str:
-        """Of its identity; by it a record names the span's files."""
+        """Digest of the identity, by which a record names the span's files."""
         return artifact.fingerprint(self.identity())
 
     def files_json(self) -> list[list[object]]:
@@ -67,7 +67,7 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
         ValueError: a pattern holds no placeholder, or they hold different ones; or `until` is not of their kind.
     """
     placeholder = _placeholder(config)
-    # Before the files: of a span that is ended meanwhile, those that were listed may not be all.
+    # Before the files: if a span is completed in between, those that were listed may not be all.
     complete = _marked(config, placeholder)
     today = (now or datetime.now(timezone.utc)).date()
     files: dict[int, dict[str, Identity]] = defaultdict(dict)
@@ -91,7 +91,7 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
 
 
 def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) -> None:
-    """Says so where the newest span lacks one of several patterns' files, and the span before it has some.
+    """Warns if the newest span has no files of one of several patterns, but the span before it does.
 
     `of_feed`: pattern -> orders of the spans that have files of it.
     """
@@ -108,14 +108,14 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
 
 
 def date_form(config: Config) -> str:
-    """Which dates `{date}` finds, for messages; "" where spans have numbers."""
+    """The dates that `{date}` finds, for messages; "" if spans have numbers."""
     if _placeholder(config) == NUMBER:
         return ""
     return f"; {DATE} stands for {_MEANINGS[DATE]}, not for 2024/05/31 or year=2024/month=05/day=31"
 
 
 def require_spans(config: Config, until: str | None) -> None:
-    """Checks what `find_spans` is told, without a look at the files.
+    """Checks the arguments of `find_spans` without looking at the files.
 
     Raises:
         ValueError: as `find_spans`.
@@ -152,7 +152,7 @@ def _require_marker(config: Config, placeholder: str) -> None:
 
 
 def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
-    """(path, identity, order) of the files of all spans of a pattern."""
+    """(path, identity, order) of each file that matches a pattern and names a span."""
     if not is_remote(as_path(pattern)):
         pattern = re.sub("//+", "/", pattern)  # as a glob names what it finds
     order_of = _order_finder(pattern, placeholder)
@@ -173,7 +173,7 @@ def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
 
 
 def _order_finder(pattern: str, placeholder: str) -> Callable[[str], int | None]:
-    """Path -> order of its span: of several places that fit the pattern, the first that holds a date or number."""
+    """Returns path -> order of its span: the first date or number, if several places fit the pattern."""
     head, *rest = pattern.split(placeholder)
     # A wildcard would take the first digits of 100 and leave 0.
     before = re.compile(_regex(head) + (r"(?<!\d)" if head.endswith("*") else ""))
@@ -194,7 +194,7 @@ def _order_finder(pattern: str, placeholder: str) -> Callable[[str], int | None]
 
 
 def _regex(text: str) -> str:
-    """A regular expression that tells where the parts of a path lie that a glob has matched, not whether it does."""
+    """A regular expression that locates the parts of a path that a glob has matched; it does not check the match."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", text)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
     return "".join(special.get(piece, "[^/]") if place % 2 else re.escape(piece) for place, piece in enumerate(pieces))

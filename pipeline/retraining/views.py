@@ -1,4 +1,4 @@
-"""What people read: versions, lineage, and the difference of two versions."""
+"""Views for people: versions, lineage, and the difference between two versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainer.metric_names import recall_k
 _DIFF_USERS = 5
 _DIFF_LENGTH = 10
 _OF_EACH_DAY = ("data.events", "training.warm_start", "groups.previous", "groups.since", "windows.since")
-"""What a plan sets anew each day: no difference between two versions' settings."""
+"""Keys that a plan sets anew each day: they are no difference between two versions' settings."""
 
 
 def record_or_error(store: Store, version: int) -> Record:
@@ -97,12 +97,12 @@ def lineage_json(store: Store, record: Record) -> dict[str, Any]:
 
 
 def lineage_tree(store: Store, record: Record) -> Tree:
-    """Where a version comes from, its parents' first version at the bottom."""
+    """Where a version comes from, with its earliest ancestor at the bottom."""
     root = Tree(f"version {record.version} ({record.run_id}), {record.created}")
     _add_facts(root, record)
     of_run = {one.run_id: one for one in all_records(store) if one.version}
     child = record
-    # All below the root: one below the other, those of a year would have no column left.
+    # All directly below the root: nested, a year of parents would leave no columns.
     while (parent := of_run.get(child.parents["run_id"])) is not None:
         name = f"parent of {child.version}: version {parent.version} ({parent.run_id}), {parent.created}"
         _add_facts(root.add(name), parent)
@@ -116,7 +116,7 @@ def _add_facts(tree: Tree, record: Record) -> None:
 
 
 def _facts(record: Record) -> Iterator[str]:
-    """What a record tells, of what its code knew to write: a store has records of all the code that it has seen."""
+    """The facts in a record, as far as its code wrote them: a store has records by every code version it has seen."""
     events = sum(span["events"] for span in record.spans)
     yield f"spans: {record.spans[0]['key']} .. {record.spans[-1]['key']}, {len(record.spans)}, {events:,} events"
     for key, reason in record.left_out.items():
@@ -224,7 +224,7 @@ def _lists_difference(store: Store, first: Record, second: Record) -> Table:
 
 
 def _labels(store: Store) -> tuple[dict[str, int], list[int]]:
-    """Label -> version, and the versions on disk, of the store's main servable; neither before it has one."""
+    """Label -> version, and the versions on disk, of the store's main servable; both empty before it has one."""
     for main in base_paths(store)[:1]:
         labels = labels_or_none(main)
         return labels.by_label() if labels else {}, versions_on_disk(main)
@@ -236,6 +236,6 @@ def _labels_of(version: int | None, labels: dict[str, int]) -> list[str]:
 
 
 def _without_record(store: Store, on_disk: list[int]) -> list[int]:
-    """What somebody has put there, as from `dnc index`, and versions whose push died or whose record was lost."""
+    """Versions that somebody put there, e.g. from `dnc index`, whose push died, or whose record was lost."""
     known = {record.version for record in all_records(store)}
     return [version for version in on_disk if version not in known]
