@@ -53,7 +53,7 @@ def require_same_features(earlier: Workdir, config: Config) -> None:
 
     Raises:
         ArtifactError: that run has no graphs.
-        ValueError: it names others.
+        ValueError: the config names other features.
     """
     read_manifest(earlier.transform.path)
     known = json.loads(earlier.transform.feature_spec.read_text(encoding="utf-8"))
@@ -96,13 +96,13 @@ def _transformed(
 
 
 def _raw(column: pa.ChunkedArray) -> np.ndarray:
-    """[num_rows], or, of vectors, [num_rows, dim]."""
+    """[num_rows], or [num_rows, dim] for vectors."""
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy(zero_copy_only=False)
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
 
 
 def _column(values: np.ndarray) -> pa.Array:
-    """[num_rows], or, of tokens and vectors, [num_rows, width] as lists of fixed size."""
+    """[num_rows], or, for tokens and vectors, [num_rows, width] as lists of fixed size."""
     flat = pa.array(values.ravel())
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])

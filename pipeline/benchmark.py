@@ -1,7 +1,7 @@
 """`dnc benchmark`: data sets x models x seeds -> one JSON file and one Markdown table.
 
-Resumable: each run's result lies in the workdir under the fingerprint of what made it, data stages
-and unfinished trainings go on where they were.
+Resumable: each run's result lies in the workdir under the fingerprint of what made it; data stages
+and unfinished trainings continue where they stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.metric_names import metric_names
 log = logging.getLogger(__name__)
 
 _DATA_SEED = 0
-"""Of data that all of a table's models and seeds share, whichever of them one call trains."""
+"""Seed of the data, which all models and seeds of a table share, whichever of them one call trains."""
 
 _BASELINE_MERGES = (BenchmarkMerge(merge="score", alpha=0.0),)
 
@@ -44,8 +44,8 @@ class Run:
     """A model on a data set with a seed.
 
     Attributes:
-        config: what the model is trained with: the product's, or that of a baseline.
-        data_config: the product's, which the data is made by.
+        config: the config to train the model with: the product's, or a baseline's.
+        data_config: the product's config, which the data is made with.
         workdir: of the data; models of the same data share it.
         merges: how the model's lists are merged.
         seconds_of: the model whose time to its best epoch limits this one's training; None without a limit.
@@ -71,27 +71,27 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the model in the workdir."""
+        """Name of the model in the workdir."""
         label = "".join(letter if letter.isalnum() else "_" for letter in self.model)
         return f"{label}-{artifact.fingerprint(self.model)[:6]}-seed{self.seed}"
 
 
 def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Overrides, jobs: int) -> list[dict[str, Any]]:
-    """Runs what has no result yet.
+    """Runs whatever has no result yet.
 
     Args:
-        overrides: config keys of every run, over those of the file.
-        jobs: models trained at a time, each in its own process.
+        overrides: config keys of every run, which override those of the file.
+        jobs: number of models trained at a time, each in its own process.
 
     Returns:
-        One result a run: {"dataset", "model", "seed", "config", "epochs", "best_epoch", "seconds",
-        "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}, "fingerprint"}; what
-        `read_per_user` reads lies beside it under that fingerprint.
+        One result per run: {"dataset", "model", "seed", "config", "epochs", "best_epoch", "seconds",
+        "positives_per_second", "lists": {merge: {metric: {"value", "low", "high"}}}, "fingerprint"}; the
+        file for `read_per_user` is stored beside it under that fingerprint.
 
     Raises:
         ValueError: another benchmark holds the workdir, a config or a metric's name is not valid, the data cannot be
             prepared, or runs failed; those that did not are finished first.
-        RuntimeError: runs failed, one of them by what is no user's mistake.
+        RuntimeError: runs failed, at least one of them not by a user's mistake.
     """
     with holding(Workdir(workdir)):
         runs = [
@@ -105,7 +105,7 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
             prepare_data(run.data_config, run.workdir, _DATA_SEED)
         results: dict[Key, dict[str, Any]] = {}
         errors = _run_all([run for run in runs if run.seconds_of is None], run_results(workdir), jobs, results)
-        # A model whose time is another's follows it.
+        # A model whose time limit comes from another model follows it.
         followers = [_with_budget(run, run.seconds_of, results) for run in runs if run.seconds_of is not None]
         errors += _run_all([run for run in followers if run is not None], run_results(workdir), jobs, results)
     missing = [run for run in runs if run.key not in results]
@@ -125,7 +125,7 @@ def run_results(workdir: Path) -> Path:
 
 
 def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
-    """Refuses metrics that the file names and no run measures; the default ones are shown where they are measured."""
+    """Refuses metrics that the file names but no run measures; the default ones are shown if they are measured."""
     ks = sorted({k for run in runs for k in run.config.evaluation.ks})
     measured = metric_names(ks)
     unknown = [name for name in benchmark.metrics if name not in measured]
@@ -181,7 +181,7 @@ def dataset_config(dataset: BenchmarkDataset, converted: Path, keys: Mapping[str
 
 
 def _with_budget(run: Run, seconds_of: str, results: Mapping[Key, dict[str, Any]]) -> Run | None:
-    """The run, with the time of the run `seconds_of` as its limit; None where that run failed."""
+    """The run, with the time of the run `seconds_of` as its limit; None if that run failed."""
     leader = results.get((run.dataset, seconds_of, run.seed))
     if leader is None:
         log.error("benchmark: %s: not run, since its time limit is that of %s, which failed", run, seconds_of)
@@ -216,13 +216,13 @@ def _run_all(runs: list[Run], folder: Path, jobs: int, results: dict[Key, dict[s
 
 
 def _fingerprint(run: Run) -> str:
-    """Of a result: of the model and of what is measured of it."""
+    """Fingerprint of a result: of the model and of what is measured on it."""
     lists = [merge.model_dump() for merge in run.merges], run.config.serving.exploration_share
     return _fingerprint_of(run, ("seed", "model", "groups", "training", "evaluation"), lists, run.untrained)
 
 
 def _model_fingerprint(run: Run) -> str:
-    """Of what training reads. Another k or merge is not among it: it is measured with the model that is there."""
+    """Fingerprint of what training reads. Other ks and merges are not part of it: the existing model is measured."""
     return _fingerprint_of(run, ("seed", "model", "groups", "training"))
 
 
@@ -235,7 +235,7 @@ def _fingerprint_of(run: Run, sections: tuple[str, ...], *parts: object) -> str:
 
 
 def train_and_measure(run: Run, fingerprint: str, folder: Path) -> dict[str, Any]:
-    """Trains a run's model, unless it is there, and measures it on the test split; per user, into `folder`."""
+    """Trains a run's model, unless it exists, and measures it on the test split; metrics per user go into `folder`."""
     from trainer.evaluate import evaluate_lists
     from trainer.train import train
 

@@ -90,7 +90,7 @@ class BenchmarkConfig(Section):
         return result
 
     def restricted_to(self, datasets: Sequence[str], models: Sequence[str], seeds: Sequence[int]) -> BenchmarkConfig:
-        """The same table with these data sets, models and seeds only; none named: all.
+        """The same table with only these data sets, models and seeds; an empty sequence stands for all.
 
         Raises:
             ConfigError: there is no such data set or model, or a seed is named twice.
@@ -111,7 +111,7 @@ class BenchmarkConfig(Section):
         )
 
     def with_paths(self, paths: Sequence[str]) -> BenchmarkConfig:
-        """With directories of data sets from `NAME=PATH` texts.
+        """The same table with directories of data sets from `NAME=PATH` texts.
 
         Raises:
             ConfigError: one has another form, or names no data set.

@@ -22,7 +22,7 @@ Cell = dict[str, float]
 
 
 def json_file(name: str | Path) -> Path:
-    """The name of a file beside which a table is written, whose name differs by its end.
+    """The path of a JSON file; the Markdown table beside it differs only in the suffix.
 
     Raises:
         ValueError: the name does not end in .json.
@@ -43,7 +43,7 @@ def write_tables(
 
     Args:
         results: of `run_benchmark`.
-        changes: of `paired_changes`, against `benchmark.reference`; of no lists where there is none.
+        changes: of `paired_changes`, against `benchmark.reference`; empty without one.
     """
     rows = summarise(benchmark, results)
     for row in rows:
@@ -66,7 +66,7 @@ def write_tables(
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made on."""
+    """The machine that the numbers were measured on."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -77,10 +77,10 @@ def machine() -> dict[str, Any]:
 
 
 def summarise(benchmark: BenchmarkConfig, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a data set, model and merge: means over seeds.
+    """One row per data set, model and merge: means over seeds.
 
     A metric's cell holds the mean over seeds of its value and of the bootstrap interval over users
-    ("low", "high"), and the standard deviation between seeds ("sd", 0 of a single seed).
+    ("low", "high"), and the standard deviation between seeds ("sd", 0 for a single seed).
     """
     runs: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for result in results:

@@ -189,7 +189,7 @@ def benchmark(
         make_directory(json_path.parent, "--json")  # now, and not after the trainings
     chosen = load_benchmark(config).with_paths(paths).restricted_to(datasets, models, seeds)
     results = run_benchmark(chosen, workdir, parse_assignments(overrides), jobs)
-    # What was typed, but for the program's own path.
+    # As typed, except for the program's own path.
     command = shlex.join(["dnc", *sys.argv[1:]])
     changes = paired_changes(chosen.reference, results, run_results(workdir)) if chosen.reference else {}
     markdown = write_tables(chosen, results, changes, table, command)

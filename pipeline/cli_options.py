@@ -24,7 +24,7 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 _NO_SCRATCH = "No usable temporary directory found"
-"""What `tempfile` says, as of a missing file, where none that it knows exists, may be written to and has room."""
+"""What `tempfile` says, in a FileNotFoundError, if no directory that it knows exists, is writable and has room."""
 
 
 class PathOrUrl(click.ParamType):
@@ -51,7 +51,7 @@ class LocalPath(PathOrUrl):
 
 
 class Utf8Text(click.ParamType):
-    """Text such as a log holds: what the shell passes may be any bytes, as in a terminal of Latin-1."""
+    """Text as a log holds it: the shell may pass any bytes, e.g. in a Latin-1 terminal."""
 
     name = "text"
 
@@ -66,8 +66,8 @@ class Utf8Text(click.ParamType):
 def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Turns a ValueError, which names what is wrong and the remedy, into a message and exit code 2.
 
-    Of a disk that is full, a path that the operating system refuses, or a servable that validation refuses, it makes a
-    message and exit code 1.
+    A full disk, a path that the operating system refuses, or a servable that validation refuses becomes a message and
+    exit code 1.
     """
 
     @functools.wraps(command)
@@ -90,24 +90,24 @@ def reports_user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def error_message(error: Exception) -> str | None:
-    """What to say of an error that needs no traceback; None of any other."""
+    """The message for an error that needs no traceback; None for any other."""
     return str(error) if isinstance(error, ValueError | Unfit) else disk_error_message(error)
 
 
 def disk_error_message(error: Exception) -> str | None:
-    """What the operating system said of a disk that is full, or a path that it refuses, and what to do.
+    """What the operating system said about a full disk, or a path that it refuses, and what to do.
 
-    None of any other error, which is ours. Beam and TensorFlow put the system's words into errors of their own, so
-    these are searched for them.
+    None for any other error, which is ours. Beam and TensorFlow put the system's words into their own errors, so these
+    are searched for them.
     """
     remedy: str | None
     said = str(error)
     if _NO_SCRATCH in said:
         remedy = "make room, or set TMPDIR to a directory that can be written to"
     elif isinstance(error, OSError) and error.errno is not None:
-        # Of a copy that fails, the first name is the source's, whichever disk is full.
+        # If a copy fails, the first name is the source's, whichever disk is full.
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
-        # Of what is open, the system names none.
+        # For a file that is already open, the system gives no name.
         files = files or "standard output, or a file that it does not name"
         remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files}"
     else:
@@ -116,7 +116,7 @@ def disk_error_message(error: Exception) -> str | None:
 
 
 def echo_or_error(text: str) -> OSError | None:
-    """Writes a line to standard output; returns the error if that cannot be written to, and then closes it off.
+    """Writes a line to standard output; if that fails, returns the error and discards all further output.
 
     The line stays in Python's buffer, and the flush at exit would fail again and make the exit code 120, whatever it
     should be: https://docs.python.org/3/library/signal.html#note-on-sigpipe.

@@ -46,7 +46,7 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
     """Runs every check, cheap ones first.
 
     Args:
-        extras: of `EXTRAS`, those that this machine is to have.
+        extras: those of `EXTRAS` that this machine should have.
     """
     version = sys.version_info
     yield Finding(
@@ -69,19 +69,19 @@ def check(extras: Sequence[str] = EXTRAS) -> Iterator[Finding]:
     remedy = _install(extras)
     yield from _pinned_versions(extras, remedy)
     for module in dict.fromkeys(module for extra in extras for module in _MODULES[extra]):
-        if module != "scann" or not lacking:  # it would end this process, too
+        if module != "scann" or not lacking:  # importing it would end this process, too
             yield _imports(module, remedy)
 
 
 def _lacking_for_scann() -> list[str]:
-    """What ScaNN's wheel for x86-64 is compiled for, and the processor has not; other processors list no flags."""
+    """Features that ScaNN's x86-64 wheel is compiled for and the processor lacks; other processors list no flags."""
     lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.exists() else []
     flags = next((line.split() for line in lines if line.startswith("flags")), _SCANN_NEEDS)
     return [flag for flag in _SCANN_NEEDS if flag not in flags]
 
 
 def _install(extras: Sequence[str]) -> str:
-    """What docs/environment.md has for such a machine: without the lock, pip would take versions that nobody tried."""
+    """The command in docs/environment.md for such a machine: without the lock, pip would install untested versions."""
     if tuple(extras) == EXTRAS:
         return _REINSTALL
     if "beam" in extras:  # TFT declares another TensorFlow than the lock has
@@ -92,7 +92,7 @@ def _install(extras: Sequence[str]) -> str:
 def _pinned_versions(extras: Sequence[str], remedy: str) -> Iterator[Finding]:
     try:
         every = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or ()]
-    except metadata.PackageNotFoundError:  # as of a checkout that is on PYTHONPATH alone
+    except metadata.PackageNotFoundError:  # e.g. a checkout that is only on PYTHONPATH
         yield Finding(DISTRIBUTION, False, "not installed", remedy)
         return
     wanted = [pin for pin in every if pin.marker is None or any(pin.marker.evaluate({"extra": x}) for x in extras)]

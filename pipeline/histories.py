@@ -1,4 +1,4 @@
-"""One user's history out of the validated events."""
+"""One user's history, read from the validated events."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _LEAST_TO_SHOW = 12
 
 
 class History(NamedTuple):
-    """A user's items, oldest first, and of which the event is context: below the target level."""
+    """A user's items, oldest first, and whether each one's event is context, i.e. below the target level."""
 
     items: list[str]
     is_context: list[bool]
 
     @property
     def positives(self) -> list[str]:
-        """Each once, where the user first took it."""
+        """The items that are not context, each once, at its first place."""
         return list(dict.fromkeys(item for item, marked in zip(*self, strict=True) if not marked))
 
 
 def history_of(config: Config, workdir: Workdir, user_id: str) -> History:
-    """The user's events that a history holds.
+    """The user's events of the levels that a history holds.
 
     Raises:
-        ValueError: no event of the user is of such a level.
+        ValueError: the user has no event of these levels.
     """
     for table in _buckets(config, workdir):
         rows = table.filter(pc.equal(table[EventColumn.USER_ID], user_id))
@@ -49,7 +49,7 @@ def history_of(config: Config, workdir: Workdir, user_id: str) -> History:
 
 
 def example_user(config: Config, workdir: Workdir) -> str:
-    """The first user with items enough to show, else the one with the most."""
+    """The first user with enough items to show, else the one with the most."""
     longest, length = "", 0
     for table in _buckets(config, workdir):
         is_positive = pc.greater_equal(table[EventColumn.FEEDBACK_LEVEL], config.data.feedback.target_level_index)

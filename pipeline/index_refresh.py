@@ -1,4 +1,4 @@
-"""`dnc index`: a new version of the servable for today's items and groups, of a model that is already trained."""
+"""`dnc index`: a new version of the servable for today's items and groups, from a model that is already trained."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.stages import STAGES, VALIDATE_ALONE, exported_servable, manifest_
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What came out.
+    """The outcome of an index refresh.
 
     Attributes:
         version: the version directory.
-        kept_items, new_items: of the catalogue, known and unknown to the model.
+        kept_items, new_items: how many items of the catalogue the model knows, and does not know.
         num_groups: K.
-        rebuilt_groups: those whose index was built anew; the others' was taken from the last version. None where
-            search is exact, and has no index.
+        rebuilt_groups: groups whose index was rebuilt; the others' indexes were taken from the last version. None if
+            search is exact and has no index.
     """
 
     version: Path
@@ -47,8 +47,8 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
     """Runs the stages up to the windows on the config's data, and exports `trained`'s model for its catalogue.
 
     Args:
-        config: sections data and groups say which items there are and where they belong; the model's
-            sections are those that it was trained with. Without `groups.previous`, groups continue the trained run's.
+        config: its sections data and groups say which items there are and where they belong; the model's sections
+            must be those that it was trained with. Without `groups.previous`, groups continue the trained run's.
         workdir: where every artifact goes.
         trained: the run that holds the model. It is not changed.
 
@@ -65,7 +65,7 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
 
 
 def _continuing(config: Config, trained: Workdir) -> Config:
-    """The config with the model and the groups of the trained run: groups that were numbered anew would all change."""
+    """The config with the model and the groups of the trained run: if numbered anew, all groups would change."""
     training = config.training.model_copy(update={"warm_start": str(trained.path.absolute())})
     groups = config.groups
     if groups.previous is None:
@@ -75,7 +75,7 @@ def _continuing(config: Config, trained: Workdir) -> Config:
 
 
 def _stages(trained: Workdir) -> tuple[Stage, ...]:
-    """Those of a run, with the transform and the model taken over instead of fitted, and no evaluation."""
+    """The stages of a run, with the transform and the model taken over instead of fitted, and no evaluation."""
     by_name = {stage.name: stage for stage in STAGES}
     transform = replace(
         by_name["transform"],
@@ -100,10 +100,10 @@ def _stages(trained: Workdir) -> tuple[Stage, ...]:
 
 
 def _require_same_model(trained: Workdir, config: Config) -> None:
-    """Weights of the right shapes are not enough: by other heads, or without a layer, they say something else."""
+    """Weights of the right shapes are not enough: with other heads, or without a layer, they mean something else."""
     earlier = read_stored_config(trained.model(MAIN_MODEL).config)
     known, wanted = _of_model(earlier), _of_model(config)
-    wanted["windows.length"] = max(wanted["windows.length"], known["windows.length"])  # of less, all is trained
+    wanted["windows.length"] = max(wanted["windows.length"], known["windows.length"])  # all of a shorter one is trained
     differing = [
         f"{key}={value!r} (that run: {known.get(key)!r})" for key, value in wanted.items() if value != known.get(key)
     ]
@@ -119,9 +119,9 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
 
 
 def _of_model(config: Config) -> dict[str, Any]:
-    """The settings that say which weights a model has and what they mean: name -> value.
+    """The settings that determine which weights a model has and what they mean: name -> value.
 
-    Of features only what `require_same_features` does not know, how the graph takes a cell apart.
+    For features, only what `require_same_features` does not know: how the graph parses a cell.
     """
     sections = {"model": config.model.model_dump(), "training.loss": config.training.loss.model_dump()}
     settings = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
