@@ -27,7 +27,7 @@ _SAMPLES, _SEED = 2000, 0
 
 
 def write_per_user(folder: Path, fingerprint: str, per_user: PerUser) -> None:
-    """Keeps a run's metrics of each user, as float32."""
+    """Stores a run's metrics of each user, as float32."""
     columns = {
         f"{label}{_SEPARATOR}{metric}": values.astype(np.float32)
         for label, metrics in per_user.items()
@@ -37,7 +37,7 @@ def write_per_user(folder: Path, fingerprint: str, per_user: PerUser) -> None:
 
 
 def read_per_user(folder: Path, fingerprint: str) -> PerUser:
-    """What `write_per_user` has kept."""
+    """The metrics that `write_per_user` stored."""
     found: PerUser = defaultdict(dict)
     with np.load(_path(folder, fingerprint)) as columns:
         for name in columns.files:
@@ -49,15 +49,15 @@ def read_per_user(folder: Path, fingerprint: str) -> PerUser:
 def paired_changes(reference: str, results: list[dict[str, Any]], folder: Path) -> dict[Lists, dict[str, Change]]:
     """Changes of each metric's mean against the reference's, on the same users.
 
-    A user's metric is its mean over seeds, of the model and of the reference alike; the intervals are over users.
+    A user's metric is its mean over seeds, for the model and the reference alike; the intervals are over users.
 
     Args:
-        reference: a model; of its lists, the first are meant.
-        results: of `run_benchmark`, which kept the users' metrics in `folder`.
+        reference: a model, whose first lists are compared with.
+        results: of `run_benchmark`, which stored the users' metrics in `folder`.
 
     Returns:
-        Metric -> mean(model) / mean(reference) - 1, of every other model's lists. A metric that is 0 for all users of
-        the reference is left out, and so is one that was not measured of it, as where `evaluation.ks` differ.
+        Metric -> mean(model) / mean(reference) - 1, for every other model's lists. A metric is left out if it is 0 for
+        all users of the reference, or was not measured for it, e.g. because `evaluation.ks` differ.
     """
     users: dict[Lists, list[dict[str, np.ndarray]]] = defaultdict(list)
     for result in results:

@@ -11,12 +11,12 @@ from trainer.metric_names import COVERAGE, recall_k, recall_name
 from trainer.metrics import MetricTable
 
 Metrics = dict[str, MetricTable]
-"""Of each model."""
+"""Model -> its metrics."""
 
 
 def plot_metrics(metrics: Metrics, confidence: float, path: Path) -> None:
-    """Draws a run's metrics, whose intervals are of that confidence, into a PNG file."""
-    # Where it cannot write to HOME it says so, at once, and goes on in a temporary directory.
+    """Draws a run's metrics, with intervals of the given confidence, into a PNG file."""
+    # If matplotlib cannot write to HOME, it says so on import, and uses a temporary directory.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
 

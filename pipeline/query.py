@@ -1,4 +1,4 @@
-"""`dnc query`: one user's candidates from the exported servable, steered as a request steers them."""
+"""`dnc query`: one user's candidates from the exported servable, with the controls that a request has."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.histories import History
 
 _POSITIVE = click.IntRange(1, 2**31 - 1)
-"""What the servable's int32 holds."""
+"""Positive numbers that fit into the servable's int32."""
 
 
 @click.command()
@@ -148,7 +148,7 @@ def _given(history: str | None, context: str | None) -> History:
 
 
 def _print_table(config: Config, run: Workdir, item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:
-    """Candidates under their groups."""
+    """Prints candidates under their groups."""
     from pipeline.report import candidates_table, served_group_labels, titles_of
 
     labels = served_group_labels(run, item_ids.tolist(), group_ids.tolist())
@@ -162,13 +162,13 @@ def _print_table(config: Config, run: Workdir, item_ids: np.ndarray, scores: np.
 
 
 def _print_json(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> None:
-    """A line a candidate."""
+    """Prints one line per candidate."""
     for item, score, group in zip(item_ids, scores, group_ids, strict=True):
         click.echo(json.dumps({"item_id": item, "score": float(score), "group_id": int(group)}, ensure_ascii=False))
 
 
 def _told(assignments: Sequence[str], features: Sequence[RequestFeature]) -> dict[str, list[str]]:
-    """Request feature -> its value, in a list of one, as of one user."""
+    """Request feature -> its value, in a list of one, for one user."""
     listed = {feature.name: feature.values for feature in features}
     told = {}
     for assignment in assignments:
@@ -220,12 +220,12 @@ def _one_row(values: list[Any] | None) -> list[list[Any]] | None:
 
 
 def unknown_items_note(group_ids: np.ndarray, items: list[str], num_buckets: int) -> str:
-    """A line on the items that have no group, and what the servable makes of them; "" where there are none."""
+    """A line on the items that have no group, and how the servable reads them; "" if there are none."""
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
     if not unknown:
         return ""
     reading = "read by the bucket of its hash (model.oov_buckets)" if num_buckets else "as if absent"
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-    # Of "a, b" the second is " b", which a log may hold, too.
+    # In "a, b", the second id is " b", which a log may hold, too.
     shown = [item if item == item.strip() else json.dumps(item, ensure_ascii=False) for item in unknown[:10]]
     return f"not in the servable's catalogue, and {reading}: {', '.join(shown)}{more}"

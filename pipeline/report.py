@@ -1,4 +1,4 @@
-"""What a finished run prints: metrics, groups, sizes, times, and one user's candidates by group."""
+"""The report of a finished run: metrics, groups, sizes, times, and one user's candidates by group."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
         console.print(stages_table(config, workdir, results))
         console.print(f"go on:    dnc fetch {workdir.path} -w DIR")
         return
-    # What a later stage left here is of an earlier run.
+    # What later stages left here is from an earlier run.
     shown = {result.name for result in results}
     if "evaluate" in shown:
         metrics = read_metrics(workdir, served="validate" in shown)
@@ -121,7 +121,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
 
 
 def _servables(config: Config, workdir: Workdir) -> list[Path]:
-    """What the export wrote, beside the artifact that names it."""
+    """The servables that the export wrote, beside the artifact that names them."""
     found = exported_versions(config, workdir, exported_servable(workdir)).values()
     return [path for path in found if path.exists()]
 
@@ -149,9 +149,9 @@ def group_labels(workdir: Workdir) -> dict[int, str]:
 
 
 def served_group_labels(workdir: Workdir, item_ids: list[str], group_ids: list[int]) -> dict[int, str]:
-    """As `group_labels`, of a servable's candidates; none where the run has other groups than its servable.
+    """Like `group_labels`, for a servable's candidates; empty if the run's groups are not those of its servable.
 
-    As where only its first stages have run since, to look at another K.
+    This happens, for example, if only its first stages have run since, to look at another K.
 
     Raises:
         ArtifactError: the run has lost its groups.
@@ -166,13 +166,13 @@ def served_group_labels(workdir: Workdir, item_ids: list[str], group_ids: list[i
 def candidates_table(
     titles: dict[str, str], labels: dict[int, str], item_ids: list[str], scores: list[float], groups: list[int]
 ) -> Table:
-    """Candidates of one request under their groups, best group first; a group without a label is but a number."""
+    """Candidates of one request under their groups, best group first; a group without a label is just a number."""
     rows: dict[int, list[tuple[str, float]]] = defaultdict(list)
     for name, score, group in zip(_names(titles, item_ids), scores, groups, strict=True):
         if group >= 0:
             rows[int(group)].append((name, float(score)))
     table = Table(show_lines=True, box=box.SIMPLE, pad_edge=False)
-    # Without features a label is of ids: as long as UUIDs or hashes, they would leave the candidates half of the width.
+    # Without features, a label consists of ids: UUIDs or hashes would leave the candidates only half of the width.
     table.add_column("group", max_width=30, overflow="ellipsis")
     table.add_column("candidates (score)")
     for group, members in rows.items():
@@ -182,7 +182,7 @@ def candidates_table(
 
 
 def _text(shown: str, style: str = "") -> Text:
-    """Neither markup nor an order to the terminal: whoever may name an item writes titles and labels."""
+    """Text free of markup and terminal controls: titles and labels come from anyone who may name an item."""
     return Text(_CONTROL.sub(" ", shown), style=style)
 
 
@@ -191,7 +191,7 @@ def _names(titles: dict[str, str], item_ids: list[str]) -> list[str]:
 
 
 def titles_of(config: Config) -> dict[str, str]:
-    """item id -> title; empty where no item table with a `title` column is configured, or it is gone since."""
+    """Item id -> title; empty if no item table with a `title` column is configured, or the table is gone."""
     table = config.data.item_features
     if table is None or table.title is None:
         return {}

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageResult:
-    """What happened to a stage: `seconds` is 0 where its result was already current."""
+    """What happened to a stage: `seconds` is 0 if its result was already current."""
 
     name: str
     ran: bool
@@ -40,10 +40,10 @@ def run_stages(
 ) -> list[StageResult]:
     """Runs `stages` from `first` to `last`, both included; `part_of` names the stage that runs them, for the log.
 
-    A stage whose outputs carry the fingerprint of its code, inputs and config is skipped. A stage that is named as
-    `first` runs in any case, and so do those that read its outputs, which need not be the same to the bit. Of these,
-    the ones after `last` are left to a later run, and their outputs are no artifacts until then. What the stages before
-    `first` have written is taken as it is; if this config would make something else, a later run from the start does.
+    A stage whose outputs carry the fingerprint of its code, inputs and config is skipped. The stage named as `first`
+    always runs, and so do the stages that read its outputs, which need not be the same to the bit. Those after `last`
+    are left to a later run, and their outputs are no artifacts until then. The outputs of the stages before `first` are
+    taken as they are; if this config would make others, a later run from the start will.
 
     Raises:
         ValueError: `first` comes after `last`, another run holds the workdir, an input of `first` is missing, Beam has
@@ -59,7 +59,7 @@ def run_stages(
         for stage in selected:
             stage.check(config)
             for path in stage.outputs(config, workdir):
-                artifact.require_ours(path)  # now, and not after hours of the stages before
+                artifact.require_ours(path)  # now, not after hours of earlier stages
             require_bases(stage.bases(config, workdir))
         wanted = fingerprints(stages, config, _taken_as_they_are(stages, selected, config, workdir))
         if first is not None:
@@ -69,20 +69,20 @@ def run_stages(
             position = f"{part_of} [{stages.index(stage) + 1}/{len(stages)}]".lstrip()
             results.append(_run_stage(stage, position, config, workdir, wanted[stage.name]))
             if results[-1].ran or stage is selected[-1]:
-                # What the artifacts were made by: a config that no stage accepts leaves that of a finished run.
+                # The config that made the artifacts: one that no stage accepts does not replace a finished run's.
                 storage.write_text(workdir.config, dump_config(config))
         return results
 
 
 def require_bases(bases: Iterable[Path]) -> None:
-    """Raises ArtifactError where no version can appear below one of the base paths."""
+    """Raises ArtifactError if no version can appear below one of the base paths."""
     for base in bases:
         artifact.require_no_mount(followed(base), "versions are made beside it and renamed into it")
 
 
 def require_beam_options(config: Config) -> None:
-    """Raises ValueError where Beam has no such runner, would refuse `beam.options`, or leave one of them out."""
-    if config.beam != BeamConfig():  # else Beam need not be imported, as where all is up to date
+    """Raises ValueError if Beam has no such runner, would refuse `beam.options`, or would ignore one of them."""
+    if config.beam != BeamConfig():  # else Beam need not be imported, e.g. if all is up to date
         with suppress(ImportError):  # on a machine that only trains, no job runs
             from beam_jobs.beam_run import pipeline_options
 
@@ -90,11 +90,11 @@ def require_beam_options(config: Config) -> None:
 
 
 def _forget(stages: tuple[Stage, ...], first: str, config: Config, workdir: Workdir) -> None:
-    """Makes what `first` has written, and what was made of that, no artifact.
+    """Forgets the outputs of `first` and everything made from them.
 
-    All at once, the last first, and what comes after `--to`, too: a run that is killed or stops there, or finds the
-    disk full among them, leaves nothing that the next one would take for made of what is there by then. That one goes
-    on, and keeps what this one has finished.
+    This happens all at once, last stage first, and includes stages after `--to`: a run that is killed, stops there or
+    finds the disk full in between leaves nothing that the next run would wrongly take as made from its current inputs.
+    That run continues, and keeps what this one has finished.
     """
     forced, outputs = {first}, list[Path]()
     for stage in stages:
@@ -115,10 +115,10 @@ def _require_reach(selected: tuple[Stage, ...], workdir: Workdir) -> None:
 
 
 def fetch_artifacts(stages: tuple[Stage, ...], source: Workdir, workdir: Workdir) -> dict[str, artifact.Manifest]:
-    """Copies what the stages that run on object stores have written there to a local workdir, by stage.
+    """Copies the outputs of the stages that run on object stores to a local workdir; returns manifests by stage.
 
     Raises:
-        ValueError: `source` is no URL, holds nothing, or another run holds the workdir.
+        ValueError: `source` is not a URL or holds nothing, or another run holds the workdir.
     """
     if not storage.is_remote(source.path):
         raise ValueError(
@@ -174,12 +174,12 @@ def _require_inputs(stages: tuple[Stage, ...], selected: tuple[Stage, ...], conf
 def _taken_as_they_are(
     stages: tuple[Stage, ...], selected: tuple[Stage, ...], config: Config, workdir: Workdir
 ) -> dict[str, str]:
-    """Fingerprints of what the stages before the selected ones have written: those depend on it, current or not."""
+    """Fingerprints of the outputs of the stages before the selected ones, which depend on them, current or not."""
     found = {}
     for stage in stages[: stages.index(selected[0])]:
         manifests = [artifact.find_manifest(path) for path in stage.outputs(config, workdir)]
         made_of = sorted({manifest.fingerprint for manifest in manifests if manifest is not None})
-        if made_of:  # several where a run died between them, as between a model and its baselines
+        if made_of:  # several if a run died in between, e.g. between a model and its baselines
             found[stage.name] = made_of[0] if len(made_of) == 1 else artifact.fingerprint(made_of)
     current = fingerprints(stages, config) if found else {}
     stale = [name for name, fingerprint in found.items() if fingerprint != current[name]]

@@ -1,4 +1,4 @@
-"""Training data that many models share: made once for each config of it."""
+"""Training data that many models share, made once for each config of the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECTIONS = ("data", "split", "groups", "windows")
 
 
 def data_workdir(config: Config, root: Path) -> Workdir:
-    """Where below `root` the data of `config` lies: the same for configs that differ in the model only."""
+    """The workdir below `root` for the data of `config`: the same for configs that differ only in the model."""
     tree = config.model_dump(mode="json")
     return Workdir((root / artifact.fingerprint({section: tree[section] for section in _SECTIONS})).absolute())
 
@@ -22,6 +22,6 @@ def data_workdir(config: Config, root: Path) -> Workdir:
 def prepare_data(config: Config, workdir: Workdir, seed: int, last: str = "windows") -> None:
     """Runs the stages up to the windows, or to `last`, if they are not up to date.
 
-    `seed` stands in for the config's, so that models of several seeds differ in their training only.
+    `seed` replaces the config's, so that models of several seeds differ only in their training.
     """
     run_stages(STAGES, config.model_copy(update={"seed": seed}), workdir, last=last)

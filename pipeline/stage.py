@@ -22,16 +22,16 @@ class Stage:
         name: what `--from` and `--to` call it.
         summary: one line for progress.
         after: the stages whose artifacts it reads.
-        sections: the config sections that it depends on, or keys of one, as "windows.popularity_exponent"; what the
-            stages before it depend on need not be named again.
-        rooms: the rooms whose code it runs, beside contracts; again without those of the stages before it.
+        sections: the config sections that it depends on, or single keys, e.g. "windows.popularity_exponent"; those of
+            earlier stages need not be repeated.
+        rooms: the rooms whose code it runs, besides contracts; again, earlier stages' need not be repeated.
         outputs: the artifacts that it writes.
         run: writes each output, with the given fingerprint in its manifest.
         sources: files outside the workdir that it reads.
         remote: whether its workdir may be in an object store.
         bases: the base paths, below which versions appear by a rename.
-        check: raises ValueError where what the config names outside the workdir is not there, or the stage could do
-            nothing with the config; called before any stage runs, since the stages before this one may take hours.
+        check: raises ValueError if something that the config names outside the workdir is missing, or the stage could
+            do nothing with the config; called before any stage runs, since earlier stages may take hours.
     """
 
     name: str

@@ -20,7 +20,7 @@ from serving.versions import exported_as, remove_unvalidated, version_of
 
 
 def _job(name: str) -> Callable[[Config, Workdir, str], None]:
-    """The run of a job of the Beam side."""
+    """The run function of a Beam job."""
 
     def run(config: Config, workdir: Workdir, fingerprint: str) -> None:
         importlib.import_module(f"beam_jobs.{name}").run(config, workdir, fingerprint)
@@ -36,7 +36,7 @@ def _model_configs(config: Config) -> dict[str, Config]:
 
 
 def _require_users(workdir: Workdir) -> None:
-    """Raises TooFewEvents where the model could not be measured: better before it is trained."""
+    """Raises TooFewEvents before training if the model could not be measured."""
     counts = artifact.read_manifest(workdir.windows.path).counts
     for split in ("validation", "test"):
         if not counts[f"{split}_users"]:
@@ -73,7 +73,7 @@ def _export(config: Config, workdir: Workdir, fingerprint: str) -> None:
     from serving.export import export
 
     with artifact.writing(workdir.export, Workdir.EXPORT_KIND, fingerprint) as writer:
-        # Of exports that died, as of one that has filled the disk: the next try would find less room each time.
+        # Leftovers of exports that died, e.g. by filling the disk: each new try would find less room.
         named = exported_servable(workdir) if artifact.find_manifest(workdir.export) else None
         remove_unvalidated(config, workdir, but=named)
         exported = export(config, workdir, MAIN_MODEL, fingerprint)
@@ -115,7 +115,7 @@ def _require_what_training_takes(config: Config) -> None:
     from trainer.enough_negatives import require_negatives
 
     for model_config in _model_configs(config).values():
-        # Of a catalogue that is not there yet, which has an item at least.
+        # The catalogue does not exist yet, but will have at least one item.
         groups_match_windows = model_config.groups.num_groups == config.groups.num_groups
         require_negatives(model_config, 1, groups_match_windows)
     if config.training.warm_start is not None:
@@ -130,7 +130,7 @@ def _require_what_training_takes(config: Config) -> None:
     if config.training.replicas > 1:
         from trainer.replicas import strategy_of
 
-        # Now: what runs before, in this process, fixes TensorFlow's devices.
+        # Now, as stages that run earlier in this process fix TensorFlow's devices.
         strategy_of(config.training.replicas)
 
 
@@ -160,7 +160,7 @@ def _feature_tables(config: Config) -> tuple[str, ...]:
 
 
 def manifest_of(previous: str | None) -> tuple[str, ...]:
-    """What says whether the artifact of another run has changed."""
+    """The file that shows whether the artifact of another run has changed."""
     # Escaped, since sources are patterns: the directory is one path, whatever characters are in it.
     if previous is None:
         return ()
@@ -168,7 +168,7 @@ def manifest_of(previous: str | None) -> tuple[str, ...]:
 
 
 _OF_CATALOGUE = ("statistics", "groups", "transform", "windows")
-"""What training and all after it read: each of them may have been made anew, and the model not."""
+"""Stages that training and all later ones read from: each may have been run anew while the model was not."""
 
 STAGES = (
     Stage(
