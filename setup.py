@@ -1,7 +1,7 @@
 """Package metadata; also what Beam ships to its workers (`--setup_file=./setup.py`).
 
-No extra holds both TensorFlow Transform and ScaNN: the one pins a later TensorFlow than the one that the other's ops
-are built for. `requirements.lock` is the one set that runs everything together; `make` installs it with `--no-deps`.
+No extra holds both TensorFlow Transform and ScaNN: the former pins a later TensorFlow than the latter's ops are built
+for. `requirements.lock` is the one set that runs everything together; `make` installs it with `--no-deps`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Calls that train, each in a process of its own: TensorFlow gives memory back with the process only."""
+"""Calls that train, each in a separate process: TensorFlow frees memory only when its process ends."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from contracts.log_lines import log_to_stderr
 def training_processes(jobs: int) -> Iterator[Callable[..., Future[Any]]]:
     """Yields `submit(function, *arguments)`, whose calls run `jobs` at a time.
 
-    No call outlives the block or this process, however either ends: what still runs is killed, what waits is dropped. A
-    call whose process dies fails alone. They log as this process does.
+    No call outlives the block or this process, however either ends: running calls are killed, waiting ones are dropped.
+    If a call's process dies, only that call fails. Calls log as this process does.
     """
     context = multiprocessing.get_context("spawn")
-    # Nothing is written to the pipe: its end tells every call that the block, or this process, is over.
+    # Nothing is written to the pipe: its end shows every call that the block, or this process, is over.
     over, open_end = context.Pipe(duplex=False)
     level = logging.getLogger(__name__).getEffectiveLevel()
 

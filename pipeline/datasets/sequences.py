@@ -1,7 +1,7 @@
 """Published sequence files as event logs: order instead of time.
 
-Two layouts are in use: a line a user (`user item item ...`, oldest first: S3-Rec), and a line an event
-(`user item`, oldest first: SASRec, BERT4Rec). Events get their place in the user's sequence as time.
+Two layouts are in use: one line per user (`user item item ...`, oldest first: S3-Rec), and one line per event
+(`user item`, oldest first: SASRec, BERT4Rec). An event's time is its place in the user's sequence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.datasets import writing
 
 EVENTS = "events.parquet"
 _FIRST_SECOND = 1_000_000_000
-"""Times are read by their magnitude: this one is seconds, in 2001."""
+"""The unit of times is read from their magnitude: this one is seconds, in 2001."""
 
 
 def convert(source: Path, out: Path) -> artifact.Manifest:
@@ -53,7 +53,7 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
 
 
 def _read(source: Path) -> tuple[np.ndarray, np.ndarray]:
-    """int64 users and items, one an event, each user's oldest first."""
+    """int64 users and items, one per event, each user's oldest first."""
     try:
         text = source.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -89,7 +89,7 @@ def _write_events(
 
 
 def _events_per_user(log: SyntheticLog, rng: np.random.Generator) -> np.ndarray:
-    """Log-normal activity that sums exactly to `num_events`, at least one event a user."""
+    """Log-normal activity that sums exactly to `num_events`, with at least one event per user."""
     weight = rng.lognormal(0.0, 0.8, log.num_users)
     edges = np.floor(np.cumsum(weight / weight.sum()) * (log.num_events - log.num_users) + 0.5).astype(np.int64)
     edges[-1] = log.num_events - log.num_users

@@ -1,1 +1,1 @@
-"""Files for schedulers that exist: each calls `dnc retrain` and holds no logic of its own."""
+"""Files for existing schedulers: each only calls `dnc retrain` and adds no logic."""

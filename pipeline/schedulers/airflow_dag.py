@@ -1,15 +1,15 @@
 """Apache Airflow: one task per stage of `dnc retrain`, with retries and backfills.
 
-Every task is the same idempotent command with another stopping point, so a retried or cleared task goes
-on where the last one stopped. Copy or link this file into the DAGs folder of an Airflow whose workers share the store's
-file system. Airflow 2.6 is the oldest that can run it, since a BashOperator takes several exit codes to skip on from
-there on; the test runs Airflow 3. Airflow needs nothing of this project but the `dnc` command. Settings come from the
-environment of the workers and the scheduler:
+Every task is the same idempotent command with another stopping point, so a retried or cleared task continues
+where the last one stopped. Copy or link this file into the DAGs folder of an Airflow whose workers share the store's
+file system. Airflow 2.6 is the oldest that can run it, as its BashOperator is the first to accept several exit codes to
+skip on; the test runs Airflow 3. Airflow needs nothing from this project except the `dnc` command. Settings come from
+the environment of the workers and the scheduler:
 
     DNC           path of the command (default: dnc)
     DNC_CONFIG    the YAML config
     DNC_STORE     the store
-    DNC_DIRECTORY working directory, which relative paths of the config start from
+    DNC_DIRECTORY working directory, from which relative paths in the config start
     DNC_START     first date to catch up from, e.g. 2024-05-31 (default: 2024-01-01)
     DNC_CRON      when a day's run starts (default: 04:00 UTC)
 """
@@ -32,11 +32,11 @@ STAGES = (
     "push",
 )  # fmt: skip
 NOTHING_NEW, NOT_BLESSED = 4, 3
-"""Exit codes of `dnc retrain` that are no failure: the task is skipped, and so are those after it."""
+"""Exit codes of `dnc retrain` that are not failures: the task is skipped, and so are those after it."""
 
 
 def command(stage: str) -> str:
-    """The shell command of a stage's task; the last one stops nowhere."""
+    """The shell command of a stage's task; the last one runs to the end."""
     words = [os.environ.get("DNC", "dnc"), "retrain", "-c", os.environ.get("DNC_CONFIG", "configs/retrain.yaml")]
     words += ["-s", os.environ.get("DNC_STORE", "store")]
     words += [] if stage == "push" else ["--to", stage]
