@@ -121,7 +121,7 @@ def stages_table(config: Config, workdir: Workdir, results: list[StageResult]) -
 
 
 def _servables(config: Config, workdir: Workdir) -> list[Path]:
-    """The servables that the export wrote, beside the artifact that names them."""
+    """The servables that the export wrote, besides the artifact that names them."""
     found = exported_versions(config, workdir, exported_servable(workdir)).values()
     return [path for path in found if path.exists()]
 

@@ -1,9 +1,9 @@
 """Catching up: a model that the gate has passed learns the newest span, too, before it is pushed.
 
 The gate needs events that training has not seen, so the newest span is the holdout, and the model that the gate judges
-is one span behind. Online learners use progressive validation, too: test, then train. Here, the second training is
-judged as well, by users whose newest events neither training has seen. If the gate refuses its model, or it cannot be
-judged, the model is pushed as it passed the gate.
+is one span behind. Online learners do progressive validation: test, then train. Here, the second training is judged,
+too, by users whose newest events neither training has seen. If the gate refuses its model, or it cannot be judged, the
+model is pushed as it passed the gate.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _config(config: Config, plan: Plan, workdir: Workdir) -> Config:
     from trainer.exploration import exploration_share
 
     epochs, model = config.retrain.catch_up_epochs, artifact.read_manifest(workdir.model(MAIN_MODEL).path)
-    # If the first training kept the weights it started with, they still lack what the run was to learn, too.
+    # If the first training kept the weights it started with, what the run was to learn is still to be learnt, too.
     since = plan.since if kept_start(model) else plan.holdout_start
     return config.model_copy(
         update={

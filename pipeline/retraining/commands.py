@@ -79,7 +79,7 @@ def retrain(
     text = json.dumps(outcome, ensure_ascii=False, default=str)
     if outcome["outcome"] != "stopped":
         notify(resolved.retrain.webhook, text)
-    if error := echo_or_error(text):  # a push stays a push, so the exit code is the outcome's
+    if error := echo_or_error(text):  # a push is not undone, so the exit code is the outcome's
         click.echo(f"dnc: standard output cannot be written to ({error.strerror}); it is: {text}", err=True)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])

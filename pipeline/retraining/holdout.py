@@ -51,7 +51,7 @@ class HoldoutUsers:
         )
 
     def popularity(self, k: int) -> Answers:
-        """The unseen items that most users took: the reference before anything is served."""
+        """The unseen items that the largest number of users took: the reference before anything is served."""
         from trainer.popularity import popularity_lists
 
         return Answers(popularity_lists(self._workdir, self._catalogue.num_items, self._users, k), np.empty(0))

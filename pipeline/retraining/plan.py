@@ -285,7 +285,7 @@ def run_config(config: Config, store: Store, plan: Plan, spans: Sequence[Span]) 
         if plan.warm:
             updates["training"] = config.training.model_copy(update=warm_training(config, parent))
             updates["windows"] = config.windows.model_copy(update={"since": plan.since})
-        else:  # as notes and record say: training.warm_start is only for a first version
+        else:  # from scratch, as notes and record say: training.warm_start is only for a first version
             updates["training"] = config.training.model_copy(update={"warm_start": None})
     return config.model_copy(update=updates)
 

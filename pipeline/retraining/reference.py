@@ -27,8 +27,8 @@ def served_version(config: Config, store: Store, plan: Plan) -> Path | None:
 def compared_version(config: Config, store: Store, plan: Plan) -> tuple[Path | None, str]:
     """The servable that the gate compares the candidate with, and its name; None before anything is served.
 
-    This is the served version or, if catching up has shown it the events that judge now, its model before that. This
-    holds for versions from `dnc index`, too: the earlier model lacks newer items, but nothing was trained on these.
+    This is the served version or, if catching up has shown it the events that judge now, its model from before that.
+    The same holds for versions from `dnc index`: that model lacks newer items, but nothing was trained on these.
     """
     record = _caught_up(store, plan)
     if record is not None and (knows_holdout(store, plan) or _reaches_into_holdout(store, plan, record)):

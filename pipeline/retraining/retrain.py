@@ -139,10 +139,10 @@ def _result(record: Record, seconds: dict[str, float]) -> Result:
 
 
 def _run_id(config: Config, store: Store, window: Sequence[Span]) -> str:
-    """The run's id, see `run_id_of`; a new one if other files or settings were pushed for the newest span since.
+    """The run's id, see `run_id_of`; another if, since these, other files or settings were pushed for the newest span.
 
-    This happens if a mistake has been put right: its version is to be replaced, and no newer one has these files and
-    settings.
+    This happens, for example, if a mistake was put right: its version is to be replaced, and no newer one has these
+    files and settings.
     """
     run_id, key = run_id_of(config, [span.identity() for span in window]), window[-1].key
     pushed = [record for record in all_records(store) if record.version and record.spans[-1]["key"] == key]

@@ -29,7 +29,7 @@ class Span:
         order: what spans are sorted by: days since 0001-01-01, or the number.
         key: `2024-05-31`, or the number as text; names the span's directory.
         files: its files by name, sorted, with their identities when they were found: rewriting one during a run changes
-            the next run's, not what this run says it has read.
+            the next run's spans, not what this run says it has read.
     """
 
     order: int
