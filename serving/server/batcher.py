@@ -20,7 +20,7 @@ from serving.signature_spec import Arrays
 log = logging.getLogger(__name__)
 
 _SMOOTHING = 1 / 8
-"""Weight of the last batch in how long one takes: a single long one, as while a version is loaded, is no rule."""
+"""Weight of the last batch in the average batch time; low, since one slow batch (e.g. during a load) says little."""
 
 
 class Workers:
@@ -33,7 +33,7 @@ class Workers:
 
     @asynccontextmanager
     async def at_rest(self) -> AsyncIterator[None]:
-        """Waits for the batches that run; the next ones begin when it is left."""
+        """Waits for the running batches to finish; the next ones start when the block exits."""
         for _ in range(self._num_threads):
             await self.free.acquire()
         try:
@@ -56,13 +56,13 @@ class _Waiting:
 class Batcher:
     """The queue of one signature of one version.
 
-    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows, and as
-    long as its inputs, padded to the widest, have no more than `max_batch_elements` values; with
-    `batch_timeout_micros` it waits for more, at most so long after its first request. Under load
-    batches grow by themselves, and a lone request waits for nobody.
+    A batch takes what has queued up while the threads were busy, up to `max_batch_size` rows, as long as its inputs,
+    padded to the widest, have no more than `max_batch_elements` values. With `batch_timeout_micros` it waits for more
+    requests, at most that long after its first one. Under load, batches grow by themselves, and a lone request waits
+    for nobody.
 
-    Under overload the head of the queue is about to be late: a batch of it would be for nothing, and so would every
-    one after it. While more waits than a batch takes, it passes over what cannot be in time any more.
+    Under overload, the requests at the head of the queue are about to be late: a batch of them would be wasted, and so
+    would every one after it. So while more requests wait than fit in a batch, those that would be late are dropped.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Batcher:
             run: answers several completed requests as one batch; called in a worker's thread.
             config: sizes and times.
             workers: the threads.
-            metrics: sizes and waits are counted there.
+            metrics: records batch sizes and waiting times.
         """
         self._run = run
         self._config = config
@@ -96,13 +96,13 @@ class Batcher:
         """The answer to a completed request.
 
         Args:
-            inputs: as `SignatureSpec.complete` gives them.
+            inputs: as returned by `SignatureSpec.complete`.
             rows: their number.
             deadline: in the loop's time.
 
         Raises:
-            RequestError: INVALID_ARGUMENT, more rows or values than a batch has; RESOURCE_EXHAUSTED, the queue
-                is full; UNAVAILABLE, it is closed; DEADLINE_EXCEEDED; or what the graph makes of the request.
+            RequestError: INVALID_ARGUMENT if it has more rows or values than a batch may; RESOURCE_EXHAUSTED if the
+                queue is full; UNAVAILABLE if it is closed; DEADLINE_EXCEEDED; or whatever error the graph gives.
         """
         config = self._config
         if self._is_closed:
@@ -117,7 +117,7 @@ class Batcher:
                 f"the request's widest input has {rows} x {width} values, more than "
                 f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
             )
-        rows = max(rows, 1)  # a request of no rows takes its place, too
+        rows = max(rows, 1)  # an empty request takes up a place, too
         if (
             self._rows + rows > config.max_batch_size * config.max_enqueued_batches
             or self._values + rows * width > config.max_batch_elements * config.max_enqueued_batches
@@ -137,7 +137,7 @@ class Batcher:
             timer.cancel()
 
     async def close(self) -> None:
-        """Refuses what comes from now on, and stops once everything before has been answered."""
+        """Refuses new requests, and stops once all earlier ones have been answered."""
         self._is_closed = True
         while self._waiting or self._running:
             await asyncio.sleep(0.001)
@@ -156,7 +156,7 @@ class Batcher:
             started = time.perf_counter()
             for waiting in batch:
                 self._metrics.queue_seconds.observe(started - waiting.since)
-            # Begun here, not in the task, which has its turn only after all answers that are ready to be written.
+            # Started here, not in the task, which gets its turn only after all answers that are ready to be written.
             running = loop.create_task(self._answer(batch, self._begin(batch)))
             self._running.add(running)
             running.add_done_callback(self._running.discard)
@@ -178,7 +178,7 @@ class Batcher:
                 break
 
     def _take(self) -> list[_Waiting]:
-        """The next batch, without requests that nobody waits for any more or, if others wait, that would be late."""
+        """The next batch, without abandoned requests and, if more wait than fit, without those that would be late."""
         batch: list[_Waiting] = []
         rows = width = 0
         done_at = asyncio.get_running_loop().time() + self._batch_seconds
@@ -197,7 +197,7 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: list[_Waiting], begun: asyncio.Future[list[Arrays]]) -> None:
-        """Answers a batch that runs. Where it fails, each of its requests runs alone: one must not fail another."""
+        """Answers a running batch. If it fails, each of its requests is run alone: one must not fail another."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -220,7 +220,7 @@ class Batcher:
                 waiting.answer.set_result(answer)
 
     async def _answer_alone(self, waiting: _Waiting, failure: RequestError) -> Arrays | RequestError:
-        """Of a request that somebody still waits for."""
+        """Runs one request alone; returns `failure` if nobody waits for it any more."""
         if waiting.answer.done():
             return failure
         [answer] = await _outcomes(self._begin([waiting]), 1)
@@ -232,12 +232,12 @@ class Batcher:
 
 
 async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> Sequence[Arrays | RequestError]:
-    """An answer to each request, or to each the error they all failed of, with a cause if nobody foresaw it."""
+    """One answer per request, or the error that failed the batch once per request, with a cause if unexpected."""
     try:
         return await begun
     except RequestError as error:
         return [error] * num_requests
-    except Exception as error:  # whatever it is, nobody may be left waiting
+    except Exception as error:  # whatever it is, no request may be left waiting
         failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
         failure.__cause__ = error
         return [failure] * num_requests

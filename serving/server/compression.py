@@ -1,7 +1,7 @@
-"""Bodies that a client has compressed.
+"""Request bodies that a client has compressed.
 
-aiohttp would inflate them in the event loop, as they come and also where nobody reads them: a megabyte may hold a
-thousand, and every other request would wait. So they are inflated here, once they are whole, and only as far as wanted.
+aiohttp would inflate them in the event loop as they arrive, even if nobody reads them: a megabyte may expand to a
+thousand, and every other request would wait. So they are inflated here, once complete, and only up to a limit.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from serving.server.errors import Code, RequestError, invalid
 
 _TOO_LARGE, _UNSUPPORTED = 413, 415
 _ZLIB = 8
-"""Last four bits of the first byte of a zlib stream, and not of the deflate data without one that some clients send."""
+"""Low four bits of the first byte of a zlib stream, but not of the raw deflate data that some clients send."""
 
 
 def inflated(content: bytes, coding: str, most: int) -> bytes:
-    """A body as it was before it got its Content-Encoding.
+    """Undoes the Content-Encoding of a body.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, it is not a whole body of that coding, or (415) the coding is another than gzip
-            and deflate; RESOURCE_EXHAUSTED (413), it has more than `most` bytes.
+        RequestError: INVALID_ARGUMENT if it is not one complete body of that coding, or (415) if the coding is neither
+            gzip nor deflate; RESOURCE_EXHAUSTED (413) if it has more than `most` bytes.
     """
     coding = coding.lower()
     try:
@@ -45,7 +45,7 @@ def inflated(content: bytes, coding: str, most: int) -> bytes:
 
 
 def _deflated(content: bytes, most: int) -> bytes:
-    """At most one byte more than `most`."""
+    """Inflates to at most one byte more than `most`."""
     stream = zlib.decompressobj(zlib.MAX_WBITS if content[:1] and content[0] & 0xF == _ZLIB else -zlib.MAX_WBITS)
     found = stream.decompress(content, most + 1)
     if len(found) <= most and (not stream.eof or stream.unused_data):

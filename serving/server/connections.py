@@ -1,4 +1,4 @@
-"""REST's connections: how many there may be, which are closed, and how clients that closed their half are answered.
+"""REST's connections: how many are allowed, which are closed, and how clients that closed their half are answered.
 
 aiohttp closes a connection as soon as its client stops writing. But a client may send its request, close its half and
 then read; one that has given up looks the same until something is sent to it. So the server sends a `100 Continue`,
@@ -20,29 +20,29 @@ from aiohttp import HttpVersion11, web
 from serving.server.errors import HTTP_STATUS, Code
 
 _IDLE_SECONDS = 75.0
-"""After which, or after twice that, a connection is ended over which no request has come, and no answer has gone."""
+"""A connection is closed after being silent (no request came, no answer went) for this long, at most twice as long."""
 _LINGERING_SECONDS = 1.0
-"""For how long the rest of a body is read that its answer did not wait for."""
+"""How long the rest of a body is still read if its answer did not wait for it."""
 _BEGIN_SECONDS = 0.01
-"""What aiohttp takes, at most, from the last byte of a request to its handler."""
+"""The longest that aiohttp takes from the last byte of a request to its handler."""
 _RESET_SECONDS = 0.05
-"""Between two looks at whether a client that has closed its half is gone."""
+"""Time between two checks of whether a client that has closed its half is gone."""
 _TCP_CLOSED = 7
 """First byte of Linux's `tcp_info` of a connection that was reset (TCP_CLOSE)."""
 
 
 class Connection(web.RequestHandler):
-    """A client's, which answers it although it has closed its half.
+    """A client's connection, which answers even a client that has closed its half.
 
     Attributes:
-        request: that is being answered; None between two.
-        is_half_closed: the client has said that it sends nothing more.
+        request: the one being answered; None between two.
+        is_half_closed: whether the client has said that it sends nothing more.
     """
 
     __slots__ = ("is_half_closed", "request")
 
     def __init__(self, server: web.Server) -> None:
-        # No access log, which aiohttp's type of the argument forgets; and bodies as they come, see `compression`.
+        # No access log, which aiohttp's annotation does not allow for; and bodies as sent, see `compression`.
         options: dict[str, Any] = {
             "access_log": None,
             "lingering_time": _LINGERING_SECONDS,
@@ -53,17 +53,17 @@ class Connection(web.RequestHandler):
         self.is_half_closed = False
 
     def begin(self, request: web.Request) -> None:
-        """A handler has the request."""
+        """Called when a handler gets the request."""
         self.request = request
         if self.is_half_closed:
             self._go_on(request)
 
     def end(self) -> None:
-        """The handler has answered, or was cancelled."""
+        """Called when the handler has answered, or was cancelled."""
         self.request = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes by returning None
-        """The client has closed its half, or all: True, as the other half stays open."""
+        """Called when the client has closed its half, or all; True keeps the other half open."""
         self.is_half_closed = True
         if self.request:
             self._go_on(self.request)
@@ -72,9 +72,9 @@ class Connection(web.RequestHandler):
         return True
 
     def unread_bytes(self) -> int:
-        """Of answers, those that have not reached the client's machine yet.
+        """Number of bytes of answers that have not reached the client's machine yet.
 
-        Those in the socket count, too: it takes more only when a third of it, mostly a megabyte or more, has gone.
+        Includes those in the socket, which takes more only when a third of it, mostly a megabyte or more, has gone.
         """
         if not self.transport:
             return 0
@@ -94,7 +94,7 @@ class Connection(web.RequestHandler):
             self._end_if_reset(request)
 
     def _end_if_reset(self, request: web.Request) -> None:
-        """What cancels the handler: without its client's half, asyncio does not look at a connection any more."""
+        """Cancels the handler if the client is gone: asyncio no longer watches a connection that is half closed."""
         if not self.transport or self.request is not request:
             return
         if self._socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSED:
@@ -113,18 +113,18 @@ class Connection(web.RequestHandler):
 
 
 class Connections:
-    """All of a server."""
+    """All connections of a server."""
 
     def __init__(self, most: int):
         self._most = most
         self._silent: dict[Connection, int] = {}
 
     def accept(self, server: web.Server) -> asyncio.BaseProtocol:
-        """What a new connection is answered by."""
+        """The protocol that answers a new connection."""
         return Connection(server) if len(server.connections) < self._most else _NoRoom()
 
     def begin(self, request: web.Request) -> Connection:
-        """The connection of a request, which is not silent."""
+        """The connection of a request, which no longer counts as silent."""
         connection = request.protocol
         assert isinstance(connection, Connection)  # `accept` makes no others
         self._silent.pop(connection, None)
@@ -132,9 +132,10 @@ class Connections:
         return connection
 
     async def end_silent(self, server: web.Server) -> None:
-        """Ends, for as long as it runs, connections without a request: before a whole head, aiohttp waits for ever.
+        """Closes connections without a request, until cancelled: aiohttp waits forever for a complete head.
 
-        So it does for a client that reads nothing of its answer. Each holds one of the process's file descriptors.
+        It also waits forever for a client that does not read its answer. Each connection holds one of the process's
+        file descriptors.
         """
         while True:
             idle = [one for one in server.connections if isinstance(one, Connection) and not one.request]
@@ -144,11 +145,11 @@ class Connections:
                 if not unread:
                     connection.force_close()
                 elif connection.unread_bytes() == unread and connection.transport:
-                    connection.transport.abort()  # closed, it would still wait until all is read
+                    connection.transport.abort()  # `close` would still wait until all is read
 
 
 class _NoRoom(asyncio.Protocol):
-    """Ends a connection with UNAVAILABLE, whatever it asks: a client may open as many as it likes."""
+    """Answers UNAVAILABLE to any request and closes: a client may open as many connections as it likes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, in gRPC's codes; REST uses the HTTP status that TF Serving maps each code to."""
+"""Request errors, with gRPC's codes; REST uses the HTTP status that TF Serving maps each code to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HTTP_STATUS = {
     Code.DATA_LOSS: 500,
     Code.UNAUTHENTICATED: 401,
 }
-"""As `ToHTTPStatusCode` in TF Serving's model_servers/http_server.cc."""
+"""The mapping of `ToHTTPStatusCode` in TF Serving's model_servers/http_server.cc."""
 
 _CODES = {code.value[0]: code for code in Code}
 
@@ -41,7 +41,7 @@ class RequestError(Exception):
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, http_status: int | None = None):
-        """`http_status`: where HTTP tells more than what `HTTP_STATUS` makes of the code."""
+        """`http_status`: if HTTP has a more specific status than `HTTP_STATUS` gives for the code."""
         super().__init__(message)
         self.code = code
         self.message = message
@@ -49,10 +49,10 @@ class RequestError(Exception):
 
 
 def invalid(message: str) -> RequestError:
-    """INVALID_ARGUMENT."""
+    """An INVALID_ARGUMENT error."""
     return RequestError(Code.INVALID_ARGUMENT, message)
 
 
 def from_tensorflow(error: tf.errors.OpError) -> RequestError:
-    """TensorFlow's error codes are gRPC's."""
+    """Converts an error of TensorFlow, whose codes are gRPC's."""
     return RequestError(_CODES.get(error.error_code, Code.UNKNOWN), error.message)

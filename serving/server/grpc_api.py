@@ -29,26 +29,26 @@ from serving.tensors import to_array, to_value_proto
 
 log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
-"""A request and the seconds that the client leaves -> its response; raises RequestError."""
+"""A request and the seconds left until the client's deadline -> the response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
 _MAX_MESSAGE_BYTES = 1024
 _QUEUES_UNREAD, _LEAST_UNREAD = 4, 2**15
-"""How many full queues of requests may come while the loop is busy, and how many requests if queues are short: gRPC
-answers further ones itself, as CANCELLED and with no reason, where the queue says RESOURCE_EXHAUSTED. Left to itself
-it begins so at 1,000."""
+"""How many full queues of requests, and at least how many requests, may arrive while the loop is busy: gRPC answers
+any more itself, with CANCELLED and no reason, whereas the queue says RESOURCE_EXHAUSTED. gRPC's default limit is
+1,000."""
 
 
 class GrpcApi:
-    """The methods. Requests come as bytes, so that what is no proto is the client's mistake and not ours."""
+    """The methods. Requests come as bytes, so that a malformed proto is the client's error and not ours."""
 
     def __init__(self, models: Models, metrics: Metrics, max_elements: int):
-        """`max_elements`: most elements of a request's tensor."""
+        """`max_elements`: the most elements that a request's tensor may have."""
         self._models = models
         self._metrics = metrics
         self._max_elements = max_elements
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """A handler for each service; the methods that it leaves out, for Examples, are UNIMPLEMENTED."""
+        """A handler for each service; the methods left out, those for Examples, are UNIMPLEMENTED."""
         services: dict[str, dict[str, tuple[Any, _Method]]] = {
             "tensorflow.serving.PredictionService": {
                 "Predict": (predict_pb2.PredictRequest, self._measured_predict),
@@ -94,16 +94,16 @@ class GrpcApi:
         return model_status(self._models, request)
 
     async def _reload(self, request: Any, seconds_left: float | None) -> Any:
-        # A load may take longer than the caller waits: begun anew with each of its calls, it would never be done.
+        # A load may take longer than the caller waits: if every call started it anew, it would never finish.
         await asyncio.shield(reload_labels(self._models, request.config))
         return model_management_pb2.ReloadConfigResponse()
 
 
 async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[Any, int]:
-    """The started grpc.aio server, and its port.
+    """Starts a grpc.aio server; returns it and its port.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port cannot be bound.
     """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_client_was_there)
     unread = max(_LEAST_UNREAD, _QUEUES_UNREAD * config.max_batch_size * config.max_enqueued_batches)
@@ -119,19 +119,19 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
     server.add_generic_rpc_handlers(GrpcApi(models, metrics, config.max_batch_elements).handlers())
     try:
         bound = server.add_insecure_port(address(config, config.grpc_port))
-    except RuntimeError:  # which says nothing of why
+    except RuntimeError:  # which does not say why
         raise cannot_listen(config, "grpc_port", "in use, or not of this machine") from None
     await server.start()
     return server, bound
 
 
 async def stop_grpc(server: Any, port: int, models: Models, config: ServerConfig) -> None:
-    """Answers the requests that have come, then stops.
+    """Answers the requests that have arrived, then stops.
 
-    gRPC cancels those that the loop has not taken up when it stops, and a busy loop takes up few
-    (https://github.com/grpc/grpc/issues/41785). It takes them up in the order they came, so that the answer to a
-    request of ours, whatever it says, means that all before it are taken up. No batch runs meanwhile: with no answer to
-    write, the loop does little else.
+    When gRPC stops, it cancels the requests that the loop has not picked up, and a busy loop picks up few
+    (https://github.com/grpc/grpc/issues/41785). They are picked up in order of arrival, so an answer to a request of
+    our own, whatever it says, means that all earlier ones have been picked up. No batch runs meanwhile: with no answers
+    to write, the loop does little else.
 
     Args:
         port: where `server` listens.
@@ -144,7 +144,7 @@ async def stop_grpc(server: Any, port: int, models: Models, config: ServerConfig
 
 
 async def _answer_of(target: str, timeout_seconds: float) -> None:
-    """Returns when a server in this machine answers, or does not within that time."""
+    """Returns when a server on this machine answers, or when the time is up."""
     async with grpc.aio.insecure_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(f"/{_MODEL_SERVICE}/GetModelStatus")
         with contextlib.suppress(grpc.aio.AioRpcError):
@@ -152,7 +152,7 @@ async def _answer_of(target: str, timeout_seconds: float) -> None:
 
 
 def _require_outputs(wanted: Sequence[str], signature: SignatureSpec) -> None:
-    """Raises RequestError if one is unknown or, as in TF Serving, named twice: a message has room for millions."""
+    """Raises RequestError if an output is unknown or, as in TF Serving, named twice: a message may name millions."""
     distinct = set(wanted)
     for name in distinct:
         if name not in signature.outputs:
@@ -162,7 +162,7 @@ def _require_outputs(wanted: Sequence[str], signature: SignatureSpec) -> None:
 
 
 def _client_was_there(record: logging.LogRecord) -> bool:
-    """False for gRPC's traceback of an answer that comes just after its client has left, as many do under overload."""
+    """False for gRPC's traceback of an answer whose client has just left, as many do under overload."""
     return not record.getMessage().startswith("ExecuteBatchError")
 
 
@@ -188,7 +188,7 @@ def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.Servicer
 
 
 def _shortened(message: str) -> str:
-    """As TF Serving does (`grpc_status_util.cc`): gRPC refuses to send more than some kilobytes."""
+    """Truncated as in TF Serving (`grpc_status_util.cc`): gRPC refuses to send more than a few kilobytes."""
     written = message.encode()
     if len(written) <= _MAX_MESSAGE_BYTES:
         return message

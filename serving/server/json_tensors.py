@@ -18,24 +18,24 @@ from serving.signature_spec import Arrays, Input, SignatureSpec
 Format = Literal["instances", "inputs"]
 _ANSWER: dict[Format, str] = {"instances": "predictions", "inputs": "outputs"}
 _BYTES_SUFFIX = "_bytes"
-"""Strings of outputs so named are bytes: they are written in base64."""
+"""String outputs with this suffix are bytes, written in base64."""
 _BYTE_ORDER_MARK = "\ufeff"
-"""With which some programs begin UTF-8; RFC 8259 lets a reader skip it."""
+"""Some programs begin UTF-8 with it; RFC 8259 lets a reader skip it."""
 _LARGEST_EXACT = {tf.float32: 2**24 - 1, tf.float64: 2**53 - 1}
-"""Whole numbers up to it are floats of their own (`IsLosslessDecimal` in TF Serving's json_tensor.cc)."""
+"""Whole numbers up to it are exact in the dtype (`IsLosslessDecimal` in TF Serving's json_tensor.cc)."""
 
 
 def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
     """The JSON object of a predict request; NaN, Infinity and -Infinity are numbers, as in TF Serving.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, it is not a JSON object in UTF-8, or has more than `max_elements` lists and
-            objects: 16 MB hold millions, which would take the loop seconds.
+        RequestError: INVALID_ARGUMENT if it is not a JSON object in UTF-8, or has more than `max_elements` lists and
+            objects: 16 MB can hold millions, which would take the loop seconds.
     """
     if (nested := body.count(b"[") + body.count(b"{")) > max_elements:
         raise invalid(f"the body has {nested} lists and objects, more than max_batch_elements={max_elements}")
     try:
-        value = json.loads(body.decode().removeprefix(_BYTE_ORDER_MARK))  # of bytes, it would take UTF-16, too
+        value = json.loads(body.decode().removeprefix(_BYTE_ORDER_MARK))  # given bytes, it would take UTF-16, too
     except UnicodeDecodeError as error:
         remedy = 'encode it in UTF-8, and write values in another encoding as {"b64": "..."}'
         message = f"the body is not UTF-8 ({error.reason} at byte {error.start}): {remedy}"
@@ -44,7 +44,7 @@ def parse_body(body: bytes, max_elements: int) -> dict[str, Any]:
         raise invalid("JSON Parse error: nested too deeply") from None
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: {error}") from None
-    except ValueError:  # whose message tells how to change a setting of Python
+    except ValueError:  # whose message says how to change a Python setting
         raise invalid(
             f"JSON Parse error: a number has too many digits: write one of at most {sys.get_int_max_str_digits()}"
         ) from None
@@ -57,7 +57,7 @@ def requested_signature(body: Mapping[str, Any]) -> str:
     """The signature's name, serving_default if there is none.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, it is not a string.
+        RequestError: INVALID_ARGUMENT if it is not a string.
     """
     name = body.get("signature_name", "")
     if not isinstance(name, str):
@@ -66,10 +66,10 @@ def requested_signature(body: Mapping[str, Any]) -> str:
 
 
 def request_arrays(body: Mapping[str, Any], signature: SignatureSpec, max_elements: int) -> tuple[Arrays, Format]:
-    """The inputs of a request, of at most `max_elements` values each, and the form that it has.
+    """The inputs of a request, of at most `max_elements` values each, and the form that they are in.
 
     Raises:
-        RequestError: INVALID_ARGUMENT, the message names the input and what is wrong with it.
+        RequestError: INVALID_ARGUMENT; the message names the input and says what is wrong with it.
     """
     given = [form for form in _ANSWER if form in body]
     if len(given) != 1:
@@ -87,7 +87,7 @@ def request_arrays(body: Mapping[str, Any], signature: SignatureSpec, max_elemen
 
 
 def response_body(outputs: Mapping[str, np.ndarray], form: Format) -> bytes:
-    """The answer: `predictions`, a list of rows, or `outputs`, by name; without names if there is but one."""
+    """The answer: `predictions`, a list of rows, or `outputs`, by name; a single output has no name."""
     columns = {name: _plain(name, value) for name, value in outputs.items()}
     answer: Any
     if len(columns) == 1:
@@ -112,7 +112,7 @@ def _columns(instances: Any, signature: SignatureSpec) -> dict[str, Any]:
 
 
 def _defaults(signature: SignatureSpec, rows: int) -> Arrays:
-    """One input's default for so many rows that leave all inputs out; nothing where none has a default."""
+    """One input's default, for `rows` rows that leave out all inputs; empty if no input has a default."""
     found = {name: spec.default for name, spec in signature.inputs.items() if spec.default is not None}
     return {name: np.repeat(default, rows, axis=0) for name, default in list(found.items())[:1]}
 
@@ -122,7 +122,7 @@ def _named(inputs: Any, signature: SignatureSpec) -> dict[str, Any]:
 
 
 def _only_input(signature: SignatureSpec, key: str) -> str:
-    """The input that a value without a name is for: the only one that has no default."""
+    """The input that an unnamed value is for: the only one without a default."""
     needed = [name for name, spec in signature.inputs.items() if spec.default is None] or list(signature.inputs)
     if len(needed) != 1:
         raise invalid(f"'{key}' must name its inputs: {signature.name} has {', '.join(signature.inputs)}")
@@ -138,7 +138,7 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
         sizes = {len(leaf) for leaf in leaves}
         if len(sizes) > 1:
             raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and of {max(sizes)} values; pad the shorter")
-        shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # no rows tell nothing of the columns
+        shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # without rows, the columns are unknown
         if (size := len(leaves) * shape[-1]) > max_elements:
             raise invalid(f"input {spec.name!r} has {size} values, more than max_batch_elements={max_elements}")
         leaves = [item for leaf in leaves for item in leaf]
@@ -161,9 +161,9 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
 
 
 def _require_exact(spec: Input, leaves: Sequence[int | float]) -> None:
-    """Raises RequestError if a number without a point is one that the dtype may round.
+    """Raises RequestError if the dtype may round a number that is written without a decimal point.
 
-    TF Serving does so; what no 64 bits hold, it reads as if there were a point.
+    TF Serving does so, too; it reads numbers too large for 64 bits as if they had a decimal point.
     """
     largest = _LARGEST_EXACT[spec.dtype]
     for leaf in leaves:
@@ -186,7 +186,7 @@ def _text(name: str, value: Any) -> bytes:
 
 
 def _from_base64(text: str) -> bytes:
-    """As TF Serving reads it (absl::Base64Unescape): white space does not count, and padding may be left out."""
+    """Decodes as TF Serving does (absl::Base64Unescape): white space is ignored, and padding may be left out."""
     data = b"".join(text.encode().split())
     return base64.b64decode(data if b"=" in data else data + b"=" * (-len(data) % 4), validate=True)
 
@@ -201,7 +201,7 @@ def _kind(value: Any) -> str:
 
 
 def _plain(name: str, value: np.ndarray) -> Any:
-    """Lists of lists. A float32 is written by its own shortest digits, not by those of its double."""
+    """As nested lists. A float32 is written with its own shortest digits, not with those of the same double."""
     if value.dtype == object:
         encode = _base64 if name.endswith(_BYTES_SUFFIX) else _decoded
         flat = np.empty(value.size, object)

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' format.
+"""The server's metrics, in Prometheus' format.
 
 Metrics that TF Serving also has keep its names; Prometheus' client appends "_total" to those of counters.
 """
@@ -72,12 +72,12 @@ class Metrics:
 
     @contextmanager
     def measured(self, model_name: str, api: str, entrypoint: str) -> Iterator[None]:
-        """Counts a Predict request by its outcome and, if it is answered, its time.
+        """Counts a Predict request by outcome and, if it is answered, records its latency.
 
-        A stranger may ask for any name: those of no model are counted as "", lest they fill the memory.
+        Clients may ask for any name: unknown ones are counted as "", so that they cannot fill the memory.
 
         Args:
-            model_name: as asked for.
+            model_name: as requested.
             api: the method's name at that entrypoint.
             entrypoint: GRPC or REST.
         """
@@ -100,5 +100,5 @@ class Metrics:
                 self.latency.labels(name, api, entrypoint).observe((time.perf_counter() - started) * 1e6)
 
     def page(self) -> bytes:
-        """The exposition, of `CONTENT_TYPE`."""
+        """The exposition, to be sent as `CONTENT_TYPE`."""
         return generate_latest(self._registry)
