@@ -1,11 +1,11 @@
-"""TF Serving's models.config, from the versions and labels that are on disk.
+"""TF Serving's models.config, made from the versions and labels on disk.
 
     python -m serving.deploy.models_config dnc=runs/mine/servable/dnc --root /models > models.config
 
-TF Serving reads it again every `--model_config_file_poll_wait_seconds`: written anew after a push or a
-rollback, which `--out FILE --every SECONDS --server URL` does, it follows `serving.json` as `dnc serve` does by itself.
+TF Serving rereads it every `--model_config_file_poll_wait_seconds`. If it is rewritten after a push or a rollback,
+which `--out FILE --every SECONDS --server URL` does, TF Serving follows `serving.json` as `dnc serve` does by itself.
 
-TF Serving refuses a config that moves a label in use to a version that is not loaded, and loads nothing of it. So a
+TF Serving refuses a config that moves a label in use to a version that is not loaded, and then loads none of it. So a
 label moves in two steps: its version is listed while the label stays, and is labelled once the server has loaded it.
 """
 
@@ -31,16 +31,16 @@ _Found = TypeVar("_Found")
 
 
 def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | None = None) -> str:
-    """A ModelServerConfig as text: each model's labelled versions, and no other.
+    """A ModelServerConfig as text: each model's labelled versions, and no others.
 
     Args:
-        bases: model name -> directory that holds its versions, here.
-        root: where the server sees them, each below its name.
-        server: the REST API of a TF Serving that runs with an earlier config: what it can take as it is now. Without,
-            or while it does not answer, the config is for one that starts.
+        bases: model name -> local directory that holds its versions.
+        root: where the server sees the models, each below its name.
+        server: REST API of a TF Serving that runs with an earlier config: the new one is what it can take in its
+            current state. Without it, or while it does not answer, the config is for a server that starts.
 
     Raises:
-        ValueError: a base path has no version, or its `serving.json` is not well formed or labels what is not there.
+        ValueError: a base path has no version, or its `serving.json` is malformed or labels a missing version.
     """
     config = model_server_config_pb2.ModelServerConfig()
     for name, base in bases.items():
@@ -62,7 +62,7 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
 
 
 def _movable(wanted: Mapping[str, int], model: str) -> dict[str, int]:
-    """`wanted` as far as the server at the URL of a model can take it: a label in use waits for its version."""
+    """`wanted`, as far as the server can take it now: a label in use waits for its version. `model` is its URL."""
     loaded = _asked(model, _available, set[int]())
     return {
         label: version if version in loaded else _held(f"{model}/labels/{label}", version)
@@ -75,20 +75,20 @@ def _available(answer: Any) -> set[int]:
 
 
 def _held(label: str, wanted: int) -> int:
-    """The version that answers for a label's URL, `wanted` if none does.
+    """The version that answers at a label's URL, `wanted` if none does.
 
-    The metadata name it. TF Serving's model status API, whichever label it is asked for, lists all versions.
+    Read from the metadata: TF Serving's model status API lists all versions, whichever label it is asked for.
     """
     return _asked(f"{label}/metadata", lambda answer: int(answer["model_spec"]["version"]), wanted)
 
 
 def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found:
-    """What `read` finds in TF Serving's REST answer at a URL; `otherwise` without an answer, or of any other form."""
+    """What `read` finds in TF Serving's REST answer at a URL; `otherwise` if there is none or it has another form."""
     try:
         return read(requests.get(url, timeout=_SECONDS_TO_ANSWER).json())
-    except requests.RequestException:  # of a server that starts or stops; or of what is no JSON
+    except requests.RequestException:  # the server is starting or stopping, or it is not JSON
         return otherwise
-    except (LookupError, TypeError, ValueError, OverflowError):  # of an error; or of another server
+    except (LookupError, TypeError, ValueError, OverflowError):  # an error, or another kind of server
         return otherwise
 
 
@@ -115,7 +115,7 @@ def main(models: tuple[str, ...], root: str, out: Path | None, every: float | No
     if server and not server.startswith(("http://", "https://")):
         raise click.UsageError(f"--server {server!r} must be a URL, e.g. http://localhost:8501")
     bases = _bases(models)
-    if every:  # the first process of a container gets no signal that it does not ask for
+    if every:  # a container's first process gets only signals that it handles
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         try:

@@ -29,9 +29,9 @@ _Result = TypeVar("_Result")
 State = get_model_status_pb2.ModelVersionStatus
 
 _FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
-"""Seconds until a version is loaded again whose failure may pass; they double from one failure to the next."""
+"""Seconds until a version whose failure may pass is loaded again; they double from one failure to the next."""
 _UNSEEN = (-1, -1)
-"""State of files that cannot be looked at: of none that can."""
+"""State of files that cannot be read; no readable files have it."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class _Failure:
     """Why a version could not be loaded.
 
     Attributes:
-        state: of its files then.
-        message: in words.
-        delay: seconds to wait with those files; infinite where the failure cannot pass.
-        at: when it was, of `time.monotonic`.
+        state: state of its files at the time.
+        message: the reason in words.
+        delay: seconds to wait before trying the same files again; infinite if the failure cannot pass.
+        at: when it failed, by `time.monotonic`.
     """
 
     state: tuple[int, int]
@@ -52,26 +52,26 @@ class _Failure:
 
     @classmethod
     def of(cls, error: LoadError, state: tuple[int, int], last: _Failure | None) -> _Failure:
-        """The failure after `last`."""
+        """The failure that follows `last`."""
         delay = min(2 * last.delay, _LONGEST_DELAY) if last and last.state == state else _FIRST_DELAY
         return cls(state, str(error), delay if error.may_pass else math.inf, time.monotonic())
 
     def stands(self, state: tuple[int, int]) -> bool:
-        """Whether a version whose files are in that state need not be tried."""
+        """Whether the version need not be tried yet with its files in `state`."""
         return self.state == state and time.monotonic() < self.at + self.delay
 
 
 class ServedModel:
-    """One model name. `refresh` brings the loaded versions to what `serving.json` or the disk says.
+    """The versions of one model. `refresh` brings the loaded ones in line with `serving.json` or the disk.
 
     Attributes:
-        complaints: why labels are not where the last refresh was to move them.
+        complaints: why the last refresh could not move labels to where they belong.
     """
 
     def __init__(
         self, name: str, base: Path, config: ServerConfig, workers: Workers, loader: Executor, metrics: Metrics
     ):
-        """Prepares to serve the versions below `base`; `loader` is where they are loaded, one at a time."""
+        """Prepares to serve the versions below `base`; `loader` loads them, one at a time."""
         self.name = name
         self.base = base
         self._config = config
@@ -90,21 +90,21 @@ class ServedModel:
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
-        """Moves the labels, loads what they want and is not there, and drains what nobody wants.
+        """Moves the labels, loads the versions that they need, and drains those that no label needs.
 
-        A label moves only to a version that is loaded, warmed up and ready, so requests never wait
-        for a load, and a version that cannot be loaded leaves everything as it was. Labels are read anew during
-        and after every load, which may take minutes: a rollback that is written meanwhile is not overtaken.
+        A label moves only to a version that is loaded, warmed up and ready, so requests never wait for a load, and a
+        version that cannot be loaded leaves everything as it was. Labels are read again during and after every load,
+        which may take minutes, so that the load does not override a rollback that is written meanwhile.
         """
         async with self._refreshing:
             await self._refresh()
 
     async def relabel(self, labels: ServingLabels | None, write: Callable[[ServingLabels | None], None]) -> None:
-        """Has other labels written, None for no file, once all that they name is loaded; then follows them.
+        """Loads all versions that `labels` names, has `labels` written (None: no file), then follows them.
 
         Raises:
-            RequestError: FAILED_PRECONDITION; a version cannot be loaded, or the file cannot be written, and it stays
-                as it is: a server that starts with labels of such a version would have none to serve.
+            RequestError: FAILED_PRECONDITION if a version cannot be loaded or the file cannot be written. The file then
+                stays as it is: a server that starts with labels for such a version would have none to serve.
         """
         async with self._refreshing:
             self._on_disk = await self._on(self._disk, versions_on_disk, self.base)
@@ -141,14 +141,14 @@ class ServedModel:
             self._drain(number)
 
     async def _follow_labels(self) -> dict[str, int] | None:
-        """Moves the labels whose versions are loaded; returns what all of them want, None if the disk does not say."""
+        """Moves labels whose versions are loaded; returns each label's wanted version, None if the disk says none."""
         try:
             self._on_disk = await self._on(self._disk, versions_on_disk, self.base)
             labels = await self._on(self._disk, effective_labels, self.base)
         except (ValueError, OSError) as error:
             self._complain([str(error)])
             return None
-        if labels is None and self._versions:  # the disk is away, or is being tidied up
+        if labels is None and self._versions:  # the disk is gone, or is being tidied up
             self._complain([f"no version below {self.base}: those that are loaded go on serving"])
             return None
         wanted = labels.by_label() if labels else {}
@@ -165,14 +165,17 @@ class ServedModel:
         self._metrics.serving.labels(self.name, label).set(number)
 
     async def _load_one(self, numbers: Iterable[int]) -> int | None:
-        """The first of them that there was something to load of, whether it could be or not; None if of none."""
+        """Loads the first version that needs it; returns its number even if that fails, None if there was none."""
         for number in numbers:
             if await self._load(number):
                 return number
         return None
 
     async def _load_newest_whole(self, numbers: Iterable[int]) -> None:
-        """For a server that starts without labels on disk: a broken version must not keep an older from answering."""
+        """Makes the first version that loads stable.
+
+        For a server that starts without labels on disk: a broken version must not keep an older one from answering.
+        """
         for number in numbers:
             await self._load(number)
             if number in self._versions:
@@ -185,10 +188,10 @@ class ServedModel:
             raise ValueError("; ".join(self.complaints))
 
     def find(self, number: int | None = None, label: str | None = None) -> Version:
-        """The version of that number, or of that label; of neither, the stable one.
+        """The version with that number or that label; without either, the stable one.
 
         Raises:
-            RequestError: NOT_FOUND, or of a label INVALID_ARGUMENT, as TF Serving.
+            RequestError: NOT_FOUND, or INVALID_ARGUMENT for a label, as in TF Serving.
         """
         if number is None:
             wanted = STABLE if label is None else label
@@ -202,7 +205,7 @@ class ServedModel:
         return self._versions[number]
 
     def status(self) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """The state of every version that is in memory, or was on disk when it was last looked at, the newest first."""
+        """The state of every version in memory, or on disk when it was last looked at, newest first."""
         states = {
             **dict.fromkeys(self._on_disk, State.END),
             **dict.fromkeys(self._loading, State.LOADING),
@@ -212,7 +215,7 @@ class ServedModel:
         statuses = []
         for number in sorted(states, reverse=True):
             status = State(version=number, state=states[number], status=status_pb2.StatusProto())
-            if number in self._failures and number not in self._loading:  # else it is of an earlier try
+            if number in self._failures and number not in self._loading:  # else it is from an earlier try
                 status.status.error_code = Code.INVALID_ARGUMENT.value[0]
                 status.status.error_message = self._failures[number].message
             statuses.append(status)
@@ -227,9 +230,10 @@ class ServedModel:
         self._disk.shutdown(wait=False)
 
     async def _load(self, number: int) -> bool:
-        """Loads a version, unless it is or a failure is to be expected; whether it tried.
+        """Loads a version unless it is loaded already or expected to fail; returns whether it tried.
 
-        One that is replaced under its own number, as by a run that begins anew, is loaded again, and serves till then.
+        A version replaced under its own number, e.g. by a run that starts over, is loaded again; the old one serves
+        until then.
         """
         path = self.base / str(number)
         try:
@@ -263,7 +267,7 @@ class ServedModel:
         return True
 
     async def _following_labels(self, load: asyncio.Future[_Result]) -> _Result:
-        """The result of a load; meanwhile labels go on moving between the versions that are there."""
+        """The result of a load; meanwhile labels keep moving between the loaded versions."""
         try:
             while not (await asyncio.wait([load], timeout=self._config.poll_seconds))[0]:
                 await self._follow_labels()
@@ -276,7 +280,7 @@ class ServedModel:
         return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
 
     def _drain(self, number: int) -> None:
-        """Begins to; a version may be loaded and dropped again before its first drain is over."""
+        """Begins to drain a version; it may be loaded and dropped again before its first drain is over."""
 
         def done(task: asyncio.Task[None]) -> None:
             del self._draining[task]
@@ -288,7 +292,7 @@ class ServedModel:
         task.add_done_callback(done)
 
     def _refused(self, wanted: Mapping[str, int]) -> list[str]:
-        """Why labels cannot be where they are wanted, those of them that cannot."""
+        """The reasons, one for each label that cannot move to its wanted version."""
         return [
             self._why_not(label, number)
             for label, number in wanted.items()
@@ -316,8 +320,8 @@ def _load(version: Path, state: tuple[int, int], num_threads: int) -> LoadedServ
     """Loads a version whose files were in `state`.
 
     Raises:
-        LoadError: it cannot be served; or its files changed meanwhile, or cannot be looked at, so that nobody knows
-            what was read of them: half a vocabulary loads as well as a whole one.
+        LoadError: it cannot be served; or its files changed meanwhile or cannot be looked at, so that it is unknown
+            what was read: half a vocabulary loads as well as a whole one.
     """
     servable = LoadedServable(version, num_threads)
     try:
@@ -330,12 +334,12 @@ def _load(version: Path, state: tuple[int, int], num_threads: int) -> LoadedServ
 
 
 def _state(version: Path) -> tuple[int, int] | None:
-    """Newest time and total size of a version's files: they change while it is still being copied.
+    """Newest modification time and total size of a version's files, which change while it is being copied.
 
-    None if it holds no graph. Times of directories do not count, which some mounts of object stores make up anew.
+    None if it holds no graph. Times of directories do not count, since some mounts of object stores make them up anew.
 
     Raises:
-        OSError: its directory cannot be looked into.
+        OSError: its directory cannot be read.
     """
     if not (version / SAVED_MODEL).exists():
         return None

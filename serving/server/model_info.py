@@ -15,7 +15,7 @@ def model_metadata(models: Models, request: Any) -> Any:
     """GetModelMetadataResponse: the signatures of a version.
 
     Raises:
-        RequestError: as `Models.find`; INVALID_ARGUMENT, another field than signature_def.
+        RequestError: as `Models.find`; INVALID_ARGUMENT for a field other than signature_def.
     """
     if not request.metadata_field:
         raise invalid(f"GetModelMetadataRequest must name at least one metadata_field: {SIGNATURE_DEF}")

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Models:
-    """The served models by name. Use it as an async context manager: it follows the disk meanwhile.
+    """The served models by name. Use it as an async context manager, inside which it follows the disk.
 
     Attributes:
-        workers: what runs the batches of all of them.
+        workers: the threads that run the batches of all models.
     """
 
     def __init__(self, bases: Mapping[str, Path], config: ServerConfig, metrics: Metrics):
@@ -46,14 +46,14 @@ class Models:
         """Loads what is there, then polls."""
         try:
             await asyncio.gather(*(model.refresh() for model in self._models.values()))
-        except BaseException:  # as of a signal
+        except BaseException:  # e.g. a signal
             await self.__aexit__()
             raise
         self._polls = [asyncio.create_task(self._follow(model)) for model in self._models.values()]
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """Drains every version. A load that is not over is left to itself: no thread can be ended."""
+        """Drains every version. An unfinished load is left to itself: a thread cannot be stopped."""
         for poll in self._polls:
             poll.cancel()
         for model in self._models.values():
@@ -81,7 +81,7 @@ class Models:
         """The model that a ModelSpec names.
 
         Raises:
-            RequestError: INVALID_ARGUMENT, it names none; NOT_FOUND, there is none of that name.
+            RequestError: INVALID_ARGUMENT if it names none; NOT_FOUND if there is none of that name.
         """
         if not spec.name:
             raise invalid("Missing ModelSpec: the request must name a model")
@@ -111,13 +111,13 @@ class Models:
     async def predict(
         self, version: Version, signature: SignatureSpec, inputs: Mapping[str, np.ndarray], seconds_left: float | None
     ) -> Arrays:
-        """The outputs, within the time that the client leaves; within the config's at most.
+        """The outputs, within the client's remaining time and at most the config's timeout.
 
         Raises:
             RequestError: as `Version.predict`.
         """
         most = self._config.request_timeout_seconds
-        # A little before the client's own deadline: past it, gRPC drops the call as CANCELLED and says no reason.
+        # A little before the client's own deadline: past it, gRPC drops the call as CANCELLED and gives no reason.
         left = most if seconds_left is None else min(seconds_left - min(0.01, seconds_left / 10), most)
         return await version.predict(signature, inputs, asyncio.get_running_loop().time() + left)
 
@@ -126,7 +126,7 @@ class Models:
             await asyncio.sleep(self._config.poll_seconds)
             try:
                 await model.refresh()
-            except Exception:  # the disk may fail in any way; what is loaded must go on
+            except Exception:  # the disk may fail in any way; loaded versions must go on
                 log.exception("%s: looking for versions failed; trying again", model.name)
 
 

@@ -12,7 +12,7 @@ from contracts.config import ServerConfig
 
 Setting = Literal["grpc_port", "rest_port"]
 _OTHER_FILES = 1000
-"""File descriptors for gRPC's connections, and for the files of a version that is read."""
+"""File descriptors for gRPC's connections, and for the files of a version that is being read."""
 
 
 def address(config: ServerConfig, port: int) -> str:
@@ -21,7 +21,7 @@ def address(config: ServerConfig, port: int) -> str:
 
 
 def allow_connections(config: ServerConfig) -> None:
-    """Lets the process have a file descriptor for each connection, as far as the system lets it."""
+    """Lets the process have a file descriptor for each connection, as far as the system allows."""
     wanted = config.max_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -30,9 +30,9 @@ def allow_connections(config: ServerConfig) -> None:
 
 
 def require_free(config: ServerConfig) -> None:
-    """Raises ValueError if a port is taken, or both are one.
+    """Raises ValueError if a port is taken, or if both are the same.
 
-    Asked before versions are loaded, which takes long, and memory that whoever has the port may need.
+    Checked before versions are loaded, which takes long, and memory that the process on the port may need.
     """
     settings: tuple[Setting, Setting] = ("grpc_port", "rest_port")
     with contextlib.ExitStack() as held:
@@ -41,10 +41,10 @@ def require_free(config: ServerConfig) -> None:
 
 
 def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
-    """A socket at the host and the port of that setting; at `::` it answers IPv4, too, as gRPC does.
+    """A socket bound to the host and to that setting's port; on `::` it answers IPv4, too, as gRPC does.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port cannot be bound.
     """
     at = config.host, getattr(config, setting)
     try:
@@ -53,12 +53,12 @@ def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
         return socket.create_server(at)
     except socket.gaierror as error:
         raise cannot_listen(config, setting, error.strerror) from None
-    except OSError as error:  # whose own text says the address again, as a tuple
+    except OSError as error:  # whose own text repeats the address, as a tuple
         raise cannot_listen(config, setting, os.strerror(error.errno or 0)) from None
 
 
 def cannot_listen(config: ServerConfig, setting: Setting, why: str | None) -> ValueError:
-    """What to raise where the port of that setting cannot be had."""
+    """The error to raise if that setting's port cannot be bound."""
     return ValueError(
         f"cannot listen on {address(config, getattr(config, setting))} ({why}); set server.{setting} to a free one or "
         "server.host to an address of this machine"

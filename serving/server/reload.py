@@ -1,7 +1,7 @@
 """HandleReloadConfigRequest: sets labels remotely.
 
-TF Serving keeps a reloaded config until it restarts. Here it is written to `serving.json`, so that
-there is one place to look at, and a restart changes nothing.
+TF Serving keeps a reloaded config until it restarts. Here it is written to `serving.json`, so that there is one place
+to look, and a restart changes nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from serving.server.models import Models
 async def reload_labels(models: Models, config: Any) -> None:
     """Applies a ModelServerConfig: each model's labels.
 
-    One `specific` version without labels becomes `stable`. `latest`, the default, without labels unpins: the newest
-    version is stable. A version is served for its label, so no other policy can be met.
+    A single `specific` version without labels becomes `stable`. `latest`, the default, without labels unpins the model:
+    its newest version is stable. Versions are served only under labels, so no other policy can be met.
 
     Raises:
-        RequestError: INVALID_ARGUMENT or NOT_FOUND, and nothing is changed; FAILED_PRECONDITION, a version of a model
-            cannot be loaded or its file not written: neither it nor the models after it are changed.
+        RequestError: INVALID_ARGUMENT or NOT_FOUND, with nothing changed; FAILED_PRECONDITION if a version of a model
+            cannot be loaded or its file cannot be written: neither that model nor those after it are changed.
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
@@ -68,7 +68,7 @@ def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
 
 
 def _wanted_labels(name: str, config: Any) -> dict[str, int]:
-    """Label -> version as a ModelConfig has them; empty for the newest version, whichever that will be."""
+    """Label -> version of a ModelConfig; empty for the newest version, whichever that will be."""
     policy, labels = config.model_version_policy, dict(config.version_labels)
     kind = policy.WhichOneof("policy_choice") or "latest"
     if kind == "latest" and policy.latest.num_versions <= 1:

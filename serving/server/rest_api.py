@@ -39,17 +39,17 @@ log = logging.getLogger(__name__)
 _JSON = "application/json"
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _ORIGIN = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
-"""Before the path of a request that names all of its URL, as through some proxies."""
+"""What precedes the path if a request has the whole URL, as some proxies send it."""
 _ROOT = "/v1/"
 _PATH = re.compile(
     r"(?i:/v1/models/)(?P<name>[^/:]+)(?:(?i:/versions/)(?P<version>[0-9]+)|(?i:/labels/)(?P<label>[^/:]+))?"
     r"(?P<what>:predict|/metadata|)"
 )
-"""As in TF Serving: of a path before it is unquoted, and with what follows a "?", which belongs to no request."""
+"""As in TF Serving: matches the path before it is unquoted, with anything after a "?", which no request may have."""
 _DRAIN_SECONDS = 0.5
-"""What busy clients take to send another request down an open connection, whose answer tells them to leave it."""
+"""Time for busy clients to send one more request over an open connection; its answer tells them to leave it."""
 _ARRIVAL_SECONDS = 0.01
-"""Between two looks at whether all bodies have come."""
+"""Time between two checks of whether all bodies have arrived."""
 _BACKLOG = 128
 """Connections that the system may hold before the loop accepts them."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -67,9 +67,9 @@ class RestApi:
         self.connections = Connections(config.max_connections)
 
     async def drain(self) -> None:
-        """Has every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
+        """Makes every answer tell its client to ask elsewhere next, and returns when no body is still arriving.
 
-        aiohttp reads nothing of connections that it has been told to close.
+        aiohttp reads nothing more from connections that it has been told to close.
         """
         self._is_draining = True
         await asyncio.sleep(_DRAIN_SECONDS)
@@ -127,7 +127,7 @@ class RestApi:
             content = await _read(request, self._config)
         finally:
             self._arriving -= 1
-        version = self._models.find(spec)  # now: one that was found before the body came may be drained by then
+        version = self._models.find(spec)  # not before the body has come: it could be drained by then
         most = self._config.max_batch_elements
         body = parse_body(content, most)
         signature = version.signature(requested_signature(body))
@@ -137,7 +137,7 @@ class RestApi:
 
 
 def _fields(message: Any) -> dict[str, Any]:
-    """A message as TF Serving writes it: names as in the proto, and what is 0 or empty, too."""
+    """A message as TF Serving writes it: with the proto's names, and with fields that are 0 or empty."""
     found: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
@@ -157,7 +157,7 @@ def _model_spec(matched: re.Match[str]) -> Any:
 
 
 def _unquoted(part: str) -> str:
-    """Of a path: aiohttp keeps its bytes, UTF-8 or not, as what Python calls surrogates."""
+    """Unquotes part of a path; aiohttp keeps bytes that are not UTF-8 as what Python calls surrogates."""
     return unquote_to_bytes(part.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
 
@@ -181,7 +181,7 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Every error is `{"error": "..."}` with the status that TF Serving gives it."""
+    """Answers every error as `{"error": "..."}` with the status that TF Serving gives it."""
     try:
         return await handler(request)
     except RequestError as error:
@@ -198,14 +198,14 @@ def _error(status: int, message: str) -> web.Response:
 
 
 def _json(answer: Any, status: int = 200) -> web.Response:
-    """Without a charset, which JSON does not have, nor TF Serving's answer."""
+    """A response without a charset, which neither JSON nor TF Serving's answer has."""
     return web.Response(status=status, body=json.dumps(answer, indent=2).encode(), content_type=_JSON)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """False for aiohttp's traceback of what is not HTTP, of which a port scanner sends as much as it likes.
+    """False for aiohttp's traceback of input that is not HTTP, of which a port scanner sends as much as it likes.
 
-    Nor of a body that ends too early, whose request is refused as any other.
+    Also false for a body that ends too early, whose request is refused like any other.
     """
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
@@ -221,7 +221,7 @@ class RestServer:
     watch: asyncio.Task[None]
 
     async def stop(self) -> None:
-        """Takes no new connection, and ends each that is open with its next answer, or when it has been idle."""
+        """Accepts no new connections, and closes each open one after its next answer, or if it has been idle."""
         self.listener.close()
         await self.api.drain()
         self.watch.cancel()
@@ -229,10 +229,10 @@ class RestServer:
 
 
 async def start_rest(models: Models, metrics: Metrics, config: ServerConfig) -> RestServer:
-    """Listens.
+    """Starts to listen.
 
     Raises:
-        ValueError: the port cannot be had.
+        ValueError: the port cannot be bound.
     """
     logging.getLogger("aiohttp.server").addFilter(_is_ours)
     api = RestApi(models, metrics, config)

@@ -28,11 +28,11 @@ from serving.server.rest_api import start_rest
 log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 1e-4
-"""Python's 5 ms between threads is what a batch waits, several times, while the loop writes the last one's answers."""
+"""With Python's 5 ms between threads, a batch would wait several times that while the loop writes earlier answers."""
 
 
 _THREADS_SECONDS = 0.5
-"""What threads that have nothing left to do take to end."""
+"""How long threads with nothing left to do may take to end."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Listening:
 
 
 def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[Listening], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes the requests that are in and returns.
+    """Serves until SIGTERM or SIGINT, then finishes the pending requests and returns.
 
-    Where a version is being loaded then, the process ends instead: Python would wait for the load, minutes maybe.
+    If a version is being loaded then, the process ends instead: Python would wait for the load, possibly for minutes.
 
     Args:
         bases: model name -> directory that holds its versions.
@@ -59,7 +59,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
         on_start: called once the server answers.
 
     Raises:
-        ValueError: a base path has no version that can be served, or a port cannot be had.
+        ValueError: a base path has no version that can be served, or a port cannot be bound.
     """
     for name, base in bases.items():
         if effective_labels(base) is None:
@@ -76,10 +76,10 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
 
 @contextlib.asynccontextmanager
 async def running(bases: Mapping[str, Path], config: ServerConfig) -> AsyncIterator[tuple[Models, Listening]]:
-    """A server in this loop; versions are loaded when it yields, and drained when it is left.
+    """A server in this loop; versions have been loaded when it yields, and are drained on exit.
 
     Raises:
-        ValueError: a port cannot be had.
+        ValueError: a port cannot be bound.
     """
     require_free(config)
     metrics = Metrics(frozenset(bases))
@@ -105,7 +105,7 @@ async def _serve_until_signalled(
     async with running(bases, config) as (models, listening):
         _on_signal(stop.set)
         models.require_all()
-        gc.freeze()  # what is imported stays; the collections after versions come and go need not look at it
+        gc.freeze()  # imported objects stay: the collections after versions come and go need not scan them
         on_start(listening)
         await stop.wait()
         log.info("stopping: finishing the requests that are in")
@@ -117,13 +117,13 @@ def _on_signal(react: Callable[[], object]) -> None:
 
 
 def _end_if_threads_run() -> None:
-    """Ends the process if a load, or a disk that stalls, still holds a thread: on its way out, Python waits for all."""
+    """Ends the process if a load or a stalled disk still holds a thread: on exit, Python would wait for all threads."""
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     deadline = time.monotonic() + _THREADS_SECONDS
     for thread in others:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in others):
-        atexit._run_exitfuncs()  # which `os._exit` leaves out: what is written is flushed, and copies are removed
+        atexit._run_exitfuncs()  # which `os._exit` skips: output is flushed, and copies are removed
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

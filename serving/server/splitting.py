@@ -15,13 +15,13 @@ _MERGES = {b"", *(merge.encode() for merge in MERGES)}
 def split(
     spec: SignatureSpec, requests: Sequence[Arrays], values: Sequence[np.ndarray], default_width: int
 ) -> list[Arrays]:
-    """Each request's answer, as if it had been asked alone: the graph makes all lists as long as the batch's longest.
+    """Each request's answer, as if it had been sent alone: the graph makes all lists as long as the batch's longest.
 
     Args:
-        spec: of the signature.
-        requests: the batch's, completed.
-        values: the outputs of the batch, in the order of the signature's, with a row per row of the requests.
-        default_width: length of the list of a row that does not say how many candidates it wants.
+        spec: the signature.
+        requests: the batch's completed requests.
+        values: the batch's outputs, in the signature's order, with a row per row of the requests.
+        default_width: list length for a row that does not say how many candidates it wants.
     """
     ends = np.cumsum([len(next(iter(request.values()))) for request in requests])
     parts = [np.split(value, ends[:-1]) for value in values]
@@ -34,9 +34,9 @@ def split(
 
 
 def _own_width(request: Arrays, default_width: int) -> int:
-    """The largest M of a request's rows, as `Controls.of` reads them; beyond what the servable gives, that is cut off.
+    """The largest M of a request's rows, as `Controls.of` reads them; slicing caps it at what the servable gives.
 
-    A request of no rows is one row of defaults to the graph (`serving.graph_inputs`).
+    The graph takes a request without rows as one row of defaults (`serving.graph_inputs`).
     """
     rows = zip(request[Request.NUM_CANDIDATES].tolist(), request[Request.MERGE].tolist(), strict=True)
     widths = [0 if merge not in _MERGES else wanted if wanted > 0 else default_width for wanted, merge in rows]

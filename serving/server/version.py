@@ -23,14 +23,14 @@ from serving.warmup import WARMUP_FILE, read_warmup
 
 _MAY_PASS = (OSError, MemoryError, tf.errors.ResourceExhaustedError, tf.errors.UnavailableError)
 _CODES_THAT_MAY_PASS = (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
-"""Of a warm-up request."""
+"""Codes of a warm-up request's error that may pass."""
 
 
 class LoadError(ValueError):
     """A version cannot be served; the message says why.
 
     Attributes:
-        may_pass: whether trying again may help though its files stay the same.
+        may_pass: whether trying again may help even if its files stay the same.
     """
 
     def __init__(self, path: Path, cause: Exception):
@@ -40,7 +40,7 @@ class LoadError(ValueError):
 
 
 class LoadedServable:
-    """A version in a session of its own, which frees the memory when it is closed."""
+    """A version in its own session; closing it frees the memory."""
 
     def __init__(self, path: Path, num_threads: int):
         """Loads a version directory and replays its warm-up requests.
@@ -66,7 +66,7 @@ class LoadedServable:
             self._default_widths |= {
                 name: self._default_width(spec) for name, spec in self.signatures.items() if spec.lists
             }
-        except Exception as error:  # a graph of another time fails in any way
+        except Exception as error:  # a graph from another release may fail in any way
             self._session.close()
             raise LoadError(path, error) from error
 
@@ -74,7 +74,7 @@ class LoadedServable:
         """Answers several completed requests as one batch.
 
         Raises:
-            RequestError: of the code that TensorFlow gives.
+            RequestError: with the code that TensorFlow gives.
         """
         spec = self.signatures[signature]
         batch = spec.join(requests)
@@ -89,12 +89,12 @@ class LoadedServable:
         return split(spec, requests, values, self._default_widths.get(signature, 0))
 
     def _default_width(self, spec: SignatureSpec) -> int:
-        """The length of the list of a request that leaves all out: the graph knows it, and says it nowhere."""
+        """List length for a request that leaves everything out: the graph knows it, but does not declare it."""
         [answer] = self.run(spec.name, [spec.complete({})[0]])
         return int(answer[spec.lists[0]].shape[1])
 
     def close(self) -> None:
-        """Frees the memory: a graph's Python objects hold each other, and malloc keeps what TensorFlow frees."""
+        """Frees the memory: a graph's Python objects reference each other, and malloc keeps what TensorFlow frees."""
         self._calls = {}
         self._session.close()
         del self._session
@@ -103,7 +103,7 @@ class LoadedServable:
 
 
 def _trim_heap() -> None:
-    """Gives freed memory back to the system, where the C library is one that can."""
+    """Gives freed memory back to the system, if the C library can do so."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
@@ -126,7 +126,7 @@ class Version:
         """The signature of that name.
 
         Raises:
-            RequestError: FAILED_PRECONDITION, as TF Serving; there is none.
+            RequestError: FAILED_PRECONDITION, as in TF Serving, if there is none.
         """
         if name not in self._servable.signatures:
             known = ", ".join(sorted(self._servable.signatures))
@@ -152,7 +152,7 @@ class Version:
             self._in_flight -= 1
 
     async def drain(self) -> None:
-        """Waits for the requests that are in it, then frees the memory. No new ones may come."""
+        """Waits for its pending requests, then frees the memory. No new ones may come."""
         while self._in_flight:
             await asyncio.sleep(0.01)
         for batcher in self._batchers.values():
