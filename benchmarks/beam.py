@@ -1,13 +1,13 @@
-"""The Beam side, raw CSV to TFRecords, job by job on one core, beside jobs written as tutorials write them.
+"""Measures the Beam jobs, raw CSV to TFRecords, one by one on one core, beside jobs as tutorials write them.
 
     python -m benchmarks.beam [--rows N] [--naive-rows N] [--json PATH]
 
-The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh
-process pinned to one core; seconds are those of the job after its imports, peak RSS is the process's.
-Naive jobs (`benchmarks/naive_jobs.py`, `benchmarks/naive_windows_job.py`) read the same and must write the same: user
-splits, counts, embeddings, nearest centroids, windows and evaluation users. Beam compresses these at zlib's default
-level, 6, and the product's job at 1, so both are measured at both levels. Transform has no counterpart: TFT is what one
-would write. The last line printed is JSON.
+The log is the project's own synthetic one (power-law items, 70% clicks). Every job runs in a fresh process pinned to
+one core; seconds are those of the job after its imports, peak RSS is the process's. The naive jobs
+(`benchmarks/naive_jobs.py`, `benchmarks/naive_windows_job.py`) read the same input and must write the same output: user
+splits, counts, embeddings, nearest centroids, windows and evaluation users. Beam compresses the latter two at zlib's
+default level, 6, and the product's job at 1, so both are measured at both levels. Transform has no naive counterpart:
+TFT is what anyone would write. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ NAIVE_ASSIGN, NAIVE_ASSIGN_ITEMS = "assignment, naive", 100_000
 WRITTEN = ("train_windows", "train_positives", "validation_users", "validation_targets", "test_users", "test_targets")
 """Counts in which the product's windows and the naive job's must agree."""
 MOST_DIFFERENT = 1e-3
-"""Share of a naive job's numbers: who has two events in one second may be split elsewhere, distances are rounded."""
+"""Share of a naive job's numbers that may differ: a user with two events in one second may be split elsewhere, and
+distances are rounded."""
 ROWS_PER_USER, ROWS_PER_ITEM, ROWS_PER_BUCKET = 160, 250, 1 << 16
 
 
@@ -59,11 +60,11 @@ class Measurement:
     Attributes:
         job: its name in the table.
         seconds: wall time of the job, imports excluded.
-        cpu_seconds: of the same.
-        startup_seconds: imports.
+        cpu_seconds: CPU time of the job.
+        startup_seconds: time of the imports.
         peak_rss_gb: of the process, GiB.
-        written: counts of the records, of the jobs that write windows.
-        embedding_seconds: of the groups job, what its item embeddings took.
+        written: counts of the records, for jobs that write windows.
+        embedding_seconds: time of the item embeddings, for the groups job.
     """
 
     job: str
@@ -208,7 +209,7 @@ def measure(job: str, workdir: Workdir) -> Measurement:
 
 
 def peak_rss_gb() -> float:
-    """GiB. Not getrusage's ru_maxrss, which a child takes over from the process that started it."""
+    """In GiB. Not getrusage's ru_maxrss, which a child inherits from the process that started it."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) / (1 << 20)
@@ -233,7 +234,7 @@ def measure_naive(job: str, workdir: Workdir) -> Measurement:
 
 
 def measure_assignment(job: str, workdir: Workdir) -> Measurement:
-    """Assigns random items, in the file of their embeddings, to their nearest of random centroids, in Beam."""
+    """Assigns random items, read from a file of their embeddings, to the nearest of random centroids, in Beam."""
     from beam_jobs.distributed_kmeans import assign_items
     from beam_jobs.embedding_blocks import blocks_of
     from beam_jobs.files import write_array
@@ -269,11 +270,11 @@ def summarise(
     compared: dict[str, Measurement],
     assignment: dict[str, Measurement],
 ) -> dict[str, Any]:
-    """What the last line holds."""
+    """The content of the last line."""
     seconds = sum(measured[job].seconds for job in JOBS)
     fast, gzip_6, naive, naive_gzip_1 = (compared[job] for job in (MATERIALISE, GZIP_6, *NAIVES))
     naive_seconds = {name: compared[label].seconds for name, label in NAIVE_JOBS.items()}
-    # What has no naive counterpart, transform and the fit of groups, takes on both sides what it takes.
+    # Transform and the fit of groups have no naive counterpart: both sides are charged the same time for them.
     whole = sum(compared[job].seconds for job in JOBS)
     alike = compared["transform"].seconds + compared["groups"].seconds - compared["groups"].embedding_seconds
     assigned, naively_assigned = (
@@ -312,7 +313,7 @@ def summarise(
 
 
 def blas_kernel() -> str:
-    """Which of its kernels NumPy's BLAS has chosen, or been told to choose: assignment is a matrix product."""
+    """The kernel that NumPy's BLAS has chosen, or was told to choose: assignment is a matrix product."""
     found = threadpoolctl.threadpool_info()
     return ", ".join(library["architecture"] for library in found if library["user_api"] == "blas")
 

@@ -1,10 +1,10 @@
-"""kill -9 in the middle of each Beam job: is whatever can be seen whole, and the rerun's data the same?
+"""kill -9 in the middle of each Beam job: is every visible artifact whole, and is the rerun's data the same?
 
     python -m benchmarks.beam_kill [--chains N] [--markdown PATH]
 
-A chain is a run that is killed once in each of its five jobs, at a random moment of it, and each time started again;
-the last start is left alone, and its data must be those of a run that nobody disturbed. A job that ends before
-its moment comes is no kill: its artifact is taken away, and the run begins anew.
+A chain is a run that is killed once in each of its five jobs, at a random moment, and started again each time; the last
+start is left alone, and its data must be the same as an undisturbed run's. A job that ends before its moment comes does
+not count as a kill: its artifact is removed, and the run is started again.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Kill:
     """One kill.
 
     Attributes:
-        job: that was at work.
-        second: when, from the start of the job.
-        staged: names of the staging directories and files that it left.
+        job: the job that was running.
+        second: time since the start of the job.
+        staged: names of the staging directories and files that it left behind.
     """
 
     job: str
@@ -60,7 +60,7 @@ def make_log(folder: Path) -> Path:
 
 
 def start(data: Path, workdir: Path) -> subprocess.Popen[str]:
-    """`dnc run` on the smoke config up to the windows, in a process group of its own."""
+    """Starts `dnc run` on the smoke config up to the windows, in its own process group."""
     overrides = {
         "data.events": f"{data}/events-*.csv",
         "data.user_features.path": f"{data}/users.csv",
@@ -74,10 +74,10 @@ def start(data: Path, workdir: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Waits for a run to end well; seconds of each job that it ran.
+    """Waits for a run to succeed; returns the seconds of each job that it ran.
 
     Raises:
-        RuntimeError: it did not.
+        RuntimeError: the run failed.
     """
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     if process.returncode:
@@ -101,24 +101,24 @@ def hashes(workdir: Path) -> dict[str, str]:
 
 
 def half_written(workdir: Path) -> list[str]:
-    """Artifacts that can be seen without being whole."""
+    """Artifacts that are visible but incomplete."""
     return [path.name for path in artifacts(workdir) if path.exists() and not (path / MANIFEST_NAME).exists()]
 
 
 def leftovers(workdir: Path) -> list[str]:
-    """What a writer had under another name."""
+    """Names of files and directories that a writer had staged under another name."""
     names = [path.name for path in workdir.iterdir()] if workdir.exists() else []
     return sorted(name for name in names if staging_of(name) is not None)
 
 
 def kill_chain(data: Path, workdir: Path, seconds: dict[str, float], moments: random.Random) -> list[Kill]:
-    """Kills a run on `workdir` once in each job, starts it again each time, and lets the last start end.
+    """Kills a run on `workdir` once in each job, starts it again each time, and lets the last start finish.
 
     Args:
-        seconds: that each job takes undisturbed.
+        seconds: time that each job takes undisturbed.
 
     Raises:
-        RuntimeError: half an artifact could be seen, or the last start failed.
+        RuntimeError: an incomplete artifact was visible, or the last start failed.
     """
     done: list[Kill] = []
     for job, artifact in zip(JOBS, artifacts(workdir), strict=True):
@@ -136,7 +136,7 @@ def kill_chain(data: Path, workdir: Path, seconds: dict[str, float], moments: ra
 
 
 def kill_in(process: subprocess.Popen[str], job: str, moment: float) -> None:
-    """SIGKILL to the run's process group `moment` seconds after it says that `job` begins."""
+    """Sends SIGKILL to the run's process group `moment` seconds after it says that `job` begins."""
     assert process.stdout is not None
     for line in process.stdout:
         if (begins := _BEGINS.search(line)) and begins[1] == job:

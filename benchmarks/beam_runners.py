@@ -1,10 +1,10 @@
-"""The Beam side's files on one worker, on several, and through a job server with a worker pool: the same hashes?
+"""Compares hashes of the Beam jobs' files from one worker, several, and a job server with a worker pool.
 
     python -m benchmarks.beam_runners [--s3] [--markdown PATH]
 
 PortableRunner against a job server with an EXTERNAL environment is how Flink and Spark run Python pipelines: the
 workers are other processes, which get the steps over gRPC and nothing else. `--s3` does all of it again with log and
-workdir in an S3 server on this machine (`pip install boto3 'moto[server]'`): nothing is shared but that.
+workdir in an S3 server on this machine (`pip install boto3 'moto[server]'`), which is all that the workers share.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ BUCKET = "s3://bucket"
 
 
 def write_config(folder: Path, place: str | None = None) -> Path:
-    """A config of three files with ties in time, duplicates and malformed rows, all four kinds of negatives.
+    """Writes three files with ties in time, duplicates and malformed rows, a config with all four kinds of negatives.
 
     Args:
-        folder: where it and the files are written.
-        place: where the config says that the files are; default: there.
+        folder: where the config and the files are written.
+        place: where the config says that the files are; default: `folder`.
     """
     place = place or str(folder)
     rng = np.random.default_rng(0)
@@ -81,13 +81,13 @@ def write_config(folder: Path, place: str | None = None) -> Path:
 def run_jobs(
     config_path: Path, workdir: Path, options: Sequence[str], environment: dict[str, str] | None = None
 ) -> dict[str, bytes]:
-    """Each job as its own program; returns the artifacts' files, gzip undone.
+    """Runs each job as its own program; returns the artifacts' files, uncompressed.
 
     Args:
-        config_path: of `write_config`.
+        config_path: as returned by `write_config`.
         workdir: a directory, or a URL.
-        options: of Beam, the runner first.
-        environment: further variables; FnApiRunner's processes inherit them, and hear of no pipeline options.
+        options: Beam's options, the runner first.
+        environment: further variables; FnApiRunner's processes inherit them, but get no pipeline options.
 
     Raises:
         RuntimeError: a job failed.
@@ -121,7 +121,7 @@ def run_jobs(
 
 
 def contents(workdir: Path, log: str) -> dict[str, bytes]:
-    """All data files of the artifacts, gzip undone, and the dead letters, which name their files, without `log`."""
+    """All data files of the artifacts, uncompressed, and the dead letters, with `log` in their file names replaced."""
     run = Workdir(workdir)
     found = {}
     for artifact in (run.events, run.item_statistics, run.item_groups, run.transform, run.windows):
@@ -139,13 +139,13 @@ def contents(workdir: Path, log: str) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def job_server(folder: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[str, ...]]:
-    """Options of a PortableRunner whose job server and EXTERNAL worker pool run for the time of the block.
+    """Runs a job server and an EXTERNAL worker pool during the block; yields options of a PortableRunner for them.
 
-    The workers have another working directory than the submitter, and another directory for temporary files.
+    The workers have a different working directory and a different temporary directory from the submitter's.
 
     Args:
-        folder: for their files.
-        environment: variables of the workers, which are processes of the pool and hear of no pipeline options.
+        folder: for the files of server and workers.
+        environment: variables of the workers, which are processes of the pool and get no pipeline options.
     """
     server, pool, elsewhere = free_port(), free_port(), folder / "worker"
     elsewhere.mkdir(parents=True)
@@ -167,7 +167,7 @@ def job_server(folder: Path, environment: dict[str, str] | None = None) -> Itera
 
 @contextlib.contextmanager
 def s3_server(files: Path) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
-    """Options, and environment, that reach an S3 server which holds the files of a folder below `BUCKET`/log."""
+    """Runs an S3 server with a folder's files below `BUCKET`/log; yields the options and environment to reach it."""
     port = free_port()
     reach = ("--s3_access_key_id=key", "--s3_secret_access_key=secret", "--s3_region_name=us-east-1")
     options = (*reach, f"--s3_endpoint_url=http://localhost:{port}")
@@ -183,7 +183,7 @@ def s3_server(files: Path) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
 
 @contextlib.contextmanager
 def service(module: str, *arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
-    """Another program for the time of the block; `cwd` is its place for temporary files, too."""
+    """Runs another program during the block; `cwd` is also its directory for temporary files."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         env={**ENVIRONMENT, **(environment or {}), "TMPDIR": str(cwd)},
@@ -208,10 +208,10 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Returns once somebody listens.
+    """Returns once something listens on the port.
 
     Raises:
-        RuntimeError: nobody does for too long.
+        RuntimeError: nothing does for too long.
     """
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
@@ -222,7 +222,7 @@ def wait_for(port: int) -> None:
 
 
 def all_runs(folder: Path, *, s3: bool) -> dict[str, dict[str, bytes]]:
-    """What each way to run the jobs has written."""
+    """The files written by each way to run the jobs."""
     (folder / "log").mkdir(parents=True)
     config_path = write_config(folder / "log")
     runs = {"FnApiRunner": run_jobs(config_path, folder / "one", ONE_WORKER)}
@@ -236,7 +236,7 @@ def all_runs(folder: Path, *, s3: bool) -> dict[str, dict[str, bytes]]:
 
 
 def s3_runs(folder: Path) -> dict[str, dict[str, bytes]]:
-    """As `all_runs`, with log and workdir in an S3 server."""
+    """Like `all_runs`, with log and workdir in an S3 server."""
     ways = {"FnApiRunner": ONE_WORKER, "2 processes": SEVERAL["FnApiRunner, 2 workers, multi_processing"]}
     (folder / "log").mkdir(parents=True)
     config_path = write_config(folder / "log", f"{BUCKET}/log")

@@ -1,15 +1,14 @@
-"""Users a second of exact full-ranking evaluation, against TFRS' FactorizedTopK, in one run and interleaved.
+"""Users per second of exact full-ranking evaluation, against TFRS' FactorizedTopK, interleaved in one run.
 
     python -m benchmarks.evaluation
 
-Both get the same user and item vectors of a single-vector model, score every item for every user and
-report recall at the same k with one target a user. Ours is what validates a model in training: exact
-places of the targets, without sorting anybody's list; `lists` is what the final evaluation takes, the
-best 1000 of every user in order. TFRS reads candidates from a dataset, as its guide does
-(`FactorizedTopK(candidates=items.batch(...))`), or all at once from its BruteForce layer. Recall is checked
-against NumPy: a full stable sort of float64 scores; the vectors have small whole coordinates, so that scores
-are exact in float32 and in float64 alike, and the random order that settles ties is the same. Seen items are
-none, since TFRS cannot leave them out. The last line is JSON.
+Both get the same user and item vectors of a single-vector model, score every item for every user and report recall at
+the same k with one target per user. `ours` is what validates a model in training: exact places of the targets, without
+sorting any list; `lists` is what the final evaluation takes: the best 1000 of every user, in order. TFRS reads
+candidates from a dataset, as its guide does (`FactorizedTopK(candidates=items.batch(...))`), or all at once from its
+BruteForce layer. Recall is checked against NumPy, with a full stable sort of float64 scores. The vectors have small
+whole coordinates, so that scores are exact in both float32 and float64, and ties are settled by the same random order.
+No items count as seen, since TFRS cannot leave them out. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ TFRS_BATCH, CANDIDATE_BATCH = 128, 128
 
 
 class GivenVectors:
-    """A model whose embeddings are given: what `ExactRanking` needs of one."""
+    """A model with given embeddings and only what `ExactRanking` needs."""
 
     ranked_by = "group"
     intent_in_score = False
@@ -114,7 +113,7 @@ def main() -> None:
     items = rng.integers(-4, 5, (arguments.items, DIM)).astype(np.float32)
     vectors = rng.integers(-4, 5, (arguments.users, DIM)).astype(np.float32)
     targets = rng.integers(1, arguments.items + 1, arguments.users)
-    # Some of a target's coordinates are its user's, so that recall is neither 0 nor 1.
+    # A user and its target share some coordinates, so that recall is neither 0 nor 1.
     shared = rng.random(vectors.shape) < 0.25
     vectors = np.where(shared, items[targets - 1], vectors)
     group_id = np.zeros(arguments.items + 1, np.int32)

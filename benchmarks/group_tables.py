@@ -1,4 +1,4 @@
-"""A run's groups as one can read them, and a sweep over K, in Markdown.
+"""A run's groups in readable form, and a sweep over K, in Markdown.
 
 python -m benchmarks.group_tables --workdir DIR --title TEXT --markdown PATH
 """

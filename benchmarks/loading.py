@@ -1,4 +1,4 @@
-"""What loading a servable costs a fresh process: seconds, and memory after the first answer.
+"""The cost of loading a servable in a fresh process: seconds, and memory after the first answer.
 
     python -m benchmarks.loading SAVED_MODEL
 
@@ -36,7 +36,7 @@ def loading(path: Path) -> dict[str, float]:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Of this process, which has loaded nothing else."""
+    """Measures this process, which has loaded nothing else."""
     with tf.compat.v1.Session(graph=tf.Graph()) as session:  # TensorFlow's own pools are not the servable's
         session.run(tf.constant(0))
     before = _resident_bytes()
@@ -56,7 +56,7 @@ def measure(path: Path) -> dict[str, float]:
 
 
 def _resident_bytes() -> int:
-    """Without what was freed and not yet given back."""
+    """Resident memory, without what was freed but not yet given back."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096

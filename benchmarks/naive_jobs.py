@@ -1,7 +1,7 @@
-"""The Beam jobs as tutorials write them: one Python element an event, a pair, an item; dicts for rows.
+"""The Beam jobs as tutorials write them: one Python element per event, pair or item; dicts as rows.
 
-Same input and same content as `beam_jobs`, which `benchmarks/beam.py` compares with them. The windows job has a file of
-its own, `naive_windows_job.py`.
+They read and write the same content as `beam_jobs`, and `benchmarks/beam.py` compares the two. The windows job is in
+`naive_windows_job.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def ingest(config: Config, workdir: Workdir, out: Path) -> None:
 
 
 def _split(element: tuple[str, list[Row]], target: int, min_user_events: int) -> Iterator[Row]:
-    """A user's events: the last that is new opens the test split, the one before it the validation split."""
+    """Splits a user's events: the last new positive opens the test split, the one before it the validation split."""
     rows = sorted(element[1], key=lambda row: row[EventColumn.TIMESTAMP])
     seen, new = set(), []
     for place, row in enumerate(rows):
@@ -76,7 +76,7 @@ def _split(element: tuple[str, list[Row]], target: int, min_user_events: int) ->
 
 
 def statistics(config: Config, workdir: Workdir, out: Path) -> None:
-    """Events -> a line an item and a line a user, with the positives of training that each has."""
+    """Events -> a line per item and a line per user, with its number of training positives."""
     with _pipeline(config) as pipeline:
         events = _read_events(pipeline, workdir)
         target = config.data.feedback.target_level_index
@@ -169,7 +169,7 @@ def content(job: str, folder: Path) -> np.ndarray:
 
 
 def product_content(job: str, workdir: Workdir) -> np.ndarray:
-    """The same of the product's artifacts, of the jobs that have some."""
+    """The same from the product's artifacts, for the jobs that have some."""
     if job == "ingest":
         return _events(workdir.events.path)
     if job == "statistics":
@@ -181,7 +181,7 @@ def product_content(job: str, workdir: Workdir) -> np.ndarray:
 
 
 def _events(folder: Path) -> np.ndarray:
-    """[num_users, 3] events of each split that each user has, by user id: ties in time may be in another order."""
+    """[num_users, 3] number of each user's events in each split, by user id: the order of ties in time may differ."""
     events = pq.read_table(sorted(folder.glob("*.parquet")), columns=[EventColumn.USER_ID, EventColumn.SPLIT])
     _, user = np.unique(events[EventColumn.USER_ID].to_numpy(), return_inverse=True)
     key = user * len(Split) + events[EventColumn.SPLIT].to_numpy()

@@ -1,7 +1,7 @@
-"""The windows job as tutorials write it: one Python element an event, one dict a row, one proto a record.
+"""The windows job as tutorials write it: one Python element per event, one dict per row, one proto per record.
 
-Same input (the validated events), same records, same rules as `beam_jobs.windows`; the baseline that
-`benchmarks/beam.py` compares with.
+It has the same input (the validated events), records and rules as `beam_jobs.windows`, and is the baseline of
+`benchmarks/beam.py`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def run(config: Config, workdir: Workdir, out: Path) -> None:
 
 
 def count(folder: Path) -> dict[str, int]:
-    """Counts of the records that `run` wrote, as the product's manifest has them."""
+    """Counts of the records that `run` wrote, named as in the product's manifest."""
     counts: Counter[str] = Counter()
     for features in _records(folder, Split.TRAIN):
         counts["train_windows"] += 1

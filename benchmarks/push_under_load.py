@@ -1,11 +1,11 @@
-"""Pushes and rollbacks under a running server that answers requests all the while: none may fail.
+"""Pushes and rolls back versions under a server that keeps answering requests: none may fail.
 
     python -m benchmarks.push_under_load --servable DIR [--pushes 30] [--rollbacks 5] [--json PATH]
 
-`dnc serve` follows a store's base path. Clients ask it over gRPC without pause, while the given version directory is
-published again and again under new numbers by the code of `dnc retrain`, old versions are deleted by its retention,
-and every sixth push is followed by a rollback of one version and the way back. Each step waits until the server
-has loaded the version that is to be stable, and answers for it and for the label. The last line is JSON.
+`dnc serve` follows a store's base path. Clients query it over gRPC without pause, while the code of `dnc retrain`
+publishes the given version directory again and again under new numbers, its retention deletes old versions, and every
+sixth push is followed by a rollback to the version before and a return. Each step waits until the server has loaded the
+version that is to be stable, and answers both for its number and for the label. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATIENCE_SECONDS = 120
 
 @dataclass
 class Load:
-    """Clients that ask without pause, and what came of it."""
+    """Clients that send requests without pause, and the results."""
 
     address: str
     histories: list[list[str]]
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 
 def wait_for(address: str, version: int, history: list[str]) -> None:
-    """Until the server answers by that version's number; versions that are not loaded yet are asked for in vain."""
+    """Waits until the server answers for that version's number; while it is not loaded, requests for it fail."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with (
         RetrievalClient.grpc(address, NAME, timeout=2.0, label="stable") as stable,
@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch) / "store")
         store.runs.mkdir(parents=True)
-        # Not a run of the store: of those, retention deletes what has no record.
+        # Not a run of the store: retention deletes runs that have no record.
         source = Workdir(Path(scratch) / "source")
         exported = source.servable(NAME) / "1"
         shutil.copytree(arguments.servable, exported)
