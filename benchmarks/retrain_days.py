@@ -3,17 +3,17 @@
     python -m benchmarks.retrain_days [--log drifting|kuairand] [--path DIR] [--days N] [--replay N] [--compare N]
                                       [--work DIR [--stop-after N]]
 
-The first model is trained from scratch on `retrain.window_spans` days. Then every day is one call of
-`dnc retrain`, in a process of its own, from yesterday's store. On `--compare` days, spread evenly, the same morning's
-store is copied, and the day is retrained there once more
+The first model is trained from scratch on `retrain.window_spans` days. Then every day is one call of `dnc retrain`, in
+its own process, from yesterday's store. On `--compare` days, spread evenly, that morning's store is copied, and the day
+is retrained again in copies
 - from scratch (retrain.warm_start=false): fresh weights, the config's own budget of epochs and early stopping;
 - with groups fitted anew (groups.refit_drift=0) instead of kept.
 Recall@100 is that of the exported servable on the test users of the newest day, whom no arm has seen; the ratio's
 interval is a paired bootstrap over the users of all compared days. Times are the wall seconds of whole processes,
-start and imports included; those of training alone are given beside them. Model, budget of epochs and window are the
+including start and imports; those of training alone are given beside them. Model, budget of epochs and window are the
 product's defaults. At the end, one day of a longer drifting log is retrained with a window of 7 days and with one of
-70, by the small model of configs/retrain.yaml, which looks back on 20 events. With --work, logs and stores stay in
-DIR, and a replay that was killed, or that --stop-after ended, goes on by the same command. The last line is JSON.
+70, with the small model of configs/retrain.yaml, which looks back on 20 events. With --work, logs and stores stay in
+DIR, and the same command resumes a replay that was killed or that --stop-after ended. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans
 
 ARMS = {"scratch": ["retrain.warm_start=false"], "refitted": ["groups.refit_drift=0"]}
-"""What the arms beside the warm one change."""
+"""The settings that the arms beside the warm one change."""
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    """Lays out the log and measures; after every part, writes what is known."""
+    """Lays out the log and measures; writes the results so far after every part."""
     parts = Parts(folder, arguments.stop_after)
     parts.require_same({k: str(v) for k, v in vars(arguments).items() if k not in ("work", "stop_after", "json")})
     history: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def history_grows(folder: Path, users: int, overrides: list[str]) -> dict[str, A
 
 
 def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history: dict[str, Any]) -> None:
-    """What is known so far: JSON, and beside it a table and a plot."""
+    """Writes the results so far: JSON, and beside it a table and a plot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     details = {"log": log, "result": result, "history": history, "days": [day.as_json() for day in days]}
     write_json(path, details)
@@ -150,7 +150,7 @@ def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history:
 
 
 def replay(config: Config, folder: Path, parts: Parts, num_days: int | None, num_compared: int) -> Iterator[Day]:
-    """The last `num_days` days warm; on `num_compared` of them the other arms, too."""
+    """Retrains the last `num_days` days warm, and `num_compared` of them with the other arms, too."""
     spans = find_spans(config)
     store, path = Store(folder / "warm"), dump(config, folder)
     first = max(config.retrain.window_spans - 1, len(spans) - num_days - 1 if num_days else 0)
@@ -174,8 +174,8 @@ def replay(config: Config, folder: Path, parts: Parts, num_days: int | None, num
 
 
 def begin(path: Path, store: Store, key: str) -> dict[str, Any]:
-    """The first model, from scratch."""
-    shutil.rmtree(store.path, ignore_errors=True)  # of a replay that was killed here
+    """Trains the first model, from scratch."""
+    shutil.rmtree(store.path, ignore_errors=True)  # left by a replay that was killed here
     begun = daily_retrain(path, store, key)
     if begun.outcome != "pushed":
         raise SystemExit("the first model was not pushed: there is nothing to start from")
@@ -183,7 +183,7 @@ def begin(path: Path, store: Store, key: str) -> dict[str, Any]:
 
 
 def one_arm(path: Path, store: Store, key: str, name: str) -> dict[str, Any]:
-    """Another arm's run, in a copy of the morning's store."""
+    """Runs another arm in a copy of the morning's store."""
     copy = Store(store.path.parent / name)
     shutil.rmtree(copy.path, ignore_errors=True)
     shutil.copytree(store.path, copy.path)
@@ -194,7 +194,7 @@ def one_arm(path: Path, store: Store, key: str, name: str) -> dict[str, Any]:
 
 
 def one_day(path: Path, store: Store, key: str) -> dict[str, Any]:
-    """The warm run, which the store goes on from, and the recall of yesterday's model, as judged and as pushed."""
+    """The warm run, from which the store continues, and the recall of yesterday's model, as judged and as pushed."""
     morning = morning_of(store, key)
     if morning.exists():  # this day was begun before, and killed
         shutil.rmtree(store.path)

@@ -1,15 +1,15 @@
-"""Kills and disk faults at every stage of a retrain: what is served stays whole, and the end result is the same.
+"""Kills and disk faults at every stage of a retrain: the served version stays whole, and the end result is the same.
 
     python -m benchmarks.retrain_faults [--chains N] [--first N] [--no-disks] [--json PATH]
 
-A small log; one day is pushed as version 1, and the next day's retrain is the one that suffers. A chain is that
-retrain killed by SIGKILL (its whole process group) once before the first stage, once in each stage and once in the
-push, at a random moment of each, and each time started again; the last start is left alone. While all this goes on,
-the served version is looked at every 20 ms. At the end metrics, counts, versions, and the bytes of events, statistics,
-groups and training records must equal those of a retrain that nobody disturbed. Then the same on a full disk (a tmpfs
-that has room for a part of what the retrain writes, more at each try) and on one that turns read-only; both need the
-right to mount, else they are left out and said so. With --json, portions add up: a later call with another --first
-adds its chains to the file's. The last line is JSON.
+On a small log, one day is pushed as version 1, and the next day's retrain is disturbed. In a chain, that retrain is
+killed by SIGKILL (its whole process group) once before the first stage, once in each stage and once in the push, at a
+random moment of each, and started again each time; the last start is left alone. Meanwhile, the served version is
+looked at every 20 ms. At the end, metrics, counts, versions, and the bytes of events, statistics, groups and training
+records must equal those of an undisturbed retrain. Then the same is done on a full disk (a tmpfs with room for part of
+what the retrain writes, more at each try) and on one that turns read-only; both need the right to mount, and are
+otherwise reported as left out. With --json, results add up: a later call with another --first adds its chains to those
+in the file. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
 
 STAGE_LINE = re.compile(r"\d \[\d+/\d+\] (\w+)")
-"""Not the stages of catching up, before which its name is."""
+"""Does not match the stages of catching up, whose lines have its name before the bracket."""
 ROOM = "512m"
 DISK_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
-"""Of what a retrain writes: what fits on the disk at each try."""
+"""Share of what a retrain writes that fits on the disk, at each try."""
 BYTE_IDENTICAL = ("events", "item_statistics", "item_groups", "windows")
 
 
 @dataclass
 class Watch:
-    """Looks at the store as a server would, and remembers what was ever wrong."""
+    """Looks at the store as a server would, and remembers all problems that it saw."""
 
     store: Store
     looks: int = 0
@@ -111,7 +111,7 @@ def run(config: Path, store: Store, day: str) -> dict[str, Any]:
 
 
 def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.Random) -> str:
-    """Starts a retrain and kills it within `seconds` of the beginning of `stage`; says what was running then."""
+    """Starts a retrain and kills it within `seconds` of the start of `stage`; returns what was running then."""
     process = start(config, store)
     assert process.stderr is not None
     running = "start"
@@ -123,7 +123,7 @@ def kill_in(stage: str, seconds: float, config: Path, store: Store, rng: random.
         running = found[1] if found else running
         running = "push" if "catch_up: done" in line else running
         if killer is None and running == stage:
-            killer = kill_later(process, rng.uniform(0, 0.6 * seconds))  # stages are faster now and then
+            killer = kill_later(process, rng.uniform(0, 0.6 * seconds))  # stages are sometimes faster
     code = process.wait()
     if killer is not None:
         killer.cancel()
@@ -137,7 +137,7 @@ def kill_later(process: subprocess.Popen[str], seconds: float) -> threading.Time
 
 
 def outcome_of(store: Store) -> dict[str, Any]:
-    """What must be the same whatever happened on the way."""
+    """The results that must be the same whatever happened on the way."""
     record = record_of_version(store, 2)
     assert record is not None, "version 2 was never pushed"
     metrics, caught_up = (
@@ -161,7 +161,7 @@ def outcome_of(store: Store) -> dict[str, Any]:
 
 
 def digest_of(folder: Path) -> str:
-    """Of the bytes of an artifact's data files."""
+    """Digest of the bytes of an artifact's data files."""
     digest = hashlib.sha256()
     for name in artifact.read_manifest(folder).files:
         if not name.endswith((".json", ".pbtxt")):
@@ -205,7 +205,7 @@ def said(outcome: dict[str, Any], disk: Path) -> list[str]:
 
 
 def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
-    """The store on a file system with room for a part of the run: it fails; then, with room for all, it ends well."""
+    """Retrains on a disk with room for part of the run, which fails; then with room for all, which succeeds."""
     target = folder / "small-disk"
     if not mounted(["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"], target):
         return {"left_out": "no right to mount"}
@@ -238,7 +238,7 @@ def full_disk(base: Store, config: Path, folder: Path) -> dict[str, Any]:
 
 
 def read_only(base: Store, config: Path, folder: Path) -> dict[str, Any]:
-    """The store's file system turns read-only, then writable again."""
+    """Retrains on a file system that is read-only, then on the same one, writable again."""
     target = folder / "read-only"
     if not mounted(["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs"], target):
         return {"left_out": "no right to mount"}
@@ -298,7 +298,7 @@ def main() -> None:
 
 
 def added_to(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found now, beside what an earlier portion has written."""
+    """The new results, added to those that an earlier call has written."""
     if not path.exists():
         return found
     before = json.loads(path.read_text(encoding="utf-8"))

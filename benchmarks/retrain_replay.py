@@ -33,7 +33,7 @@ from trainer.metrics import bootstrap_changes
 
 K = 100
 HISTORY_WINDOW = 7
-"""That of configs/retrain.yaml, in which a user's days nearly fill what its model looks back on."""
+"""The window of configs/retrain.yaml: a user's days in it nearly fill what its model looks back on."""
 LENIENT = [
     "retrain.gate.max_drop=0.9",
     "retrain.gate.max_group_drop=0.99",
@@ -44,7 +44,7 @@ LENIENT = [
     "retrain.gate.max_latency_ratio=100",
     "retrain.gate.max_latency_ms=10000",
 ]
-"""What is compared is training: the gate lets through what a busy machine or a small log would have it refuse."""
+"""Training is what is compared: the gate passes models that it would refuse for a busy machine or a small log."""
 PRODUCT_MODEL = [
     f"{section}.{name}={getattr(getattr(Config(), section), name)}"
     for section, name in (
@@ -56,7 +56,7 @@ PRODUCT_MODEL = [
         ("retrain", "window_spans"),
     )
 ]
-"""The product's defaults, where retrain.yaml's are smaller, so that the example is quick."""
+"""The product's defaults for settings that are smaller in retrain.yaml, so that its example is quick."""
 _COLUMNS = ["user_id", "video_id", "time_ms", "is_click", "long_view"]
 
 
@@ -65,10 +65,10 @@ class Run:
     """One call of `dnc retrain`.
 
     Attributes:
-        seconds: of the process.
+        seconds: time of the process.
         stages: name -> seconds of each stage.
-        epochs: that were trained.
-        recall: [num_users] of the servable on the newest day.
+        epochs: number of epochs trained.
+        recall: [num_users] recall of the servable on the newest day.
     """
 
     run_id: str
@@ -81,7 +81,7 @@ class Run:
     recall: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with every user's recall."""
+        """All fields, with every user's recall."""
         return {**vars(self), "recall": self.recall.tolist()}
 
     @classmethod
@@ -91,11 +91,11 @@ class Run:
 
 @dataclass
 class Day:
-    """What was run on a day, and what yesterday's model finds on it.
+    """The runs of a day, and the recall of yesterday's model on it.
 
     Attributes:
-        stale_recall: [num_users] of yesterday's model as the gate had passed it, on the same users.
-        served_recall: [num_users] of yesterday's version, which has learnt yesterday's span, too, if it caught up.
+        stale_recall: [num_users] recall of yesterday's model as it passed the gate, on the same users.
+        served_recall: [num_users] recall of yesterday's version, which also learnt yesterday's span if it caught up.
     """
 
     key: str
@@ -118,18 +118,18 @@ class Day:
 
 
 class Stopped(Exception):
-    """As many parts are done as were asked for."""
+    """The requested number of parts is done."""
 
 
 class Parts:
-    """The parts of a long measurement, each kept as JSON, so that what was measured once is not measured again."""
+    """The parts of a long measurement, each kept as JSON, so that none is measured twice."""
 
     def __init__(self, folder: Path, at_most: int | None):
-        """Parts lie in `folder`; after `at_most` that had to be measured, `done` raises `Stopped`."""
+        """Keeps parts in `folder`; after measuring `at_most` new ones, `done` raises `Stopped`."""
         self._folder, self._left = folder, at_most
 
     def require_same(self, arguments: dict[str, Any]) -> None:
-        """Raises SystemExit where the parts that are there were measured with other arguments."""
+        """Raises SystemExit if the existing parts were measured with other arguments."""
         before = self._read("arguments")
         if before is not None and before != arguments:
             raise SystemExit(f"{self._folder} holds parts of another replay, {before}: give this one its own --work")
@@ -193,7 +193,7 @@ def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]
 
 
 def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | None = None) -> Run:
-    """One `dnc retrain --span DAY` in a process of its own.
+    """Runs `dnc retrain --span DAY` in its own process.
 
     Raises:
         RuntimeError: it ended without a new model.
@@ -231,7 +231,7 @@ def recall_of(store: Store, run_id: str) -> np.ndarray:
 
 
 def models_on_same_users(store: Store, run_id: str) -> list[np.ndarray]:
-    """[num_users] recall@K on a run's newest day: of its model, of its parent's as judged, and of that as pushed."""
+    """[num_users] recall@K on a run's newest day: of its model, and of its parent's as judged and as pushed."""
     workdir, record = store.run(run_id), read_record(store, run_id)
     assert record is not None
     parent = read_record(store, record.parents["run_id"])
@@ -274,17 +274,17 @@ def ratios(name: str, pairs: list[np.ndarray], seed: int) -> dict[str, Any]:
 
 
 def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, Any]:
-    """Seconds of one more day, warm, with a window of 7 days and with one of 70: the least of `repeats` each.
+    """Seconds of one more warm day with a window of 7 days and with one of 70, each the least of `repeats`.
 
-    Each has a store of its own, whose first model is of the day before and of the same window; it has few epochs,
-    since only the day after is timed.
+    Each window has its own store, whose first model is trained on the day before with the same window, for only a few
+    epochs, since only the day after is timed.
     """
     spans = find_spans(config)
     stores: dict[int, tuple[Path, Store]] = {}
     found: dict[int, list[Run]] = {}
     for window in (HISTORY_WINDOW, 10 * HISTORY_WINDOW):
         store = Store(folder / f"window-{window}")
-        shutil.rmtree(store.path, ignore_errors=True)  # of a measurement that was killed here
+        shutil.rmtree(store.path, ignore_errors=True)  # left by a measurement that was killed here
         own = config.model_copy(
             update={"retrain": config.retrain.model_copy(update={"window_spans": window, "epochs": 4})}
         )
@@ -297,7 +297,7 @@ def time_by_window(config: Config, folder: Path, repeats: int = 2) -> dict[str, 
             copy = Store(folder / f"copy-{window}-{repeat}")
             shutil.rmtree(copy.path, ignore_errors=True)
             shutil.copytree(store.path, copy.path)
-            # As many epochs in both, so that what differs is the history.
+            # The same number of epochs in both, so that only the history differs.
             found[window].append(daily_retrain(path, copy, spans[-1].key, ["retrain.patience=99"]))
             shutil.rmtree(copy.path)
     best = {window: min(runs, key=lambda run: run.seconds) for window, runs in found.items()}

@@ -1,4 +1,4 @@
-"""A servable of any size with a random model, for benchmarks of what surrounds it."""
+"""A servable of any size with a random model, for benchmarks of what surrounds the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-import beam_jobs  # noqa: F401  (Beam, which the transform graphs need, then does not say what it lacks)
+import beam_jobs  # noqa: F401  (keeps Beam, which the transform graphs need, from logging what it lacks)
 from contracts.artifact import writing
 from contracts.config import Config, GroupsConfig, ModelConfig, ServingConfig, WindowsConfig
 from contracts.layout import Model
@@ -30,9 +30,9 @@ def make_servable(
 
     Args:
         scratch: an empty directory.
-        index: of its groups.
-        num_items: in the catalogue; ids are i1, i2, ...
-        num_groups: K, of unequal sizes.
+        index: kind of index of its groups.
+        num_items: size of the catalogue; ids are i1, i2, ...
+        num_groups: K; the groups have unequal sizes.
         num_candidates: the default M.
 
     Returns:

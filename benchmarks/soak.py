@@ -2,9 +2,9 @@
 
     python -m benchmarks.soak --minutes 20 --log benchmarks/results/server-soak.log
 
-The server is a process of its own. Requests come at random times (Poisson), most over gRPC, some over
-REST, each to be answered within 10 s; a version is a copy of the first, which is deleted once two
-newer ones are there. Each swap prints a line; the last line is JSON. It exits with 1 if a request failed.
+The server runs in its own process. Requests come at random times (Poisson), most over gRPC, some over REST, each to be
+answered within 10 s. Every version is a copy of the first, and is deleted when the third newer one is pushed. Each swap
+prints a line; the last line is JSON. The exit code is 1 if a request failed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOAD = 0.8
 
 
 class Soak:
-    """The run's state: what was asked, what failed, what the server holds."""
+    """The state of the run: requests, failures and the server's memory."""
 
     def __init__(self, server: Served, base: Path, num_items: int, log: Callable[[str], None]):
         self._server = server
@@ -55,7 +55,7 @@ class Soak:
         self.latencies_ms: list[float] = []
 
     async def capacity(self, seconds: float) -> float:
-        """Requests a second, of the same kinds, with so many in flight as a batch has rows."""
+        """Requests per second, of the same kinds, with as many in flight as a batch has rows."""
         end, before = time.perf_counter() + seconds, self.answered
         async with self._asking() as ask:
 
@@ -89,7 +89,7 @@ class Soak:
         """A function that sends one request, over gRPC or REST."""
         rng = np.random.default_rng(4)
         options = [("grpc.max_receive_message_length", -1)]
-        # As many connections as there are answers to wait for: those of a pool would be waited for, too.
+        # As many connections as pending answers: with a limited pool, requests would wait for connections, too.
         connector = aiohttp.TCPConnector(limit=0)
         async with (
             grpc.aio.insecure_channel(self._server.address, options) as channel,
@@ -146,7 +146,7 @@ class Soak:
 
 
 def copy_version(base: Path, source: int, number: int) -> None:
-    """A version as a push makes it: whole at once."""
+    """Makes a version appear as a push does: whole at once."""
     staging = base.parent / f"staging-{number}"
     shutil.copytree(base / str(source), staging, copy_function=os.link)
     staging.rename(base / str(number))

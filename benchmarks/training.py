@@ -1,17 +1,17 @@
-"""Positives a second of the model family, every contestant on the same batches and interleaved.
+"""Positives per second of the model family, all contestants interleaved on the same batches.
 
     python -m benchmarks.training
 
-Batches are windows of random users over a Zipf-like catalogue, drawn in memory: what is measured is
-the training step (forward, backward, update), not the reading. All contestants have the same encoder and batches.
-`single` is the single-vector baseline of `dnc benchmark`: a positive is compared with all that a step draws (the sum of
-`training.loss`'s pools), and, as in all contestants, with its window's own items. A per-group model draws as many, of
-which its shared vector compares a positive with its own group's and the easy ones: `single_k10` and `single_k100` draw
-and compare no more than these. `*_in_group` is the paper's objective, in-group and intent alone (its single vector has
-as many negatives), and `*_every_group` a global term that scores each candidate by its own group's vector
-(`global_by=group`). `*_uneven` has groups of Zipf-like sizes, as categories have.
-Times are medians of interleaved steps; a ratio is of such medians.
-The roofline counts a positive's multiply-adds, forward, of the parts that differ; the last line is JSON.
+Batches are windows of random users over a Zipf-like catalogue, drawn in memory, so that only the training step
+(forward, backward, update) is measured, not the reading. All contestants have the same encoder and batches.
+`single` is the single-vector baseline of `dnc benchmark`: a positive is compared with all negatives that a step draws
+(the sum of `training.loss`'s pools) and, as in all contestants, with its window's own items. A per-group model draws as
+many, but its shared vector compares a positive only with those of its own group and the easy ones: `single_k10` and
+`single_k100` draw and compare no more than that. `*_in_group` is the paper's objective, in-group and intent alone (its
+single vector has as many negatives), and `*_every_group` has a global term that scores each candidate by its own
+group's vector (`global_by=group`). `*_uneven` has groups of Zipf-like sizes, as categories have.
+Times are medians of interleaved steps, and ratios are of such medians.
+The roofline counts a positive's forward multiply-adds in the parts that differ; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SMALL, LARGE = 10_000, 1_000_000
 
 
 def catalogue(num_items: int, num_groups: int, exponent: float = 0.0) -> Catalogue:
-    """Items of a Zipf-like popularity, in groups of even sizes, or Zipf-like ones of the exponent."""
+    """Items of Zipf-like popularity in groups of even sizes, or of Zipf-like ones if there is an exponent."""
     rng = np.random.default_rng(0)
     popularity = 1 / (1 + rng.permutation(num_items)) ** 0.8
     size = 1 / (1 + np.arange(num_groups)) ** exponent
@@ -82,7 +82,7 @@ def batches(items: Catalogue, number: int, seed: int) -> list[WindowBatch]:
 
 
 def unpacked(batch: WindowBatch) -> WindowBatch:
-    """One record a positive: each repeats the history before it. As many windows as fit in a batch's events."""
+    """One record per positive, each repeating the history before it; as many as fit in a batch's events."""
     rng = np.random.default_rng(0)
     rows = np.repeat(np.arange(WINDOWS), LENGTH)
     ends = np.tile(np.arange(1, LENGTH + 1), WINDOWS)
@@ -175,7 +175,7 @@ def contestants() -> dict[str, Contestant]:
 
 
 def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, float]:
-    """Median seconds a positive; steps take turns, so that a slow moment of the machine hits all alike."""
+    """Median seconds per positive; steps take turns, so that a slow moment of the machine hits all alike."""
     for one in found.values():
         for batch in one.batches[:2]:
             one.step(batch)
@@ -192,9 +192,9 @@ def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, fl
 
 
 def multiply_adds(num_groups: int, compared: int, conditioning: str) -> dict[str, int]:
-    """Of one positive, forward: encoder, own group's vector and its logits, intent head, the shared vector's logits.
+    """Forward, per positive: encoder, own group's vector and its logits, intent head, the shared vector's logits.
 
-    `compared`: groups of the catalogue, of which the single vector knows nothing but the number of its negatives.
+    `compared`: number of groups in the catalogue, which sets the number of negatives even for the single vector.
     """
     model = Config().model
     dim, layers, experts = model.embedding_dim, model.num_layers, model.num_experts
@@ -211,7 +211,7 @@ def multiply_adds(num_groups: int, compared: int, conditioning: str) -> dict[str
 
 
 def roofline() -> dict[str, Any]:
-    """What arithmetic alone would allow: ratios to the single vector's, at equal negatives of the shared vector."""
+    """Bounds by arithmetic alone: ratios to the single vector's, at equal negatives of the shared vector."""
     table: dict[str, Any] = {}
     for name, groups, compared, kind in (
         ("single_k10", 1, 10, "none"),
