@@ -1,15 +1,15 @@
-"""What `dnc serve` costs: its throughput against the session's own, and its latency at half load.
+"""The cost of `dnc serve`: its throughput against the session's own, and its latency at half load.
 
     python -m benchmarks.server --items 100000 --groups 32 --json benchmarks/results/server.json
 
-The server is a process of its own, asked over gRPC by this one, a user a request. TensorFlow has one
-thread in either; a third process makes the servable, since what TensorFlow has run by itself in a process leaves
-threads there that a session uses beside its own (1.3 cores instead of 1). Measured in turns, three times, and the
-medians reported:
+The server runs in its own process, and this one queries it over gRPC with one user per request. TensorFlow has one
+thread in both. A third process makes the servable, since anything that TensorFlow runs outside a session leaves threads
+in the process that a session uses in addition to its own (1.3 cores instead of 1). Measured in turns, three times; the
+medians are reported:
 - session: batches of 64 users, one after another, in this process, without a server;
 - server: 64 requests in flight, each followed by the next (closed loop);
 - half load: requests at random times (Poisson) at half the server's throughput (open loop), each
-  latency from the time when the request was due.
+  latency counted from the time when the request was due.
 The last line is JSON; compare ratios of one run, not times of two.
 """
 
@@ -54,7 +54,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Served:
-    """A server process: where it listens, and what it is."""
+    """A server process: where it listens, and its process id."""
 
     address: str
     url: str
@@ -63,7 +63,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(base: Path, *settings: str) -> Iterator[Served]:
-    """A server of the versions below `base`, with further `server.*` settings."""
+    """Runs a server of the versions below `base`, with further `server.*` settings."""
     flags = [flag for setting in ("grpc_port=0", "rest_port=0", *settings) for flag in ("--set", f"server.{setting}")]
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -72,7 +72,7 @@ def served(base: Path, *settings: str) -> Iterator[Served]:
         found = re.search(r"gRPC (\S+), REST (\S+)", process.stdout.readline())
         if not found:
             raise RuntimeError("the server did not start; see its error above")
-        gc.freeze()  # else a collection of all that TensorFlow made here stops the client for a quarter of a second
+        gc.freeze()  # else collecting all that TensorFlow made here would stop the client for a quarter of a second
         yield Served(found[1], found[2], process.pid)
     finally:
         process.terminate()
@@ -80,7 +80,7 @@ def served(base: Path, *settings: str) -> Iterator[Served]:
 
 
 def warmup_histories(version: Path) -> list[list[str]]:
-    """Those of a servable's own warm-up requests, which are of its items; empty ones are left out."""
+    """The histories of a servable's own warm-up requests, which hold its items; empty ones are left out."""
     requests = (decode(inputs[Request.HISTORY])[0].tolist() for _, inputs in read_warmup(version))
     histories = ([item for item in request if item] for request in requests)
     return [history for history in histories if history]
@@ -111,7 +111,7 @@ def session_rows_per_second(servable: LoadedServable, requests: list[Any], secon
 
 
 async def closed_loop(address: str, bodies: list[bytes], concurrency: int, seconds: float) -> float:
-    """Requests per second with so many in flight."""
+    """Requests per second with `concurrency` of them in flight."""
     async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:
         predict = channel.unary_unary(METHOD)
         end, answered = time.perf_counter() + seconds, 0
@@ -129,7 +129,7 @@ async def closed_loop(address: str, bodies: list[bytes], concurrency: int, secon
 
 
 async def open_loop(address: str, bodies: list[bytes], rate: float, seconds: float) -> np.ndarray:
-    """Latencies in ms of requests that come at random, `rate` a second."""
+    """Latencies in ms of requests that arrive at random times, `rate` per second."""
     rng = np.random.default_rng(2)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
     async with grpc.aio.insecure_channel(address, [("grpc.max_receive_message_length", -1)]) as channel:

@@ -1,26 +1,25 @@
-"""Search and merge over K groups against one index of everything, in one run and interleaved.
+"""Search and merge over K groups against one index of all items, interleaved in one run.
 
     python -m benchmarks.serving --items 100000 --groups 32 --json benchmarks/results/serving-100k-32.json
     python -m benchmarks.serving --servable runs/demo/servable/dnc/1
 
-The first compares, over the same clustered embeddings (d=64) and each tuned to the same recall target,
-- global: one TFRS ScaNN layer of all items, one vector a user: what a single-vector servable does;
-- tfrs: a TFRS ScaNN layer a group, each asked for M / K, merged by score;
-- ours: the servable's search and merge by quota, all groups;
-- ours_top: the same of the likeliest K / 4 groups, at equal M;
-- exact: as ours, on plain TensorFlow ops (recall 1);
-- faiss (IVF) and hnswlib on one index of everything, where they are installed.
-Graphs are SavedModels in v1 sessions of one thread, as is all that TensorFlow does here: cores_used
-says how many cores the timed calls kept busy. Times are medians of calls in turns of a few, the
-session's own cost included (the cost of a call that does nothing is printed, and taken off
-all_groups_b1_us and global_b1_us; the latter shows how fast the machine is). Recall is each one's own:
-against exact search by the rule that it follows (its vectors, its merge), of a batch; recall_all_b1 is
-that of the same users one by one. Load time and memory are those of the servable's indexes in a fresh
-process.
+The first command compares, over the same clustered embeddings (d=64) and each tuned to the same recall target,
+- global: one TFRS ScaNN layer of all items and one vector per user, which is what a single-vector servable does;
+- tfrs: a TFRS ScaNN layer per group, each asked for M / K, merged by score;
+- ours: the servable's search and merge by quota, over all groups;
+- ours_top: the same over the likeliest K / 4 groups, at equal M;
+- exact: like ours, on plain TensorFlow ops (recall 1);
+- faiss (IVF) and hnswlib on one index of all items, if they are installed.
+Graphs are SavedModels in v1 sessions of one thread, and all else that TensorFlow does here takes one thread, too:
+cores_used says how many cores the timed calls kept busy. Times are medians of calls in turns of a few, including the
+session's own cost (the cost of a call that does nothing is printed, and subtracted from all_groups_b1_us and
+global_b1_us; the latter shows how fast the machine is). Recall is measured in a batch, for each contender against exact
+search by its own rule (its vectors, its merge); recall_all_b1 is for the same users one by one. Load time and memory
+are those of the servable's indexes in a fresh process.
 --json PATH also writes PATH's .md and .png; the last line is JSON. Compare ratios of one run, not
 times of two.
 
-The second says where the time of a real servable goes: towers against search and merge.
+The second command shows where the time of a real servable goes: towers against search and merge.
 """
 
 from __future__ import annotations
@@ -64,14 +63,14 @@ from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3
 _TURN = 6
-"""Calls of a contender's turn, of which the first is not counted: it finds the caches full of another's index."""
+"""Calls in a contender's turn; the first is not counted, since it finds the caches full of another's index."""
 _FEWEST_TURNS = 8
 _RECALL_USERS = 64
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def contenders(data: Data, serving: ServingConfig, scratch: Path) -> tuple[dict[str, Contender], dict[str, float]]:
-    """All that can be measured here, and the seconds that building and loading took."""
+    """All contenders that can be measured here, and the seconds that building and loading took."""
     num_groups, m = len(data.members), serving.num_candidates
     started = time.perf_counter()
     groups = build_groups(data, serving)
@@ -100,9 +99,9 @@ def contenders(data: Data, serving: ServingConfig, scratch: Path) -> tuple[dict[
 def median_microseconds(
     found: Mapping[str, Contender], num_users: int, batch_size: int, seconds: float, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Of calls in turns, for as long as `seconds` allow; the cost of the first call of a turn is left out.
+    """Median time of calls in turns, for as long as `seconds` allow; the first call of a turn is left out.
 
-    A server answers by one servable, call after call: so its caches hold what the next call needs.
+    A server calls the same servable again and again, so its caches hold what the next call needs.
     """
     rng = np.random.default_rng(batch_size)
     times: dict[str, list[float]] = {name: [] for name in found}
@@ -122,7 +121,7 @@ def median_microseconds(
 def recalls(
     found: Mapping[str, Contender], data: Data, num_candidates: int, batch_size: int = _RECALL_USERS
 ) -> dict[str, float]:
-    """Share of what exact search by a contender's own rule returns, on users that nothing was tuned on."""
+    """Each contender's share of what exact search by its own rule returns, on users that nothing was tuned on."""
     rows = np.arange(TUNING_USERS, TUNING_USERS + _RECALL_USERS)
     num_groups = len(data.members)
     corpus = Corpus(data.items, data.group_ids, np.zeros(len(data.items), bool))
@@ -169,7 +168,7 @@ def summary(
 
 
 def core_bandwidth(matrix: np.ndarray) -> float:
-    """Bytes a second that one core reads: TensorFlow's sum of a matrix that is a variable."""
+    """Bytes per second that one core reads, measured by TensorFlow's sum of a matrix that is a variable."""
     v1 = tf.compat.v1
     options = v1.ConfigProto(
         intra_op_parallelism_threads=1, inter_op_parallelism_threads=1, use_per_session_threads=True
@@ -194,7 +193,7 @@ _RATIO_LABELS = {"ours": "all_groups", "ours_top": "top_groups"}
 
 
 def table(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float]) -> str:
-    """Markdown: a row a contender; microseconds a call, and the ratio to the global index."""
+    """Markdown: a row per contender, with microseconds per call and the ratio to the global index."""
     sizes = list(times)
     lines = ["| | recall | " + " | ".join(f"batch {size}, µs | vs global" for size in sizes) + " |"]
     lines.append("|---|---" + "|---|---" * len(sizes) + "|")
@@ -206,7 +205,7 @@ def table(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float])
 
 
 def plot(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float], path: Path) -> None:
-    """Recall against latency per user, a panel a batch size."""
+    """Recall against latency per user, a panel per batch size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -318,7 +317,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.servable and arguments.items < arguments.candidates:
         parser.error(f"--items {arguments.items} must be --candidates {arguments.candidates} or more")
-    # Threads within an op are the process's, and what runs first says how many: building an index, not a session.
+    # Threads within an op belong to the process, and what runs first sets their number: index building, not a session.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if arguments.servable:

@@ -1,4 +1,4 @@
-"""What the serving benchmark compares: graphs in sessions of one thread, and libraries in this process."""
+"""The contenders of the serving benchmark: graphs in sessions of one thread, and libraries in this process."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from serving.servable_session import ServableSession
 
 Outputs = dict[str, tf.Tensor]
 TUNING_USERS = 128
-"""The first users are those that indexes are tuned on."""
+"""Number of users, the first ones, that indexes are tuned on."""
 
 
 class Contender(Protocol):
-    """One way to M candidates."""
+    """One way to find M candidates."""
 
     def search(self, rows: np.ndarray) -> np.ndarray:
-        """Items int [len(rows), M] of users."""
+        """Items int [len(rows), M] for the users `rows`."""
         ...
 
 
 class Graph:
-    """A SavedModel in a v1 session, the loader of TF Serving."""
+    """A SavedModel in a v1 session, as TF Serving loads it."""
 
     def __init__(self, session: ServableSession, inputs: dict[str, np.ndarray]):
         self._session, self._inputs = session, inputs
@@ -47,7 +47,7 @@ class Graph:
 
 
 class Library:
-    """An index of everything in this process."""
+    """An index of all items in this process."""
 
     def __init__(self, queries: np.ndarray, find: Callable[[np.ndarray], np.ndarray]):
         self._queries, self._find = queries, find
@@ -94,7 +94,7 @@ def tfrs_layer(items: np.ndarray, num_leaves: int, point: SearchPoint) -> Any:
 
 
 def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, float]:
-    """One index of everything, one vector a user: the least search that reaches the target, as of a group of ours."""
+    """One index of all items, one vector per user: the least search that reaches the target, as for our groups."""
     num_leaves, asked = leaves_for(len(data.items)), SearchPoint(serving.num_candidates)
     untuned = scann_ops.searcher_from_module(tfrs_layer(data.items, num_leaves, asked)._serialized_searcher)
     queries = data.global_queries[:TUNING_USERS, 0]
@@ -111,7 +111,7 @@ def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, fl
 
 
 def tfrs_layers(data: Data, groups: Sequence[GroupIndex], num_candidates: int, path: Path) -> tuple[Any, float]:
-    """A TFRS layer a group, each asked for M / K: k is fixed when a layer is built. Merged by score."""
+    """A TFRS layer per group, each asked for M / K, as k is fixed when a layer is built. Merged by score."""
     k = -(-num_candidates // len(groups))
     module = tf.Module()
     module.layers = [
@@ -153,7 +153,7 @@ def ours(index_set: ScannIndexSet | ExactIndexSet, num_candidates: int, path: Pa
 
 
 def libraries(data: Data, num_candidates: int, recall_target: float) -> dict[str, Library]:
-    """faiss and hnswlib, where they are installed, on one index of everything."""
+    """faiss and hnswlib, if they are installed, on one index of all items."""
     found = {}
     for name, build in (("faiss", _faiss), ("hnswlib", _hnswlib)):
         try:
@@ -170,7 +170,7 @@ def _faiss(data: Data, num_candidates: int, recall_target: float) -> Library:
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, lists, faiss.METRIC_INNER_PRODUCT)
     index.train(data.items[:: max(1, len(data.items) // 100_000)])
     index.add(data.items)
-    faiss.omp_set_num_threads(1)  # building may take all
+    faiss.omp_set_num_threads(1)  # building may use all
 
     def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
         index.nprobe = min(effort, lists)
@@ -180,9 +180,10 @@ def _faiss(data: Data, num_candidates: int, recall_target: float) -> Library:
 
 
 def _hnswlib(data: Data, num_candidates: int, recall_target: float) -> Library:
-    """By Euclidean distance, of items that one more dimension brings to one length (Bachrach et al., RecSys 2014).
+    """By Euclidean distance, with an extra dimension that makes all items equally long (Bachrach et al., RecSys 2014).
 
-    The same order as by inner product, of which hnswlib's own space finds .72 of 1M of these items at any effort.
+    The order is the same as by inner product. With 1M of these items, hnswlib's own inner product space has a recall of
+    .72 at any effort.
     """
     import hnswlib
 
@@ -190,7 +191,7 @@ def _hnswlib(data: Data, num_candidates: int, recall_target: float) -> Library:
     index = hnswlib.Index("l2", DIM + 1)
     index.init_index(len(data.items), M=16, ef_construction=200)
     index.add_items(np.column_stack([data.items, np.sqrt(squares.max() - squares)]))
-    index.set_num_threads(1)  # building may take all
+    index.set_num_threads(1)  # building may use all
 
     def with_effort(effort: int) -> Callable[[np.ndarray], np.ndarray]:
         index.set_ef(max(effort, num_candidates))
@@ -205,7 +206,7 @@ def _tuned(
     recall_target: float,
     with_effort: Callable[[int], Callable[[np.ndarray], np.ndarray]],
 ) -> Library:
-    """The least effort, doubling, that reaches the target on the users that ours are tuned on."""
+    """The library at the least effort, by doubling, that reaches the target on the users our indexes are tuned on."""
     queries = data.global_queries[:, 0]
     products = queries[:TUNING_USERS] @ data.items.T
     kth = -np.partition(-products, num_candidates - 1, axis=1)[:, num_candidates - 1, None]

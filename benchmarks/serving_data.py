@@ -10,12 +10,12 @@ _CLUSTERS = 40
 
 
 class Data:
-    """Items in K groups of clusters, groups of uneven sizes, and users with a vector near an item of each group.
+    """Clustered items in K groups of uneven sizes, and users with one vector per group, near an item of the group.
 
     Attributes:
         items: float32 [num_items, DIM], sorted by group.
         group_ids: int32 [num_items].
-        members: of each group, int32 [size].
+        members: items of each group, int32 [size].
         queries: float32 [num_users, num_groups, DIM].
         intent: float32 [num_users, num_groups], p(group | user).
     """
@@ -36,7 +36,7 @@ class Data:
 
     @property
     def global_queries(self) -> np.ndarray:
-        """float32 [num_users, 1, DIM]: one vector a user, that of the likeliest group."""
+        """float32 [num_users, 1, DIM]: one vector per user, that of the likeliest group."""
         return self.queries[np.arange(len(self.queries)), self.intent.argmax(axis=1)][:, None]
 
     @staticmethod

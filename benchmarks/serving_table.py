@@ -2,9 +2,8 @@
 
     python -m benchmarks.serving_table --out benchmarks/results
 
-Runs `benchmarks.serving` for every N of --items and K of --groups, each in a process of its own, and
-writes serving.json (a line per run), serving.md and serving.png (recall against latency, a panel per run)
-to --out.
+Runs `benchmarks.serving` for every N of --items and K of --groups, each in its own process, and writes serving.json (a
+line per run), serving.md and serving.png (recall against latency, a panel per run) to --out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Line = dict[str, Any]
 
 
 def run(num_items: int, num_groups: int, arguments: argparse.Namespace) -> Line:
-    """One run's line."""
+    """Runs the benchmark once and returns its line."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "line.json"
         command = [sys.executable, "-m", "benchmarks.serving", "--items", str(num_items), "--groups", str(num_groups)]
@@ -73,7 +72,7 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 
 def plot(lines: list[Line], path: Path) -> None:
-    """Recall against latency of a single request, relative to the global index, a panel a run."""
+    """Recall against latency, relative to the global index, a panel per run."""
     import matplotlib
 
     matplotlib.use("Agg")
