@@ -52,7 +52,7 @@ BUCKET = "s3://bucket"
 
 
 def write_config(folder: Path, place: str | None = None) -> Path:
-    """Writes three files with ties in time, duplicates and malformed rows, a config with all four kinds of negatives.
+    """Writes three logs with duplicates, malformed rows and time ties, and a config with all four kinds of negatives.
 
     Args:
         folder: where the config and the files are written.
@@ -201,7 +201,7 @@ def service(module: str, *arguments: str, cwd: Path, environment: dict[str, str]
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])

@@ -76,7 +76,7 @@ def _split(element: tuple[str, list[Row]], target: int, min_user_events: int) ->
 
 
 def statistics(config: Config, workdir: Workdir, out: Path) -> None:
-    """Events -> a line per item and a line per user, with its number of training positives."""
+    """Events -> a line per item and a line per user, each with its number of training positives."""
     with _pipeline(config) as pipeline:
         events = _read_events(pipeline, workdir)
         target = config.data.feedback.target_level_index

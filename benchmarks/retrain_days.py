@@ -4,8 +4,8 @@
                                       [--work DIR [--stop-after N]]
 
 The first model is trained from scratch on `retrain.window_spans` days. Then every day is one call of `dnc retrain`, in
-its own process, from yesterday's store. On `--compare` days, spread evenly, that morning's store is copied, and the day
-is retrained again in copies
+its own process, from yesterday's store. On `--compare` days, spread evenly, the day is also retrained in copies of that
+morning's store
 - from scratch (retrain.warm_start=false): fresh weights, the config's own budget of epochs and early stopping;
 - with groups fitted anew (groups.refit_drift=0) instead of kept.
 Recall@100 is that of the exported servable on the test users of the newest day, whom no arm has seen; the ratio's

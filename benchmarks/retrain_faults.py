@@ -51,7 +51,7 @@ BYTE_IDENTICAL = ("events", "item_statistics", "item_groups", "windows")
 
 @dataclass
 class Watch:
-    """Looks at the store as a server would, and remembers all problems that it saw."""
+    """Looks at the store as a server would, and remembers every problem that it saw."""
 
     store: Store
     looks: int = 0

@@ -192,7 +192,7 @@ def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, fl
 
 
 def multiply_adds(num_groups: int, compared: int, conditioning: str) -> dict[str, int]:
-    """Forward, per positive: encoder, own group's vector and its logits, intent head, the shared vector's logits.
+    """Forward multiply-adds of a positive: encoder, own group's vector and logits, intent head, shared vector's logits.
 
     `compared`: number of groups in the catalogue, which sets the number of negatives even for the single vector.
     """

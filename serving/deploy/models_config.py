@@ -62,7 +62,7 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
 
 
 def _movable(wanted: Mapping[str, int], model: str) -> dict[str, int]:
-    """`wanted`, as far as the server can take it now: a label in use waits for its version. `model` is its URL."""
+    """`wanted`, as far as the server can take it now: a label in use waits for its version. `model` is a URL."""
     loaded = _asked(model, _available, set[int]())
     return {
         label: version if version in loaded else _held(f"{model}/labels/{label}", version)
@@ -86,9 +86,9 @@ def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found
     """What `read` finds in TF Serving's REST answer at a URL; `otherwise` if there is none or it has another form."""
     try:
         return read(requests.get(url, timeout=_SECONDS_TO_ANSWER).json())
-    except requests.RequestException:  # the server is starting or stopping, or it is not JSON
+    except requests.RequestException:  # the server is starting or stopping, or the answer is not JSON
         return otherwise
-    except (LookupError, TypeError, ValueError, OverflowError):  # an error, or another kind of server
+    except (LookupError, TypeError, ValueError, OverflowError):  # it is an error, or from another kind of server
         return otherwise
 
 

@@ -232,7 +232,7 @@ class Batcher:
 
 
 async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> Sequence[Arrays | RequestError]:
-    """One answer per request, or the error that failed the batch once per request, with a cause if unexpected."""
+    """One answer per request, or for each the error that failed the batch, with a cause if it was unexpected."""
     try:
         return await begun
     except RequestError as error:

@@ -41,7 +41,7 @@ class RequestError(Exception):
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, http_status: int | None = None):
-        """`http_status`: if HTTP has a more specific status than `HTTP_STATUS` gives for the code."""
+        """`http_status`: given if HTTP has a more specific status than that of `HTTP_STATUS` for the code."""
         super().__init__(message)
         self.code = code
         self.message = message

@@ -141,7 +141,7 @@ class ServedModel:
             self._drain(number)
 
     async def _follow_labels(self) -> dict[str, int] | None:
-        """Moves labels whose versions are loaded; returns each label's wanted version, None if the disk says none."""
+        """Moves labels whose versions are loaded; returns each label's wanted version, None if they are unknown."""
         try:
             self._on_disk = await self._on(self._disk, versions_on_disk, self.base)
             labels = await self._on(self._disk, effective_labels, self.base)
