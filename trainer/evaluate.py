@@ -34,10 +34,10 @@ class Evaluation:
 
     Attributes:
         metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears under its name
-            as the servable merges it (`serving.merge`), and as "<name>_<merge>" under the other merge.
+            with the servable's merge (`serving.merge`), and as "<name>_<merge>" with the other merge.
         breakdowns: model -> {"group", "user_activity"} -> label -> {"value", "count"}, of
             recall_at_100: by the target's group (mean over targets), and by thirds of the users by their
-            number of earlier items, those of as many in the same one (mean over users).
+            number of earlier items, equally many falling in the same third (mean over users).
     """
 
     metrics: dict[str, MetricTable] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class Evaluation:
 def evaluate(config: Config, workdir: Workdir, split: Split, names: Sequence[str]) -> Evaluation:
     """Ranks the whole catalogue for the split's users with each model, and measures the lists.
 
-    Seen items are left out. recall_at_k is that of the list which a request for k candidates gets.
+    Seen items are left out. recall_at_k is measured on the list that a request for k candidates gets.
 
     Args:
-        names: of models, each `workdir.model(name)`, except for those of `UNTRAINED`, which need none. A `BaselineName`
-            is that baseline; any other name is of a model of the config itself.
+        names: models, each at `workdir.model(name)`, except for those in `UNTRAINED`, which need none. A `BaselineName`
+            is that baseline; any other name is a model of the config itself.
 
     Raises:
         ArtifactError: a model or an artifact is missing.
@@ -72,7 +72,7 @@ def evaluate_lists(
     """Metrics of one model under several merges, each (merge, alpha).
 
     Args:
-        config: what the model was trained with.
+        config: the one that the model was trained with.
         name: `workdir.model(name)`, or one of `UNTRAINED`.
     """
     catalogue = Catalogue.load(workdir)
@@ -99,7 +99,7 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
 
 
 def lengths_to_measure(config: Config) -> list[int]:
-    """The numbers of candidates whose lists `measure` needs."""
+    """The list lengths that `measure` needs."""
     return sorted({*config.evaluation.ks, NDCG_K, COVERAGE_K, BREAKDOWN_K})
 
 
@@ -128,7 +128,7 @@ def break_down(catalogue: Catalogue, users: EvaluationUsers, lists: np.ndarray) 
     hit = hits(lists, users.targets)
     by_target = target_recall(hit, lists, users.targets, BREAKDOWN_K)
     by_user = recall_at_k(hit, users.targets.lengths, BREAKDOWN_K)
-    # Users who are equally active are of the same third, however many they are.
+    # Equally active users fall in the same third, however many they are.
     rank = rankdata(users.seen.lengths, "average") - 0.5
     groups = {group: str(group) for group in range(catalogue.num_groups)}
     return {
@@ -156,7 +156,7 @@ def _ranked(
 
 
 def _ranking(config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers) -> ExactRanking:
-    """Lists as a servable of the model gives them, cold items among them."""
+    """A ranking that gives the same lists as the model's servable, cold items included."""
     share = exploration_share(config, read_manifest(workdir.model(name).path))
     model = load_model(config, workdir, name, catalogue)
     return ExactRanking(model, catalogue.grouped_for(config), users, share)
@@ -165,7 +165,7 @@ def _ranking(config: Config, workdir: Workdir, name: str, catalogue: Catalogue, 
 def _counted(
     config: Config, workdir: Workdir, name: str, catalogue: Catalogue, users: EvaluationUsers
 ) -> dict[int, np.ndarray]:
-    """Lists of one of `UNTRAINED`, of each M of `lengths_to_measure`."""
+    """Lists of one of `UNTRAINED`, for each M of `lengths_to_measure`."""
     lengths = lengths_to_measure(config)
     if name == "popularity":
         longest = popularity_lists(workdir, catalogue.num_items, users, max(lengths))

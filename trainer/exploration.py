@@ -1,8 +1,8 @@
 """The share of a list that goes to cold items, those without training events.
 
-In training a cold item is nobody's positive and everybody's negative, so that by score it comes after nearly all
-others. Where many of the items that users turn to are new, as news are, a list by score finds none of these. A share of
-its places does, at the price of as many others: what it is worth is a property of the log, so it is measured.
+In training a cold item is nobody's positive and everybody's negative, so its score puts it after nearly all others. If
+many of the items that users turn to are new, as with news, a list by score finds none of them. Reserving a share of its
+places does, at the price of as many other items. Whether that pays depends on the log, so it is measured.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from trainer.ranking import ExactRanking
 from trainer.scoring import num_explored
 
 EXPLORATION_SHARE = "exploration_share"
-"""Among the details of a `Model` artifact's manifest: what `measure_exploration_share` found."""
+"""Key in the details of a `Model` artifact's manifest: the result of `measure_exploration_share`."""
 
 _STANDARD_ERRORS = 2.0
 
 
 def exploration_share(config: Config, model: Manifest) -> float:
-    """`serving.exploration_share` or, where it is not set, what training measured of the model."""
+    """`serving.exploration_share` or, if that is not set, the share that training measured for the model."""
     chosen = config.serving.exploration_share
     return float(model.details[EXPLORATION_SHARE]) if chosen is None else chosen
 

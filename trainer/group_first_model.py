@@ -14,10 +14,10 @@ from trainer.user_vectors import OneGroupVectors, UserVectors
 class GroupFirstModel(TwoTowerModel):
     """e_{u,g} = encoder(history conditioned on g), by a `TokenConditioning`; h_u = encoder(history).
 
-    A training step encodes each window twice, for any K: for no group, and for one, drawn from the groups of its
-    targets in proportion to their number. That group's vector scores the group's candidates for all the
-    window's positives; h_u stands in for the other groups, and is what the intent is read from. Every answer
-    encodes the history K + 1 times, in one batch.
+    A training step encodes each window twice, whatever K: for no group, and for one group drawn from those of its
+    targets, in proportion to the number of targets. That group's vector scores the group's candidates for all the
+    window's positives; h_u stands in for the other groups, and the intent is read from it. Every answer encodes the
+    history K + 1 times, in one batch.
     """
 
     @property
@@ -34,7 +34,7 @@ class GroupFirstModel(TwoTowerModel):
         return OneGroupVectors(shared, conditioned, tf.gather(group, place[:, 0]), self.num_groups)
 
     def sampled_group(self, batch: WindowBatch) -> tf.Tensor:
-        """int32 [batch_size]: the group of one of each window's targets, drawn evenly."""
+        """int32 [batch_size]: the group of one of each window's targets, drawn uniformly."""
         num_targets = tf.reduce_sum(tf.cast(batch.is_target, tf.int32), axis=1)
         uniform = self.generator.uniform(tf.shape(num_targets))
         drawn = tf.minimum(tf.cast(uniform * tf.cast(num_targets, tf.float32), tf.int32), num_targets - 1)

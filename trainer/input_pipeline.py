@@ -17,11 +17,11 @@ from trainer.ragged import Ragged
 from trainer.tied_events import shuffle_ties
 
 _CHUNK = 16_384
-"""Windows that are sorted by length together."""
+"""Number of windows that are sorted by length together."""
 _MOST_CONTEXT = 4.0
-"""Where most events lie before the first target, a batch has up to so many times the events that it has elsewhere."""
+"""If most events lie before the first target, a batch holds up to this many times as many events as otherwise."""
 _FEW_STEPS = 25
-"""An epoch that would have fewer steps, were there no context, keeps those that context makes."""
+"""An epoch that would have fewer steps than this without context keeps the steps that context adds."""
 _WINDOW_FIELDS = (
     WindowField.USER_INDEX,
     WindowField.ITEM_INDEX,
@@ -53,17 +53,17 @@ class WindowBatch(NamedTuple):
         user_index: int64 [batch_size].
         item_index: int64 [batch_size, length], oldest first, left-aligned, 0 = padding.
         earlier_items: int64 [batch_size, most], what the user took before the window, 0 = padding.
-        is_target: bool [batch_size, length], what is predicted from the events before it; never an event below the
-            target level, nor an item that the user had before. A window's first event may be a target, too, unless
+        is_target: bool [batch_size, length], whether an event is predicted from those before it; never an event below
+            the target level, nor an item that the user had before. A window's first event may be a target, too, unless
             more context follows: it trains the query of an empty history.
-        in_group_negatives: int64 [n], draws from the groups of targets. In each epoch the draws of a chunk are shared
-            out among its windows anew, so the targets may be those of another batch.
+        in_group_negatives: int64 [n], draws from the groups of targets. Each epoch redistributes a chunk's draws among
+            its windows, so the targets may be those of another batch.
         easy_negatives: int64 [m], draws from the whole catalogue.
         feedback_level: int64 [batch_size, length], 0 where there is no event.
         request: int64 [batch_size, length], `EventColumn.REQUEST` of each event.
-        exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], for each target what
+        exposed_negatives: int64 [batch_size, length, max(1, windows.exposed_negatives)], for each target, items that
             the user was shown and did not take; 0 = none.
-        mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], for each target items near it
+        mined_negatives: int64 [batch_size, length, max(1, windows.mined_negatives)], for each target, items near it
             that the user did not take; 0 = none.
     """
 
@@ -82,15 +82,15 @@ class WindowBatch(NamedTuple):
 class TrainingWindows:
     """The training split, batched anew in every epoch.
 
-    An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted
-    one would. Windows are shuffled, then sorted by length within a chunk and cut at a number of
-    events, so that short users do not pay for long ones' padding. What lies before a window's first target counts
-    little there: it is most of a warm start's windows, and steps of so many events would hold few targets each. The
-    draws of a chunk are shared out anew among its windows: a window that met the same negatives in every epoch would
-    learn them by heart. So it is with the order of events that share a second.
+    An epoch's order is a function of (seed, epoch), so a resumed run sees what an uninterrupted one would. Windows are
+    shuffled, then sorted by length within a chunk and cut into batches of a given number of events, so that short
+    windows are not padded to the length of long ones. Events before a window's first target count little toward that
+    number: they make up most of a warm start's windows, and if they counted fully, each step would hold few targets.
+    Each epoch redistributes a chunk's draws among its windows, since a window that met the same negatives in every
+    epoch would learn them by heart. The order of events that share a second is redrawn for the same reason.
 
     Attributes:
-        num_positives: targets of an epoch, windows' first events among them.
+        num_positives: number of targets in an epoch, windows' first events included.
     """
 
     def __init__(self, workdir: Workdir, events_per_batch: int, seed: int):
@@ -102,12 +102,12 @@ class TrainingWindows:
         self._seed = seed
 
     def epoch(self, epoch: int) -> Iterator[WindowBatch]:
-        """The epoch's batches, with the next of the draws of negatives that were written."""
+        """Yields the epoch's batches, with the next of the stored draws of negatives."""
         rng = np.random.default_rng([self._seed, epoch])
         shards = self._draws[epoch % len(self._draws)]
         files = [shards[index] for index in rng.permutation(len(shards))]
         records = _records(files).shuffle(4 * _CHUNK, seed=int(rng.integers(2**31)), reshuffle_each_iteration=False)
-        # Streams of their own: what is drawn does not change which windows make a batch.
+        # Separate streams: what is drawn does not change which windows make up a batch.
         of_draws, of_ties = (np.random.default_rng([self._seed, epoch, stream]) for stream in (1, 2))
         for chunk in _chunks(records, files, _WINDOW_FIELDS):
             for name in (WindowField.IN_GROUP_NEGATIVES, WindowField.EASY_NEGATIVES):
@@ -116,7 +116,7 @@ class TrainingWindows:
             yield from self._batches(chunk, rng)
 
     def target_count(self, num_items: int) -> np.ndarray:
-        """int64 [num_items + 1]: how often each item is a target in an epoch, by reading one."""
+        """int64 [num_items + 1]: how often each item is a target in an epoch, counted by reading one."""
         counts = np.zeros(num_items + 1, np.int64)
         for batch in self.epoch(0):
             np.add.at(counts, batch.item_index[batch.is_target], 1)
@@ -132,7 +132,7 @@ class TrainingWindows:
 
 
 def _most_events(events_per_batch: int, num_positives: int) -> int:
-    """Of a batch, context included: steps become fewer where they are many, and a short epoch learns as before."""
+    """The most events in a batch, context included: a long epoch gets fewer steps, a short one learns as before."""
     steps = num_positives / events_per_batch
     return int(events_per_batch * min(max(steps / _FEW_STEPS, 1.0), _MOST_CONTEXT))
 
@@ -140,8 +140,8 @@ def _most_events(events_per_batch: int, num_positives: int) -> int:
 def _cut(ascending_lengths: np.ndarray, num_context: np.ndarray, events: int, most_events: int) -> np.ndarray:
     """Places to cut so that a batch has at least one row, and as many more as fit.
 
-    Rows times the longest row are at most `most_events`, and at most `events` without the rows' context but for one
-    event of each.
+    The number of rows times the longest row is at most `most_events`; not counting each row's context, except for one
+    event, it is at most `events`.
     """
     cuts = [0]
     while cuts[-1] < len(ascending_lengths):
@@ -177,8 +177,8 @@ def _window_batch(chunk: dict[str, Ragged], rows: np.ndarray) -> WindowBatch:
 
 
 def _at_targets(values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Target-major [num_targets * n] values at their targets, [batch_size, length, max(1, n)], 0 elsewhere."""
-    num_targets = int(predicted.sum())  # 0 where each window's one target has come to stand first, see `shuffle_ties`
+    """Puts target-major [num_targets * n] values at their targets: [batch_size, length, max(1, n)], 0 elsewhere."""
+    num_targets = int(predicted.sum())  # 0 if each window's only target was shuffled to its start, see `shuffle_ties`
     result = np.zeros((*predicted.shape, max(1, len(values) // max(1, num_targets))), np.int64)
     if len(values):
         result[predicted] = values.reshape(num_targets, -1)
@@ -191,8 +191,8 @@ class EvaluationUsers:
 
     Attributes:
         user_index: int64 [num_users].
-        history, seen, targets: item_index of each user's history (oldest first; negative: an event below the target
-            level), of what is not to be recommended, and of what is to be found.
+        history, seen, targets: item_index of each user's history (oldest first; negative = an event below the target
+            level), of items not to recommend, and of items to find.
         request: int64 [num_users], `EventColumn.REQUEST` of the first target.
     """
 
@@ -206,7 +206,7 @@ class EvaluationUsers:
         return len(self.user_index)
 
     def take(self, rows: np.ndarray) -> EvaluationUsers:
-        """The users named, in their order."""
+        """The users at `rows`, in that order."""
         history, seen, targets = (values.take(rows) for values in (self.history, self.seen, self.targets))
         return EvaluationUsers(self.user_index[rows], history, seen, targets, self.request[rows])
 
@@ -214,7 +214,7 @@ class EvaluationUsers:
     def load(cls, workdir: Workdir, split: Split, limit: int | None = None) -> EvaluationUsers:
         """Reads the users of the validation or test split, evenly spaced ones if there are more than `limit`.
 
-        The records lie in buckets of a hash of the user, so that such a sample is as good as a random one.
+        The records are stored in buckets by a hash of the user, so such a sample is as good as a random one.
 
         Raises:
             ArtifactError: there are no windows, or the split has no users.
@@ -225,7 +225,7 @@ class EvaluationUsers:
         files = _files(workdir, split)
         for chunk in _chunks(_records(files), files, _USER_FIELDS):
             end = start + len(chunk[EvaluationField.USER_INDEX])
-            # At once: all users of a large log would not fit into memory.
+            # Selected right away: all users of a large log would not fit into memory.
             rows = wanted[(wanted >= start) & (wanted < end)] - start
             chunks.append({name: value.take(rows) for name, value in chunk.items()})
             start = end
@@ -251,7 +251,7 @@ class TrainingEvents(NamedTuple):
 
     Attributes:
         user_index, item_index, second: int64 [n].
-        is_taken: bool [n]; False of an event below the target level, and of an item that its user had before.
+        is_taken: bool [n]; False for an event below the target level, and for an item that its user had before.
     """
 
     user_index: np.ndarray
@@ -261,7 +261,7 @@ class TrainingEvents(NamedTuple):
 
 
 def training_events(workdir: Workdir) -> Iterator[TrainingEvents]:
-    """Every event of the training windows, context or target; one that two windows hold comes twice."""
+    """Yields every event of the training windows, context or target; an event in two windows comes twice."""
     wanted = (WindowField.USER_INDEX, WindowField.ITEM_INDEX, WindowField.TIMESTAMP, WindowField.NON_TARGETS)
     files = _files(workdir, Split.TRAIN)  # all draws of negatives hold the same windows
     for chunk in _chunks(_records(files), files, wanted):
@@ -276,10 +276,10 @@ def _records(files: list[str]) -> tf.data.Dataset:
 
 
 def _chunks(records: tf.data.Dataset, files: list[str], names: tuple[str, ...]) -> Iterator[dict[str, Ragged]]:
-    """These fields of `_CHUNK` records at a time.
+    """Yields the fields `names` of `_CHUNK` records at a time.
 
     Raises:
-        ArtifactError: one of the `files` that the records are of is damaged, or gone.
+        ArtifactError: one of the `files` that hold the records is damaged or gone.
     """
     feature = tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64)
     parsed = records.batch(_CHUNK).map(
@@ -289,7 +289,7 @@ def _chunks(records: tf.data.Dataset, files: list[str], names: tuple[str, ...]) 
         for chunk in parsed.prefetch(1).with_options(_no_autotune()):
             yield {name: Ragged(value.values.numpy(), value.row_splits.numpy()) for name, value in chunk.items()}
     except (tf.errors.DataLossError, tf.errors.NotFoundError):
-        file = Path(next(filter(_is_damaged, files), files[0]))  # TensorFlow names none
+        file = Path(next(filter(_is_damaged, files), files[0]))  # TensorFlow does not say which
         raise ArtifactError(
             f"{file} is damaged or gone: delete {file.parent}, and run again, which makes it anew"
         ) from None
@@ -304,10 +304,10 @@ def _is_damaged(file: str) -> bool:
 
 
 def _no_autotune() -> tf.data.Options:
-    """Nothing here is left to tune, and the end of an epoch would wait for the tuner.
+    """Turns autotuning off: there is nothing to tune, and the end of an epoch would wait for the tuner.
 
-    tf.data's tuner sleeps for 10 ms, 20 ms, 40 ms, ..., and an iterator is not gone before it wakes:
-    on average that made an epoch half as long again.
+    tf.data's tuner sleeps for 10 ms, 20 ms, 40 ms, ..., and an iterator is not gone until it wakes:
+    on average, this made an epoch half as long again.
     """
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -320,7 +320,7 @@ def _concatenate(parts: list[Ragged]) -> Ragged:
 
 
 def _files(workdir: Workdir, split: Split, draw: int = 0) -> list[str]:
-    """The split's shards, by the manifest: files that it does not list are never read."""
+    """The split's shards as listed in the manifest; other files are never read."""
     path: Path = workdir.windows.path
     prefix = workdir.windows.prefix(split, draw)
     files = [str(path / name) for name in read_manifest(path).files if name.startswith(prefix)]

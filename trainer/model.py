@@ -41,24 +41,24 @@ def num_events(history_index: tf.Tensor) -> tf.Tensor:
 class TwoTowerModel(tfrs.Model):
     """Divide-and-conquer retrieval: s(u, i) = <e_{u,g(i)}, v_i>, each item scored by its own group's vector.
 
-    The objective is a weighted sum of the terms below. Candidates are the whole catalogue; of a large one they are the
-    items of the positive's own window, those that its user took before the window, and draws (`SoftmaxTerms`).
+    The objective is a weighted sum of the terms below. Candidates are the whole catalogue or, if it is large, the items
+    of the positive's own window, those that its user took before the window, and draws (`SoftmaxTerms`).
     - in-group: -log softmax of the positive among its own group's candidates.
     - global: -log softmax of the positive among the candidates of all groups. By default all are scored by the shared
       vector h_u, which the groups' vectors are made from; `training.loss.global_by=group` scores each by its own
-      group's vector, s(u, i), and computes every group's. With one group, global and in-group are the single-vector
-      softmax.
-    - intent: -log p(g(positive) | u), for merges by quota. Its head reads h_u without training it. A model without any
-      term that compares groups is an exception: its intent does train h_u, and log p(g(i) | u) is part of the score
+      group's vector, s(u, i), and computes every group's vector. With one group, global and in-group are the
+      single-vector softmax.
+    - intent: -log p(g(positive) | u), for merges by quota. Its head reads h_u without training it, except in a model
+      without any term that compares groups: there the intent does train h_u, and log p(g(i) | u) is part of the score
       (`Config.intent_in_score`).
     - z: (log Z by the group's vector - log Z by h_u)^2, with Z the in-group partition, so that scores of different
-      groups can be compared. Without a global term by h_u it is the variance of the log-partitions; with one group
-      there is none.
+      groups are comparable. Without a global term by h_u, it is the variance of the log-partitions; with one group,
+      there is no such term.
     - choice, hierarchy, binary: see `choice_loss`, `hierarchy_loss`, `binary_loss`.
     """
 
     ranked_by: Literal["group", "best_vector"] = "group"
-    """Which of a user's vectors scores an item: that of the item's group, or the one that likes it best."""
+    """Which of a user's vectors scores an item: that of the item's group, or the one that gives the highest score."""
 
     def __init__(self, config: Config, catalogue: Catalogue):
         super().__init__(name="two_tower_model")
@@ -102,8 +102,8 @@ class TwoTowerModel(tfrs.Model):
     def features_of_users(self, user_index: tf.Tensor, request: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """The transformed features of users [batch_size]; unknown users (0) get zeros.
 
-        `request`: int64 [batch_size] codes of what requests tell, or, of each position of a window, [batch_size,
-        length]; None: nothing.
+        `request`: int64 codes of request features, [batch_size], or [batch_size, length] for each position of a window;
+        None: no request features.
         """
         features = {name: tf.gather(table, user_index) for name, table in self._user_features.items()}
         if request is not None:
@@ -117,7 +117,7 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             history_index: int64 [batch_size, length <= windows.length], oldest first, left-aligned, 0 = padding,
-                `bucket_index` of an unknown id; negative: an event below the target level. A row may be empty.
+                `bucket_index` for an unknown id; negative = an event below the target level. A row may be empty.
             user_features: name -> [batch_size] or [batch_size, width], transformed; see `features_of_users`.
 
         Returns:
@@ -126,15 +126,16 @@ class TwoTowerModel(tfrs.Model):
         return self._embed(tf.cast(history_index, tf.int64), user_features)
 
     def get_config(self) -> dict[str, Any]:
-        """Nothing: a model is made of a `Config` and a catalogue, and its weights alone are saved.
+        """Returns an empty dict: a model is built from a `Config` and a catalogue, and only its weights are saved.
 
-        Keras asks whenever weights are written or read. Its own answer is the same, with a warning each time.
+        Keras calls this whenever weights are written or read. Its own method returns the same, with a warning each
+        time.
         """
         return {}
 
     @property
     def passes_of_an_answer(self) -> int:
-        """Rows that the encoder computes for a row of a request: the memory of an answer grows with them."""
+        """Number of rows that the encoder computes per row of a request; an answer's memory grows with it."""
         return 1
 
     def candidate_embeddings(self, item_index: tf.Tensor) -> tf.Tensor:
@@ -148,9 +149,9 @@ class TwoTowerModel(tfrs.Model):
         return np.concatenate([self.candidate_embeddings(chunk).numpy() for chunk in chunks])
 
     def fix_candidates(self) -> None:
-        """Replaces the item tower by a table of its vectors: nothing to look features up in, and nothing to train.
+        """Replaces the item tower with a table of its vectors: no features to look up, and nothing to train.
 
-        With `model.oov_buckets` it stays: there a cold item of a history has another vector than as a candidate.
+        With `model.oov_buckets` the tower stays: a cold item then has another vector in a history than as a candidate.
         """
         if self._oov_buckets is None:
             fixed = FixedCandidates(self.catalogue_embeddings())
@@ -160,7 +161,7 @@ class TwoTowerModel(tfrs.Model):
     def gate_entropy(self, batch: WindowBatch) -> tf.Tensor | None:
         """Mean entropy (nats) of the experts' gates over a batch; None without a mixture of experts.
 
-        0 is an expert per group; log(num_experts) is gates that do not choose.
+        0 means one expert per group; log(num_experts) means gates that do not choose.
         """
         place = tf.where(batch.is_target)
         target = tf.gather_nd(batch.item_index, place)
@@ -169,13 +170,14 @@ class TwoTowerModel(tfrs.Model):
         return None if gates is None else -tf.reduce_mean(tf.reduce_sum(gates * tf.math.log(gates + 1e-9), axis=-1))
 
     def compute_loss(self, inputs: WindowBatch, training: bool = False) -> tf.Tensor:
-        """The objective, a scalar: what `tfrs.Model` asks of a model, which Keras's `fit` would train by."""
+        """The objective, a scalar. `tfrs.Model` requires this method; Keras's `fit` would train by it."""
         return self.loss_terms(inputs, training)["loss"]
 
     def loss_terms(self, batch: WindowBatch, training: bool) -> dict[str, tf.Tensor]:
-        """The objective ("loss") and those of its unweighted terms that have a weight, each a scalar.
+        """The objective ("loss") and its terms before weighting, each a scalar.
 
-        Of several replicas, each has its windows' part; the parts sum to what one device computes of all windows.
+        With several replicas, each returns its windows' part; the parts sum to what one device computes for all
+        windows.
         """
         weights = self._loss_config
         place = tf.where(batch.is_target)
@@ -190,7 +192,7 @@ class TwoTowerModel(tfrs.Model):
         if weights.in_group_weight or weights.global_weight:
             softmaxes = self._softmax(batch, items, place, target, vectors, self.generator)
             terms["in_group"] = mean_over_replicas(softmaxes.in_group)
-            if self.num_groups > 1:  # Of one group, there is no other whose scores could differ in scale.
+            if self.num_groups > 1:  # With one group, there is no other whose scores could differ in scale.
                 terms["z"] = z_loss(softmaxes.log_partition, softmaxes.center)
             if softmaxes.overall is not None:
                 terms["global"] = mean_over_replicas(softmaxes.overall)
@@ -202,12 +204,12 @@ class TwoTowerModel(tfrs.Model):
             terms["hierarchy"] = self._hierarchy_term(batch, place, target, heads)
         if weights.choice_weight:
             terms["choice"] = self._choice_term(batch, place, target, heads)
-        # A term without a weight is reported; left out of the sum, it costs no gradient.
+        # A term with weight 0 is reported but left out of the sum, so that it costs no gradient.
         weight = {name: getattr(weights, f"{name}_weight") for name in terms}
         return {"loss": tf.add_n([weight[name] * term for name, term in terms.items() if weight[name]]), **terms}
 
     def _binary_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
-        """Binary cross-entropy of <e, v> of the positive and of uniform negatives of each positive's own."""
+        """Binary cross-entropy of <e, v> for each positive and uniform negatives drawn for it alone."""
         number = self._loss_config.binary_negatives
         negative = uniform_unseen(self.generator, self._num_items, tf.gather(batch.item_index, place[:, 0]), number)
         logits = self._scores_of(tf.concat([target[:, None], negative], axis=1), heads)
@@ -215,7 +217,7 @@ class TwoTowerModel(tfrs.Model):
         return mean_over_replicas(binary_loss(logits[:, 0], logits[:, 1:], negative == PADDING_INDEX, exponent))
 
     def _hierarchy_term(self, batch: WindowBatch, place: tf.Tensor, target: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
-        """Each positive and its exposed negatives, above all items of lower levels: the window's, exposed, random."""
+        """Ranks each positive and its exposed negatives above items of lower levels: the window's, exposed, random."""
         window, exposed = place[:, 0], tf.gather_nd(batch.exposed_negatives, place)
         others = tf.gather(batch.item_index, window)  # the target among them, never below itself
         drawn = uniform_unseen(self.generator, self._num_items, others, self._loss_config.hierarchy_random)
@@ -232,7 +234,7 @@ class TwoTowerModel(tfrs.Model):
         return hierarchy_loss(self._scores_of(items, heads), level, num_anchors, self._loss_config.hierarchy)
 
     def _scores_of(self, items: tf.Tensor, heads: tf.Tensor) -> tf.Tensor:
-        """<e_{u,g(i)}, v_i> of int64 [num_positives, n] items of each positive's own, float32 of the same shape."""
+        """<e_{u,g(i)}, v_i> for each positive's own items, int64 [num_positives, n]; float32 of the same shape."""
         group = tf.maximum(tf.gather(self._group_id, items), 0)
         return tf.einsum("pnd,pnd->pn", tf.gather(heads, group, batch_dims=1), self._candidate_tower(items))
 
@@ -249,7 +251,7 @@ class TwoTowerModel(tfrs.Model):
     def _vectors(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> UserVectors:
         """The users' vectors before the positives at `place`, int64 [num_positives, 2].
 
-        `items`: float32 [batch_size, length, dim], of the windows' items as candidates.
+        `items`: float32 [batch_size, length, dim], candidate embeddings of the windows' items.
         """
         shared = self._queries_of(batch, items, place, training)
         kept = None
@@ -258,21 +260,21 @@ class TwoTowerModel(tfrs.Model):
         return ConditionedVectors(shared, self._conditioning, kept, training)
 
     def _queries_of(self, batch: WindowBatch, items: tf.Tensor, place: tf.Tensor, training: bool) -> tf.Tensor:
-        """float32 [num_positives, dim]; arguments as of `_vectors`."""
+        """float32 [num_positives, dim]; arguments as in `_vectors`."""
         users = self.features_of_users(batch.user_index, batch.request)
         encoded = self._query_tower(self._history_before(batch, items, training), users, training=training)
         # Position t of the encoder has seen t events: it predicts event t, counted from 0.
         return tf.gather_nd(encoded, place)
 
     def _history_before(self, batch: WindowBatch, items: tf.Tensor, training: bool) -> tf.Tensor:
-        """`_history_tokens` of all events but the last, which is a target only; `items` as of `_vectors`."""
+        """`_history_tokens` of all events but the last, which is only a target; `items` as in `_vectors`."""
         events, level = batch.item_index[:, :-1], batch.feedback_level[:, :-1]
-        # Without buckets a history reads the items as candidates have them.
+        # Without buckets, a history reads the items' candidate embeddings.
         tokens = items[:, :-1] if self._oov_buckets is None else self._event_tokens(events, training)
-        return self._marked(tokens, level < self._target_level)  # padding as well, which no event sees
+        return self._marked(tokens, level < self._target_level)  # marks padding, too, which no event sees
 
     def _history_tokens(self, history_index: tf.Tensor) -> tf.Tensor:
-        """Embeddings of int64 [batch_size, length] events, negative ones being context, float32 [..., dim]."""
+        """Embeddings of int64 [batch_size, length] events, float32 [..., dim]; negative events are context."""
         item_index = history_index if self._context_mark is None else tf.abs(history_index)
         return self._marked(self._event_tokens(item_index), history_index < 0)
 

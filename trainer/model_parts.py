@@ -18,13 +18,13 @@ from trainer.user_id_tower import UserIdTower
 
 
 def oov_buckets(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> OOVBuckets | None:
-    """What stands for events of unknown items; None where a history lacks them."""
+    """The buckets that stand for unknown items in a history; None if histories leave such events out."""
     model = config.model
     return OOVBuckets(catalogue, model.oov_buckets, model.oov_rate, generator) if model.oov_buckets else None
 
 
 def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Generator) -> QueryTower | UserIdTower:
-    """What encodes users."""
+    """The layer that encodes users."""
     model = config.model
     if model.user_tower == "user_id":
         return UserIdTower(catalogue.num_users, model.embedding_dim, model.dropout, generator)
@@ -32,7 +32,7 @@ def query_tower(config: Config, catalogue: Catalogue, generator: tf.random.Gener
 
 
 def conditioning(config: Config, num_groups: int, generator: tf.random.Generator) -> GroupConditioning:
-    """What makes a query one vector per group, after the encoder."""
+    """The layer that turns an encoded query into one vector per group."""
     model, dim = config.model, config.model.embedding_dim
     match model.conditioning:
         case "mmoe":

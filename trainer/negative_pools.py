@@ -15,23 +15,23 @@ from trainer.negative_samplers import CatalogueSampler, evenly_spread, negative_
 from trainer.width_classes import width_classes
 
 LEFT_OUT = -1e9
-"""Added to the logit of a candidate that is none: finite, so that a row of nothing else stays free of NaN."""
+"""Added to the logit of a candidate that does not count; finite, so that a row without others stays free of NaN."""
 
 
 class StepCandidates(NamedTuple):
     """What a step's positives are compared with: of their own group, and of all groups.
 
     Attributes:
-        item_index: int64 [num_candidates], in-group draws, then those of all groups, sorted by group, or padding,
-            counted to group 0 and left out, where there are none; or the whole catalogue, sorted by group.
-        rows: int32 [num_groups, width], places in `item_index` of what a group's positives are compared with
-            inside their group; any place where a row is shorter than the widest.
+        item_index: int64 [num_candidates], in-group draws, then draws from all groups, sorted by group (if there are
+            none, padding that counts as group 0 and is left out); or the whole catalogue, sorted by group.
+        rows: int32 [num_groups, width], places in `item_index` of the candidates that a group's positives are compared
+            with inside their group; a row shorter than the widest is filled up with arbitrary places.
         row_correction: float32 [num_groups, width], -log of how often an item is expected in its row;
-            0 where a row holds every item of its group exactly once, `LEFT_OUT` where it is shorter.
-        row_sizes: int32 [num_groups], how long each row is.
-        shared_from: where the candidates of all groups begin in `item_index`.
+            0 if a row holds every item of its group exactly once, `LEFT_OUT` beyond a row's end.
+        row_sizes: int32 [num_groups], the length of each row.
+        shared_from: where the candidates from all groups begin in `item_index`.
         shared_sizes: int32 [num_groups], how many of them each group has.
-        shared_correction: float32 [num_shared], as `row_correction`.
+        shared_correction: float32 [num_shared], like `row_correction`.
     """
 
     item_index: tf.Tensor
@@ -55,26 +55,26 @@ class NegativePools:
 
     There are three kinds of draws:
     - in-group draws come with the windows;
-    - easy draws, from the whole catalogue, come with the windows, too; or from another `NegativeSampler`, and then
+    - easy draws, from the whole catalogue, come with the windows, too, or from another `NegativeSampler`, in which case
       there are no in-group draws;
-    - fresh draws are made at the step and join the easy ones: the windows' draws come again in every epoch, so that an
-      item which chance left out of them would never be a negative.
+    - fresh draws are made at each step and join the easy ones: the windows' draws repeat in every epoch, so an item
+      that chance left out of them would otherwise never be a negative.
 
-    Of the windows' draws a step keeps a part, evenly spread. A positive of group g is compared with the in-group draws
+    A step keeps an evenly spread part of the windows' draws. A positive of group g is compared with the in-group draws
     of g and with all easy draws, among which an item of g is expected
 
         E[count_i] = n_g h_i + n_easy e_i + n_fresh q_i
 
-    times, n_g being the in-group draws kept for g, n_easy the easy draws kept and n_fresh the fresh ones; an item of
-    another group n_easy e_i + n_fresh q_i times. Fresh draws are by the sampling probability q. The windows' writer
-    draws by q, too, but gives no user what is their own, so that what many took is rarer among its draws: h and e are
-    `Catalogue.draw_shares`. Weighing a draw by 1 / E[count_i] makes sums over draws unbiased estimates of sums over
-    the catalogue (the balance heuristic of multiple importance sampling), whatever the mix of hard and easy. How many
-    embeddings a step reads and updates depends neither on K nor on the size of the catalogue.
+    times, where n_g is the number of in-group draws kept for g, n_easy that of easy draws kept and n_fresh that of
+    fresh draws; an item of another group is expected n_easy e_i + n_fresh q_i times. Fresh draws follow the sampling
+    probability q. The windows' writer draws by q, too, but gives no user their own items, so items that many took are
+    rarer among its draws: h and e are `Catalogue.draw_shares`. Weighting a draw by 1 / E[count_i] makes sums over draws
+    unbiased estimates of sums over the catalogue (the balance heuristic of multiple importance sampling), whatever the
+    mix of hard and easy. How many embeddings a step reads and updates depends on neither K nor the catalogue's size.
 
     Attributes:
         exact: whether candidates are the whole catalogue.
-        width_classes: of groups, by the candidates that a step is expected to have of each.
+        width_classes: classes of groups by the number of candidates that a step is expected to have from each.
     """
 
     def __init__(self, catalogue: Catalogue, loss: LossConfig):
@@ -92,7 +92,7 @@ class NegativePools:
         in_group = fresh / np.maximum(mass, 1e-30)[catalogue.group_id]
         if hard_draws and catalogue.draw_shares is not None:
             in_group = catalogue.draw_shares[0]
-        # Of item i, what a draw of each kind is expected to be of it.
+        # Each item's expected share of the draws of each kind.
         shares = np.stack([in_group, self._sampler.probability, fresh], axis=1)
         self._shares = tf.constant(shares, tf.float32)
         self._whole_catalogue = _whole_catalogue(catalogue) if self.exact else None
@@ -119,7 +119,7 @@ class NegativePools:
         num_easy, num_fresh = tf.cast(tf.size(easy), tf.float32), tf.cast(tf.size(fresh), tf.float32)
         easy = tf.concat([easy, fresh], 0)
         num_hard = tf.size(hard)
-        # Users who know all items leave nothing to draw: padding, which is left out, is what a step then gathers.
+        # Users who know all items leave nothing to draw: a step then gathers padding, which is left out.
         easy = tf.pad(easy, [[0, tf.cast(tf.equal(tf.size(easy), 0), tf.int32)]])
         easy = tf.gather(easy, tf.argsort(tf.gather(self._group_id, easy), stable=True))
         item_index = tf.concat([hard, easy], 0)
@@ -143,18 +143,19 @@ class NegativePools:
         )
 
     def own_items(self, candidates: StepCandidates, items: tf.Tensor) -> tf.Tensor | None:
-        """Which candidates are items of a window's user: bool [num_windows, num_candidates]; None of a whole catalogue.
+        """Which candidates are items of a window's user: bool [num_windows, num_candidates]; None if `exact`.
 
-        They are no negatives of that window's positives, which are compared with all of these items (`WindowItems`).
+        They are no negatives for that window's positives, which are compared with all of its user's items anyway
+        (`WindowItems`).
 
         Args:
-            items: int64 [num_windows, num_items], of each window and of what its user took before; 0 = padding.
+            items: int64 [num_windows, num_items], each window's items and those its user took before; 0 = padding.
         """
         return None if self.exact else is_member(items, candidates.item_index)
 
 
 def shared_correction(candidates: StepCandidates, own_items: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """What is added to logits of draws of all groups: float32 [num_positives, num_shared].
+    """The correction added to the logits of draws from all groups: float32 [num_positives, num_shared].
 
     Args:
         own_items: see `NegativePools.own_items`.
@@ -167,7 +168,7 @@ def shared_correction(candidates: StepCandidates, own_items: tf.Tensor, window: 
 def row_correction(
     candidates: StepCandidates, own_items: tf.Tensor | None, window: tf.Tensor, group_id: tf.Tensor
 ) -> tf.Tensor:
-    """What is added to logits of a group's row: float32 [num_blocks, block_size or 1, width].
+    """The correction added to the logits of a group's row: float32 [num_blocks, block_size or 1, width].
 
     Args:
         own_items: see `NegativePools.own_items`.
@@ -176,7 +177,7 @@ def row_correction(
     """
     if own_items is None:
         return tf.gather(candidates.row_correction, group_id)[:, None, :]
-    # Each pair of a window and a group of its positives once: of many groups, a window has few.
+    # Computed once for each pair of a window and a group of its positives: of many groups, a window has few.
     num_groups = tf.shape(candidates.rows, tf.int64)[0]
     pairs = window * num_groups + tf.cast(group_id, tf.int64)[:, None]
     pair, place = tf.unique(tf.reshape(pairs, [-1]))
@@ -187,7 +188,7 @@ def row_correction(
 
 
 def _log_q_correction(expected: tf.Tensor, is_item: tf.Tensor) -> tf.Tensor:
-    """-log of how often a candidate is `expected`, `LEFT_OUT` of padding; float32 [num_candidates]."""
+    """-log of how often a candidate is `expected`, `LEFT_OUT` for padding; float32 [num_candidates]."""
     return tf.where(is_item, -tf.math.log(tf.maximum(expected, 1e-30)), LEFT_OUT)
 
 
@@ -209,7 +210,7 @@ def _to_rows(group: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _sum_by_group(catalogue: Catalogue, values: np.ndarray) -> np.ndarray:
-    """float64 [num_groups] of [num_items + 1]."""
+    """Sums values [num_items + 1] by group: float64 [num_groups]."""
     return np.bincount(catalogue.group_id[1:], weights=values[1:], minlength=catalogue.num_groups)
 
 

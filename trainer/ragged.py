@@ -22,9 +22,9 @@ class Ragged:
         return np.diff(self.splits)
 
     def take(self, rows: np.ndarray) -> Ragged:
-        """The rows named, int [n] from 0 on, in their order."""
+        """The given rows, int [n] counted from 0, in that order."""
         starts = self.splits[rows]
-        lengths = self.splits[rows + 1] - starts  # not `self.lengths`, of all rows: a batch is a few of a chunk's
+        lengths = self.splits[rows + 1] - starts  # not `self.lengths`, of all rows: a batch has few of a chunk's
         splits = np.concatenate([[0], np.cumsum(lengths)])
         offset = np.repeat(starts - splits[:-1], lengths)
         return Ragged(self.values[np.arange(splits[-1]) + offset], splits)

@@ -57,14 +57,14 @@ BATCH_SIGNATURE = WindowBatch(
 def train(config: Config, workdir: Workdir, name: str, fingerprint: str) -> Manifest:
     """Trains a model and writes it to `workdir.model(name)`.
 
-    Resumes from `workdir.checkpoints(name)` where a run of the same fingerprint was killed. Stops early where neither
-    recall at `monitored_k` nor NDCG of the validation users gets better, by the average of the weights; the average
-    with the best recall is kept. With `training.warm_start` the weights start from an earlier run's, which count as
-    epoch 0 (`training.keep_start`).
+    Resumes from `workdir.checkpoints(name)` if a run with the same fingerprint was killed. Stops early when neither
+    recall at `monitored_k` nor NDCG of the validation users improves, measured with the averaged weights; the average
+    with the best recall is kept. With `training.warm_start`, the weights start from those of an earlier run, which
+    count as epoch 0 (`training.keep_start`).
 
     Raises:
         Diverged: a loss was NaN or infinite; the message names the step and the saved batch.
-        ArtifactError: an artifact that training reads is missing, or files of somebody else's lie where it writes.
+        ArtifactError: an artifact that training reads is missing, or unrelated files lie where it writes.
         ValueError: the softmaxes would have nothing to compare with, there are fewer devices than `training.replicas`,
             the training split holds no windows, or the model of `training.warm_start` cannot be read.
     """
@@ -120,7 +120,7 @@ class _Trainer:
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         curves = workdir.tensorboard / name
         if not self.state.history or find_current(curves, fingerprint) is None:
-            with writing(curves, "curves", fingerprint):  # another run's would lie over this one's
+            with writing(curves, "curves", fingerprint):  # clears another run's curves, which would overlay this one's
                 pass
         self._summaries = tf.summary.create_file_writer(str(curves))
         self._step = tf.function(self._train_step, input_signature=[BATCH_SIGNATURE], autograph=False)
@@ -131,26 +131,26 @@ class _Trainer:
         progressing = TrainingProgress(self._name, self.state.epoch, epochs, positives)
         with closing(self._summaries), progressing as progress:
             if self._config.warm_start and self._config.keep_start and not self.state.history:
-                # The start competes, too: training cannot end on weights that validate worse than it.
+                # The start competes, too: training cannot end on weights that validate worse.
                 start = {"epoch": 0, "seconds": 0.0, **self._validate()}
                 self.state.epoch_done(start, self._config.early_stopping_patience)
             while self.state.epoch < epochs and not self._is_over():
                 entry = self._run_epoch(self.state.epoch, progress)
                 self.state.epoch_done(entry, self._config.early_stopping_patience)
-                self._log(entry)  # once it is stored: a run that is killed before logs the epoch again
+                self._log(entry)  # only once it is stored: a run killed before that logs the epoch again
                 best = self.state.best_epoch
                 progress.epoch_done(f"recall@{self._k} {best['validation_recall']:.4f} (epoch {best['epoch']})")
         self.state.restore_best()
 
     def exploration_share(self) -> float:
-        """`measure_exploration_share` of the model that was kept."""
+        """Runs `measure_exploration_share` on the model that was kept."""
         share = measure_exploration_share(self._model, self._catalogue, self._validation, self._k)
         if share:
             log.info("train %s: of a list, %.3f goes to items without training events", self._name, share)
         return share
 
     def _is_over(self) -> bool:
-        """Whether another epoch would be one too many: after the last plateau, or out of time."""
+        """Whether training is over: after the last plateau, or out of time."""
         spent = sum(entry["seconds"] for entry in self.state.history)
         is_spent = self._config.max_seconds is not None and spent >= self._config.max_seconds
         return is_spent or self.state.plateaus > self._config.learning_rate_drops
@@ -166,7 +166,7 @@ class _Trainer:
             self._require_finite(terms, batch)
             count = int(batch.is_target.sum())
             positives += count
-            # The last one is the epoch's end's, of however few steps.
+            # The last snapshot is taken at the end of the epoch, however few its steps.
             due = min(positives * SNAPSHOTS_PER_EPOCH // self._windows.num_positives, SNAPSHOTS_PER_EPOCH - 1)
             self._take_snapshots(due - snapshots)
             snapshots = due
@@ -191,12 +191,12 @@ class _Trainer:
         return entry | self._validate()
 
     def _take_snapshots(self, number: int) -> None:
-        """An epoch of few steps has as many as any other, some of the same weights."""
+        """Takes `number` snapshots: an epoch of few steps has as many as any other, some of the same weights."""
         for _ in range(number):
             self.state.average.add()
 
     def _train_step(self, batch: WindowBatch) -> dict[str, tf.Tensor]:
-        """One step of all replicas: each its part of the batch, then all the same update."""
+        """Runs one step on all replicas: each computes its part of the batch, then all apply the same update."""
         parts, gradients = self._strategy.run(self._gradients, args=(batch,))
         terms = {name: self._strategy.reduce(tf.distribute.ReduceOp.SUM, part, None) for name, part in parts.items()}
 
@@ -204,16 +204,16 @@ class _Trainer:
             self._strategy.run(self._apply, args=(gradients,))
             return self.state.step.assign_add(1)
 
-        # A step whose loss is not finite changes nothing, so that the state saved with it is usable.
+        # A step whose loss is not finite changes nothing, so the state saved with it is usable.
         tf.cond(tf.math.is_finite(terms["loss"]), update, lambda: self.state.step)
         return terms
 
     def _gradients(self, batch: WindowBatch) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
-        """A replica's terms, and the gradients of those trainable variables that the loss depends on."""
+        """A replica's terms, and the gradients of the trainable variables that the loss depends on."""
         with tf.GradientTape() as tape:
             terms = self._model.loss_terms(part_of_replica(batch), training=True)
         gradients = tape.gradient(terms["loss"], self._model.trainable_variables)
-        # Noted while a step is traced; `_apply` is traced after this.
+        # Recorded while a step is traced; `_apply` is traced afterwards.
         self._is_trained = [gradient is not None for gradient in gradients]
         return terms, [gradient for gradient in gradients if gradient is not None]
 
@@ -250,5 +250,5 @@ class _Trainer:
 
 
 def _save(path: Path, batch: WindowBatch) -> None:
-    with path.open("wb") as stream:  # to a name NumPy would add .npz
+    with path.open("wb") as stream:  # given a name, NumPy would append .npz
         np.savez_compressed(stream, **batch._asdict())
