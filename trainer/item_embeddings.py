@@ -18,11 +18,11 @@ from trainer.model_files import load_model
 
 
 def write_item_embeddings(workdir: Workdir, name: str, path: Path) -> int:
-    """Writes Parquet of `EmbeddingColumn` to `path`, whose directory is made; returns how many items it holds.
+    """Writes Parquet of `EmbeddingColumn` to `path`, creating its directory; returns the number of items.
 
     Raises:
         ArtifactError: there is no such model, or another version of the project trained it.
-        ValueError: the directory cannot be made.
+        ValueError: the directory cannot be created.
     """
     trained = workdir.model(name)
     require_this_version(trained.path)

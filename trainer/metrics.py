@@ -1,6 +1,6 @@
 """Ranking metrics of lists against targets. Pure NumPy.
 
-Lists are item_index, best first, 0 = an absent place. A user may have several targets.
+Lists hold item_index, best first, 0 = an empty place. A user may have several targets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainer.metric_names import COVERAGE, GINI, GROUPS_PER_LIST, NDCG, NDCG_K, 
 from trainer.ragged import Ragged
 
 _PLACES_AT_ONCE = 1 << 20
-"""Places of lists that are looked up at once: few enough for the caches to help."""
+"""List places that are looked up at once: few enough for the caches to help."""
 
 MetricTable = dict[str, dict[str, float]]
 """metric -> {"value", "low", "high"}."""
@@ -55,15 +55,15 @@ def recall_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
 def monitored_k(monitor_k: int, num_items: int) -> int:
     """The k of early stopping: `training.monitor_k`, or less if the catalogue is small.
 
-    Where lists hold much of the catalogue, recall hardly tells models apart, and not at all once it is 1.
+    If lists hold much of the catalogue, recall hardly distinguishes models, and not at all once it is 1.
     """
     return min(monitor_k, max(num_items // 10, min(10, num_items // 3), 1))
 
 
 def recall_of_places(places: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
-    """`recall_at_k` of targets at known places, int64 [number of targets], from 0."""
+    """`recall_at_k` of targets at known places, int64 [number of targets], counted from 0."""
     found = np.flatnonzero(places < k)
-    # A target that is named twice counts once.
+    # A repeated target counts once.
     rows = np.unique(targets.row_ids()[found] * k + places[found]) // k
     return np.bincount(rows, minlength=len(targets)) / np.minimum(k, targets.lengths)
 
@@ -77,19 +77,19 @@ def ndcg_of_places(places: np.ndarray, targets: Ragged) -> np.ndarray:
 
 
 def ndcg_at_k(hit: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
-    """float64 [num_users]: sum of 1 / log2(place + 1) over hits, over that of a perfect list."""
+    """float64 [num_users]: sum of 1 / log2(place + 1) over hits, divided by that of a perfect list."""
     discount = 1 / np.log2(np.arange(2, k + 2))
     gained = hit[:, :k] @ discount[: hit.shape[1]]
     return gained / np.cumsum(discount)[np.minimum(k, num_targets) - 1]
 
 
 def catalog_coverage(lists: np.ndarray, num_items: int) -> float:
-    """Share of the catalogue's items that are in at least one list of int [num_users, length]."""
+    """Share of the catalogue's items that are in at least one of the lists, int [num_users, length]."""
     return np.count_nonzero(np.bincount(lists[lists > 0])) / num_items
 
 
 def gini(lists: np.ndarray, num_items: int) -> float:
-    """Gini coefficient of how often items are in lists int [num_users, length].
+    """Gini coefficient of how often each item is in the lists, int [num_users, length].
 
     0 if every item is listed equally often, 1 - 1/num_items if a single item fills all lists.
     """
@@ -118,7 +118,7 @@ def bootstrap_intervals(
         per_user: float [num_users, num_metrics].
 
     Returns:
-        low and high, float64 [num_metrics]; the mean itself where num_samples is 0.
+        low and high, float64 [num_metrics]; the mean itself if num_samples is 0.
     """
     if num_samples == 0:
         mean = per_user.mean(axis=0)
@@ -144,9 +144,9 @@ class ListMetrics:
     """All metrics of one model's lists.
 
     Attributes:
-        table: metric -> {"value", "low", "high"}, by their `metric_names`. Coverage and Gini are properties of all
-            lists together; they have no interval over users and repeat their value.
-        per_user: float64 [num_users] of each metric that is a mean over users.
+        table: metric -> {"value", "low", "high"}, keyed by `metric_names`. Coverage and Gini are properties of all
+            lists together, so they have no interval over users and repeat their value.
+        per_user: float64 [num_users] for each metric that is a mean over users.
     """
 
     table: MetricTable
@@ -177,13 +177,13 @@ def metrics_from_lists(
 
     Args:
         lists: M -> int [num_users, <= M], item_index, best first, 0 = absent: what a request for M candidates gets, for
-            each M of `ks`, `NDCG_K` and `COVERAGE_K`. A metric at k is that of the lists of M = k.
-        targets: one row a user, at least one target each.
-        ks: the k of recall.
+            each M of `ks`, `NDCG_K` and `COVERAGE_K`. A metric at k is measured on the lists with M = k.
+        targets: one row per user, at least one target each.
+        ks: the values of k for recall.
         group_id: int [num_items + 1], row 0 = padding.
 
     Raises:
-        ValueError: lists and targets are of different numbers of users.
+        ValueError: lists and targets have different numbers of users.
     """
     for of_length in lists.values():
         if len(of_length) != len(targets):
@@ -192,7 +192,7 @@ def metrics_from_lists(
     per_user[NDCG] = ndcg_at_k(hits(lists[NDCG_K], targets), targets.lengths, NDCG_K)
     covering = lists[COVERAGE_K]
     per_user[GROUPS_PER_LIST] = groups_per_list(covering, group_id).astype(np.float64)
-    # One bootstrap for all of them: its draws of users cost more than the rest.
+    # One bootstrap for all metrics: drawing users costs more than the rest.
     values = np.stack(list(per_user.values()), axis=1)
     low, high = bootstrap_intervals(values, bootstrap_samples, confidence, seed)
     table: MetricTable = {
@@ -206,7 +206,7 @@ def metrics_from_lists(
 
 
 def target_recall(hit: np.ndarray, lists: np.ndarray, targets: Ragged, k: int) -> np.ndarray:
-    """float64 [number of targets]: 1 where the target is in the first k of its user's list.
+    """float64 [number of targets]: 1 if the target is in the first k of its user's list.
 
     Args:
         hit: the lists' `hits`.

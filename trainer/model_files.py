@@ -1,4 +1,4 @@
-"""A trained model's files: how they are written, and read again."""
+"""Writing and reading the files of a trained model."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def save_model(artifact: ArtifactWriter, model: TwoTowerModel, config: Config, h
 
 
 def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue | None = None) -> TwoTowerModel:
-    """A trained model, its weights restored.
+    """Loads a trained model with its weights.
 
     Args:
-        config: what the model was trained with.
-        catalogue: the workdir's, where it is loaded already: that of a million items takes hundreds of MB.
+        config: the one that the model was trained with.
+        catalogue: the workdir's, if already loaded: with a million items, it takes hundreds of MB.
 
     Raises:
         ArtifactError: there is no such model, or another version of the project trained it.
@@ -60,10 +60,10 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
 
 
 def save_weights(model: TwoTowerModel, path: Path) -> None:
-    """Writes the weights as HDF5, whose library brings the process down on a full disk: made elsewhere, then copied.
+    """Writes the weights as HDF5: made elsewhere, then copied, since its library crashes the process on a full disk.
 
     Raises:
-        OSError: `path` cannot be written, or there is no room where temporary files are made.
+        OSError: `path` cannot be written, or there is not enough temporary disk space.
     """
     require_room(model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,9 +73,9 @@ def save_weights(model: TwoTowerModel, path: Path) -> None:
 
 
 def require_room(model: TwoTowerModel) -> None:
-    """Raises OSError where the weights do not fit among the temporary files."""
+    """Raises OSError if there is not enough temporary disk space for the weights."""
     folder = tempfile.gettempdir()
-    # HDF5 adds one to two KiB a weight.
+    # HDF5 adds one to two KiB per weight.
     needed = sum(weight.shape.num_elements() * weight.dtype.size + 4096 for weight in model.weights)
     if shutil.disk_usage(folder).free < needed:
         said = f"{os.strerror(errno.ENOSPC)} for {needed / 2**20:,.1f} MiB of weights (TMPDIR says where)"

@@ -1,4 +1,4 @@
-"""What long work says while it runs: a bar of training in a terminal, a line a minute in a log."""
+"""Progress of long work: a bar for training in a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 
 
 def line_a_minute(parts: Sequence[Part], what: str) -> Iterator[Part]:
-    """The parts of a job, one by one; each minute a line says what share of them is done."""
+    """Yields the parts of a job; once a minute, logs what share of them is done."""
     last_line = time.monotonic()
     for done, part in enumerate(parts):
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
@@ -32,13 +32,13 @@ class TrainingProgress:
     """Epochs, loss, positives per second and validation recall, on stderr."""
 
     def __init__(self, name: str, first_epoch: int, epochs: int, positives: int):
-        """`positives`: of an epoch."""
+        """`positives`: number of positives in an epoch."""
         self._name, self._epoch, self._epochs, self._positives = name, first_epoch, epochs, positives
         self._quality = self._cost = ""
         self._last_line = time.monotonic()
         console = Console(stderr=True)
         self._in_terminal = console.is_terminal
-        # One text, which is cut at its end where the terminal is narrow; a log gets lines, not a bar's last state.
+        # A single text, cut at its end if the terminal is narrow; a log gets lines, not a bar's last state.
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -68,7 +68,7 @@ class TrainingProgress:
         self._show(f"epoch {self._epoch + 1} of {self._epochs}, {share:4.0%}", is_line)
 
     def epoch_done(self, quality: str) -> None:
-        """Moves on by an epoch; `quality` says what the last validation found."""
+        """Advances by one epoch; `quality` describes the result of the last validation."""
         self._epoch, self._quality = self._epoch + 1, quality
         self._progress.update(self._task, completed=self._epoch)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 LAST_KEY = np.iinfo(np.int64).max
-"""Comes after all `sort_keys`."""
+"""Sorts after all `sort_keys`."""
 
 _LOW = np.int64(0xFFFFFFFF)
 _SAMPLE_STRIDE = 16
 _LEAST_COLUMNS_PER_PLACE = 8
-"""With fewer columns a place, looking for the few that matter costs more than it saves."""
+"""With fewer columns per place, looking for the few that matter costs more than it saves."""
 
 
 def top_k(scores: np.ndarray, length: int, tie_break: np.ndarray | None = None) -> np.ndarray:
     """Columns of each row's highest scores, best first; equal scores in ascending order of `tie_break`.
 
-    A score and its tie-break become one integer whose order is the wanted one, so that a partition
-    and a sort of integers, which NumPy does with vector instructions, are exact, ties included.
+    A score and its tie-break are packed into one integer that sorts in the desired order. Partitioning and sorting
+    integers, which NumPy does with vector instructions, is then exact, ties included.
 
     Args:
         scores: float32 [num_rows, num_columns], no NaN; -inf comes last.
@@ -55,8 +55,8 @@ def sort_keys(scores: np.ndarray, tie_break: np.ndarray) -> np.ndarray:
 def _keys_of_the_likely(scores: np.ndarray, length: int, tie_break: np.ndarray) -> np.ndarray:
     """Keys [num_rows, at least length] that hold each row's `length` lowest, padded with the highest integer.
 
-    A sample of each row guesses a score that more than `length` columns reach; where the guess was
-    too high, the whole row is taken.
+    A sample of each row serves to guess a score that more than `length` columns reach; if the guess was too high, the
+    whole row is taken.
     """
     sample = -scores[:, ::_SAMPLE_STRIDE]
     place = min(2 * length // _SAMPLE_STRIDE + 8, sample.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""What a killed training needs to go on, and the best weights so far."""
+"""The state from which a killed training resumes, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _BEST = "best-of-epoch-"
 
 
 class TrainingState:
-    """Checkpoints an unfinished training after each epoch under one directory.
+    """Checkpoints an unfinished training after each epoch in one directory.
 
-    A checkpoint holds weights, their average, optimizer, random state and the history of epochs; the best average
-    lies beside it, in a file named by its epoch: whatever a kill comes between, there is that of the history which is
-    resumed. A manifest says whose they are: those of another fingerprint are started afresh.
+    A checkpoint holds the weights, their average, the optimizer, the random state and the history of epochs. The best
+    average lies beside it, in a file named after its epoch, so that whenever a run is killed, the file for the resumed
+    history exists. A manifest holds the fingerprint: with another one, training starts afresh.
 
     Attributes:
-        average: of the weights along training.
+        average: running average of the weights.
         step: int64 variable, steps done.
-        history: an entry an epoch.
+        history: one entry per epoch.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class TrainingState:
         optimizer: tf.keras.optimizers.Optimizer,
         averaged_epochs: float,
     ):
-        """Resumes what lies at `path`, or begins there.
+        """Resumes from what lies at `path`, or starts there.
 
         Raises:
             ArtifactError: there are files at `path` that no training has written.
-            OSError: the weights do not fit among the temporary files.
+            OSError: there is not enough temporary disk space for the weights.
         """
         self._path, self._model = path, model
         require_room(model)  # better now than after the first epoch
@@ -73,7 +73,7 @@ class TrainingState:
 
     @property
     def best_epoch(self) -> dict[str, Any]:
-        """The history's entry of the best validation recall, of equals that of the best NDCG, once there is one."""
+        """The history's entry with the best validation recall, ties broken by NDCG, once there is one."""
         return max(self.history, key=itemgetter("validation_recall", "validation_ndcg"))
 
     @property
@@ -82,11 +82,11 @@ class TrainingState:
         return sum(entry.get("plateau", False) for entry in self.history)
 
     def evaluations_without_better(self) -> int:
-        """Validations after the last one with the best recall or the best NDCG so far, and after the last plateau.
+        """Number of validations since the best recall, the best NDCG or the last plateau, whichever came last.
 
-        Recall at one k can stand still for epochs while targets still come nearer to the top. The validation of what a
-        warm-started training begins with (epoch 0) does not count: with a fresh optimizer, the first epoch may lose
-        what the next ones more than win back.
+        Recall at one k can stand still for epochs while targets still move up. The validation of the weights that a
+        warm start begins with (epoch 0) does not count: with a fresh optimizer, the first epoch may lose what the next
+        ones more than win back.
         """
         epochs = [entry for entry in self.history if entry["epoch"] > 0]
         if not epochs:
@@ -98,8 +98,8 @@ class TrainingState:
     def epoch_done(self, entry: dict[str, Any], patience: int) -> None:
         """Records an epoch's history entry, and the average of the weights if its validation is the best so far.
 
-        After `patience` validations without a better one the entry is marked as a plateau, and training goes on from
-        the best average. A run resumed after a kill is where it would have been: all of it is in the checkpoint.
+        After `patience` validations without improvement, the entry is marked as a plateau and training goes on from
+        the best average. All of this is in the checkpoint, so a run resumed after a kill is where it would have been.
         """
         self.history.append(entry)
         if self.best_epoch is entry:
@@ -110,8 +110,8 @@ class TrainingState:
             self.restore_best()
             self.average.restart()
         self._history_json.assign(json.dumps(self.history))
-        # Each replica has a random state of its own, and a checkpoint the first one's: all go on from that one now,
-        # as they will after a kill. TensorFlow mixes in the replica's number, so their draws still differ.
+        # Each replica has its own random state, and a checkpoint holds the first one's: all go on from that one now,
+        # as they would after a kill. TensorFlow mixes in the replica's number, so their draws still differ.
         self._model.generator.reset(self._model.generator.state.numpy())
         self._manager.save()
         for weights in set(self._path.glob(f"{_BEST}*")) - {self._best_weights}:
@@ -123,7 +123,7 @@ class TrainingState:
             self._model.load_weights(str(self._best_weights))
 
     def remove(self) -> None:
-        """Deletes the directory, the training being finished."""
+        """Deletes the directory once training is finished."""
         remove_directory(self._path)
 
     @property
