@@ -12,12 +12,12 @@ from trainer.layers.feature_embedding import FeatureEmbedding, feature_weight
 class CandidateTower(tf.keras.layers.Layer):
     """v_i = id embedding + side features + projected co-occurrence embedding.
 
-    The tower owns the items' transformed features, so that item_index is its only input. An item
-    without training events starts from an id embedding of zero: its features alone place it. After the items
-    come `num_buckets` rows of `OOVBuckets`, which have no features.
+    The tower owns the items' transformed features, so item_index is its only input. An item without training events
+    starts with an id embedding of zero, so its features alone place it. After the items come `num_buckets` rows of
+    `OOVBuckets`, which have no features.
 
-    The co-occurrence embedding says which items an item occurs with, which gradient steps do not learn from few events.
-    Groups are made from it, so it is there before the training starts.
+    The co-occurrence embedding captures which items an item occurs with, which gradient steps do not learn from few
+    events. Groups are made from it, so it exists before training starts.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CandidateTower(tf.keras.layers.Layer):
 
 
 class FixedCandidates(tf.keras.layers.Layer):
-    """What serving needs of an item tower that learns no more: its vectors, in one table."""
+    """A trained item tower reduced to what serving needs: its vectors, in one table."""
 
     def __init__(self, vectors: np.ndarray):
         """`vectors`: float32 [num_items + 1, dim], by item_index."""

@@ -1,4 +1,4 @@
-"""Baselines with several interest vectors a user."""
+"""Baselines with several interest vectors per user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trainer.model import TwoTowerModel
 class MultiInterestModel(TwoTowerModel):
     """MIND and ComiRec: s(u, i) = max_k <e_{u,k}, v_i> over the user's active interests.
 
-    Item tower, input, objective and evaluation are those of the single vector; only what a positive
-    trains differs: the interests, weighed by how near each is to it.
+    Item tower, input, objective and evaluation are those of the single vector; the only difference is what a positive
+    trains: the interests, weighted by how near each is to it.
     """
 
     ranked_by = "best_vector"
@@ -36,7 +36,7 @@ class MultiInterestModel(TwoTowerModel):
         return self._encoder.attend(interests, self._encoder.active(place[:, 1]), tf.gather_nd(items, place))
 
     def _embed(self, history_index: tf.Tensor, user_features: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Interests, and 0 for an active one, -inf for another."""
+        """Interests, and for each of them 0 if it is active, else -inf."""
         interests, num_events = self._last_query(history_index, user_features)
         active = self._encoder.active(num_events)
         return interests, tf.where(active, 0.0, -float("inf"))

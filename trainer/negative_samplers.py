@@ -1,4 +1,4 @@
-"""Where a step's whole-catalogue negatives come from, each with the probabilities that its logQ needs."""
+"""Samplers of a step's whole-catalogue negatives, each with the probabilities that its logQ needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NegativeSampler(abc.ABC):
         """At most `size` draws.
 
         Args:
-            easy_negatives: int64 [n], the windows' own draws, 0 where one could not be drawn.
+            easy_negatives: int64 [n], the windows' own draws, 0 if one could not be drawn.
             targets: int64 [num_positives], the step's positives.
 
         Returns:
@@ -45,7 +45,7 @@ class WindowSampler(NegativeSampler):
 class InBatchSampler(NegativeSampler):
     """A part of the step's positives.
 
-    Its `probability` is an item's share of the targets, which repeats and events before `windows.since` are not.
+    Its `probability` is an item's share of the targets, which exclude repeats and events before `windows.since`.
     """
 
     def draw(
@@ -55,7 +55,7 @@ class InBatchSampler(NegativeSampler):
 
 
 class CatalogueSampler(NegativeSampler):
-    """Independent draws by any distribution, by inversion: O(log num_items) a draw."""
+    """Independent draws from any distribution by inversion, in O(log num_items) per draw."""
 
     def __init__(self, probability: np.ndarray):
         super().__init__(probability)
@@ -80,7 +80,7 @@ def negative_sampler(catalogue: Catalogue, loss: LossConfig) -> NegativeSampler:
         case "popularity":
             return CatalogueSampler(_share(catalogue.train_count))
         case "in_batch":
-            counts = catalogue.target_count  # None: loaded to answer, it draws nothing
+            counts = catalogue.target_count  # None if loaded only to answer: it draws nothing then
             return InBatchSampler(_share(catalogue.train_count if counts is None else counts))
         case _:
             assert_never(loss.negatives)
@@ -91,7 +91,7 @@ def _share(counts: np.ndarray) -> np.ndarray:
 
 
 def uniform_probability(catalogue: Catalogue) -> np.ndarray:
-    """float64 [num_items + 1]: all items alike, padding never."""
+    """float64 [num_items + 1]: the same for all items, 0 for padding."""
     probability = np.full(catalogue.num_items + 1, 1 / catalogue.num_items)
     probability[0] = 0
     return probability
@@ -111,7 +111,7 @@ def evenly_spread(draws: tf.Tensor, size: int, generator: tf.random.Generator) -
 
 
 def uniform_unseen(generator: tf.random.Generator, num_items: int, seen: tf.Tensor, number: int) -> tf.Tensor:
-    """Uniform draws for each row of int64 [num_rows, length] `seen`; 0 where one of the row's items was drawn.
+    """Draws uniformly for each row of `seen`, int64 [num_rows, length]; 0 if one of the row's items was drawn.
 
     Returns:
         int64 [num_rows, number].

@@ -9,16 +9,16 @@ from trainer.catalogue import Catalogue
 
 
 def bucket_index(item_ids: tf.Tensor, num_items: int, num_buckets: int) -> tf.Tensor:
-    """String [...] -> int64 [...]: the row of each id's bucket, after those of the vocabulary's items."""
+    """String [...] -> int64 [...]: the row of each id's bucket, after the rows of the vocabulary's items."""
     return num_items + 1 + tf.strings.to_hash_bucket_fast(item_ids, num_buckets)
 
 
 class OOVBuckets:
-    """Which row of the id table an event of a history reads.
+    """Chooses the row of the id table that an event of a history reads.
 
-    An id that appears after training, and an item without training events, read the row of their bucket: a history
-    keeps its length and order, and the graph its shapes. Buckets learn from events that read theirs instead of
-    their own row, at random. Candidates always read their own row.
+    Ids that appear after training and items without training events read the row of their bucket, so that a history
+    keeps its length and order, and the graph its shapes. Buckets learn from events that, at random, read the bucket's
+    row instead of their own. Candidates always read their own row.
     """
 
     def __init__(self, catalogue: Catalogue, num_buckets: int, rate: float, generator: tf.random.Generator):
@@ -31,7 +31,7 @@ class OOVBuckets:
         self._row = tf.constant(np.where(trained, np.arange(len(bucket)), bucket))
 
     def rows(self, item_index: tf.Tensor, training: bool) -> tf.Tensor:
-        """Rows of int64 [...] events: items or, of unknown ids, buckets; 0 stays 0."""
+        """Rows for int64 [...] events, which are items or, for unknown ids, buckets; 0 stays 0."""
         row = tf.gather(self._row, item_index)
         if not training:
             return row

@@ -1,4 +1,4 @@
-"""A step's user vectors: one per group for each positive, computed only where they are asked for."""
+"""A step's user vectors: one per group for each positive, computed only when asked for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UserVectors(abc.ABC):
 
 
 class ConditionedVectors(UserVectors):
-    """Vectors by a `GroupConditioning`; the shared one for every group where a positive's conditioning is dropped.
+    """Vectors from a `GroupConditioning`; the shared one for every group if a positive's conditioning is dropped.
 
     Dropping is stochastic depth: what a group's vector learns stays near what all users' vectors learn.
     """
@@ -48,7 +48,7 @@ class ConditionedVectors(UserVectors):
     def __init__(
         self, shared: tf.Tensor, conditioning: GroupConditioning, kept: tf.Tensor | None, training: bool = False
     ):
-        """`kept`: bool [num_positives], False where a positive trains the shared vector; None keeps all."""
+        """`kept`: bool [num_positives], False if a positive trains the shared vector; None keeps all."""
         super().__init__(shared)
         self._conditioning, self._kept, self._training = conditioning, kept, training
 
@@ -65,7 +65,7 @@ class ConditionedVectors(UserVectors):
 
 
 class OneGroupVectors(UserVectors):
-    """Vectors of an encoder that has read each window twice: without a group, and for one group of its own.
+    """Vectors from an encoder that has read each window twice: without a group, and for one of the window's groups.
 
     The other groups are represented by the shared vector.
     """

@@ -1,6 +1,6 @@
-"""A window's items and what its user took before it, with which the window's positives are compared one by one.
+"""A window's items and those its user took before it, with which the window's positives are compared one by one.
 
-Draws stand for all other items. What the user took before a positive may count more or less than once (see
+Draws stand in for all other items. An item that the user took before a positive may count more or less than once (see
 trainer/seen_weight.py), in softmaxes over draws and over the whole catalogue alike.
 """
 
@@ -16,16 +16,16 @@ from trainer.negative_pools import LEFT_OUT
 
 
 class WindowItems(NamedTuple):
-    """The items of a step's windows, and what their users took before these.
+    """The items of a step's windows, and those that their users took before the windows.
 
-    Few items are as near to a positive as its user's others, and a softmax over the whole catalogue has them all.
-    Draws hold hardly any, so that a model that saw draws alone would not learn to tell a user's items apart.
+    Few items are as near to a positive as its user's other items. A softmax over the whole catalogue includes them all;
+    draws hold hardly any, so a model that saw only draws would not learn to tell a user's items apart.
 
     Attributes:
         embeddings: float32 [num_windows, num_items, dim]: a window's own items, then the earlier ones.
-        group: int32 [num_windows, num_items]; -1 of padding, of an id outside the catalogue, and of an item from its
-            second time on.
-        own_group: int32 [num_windows, length], of the item at each place, its second time as well.
+        group: int32 [num_windows, num_items]; -1 for padding, for an id outside the catalogue, and for repeats of an
+            item.
+        own_group: int32 [num_windows, length], the group of the item at each place, repeats included.
         seen: bool [num_windows, length, num_items], whether an item was taken before a place; never the item at it.
     """
 
@@ -43,13 +43,13 @@ class WindowItems(NamedTuple):
         embeddings: tf.Tensor,
         group: tf.Tensor,
     ) -> WindowItems:
-        """Of windows int64 [num_windows, length] whose users took `earlier_items`, int64 [num_windows, num_earlier].
+        """Builds them for windows int64 [num_windows, length] and `earlier_items`, int64 [num_windows, num_earlier].
 
         Args:
-            earlier_items: each item of a row once, but padding.
+            earlier_items: what each window's user took before it; no repeats in a row, except for padding.
             is_positive: bool [num_windows, length], events at the target level or above.
-            embeddings, group: of both kinds of items, those of the windows first; `group` is -1 of padding and of what
-                is in no catalogue.
+            embeddings, group: of the windows' items, then of the earlier ones; `group` is -1 for padding and for ids
+                outside the catalogue.
         """
         items, length = tf.concat([item_index, earlier_items], 1), tf.shape(item_index)[1]
         place, column = tf.range(length)[:, None], tf.range(tf.shape(items)[1])
@@ -65,7 +65,7 @@ class WindowItems(NamedTuple):
     def scores(self, queries: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
         """Inner products of queries float32 [n, ..., dim] at `place`, int64 [n, 2], with the items of their windows.
 
-        One product a window: no query has a copy of its window's items.
+        One product per window, so no query has its own copy of its window's items.
 
         Returns:
             float32 [num_windows, length, ..., num_items]; 0 where there is no query.
@@ -78,7 +78,7 @@ class WindowItems(NamedTuple):
         return tf.reshape(products, tf.stack([windows, length, *several, num_items]))
 
     def scores_by_group(self, heads: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
-        """`scores` where each item is scored by its own group's vector of `heads`, float32 [n, num_groups, dim].
+        """`scores` with each item scored by its own group's vector in `heads`, float32 [n, num_groups, dim].
 
         Returns:
             float32 [num_windows, length, num_items].
@@ -92,7 +92,7 @@ class WindowItems(NamedTuple):
         Args:
             scores: float32 [num_windows, length, num_items].
             place: int64 [n, 2], of positives.
-            seen_weight: w_j of the items that were taken before; 1 of the others.
+            seen_weight: w_j of the items taken before; the others have 1.
 
         Returns:
             float32 [n] each; about -1e9 without such items.
@@ -102,9 +102,9 @@ class WindowItems(NamedTuple):
         return _over(is_own & is_item, weighted, place), _over(~is_own & is_item, weighted, place)
 
     def seen_log_partitions(self, scores: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """log sum_j e^{scores_j} over the items that were taken before: of the own group, and of all.
+        """log sum_j e^{scores_j} over the items taken before: those of the positive's own group, and all of them.
 
-        Arguments and shapes as of `log_partitions`.
+        Arguments and shapes as in `log_partitions`.
         """
         counted = self.seen & (self.group >= 0)[:, None, :]
         return _over(self._is_own & counted, scores, place), _over(counted, scores, place)
