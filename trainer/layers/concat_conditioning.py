@@ -12,7 +12,7 @@ class ConcatConditioning(GroupConditioning):
     """e_{u,g} = h_u + V gelu(W [h_u; t_g] + b), V starting at zero.
 
     The group embedding joins the encoded query. (Joining it to the sequence before the encoder would
-    cost one encoder pass a group.) W [h; t] = W_h h + W_t t, so the query's half is computed once
+    cost one encoder pass per group.) W [h; t] = W_h h + W_t t, so the query's half is computed once
     for all groups.
     """
 

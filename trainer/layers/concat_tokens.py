@@ -10,7 +10,7 @@ from trainer.layers.token_conditioning import TokenConditioning
 class ConcatTokens(TokenConditioning):
     """[start + t_g, x_1, .., x_n]: the group's embedding joins the sequence (arXiv 2302.02657).
 
-    It stands in the start token's place, which every position sees, so that no position moves. t_g starts at 0.
+    It is added to the start token, which every position sees, so no position shifts. t_g starts at 0.
     """
 
     def __init__(self, num_groups: int, dim: int):

@@ -1,4 +1,4 @@
-"""What tells context from positives in a history."""
+"""A mark that distinguishes context from positives in a history."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import tensorflow as tf
 
 
 class ContextMark(tf.keras.layers.Layer):
-    """The token of an event below the target level: a share of its item's and a vector, both learned, at first zero.
+    """The token of an event below the target level: a share of its item's plus a vector, both learned from zero.
 
-    So what was shown enters as far as it tells something: of a log whose exposures tell nothing, hardly at all.
+    So exposures count as far as they are informative: in a log in which they are not, hardly at all.
     """
 
     def __init__(self, dim: int):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def feature_weight(feature: str) -> str:
-    """What a feature's weights are called: as nothing else is, whatever name the user's column has."""
+    """The name of a feature's weights: unlike any other weight's, whatever the user's column is called."""
     return f"feature/{feature}"
 
 
@@ -32,7 +32,7 @@ class FeatureEmbedding(tf.keras.layers.Layer):
         }
 
     def call(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Embeds features of shape [num_rows] or, of kinds tokens and vector, [num_rows, width].
+        """Embeds features of shape [num_rows] or, for the kinds tokens and vector, [num_rows, width].
 
         Returns:
             float32 [num_rows, dim].

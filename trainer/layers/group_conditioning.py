@@ -1,4 +1,4 @@
-"""How a user's one encoded query becomes one vector per group."""
+"""Turning a user's single encoded query into one vector per group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GroupConditioning(tf.keras.layers.Layer):
 
         Args:
             query: float32 [num_positives, dim].
-            group_id: int32 [num_positives], the group that a query is about.
+            group_id: int32 [num_positives], the group that each query is for.
 
         Returns:
             float32 [num_positives, dim].
@@ -36,6 +36,6 @@ class GroupConditioning(tf.keras.layers.Layer):
         """Vectors for all groups: float32 [batch_size, dim] -> [batch_size, num_groups, dim]."""
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor | None:
-        """Mixture weights [num_positives, num_experts], or None where there is no mixture."""
+        """Mixture weights [num_positives, num_experts], or None if there is no mixture."""
         del query, group_id
         return None

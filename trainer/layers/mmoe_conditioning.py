@@ -14,8 +14,8 @@ class MMoEConditioning(GroupConditioning):
     """e_{u,g} = h_u + sum_n gate_g(h_u)_n expert_n(h_u), gate_g(h) = softmax(G_g h + b_g).
 
     Multi-gate mixture of experts (Ma et al., KDD 2018) on top of a shared encoder. All experts are one matrix product.
-    Their output starts at zero, so that training starts from the single vector, and their hidden units are dropped
-    out: without both, the groups' vectors overfit sparse logs.
+    Their output starts at zero, so that training starts from the single vector, and dropout applies to their hidden
+    units: without both, the groups' vectors overfit sparse logs.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class MMoEConditioning(GroupConditioning):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def gates(self, query: tf.Tensor, group_id: tf.Tensor) -> tf.Tensor:
-        # Queries of a group share its gate: a product of each block with one gate, and no other gate is computed.
+        # Queries of a group share its gate: each block is multiplied by one gate, and no other gate is computed.
         blocks = GroupBlocks.of(group_id, self.num_groups)
-        # Of tensors, not variables: their gradients are dense, and there are few groups.
+        # Tensors, not variables: their gradients are dense, and there are few groups.
         kernel, bias = tf.identity(self._gate_kernel), tf.identity(self._gate_bias)
         logits = tf.matmul(blocks.lay_out(query), tf.gather(kernel, blocks.group_id))
         return tf.nn.softmax(blocks.in_order(logits) + tf.gather(bias, group_id))
@@ -70,7 +70,7 @@ class MMoEConditioning(GroupConditioning):
         return tf.einsum("bnh,nhd->bnd", self._hidden(query, training), self._expert_output)
 
     def _gate_logits(self, query: tf.Tensor) -> tf.Tensor:
-        """[num_queries, dim] -> [num_queries, num_groups, num_experts], of all groups: one product."""
+        """[num_queries, dim] -> [num_queries, num_groups, num_experts], for all groups in one product."""
         kernel = tf.reshape(tf.transpose(self._gate_kernel, [1, 0, 2]), [self.dim, -1])
         return tf.reshape(tf.matmul(query, kernel), [-1, *self._gate_bias.shape]) + self._gate_bias
 

@@ -1,4 +1,4 @@
-"""What a request tells, such as its page or device, changes its query."""
+"""Features of a request, such as its page or device, which change its query."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import tensorflow as tf
 from contracts.config.request_features import RequestFeature, code_sizes
 
 REQUEST = "request"
-"""Key of `user_features` that holds what requests tell, int64 [batch_size] or, of each query of a window, [batch_size,
-length + 1]; see `code_sizes`."""
+"""Key of `user_features` that holds the codes of request features, int64 [batch_size] or, for each query of a window,
+[batch_size, length + 1]; see `code_sizes`."""
 
 _UNKNOWN_RATE = 0.1
-"""Share of training windows that are trained on as if their requests told nothing; and, of the others, for each feature
-the share without it: a request may leave features out."""
+"""Share of training windows that are trained on without any request feature and, for each feature, the share of the
+others that are trained on without it: a request may leave features out."""
 
 
 class RequestFeatures(tf.keras.layers.Layer):
-    """Scales and shifts a query by a vector of each feature's value, at first by nothing.
+    """Scales and shifts a query by a vector for each feature's value, which starts at zero.
 
     A value that is in no training event changes nothing, and neither does a feature that is left out.
     """
@@ -34,11 +34,11 @@ class RequestFeatures(tf.keras.layers.Layer):
         ]
 
     def call(self, query: tf.Tensor, request: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Queries as they are asked.
+        """Applies the features of requests to their queries.
 
         Args:
-            query: float32 [batch_size, dim], of each position of a window [batch_size, length, dim], or of either
-                [..., num_interests, dim].
+            query: float32 [batch_size, dim], or [batch_size, length, dim] for each position of a window, or either with
+                several interests, [..., num_interests, dim].
             request: int64 [batch_size] or [batch_size, length], codes.
         """
         is_told = tf.ones([len(self._sizes), 1], tf.float32)

@@ -1,4 +1,4 @@
-"""How a sequence is told which group it is read for, before it is encoded."""
+"""Conditioning a sequence on a group before it is encoded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import tensorflow as tf
 
 
 class TokenConditioning(tf.keras.layers.Layer):
-    """Base: changes a sequence's tokens by the group that its query is to be about.
+    """Base: changes a sequence's tokens according to the group that its query is for.
 
-    The encoder then reads the sequence once a group. Group `num_groups` is none: tokens stay as they are.
+    The encoder then reads the sequence once per group. Group `num_groups` is no group: tokens stay as they are.
     """
 
     def __init__(self, num_groups: int, dim: int, name: str):
