@@ -13,7 +13,7 @@ _HIDDEN_MULTIPLE = 4
 class ComiRecEncoder(InterestEncoder):
     """ComiRec-SA (Cen et al., KDD 2020): interest k = sum_l softmax_l(w_k . tanh(W x_l)) x_l.
 
-    Logits belong to a token alone, so that every prefix's attention is a masked softmax of the same
+    A logit depends on its token alone, so the attention of every prefix is a masked softmax of the same
     logits. A positive trains the interest nearest to it (the paper's argmax).
     """
 

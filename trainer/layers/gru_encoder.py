@@ -13,8 +13,8 @@ class GRUEncoder(SequenceEncoder):
 
     def __init__(self, num_layers: int, dim: int, dropout: float, generator: tf.random.Generator):
         super().__init__(name="encoder")
-        # A cell in the generic RNN is plain TensorFlow ops; Keras' GRU would save a cuDNN variant, too. Without a name
-        # it is numbered through the process, and a warm start finds weights by name.
+        # A cell in the generic RNN is plain TensorFlow ops; Keras' GRU would save a cuDNN variant, too. Without a name,
+        # cells are numbered across the process, but a warm start finds weights by name.
         self._layers = [
             tf.keras.layers.RNN(tf.keras.layers.GRUCell(dim, name="cell"), return_sequences=True, name=f"gru_{index}")
             for index in range(num_layers)

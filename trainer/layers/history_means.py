@@ -9,7 +9,7 @@ import tensorflow as tf
 
 _MOST_WINDOWS = 8
 _RECENT = 2.0, 32.0
-"""Events that the shortest and the longest window of recent ones hold."""
+"""Numbers of events in the shortest and the longest window of recent events."""
 _WEIGHTS_OF_ALL = 0.5, 8.0
 _WEIGHT_OF_RECENT = 3.0
 
@@ -20,12 +20,13 @@ class HistoryMeans(tf.keras.layers.Layer):
         y_t = x_t + c * sum_{i <= t} r^(t-i) x_i / sum_{i <= t} r^(t-i),    r and c fixed for each dimension
 
     In the first half of the dimensions r = 1, the mean of all events, and c goes from .5 to 8. In the other half
-    r = 1 - 1 / window, a mean of recent events, the windows going from 2 to 32, and c = 3. There are eight windows, or
-    as many as divide both eight and these dimensions: of 25 dimensions, one of 2 events.
+    r = 1 - 1 / window, a mean of recent events, with windows from 2 to 32, and c = 3. The number of windows is the
+    greatest common divisor of eight and the number of these dimensions: with 25 dimensions, there is one, of 2 events.
 
-    A small log does not teach attention to take such means: that of all is after FISSA (Lin et al., RecSys 2020), those
-    of recent events after Mega (Ma et al., arXiv 2209.10655, whose rates are learned). How much each of them tells, and
-    how much the last event does, differs from log to log: side by side, the blocks behind choose what they need.
+    Attention does not learn such means from a small log. The mean of all events follows FISSA (Lin et al., RecSys
+    2020), those of recent events follow Mega (Ma et al., arXiv 2209.10655, whose rates are learned). How informative
+    each of them is, and how informative the last event is, differs from log to log: given all of them side by side, the
+    blocks that follow choose what they need.
     """
 
     def __init__(self, max_length: int, dim: int):
@@ -52,7 +53,7 @@ def _shares(rates: np.ndarray, max_length: int) -> np.ndarray:
 
 
 def _means(tokens: tf.Tensor, shares: np.ndarray) -> tf.Tensor:
-    """Means of [batch_size, length, dim], the n shares each for dim / n adjacent dimensions: one product a share."""
+    """Means of [batch_size, length, dim], the n shares each for dim / n adjacent dimensions: one product per share."""
     batch_size, length, dim = tf.shape(tokens)[0], tf.shape(tokens)[1], tokens.shape[2]
     parts = tf.reshape(tokens, [batch_size, length, len(shares), dim // len(shares)])
     columns = tf.reshape(tf.transpose(parts, [2, 1, 0, 3]), [len(shares), length, -1])

@@ -1,4 +1,4 @@
-"""What turns a sequence of tokens into several interest vectors."""
+"""Encoders that turn a sequence of tokens into several interest vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.layers.sequence_encoder import SequenceEncoder
 
 
 class InterestEncoder(SequenceEncoder):
-    """Base: a `SequenceEncoder` with `num_interests` vectors a position, ranked by the best of them."""
+    """Base: a `SequenceEncoder` with `num_interests` vectors per position; the best of them ranks an item."""
 
     def __init__(self, num_interests: int):
         super().__init__(name="encoder")

@@ -8,9 +8,9 @@ _EPSILON = 1e-6
 
 
 class LayerNorm(tf.keras.layers.Layer):
-    """gamma (x - mean) / sqrt(variance + 1e-6) + beta over the last axis: Keras' layer, its gradient in closed form.
+    """gamma (x - mean) / sqrt(variance + 1e-6) + beta over the last axis: Keras' layer with a closed-form gradient.
 
-    Keras' own composes it of a dozen ops, each with a gradient, and on CPU an op is a pass over memory.
+    Keras composes it of a dozen ops, each with its own gradient, and on CPU each op is a pass over memory.
     """
 
     def build(self, input_shape: tf.TensorShape) -> None:
@@ -20,7 +20,7 @@ class LayerNorm(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         precise = tf.cast(inputs, tf.float32)
-        # A graph that is served holds no custom gradients: loaders warn of them.
+        # A served graph holds no custom gradients: loaders warn about them.
         outputs = standardized(precise) if training else _standardize(precise)[0]
         return tf.cast(outputs, inputs.dtype) * self.gamma + self.beta
 

@@ -15,10 +15,10 @@ _ATTENTION_POWER = 2.0
 class MINDEncoder(InterestEncoder):
     """Multi-interest network with dynamic routing (Li et al., CIKM 2019, arXiv 1904.08030).
 
-    Behaviours are routed to K capsules through one shared bilinear map; a user of n events has
-    max(1, min(K, log2 n)) of them. Every prefix of the sequence is routed on its own, all in one
-    matrix product an iteration. The routing logits start from fixed random values, so that the same
-    history always gives the same interests: the same values in every run, whatever its seed and its windows' length,
+    Behaviours are routed to K capsules through one shared bilinear map; a user with n events has
+    max(1, min(K, log2 n)) of them. Every prefix of the sequence is routed separately, all in one
+    matrix product per iteration. The routing logits start from fixed random values, so that the same
+    history always gives the same interests. They are the same in every run, whatever its seed and window length,
     since a warm start carries over what was trained on them.
     """
 
@@ -46,7 +46,7 @@ class MINDEncoder(InterestEncoder):
         self._dropout = RandomDropout(dropout, generator, name="dropout")
 
     def active(self, num_events: tf.Tensor) -> tf.Tensor:
-        # log2 n >= k, that is n >= 2^k, in whole numbers: floating logarithms of powers of 2 are not exact.
+        # log2 n >= k, that is n >= 2^k, in integers: floating-point logarithms of powers of 2 are not exact.
         count = tf.reduce_sum(
             tf.cast(tf.cast(num_events, tf.int64)[..., None] >= 2 ** tf.range(1, 31, dtype=tf.int64), tf.int32), -1
         )

@@ -6,11 +6,11 @@ import tensorflow as tf
 
 
 class RandomDropout(tf.keras.layers.Layer):
-    """Dropout drawn from a given generator, at a rate rounded to 256ths: at most 255 of them.
+    """Dropout drawn from a given generator, at a rate rounded to 256ths, at most 255 of them.
 
-    Keras' own dropout keeps its random state where no checkpoint reaches it, so that a resumed run
-    would differ from an uninterrupted one. A random byte decides on an element: random numbers are
-    the dearest part of dropout, and four bytes come for one of them.
+    Keras' own dropout keeps its random state where no checkpoint reaches it, so a resumed run would
+    differ from an uninterrupted one. One random byte decides about each element: random numbers are
+    the most expensive part of dropout, and each of them yields four bytes.
     """
 
     def __init__(self, rate: float, generator: tf.random.Generator, name: str | None = None):

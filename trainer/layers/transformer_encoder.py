@@ -14,7 +14,7 @@ from trainer.layers.sequence_encoder import SequenceEncoder
 class TransformerEncoder(SequenceEncoder):
     """Pre-norm causal self-attention blocks (Kang and McAuley, arXiv 1808.09781, with pre-norm).
 
-    The blocks read each token with the means of those up to it, see `HistoryMeans`.
+    The blocks read each token together with the means of the tokens up to it, see `HistoryMeans`.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class TransformerEncoder(SequenceEncoder):
         return self._norm(self._encoded(inputs, position, training), training=training)
 
     def _encoded(self, inputs: tf.Tensor, position: tf.Tensor | None, training: bool) -> tf.Tensor:
-        """[batch_size * length, dim]; with a `position` [batch_size, dim]: the last block leaves the others out."""
+        """[batch_size * length, dim]; with a `position`, [batch_size, dim]: the last block leaves the others out."""
         batch_size, length, dim = tf.shape(inputs)[0], tf.shape(inputs)[1], inputs.shape[2]
-        # One row a position: a dense layer of rows is one product, of sequences a dozen ops around it.
+        # One row per position: a dense layer on rows is one product; on sequences, it adds a dozen ops.
         hidden = tf.reshape(self._means(inputs), [-1, dim])
         for block in self._blocks[:-1]:
             hidden = block(hidden, batch_size, length, training=training)
@@ -106,17 +106,17 @@ class _Block(tf.keras.layers.Layer):
 
 
 def _weights(query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """What each position takes of those up to it, [batch_size, num_heads, length, length]; itself is always one."""
+    """How much each position attends to those up to and including it, [batch_size, num_heads, length, length]."""
     place = tf.range(tf.shape(key)[2])
-    # Added, the mask costs the gradient nothing; of two dimensions, since one of four is fused into the product, by a
-    # kernel of oneDNN a hundred times slower.
+    # An added mask costs the gradient nothing. It has two dimensions, since one of four is fused into the product by a
+    # oneDNN kernel that is a hundred times slower.
     mask = tf.where(place <= place[:, None], tf.zeros([], query.dtype), -1e9)
     return tf.nn.softmax(tf.matmul(query, key, transpose_b=True) + mask)
 
 
 def _weights_at(position: tf.Tensor, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """The same of one position a row, [batch_size], whose query it is: [batch_size, num_heads, 1, length]."""
+    """`_weights` for one position per row, [batch_size], that of `query`: [batch_size, num_heads, 1, length]."""
     seen = (tf.range(tf.shape(key)[2]) <= position[:, None])[:, None, :]
     logits = tf.where(seen, tf.squeeze(tf.matmul(query, key, transpose_b=True), 2), -1e9)
-    # The shape is said, since TensorFlow's cost model loses it and warns of that at each loading.
+    # The shape is stated, since TensorFlow's cost model loses it and warns about that at each load.
     return tf.nn.softmax(tf.ensure_shape(logits, [None, key.shape[1], None]))[:, :, None]
