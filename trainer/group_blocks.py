@@ -13,10 +13,10 @@ _BLOCKS_A_GROUP = 2
 
 
 class GroupBlocks(NamedTuple):
-    """A layout of n rows in blocks, a few a group: padding is at most a block a group, however skewed groups are.
+    """A layout of n rows in blocks, a few per group: padding is at most a block per group, however skewed groups are.
 
     A matrix product of a block with its group's candidates shares them among the block's rows, so
-    that no row has a copy of its own.
+    that no row needs its own copy.
 
     Attributes:
         row: int32 [num_blocks, block_size], which of the n rows; 0 where there is none.
@@ -29,17 +29,17 @@ class GroupBlocks(NamedTuple):
     place_of_row: tf.Tensor
 
     def lay_out(self, values: tf.Tensor) -> tf.Tensor:
-        """Rows float32 [n, dim] in their blocks: [num_blocks, block_size, dim]; where there is none, row 0."""
+        """Lays out rows float32 [n, dim] in their blocks, [num_blocks, block_size, dim]; empty places hold row 0."""
 
         @tf.custom_gradient
         def in_blocks(values: tf.Tensor) -> tf.Tensor:
-            # Each row has one place that counts, so its gradient is read, not summed up.
+            # Each row has one place that counts, so its gradient is read, not summed.
             return tf.gather(values, self.row), self.in_order
 
         return in_blocks(values)
 
     def in_order(self, blocks: tf.Tensor) -> tf.Tensor:
-        """What stands in blocks [num_blocks, block_size, ...], as rows [n, ...]."""
+        """Turns blocks [num_blocks, block_size, ...] back into rows [n, ...]."""
         return tf.gather(tf.reshape(blocks, [-1, *blocks.shape[2:]]), self.place_of_row)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Which of an earlier run's groups each group continues: whose gate, embedding and intent it takes over."""
+"""Matches each group to the group of an earlier run whose gate, embedding and intent it takes over."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class GroupMatch:
     """For each new group, the earlier group that it continues.
 
     Attributes:
-        earlier: int64 [num_groups], -1 where none is known.
-        log_share: float32 [num_groups], log of the share of the earlier group's items that went there:
-            where a group was split, its parts share its probability.
+        earlier: int64 [num_groups], -1 if none is known.
+        log_share: float32 [num_groups], log of the share of the earlier group's items that went to the new group:
+            the parts of a split group share its probability.
     """
 
     earlier: np.ndarray
@@ -40,7 +40,7 @@ def continued_groups(
         group: int [num_items], of the new run.
         earlier_group: int [num_earlier_items].
         items: int [num_items], row of the same item in the earlier run, -1 = new.
-        same_ids: a group whose items are all new continues the one of its id.
+        same_ids: whether a group whose items are all new continues the one with its id.
     """
     common = items >= 0
     overlap = np.zeros((num_groups, num_earlier), np.int64)
@@ -56,10 +56,10 @@ def continued_groups(
 
 
 def keeps_ids(config: Config, workdir: Workdir, earlier: Workdir) -> bool:
-    """Whether a group without a common item still is the earlier run's group of its id.
+    """Whether a group without a common item is still the earlier run's group with its id.
 
-    It is if the groups are named after that run's, and if they are of categories (a day of news has no item of the day
-    before) or are that run's own, kept.
+    It is if the groups are named after that run's and either come from categories (a day of news has no item of the
+    day before) or are that run's own groups, kept.
     """
     groups = config.groups
     named_after = Path(groups.previous or "").resolve() == earlier.item_groups.path.resolve()

@@ -17,9 +17,9 @@ PADDING_LEVEL = tf.int32.max
 def hierarchy_loss(
     logits: tf.Tensor, levels: tf.Tensor, num_anchors: int | tf.Tensor, kind: Literal["softmax", "pairwise"]
 ) -> tf.Tensor:
-    """Each anchor against the items of lower levels, as Taobao has it (arXiv 2210.04170).
+    """Compares each anchor with the items of lower levels, as Taobao does (arXiv 2210.04170).
 
-    softmax: -log e^{s_a} / (e^{s_a} + sum_{level_b < level_a} e^{s_b}), one softmax an objective;
+    softmax: -log e^{s_a} / (e^{s_a} + sum_{level_b < level_a} e^{s_b}), one softmax per objective;
     pairwise: the mean over b of log(1 + e^{s_b - s_a}).
     An anchor with nothing below it adds nothing.
 
@@ -30,7 +30,7 @@ def hierarchy_loss(
         kind: which loss.
 
     Returns:
-        A scalar: the mean over anchors that have something below them, this replica's part of it.
+        A scalar: this replica's part of the mean over anchors that have something below them.
     """
     anchor, level = logits[:, :num_anchors], levels[:, :num_anchors]
     real = level < PADDING_LEVEL
@@ -48,7 +48,8 @@ def hierarchy_loss(
 def highest_levels(item_index: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
     """The highest level of each place's item in its window: int64 and int32 [num_windows, length] -> int32, the same.
 
-    What was clicked and bought later is bought, so that another purchase is not ranked above it for its click.
+    An item that was clicked and later bought counts as bought, so that its click does not rank another purchase above
+    it.
     """
     same = item_index[:, :, None] == item_index[:, None, :]
     return tf.reduce_max(tf.where(same, levels[:, None, :], tf.int32.min), axis=-1)

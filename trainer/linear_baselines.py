@@ -29,27 +29,27 @@ LinearBaseline = Literal["item_knn", "ease"]
 log = logging.getLogger(__name__)
 
 _NEIGHBORS = 1000
-"""Of an item, that count in item-kNN."""
+"""Neighbours of an item that count in item-kNN."""
 
 _MOST_SIMILARITIES = 1 << 28
-"""Of all items together, 8 bytes each: of a catalogue of more than 268,000 items, fewer neighbours count."""
+"""Similarities of all items together, 8 bytes each: with more than 268,000 items, fewer neighbours count."""
 
 _PENALTIES = (10.0, 100.0, 1000.0)
-"""Of EASE, tried on validation users."""
+"""Penalties of EASE, tried on validation users."""
 
 _HALF_LIVES = (None, 8.0, 4.0, 2.0)
-"""In events, of what an item of the history counts, tried on validation users; None: all that the user took, alike."""
+"""Half-lives, in events, of a history item's weight, tried on validation users; None: all items taken weigh alike."""
 
 _EASE_MOST_ITEMS = 12_500
-"""EASE inverts a matrix of items by items; of a larger catalogue it knows the most popular ones."""
+"""EASE inverts a matrix of items by items; of a larger catalogue, it knows only the most popular items."""
 
 _VALUES_AT_ONCE = 1 << 24
-"""Scores, or products of users' items, that are held together."""
+"""Scores, or products of users' items, that are held at once."""
 
 _NOTHING_SPEAKS_FOR_IT = -1000.0
-"""Score of the most popular item that nothing of a history speaks for: below what is known, and above the next one's.
+"""Score of the most popular item if nothing in a history speaks for it: below what is known, above the next item's.
 
-Each has its own, since `top_k` is slow where most scores of a row are equal.
+Each item has its own score, since `top_k` is slow if most scores in a row are equal.
 """
 
 
@@ -58,9 +58,9 @@ class LinearModel:
     """Scores of the first items of the catalogue, which are the most popular.
 
     Attributes:
-        weights: float32 [num_known, num_known], row: what a user took, column: what it speaks for.
+        weights: float32 [num_known, num_known], row: the item taken, column: the item that it speaks for.
         half_life: see `_HALF_LIVES`.
-        penalty: of EASE, for the log.
+        penalty: EASE's, for logging.
     """
 
     weights: sp.csr_matrix | np.ndarray
@@ -109,7 +109,7 @@ class LinearModel:
 def linear_lists(
     config: Config, workdir: Workdir, name: LinearBaseline, catalogue: Catalogue, users: EvaluationUsers, length: int
 ) -> np.ndarray:
-    """Each user's unseen items of the best score by a baseline whose settings the validation users choose.
+    """Each user's best-scored unseen items by a baseline whose settings are chosen on the validation users.
 
     Returns:
         int32 [num_users, min(length, num_items)], item_index, 0 = absent.
@@ -131,17 +131,17 @@ def linear_lists(
 
 
 def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
-    """Item-kNN: the cosine of two items' users, of each item's nearest ones (Sarwar et al., WWW 2001).
+    """Item-kNN: the cosine of two items' users, for each item's nearest neighbours (Sarwar et al., WWW 2001).
 
     Yields:
-        A model for each half-life, of weights [num_items, num_items]; `taken` is as of `taken_items`.
+        A model for each half-life, with weights [num_items, num_items]; `taken` is that of `taken_items`.
     """
     norm = np.sqrt(np.maximum(taken.getnnz(axis=0), 1)).astype(np.float32)
-    # Counted first, and then divided: in float32, a million shares of a millionth each do not sum up to 1.
+    # Counted first, then divided: in float32, a million shares of a millionth each do not sum to 1.
     counted = taken.astype(np.int32)
     by_column, num_items = counted.tocsc(), taken.shape[1]
     neighbors = min(_NEIGHBORS, max(1, _MOST_SIMILARITIES // num_items))
-    # The most popular items, which come first, have the most neighbours: all others', in the worst case.
+    # The most popular items, which come first, have the most neighbours: in the worst case, all other items.
     size = max(1, _VALUES_AT_ONCE // num_items)
     starts = range(0, num_items, size)
     parts = [
@@ -154,9 +154,9 @@ def knn_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
 
 
 def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbors: int) -> sp.csr_matrix:
-    """The `neighbors` largest cosines of each row, by users in common, without the item itself, column `start` + row.
+    """The `neighbors` largest cosines of each row, from users in common, without the item itself, column `start` + row.
 
-    `norm`: float32 [num_items], the root of how many took an item.
+    `norm`: float32 [num_items], the square root of how many users took an item.
     """
     is_other = common.col != common.row + start
     row, column = common.row[is_other], common.col[is_other]
@@ -169,15 +169,15 @@ def _nearest(common: sp.coo_matrix, norm: np.ndarray, start: int, neighbors: int
 
 
 def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
-    """EASE (Steck, WWW 2019): the weights without a diagonal that rebuild what users took best, by ridge regression.
+    """EASE (Steck, WWW 2019): the weights without a diagonal that best rebuild what users took, by ridge regression.
 
     With P the inverse of X'X + penalty I, the weight of i for j is -P_ij / P_jj.
 
     Yields:
-        A model for each penalty and half-life, of the most popular items; `taken`, X, is as of `taken_items`.
+        A model for each penalty and half-life, of the most popular items; `taken`, X, is that of `taken_items`.
 
     Raises:
-        ValueError: a penalty is lost in the counts, even of float64.
+        ValueError: a penalty is lost in the counts, even in float64.
     """
     known = taken[:, :_EASE_MOST_ITEMS].astype(np.int32)  # float32 does not count beyond 2^24
     gram = (known.T @ known).toarray()
@@ -191,17 +191,17 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
 
 
 def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
-    """Of `gram`, int32 [n, n], with the penalty on its diagonal: symmetric, positive definite and large.
+    """Inverts `gram`, int32 [n, n], with the penalty added to its diagonal: symmetric, positive definite and large.
 
-    In float64, which takes twice the memory, where float32 loses the penalty in the counts of very many users.
+    Uses float64, which takes twice the memory, if float32 loses the penalty in the counts of very many users.
 
     Raises:
-        ValueError: float64 does, too.
+        ValueError: float64 loses it, too.
     """
     for dtype, factorize, invert in ((np.float32, spotrf, spotri), (np.float64, dpotrf, dpotri)):
         summed: np.ndarray = gram.astype(dtype)
         summed[np.diag_indices(len(gram))] += penalty
-        # Of the transpose, which is the same matrix, in the order that LAPACK works in without a copy.
+        # The transpose is the same matrix, in the order that LAPACK works in without a copy.
         factor, place = factorize(summed.T, lower=True, overwrite_a=True)
         if not place:  # at which it turns out not to be positive definite
             inverse, _ = invert(factor, lower=True, overwrite_c=True)

@@ -18,22 +18,22 @@ _SHORT = {_RECALL: "R@", "ndcg_at_": "N@", "catalog_coverage_at_": "cov@", "gini
 
 
 def recall_name(k: int) -> str:
-    """Recall among the first k."""
+    """The name of recall among the first k."""
     return f"{_RECALL}{k}"
 
 
 def recall_k(name: str) -> int | None:
-    """The k of a recall's name; None of another metric's."""
+    """The k in a recall metric's name; None for another metric."""
     return int(name.removeprefix(_RECALL)) if name.startswith(_RECALL) else None
 
 
 def metric_names(ks: Sequence[int]) -> list[str]:
-    """All that is measured where recall is at these k."""
+    """Names of all metrics, with recall at these k."""
     return [*map(recall_name, ks), NDCG, GROUPS_PER_LIST, COVERAGE, GINI]
 
 
 def heading(name: str) -> str:
-    """The name in short: R recall, N NDCG, cov catalogue coverage."""
+    """The short form of a name: R recall, N NDCG, cov catalogue coverage."""
     for long, short in _SHORT.items():
         name = name.replace(long, short)
     return name

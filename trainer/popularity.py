@@ -12,9 +12,10 @@ _USERS_PER_CHUNK = 1024
 
 
 def popularity_lists(workdir: Workdir, num_items: int, users: EvaluationUsers, length: int) -> np.ndarray:
-    """Each user's unseen items that the most users took, in training; ties in a fixed random order.
+    """Each user's unseen items that the most users took in training; ties in a fixed random order.
 
-    Users (those of `taken_items`), not events: who takes an item again and again says little of what others want.
+    Counts users (those of `taken_items`), not events: a user who takes an item again and again says little about what
+    others want.
 
     Returns:
         int32 [num_users, min(length, num_items)], item_index, 0 = absent.

@@ -1,17 +1,17 @@
-"""How groups' candidates become one list. NumPy; the servable's graph is tested against this.
+"""Merging the groups' candidates into one list. NumPy; the servable's graph is tested against this.
 
 The score of item i for user u, with e the user's vector for the item's group and p the intent:
 
     score(u, i) = <e_{u,g(i)}, v_i>
 
-of a model trained to compare items of all groups; else (`Config.intent_in_score`)
+for a model trained to compare items of all groups; otherwise (`Config.intent_in_score`)
 
     score(u, i) = <e_{u,g(i)}, v_i> + log max(p(g(i) | u), 1e-20)
 
-merge "score": the M items of the highest score.
+merge "score": the M items with the highest scores.
 merge "quota": group g gets M_g places, in proportion to p(g | u)^alpha (alpha 0: equal shares,
-large alpha: the best group only), filled by its items of the highest score; a group without items has
-no share, one with fewer gives its places to the others in order of intent. The list is ordered by score.
+large alpha: the best group only), filled with its items of the highest scores; a group without items has
+no share, and one with too few passes its places on to the others in order of intent. The list is ordered by score.
 exploration: `num_explored` places go to the best cold items, and the merge fills the others.
 """
 
@@ -37,11 +37,11 @@ def quotas(log_weight: np.ndarray, num_candidates: int | np.ndarray, available: 
 
     Args:
         log_weight: float [num_users, num_groups], alpha log p(g | u); -inf: the group may not answer.
-        num_candidates: M, or int [num_users], that of each.
+        num_candidates: M, or int [num_users], one for each user.
         available: int [num_users, num_groups], items that the group has for the user.
 
     Returns:
-        int64 [num_users, num_groups]; 0 for a user for whom no group has any.
+        int64 [num_users, num_groups]; 0 for a user for whom no group has items.
     """
     log_weight = np.where(available > 0, log_weight.astype(np.float64), -np.inf)
     largest = log_weight.max(axis=1, keepdims=True)
@@ -52,14 +52,14 @@ def quotas(log_weight: np.ndarray, num_candidates: int | np.ndarray, available: 
 
 
 def num_explored(share: float, num_candidates: int) -> int:
-    """Places of a list of M that go to cold items, the best of them first: round(share M), a half up."""
+    """Number of places in a list of M that go to the best cold items: round(share M), halves rounded up."""
     return math.floor(share * num_candidates + 0.5)
 
 
 def fill_quotas(quota: np.ndarray, available: np.ndarray, log_intent: np.ndarray) -> np.ndarray:
-    """Places per group once groups with fewer items than quota have passed their places on.
+    """Places per group after groups with fewer items than their quota have passed places on.
 
-    The places left over go to the group of the highest intent until it has no items left, then to
+    The places left over go to the group with the highest intent until it has no items left, then to
     the next (ties: the lower group_id). A row sums to min(M, all available items).
 
     Args:

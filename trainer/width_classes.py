@@ -1,25 +1,24 @@
-"""Groups that are compared with about as many candidates, so that no small one is padded to the largest."""
+"""Classes of groups with similar numbers of candidates, so that no small group is padded to the largest."""
 
 from __future__ import annotations
 
 import numpy as np
 
 _POSITIVES = 3_000
-"""Queries that a step compares with their group's candidates, about: those of both vectors."""
+"""Approximate number of queries that a step compares with their group's candidates, those of both vectors."""
 
 _PADDING = 4
-"""Rows that a group's last block is padded by, about."""
+"""Approximate number of rows that a group's last block is padded by."""
 
 _COST_OF_A_CLASS = 250_000
-"""What one more class costs beside its products: its ops, some sixty, take as long as so many products."""
+"""What one more class costs besides its products: its ops, some sixty, take as long as this many products."""
 
 
 def width_classes(width: np.ndarray, positives: np.ndarray) -> list[np.ndarray]:
-    """Splits groups into classes of which each is laid out as wide as its widest group.
+    """Splits groups into classes, each of them laid out as wide as its widest group.
 
-    Categories are as uneven as words: of 400, one may have a third of all items. The split has the least cost of all,
-    rows times width of each class and what a class costs by itself, by dynamic programming over groups in order of
-    their width.
+    Categories are as uneven as words: one of 400 may have a third of all items. Dynamic programming over groups in
+    order of width finds the split of least cost: rows times width of each class, plus what a class costs by itself.
 
     Args:
         width: float64 [num_groups], candidates that each group is expected to have in a step.
