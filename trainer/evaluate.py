@@ -30,7 +30,7 @@ _MERGES: tuple[ScoredMerge, ...] = get_args(ScoredMerge)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """The results of an evaluation.
 
     Attributes:
         metrics: model -> metric -> {"value", "low", "high"}. A per-group model appears under its name

@@ -1,4 +1,4 @@
-"""Index arithmetic in a few ops where TensorFlow's own functions take dozens: a step's small tensors cost by the op."""
+"""Index arithmetic in a few ops instead of TensorFlow's dozens: a step's small tensors cost by the op."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def count(values: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def repeat(values: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
-    """Element r of [n] values times[r] times in a row; `times` is int32 [n]."""
+    """Repeats element r of [n] values times[r] times; `times` is int32 [n]."""
     place = tf.range(tf.reduce_sum(times))
     row = tf.raw_ops.UpperBound(sorted_inputs=tf.cumsum(times)[None], values=place[None])[0]
     return tf.gather(values, row)

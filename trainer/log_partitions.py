@@ -1,4 +1,4 @@
-"""Log-partitions, log sum_j e^{s_j} over candidates j: of all, within groups, and the term that lets groups compare."""
+"""Log-partitions, log sum_j e^{s_j} over candidates j, of all and within groups, and the term that aligns groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.replicas import mean_over_replicas, sum_over_replicas
 
 @tf.custom_gradient
 def log_sum_exp(logits: tf.Tensor) -> tf.Tensor:
-    """log sum_j e^{l_j} over the last axis; -inf where it has no elements.
+    """log sum_j e^{l_j} over the last axis; -inf if it has no elements.
 
     The softmax, which the gradient needs, is one kernel; the partition is read off its largest share.
     `tf.reduce_logsumexp` makes a pass over memory for each of max, difference, exp and sum, and again for
@@ -75,7 +75,7 @@ def log_add_exp(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
 def reweighted(log_partition: tf.Tensor, log_part: tf.Tensor, weight: float) -> tf.Tensor:
     """log(e^a + (w - 1) e^b): a log-partition in which a part of it counts w times, elementwise.
 
-    Where the part is almost the whole, this is b + log w, and float32 has it to some 1e-7 / w: the config refuses
+    If the part is almost the whole, this is b + log w, which float32 holds to some 1e-7 / w: the config rejects
     weights for which that could be the log of 0.
     """
     return log_partition + tf.math.log1p((weight - 1.0) * tf.exp(tf.minimum(log_part - log_partition, 0.0)))
@@ -97,13 +97,13 @@ def group_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes:
 
 
 def shared_log_partitions(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
-    """`group_log_partitions` of one vector for all groups: `queries` float32 [num_positives, dim]."""
+    """`group_log_partitions` with one vector for all groups: `queries` float32 [num_positives, dim]."""
     of_groups = tf.split(candidates, group_sizes, num=group_sizes.shape[0])
     return tf.stack([log_sum_exp_of_products(queries, members) for members in of_groups], axis=1)
 
 
 def group_scores(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor) -> tf.Tensor:
-    """<e_{u,g(j)}, v_j>, float32 [num_positives, num_candidates]; arguments as of `group_log_partitions`."""
+    """<e_{u,g(j)}, v_j>, float32 [num_positives, num_candidates]; arguments as in `group_log_partitions`."""
     of_groups = _by_group(queries, candidates, group_sizes)
     return tf.concat([tf.matmul(query, members, transpose_b=True) for query, members in of_groups], axis=1)
 
@@ -111,16 +111,16 @@ def group_scores(queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tens
 def _by_group(
     queries: tf.Tensor, candidates: tf.Tensor, group_sizes: tf.Tensor
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """Each group's vectors and candidates: one matrix product a group, and nothing is padded."""
+    """Each group's vectors and candidates: one matrix product per group, and nothing is padded."""
     num_groups = queries.shape[1]
     return zip(tf.unstack(queries, axis=1), tf.split(candidates, group_sizes, num=num_groups), strict=True)
 
 
 def z_loss(log_partition: tf.Tensor, center: tf.Tensor | None = None) -> tf.Tensor:
-    """Mean squared distance of log-partitions from what they ought to be, this replica's part of it.
+    """This replica's part of the mean squared distance of log-partitions from what they ought to be.
 
-    Groups' scores can be compared where their partitions agree with those of one vector for all groups, or, where
-    there is none, with each other: a constant that all share cancels in the merge, so it is left free.
+    Groups' scores are comparable if their partitions agree with those of one vector for all groups or, if there is
+    none, with each other: a constant that all share cancels in the merge, so it is left free.
 
     Args:
         log_partition: float32 [num_positives].

@@ -19,7 +19,7 @@ LEFT_OUT = -1e9
 
 
 class StepCandidates(NamedTuple):
-    """What a step's positives are compared with: of their own group, and of all groups.
+    """The candidates that a step's positives are compared with: from their own group, and from all groups.
 
     Attributes:
         item_index: int64 [num_candidates], in-group draws, then draws from all groups, sorted by group (if there are

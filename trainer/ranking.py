@@ -23,20 +23,20 @@ _SCORES_PER_CHUNK = 1_000_000
 """User-item scores held at once (float32, a few copies): few enough for the caches to help."""
 
 _LEAST_USERS_PER_CHUNK = 32
-"""Of a large catalogue: each reading of the embeddings from memory serves so many users."""
+"""For a large catalogue: each read of the embeddings from memory serves this many users."""
 
 _MOST_THREADS = 4
-"""Each holds a chunk's scores."""
+"""Each thread holds a chunk's scores."""
 
 _VECTOR_BYTES = 1 << 28
-"""Users' vectors held at once: with hundreds of groups, those of all users take more memory than all else."""
+"""Size of the users' vectors held at once: with hundreds of groups, those of all users outweigh all else in memory."""
 
 _USERS_AT_ONCE = 512
 _Found = TypeVar("_Found")
 
 
 class _Chunk(NamedTuple):
-    """Some of the users: `rows` of them, and what `encode_users` makes of these."""
+    """Some of the users: their `rows`, and what `encode_users` returns for them."""
 
     rows: np.ndarray
     queries: np.ndarray
@@ -44,17 +44,17 @@ class _Chunk(NamedTuple):
 
 
 class ExactRanking:
-    """Ranks every unseen item for every user, by one matrix product a group on items sorted by group.
+    """Ranks every unseen item for every user, with one matrix product per group on items sorted by group.
 
-    A model of several interests is ranked by the best of them, one matrix product an interest.
-    Ties are broken by a fixed random order of the items, so that a model that scores all alike
+    A model with several interests is ranked by the best of them, with one matrix product per interest.
+    Ties are broken by a fixed random order of the items, so that a model that scores all items alike
     performs at chance.
     """
 
     def __init__(
         self, model: TwoTowerModel, catalogue: Catalogue, users: EvaluationUsers, exploration_share: float = 0.0
     ):
-        """`exploration_share`: of a list, what goes to cold items, see `num_explored`; places are by score alone."""
+        """`exploration_share`: share of a list for cold items, see `num_explored`; `target_places` ignores it."""
         self._model, self._catalogue, self._users = model, catalogue, users
         self._exploration_share = exploration_share
         group = catalogue.group_id[1:]
@@ -97,8 +97,8 @@ class ExactRanking:
     def target_places(self) -> np.ndarray:
         """int64 [number of targets]: places of the users' targets, from 0, in `lists("score", ...)` of all items.
 
-        A place is a count of better items: no list has to be sorted to find it. A target that is in no
-        list, because it was seen, has the largest int64: no k reaches it.
+        A place is the number of better items, so no list has to be sorted to find it. A target that is in no
+        list, because it was seen, has the largest int64, which no k reaches.
         """
 
         def of_chunk(chunk: _Chunk) -> np.ndarray:
@@ -122,14 +122,14 @@ class ExactRanking:
         return above + int(np.count_nonzero(self._tie_break[tied] < self._tie_break[column]))
 
     def _each_chunk(self, work: Callable[[_Chunk], _Found]) -> list[_Found]:
-        """`work` of the users, chunk by chunk, a few at a time: NumPy's parts of it run side by side."""
+        """Runs `work` on chunks of users, a few at a time: NumPy's parts of it run in parallel."""
         size = max(_LEAST_USERS_PER_CHUNK, _SCORES_PER_CHUNK // self._catalogue.num_items)
         chunks = [np.arange(start, min(start + size, len(self._users))) for start in range(0, len(self._users), size)]
         what = f"rank {self._catalogue.num_items:,} items for {len(self._users):,} users"
         return [found for _, found in zip(line_a_minute(chunks, what), self._found(chunks, work), strict=True)]
 
     def _found(self, chunks: Sequence[np.ndarray], work: Callable[[_Chunk], _Found]) -> Iterator[_Found]:
-        """`work` of each chunk, in order; users are encoded as many chunks at a time as memory is for their vectors."""
+        """Yields `work` of each chunk, in order; encodes as many chunks at once as memory allows for their vectors."""
         bytes_per_user = 4 * self._model.num_vectors * self._model.embedding_dim
         at_once = max(1, _VECTOR_BYTES // (bytes_per_user * len(chunks[0])))
         with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as threads:
@@ -194,7 +194,7 @@ class ExactRanking:
         number: int,
         merged: Callable[[np.ndarray, Mapping[int, int | np.ndarray]], dict[int, np.ndarray]],
     ) -> np.ndarray:
-        """The best cold items, at most `number`, and what the merge gives of the others, by score."""
+        """The best cold items, at most `number`, and what the merge gives from the others, ordered by score."""
         best = self._cold_columns[top_k(scores[:, self._cold_columns], number, self._cold_tie_break)]
         is_there = np.isfinite(np.take_along_axis(scores, best, axis=1))
         others = scores.copy()
@@ -207,7 +207,7 @@ class ExactRanking:
         return np.take_along_axis(items, order, axis=1)
 
     def _score_lists(self, scores: np.ndarray, places: Mapping[int, int | np.ndarray]) -> dict[int, np.ndarray]:
-        """`places`: of each length, how many of a list are filled, of all rows or of each."""
+        """`places`: for each length, how many places of a list are filled, for all rows or for each row."""
         columns = top_k(scores, min(max(places), self._catalogue.num_items), self._tie_break)
         best = np.where(np.isfinite(np.take_along_axis(scores, columns, axis=1)), self._items[columns], 0)
         place = np.arange(best.shape[1])
@@ -219,9 +219,9 @@ class ExactRanking:
     def _quota_lists(
         self, scores: np.ndarray, log_intent: np.ndarray, alpha: float, places: Mapping[int, int | np.ndarray]
     ) -> dict[int, np.ndarray]:
-        """Each group's best are sought once, as many as its largest quota; each length takes its part of them.
+        """Finds each group's best items once, as many as its largest quota; each length takes its part of them.
 
-        `places`: as of `_score_lists`.
+        `places`: as in `_score_lists`.
         """
         available = np.stack([np.isfinite(scores[:, part]).sum(axis=1) for part in self._parts], axis=1)
         log_weight = alpha * floored_log_intent(log_intent.astype(np.float64))
@@ -238,15 +238,15 @@ class ExactRanking:
         return lists
 
     def _best_of_groups(self, scores: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each row's best of each group, as many as `most` says, all in order of score.
+        """Each row's best items of each group, as many as `most` says, all in order of score.
 
         Args:
             scores: float32 [num_rows, num_items].
             most: int [num_rows, num_groups].
 
         Returns:
-            Their columns, groups and places within the group, int [num_rows, largest sum of a row of `most`]. What a
-            row is filled up with has a place that no group has.
+            Their columns, groups and places within the group, int [num_rows, largest sum of a row of `most`]. The
+            filling at the end of a row has a place that no group has.
         """
         widths = most.max(axis=0)
         group = np.repeat(np.arange(len(widths)), widths)
@@ -256,7 +256,7 @@ class ExactRanking:
             for part, width in zip(self._parts, widths.tolist(), strict=True)
             if width
         ]
-        # Most are there because another row wants as many of the group: what nobody takes is not sorted.
+        # Most are only there because another row wants that many of the group: what a row does not take is not sorted.
         wanted = place < most[:, group]
         count = wanted.sum(axis=1)
         filled = np.arange(count.max(initial=0)) < count[:, None]
@@ -267,7 +267,7 @@ class ExactRanking:
             return rows
 
         row, position = np.nonzero(wanted)
-        # Whoever has seen everything has no group to take from.
+        # Users who have seen everything have no group to take from.
         column = np.concatenate([np.empty((len(scores), 0), np.int64), *best], axis=1)[wanted]
         order = of_rows(sort_keys(scores[row, column], self._tie_break[column]), LAST_KEY).argsort(axis=1)
         columns, groups, places = (
@@ -280,7 +280,7 @@ class ExactRanking:
 def encode_users(model: TwoTowerModel, users: EvaluationUsers) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float32 [num_users, num_vectors, dim] and log intent [num_users, num_vectors].
 
-    A vector a group; of several interests, a vector each and 0 for an active one, -inf for another.
+    One vector per group; or one per interest, with a log intent of 0 for an active one, -inf for another.
     """
     queries = np.empty((len(users), model.num_vectors, model.embedding_dim), np.float32)
     log_intent = np.empty((len(users), model.num_vectors), np.float32)

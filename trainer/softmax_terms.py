@@ -27,13 +27,13 @@ from trainer.window_items import WindowItems
 
 
 class Softmaxes(NamedTuple):
-    """Of each positive, float32 [num_positives].
+    """The softmaxes of each positive, float32 [num_positives].
 
     Attributes:
         in_group: -log softmax among its own group's candidates, by its own group's vector.
         overall: -log softmax among the candidates of all groups; None without the global term.
         log_partition: log Z of its own group's candidates, by its own group's vector.
-        center: the same by the shared vector; None where the shared vector is not what ranks all groups.
+        center: the same by the shared vector; None if the shared vector does not rank all groups.
     """
 
     in_group: tf.Tensor
@@ -43,15 +43,15 @@ class Softmaxes(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What the softmaxes of a step are made from.
+    """The inputs of a step's softmaxes.
 
     Attributes:
-        candidates: what positives are compared with; `embeddings` float32 [num_candidates, dim] are theirs.
+        candidates: what positives are compared with; `embeddings`, float32 [num_candidates, dim], are theirs.
         own_items: see `NegativePools.own_items`.
-        windows: items of the windows, the positives among them, and what their users took before.
-        place: int64 [num_positives, 2], window and position of the positives.
-        group: int32 [num_positives], theirs.
-        positive: float32 [num_positives, dim], their embeddings.
+        windows: items of the windows, including the positives, and those that their users took before.
+        place: int64 [num_positives, 2], window and position of each positive.
+        group: int32 [num_positives], the positives' groups.
+        positive: float32 [num_positives, dim], the positives' embeddings.
     """
 
     candidates: StepCandidates
@@ -66,9 +66,9 @@ class _Step(NamedTuple):
 class SoftmaxTerms:
     """Scores positives and a step's candidates.
 
-    Candidates are the whole catalogue, or draws. Draws stand for all items but those of the positive's window, the
-    positive among them, and what its user took before the window: these are compared with one by one (`WindowItems`).
-    What the user took before a positive counts `seen_weight` times.
+    Candidates are the whole catalogue, or draws. Draws stand in for all items except those of the positive's window,
+    itself included, and those that its user took before the window, with which it is compared one by one
+    (`WindowItems`). An item that the user took before a positive counts `seen_weight` times.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SoftmaxTerms:
         target_level: int,
         seen_weight: float,
     ):
-        """`group_id`: int32 [num_items + 1 + num_buckets], -1 of padding and of buckets."""
+        """`group_id`: int32 [num_items + 1 + num_buckets], -1 for padding and for buckets."""
         self._pools, self._tower, self._use_global = pools, candidate_tower, loss.global_weight > 0
         self._group_id, self._target_level, self._seen_weight = group_id, target_level, seen_weight
         self._num_groups = pools.num_groups
@@ -88,7 +88,7 @@ class SoftmaxTerms:
         for number, groups in enumerate(pools.width_classes):
             class_of_group[groups], place_in_class[groups] = number, np.arange(len(groups))
         self._class_of_group, self._place_in_class = tf.constant(class_of_group), tf.constant(place_in_class)
-        # Of one group, the group's vector ranks all that there is.
+        # With one group, its vector ranks all items.
         self._shared_ranks_all = self._use_global and loss.global_by == "shared" and pools.num_groups > 1
 
     def __call__(
@@ -102,7 +102,7 @@ class SoftmaxTerms:
     ) -> Softmaxes:
         """The softmaxes of the positives `target` at `place`, int64 [num_positives, 2].
 
-        `items`: float32 [num_windows, length, dim], of the windows' items.
+        `items`: float32 [num_windows, length, dim], embeddings of the windows' items.
         """
         candidates = self._pools(batch.in_group_negatives, batch.easy_negatives, target, generator)
         every_item = tf.concat([batch.item_index, batch.earlier_items], 1)
@@ -124,14 +124,14 @@ class SoftmaxTerms:
         return self._by_own_group(step, vectors)
 
     def _with_shared(self, step: _Step, vectors: UserVectors) -> Softmaxes:
-        """The shared vector decides between groups, the positive's own group's vector within its group.
+        """The shared vector decides between groups, the vector of the positive's own group within that group.
 
-        No other group's vector is computed. Where the two vectors agree on the group's partition, exp <e_{u,g}, v>
-        is p(g | u) by the shared vector times p(item | g, u) by the group's, up to a constant of the user.
+        No other group's vector is computed. If the two vectors agree on the group's partition, exp <e_{u,g}, v>
+        is p(g | u) by the shared vector times p(item | g, u) by the group's, up to a constant per user.
         """
         shared, positive, sizes = vectors.shared, step.positive, step.candidates.shared_sizes
         logit = tf.reduce_sum(shared * positive, axis=-1)
-        # The same of those positives that have a vector made for their group; `at` is their window and position.
+        # The same for the positives that have a vector made for their group; `at` is their window and position.
         place, conditioned = vectors.conditioned(step.group)
         conditioned_logit = tf.reduce_sum(conditioned * tf.gather_nd(positive, place), axis=-1)
         at, group = tf.gather_nd(step.place, place), tf.gather_nd(step.group, place)
@@ -145,7 +145,7 @@ class SoftmaxTerms:
             partition = self._own_partition(step, at[:, 0], group, conditioned)
             partition = reweighted(partition, seen_of_own, self._seen_weight)
         else:
-            # One layout in blocks for both vectors, the group's draws being the same.
+            # One layout in blocks for both vectors, since the group's draws are the same.
             both = (step.place[:, 0], at[:, 0]), (step.group, group), (shared, conditioned)
             rows = self._own_partition(step, *[tf.concat(of_both, 0) for of_both in both])
             own, others = self._of_windows(step, step.windows.scores(shared, step.place), step.place)
@@ -163,7 +163,7 @@ class SoftmaxTerms:
         )
 
     def _by_every_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
-        """Each item of the catalogue is scored by its own group's vector, all of which are computed."""
+        """Scores each item of the catalogue by its own group's vector, for which all groups' vectors are computed."""
         heads = vectors.all_groups()
         logit = tf.reduce_sum(tf.gather(heads, step.group, batch_dims=1) * step.positive, axis=-1)
         by_group = group_log_partitions(heads, step.embeddings, step.candidates.shared_sizes)
@@ -174,7 +174,7 @@ class SoftmaxTerms:
         return Softmaxes(own - logit, everything - logit, own, None)
 
     def _by_own_group(self, step: _Step, vectors: UserVectors) -> Softmaxes:
-        """A positive's own group is scored by its vector. A global term over draws takes those of the others, too."""
+        """Scores a positive's own group by that group's vector; a global term over draws uses the others', too."""
         candidates = step.candidates
         queries = vectors.own_group(step.group)
         logit = tf.reduce_sum(queries * step.positive, axis=-1)
@@ -185,7 +185,7 @@ class SoftmaxTerms:
         else:
             own = log_add_exp(self._of_windows(step, scores, step.place)[0], own)
         if self._pools.exact or not self._use_global or self._num_groups == 1:
-            # Of one group, its row holds all that there is.
+            # With one group, its row holds all candidates.
             return Softmaxes(own - logit, own - logit if self._use_global else None, own, None)
         heads = vectors.all_groups()
         scores = group_scores(heads, step.embeddings[candidates.shared_from :], candidates.shared_sizes)
@@ -195,7 +195,7 @@ class SoftmaxTerms:
         return Softmaxes(own - logit, everything - logit, own, None)
 
     def _embedded(self, items: tf.Tensor) -> tf.Tensor:
-        """The tower's vectors of int64 [...], each item's computed once: users of dense logs have much in common."""
+        """The tower's vectors of int64 [...], each item's computed once: users of dense logs share many items."""
         distinct, at = tf.unique(tf.reshape(items, [-1]))
         return tf.gather(self._tower(distinct), tf.reshape(at, tf.shape(items)))
 
@@ -203,7 +203,7 @@ class SoftmaxTerms:
         return step.windows.log_partitions(scores, place, self._seen_weight)
 
     def _correction_of_others(self, step: _Step) -> tf.Tensor:
-        """What is added to scores of draws of all groups, float32 [num_positives, num_shared]; no own group."""
+        """The correction of scores of draws from all groups but the own one, float32 [num_positives, num_shared]."""
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
         of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)

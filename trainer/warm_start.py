@@ -1,6 +1,6 @@
 """Warm start: weights of an earlier run, carried over to another catalogue and another grouping by meaning.
 
-A row of a table means an item, a group or a feature's value, and its place differs from run to run.
+A row of a table stands for an item, a group or a feature's value, and its place differs from run to run.
 So rows are matched by item_id, by the groups' common items and by the vocabulary's value, never by place.
 """
 
@@ -38,7 +38,7 @@ GROUP_AXIS = {
     "token_scale": 0,
     "intent_logits/kernel": 1,
 }
-"""Weights with a row a group, and the axis of it; the next one has a rule of its own."""
+"""Weights with one row per group, and its axis; the intent's bias has its own rule."""
 _INTENT_BIAS = "intent_logits/bias"
 _ITEM_TABLE = "id_embedding"
 _POSITIONS = "positions"
@@ -47,7 +47,7 @@ _COOCCURRENCE = "cooccurrence_of_items"
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What was carried over.
+    """A summary of what was carried over.
 
     Attributes:
         source: the earlier run's workdir.
@@ -55,8 +55,8 @@ class WarmStart:
         kept_groups: groups whose head continues an earlier group's.
         new_groups: groups that continue no earlier one.
         kept_values: rows of feature and user tables whose value was known.
-        fresh: weights that start anew, since the earlier model lacks them, or holds them in another shape; the
-            positions, where only those of the earlier, shorter windows are known.
+        fresh: weights that start anew, since the earlier model lacks them or has them in another shape; also the
+            positions, if only those of the earlier run's shorter windows are known.
     """
 
     source: str
@@ -73,14 +73,14 @@ class _Matches:
     """Which rows of the earlier run mean the same as rows of this one.
 
     Attributes:
-        items: int64 [num_items], the earlier run's place of each item, -1 = new.
-        learnt: bool [num_items], whether the earlier model was trained on the item. A cold one, which it knows as
-            well, is not: all that the model learnt of it is that nobody takes it.
-        starts: bool [num_items], whether the item is trained from now on, so that it should start among those that are.
+        items: int64 [num_items], each item's place in the earlier run, -1 = new.
+        learnt: bool [num_items], whether the earlier model was trained on the item. A cold item, though known to the
+            model, does not count: all that the model learnt about it is that nobody takes it.
+        starts: bool [num_items], whether the item is trained from now on, so that it should start among trained items.
         groups: the earlier group that each group continues.
         values: (layer, weight) -> int64 [table rows - 1], the earlier row of each feature value or user, -1 = unknown.
-        catalogue: of this run.
-        num_earlier: items of the earlier run.
+        catalogue: this run's.
+        num_earlier: number of items in the earlier run.
     """
 
     items: np.ndarray
@@ -93,17 +93,17 @@ class _Matches:
 
 
 def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str, frozen: bool = False) -> WarmStart:
-    """Overwrites the model's initial weights by those of `training.warm_start`, where they mean the same.
+    """Overwrites the model's initial weights with those of `training.warm_start` that mean the same.
 
-    A new item with training events starts at the mean of its group's items that the earlier model was trained on, one
-    without at the model's own initial value. An item that the earlier model knew and was not trained on, and this one
-    is, is moved by what is between the two kinds' means in its group: as it took part in every softmax and was never
-    the positive, it lies where nobody finds it. A group that continues no earlier one, an unknown feature value and a
-    weight of another shape keep their initial values.
+    A new item with training events starts at the mean of its group's items that the earlier model was trained on; one
+    without starts at the model's own initial value. An item that the earlier model knew but was not trained on, unlike
+    this one, moves by the difference between the means of trained and cold items in its group: it took part in every
+    softmax and was never the positive, so it lies where nobody finds it. A group that continues no earlier one, an
+    unknown feature value and a weight of another shape keep their initial values.
 
     Args:
-        name: of the model, in both runs.
-        frozen: no training follows: items that both runs know keep the very vectors that they had.
+        name: the model's name, in both runs.
+        frozen: no training follows, so items that both runs know keep exactly the vectors that they had.
 
     Raises:
         ArtifactError: the earlier run lacks an artifact, or another version of the project trained its model.
@@ -116,7 +116,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     earlier_model = load_model(earlier_config, earlier_workdir, name)
     now, earlier = Catalogue.for_config(config, workdir), Catalogue.for_config(earlier_config, earlier_workdir)
     items = _places(now.item_ids, earlier.item_ids)
-    learnt = earlier.known_to(trained).is_trained[items + 1]  # a new item reads row 0: padding, of which nothing is
+    learnt = earlier.known_to(trained).is_trained[items + 1]  # a new item reads row 0, padding, which is never trained
     same_ids = keeps_ids(config, workdir, earlier_workdir)
     groups = continued_groups(
         now.group_id[1:], earlier.group_id[1:], items, now.num_groups, earlier.num_groups, same_ids
@@ -148,7 +148,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
 
 
 def _carry_weights(model: TwoTowerModel, earlier_model: TwoTowerModel, matches: _Matches) -> tuple[list[str], int]:
-    """Gives the model all that means the same; returns `WarmStart.fresh` and `kept_values`."""
+    """Assigns all weights that mean the same; returns `WarmStart.fresh` and `kept_values`."""
     fresh, kept_values = [], 0
     for layer, weights, sources in _paired_layers(model, earlier_model):
         by_name = {_name(source): source.numpy() for source in sources}
@@ -168,7 +168,7 @@ def _carry_weights(model: TwoTowerModel, earlier_model: TwoTowerModel, matches: 
 def _carry(
     name: str, initial: np.ndarray, source: np.ndarray, rows: np.ndarray | None, matches: _Matches
 ) -> np.ndarray | None:
-    """The weight's new value; None where it stays initial. `rows`: its `values`, if it is a table of those."""
+    """The weight's new value; None if it stays initial. `rows`: its entry in `_Matches.values`, if it has one."""
     if name == _ITEM_TABLE:
         if initial.shape[1:] != source.shape[1:]:
             return None
@@ -196,7 +196,7 @@ def _take(initial: np.ndarray, source: np.ndarray, rows: np.ndarray, axis: int) 
 
 
 def _item_table(initial: np.ndarray, source: np.ndarray, matches: _Matches) -> np.ndarray:
-    """Rows of padding, of the items, and of buckets, which are hashes of ids and mean the same in equal numbers."""
+    """Rows of padding, items and buckets, which are hashes of ids and mean the same if there are as many as before."""
     items, catalogue = matches.items, matches.catalogue
     known = items >= 0
     result = initial.copy()
@@ -217,7 +217,7 @@ def _item_table(initial: np.ndarray, source: np.ndarray, matches: _Matches) -> n
 
 
 def _group_means(rows: np.ndarray, group: np.ndarray, of_kind: np.ndarray, num_groups: int) -> np.ndarray:
-    """[num_groups, dim] mean of the rows [num_items, dim] of a kind in each group; 0 where there are none."""
+    """Mean of the rows [num_items, dim] of a kind in each group, [num_groups, dim]; 0 if there are none."""
     sums = np.zeros((num_groups, rows.shape[1]), np.float32)
     np.add.at(sums, group[of_kind], rows[of_kind])
     means: np.ndarray = sums / np.maximum(np.bincount(group[of_kind], minlength=num_groups), 1)[:, None]
@@ -225,7 +225,7 @@ def _group_means(rows: np.ndarray, group: np.ndarray, of_kind: np.ndarray, num_g
 
 
 def _continue_axes(model: TwoTowerModel, earlier: TwoTowerModel, items: np.ndarray, frozen: bool) -> None:
-    """Turns today's co-occurrence embeddings onto the axes that the carried-over projection reads."""
+    """Rotates this run's co-occurrence embeddings onto the axes that the carried-over projection reads."""
     table, source = _cooccurrence(model), _cooccurrence(earlier)
     if table is None or source is None or table.shape[1] != source.shape[1]:
         return
@@ -240,7 +240,7 @@ def _continue_axes(model: TwoTowerModel, earlier: TwoTowerModel, items: np.ndarr
 def rotation(rows: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """The orthogonal [dim, dim] R that minimises |rows R - onto| (Procrustes; Schoenemann 1966).
 
-    The axes of an SVD are those of its day: up to a rotation, two days' embeddings of the same items agree.
+    The axes of an SVD differ from day to day: two days' embeddings of the same items agree up to a rotation.
 
     Args:
         rows, onto: [num_items, dim], of the same items.
@@ -256,7 +256,7 @@ def _cooccurrence(model: TwoTowerModel) -> tf.Variable | None:
 
 
 def _places(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """int64 [len(wanted)]: where each id is among the `known` ones, -1 = nowhere."""
+    """int64 [len(wanted)]: the place of each id among the `known` ones, -1 = absent."""
     place = {identity: row for row, identity in enumerate(known)}
     return np.array([place.get(identity, -1) for identity in wanted], np.int64)
 
@@ -283,7 +283,7 @@ def _feature_rows(
 
 
 def _request_rows(now: Config, earlier: Config) -> dict[tuple[str, str], np.ndarray]:
-    """The same of the values of request features."""
+    """Like `_feature_rows`, for the values of request features."""
     listed = {feature.name: feature.values for feature in earlier.data.request_features}
     return {
         ("query_tower", request_weight(feature.name)): _places(np.array(feature.values), np.array(listed[feature.name]))
