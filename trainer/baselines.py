@@ -21,7 +21,7 @@ _SOFTMAX = {
 _BINARY = {**_SOFTMAX, "global_weight": 0.0, "binary_weight": 1.0, "binary_negatives": 1, "binary_calibration": 0.0}
 
 _OVERRIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # Exact softmax up to `exact_softmax_max_items` items, above it the windows' easy negatives and fresh ones.
+    # Exact softmax up to `exact_softmax_max_items` items; above that, the windows' easy negatives and fresh ones.
     "single_vector": ({}, _SOFTMAX),
     "single_vector_uniform": ({}, {**_SOFTMAX, "negatives": "uniform", "exact_softmax_max_items": 0}),
     "single_vector_popularity": ({}, {**_SOFTMAX, "negatives": "popularity", "exact_softmax_max_items": 0}),
@@ -40,7 +40,7 @@ _KEEPS_GROUPS = "single_vector_mixed"
 def baseline_config(config: Config, name: str) -> Config:
     """The config of the baseline `name` (a `BaselineName`) beside the product's `config`.
 
-    Where no group tells hard from easy negatives, a sampled softmax has as many negatives as the
+    If no groups separate hard from easy negatives, a sampled softmax has as many negatives as the
     per-group model's pools hold in all.
 
     Raises:
@@ -53,7 +53,7 @@ def baseline_config(config: Config, name: str) -> Config:
     if name != _KEEPS_GROUPS:
         pools = config.training.loss
         easy, fresh = pools.easy_pool, pools.fresh_pool + pools.in_group_pool
-        # Where a baseline says what is drawn, all draws are of that.
+        # If a baseline sets its own negatives, all draws are of that kind.
         drawn = {"easy_pool": easy + fresh, "fresh_pool": 0} if "negatives" in loss else {"fresh_pool": fresh}
         loss = {**drawn, **loss}
         groups = {"num_groups": 1}
@@ -64,7 +64,7 @@ def baseline_config(config: Config, name: str) -> Config:
             "training": config.training.model_copy(
                 update={
                     "loss": config.training.loss.model_copy(update=loss),
-                    # Another tower than the transformer computes in float32 only.
+                    # Towers other than the transformer compute in float32 only.
                     "mixed_precision": config.training.mixed_precision and "user_tower" not in model,
                 }
             ),
@@ -73,5 +73,5 @@ def baseline_config(config: Config, name: str) -> Config:
 
 
 def baseline_configs(config: Config) -> dict[str, Config]:
-    """Those of `evaluation.baselines` that need training: name -> config."""
+    """The `evaluation.baselines` that need training: name -> config."""
     return {name: baseline_config(config, name) for name in config.evaluation.baselines if name not in UNTRAINED}

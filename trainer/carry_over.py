@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
-    """Writes the main model of the run `training.warm_start` as that of `workdir`, for its catalogue.
+    """Writes the main model of the run `training.warm_start` as the main model of `workdir`, for its catalogue.
 
     Items that both runs know keep their vectors; `warm_start` says where the others start.
 
@@ -54,7 +54,8 @@ def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         artifact.counts |= {"kept_items": carried.kept_items, "new_items": carried.new_items}
         save_model(artifact, model, config, history=[])
         source = Workdir(Path(carried.source))
-        with Model(artifact.path).trained_items.open("w+b") as stream:  # of "wb" NumPy says no reason of a full disk
+        # With "wb", NumPy gives no reason when it fails on a full disk.
+        with Model(artifact.path).trained_items.open("w+b") as stream:
             np.save(stream, _trained_items(catalogue, source))
         artifact.files.append(final.trained_items.name)
         earlier = source.model(MAIN_MODEL)
@@ -64,7 +65,7 @@ def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 
 
 def _trained_items(catalogue: Catalogue, source: Workdir) -> np.ndarray:
-    """bool [num_items + 1]: which items the model of another run was trained on. Today's log does not say."""
+    """bool [num_items + 1]: which items the other run's model was trained on; this run's log does not say."""
     earlier = Catalogue.load(source).known_to(source.model(MAIN_MODEL))
     known = set(earlier.item_ids[earlier.is_trained[1:]])
     return np.array([False, *(item in known for item in catalogue.item_ids)])

@@ -29,21 +29,21 @@ class Catalogue:
         group_id: int32 [num_items + 1], 0..num_groups-1; -1 in row 0.
         num_groups: K.
         train_count: int64 [num_items + 1].
-        trained: bool [num_items + 1], what the model was trained on; None where `train_count` tells.
-        target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless a
-            training asks.
-        sampling_probability: float64 [num_items + 1], what negatives are drawn by; sums to 1.
-        draw_shares: float64 [2, num_items + 1], what an item is expected to be of the windows' in-group draws of its
-            group and of their easy ones: nobody is given what is their own, so that it is less than by
-            `sampling_probability` of what many took. None without windows, and of windows that older code wrote.
+        trained: bool [num_items + 1], whether the model was trained on an item; None if `train_count` says so.
+        target_count: int64 [num_items + 1], how often an item is a target of the training windows; None unless
+            training asks for it.
+        sampling_probability: float64 [num_items + 1], by which negatives are drawn; sums to 1.
+        draw_shares: float64 [2, num_items + 1], an item's expected share of the windows' in-group draws of its group
+            and of their easy draws: nobody is given their own items, so for items that many took it is less than by
+            `sampling_probability`. None without windows, and for windows that older code wrote.
         item_features: name -> [num_items + 1, ...], as transformed; row 0 is zeros.
         user_features: name -> [num_users + 1, ...], likewise.
         feature_spec: {"user": [...], "item": [...]}, each {"name", "kind", "vocabulary_size", "width"}.
-        cooccurrence: float32 [num_items + 1, embedding_dim of the groups], what groups are made from: an item's
-            place among the items that it occurs with in training, or where its side features lead.
-        groups_match_windows: the windows' in-group negatives were drawn from these groups.
-        num_users: of the user vocabulary.
-        items_per_user: `ITEMS_PER_USER` of the windows; 0 where there are no windows.
+        cooccurrence: float32 [num_items + 1, embedding_dim of the groups], from which groups are made: an item's
+            position among the items that it occurs with in training, or the one that its side features lead to.
+        groups_match_windows: whether the windows' in-group negatives were drawn from these groups.
+        num_users: number of users in the vocabulary.
+        items_per_user: `ITEMS_PER_USER` of the windows; 0 if there are no windows.
     """
 
     item_ids: np.ndarray
@@ -72,15 +72,15 @@ class Catalogue:
         return self.train_count > 0 if self.trained is None else self.trained
 
     def known_to(self, model: Model) -> Catalogue:
-        """The catalogue with `trained` of that model: one that was carried over was trained on another run's log."""
+        """The catalogue with the model's `trained`: one that was carried over was trained on another run's log."""
         return replace(self, trained=np.load(model.trained_items)) if model.trained_items.exists() else self
 
     @classmethod
     def load(cls, workdir: Workdir) -> Catalogue:
-        """Reads the artifacts item_statistics, item_groups and transform, and of the windows what users have taken.
+        """Reads the artifacts item_statistics, item_groups and transform and, from the windows, what users have taken.
 
         Raises:
-            ArtifactError: one is missing, or they are of different catalogues.
+            ArtifactError: one is missing, or they belong to different catalogues.
         """
         for artifact in (workdir.item_statistics, workdir.item_groups, workdir.transform):
             read_manifest(artifact.path)
@@ -109,11 +109,11 @@ class Catalogue:
 
     @classmethod
     def for_config(cls, config: Config, workdir: Workdir) -> Catalogue:
-        """The catalogue as `config` groups it: `groups.num_groups=1`, as of a single vector, puts all in one group."""
+        """The catalogue as `config` groups it: `groups.num_groups=1`, as for a single vector, makes it one group."""
         return cls.load(workdir).grouped_for(config)
 
     def grouped_for(self, config: Config) -> Catalogue:
-        """`for_config` of a catalogue that is loaded already."""
+        """`for_config` for a catalogue that is already loaded."""
         if config.groups.num_groups > 1 or self.num_groups == 1:
             return self
         group_id = np.zeros_like(self.group_id)
@@ -142,7 +142,7 @@ def _read_features(path: Path, specs: list[dict[str, Any]]) -> dict[str, np.ndar
 
 
 def _feature_array(column: pa.ChunkedArray, spec: dict[str, Any]) -> np.ndarray:
-    """[num_rows + 1] or, of tokens and vectors, [num_rows + 1, width]; numbers are float32, indices int64."""
+    """[num_rows + 1] or, for tokens and vectors, [num_rows + 1, width]; numbers are float32, indices int64."""
     dtype = np.float32 if spec["kind"] in {"numeric", "vector"} else np.int64
     is_list = pa.types.is_fixed_size_list(column.type)
     values = (pc.list_flatten(column) if is_list else column).to_numpy(zero_copy_only=False).astype(dtype)

@@ -1,4 +1,4 @@
-"""Whether a sampled softmax has something to compare with. No TensorFlow: it is asked before any stage runs."""
+"""Checks that a sampled softmax has something to compare with. No TensorFlow: the check precedes all stages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from contracts.config import Config
 
 
 def require_negatives(config: Config, num_items: int, groups_match_windows: bool) -> None:
-    """Raises ValueError where a sampled softmax has nothing to compare with.
+    """Raises ValueError if a sampled softmax has nothing to compare with.
 
     Args:
         config: of a model or a baseline.
-        num_items: of the catalogue, or as many as it has at least.
-        groups_match_windows: as `Catalogue` has it.
+        num_items: number of items in the catalogue, or a lower bound.
+        groups_match_windows: see `Catalogue`.
     """
     loss = config.training.loss
     if loss.is_exact(num_items) or loss.fresh_pool or not (loss.in_group_weight or loss.global_weight):
@@ -21,7 +21,7 @@ def require_negatives(config: Config, num_items: int, groups_match_windows: bool
             f"training.loss.negatives={loss.negatives} draws training.loss.easy_pool and fresh_pool negatives a step: "
             "set one of them to at least 1; got 0 and 0"
         )
-    # Draws of a group say nothing of the others; those of the only group are draws of the whole catalogue.
+    # Draws from a group say nothing about the others; those from the only group are draws from the whole catalogue.
     needs_easy = not groups_match_windows or (loss.global_weight > 0 and config.groups.num_groups > 1)
     if loss.negatives == "windows" and needs_easy and not (config.windows.easy_negatives and loss.easy_pool):
         raise ValueError(

@@ -27,9 +27,9 @@ from trainer.layers.transformer_encoder import TransformerEncoder
 class QueryTower(tf.keras.layers.Layer):
     """Encodes a history, read through the item tower, into one query per position.
 
-    A learned start token stands before the first event, so that position t has seen exactly t
-    events and a user without history has a trained query too: the start token's. Tokens are scaled by sqrt(dim) before
-    positions are added, as in "Attention is all you need" (arXiv 1706.03762).
+    A learned start token stands before the first event, so that position t has seen exactly t events, and a user
+    without history has a trained query, too: the start token's. Tokens are scaled by sqrt(dim) before positions are
+    added, as in "Attention is all you need" (arXiv 1706.03762).
     """
 
     def __init__(self, config: Config, catalogue: Catalogue, generator: tf.random.Generator):
@@ -44,8 +44,8 @@ class QueryTower(tf.keras.layers.Layer):
         self._dropout = RandomDropout(model.dropout, generator, name="input_dropout")
         with _precision(config):
             self.encoder = _sequence_encoder(config, generator)
-        # Compiled, or not: the same function. Answers do without: a stock TF Serving refuses a graph that asks for XLA,
-        # and any other server would compile it anew for each shape of a request.
+        # Compiled or not, it is the same function. Serving does without: a stock TF Serving refuses a graph that asks
+        # for XLA, and any other server would compile it anew for each request shape.
         is_compiled = config.training.jit_compile
         self._training_encoder = tf.function(self.encoder, jit_compile=True) if is_compiled else self.encoder
         specs = catalogue.feature_spec["user"] if model.use_user_features else []
@@ -67,11 +67,11 @@ class QueryTower(tf.keras.layers.Layer):
             history: float32 [batch_size, length, dim], item embeddings, oldest first, left-aligned.
             user_features: name -> [batch_size] or [batch_size, width], transformed; `REQUEST` may be among them.
             group_id: int32 [batch_size], what a `TokenConditioning` conditions on; None: no group.
-            num_events: int32 [batch_size]; given, a row has the query after its first so many events alone.
+            num_events: int32 [batch_size]; if given, a row has only the query after this many of its first events.
 
         Returns:
             float32 [batch_size, length + 1, dim], or [batch_size, dim] after `num_events`; an `InterestEncoder`
-            has [num_interests, dim] for dim.
+            gives [num_interests, dim] in place of dim.
         """
         batch_size, length = tf.shape(history)[0], tf.shape(history)[1]
         start = tf.broadcast_to(self._start, [batch_size, 1, self._dim])
@@ -92,7 +92,7 @@ class QueryTower(tf.keras.layers.Layer):
 
 @contextmanager
 def _precision(config: Config) -> Iterator[None]:
-    """Layers built inside compute in bfloat16 where the config says so; their weights stay float32."""
+    """Layers built inside compute in bfloat16 if the config says so; their weights stay float32."""
     policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16" if config.training.mixed_precision else "float32")
     try:
@@ -137,5 +137,5 @@ def _token_conditioning(config: Config, num_groups: int) -> TokenConditioning | 
 
 
 def _small() -> tf.keras.initializers.Initializer:
-    # One instance a weight: an instance used twice gives both the same values.
+    # One instance per weight: an instance used twice gives both the same values.
     return tf.keras.initializers.TruncatedNormal(stddev=0.02)

@@ -10,10 +10,10 @@ from trainer.input_pipeline import WindowBatch
 
 
 def strategy_of(replicas: int) -> tf.distribute.Strategy:
-    """The strategy of `training.replicas`: GPUs where there are any, else logical devices of the CPU.
+    """The strategy of `training.replicas`: GPUs if there are any, else logical devices of the CPU.
 
     Raises:
-        ValueError: there are fewer devices.
+        ValueError: there are fewer devices than replicas.
     """
     if replicas == 1:
         return tf.distribute.get_strategy()
@@ -26,14 +26,14 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
             f"training.replicas={replicas} needs as many devices, and this process has {len(devices)} {kind}(s): "
             "lower it" + (", or start with the train stage (dnc run --from train)" if kind == "CPU" else "")
         )
-    # Replicas touch different numbers of rows of the tables, which TensorFlow's collectives fail to gather at times.
+    # Replicas touch different numbers of table rows, which TensorFlow's collectives sometimes fail to gather.
     names, reduction = [device.name for device in devices[:replicas]], tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(names, cross_device_ops=reduction)
 
 
 def _split_cpu(replicas: int) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
-    with contextlib.suppress(RuntimeError):  # TensorFlow runs already: it has the devices that it has.
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already running: its devices are fixed.
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
 
 
@@ -55,7 +55,7 @@ _OF_A_WINDOW = frozenset(WindowBatch._fields) - {"in_group_negatives", "easy_neg
 
 
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """The sum of every replica's value, on all of them; where there is one replica, its value."""
+    """The sum of all replicas' values, on each of them; with one replica, its value."""
     context = tf.distribute.get_replica_context()
     return value if context.num_replicas_in_sync == 1 else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
@@ -63,11 +63,11 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
 def mean_over_replicas(values: tf.Tensor, weights: tf.Tensor | None = None) -> tf.Tensor:
     """This replica's part of the mean of all replicas' values: the parts sum to the mean.
 
-    So do their gradients, which the optimizer sums: a step is that of the whole batch on one device.
+    So do their gradients, which the optimizer sums: a step is the same as for the whole batch on one device.
 
     Args:
         values: float32 of any shape, with or without elements.
-        weights: float32 of the same shape, of a weighted mean, 0 where all are 0.
+        weights: float32 of the same shape, for a weighted mean, which is 0 if all weights are 0.
 
     Returns:
         A scalar.

@@ -1,4 +1,4 @@
-"""Events that share a second, whose order a log does not tell: another one in each epoch."""
+"""Shuffling events that share a second, whose order a log does not record, anew in each epoch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _OF_TARGETS = (WindowField.EXPOSED_NEGATIVES, WindowField.MINED_NEGATIVES)
 
 
 def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
-    """Draws the order of each window's events of one second, in place; whatever belongs to an event goes with it.
+    """Shuffles each window's events of the same second, in place; whatever belongs to an event moves with it.
 
-    The order in which they are stored, by a hash, says nothing of the user, and a model that sees it in every epoch
-    learns it by heart. A window's first event changes places with what is tied with it, too, unless it has to stay
-    context: in a window with more context, or where targets have lists of negatives of their own, which it has not.
-    An event of an item that the tie holds already, as of a click and the next one in milliseconds, stays behind it, and
-    so does what follows: before it, it would tell what its user takes.
+    The order in which they are stored, by a hash, says nothing about the user, and a model that sees it in every epoch
+    learns it by heart. A window's first event is shuffled with those tied with it, too, unless it has to stay context:
+    in a window with more context, or if targets have their own lists of negatives, since it has none. A repeat of an
+    item within a tie, such as a second click milliseconds later, stays behind the first event, and so does everything
+    after it: ahead of the first event, it would reveal what its user takes.
 
     Args:
         chunk: fields of training windows.
-        rng: draws.
+        rng: draws the order.
     """
     items, times = chunk[WindowField.ITEM_INDEX], chunk[WindowField.TIMESTAMP].values
     row, num_events = items.row_ids(), len(items.values)
@@ -39,7 +39,7 @@ def shuffle_ties(chunk: dict[str, Ragged], rng: np.random.Generator) -> None:
     is_other[items.splits[others.row_ids()] + others.values] = True
     tied = np.flatnonzero(~begins | np.append(~begins[1:], False))
     begins[tied] |= is_other[tied] & _comes_again(np.cumsum(begins)[tied], items.values[tied])
-    # Within its own run, each event gets the place of a random other.
+    # Within its run, each event gets the place of a random other.
     order = np.lexsort((rng.random(num_events), np.cumsum(begins)))
     predicted = ~is_other & (position >= num_context)
     _move_lists(chunk, predicted, order)
@@ -60,7 +60,7 @@ def _comes_again(run: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 def _move_lists(chunk: dict[str, Ragged], predicted: np.ndarray, order: np.ndarray) -> None:
-    """Each target's own negatives go with it; `predicted`: bool [num_events], before events are in `order`."""
+    """Moves each target's own negatives with it; `predicted`: bool [num_events], before events are in `order`."""
     number = np.cumsum(predicted) - 1
     moved = number[order][predicted[order]]
     for name in _OF_TARGETS:

@@ -1,4 +1,4 @@
-"""The running average of a model's weights, which is what is validated and shipped."""
+"""The running average of a model's weights, which is validated and shipped."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import tensorflow as tf
 
 SNAPSHOTS_PER_EPOCH = 4
-"""An average of every step, as Keras's `use_ema` has it, would read whole tables where a step touches a few rows."""
+"""Averaging at every step, as Keras's `use_ema` does, would read whole tables when a step touches only a few rows."""
 
 
 class WeightAverage(tf.Module):
     """The exponential average of snapshots of the weights along training (Izmailov et al., arXiv 1803.05407).
 
-    The last weights of a high learning rate lie beside the optimum that they circle; their average lies nearer, and
-    its validations differ less from one epoch to the next, so that a plateau is a plateau. n snapshots weigh alike
-    until they are as many as the average is long.
+    At a high learning rate, the last weights lie beside the optimum that they circle; their average lies nearer, and
+    its validations differ less from one epoch to the next, so that a plateau really is one. Snapshots weigh alike
+    until there are as many as the average is long.
     """
 
     def __init__(self, weights: Sequence[tf.Variable], epochs: float):
@@ -41,7 +41,7 @@ class WeightAverage(tf.Module):
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the model has the average for its weights; without snapshots, its own."""
+        """Inside the block, the model's weights are the average; without snapshots, its own."""
         is_any = int(self._snapshots.numpy()) > 0
         if is_any:
             self._swap()
