@@ -2,9 +2,13 @@
 
     python -m benchmarks.soak --minutes 20 --log benchmarks/results/server-soak.log
 
+    python -m benchmarks.soak --minutes 2 --report-seconds 5 --stall-seconds 15
+
 The server runs in its own process. Requests come at random times (Poisson), most over gRPC, some over REST, each to be
-answered within 10 s. Every version is a copy of the first, and is deleted when the third newer one is pushed. Each swap
-prints a line; the last line is JSON. The exit code is 1 if a request failed.
+answered within `--deadline`. Every version is a copy of the first, and is deleted when the third newer one is pushed.
+The last line is JSON. The exit code is 1 if a request failed. With `--stall-seconds`, the
+server is stopped for so long once, after a tenth of the time, as by a machine that hangs: requests fail then, and the
+lines show how long it takes to get over it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ import collections
 import contextlib
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -31,16 +37,17 @@ from benchmarks.servable_of_size import make_servable
 from benchmarks.server import BATCH, METHOD, Served, as_bytes, make_requests, served
 from contracts.storage import write_text
 
-DEADLINE_SECONDS = 10.0
 REST_SHARE = 0.05
 LOAD = 0.8
+_NUMBER = re.compile(r"\d[\d.]*")
 
 
 class Soak:
     """The state of the run: requests, failures and the server's memory."""
 
-    def __init__(self, server: Served, base: Path, num_items: int, log: Callable[[str], None]):
+    def __init__(self, server: Served, base: Path, num_items: int, deadline: float, log: Callable[[str], None]):
         self._server = server
+        self._deadline = deadline
         self._base = base
         self._log = log
         self._requests = make_requests(num_items)
@@ -49,6 +56,7 @@ class Soak:
             json.dumps({"inputs": {"history": [[item.decode() for item in request["history"][0]]]}})
             for request in self._requests
         ]
+        self._version = 1
         self.answered = 0
         self.failures: collections.Counter[str] = collections.Counter()
         self.memory_mib: list[float] = []
@@ -67,12 +75,14 @@ class Soak:
             await asyncio.gather(*(ask_on() for _ in range(BATCH)))
             return (self.answered - before) / (time.perf_counter() - started)
 
-    async def run(self, rate: float, seconds: float, swap_every: float) -> None:
-        """Asks `rate` times a second, and swaps versions meanwhile."""
+    async def run(self, rate: float, seconds: float, swap_every: float, report_every: float, stall: float) -> None:
+        """Asks `rate` times a second, and swaps versions meanwhile; once, the server is stopped for `stall` seconds."""
         self.answered, self.latencies_ms = 0, []
         rng = np.random.default_rng(3)
         async with self._asking() as ask:
-            swapping = asyncio.create_task(self._swap(seconds, swap_every))
+            beside = asyncio.gather(
+                self._swap(seconds, swap_every), self._report(seconds, report_every), self._stall(seconds / 10, stall)
+            )
             tasks: set[asyncio.Task[None]] = set()
             end = due = time.perf_counter()
             end += seconds
@@ -82,7 +92,7 @@ class Soak:
                 task = asyncio.create_task(ask())
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-            await asyncio.gather(swapping, *tasks)
+            await asyncio.gather(beside, *tasks)
 
     @contextlib.asynccontextmanager
     async def _asking(self) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
@@ -106,9 +116,9 @@ class Soak:
     async def _grpc(self, predict: grpc.aio.UnaryUnaryMultiCallable, place: int) -> None:
         started = time.perf_counter()
         try:
-            await predict(self._bodies[place], timeout=DEADLINE_SECONDS)
+            await predict(self._bodies[place], timeout=self._deadline)
         except grpc.RpcError as error:
-            self.failures[f"gRPC {error.code().name}: {error.details()}"] += 1
+            self.failures[_NUMBER.sub("N", f"gRPC {error.code().name}: {error.details()}")] += 1
         else:
             self.answered += 1
             self.latencies_ms.append((time.perf_counter() - started) * 1e3)
@@ -116,32 +126,47 @@ class Soak:
     async def _rest(self, http: aiohttp.ClientSession, place: int) -> None:
         url = f"{self._server.url}/v1/models/dnc:predict"
         try:
-            timeout = aiohttp.ClientTimeout(DEADLINE_SECONDS)
+            timeout = aiohttp.ClientTimeout(self._deadline)
             async with http.post(url, data=self._json[place], timeout=timeout) as response:
                 text = await response.text()
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             self.failures[f"REST {type(error).__name__}"] += 1
             return
         if response.status != 200:
-            self.failures[f"REST {response.status}: {text[:200]}"] += 1
+            self.failures[_NUMBER.sub("N", f"REST {response.status}: {text[:200]}")] += 1
         else:
             self.answered += 1
 
+    async def _stall(self, after: float, seconds: float) -> None:
+        if seconds:
+            await asyncio.sleep(after)
+            os.kill(self._server.pid, signal.SIGSTOP)
+            self._log(f"{after:6.0f} s  the server is stopped for {seconds:g} s")
+            await asyncio.sleep(seconds)
+            os.kill(self._server.pid, signal.SIGCONT)
+
     async def _swap(self, seconds: float, every: float) -> None:
-        started, number = time.perf_counter(), 1
+        started = time.perf_counter()
         while time.perf_counter() - started + every <= seconds:
             await asyncio.sleep(every)
-            number += 1
+            self._version += 1
+            number = self._version
             copy_version(self._base, 1 if number <= 3 else number - 2, number)
             if number > 3:
                 shutil.rmtree(self._base / str(number - 3))
             self.memory_mib.append(resident_mib(self._server.pid))
+
+    async def _report(self, seconds: float, every: float) -> None:
+        started, answered = time.perf_counter(), 0
+        while time.perf_counter() - started + every <= seconds:
+            await asyncio.sleep(every)
+            rate, answered = (self.answered - answered) / every, self.answered
             recent, self.latencies_ms = self.latencies_ms, []
             p50, p99 = np.percentile(recent, [50, 99]) if recent else (np.nan, np.nan)
             self._log(
-                f"{time.perf_counter() - started:6.0f} s  version {number:3d} pushed  answered {self.answered:8d}  "
-                f"failed {self.failures.total():4d}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  "
-                f"RSS {self.memory_mib[-1]:7.1f} MiB"
+                f"{time.perf_counter() - started:6.0f} s  version {self._version:3d}  answered {answered:8d}, "
+                f"{rate:5.0f}/s  failed {self.failures.total():4d}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  "
+                f"RSS {resident_mib(self._server.pid):7.1f} MiB"
             )
 
 
@@ -160,12 +185,13 @@ def resident_mib(pid: int) -> float:
 def soak(version: Path, arguments: argparse.Namespace, log: Callable[[str], None]) -> dict[str, float]:
     base = version.parent
     with served(base, "session_threads=1", f"max_batch_size={BATCH}") as server:
-        run = Soak(server, base, arguments.items, log)
+        run = Soak(server, base, arguments.items, arguments.deadline, log)
         asyncio.run(run.capacity(2.0))
         capacity = asyncio.run(run.capacity(10.0))
         rate = arguments.rate or LOAD * capacity
         log(f"capacity {capacity:.0f} requests/s with {BATCH} in flight; asking {rate:.0f} a second")
-        asyncio.run(run.run(rate, arguments.minutes * 60, arguments.swap_seconds))
+        times = arguments.minutes * 60, arguments.swap_seconds, arguments.report_seconds, arguments.stall_seconds
+        asyncio.run(run.run(rate, *times))
     for failure, count in run.failures.most_common():
         log(f"failed {count} times: {failure}")
     memory = run.memory_mib
@@ -186,6 +212,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0, help="of load (default: %(default)s)")
     parser.add_argument("--swap-seconds", type=float, default=30.0, help="between new versions (default: %(default)s)")
+    parser.add_argument("--report-seconds", type=float, default=30.0, help="between lines (default: %(default)s)")
+    parser.add_argument("--deadline", type=float, default=10.0, help="of a request, in seconds (default: %(default)s)")
+    parser.add_argument(
+        "--stall-seconds", type=float, default=0.0, help="stop the server once, for so long (default: not)"
+    )
     parser.add_argument("--rate", type=float, help="requests a second instead of 80%% of what it can")
     parser.add_argument(
         "--index", choices=["scann", "exact"], default="scann", help="that the servable has (default: %(default)s)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,8 +20,10 @@ from serving.signature_spec import Arrays
 
 log = logging.getLogger(__name__)
 
-_SMOOTHING = 1 / 8
-"""Weight of the last batch in the average batch time; low, since one slow batch (e.g. during a load) says little."""
+_RECENT = 31
+"""How many of the last batches tell how fast the queue moves."""
+_CERTAIN = 4 / 3
+"""How many times as long as it seems a request must be able to wait: the pace changes, e.g. while a version loads."""
 
 
 class Workers:
@@ -43,6 +46,38 @@ class Workers:
                 self.free.release()
 
 
+class _Pace:
+    """How fast a queue moves. Medians of its last batches: one slow batch, as during a load, says little.
+
+    Attributes:
+        batch_seconds: how long a batch runs; 0 if not known yet.
+        row_seconds: how long a full queue takes to move by a row; 0 if not known yet.
+    """
+
+    def __init__(self) -> None:
+        self.batch_seconds = self.row_seconds = 0.0
+        self._batches: deque[float] = deque(maxlen=_RECENT)
+        self._rows: deque[float] = deque(maxlen=_RECENT)
+        self._last_full: tuple[float, int] | None = None
+
+    def ran(self, seconds: float) -> None:
+        """To be called after each batch, with the time that it took."""
+        self._batches.append(seconds)
+        self.batch_seconds = statistics.median_low(self._batches)
+
+    def took(self, rows: int, left: int, now: float) -> None:
+        """To be called when a batch of so many rows has been taken from the queue, which has so many left.
+
+        If any are left, the time until the next batch is taken shows the pace, whatever sets it: the graph, other
+        queues that share the workers, or the server's own loop.
+        """
+        if self._last_full:
+            since, rows_since = self._last_full
+            self._rows.append((now - since) / rows_since)
+            self.row_seconds = statistics.median_low(self._rows)
+        self._last_full = (now, rows) if rows and left else None
+
+
 @dataclass
 class _Waiting:
     inputs: Arrays
@@ -61,8 +96,9 @@ class Batcher:
     requests, at most that long after its first one. Under load, batches grow by themselves, and a lone request waits
     for nobody.
 
-    Under overload, the requests at the head of the queue are about to be late: a batch of them would be wasted, and so
-    would every one after it. So while more requests wait than fit in a batch, those that would be late are dropped.
+    Under overload, a queue that takes whatever comes grows until what it answers is just too late, and each batch is
+    wasted. So a request is refused at once if it would probably be late. And if the queue has become slower, those at
+    its head are about to be late: while more requests wait than fit in a batch, such ones are dropped.
     """
 
     def __init__(
@@ -86,7 +122,7 @@ class Batcher:
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque()
         self._rows = self._values = 0
-        self._batch_seconds = 0.0
+        self._pace = _Pace()
         self._is_closed = False
         self._changed = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
@@ -102,7 +138,8 @@ class Batcher:
 
         Raises:
             RequestError: INVALID_ARGUMENT if it has more rows or values than a batch may; RESOURCE_EXHAUSTED if the
-                queue is full; UNAVAILABLE if it is closed; DEADLINE_EXCEEDED; or whatever error the graph gives.
+                queue is full, or too long for its deadline; UNAVAILABLE if it is closed; DEADLINE_EXCEEDED; or whatever
+                error the graph gives.
         """
         config = self._config
         if self._is_closed:
@@ -118,12 +155,7 @@ class Batcher:
                 f"max_batch_elements={config.max_batch_elements}; send shorter lists, or several requests"
             )
         rows = max(rows, 1)  # an empty request takes up a place, too
-        if (
-            self._rows + rows > config.max_batch_size * config.max_enqueued_batches
-            or self._values + rows * width > config.max_batch_elements * config.max_enqueued_batches
-        ):
-            waiting_rows = f"{self._rows} rows are waiting, {self._values} values of their widest inputs"
-            raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {waiting_rows}; try again later")
+        self._require_room(rows, rows * width, deadline)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(inputs, rows, width, loop.create_future(), time.perf_counter(), deadline)
         timer = loop.call_at(deadline, _expire, waiting.answer)
@@ -135,6 +167,26 @@ class Batcher:
             return await waiting.answer
         finally:
             timer.cancel()
+
+    def _require_room(self, rows: int, values: int, deadline: float) -> None:
+        """Raises RequestError if the queue has no room for so much, or would keep it for too long."""
+        config = self._config
+        if (
+            self._rows + rows > config.max_batch_size * config.max_enqueued_batches
+            or self._values + values > config.max_batch_elements * config.max_enqueued_batches
+        ):
+            waiting_rows = f"{self._rows} rows are waiting, {self._values} values of their widest inputs"
+            raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {waiting_rows}; try again later")
+        wait = self._rows * self._pace.row_seconds
+        left = deadline - asyncio.get_running_loop().time()
+        # The batch that runs now comes first, too. With nobody waiting one is always tried, or a pace that is out of
+        # date would never be corrected.
+        if self._rows and _CERTAIN * wait + 2 * self._pace.batch_seconds > left:
+            raise RequestError(
+                Code.RESOURCE_EXHAUSTED,
+                f"overload: {self._rows} rows are waiting, which takes about {wait:.2g} s, and the request has only "
+                f"{max(left, 0):.2g} s left; try again later",
+            )
 
     async def close(self) -> None:
         """Refuses new requests, and stops once all earlier ones have been answered."""
@@ -180,20 +232,23 @@ class Batcher:
     def _take(self) -> list[_Waiting]:
         """The next batch, without abandoned requests and, if more wait than fit, without those that would be late."""
         batch: list[_Waiting] = []
-        rows = width = 0
-        done_at = asyncio.get_running_loop().time() + self._batch_seconds
+        rows = width = taken = 0
+        now = asyncio.get_running_loop().time()
         while self._waiting:
             waiting = self._waiting[0]
-            if waiting.deadline < done_at and rows + self._rows > self._config.max_batch_size:
+            is_late = waiting.deadline < now + self._pace.batch_seconds
+            if is_late and rows + self._rows > self._config.max_batch_size:
                 _expire(waiting.answer)
             if not waiting.answer.done():
                 rows, width = rows + waiting.rows, max(width, waiting.width)
                 if rows > self._config.max_batch_size or rows * width > self._config.max_batch_elements:
                     break
                 batch.append(waiting)
+                taken = rows
             self._waiting.popleft()
             self._rows -= waiting.rows
             self._values -= waiting.rows * waiting.width
+        self._pace.took(taken, self._rows, now)
         return batch
 
     async def _answer(self, batch: list[_Waiting], begun: asyncio.Future[list[Arrays]]) -> None:
@@ -202,7 +257,7 @@ class Batcher:
         started = loop.time()
         try:
             answers = await _outcomes(begun, len(batch))
-            self._batch_seconds += _SMOOTHING * (loop.time() - started - self._batch_seconds)
+            self._pace.ran(loop.time() - started)
             first = answers[0]
             if len(batch) > 1 and isinstance(first, RequestError):
                 answers = [await self._answer_alone(waiting, first) for waiting in batch]

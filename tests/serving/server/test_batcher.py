@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,9 +60,9 @@ async def settle() -> None:
         await asyncio.sleep(0.001)
 
 
-def skip(seconds: float) -> None:
+def skip(seconds: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
     """The loop's clock is so much later from now on: what waits for a time has it sooner."""
-    loop = asyncio.get_running_loop()
+    loop = loop or asyncio.get_running_loop()
     now = loop.time
     loop.time = lambda: now() + seconds
 
@@ -236,30 +237,85 @@ def test_late_and_abandoned_requests_are_not_run():
     assert run(body).batches == [[0], [3]]
 
 
-def test_under_overload_a_batch_takes_what_it_can_answer_in_time():
-    """Else each would be of the oldest, whose time ends while it runs: at twice the load, next to nothing in time."""
+class Slow(Graph):
+    """Every batch takes some time."""
+
+    def __init__(self, seconds: float = 0.1) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+        time.sleep(self.seconds)
+        return super().run(requests)
+
+
+def test_a_request_that_would_wait_for_too_long_is_refused_at_once():
+    """Else the queue grows until all that it answers is just too late."""
 
     async def body(graph: Graph, batcher: Batcher) -> None:
-        # An eighth of its five seconds is what another batch is expected to take, and after three more still over .4.
-        graph.gate.clear()
-        slow = ask(batcher, 0)
-        await settle()
-        skip(5)
-        graph.gate.set()
-        await slow
-        for others, outcome in (([3, 4, 5, 6], RequestError), ([3, 4], dict)):
+        first = [ask(batcher, value) for value in range(16)]  # four batches; the pace is known after the second
+        await asyncio.gather(*first[:8])
+        waiting = [ask(batcher, value) for value in range(16, 24)]
+        await asyncio.sleep(0)
+        # At least three batches wait, .3 s: to be certain, .4 s. With the batch that runs and its own, .6 s.
+        with pytest.raises(RequestError, match=r"overload: \d+ rows are waiting, .* only 0.55 s left") as raised:
+            await ask(batcher, 99, seconds=0.55)
+        assert raised.value.code == Code.RESOURCE_EXHAUSTED
+        waiting.append(ask(batcher, 24, seconds=60))
+        answers = await asyncio.gather(*first, *waiting)
+        assert [answer["y"].tolist() for answer in answers] == [[2 * value] for value in range(25)]
+
+    run(body, graph=Slow(), max_enqueued_batches=10)
+
+
+def test_a_request_is_tried_if_nobody_waits_whatever_the_last_batches_took():
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        await asyncio.gather(*(ask(batcher, value) for value in range(16)))
+        with pytest.raises(RequestError) as raised:
+            await ask(batcher, 99, seconds=0.05)
+        assert raised.value.code == Code.DEADLINE_EXCEEDED
+
+    assert run(body, graph=Slow(), max_enqueued_batches=10).batches[-1] == [99]
+
+
+def test_if_the_queue_has_become_slower_a_batch_passes_over_those_that_would_be_late():
+    """Else each would be of the oldest, whose time ends while it runs."""
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        await asyncio.gather(*(ask(batcher, value) for value in range(4)))
+        for others in ([3, 4, 5, 6], [3, 4]):
             graph.gate.clear()
-            first = ask(batcher, 7)
-            await settle()
-            late = [ask(batcher, value, seconds=0.4) for value in (1, 2)]
-            in_time = [ask(batcher, value) for value in others]
+            futures = [ask(batcher, 7)]
+            await asyncio.sleep(0.6)
+            futures += [ask(batcher, value, seconds=5.0) for value in (1, 2)]
+            futures += [ask(batcher, value, seconds=60.0) for value in others]
             await asyncio.sleep(0)
+            skip(4.7)  # 1 and 2 have less left than a batch takes
             graph.gate.set()
-            await asyncio.gather(first, *in_time)
-            assert {type(one) for one in await asyncio.gather(*late, return_exceptions=True)} == {outcome}
+            await asyncio.gather(*futures, return_exceptions=True)
 
     # A batch has room for four: for the others, or for all.
-    assert run(body).batches == [[0], [7], [3, 4, 5, 6], [7], [1, 2, 3, 4]]
+    batches = run(body, graph=Slow(0.5), max_enqueued_batches=10).batches
+    assert batches == [[0, 1, 2, 3], [7], [3, 4, 5, 6], [7], [1, 2, 3, 4]]
+
+
+def test_one_slow_batch_does_not_refuse_what_comes_after_it():
+    class Slow(Graph):
+        """Its fourth batch takes ten seconds."""
+
+        def run(self, requests: Sequence[Arrays]) -> list[Arrays]:
+            if len(self.batches) == 3:
+                loop.call_soon_threadsafe(skip, 10, loop)
+            return super().run(requests)
+
+    async def body(graph: Graph, batcher: Batcher) -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(ask(batcher, value, seconds=60) for value in range(32)))  # eight batches
+        await asyncio.gather(*(ask(batcher, value, seconds=2) for value in range(32)))
+
+    loop: asyncio.AbstractEventLoop
+    run(body, graph=Slow(), max_enqueued_batches=10)
 
 
 def test_a_request_larger_than_a_batch_is_refused():
