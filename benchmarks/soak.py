@@ -75,7 +75,9 @@ class Soak:
             await asyncio.gather(*(ask_on() for _ in range(BATCH)))
             return (self.answered - before) / (time.perf_counter() - started)
 
-    async def run(self, rate: float, seconds: float, swap_every: float, report_every: float, stall: float) -> None:
+    async def run(
+        self, rate: float, seconds: float, swap_every: float, report_every: float, stall: float | None
+    ) -> None:
         """Asks `rate` times a second, and swaps versions meanwhile; once, the server is stopped for `stall` seconds."""
         self.answered, self.latencies_ms = 0, []
         rng = np.random.default_rng(3)
@@ -137,7 +139,7 @@ class Soak:
         else:
             self.answered += 1
 
-    async def _stall(self, after: float, seconds: float) -> None:
+    async def _stall(self, after: float, seconds: float | None) -> None:
         if seconds:
             await asyncio.sleep(after)
             os.kill(self._server.pid, signal.SIGSTOP)
@@ -214,9 +216,7 @@ def main() -> None:
     parser.add_argument("--swap-seconds", type=float, default=30.0, help="between new versions (default: %(default)s)")
     parser.add_argument("--report-seconds", type=float, default=30.0, help="between lines (default: %(default)s)")
     parser.add_argument("--deadline", type=float, default=10.0, help="of a request, in seconds (default: %(default)s)")
-    parser.add_argument(
-        "--stall-seconds", type=float, default=0.0, help="stop the server once, for so long (default: not)"
-    )
+    parser.add_argument("--stall-seconds", type=float, help="stop the server once, for so long")
     parser.add_argument("--rate", type=float, help="requests a second instead of 80%% of what it can")
     parser.add_argument(
         "--index", choices=["scann", "exact"], default="scann", help="that the servable has (default: %(default)s)"
