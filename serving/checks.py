@@ -110,14 +110,14 @@ def check_lists(
     cold = (present & corpus.is_cold[at]).sum(axis=1, keepdims=True)
     problems = {
         "an item is not in the catalogue": present & (index < 0),
-        "an item is not in the group that it claims": present & (lists.group_ids != corpus.group_ids[index]),
+        "an item is not in the group given for it": present & (lists.group_ids != corpus.group_ids[index]),
         "a score differs from the formula by more than rounding explains": ~(error <= tolerance),
         "an excluded item is returned": present & np.take_along_axis(requests.excluded, at, axis=1),
-        "an item of a group that may not answer is returned": present & np.isneginf(expected),
+        "an item is returned from a group that must not answer": present & np.isneginf(expected),
         "an item is returned twice": repeated,
-        "a list is not in its merge's order": _out_of_order(lists, present, controls, exact),
+        "a list is not in the order of its merge": _out_of_order(lists, present, controls, exact),
         "a list is shorter or longer than asked for": present != (np.arange(present.shape[1]) < length[:, None]),
-        "an absent place has a score or a group": ~present & ((lists.group_ids != -1) | ~np.isneginf(lists.scores)),
+        "an empty place has a score or a group": ~present & ((lists.group_ids != -1) | ~np.isneginf(lists.scores)),
         "fewer cold items than asked for": present & (cold < exact.explored.sum(axis=1, keepdims=True)),
     }
     failures = [_example(name, bad, lists) for name, bad in problems.items() if bad.any()]

@@ -95,9 +95,9 @@ def require_sound(embeddings: np.ndarray, catalogue: Catalogue) -> None:
     if broken.size:
         item, vector = str(catalogue.item_ids[broken[0]]), embeddings[1 + broken[0]]
         raise ValueError(
-            f"the embeddings of {len(broken):,} of {catalogue.num_items:,} items are too large or no numbers, as that "
-            f"of {item!r}, {vector[:4]}.... If they are few, look at their features: a value may be far beyond all "
-            "others. If they are most, training diverged: lower training.learning_rate and train again"
+            f"the embeddings of {len(broken):,} of {catalogue.num_items:,} items are too large or not numbers, e.g. "
+            f"that of {item!r}, {vector[:4]}.... If only a few are, check their features for a value far beyond all "
+            "others. If most are, training diverged: lower training.learning_rate and train again"
         )
 
 

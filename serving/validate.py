@@ -60,7 +60,7 @@ def validate(
             raise Unfit(
                 f"{servable} is not fit to serve:\n  "
                 + "\n  ".join(report["failures"])
-                + f"\nThe report is {workdir.failed_validation}."
+                + f"\nThe report is in {workdir.failed_validation}."
             )
         artifact.counts["requests"] = report["requests"]
         artifact.files += [report_path.name, config_path.name]
@@ -100,10 +100,10 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
             said, fault = text[-2000:], Unfit if "Traceback" in text or process.returncode < 0 else ValueError
             for line in reversed(said.splitlines()):
                 if any(os.strerror(number) in line for number in _NO_ROOM):
-                    said = f"{line} (temporary files lie where TMPDIR says)"
-                    raise RuntimeError(f"{servable} could not be asked in a fresh process: {said}")
+                    said = f"{line} (TMPDIR sets where temporary files go)"
+                    raise RuntimeError(f"{servable} could not be queried in a fresh process: {said}")
             if process.returncode == -signal.SIGKILL:
-                said = "it was killed, mostly for want of memory: run it again, or where there is more of it"
-            raise fault(f"{servable} cannot be loaded and asked in a fresh process:\n{said}")
+                said = "it was killed, usually for lack of memory: run it again, or on a machine with more memory"
+            raise fault(f"{servable} cannot be loaded and queried in a fresh process:\n{said}")
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return found

@@ -107,7 +107,7 @@ def _check_servable(
         in_c = pool.submit(_c_api_answer, path, index, inputs)  # in a separate process, in parallel with the rest
         warmed = _replay_warmup(session, path)
         if not warmed:
-            failures.append("the warm-up file holds no request")
+            failures.append("the warm-up file holds no requests")
         corpus = Corpus(*session.candidate_embedding(list(index_of)), ~catalogue.is_trained[1:])
         if not np.array_equal(corpus.group_ids, catalogue.group_id[1:]):
             failures.append("candidate_embedding and the item groups disagree on an item's group")
@@ -202,7 +202,7 @@ def _c_api_answer(path: Path, index: str, inputs: Mapping[str, np.ndarray]) -> d
 def _compare(answer: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:
     ids, other_ids = decode(answer[Response.ITEM_IDS]), decode(other[Response.ITEM_IDS])
     if ids.shape != other_ids.shape:
-        return f"differs from the session: its lists are of shape {other_ids.shape}, not {ids.shape}"
+        return f"differs from the session: its lists have shape {other_ids.shape}, not {ids.shape}"
     close = np.isclose(answer[Response.SCORES], other[Response.SCORES], rtol=1e-5, atol=1e-5)
     different = (ids != other_ids) | ~close | (answer[Response.GROUP_IDS] != other[Response.GROUP_IDS])
     if not different.any():

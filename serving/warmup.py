@@ -47,7 +47,9 @@ def read_warmup(version: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         try:
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         except DecodeError as error:
-            raise ValueError(f"{version / WARMUP_FILE} holds no PredictionLog ({error}): export again") from None
+            raise ValueError(
+                f"{version / WARMUP_FILE} holds an invalid PredictionLog ({error}): export again"
+            ) from None
         request = log.predict_log.request
         signature = request.model_spec.signature_name or Signature.SERVING_DEFAULT
         yield signature, {n: tf.make_ndarray(t) for n, t in request.inputs.items()}

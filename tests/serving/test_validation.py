@@ -116,7 +116,7 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
             RuntimeError,
             r"No space left on device: '/tmp/x' .*TMPDIR",
         ),
-        ("kill -9 $$", Unfit, r"in a fresh process:\nit was killed, mostly for want of memory"),
+        ("kill -9 $$", Unfit, r"in a fresh process:\nit was killed, usually for lack of memory"),
         ("echo 'no test users: give more' >&2\nexit 1", ValueError, "no test users: give more"),
         # On a disk that is full, as the workdir's may be, its words would be lost, and so the reason.
         ("readlink /proc/$$/fd/2 >&2\nexit 1", ValueError, r"\n/memfd:"),
@@ -240,14 +240,14 @@ def broken(lists: Recommendations, damage: str) -> Recommendations:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("group", "not in the group that it claims: in 1 places, the first being place 2 of request 1"),
+        ("group", "not in the group given for it: in 1 places, the first being place 2 of request 1"),
         ("score", "a score differs from the formula"),
         ("history", "an excluded item is returned"),
         ("twice", "an item is returned twice"),
-        ("order", "a list is not in its merge's order"),
+        ("order", "a list is not in the order of its merge"),
         ("short", "a list is shorter or longer than asked for"),
         ("catalogue", "an item is not in the catalogue"),
-        ("absent", "an absent place has a score or a group"),
+        ("absent", "an empty place has a score or a group"),
     ],
 )
 def test_each_damage_is_named(damage, message):
@@ -260,10 +260,10 @@ def test_what_was_asked_for_is_held_against_the_lists():
     """The same lists, of requests that ask for something else."""
     corpus, index_of, requests, lists, asked = perfect("quota")
     others = {
-        "a group that may not answer": replace(asked, boost=np.array([[1, 0, 1]] * 2)),
+        "a group that must not answer": replace(asked, boost=np.array([[1, 0, 1]] * 2)),
         "a score differs from the formula": replace(asked, boost=np.array([[1, 2, 1]] * 2)),
         "fewer cold items than asked for": replace(asked, num_exploration=np.array([3, 6])),
-        "a list is not in its merge's order": replace(asked, merge=np.array(["round_robin"] * 2, object)),
+        "a list is not in the order of its merge": replace(asked, merge=np.array(["round_robin"] * 2, object)),
     }
     for message, other in others.items():
         failures = check_lists(corpus, index_of, requests, lists, other).failures

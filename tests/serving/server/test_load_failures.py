@@ -196,7 +196,9 @@ def test_a_warm_up_file_of_another_kind_is_named_and_the_session_closed(tmp_path
     (tmp_path / WARMUP_FILE).parent.mkdir()
     with tf.io.TFRecordWriter(str(tmp_path / WARMUP_FILE)) as writer:
         writer.write(b"\xff")
-    with pytest.raises(LoadError, match=r"tf_serving_warmup_requests holds no PredictionLog .*: export again") as error:
+    with pytest.raises(
+        LoadError, match=r"tf_serving_warmup_requests holds an invalid PredictionLog .*export again"
+    ) as error:
         LoadedServable(tmp_path, 1)
     assert not error.value.may_pass
     assert closed == [True]
