@@ -116,7 +116,7 @@ def build_group_index(group_id: int, embeddings: FloatArray, queries: FloatArray
     """
     size = len(embeddings)
     if size == 0:
-        raise ValueError(f"group {group_id} is empty: an empty group has no index, leave it out")
+        raise ValueError(f"group {group_id} is empty and cannot be indexed; leave it out")
     structure = choose_structure(size, serving)
     index = _build(group_id, structure, embeddings, queries, serving)
     if structure == "tree_hashing_int8" and np.mean([point.recall for point in index.points]) < serving.recall_target:

@@ -48,7 +48,7 @@ def read_indexes(version: Path) -> dict[str, GroupIndex]:
         tensors = StoredIndexes(version)
         return {entry["fingerprint"]: _index(entry, tensors) for entry in stored["groups"]}
     except (ValueError, IndexError, tf.errors.OpError) as error:  # raised by TensorFlow's and JSON's readers
-        log.warning("%s: its indexes cannot be read (%s), so all groups are built anew", version, error)
+        log.warning("%s: its indexes cannot be read (%s); rebuilding those of all groups", version, error)
         return {}
 
 

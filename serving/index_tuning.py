@@ -176,7 +176,7 @@ def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint
             best = cost + found.reorder, found
     if best is None:
         raise ValueError(
-            f"a group of {size} items does not reach serving.recall_target={trial.bars[0][1]} for {k} results with "
-            "every leaf searched; lower the target or raise serving.brute_force_max_items"
+            f"a group of {size} items does not reach serving.recall_target={trial.bars[0][1]} for {k} results even "
+            "with every leaf searched; lower the target or raise serving.brute_force_max_items"
         )
     return best[1]

@@ -57,7 +57,7 @@ class SignatureSpec:
         """
         for key, info in definition.inputs.items():
             if info.tensor_shape.unknown_rank or not info.tensor_shape.dim:
-                raise ValueError(f"the signature {name} cannot be batched: its {key!r} has no dimension for rows")
+                raise ValueError(f"signature {name} cannot be batched: its input {key!r} has no batch dimension")
         self.name = name
         self.inputs = {key: _input(key, info, definition.defaults) for key, info in sorted(definition.inputs.items())}
         self.outputs = {key: info.name for key, info in sorted(definition.outputs.items())}
@@ -87,7 +87,7 @@ class SignatureSpec:
         for name, spec in self.inputs.items():
             value = values.get(name, spec.default)
             if value is None:
-                raise ValueError(f"{self.name} needs the input {name!r}, which the request leaves out")
+                raise ValueError(f"{self.name} requires input {name!r}, which is missing from the request")
             completed[name] = value if len(value) == rows else np.broadcast_to(value, [rows, *value.shape[1:]])
         return completed, rows
 
@@ -131,9 +131,7 @@ def _rows(given: Mapping[str, np.ndarray]) -> int:
     sizes = {name: len(value) for name, value in given.items()}
     distinct = set(sizes.values()) - {1}
     if len(distinct) > 1:
-        raise ValueError(
-            f"the inputs have different numbers of rows: {sizes}; give each as many as the request has, or 1"
-        )
+        raise ValueError(f"the inputs have different numbers of rows: {sizes}; give every input the same number, or 1")
     return distinct.pop() if distinct else 1
 
 

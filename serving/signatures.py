@@ -43,7 +43,7 @@ def require_compatible(old: Path, new: Path, model_name: str) -> None:
     if problems:
         raise ValueError(
             f"clients of {old} would break:\n  " + "\n  ".join(problems) + "\nKeep what the last version has, or "
-            f"export as another model: set serving.model_name to something else than {model_name}"
+            f"export as another model: set serving.model_name to something other than {model_name}"
         )
 
 
@@ -61,11 +61,11 @@ def _problems(name: str, old: Any, new: Any | None) -> list[str]:
                 problems.append(f"{what} is {_form(after[key])}, was {_form(before[key])}")
             elif kind == "inputs" and key != Request.GROUP_BOOST:
                 was, now = _length(before[key]), _length(after[key])
-                problems += [f"{what} takes {now} values a row, was {was}"] if now not in ("any", was) else []
+                problems += [f"{what} takes {now} values per row, previously {was}"] if now not in ("any", was) else []
     optional = set(new.defaults)
     for key in sorted(new.inputs):
         if key not in optional and (key not in old.inputs or key in old.defaults):
-            problems.append(f"{name}: input {key!r} must be given now")
+            problems.append(f"{name}: input {key!r} is now required")
     return problems
 
 

@@ -32,11 +32,11 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
         ValueError: the proto is not a tensor.
     """
     if tensor.tensor_shape.unknown_rank:
-        raise ValueError(f"input {name!r}: the shape has an unknown rank; send the tensor's own shape")
+        raise ValueError(f"input {name!r}: the shape has unknown rank; send the tensor's actual shape")
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     size = math.prod(shape)
     if min(shape, default=0) < 0 or len(shape) > 8:
-        raise ValueError(f"input {name!r}: the shape {shape[:9]} is not that of a tensor")
+        raise ValueError(f"input {name!r}: {shape[:9]} is not a valid tensor shape")
     if size > max_elements:
         raise ValueError(f"input {name!r}: the shape {shape} has {size} elements, more than the {max_elements} allowed")
     if len(tensor.string_val) == size and tensor.dtype == tf.string.as_datatype_enum:

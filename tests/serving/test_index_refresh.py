@@ -152,8 +152,8 @@ def drop_default(signatures):
         (drop_output, "serving_default: output 'scores' is gone"),
         (change_dtype, "input 'num_candidates' is int64 of rank 1, was int32 of rank 1"),
         (change_rank, "output 'group_ids' is int32 of rank 3, was int32 of rank 2"),
-        (change_length, "input 'history' takes 3 values a row, was any"),
-        (drop_default, "input 'merge' must be given now"),
+        (change_length, "input 'history' takes 3 values per row, previously any"),
+        (drop_default, "input 'merge' is now required"),
     ],
 )
 def test_what_clients_would_miss_is_named(servable, tmp_path, change, message):
