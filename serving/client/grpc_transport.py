@@ -40,9 +40,7 @@ class GrpcTransport:
             ValueError: the address is an HTTP URL, or a header is not one printable line.
         """
         if address.startswith(("http://", "https://")):
-            raise ValueError(
-                f"{address!r} is a URL of a REST API: gRPC takes host:port, e.g. {urlsplit(address).netloc!r}"
-            )
+            raise ValueError(f"{address!r} is an HTTP URL: gRPC takes host:port, e.g. {urlsplit(address).netloc!r}")
         require_headers(headers)
         options = [
             ("grpc.max_receive_message_length", -1),

@@ -56,7 +56,7 @@ class RestTransport:
         """
         require_headers(headers)
         if not _is_url(url):
-            raise ValueError(f"{url!r} is no URL of a REST API: it must be http://host:port, or https")
+            raise ValueError(f"{url!r} is not the URL of a REST API: it must be http://host:port or https://host:port")
         self._url = url.rstrip("/")
         self._headers = dict(headers)
         self._session, self._process = self._new_session(), os.getpid()
@@ -68,7 +68,7 @@ class RestTransport:
         try:
             json_format.ParseDict(answer.get("metadata", {}).get(SIGNATURE_DEF, {}), found, ignore_unknown_fields=True)
         except (json_format.ParseError, AttributeError, TypeError) as error:
-            message = f"{self._url} answers with metadata of another form than TF Serving's ({error}): check the URL"
+            message = f"{self._url} answers with metadata that is not in TF Serving's form ({error}): check the URL"
             raise RetrievalError(Code.UNKNOWN, message) from None
         return found.signature_def
 
@@ -92,7 +92,7 @@ class RestTransport:
         answer = _object(content)
         if status != requests.codes.ok or answer is None:
             # A proxy refuses with its own pages: the status, not the body, determines what may be asked again.
-            said = answer or {"error": f"{self._url} answers status {status} without a JSON object"}
+            said = answer or {"error": f"{self._url} answers with status {status} and no JSON object"}
             code = _CODES.get(status, Code.UNKNOWN)
             raise RetrievalError(code, said.get("error", ""), is_too_large=status == _TOO_LARGE)
         return answer

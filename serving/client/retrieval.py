@@ -160,7 +160,7 @@ class RetrievalClient:
             RetrievalError: as `recommend`.
         """
         if isinstance(item_ids, str | bytes):
-            raise ValueError(f"item_ids must be a list; for one item write [{item_ids!r}]")
+            raise ValueError(f"item_ids must be a list; for one item, write [{item_ids!r}]")
         outputs = self._call(Signature.CANDIDATE_EMBEDDING, {Request.ITEM_IDS: item_ids}, len(item_ids), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.GROUP_IDS].astype(np.int32)
 
@@ -257,7 +257,7 @@ def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
     for history in [histories] if isinstance(histories, str | bytes) else histories:
         if isinstance(history, str | bytes):
             raise ValueError(
-                f"histories must hold a list of item ids per user; for one user write [[{history!r}, ...]]"
+                f"histories must hold a list of item ids per user; for one user, write [[{history!r}, ...]]"
             )
 
 
@@ -266,11 +266,11 @@ def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> 
     if marks is None:
         return
     if not _is_list(marks):
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must be a list per user; got {marks!r}")
+        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user; got {marks!r}")
     lengths = [[len(one) for one in lists if _is_list(one)] for lists in (list(histories), list(marks))]
     if lengths[0] != lengths[1]:
         raise ValueError(
-            f"input {Request.HISTORY_IS_CONTEXT!r} must have a list per user with a value per event of the history: "
+            f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user, with a value per event of the history: "
             f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
         )
     if broken := [mark for one in filter(_is_list, marks) for mark in one if mark not in (True, False, None)]:
@@ -303,19 +303,19 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
             value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]  # a list per user
         array = _cast(spec, np.asarray(value, object))
         if array.ndim > len(spec.shape):
-            raise ValueError(f"input {spec.name!r} is nested too deep: it is one value for all, or one per user")
+            raise ValueError(f"input {spec.name!r} is nested too deeply: give one value for all, or one per user")
         if array.ndim == len(spec.shape) and len(array) not in (1, rows):
-            raise ValueError(f"input {spec.name!r} must have one value, or a value per user, {rows}; got {len(array)}")
+            raise ValueError(f"input {spec.name!r} must have one value, or one per user ({rows}); got {len(array)}")
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
     if not _is_list(value):
-        raise ValueError(f"input {spec.name!r} must be a list, or a list per user; got {value!r}")
+        raise ValueError(f"input {spec.name!r} must be a list, or one list per user; got {value!r}")
     lists = list(value)
     if not any(_is_list(one) for one in lists):
         lists = [lists] * rows
     if len(lists) != rows:
-        raise ValueError(f"input {spec.name!r} must have a list per user, {rows}; got {len(lists)}")
+        raise ValueError(f"input {spec.name!r} must hold a list per user ({rows}); got {len(lists)}")
     if broken := [one for one in lists if one is not None and not _is_list(one)]:
-        raise ValueError(f"input {spec.name!r} must have a list per user; got {broken[0]!r} for one")
+        raise ValueError(f"input {spec.name!r} must hold a list per user; got {broken[0]!r} for one")
     lists = [() if one is None else tuple(one) for one in lists]
     padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
     for row, one in enumerate(lists):
@@ -342,7 +342,7 @@ def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
         else:
             broken = [value for value in flat if spec.dtype.is_integer and value != int(value)]
             if broken:
-                raise ValueError(f"{broken[0]!r} is no whole number")
+                raise ValueError(f"{broken[0]!r} is not a whole number")
             cast = np.array(flat, spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"input {spec.name!r} must hold {spec.dtype.name}: {error}") from None
@@ -355,7 +355,7 @@ def _as_bytes(value: Any) -> bytes:
         return value.encode()
     if isinstance(value, bytes):
         return value
-    raise TypeError(f"{value!r} is no text; ids are text, so write str({value!r})")
+    raise TypeError(f"{value!r} is not a string; ids are strings, so write str({value!r})")
 
 
 def _candidates(item_ids: np.ndarray, scores: np.ndarray, group_ids: np.ndarray) -> Candidates:

@@ -46,7 +46,7 @@ class Target:
         if self.version is not None and self.label is not None:
             raise ValueError(f"name a version or a label, not both: got {self.version} and {self.label!r}")
         if "" in (self.model, self.label):
-            raise ValueError("a model and a label must have a name; got ''")
+            raise ValueError("the name of a model or a label must not be empty; got ''")
 
 
 def require_headers(headers: Mapping[str, str]) -> None:

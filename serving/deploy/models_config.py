@@ -46,11 +46,12 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
     for name, base in bases.items():
         labels, versions = effective_labels(base), versions_on_disk(base)
         if labels is None:
-            raise ValueError(f"no version of {name} below {base}: it must hold numbered directories")
+            raise ValueError(f"no version of {name} under {base}: it must hold numbered directories")
         missing = {label: version for label, version in labels.by_label().items() if version not in versions}
         if missing:
             raise ValueError(
-                f"{base} holds versions {versions}; its serving.json labels {missing}: roll back to one of these"
+                f"{base} holds versions {versions}, but its serving.json labels {missing}: "
+                "roll back to a version that it holds"
             )
         one = config.model_config_list.config.add(name=name, base_path=str(root / name), model_platform="tensorflow")
         wanted = labels.by_label()
@@ -100,7 +101,7 @@ def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found
     "--every",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Look again so often; needs --out and --server.",
+    help="Check again this often; needs --out and --server.",
 )
 @click.option("--server", metavar="URL", help="REST API of the server that reads the file: labels wait for its loads.")
 def main(models: tuple[str, ...], root: str, out: Path | None, every: float | None, server: str | None) -> None:
@@ -110,7 +111,8 @@ def main(models: tuple[str, ...], root: str, out: Path | None, every: float | No
     """
     if every and not (out and server):
         raise click.UsageError(
-            "--every needs --out FILE, where to keep the models.config, and --server URL, whose loads labels wait for"
+            "--every needs --out FILE, the models.config to keep up to date, and --server URL, "
+            "whose loads labels wait for"
         )
     if server and not server.startswith(("http://", "https://")):
         raise click.UsageError(f"--server {server!r} must be a URL, e.g. http://localhost:8501")
@@ -136,7 +138,7 @@ def _bases(models: Sequence[str]) -> dict[str, Path]:
         if not (name and separator and path):
             raise click.UsageError(f"{model!r} must have the form NAME=PATH, e.g. dnc=runs/mine/servable/dnc")
         if name in bases:
-            raise click.UsageError(f"{model!r}: the name {name} is given already; give each model a name of its own")
+            raise click.UsageError(f"{model!r}: the name {name} is already taken; give each model its own")
         bases[name] = Path(path)
     return bases
 

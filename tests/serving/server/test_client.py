@@ -50,14 +50,14 @@ def test_candidate_embedding(client, session):
     [
         ({"nope": 1}, "has no input 'nope'; it has .*alpha"),
         ({"num_candidates": "many"}, "'num_candidates' must hold int32"),
-        ({"alpha": [1.0, 2.0, 3.0]}, "'alpha' must have one value, or a value per user, 2; got 3"),
-        ({"num_candidates": 2.7}, "'num_candidates' must hold int32: 2.7 is no whole number"),
-        ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or a list per user; got 'i4'"),
-        ({"groups": 1}, "'groups' must be a list, or a list per user; got 1"),
-        ({"groups": [[1], 2]}, "'groups' must have a list per user; got 2 for one"),
-        ({"exclude_item_ids": [["i1"]]}, "'exclude_item_ids' must have a list per user, 2; got 1"),
-        ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is no text; .* write str\(101\)"),
-        ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is no text"),
+        ({"alpha": [1.0, 2.0, 3.0]}, r"'alpha' must have one value, or one per user \(2\); got 3"),
+        ({"num_candidates": 2.7}, "'num_candidates' must hold int32: 2.7 is not a whole number"),
+        ({"exclude_item_ids": "i4"}, "'exclude_item_ids' must be a list, or one list per user; got 'i4'"),
+        ({"groups": 1}, "'groups' must be a list, or one list per user; got 1"),
+        ({"groups": [[1], 2]}, "'groups' must hold a list per user; got 2 for one"),
+        ({"exclude_item_ids": [["i1"]]}, r"'exclude_item_ids' must hold a list per user \(2\); got 1"),
+        ({"user_id": [101, 102]}, r"'user_id' must hold string: 101 is not a string; .* write str\(101\)"),
+        ({"exclude_item_ids": [[3], [4]]}, "'exclude_item_ids' must hold string: 3 is not a string"),
         ({"merge": "nonsense"}, "'merge' must be one of quota, score, round_robin; got 'nonsense'"),
         ({"merge": ["score", "Quota"]}, "'merge' must be one of .*; got 'Quota'"),
     ],
@@ -70,13 +70,13 @@ def test_wrong_inputs_are_named(client, inputs, message):
 @pytest.mark.parametrize("histories", [["i3", "i4"], "i3", [["i3"], "i4"], [b"i3"]])
 def test_histories_without_a_list_a_user_are_refused(client, histories):
     for ask in (client.recommend, client.query_embedding):
-        with pytest.raises(ValueError, match=r"a list of item ids per user; for one user write \[\["):
+        with pytest.raises(ValueError, match=r"a list of item ids per user; for one user, write \[\["):
             ask(histories)
 
 
 @pytest.mark.parametrize("marks", [[[True]], [[True, False], []], [True, False]], ids=str)
 def test_marks_that_are_not_one_an_event_are_refused(client, marks):
-    with pytest.raises(ValueError, match="'history_is_context' must have a list per user with a value per event"):
+    with pytest.raises(ValueError, match="'history_is_context' must hold a list per user, with a value per event"):
         client.recommend([["i1", "i2"]], history_is_context=marks)
 
 
@@ -107,7 +107,7 @@ def test_no_users_get_no_lists(client, session):
 
 @pytest.mark.parametrize("url", ["localhost:8501", "http://", "http://localhost:abc", "ftp://localhost:8501"])
 def test_what_is_no_url_of_a_rest_api_is_refused(url):
-    with pytest.raises(ValueError, match=rf"'{url}' is no URL of a REST API: .* http://"):
+    with pytest.raises(ValueError, match=rf"'{url}' is not the URL of a REST API: .* http://"):
         RetrievalClient.rest(url, "dnc")
 
 
@@ -117,9 +117,9 @@ def test_what_could_never_be_sent_is_refused_at_once(client):
     for make, at in ((RetrievalClient.grpc, "localhost:1"), (RetrievalClient.rest, "http://localhost:1")):
         with pytest.raises(ValueError, match="the header 'token' must be one printable line"):
             make(at, "dnc", headers={"token": "a\nb"})
-        with pytest.raises(ValueError, match="a label must have a name"):
+        with pytest.raises(ValueError, match="a label must not be empty"):
             make(at, "dnc", label="")
-    with pytest.raises(ValueError, match=r"for one item write \['i3'\]"):
+    with pytest.raises(ValueError, match=r"for one item, write \['i3'\]"):
         client.candidate_embedding("i3")
 
 

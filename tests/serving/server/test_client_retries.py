@@ -77,7 +77,7 @@ def test_metadata_of_another_form_are_no_answer_of_a_server(metadata):
         def do_GET(self) -> None:
             self.say(200, f'{{"metadata": {metadata}}}')
 
-    expected = pytest.raises(RetrievalError, match="metadata of another form than TF Serving's")
+    expected = pytest.raises(RetrievalError, match="metadata that is not in TF Serving's form")
     with answering(Other) as url, RetrievalClient.rest(url, "dnc") as client, expected as refused:
         client.recommend([["i1"]])
     assert not refused.value.is_transient

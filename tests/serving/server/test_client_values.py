@@ -23,9 +23,9 @@ def test_histories_that_are_given_twice_are_refused(client):
 
 def test_lists_of_lists_where_values_belong_are_refused_by_name(client):
     """As in REST's rows, which are easily copied."""
-    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deep"):
+    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deeply"):
         client.recommend([["i1"], ["i2"]], num_candidates=[[3], [4]])
-    with pytest.raises(ValueError, match="input 'item_ids' is nested too deep"):
+    with pytest.raises(ValueError, match="input 'item_ids' is nested too deeply"):
         client.candidate_embedding([["i1"], ["i2"]])
 
 
@@ -51,7 +51,7 @@ def test_none_for_one_user_leaves_out_a_list_of_fixed_length(client):
         client.recommend(histories, num_candidates=9, group_boost=[boosts[0], other]) for other in (boosts[1], None)
     )
     assert [found.item_ids for found in left_out] == [found.item_ids for found in given]
-    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deep"):
+    with pytest.raises(ValueError, match="input 'num_candidates' is nested too deeply"):
         client.recommend(histories, num_candidates=[[3], None])
 
 
@@ -67,5 +67,5 @@ def test_none_for_every_user_leaves_it_out(client, users):
 
 
 def test_marks_that_are_no_lists_are_refused(client):
-    with pytest.raises(ValueError, match="'history_is_context' must be a list per user; got True"):
+    with pytest.raises(ValueError, match="'history_is_context' must hold a list per user; got True"):
         client.recommend([["i1"]], history_is_context=True)

@@ -121,7 +121,7 @@ def test_models_config_follows_the_labels(tmp_path, servable):
         (["dnc={base}/nothing"], "no version of dnc"),
         (["dnc={base}"], "labels {'stable': 9}"),
         (["{base}"], "must have the form NAME=PATH"),
-        (["dnc={base}", "dnc={base}/other"], "the name dnc is given already"),
+        (["dnc={base}", "dnc={base}/other"], "the name dnc is already taken"),
         (["dnc={base}", "--every", "1", "--server", "http://localhost:8501"], "--every needs --out"),
         (["dnc={base}", "--every", "1", "--out", "{base}/models.config"], "and --server URL"),
         (["dnc={base}", "--server", "localhost:8501"], "'localhost:8501' must be a URL"),
