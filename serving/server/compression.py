@@ -37,7 +37,7 @@ def inflated(content: bytes, coding: str, most: int) -> bytes:
             message = f"Content-Encoding {coding!r} is not supported: send gzip, deflate or plain JSON"
             raise RequestError(Code.INVALID_ARGUMENT, message, _UNSUPPORTED)
     except (OSError, EOFError, zlib.error) as error:
-        raise invalid(f"the body cannot be read: it is not one whole {coding} body ({error})") from None
+        raise invalid(f"the body cannot be read: it is not one complete {coding} body ({error})") from None
     if len(found) > most:
         message = f"the inflated body exceeds {most} bytes. Set server.max_request_bytes to allow more"
         raise RequestError(Code.RESOURCE_EXHAUSTED, message, _TOO_LARGE)
@@ -49,5 +49,5 @@ def _deflated(content: bytes, most: int) -> bytes:
     stream = zlib.decompressobj(zlib.MAX_WBITS if content[:1] and content[0] & 0xF == _ZLIB else -zlib.MAX_WBITS)
     found = stream.decompress(content, most + 1)
     if len(found) <= most and (not stream.eof or stream.unused_data):
-        raise EOFError("the stream ends after the body or before it")
+        raise EOFError("the stream is cut off, or other data follows it")
     return found

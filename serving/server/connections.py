@@ -85,7 +85,7 @@ class Connection(web.RequestHandler):
     def _go_on(self, request: web.Request) -> None:
         if not request.content.is_eof():
             length = request.content_length
-            missing = "its body had come" if length is None else f"its {length} bytes"
+            missing = "the body was sent" if length is None else f"its {length} bytes were sent"
             request.content.set_exception(
                 web.RequestPayloadError(f"the client closed its half of the connection before {missing}")
             )

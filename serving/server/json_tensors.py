@@ -101,7 +101,7 @@ def response_body(outputs: Mapping[str, np.ndarray], form: Format) -> bytes:
 
 def _columns(instances: Any, signature: SignatureSpec) -> dict[str, Any]:
     if not isinstance(instances, list) or not instances:
-        raise invalid(f"'instances' must be a list with a value per row, got {_kind(instances)}")
+        raise invalid(f"'instances' must be a list with one value per row, got {_kind(instances)}")
     if not any(_is_named(row) for row in instances):
         return {_only_input(signature, "instances"): instances}
     names = list(instances[0]) if _is_named(instances[0]) else []
@@ -125,7 +125,7 @@ def _only_input(signature: SignatureSpec, key: str) -> str:
     """The input that an unnamed value is for: the only one without a default."""
     needed = [name for name, spec in signature.inputs.items() if spec.default is None] or list(signature.inputs)
     if len(needed) != 1:
-        raise invalid(f"'{key}' must name its inputs: {signature.name} has {', '.join(signature.inputs)}")
+        raise invalid(f"'{key}' must give its inputs by name: {signature.name} has {', '.join(signature.inputs)}")
     return needed[0]
 
 
@@ -134,10 +134,10 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
     leaves, shape = [value], []
     for depth in range(rank):
         if not all(isinstance(leaf, list) for leaf in leaves):
-            raise invalid(f"input {spec.name!r} must be a list nested {rank} deep, is one {depth} deep")
+            raise invalid(f"input {spec.name!r} must be a list nested {rank} deep, but is nested {depth} deep")
         sizes = {len(leaf) for leaf in leaves}
         if len(sizes) > 1:
-            raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and of {max(sizes)} values; pad the shorter")
+            raise invalid(f"input {spec.name!r} has lists of {min(sizes)} and {max(sizes)} values; pad the shorter")
         shape.append(sizes.pop() if sizes else spec.shape[depth] or 0)  # without rows, the columns are unknown
         if (size := len(leaves) * shape[-1]) > max_elements:
             raise invalid(f"input {spec.name!r} has {size} values, more than max_batch_elements={max_elements}")
@@ -157,7 +157,7 @@ def _array(spec: Input, value: Any, max_elements: int) -> np.ndarray:
         with np.errstate(over="raise"):
             return np.array(leaves, spec.dtype.as_numpy_dtype).reshape(shape)
     except (OverflowError, FloatingPointError):
-        raise invalid(f"input {spec.name!r} has a value that {spec.dtype.name} does not hold") from None
+        raise invalid(f"input {spec.name!r} has a value out of range for {spec.dtype.name}") from None
 
 
 def _require_exact(spec: Input, leaves: Sequence[int | float]) -> None:
@@ -169,8 +169,8 @@ def _require_exact(spec: Input, leaves: Sequence[int | float]) -> None:
     for leaf in leaves:
         if type(leaf) is int and largest < abs(leaf) < 2**64:
             raise invalid(
-                f"input {spec.name!r} holds the whole number {leaf}, and {spec.dtype.name} has all of them only up to "
-                f"{largest}: write it with a point to have it rounded"
+                f"input {spec.name!r} holds the whole number {leaf}, but {spec.dtype.name} is exact only up to "
+                f"{largest}: write it with a decimal point to have it rounded"
             )
 
 

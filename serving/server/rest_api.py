@@ -101,7 +101,7 @@ class RestApi:
     async def _dispatch(self, request: web.Request) -> web.Response:
         path = _ORIGIN.sub("", request.raw_path)
         if not path.lower().startswith(_ROOT):
-            raise RequestError(Code.NOT_FOUND, f"{request.method} {path}: the API is below {_ROOT}models")
+            raise RequestError(Code.NOT_FOUND, f"{request.method} {path}: the API is under {_ROOT}models")
         matched = _PATH.fullmatch(path)
         method = "POST" if matched and matched["what"] == ":predict" else "GET"
         if not matched or request.method != method:
@@ -170,7 +170,7 @@ async def _read(request: web.Request, config: ServerConfig) -> bytes:
     except web.RequestPayloadError as error:
         raise invalid(f"the body cannot be read: {error}") from None
     except ConnectionError:
-        raise RequestError(Code.CANCELLED, "the client left before its body had come") from None
+        raise RequestError(Code.CANCELLED, "the client disconnected before the body had arrived") from None
     except asyncio.TimeoutError:
         raise RequestError(
             Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"

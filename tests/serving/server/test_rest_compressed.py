@@ -81,7 +81,7 @@ def test_a_body_that_cannot_be_inflated_whole_is_refused(server, name: str):
     coding, body = BROKEN[name]
     answer = sent(server, body, coding)
     assert answer.status_code == 400
-    assert f"the body cannot be read: it is not one whole {coding} body (" in answer.json()["error"]
+    assert f"the body cannot be read: it is not one complete {coding} body (" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip"])

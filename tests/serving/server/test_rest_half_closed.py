@@ -70,7 +70,8 @@ def test_a_body_that_ends_too_soon_is_refused(server, caplog, sent, pause):
     status, _, body = answer(told(server, head(len(BODY)), BODY[:sent], pause=pause))
     assert status == 400
     assert json.loads(body) == {
-        "error": f"the body cannot be read: the client closed its half of the connection before its {len(BODY)} bytes"
+        "error": "the body cannot be read: the client closed its half of the connection before "
+        f"its {len(BODY)} bytes were sent"
     }
     assert not caplog.records
 
@@ -79,7 +80,7 @@ def test_a_body_that_ends_too_soon_is_refused(server, caplog, sent, pause):
 def test_chunks_without_a_last_one_are_refused(server, chunks):
     chunked = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     status, _, body = answer(told(server, chunked + chunks))
-    assert (status, json.loads(body)["error"][-24:]) == (400, "before its body had come")
+    assert (status, json.loads(body)["error"][-24:]) == (400, "before the body was sent")
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1", head(9)[:-2]])
