@@ -120,7 +120,7 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
     try:
         bound = server.add_insecure_port(address(config, config.grpc_port))
     except RuntimeError:  # which does not say why
-        raise cannot_listen(config, "grpc_port", "in use, or not of this machine") from None
+        raise cannot_listen(config, "grpc_port", "in use, or not on this machine") from None
     await server.start()
     return server, bound
 
@@ -158,7 +158,7 @@ def _require_outputs(wanted: Sequence[str], signature: SignatureSpec) -> None:
         if name not in signature.outputs:
             raise invalid(f"{signature.name} has no output {name!r}; it has {', '.join(signature.outputs)}")
     if len(distinct) < len(wanted):
-        raise invalid(f"output_filter must name an output once; got {len(wanted)} names of {sorted(distinct)}")
+        raise invalid(f"output_filter must name each output only once; got {len(wanted)} names of {sorted(distinct)}")
 
 
 def _client_was_there(record: logging.LogRecord) -> bool:

@@ -149,7 +149,7 @@ class ServedModel:
             self._complain([str(error)])
             return None
         if labels is None and self._versions:  # the disk is gone, or is being tidied up
-            self._complain([f"no version below {self.base}: those that are loaded go on serving"])
+            self._complain([f"no version under {self.base}: the loaded versions keep serving"])
             return None
         wanted = labels.by_label() if labels else {}
         for label, number in wanted.items():
@@ -303,9 +303,9 @@ class ServedModel:
         if number in self._failures:
             reason = self._failures[number].message
         else:
-            reason = f"there is no version {number} below {self.base}; it has {self._on_disk}"
+            reason = f"there is no version {number} under {self.base}; it has {self._on_disk}"
         if number in self._versions:
-            return f"{self.name}: version {number} serves as it was loaded before, not as it is on disk: {reason}"
+            return f"{self.name}: version {number} still serves as loaded earlier, not as it is on disk: {reason}"
         return f"{self.name}: the label {label} cannot move to version {number}: {reason}"
 
     def _complain(self, complaints: list[str]) -> None:
@@ -326,7 +326,7 @@ def _load(version: Path, state: tuple[int, int], num_threads: int) -> LoadedServ
     servable = LoadedServable(version, num_threads)
     try:
         if _state(version) != state:
-            raise OSError("its files changed while they were read")
+            raise OSError("its files changed while they were being read")
     except OSError as error:
         servable.close()
         raise LoadError(version, error) from error

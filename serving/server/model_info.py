@@ -21,7 +21,7 @@ def model_metadata(models: Models, request: Any) -> Any:
         raise invalid(f"GetModelMetadataRequest must name at least one metadata_field: {SIGNATURE_DEF}")
     for field in request.metadata_field:
         if field != SIGNATURE_DEF:
-            raise invalid(f"Metadata field with value {field} is not supported; there is {SIGNATURE_DEF}")
+            raise invalid(f"Metadata field with value {field} is not supported; only {SIGNATURE_DEF} is")
     version = models.find(request.model_spec)
     response = get_model_metadata_pb2.GetModelMetadataResponse(
         model_spec=resolved(request.model_spec.name, version.number)

@@ -127,7 +127,7 @@ class Models:
             try:
                 await model.refresh()
             except Exception:  # the disk may fail in any way; loaded versions must go on
-                log.exception("%s: looking for versions failed; trying again", model.name)
+                log.exception("%s: cannot look for versions; will try again", model.name)
 
 
 def signature_name(spec: Any) -> str:

@@ -60,6 +60,6 @@ def bound_socket(config: ServerConfig, setting: Setting) -> socket.socket:
 def cannot_listen(config: ServerConfig, setting: Setting, why: str | None) -> ValueError:
     """The error to raise if that setting's port cannot be bound."""
     return ValueError(
-        f"cannot listen on {address(config, getattr(config, setting))} ({why}); set server.{setting} to a free one or "
+        f"cannot listen on {address(config, getattr(config, setting))} ({why}); set server.{setting} to a free port or "
         "server.host to an address of this machine"
     )

@@ -35,7 +35,7 @@ async def reload_labels(models: Models, config: Any) -> None:
         raise invalid("the config must have a model_config_list with the models to relabel")
     names = Counter(one.name for one in config.model_config_list.config)
     if repeated := [name for name, times in names.items() if times > 1]:
-        raise invalid(f"the config lists {repeated[0]} {names[repeated[0]]} times: a model must be in it once")
+        raise invalid(f"the config lists {repeated[0]} {names[repeated[0]]} times: list each model only once")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
     planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:
@@ -56,11 +56,11 @@ def _labels(model: ServedModel, config: Any) -> ServingLabels | None:
     if not labels:
         return None
     if not {STABLE} <= set(labels) <= {STABLE, CANARY}:
-        raise invalid(f"{model.name}: version_labels must be {STABLE} and perhaps {CANARY}; got {sorted(labels)}")
+        raise invalid(f"{model.name}: version_labels must be {STABLE} and, optionally, {CANARY}; got {sorted(labels)}")
     on_disk = versions_on_disk(model.base)
     for label, version in labels.items():
         if version not in on_disk:
-            raise invalid(f"{model.name}: label {label} names version {version}; there are {on_disk}")
+            raise invalid(f"{model.name}: label {label} names version {version}; the versions on disk are {on_disk}")
     try:
         return ServingLabels(**labels)
     except ValueError as error:
@@ -80,6 +80,6 @@ def _wanted_labels(name: str, config: Any) -> dict[str, int]:
         return labels
     raise invalid(
         f"{name}: model_version_policy {{{text_format.MessageToString(policy, as_one_line=True)}}} with version_labels "
-        f"{labels} cannot be served: ask for the latest version, for one specific version, or for specific versions "
-        "with a label each"
+        f"{labels} cannot be served: ask for the latest version, for one specific version, or for specific versions, "
+        "each with a label"
     )

@@ -67,7 +67,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
     for name, base in bases.items():
         if effective_labels(base) is None:
             raise ValueError(
-                f"no version of {name} below {base}: it must hold numbered directories with a {SAVED_MODEL}; "
+                f"no version of {name} under {base}: it must hold numbered directories with a {SAVED_MODEL}; "
                 "run the export stage"
             )
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -112,7 +112,7 @@ async def _serve_until_signalled(
         gc.set_threshold(_YOUNG_OBJECTS)
         on_start(listening)
         await stop.wait()
-        log.info("stopping: finishing the requests that are in")
+        log.info("stopping: finishing pending requests")
 
 
 def _on_signal(react: Callable[[], object]) -> None:

@@ -85,7 +85,7 @@ class LoadedServable:
         sizes = [len(next(iter(request.values()))) for request in requests]
         if any(not value.ndim or len(value) != sum(sizes) for value in values):
             shapes = {name: list(value.shape) for name, value in zip(spec.outputs, values, strict=True)}
-            raise RequestError(Code.INTERNAL, f"{signature} gave outputs without a row per query: {shapes}")
+            raise RequestError(Code.INTERNAL, f"{signature} returned outputs without one row per query: {shapes}")
         return split(spec, requests, values, self._default_widths.get(signature, 0))
 
     def _default_width(self, spec: SignatureSpec) -> int:

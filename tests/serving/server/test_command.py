@@ -106,8 +106,8 @@ def test_it_stops_without_waiting_for_a_load(slow, base, servable):
         (["--model", "dnc"], "must have the form NAME=PATH"),
         (["--model", "dnc=/a", "--model", "dnc=/b"], "give a name once"),
         (["--model", "a/b=/nowhere"], "without / or :"),
-        (["--model", "dnc=/nowhere"], "no version of dnc below /nowhere"),
-        (["--workdir", "/nowhere"], "no version of dnc below /nowhere/servable/dnc"),
+        (["--model", "dnc=/nowhere"], "no version of dnc under /nowhere"),
+        (["--workdir", "/nowhere"], "no version of dnc under /nowhere/servable/dnc"),
         (["--model", "dnc=/nowhere", "--set", "server.max_batch_size=0"], "server.max_batch_size"),
         (["--model", "dnc=/nowhere", "--set", "server.nope=0"], "server.nope: unknown key"),
     ],
@@ -126,7 +126,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(taken, free, base, monke
         ports = ["--set", f"server.{taken}={other.getsockname()[1]}", "--set", f"server.{free}=0"]
         run = CliRunner().invoke(main, ["serve", "--model", f"dnc={base}", *ports])
     assert run.exit_code == 2
-    assert f"set server.{taken} to a free one" in run.stderr
+    assert f"set server.{taken} to a free port" in run.stderr
 
 
 def test_two_ports_that_are_one_are_told_before_anything_is_loaded(base, monkeypatch):
@@ -136,7 +136,7 @@ def test_two_ports_that_are_one_are_told_before_anything_is_loaded(base, monkeyp
     ports = ["--set", f"server.grpc_port={free}", "--set", f"server.rest_port={free}"]
     run = CliRunner().invoke(main, ["serve", "--model", f"dnc={base}", *ports])
     assert run.exit_code == 2
-    assert "set server.rest_port to a free one" in run.stderr
+    assert "set server.rest_port to a free port" in run.stderr
 
 
 @pytest.mark.parametrize("start", [start_grpc, start_rest])
@@ -146,7 +146,7 @@ def test_a_port_that_is_taken_meanwhile_is_told_too(start):
             taken = other.getsockname()[1]
             await start(Models({}, config := ServerConfig(grpc_port=taken, rest_port=taken), Metrics([])), None, config)
 
-    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1:\d+ \(.*\); set server.\w+_port to a free one"):
+    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1:\d+ \(.*\); set server.\w+_port to a free port"):
         asyncio.run(listen())
 
 

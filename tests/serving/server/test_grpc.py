@@ -96,7 +96,7 @@ def test_an_output_that_is_asked_for_more_than_once_is_refused(predict, times):
     """As in TF Serving's predict_util.cc: "duplicate output tensor alias"."""
     message = request(request_inputs([["i1"]]))
     message.output_filter.extend([Response.SCORES] * times)
-    with pytest.raises(grpc.RpcError, match="must name an output once") as raised:
+    with pytest.raises(grpc.RpcError, match="must name each output only once") as raised:
         predict.Predict(message)
     assert raised.value.code() == Code.INVALID_ARGUMENT
 
@@ -164,7 +164,7 @@ REFUSED = {
         Code.INVALID_ARGUMENT,
         "0 x 1099511627776 values, more than",
     ),
-    "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not that of a tensor"),
+    "negative shape": ({Request.HISTORY: tensor(STRING, [-1, 2])}, {}, Code.INVALID_ARGUMENT, "not a valid tensor"),
     "values do not fill the shape": (
         {**HISTORY, "alpha": tensor(FLOAT, [3], tensor_content=b"abc")},
         {},

@@ -72,7 +72,7 @@ def test_what_cannot_take_over_is_told_and_the_version_in_memory_serves_on(serve
     eventually(lambda: "cannot be served" in status(server)[1])
     assert status(server)[0] == "AVAILABLE"
     assert times_seven(server) == [14.0]
-    eventually(lambda: "version 1 serves as it was loaded before, not as it is on disk" in caplog.text)
+    eventually(lambda: "version 1 still serves as loaded earlier, not as it is on disk" in caplog.text)
     shutil.rmtree(doubling / "1")
     (doubling / "before").rename(doubling / "1")
     eventually(lambda: status(server)[1] == "")

@@ -112,7 +112,7 @@ def test_what_is_wrong_on_disk_leaves_what_is_served(serve, base, damage, caplog
         message = "there is no version 7"
     else:
         shutil.rmtree(base)
-        message = "no version below"
+        message = "no version under"
     eventually(lambda: message in caplog.text)
     time.sleep(0.3)
     with RetrievalClient.grpc(server.address, "dnc") as client:
@@ -176,7 +176,7 @@ def test_a_base_path_that_is_away_for_a_while_leaves_every_label(serve, base, se
     write_labels(base, ServingLabels(stable=1, canary=2))
     server = serve(base)
     base.rename(base.with_name("away"))
-    eventually(lambda: f"no version below {base}" in caplog.text)
+    eventually(lambda: f"no version under {base}" in caplog.text)
     time.sleep(0.3)
     assert states(server, "/labels/canary") == {2: "AVAILABLE"}
     assert states(server, "/labels/stable") == {1: "AVAILABLE"}
@@ -230,7 +230,7 @@ def test_reload_config_moves_labels_and_keeps_them(serve, base, servable):
         assert states(server) == {2: "AVAILABLE", 1: "AVAILABLE"}
         assert read_labels(base) == ServingLabels(stable=1, canary=2)
         assert re.match("INVALID_ARGUMENT: .*names version 9", reload(stable=9))
-        assert "must be stable and perhaps canary" in reload(beta=1)
+        assert "must be stable and, optionally, canary" in reload(beta=1)
         assert reload(stable=1, canary=1) == ""
         assert read_labels(base) == ServingLabels(stable=1, canary=1)
         assert states(server, "/labels/canary") == {1: "AVAILABLE"}
