@@ -233,7 +233,7 @@ def test_an_item_that_cannot_be_ranked_is_named(trained, value):
     require_sound(embeddings, trained.catalogue)
     for number, items in enumerate(([3], [3, 5]), 1):
         embeddings[items, 1] = value
-        said = f"of {number} of {trained.catalogue.num_items} items are .*as that of '{trained.catalogue.item_ids[2]}'"
+        said = f"of {number} of {trained.catalogue.num_items} items .*e.g. that of '{trained.catalogue.item_ids[2]}'"
         with pytest.raises(ValueError, match=said):
             require_sound(embeddings, trained.catalogue)
 
