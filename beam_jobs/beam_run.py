@@ -68,7 +68,7 @@ def _pipeline(config: BeamConfig, scratch: Path) -> beam.Pipeline:
     if _full_name(config.runner) == "DataflowRunner" and not storage.is_remote(scratch):
         raise ValueError(
             f"beam.runner=DataflowRunner: its workers cannot reach {scratch.parent}: give a workdir in Cloud Storage, "
-            "e.g. --workdir gs://bucket/run, and name log and tables by gs:// URLs, too"
+            "e.g. --workdir gs://bucket/run, and gs:// URLs for the log and the tables, too"
         )
     return beam.Pipeline(options=pipeline_options(config))
 
@@ -87,9 +87,9 @@ def pipeline_options(config: BeamConfig) -> PipelineOptions:
         is_value = place and words[place - 1].startswith("--") and "=" not in config.options[place - 1]
         if not word.startswith("--") and not is_value:
             shown = repr(word) if "=" in config.options[place] else f"number {place + 1}"
-            raise ValueError(f"beam.options: {shown} is no option: write each as --name=value")
+            raise ValueError(f"beam.options: {shown} is not an option: write each as --name=value")
     if "--runner" in words:
-        raise ValueError(f"beam.options: --runner is told by beam.runner, now {config.runner}: set that")
+        raise ValueError(f"beam.options: --runner is not allowed: set beam.runner (now {config.runner}) instead")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -125,11 +125,13 @@ def _full_name(runner: str) -> str:
         except pydoc.ErrorDuringImport as error:  # for example of a package that the module needs
             raise ValueError(f"beam.runner={runner} cannot be imported: {error}: install what it needs") from None
         if found is None:
-            raise ValueError(f"beam.runner={runner} cannot be imported: check the name, and that its package is here")
+            raise ValueError(
+                f"beam.runner={runner} cannot be imported: check its name, and that its package is installed"
+            )
         return runner
     near = difflib.get_close_matches(runner.lower(), lower, 1)
     raise ValueError(
-        f"beam.runner={runner} is none of Beam's: "
+        f"beam.runner={runner} is not one of Beam's runners: "
         + (f"did you mean {lower[near[0]]}?" if near else f"choose one of {', '.join(known)}, or name a class in full")
     )
 

@@ -20,13 +20,13 @@ _RAW = {"compression_type": CompressionTypes.UNCOMPRESSED}  # else Beam decompre
 
 _REMEDIES = {
     "gs": "`pip install 'apache-beam[gcp]'`, log in with `gcloud auth application-default login` or as a service "
-    "account, and see that the bucket exists and that you may list, read, write and delete in it",
+    "account, and check that the bucket exists and that you may list, read, write and delete in it",
     "s3": "`pip install 'apache-beam[aws]'`, give the keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
     "--s3_access_key_id and --s3_secret_access_key in beam.options; --s3_endpoint_url for a store that is not "
-    "Amazon's), and see that the bucket exists and that you may list, read, write and delete in it",
+    "Amazon's), and check that the bucket exists and that you may list, read, write and delete in it",
     "hdfs": "`pip install 'apache-beam[hadoop]'`, and set --hdfs_host, --hdfs_port and --hdfs_user in beam.options",
 }
-_UNKNOWN = "Beam knows gs, s3, hdfs and azfs, each with the package for it; --beam_plugins may name another"
+_UNKNOWN = "Beam supports gs, s3, hdfs and azfs, each with its own package; --beam_plugins may add others"
 
 
 class BeamStore:

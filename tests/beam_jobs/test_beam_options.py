@@ -20,11 +20,11 @@ from pipeline.stages import STAGES
         (["--direct_num_worker=4"], "no option --direct_num_worker: did you mean --direct_num_workers?"),
         (["--zzz"], "no option --zzz: check its name"),
         (["--s3_acces_key_id=hidden"], "no option --s3_acces_key_id: did you mean --s3_access_key_id?"),
-        (["direct_num_workers=4"], "'direct_num_workers' is no option: write each as --name=value"),
-        (["--direct_num_workers=4", "hidden"], "number 2 is no option"),
+        (["direct_num_workers=4"], "'direct_num_workers' is not an option: write each as --name=value"),
+        (["--direct_num_workers=4", "hidden"], "number 2 is not an option"),
         (["--direct_num_workers=four"], "argument --direct_num_workers: invalid int value: 'four'"),
         (["--s3_session_token"], "argument --s3_session_token: expected one argument"),
-        (["--runner=FlinkRunner"], "--runner is told by beam.runner, now FnApiRunner"),
+        (["--runner=FlinkRunner"], "--runner is not allowed: set beam.runner (now FnApiRunner)"),
     ],
 )
 def test_an_option_that_beam_would_leave_out_is_refused(
@@ -60,14 +60,14 @@ def test_options_of_beam_of_a_job_server_and_of_a_plugin_are_taken(runner: str, 
         ("dataflow-runner", "did you mean DataflowRunner?"),
         ("Hadoop", "choose one of DataflowRunner, BundleBasedDirectRunner, "),
         ("''", "choose one of"),
-        ("apache_beam.runners.direct.NoRunner", "cannot be imported: check the name"),
-        ("no_package.NoRunner", "cannot be imported: check the name"),
+        ("apache_beam.runners.direct.NoRunner", "cannot be imported: check its name"),
+        ("no_package.NoRunner", "cannot be imported: check its name"),
     ],
 )
 def test_a_runner_that_beam_does_not_have_is_refused_before_any_work(runner: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n")
     settings = [f"data.events={tmp_path}/log.csv", f"beam.runner={runner}"]
-    with pytest.raises(ValueError, match=r"^beam\.runner=.* (is none of Beam's|cannot be imported): ") as error:
+    with pytest.raises(ValueError, match=r"^beam\.runner=.* (is not one of Beam's|cannot be imported)") as error:
         run_stages(STAGES, load_config(None, settings), Workdir(tmp_path / "run"))
     assert said in str(error.value) and not (tmp_path / "run").exists()
 

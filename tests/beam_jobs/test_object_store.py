@@ -347,7 +347,7 @@ def unpacked(step: beam_runner_api_pb2.PTransform) -> bytes:
         ("gs://bucket/run", ["gs://bucket/run/.lock", "pip install 'apache-beam[gcp]'", "gcloud auth"]),
         ("s3://bucket/run", ["s3://bucket/run/.lock", "pip install 'apache-beam[aws]'", "AWS_ACCESS_KEY_ID"]),
         ("hdfs://bucket/run", ["hdfs://bucket/run/.lock", "pip install 'apache-beam[hadoop]'", "--hdfs_host"]),
-        ("nope://bucket/run", ["nope://bucket/run/.lock", "Beam knows gs, s3, hdfs and azfs"]),
+        ("nope://bucket/run", ["nope://bucket/run/.lock", "Beam supports gs, s3, hdfs and azfs"]),
     ],
 )
 def test_a_store_that_cannot_be_reached_ends_the_run_with_the_remedy(
