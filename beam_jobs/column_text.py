@@ -41,7 +41,7 @@ def to_binary(column: pa.Array) -> pa.Array:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return column.cast(pa.binary())
     if pa.types.is_nested(kind):
-        raise ValueError(f"a column of type {kind} cannot be read as text; write one value a row")
+        raise ValueError(f"a column of type {kind} cannot be read as text; write one value per row")
     if isinstance(kind, pa.UuidType):
         text = pa.array([value and str(value) for value in column.to_pylist()], pa.string())
     elif pa.types.is_floating(kind):

@@ -159,7 +159,7 @@ class _BlockParser:
                 records = find(count_fields=True)
                 table, invalid = self._parse_raw(self._text(block, records))
         if table is None:
-            raise OSError("its rows cannot be told apart")
+            raise OSError("where its rows end cannot be determined")
         bad_rows = self._bad_rows(block, records, invalid)
         rows = self._number(table.num_rows, len(invalid), [place for place, _ in invalid])
         self._next_row += table.num_rows + len(invalid)

@@ -14,18 +14,18 @@ _SHOWN_CHARACTERS = 80
 _SEPARATORS = (",", ";", "\t", "|")
 _TWO_COLONS = "::"
 _STRAY_QUOTE = (
-    "if the line is a row, name the columns in data.header (of a feature table: its `header`); if a quote is a "
-    "character like any other, set data.quoting=none (or its `quoting`); else mend the line"
+    "if the line is a row, name the columns in data.header (for a feature table, its `header`); if quotes are "
+    "ordinary characters, set data.quoting=none (or its `quoting`); otherwise fix the line"
 )
-USE_ONE_CHARACTER = "its fields are separated by '::', which is not read: write commas or tabs instead"
+USE_ONE_CHARACTER = "its fields are separated by '::', which is not supported: use commas or tabs instead"
 _BLOCK_OF_ITEM = re.compile(rb"\d+:\r?\n")
 _MAGIC = {
-    b"\x1f\x8b": "gzip data: call it .csv.gz",
+    b"\x1f\x8b": "gzip data: rename it to .csv.gz",
     b"PK\x03\x04": "a zip archive: unpack it",
     b"\x28\xb5\x2f\xfd": "Zstandard data: unpack it, or compress it with gzip",
     b"BZh": "bzip2 data: unpack it, or compress it with gzip",
     b"\xfd7zXZ": "xz data: unpack it, or compress it with gzip",
-    b"PAR1": "Parquet: call it .parquet",
+    b"PAR1": "Parquet: rename it to .parquet",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
 }
@@ -54,8 +54,8 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
     block = block.removeprefix(b"\xef\xbb\xbf")
     if head := _BLOCK_OF_ITEM.match(block):
         raise ValueError(
-            f"{path} begins with {head[0].strip().decode()!r}: in blocks such as Netflix's, only a block's first line "
-            "names the item; write a file with one row a rating, the item in a column of its own"
+            f"{path} begins with {head[0].strip().decode()!r}: only the first line of each block names the item, as "
+            "in Netflix's data; write one rating per row, with the item in a column of its own"
         )
     if text.header:
         # A file without rows, as for a day without events, shows no separator; one with only a header is read, too.
@@ -67,14 +67,14 @@ def split_header(block: bytes, path: str, text: TextFormat) -> tuple[list[str], 
         with suppress(csv.Error):  # a line end after a quote within a field
             headers[separator] = _fields(line, separator, text)
     if not headers:
-        raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, encloses no name: {_STRAY_QUOTE}")
+        raise ValueError(f"{path}: a quote in the first line, {_shown(block)}, encloses no name: {_STRAY_QUOTE}")
     separator = max(headers, key=lambda separator: len(headers[separator]))  # at a tie the first
     names = headers[separator]
     quoted = [name.strip() for name in names if name[:1].isspace() and name.lstrip().startswith('"')]
     if text.has_quotes and len(names) > 1 and len(quoted) == len(names) - 1:
         raise ValueError(
-            f"{path}: behind a space, as in the header's {separator} {quoted[0]}, quotes are part of what they hold: "
-            f"write it and the rows without spaces behind {separator!r}"
+            f"{path}: quotes after a space, as in the header's {separator} {quoted[0]}, count as part of the value: "
+            f"remove the spaces after each {separator!r} from the header and the rows"
         )
     return [name.strip() for name in names], separator, rest
 
@@ -90,7 +90,7 @@ def _first_line(block: bytes, path: str, text: TextFormat) -> tuple[str, bytes]:
     end = len(_HEADER.match(block)[0]) if text.has_quotes else len(block.split(b"\n", 1)[0])  # type: ignore[index]
     line = block[:end].rstrip(b"\r").decode("utf-8", errors="replace")
     if text.has_quotes and block.startswith(b'"', end):
-        raise ValueError(f"{path}: a quote of the first line, {_shown(block)}, never closes: {_STRAY_QUOTE}")
+        raise ValueError(f"{path}: a quote in the first line, {_shown(block)}, is never closed: {_STRAY_QUOTE}")
     if not line.strip():
         raise ValueError(f"{path} has no header line: the first line must name the columns")
     if "\r" in line and end == len(block):
@@ -116,8 +116,8 @@ def _separator_of_rows(block: bytes, path: str, text: TextFormat) -> str:
     if len(header) not in fields[best] or best == _TWO_COLONS:
         found = {separator: numbers[0] for separator, numbers in fields.items()}
         raise ValueError(
-            f"{path}: the header that the config gives it names {len(header)} columns, {', '.join(header[:10])}; by "
-            f"separator, its first line has these numbers of fields: {found}"
+            f"{path}: the header in the config names {len(header)} columns, {', '.join(header[:10])}; the number of "
+            f"fields in the file's first line is, by separator: {found}"
             + (f"; {USE_ONE_CHARACTER}" if _TWO_COLONS in lines[0] else "")
         )
     return best

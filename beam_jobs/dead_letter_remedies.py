@@ -12,14 +12,14 @@ from beam_jobs.timestamps import NEGATIVE, UNREADABLE
 from contracts.config import DataConfig
 from contracts.names import EventColumn
 
-_OF_NUMBERS = "of numbers name the column in data.columns.rating, and the least that counts in rating_thresholds"
+_OF_NUMBERS = "for numbers, name the column in data.columns.rating, and set the least that counts in rating_thresholds"
 _REMEDIES = {
-    NO_LEVEL: "name all values of data.columns.event in data.feedback.levels, lowest first, and as target_level the "
-    f"lowest that counts; or leave the other rows out; or, {_OF_NUMBERS}",
-    NO_FLAG: "write true or false, or 1 or 0; or, of other words, name the column in data.columns.event and all of its "
-    f"words in data.feedback.levels; or, {_OF_NUMBERS}",
-    NO_RATING: "write a point before decimals and nothing between thousands, as 1234.5; of names of levels name the "
-    "column in data.columns.event",
+    NO_LEVEL: "list all values of data.columns.event in data.feedback.levels, lowest first, and set target_level to "
+    f"the lowest that counts; or remove the other rows; or, {_OF_NUMBERS}",
+    NO_FLAG: "write true or false, or 1 or 0; or, for other words, name the column in data.columns.event and list all "
+    f"of its words in data.feedback.levels; or, {_OF_NUMBERS}",
+    NO_RATING: "write a point before decimals and no separator between thousands, as in 1234.5; for names of levels, "
+    "name the column in data.columns.event",
     NOT_UTF8: "save the log as UTF-8, e.g. with `iconv -f latin1 -t utf-8`; write binary ids, such as UUIDs or MD5 "
     "sums, as hex",
 }
@@ -29,7 +29,7 @@ _REMEDIES = {
 def double_the_quotes(examples: Iterable[str]) -> str:
     """What to do if one of the malformed rows has a quote after a backslash, as Spark writes them; else ""."""
     if any(r"\"" in example for example in examples):
-        return r"""quotes in quoted cells are doubled, not behind a backslash: `sed 's/\\"/""/g'` mends that"""
+        return r"""quotes in quoted cells must be doubled, not escaped by a backslash: `sed 's/\\"/""/g'` fixes that"""
     return ""
 
 
@@ -53,29 +53,29 @@ def _remedy_of_fields(reason: str, data: DataConfig, examples: list[str]) -> str
         return cure
     cures = []
     if is_not_fields(reason):
-        enclosed = ", with quotes around values that hold the separator" if data.has_quotes else ""
-        cures.append(f"write as many fields a row as the header has{enclosed}")
+        enclosed = ", with quotes around values that contain the separator" if data.has_quotes else ""
+        cures.append(f"write as many fields per row as the header has{enclosed}")
     if reason == UNCLOSED and data.quoting == "auto":
-        cures.append("if quotes enclose values of several lines, set data.quoting=always")
+        cures.append("if quoted values span several lines, set data.quoting=always")
     if has_quotes:
         cures.append(
-            "if a quote is a character like any other, set data.quoting=none"
+            "if quotes are ordinary characters, set data.quoting=none"
             if data.has_quotes
-            else "if quotes enclose values, leave data.quoting=none out"
+            else "if quotes enclose values, remove data.quoting=none"
         )
     return "; or, ".join(cures)
 
 
 def _remedy_of_times(reason: str, data: DataConfig, is_header: bool) -> str:
     if reason.endswith(NEGATIVE):
-        return "times before 1970 are not read; were they meant? Check data.timestamp_unit"
+        return "times before 1970 are not supported; if none were meant, check data.timestamp_unit"
     if not reason.endswith(UNREADABLE):
         return ""
     if is_header:
-        return "if that is the line that names the columns, leave data.header out: it is for files without one"
+        return "if that line names the columns, remove data.header: it is for files without a header line"
     if data.timestamp_format is not None:
-        return f"check data.timestamp_format={data.timestamp_format!r}, by which alone they are read"
+        return f"check data.timestamp_format={data.timestamp_format!r}, the only format that is read"
     return (
-        "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set "
-        "data.timestamp_format, such as '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
+        "times are read as numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; for other formats, set "
+        "data.timestamp_format, e.g. '%m/%d/%Y %I:%M:%S %p' (YAML needs these quotes), or rewrite the column"
     )

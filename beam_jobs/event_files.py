@@ -25,8 +25,8 @@ _OPEN_AT_ONCE = 16
 _LOG = "data.events"
 _SHOWN_COLUMNS = 30
 _NO_TIMES = (
-    "; if the log has no times, add a column, such as the row's number if the order of rows is that of the events, or "
-    "else the same number for all"
+    "; if the log has no times, add a column of them, such as the row number if the rows are in the order of events, "
+    "or else the same number for all"
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _KINDS = ("*.parquet", *(f"*{suffix}" for suffix in CSV_SUFFIXES))
@@ -91,9 +91,9 @@ def find_event_files(data: DataConfig) -> list[str]:
 
 def _remedy_of_pattern(pattern: str) -> str:
     if _OF_SPANS.search(pattern):
-        return f"`dnc retrain` alone reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
+        return f"only `dnc retrain` reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
     if (literal := pattern.replace("[", "[[]")) != pattern and matching(literal):
-        return f"[ begins a set of characters; for the character itself write [[], as in {literal!r}"
+        return f"[ begins a set of characters; for a literal [ write [[], as in {literal!r}"
     return "check the path"
 
 
@@ -110,7 +110,7 @@ def require_flat(path: str, wanted: dict[str, str]) -> None:
         if pa.types.is_nested(types[name]):
             raise ValueError(
                 f"{path}: column {name!r} ({key}) is of type {types[name]} and cannot be read as text; "
-                "write one value a row, or name another column"
+                "write one value per row, or name another column"
             )
 
 
@@ -127,19 +127,21 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
         ValueError: it is not.
     """
     if field != _LOG and not exists(as_path(path)):  # a log's files have just been listed
-        remedy = "a table is one file, named without patterns" if glob.has_magic(path) else "check the path"
+        remedy = "a table must be a single file, named without patterns" if glob.has_magic(path) else "check the path"
         raise ValueError(f"{field}: there is no file {path}{_looked_in(path)}: {remedy}")
     if os.path.isdir(path):
         kind = next((kind for kind in _KINDS if any(Path(path).rglob(kind))), _KINDS[0])
         remedy = f"name its files, e.g. '{path.rstrip('/')}/**/{kind}'"
         if field != _LOG:  # a table is one file
             one = f"from pyarrow import parquet; parquet.write_table(parquet.read_table({path!r}), 'x.parquet')"
-            remedy = f"name one file, such as `{one}` makes of a directory of Parquet files"
+            remedy = f"name a single file; `{one}` makes one from a directory of Parquet files"
         raise ValueError(f"{field}: {path} is a directory; {remedy}")
     try:
         found = _column_names(path, field, text)
     except (OSError, EOFError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{field}: {path} cannot be read ({error}): is it whole, and of the format it says?") from None
+        raise ValueError(
+            f"{field}: {path} cannot be read ({error}): check that it is complete and in the format that its name says"
+        ) from None
     for name, key in wanted.items():
         if name not in found:
             more = f" and {len(found) - _SHOWN_COLUMNS:,} more" if len(found) > _SHOWN_COLUMNS else ""
@@ -156,13 +158,13 @@ def check_file(path: str, wanted: dict[str, str], field: str, text: TextFormat) 
 def _looked_in(path: str) -> str:
     if is_remote(as_path(path)):
         return ""
-    return f" (looked in {os.getcwd()}{', as ~ is no home here' if path.startswith('~') else ''})"
+    return f" (looked in {os.getcwd()}{', since ~ is not expanded' if path.startswith('~') else ''})"
 
 
 def _elsewhere(names: list[str], name: str, key: str, path: str) -> str | None:
     """The remedy if the column's name is in another place or has another form."""
     if f"/{name}=" in path:
-        return f"a directory is named by it, which is not read: write {name!r} into the files"
+        return f"directory names, one of which gives it, are not read: add a column {name!r} to the files"
     if names and names[0].lstrip("# ") == name:
         return f"set {key} to {names[0]!r}, or delete the # from the first line"
     return None
@@ -173,13 +175,13 @@ def _no_names(names: list[str]) -> str | None:
     first = names[0] if names else ""
     is_comment = first.startswith(("# ", "sep=")) or (first.startswith("#") and len(names) == 1)  # sep= is Excel's
     if is_comment or 2 * names.count("") > len(names):  # mostly empty names: a title, as in a spreadsheet
-        return "the first line names the columns: delete what stands before them"
+        return "the first line must name the columns: delete whatever comes before the names"
     if len(names) == 1 and " " in names[0]:
-        return "fields are told apart by comma, semicolon, tab or bar: write the file with one of these"
+        return "fields must be separated by commas, semicolons, tabs or bars: rewrite the file with one of these"
     if any("::" in name for name in names):
         return USE_ONE_CHARACTER
     if any(name[:1].isdigit() and not name.isidentifier() for name in names):
-        return "a file whose first line is a row needs `header` in the config, the names of its columns in their order"
+        return "if the first line is a row, set `header` in the config to the names of the columns, in order"
     return None
 
 
@@ -200,7 +202,7 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
                 yield RawBatch(table, np.arange(row, row + table.num_rows))
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path} cannot be read to its end ({error}): get a whole copy, or leave it out") from None
+        raise ValueError(f"{path} cannot be read to its end ({error}): get a complete copy, or leave it out") from None
 
 
 def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:
@@ -240,7 +242,7 @@ def _column_names(path: str, field: str, text: TextFormat) -> list[str]:
     if _JSON.search(path.lower()):
         # Not with pandas, which would read the id "007" as the number 7.
         copy = f"from pyarrow import json, parquet; parquet.write_table(json.read_json({path!r}), 'x.parquet')"
-        remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each, docs/data.md any others"
+        remedy = f"JSON is not read: `{copy}` converts lines whose fields have one type each; else see docs/data.md"
     else:
-        remedy = "unpack it, rename it to what it is, or convert it as docs/data.md has it"
+        remedy = "unpack it, rename it by its format, or convert it as docs/data.md describes"
     raise ValueError(f"{field}: {path} is neither .csv, .csv.gz, .tsv, .tsv.gz nor .parquet: {remedy}")

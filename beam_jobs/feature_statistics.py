@@ -27,7 +27,7 @@ _WITH_COMMA = re.compile(r"'\s*[-+]?\d[\d.]*,\d[\d,.]*\s*'")
 """A cell, as shown in messages, that is a number with commas, such as 1.234,5 or 1,234.5."""
 _PRINTED = r"(?s)^\s*(?:\[(.*)\]|\{(.*)\}|\((.*)\))\s*$"
 """A cell that is a list, a set or array, or a tuple, as printed by Python, JSON or PostgreSQL."""
-_ARE_PRINTED = "has lists, sets or arrays as programs print them"
+_ARE_PRINTED = "has lists, sets or arrays in printed form"
 _LEAST_COMBINATIONS = 20  # fewer may share values by chance
 
 
@@ -47,11 +47,11 @@ def feature_statistics(data: DataConfig) -> Iterator[Statistics]:
             if count
         )
         if left_out and not len(rows.ids):
-            mended = double_the_quotes(rows.examples.values()) or "mend it, or leave it out of the config"
-            raise ValueError(f"data.{name}: of {table.path} no row can be used, {left_out}: {mended}")
+            mended = double_the_quotes(rows.examples.values()) or "fix it, or remove it from the config"
+            raise ValueError(f"data.{name}: no row of {table.path} can be used, {left_out}: {mended}")
         if left_out or not len(rows.ids):
-            log.warning("data.%s: rows used of %s: %s; %s", name, table.path, f"{len(rows.ids):,}",
-                        f"left out or mended: {left_out}" if left_out else "there are no others")  # fmt: skip
+            log.warning("data.%s: rows used from %s: %s; %s", name, table.path, f"{len(rows.ids):,}",
+                        f"left out or repaired: {left_out}" if left_out else "the table has no others")  # fmt: skip
         histograms = {f"{name}.{table.id}.{SHAPE}": merge_shapes([id_shapes(rows.ids)])}
         for feature in table.features:
             found = histograms[f"{name}.{feature.name}"] = _histogram(rows.columns[feature.name], feature)
@@ -69,7 +69,7 @@ def _misread(column: pa.Array, feature: Feature, malformed: str) -> str | None:
     if feature.kind == "numeric" and _WITH_COMMA.fullmatch(malformed):
         return (
             f"has numbers with a comma, such as {malformed}, which count as missing: write a point before decimals and "
-            "nothing between thousands, as 1234.5"
+            "no separator between thousands, as in 1234.5"
         )
     if feature.kind == "tokens":
         return _misread_tokens(column, feature.separator)
@@ -90,12 +90,11 @@ def _misread_categories(cells: pa.Array) -> str | None:
             if _most(pc.match_substring_regex(found, _PRINTED)):
                 return (
                     f"{_ARE_PRINTED}, and each of {len(present):,} combinations of {len(values):,} values counts as a "
-                    "category: set kind: tokens, and write values with '|' between them, or a column of lists into "
-                    "Parquet"
+                    "category: set kind: tokens, and separate values by '|', or write a column of lists to Parquet"
                 )
             return (
-                f"has {len(present):,} categories that are {len(values):,} values with {separator!r} between them, so "
-                f"that nothing tells what two of them share: set kind: tokens and separator: '{separator}'"
+                f"has {len(present):,} categories made of {len(values):,} values separated by {separator!r}, so what "
+                f"two of them share is lost: set kind: tokens and separator: '{separator}'"
             )
     return None
 
@@ -112,19 +111,17 @@ def _misread_tokens(cells: pa.Array, separator: str) -> str | None:
     separated = present.filter(pc.match_substring(present, separator))
     if _most(pc.match_substring_regex(present, _PRINTED)):
         return (
-            f"{_ARE_PRINTED}: their brackets and quotes are part of the tokens, so that one value counts as several. "
-            f"Write values with {separator!r} between them, or a column of lists into Parquet"
+            f"{_ARE_PRINTED}: their brackets and quotes count as part of the tokens, so one value counts as several. "
+            f"Separate values by {separator!r}, or write a column of lists to Parquet"
         )
     if not separator.endswith(" ") and _most(pc.match_substring(separated, f"{separator} ")):
         return (
-            f"has a space behind each {separator!r}, which is part of the token, so that a value counts as another "
-            f"where it comes first: set separator: '{separator} '"
+            f"has a space after each {separator!r}, which counts as part of the token, so a value that comes first "
+            f"counts as a different one: set separator: '{separator} '"
         )
     for other in _SEPARATORS:
         if not len(separated) and _most(pc.match_substring(present, other)):
-            return (
-                f"has {other!r} in most cells, and {separator!r} in none, so that each cell is one token: set separator"
-            )
+            return f"has {other!r} in most cells, and {separator!r} in none, so each cell is one token: set separator"
     return None
 
 

@@ -166,9 +166,9 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
             bad_rows += block.bad_rows
         return first, bad_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        remedy = "get a whole copy"
+        remedy = "get a complete copy"
         if "lists to be of size" in str(error):
-            remedy = "pyarrow reads no fixed-size list that is null: write lists of variable length, or drop those rows"
+            remedy = "pyarrow cannot read null fixed-size lists: write lists of variable length, or drop those rows"
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None
 
 
@@ -185,14 +185,14 @@ def _feature_values(chunks: pa.ChunkedArray, feature: Feature | None, where: str
             return vectors, "malformed", is_malformed
         column = one_array(chunks)
         if is_list(kind) and name != "tokens":
-            remedy = "write one text a row" if feature is None else "set kind: tokens, or vector"
-            raise ValueError(f"a column of type {kind} has several values a row; {remedy}")
+            remedy = "write one text per row" if feature is None else "set kind: tokens, or vector"
+            raise ValueError(f"a column of type {kind} has several values per row; {remedy}")
         if name == "numeric":
             numbers, is_malformed = _to_float32(column)
             return numbers, "malformed", is_malformed
         if feature is not None and name == "tokens" and is_list(kind):
             if pa.types.is_nested(kind.value_type):
-                raise ValueError(f"a column of type {kind} holds no tokens; write a list of values a row")
+                raise ValueError(f"a column of type {kind} holds no tokens; write one list of values per row")
             text = _joined(column, feature)
         else:
             text = pc.fill_null(to_binary(column), b"")
@@ -213,8 +213,8 @@ def _joined(lists: pa.Array, feature: Feature) -> pa.Array:
     if pc.any(holds).as_py():
         token = tokens.filter(holds)[0].as_py().decode("utf-8", "replace")
         raise ValueError(
-            f"the value {token!r} of a list holds the feature's separator {feature.separator!r}: set separator to text "
-            "that no value holds"
+            f"the value {token!r} in a list contains the feature's separator {feature.separator!r}: set separator to "
+            "text that no value contains"
         )
     row_of_token = pc.list_parent_indices(lists).filter(tokens.is_valid()).to_numpy()
     ends = np.cumsum(np.bincount(row_of_token, minlength=len(lists)))

@@ -180,8 +180,8 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
             for name, start in zip(texts, (validation_start, test_start), strict=True)
         }
         raise ValueError(
-            f"split.validation_start={said['validation_start']} lies after split.test_start={said['test_start']}: set "
-            "both, the earlier one as validation_start"
+            f"split.validation_start={said['validation_start']} is after split.test_start={said['test_start']}: set "
+            "both, with validation_start the earlier one"
         )
     return SplitPlan(target_level, split.min_user_events, validation_start, test_start)
 
@@ -200,8 +200,8 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     if dead == rows:
         sources = ", ".join(sorted(file["source"] for file in files)[:3])
         raise ValueError(
-            f"data.events: no valid row among the {rows:,} of {sources}"
-            + (f" ({listing}; {_examples(files)})" if rows else " (there are no more than headers)")
+            f"data.events: no valid row among the {rows:,} in {sources}"
+            + (f" ({listing}; {_examples(files)})" if rows else " (there are only headers, if anything)")
             + f": {cure or 'check data.columns, data.feedback and data.timestamp_unit'}"
         )
     said, advice = f"{dead:,} of {rows:,} ({dead / rows:.1%})", cure and f"; {cure}"
@@ -209,7 +209,7 @@ def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     if dead > limit * rows:
         raise ValueError(
             f"data.events: malformed rows: {said}, more than data.max_dead_letter_fraction={limit}: {listing}. "
-            f"{_examples(files)}. Mend the log or the columns' names, or raise that limit{advice}"
+            f"{_examples(files)}. Fix the log or the column names, or raise that limit{advice}"
         )
     if dead:
         log.warning("ingest: malformed rows set aside: %s: %s. %s%s", said, listing, _examples(files, 1), advice)
@@ -248,7 +248,7 @@ def _require_targets(config: Config, paths: list[str], levels: dict[str, int]) -
     names, target = config.data.feedback.levels, config.data.feedback.target_level_index
     if config.split.protocol == "time" and not any(levels.get(name) for name in names[target:]):
         raise ValueError(
-            f"no event of {', '.join(paths[:3])} reaches the level {names[target]!r}: check data.feedback, or lower "
+            f"no event in {', '.join(paths[:3])} reaches the level {names[target]!r}: check data.feedback, or lower "
             "data.feedback.target_level"
         )
 
@@ -266,7 +266,7 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
     first, last = as_text(first_event), as_text(last_event)
     if config.split.protocol == "time" and first_event == last_event:
         raise ValueError(
-            f"all events are of {first}, so split.protocol=time has nothing to hold out: set split.protocol="
+            f"all events have the time {first}, so split.protocol=time has nothing to hold out: set split.protocol="
             "leave_one_out, or check the time column"
         )
     if not counts["train_events"]:
@@ -285,7 +285,7 @@ def _check_times(config: Config, plan: SplitPlan, counts: dict[str, int], first_
     if not counts["validation_events"]:
         raise ValueError(
             f"no event is between split.validation_start={validation_start} and split.test_start={test_start}, so none "
-            f"is left to validate by: the log runs from {first} to {last}; set an earlier validation_start or a later "
+            f"is left for validation: the log runs from {first} to {last}; set an earlier validation_start or a later "
             "test_start, or split.protocol=leave_one_out"
         )
 

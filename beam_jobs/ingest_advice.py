@@ -27,7 +27,7 @@ def say_what_counts(config: Config, levels: dict[str, int]) -> None:
     if len(feedback.levels) > 1:
         target = feedback.levels[feedback.target_level_index]
         found = ", ".join(f"{levels.get(level, 0):,} {level}" for level in feedback.levels)
-        log.info("ingest: by level %s; positives are %r and above (data.feedback.target_level)", found, target)
+        log.info("ingest: events by level: %s; positives are %r and above (data.feedback.target_level)", found, target)
 
 
 def warn_of_unlikely_times(
@@ -36,10 +36,10 @@ def warn_of_unlikely_times(
     """A date like 20240131 also reads as a second of 1970; a few unlikely times come from wrong clocks."""
     if num_unlikely:
         log.warning(
-            "ingest: of %s events from %s to %s, before 1991 or in the future: %s. Leave them out if they are of "
-            "wrong clocks. If their times are read wrongly, set data.timestamp_unit (now %s), or write ISO 8601; of "
-            "numbers such as 20240131 set data.timestamp_format='%%Y%%m%%d', and of ticks such as 638424288000000000 "
-            "write (ticks - 621355968000000000) / 10. Numbers of rows, orders or days in place of times do no harm",
+            "ingest: of %s events from %s to %s, %s are before 1991 or in the future. Remove them if they come from "
+            "wrong clocks. If their times are misread, set data.timestamp_unit (now %s), or write ISO 8601; for "
+            "numbers such as 20240131, set data.timestamp_format='%%Y%%m%%d'; for ticks such as 638424288000000000, "
+            "write (ticks - 621355968000000000) / 10. Row, order or day numbers in place of times do no harm",
             f"{counts['events']:,}", as_text(first_event), as_text(last_event), f"{num_unlikely:,}",
             config.data.timestamp_unit,
         )  # fmt: skip
@@ -51,7 +51,7 @@ def warn_of_nothing_held_out(config: Config, counts: dict[str, int]) -> None:
         level = config.data.feedback.levels[config.data.feedback.target_level_index]
         log.warning(
             "ingest: none of %s users has split.min_user_events=%s items of level %r or above, so nothing is held out "
-            "and no model can be measured: are data.columns the right ones?",
+            "and no model can be measured: check data.columns",
             f"{counts['users']:,}", config.split.min_user_events, level,
         )  # fmt: skip
 
@@ -61,9 +61,9 @@ def warn_of_tied_times(config: Config, counts: dict[str, int], num_tied: int) ->
     share = num_tied / max(1, counts["events"] - counts["users"])
     if share > _TIED_SHARE and config.model.user_tower != "mean":
         log.warning(
-            "ingest: %.0f%% of events are of the time of their user's event before, as of dates alone, so the order of "
-            "histories, and which events are the last, is arbitrary: if the log knows it, add seconds to the times; if "
-            "not, model.user_tower=mean may learn more",
+            "ingest: %.0f%% of events have the same time as their user's previous event, as if times were only dates, "
+            "so the order of histories, and which events come last, is arbitrary: if the order is known, add seconds "
+            "to the times; if not, model.user_tower=mean may learn more",
             100 * share,
         )
 
@@ -77,10 +77,10 @@ def warn_of_order_by_item(steps: list[tuple[int, int, int]]) -> None:
     share = max(up) / max(1, steps_of_log)
     if steps_of_log >= _LEAST_STEPS and share >= _BY_ITEM_SHARE:
         log.warning(
-            "ingest: %.1f%% of the events of another item than their user's event before are of a higher item id, as "
-            "where rows sorted by user and item were numbered: then the last items of a history are those of the "
-            "highest ids, and what is measured by them says nothing. Give the real times; or, where nothing tells the "
-            "order, the same time to all, and set model.user_tower=mean",
+            "ingest: %.1f%% of the events whose item is not that of their user's previous event have a higher item id, "
+            "as if rows sorted by user and item had been numbered: the last items of a history are then those with the "
+            "highest ids, and what is measured on them means nothing. Use the real times; or, if the order is unknown, "
+            "give all events the same time, and set model.user_tower=mean",
             100 * share,
         )
 
@@ -90,13 +90,13 @@ def warn_of_a_busy_user(config: Config, counts: dict[str, int], busiest: list[tu
     most, user_id = max(busiest)
     if counts["users"] == 1:
         log.warning(
-            "ingest: all events are of one user, %r, of whom no model can learn what users like: is "
-            "data.columns.user_id=%s the right column?", user_id, config.data.columns.user_id,
+            "ingest: all events belong to one user, %r, from whom no model can learn what users like: check "
+            "data.columns.user_id=%s", user_id, config.data.columns.user_id,
         )  # fmt: skip
     share = most / counts["events"]
     if share > _BUSY_SHARE and counts["users"] > _FEW_USERS:
         log.warning(
-            "ingest: user %r has %.0f%% of the events: a bot, or what stands for no user? Leave its rows out",
+            "ingest: user %r has %.0f%% of the events: if it is a bot or stands for a missing user, remove its rows",
             user_id, 100 * share,
         )  # fmt: skip
 
@@ -106,9 +106,9 @@ def warn_of_odd_ids(shapes: dict[str, dict[str, int]]) -> None:
     for feature, counts in shapes.items():
         if shape := begin_oddly(counts):
             log.warning(
-                "ingest: most values of %s begin with a space or a quote, as %r, 9 being any digits and a any letters: "
-                "requests must say so, too. Write the log without spaces behind separators, and with data.quoting=auto "
-                "where it quotes", feature.split(".")[0], shape,
+                "ingest: most values of %s begin with a space or a quote, as in %r (9: any digits, a: any letters), "
+                "and so must those of requests. Write the log without spaces after separators, and set "
+                "data.quoting=auto if it has quotes", feature.split(".")[0], shape,
             )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def warn_of_lists_of_ids(shapes: dict[str, int]) -> None:
     """`shapes`: those of the item ids."""
     if shape := are_lists(shapes):
         log.warning(
-            "ingest: most values of item_id look like lists of ids, as %r, 9 being any digits and a any letters, and "
-            "each list counts as one item. Write a row for each id of a list", shape,
+            "ingest: most values of item_id look like lists of ids, such as %r (9: any digits, a: any letters), and "
+            "each list counts as one item. Write one row for each id in a list", shape,
         )  # fmt: skip
 
 
@@ -127,6 +127,6 @@ def warn_of_unlisted_values(counts: dict[str, int], told: dict[str, ToldValues])
         if (number := values[OTHER]) > _UNLISTED_SHARE * counts["rows"]:
             log.warning(
                 "ingest: the request feature %r has values that data.request_features does not list, such as %r, in %s "
-                "of %s rows, and they count as none: list the values that matter",
+                "of %s rows; unlisted values count as none: list those that matter",
                 name, example, f"{number:,}", f"{counts['rows']:,}",
             )  # fmt: skip

@@ -11,7 +11,7 @@ from beam_jobs.column_text import is_inexact, to_binary, utf8_mask
 from contracts.config.data import FRACTIONS
 
 UNREADABLE, NEGATIVE = "not a time", "negative"
-_ROUNDED = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
+_ROUNDED = "rounded, with digits lost: write whole numbers, 64-bit floats or ISO 8601"
 TIME_PROBLEMS = ("", "missing", UNREADABLE, NEGATIVE, "after the year 9999", _ROUNDED)
 """The problems that `parse_times` finds, by code; code 0 is a sound time."""
 _OK, _MISSING, _NOT_A_TIME, _NEGATIVE, _LATE, _LOST = range(6)

@@ -296,19 +296,19 @@ def test_a_table_that_does_not_quote_is_read_whole(tmp_path: Path) -> None:
     assert [title.decode() for title in rows.columns["title"].to_pylist()] == titles
 
 
-@pytest.mark.parametrize(("quoting", "other"), [("auto", "set data.quoting=none"), ("none", "leave data.quoting=none")])
+@pytest.mark.parametrize(("quoting", "other"), [("auto", "set data.quoting=none"), ("none", "remove data.quoting")])
 def test_quoted_rows_of_another_number_of_fields_are_told_both_remedies(
     quoting: str, other: str, tmp_path: Path
 ) -> None:
     """R's write.table quotes the rows' names, and its header does not name them: no setting of quotes mends that."""
     log = write_log(tmp_path / "log.csv", [f'"{row}","u{row % 9}","i{row}",{row}' for row in range(50)])
     config = make_config(log, data={"events": str(log), "quoting": quoting})
-    with pytest.raises(ValueError, match=f"write as many fields a row as the header has.*; or, .*{other}"):
+    with pytest.raises(ValueError, match=f"write as many fields per row as the header has.*; or, .*{other}"):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 
 @pytest.mark.parametrize(
-    ("rest", "what"), [('u\ti\t5" pipe\t6\n', "encloses no name"), ("u\ti\tx\t6\n", "never closes")]
+    ("rest", "what"), [('u\ti\t5" pipe\t6\n', "encloses no name"), ("u\ti\tx\t6\n", "is never closed")]
 )
 def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, tmp_path: Path) -> None:
     """Only that row is shown, not the ones up to the next quote."""
@@ -316,5 +316,5 @@ def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, t
     with pytest.raises(ValueError) as error:
         ingest.run(make_config("x", data={"events": str(tmp_path / "log.tsv")}), Workdir(tmp_path / "run"), "f")
     first, remedies = str(error.value).split(": if the line is a row", 1)
-    assert first.endswith(rf"""log.tsv: a quote of the first line, 'u\ti\t12" mix\t5', {what}""")
+    assert first.endswith(rf"""log.tsv: a quote in the first line, 'u\ti\t12" mix\t5', {what}""")
     assert re.search(r"data\.header .* data\.quoting=none", remedies)

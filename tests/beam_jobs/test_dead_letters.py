@@ -74,13 +74,13 @@ def test_a_reader_that_is_stopped_leaves_no_file(tmp_path: Path) -> None:
     [
         ("4,5", {"rating_thresholds": {"level": 4}}, "write a point before decimals"),
         ("liked", {"rating_thresholds": {"level": 4}}, "name the column in data.columns.event"),
-        ("0.10", {"levels": ["0.1", "1"]}, "of numbers name the column in data.columns.rating"),
+        ("0.10", {"levels": ["0.1", "1"]}, "for numbers, name the column in data.columns.rating"),
         (
             "WAHR",
             {"flags": {"level": "what"}},
-            "write true or false, or 1 or 0; or, of other words, name the column in",
+            "write true or false, or 1 or 0; or, for other words, name the column in",
         ),
-        ("7", {"flags": {"level": "what"}}, "of numbers name the column in data.columns.rating"),
+        ("7", {"flags": {"level": "what"}}, "for numbers, name the column in data.columns.rating"),
     ],
 )
 def test_feedback_in_the_wrong_column_has_its_remedy(cell: str, data: dict, said: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from contracts.config import DataConfig
 VALUES = ["drama", "comedy", "crime", "war", "horror"]
 PAIRS = [(one, other) for one in VALUES for other in VALUES]
 
-PRINTED = "has lists, sets or arrays as programs print them"
+PRINTED = "has lists, sets or arrays in printed form"
 
 # (kind, name) -> (cells, what is said)
 COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
@@ -35,7 +35,7 @@ COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
     ("tokens", "lists"): ([["a", "b"]] * 3, None),
     ("tokens", "spaces behind"): (
         ["a| b| c", "b| a", "a", "c|b"],
-        r"a space behind each '\|', .*: set separator: '\| '",
+        r"a space after each '\|', .*: set separator: '\| '",
     ),
     ("tokens", "a space in a value"): (["rock| pop", "pop|rock", "pop|a b"], None),
     ("tokens", "another separator"): (
@@ -46,10 +46,10 @@ COLUMNS: dict[tuple[str, str], tuple[list, str | None]] = {
     ("tokens", "commas in values"): (["a|b, c", "d, e", "f, g"], None),
     ("categorical", "pairs"): (
         ["", *map("|".join, PAIRS)],
-        r"25 categories that are 5 values with '\|' .*separator: '\|'$",
+        r"25 categories made of 5 values separated by '\|', .*separator: '\|'$",
     ),
     ("categorical", "pairs with commas"): ([*map(",".join, PAIRS)], "set kind: tokens and separator: ','$"),
-    ("categorical", "pairs with spaces"): ([*map(", ".join, PAIRS)], "25 categories that are 5 .* separator: ', '$"),
+    ("categorical", "pairs with spaces"): ([*map(", ".join, PAIRS)], "25 categories made of 5 .* separator: ', '$"),
     ("categorical", "few pairs"): ([*map("|".join, PAIRS[:9])], None),
     ("categorical", "names"): ([f"Smith, {number}" for number in range(40)], None),
     ("categorical", "first names"): ([f"Smith {a}, {name}" for a in range(9) for name in VALUES], None),

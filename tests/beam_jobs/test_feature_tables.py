@@ -57,7 +57,7 @@ def test_a_table_of_unreadable_rows_alone_stops_the_run(tmp_path: Path) -> None:
     """As Spark writes titles, and Book-Crossing has them: the model would have been trained without a feature."""
     (tmp_path / "items.csv").write_text('item_id,title\n"i1","a \\"b\\", c"\n"i2","\\"d\\", e"\n')
     table = {"path": str(tmp_path / "items.csv"), "id": "item_id", "features": [{"name": "title", "kind": "text"}]}
-    said = r"of .*items\.csv no row can be used, 2 unreadable_rows .*: quotes in quoted cells are doubled"
+    said = r"no row of .*items\.csv can be used, 2 unreadable_rows .*: quotes in quoted cells must be doubled"
     with pytest.raises(ValueError, match=said):
         list(feature_statistics(DataConfig.model_validate({"item_features": table})))
 

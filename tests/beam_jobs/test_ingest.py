@@ -101,7 +101,7 @@ def _cut_gzip(path: Path) -> None:
 # name -> (file name, writer, what the message must hold)
 UNUSABLE = {
     "truncated Parquet": ("log.parquet", _truncated_parquet, ["log.parquet", "cannot be read"]),
-    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "whole copy"]),
+    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "complete copy"]),
     "not gzip": ("log.csv.gz", lambda p: p.write_bytes(b"u,a,1"), ["log.csv.gz", "cannot be read"]),
     "empty file": ("log.csv", lambda p: p.write_bytes(b""), ["log.csv", "no header"]),
     "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
@@ -156,14 +156,14 @@ def test_malformed_rows_below_the_limit_are_said(tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(
     ("bad", "data", "said"),
     [
-        ("u,a,11/1/2019 1:05:58 PM", {}, "numbers since 1970 or ISO 8601, such as 2019-11-01T13:05:58; of others set"),
+        ("u,a,11/1/2019 1:05:58 PM", {}, "since 1970 or ISO 8601, such as 2019-11-01T13:05:58; for other formats, set"),
         ("u,a,1", {"timestamp_format": "%b %Y"}, "check data.timestamp_format='%b %Y'"),
         ('u,a,"1', {}, "set data.quoting=none"),
         ('"u","a\\"",1', {}, r"""sed 's/\\"/""/g'"""),
-        ("u,a", {}, "write as many fields a row as the header has"),
+        ("u,a", {}, "write as many fields per row as the header has"),
         ('u,"a', {}, "set data.quoting=none"),
-        ('u,"a', {}, "of several lines, set data.quoting=always"),
-        ("u,a,1963-11-30", {}, "times before 1970 are not read"),
+        ('u,"a', {}, "span several lines, set data.quoting=always"),
+        ("u,a,1963-11-30", {}, "times before 1970 are not supported"),
     ],
     ids=["a time", "a format", "quotes", "Spark's quotes", "fields", "fields and a quote", "a quote", "before 1970"],
 )
@@ -180,8 +180,8 @@ def test_a_header_that_is_read_as_a_row_has_its_remedy(tmp_path: Path, caplog: p
     log = write_log(tmp_path / "log.csv", GOOD)
     data = {"events": str(log), "header": HEADER.split(","), "max_dead_letter_fraction": 0.5}
     ingest.run(make_config(log, data=data), Workdir(tmp_path / "run"), "f")
-    assert "row 1: timestamp not a time ('timestamp'); if that is the line that names" in caplog.text
-    assert "leave data.header out" in caplog.text and "of others set data" not in caplog.text
+    assert "row 1: timestamp not a time ('timestamp'); if that line names the columns" in caplog.text
+    assert "remove data.header" in caplog.text and "for other formats" not in caplog.text
 
 
 def test_ids_keep_case_space_and_emoji_and_integers_become_decimal(tmp_path: Path) -> None:
@@ -323,14 +323,14 @@ def test_what_the_first_row_of_a_headerless_log_holds_does_not_matter(tmp_path: 
 @pytest.mark.parametrize(
     ("line", "data", "said"),
     [
-        ("1,2268318,pv,1511544070", {}, "needs `header` in the config"),
+        ("1,2268318,pv,1511544070", {}, "set `header` in the config"),
         ("1::1193::5::978300760", {}, "separated by '::'"),
-        ("1,2268318,pv,1511544070", HEADERLESS, "names 5 columns, who, what, kind, how, when; by separator"),
+        ("1,2268318,pv,1511544070", HEADERLESS, "names 5 columns, who, what, kind, how, when; the number of fields"),
         ("1::1193::5::978300760", {"header": ["user_id", "item_id", "rating", "timestamp"]}, "separated by '::'"),
         ("1:", {}, "begins with '1:'"),
         ("1:", {"header": ["user_id", "rating", "timestamp"]}, "the item in a column of its own"),
-        ("user_id,item_id,rating", {}, "such as the row's number"),
-        ('"user_id", "item_id", "timestamp"', {}, "write it and the rows without spaces behind ','"),
+        ("user_id,item_id,rating", {}, "such as the row number"),
+        ('"user_id", "item_id", "timestamp"', {}, "remove the spaces after each ','"),
     ],
     ids=[
         "no header",

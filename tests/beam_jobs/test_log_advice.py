@@ -20,10 +20,10 @@ ROWS = [f"u{row % 20},{row * 7 % 30},{1_700_000_000 + row}" for row in range(400
 
 # name -> (path below the folder, bytes, what is said)
 FILES = {
-    "a comment before the header": ("log.csv", f"# of 2024\n{HEADER}\nu,a,1\n".encode(), "delete what stands before"),
-    "spaces between fields": ("log.csv", b"user_id item_id timestamp\nu a 1\n", "comma, semicolon, tab or bar"),
-    "a column that a directory names": ("user_id=7/log.csv", b"item_id,timestamp\na,1\n", "write 'user_id' into the"),
-    "Excel's line": ("log.csv", b"sep=;\nuser_id;item_id;timestamp\nu;a;1\n", "delete what stands before them"),
+    "a comment before the header": ("log.csv", f"# of 2024\n{HEADER}\nu,a,1\n".encode(), "delete whatever comes"),
+    "spaces between fields": ("log.csv", b"user_id item_id timestamp\nu a 1\n", "commas, semicolons, tabs or bars"),
+    "a column that a directory names": ("user_id=7/log.csv", b"item_id,timestamp\na,1\n", "add a column 'user_id' to"),
+    "Excel's line": ("log.csv", b"sep=;\nuser_id;item_id;timestamp\nu;a;1\n", "delete whatever comes before the names"),
     "UTF-16, no mark": ("log.csv", HEADER.encode("utf-16-le"), "is UTF-16 or UTF-32 text: save it as UTF-8"),
     "Latin-1": ("log.csv", f"{HEADER}\nu,caf\xe9,1\n".encode("latin1"), "save the log as UTF-8"),
 }
@@ -40,7 +40,7 @@ def test_a_file_of_another_kind_has_its_remedy(name: str, tmp_path: Path) -> Non
 
 
 LEVELS = {
-    "events of other kinds": ({"levels": ["buy"]}, "name all values of data.columns.event in data.feedback.levels"),
+    "events of other kinds": ({"levels": ["buy"]}, "list all values of data.columns.event in data.feedback.levels"),
     "a number as a flag": (
         {"levels": ["seen", "buy"], "flags": {"buy": "share"}},
         "name the column in data.columns.rating",
@@ -91,7 +91,7 @@ def test_the_remedy_for_a_directory_is_of_what_it_holds(name: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("~/none-*.csv", "as ~ is no home here"),
+        ("~/none-*.csv", "since ~ is not expanded"),
         ("**/*.csv", "items.csv has no column .*, or leave the file out of data"),
     ],
 )
@@ -113,7 +113,7 @@ def test_the_remedy_for_a_table_in_a_directory_makes_one_file(tmp_path: Path, mo
     pq.write_to_dataset(pa.table(columns), "items.parquet", partition_cols=["shop"])
     (tmp_path / "items.parquet" / "_SUCCESS").touch()
     features = [{"name": "price", "kind": "numeric"}, {"name": "shop", "kind": "categorical"}]
-    with pytest.raises(ValueError, match="is a directory; name one file") as caught:
+    with pytest.raises(ValueError, match="is a directory; name a single file") as caught:
         read_feature_table(FeatureTable(path="items.parquet", id="item_id", features=features), "data.item_features")
     exec(str(caught.value).split("`")[1])
     read = read_feature_table(FeatureTable(path="x.parquet", id="item_id", features=features), "data.item_features")
@@ -160,9 +160,9 @@ def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: p
 @pytest.mark.parametrize(
     ("said", "row", "data"),
     [
-        ("item_id begin with a space or a quote, as ' \"a9\"'", '"u{0}", "i{1}", {2}', {}),
-        ("item_id begin with a space or a quote, as ' a9'", "u{0}, i{1}, {2}", {}),
-        ("user_id begin with a space or a quote, as '\"a9\"'", '"u{0}",i{1},{2}', {"quoting": "none"}),
+        ("item_id begin with a space or a quote, as in ' \"a9\"'", '"u{0}", "i{1}", {2}', {}),
+        ("item_id begin with a space or a quote, as in ' a9'", "u{0}, i{1}, {2}", {}),
+        ("user_id begin with a space or a quote, as in '\"a9\"'", '"u{0}",i{1},{2}', {"quoting": "none"}),
         (None, '"u{0}","i{1}",{2}', {}),
     ],
 )
@@ -182,7 +182,7 @@ def test_lists_of_items_in_one_field_are_said(
     """As of MIND, whose impressions are one field; every list would be an item."""
     lines = [f"u{line % 20},{row.format(line % 30, line % 7)},{1_700_000_000 + line}" for line in range(60)]
     ingest.run(make_config(write_log(tmp_path / "log.csv", lines)), Workdir(tmp_path / "run"), "f")
-    assert ("item_id look like lists of ids, as 'a9-9 a9-'" in caplog.text) == is_said
+    assert ("item_id look like lists of ids, such as 'a9-9 a9-'" in caplog.text) == is_said
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_events_without_an_order_are_said(
     lines = [f"u{user},i{row},{moment}" for user in range(30) for row, moment in enumerate(moments)]
     config = make_config(write_log(tmp_path / "log.csv", lines), model={"user_tower": tower})
     ingest.run(config, Workdir(tmp_path / "run"), "f")
-    said = f"{share}% of events are of the time of their user's event before"
+    said = f"{share}% of events have the same time as their user's previous event"
     assert (said in caplog.text, "is arbitrary" in caplog.text) == (share is not None, share is not None)
 
 
@@ -229,7 +229,7 @@ def test_what_a_table_loses_is_said_with_an_example(tmp_path: Path, caplog: pyte
     ingest.run(make_config(log, data={"item_features": table}), Workdir(tmp_path / "run"), "f")
     row, text, price = "row 2, not 3 fields: '1,Felidae, or so,5'", "'\ufffd'", "'$5.50'"
     said = f"1 unreadable_rows ({row}), 1 not_utf8_name ({text}), 2 malformed_price ({price})"
-    assert f"items.csv: 4; left out or mended: {said}" in caplog.text
+    assert f"items.csv: 4; left out or repaired: {said}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_category_without_any_value_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["categorical", "numeric", "text"])
 def test_a_list_as_a_single_value_has_its_remedy(kind: str, tmp_path: Path) -> None:
     workdir, [config] = with_table(tmp_path, {"id": list(range(30)), "it": [["a", "b"]] * 30}, kind)
-    with pytest.raises(ValueError, match="has several values a row; set kind: tokens, or vector"):
+    with pytest.raises(ValueError, match="has several values per row; set kind: tokens, or vector"):
         for job in (ingest, statistics, transform):
             job.run(config, workdir, "f")
 
@@ -286,15 +286,15 @@ def test_clocks_that_are_wrong_are_counted(tmp_path: Path, caplog: pytest.LogCap
     times = [1_511_544_070 + row for row in range(60)] + [20, 662_687_999, 2_122_867_355]
     log = write_log(tmp_path / "log.csv", [f"u{row % 9},i{row},{time}" for row, time in enumerate(times)])
     ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
-    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, before 1991 or in the future: 3. Leave"
-    assert said in caplog.text and "Numbers of rows, orders or days in place of times do no harm" in caplog.text
+    said = "of 63 events from 1970-01-01T00:00:20 to 2037-04-09T05:22:35, 3 are before 1991 or in the future. Remove"
+    assert said in caplog.text and "Row, order or day numbers in place of times do no harm" in caplog.text
 
 
 def test_a_log_of_one_user_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As of Diginetica's userId, NA in most rows; its sessions have another column. All recalls would be 1."""
     log = write_log(tmp_path / "log.csv", [f"NA,i{row % 30},{1_700_000_000 + row}" for row in range(60)])
     ingest.run(make_config(log), Workdir(tmp_path / "run"), "f")
-    assert "all events are of one user, 'NA', " in caplog.text and "data.columns.user_id=user_id the" in caplog.text
+    assert "all events belong to one user, 'NA', " in caplog.text and "data.columns.user_id=user_id" in caplog.text
 
 
 @pytest.mark.parametrize("empty", ["", "\n"])
@@ -306,7 +306,7 @@ def test_a_file_without_a_row_stops_no_log_without_header_lines(empty: str, tmp_
     counts = ingest.run(make_config("x", data=data), Workdir(tmp_path / "run"), "f").counts
     assert (counts["rows"], counts["events"]) == (400, 400)
     (tmp_path / "1.csv").unlink()
-    with pytest.raises(ValueError, match="no valid row among the 0 of"):
+    with pytest.raises(ValueError, match="no valid row among the 0 in"):
         ingest.run(make_config("x", data=data), Workdir(tmp_path / "other"), "f")
 
 

@@ -108,7 +108,7 @@ def test_a_log_of_one_moment_cannot_be_split_by_time(tmp_path: Path) -> None:
     """All quantiles of one moment are that moment, and so is any start that leaves something on both sides."""
     write_log(tmp_path / "log.csv", [f"u{i % 3},i{i},1700000000" for i in range(100)])
     config = make_config(tmp_path / "log.csv", split={"protocol": "time"})
-    with pytest.raises(ValueError, match=r"all events are of 2023-11-14T22:13:20.*leave_one_out"):
+    with pytest.raises(ValueError, match=r"all events have the time 2023-11-14T22:13:20.*leave_one_out"):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 
 
@@ -129,11 +129,11 @@ def test_a_start_that_is_no_time_is_refused_before_the_log_is_read(
         ({"test_start": "2026-11-01"}, "split.test_start=2026-11-01T00:00:00 leaves no test event: the log runs from"),
         (
             {"validation_start": "2023-11-14T22:13:50", "test_start": "2023-11-14T22:13:50"},
-            "no event is between .*13:50, so none is left to validate by: .* a later test_start",
+            "no event is between .*13:50, so none is left for validation: .* a later test_start",
         ),
         (
             {"test_start": "2023-11-14T22:13:50"},
-            r"_start=2023-11-14T22:14:39 \(the 80% quantile of time\) lies after",
+            r"_start=2023-11-14T22:14:39 \(the 80% quantile of time\) is after",
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_starts_that_leave_nothing_to_measure_are_refused(split: dict[str, str],
     [
         ("u1,i1,07/06/2014 02:30", r"no valid row among the 5 .*timestamp_format"),
         ("u1,i1,1700000000,", r"no valid row among the 5 .*not 3 fields: 5"),
-        ("u1,i1,1700000000", "no event of .* reaches the level 'click': check data.feedback"),
+        ("u1,i1,1700000000", "no event in .* reaches the level 'click': check data.feedback"),
     ],
     ids=["times of no form", "a comma too many", "levels below the target"],
 )

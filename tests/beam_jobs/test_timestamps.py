@@ -115,7 +115,7 @@ def test_problems_of_numbers_are_told_apart(column: pa.Array, unit: str, found: 
     assert not micros.any()
 
 
-LOST = "is a number that has lost digits: write whole numbers, 64-bit floats or ISO 8601"
+LOST = "rounded, with digits lost: write whole numbers, 64-bit floats or ISO 8601"
 # Of 24 bits, a second of 2023 is one of 128, and an hour since 1970 is told from the next.
 ROUNDED: dict[str, tuple[pa.Array, str | None, list[str]]] = {
     "32-bit floats": (pa.array([1.7e9, 472_222.0, 2.0**24, None], pa.float32()), None, [LOST, "", LOST, "missing"]),

@@ -201,7 +201,7 @@ def test_a_span_that_is_not_fit(log: Path, tmp_path: Path, kind: str, reason: st
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_id,item_id,timestamp\n", "there are no more than headers"),
+        ("user_id,item_id,timestamp\n", "there are only headers, if anything"),
         ("user,item,time\nu1,i1,5\n", "has no column 'user_id'"),
     ],
     ids=["empty", "other columns"],
