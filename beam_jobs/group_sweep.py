@@ -97,7 +97,7 @@ def main(config_path: Path | None, workdir: Path, ks: str, json_path: Path | Non
         words = [word.strip() for word in ks.split(",")]
         numbers = sorted({int(word) for word in words if word.isdecimal()})
         if not all(map(str.isdecimal, words)) or not 1 <= numbers[0] <= numbers[-1] <= len(rows):
-            raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the items that co-occur with others")
+            raise ValueError(f"--k {ks}: give numbers from 1 to {len(rows)}, the number of items that co-occur")
         if json_path is not None:
             make_directory(json_path.parent, "--json")  # now, and not after the fits
     except ValueError as error:

@@ -104,7 +104,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     num_groups = config.groups.num_groups
     if num_groups > len(item_ids):
         raise ValueError(
-            f"groups.num_groups={num_groups} is more than the log's items, {len(item_ids)}: set "
+            f"groups.num_groups={num_groups} is more than the number of items in the log, {len(item_ids)}: set "
             f"groups.num_groups to {len(item_ids)} or less"
         )
     with writing(workdir.item_groups.path, ItemGroups.KIND, fingerprint) as writer:
@@ -140,7 +140,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
 def _say_what_moved(previous: str | None, moved: dict[str, Any]) -> None:
     fallen = "" if moved["drift"] is None else f"; co-occurrence within them fell by {moved['drift']:.1%}"
     log.info(
-        "groups: %s, beside those of %s: %s items new, %s gone, %.1f%% of the others in another group%s",
+        "groups: %s, compared with %s: %s items new, %s gone, %.1f%% of the others in another group%s",
         "kept" if moved["kept"] else "fitted anew", previous, f"{moved['new_items']:,}", f"{moved['gone_items']:,}",
         100 * moved["changed_share"], fallen,
     )  # fmt: skip
@@ -159,7 +159,7 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         items_placed_by_hash=int((~placed).sum()),
     )
     log.info(
-        "groups: %d, of %s to %s items, %s in all",
+        "groups: %d groups of %s to %s items, %s items in all",
         num_groups, f"{sizes.min():,}", f"{sizes.max():,}", f"{len(groups):,}",
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ def _kept(
     changed = previous.changed(fit_settings(config))
     writer.details["drift"] = {"kept": False, "drift": None, "changed": changed}
     if changed:
-        log.info("groups: fitted anew, since other settings made those of %s: %s", settings.previous, changed)
+        log.info("groups: fitted anew, since those of %s have other settings: %s", settings.previous, changed)
     if changed or not settings.refit_drift or not previous.fits(settings):
         return None
     blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), settings.since)
@@ -330,12 +330,12 @@ def _by_category(config: Config, embedded: EmbeddedItems, codes: Int64, before: 
         )
     if settings.method == "category" and num_categories < settings.num_groups:
         few = (
-            f"groups.num_groups={settings.num_groups} is more than the values that "
-            f"groups.category={settings.category!r} takes, {num_categories}"
+            f"groups.num_groups={settings.num_groups} is more than the number of values of "
+            f"groups.category={settings.category!r}, {num_categories}"
         )
         if not goes_on:
-            raise ValueError(f"{few}: lower it, or set groups.method=hybrid (which cuts large categories) or kmeans")
-        log.warning("groups: today %s: a group without a category holds one item, until there is one for it", few)
+            raise ValueError(f"{few}: lower it, or set groups.method=hybrid (which splits large categories) or kmeans")
+        log.warning("groups: today %s: a group without a category holds one item until it gets a category", few)
     rows = embedded.embeddings[known]
     # A hybrid group below half the mean size joins its neighbour, and its place goes to a large one.
     least = int(known.sum() / settings.num_groups / 2) if settings.method == "hybrid" else 0

@@ -13,7 +13,7 @@ from contracts.errors import Differs
 from contracts.layout import Events
 from contracts.storage import as_path
 
-_ANEW = "set, for one run, data.previous=null (dnc retrain: retrain.span.schema_of_last=false)"
+_ANEW = "set data.previous=null for one run (dnc retrain: retrain.span.schema_of_last=false)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PreviousSpan:
         if anomalies:
             raise Differs(
                 f"the data break the schema {Events(current(as_path(self.path))).schema}: {'; '.join(anomalies)}. "
-                f"Mend them; or, if this is how it is now, edit the schema, or {_ANEW}"
+                f"Fix the data; or, if they are correct, edit the schema, or {_ANEW}"
             )
         self.require_no_drift(statistics, data)
         return self.schema
@@ -70,7 +70,7 @@ class PreviousSpan:
         ]
         if drift:
             raise Differs(
-                f"the data differ from data.previous={self.path}: {'; '.join(drift)}. Mend them; or, if this is "
-                f"how it is now, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
+                f"the data differ from data.previous={self.path}: {'; '.join(drift)}. Fix the data; or, if they "
+                f"are correct, raise data.max_drift={data.max_drift}, lower data.min_volume={data.min_volume}, or "
                 f"{_ANEW}"
             )

@@ -256,8 +256,8 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, in
             manifest = artifact.read_manifest(folder)
             if manifest.fingerprint != span["fingerprint"]:
                 raise ValueError(
-                    f"{folder} was counted anew, for another config, since its span was merged: run again from the "
-                    "first stage, of a retrain by deleting the unfinished run's directory"
+                    f"{folder} was counted anew, for another config, after its span was merged: run again from the "
+                    "first stage (for a retrain, delete the unfinished run's directory)"
                 )
             found += [(str(folder / name), reach) for name in manifest.files]
     return found

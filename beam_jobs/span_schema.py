@@ -62,7 +62,7 @@ def schema_anomalies(schema: Schema, statistics: Sequence[Statistics]) -> list[s
         strange = {value: share for value, share in shares.items() if value not in feature.string_domain.value}
         if 1 - sum(strange.values()) < feature.distribution_constraints.min_domain_mass - 1e-9:
             shown = ", ".join(f"{value!r} {share:.1%}" for value, share in _largest(strange))
-            anomalies.append(f"{feature.name}: {sum(strange.values()):.1%} of values are not of its domain ({shown})")
+            anomalies.append(f"{feature.name}: {sum(strange.values()):.1%} of values are not in its domain ({shown})")
     unknown = found.keys() - {feature.name for feature in schema.feature}
     return anomalies + [f"{name} is not in the schema" for name in sorted(unknown)]
 
@@ -91,8 +91,8 @@ def drift_anomalies(now: Statistics, before: Statistics, max_drift: float, min_v
     last, late_before = last_event(now), late_event(before)
     if last is not None and late_before is not None and last < late_before:
         anomalies.append(
-            f"timestamp: the last event is of {as_text(last)}, and by {as_text(late_before)} {LATE:.0%} of the last "
-            "span's had happened: is this an old log?"
+            f"timestamp: the last event is at {as_text(last)}, but by {as_text(late_before)} {LATE:.0%} of the last "
+            "span's had happened: check that this is not an old log"
         )
     return anomalies
 
@@ -115,4 +115,4 @@ def read_schema(path: Path) -> Schema:
     try:
         return text_format.Parse(read_text(path), Schema())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ValueError(f"{path} holds no schema ({error}): mend it") from None
+        raise ValueError(f"{path} cannot be read as a schema ({error}): fix it") from None

@@ -100,4 +100,4 @@ def read_statistics(path: Path) -> list[Statistics]:
         text = read_text(path)
         return list(text_format.Parse(text, statistics_pb2.DatasetFeatureStatisticsList()).datasets)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ValueError(f"{path} holds no statistics ({error}): run ingest again") from None
+        raise ValueError(f"{path} cannot be read as statistics ({error}): run ingest again") from None

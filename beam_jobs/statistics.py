@@ -103,14 +103,14 @@ def _warn_of_odd_ids(staged: ItemStatistics) -> None:
         ids = read_parquet(path, columns=[name])[name]
         if marks := marks_of_absence(ids):
             log.warning(
-                "statistics: %s is %s in some rows, which counts as any other id: if it stands for none, leave these "
-                "rows out of the log", name, " or ".join(marks),
+                "statistics: %s is %s in some rows, which counts as an ordinary id: if it stands for a missing id, "
+                "remove these rows from the log", name, " or ".join(marks),
             )  # fmt: skip
         twice = spelled_twice(ids)
         if len(twice):
             log.warning(
-                "statistics: %s has values that are there as whole numbers and as decimals, as %s and %s.0, which are "
-                "two: %s of them. Where files of the log disagree, write the column alike in all",
+                "statistics: %s has values that occur as whole numbers and as decimals, such as %s and %s.0, which are "
+                "two ids: %s of them. If files of the log differ in this, write the column the same way in all",
                 name, twice[0], twice[0], f"{len(twice):,}",
             )  # fmt: skip
 
@@ -123,9 +123,9 @@ def _warn_of_times_by_item(staged: ItemStatistics) -> None:
     order = order[np.argsort(first[order])]
     if len(order) >= _LEAST_ITEMS and np.mean(last[order[:-1]] < first[order[1:]]) >= _NEARLY_ALL:
         log.warning(
-            "statistics: each item's events end before the next item's begin, as where rows sorted by item were "
-            "numbered: then every history is in the order of the items, and what comes next says nothing. Give the "
-            "real times; or, where nothing tells the order, the same time to all, and set model.user_tower=mean"
+            "statistics: each item's events end before the next item's begin, as if rows sorted by item had been "
+            "numbered: every history is then in the order of the items, and what comes next means nothing. Use the "
+            "real times; or, if the order is unknown, give all events the same time, and set model.user_tower=mean"
         )
 
 
@@ -155,13 +155,13 @@ class _KnownIds:
         missing = in_either - self.number
         if self.number and _MANY * in_log < missing < in_log:
             log.warning(
-                "statistics: %s of the %s ids of the log have no row in %s, so nothing but the log is known of them",
+                "statistics: %s of the %s ids of the log have no row in %s, so the log is all that is known about them",
                 f"{missing:,}", f"{in_log:,}", self.where,
             )  # fmt: skip
         if self.number and self.number + in_log == in_either:
             log.warning(
-                "statistics: none of the %s ids of %s occurs in the log, so its features tell nothing: it has %r, and "
-                "the log %r. Write the ids of both alike, as text (17 and 17.0 are two, and so are 017 and 17)",
+                "statistics: none of the %s ids of %s occurs in the log, so its features are of no use: it has %r, and "
+                "the log %r. Write ids the same way in both, as text (17 and 17.0 are two ids, and so are 017 and 17)",
                 f"{self.number:,}", self.where, self.example, read_parquet(found).column(0)[0].as_py(),
             )  # fmt: skip
 

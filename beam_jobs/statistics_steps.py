@@ -190,8 +190,8 @@ def _by_count(table: pa.Table, count: str, identity: str) -> pa.Table:
     num_bytes = pc.sum(pc.binary_length(table[identity])).as_py() or 0
     if num_bytes > _MOST_ID_BYTES:
         raise ValueError(
-            f"{identity}: the {table.num_rows:,} distinct ids are {num_bytes:,} bytes of text, more than the "
-            f"{_MOST_ID_BYTES:,} that are read: write shorter ids into log and tables, such as numbers"
+            f"{identity}: the {table.num_rows:,} distinct ids are {num_bytes:,} bytes of text, more than the limit of "
+            f"{_MOST_ID_BYTES:,}: write shorter ids, such as numbers, to the log and the tables"
         )
     keys = pa.table({"count": table[count], "id": table[identity].cast(pa.binary())})
     return table.take(pc.sort_indices(keys, sort_keys=[("count", "descending"), ("id", "ascending")])).combine_chunks()

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 _MANY = 0.2
 _MOST = 0.5
 _HOLD_OUT_LESS = (
-    "raise split.min_user_events={}, so that shorter histories only train, or, where users come back, hold out the end "
-    "of the log alone (split.protocol=time)"
+    "raise split.min_user_events={}, so that shorter histories are only trained on, or, if users come back, hold out "
+    "only the end of the log (split.protocol=time)"
 )
 
 
@@ -59,9 +59,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             remove(neighbors)
         if unknown := totals.pop("unknown"):
             raise ValueError(
-                f"{unknown:,} events of {workdir.events.path} are of items or users that "
-                f"{workdir.item_statistics.path} lacks, as it was made of other events: run statistics and what "
-                "follows again"
+                f"{unknown:,} events in {workdir.events.path} have items or users that "
+                f"{workdir.item_statistics.path} lacks, since it was made from other events: run statistics and all "
+                "later stages again"
             )
         if not totals["train_positives"]:
             raise TooFewEvents(_nothing_to_learn(config, workdir.events.path))
@@ -112,9 +112,9 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
     if config.split.protocol == "leave_one_out" and manifest.counts["test_events"]:
         remedy += f", {_HOLD_OUT_LESS.format(config.split.min_user_events)}"
     return (
-        f"no user of {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
+        f"no user in {events} has two items of level {level!r}{' or above' if level != feedback.levels[-1] else ''}"
         f"{since} to train on (after the validation and test events are set apart"
-        f"{f'; it has events, {found}' if found else ''}): {remedy}"
+        f"{f'; events by level: {found}' if found else ''}): {remedy}"
         f"{', or lower data.feedback.target_level' if feedback.target_level_index else ''}, or check data.columns"
     )
 
@@ -122,9 +122,9 @@ def _nothing_to_learn(config: Config, events: Path) -> str:
 def _warn_of_busy_users(totals: Counter[str], most: int) -> None:
     if totals["busy_positives"]:
         log.warning(
-            "windows: %s positives are not trained on, beside %s that are: of each user the newest %s or a few more "
-            "are (windows.max_user_positives). Users with more: %s. If they are no people, such as crawlers, leave "
-            "them out of the log: what is popular and what co-occurs counts their events, too",
+            "windows: %s positives are not trained on, and %s are: for each user, the newest %s or a few more "
+            "(windows.max_user_positives). Users with more: %s. If they are not people but, for example, crawlers, "
+            "remove them from the log: popularity and co-occurrence count their events, too",
             f"{totals['busy_positives']:,}", f"{totals['train_positives']:,}", f"{most:,}",
             f"{totals['busy_users']:,}",
         )  # fmt: skip
@@ -137,33 +137,33 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
     held_out = totals["validation_targets"] + totals["test_targets"]
     if config.split.protocol == "leave_one_out" and held_out > _MOST * learnt:
         log.warning(
-            "windows: %s targets are held out, and only %s left to learn from, as histories are short: %s",
+            "windows: %s targets are held out, and only %s left to learn from, since histories are short: %s",
             f"{held_out:,}", f"{learnt:,}", _HOLD_OUT_LESS.format(config.split.min_user_events),
         )  # fmt: skip
     lacking = f"positives of level {levels[target]!r} or above in training" if target else "training events"
     remedy = "hold out less (split.protocol=time with later starts; in a retrain, shorter spans), and retrain as often"
     # If positives are few, another warning says what to do.
-    advice = "" if are_few else f". Where items live that shortly, {remedy}"
+    advice = "" if are_few else f". If items are that short-lived, {remedy}"
     for split in ("validation", "test"):
         _warn_of_unmeasured_users(split, totals)
         targets, cold = totals[f"{split}_targets"], totals[f"{split}_cold_targets"]
         if cold > _MANY * targets:
             log.warning(
-                "windows: %s of %s targets in the %s split are items without %s, which nothing but data.item_features "
+                "windows: %s of %s targets in the %s split are items without %s, which only data.item_features "
                 "places; they get serving.exploration_share of a list%s", f"{cold:,}", f"{targets:,}", split, lacking,
                 advice,
             )  # fmt: skip
     if repeats > _MANY * (repeats + learnt):
         log.warning(
-            "windows: %s training events are of items that their user had before, beside %s that are learnt from: such "
-            "items are never recommended, and what is measured is new ones alone. To remind users of what they come "
-            "back to, use something else beside, such as a list of what they had most often",
+            "windows: %s training events are of items that their user had before, and %s are learnt from: such items "
+            "are never recommended, and only new ones are measured. To remind users of what they come back to, use "
+            "something else as well, such as a list of what they had most often",
             f"{repeats:,}", f"{learnt:,}",
         )  # fmt: skip
     if are_few:
         log.warning(
-            "windows: %s positives of level %r or above are few for %s items. Events below data.feedback.target_level "
-            "are never what a model learns to find: with %r there are more to learn from",
+            "windows: %s positives of level %r or above are few for %s items. A model does not learn to find events "
+            "below data.feedback.target_level: setting it to %r gives more to learn from",
             f"{learnt:,}", levels[target], f"{items:,}", levels[target - 1],
         )  # fmt: skip
 
@@ -174,21 +174,21 @@ def _warn_of_unmeasured_users(split: str, totals: Counter[str]) -> None:
     )
     if not measured:
         log.warning(
-            "windows: no user has an event before the %s split and a new item in it: nothing can be measured on it",
+            "windows: no user has an event before the %s split and a new item in it, so nothing can be measured on it",
             split,
         )
     elif repeating > _MANY * (measured + repeating):
         log.warning(
-            "windows: %s of %s users have nothing in the %s split but items that they had before: only new items "
+            "windows: for %s of %s users, the %s split holds only items that they had before: only new items "
             "are recommended, and measured on the other users",
             f"{repeating:,}", f"{measured + repeating:,}", split,
         )  # fmt: skip
     users = measured + repeating + new
     if measured and new > _MOST * users:
         log.warning(
-            "windows: %s of %s users in the %s split have no event before it, so %s are measured. Where users come "
-            "once, as sessions do, hold out the last items of each (split.protocol=leave_one_out; not in a retrain, "
-            "whose holdout is its newest span)",
+            "windows: %s of %s users in the %s split have no event before it, so %s are measured. If users come "
+            "only once, as sessions do, hold out the last items of each (split.protocol=leave_one_out; not in a "
+            "retrain, whose holdout is its newest span)",
             f"{new:,}", f"{users:,}", split, f"{measured:,}",
         )  # fmt: skip
 
@@ -200,20 +200,20 @@ def _warn_of_absent_negatives(config: Config, totals: Counter[str]) -> None:
         (
             WindowField.EXPOSED_NEGATIVES,
             settings.exposed_negatives,
-            f"their users had next to nothing below level {level!r} that they never took: log what was shown",
+            f"their users have next to nothing below level {level!r} that they never took: log what was shown",
         ),
         (
             WindowField.MINED_NEGATIVES,
             settings.mined_negatives,
-            f"windows.mined_from={settings.mined_from} lacks their items: make it of a run with these",
+            f"windows.mined_from={settings.mined_from} lacks their items: make it from a run that has them",
         ),
     )
     for name, number, remedy in kinds:
         absent, wanted = totals[f"absent_{name}"], number * totals["train_positives"]
         if absent > _MOST * wanted:
             log.warning(
-                "windows: %s of %s %s are absent, and training.loss.choice_weight has nothing to choose from there, as "
-                "%s, or leave windows.%s out", f"{absent:,}", f"{wanted:,}", name, remedy, name,
+                "windows: %s of %s %s are absent, leaving training.loss.choice_weight nothing to choose from, because "
+                "%s, or remove windows.%s", f"{absent:,}", f"{wanted:,}", name, remedy, name,
             )  # fmt: skip
 
 
@@ -234,8 +234,8 @@ def _require_fitting(config: Config, events: Events, statistics: ItemStatistics,
     for name, wanted, made_with, artifact, stage in settings:
         if made_with != wanted:
             raise ValueError(
-                f"{name}={wanted}, and {artifact.path} was made with {made_with}: run {stage} and what follows again, "
-                f"or set {name}={made_with}"
+                f"{name}={wanted}, but {artifact.path} was made with {made_with}: run {stage} and all later stages "
+                f"again, or set {name}={made_with}"
             )
     ids = [read_parquet(path, columns=[ItemColumn.ITEM_ID]) for path in (statistics.items, groups.groups)]
     if not one_array(ids[0][ItemColumn.ITEM_ID]).equals(one_array(ids[1][ItemColumn.ITEM_ID])):

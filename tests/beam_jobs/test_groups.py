@@ -290,8 +290,8 @@ def test_items_of_which_nothing_is_known_are_spread_in_proportion_to_the_groups(
 
 
 ERRORS = {
-    "K above the items": ({"num_groups": 43}, "43 is more than the log's items, 42: set"),
-    "K above the categories": ({"method": "category", "category": "side", "num_groups": 3}, "values .* takes, 2"),
+    "K above the items": ({"num_groups": 43}, "43 is more than the number of items in the log, 42: set"),
+    "K above the categories": ({"method": "category", "category": "side", "num_groups": 3}, "values of .*, 2"),
     "no such feature": ({"method": "hybrid", "category": "colour", "num_groups": 2}, "groups.category='colour'"),
 }
 

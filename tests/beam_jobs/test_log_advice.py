@@ -153,8 +153,8 @@ def test_ids_that_one_file_writes_as_decimals_are_said(tmp_path: Path, caplog: p
     config = make_config(tmp_path / "*.csv")
     for job in (ingest, statistics):
         job.run(config, Workdir(tmp_path / "run"), "f")
-    assert "item_id has values that are there as whole numbers and as decimals, as " in caplog.text
-    assert "two: 2 of them" in caplog.text and "user_id has values" not in caplog.text
+    assert "item_id has values that occur as whole numbers and as decimals, such as " in caplog.text
+    assert "two ids: 2 of them" in caplog.text and "user_id has values" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_level_that_no_event_has_is_said_with_those_that_there_are(tmp_path: P
     workdir, config = Workdir(tmp_path / "run"), make_config(log, data=data)
     for job in (ingest, statistics, groups):
         job.run(config, workdir, "f")
-    said = "two items of level 'click' to train on .* events, 400 of 'exposure', 0 of 'click'.*lower data.feedback"
+    said = "two items of level 'click' to train on .* by level: 400 of 'exposure', 0 of 'click'.*lower data.feedback"
     with pytest.raises(ValueError, match=said):
         windows.run(config, workdir, "f")
 

@@ -64,7 +64,7 @@ def test_a_few_odd_ids_leave_the_others_their_domain() -> None:
     odd = ["unknown", "test-1"]
     schema = infer_schema([_statistics_of_ids([*odd, *(str(number) for number in range(300))])])
     changed = _statistics_of_ids([*odd, *(f"{number}{'.0' if number < 30 else ''}" for number in range(300))])
-    assert schema_anomalies(schema, [changed]) == ["item_id.shape: 9.9% of values are not of its domain ('9.9' 9.9%)"]
+    assert schema_anomalies(schema, [changed]) == ["item_id.shape: 9.9% of values are not in its domain ('9.9' 9.9%)"]
 
 
 def _log(folder: Path, name: str, users: str = "u{}", clicks: int = 4, rows: int = 40, day: int = 0) -> Path:
@@ -131,7 +131,7 @@ def test_a_clock_that_is_years_ahead_does_not_make_the_next_span_an_old_one(tmp_
     assert last_event(events) == ahead * 1_000_000 and late_event(events) < (1_700_000_000 + 40) * 1_000_000
     previous = str(Workdir(tmp_path / "first").events.path)
     ingest.run(_config(_log(tmp_path, "next.csv", day=1), previous=previous), Workdir(tmp_path / "next"), "f")
-    with pytest.raises(ValueError, match="is this an old log"):
+    with pytest.raises(ValueError, match="check that this is not an old log"):
         ingest.run(_config(_log(tmp_path, "old.csv", day=-1), previous=previous), Workdir(tmp_path / "old"), "f")
 
 
@@ -143,7 +143,7 @@ STOPPED: dict[str, tuple[dict[str, object], str]] = {
     ),
     "clicks doubled": ({"clicks": 8, "day": 1}, r"the share of 'click' went from 40.0% to 80.0%.*data.max_drift=0.2"),
     "most rows are missing": ({"rows": 10, "day": 1}, r"events: 10, after 40.*data.min_volume=0.3"),
-    "an old log": ({"day": -1}, r"the last event is of .*, and by .* 99% of the last span's had happened"),
+    "an old log": ({"day": -1}, r"the last event is at .*, but by .* 99% of the last span's had happened"),
 }
 
 
@@ -167,7 +167,7 @@ def test_a_damaged_schema_is_named_with_both_switches(first: Workdir, tmp_path: 
     shutil.copytree(first.events.path, tmp_path / "events")
     (tmp_path / "events" / "schema.pbtxt").write_text("no schema")
     config = _config(_log(tmp_path, "log.csv", day=1), previous=str(tmp_path / "events"))
-    named = r"schema\.pbtxt holds no schema .*data\.previous=null .*retrain\.span\.schema_of_last=false"
+    named = r"schema\.pbtxt cannot be read as a schema .*data\.previous=null .*retrain\.span\.schema_of_last=false"
     with pytest.raises(ValueError, match=named):
         ingest.run(config, Workdir(tmp_path / "run"), "f")
 

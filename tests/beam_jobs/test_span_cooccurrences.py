@@ -173,5 +173,5 @@ def test_what_another_config_has_counted_anew_since_is_refused(spans: Spans) -> 
     wider = spans.config.groups.model_copy(update={"cooccurrence_window": 9})
     spans.config = spans.config.model_copy(update={"groups": wider})
     spans.merged([0, 1, 2], "other")
-    with pytest.raises(ValueError, match="was counted anew, for another config, since its span was merged"):
+    with pytest.raises(ValueError, match="was counted anew, for another config, after its span was merged"):
         sources_of(details, None)

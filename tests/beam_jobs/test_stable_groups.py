@@ -99,7 +99,7 @@ def test_groups_that_other_settings_made_are_fitted_anew(
         _groups(second, num_groups=2, previous=str(first.item_groups.path), **settings)
     found = read_manifest(second.item_groups.path).details
     assert (found["drift"]["kept"], found["drift"]["changed"]) == (not changed, changed)
-    said = f"groups: {'fitted anew' if changed else 'kept'}, beside those of {first.item_groups.path}: "
+    said = f"groups: {'fitted anew' if changed else 'kept'}, compared with {first.item_groups.path}: "
     assert f"{said}{found['drift']['new_items']} items new, {found['drift']['gone_items']} gone, " in caplog.text
     assert found["fit"] == fit_settings(make_config("unused", groups={"num_groups": 2, **settings}))
 
@@ -250,9 +250,9 @@ def test_a_category_that_is_gone_ends_no_retrain_and_gets_its_group_back(
     [empty] = first["sports"]
     assert without["food"] - {empty} == first["food"] and without["music"] - {empty} == first["music"]
     assert again == first
-    assert "groups.num_groups=3 is more than the values that groups.category='topic' takes, 2: a group" in caplog.text
+    assert "groups.num_groups=3 is more than the number of values of groups.category='topic', 2: a group" in caplog.text
     # Another K is a mistake of the config, as before.
-    with pytest.raises(ValueError, match=r"=4 is more than the values .*, 3: lower it"):
+    with pytest.raises(ValueError, match=r"=4 is more than the number of values .*, 3: lower it"):
         _groups_of_topics(workdir, tmp_path, num_groups=4, previous=previous)
 
 

@@ -372,7 +372,7 @@ def test_statistics_of_other_events_are_refused(tmp_path: Path, column: str) -> 
     renamed = pa.array(["new" if name == ids[0] else name for name in ids])
     pq.write_table(table.set_column(table.column_names.index(column), column, renamed), log)
     ingest.run(config, workdir, "f")
-    with pytest.raises(ValueError, match=f"^{ids.count(ids[0])} events .* run statistics and what follows again"):
+    with pytest.raises(ValueError, match=f"^{ids.count(ids[0])} events .* run statistics and all later stages again"):
         windows.run(config, workdir, "f")
 
 
