@@ -63,9 +63,9 @@ def require_same_features(earlier: Workdir, config: Config) -> None:
         given = {_shown(one.name, "tokens" if one.kind == "text" else one.kind, one.width or 1) for one in features}
         if wanted != given:
             raise ValueError(
-                f"data.{kind}_features has the features {', '.join(sorted(given)) or 'none'}, and the model in "
+                f"data.{kind}_features has the features {', '.join(sorted(given)) or 'none'}, but the model in "
                 f"{earlier.path} was trained with {', '.join(sorted(wanted)) or 'none'}: an index refresh trains "
-                "nothing, so give it that run's features, or train with training.warm_start"
+                "nothing, so use that run's features, or train with training.warm_start"
             )
 
 

@@ -112,9 +112,9 @@ def run_benchmark(benchmark: BenchmarkConfig, workdir: Path, overrides: Override
     if missing:
         kind = ValueError if all(isinstance(error, ValueError) for error in errors) else RuntimeError
         raise kind(
-            f"{len(missing)} of {len(runs)} runs have no result, for the reasons above, and so there is no table: "
-            f"{'; '.join(map(str, missing))}. The others' results are kept in {workdir}; run again, or leave runs out "
-            "with --dataset, --model and --seed"
+            f"no table was written, since {len(missing)} of {len(runs)} runs have no result, for the reasons above: "
+            f"{'; '.join(map(str, missing))}. The results of the others are kept in {workdir}; run again, or restrict "
+            "the runs with --dataset, --model and --seed"
         ) from errors[0]
     return [results[run.key] for run in runs]
 
@@ -131,7 +131,8 @@ def _require_measured(benchmark: BenchmarkConfig, runs: list[Run]) -> None:
     unknown = [name for name in benchmark.metrics if name not in measured]
     if unknown and "metrics" in benchmark.model_fields_set:
         raise ValueError(
-            f"metrics: no run measures {', '.join(unknown)}; evaluation.ks={ks} makes {', '.join(sorted(measured))}"
+            f"metrics: no run measures {', '.join(unknown)}; with evaluation.ks={ks}, runs measure "
+            f"{', '.join(sorted(measured))}"
         )
 
 
@@ -146,7 +147,7 @@ def _plan(
 ) -> Run:
     for keys in (benchmark.set, benchmark.datasets[dataset].set, model.set, overrides):
         if "seed" in keys:
-            raise ValueError(f"seed={keys['seed']} is set as a config key: name a table's seeds by `seeds` or --seed")
+            raise ValueError(f"seed={keys['seed']} is set as a config key: set seeds with `seeds` or --seed instead")
     keys = {**benchmark.set, **model.set, **overrides, "seed": seed}
     try:
         config = dataset_config(benchmark.datasets[dataset], workdir / "datasets" / dataset, keys)
@@ -184,7 +185,7 @@ def _with_budget(run: Run, seconds_of: str, results: Mapping[Key, dict[str, Any]
     """The run, with the time of the run `seconds_of` as its limit; None if that run failed."""
     leader = results.get((run.dataset, seconds_of, run.seed))
     if leader is None:
-        log.error("benchmark: %s: not run, since its time limit is that of %s, which failed", run, seconds_of)
+        log.error("benchmark: %s: not run, since its time limit comes from %s, which failed", run, seconds_of)
         return None
     training = run.config.training.model_copy(update={"max_seconds": leader["seconds"]})
     return replace(run, config=run.config.model_copy(update={"training": training}))

@@ -74,9 +74,11 @@ class BenchmarkConfig(Section):
         timed = {name for name, model in models.items() if model.seconds_of is None and model.baseline not in UNTRAINED}
         for name, model in models.items():
             if model.seconds_of is not None and model.seconds_of not in timed:
-                raise ValueError(f"models.{name}.seconds_of names {model.seconds_of!r}, which has no time of its own")
+                raise ValueError(
+                    f"models.{name}.seconds_of names {model.seconds_of!r}, which has no training time of its own"
+                )
         if self.reference is not None and self.reference not in models:
-            raise ValueError(f"reference names {self.reference!r}, which is no model; there are {', '.join(models)}")
+            raise ValueError(f"reference names {self.reference!r}, which is not one of the models: {', '.join(models)}")
         return self
 
     def all_models(self) -> dict[str, BenchmarkModel]:
@@ -131,12 +133,12 @@ class BenchmarkConfig(Section):
 def _require_known(option: str, names: Sequence[str], known: Mapping[str, object]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"{option} {unknown[0]!r} is not in the benchmark's file; it has {', '.join(known)}")
+        raise ConfigError(f"{option} {unknown[0]!r} is not in the benchmark file, which has {', '.join(known)}")
 
 
 def _require_distinct(field: str, seeds: Sequence[int]) -> None:
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{field} {', '.join(map(str, seeds))} names a seed twice: name each once")
+        raise ConfigError(f"{field} {', '.join(map(str, seeds))} lists a seed twice: list each once")
 
 
 def load_benchmark(path: Path) -> BenchmarkConfig:

@@ -28,7 +28,7 @@ def json_file(name: str | Path) -> Path:
         ValueError: the name does not end in .json.
     """
     if Path(name).suffix != ".json":
-        raise ValueError(f"--json {name} must end in .json: what is written beside it ends in .md")
+        raise ValueError(f"--json {name} must end in .json: the Markdown table beside it ends in .md")
     return Path(name)
 
 

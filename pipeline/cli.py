@@ -125,7 +125,7 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
 
     found = refresh_index(load_config(config, overrides), Workdir(workdir.absolute()), Workdir(trained))
     click.echo(
-        f"{found.version}: {found.kept_items:,} items that the model knows and {found.new_items:,} new ones; "
+        f"{found.version}: {found.kept_items:,} items known to the model and {found.new_items:,} new ones; "
         f"{found.indexed}"
     )
 
@@ -224,10 +224,10 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
         if not separator or not name or not path:
             raise ValueError(f"--model {model!r} must have the form NAME=PATH, e.g. --model dnc=/models/dnc")
         if name in bases or not re.fullmatch(r"[^/:]+", name):
-            raise ValueError(f"--model {model!r}: give a name once, and without / or :, which end it in REST paths")
+            raise ValueError(f"--model {model!r}: the name must be unique, without / or :, which end it in REST paths")
         bases[name] = Path(path)
     if not bases:
-        raise ValueError("say what to serve: --workdir DIR, the directory of a run, or --model NAME=PATH")
+        raise ValueError("nothing to serve: give --workdir DIR, the directory of a run, or --model NAME=PATH")
 
     def say(at: Listening) -> None:
         echo_or_error(f"{', '.join(bases)}: gRPC {at.grpc}, REST {at.rest}")  # an error is no reason not to serve

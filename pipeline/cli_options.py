@@ -18,10 +18,10 @@ from contracts.storage import as_path, is_remote
 FAILED = 1
 USER_ERROR = 2
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give the right to read and write there"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free disk space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "grant read and write permission there"),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "choose another name"),
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EFBIG: "raise the file size limit (ulimit -f)",
 }
 _NO_SCRATCH = "No usable temporary directory found"
 """What `tempfile` says, in a FileNotFoundError, if no directory that it knows exists, is writable and has room."""
@@ -34,7 +34,7 @@ class PathOrUrl(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if value == "":
-            self.fail("it is empty, as a variable of the shell is that was not set", param, ctx)
+            self.fail("must not be empty; a shell variable may be unset", param, ctx)
         return as_path(value)
 
 
@@ -46,7 +46,7 @@ class LocalPath(PathOrUrl):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = super().convert(value, param, ctx)
         if is_remote(path):
-            self.fail(f"{value} is a URL, and this must be a path on this machine: mount it, or copy it", param, ctx)
+            self.fail(f"{value} is a URL, but this must be a path on this machine: mount or copy it", param, ctx)
         return path
 
 
@@ -59,7 +59,7 @@ class Utf8Text(click.ParamType):
         try:
             value.encode()
         except UnicodeEncodeError:
-            self.fail(f"{os.fsencode(value)!r} is not UTF-8, as all ids of a log are: write it in UTF-8", param, ctx)
+            self.fail(f"{os.fsencode(value)!r} is not UTF-8, but all ids of a log are: encode it as UTF-8", param, ctx)
         return str(value)
 
 
@@ -103,12 +103,12 @@ def disk_error_message(error: Exception) -> str | None:
     remedy: str | None
     said = str(error)
     if _NO_SCRATCH in said:
-        remedy = "make room, or set TMPDIR to a directory that can be written to"
+        remedy = "free disk space, or set TMPDIR to a writable directory"
     elif isinstance(error, OSError) and error.errno is not None:
         # If a copy fails, the first name is the source's, whichever disk is full.
         files = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         # For a file that is already open, the system gives no name.
-        files = files or "standard output, or a file that it does not name"
+        files = files or "standard output, or a file that the system does not name"
         remedy, said = _REMEDIES.get(error.errno), f"{error.strerror}: {files}"
     else:
         remedy = next((remedy for number, remedy in _REMEDIES.items() if os.strerror(number) in said), None)

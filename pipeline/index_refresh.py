@@ -40,7 +40,7 @@ class Refreshed:
         """What has become of the groups' indexes, in words."""
         if self.rebuilt_groups is None:
             return f"groups searched exactly, without an index: {self.num_groups}"
-        return f"{len(self.rebuilt_groups)} of {self.num_groups} groups indexed anew"
+        return f"{len(self.rebuilt_groups)} of {self.num_groups} groups reindexed"
 
 
 def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refreshed:
@@ -57,7 +57,8 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
     """
     if trained.path.resolve() == workdir.path.resolve():
         raise ValueError(
-            f"-w and --model both name {workdir.path}: an index refresh reads the trained run and writes another one"
+            f"-w and --model both name {workdir.path}: an index refresh reads a trained run and must write to another "
+            "one"
         )
     artifact.require_this_version(trained.model(MAIN_MODEL).path)
     run_stages(_stages(trained), _continuing(config, trained), workdir)
@@ -105,16 +106,18 @@ def _require_same_model(trained: Workdir, config: Config) -> None:
     known, wanted = _of_model(earlier), _of_model(config)
     wanted["windows.length"] = max(wanted["windows.length"], known["windows.length"])  # all of a shorter one is trained
     differing = [
-        f"{key}={value!r} (that run: {known.get(key)!r})" for key, value in wanted.items() if value != known.get(key)
+        f"{key}={value!r} (trained with {known.get(key)!r})" for key, value in wanted.items() if value != known.get(key)
     ]
     if earlier.data.feedback.has_context != config.data.feedback.has_context:
-        differing.append("data.feedback.history_level (histories hold events below target_level in one run alone)")
+        differing.append(
+            "data.feedback.history_level (histories hold events below target_level in only one of the runs)"
+        )
     if earlier.data.request_features != config.data.request_features:
         differing.append("data.request_features")
     if differing:
         raise ValueError(
-            f"{', '.join(differing)}: not what the model in {trained.path} was trained with, and an index refresh "
-            "trains nothing: give it that run's settings, or train with training.warm_start"
+            f"{', '.join(differing)}: the model in {trained.path} was trained with other settings, and an index "
+            "refresh trains nothing: use that run's settings, or train with training.warm_start"
         )
 
 

@@ -99,14 +99,17 @@ def query(
     if (user is None) == (history is None):
         raise ValueError("give exactly one of --user ID and --history ID,ID,...")
     if context is not None and history is None:
-        raise ValueError(f"--context {context} marks items of --history: give that instead of --user")
+        raise ValueError(f"--context {context} marks items of --history: give --history instead of --user")
     run = Workdir(workdir)
     if not storage.exists(run.config):
-        raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a `dnc run`, or call that again")
+        raise ValueError(
+            f"-w {workdir} holds no finished run: name the workdir of a finished `dnc run`, or finish this run"
+        )
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
-            f"--alpha {alpha:g} shapes the merge quota, not {merge or config.serving.merge}: add --merge quota"
+            f"--alpha {alpha:g} applies only to the merge quota, not to {merge or config.serving.merge}: add --merge "
+            "quota"
         )
     servable = exported_servable(run)
     controls: dict[str, Any] = {
@@ -123,8 +126,8 @@ def query(
     with ServableSession(servable) as session:
         if context is not None and not session.takes(Request.HISTORY_IS_CONTEXT):
             raise ValueError(
-                f"--context {context}: the model of {run.path} reads positives alone; leave it out, or train with "
-                "a data.feedback.history_level below target_level"
+                f"--context {context}: the model of {run.path} reads only positives; omit --context, or train "
+                "with a data.feedback.history_level below target_level"
             )
         group_ids = session.candidate_embedding(asked.items)[1]
         if said := unknown_items_note(group_ids, asked.items, config.model.oov_buckets):
@@ -133,7 +136,7 @@ def query(
     is_there = answer.item_ids[0] != ""
     found = [of_row[0][is_there] for of_row in (answer.item_ids, answer.scores, answer.group_ids)]
     if not is_there.any():
-        click.echo("no candidate is left: every item is in the history, or left out by the request", err=True)
+        click.echo("no candidate is left: every item is in the history or excluded by the request", err=True)
     if as_json:
         _print_json(*found)
     else:
@@ -154,8 +157,8 @@ def _print_table(config: Config, run: Workdir, item_ids: np.ndarray, scores: np.
     labels = served_group_labels(run, item_ids.tolist(), group_ids.tolist())
     if not labels:
         click.echo(
-            f"groups are shown without labels: {run.item_groups.path} was made anew since the servable was exported; "
-            "let `dnc run` come to its end",
+            f"groups are shown without labels: {run.item_groups.path} was rebuilt after the servable was exported; "
+            "let `dnc run` finish",
             err=True,
         )
     Console().print(candidates_table(titles_of(config), labels, item_ids.tolist(), scores.tolist(), group_ids.tolist()))
@@ -188,7 +191,9 @@ def _ids(option: str, listed: str | None) -> list[str] | None:
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ValueError(f'{option} {listed!r}: what begins with [ must be a JSON list of ids, such as ["a,b", "c"]')
+        raise ValueError(
+            f'{option} {listed!r}: a value that begins with [ must be a JSON list of ids, such as ["a,b", "c"]'
+        )
     return found
 
 
@@ -199,7 +204,7 @@ def _words(listed: str) -> list[str]:
 def _marks(items: list[str], context: list[str]) -> list[bool]:
     if elsewhere := [item for item in context if item not in items]:
         raise ValueError(
-            f"--context names {', '.join(elsewhere)}, not in --history: give them there, too, in their place"
+            f"--context names {', '.join(elsewhere)}, not in --history: list them there, too, in chronological order"
         )
     return [item in context for item in items]
 
@@ -210,7 +215,7 @@ def _group_ids(listed: str | None, num_groups: int) -> list[int] | None:
     words = _words(listed)
     if not words or not all(word.isdecimal() and int(word) < num_groups for word in words):
         raise ValueError(
-            f"--groups {listed!r}: give numbers from 0 to {num_groups - 1} with commas between them, e.g. --groups 0,3"
+            f"--groups {listed!r}: give comma-separated numbers from 0 to {num_groups - 1}, e.g. --groups 0,3"
         )
     return [int(word) for word in words]
 
@@ -224,8 +229,8 @@ def unknown_items_note(group_ids: np.ndarray, items: list[str], num_buckets: int
     unknown = [item for item, group in zip(items, group_ids.tolist(), strict=True) if group < 0]
     if not unknown:
         return ""
-    reading = "read by the bucket of its hash (model.oov_buckets)" if num_buckets else "as if absent"
+    reading = "read by hash bucket (model.oov_buckets)" if num_buckets else "treated as absent"
     more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
     # In "a, b", the second id is " b", which a log may hold, too.
     shown = [item if item == item.strip() else json.dumps(item, ensure_ascii=False) for item in unknown[:10]]
-    return f"not in the servable's catalogue, and {reading}: {', '.join(shown)}{more}"
+    return f"not in the servable's catalogue, so {reading}: {', '.join(shown)}{more}"

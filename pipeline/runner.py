@@ -109,8 +109,8 @@ def _require_reach(selected: tuple[Stage, ...], workdir: Workdir) -> None:
     near = [stage.name for stage in selected if not stage.remote]
     if near and storage.is_remote(workdir.path):
         raise ValueError(
-            f"stage {near[0]} needs a local workdir, and {workdir.path} is in an object store: run the Beam stages "
-            f"there (--to windows), copy them with `dnc fetch {workdir.path} -w DIR`, and go on in DIR"
+            f"stage {near[0]} needs a local workdir, but {workdir.path} is in an object store: run the Beam stages "
+            f"there (--to windows), copy their outputs with `dnc fetch {workdir.path} -w DIR`, and continue in DIR"
         )
 
 
@@ -122,7 +122,7 @@ def fetch_artifacts(stages: tuple[Stage, ...], source: Workdir, workdir: Workdir
     """
     if not storage.is_remote(source.path):
         raise ValueError(
-            f"{source.path} is no URL of an object store: name the workdir of the run, e.g. gs://bucket/run"
+            f"{source.path} is not a URL of an object store: name the workdir of a run there, e.g. gs://bucket/run"
         )
     fetched = {}
     with holding(workdir):
@@ -133,7 +133,7 @@ def fetch_artifacts(stages: tuple[Stage, ...], source: Workdir, workdir: Workdir
                     with sign_of_life(f"fetch {stage.name}"):
                         fetched[stage.name] = artifact.fetch(remote, here)
     if not fetched:
-        raise ValueError(f"{source.path} holds no artifact: is it the workdir of a run of `dnc run` or `beam_jobs`?")
+        raise ValueError(f"{source.path} holds no artifact: name the workdir of a run of `dnc run` or `beam_jobs`")
     return fetched
 
 
@@ -167,7 +167,7 @@ def _require_inputs(stages: tuple[Stage, ...], selected: tuple[Stage, ...], conf
             missing = [path for path in upstream.outputs(config, workdir) if artifact.find_manifest(path) is None]
             if upstream not in selected and missing:
                 raise ValueError(
-                    f"stage {stage.name} needs {missing[0]}, which is not there: run --from {upstream.name}"
+                    f"stage {stage.name} needs {missing[0]}, which does not exist: run --from {upstream.name}"
                 )
 
 
@@ -185,7 +185,7 @@ def _taken_as_they_are(
     stale = [name for name, fingerprint in found.items() if fingerprint != current[name]]
     if stale:
         log.warning(
-            "%s: made of another log, by other code or under another config, and taken as it is; to make it anew, run "
+            "%s: made from another log, by other code or under another config, and used as is; to rebuild, run "
             "--from %s",
             ", ".join(stale), stale[0],
         )  # fmt: skip

@@ -43,9 +43,9 @@ def _require_users(workdir: Workdir) -> None:
             know_all, have_nothing = counts[f"{split}_repeat_targets"], counts[f"{split}_users_without_history"]
             why = f"{know_all:,} of its users have no item that is new to them, {have_nothing:,} no event before it"
             if not know_all + have_nothing:
-                why = "it has no users, as where no history is as long as split.min_user_events, or data.columns differ"
+                why = "it has no users, e.g. as no history reaches split.min_user_events or data.columns is wrong"
             raise TooFewEvents(
-                f"nobody can be measured on the {split} split: {why}; change the section split, or bring more events "
+                f"no user can be measured on the {split} split: {why}; change the section split, or add more events "
                 "(in a retrain: raise retrain.window_spans, change retrain.validation_users, or wait for the next span)"
             )
 
@@ -123,8 +123,8 @@ def _require_what_training_takes(config: Config) -> None:
             source = Workdir(Path(config.training.warm_start)).model(name).path
             if artifact.find_manifest(source) is None:
                 raise ValueError(
-                    f"training.warm_start={config.training.warm_start!r} names no run with the model {source}: name "
-                    "the workdir of a finished run with the same evaluation.baselines, or leave it out"
+                    f"training.warm_start={config.training.warm_start!r} has no model {source}: name "
+                    "the workdir of a finished run with the same evaluation.baselines, or omit it"
                 )
             artifact.require_this_version(source)
     if config.training.replicas > 1:
@@ -147,7 +147,7 @@ def _require_mined_from(config: Config) -> None:
         return
     if not matching(glob.escape(mined_from)):
         raise ValueError(
-            f"windows.mined_from={mined_from!r} is not there: `python -m trainer.item_embeddings` writes it"
+            f"windows.mined_from={mined_from!r} does not exist: write it with `python -m trainer.item_embeddings`"
         )
     from beam_jobs.mined_neighbors import require_item_embeddings
 

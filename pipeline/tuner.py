@@ -106,7 +106,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
             config warm-starts, which trials of other shapes cannot.
     """
     if config.training.warm_start is not None:
-        raise ValueError("dnc tune trains its trials from scratch: leave training.warm_start out")
+        raise ValueError("training.warm_start: dnc tune trains its trials from scratch, so omit it")
     with holding(Workdir(workdir)):
         num_items = _num_items(config, workdir)
         study = _open_study(config, workdir / "study.log")
@@ -119,7 +119,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
                 study.tell(trial, _objective(trial, config, workdir, num_items))
             except Diverged as error:
                 study.tell(trial, state=_DIVERGED)
-                log.warning("tune: trial %d counts as none: %s", trial.number, error)
+                log.warning("tune: trial %d is not counted: %s", trial.number, error)
                 in_vain += 1
                 if in_vain == _MOST_IN_VAIN:
                     raise

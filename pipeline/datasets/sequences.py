@@ -30,7 +30,9 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
     try:
         status = source.stat()
     except OSError as error:
-        raise ValueError(f"cannot read the sequences {source}: {error.strerror}; name the file that has them") from None
+        raise ValueError(
+            f"cannot read sequences from {source}: {error.strerror}; name the file that has them"
+        ) from None
     fingerprint = artifact.fingerprint(str(source.resolve()), status.st_size, status.st_mtime_ns)
     if manifest := artifact.find_current(out, fingerprint):
         return manifest
@@ -57,7 +59,7 @@ def _read(source: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         text = source.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no UTF-8 text ({error}): unpack it, if it is packed") from None
+        raise ValueError(f"{source} is not UTF-8 text ({error}): if it is compressed, decompress it") from None
     lines = [words for words in map(str.split, text.splitlines()) if words]
     if min(map(len, lines), default=0) < 2:
         raise ValueError(f"{source} must hold lines of a user and one or more items, separated by spaces")

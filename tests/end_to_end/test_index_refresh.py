@@ -28,7 +28,7 @@ def test_new_items_are_served_and_only_their_groups_are_built(smoke: SmokeRun, t
         command += ["--set", f"{key}={value}"]
     done = run_dnc(*command)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "600 items that the model knows and 1 new ones; 1 of 6 groups indexed anew" in done.stdout
+    assert "600 items known to the model and 1 new ones; 1 of 6 groups reindexed" in done.stdout
     before, after = (exported_servable(Workdir(path)) for path in (smoke.workdir, tmp_path / "today"))
     manifest = json.loads((after / MANIFEST_FILE).read_text())
     with ServableSession(before) as old, ServableSession(after) as new:

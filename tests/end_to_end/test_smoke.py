@@ -125,7 +125,7 @@ def test_query_answers_from_the_servable(smoke: SmokeRun) -> None:
     options = ["--history", ",".join(history), "-m", "20", "--merge", "quota", "--alpha", "0.5", "--json"]
     asked = run_dnc("query", "-w", str(smoke.workdir), *options)
     assert asked.returncode == 0, asked.stderr
-    assert "catalogue, and as if absent: no such item\n" in asked.stderr
+    assert "catalogue, so treated as absent: no such item\n" in asked.stderr
     rows = [json.loads(line) for line in asked.stdout.splitlines()]
     groups = pq.read_table(Workdir(smoke.workdir).item_groups.groups)
     group_of = dict(zip(groups["item_id"].cast("string").to_pylist(), groups["group_id"].to_pylist(), strict=True))
@@ -162,7 +162,7 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
     [
         (["query", "-w", "{workdir}"], "exactly one of --user ID and --history"),
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
-        (["query", "-w", "nowhere", "--user", "u1"], "nowhere holds no finished run: name the workdir of a"),
+        (["query", "-w", "nowhere", "--user", "u1"], "nowhere holds no finished run: name the workdir of a finished"),
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give numbers from 0 to 5"),
         (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give numbers from 0 to 5"),

@@ -64,7 +64,7 @@ def test_a_data_set_without_its_path_is_refused(path: str) -> None:
     [
         ((["b"], [], []), "--dataset 'b' is not in"),
         (([], ["three"], []), "--model 'three' is not in"),
-        (([], [], [1, 2, 1]), "--seed 1, 2, 1 names a seed twice"),
+        (([], [], [1, 2, 1]), "--seed 1, 2, 1 lists a seed twice"),
     ],
 )
 def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, list, list], message: str) -> None:
@@ -75,14 +75,14 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {seconds_of: n}}", "names 'n', which has no time"),
+        ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {seconds_of: n}}", "names 'n', which has no training time"),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {p: {baseline: popularity}, m: {seconds_of: p}}",
-            "names 'p', which has no time",
+            "names 'p', which has no training time",
         ),
         (
             "title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nseeds: [0, 0]",
-            "bad.yaml is not valid:\n  seeds 0, 0 names a seed twice",
+            "bad.yaml is not valid:\n  seeds 0, 0 lists a seed twice",
         ),
         ("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}\nset: {seed: 7}", "seed=7 is set as a config key"),
         (
@@ -284,7 +284,7 @@ def test_sequences_become_events_in_their_order(text: str, tmp_path: Path) -> No
         (b"", "must hold lines"),
         (b"1\n", "must hold lines"),
         (b"a b\n", "whole"),
-        (gzip.compress(b"1 2\n"), r"s.txt is no UTF-8 text \(.*\): unpack it"),
+        (gzip.compress(b"1 2\n"), r"s.txt is not UTF-8 text \(.*\): if it is compressed"),
     ],
     ids=["nothing", "a user alone", "words", "gzip"],
 )
@@ -292,7 +292,7 @@ def test_files_of_another_kind_are_refused(content: bytes, message: str, tmp_pat
     (tmp_path / "s.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         sequences.convert(tmp_path / "s.txt", tmp_path / "out")
-    with pytest.raises(ValueError, match="cannot read the sequences"):
+    with pytest.raises(ValueError, match="cannot read sequences from"):
         sequences.convert(tmp_path / "missing.txt", tmp_path / "out")
 
 

@@ -49,12 +49,12 @@ def failing(verbose: bool, number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "remedy"),
     [
-        (errno.ENOSPC, "make room"),
-        (errno.EROFS, "give the right to read and write there"),
-        (errno.EACCES, "give the right to read and write there"),
+        (errno.ENOSPC, "free disk space"),
+        (errno.EROFS, "grant read and write permission there"),
+        (errno.EACCES, "grant read and write permission there"),
         (errno.ENOTDIR, "choose another name"),
         (errno.ENAMETOOLONG, "choose another name"),
-        (errno.EFBIG, "raise the limit on the size of files (ulimit -f)"),
+        (errno.EFBIG, "raise the file size limit (ulimit -f)"),
     ],
 )
 def test_what_the_operating_system_refuses_is_said_in_a_line(number: int, remedy: str) -> None:
@@ -81,11 +81,11 @@ def test_an_empty_path_is_refused_and_a_url_where_it_cannot_be_one(command: list
     """`-s "$STORE"` with no STORE is the directory that the shell is in, and `-s gs://...` would be one named gs:."""
     done = CliRunner().invoke(main, [*command, ""])
     assert done.exit_code == 2
-    assert "it is empty, as a variable of the shell is that was not set" in done.stderr
+    assert "must not be empty; a shell variable may be unset" in done.stderr
     if command[0] != "run":
         done = CliRunner().invoke(main, [*command, "gs://bucket/store"])
         assert done.exit_code == 2
-        assert "gs://bucket/store is a URL, and this must be a path on this machine" in " ".join(done.stderr.split())
+        assert "gs://bucket/store is a URL, but this must be a path on this machine" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("arguments", [["serve", "-w"], ["data", "synthetic", "--out"], ["run", "-w"]])
@@ -124,7 +124,7 @@ def write(name: str) -> None:
 def test_of_a_copy_the_target_is_named_too() -> None:
     """`shutil.copyfile` to a disk that is full gives both names, the source's first."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tmp/a.h5", None, "runs/a.h5")
-    said = "No space left on device: tmp/a.h5 -> runs/a.h5; make room, and run it again"
+    said = "No space left on device: tmp/a.h5 -> runs/a.h5; free disk space, and run it again"
     assert disk_error_message(error) == said
 
 
@@ -136,7 +136,7 @@ def test_a_machine_without_room_for_temporary_files_is_told_what_to_do(monkeypat
     done = CliRunner().invoke(main, ["run", "-w", "w"])
     assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
     said = done.stderr.splitlines()[-1]
-    assert said.startswith("dnc: ") and "['/dev/full', '/nowhere']; make room, or set TMPDIR to" in said
+    assert said.startswith("dnc: ") and "['/dev/full', '/nowhere']; free disk space, or set TMPDIR to" in said
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_file_that_fits_in_part_is_named_with_the_reason(
             writes(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    remedy = "raise the limit on the size of files (ulimit -f), and run it again"
+    remedy = "raise the file size limit (ulimit -f), and run it again"
     assert disk_error_message(raised.value) == f"{os.strerror(errno.EFBIG)}: {tmp_path / name}; {remedy}"
 
 
@@ -225,5 +225,5 @@ def test_a_full_disk_is_recognised_whoever_writes(writes: Callable[[str], None],
         writes(str(tmp_path / "events.json"))
     said = disk_error_message(raised.value)
     assert said is not None and str(tmp_path / "events.json") in said
-    assert said.endswith("; make room, and run it again")
+    assert said.endswith("; free disk space, and run it again")
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,7 @@ def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
     failed = calls.here(*call)
     outcome = json.loads(failed.stdout)
     assert (failed.exit_code, outcome["outcome"]) == (1, "failed"), outcome
-    assert "nobody can be measured on the validation split" in outcome["reasons"][0]
+    assert "no user can be measured on the validation split" in outcome["reasons"][0]
     assert outcome["reasons"][0].endswith("or wait for the next span)")
 
     serve_a_version(calls.store)
@@ -72,7 +72,7 @@ def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
     assert outcome["reasons"][0].startswith("version 1 keeps serving; the next span's run will learn from this span")
-    assert "nobody can be measured on the validation split" in outcome["reasons"][0]
+    assert "no user can be measured on the validation split" in outcome["reasons"][0]
 
 
 def test_a_newest_span_of_too_few_users_is_waited_out_as_well(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,8 @@ def continued(config: Config, trained: Workdir, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("details", "said"),
     [
-        ({"rebuilt_groups": [2]}, "1 of 3 groups indexed anew"),
-        ({"rebuilt_groups": []}, "0 of 3 groups indexed anew"),
+        ({"rebuilt_groups": [2]}, "1 of 3 groups reindexed"),
+        ({"rebuilt_groups": []}, "0 of 3 groups reindexed"),
         ({}, "groups searched exactly, without an index: 3"),  # 0 of 3, whatever had changed
     ],
 )
@@ -76,18 +76,18 @@ def test_a_model_of_another_version_of_the_project_is_refused(trained: Workdir) 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("model.num_heads=1", "model.num_heads=1 (that run: 2): not what the model in"),
-        ("model.num_layers=1", "model.num_layers=1 (that run: 2)"),
-        ("model.conditioning=none", "model.conditioning='none' (that run: 'mmoe')"),
-        ("training.loss.global_weight=0", "training.loss.global_weight=0.0 (that run: 1.0)"),
+        ("model.num_heads=1", "model.num_heads=1 (trained with 2): the model in"),
+        ("model.num_layers=1", "model.num_layers=1 (trained with 2)"),
+        ("model.conditioning=none", "model.conditioning='none' (trained with 'mmoe')"),
+        ("training.loss.global_weight=0", "training.loss.global_weight=0.0 (trained with 1.0)"),
         (
             "data={columns: {event: event}, feedback: {levels: [seen, liked], target_level: liked}}",
-            "data.feedback.history_level (histories hold events below target_level in one run alone)",
+            "data.feedback.history_level (histories hold events below target_level in only one of the runs)",
         ),
-        ("data.request_features=[{name: page, values: [home]}]", "data.request_features: not what the model in"),
-        ("groups.embedding_dim=32", "groups.embedding_dim=32 (that run: 64): not what the model in"),
-        ("windows.length=51", "windows.length=51 (that run: 50)"),
-        ("windows.repeats=keep", "windows.repeats='keep' (that run: 'drop')"),
+        ("data.request_features=[{name: page, values: [home]}]", "data.request_features: the model in"),
+        ("groups.embedding_dim=32", "groups.embedding_dim=32 (trained with 64): the model in"),
+        ("windows.length=51", "windows.length=51 (trained with 50)"),
+        ("windows.repeats=keep", "windows.repeats='keep' (trained with 'drop')"),
     ],
 )
 def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(
@@ -144,8 +144,8 @@ def test_cells_that_the_models_graph_takes_apart_otherwise_are_refused(trained: 
     trained.model(MAIN_MODEL).config.write_text(config().model_dump_json())
     today = Workdir(trained.path.with_name("today"))
     for settings, said in (
-        ({"separator": ", "}, f"data.{table}: separator of genres=', ' (that run: '|'): not what the model in"),
-        ({"kind": "text"}, f"data.{table}: kind of genres='text' (that run: 'tokens'): not what the model in"),
+        ({"separator": ", "}, f"data.{table}: separator of genres=', ' (trained with '|'): the model in"),
+        ({"kind": "text"}, f"data.{table}: kind of genres='text' (trained with 'tokens'): the model in"),
     ):
         with pytest.raises(ValueError, match="an index refresh trains nothing") as error:
             index_refresh.refresh_index(config(**settings), today, trained)

@@ -81,7 +81,7 @@ def test_the_table_shows_changes_against_the_reference(results: list[dict], tmp_
 
 
 def test_a_reference_that_is_no_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="reference names 'other', which is no model; there are one"):
+    with pytest.raises(ValueError, match="reference names 'other', which is not one of the models: one"):
         BenchmarkConfig.model_validate(
             {"title": "t", "datasets": {"a": {"path": "x"}}, "models": {"one": {}}, "reference": "other"}
         )

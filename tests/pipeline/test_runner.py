@@ -308,10 +308,10 @@ def test_from_depends_on_what_is_there_and_not_on_what_would_be(
     workdir = Workdir(tmp_path / "run")
     run_stages(stages, Config(), workdir)
     run_stages(stages, Config(), workdir, first="c")
-    assert "taken as it is" not in caplog.text
+    assert "used as is" not in caplog.text
     (tmp_path / "log.csv").write_text("another")
     run_stages(stages, Config(), workdir, first="c")
-    assert "a, b: made of another log, by other code or under another config, and taken as it is" in caplog.text
+    assert "a, b: made from another log, by other code or under another config, and used as is" in caplog.text
     assert "run --from a" in caplog.text
     assert journal == ["a", "b", "c", "c", "c"]
     run_stages(stages, Config(), workdir)

@@ -179,7 +179,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
     [
         (
             ["training.warm_start=runs/nope"],
-            r"training.warm_start='runs/nope' names no run with the model runs/nope/models/dnc",
+            r"training.warm_start='runs/nope' has no model runs/nope/models/dnc",
         ),
         (
             ["training.loss={exact_softmax_max_items: 0, fresh_pool: 0, easy_pool: 0}"],
@@ -194,7 +194,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
             r"set windows.easy_negatives .* got 0 and 512",
         ),
         (["groups.previous=nope"], r"groups.previous: no artifact at nope: check that path, .* groups.previous=null"),
-        (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' is not there"),
+        (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' does not exist"),
         (["windows.mined_negatives=2", f"windows.mined_from={__file__}"], r"windows.mined_from: .*\.py cannot be read"),
     ],
 )

@@ -102,9 +102,9 @@ def test_it_stops_without_waiting_for_a_load(slow, base, servable):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to serve: --workdir DIR"),
+        ([], "nothing to serve: give --workdir DIR"),
         (["--model", "dnc"], "must have the form NAME=PATH"),
-        (["--model", "dnc=/a", "--model", "dnc=/b"], "give a name once"),
+        (["--model", "dnc=/a", "--model", "dnc=/b"], "the name must be unique"),
         (["--model", "a/b=/nowhere"], "without / or :"),
         (["--model", "dnc=/nowhere"], "no version of dnc under /nowhere"),
         (["--workdir", "/nowhere"], "no version of dnc under /nowhere/servable/dnc"),
