@@ -27,8 +27,8 @@ def no_longer_exported(store: Store, serving: ServingConfig | None = None) -> li
     """
     exported = list(serving.servable_names().values()) if serving else _exported_last(store)
     return [
-        f"{base} is exported no more, and version {labels.stable} is stable there: export it again "
-        "(serving.indexes), or delete it once nobody asks it"
+        f"{base} is no longer exported, but version {labels.stable} is still stable there: export it "
+        "again (serving.indexes), or delete it once no client uses it"
         for base in _on_disk(store)
         if exported and base.name not in exported and (labels := labels_or_none(base)) is not None
     ]

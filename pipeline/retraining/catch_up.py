@@ -55,8 +55,8 @@ def catch_up(config: Config, plan: Plan, workdir: Workdir, fingerprint: str, sta
 def outcome_of(catch_up: dict[str, Any]) -> str:
     """The outcome of catching up, in words."""
     if catch_up["is_pushed"]:
-        return "the newest span is learnt, too"
-    return f"the newest span is not learnt: {catch_up['why_not']}"
+        return "the newest span was learnt, too"
+    return f"the newest span was not learnt: {catch_up['why_not']}"
 
 
 def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _caught_up(config: Config, workdir: Workdir, stages: tuple[Stage, ...]) -> d
             log.warning("the model is pushed as it was judged, since it could not catch up: %s", error)
             return {"why_not": str(error)}
         log.warning(
-            "the model that has passed the gate has not finished catching up, and the next call will continue; to push "
-            "it as it is, call again with retrain.catch_up_epochs=0"
+            "the model that passed the gate has not finished catching up; the next call will continue. To push it as "
+            "it is, call again with retrain.catch_up_epochs=0"
         )
         raise
     blessing = artifact.read_manifest(RetrainRun(workdir).gate).details

@@ -80,7 +80,7 @@ def retrain(
     if outcome["outcome"] != "stopped":
         notify(resolved.retrain.webhook, text)
     if error := echo_or_error(text):  # a push is not undone, so the exit code is the outcome's
-        click.echo(f"dnc: standard output cannot be written to ({error.strerror}); it is: {text}", err=True)
+        click.echo(f"dnc: cannot write to standard output ({error.strerror}); the outcome is: {text}", err=True)
     click.echo(_summary(outcome), err=True)
     sys.exit(EXIT_CODES[outcome["outcome"]])
 
@@ -98,8 +98,8 @@ def _usable(
     asked, least = resolved.evaluation.max_users, resolved.retrain.gate.min_users
     if asked < least:
         raise ValueError(
-            f"evaluation.max_users={asked:,} is fewer than retrain.gate.min_users={least:,}: the gate would ask too "
-            "few users for a verdict and refuse every model; raise the one or lower the other"
+            f"evaluation.max_users={asked:,} is less than retrain.gate.min_users={least:,}: the gate would have too "
+            "few users for a verdict and refuse every model; raise the first or lower the second"
         )
     make_directory(store.path, "-s")
     return resolved, store
@@ -108,7 +108,7 @@ def _usable(
 def _existing(store_path: Path) -> Store:
     """A store to read; raises ValueError if there is none."""
     if not store_path.is_dir():
-        raise ValueError(f"-s {store_path} is no directory: name the store that `dnc retrain -s` has made")
+        raise ValueError(f"-s {store_path} is not a directory: name a store made by `dnc retrain -s`")
     return Store(store_path)
 
 
@@ -185,7 +185,7 @@ def rollback(store_path: Path, version: int | None) -> None:
     without = set_stable(store, version)
     click.echo(f"version {version} is stable")
     for name in without:
-        click.echo(f"dnc: not in {name}, which has no version {version} and serves on what it did", err=True)
+        click.echo(f"dnc: {name} has no version {version}, so it keeps serving what it did", err=True)
 
 
 @click.command()

@@ -81,8 +81,8 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
         listing = "".join(f"\n  {key}: {reason}" for key, reason in left_out.items())
         raise ValueError(
             f"only span {profiles[-1].key} of the window can be used, and training needs an earlier one, too. If the "
-            "log has changed, write the earlier files as the newest is; or wait for the next span, and the model is of "
-            f"the spans alone that can be read. Left out:{listing}"
+            "log has changed, rewrite the earlier files like the newest; or wait for the next span: the model is then "
+            f"trained only on the spans that can be read. Left out:{listing}"
         )
     notes = unchecked(profiles[-1].key, len(profiles) - 1, config.retrain.window_spans)
     return FitSpans(profiles, left_out, refused, notes)

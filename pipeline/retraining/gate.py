@@ -159,7 +159,7 @@ def _floors(
         _at_most(f"{recall_name(config.k)} too good", recall, config.max_recall, "labels may have leaked"),
         _at_least("coverage", candidate.coverage, config.min_coverage, "all users get the same few items"),
         _at_least("filled", candidate.filled, config.min_filled, "places are empty, repeated, or hold no known item"),
-        _at_most("cold_share", cold_share, config.max_cold_share, "items that nobody trained fill lists"),
+        _at_most("cold_share", cold_share, config.max_cold_share, "untrained items fill the lists"),
         _at_least(
             "group_presence",
             _group_presence(config, holdout, candidate),
@@ -209,7 +209,7 @@ def _group_recall(config: GateConfig, holdout: Holdout, candidate: Measured, ref
 def _gain(config: GateConfig, candidate: Measured, reference: Measured) -> Check:
     theirs = float(reference.recall.mean())
     gain = float(candidate.recall.mean()) / theirs if theirs else 1.0
-    explanation = "so much better than the served model: labels may have leaked"
+    explanation = "so much better than the served model that labels may have leaked"
     return _at_most("recall gain", gain, config.max_gain, explanation)
 
 
@@ -224,5 +224,5 @@ def _against_served(config: GateConfig, candidate: Measured, reference: Measured
     ]
     if candidate.milliseconds is not None and reference.milliseconds:
         ratio = candidate.milliseconds / reference.milliseconds
-        checks.append(_at_most("latency ratio", ratio, config.max_latency_ratio, "much slower than what is served"))
+        checks.append(_at_most("latency ratio", ratio, config.max_latency_ratio, "much slower than the served version"))
     return checks

@@ -94,7 +94,7 @@ def _answers(
         candidate, other = users.ask([exported, reference], k)
     except Exception as error:  # an old graph may fail in any way
         raise ValueError(
-            f"{name} cannot be asked ({error}): if it is what is served, roll back to a version that works "
+            f"{name} cannot answer ({error}): if it is the served version, roll back to one that works "
             "(dnc rollback), then retrain"
         ) from error
     return candidate, other

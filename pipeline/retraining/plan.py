@@ -130,9 +130,9 @@ def _served(base: Path) -> tuple[int | None, list[int]]:
         return None, versions
     if labels.stable not in versions:
         raise ValueError(
-            f"{base / LABELS_FILE} says that version {labels.stable} is stable, and {base} holds "
-            f"{versions or 'no version'}: restore it, or delete {LABELS_FILE}: then the newest version is stable, "
-            "or the next one if there is none"
+            f"{base / LABELS_FILE} says that version {labels.stable} is stable, but {base} holds "
+            f"{versions or 'no version'}: restore that version, or delete {LABELS_FILE} to make the newest version "
+            "stable, or the next one if there is none"
         )
     return labels.stable, versions
 
@@ -151,7 +151,7 @@ def _new_plan(
     if stable and (parent is None or parent.version != stable):
         served = f"version {stable} is served, but no run of this store made it"
         notes.append(
-            f"{served}: the gate compares with it, and what is carried on is of version {parent.version}"
+            f"{served}: the gate compares with it, but this run continues from version {parent.version}"
             if parent
             else f"{served}: training from scratch"
         )
@@ -159,8 +159,8 @@ def _new_plan(
     held = stable is not None and stable < versions[-1]
     if held:
         notes.append(
-            f"version {stable} is held, as {versions[-1]} is newer and not stable: this run's version becomes canary; "
-            f"dnc rollback -s STORE {versions[-1]} ends that"
+            f"version {stable} is held, as version {versions[-1]} is newer but not stable: this run's version becomes "
+            f"canary; to end that, run dnc rollback -s STORE {versions[-1]}"
         )
     notes += _learnt_anew(config, spans[:-1], parent) if parent else []
     notes += no_longer_exported(store, config.serving)
@@ -196,13 +196,13 @@ def _begins_anew(config: Config, store: Store) -> list[str]:
         return []
     run = store.run(last.run_id)
     note = (
-        f"serving.model_name={config.serving.model_name} has no version, the last one was version {last.version} of "
+        f"serving.model_name={config.serving.model_name} has no version; the last one was version {last.version} of "
         f"{last.config['serving']['model_name']}: training from scratch, with new groups, compared with popularity"
     )
     if artifact.find_manifest(run.model(MAIN_MODEL).path):
         note += (
-            f". To go on from that one, set, for this run, training.warm_start={run.path} and "
-            f"groups.previous={run.item_groups.path}"
+            f". To continue from that one, set training.warm_start={run.path} and "
+            f"groups.previous={run.item_groups.path} for this run"
         )
     return [note]
 
@@ -235,18 +235,18 @@ def _learnt_anew(config: Config, spans: Sequence[SpanStart], earlier: Record) ->
     if reading := _reading(config, earlier):
         changed = ", ".join(f"{key}: {change}" for key, change in reading.items())
         return [
-            f"the log is read otherwise than for version {earlier.version} ({changed}): all spans of the window are "
-            "new to this run, and the gate measures both models by the events as they are read now"
+            f"the log is read differently than for version {earlier.version} ({changed}): all spans of the window are "
+            "new to this run, and the gate measures both models on the events as they are read now"
         ]
     before, now = (placeholder_of(key) for key in (earlier.spans[-1]["key"], spans[-1].key))
     if before != now:
         return [
-            f"data.events named spans by {before} for version {earlier.version}, and by {now} since: all spans of the "
+            f"data.events names spans by {now}, but by {before} for version {earlier.version}: all spans of the "
             "window are new to this run"
         ]
     known = _learnt(config, earlier)
     again = [span.key for span in spans if known.get(span.key, span.files) != span.files]
-    what = f"written anew or moved since version {earlier.version} learnt from it, so new to this run"
+    what = f"rewritten or moved since version {earlier.version} learnt from them, so new to this run"
     return [f"{what}: {', '.join(again)}"] if again else []
 
 
@@ -307,7 +307,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ValueError: the file is not a plan.
     """
-    remedy = f"restore it, or delete {path.parent}, so that this run begins anew"
+    remedy = f"restore it, or delete {path.parent}, to start this run over"
     return artifact.read_json(path, "a plan", lambda text: artifact.from_json(Plan, text), remedy)
 
 
@@ -330,8 +330,8 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
     # Not `artifact.code_of`: with each code change, a store would lose what its versions have learnt.
     if manifest.code_version != contracts.__version__:
         return False, [
-            f"version {parent.version} is of code version {manifest.code_version}, this is {contracts.__version__}: "
-            "training from scratch"
+            f"version {parent.version} was made by code version {manifest.code_version}, this is "
+            f"{contracts.__version__}: training from scratch"
         ]
     try:
         earlier = read_stored_config(model.config)
@@ -341,6 +341,6 @@ def _may_start_warm(config: Config, store: Store, parent: Record | None) -> tupl
     if changed:
         what = ", ".join(f"{key}: {change}" for key, change in changed.items())
         return False, [
-            f"the config's section model is not that of version {parent.version} ({what}): training from scratch"
+            f"the config's model section differs from that of version {parent.version} ({what}): training from scratch"
         ]
     return True, []

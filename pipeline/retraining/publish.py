@@ -119,7 +119,7 @@ def _read_push(path: Path) -> dict[str, Any] | None:
         found = {**json.loads(text)}
         return found | {"version": int(found["version"]), "label": str(found["label"])}
 
-    remedy = "restore it, or delete it: the next `dnc retrain` then begins that push anew"
+    remedy = "restore it, or delete it so that the next `dnc retrain` starts that push over"
     return read_json(path, "the state of a push", parse, remedy) if path.exists() else None
 
 
@@ -149,7 +149,7 @@ def push_blessed(store: Store, run_id: str) -> Record:
     names, exported = servables_of(pending), exported_servable(pushed_workdir(run, pending.catch_up))
     version, label = publish(names, store, run.workdir, exported, plan.version, plan.parent, held=plan.held)
     if version != plan.version:
-        log.warning("another servable took version %d during the run: this one is version %d", plan.version, version)
+        log.warning("another servable took version %d during the run, so this one is version %d", plan.version, version)
     record = replace(pending, outcome="pushed", version=version, label=label)
     write_record(store, record)
     return record
@@ -164,7 +164,7 @@ def mend_records(store: Store) -> None:
                 pushed, pending = _finished_push(run.push), read_pending(store, path.name)
                 if pushed and pending:
                     write_record(store, replace(pending, outcome="pushed", version=pushed[0], label=pushed[1]))
-                    log.warning("%s is written anew, from %s and %s", run.record, run.pending.name, run.push.name)
+                    log.warning("%s has been rewritten from %s and %s", run.record, run.pending.name, run.push.name)
 
 
 def push_left_over(store: Store) -> list[Record]:
@@ -184,10 +184,12 @@ def push_left_over(store: Store) -> list[Record]:
                 records.append(record := push_blessed(store, path.name))
             except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
                 raise ValueError(
-                    f"{path} has passed the gate, and its push, which did not end, cannot go on ({error}): mend that, "
-                    "or delete the directory"
+                    f"{path} passed the gate, but its unfinished push cannot continue ({error}): fix that, or "
+                    "delete the directory"
                 ) from error
-            log.warning("run %s had died in its push: version %d is %s", path.name, record.version, record.label)
+            log.warning(
+                "run %s died in its push, now finished: version %d is %s", path.name, record.version, record.label
+            )
     return records
 
 
@@ -213,7 +215,7 @@ def set_stable(store: Store, version: int) -> list[str]:
     without = []
     with FileLock(store.labels_lock):
         if version not in (found := versions_on_disk(main)):
-            raise ValueError(f"there is no version {version} in {main}; there are {found}")
+            raise ValueError(f"{main} has no version {version}; it has {found}")
         _decide(store, held=version < found[-1])
         for base in (*others, main):
             versions = versions_on_disk(base)

@@ -112,7 +112,7 @@ def _record_of(text: str) -> Record:
         raise ValueError("it names no span")
     given = [*record.spans, *record.unused]
     if not all(isinstance(span, dict) and {"key", "order"} <= span.keys() for span in given):
-        raise ValueError("a span of it has no key or no order")
+        raise ValueError("one of its spans has no key or no order")
     return record
 
 
@@ -123,7 +123,7 @@ def _read_or_none(path: Path, what: str, parse: Callable[[str], T], remedy: str)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        _warn(f"{error}; until then it is passed over")
+        _warn(f"{error}; until then, it is ignored")
         return None
 
 
@@ -185,10 +185,10 @@ def files_of(store: Store, span: dict[str, Any]) -> list[Any] | None:
 def _listed(path: Path) -> list[Any] | None:
     def parse(text: str) -> list[Any]:
         if not isinstance(found := json.loads(text), list):
-            raise TypeError("it holds no list")
+            raise TypeError("it does not hold a list")
         return found
 
-    remedy = "restore it, or let the next run of that span write it anew"
+    remedy = "restore it, or let the next run of that span rewrite it"
     return _read_or_none(path, "a list of a span's files", parse, remedy)
 
 

@@ -121,7 +121,9 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     except TooFewEvents as error:
         if plan.parent is None:
             raise
-        reasons = [f"version {plan.parent} keeps serving; the next span's run will learn from this span, too: {error}"]
+        reasons = [
+            f"version {plan.parent} keeps serving, and the next span's run will learn from this span, too: {error}"
+        ]
         return Result("nothing_new", run_id, reasons=reasons)
     if last is not None:
         return Result("stopped", run_id, reasons=[f"after {last}, as requested"])
@@ -177,7 +179,7 @@ def _nothing_new(config: Config, store: Store, window: Sequence[Span], run_id: s
     if last is not None and _is_rest_of(window, last, config, store):
         return (
             f"span {window[-1].key} was trained on at {last.created}: {_came_to(last)}; "
-            "since then the log has lost the oldest spans of that run's window, and nothing is new"
+            "since then, the log has lost the oldest spans of that run's window and gained nothing new"
         )
     newest = _last_comparable(store, window[-1])
     if newest is not None and newest.spans[-1]["order"] > window[-1].order:
@@ -212,16 +214,16 @@ def _older_than(last: Record, span: Span, store: Store, config: Config) -> str:
     if config.retrain.complete_marker is None and placeholder_of(key) == DATE and key >= now.date().isoformat():
         clock = (
             f", though by this machine's clock ({now:%Y-%m-%d %H:%M} UTC) that day is not over; if the clock is wrong, "
-            "set it right and call again"
+            "correct it and call again"
         )
     if last.catch_up.get("is_pushed"):
         # Do not advise a rollback first: the older version would keep serving, as later versions become canaries.
         learnt = (
-            f". Version {last.version} has learnt that span: while it serves, the gate may refuse the model that the "
-            "span judges, and it keeps serving until the model of a later span passes"
+            f". Version {last.version} has learnt that span: while it serves, the gate may refuse the model that is "
+            "judged on it, and that version keeps serving until the model of a later span passes"
         )
     return (
-        f"span {span.key} is older than {key}, which has already been trained on{clock}; if {key} is a wrong name, "
+        f"span {span.key} is older than {key}, which has already been trained on{clock}; if {key} is misnamed, "
         f"rename that span in the log, delete {store.run(last.run_id).path}, and call again: without that record, "
         f"training continues from the version before, or starts from scratch if there is none{learnt}"
     )
@@ -260,8 +262,8 @@ def _finish(
     warm_start = model.details["warm_start"]
     if kept_start(model):
         start = _start(store, plan, warm_start["source"])
-        note = f"no epoch validated better than {start}, where training started, so its weights are kept"
-        notes.append(note + ", except for what the pushed ones learnt while catching up" * caught_up["is_pushed"])
+        note = f"no epoch validated better than {start}, from which training started, so its weights are kept"
+        notes.append(note + ", except for what the pushed weights learnt while catching up" * caught_up["is_pushed"])
         log.warning("%s%s", notes[-1], ", and the next run will learn from this run's spans, too" * bool(plan.parent))
     record = Record(
         run_id=plan.run_id,
@@ -309,8 +311,8 @@ def verdict_on(store: Store, plan: Plan, verdict: dict[str, Any], caught_up: dic
     if not verdict["blessed"] or caught_up["is_pushed"] or not knows_holdout(store, plan):
         return verdict
     reason = (
-        f"version {plan.parent} has learnt span {plan.spans[-1]}, and this run's model has not "
-        f"({caught_up['why_not']}): that version keeps serving"
+        f"version {plan.parent} has learnt span {plan.spans[-1]}, but this run's model has not "
+        f"({caught_up['why_not']}), so that version keeps serving"
     )
     return {**verdict, "blessed": False, "reasons": [reason]}
 

@@ -123,6 +123,6 @@ def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
     if 0 < users < least:  # training itself says why there is none
         raise TooFewEvents(
             f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
-            f"that, {change} retrain.validation_users={config.retrain.validation_users}, let spans be longer, or wait "
+            f"that, {change} retrain.validation_users={config.retrain.validation_users}, make spans longer, or wait "
             "for the next one"
         )

@@ -40,7 +40,7 @@ def scheduler(cron: str, job: Callable[[], Any], kind: type[BaseScheduler] = Blo
     except ValueError as error:
         raise ValueError(f"--cron {cron!r}: {error}; give five fields, e.g. '0 4 * * *' for 04:00 UTC") from None
     if trigger.get_next_fire_time(None, datetime.now(timezone.utc)) is None:
-        raise ValueError(f"--cron {cron!r} never comes: check the day and the month")
+        raise ValueError(f"--cron {cron!r} never fires: check the day and the month")
     made = kind(timezone="UTC")
     made.add_job(job, trigger, id="retrain", max_instances=1, coalesce=True, misfire_grace_time=_GRACE_SECONDS)
     return made
@@ -73,7 +73,7 @@ def _named(weekday: str) -> str:
     for part in weekday.lower().split(","):
         found = re.fullmatch(rf"(?:\*|({_DAY})(?:-({_DAY}))?)(?:/([1-9]))?", part)
         if not found:
-            raise ValueError(f"the weekday {part!r} is none of 0-7, sun-sat, their ranges, lists and steps")
+            raise ValueError(f"the weekday {part!r} is not 0-7, sun-sat, or a range, list or step of these")
         first, last, step = found.groups()
         begin = 0 if first is None else _day(first)
         end = _day(last) if last else 6 if first is None or step else begin

@@ -90,7 +90,7 @@ def forget_damaged(parts: SpanParts) -> None:
             try:
                 pq.read_metadata(path / name)  # it is at the end of the file
             except (OSError, pa.ArrowException) as error:
-                log.warning("%s cannot be read (%s): %s is made anew from the log", path / name, error, path)
+                log.warning("%s cannot be read (%s): %s is rebuilt from the log", path / name, error, path)
                 artifact.forget(path)
                 break
 
@@ -172,33 +172,34 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
         found.append(f"{profile.events:,} events, fewer than retrain.span.min_events={limits.min_events:,}")
     if (same := earlier.same_as(profile)) is not None:
         found.append(
-            f"it has as many events as span {same}, of as many users, and from the same moment on: was that span's "
-            "file delivered again under this name?"
+            f"it has as many events and users as span {same}, and starts at the same moment: that span's file may "
+            "have been delivered again under this name"
         )
     if profile.max_user_share > limits.max_user_share:
         found.append(
             f"one user has {profile.max_user_share:.1%} of the events, more than "
-            f"retrain.span.max_user_share={limits.max_user_share}: a bot, or a wrong user id; or the limit is too "
-            f"low for the {profile.users:,} users of this span"
+            f"retrain.span.max_user_share={limits.max_user_share}: possibly a bot or a wrong user id, or the limit is "
+            f"too low for the {profile.users:,} users of this span"
         )
     if profile.stray_share > limits.max_stray_share:
         found.append(
             f"{profile.stray_share:.0%} of the events lie more than a day outside the date, more than "
-            f"retrain.span.max_stray_share={limits.max_stray_share}: a clock that jumped, or a wrong unit of time"
+            f"retrain.span.max_stray_share={limits.max_stray_share}: possibly a clock that jumped or a wrong unit of "
+            "time"
         )
     if len(earlier.events) >= _LEAST_EARLIER:
         usual = float(np.median(earlier.events))
         ratio = max(profile.events, 1) / usual
         if not 1 / limits.max_volume_ratio <= ratio <= limits.max_volume_ratio:
             found.append(
-                f"{profile.events:,} events against a usual {usual:,.0f}, beyond "
-                f"retrain.span.max_volume_ratio={limits.max_volume_ratio} either way"
+                f"{profile.events:,} events instead of the usual {usual:,.0f}, off by more than a factor of "
+                f"retrain.span.max_volume_ratio={limits.max_volume_ratio}"
             )
         share = earlier.new_item_share(profile)
         if share > limits.max_new_item_share:
             found.append(
                 f"{share:.0%} of the events are on items that no earlier span of the window has, more than "
-                f"retrain.span.max_new_item_share={limits.max_new_item_share}: were item ids renamed?"
+                f"retrain.span.max_new_item_share={limits.max_new_item_share}: item ids may have been renamed"
             )
     return found
 
@@ -207,11 +208,11 @@ def unchecked(key: str, num_earlier: int, window_spans: int) -> list[str]:
     """A note if a span was not compared with what is usual, as too few spans of the window precede it."""
     if num_earlier >= _LEAST_EARLIER:
         return []
-    wider = f"; to have them checked, set retrain.window_spans to {_LEAST_EARLIER + 1} or more"
+    wider = f"; to check them, set retrain.window_spans to {_LEAST_EARLIER + 1} or more"
     remedy = wider if window_spans <= _LEAST_EARLIER else ""
     return [
         f"retrain.span.max_volume_ratio and retrain.span.max_new_item_share were not checked for span {key}: they need "
-        f"{_LEAST_EARLIER} earlier spans of the window that can be used, and it has {num_earlier}{remedy}"
+        f"{_LEAST_EARLIER} usable earlier spans in the window, which has {num_earlier}{remedy}"
     ]
 
 

@@ -101,8 +101,9 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
     late = [feed for feed, orders in of_feed.items() if before.order in orders and newest.order not in orders]
     if late:
         log.warning(
-            "span %s has no file for data.events=%s, but span %s does: the former is used without, and read again once "
-            "one arrives. To wait for all feeds, set retrain.complete_marker to a file that exists once all are there",
+            "span %s has no file for data.events=%s, but span %s does: the first is used without it, and read again "
+            "once it arrives. To wait for all feeds, set retrain.complete_marker to a file that exists once all have "
+            "arrived",
             newest.key, ", ".join(late), before.key,
         )  # fmt: skip
 
@@ -132,7 +133,7 @@ def _placeholder(config: Config) -> str:
     if len(found) != 1 or bare:
         raise ValueError(
             f"data.events={list(config.data.events)} must name spans: put {DATE} (2024-05-31 or 20240531) or {NUMBER} "
-            "(a number) into every pattern, the same in all, e.g. data.events=log/{date}/*.parquet"
+            "(a number) into every pattern, the same one in all, e.g. data.events=log/{date}/*.parquet"
         )
     return found.pop()
 

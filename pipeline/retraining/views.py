@@ -125,7 +125,7 @@ def _facts(record: Record) -> Iterator[str]:
     start = f"{warm['kept_items']} items and {warm['kept_groups']} groups of the parent" if warm else "from scratch"
     fresh = warm.get("fresh") if warm else None
     start += f"; begun anew: {', '.join(fresh)}" if fresh else ""
-    start += ", as they were, since no epoch validated better" if record.parents.get("kept_start") else ""
+    start += ", unchanged, since no epoch validated better" if record.parents.get("kept_start") else ""
     yield f"weights: {start}; seed {record.config['seed']}"
     groups = record.parents.get("groups")
     if groups:
@@ -174,12 +174,14 @@ def _artifact_difference(store: Store, first: Record, second: Record) -> list[Ta
     runs = [_pushed(store, record) for record in (first, second)]
     gone = [record.version for record in (first, second) if not RetrainRun(store.run(record.run_id)).plan.exists()]
     if gone:
-        return [Text(f"groups and lists: versions {gone} are past retrain.keep_versions, only their records are left")]
+        return [
+            Text(f"groups and lists: versions {gone} are past retrain.keep_versions, so only their records are left")
+        ]
     asked = store.run(second.run_id)  # for users and their histories
     read = [path for run in runs for path in (run.export, run.item_groups.path)]
     read += [asked.item_statistics.path, asked.transform.path, asked.windows.path]
     if lost := [str(path) for path in read if find_manifest(path) is None]:
-        return [Text(f"groups and lists: without {', '.join(lost)} they cannot be compared; restore that, if you can")]
+        return [Text(f"groups and lists: they cannot be compared without {', '.join(lost)}; restore it, if you can")]
     return [_groups_difference(store, first, second), _lists_difference(store, first, second)]
 
 

@@ -143,7 +143,7 @@ def test_a_model_that_is_no_better_for_it_is_pushed_as_it_was_judged(
     assert not found["is_pushed"] and why in str(found["why_not"])
     assert pushed_workdir(run, found) == run.workdir
     assert not run.caught_up.path.exists()
-    assert f"the newest span is not learnt: {why}" in caplog.text
+    assert f"the newest span was not learnt: {why}" in caplog.text
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("gs://b: timed out")])

@@ -179,7 +179,7 @@ def test_a_retrain_that_cannot_print_its_outcome_ends_with_it_all_the_same(
             main(["retrain", "-s", str(tmp_path)])
         assert ended.value.code == code
     said = capsys.readouterr().err
-    line = next(line for line in said.splitlines() if line.startswith("dnc: standard output cannot be written to (No"))
+    line = next(line for line in said.splitlines() if line.startswith("dnc: cannot write to standard output (No"))
     assert json.loads(line[line.index("{") :])["outcome"] == outcome
 
 

@@ -53,10 +53,10 @@ def test_a_file_that_is_gone_or_cut_off_is_made_again(
     path = file_of(parts)
     held = pq.read_table(path)
     assert fit_spans(config, store, window) == before
-    assert "is made anew from the log" not in caplog.text
+    assert "is rebuilt from the log" not in caplog.text
     damage(path)
     assert fit_spans(config, store, window) == before
-    assert [message for message in caplog.messages if str(path) in message and "is made anew from the log" in message]
+    assert [message for message in caplog.messages if str(path) in message and "is rebuilt from the log" in message]
     if file_of is of_cooccurrences:  # the merge counts them, once the holdout is known
         assert artifact.find_manifest(parts.cooccurrences) is None
     else:

@@ -54,7 +54,7 @@ def test_a_damaged_push_is_named_and_what_its_message_says_undoes_no_rollback(st
     set_stable(store, 1)
     set_stable(store, 2)
     set_stable(store, 1)
-    remedy = "restore it, or delete it: the next `dnc retrain` then begins that push anew"
+    remedy = "restore it, or delete it so that the next `dnc retrain` starts that push over"
     with pytest.raises(ValueError, match=rf"{path} is not the state of a push \(.*\): {remedy}"):
         push_blessed(store, "run-3")
     path.unlink()

@@ -71,7 +71,9 @@ def test_a_newest_span_that_nobody_can_be_measured_on_is_waited_out(
     idle = calls.here(*call)
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert outcome["reasons"][0].startswith("version 1 keeps serving; the next span's run will learn from this span")
+    assert outcome["reasons"][0].startswith(
+        "version 1 keeps serving, and the next span's run will learn from this span"
+    )
     assert "no user can be measured on the validation split" in outcome["reasons"][0]
 
 
@@ -89,7 +91,9 @@ def test_a_newest_span_of_too_few_users_is_waited_out_as_well(calls: Calls, monk
     idle = calls.here(*call, f"retrain.gate.min_users={users + 1}")
     outcome = json.loads(idle.stdout)
     assert (idle.exit_code, outcome["outcome"]) == (4, "nothing_new"), outcome
-    assert outcome["reasons"][0].startswith("version 1 keeps serving; the next span's run will learn from this span")
+    assert outcome["reasons"][0].startswith(
+        "version 1 keeps serving, and the next span's run will learn from this span"
+    )
     assert f"fewer than retrain.gate.min_users={users + 1}: lower that" in outcome["reasons"][0]
     assert trained == []
     [run] = calls.store.runs.iterdir()
@@ -138,7 +142,7 @@ def test_a_log_whose_column_is_renamed_says_what_to_do_and_goes_on_once_that_is_
     failed = calls.here(*call)
     [reason] = json.loads(failed.stdout)["reasons"]
     assert failed.exit_code == 1
-    assert f"only span {DAYS[2]} of the window can be used" in reason and "write the earlier files as the" in reason
+    assert f"only span {DAYS[2]} of the window can be used" in reason and "rewrite the earlier files like the" in reason
     assert all(f"\n  {day}: {tmp_path}/log/{day}/events.parquet has no column 'uid'" in reason for day in DAYS[:2])
     rename(DAYS[1])
     assert calls.here(*call).exit_code == 0
@@ -177,7 +181,7 @@ def test_a_log_that_has_lost_its_oldest_days_has_nothing_new(by_older_code: bool
         return retraining._nothing_new(config, store, window, run_id_of(config, [span.identity() for span in window]))
 
     shutil.rmtree(tmp_path / "log" / DAYS[0])
-    assert "since then the log has lost the oldest spans of that run's window, and nothing is new" in (
+    assert "since then, the log has lost the oldest spans of that run's window and gained nothing new" in (
         reason(config) or ""
     )
     assert reason(load_config(None, [pattern, "groups.num_groups=7"])) is None

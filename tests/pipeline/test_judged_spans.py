@@ -131,7 +131,7 @@ def test_a_rotated_log_has_nothing_new_where_a_span_was_left_out(
     idle = calls.here("--span", DAYS[3], "--set", wide)
     assert (idle.exit_code, len(all_records(calls.store))) == (4, 1)
     assert (
-        "since then the log has lost the oldest spans of that run's window, and nothing is new"
+        "since then, the log has lost the oldest spans of that run's window and gained nothing new"
         in json.loads(idle.stdout)["reasons"][0]
     )
     [record], stat = all_records(calls.store), log[1].stat()

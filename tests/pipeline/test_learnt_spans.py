@@ -37,7 +37,7 @@ def test_a_warm_start_learns_what_its_parent_has_not_seen(store: Store, name: st
     pushed(store, 1, spans=before)
     plan = make_plan(CONFIG, store, "new", now, {})
     assert (plan.news_start, plan.since) == (new, new)
-    again = "written anew or moved since version 1 learnt from it, so new to this run: 3"
+    again = "rewritten or moved since version 1 learnt from them, so new to this run: 3"
     assert plan.notes == ([again] if name == "late data" else [])
     config = run_config(CONFIG, store, plan, [])
     assert (config.windows.since, config.groups.since) == (new, new)
@@ -64,7 +64,7 @@ def test_a_log_that_is_read_otherwise_is_new_as_a_whole(store: Store, setting: s
     plan = make_plan(load_config(None, [*before, setting]), store, "new", SPANS, {})
     assert (plan.parent, plan.warm, plan.news_start, plan.since) == (1, True, None, None)
     [note] = plan.notes
-    assert f"read otherwise than for version 1 ({change}): all spans of the window are new" in note
+    assert f"read differently than for version 1 ({change}): all spans of the window are new" in note
     # What refuses a log, or says where it is, or what is known of items beside it, changes no event.
     others = ["data.max_drift=0.9", "data.events=elsewhere/{date}.csv", "data.num_buckets=3", "data.item_features=null"]
     plan = make_plan(load_config(None, [*before, *others]), store, "same", SPANS, {})

@@ -73,7 +73,7 @@ def test_the_next_call_finishes_it_and_nothing_is_held_back(
     assert record == record_of_version(store, 2)
     assert stable(store) == [ServingLabels(stable=2)] * 2
     assert [versions_on_disk(store.servable(name)) for name in NAMES] == [[1, 2]] * 2
-    assert caplog.messages == ["run run-2 had died in its push: version 2 is stable"]
+    assert caplog.messages == ["run run-2 died in its push, now finished: version 2 is stable"]
     assert push_left_over(store) == []
     plan = make_plan(CONFIG, store, "run-3", [SpanStart("2", 1, "b"), SpanStart("3", 5, "c")], {})
     assert (plan.parent, plan.parent_run, plan.version, plan.held) == (2, "run-2", 3, False)

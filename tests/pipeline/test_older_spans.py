@@ -38,10 +38,10 @@ def test_a_log_whose_dates_were_read_as_numbers_goes_on_with_dates(
     assert calls.version("--span", "20240106", *by_number) == 4
     assert calls.version("--span", "20240105", *by_number) == "nothing_new"
     notes = {
-        record.version: [note for note in record.notes if "data.events named" in note]
+        record.version: [note for note in record.notes if "data.events names" in note]
         for record in all_records(calls.store)
     }
-    said = "data.events named spans by {} for version {}, and by {} since: all spans of the window are new to this run"
+    said = "data.events names spans by {2}, but by {0} for version {1}: all spans of the window are new to this run"
     assert notes[1] == notes[3] == []
     assert notes[2] == [said.format("{span}", 1, "{date}")]
     assert notes[4] == [said.format("{date}", 3, "{span}")]
@@ -78,6 +78,6 @@ def test_a_newest_span_that_is_not_over_yet_asks_for_the_clock(
     reason = _nothing_new(config, store, window, "new") or ""
     assert reason.startswith(f"span {DAYS[1]} is older than {newest}, which has already been trained on")
     assert (
-        "UTC) that day is not over; if the clock is wrong, set it right and call again; if" in reason
+        "UTC) that day is not over; if the clock is wrong, correct it and call again; if" in reason
     ) == is_clock_asked
-    assert f"if {newest} is a wrong name, rename that span" in reason
+    assert f"if {newest} is misnamed, rename that span" in reason

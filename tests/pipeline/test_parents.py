@@ -34,7 +34,7 @@ def test_a_version_of_dnc_index_is_compared_with_and_the_run_before_it_gone_on_f
     assert (plan.parent, plan.parent_run, plan.warm, plan.held, plan.version) == (3, "run-2", True, False, 4)
     assert (plan.news_start, plan.since) == (50, 50)
     assert plan.notes == [
-        "version 3 is served, but no run of this store made it: the gate compares with it, and what is carried on is "
+        "version 3 is served, but no run of this store made it: the gate compares with it, but this run continues "
         "of version 2"
     ]
     config = run_config(CONFIG, store, plan, [])
@@ -68,7 +68,7 @@ def test_a_servable_of_another_name_begins_anew_and_says_how_to_go_on(store: Sto
     pushed(store, 2)
     plan = plan_of(store, with_key("serving.model_name=other"))
     assert (plan.parent, plan.warm, plan.version) == (None, False, 3)
-    said = next(note for note in plan.notes if "=other has no version, the last one was version 2 of dnc" in note)
+    said = next(note for note in plan.notes if "=other has no version; the last one was version 2 of dnc" in note)
     assigned = [word.strip(",.") for word in said.split() if word.startswith(("training.", "groups."))]
     settings = ["serving.model_name=other", *assigned]
     named, run = load_config(None, settings), store.run("run-2")

@@ -110,7 +110,7 @@ def test_after_a_rollback_the_older_one_is_the_parent_and_the_number_still_grows
     write_labels(store.servable("dnc"), ServingLabels(stable=1))
     plan = plan_of(store)
     assert (plan.parent, plan.version, plan.held) == (1, 3, True)
-    assert "version 1 is held, as 2 is newer" in plan.notes[0]
+    assert "version 1 is held, as version 2 is newer" in plan.notes[0]
 
 
 @pytest.mark.parametrize(("on_disk", "then"), [([], None), ([1], 1)])
@@ -186,9 +186,15 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (older_code, f"version 1 is of code version {contracts.__version__}, this is 9.0: training from scratch"),
-        (newer_store, f"version 1 is of code version 9.0, this is {contracts.__version__}: training from scratch"),
-        (other_model, "section model is not that of version 1 (model.embedding_dim: 64 -> 32): training from scratch"),
+        (older_code, f"version 1 was made by code version {contracts.__version__}, this is 9.0: training from scratch"),
+        (
+            newer_store,
+            f"version 1 was made by code version 9.0, this is {contracts.__version__}: training from scratch",
+        ),
+        (
+            other_model,
+            "model section differs from that of version 1 (model.embedding_dim: 64 -> 32): training from scratch",
+        ),
         (unknown_key, "shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
         (weights_file_gone, "the weights of version 1 are gone: training from scratch"),
@@ -261,9 +267,7 @@ def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(s
         write_record(store, replace(record, catch_up={"is_pushed": caught_up}))
     window, said = [Span(number, str(number), {}) for number in (2, 3)], []
     while reason := _nothing_new(CONFIG, store, window, "new"):
-        assert reason.startswith(
-            "span 3 is older than 1000, which has already been trained on; if 1000 is a wrong name,"
-        )
+        assert reason.startswith("span 3 is older than 1000, which has already been trained on; if 1000 is misnamed,")
         [run] = [path for path in store.runs.iterdir() if f"delete {path}, and call again" in reason]
         said.append(run.name)
         version = run.name.removeprefix("run-")
@@ -272,7 +276,7 @@ def test_a_span_with_a_wrong_name_holds_nothing_back_once_what_is_said_is_done(s
         shutil.rmtree(run)
     assert sorted(said) == ["run-2", "run-3"]
     plan = plan_of(store)
-    assert plan.notes[0].endswith("what is carried on is of version 1")
+    assert plan.notes[0].endswith("this run continues from version 1")
     later = replace(plan, spans=["3", "4"])  # of which version 3 has not learnt what judges
     assert compared_version(CONFIG, store, later) == (store.servable("dnc") / "3", "version 3")
 

@@ -285,13 +285,13 @@ def test_a_rollback_during_retention_finds_its_version_or_is_refused(
     retain(CONFIG, store)
     rollback.join()
     assert [labels.stable in versions_on_disk(store.servable("dnc")) for labels in stable(store)] == [True, True]
-    assert "there is no version 1" in str(refused)
+    assert "has no version 1" in str(refused)
 
 
 @pytest.mark.parametrize("version", [0, 9])
 def test_a_version_that_is_not_there_is_refused(store: Store, version: int) -> None:
     push(store, 1, None)
-    with pytest.raises(ValueError, match=rf"there is no version {version} .* there are \[1\]"):
+    with pytest.raises(ValueError, match=rf"has no version {version}; it has \[1\]"):
         set_stable(store, version)
 
 
@@ -363,7 +363,7 @@ def test_a_servable_that_is_exported_no_more_is_told_and_no_candidate(store: Sto
     [row] = [row for row in versions_json(store) if row["labels"]]
     assert (row["version"], row["labels"]) == (7, ["stable"])
     [note] = no_longer_exported(store)
-    assert "dnc_exact is exported no more, and version 3 is stable there: export it again" in note
+    assert "dnc_exact is no longer exported, but version 3 is still stable there: export it again" in note
     assert make_plan(WITHOUT_EXACT, store, "new", SPANS, {}).notes[-1:] == [note]
     assert no_longer_exported(store, CONFIG.serving) == []
 

@@ -364,7 +364,7 @@ def test_a_bad_call_is_exit_code_2(calls: Calls, arguments: list[str], message: 
 def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, words: list[str]) -> None:
     done = CliRunner().invoke(main, [*words, "-s", str(tmp_path / "typo")])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert f"-s {tmp_path / 'typo'} is no directory: name the store" in done.stderr
+    assert f"-s {tmp_path / 'typo'} is not a directory: name a store" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["retrain"], ["schedule", "--cron", "0 4 * * *"]], ids=lambda w: w[0])

@@ -59,7 +59,7 @@ def test_weekdays_are_those_of_cron(cron: str, days: list[str]) -> None:
 
 
 def test_a_day_that_never_comes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'0 0 31 2 \*' never comes"):
+    with pytest.raises(ValueError, match=r"'0 0 31 2 \*' never fires"):
         scheduler("0 0 31 2 *", lambda: None)
 
 

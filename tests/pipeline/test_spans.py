@@ -173,7 +173,7 @@ def test_where_a_span_begins_and_what_strays_from_its_date(log: Path, tmp_path: 
     [
         ("bots", "one user has 90.9% of the events"),
         ("clock", "of the events lie more than a day outside the date"),
-        ("flood", r"events against a usual 4\d\d"),
+        ("flood", r"events instead of the usual 4\d\d"),
         ("trickle", "fewer than retrain.span.min_events=100"),
         ("renamed", "100% of the events are on items that no earlier span"),
         ("sound", None),
@@ -341,7 +341,7 @@ def test_a_file_that_comes_again_under_the_next_name_is_refused(tmp_path: Path) 
     earlier = EarlierSpans([first, second])
     for again in (first, second):
         [reason] = refusals(replace(again, key="8"), earlier, SpanLimits())
-        assert f"as many events as span {again.key}, of as many users, and from the same moment" in reason
+        assert f"as many events and users as span {again.key}, and starts at the same moment" in reason
     for other in (replace(second, start=8), replace(second, events=1001)):
         assert refusals(other, earlier, SpanLimits()) == []
 
