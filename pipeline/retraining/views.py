@@ -181,7 +181,7 @@ def _artifact_difference(store: Store, first: Record, second: Record) -> list[Ta
     read = [path for run in runs for path in (run.export, run.item_groups.path)]
     read += [asked.item_statistics.path, asked.transform.path, asked.windows.path]
     if lost := [str(path) for path in read if find_manifest(path) is None]:
-        return [Text(f"groups and lists: they cannot be compared without {', '.join(lost)}; restore it, if you can")]
+        return [Text(f"groups and lists: without {', '.join(lost)}, they cannot be compared; restore it, if you can")]
     return [_groups_difference(store, first, second), _lists_difference(store, first, second)]
 
 

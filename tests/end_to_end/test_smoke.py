@@ -164,9 +164,12 @@ def query(smoke: SmokeRun, *options: str) -> tuple[list[dict[str, Any]], str]:
         (["query", "-w", "{workdir}", "--user", "nobody"], "'nobody'"),
         (["query", "-w", "nowhere", "--user", "u1"], "nowhere holds no finished run: name the workdir of a finished"),
         (["query", "-w", "{workdir}", "--user", "u1", "--alpha", "2"], "add --merge quota"),
-        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give numbers from 0 to 5"),
-        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give numbers from 0 to 5"),
-        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "[1]"], "--groups '[1]': give numbers from 0 to 5"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "Drama"], "give comma-separated numbers from 0 to 5"),
+        (["query", "-w", "{workdir}", "--user", "u1", "--groups", "1,6"], "give comma-separated numbers from 0 to 5"),
+        (
+            ["query", "-w", "{workdir}", "--user", "u1", "--groups", "[1]"],
+            "--groups '[1]': give comma-separated numbers from 0 to 5",
+        ),
     ],
     ids=[
         "neither user nor history",

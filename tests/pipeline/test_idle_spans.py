@@ -213,7 +213,7 @@ def test_a_log_that_is_rotated_after_its_newest_day_was_mended_has_nothing_new(t
         for span in window:
             keep_files(store, span)
     (log / f"{DAYS[0]}.csv").unlink()
-    assert "version 2; since then the log has lost the oldest spans of that run's window" in (reason() or "")
+    assert "version 2; since then, the log has lost the oldest spans of that run's window" in (reason() or "")
 
 
 def test_a_log_that_is_rotated_after_its_newest_day_was_refused_has_nothing_new(
@@ -227,7 +227,7 @@ def test_a_log_that_is_rotated_after_its_newest_day_was_refused_has_nothing_new(
     shutil.rmtree(tmp_path / "log" / DAYS[0])
     outcome = calls.outcome(*day)
     assert (outcome["outcome"], len(calls.ran)) == ("nothing_new", 1)
-    assert "not_blessed (too slow); since then the log has lost the oldest spans" in outcome["reasons"][0]
+    assert "not_blessed (too slow); since then, the log has lost the oldest spans" in outcome["reasons"][0]
     assert calls.version(*day, "--set", "retrain.gate.max_latency_ms=9000") == "not_blessed"
     assert len(calls.ran) == 2
 

@@ -151,11 +151,11 @@ def test_what_was_not_checked_for_want_of_earlier_spans_is_told(
 
     wide = "retrain.window_spans=4"
     assert used(1, wide) == (DAYS[:2], [])
-    assert notes()[0].endswith("and it has 1")  # yet
+    assert notes()[0].endswith("which has 1")  # yet
     assert used(2) == (DAYS[:3], [])
     [note] = notes()
     assert note.startswith("retrain.span.max_volume_ratio and retrain.span.max_new_item_share were not checked for")
-    assert f"span {DAYS[2]}: they need 3 earlier spans of the window that can be used, and it has 2; to have" in note
+    assert f"span {DAYS[2]}: they need 3 usable earlier spans in the window, which has 2; to check them" in note
     assert note.endswith("set retrain.window_spans to 4 or more")
     assert used(3, wide) == (DAYS[:4], [])
     assert notes() == []

@@ -172,7 +172,7 @@ def test_a_run_that_has_not_begun_its_push_or_whose_record_may_be_restored_is_le
 def test_a_run_that_has_lost_a_part_is_named(store: Store, gone: str) -> None:
     run = store.run("run-2").path
     (run / gone).rename(run / "elsewhere")
-    with pytest.raises(ValueError, match=rf"{run} has passed the gate, .*: mend that, or delete the directory"):
+    with pytest.raises(ValueError, match=rf"{run} passed the gate, .*: fix that, or delete the directory"):
         push_left_over(store)
     assert stable(store) == [ServingLabels(stable=1)] * 2
 
@@ -182,7 +182,7 @@ def test_what_somebody_put_at_the_number_does_not_pass_for_an_export_that_is_gon
     shutil.rmtree(run.servable("dnc").parent)
     for name in NAMES:
         shutil.copytree(store.servable(name) / "1", store.servable(name) / "2")
-    with pytest.raises(ValueError, match=rf"{run.path} has passed the gate, .*: mend that, or delete the directory"):
+    with pytest.raises(ValueError, match=rf"{run.path} passed the gate, .*: fix that, or delete the directory"):
         push_left_over(store)
     assert stable(store) == [ServingLabels(stable=1)] * 2
     assert record_of_version(store, 2) is None

@@ -35,7 +35,7 @@ def test_a_version_of_dnc_index_is_compared_with_and_the_run_before_it_gone_on_f
     assert (plan.news_start, plan.since) == (50, 50)
     assert plan.notes == [
         "version 3 is served, but no run of this store made it: the gate compares with it, but this run continues "
-        "of version 2"
+        "from version 2"
     ]
     config = run_config(CONFIG, store, plan, [])
     assert config.training.warm_start == str(store.run("run-2").path)

@@ -14,7 +14,7 @@ from pipeline.query import _ids, _marks, unknown_items_note
 @pytest.mark.parametrize(("num_buckets", "reading"), [(0, "treated as absent"), (7, "read by hash bucket")])
 def test_unknown_items_are_read_as_the_model_reads_them(num_buckets: int, reading: str) -> None:
     said = unknown_items_note(np.array([3, -1, 0, -1]), ["a", "new", "b", "newer"], num_buckets)
-    assert said.startswith(f"not in the servable's catalogue, and {reading}")
+    assert said.startswith(f"not in the servable's catalogue, so {reading}")
     assert said.endswith(": new, newer")
     assert unknown_items_note(np.array([3, 0]), ["a", "b"], num_buckets) == ""
 

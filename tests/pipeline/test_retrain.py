@@ -348,7 +348,7 @@ def test_the_first_span_alone_is_nothing_to_train_on(calls: Calls) -> None:
     ("arguments", "message"),
     [
         (["--set", "retrain.gate.k=0"], "retrain.gate.k"),
-        (["--set", "evaluation.max_users=9"], "evaluation.max_users=9 is fewer than retrain.gate.min_users=10"),
+        (["--set", "evaluation.max_users=9"], "evaluation.max_users=9 is less than retrain.gate.min_users=10"),
         (["--to", "lunch"], "'lunch' is not one of 'ingest'"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_run_that_is_past_its_time_is_told_from_one_whose_artifacts_somebody_h
     Console(file=text, width=1000).print(difference(store, *pair))
     (line,) = [line.rstrip() for line in text.getvalue().splitlines() if line.startswith("groups and lists:")]
     past = "versions [1] are past retrain.keep_versions, so only their records are left"
-    lost = f"they cannot be compared without {caught_up.export}, {caught_up.item_groups.path}; restore it, if you can"
+    lost = f"without {caught_up.export}, {caught_up.item_groups.path}, they cannot be compared; restore it, if you can"
     assert line == f"groups and lists: {past if is_past else lost}"
 
 
