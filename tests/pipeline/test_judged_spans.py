@@ -163,7 +163,7 @@ def test_what_was_not_checked_for_want_of_earlier_spans_is_told(
     allowed = "retrain.span.schema_of_last=false"
     assert used(4, wide, allowed) == ([], [])
     assert used(4, allowed) == (DAYS[2:5], [])
-    assert "and it has 2; to have" in notes()[0]
+    assert "which has 2; to check them" in notes()[0]
 
 
 def test_a_change_that_was_taken_once_is_not_asked_again(
