@@ -46,4 +46,4 @@ def test_new_items_are_served_and_only_their_groups_are_built(smoke: SmokeRun, t
     assert Workdir(tmp_path / "today").model(MAIN_MODEL).weights.exists()
     refused = run_dnc(*command[:4], str(smoke.workdir), *command[5:])
     assert refused.returncode == 2
-    assert "writes another one" in refused.stderr
+    assert "must write to another one" in refused.stderr
