@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):  # PyYAML itself refuses a list or a mapping as a key
                 continue
             if key.value in lines:
-                problem = f"{key.value!r} stands twice, first in line {lines[key.value]}: make one of both"
+                problem = f"{key.value!r} appears twice, first in line {lines[key.value]}: merge the two"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
             problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r}: {error}"
         except (AttributeError, IndexError, KeyError, TypeError):
             kind = node.tag.rpartition(":")[2]
-            problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r} is no {kind}: leave the tag !!{kind} out"
+            problem = f"{str(node.value)[:_SHOWN_CHARACTERS]!r} is not of type {kind}: leave the tag !!{kind} out"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
@@ -85,9 +85,9 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(explain(_source(path, overrides), error)) from None
     if config.model.user_tower in {"mind", "comirec", "user_id"}:
         raise ConfigError(
-            f"{_source(path, overrides)} is not valid:\n  model.user_tower: {config.model.user_tower} is the tower of "
-            "a baseline, which is measured beside a model and cannot be served; choose transformer, gru or mean here, "
-            "and name mind, comirec or matrix_factorisation in evaluation.baselines"
+            f"{_source(path, overrides)} is not valid:\n  model.user_tower: {config.model.user_tower} is only for "
+            "baselines, which are measured beside a model and cannot be served: choose transformer, gru or mean here, "
+            "and list mind, comirec or matrix_factorisation in evaluation.baselines"
         )
     for idle in settings_without_effect(config):
         log.warning("%s: %s", _source(path, overrides), idle)
@@ -105,7 +105,7 @@ def read_stored_config(path: Path) -> Config:
         return Config.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         raise ConfigError(
-            f"{explain(path, error)}\nAnother version of the code wrote it: train that model again"
+            f"{explain(path, error)}\nIt was written by another version of the code: train that model again"
         ) from None
 
 
@@ -145,15 +145,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the config {path}: {error.strerror}; name a YAML file that can be read"
-        ) from None
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}; name a readable YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections at the top, got a {type(tree).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of sections at the top; got a {type(tree).__name__}")
     return tree
 
 
@@ -220,9 +218,9 @@ def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
     if kind == "value_error":  # ours, which names the value if that helps
         return message.removeprefix("Value error, ")
     if value is None:
-        return "it is empty, as a variable of the shell is that was not set: give a value, or leave the key out"
+        return "it is empty, as if from an unset shell variable: give a value, or leave the key out"
     if kind == "model_type":
-        message = f"it is a section, with keys of its own; {listed_by}"
+        message = f"it must be a section with keys of its own; {listed_by}"
     elif kind == "string_type" and isinstance(value, bool | int | float | date):
-        message = "must be text: put it in quotes, without which YAML reads yes, 1 and 2024-01-31 as no text"
+        message = "must be text: put it in quotes, since YAML does not read a bare yes, 1 or 2024-01-31 as text"
     return message if key.startswith(_SECRET) else f"{message}; got {value!r}"

@@ -107,13 +107,14 @@ class Config(Section):
             "serving.num_candidates": self.serving.num_candidates,
             "the largest of evaluation.ks": max(self.evaluation.ks, default=0),
             "retrain.gate.k": self.retrain.gate.k,
-            "the lists that coverage is measured of": COVERAGE_K,
+            "the length of the lists that coverage is measured on": COVERAGE_K,
         }
         longer = [f"{name} ({length})" for name, length in asked.items() if length > self.serving.max_candidates]
         if longer:
             raise ValueError(
-                f"serving.max_candidates={self.serving.max_candidates}, the longest list that a servable gives, is "
-                f"less than {', '.join(longer)}: raise it to the largest of these, or ask for less where you can"
+                f"serving.max_candidates={self.serving.max_candidates}, the length of the longest list that a servable "
+                f"returns, is less than {', '.join(longer)}: raise it to the largest of these, or lower these where "
+                "possible"
             )
         return self
 
@@ -123,7 +124,7 @@ class Config(Section):
             # Its gradient holds a list of states, which cannot leave code that XLA compiled.
             raise ValueError(
                 "training.jit_compile=true does not work with model.user_tower=gru: set training.jit_compile=false, or "
-                "another user tower"
+                "choose another user tower"
             )
         return self
 
@@ -135,8 +136,8 @@ class Config(Section):
             return self
         if by_shared_alone and self.model.conditioning != "none" and not (loss.binary_weight or loss.hierarchy_weight):
             raise ValueError(
-                "training.loss.global_by=shared and in_group_weight=0 train no group's vector, which "
-                f"model.conditioning={self.model.conditioning} asks for: set in_group_weight, or global_by=group"
+                "training.loss.global_by=shared with in_group_weight=0 trains no group vectors, but "
+                f"model.conditioning={self.model.conditioning} needs them: set in_group_weight, or global_by=group"
             )
         return self
 
@@ -145,7 +146,7 @@ class Config(Section):
         weight, windows = self.training.loss.choice_weight, self.windows
         if weight and not (windows.exposed_negatives or windows.mined_negatives):
             raise ValueError(
-                f"training.loss.choice_weight={weight} needs negatives of each positive's own: set "
+                f"training.loss.choice_weight={weight} needs exposed or mined negatives: set "
                 "windows.exposed_negatives or windows.mined_negatives to at least 1"
             )
         return self

@@ -80,12 +80,12 @@ class FeedbackConfig(Section):
             target = self.levels[self.target_level_index]
             raise ValueError(
                 f"data.feedback.history_level={self.history_level!r} is above target_level={target!r} in levels "
-                f"{self.levels}: name that level, or a lower one"
+                f"{self.levels}: set it to that level or a lower one"
             )
         for field, of_level in (("flags", self.flags), ("rating_thresholds", self.rating_thresholds)):
             if self.levels[0] in of_level:
                 raise ValueError(
-                    f"data.feedback.{field} names the lowest level, {self.levels[0]!r}, which every row reaches: put a "
+                    f"data.feedback.{field} names the lowest level, {self.levels[0]!r}, which every row reaches: add a "
                     f"level below it, e.g. levels: [exposure, {', '.join(self.levels)}], and set target_level: "
                     f"{self.levels[0]}"
                 )
@@ -130,8 +130,8 @@ class Feature(Section):
     def _vector_has_a_length(self) -> Feature:
         if (self.kind == "vector") != (self.dim > 0):
             raise ValueError(
-                f"the feature {self.name!r} of kind {self.kind} has dim={self.dim}: a vector needs its length, "
-                "and nothing else has one"
+                f"the feature {self.name!r} of kind {self.kind} has dim={self.dim}: set dim to the vector's length for "
+                "kind vector, and leave it out for every other kind"
             )
         return self
 
@@ -139,11 +139,11 @@ class Feature(Section):
     def _name_is_free(self) -> Feature:
         if self.name in RESERVED_FEATURE_NAMES:
             raise ValueError(
-                f"a feature may not be called {self.name!r}, a name that the servable uses; rename the column"
+                f"a feature may not be called {self.name!r}, a name that the servable uses: rename the column"
             )
         if not self.name.isascii():
             raise ValueError(
-                f"the feature {self.name!r} becomes a name in TensorFlow's graphs: rename the column in ASCII"
+                f"the feature {self.name!r} becomes a name in TensorFlow's graphs: rename the column to an ASCII name"
             )
         return self
 
@@ -177,7 +177,7 @@ class FeatureTable(TextFormat):
     def _names_differ(self) -> FeatureTable:
         names = [feature.name for feature in self.features]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"features of {self.path} are listed twice: {', '.join(repeated)}; leave one of each")
+            raise ValueError(f"features of {self.path} are listed twice: {', '.join(repeated)}; keep one of each")
         return self
 
 
@@ -252,8 +252,8 @@ class DataConfig(TextFormat):
         reached = {*feedback.flags, *feedback.rating_thresholds}
         if len(feedback.levels) > 1 and columns.event is None and not reached:
             raise ValueError(
-                f"nothing tells the levels data.feedback.levels={list(feedback.levels)} apart: set data.columns.event, "
-                "the column that holds their names, or flags or rating_thresholds of data.feedback"
+                f"data.feedback.levels={list(feedback.levels)} cannot be told apart: set data.columns.event to the "
+                "column that holds their names, or set data.feedback.flags or rating_thresholds"
             )
         if (
             feedback.target_level_index
@@ -261,8 +261,8 @@ class DataConfig(TextFormat):
             and not reached & set(feedback.levels[feedback.target_level_index :])
         ):
             raise ValueError(
-                f"no row can reach data.feedback.target_level={feedback.target_level}: set data.columns.event, the "
-                "column that holds the levels' names, or flags or rating_thresholds for that level"
+                f"no row can reach data.feedback.target_level={feedback.target_level}: set data.columns.event to the "
+                "column that holds the levels' names, or set flags or rating_thresholds for that level"
             )
         return self
 
@@ -274,21 +274,22 @@ class DataConfig(TextFormat):
         directives = set(re.findall("%[EO]?(.)", whole))
         if "f" in directives:
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has %f elsewhere than at its end, after a point or a comma: "
-                "leave data.timestamp_format out if the times are ISO 8601, or else rewrite the column"
+                f"data.timestamp_format={text_format!r} may have %f only at its end, after a point or a comma: if the "
+                "times are ISO 8601, leave data.timestamp_format out; otherwise rewrite the column"
             )
         if "Z" in directives:
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has %Z, a zone's name, and times of every zone would be read "
-                "as UTC: if all are in UTC, write that name, e.g. GMT, or rewrite the column with offsets, for %z"
+                f"data.timestamp_format={text_format!r} has %Z, the name of a time zone, but times of every zone would "
+                "be read as UTC: if all are in UTC, replace %Z with that name, e.g. GMT; otherwise rewrite the column "
+                "with offsets, for %z"
             )
         if weeks := "".join(sorted(directives & _WEEKS)):
-            said = f"%{weeks[0]}, a week or its year, of which no day is made: rewrite the column with months and days"
+            said = f"%{weeks[0]}, a week or its year, which gives no date: rewrite the column with months and days"
             raise ValueError(f"data.timestamp_format={text_format!r} has {said}")
         if text_format and not directives & _YEARS:
             raise ValueError(
-                f"data.timestamp_format={text_format!r} has no year, such as %Y, and all times would be of 1900: write "
-                "the year into the column"
+                f"data.timestamp_format={text_format!r} has no year, such as %Y, so all times would be in 1900: "
+                "add the year to the column"
             )
         return self
 
@@ -327,7 +328,7 @@ class SplitConfig(Section):
         given = [name for name in ("validation_start", "test_start") if getattr(self, name) is not None]
         if given and self.protocol != "time":
             raise ValueError(
-                f"split.{given[0]} belongs to split.protocol=time, and the protocol is {self.protocol}: set "
+                f"split.{given[0]} applies only to split.protocol=time, but the protocol is {self.protocol}: set "
                 "split.protocol=time, or leave the start out"
             )
         return self

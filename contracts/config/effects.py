@@ -77,29 +77,29 @@ def settings_without_effect(config: Config) -> Iterator[str]:
     groups, windows = config.groups, config.windows
     if groups.category is not None and groups.method == "kmeans":
         yield (
-            f"groups.category={groups.category!r} says nothing to groups.method=kmeans: set groups.method=category or "
+            f"groups.category={groups.category!r} is not read with groups.method=kmeans: set groups.method=category or "
             "hybrid, or leave it out"
         )
     if groups.fit == "distributed" and groups.method != "kmeans":
         yield (
-            f"groups.fit=distributed refines k-means over all items, and groups.method={groups.method} has none: set "
-            "groups.method=kmeans, or leave it out"
+            f"groups.fit=distributed refines k-means over all items, which groups.method={groups.method} does not run: "
+            "set groups.method=kmeans, or leave groups.fit out"
         )
     if windows.mined_from is not None and not windows.mined_negatives:
         yield (
-            f"windows.mined_from={windows.mined_from!r} is read for mined negatives, and windows.mined_negatives=0 "
-            "asks for none: set that to at least 1, or leave it out"
+            f"windows.mined_from={windows.mined_from!r} is read only for mined negatives, but "
+            "windows.mined_negatives=0 asks for none: set that to at least 1, or leave mined_from out"
         )
     loss = config.training.loss
     if windows.mined_negatives and not loss.choice_weight:
         yield (
-            f"windows.mined_negatives={windows.mined_negatives} are searched for and drawn, and with "
-            "training.loss.choice_weight=0 no training reads them: set that, or leave them out"
+            f"windows.mined_negatives={windows.mined_negatives}: these are searched for and drawn, but training does "
+            "not use them with training.loss.choice_weight=0: set that, or leave them out"
         )
     if windows.exposed_negatives and not (loss.choice_weight or loss.hierarchy_weight):
         yield (
-            f"windows.exposed_negatives={windows.exposed_negatives} are drawn, and with training.loss.choice_weight=0 "
-            "and hierarchy_weight=0 no training reads them: set one of these, or leave them out"
+            f"windows.exposed_negatives={windows.exposed_negatives}: these are drawn, but training does not use them "
+            "with training.loss.choice_weight=0 and hierarchy_weight=0: set one of these weights, or leave them out"
         )
 
 
@@ -107,7 +107,7 @@ def _of_tables(config: Config) -> Iterator[str]:
     users, items = config.data.user_features, config.data.item_features
     if users is not None and users.title is not None:
         yield (
-            f"data.user_features.title={users.title!r} is shown nowhere, since reports name items alone, by "
+            f"data.user_features.title={users.title!r} is never shown, since reports name only items, by "
             "data.item_features.title: leave it out"
         )
     for section, table in (("user_features", users), ("item_features", items)):
@@ -116,8 +116,8 @@ def _of_tables(config: Config) -> Iterator[str]:
                 value = getattr(feature, name)
                 if feature.kind not in kinds and value != Feature.model_fields[name].default:
                     yield (
-                        f"data.{section}.features: {feature.name!r} has {name}={value!r}, which is for kind "
-                        f"{' or '.join(kinds)}, and is of kind {feature.kind}: set another kind, or leave {name} out"
+                        f"data.{section}.features: {feature.name!r} has {name}={value!r}, which applies to kind "
+                        f"{' or '.join(kinds)}, but is of kind {feature.kind}: set another kind, or leave {name} out"
                     )
 
 
@@ -125,21 +125,21 @@ def _of_log(config: Config) -> Iterator[str]:
     data, split = config.data, config.split
     if data.timestamp_format is not None and data.timestamp_unit != "auto":
         yield (
-            f"data.timestamp_unit={data.timestamp_unit} is of numbers, and with data.timestamp_format="
-            f"{data.timestamp_format!r} no times but of that form are read: leave one of them out"
+            f"data.timestamp_unit={data.timestamp_unit} applies to numbers, but with data.timestamp_format="
+            f"{data.timestamp_format!r} only times in that format are read: leave one of them out"
         )
     least_of_split = SplitConfig.model_fields["min_user_events"].default
     if split.protocol == "time" and split.min_user_events != least_of_split:
         yield (
-            f"split.min_user_events={split.min_user_events} belongs to split.protocol=leave_one_out, and the protocol "
-            "is time: set that protocol, or leave it out"
+            f"split.min_user_events={split.min_user_events} applies only to split.protocol=leave_one_out, but the "
+            "protocol is time: set split.protocol=leave_one_out, or leave min_user_events out"
         )
     thresholds = data.feedback.rating_thresholds
     by_level = [level for level in data.feedback.levels if level in thresholds]
     for lower, higher in itertools.pairwise(by_level):
         if thresholds[lower] >= thresholds[higher]:
             yield (
-                f"data.feedback.rating_thresholds: what reaches {lower}={thresholds[lower]:g} reaches the higher level "
-                f"{higher}={thresholds[higher]:g}, too, so that no rating means {lower}: give higher levels higher "
-                "thresholds"
+                f"data.feedback.rating_thresholds: every rating that reaches {lower}={thresholds[lower]:g} also "
+                f"reaches the higher level {higher}={thresholds[higher]:g}, so no rating means {lower}: give higher "
+                "levels higher thresholds"
             )

@@ -32,13 +32,13 @@ class RequestFeature(Section):
         if self.name in RESERVED_FEATURE_NAMES:
             raise ValueError(
                 f"a request feature may not be called {self.name!r}, a name that the servable uses: give it another "
-                f"name and column: {self.name}"
+                f"name, and set column: {self.name}"
             )
         require_parameter(self.name, "request feature")
         if len(set(self.values)) != len(self.values) or "" in self.values:
             raise ValueError(
-                f"the values of the request feature {self.name!r} must be distinct and not empty, which stands for "
-                f"none; got {list(self.values)}"
+                f"the values of the request feature {self.name!r} must be distinct and not empty (an empty value means "
+                f"none); got {list(self.values)}"
             )
         return self
 
@@ -48,8 +48,8 @@ def require_parameter(name: str, what: str) -> None:
     # TensorFlow names a placeholder after the parameter, and its names may not begin with _.
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self" or name[0] == "_":
         raise ValueError(
-            f"the {what} {name!r} becomes an input of the servable, so it needs a name of letters, digits and _ that "
-            "Python's parameters may have, and that begins with a letter: rename the column"
+            f"the {what} {name!r} becomes an input of the servable, so it needs a name that is valid for a Python "
+            "parameter, contains only letters, digits and _, and begins with a letter: rename the column"
         )
 
 
@@ -61,19 +61,20 @@ def require_distinct(features: Sequence[RequestFeature], others: Sequence[str]) 
     names = [*(feature.name for feature in features), *others]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
-            f"data.request_features and data.user_features name {', '.join(repeated)} twice: each input needs its own"
+            f"data.request_features and data.user_features name {', '.join(repeated)} twice: each input needs its own "
+            "name"
         )
     known = {name.lower(): name for name in REQUEST_INPUTS}
     for name in names:
         if (other := known.setdefault(name.lower(), name)) != name:
             raise ValueError(
-                f"data.request_features or data.user_features name {name!r}, which differs in case alone from the "
+                f"data.request_features or data.user_features name {name!r}, which differs only in case from the "
                 f"input {other!r}: rename the column"
             )
     if (combinations := math.prod(code_sizes(features))) > _MOST_CODES:
         raise ValueError(
             f"the values of data.request_features have {combinations:,} combinations, more than {_MOST_CODES:,}: list "
-            "fewer values, the most frequent ones"
+            "only the most frequent values"
         )
 
 

@@ -81,7 +81,7 @@ class ServingConfig(Section):
     def _is_no_staging_name(cls, model_name: str) -> str:
         if staging_of(model_name) is not None:
             raise ValueError(
-                f"serving.model_name={model_name} has the form that names of half-written versions have, which are "
+                f"serving.model_name={model_name} looks like the name of a half-written version, and those are "
                 "deleted: choose another name"
             )
         return model_name

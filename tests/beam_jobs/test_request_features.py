@@ -129,7 +129,7 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
         ("[{name: page, values: [1, 2]}]", "put it in quotes"),
         ("[{name: history, values: [a]}]", "a name that the servable uses"),
         ("[{name: request, values: [a]}]", "a name that the servable uses"),
-        ("[{name: the page, values: [a]}]", "needs a name of letters"),
+        ("[{name: the page, values: [a]}]", "needs a name that is valid"),
         ("[{name: page, values: [a]}, {name: page, column: b, values: [a]}]", "page twice"),
         ("[" + ", ".join(f"{{name: f{n}, values: [a, b, c]}}" for n in range(16)) + "]", "4,294,967,296 combinations"),
     ],

@@ -95,5 +95,5 @@ def test_what_pyarrow_cannot_read_is_explained(tmp_path) -> None:
 
 @pytest.mark.parametrize(("kind", "dim"), [("vector", 0), ("numeric", 3)])
 def test_only_a_vector_has_a_length(kind: str, dim: int) -> None:
-    with pytest.raises(ValueError, match="a vector needs its length"):
+    with pytest.raises(ValueError, match="set dim to the vector's length"):
         Feature(name="look", kind=kind, dim=dim)

@@ -19,24 +19,24 @@ _RATINGS = "data={columns: {rating: r}, feedback: {levels: [a, b, c], rating_thr
         (["data.user_features={path: u.csv, id: u, title: t}"], "data.user_features.title='t'"),
         (
             [_ITEMS + "[{name: a, kind: categorical, separator: ','}]}"],
-            "'a' has separator=',', which is for kind tokens",
+            "'a' has separator=',', which applies to kind tokens",
         ),
         ([_ITEMS + "[{name: a, kind: numeric, max_vocabulary: 9}]}"], "'a' has max_vocabulary=9"),
         (
             [_USERS + "[{name: a, kind: categorical, max_tokens: 9}]}"],
             "data.user_features.features: 'a' has max_tokens=9",
         ),
-        (["groups.category=topic"], "groups.category='topic' says nothing to groups.method=kmeans"),
+        (["groups.category=topic"], "groups.category='topic' is not read with groups.method=kmeans"),
         (
             [_ITEMS + "[{name: a, kind: categorical}]}", "groups={method: hybrid, category: a, fit: distributed}"],
             "groups.fit=distributed refines k-means over all items",
         ),
         (["windows.mined_from=e.npz"], "windows.mined_negatives=0"),
-        (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "training.loss.choice_weight=0 no training"),
-        ([_LEVELS, "windows.exposed_negatives=4"], "choice_weight=0 and hierarchy_weight=0 no training"),
+        (["windows.mined_from=e.npz", "windows.mined_negatives=4"], "not use them with training.loss.choice_weight=0"),
+        ([_LEVELS, "windows.exposed_negatives=4"], "them with training.loss.choice_weight=0 and hierarchy_weight=0"),
         (["data.timestamp_unit=ms", "data.timestamp_format='%Y'"], "data.timestamp_unit=ms"),
         (["split.protocol=time", "split.min_user_events=5"], "split.min_user_events=5"),
-        ([_RATINGS], "what reaches b=4 reaches the higher level c=4"),
+        ([_RATINGS], "every rating that reaches b=4 also reaches the higher level c=4"),
     ],
 )
 def test_a_setting_without_effect_is_named(

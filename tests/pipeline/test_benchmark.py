@@ -99,7 +99,7 @@ def test_unknown_names_and_repeated_seeds_are_refused(arguments: tuple[list, lis
         ),
         ("datasets: {a: {path: x}}", "title: it must be given; see configs/benchmark/"),
         ("title: [", "is not YAML"),
-        ("datasets: {a: {path: x}}\nmodels: {wide: {}, wide: {}}", "'wide' stands twice, first in line 2"),
+        ("datasets: {a: {path: x}}\nmodels: {wide: {}, wide: {}}", "'wide' appears twice, first in line 2"),
     ],
 )
 def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_matrix_factorisation_tells_users_apart_and_reads_no_history(odd: Workdi
 @pytest.mark.parametrize("tower", ["mind", "comirec", "user_id"])
 @pytest.mark.parametrize("further", [[], ["groups.num_groups=1", "model.conditioning=none"]])
 def test_a_baselines_tower_is_refused_as_the_products(tower: str, further: list[str]) -> None:
-    with pytest.raises(ConfigError, match=rf"model.user_tower: {tower} is the tower of a baseline.* name mind"):
+    with pytest.raises(ConfigError, match=rf"model.user_tower: {tower} is only for baselines.* list mind"):
         load_config(None, [f"model.user_tower={tower}", *further])
 
 
@@ -228,7 +228,7 @@ def test_an_objective_without_terms_is_refused() -> None:
 
 def test_an_objective_that_trains_no_groups_vector_is_refused() -> None:
     only_shared = ["training.loss.in_group_weight=0"]
-    with pytest.raises(ConfigError, match=r"train no group's vector, which model.conditioning=mmoe .* global_by=group"):
+    with pytest.raises(ConfigError, match=r"trains no group vectors, but model.conditioning=mmoe .* global_by=group"):
         load_config(None, only_shared)
     load_config(None, [*only_shared, "training.loss.global_by=group"])
     load_config(None, [*only_shared, "model.conditioning=none"])
