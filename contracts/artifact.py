@@ -134,8 +134,8 @@ def require_this_version(path: Path) -> None:
     version = read_manifest(path).code_version
     if version != contracts.__version__:
         raise ArtifactError(
-            f"the model in {path} is of code version {version}, this is {contracts.__version__}, to which its weights "
-            "mean something else: train it again"
+            f"the model in {path} was trained by code version {version}, but this is version {contracts.__version__}, "
+            "which gives its weights another meaning: train it again"
         )
 
 
@@ -153,7 +153,7 @@ def read_manifest(path: Path, kind: str | None = None) -> Manifest:
     except storage.StorageError:
         raise
     except FileNotFoundError:
-        raise ArtifactError(f"no artifact at {path}: check that path, or let `dnc run` write it") from None
+        raise ArtifactError(f"no artifact at {path}: check the path, or create it with `dnc run`") from None
     except (ValueError, TypeError) as error:
         raise ArtifactError(
             f"{path / MANIFEST_NAME} is not a manifest ({error}): delete {path} and run again"
@@ -210,8 +210,8 @@ def require_ours(path: Path) -> None:
         found = set(os.listdir(path)) if path.is_dir() else set()
     if found and not found & {MANIFEST_NAME, _FORGOTTEN}:
         raise ArtifactError(
-            f"{path} holds {min(found)}, which is none of ours and would be lost: move or delete it, or choose another "
-            "place to write to (-w, -s or --out)"
+            f"{path} holds {min(found)}, which is not part of an artifact and would be lost: move or delete it, or "
+            "choose another place to write to (-w, -s or --out)"
         )
 
 
@@ -219,8 +219,8 @@ def require_no_mount(path: Path, why: str) -> None:
     """Raises ArtifactError if a disk is mounted at `path`, since nothing beside it can be renamed into it."""
     if not storage.is_remote(path) and path.is_mount():
         raise ArtifactError(
-            f"{path} is where a disk is mounted, and {why}: mount {path.parent} as a whole, or mount the disk "
-            f"elsewhere and make {path} a link to a directory on it"
+            f"{path} is a mount point, but {why}: mount the disk at {path.parent} instead, or mount it elsewhere and "
+            f"make {path} a link to a directory on it"
         )
 
 

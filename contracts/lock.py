@@ -65,7 +65,9 @@ def holding_directory(lock: Path, option: str) -> Iterator[None]:
     except Timeout:
         raise _busy(lock, _owner(owner), option) from None
     except OSError as error:
-        raise ValueError(f"{option} {lock.parent} cannot be written to: {error.strerror}; name another one") from None
+        raise ValueError(
+            f"{option} {lock.parent} cannot be written to: {error.strerror}; choose another directory"
+        ) from None
     try:
         with suppress(OSError):  # such as a full disk, which the run itself will report
             storage.write_text(owner, f"{_this_process()} since {now()}")
@@ -88,7 +90,7 @@ def _this_process() -> str:
 
 
 def _busy(lock: Path, owner: str, option: str) -> ValueError:
-    return ValueError(f"{lock.parent} is held by {owner}: wait for it, or name another directory ({option})")
+    return ValueError(f"{lock.parent} is held by {owner}: wait for it, or choose another directory ({option})")
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def _wait_for_dead(workdir: Workdir) -> None:
         if found is None:
             return
         if beat == 0:
-            log.info("%s is locked by %s: waiting to see whether that still runs", workdir.path, found["owner"])
+            log.info("%s is locked by %s: waiting to see whether it is still running", workdir.path, found["owner"])
         time.sleep(_BEAT_SECONDS)
         seen = _read(workdir.lock)
         if seen not in (found, None):
@@ -128,7 +130,9 @@ def _beat(lock: Path, token: str, over: threading.Event) -> None:
         count += 1
         try:
             if not _is_ours(lock, token):
-                log.error("another run took %s over: of each artifact the last one to end is kept", lock.parent)
+                log.error(
+                    "another run took over %s: of each artifact, the last one to be finished is kept", lock.parent
+                )
                 return
             _write(lock, token, count)
         except storage.StorageError as error:  # the run's own reads and writes will say so, if it lasts

@@ -78,7 +78,7 @@ def sign_of_life(what: str) -> Iterator[None]:
         while not over.wait(max(last.at + SECONDS_BETWEEN_LINES - time.monotonic(), 0)):
             if time.monotonic() - last.at >= SECONDS_BETWEEN_LINES:
                 last.at = time.monotonic()
-                log.info("%s: still runs, after %.0f s", what, last.at - started)
+                log.info("%s: still running after %.0f s", what, last.at - started)
 
     thread = threading.Thread(target=watch, daemon=True)
     logging.getLogger().addHandler(last)

@@ -37,7 +37,7 @@ def _require_text(name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise StorageError(
-            f"{os.fsencode(name)!r} is the name of a file, and is not UTF-8: rename it, or choose a pattern that does "
+            f"{os.fsencode(name)!r} is a file name that is not UTF-8: rename the file, or choose a pattern that does "
             "not match it"
         ) from None
 
@@ -55,8 +55,8 @@ def _require_rights(pattern: str) -> None:
                 os.scandir(f"{folder}.").close() if is_listed else os.stat(f"{folder}.")
             except PermissionError as error:
                 raise StorageError(
-                    f"{folder} cannot be looked into, and what it holds of {pattern} would be left out: "
-                    f"{error.strerror}; give the right to read it, or choose a pattern that does not match it"
+                    f"{folder} cannot be read ({error.strerror}), so files in it that match {pattern} would be missed: "
+                    "grant the permission to read it, or choose a pattern that does not match it"
                 ) from None
 
 
@@ -80,6 +80,6 @@ def _file_identity(path: str) -> Identity:
         status = os.stat(path)
     except FileNotFoundError:
         raise StorageError(
-            f"{path} is listed, and there is no such file: mend or remove the link, if it is one, or run it again"
+            f"{path} is listed, but there is no such file: if it is a link, fix or remove it; otherwise run again"
         ) from None
     return os.path.abspath(path), status.st_size, status.st_mtime_ns

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 LABELS_FILE = "serving.json"
 MAX_VERSION = 2**63 - 1
 STABLE, CANARY = "stable", "canary"
-_REMEDY = "write it anew, as `dnc rollback -s STORE VERSION` does"
+_REMEDY = "rewrite it, as `dnc rollback -s STORE VERSION` does"
 
 
 class ServingLabels(Section):
@@ -49,7 +49,7 @@ def read_labels(base: Path) -> ServingLabels | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}): {_REMEDY}") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}): {_REMEDY}") from None
     try:
         return ServingLabels.model_validate_json(text)
     except ValidationError as error:

@@ -58,7 +58,9 @@ class RemotePath(PosixPath):
         return self
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise StorageError(f"{self} is in an object store, and this needs a local file: copy the run with `dnc fetch`")
+        raise StorageError(
+            f"{self} is in an object store, but a local file is needed here: copy the run with `dnc fetch`"
+        )
 
     __fspath__ = exists = is_dir = is_file = iterdir = glob = rglob = _refuse
 
@@ -130,8 +132,8 @@ def object_store(path: object) -> ObjectStore:
         return _factory(_options)
     except ImportError as error:  # on a machine that only trains or serves
         raise StorageError(
-            f"{path} is in an object store, which is reached through Apache Beam, and that is not here ({error}): "
-            "install what docs/environment.md names for Beam workers, or copy it to this machine"
+            f"{path} is in an object store, which needs Apache Beam, and that is not available ({error}): install "
+            "what docs/environment.md lists for Beam workers, or copy it to this machine"
         ) from None
 
 
@@ -255,8 +257,8 @@ def rename_durably(source: Path, target: Path, displaced_to: Path | None = None)
         if error.errno != errno.EXDEV:
             raise
         raise StorageError(
-            f"{target.parent} is on another file system than {source.parent}, from where nothing can be renamed into "
-            f"it: mount, or link, {source.parent} as a whole"
+            f"{target.parent} is on a different file system from {source.parent}, so nothing can be renamed from there "
+            f"into it: mount or link {source.parent} as a whole"
         ) from None
     _sync(target.parent)
 
@@ -332,7 +334,7 @@ def fetch_tree(path: Path, folder: Path) -> None:
     for found in tree(path):
         below = found.parts[len(path.parts) :]
         if ".." in below:
-            raise StorageError(f"{found} would be written outside of {folder}, by its '..': remove that object")
+            raise StorageError(f"{found} would be written outside {folder} because of its '..': remove that object")
         copy = folder.joinpath(*below)
         copy.parent.mkdir(parents=True, exist_ok=True)
         _download(found, copy)
@@ -375,4 +377,4 @@ def make_directory(path: Path, option: str) -> None:
     except OSError as error:
         # Path.is_file would raise if the name is too long or in a directory that we may not search.
         reason = "it is a file" if os.path.isfile(path) else error.strerror
-        raise ValueError(f"{option} {path} cannot be made a directory: {reason}; name another one") from None
+        raise ValueError(f"{option} {path} cannot be created as a directory: {reason}; choose another one") from None

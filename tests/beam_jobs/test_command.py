@@ -52,4 +52,4 @@ def test_a_job_that_says_nothing_is_said_to_run_still(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     *lines, last = done.stderr.splitlines()
     assert (done.returncode, last) == (2, "error: it is over")
-    assert len([line for line in lines if re.fullmatch(r"\S+ \S+ statistics: still runs, after \d+ s", line)]) >= 3
+    assert len([line for line in lines if re.fullmatch(r"\S+ \S+ statistics: still running after \d+ s", line)]) >= 3

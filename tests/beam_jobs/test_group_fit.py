@@ -123,7 +123,7 @@ def test_sweep_prints_a_row_for_each_k(rows: np.ndarray, tmp_path: Path) -> None
         refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", ks])
         assert refused.exit_code == 2 and f"--k {ks}: give numbers from 1 to 3000" in refused.output
     elsewhere = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path / "elsewhere")])
-    said = f"error: no artifact at {tmp_path / 'elsewhere' / 'item_groups'}: check that path"
+    said = f"error: no artifact at {tmp_path / 'elsewhere' / 'item_groups'}: check the path"
     assert elsewhere.exit_code == 2 and elsewhere.output.startswith(said)
     aside = str(tmp_path / "new" / "sweep.json" / "sweep.json")
     refused = CliRunner().invoke(group_sweep.main, ["--workdir", str(tmp_path), "--k", "2", "--json", aside])

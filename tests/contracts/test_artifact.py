@@ -129,7 +129,7 @@ def test_an_artifact_that_is_linked_is_replaced_where_it_lies(tmp_path: Path) ->
 
 def test_a_disk_that_is_mounted_in_an_artifacts_place_is_refused() -> None:
     """The kernel renames no mount point, which would be known after all the work."""
-    with pytest.raises(artifact.ArtifactError, match=r"^/proc is where a disk is mounted, .* mount / as a whole, or"):
+    with pytest.raises(artifact.ArtifactError, match=r"^/proc is a mount point, .* mount the disk at / instead, or"):
         artifact.require_ours(Path("/proc"))
 
 

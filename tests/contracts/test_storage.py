@@ -138,7 +138,7 @@ def test_a_directory_of_another_file_system_is_told(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "replace", replace)
     (tmp_path / "dnc").mkdir()
     (tmp_path / "dnc.staging-1").mkdir()
-    with pytest.raises(StorageError, match=f"{tmp_path}/dnc is on another .* than {tmp_path}, .* link, {tmp_path} as"):
+    with pytest.raises(StorageError, match=f"{tmp_path}/dnc is on a different .* {tmp_path}, .* link {tmp_path} as"):
         rename_durably(tmp_path / "dnc.staging-1", tmp_path / "dnc" / "1")
 
 
@@ -173,7 +173,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x")
     long = "a" * 300
     for path, reason in (("a.csv", "it is a file"), ("a.csv/deeper", "Not a directory"), (long, "File name too long")):
-        with pytest.raises(ValueError, match=f"-s {tmp_path / path} cannot be made a directory: {reason}"):
+        with pytest.raises(ValueError, match=f"-s {tmp_path / path} cannot be created as a directory: {reason}"):
             make_directory(tmp_path / path, "-s")
     for _ in range(2):
         make_directory(tmp_path / "runs" / "mine", "-s")

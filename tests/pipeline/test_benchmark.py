@@ -114,7 +114,7 @@ def test_a_bad_file_is_explained(text: str, message: str, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--json", "out.md"], "--json out.md must end in .json"),
-        (["--json", f"{os.devnull}/t.json"], f"--json {os.devnull} cannot be made a directory"),
+        (["--json", f"{os.devnull}/t.json"], f"--json {os.devnull} cannot be created as a directory"),
         (["--set", "seed=7"], "with `seeds` or --seed"),
         (["--seed", "-1"], "seed: Input should be greater than or equal to 0; got -1"),
     ],

@@ -241,5 +241,5 @@ def test_a_disk_that_is_mounted_at_a_stores_base_path_is_refused_before_a_span_i
     config, store = load_config(None, [f"data.events='{tmp_path}/log/{{date}}/*.csv'"]), Store(tmp_path / "store")
     base = store.servable("dnc")
     monkeypatch.setattr(Path, "is_mount", lambda path: path == base)
-    with pytest.raises(ValueError, match=f"{base} is where a disk is mounted"):
+    with pytest.raises(ValueError, match=f"{base} is a mount point"):
         retraining.retrain(config, store, retraining.find_window(config))

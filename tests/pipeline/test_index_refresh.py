@@ -69,7 +69,7 @@ def test_a_model_without_its_groups_is_refused(trained: Workdir, monkeypatch: py
 def test_a_model_of_another_version_of_the_project_is_refused(trained: Workdir) -> None:
     manifest = trained.model(MAIN_MODEL).path / artifact.MANIFEST_NAME
     manifest.write_text(manifest.read_text().replace(f'"{contracts.__version__}"', '"0.1.0"'))
-    with pytest.raises(artifact.ArtifactError, match=r"mine/models/dnc is of code version 0\.1\.0.*: train it again"):
+    with pytest.raises(artifact.ArtifactError, match=r"mine/models/dnc was trained by .* 0\.1\.0.*: train it again"):
         index_refresh.refresh_index(Config(), Workdir(trained.path.with_name("today")), trained)
 
 

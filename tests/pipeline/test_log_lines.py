@@ -33,7 +33,7 @@ def test_a_stage_that_says_nothing_is_said_to_run_still(
     caplog.set_level(logging.INFO)
 
     def lines() -> list[str]:
-        return [message for message in caplog.messages if "still runs" in message]
+        return [message for message in caplog.messages if "still running" in message]
 
     def silent() -> None:
         end = time.monotonic() + 30
@@ -41,7 +41,7 @@ def test_a_stage_that_says_nothing_is_said_to_run_still(
             time.sleep(0.01)
 
     run_a_stage(silent, tmp_path)
-    assert all(line.startswith("[1/1] groups: still runs, after ") for line in lines())
+    assert all(line.startswith("[1/1] groups: still running after ") for line in lines())
     assert len(lines()) >= 3
     said = len(lines())
     time.sleep(0.3)
@@ -60,4 +60,4 @@ def test_a_stage_that_tells_its_progress_gets_no_further_lines(
             time.sleep(0.1)
 
     run_a_stage(talks, tmp_path)
-    assert not [message for message in caplog.messages if "still runs" in message]
+    assert not [message for message in caplog.messages if "still running" in message]

@@ -374,7 +374,7 @@ def test_a_store_that_cannot_be_made_is_refused_at_once(
     monkeypatch.setattr(schedule, "run_until_stopped", lambda *_: None)
     done = CliRunner().invoke(main, [*words, "-s", str(calls.config), "-c", str(calls.config)])
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == f"dnc: -s {calls.config} cannot be made a directory: it is a file; name another one\n"
+    assert done.stderr == f"dnc: -s {calls.config} cannot be created as a directory: it is a file; choose another one\n"
 
 
 def test_a_second_retrain_at_once_says_who_holds_the_store(calls: Calls) -> None:

@@ -198,7 +198,7 @@ def test_a_disk_that_is_mounted_at_a_base_path_is_refused_before_the_first_stage
         workdir.servable("dnc").symlink_to(disk)
     monkeypatch.setattr(Path, "is_mount", lambda path: path == mounted)
     last = replace(stages[-1], bases=lambda config, workdir: (workdir.servable("dnc"),))
-    with pytest.raises(ValueError, match=f"{mounted} is where a disk is mounted, and versions are made beside it"):
+    with pytest.raises(ValueError, match=f"{mounted} is a mount point, but versions are made beside it"):
         run_stages((*stages[:-1], last), Config(), workdir)
     assert journal == []
 
@@ -331,7 +331,7 @@ def test_from_after_to_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> 
 
 
 def test_a_workdir_that_is_a_file_is_refused(stages: tuple[Stage, ...], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--workdir \S*log\.csv cannot be made a directory: it is a file"):
+    with pytest.raises(ValueError, match=r"--workdir \S*log\.csv cannot be created as a directory: it is a file"):
         run_stages(stages, Config(), Workdir(tmp_path / "log.csv"))
 
 

@@ -71,7 +71,7 @@ def test_the_lineage_says_which_weights_begin_anew(tmp_path: Path) -> None:
     assert "4 groups of the parent; begun anew: candidate_tower/feature/price, query_tower/pos" in text.getvalue()
 
 
-@pytest.mark.parametrize("reason", ["log/[ab]*.csv cannot be looked into", "a row is [/INST]"])
+@pytest.mark.parametrize("reason", ["log/[ab]*.csv cannot be read", "a row is [/INST]"])
 def test_the_lineage_says_a_reason_as_it_is(reason: str, tmp_path: Path) -> None:
     """Brackets are no markup."""
     first = replace(record(1), parents={"run_id": None, "warm_start": None}, left_out={"day-000": reason})

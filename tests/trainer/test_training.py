@@ -316,7 +316,7 @@ def test_weights_of_another_version_of_the_project_are_refused(workdir: Workdir)
     train(small_config(training={"epochs": 1}), workdir, "older", "f")
     manifest = workdir.model("older").path / MANIFEST_NAME
     manifest.write_text(manifest.read_text().replace(f'"{contracts.__version__}"', '"0.1.0"'))
-    with pytest.raises(ArtifactError, match=r"models/older is of code version 0\.1\.0"):
+    with pytest.raises(ArtifactError, match=r"models/older was trained by code version 0\.1\.0"):
         load_model(small_config(), workdir, "older")
 
 

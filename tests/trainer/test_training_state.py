@@ -61,7 +61,7 @@ def test_files_of_somebody_elses_are_refused_and_stay(workdir: Workdir, tmp_path
     theirs = project.path / folder / "dnc" / "run-1" / "weights"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("of weeks")
-    with pytest.raises(ArtifactError, match=rf"{folder}/dnc holds run-1, which is none of ours .*: move or delete it"):
+    with pytest.raises(ArtifactError, match=rf"{folder}/dnc holds run-1, which is not part .*: move or delete it"):
         train(small_config(training={"epochs": 1}), project, "dnc", "a")
     assert theirs.read_text() == "of weeks"
 

@@ -145,7 +145,8 @@ def test_a_models_config_gets_its_directory(tmp_path, servable):
     run = CliRunner().invoke(main, [f"dnc={tmp_path / 'dnc'}", "--out", str(tmp_path / "file" / "models.config")])
     assert (run.exit_code, run.stderr) == (
         2,
-        f"models_config: --out {tmp_path / 'file'} cannot be made a directory: it is a file; name another one\n",
+        f"models_config: --out {tmp_path / 'file'} cannot be created as a directory: it is a file; "
+        "choose another one\n",
     )
 
 
