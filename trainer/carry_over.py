@@ -39,13 +39,13 @@ def carry_over(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
     if carried.fresh:
         raise ValueError(
             f"the model in {carried.source} has no weights of the shape that this config needs for "
-            f"{', '.join(carried.fresh)}, and an index refresh trains nothing: use that run's windows.length and "
+            f"{', '.join(carried.fresh)}, but an index refresh does not train: use that run's windows.length and "
             "groups.embedding_dim, or train with training.warm_start"
         )
     if carried.new_groups:
         log.warning(
-            "index: groups without an item that the model in %s knows: %d of %d. Nothing trains their heads, which "
-            "begin at random: quotas and lists of these groups tell little. Train on this log (dnc run with "
+            "index: the model in %s knows no item of %d of the %d groups. Their heads stay random, since nothing "
+            "trains them, so the quotas and lists of these groups mean little. Train on this log (dnc run with "
             "training.warm_start), or train with groups.method=category, whose groups outlive their items",
             carried.source, carried.new_groups, carried.new_groups + carried.kept_groups,
         )  # fmt: skip

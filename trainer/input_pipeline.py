@@ -232,7 +232,7 @@ class EvaluationUsers:
         if not chunks:
             raise ArtifactError(
                 f"{workdir.windows.path} has no {split.name.lower()} users: "
-                "give the log more events per user, or change the section split of the config"
+                "use a log with more events per user, or change the split section of the config"
             )
         joined = {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         history, context = joined[EvaluationField.HISTORY_ITEM_INDEX], joined[EvaluationField.HISTORY_CONTEXT]
@@ -291,7 +291,7 @@ def _chunks(records: tf.data.Dataset, files: list[str], names: tuple[str, ...]) 
     except (tf.errors.DataLossError, tf.errors.NotFoundError):
         file = Path(next(filter(_is_damaged, files), files[0]))  # TensorFlow does not say which
         raise ArtifactError(
-            f"{file} is damaged or gone: delete {file.parent}, and run again, which makes it anew"
+            f"{file} is damaged or missing: delete {file.parent} and run again to recreate it"
         ) from None
 
 

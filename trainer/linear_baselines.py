@@ -126,7 +126,7 @@ def linear_lists(
     best, model = max(((recall(model), model) for model in of_name), key=lambda found: found[0])
     settings = {"penalty": model.penalty, "half-life": model.half_life}
     chosen = ", ".join(f"{what} {value:g}" for what, value in settings.items() if value is not None) or "no decay"
-    log.info("%s: %s, by recall@%d of validation users, %.4f", name, chosen, k, best)
+    log.info("%s: chose %s by recall@%d of validation users (%.4f)", name, chosen, k, best)
     return model.lists(users, catalogue.num_items, length)
 
 
@@ -181,7 +181,7 @@ def ease_models(taken: sp.csr_matrix) -> Iterator[LinearModel]:
     """
     known = taken[:, :_EASE_MOST_ITEMS].astype(np.int32)  # float32 does not count beyond 2^24
     gram = (known.T @ known).toarray()
-    log.info("ease: invert %d x %d numbers, %d times", *gram.shape, len(_PENALTIES))
+    log.info("ease: inverting a matrix of %d x %d numbers, %d times", *gram.shape, len(_PENALTIES))
     for penalty in _PENALTIES:
         inverse = _inverse(gram, penalty)
         weights = inverse / -np.diag(inverse)
@@ -207,4 +207,6 @@ def _inverse(gram: np.ndarray, penalty: float) -> np.ndarray:
             inverse, _ = invert(factor, lower=True, overwrite_c=True)
             lower = np.tril(inverse, -1).astype(np.float32)
             return lower + lower.T + np.diag(np.diag(inverse)).astype(np.float32)
-    raise ValueError(f"ease: a penalty of {penalty:g} is lost in so many counts: leave it out of evaluation.baselines")
+    raise ValueError(
+        f"ease: the penalty {penalty:g} is lost in counts this large: leave ease out of evaluation.baselines"
+    )

@@ -48,13 +48,13 @@ def load_model(config: Config, workdir: Workdir, name: str, catalogue: Catalogue
         model.load_weights(str(artifact.weights))
     except OSError as error:
         raise ValueError(
-            f"{artifact.weights} cannot be read ({error}): restore it, or train again; of a store, retrain once with "
+            f"{artifact.weights} cannot be read ({error}): restore it, or train again; in a store, retrain once with "
             "retrain.warm_start=false, or roll back to an older version (dnc rollback)"
         ) from None
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"the weights in {artifact.weights} do not fit the config's sections model and groups or the "
-            f"present catalogue ({error}): use the config in {artifact.config}, or train again"
+            f"the weights in {artifact.weights} do not fit the config's sections model and groups, or the "
+            f"current catalogue ({error}): use the config in {artifact.config}, or train again"
         ) from None
     return model
 
@@ -78,5 +78,5 @@ def require_room(model: TwoTowerModel) -> None:
     # HDF5 adds one to two KiB per weight.
     needed = sum(weight.shape.num_elements() * weight.dtype.size + 4096 for weight in model.weights)
     if shutil.disk_usage(folder).free < needed:
-        said = f"{os.strerror(errno.ENOSPC)} for {needed / 2**20:,.1f} MiB of weights (TMPDIR says where)"
+        said = f"{os.strerror(errno.ENOSPC)} for {needed / 2**20:,.1f} MiB of weights (TMPDIR sets the directory)"
         raise OSError(errno.ENOSPC, said, folder)

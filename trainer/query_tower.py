@@ -118,7 +118,7 @@ def _sequence_encoder(config: Config, generator: tf.random.Generator) -> Sequenc
         case "comirec":
             return ComiRecEncoder(model.num_interests, dim, model.dropout, generator)
         case "user_id":
-            raise ValueError("model.user_tower=user_id reads no history: build it by `model_parts.query_tower`")
+            raise ValueError("model.user_tower=user_id reads no history: build it with `model_parts.query_tower`")
         case _:
             assert_never(model.user_tower)
 

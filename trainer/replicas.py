@@ -23,7 +23,7 @@ def strategy_of(replicas: int) -> tf.distribute.Strategy:
     devices = tf.config.list_logical_devices(kind)
     if len(devices) < replicas:
         raise ValueError(
-            f"training.replicas={replicas} needs as many devices, and this process has {len(devices)} {kind}(s): "
+            f"training.replicas={replicas} needs as many devices, but this process has {len(devices)} {kind}(s): "
             "lower it" + (", or start with the train stage (dnc run --from train)" if kind == "CPU" else "")
         )
     # Replicas touch different numbers of table rows, which TensorFlow's collectives sometimes fail to gather.

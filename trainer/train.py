@@ -146,7 +146,7 @@ class _Trainer:
         """Runs `measure_exploration_share` on the model that was kept."""
         share = measure_exploration_share(self._model, self._catalogue, self._validation, self._k)
         if share:
-            log.info("train %s: of a list, %.3f goes to items without training events", self._name, share)
+            log.info("train %s: %.3f of a list goes to items without training events", self._name, share)
         return share
 
     def _is_over(self) -> bool:
@@ -174,11 +174,11 @@ class _Trainer:
                 sums[key] = sums.get(key, 0.0) + value * count
             progress.update(terms["loss"], positives, time.monotonic() - started)
         if batch is None:
-            raise ValueError("the training split holds no windows: give the log users with at least two events")
+            raise ValueError("the training split has no windows: use a log of users with at least two events")
         self._take_snapshots(SNAPSHOTS_PER_EPOCH - snapshots)
         if epoch == 0 and (steps := int(self.state.step.numpy())) < _FEW_STEPS:
             log.warning(
-                "train %s: an epoch is %d step(s), too few to get anywhere before it plateaus: lower "
+                "train %s: an epoch has only %d step(s), too few to learn much before a plateau: lower "
                 "training.batch_size=%d", self._name, steps, self._config.batch_size,
             )  # fmt: skip
         seconds = time.monotonic() - started

@@ -37,7 +37,7 @@ class UserIdTower(tf.keras.layers.Layer):
             ValueError: `user_features` does not say who the users are.
         """
         if USER_INDEX not in user_features:
-            raise ValueError("model.user_tower=user_id knows users by index only; it cannot be served: choose another")
+            raise ValueError("model.user_tower=user_id knows users only by index and cannot be served: choose another")
         user = user_features[USER_INDEX]
         known = tf.cast(user > 0, tf.float32)[:, None]
         query = self._dropout(tf.gather(self._table, user) * known, training=training)

@@ -141,7 +141,7 @@ def warm_start(model: TwoTowerModel, config: Config, workdir: Workdir, name: str
     log.info("warm start: %d items known, %d new; %d groups known", kept, new, result.kept_groups)
     if fresh:
         log.warning(
-            "warm start: the earlier run lacks them, or has another shape of them, so they start anew: %s",
+            "warm start: these weights start anew, as the earlier run lacks them or has them in another shape: %s",
             ", ".join(fresh),
         )
     return result

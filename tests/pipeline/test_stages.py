@@ -183,7 +183,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
         ),
         (
             ["training.loss={exact_softmax_max_items: 0, fresh_pool: 0, easy_pool: 0}"],
-            r"training.loss.easy_pool to at least 1; got 2 and 0",
+            r"windows.easy_negatives=2 and training.loss.easy_pool=0: set both to at least 1",
         ),
         (
             [
@@ -191,7 +191,7 @@ def write_windows(workdir: Workdir, **others: int) -> None:
                 "windows.easy_negatives=0",
                 "evaluation.baselines=[single_vector_mixed]",  # the model does without easy negatives, it does not
             ],
-            r"set windows.easy_negatives .* got 0 and 512",
+            r"windows.easy_negatives=0 and training.loss.easy_pool=512: set both",
         ),
         (["groups.previous=nope"], r"groups.previous: no artifact at nope: check the path, .* groups.previous=null"),
         (["windows.mined_negatives=2", "windows.mined_from=nope.npz"], r"windows.mined_from='nope.npz' does not exist"),

@@ -140,6 +140,6 @@ def test_a_shard_that_is_damaged_is_named_with_what_to_do(damage: Callable[[Path
         held = shard.read_bytes()
         damage(shard)
         folder = workdir.windows.path
-        with pytest.raises(ArtifactError, match=f"{shard} is damaged or gone: delete {folder}, and run again"):
+        with pytest.raises(ArtifactError, match=f"{shard} is damaged or missing: delete {folder} and run again"):
             read()
         shard.write_bytes(held)

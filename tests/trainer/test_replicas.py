@@ -37,7 +37,7 @@ def test_two_replicas_train_as_one_device_does(batch_size: int, tmp_path: Path) 
 
 def test_more_replicas_than_devices_are_refused() -> None:
     tf.config.list_logical_devices()  # from here on, TensorFlow has the devices that it has
-    with pytest.raises(ValueError, match=r"training.replicas=64 needs as many devices, and this process has"):
+    with pytest.raises(ValueError, match=r"training.replicas=64 needs as many devices, but this process has"):
         strategy_of(64)
 
 

@@ -139,7 +139,7 @@ def test_without_a_terminal_progress_is_lines_of_the_log(
     with caplog.at_level("INFO"):
         train(small_config(training={"epochs": 2}), workdir, "lines", "a")
     said = [record for record in caplog.records if record.message.startswith("train lines: ")]
-    assert "an epoch is 6 step(s), too few" in next(one.message for one in said if one.name == "trainer.train")
+    assert "an epoch has only 6 step(s), too few" in next(one.message for one in said if one.name == "trainer.train")
     lines = [one.message for one in said if one.name == "trainer.progress"]
     assert "epoch 1 of 2, 100%  loss" in lines[len(lines) // 2 - 1]
     assert "epoch 2 of 2, 100%  recall@" in lines[-2]
