@@ -102,14 +102,11 @@ def query(
         raise ValueError(f"--context {context} marks items of --history: give --history instead of --user")
     run = Workdir(workdir)
     if not storage.exists(run.config):
-        raise ValueError(
-            f"-w {workdir} holds no finished run: name the workdir of a finished `dnc run`, or finish this run"
-        )
+        raise ValueError(f"-w {workdir} holds no finished run: finish it, or name the workdir of a finished one")
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
-            f"--alpha {alpha:g} applies only to the merge quota, not to {merge or config.serving.merge}: add --merge "
-            "quota"
+            f"--alpha {alpha:g} applies only to the merge quota, not {merge or config.serving.merge}: add --merge quota"
         )
     servable = exported_servable(run)
     controls: dict[str, Any] = {
