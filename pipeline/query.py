@@ -102,7 +102,7 @@ def query(
         raise ValueError(f"--context {context} marks items of --history: give --history instead of --user")
     run = Workdir(workdir)
     if not storage.exists(run.config):
-        raise ValueError(f"-w {workdir} holds no finished run: finish it, or name the workdir of a finished one")
+        raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a finished one, or finish it")
     config = load_config(run.config)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
