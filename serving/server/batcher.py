@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 _RECENT = 31
 """How many of the last batches tell how fast the queue moves."""
-_CERTAIN = 4 / 3
-"""How many times as long as it seems a request must be able to wait: the pace changes, e.g. while a version loads."""
+_SAFETY_FACTOR = 4 / 3
+"""A request must have the time to wait this many times as long as it seems: the pace changes, e.g. during a load."""
 
 
 class Workers:
@@ -179,9 +179,9 @@ class Batcher:
             raise RequestError(Code.RESOURCE_EXHAUSTED, f"overload: {waiting_rows}; try again later")
         wait = self._rows * self._pace.row_seconds
         left = deadline - asyncio.get_running_loop().time()
-        # The batch that runs now comes first, too. With nobody waiting one is always tried, or a pace that is out of
-        # date would never be corrected.
-        if self._rows and _CERTAIN * wait + 2 * self._pace.batch_seconds > left:
+        # Two batches: the one that runs now, and its own. With nobody waiting, it is tried whatever the last batches
+        # took, or a pace that is out of date would never be corrected.
+        if self._rows and _SAFETY_FACTOR * wait + 2 * self._pace.batch_seconds > left:
             raise RequestError(
                 Code.RESOURCE_EXHAUSTED,
                 f"overload: {self._rows} rows are waiting, which takes about {wait:.2g} s, and the request has only "
