@@ -11,13 +11,12 @@ The first command compares, over the same clustered embeddings (d=64) and each t
 - exact: like ours, on plain TensorFlow ops (recall 1);
 - faiss (IVF) and hnswlib on one index of all items, if they are installed.
 Graphs are SavedModels in v1 sessions of one thread, and all else that TensorFlow does here takes one thread, too:
-cores_used says how many cores the timed calls kept busy. Times are medians of calls in turns of a few, including the
-session's own cost (the cost of a call that does nothing is printed, and subtracted from all_groups_b1_us and
-global_b1_us; the latter shows how fast the machine is). Recall is measured in a batch, for each contender against exact
-search by its own rule (its vectors, its merge); recall_all_b1 is for the same users one by one. Load time and memory
-are those of the servable's indexes in a fresh process.
---json PATH also writes PATH's .md and .png; the last line is JSON. Compare ratios of one run, not
-times of two.
+cores_used says how many cores the timed calls kept busy. Times are medians of calls in turns of a tenth of a second, of
+which the second half counts. They include the session's own cost (the cost of a call that does nothing is printed, and
+subtracted from all_groups_b1_us and global_b1_us; the latter shows how fast the machine is). Recall is measured in a
+batch, for each contender against exact search by its own rule (its vectors, its merge); recall_all_b1 is for the same
+users one by one. Load time and memory are those of the servable's indexes in a fresh process.
+--json PATH also writes PATH's .md and .png; the last line is JSON. Compare ratios of one run, not times of two.
 
 The second command shows where the time of a real servable goes: towers against search and merge.
 """
@@ -62,8 +61,10 @@ from serving.servable_session import ServableSession
 from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3
-_TURN = 6
-"""Calls in a contender's turn; the first is not counted, since it finds the caches full of another's index."""
+_TURN_SECONDS = 0.1
+"""A contender's turn, whose first half is not counted: after another's turn, dozens of calls find the caches full of
+what the other one needs."""
+_FEWEST_CALLS = 6
 _FEWEST_TURNS = 8
 _RECALL_USERS = 64
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -99,23 +100,33 @@ def contenders(data: Data, serving: ServingConfig, scratch: Path) -> tuple[dict[
 def median_microseconds(
     found: Mapping[str, Contender], num_users: int, batch_size: int, seconds: float, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Median time of calls in turns, for as long as `seconds` allow; the first call of a turn is left out.
-
-    A server calls the same servable again and again, so its caches hold what the next call needs.
-    """
+    """Median time of calls in turns, for as long as `seconds` allow; the first turn of each contender is left out."""
     rng = np.random.default_rng(batch_size)
+    users = lambda: rng.choice(num_users, batch_size)  # noqa: E731
     times: dict[str, list[float]] = {name: [] for name in found}
     started, turns = time.perf_counter(), 0
     while turns <= _FEWEST_TURNS or time.perf_counter() - started < seconds:
-        users = [rng.choice(num_users, batch_size) for _ in range(_TURN)]
         for name, contender in found.items():
-            for call, rows in enumerate(users):
-                before = clock()
-                contender.search(rows)
-                if turns and call:
-                    times[name].append(clock() - before)
+            of_turn = call_seconds(contender, users, clock)
+            if turns:
+                times[name] += of_turn
         turns += 1
     return {name: float(np.median(values)) * 1e6 for name, values in times.items()}
+
+
+def call_seconds(contender: Contender, users: Callable[[], np.ndarray], clock: Callable[[], float]) -> list[float]:
+    """The time of each call in the second half of a turn.
+
+    A server calls the same servable again and again, so its caches hold what the next call needs.
+    """
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < _FEWEST_CALLS or time.perf_counter() - started < _TURN_SECONDS:
+        rows = users()
+        before = clock()
+        contender.search(rows)
+        times.append(clock() - before)
+    return times[len(times) // 2 :]
 
 
 def recalls(

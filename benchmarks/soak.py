@@ -80,7 +80,7 @@ class Soak:
         self, rate: float, seconds: float, swap_every: float, report_every: float, stall: float | None
     ) -> None:
         """Asks `rate` times a second, and swaps versions meanwhile; once, the server is stopped for `stall` seconds."""
-        self.answered, self.latencies_ms = 0, []
+        self.answered, self.latencies_ms, self.memory_mib = 0, [], []
         rng = np.random.default_rng(3)
         async with self._asking() as ask:
             beside = asyncio.gather(
@@ -145,8 +145,10 @@ class Soak:
             await asyncio.sleep(after)
             os.kill(self._server.pid, signal.SIGSTOP)
             self._log(f"{after:6.0f} s  the server is stopped for {seconds:g} s")
-            await asyncio.sleep(seconds)
-            os.kill(self._server.pid, signal.SIGCONT)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                os.kill(self._server.pid, signal.SIGCONT)  # a stopped server could not be ended, either
 
     async def _swap(self, seconds: float, every: float) -> None:
         started = time.perf_counter()
