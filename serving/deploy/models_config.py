@@ -7,10 +7,12 @@ which `--out FILE --every SECONDS --server URL` does, TF Serving follows `servin
 
 TF Serving refuses a config that moves a label in use to a version that is not loaded, and then loads none of it. So a
 label moves in two steps: its version is listed while the label stays, and is labelled once the server has loaded it.
+A new label may start at a version that is not loaded; if it cannot be loaded, the label stays there until it moves on.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -27,6 +29,8 @@ from contracts import storage
 from contracts.serving_labels import effective_labels, versions_on_disk
 
 _SECONDS_TO_ANSWER = 5.0
+_NOT_LOADED = re.compile(r"Servable not found for request: Specific\(.+, (\d+)\)")
+"""TF Serving's error (core/basic_manager.cc) at a label whose version is not loaded: nothing else names the version."""
 _Found = TypeVar("_Found")
 
 
@@ -76,11 +80,17 @@ def _available(answer: Any) -> set[int]:
 
 
 def _held(label: str, wanted: int) -> int:
-    """The version that answers at a label's URL, `wanted` if none does.
+    """The version that a label's URL leads to, loaded or not; `wanted` if it leads to none: the label is not in use.
 
     Read from the metadata: TF Serving's model status API lists all versions, whichever label it is asked for.
     """
-    return _asked(f"{label}/metadata", lambda answer: int(answer["model_spec"]["version"]), wanted)
+    return _asked(f"{label}/metadata", _labelled, wanted)
+
+
+def _labelled(answer: Any) -> int:
+    if "error" in answer:
+        return int(_NOT_LOADED.findall(answer["error"])[0])
+    return int(answer["model_spec"]["version"])
 
 
 def _asked(url: str, read: Callable[[Any], _Found], otherwise: _Found) -> _Found:

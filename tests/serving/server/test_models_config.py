@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 from click.testing import CliRunner
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
@@ -107,18 +108,28 @@ class Labelled:
         self.loaded: set[int] = set()
         self.listed: set[int] = set()
         self.known: set[int] = set()
+        self.broken: set[int] = set()
+        self.reachable = True
 
-    def reload(self, config: str) -> None:
+    def reload(self, config: str) -> bool:
         """Labels come first. With one in use that names a version not loaded, all of the config is refused."""
         (model,) = text_format.Parse(config, model_server_config_pb2.ModelServerConfig()).model_config_list.config
         labels = dict(model.version_labels)
-        if all(self.labels.get(one, to) == to or to in self.loaded for one, to in labels.items()):
+        accepted = all(self.labels.get(one, to) == to or to in self.loaded for one, to in labels.items())
+        if accepted:
             self.labels, self.listed = labels, set(model.model_version_policy.specific.versions)
             self.known |= self.listed
+        return accepted
 
     def load(self) -> None:
-        """What is listed, and then unloads what is not."""
-        self.loaded = self.listed
+        """What is listed, as far as it can be, and then unloads what is not."""
+        self.loaded = self.listed - self.broken
+
+    def get(self, url: str, timeout: float) -> Any:
+        """In place of `requests.get`."""
+        if not self.reachable:
+            raise requests.ConnectionError(url)
+        return SimpleNamespace(json=lambda: self.answer(url.removeprefix("http://server")))
 
     def answer(self, path: str) -> dict[str, Any]:
         """By http_rest_api_handler.cc, get_model_status_impl.cc and get_model_metadata_impl.cc."""
@@ -141,10 +152,7 @@ class Labelled:
 def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, servable, monkeypatch, url):
     """In one step, TF Serving would refuse the config at every look, and never load the version."""
     server, base = Labelled(), tmp_path / "dnc"
-    monkeypatch.setattr(
-        "serving.deploy.models_config.requests.get",
-        lambda url, timeout: SimpleNamespace(json=lambda: server.answer(url.removeprefix("http://server"))),
-    )
+    monkeypatch.setattr("serving.deploy.models_config.requests.get", server.get)
     for number in (1, 2, 3):
         add_version(base, number, servable)
     seen = []
@@ -168,6 +176,110 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
     assert [answers for _, answers in seen] == [False] + [True] * 13
 
 
+class Kept:
+    """A TF Serving beside what keeps its config, with versions 7 to 10 on disk."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.base = tmp_path / "dnc"
+        for number in (7, 8, 9, 10):
+            (self.base / str(number)).mkdir(parents=True)
+            (self.base / str(number) / "saved_model.pb").touch()
+        self.server = Labelled()
+        monkeypatch.setattr("serving.deploy.models_config.requests.get", self._get)
+
+    def _get(self, url: str, timeout: float) -> Any:
+        return self.server.get(url, timeout)
+
+    def look(self) -> bool:
+        """One look; whether TF Serving takes the config. Stable is never dropped, and answers if it did before."""
+        server = self.server
+        answered = server.labels.get("stable") in server.loaded
+        taken = server.reload(models_config({"dnc": self.base}, PurePosixPath("/m"), "http://server"))
+        assert server.labels["stable"] in server.loaded or not answered
+        server.load()
+        assert server.labels["stable"] in server.loaded or not answered
+        return taken
+
+    def follow(self, *, stable: int, canary: int | None = None) -> tuple[dict[str, int], set[int]]:
+        """Labels and loaded versions of TF Serving after a few looks, of which it takes every config."""
+        write_labels(self.base, ServingLabels(stable=stable, canary=canary))
+        assert [self.look() for _ in range(3)] == [True] * 3
+        return self.server.labels, self.server.loaded
+
+    def restart(self, *broken: int) -> None:
+        """TF Serving starts with the config that was written while it could not be reached."""
+        self.server = Labelled()
+        self.server.broken, self.server.reachable = set(broken), False
+        assert self.look()
+        self.server.reachable = True
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    return Kept(tmp_path, monkeypatch)
+
+
+def test_a_canary_that_cannot_be_loaded_holds_up_nothing(kept):
+    """TF Serving gives a new label to any version; it then is in use, at a version that does not answer."""
+    kept.server.broken = {8}
+    assert kept.follow(stable=7) == ({"stable": 7}, {7})
+    assert kept.follow(stable=7, canary=8) == ({"stable": 7, "canary": 8}, {7})
+    assert kept.follow(stable=10, canary=8) == ({"stable": 10, "canary": 8}, {10})
+    assert kept.follow(stable=7, canary=8) == ({"stable": 7, "canary": 8}, {7})
+    assert kept.follow(stable=7, canary=9) == ({"stable": 7, "canary": 9}, {7, 9})
+    assert kept.follow(stable=10, canary=9) == ({"stable": 10, "canary": 9}, {9, 10})
+    assert kept.follow(stable=10, canary=10) == ({"stable": 10, "canary": 10}, {10})
+
+
+def test_labels_wait_where_they_are_for_versions_that_cannot_be_loaded(kept):
+    kept.server.broken = {8, 9}
+    kept.follow(stable=7, canary=8)
+    assert kept.follow(stable=7, canary=9) == ({"stable": 7, "canary": 8}, {7})
+    assert kept.follow(stable=9, canary=9) == ({"stable": 7, "canary": 8}, {7})
+    assert kept.follow(stable=10, canary=9) == ({"stable": 10, "canary": 8}, {10})
+    kept.server.broken = {8}
+    assert kept.follow(stable=10, canary=9) == ({"stable": 10, "canary": 9}, {9, 10})
+    kept.server.broken = set()
+    assert kept.follow(stable=10, canary=8) == ({"stable": 10, "canary": 8}, {8, 10})
+
+
+def test_a_canary_that_is_loaded_late_needs_nothing_more(kept):
+    kept.server.broken = {8}
+    kept.follow(stable=7, canary=8)
+    kept.server.broken = set()
+    assert kept.follow(stable=7, canary=8) == ({"stable": 7, "canary": 8}, {7, 8})
+
+
+@pytest.mark.parametrize(("stable", "canary", "broken"), [(7, 8, 8), (8, 7, 8)], ids=["canary", "stable"])
+def test_a_server_that_started_with_a_version_that_cannot_be_loaded(kept, stable, canary, broken):
+    """It serves REST once any version is loaded."""
+    write_labels(kept.base, ServingLabels(stable=stable, canary=canary))
+    kept.restart(broken)
+    assert kept.server.labels == {"stable": stable, "canary": canary}
+    assert kept.follow(stable=9, canary=9) == ({"stable": 9, "canary": 9}, {9})
+
+
+def test_stable_keeps_its_label_while_a_starting_server_loads_it(kept):
+    """The canary was loaded first."""
+    write_labels(kept.base, ServingLabels(stable=7, canary=8))
+    kept.restart(7)
+    assert kept.look()
+    kept.server.broken = set()
+    kept.server.load()
+    assert (kept.server.labels, kept.server.loaded) == ({"stable": 7, "canary": 8}, {7, 8})
+
+
+def test_a_config_that_is_refused_after_no_answer_holds_up_nothing_either(kept):
+    """A running server that did not answer is taken for one that starts."""
+    kept.server.broken = {8}
+    kept.follow(stable=7, canary=8)
+    write_labels(kept.base, ServingLabels(stable=10, canary=9))
+    kept.server.reachable = False
+    assert not kept.look()
+    kept.server.reachable = True
+    assert kept.follow(stable=10, canary=9) == ({"stable": 10, "canary": 9}, {9, 10})
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -182,6 +294,9 @@ def test_a_label_in_use_moves_once_tf_serving_has_loaded_its_version(tmp_path, s
         {"model_spec": None},
         {"model_spec": "dnc"},
         {"model_spec": {"version": None}},
+        {"error": None},
+        {"error": "Unrecognized servable version label: stable"},
+        {"error": "Servable not found for request: Latest(dnc)"},
     ],
     ids=str,
 )
