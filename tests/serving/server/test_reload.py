@@ -1,0 +1,72 @@
+"""HandleReloadConfigRequest: what TF Serving would take, and `dnc serve` refuses without changing anything."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorflow_serving.config import model_server_config_pb2
+
+from contracts.config import ServerConfig
+from contracts.serving_labels import ServingLabels, read_labels, write_labels
+from serving.server.errors import Code, RequestError
+from serving.server.metrics import Metrics
+from serving.server.models import Models
+from serving.server.reload import reload_labels
+from tests.contracts.nobody import as_nobody
+from tests.serving.server.test_labels_while_loading import Loads, base_of
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Versions 1, which is stable, and 2, seen from where nobody needs a right to what lies above."""
+    Loads(monkeypatch, set())
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    base = base_of(Path("dnc"), 1, 2)
+    write_labels(base, ServingLabels(stable=1))
+    return base
+
+
+def reload(base: Path, **config: Any) -> Code | None:
+    """What a server of `base` refuses a ModelConfig with."""
+    wanted = model_server_config_pb2.ModelServerConfig()
+    wanted.model_config_list.config.add(**{"name": "dnc", **config})
+
+    async def ask() -> None:
+        async with Models({"dnc": base}, ServerConfig(), Metrics(["dnc"])) as models:
+            await reload_labels(models, wanted)
+
+    try:
+        asyncio.run(ask())
+    except RequestError as error:
+        return error.code
+    return None
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({"name": "another", "base_path": "another"}, Code.NOT_FOUND),
+        ({"base_path": "another"}, Code.INVALID_ARGUMENT),
+        ({"version_labels": {"canary": 2}}, Code.INVALID_ARGUMENT),
+        ({"version_labels": {"stable": 2, "beta": 2}}, Code.INVALID_ARGUMENT),
+    ],
+    ids=str,
+)
+def test_a_reload_can_only_move_the_two_labels_of_a_model_that_is_served(base, config, code):
+    base_of(Path("another"), 1)
+    assert reload(base, **config) == code
+    assert read_labels(base) == ServingLabels(stable=1)
+
+
+def test_a_reload_needs_a_base_path_that_can_be_written(base):
+    base.chmod(0o555)
+    with as_nobody():
+        assert reload(base, version_labels={"stable": 2}) == Code.FAILED_PRECONDITION
+    assert read_labels(base) == ServingLabels(stable=1)
+    base.chmod(0o755)
+    assert reload(base, version_labels={"stable": 2}) is None
+    assert read_labels(base) == ServingLabels(stable=2)
