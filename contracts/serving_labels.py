@@ -21,6 +21,8 @@ from contracts.layout import SAVED_MODEL
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "serving.json"
+VERSIONS = f"directories named by numbers without leading zeros, each with a {SAVED_MODEL}"
+"""What `versions_on_disk` finds, in words."""
 MAX_VERSION = 2**63 - 1
 STABLE, CANARY = "stable", "canary"
 _REMEDY = "rewrite it, as `dnc rollback -s STORE VERSION` does"
@@ -67,8 +69,9 @@ def write_labels(base: Path, labels: ServingLabels) -> None:
 
 
 def versions_on_disk(base: Path) -> list[int]:
-    """Numbers of the versions below `base`, ascending, as TF Serving sees them.
+    """Numbers of the versions below `base`, ascending.
 
+    Names with leading zeros, which TF Serving reads, do not count: all code here finds version 7 at `base/7`.
     A directory that cannot be read counts as a version: naming it gives the reason, and otherwise it does not matter.
     """
     return [number for number in numbers_on_disk(base) if _may_be_version(base / str(number))]
@@ -85,9 +88,10 @@ def numbers_on_disk(base: Path) -> list[int]:
     """All numbers below `base`, ascending: of versions, and of directories that are in the way of one.
 
     Numbers of more than 64 bits do not count, as TF Serving's protos cannot hold them: a date of 20 digits is too long.
+    Names with leading zeros do, as TF Serving would read them.
     """
     names = [path.name for path in base.iterdir()] if base.is_dir() else []
-    numbers = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    numbers = {int(name) for name in names if name.isascii() and name.isdecimal()}
     return sorted(number for number in numbers if number <= MAX_VERSION)
 
 

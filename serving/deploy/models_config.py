@@ -26,7 +26,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from contracts import storage
-from contracts.serving_labels import effective_labels, versions_on_disk
+from contracts.serving_labels import VERSIONS, effective_labels, versions_on_disk
 
 _SECONDS_TO_ANSWER = 5.0
 _NOT_LOADED = re.compile(r"Servable not found for request: Specific\(.+, (\d+)\)")
@@ -50,7 +50,7 @@ def models_config(bases: Mapping[str, Path], root: PurePosixPath, server: str | 
     for name, base in bases.items():
         labels, versions = effective_labels(base), versions_on_disk(base)
         if labels is None:
-            raise ValueError(f"no version of {name} under {base}: it must hold numbered directories")
+            raise ValueError(f"no version of {name} under {base}: it must hold {VERSIONS}")
         missing = {label: version for label, version in labels.by_label().items() if version not in versions}
         if missing:
             raise ValueError(

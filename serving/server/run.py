@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.config import ServerConfig
-from contracts.layout import SAVED_MODEL
-from contracts.serving_labels import effective_labels
+from contracts.serving_labels import VERSIONS, effective_labels
 from serving.server.grpc_api import start_grpc, stop_grpc
 from serving.server.metrics import Metrics
 from serving.server.models import Models
@@ -66,10 +65,7 @@ def serve(bases: Mapping[str, Path], config: ServerConfig, on_start: Callable[[L
     """
     for name, base in bases.items():
         if effective_labels(base) is None:
-            raise ValueError(
-                f"no version of {name} under {base}: it must hold numbered directories with a {SAVED_MODEL}; "
-                "run the export stage"
-            )
+            raise ValueError(f"no version of {name} under {base}: it must hold {VERSIONS}; run the export stage")
     sys.setswitchinterval(_SWITCH_SECONDS)
     allow_connections(config)
     with contextlib.suppress(asyncio.CancelledError):

@@ -8,6 +8,7 @@ from contracts.serving_labels import (
     LABELS_FILE,
     ServingLabels,
     effective_labels,
+    numbers_on_disk,
     read_labels,
     versions_on_disk,
     write_labels,
@@ -41,6 +42,13 @@ def test_without_a_file_the_newest_version_is_stable(tmp_path):
     assert effective_labels(tmp_path).by_label() == {"stable": 9, "canary": 10}
     write_labels(tmp_path, ServingLabels(stable=10, canary=10))
     assert effective_labels(tmp_path).by_label() == {"stable": 10, "canary": 10}
+
+
+def test_a_name_with_leading_zeros_is_no_version_but_takes_its_number(tmp_path):
+    make_versions(tmp_path, "7", "007", "00000123")
+    assert versions_on_disk(tmp_path) == [7]
+    assert numbers_on_disk(tmp_path) == [7, 123]
+    assert effective_labels(tmp_path) == ServingLabels(stable=7)
 
 
 def test_a_version_that_may_not_be_looked_into_is_one_and_hides_no_other(tmp_path, monkeypatch):

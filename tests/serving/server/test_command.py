@@ -118,6 +118,18 @@ def test_mistakes_are_explained(arguments, message):
     assert message in run.stderr
 
 
+def test_a_version_that_only_tf_serving_would_read_is_explained(tmp_path):
+    """Its own samples have such names."""
+    (tmp_path / "00000123").mkdir()
+    (tmp_path / "00000123" / "saved_model.pb").touch()
+    run = CliRunner().invoke(main, ["serve", "--model", f"dnc={tmp_path}"])
+    assert run.exit_code == 2
+    assert (
+        "directories named by numbers without leading zeros, each with a saved_model.pb; run the export stage"
+        in run.stderr
+    )
+
+
 @pytest.mark.parametrize(("taken", "free"), [("rest_port", "grpc_port"), ("grpc_port", "rest_port")])
 def test_a_taken_port_is_told_before_anything_is_loaded(taken, free, base, monkeypatch):
     """To load takes long, and memory that another server may need."""
