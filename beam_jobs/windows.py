@@ -150,8 +150,8 @@ def _warn_of_what_is_left_out(config: Config, totals: Counter[str], of_statistic
         if cold > _MANY * targets:
             log.warning(
                 "windows: %s of %s targets in the %s split are items without %s, which only data.item_features "
-                "places; they get serving.exploration_share of a list%s", f"{cold:,}", f"{targets:,}", split, lacking,
-                advice,
+                "places; lists keep places for them if that pays (serving.exploration_share)%s",
+                f"{cold:,}", f"{targets:,}", split, lacking, advice,
             )  # fmt: skip
     if repeats > _MANY * (repeats + learnt):
         log.warning(

@@ -43,7 +43,7 @@ class ServingConfig(Section):
         ge=0,
         le=1,
         description="share of a list that goes to items without training events; null: their share of the validation "
-        "targets if that finds more for validation users, else 0",
+        "targets if validation users find more with it, and more than by chance; else 0",
     )
     recall_target: float = Field(
         0.95,
