@@ -236,9 +236,12 @@ def plot(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float], 
 
 def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
     """Medians of a servable's whole answer and of its towers alone, on its own warm-up requests."""
-    _, inputs = list(read_warmup(servable))[-1]
+    _, request = list(read_warmup(servable))[-1]
     line: dict[str, Any] = {}
     with ServableSession(servable, num_threads=1) as session:
+        # The towers take no controls of the merge, which are left to their defaults.
+        of_towers = session.signatures[Signature.QUERY_EMBEDDING].inputs
+        inputs = {name: value for name, value in request.items() if name in of_towers}
         for size in batch_sizes:
             fed = {name: np.resize(value, (size, *value.shape[1:])) for name, value in inputs.items()}
             asked = {Signature.SERVING_DEFAULT: fed, Signature.QUERY_EMBEDDING: fed}

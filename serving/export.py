@@ -17,7 +17,6 @@ from contracts.names import Split
 from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
 from serving.features import UserFeatures, VocabularyLookup, user_feature_configs
-from serving.graph_inputs import query_inputs
 from serving.group_index import GroupIndex
 from serving.index_build import build_indexes, group_members, tuning_queries
 from serving.index_set import ScannIndexSet
@@ -110,7 +109,7 @@ def _write_version(parts: _Parts, index: str, name: str, number: int, fingerprin
         save(parts.retriever(index_set), staging)
         if before:
             require_compatible(before, staging, name)
-        write_warmup(staging, warmup, name, [one.name for one in query_inputs(parts.config)])
+        write_warmup(staging, warmup, name)
         write_indexes(staging, built)
         manifest = Manifest(
             kind=Workdir.SERVABLE_KIND,

@@ -10,6 +10,10 @@ from contracts.config.section import Section
 from contracts.names import ScoredMerge
 from contracts.storage import staging_of
 
+MAX_BATCH_SIZE = 64
+"""Most rows in a batch: the default of `dnc serve`, and that of TF Serving's config, `serving/deploy/batching.config`.
+A servable's warm-up requests fit it."""
+
 
 class ServingConfig(Section):
     """The servable."""
@@ -102,7 +106,7 @@ class ServerConfig(Section):
     )
     grpc_port: int = Field(8500, ge=0, le=65_535, description="port of the gRPC API; 0: any free port")
     rest_port: int = Field(8501, ge=0, le=65_535, description="port of the REST API; 0: any free port")
-    max_batch_size: int = Field(64, ge=1, description="most rows in a batch or a request")
+    max_batch_size: int = Field(MAX_BATCH_SIZE, ge=1, description="most rows in a batch or a request")
     max_batch_elements: int = Field(
         2**20, ge=1, description="most values of an input in a batch, padding included, or in a request"
     )

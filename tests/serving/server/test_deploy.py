@@ -12,6 +12,7 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from contracts.config import MAX_BATCH_SIZE
 from contracts.config_io import load_config
 from pipeline.cli import main as cli
 from serving.deploy.models_config import main
@@ -79,7 +80,7 @@ def test_models_config():
 
 def test_batching_config(messages):
     config = text_format.Parse((DEPLOY / "batching.config").read_text(), messages["BatchingParameters"]())
-    assert config.max_batch_size.value == 64
+    assert config.max_batch_size.value == MAX_BATCH_SIZE
     assert config.pad_variable_length_inputs
 
 
