@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
@@ -18,11 +19,13 @@ from trainer.catalogue import Catalogue
 from trainer.exploration import exploration_share
 from trainer.input_pipeline import EvaluationUsers
 from trainer.linear_baselines import LinearBaseline, linear_lists
-from trainer.metric_names import NDCG_K
+from trainer.metric_names import NDCG_K, recall_name
 from trainer.metrics import ListMetrics, MetricTable, hits, mean_by, metrics_from_lists, recall_at_k, target_recall
 from trainer.model_files import load_model
 from trainer.popularity import popularity_lists
 from trainer.ranking import ExactRanking
+
+log = logging.getLogger(__name__)
 
 BREAKDOWN_K = 100
 _MERGES: tuple[ScoredMerge, ...] = get_args(ScoredMerge)
@@ -92,10 +95,27 @@ def write_evaluation(config: Config, workdir: Workdir, fingerprint: str) -> Mani
     """
     with writing(workdir.evaluation, Workdir.EVALUATION_KIND, fingerprint) as artifact:
         evaluation = evaluate(config, workdir, Split.TEST, [*config.evaluation.baselines, MAIN_MODEL])
+        warn_of_popularity(evaluation.metrics, config.evaluation.ks)
         for path, found in ((workdir.metrics, evaluation.metrics), (workdir.breakdowns, evaluation.breakdowns)):
             write_json(artifact.path / path.name, found)
             artifact.files.append(path.name)
     return read_manifest(workdir.evaluation)
+
+
+def warn_of_popularity(metrics: Mapping[str, MetricTable], ks: Sequence[int]) -> None:
+    """Warns if popularity, where it was measured, finds more than the model at most of the k."""
+    if "popularity" not in metrics:
+        return
+    of_popularity, of_model = (
+        [metrics[name][recall_name(k)]["value"] for k in ks] for name in ("popularity", MAIN_MODEL)
+    )
+    better = [k for k, one, other in zip(ks, of_popularity, of_model, strict=True) if one > other]
+    if 2 * len(better) > len(ks):
+        log.warning(
+            "evaluate: the most popular items alone find more than the model at k = %s. A log with few events per item "
+            "or per user may say too little to learn from: see the warnings of the stages before",
+            ", ".join(map(str, better)),
+        )
 
 
 def lengths_to_measure(config: Config) -> list[int]:

@@ -24,7 +24,7 @@ from tests.trainer.conftest import small_config
 from tests.trainer.model_test import HISTORY, embeddings
 from trainer.baselines import baseline_config
 from trainer.catalogue import Catalogue
-from trainer.evaluate import evaluate, write_evaluation
+from trainer.evaluate import evaluate, warn_of_popularity, write_evaluation
 from trainer.input_pipeline import EvaluationUsers, TrainingWindows
 from trainer.lazy_adam import LazyAdam
 from trainer.metrics import hits, recall_at_k
@@ -355,6 +355,24 @@ def test_write_evaluation_leaves_one_artifact(workdir: Workdir) -> None:
     assert (manifest.fingerprint, manifest.files) == ("y", ["breakdowns.json", "metrics.json"])
     metrics = json.loads(workdir.metrics.read_text())
     assert list(metrics) == ["popularity", "dnc", "dnc_quota"]
+
+
+@pytest.mark.parametrize(
+    ("popularity", "warned"),
+    [([0.1, 0.2, 0.4], None), ([0.1, 0.2, 0.6], None), ([0.1, 0.4, 0.6], "at k = 50, 500."), (None, None)],
+    ids=["nowhere better", "at one k of three", "at two", "not measured"],
+)
+def test_a_model_that_finds_less_than_popularity_is_warned_of(
+    popularity: list[float] | None, warned: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {"dnc": [0.2, 0.3, 0.5], "single_vector": [0.0, 0.0, 0.0], "popularity": popularity}
+    metrics = {
+        name: {f"recall_at_{k}": {"value": value} for k, value in zip((10, 50, 500), values, strict=True)}
+        for name, values in found.items()
+        if values
+    }
+    warn_of_popularity(metrics, [10, 50, 500])
+    assert (warned in caplog.text) if warned else not caplog.records
 
 
 def test_exposed_negatives_lie_at_their_targets(tmp_path: Path) -> None:
