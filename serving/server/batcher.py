@@ -167,6 +167,7 @@ class Batcher:
             return await waiting.answer
         finally:
             timer.cancel()
+            del waiting  # its answer may be an error, which keeps this frame
 
     def _require_room(self, rows: int, values: int, deadline: float) -> None:
         """Raises RequestError if the queue has no room for so much, or would keep it for too long."""
@@ -196,22 +197,24 @@ class Batcher:
         self._task.cancel()
 
     async def _dispatch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._gather()
             await self._workers.free.acquire()
-            batch = self._take()
-            if not batch:
-                self._workers.free.release()
-                continue
-            self._metrics.batch_rows.observe(sum(waiting.rows for waiting in batch))
-            started = time.perf_counter()
-            for waiting in batch:
-                self._metrics.queue_seconds.observe(started - waiting.since)
-            # Started here, not in the task, which gets its turn only after all answers that are ready to be written.
-            running = loop.create_task(self._answer(batch, self._begin(batch)))
-            self._running.add(running)
-            running.add_done_callback(self._running.discard)
+            self._start(self._take())
+
+    def _start(self, batch: list[_Waiting]) -> None:
+        """Starts a batch in the worker that is held for it. `_dispatch` holds none while it waits for the next."""
+        if not batch:
+            self._workers.free.release()
+            return
+        self._metrics.batch_rows.observe(sum(waiting.rows for waiting in batch))
+        started = time.perf_counter()
+        for waiting in batch:
+            self._metrics.queue_seconds.observe(started - waiting.since)
+        # Started here, not in the task, which gets its turn only after all answers that are ready to be written.
+        running = asyncio.get_running_loop().create_task(self._answer(batch, self._begin(batch)))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
 
     async def _gather(self) -> None:
         """Returns when there is a batch to run."""
@@ -293,9 +296,15 @@ async def _outcomes(begun: asyncio.Future[list[Arrays]], num_requests: int) -> S
     except RequestError as error:
         return [error] * num_requests
     except Exception as error:  # whatever it is, no request may be left waiting
-        failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
-        failure.__cause__ = error
-        return [failure] * num_requests
+        return [_unexpected(error)] * num_requests
+    finally:
+        del begun  # which keeps the error, which keeps this frame and those that hold the batch
+
+
+def _unexpected(error: Exception) -> RequestError:
+    failure = RequestError(Code.INTERNAL, f"{type(error).__name__}; see the server's log")
+    failure.__cause__ = error
+    return failure
 
 
 def _expire(answer: asyncio.Future[Arrays]) -> None:

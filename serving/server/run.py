@@ -32,7 +32,8 @@ _SWITCH_SECONDS = 1e-4
 
 _YOUNG_OBJECTS = 50_000
 """Objects that Python makes before it looks for cycles among them: by default 700, fewer than 64 requests have in
-flight. With 8,000 requests waiting, the search took a quarter of the throughput, and overload kept itself up."""
+flight. With 8,000 requests waiting, the search took a quarter of the throughput, and overload kept itself up.
+A cycle is then kept for long, and all that it holds: no request may be left in one."""
 _THREADS_SECONDS = 0.5
 """How long threads with nothing left to do may take to end."""
 
