@@ -167,22 +167,28 @@ def _client_was_there(record: logging.LogRecord) -> bool:
 
 
 def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
-    async def handler(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def answer(body: bytes, seconds_left: float | None) -> bytes:
         try:
             request = message.FromString(body)
         except DecodeError:
-            error = invalid(f"the message is not a {message.DESCRIPTOR.full_name}")
-        else:
-            try:
-                answer = await method(request, context.time_remaining())
-                return answer.SerializeToString()
-            except RequestError as refused:
-                error = refused
-            except Exception:
-                log.exception("a request failed")
-                error = RequestError(Code.INTERNAL, "internal error; see the server's log")
-        await context.abort(error.code, _shortened(error.message))
-        raise error  # abort has raised
+            raise invalid(f"the message is not a {message.DESCRIPTOR.full_name}") from None
+        response = await method(request, seconds_left)
+        serialized: bytes = response.SerializeToString()
+        return serialized
+
+    async def handler(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            return await answer(body, context.time_remaining())
+        except RequestError as error:
+            refusal = error.code, _shortened(error.message)
+        except Exception:
+            log.exception("a request failed")
+            refusal = Code.INTERNAL, "internal error; see the server's log"
+        try:
+            await context.abort(*refusal)
+        finally:  # the call keeps the error of `abort`, which keeps this frame: it must hold neither request nor call
+            del body, context
+        raise AssertionError("abort has raised")
 
     return handler
 

@@ -8,16 +8,29 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
+import grpc
 import numpy as np
 import pytest
+from tensorflow_serving.apis import model_management_pb2
 
 from serving.server.batcher import Batcher
 from serving.server.errors import invalid
 from serving.signature_spec import Arrays
 from tests.serving.server.batching import Graph, run, settle
+from tests.serving.server.conftest import LiveServer, eventually
+from tests.serving.server.test_grpc import request
+
+LARGE = 900_000
+"""Bytes of a large value. The package's server takes requests of up to 2**20 bytes."""
+TIMES = 6
+PREDICT = "/tensorflow.serving.PredictionService/Predict"
+RELOAD = "/tensorflow.serving.ModelService/HandleReloadConfigRequest"
+HISTORY = [["x" * LARGE]]
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +41,86 @@ def no_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@pytest.fixture(scope="module")
+def slow(servables) -> Iterator[LiveServer]:
+    """A server whose batches begin after the time that a request has."""
+    config = {"batch_timeout_micros": 150_000, "request_timeout_seconds": 0.1}
+    with LiveServer({"dnc_exact": servables["exact"].parent}, **config) as server:
+        yield server
+
+
+def assert_nothing_stays(refused: Callable[[], None]) -> None:
+    """Python's memory, as it counts it, has grown by less than one request after several."""
+    refused()  # what is made once
+    tracemalloc.start()
+    try:
+        for _ in range(TIMES):
+            refused()
+        # The server may still be at work on what it has refused.
+        eventually(lambda: tracemalloc.get_traced_memory()[0] < LARGE, seconds=3.0)
+    finally:
+        tracemalloc.stop()
+
+
+def call(server: LiveServer, body: bytes, method: str = PREDICT) -> grpc.StatusCode:
+    with server.channel() as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary(method)(body)
+    return raised.value.code()
+
+
+def reload_config() -> bytes:
+    message = model_management_pb2.ReloadConfigRequest()
+    message.config.model_config_list.config.add(name="dnc", base_path="x" * LARGE)
+    return message.SerializeToString()
+
+
+def message(inputs: dict, **spec) -> bytes:
+    return request(inputs, **spec).SerializeToString()
+
+
+OVER_GRPC = {
+    "unknown input": (message({"nope": HISTORY}), PREDICT, "INVALID_ARGUMENT"),
+    "wrong rank": (message({"history": HISTORY[0]}), PREDICT, "INVALID_ARGUMENT"),
+    "unknown model": (message({"history": HISTORY}, model="nope"), PREDICT, "NOT_FOUND"),
+    "unknown version": (message({"history": HISTORY}, version=9), PREDICT, "NOT_FOUND"),
+    "unknown signature": (message({"history": HISTORY}, signature="nope"), PREDICT, "FAILED_PRECONDITION"),
+    "by the graph": (message({"history": HISTORY, "group_boost": [[1.0, 2.0]]}), PREDICT, "INVALID_ARGUMENT"),
+    "no proto": (b"\xff" * LARGE, PREDICT, "INVALID_ARGUMENT"),
+    "metadata": (message({"history": HISTORY}), PREDICT.replace("/Predict", "/GetModelMetadata"), "INVALID_ARGUMENT"),
+    "reload": (reload_config(), RELOAD, "INVALID_ARGUMENT"),
+}
+
+
+@pytest.mark.parametrize("name", OVER_GRPC)
+def test_grpc_keeps_nothing_of_what_it_refuses(server, name):
+    body, method, code = OVER_GRPC[name]
+    assert call(server, body, method).name == code
+    assert_nothing_stays(lambda: call(server, body, method))
+
+
+def test_grpc_keeps_nothing_of_what_is_late(slow):
+    body = message({"history": HISTORY})
+
+    def refused() -> None:
+        assert call(slow, body).name == "DEADLINE_EXCEEDED"
+        time.sleep(0.1)
+
+    assert_nothing_stays(refused)
+
+
+def test_grpc_keeps_nothing_of_what_a_client_cancels(slow):
+    body = message({"history": HISTORY})
+
+    def cancelled() -> None:
+        with slow.channel() as channel:
+            asked = channel.unary_unary(PREDICT).future(body)
+            time.sleep(0.05)
+            asked.cancel()
+        time.sleep(0.15)
+
+    assert_nothing_stays(cancelled)
 
 
 class Failing(Graph):
