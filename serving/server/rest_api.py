@@ -164,19 +164,28 @@ def _unquoted(part: str) -> str:
 async def _read(request: web.Request, config: ServerConfig) -> bytes:
     try:
         content = await asyncio.wait_for(request.read(), config.request_timeout_seconds)
-    except web.HTTPRequestEntityTooLarge as error:
-        message = f"{error.text} Set server.max_request_bytes to allow more"  # the text is a sentence
-        raise RequestError(Code.RESOURCE_EXHAUSTED, message, error.status) from None
-    except web.RequestPayloadError as error:
-        raise invalid(f"the body cannot be read: {error}") from None
-    except ConnectionError:
-        raise RequestError(Code.CANCELLED, "the client disconnected before the body had arrived") from None
-    except asyncio.TimeoutError:
-        raise RequestError(
-            Code.DEADLINE_EXCEEDED, f"the body did not arrive within {config.request_timeout_seconds} s"
-        ) from None
+    except BaseException as error:
+        error.__traceback__ = None  # aiohttp and asyncio keep the error; its frames hold what came of the body
+        raise _unread(error, config) from None
     coding = request.headers.get("Content-Encoding")
     return await asyncio.to_thread(inflated, content, coding, config.max_request_bytes) if coding else content
+
+
+def _unread(error: BaseException, config: ServerConfig) -> BaseException:
+    """What to raise for an error that ended the reading of a body."""
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            message = f"{error.text} Set server.max_request_bytes to allow more"  # the text is a sentence
+            return RequestError(Code.RESOURCE_EXHAUSTED, message, error.status)
+        case web.RequestPayloadError():
+            return invalid(f"the body cannot be read: {error}")
+        case ConnectionError():
+            return RequestError(Code.CANCELLED, "the client disconnected before the body had arrived")
+        case asyncio.TimeoutError():
+            message = f"the body did not arrive within {config.request_timeout_seconds} s"
+            return RequestError(Code.DEADLINE_EXCEEDED, message)
+        case _:
+            return error
 
 
 @web.middleware

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
+import socket
+import struct
 import time
 import tracemalloc
 import weakref
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 import grpc
 import numpy as np
 import pytest
+import requests
 from tensorflow_serving.apis import model_management_pb2
 
 from serving.server.batcher import Batcher
@@ -24,6 +28,7 @@ from serving.signature_spec import Arrays
 from tests.serving.server.batching import Graph, run, settle
 from tests.serving.server.conftest import LiveServer, eventually
 from tests.serving.server.test_grpc import request
+from tests.serving.server.test_rest import connect, head
 
 LARGE = 900_000
 """Bytes of a large value. The package's server takes requests of up to 2**20 bytes."""
@@ -121,6 +126,79 @@ def test_grpc_keeps_nothing_of_what_a_client_cancels(slow):
         time.sleep(0.15)
 
     assert_nothing_stays(cancelled)
+
+
+def post(server: LiveServer, inputs: dict, status: int, path: str = "dnc_exact:predict", **more: object) -> None:
+    body = json.dumps({"inputs": inputs, **more})
+    answer = requests.post(f"{server.url}/v1/models/{path}", data=body, timeout=20)
+    assert answer.status_code == status
+
+
+OVER_REST = {
+    "unknown input": ({"nope": HISTORY}, 400, {}),
+    "not a list": ({"history": HISTORY[0][0]}, 400, {}),
+    "unknown model": ({"history": HISTORY}, 404, {"path": "nope:predict"}),
+    "unknown signature": ({"history": HISTORY}, 400, {"signature_name": "nope"}),
+    "by the graph": ({"history": HISTORY, "group_boost": [[1.0, 2.0]]}, 400, {}),
+    "malformed path": ({"history": HISTORY}, 400, {"path": "dnc_exact:classify"}),
+    "too large": ({"history": [["x" * 2**21]]}, 413, {}),
+}
+
+
+@pytest.mark.parametrize("name", OVER_REST)
+def test_rest_keeps_nothing_of_what_it_refuses(server, name):
+    inputs, status, more = OVER_REST[name]
+    assert_nothing_stays(lambda: post(server, inputs, status, **more))
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 400), ("br", 415)])
+def test_rest_keeps_nothing_of_what_it_cannot_inflate(server, coding, status):
+    def refused() -> None:
+        sent = {"data": b" " * LARGE, "headers": {"Content-Encoding": coding}}
+        assert requests.post(f"{server.url}/v1/models/dnc_exact:predict", timeout=20, **sent).status_code == status
+
+    assert_nothing_stays(refused)
+
+
+def test_rest_keeps_nothing_of_what_is_late(slow):
+    def refused() -> None:
+        post(slow, {"history": HISTORY}, 504)
+        time.sleep(0.1)
+
+    assert_nothing_stays(refused)
+
+
+def send_part(server: LiveServer) -> socket.socket:
+    client = connect(server)
+    client.sendall(head(LARGE + 1) + b" " * LARGE)
+    return client
+
+
+def half_close(client: socket.socket) -> None:
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def reset(client: socket.socket) -> None:
+    time.sleep(0.05)  # until it waits for the rest
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("end", [half_close, socket.socket.close, reset])
+def test_rest_keeps_nothing_of_a_body_that_ends_too_soon(server, end):
+    def refused() -> None:
+        with send_part(server) as client:
+            end(client)
+
+    assert_nothing_stays(refused)
+
+
+def test_rest_keeps_nothing_of_a_body_that_is_late(slow):
+    def refused() -> None:
+        with send_part(slow) as client:
+            assert client.recv(4096).startswith(b"HTTP/1.1 504")
+
+    assert_nothing_stays(refused)
 
 
 class Failing(Graph):
