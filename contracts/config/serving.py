@@ -125,7 +125,9 @@ class ServerConfig(Section):
     session_threads: int = Field(0, ge=0, description="TensorFlow threads per batch; 0: one per core")
     max_request_bytes: int = Field(16 * 2**20, ge=1024, description="larger requests are refused, over gRPC and REST")
     max_connections: int = Field(
-        2000, ge=1, description="most open connections to the REST port; further ones are answered with status 503"
+        2000,
+        ge=1,
+        description="most open connections to each port; further ones are closed, those to REST with status 503",
     )
     request_timeout_seconds: float = Field(30.0, gt=0, description="deadline for requests that set no earlier one")
     poll_seconds: float = Field(1.0, gt=0, description="pause between checks of the base paths for new versions")

@@ -112,6 +112,7 @@ async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> 
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_allowed_incoming_connections", config.max_connections),
             ("grpc.server.max_pending_requests", unread),
             ("grpc.server.max_pending_requests_hard_limit", unread),
         ]

@@ -11,8 +11,9 @@ from typing import Literal
 from contracts.config import ServerConfig
 
 Setting = Literal["grpc_port", "rest_port"]
+_SETTINGS: tuple[Setting, Setting] = ("grpc_port", "rest_port")
 _OTHER_FILES = 1000
-"""File descriptors for gRPC's connections, and for the files of a version that is being read."""
+"""File descriptors for all but connections, such as the files of a version that is being read."""
 
 
 def address(config: ServerConfig, port: int) -> str:
@@ -22,7 +23,7 @@ def address(config: ServerConfig, port: int) -> str:
 
 def allow_connections(config: ServerConfig) -> None:
     """Lets the process have a file descriptor for each connection, as far as the system allows."""
-    wanted = config.max_connections + _OTHER_FILES
+    wanted = len(_SETTINGS) * config.max_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -34,9 +35,8 @@ def require_free(config: ServerConfig) -> None:
 
     Checked before versions are loaded, which takes long, and memory that the process on the port may need.
     """
-    settings: tuple[Setting, Setting] = ("grpc_port", "rest_port")
     with contextlib.ExitStack() as held:
-        for setting in settings:
+        for setting in _SETTINGS:
             held.enter_context(bound_socket(config, setting))
 
 

@@ -57,9 +57,9 @@ def test_the_client_waits_for_a_connection(serve, base):
 
 
 def test_there_are_file_descriptors_for_all_connections(monkeypatch):
-    limits = [(1024, 4096)]
+    limits = [(1024, 8192)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
     for most in (10, 2000, 1000, 10_000):
         allow_connections(ServerConfig(max_connections=most))
-    assert limits == [(1024, 4096), (3000, 4096), (4096, 4096)]
+    assert limits == [(1024, 8192), (5000, 8192), (8192, 8192)], "as many for each of two ports, and 1,000"
