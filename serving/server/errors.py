@@ -29,6 +29,7 @@ HTTP_STATUS = {
 """The mapping of `ToHTTPStatusCode` in TF Serving's model_servers/http_server.cc."""
 
 _CODES = {code.value[0]: code for code in Code}
+_MAX_MESSAGE_BYTES = 1024
 
 
 class RequestError(Exception):
@@ -51,6 +52,18 @@ class RequestError(Exception):
 def invalid(message: str) -> RequestError:
     """An INVALID_ARGUMENT error."""
     return RequestError(Code.INVALID_ARGUMENT, message)
+
+
+def shortened(message: str) -> str:
+    """Truncated as in TF Serving (`grpc_status_util.cc`), over REST, too: it may quote megabytes of the request.
+
+    gRPC refuses to send more than a few kilobytes; JSON takes six bytes for a character, and a client that does not
+    read its answers leaves them in memory.
+    """
+    written = message[: _MAX_MESSAGE_BYTES + 1].encode("utf-8", "surrogatepass")
+    if len(written) <= _MAX_MESSAGE_BYTES:
+        return message
+    return written[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"
 
 
 def from_tensorflow(error: tf.errors.OpError) -> RequestError:

@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
 )
 
 from contracts.config import ServerConfig
-from serving.server.errors import Code, RequestError, invalid
+from serving.server.errors import Code, RequestError, invalid, shortened
 from serving.server.metrics import Metrics
 from serving.server.model_info import model_metadata, model_status, resolved
 from serving.server.models import Models, signature_name
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds left until the client's deadline -> the response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
-_MAX_MESSAGE_BYTES = 1024
 _QUEUES_UNREAD, _LEAST_UNREAD = 4, 2**15
 """How many full queues of requests, and at least how many requests, may arrive while the loop is busy: gRPC answers
 any more itself, with CANCELLED and no reason, whereas the queue says RESOURCE_EXHAUSTED. gRPC's default limit is
@@ -181,7 +180,7 @@ def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.Servicer
         try:
             return await answer(body, context.time_remaining())
         except RequestError as error:
-            refusal = error.code, _shortened(error.message)
+            refusal = error.code, shortened(error.message)
         except Exception:
             log.exception("a request failed")
             refusal = Code.INTERNAL, "internal error; see the server's log"
@@ -192,11 +191,3 @@ def _served(message: Any, method: _Method) -> Callable[[bytes, grpc.aio.Servicer
         raise AssertionError("abort has raised")
 
     return handler
-
-
-def _shortened(message: str) -> str:
-    """Truncated as in TF Serving (`grpc_status_util.cc`): gRPC refuses to send more than a few kilobytes."""
-    written = message.encode()
-    if len(written) <= _MAX_MESSAGE_BYTES:
-        return message
-    return written[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"

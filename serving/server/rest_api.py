@@ -28,7 +28,7 @@ from contracts.names import SIGNATURE_DEF
 from contracts.serving_labels import MAX_VERSION
 from serving.server.compression import inflated
 from serving.server.connections import Connections
-from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid
+from serving.server.errors import HTTP_STATUS, Code, RequestError, invalid, shortened
 from serving.server.json_tensors import parse_body, request_arrays, requested_signature, response_body
 from serving.server.metrics import CONTENT_TYPE, Metrics
 from serving.server.model_info import model_metadata, model_status
@@ -203,7 +203,7 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
 
 
 def _error(status: int, message: str) -> web.Response:
-    return _json({"error": message}, status)
+    return _json({"error": shortened(message)}, status)
 
 
 def _json(answer: Any, status: int = 200) -> web.Response:

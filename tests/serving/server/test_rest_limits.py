@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import threading
 
@@ -10,6 +11,7 @@ import requests
 
 from contracts.config import ServerConfig
 from serving.client import RetrievalClient
+from serving.server.errors import shortened
 from serving.server.ports import allow_connections
 from tests.serving.server.conftest import eventually
 from tests.serving.server.test_rest import HISTORY, connect, post
@@ -31,6 +33,29 @@ def test_an_input_of_more_values_than_a_batch_takes_is_refused_before_they_are_l
     answer = post(server, {"inputs": {"history": [["i1"] * 1000 + [None]]}}, PREDICT)
     assert "'history' has 1001 values, more than max_batch_elements=1000" in answer.json()["error"]
     assert post(server, {"inputs": {"history": [["i1"] * 1000]}}, PREDICT).ok
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "\N{WATERMELON}" * 20_000], ids=["x", "melon"])
+@pytest.mark.parametrize("quoting", ['{"signature_name": %s, "inputs": 1}', '{"inputs": {%s: 1}}'])
+def test_an_error_quotes_no_more_of_a_request_than_over_grpc(server, name, quoting):
+    """16 kB of gzip had an answer of 50 MB, which stayed in memory if the client did not read it."""
+    answer = post(server, (quoting % json.dumps(name)).encode(), PREDICT)
+    said = answer.json()["error"]
+    assert answer.status_code == 400
+    assert said.endswith(name[0] + "...TRUNCATED")
+    assert 1020 < len(said.removesuffix("...TRUNCATED").encode()) <= 1024
+
+
+def test_so_it_does_a_path(server):
+    answer = requests.get(f"{server.url}/{'x' * 8000}", timeout=10)
+    assert answer.status_code == 404
+    assert answer.json() == {"error": f"GET /{'x' * 1019}...TRUNCATED"}
+
+
+def test_half_a_character_can_be_left_out_of_an_error():
+    """JSON may hold such, and bytes that are not UTF-8 become such in Python."""
+    assert shortened("\ud83c") == "\ud83c"
+    assert shortened("x" + "\ud83c" * 1000) == "x...TRUNCATED"
 
 
 def test_a_connection_too_many_is_refused_and_the_others_are_answered(serve, base):
