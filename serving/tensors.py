@@ -17,6 +17,8 @@ _VALUES = {
     tf.string.as_datatype_enum: "string_val",
 }
 """dtype -> the TensorProto field that holds its values one by one."""
+_COMPLEX = ("scomplex_val", "dcomplex_val")
+"""Fields with two values for an element."""
 
 
 def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np.ndarray:
@@ -44,9 +46,24 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
         flat[:] = list(tensor.string_val)
         return flat.reshape(shape)
     try:
+        _require_fit(tensor, size)
         return tf.make_ndarray(tensor).reshape(shape)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise ValueError(f"input {name!r} is not a tensor of shape {shape}: {error}") from None
+
+
+def _require_fit(tensor: tensor_pb2.TensorProto, size: int) -> None:
+    """Raises ValueError if not as many values were sent as `size` elements take: to convert millions takes long."""
+    dtype = tf.as_dtype(tensor.dtype)
+    if tensor.tensor_content and dtype != tf.string:
+        got, taken = len(tensor.tensor_content), size * np.dtype(dtype.as_numpy_dtype).itemsize
+        if got != taken:
+            raise ValueError(f"tensor_content has {got} bytes, but the shape takes {taken}")
+        return
+    for field, values in tensor.ListFields():
+        taken = size * (2 if field.name in _COMPLEX else 1)
+        if field.name.endswith("_val") and len(values) > taken:
+            raise ValueError(f"{field.name} has {len(values)} values, but the shape takes {taken}")
 
 
 def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:

@@ -169,7 +169,7 @@ REFUSED = {
         {**HISTORY, "alpha": tensor(FLOAT, [3], tensor_content=b"abc")},
         {},
         Code.INVALID_ARGUMENT,
-        "'alpha' is not a tensor",
+        "'alpha' is not a tensor of shape .3.: tensor_content has 3 bytes, but the shape takes 12",
     ),
     "unknown dtype": ({Request.HISTORY: tensor(99, [1, 1])}, {}, Code.INVALID_ARGUMENT, "'history' is not a tensor"),
 }
