@@ -19,6 +19,9 @@ _VALUES = {
 """dtype -> the TensorProto field that holds its values one by one."""
 _COMPLEX = ("scomplex_val", "dcomplex_val")
 """Fields with two values for an element."""
+_MOST_REPEATED = 2**16
+"""How many elements the last value may stand for. Clients send constants so, such as a group_boost of 1 for 1,000
+groups and 64 rows; but a hundred bytes must not buy a search with a million values, over and over."""
 
 
 def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np.ndarray:
@@ -26,8 +29,7 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
 
     Args:
         name: of the input, for messages.
-        tensor: as received. If it has fewer values than its shape, the last one repeats, so a few
-            bytes can stand for any number of elements.
+        tensor: as received. If it has fewer values than its shape, the last one repeats, at most 65,536 times.
         max_elements: more are refused.
 
     Raises:
@@ -53,17 +55,25 @@ def to_array(name: str, tensor: tensor_pb2.TensorProto, max_elements: int) -> np
 
 
 def _require_fit(tensor: tensor_pb2.TensorProto, size: int) -> None:
-    """Raises ValueError if not as many values were sent as `size` elements take: to convert millions takes long."""
+    """Raises ValueError if more values were sent than `size` elements take, or fewer than the last may make up for.
+
+    Before they are converted: millions take long.
+    """
     dtype = tf.as_dtype(tensor.dtype)
     if tensor.tensor_content and dtype != tf.string:
         got, taken = len(tensor.tensor_content), size * np.dtype(dtype.as_numpy_dtype).itemsize
         if got != taken:
             raise ValueError(f"tensor_content has {got} bytes, but the shape takes {taken}")
         return
+    sent = 0
     for field, values in tensor.ListFields():
-        taken = size * (2 if field.name in _COMPLEX else 1)
-        if field.name.endswith("_val") and len(values) > taken:
-            raise ValueError(f"{field.name} has {len(values)} values, but the shape takes {taken}")
+        if field.name.endswith("_val"):
+            per_element = 2 if field.name in _COMPLEX else 1
+            if len(values) > size * per_element:
+                raise ValueError(f"{field.name} has {len(values)} values, but the shape takes {size * per_element}")
+            sent = max(sent, len(values) // per_element)
+    if size - sent > _MOST_REPEATED:
+        raise ValueError(f"it has {sent} of {size} values, and the last may repeat {_MOST_REPEATED} times: send all")
 
 
 def to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:

@@ -68,6 +68,22 @@ def test_more_values_than_elements_are_refused_before_they_are_converted(dtype, 
     assert not converted
 
 
+@pytest.mark.parametrize("dtype", FIELDS)
+@pytest.mark.parametrize("sent", [0, 1, 3])
+def test_the_last_value_may_stand_for_65_536_elements_and_no_more(dtype, sent):
+    constant = to_array("x", filled(dtype, [1, sent + 65_536], sent), 2**20)
+    assert constant.shape == (1, sent + 65_536)
+    assert len(set(constant.ravel().tolist())) == 1
+    with pytest.raises(
+        ValueError, match=f"it has {sent} of {sent + 65_537} values, .* may repeat 65536 times: send all"
+    ):
+        to_array("x", filled(dtype, [sent + 65_537], sent), 2**20)
+
+
+def test_any_number_of_values_may_come_one_by_one():
+    assert to_array("x", filled("DT_INT32", [2, 2**18], 2**19), 2**20).sum() == 2**19
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("DT_FLOAT", 4), ("DT_HALF", 2), ("DT_COMPLEX128", 16), ("DT_BOOL", 1)])
 def test_a_block_of_bytes_must_be_as_long_as_its_elements(dtype, width, converted):
     for got in (1, 6 * width - 1, 6 * width + 1, 1000):

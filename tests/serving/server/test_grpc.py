@@ -120,7 +120,7 @@ def tensor(dtype: int, shape: list[int], **values) -> tf.compat.v1.Tensor:
     return proto
 
 
-FLOAT, STRING = tf.float32.as_datatype_enum, tf.string.as_datatype_enum
+FLOAT, INT, STRING = (dtype.as_datatype_enum for dtype in (tf.float32, tf.int32, tf.string))
 HISTORY = {Request.HISTORY: [["i1"]]}
 REFUSED = {
     "no model": (HISTORY, {"model": ""}, Code.INVALID_ARGUMENT, "Missing ModelSpec"),
@@ -152,11 +152,17 @@ REFUSED = {
         Code.INVALID_ARGUMENT,
         "no input 'nope'",
     ),
-    "one long history for many": (
-        {Request.HISTORY: tensor(STRING, [1, 2**19], string_val=[b"i1"]), Request.USER_ID: ["u1", "u2", "u3"]},
+    "one long list for many": (
+        {Request.GROUPS: tensor(INT, [1, 2**19], int_val=[1] * 2**19), Request.USER_ID: ["u1", "u2", "u3"]},
         {},
         Code.INVALID_ARGUMENT,
         "3 x 524288 values, more than max_batch_elements=1048576",
+    ),
+    "a few bytes for half a million values": (
+        {Request.HISTORY: tensor(STRING, [1, 2**19], string_val=[b"i1"])},
+        {},
+        Code.INVALID_ARGUMENT,
+        "it has 1 of 524288 values, and the last may repeat 65536 times: send all",
     ),
     "wide without a row": (
         {Request.HISTORY: tensor(STRING, [0, 2**40])},
