@@ -11,7 +11,8 @@ import requests
 
 from contracts.config import ServerConfig
 from serving.client import RetrievalClient
-from serving.server.errors import shortened
+from serving.server.errors import RequestError, shortened
+from serving.server.json_tensors import parse_body
 from serving.server.ports import allow_connections
 from tests.serving.server.conftest import eventually
 from tests.serving.server.test_rest import HISTORY, connect, post
@@ -26,6 +27,34 @@ def test_a_body_of_millions_of_lists_or_objects_is_refused_unread(serve, base, v
     answer = post(server, b'{"inputs": {"history": [[' + value * 1000 + b"0]]}}", PREDICT)
     assert answer.status_code == 400
     assert "lists and objects, more than max_batch_elements=1000" in answer.json()["error"]
+
+
+MOST = 2**20
+"""Values that a body may have, whatever the limit for one input."""
+
+
+@pytest.mark.parametrize("value", [b"1,", b'"",', b'"a,b",'])
+def test_a_body_of_millions_of_values_is_refused_unread(serve, base, monkeypatch, value):
+    server = serve(base, max_batch_elements=1000)
+    monkeypatch.setattr(json, "loads", None)
+    answer = post(server, b'{"inputs": {"groups": [[' + value * (MOST // value.count(b",") + 1) + b"1]]}}", PREDICT)
+    monkeypatch.undo()
+    assert answer.status_code == 400
+    assert f" commas, more than the {MOST} allowed" in answer.json()["error"]
+
+
+def test_the_inputs_of_a_request_may_have_more_values_than_each_of_them():
+    """Commas: 1 between the inputs, and one fewer than its values in each of the two lists."""
+    half = [1] * (MOST // 2)
+    body = {"inputs": {"groups": [half], "exclude_item_ids": [half]}}
+    assert parse_body(json.dumps(body).encode(), 1000) == body
+    with pytest.raises(RequestError, match="the body has 1048577 commas, more than the 1048576 allowed"):
+        parse_body(json.dumps([[1] * (MOST + 2)]).encode(), 1000)
+
+
+def test_a_higher_limit_for_an_input_holds_for_the_body():
+    body = {"inputs": {"groups": [[1] * (MOST + 2)]}}
+    assert parse_body(json.dumps(body).encode(), 2 * MOST) == body
 
 
 def test_an_input_of_more_values_than_a_batch_takes_is_refused_before_they_are_looked_at(serve, base):
