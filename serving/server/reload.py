@@ -7,6 +7,7 @@ to look, and a restart changes nothing.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_pb2
 
 from contracts.serving_labels import CANARY, LABELS_FILE, STABLE, ServingLabels, versions_on_disk, write_labels
-from serving.server.errors import invalid
+from serving.server.errors import Code, RequestError, invalid
 from serving.server.model import ServedModel
 from serving.server.models import Models
 
@@ -28,8 +29,9 @@ async def reload_labels(models: Models, config: Any) -> None:
     its newest version is stable. Versions are served only under labels, so no other policy can be met.
 
     Raises:
-        RequestError: INVALID_ARGUMENT or NOT_FOUND, with nothing changed; FAILED_PRECONDITION if a version of a model
-            cannot be loaded or its file cannot be written: neither that model nor those after it are changed.
+        RequestError: INVALID_ARGUMENT or NOT_FOUND, or FAILED_PRECONDITION if a model's directory may not be written,
+            with nothing loaded or changed; FAILED_PRECONDITION if a version of a model cannot be loaded or its file
+            cannot be written: neither that model nor those after it are changed.
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
@@ -39,7 +41,17 @@ async def reload_labels(models: Models, config: Any) -> None:
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
     planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
     for model, labels in planned:
+        await asyncio.to_thread(_require_writable, model.base, labels)
+    for model, labels in planned:
         await model.relabel(labels, partial(_write, model.base))
+
+
+def _require_writable(base: Path, labels: ServingLabels | None) -> None:
+    """Raises RequestError if `_write` is bound to fail: a load may take minutes, and memory for two versions."""
+    to_write = labels is not None or (base / LABELS_FILE).exists()
+    if to_write and not os.access(base, os.W_OK):
+        remedy = "mount it writable, and let the server's user write to it; or have the file written elsewhere"
+        raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {base / LABELS_FILE}: {remedy}")
 
 
 def _write(base: Path, labels: ServingLabels | None) -> None:
