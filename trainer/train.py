@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from contracts.artifact import Manifest, find_current, read_manifest, writing
-from contracts.config import Config, ServingConfig
+from contracts.config import NUM_CANDIDATES, Config
 from contracts.errors import Diverged
 from contracts.layout import Model, Workdir
 from contracts.names import Split
@@ -144,7 +144,7 @@ class _Trainer:
 
     def exploration_share(self) -> float:
         """Runs `measure_exploration_share` on the model that was kept, for lists of the default length."""
-        k = monitored_k(ServingConfig().num_candidates, self._catalogue.num_items)
+        k = monitored_k(NUM_CANDIDATES, self._catalogue.num_items)
         share = measure_exploration_share(self._model, self._catalogue, self._validation, k)
         if share:
             log.info("train %s: %.3f of a list goes to items without training events", self._name, share)

@@ -18,7 +18,7 @@ from contracts.config.data import (
 from contracts.config.groups import GroupsConfig
 from contracts.config.retraining import GateConfig, RetrainConfig, SpanLimits
 from contracts.config.section import Section
-from contracts.config.serving import MAX_BATCH_SIZE, ServerConfig, ServingConfig
+from contracts.config.serving import MAX_BATCH_SIZE, NUM_CANDIDATES, ServerConfig, ServingConfig
 from contracts.config.training import (
     COVERAGE_K,
     BaselineName,
@@ -32,6 +32,7 @@ from contracts.config.windows import WindowsConfig
 __all__ = [
     "COVERAGE_K",
     "MAX_BATCH_SIZE",
+    "NUM_CANDIDATES",
     "BaselineName",
     "BeamConfig",
     "Config",

@@ -10,6 +10,9 @@ from contracts.config.section import Section
 from contracts.names import ScoredMerge
 from contracts.storage import staging_of
 
+NUM_CANDIDATES = 100
+"""The default length of a list."""
+
 MAX_BATCH_SIZE = 64
 """Most rows in a batch: the default of `dnc serve`, and that of TF Serving's config, `serving/deploy/batching.config`.
 A servable's warm-up requests fit it."""
@@ -37,7 +40,9 @@ class ServingConfig(Section):
         "value gives everything to the likeliest group",
     )
     num_candidates: int = Field(
-        100, ge=1, description="default M, the length of a list; index searches are tuned for lists up to this length"
+        NUM_CANDIDATES,
+        ge=1,
+        description="default M, the length of a list; index searches are tuned for lists up to this length",
     )
     max_candidates: int = Field(
         10_000, ge=1, description="largest M; a request for more gets this many, because it would widen its whole batch"
