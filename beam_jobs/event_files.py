@@ -17,7 +17,7 @@ from beam_jobs.csv_blocks import CSV_SUFFIXES, RawBatch, is_csv, read_csv_batche
 from beam_jobs.csv_header import USE_ONE_CHARACTER
 from beam_jobs.vector_column import is_list
 from contracts.config import DataConfig, TextFormat
-from contracts.patterns import matching
+from contracts.patterns import PLACEHOLDERS, matching
 from contracts.storage import as_path, exists, is_remote, open_binary, reading
 
 PARQUET_BATCH_ROWS = 1 << 18
@@ -30,7 +30,6 @@ _NO_TIMES = (
 )
 _OF_VIEW = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _KINDS = ("*.parquet", *(f"*{suffix}" for suffix in CSV_SUFFIXES))
-_OF_SPANS = re.compile(r"\{(date|span)\}")
 _JSON = re.compile(r"\.(json|jsonl|ndjson)(\.\w+)?$")
 
 
@@ -90,8 +89,8 @@ def find_event_files(data: DataConfig) -> list[str]:
 
 
 def _remedy_of_pattern(pattern: str) -> str:
-    if _OF_SPANS.search(pattern):
-        return f"only `dnc retrain` reads spans; name files, e.g. {_OF_SPANS.sub('*', pattern)!r}"
+    if PLACEHOLDERS.search(pattern):
+        return f"only `dnc retrain` reads spans; name files, e.g. {PLACEHOLDERS.sub('*', pattern)!r}"
     if (literal := pattern.replace("[", "[[]")) != pattern and matching(literal):
         return f"[ begins a set of characters; for a literal [ write [[], as in {literal!r}"
     return "check the path"

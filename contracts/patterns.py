@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from contracts.storage import StorageError, StoredObject, as_path, is_remote, object_store
 
 Identity = tuple[str, int, int | str]
 """A file's full name, size, and time or version: changes when the file is rewritten."""
+DATE, NUMBER = "{date}", "{span}"
+DATE_PARTS = ("{YYYY}", "{MM}", "{DD}")
+PLACEHOLDERS = re.compile("(" + "|".join(map(re.escape, (DATE, NUMBER, *DATE_PARTS))) + ")")
+"""What stands for a span's date or number in data.events: only `dnc retrain` reads spans."""
 _OF_FILE_SYSTEM = "lost+found"
 """A directory in the root of a volume that only the administrator may read."""
 

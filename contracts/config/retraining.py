@@ -95,7 +95,7 @@ class GateConfig(Section):
 
 
 class RetrainConfig(Section):
-    """`dnc retrain`: data.events must hold {date} or {span}, e.g. log/{date}/*.parquet."""
+    """`dnc retrain`: data.events must hold {date}, {YYYY}, {MM} and {DD}, or {span}, e.g. log/{date}/*.parquet."""
 
     window_spans: int = Field(
         14, ge=2, description="number of newest spans that a run reads; the last one is the holdout"

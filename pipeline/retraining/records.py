@@ -23,8 +23,9 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import SECRET_OPTION
 from contracts.layout import Workdir
+from contracts.patterns import DATE, NUMBER
 from contracts.store_layout import RetrainRun, Store
-from pipeline.retraining.spans import DATE, NUMBER, Span
+from pipeline.retraining.spans import Span
 from pipeline.stage import Stage
 
 log = logging.getLogger(__name__)

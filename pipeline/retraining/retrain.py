@@ -13,6 +13,7 @@ from contracts import artifact
 from contracts.config import Config
 from contracts.errors import TooFewEvents
 from contracts.layout import MAIN_MODEL
+from contracts.patterns import DATE
 from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import records
 from pipeline.retraining.clients import require_inputs, require_long_lists
@@ -34,7 +35,7 @@ from pipeline.retraining.records import (
 from pipeline.retraining.reference import knows_holdout
 from pipeline.retraining.retrain_stages import retrain_stages
 from pipeline.retraining.span_profile import as_json
-from pipeline.retraining.spans import DATE, Span, date_form, find_spans
+from pipeline.retraining.spans import Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
 from pipeline.stage import Stage
 

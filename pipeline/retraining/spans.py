@@ -1,4 +1,8 @@
-"""Spans: the event log in pieces by date or by number, found through `{date}` or `{span}` in data.events."""
+"""Spans: the event log in pieces by date or by number, found through placeholders in data.events.
+
+`{date}` is a whole date and `{span}` a number; `{YYYY}`, `{MM}` and `{DD}` are a date in several places, as in
+year=2024/month=05/day=31.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,20 @@ from datetime import date, datetime, timezone
 
 from contracts import artifact
 from contracts.config import Config
-from contracts.patterns import Identity, identities
+from contracts.patterns import DATE, DATE_PARTS, NUMBER, PLACEHOLDERS, Identity, identities
 from contracts.storage import as_path, is_remote
 
 log = logging.getLogger(__name__)
 
-DATE, NUMBER = "{date}", "{span}"
-_FORMS = {DATE: r"\d{4}-\d{2}-\d{2}|\d{8}", NUMBER: r"\d+"}
-_MEANINGS = {DATE: "a date, 2024-05-31 or 20240531", NUMBER: "a number"}
+_FORMS = {
+    DATE: r"\d{4}-\d{2}-\d{2}|\d{8}",
+    NUMBER: r"\d+",
+    **dict(zip(DATE_PARTS, (r"\d{4}", r"\d{1,2}", r"\d{1,2}"), strict=True)),
+}
+_WAYS = {
+    DATE: f"{DATE} (2024-05-31 or 20240531) or {', '.join(DATE_PARTS)} (2024/05/31, month=5/day=31)",
+    NUMBER: f"{NUMBER} (a number)",
+}
 
 
 @dataclass(frozen=True)
@@ -59,26 +69,26 @@ def find_spans(config: Config, until: str | None = None, now: datetime | None = 
     """The complete spans of the log, oldest first.
 
     Args:
-        config: `data.events` with one of `{date}` (2024-05-31 or 20240531) and `{span}` (a number).
+        config: `data.events` with dates or numbers, see the module.
         until: key of the newest span to consider, for a backfill; default: the newest.
         now: for tests; decides whether a date is over.
 
     Raises:
         ValueError: a pattern holds no placeholder, or they hold different ones; or `until` is not of their kind.
     """
-    placeholder = _placeholder(config)
+    kind = _kind(config)
     # Before the files: if a span is completed in between, those that were listed may not be all.
-    complete = _marked(config, placeholder)
+    complete = _marked(config, kind)
     today = (now or datetime.now(timezone.utc)).date()
     files: dict[int, dict[str, Identity]] = defaultdict(dict)
     of_feed: dict[str, set[int]] = {}
     for pattern in config.data.events:
-        matches = _matches(pattern, placeholder)
+        matches = _matches(pattern, kind)
         of_feed[pattern] = {order for _, _, order in matches}
         for path, identity, order in matches:
             files[order][path] = identity
-    spans = [Span(order, _key(order, placeholder), dict(sorted(files[order].items()))) for order in sorted(files)]
-    last = _order(until, placeholder) if until is not None else None
+    spans = [Span(order, _key(order, kind), dict(sorted(files[order].items()))) for order in sorted(files)]
+    last = _order(until, kind) if until is not None else None
     found = [
         span
         for span in spans
@@ -109,10 +119,8 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
 
 
 def date_form(config: Config) -> str:
-    """The dates that `{date}` finds, for messages; "" if spans have numbers."""
-    if _placeholder(config) == NUMBER:
-        return ""
-    return f"; {DATE} stands for {_MEANINGS[DATE]}, not for 2024/05/31 or year=2024/month=05/day=31"
+    """How dates are written, for messages; "" if spans have numbers."""
+    return "" if _kind(config) == NUMBER else f"; dates are found by {_WAYS[DATE]}"
 
 
 def require_spans(config: Config, until: str | None) -> None:
@@ -121,44 +129,55 @@ def require_spans(config: Config, until: str | None) -> None:
     Raises:
         ValueError: as `find_spans`.
     """
-    placeholder = _placeholder(config)
-    _require_marker(config, placeholder)
+    kind = _kind(config)
+    _require_marker(config, kind)
     if until is not None:
-        _order(until, placeholder)
+        _order(until, kind)
 
 
-def _placeholder(config: Config) -> str:
-    found = {p for pattern in config.data.events for p in (DATE, NUMBER) if p in pattern}
-    bare = [pattern for pattern in config.data.events if not any(p in pattern for p in (DATE, NUMBER))]
-    if len(found) != 1 or bare:
+def _kind(config: Config) -> str:
+    """`DATE` or `NUMBER`: what the spans of the log are named by."""
+    kinds = {_kind_of(pattern) for pattern in config.data.events}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None:
         raise ValueError(
-            f"data.events={list(config.data.events)} must name spans: put {DATE} (2024-05-31 or 20240531) or {NUMBER} "
-            "(a number) into every pattern, the same one in all, e.g. data.events=log/{date}/*.parquet"
+            f"data.events={list(config.data.events)} must name spans: put {_WAYS[DATE]}, or {_WAYS[NUMBER]}, into "
+            "every pattern, dates or numbers in all, e.g. data.events=log/{date}/*.parquet"
         )
-    return found.pop()
+    return kind
 
 
-def _marked(config: Config, placeholder: str) -> set[int] | None:
+def _kind_of(pattern: str) -> str | None:
+    """What the placeholders of a pattern stand for together; None if that is no date and no number."""
+    found = set(PLACEHOLDERS.findall(pattern))
+    if found in ({DATE}, set(DATE_PARTS)):
+        return DATE
+    return NUMBER if found == {NUMBER} else None
+
+
+def _marked(config: Config, kind: str) -> set[int] | None:
     marker = config.retrain.complete_marker
     if marker is None:
         return None
-    _require_marker(config, placeholder)
-    return {order for _, _, order in _matches(marker, placeholder)}
+    _require_marker(config, kind)
+    return {order for _, _, order in _matches(marker, kind)}
 
 
-def _require_marker(config: Config, placeholder: str) -> None:
+def _require_marker(config: Config, kind: str) -> None:
     marker = config.retrain.complete_marker
-    if marker is not None and placeholder not in marker:
-        raise ValueError(f"retrain.complete_marker={marker!r} must contain {placeholder}, as data.events does")
+    if marker is not None and _kind_of(marker) != kind:
+        raise ValueError(
+            f"retrain.complete_marker={marker!r} must name spans, as data.events does: put {_WAYS[kind]} into it"
+        )
 
 
-def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
+def _matches(pattern: str, kind: str) -> list[tuple[str, Identity, int]]:
     """(path, identity, order) of each file that matches a pattern and names a span."""
     if not is_remote(as_path(pattern)):
         pattern = re.sub("//+", "/", pattern)  # as a glob names what it finds
-    order_of = _order_finder(pattern, placeholder)
+    order_of = _order_finder(pattern, kind)
     found, nameless = [], []
-    for path, identity in identities(pattern.replace(placeholder, "[0-9]*")).items():
+    for path, identity in identities(PLACEHOLDERS.sub("[0-9]*", pattern)).items():
         order = order_of(path)
         if order is None:
             nameless.append(path)
@@ -166,32 +185,50 @@ def _matches(pattern: str, placeholder: str) -> list[tuple[str, Identity, int]]:
             found.append((path, identity, order))
     if nameless:
         log.warning(
-            "ignored files that match %s but name no span: %s, e.g. %s. Rename them, so that %s stands for %s, or "
+            "ignored files that match %s but name no span: %s, e.g. %s. Rename them, so that spans are found by %s, or "
             "choose a pattern that does not match them",
-            pattern, f"{len(nameless):,}", nameless[0], placeholder, _MEANINGS[placeholder],
+            pattern, f"{len(nameless):,}", nameless[0], _WAYS[kind],
         )  # fmt: skip
     return found
 
 
-def _order_finder(pattern: str, placeholder: str) -> Callable[[str], int | None]:
+def _order_finder(pattern: str, kind: str) -> Callable[[str], int | None]:
     """Returns path -> order of its span: the first date or number, if several places fit the pattern."""
-    head, *rest = pattern.split(placeholder)
-    # A wildcard would take the first digits of 100 and leave 0.
-    before = re.compile(_regex(head) + (r"(?<!\d)" if head.endswith("*") else ""))
-    form = f"(?P<span>{_FORMS[placeholder]})"
-    # The first occurrence is captured; further ones must repeat it.
-    behind = re.compile(form + "(?P=span)".join(_regex(part) for part in rest))
+    pieces = PLACEHOLDERS.split(pattern)
+    before, behind = re.compile(_regex(pieces[0])), re.compile(_regex_from_placeholder(pieces))
 
     def order_of(path: str) -> int | None:
-        for start in (place.start() for place in re.finditer(f"(?={form})", path)):
+        for start in (place.start() for place in re.finditer(f"(?={_FORMS[pieces[1]]})", path)):
             match = behind.fullmatch(path, start)
             if match and before.fullmatch(path, 0, start):
-                order = _order_of_text(match["span"], placeholder)
+                found = match.groupdict()
+                parts = [found[name] for name in map(_name, _FORMS) if name in found]
+                order = _order_of_text("".join(part.zfill(2) for part in parts), kind)
                 if order is not None:
                     return order
         return None
 
     return order_of
+
+
+def _regex_from_placeholder(pieces: Sequence[str]) -> str:
+    """A regular expression for a path from its first placeholder on: `pieces` are texts and placeholders in turns.
+
+    A group per placeholder holds its first occurrence; further ones must repeat it.
+    """
+    regex, seen = "", set()
+    for before, placeholder, after in zip(pieces[::2], pieces[1::2], pieces[2::2], strict=False):
+        name = _name(placeholder)
+        # A wildcard would take the first digits of 100 and leave 0.
+        whole = r"(?<!\d)" if before.endswith("*") else ""
+        regex += f"(?P={name})" if name in seen else f"{whole}(?P<{name}>{_FORMS[placeholder]})"
+        regex += _regex(after)
+        seen.add(name)
+    return regex
+
+
+def _name(placeholder: str) -> str:
+    return placeholder.strip("{}")
 
 
 def _regex(text: str) -> str:
@@ -201,19 +238,19 @@ def _regex(text: str) -> str:
     return "".join(special.get(piece, "[^/]") if place % 2 else re.escape(piece) for place, piece in enumerate(pieces))
 
 
-def _order(key: str, placeholder: str) -> int:
-    order = _order_of_text(key, placeholder)
+def _order(key: str, kind: str) -> int:
+    order = _order_of_text(key, kind)
     if order is None:
-        form = "a date, e.g. 2024-05-31" if placeholder == DATE else "a number"
-        raise ValueError(f"span {key!r} is not {form}, but data.events names spans by {placeholder}")
+        form = "a date, e.g. 2024-05-31" if kind == DATE else "a number"
+        raise ValueError(f"span {key!r} is not {form}, by which data.events names spans")
     return order
 
 
-def _order_of_text(text: str, placeholder: str) -> int | None:
-    if not re.fullmatch(_FORMS[placeholder], text):
+def _order_of_text(text: str, kind: str) -> int | None:
+    if not re.fullmatch(_FORMS[kind], text):
         return None
     try:
-        if placeholder == NUMBER:
+        if kind == NUMBER:
             return int(text)
         compact = text.replace("-", "")
         return date(int(compact[:4]), int(compact[4:6]), int(compact[6:8])).toordinal()
@@ -221,5 +258,5 @@ def _order_of_text(text: str, placeholder: str) -> int | None:
         return None
 
 
-def _key(order: int, placeholder: str) -> str:
-    return date.fromordinal(order).isoformat() if placeholder == DATE else str(order)
+def _key(order: int, kind: str) -> str:
+    return date.fromordinal(order).isoformat() if kind == DATE else str(order)

@@ -17,12 +17,29 @@ from pipeline.retraining.spans import find_spans
         ("{date}.csv", ["20240229.csv", "2024-02-28.csv", "20240231.csv"], ["2024-02-28", "2024-02-29"]),
         ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-01-0.csv"], ["2024-01-01"]),
         ("{date}/part-{date}-?.csv", ["2024-01-01/part-2024-01-02-0.csv"], []),
+        ("{YYYY}/{MM}/{DD}/*/*.csv", ["2024/05/31/23/a.csv", "2024/06/01/00/a.csv"], ["2024-05-31", "2024-06-01"]),
+        (
+            "year={YYYY}/month={MM}/day={DD}/*.csv",
+            ["year=2024/month=10/day=1/a.csv", "year=2024/month=9/day=30/a.csv", "year=2024/month=13/day=1/a.csv"],
+            ["2024-09-30", "2024-10-01"],
+        ),
+        ("{DD}.{MM}.{YYYY}/{YYYY}*.csv", ["31.5.2024/2024a.csv", "30.5.2024/2023a.csv"], ["2024-05-31"]),
+        ("*{YYYY}*{MM}*{DD}*.csv", ["log-2024-w5-10.csv"], ["2024-05-10"]),
     ],
-    ids=["numbers sort as numbers", "both forms of a date, none that never was", "repeated", "repeated, not the same"],
+    ids=[
+        "numbers sort as numbers",
+        "both forms of a date, none that never was",
+        "repeated",
+        "repeated, not the same",
+        "as Firehose writes them",
+        "as Spark writes them",
+        "day first, the year repeated",
+        "a wildcard leaves each part its digits",
+    ],
 )
 def test_names_of_spans(tmp_path: Path, pattern: str, files: list[str], expected: list[str]) -> None:
     for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = find_spans(load_config(None, [f"data.events='{tmp_path}/{pattern}'"]))
     assert [span.key for span in found] == expected
@@ -69,7 +86,17 @@ def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str
     assert (span.key, list(span.files)) == ("2024-01-01", sorted(wanted))
 
 
-@pytest.mark.parametrize("pattern", ["'log/*.csv'", "'{date}/{span}.csv'", "[log/*.csv, 'log/{date}.csv']"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "'log/*.csv'",
+        "'{date}/{span}.csv'",
+        "[log/*.csv, 'log/{date}.csv']",
+        "[log/{span}.csv, 'log/{date}.csv']",
+        "'{YYYY}/{MM}.csv'",
+        "'{YYYY}/{MM}/{DD}/{span}.csv'",
+    ],
+)
 def test_a_pattern_without_one_placeholder_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"must name spans: put \{date\}"):
         find_spans(load_config(None, [f"data.events={pattern}"]))
@@ -94,10 +121,10 @@ def test_slashes_that_a_variable_doubles_lose_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["2019/10/01", "year=2019/month=10/day=01"])
 def test_dates_in_several_directories_have_their_remedy(folder: str, tmp_path: Path) -> None:
-    """As Firehose and Hive write them: nothing is said of dates where spans are numbers."""
+    """Nothing is said of dates where spans are numbers."""
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "a.csv").touch()
-    said = "{date} stands for a date, 2024-05-31 or 20240531, not for 2024/05/31 or year=2024/month=05/day=31"
+    said = "dates are found by {date} (2024-05-31 or 20240531) or {YYYY}, {MM}, {DD} (2024/05/31, month=5/day=31)"
     for name, is_said in (("date", True), ("span", False)):
         with pytest.raises(ValueError, match="has no complete span") as caught:
             find_window(load_config(None, [f"data.events='{tmp_path}/{{{name}}}/*.csv'"]))

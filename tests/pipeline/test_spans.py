@@ -63,9 +63,16 @@ def test_a_dated_span_is_complete_when_its_day_is_over(log: Path) -> None:
     assert keys(config_of(log), until="2024-01-02") == ["2024-01-01", "2024-01-02"]
 
 
-def test_a_marker_decides_where_there_is_one(log: Path) -> None:
+@pytest.mark.parametrize("day", ["{date}", "{YYYY}-{MM}-{DD}"])
+def test_a_marker_decides_where_there_is_one(day: str, log: Path) -> None:
     (log / "2024-01-02" / "_SUCCESS").touch()
-    assert keys(config_of(log, f"retrain.complete_marker='{log}/{{date}}/_SUCCESS'")) == ["2024-01-02"]
+    assert keys(config_of(log, f"retrain.complete_marker='{log}/{day}/_SUCCESS'")) == ["2024-01-02"]
+
+
+@pytest.mark.parametrize("marker", ["_SUCCESS", "{span}/_SUCCESS", "{YYYY}/_SUCCESS"])
+def test_a_marker_that_names_no_date_is_refused(marker: str, log: Path) -> None:
+    with pytest.raises(ValueError, match=rf"complete_marker='{marker}' must name spans.*: put \{{date\}} \(2024"):
+        keys(config_of(log, f"retrain.complete_marker='{marker}'"))
 
 
 def test_a_feed_that_is_late_is_named(log: Path, caplog: pytest.LogCaptureFixture) -> None:
