@@ -77,7 +77,11 @@ class RestTransport:
     ) -> dict[str, np.ndarray]:
         body = {"signature_name": signature, "inputs": {name: _plain(value) for name, value in inputs.items()}}
         answer = self._asked("POST", f"{_path(target)}:predict", timeout, json.dumps(body))
-        return {name: _array(value) for name, value in answer["outputs"].items()}
+        outputs = answer.get("outputs")
+        if not isinstance(outputs, dict):
+            message = f"{self._url} answers without outputs by name, so not in TF Serving's form: check the URL"
+            raise RetrievalError(Code.UNKNOWN, message)
+        return {name: _array(value) for name, value in outputs.items()}
 
     def close(self) -> None:
         self._session.close()

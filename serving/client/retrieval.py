@@ -329,7 +329,8 @@ def _is_none_of_each(spec: Input, value: Any, rows: int) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    is_single = isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0  # a NumPy array of no dimension
+    return isinstance(value, Iterable) and not is_single
 
 
 def _cast(spec: Input, values: np.ndarray) -> np.ndarray:

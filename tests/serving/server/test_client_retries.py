@@ -1,11 +1,13 @@
 """What a client asks again, by a clock of the test's own."""
 
+import contextlib
 import time
 
 import numpy as np
 import pytest
 
 from serving.client import RetrievalClient, RetrievalError
+from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, Target
 from tests.serving.server.answering import Answering, answering
 from tests.serving.server.test_client import Recorded
@@ -80,4 +82,17 @@ def test_metadata_of_another_form_are_no_answer_of_a_server(metadata):
     expected = pytest.raises(RetrievalError, match="metadata that is not in TF Serving's form")
     with answering(Other) as url, RetrievalClient.rest(url, "dnc") as client, expected as refused:
         client.recommend([["i1"]])
+    assert not refused.value.is_transient
+
+
+@pytest.mark.parametrize("answer", ["{}", '{"outputs": [[1]]}', '{"predictions": []}'])
+def test_outputs_of_another_form_are_no_answer_of_a_server(answer):
+    class Other(Answering):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.say(200, answer)
+
+    expected = pytest.raises(RetrievalError, match="answers without outputs by name")
+    with answering(Other) as url, contextlib.closing(RestTransport(url, {})) as transport, expected as refused:
+        transport.predict(Target("dnc"), "serving_default", {"history": np.array([[b"i1"]], object)}, 5.0)
     assert not refused.value.is_transient

@@ -69,3 +69,13 @@ def test_none_for_every_user_leaves_it_out(client, users):
 def test_marks_that_are_no_lists_are_refused(client):
     with pytest.raises(ValueError, match="'history_is_context' must hold a list per user; got True"):
         client.recommend([["i1"]], history_is_context=True)
+
+
+def test_an_array_of_no_dimension_is_a_single_value(client):
+    given, as_array = (
+        client.recommend([["i1"], ["i2"]], num_candidates=number, merge=merge)
+        for number, merge in ((3, "quota"), (np.array(3), np.array("quota")))
+    )
+    assert [found.item_ids for found in as_array] == [found.item_ids for found in given]
+    with pytest.raises(ValueError, match="input 'groups' must be a list, or one list per user; got array"):
+        client.recommend([["i1"]], groups=np.array(1))
