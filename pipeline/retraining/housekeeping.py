@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from contracts.artifact import remove_directory
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.serving_labels import labels_or_none, versions_on_disk
@@ -60,7 +61,7 @@ def _keep_only_record(store: Store, run_id: str) -> None:
     run = RetrainRun(store.run(run_id))
     for path in list(run.workdir.path.iterdir()):
         if path.is_dir():
-            _delete(path)
+            remove_directory(path)
         elif path != run.record:
             path.unlink(missing_ok=True)
 
@@ -73,15 +74,19 @@ def make_room(store: Store, run_id: str, span_keys: set[str]) -> None:
     a call with the same input would resume such a run, and it can begin anew. Directories that no retrain has made
     stay: `-s` may name one that holds other `runs/` or `spans/`.
     """
-    for path in store.runs.iterdir() if store.runs.is_dir() else ():
+    for path in _directories(store.runs):
         run = RetrainRun(Workdir(path))
         # A record that cannot be read may be restored. A plan is the first thing that a run writes.
         if path.name != run_id and not run.record.exists() and (run.plan.exists() or _is_staged(path)):
-            _delete(path)
-    for path in store.spans.iterdir() if store.spans.is_dir() else ():
+            remove_directory(path)
+    for path in _directories(store.spans):
         if path.name not in span_keys and (_is_staged(path) or _holds_span(path)):
-            _delete(path)
+            remove_directory(path)
     _delete_half_written(store)
+
+
+def _directories(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
 def _is_staged(path: Path) -> bool:
@@ -92,7 +97,7 @@ def _holds_span(path: Path) -> bool:
     """Whether a directory holds parts of an ingested span, whole or half written."""
     parts = SpanParts(path)
     names = {part.name for part in (parts.events.path, parts.profile, parts.cooccurrences)}
-    return path.is_dir() and any((staging_of(part.name) or part.name) in names for part in path.iterdir())
+    return any((staging_of(part.name) or part.name) in names for part in path.iterdir())
 
 
 def _delete_half_written(store: Store) -> None:
@@ -106,11 +111,3 @@ def _delete_half_written(store: Store) -> None:
             with contextlib.suppress(OSError):  # its owner has renamed it in the meantime
                 if time.time() - path.stat().st_mtime > _LONGEST_WRITE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _delete(path: Path) -> None:
-    """Renames a folder, then deletes it: if the deletion is killed, no manifest may say that the rest is whole."""
-    if path.is_dir():
-        gone = staging_path(path)
-        os.rename(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
