@@ -30,8 +30,9 @@ async def reload_labels(models: Models, config: Any) -> None:
 
     Raises:
         RequestError: INVALID_ARGUMENT or NOT_FOUND, or FAILED_PRECONDITION if a model's directory may not be written,
-            with nothing loaded or changed; FAILED_PRECONDITION if a version of a model cannot be loaded or its file
-            cannot be written: neither that model nor those after it are changed.
+            with nothing loaded or changed; FAILED_PRECONDITION if a version of a model cannot be loaded, or its file
+            cannot be written or has been written by others meanwhile: neither that model nor those after it are
+            changed.
     """
     if not config.HasField("model_config_list") or not config.model_config_list.config:
         raise invalid("the config must have a model_config_list with the models to relabel")
@@ -39,11 +40,14 @@ async def reload_labels(models: Models, config: Any) -> None:
     if repeated := [name for name, times in names.items() if times > 1]:
         raise invalid(f"the config lists {repeated[0]} {names[repeated[0]]} times: list each model only once")
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
-    planned = [(model, await asyncio.to_thread(_labels, model, one)) for model, one in changes]
-    for model, labels in planned:
+    planned = []
+    for model, one in changes:
+        before = await asyncio.to_thread(_written, model.base)  # first: the labels may be checked against it
+        planned.append((model, await asyncio.to_thread(_labels, model, one), before))
+    for model, labels, _ in planned:
         await asyncio.to_thread(_require_writable, model.base, labels)
-    for model, labels in planned:
-        await model.relabel(labels, partial(_write, model.base))
+    for model, labels, before in planned:
+        await model.relabel(labels, partial(_write, model.base, before))
 
 
 def _require_writable(base: Path, labels: ServingLabels | None) -> None:
@@ -54,7 +58,19 @@ def _require_writable(base: Path, labels: ServingLabels | None) -> None:
         raise RequestError(Code.FAILED_PRECONDITION, f"cannot write {base / LABELS_FILE}: {remedy}")
 
 
-def _write(base: Path, labels: ServingLabels | None) -> None:
+def _written(base: Path) -> bytes | None:
+    """What the labels' file holds, be it labels or not; None if there is none."""
+    try:
+        return (base / LABELS_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _write(base: Path, before: bytes | None, labels: ServingLabels | None) -> None:
+    """Writes the labels, unless others, such as `dnc retrain`, have written theirs while versions were loaded."""
+    if _written(base) != before:
+        said = f"{base / LABELS_FILE} has been written meanwhile: look at it, and ask again if the labels should change"
+        raise RequestError(Code.FAILED_PRECONDITION, said)
     if labels is None:
         (base / LABELS_FILE).unlink(missing_ok=True)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from contracts.config import ServerConfig
 from contracts.serving_labels import ServingLabels, read_labels, write_labels
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
+from serving.server.model import ServedModel
 from serving.server.models import Models
 from serving.server.reload import reload_labels
 from tests.contracts.nobody import as_nobody
@@ -70,3 +72,18 @@ def test_a_reload_needs_a_base_path_that_can_be_written(base):
     base.chmod(0o755)
     assert reload(base, version_labels={"stable": 2}) is None
     assert read_labels(base) == ServingLabels(stable=2)
+
+
+@pytest.mark.parametrize("asked", [{"version_labels": {"stable": 2}}, {}], ids=str)
+def test_labels_that_are_written_while_versions_load_stay(asked, base, monkeypatch):
+    """As by a retrain that pushes, or by somebody who rolls back in a hurry."""
+    canaries, load = itertools.cycle([1, 2]), ServedModel._load
+
+    async def written_meanwhile(model: ServedModel, number: int) -> bool:
+        write_labels(base, ServingLabels(stable=1, canary=next(canaries)))
+        return await load(model, number)
+
+    monkeypatch.setattr(ServedModel, "_load", written_meanwhile)
+    assert reload(base, **asked) == Code.FAILED_PRECONDITION
+    labels = read_labels(base)
+    assert labels is not None and labels.stable == 1 and labels.canary is not None
