@@ -24,6 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
 from contracts.storage import staging_of, write_text

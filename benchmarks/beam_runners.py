@@ -24,6 +24,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 
 import beam_jobs  # noqa: F401  (with it, `storage` reads object stores)

@@ -15,7 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
+
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import tensorflow as tf

@@ -17,6 +17,9 @@ import sys
 import time
 from pathlib import Path
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import tensorflow as tf
 

@@ -22,6 +22,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from benchmarks.server import warmup_histories
 from contracts.artifact import write_json
 from contracts.config import Config

@@ -21,11 +21,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 

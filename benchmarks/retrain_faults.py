@@ -31,6 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from contracts import artifact
 from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk

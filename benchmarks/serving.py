@@ -34,6 +34,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import tensorflow as tf
 

@@ -17,6 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from contracts.storage import write_text
 
 _ROOT = Path(__file__).parent.parent

@@ -30,6 +30,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import aiohttp
 import grpc
 import numpy as np

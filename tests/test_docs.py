@@ -5,7 +5,9 @@ import functools
 import importlib.util
 import itertools
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -159,6 +161,23 @@ def test_every_option_of_a_benchmark_says_what_it_is_by_default(module: Path) ->
             assert "help" in told, ast.unparse(call)
             if told.get("default", "[]") not in ("[]", "True"):  # a list begins empty, a flag shows it by its name
                 assert "(default: %(default)s)" in told["help"], ast.unparse(call)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")],
+    ids=lambda path: path.name,
+)
+def test_a_benchmark_can_be_run_as_a_file(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As well as by `python -m`. Python then searches benchmarks/ first, whose serving.py would hide the package."""
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path[1:]])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert (ended.value.code, sys.path[0]) == (0, str(ROOT))
+    assert f"usage: {script.name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", leaves()[1:], ids=lambda command: command.name)
