@@ -51,6 +51,7 @@ setup(
         "tune": ["optuna>=4"],
         "serving": [*TENSORFLOW, "scann==1.4.2", "scipy", "tensorflow-serving-api==2.19.1"],
         "server": ["aiohttp>=3.10", "grpcio", "prometheus-client", "requests>=2", "tenacity"],
+        "benchmarks": ["faiss-cpu>=1.9", "hnswlib>=0.8"],  # what benchmarks.serving also compares with
         "schedule": ["apscheduler>=3.10,<4", "requests>=2", "tenacity"],
     },
     entry_points={"console_scripts": ["dnc = pipeline.cli:main"]},

@@ -159,7 +159,7 @@ def libraries(data: Data, num_candidates: int, recall_target: float) -> dict[str
         try:
             found[name] = build(data, num_candidates, recall_target)
         except ImportError:
-            print(f"{name} is not installed, left out: pip install faiss-cpu hnswlib")
+            print(f"{name} is not installed, left out: .venv/bin/pip install -e '.[benchmarks]'")
     return found
 
 
