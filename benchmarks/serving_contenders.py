@@ -96,7 +96,8 @@ def tfrs_layer(items: np.ndarray, num_leaves: int, point: SearchPoint) -> Any:
 def global_tfrs(data: Data, serving: ServingConfig, path: Path) -> tuple[Any, float]:
     """One index of all items, one vector per user: the least search that reaches the target, as for our groups."""
     num_leaves, asked = leaves_for(len(data.items)), SearchPoint(serving.num_candidates)
-    untuned = scann_ops.searcher_from_module(tfrs_layer(data.items, num_leaves, asked)._serialized_searcher)
+    layer = tfrs_layer(data.items, num_leaves, asked)  # kept: the searcher's index goes with the function that made it
+    untuned = scann_ops.searcher_from_module(layer._serialized_searcher)
     queries = data.global_queries[:TUNING_USERS, 0]
     sample = TuningSample(untuned, queries, queries @ data.items.T)
     (point,) = tuned_searches(sample, [asked.k], num_leaves, serving.recall_target)
