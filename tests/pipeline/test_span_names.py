@@ -92,7 +92,7 @@ def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str
         "'log/*.csv'",
         "'{date}/{span}.csv'",
         "[log/*.csv, 'log/{date}.csv']",
-        "[log/{span}.csv, 'log/{date}.csv']",
+        "['log/{span}.csv', 'log/{date}.csv']",
         "'{YYYY}/{MM}.csv'",
         "'{YYYY}/{MM}/{DD}/{span}.csv'",
     ],
