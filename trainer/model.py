@@ -269,8 +269,10 @@ class TwoTowerModel(tfrs.Model):
     def _history_before(self, batch: WindowBatch, items: tf.Tensor, training: bool) -> tf.Tensor:
         """`_history_tokens` of all events but the last, which is only a target; `items` as in `_vectors`."""
         events, level = batch.item_index[:, :-1], batch.feedback_level[:, :-1]
-        # Without buckets, a history reads the items' candidate embeddings.
-        tokens = items[:, :-1] if self._oov_buckets is None else self._event_tokens(events, training)
+        if self._oov_buckets is not None:
+            tokens = self._event_tokens(events, training)
+        else:  # a history reads the items' candidate embeddings; the gradient of a slice takes ten times a split's
+            tokens, _ = tf.split(items, [tf.shape(events)[1], 1], axis=1)
         return self._marked(tokens, level < self._target_level)  # marks padding, too, which no event sees
 
     def _history_tokens(self, history_index: tf.Tensor) -> tf.Tensor:

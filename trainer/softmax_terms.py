@@ -152,7 +152,8 @@ class SoftmaxTerms:
             center = log_add_exp(own, rows[: tf.size(logit)])
             own, _ = self._of_windows(step, step.windows.scores(conditioned, at), at)
             partition = log_add_exp(own, rows[tf.size(logit) :])
-            draws = step.embeddings[step.candidates.shared_from :]
+            number = tf.shape(step.embeddings)[0]
+            _, draws = tf.split(step.embeddings, [step.candidates.shared_from, number - step.candidates.shared_from])
             of_draws = log_sum_exp_of_products(shared, draws, self._correction_of_others(step))
             everything = log_add_exp(log_add_exp(center, others), of_draws)
         return Softmaxes(
@@ -206,8 +207,11 @@ class SoftmaxTerms:
         """The correction of scores of draws from all groups but the own one, float32 [num_positives, num_shared]."""
         group_of_candidate = repeat(tf.range(self._num_groups), step.candidates.shared_sizes)
         is_own = tf.range(self._num_groups)[:, None] == group_of_candidate
-        of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, step.group)
-        return of_group + shared_correction(step.candidates, step.own_items, step.place[:, 0])
+        # Computed once for each pair of a window and a group of its positives, of which there are few if groups are.
+        pair, place = tf.unique(step.place[:, 0] * self._num_groups + tf.cast(step.group, tf.int64))
+        of_group = tf.gather(tf.cast(is_own, tf.float32) * LEFT_OUT, pair % self._num_groups)
+        of_pair = of_group + shared_correction(step.candidates, step.own_items, pair // self._num_groups)
+        return tf.gather(of_pair, place)
 
     def _own_partition(self, step: _Step, window: tf.Tensor, group: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
         """log-partition of each query's row of candidates, float32 [num_queries].

@@ -40,9 +40,9 @@ class HistoryMeans(tf.keras.layers.Layer):
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
         """float [batch_size, length, dim] -> the same shape; length up to max_length."""
-        of_all = _means(tokens[:, :, : self._dim_of_all], self._shares_of_all)
-        of_recent = _means(tokens[:, :, self._dim_of_all :], self._shares_of_recent)
-        return tokens + tf.constant(self._weights, tokens.dtype) * tf.concat([of_all, of_recent], axis=2)
+        for_all, for_recent = tf.split(tokens, [self._dim_of_all, tokens.shape[2] - self._dim_of_all], axis=2)
+        means = [_means(for_all, self._shares_of_all), _means(for_recent, self._shares_of_recent)]
+        return tokens + tf.constant(self._weights, tokens.dtype) * tf.concat(means, axis=2)
 
 
 def _shares(rates: np.ndarray, max_length: int) -> np.ndarray:
