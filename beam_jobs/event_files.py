@@ -195,13 +195,18 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
             yield from read_csv_batches(path, columns, text)
             return
         with reading(as_path(path)) as copy:
-            row, file = 1, pq.ParquetFile(copy)
+            row, file = 1, open_parquet(copy)
             for record_batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=parquet_columns(file, columns)):
                 table = as_named(pa.Table.from_batches([record_batch]))
                 yield RawBatch(table, np.arange(row, row + table.num_rows))
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path} cannot be read to its end ({error}): get a complete copy, or leave it out") from None
+        raise ValueError(f"{path} cannot be read to its end ({error}): get an intact copy, or leave it out") from None
+
+
+def open_parquet(copy: Path) -> pq.ParquetFile:
+    """Opens a user's file. Pages that were changed are an OSError, where the writer added checksums, as Spark does."""
+    return pq.ParquetFile(copy, page_checksum_verification=True)
 
 
 def parquet_columns(file: pq.ParquetFile, columns: Sequence[str]) -> list[str]:

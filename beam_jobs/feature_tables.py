@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from beam_jobs.arrays import Bool, Float64
 from beam_jobs.column_text import check_ids, is_absent, is_inexact, to_binary, to_numbers, utf8_mask
 from beam_jobs.csv_blocks import is_csv, read_csv_batches
-from beam_jobs.event_files import as_named, check_file, parquet_columns, require_flat
+from beam_jobs.event_files import as_named, check_file, open_parquet, parquet_columns, require_flat
 from beam_jobs.payload import one_array
 from beam_jobs.vector_column import from_matrix, is_list, to_matrix, to_vectors
 from contracts.config import Feature, FeatureTable
@@ -152,7 +151,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
     try:
         if not is_csv(path):
             with reading(as_path(path)) as copy:
-                file = pq.ParquetFile(copy)
+                file = open_parquet(copy)
                 names = parquet_columns(file, columns)
                 schema = pa.schema([file.schema_arrow.field(name) for name in names])
                 # Not all at once: for lists, that takes five times the memory that they fill.
@@ -166,7 +165,7 @@ def _read(source: FeatureTable, columns: list[str], field: str) -> tuple[_FirstR
             bad_rows += block.bad_rows
         return first, bad_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        remedy = "get a complete copy"
+        remedy = "get an intact copy"
         if "lists to be of size" in str(error):
             remedy = "pyarrow cannot read null fixed-size lists: write lists of variable length, or drop those rows"
         raise ValueError(f"{field}.path: {path} cannot be read to its end ({error}): {remedy}") from None

@@ -62,6 +62,19 @@ def test_a_table_of_unreadable_rows_alone_stops_the_run(tmp_path: Path) -> None:
         list(feature_statistics(DataConfig.model_validate({"item_features": table})))
 
 
+def test_a_changed_byte_is_found_by_the_checksum_of_its_page(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    columns = pa.table({"id": ["i1", "i2"], "brand": ["acme", "apex"]})
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(columns, path, **options, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"acme", b"acne"))
+    table = FeatureTable.model_validate(
+        {"path": str(path), "id": "id", "features": [{"name": "brand", "kind": "categorical"}]}
+    )
+    with pytest.raises(ValueError, match=r"data\.item_features\.path: .*checksum.*: get an intact copy"):
+        feature_tables.read_feature_table(table, "data.item_features")
+
+
 def test_cells_of_a_feature_called_rows_are_told_from_rows(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("id,rows\ni1,many\ni2,3\ni3\n")
     table = {"path": str(tmp_path / "items.csv"), "id": "id", "features": [{"name": "rows", "kind": "numeric"}]}

@@ -91,6 +91,13 @@ def _truncated_parquet(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def _changed_parquet(path: Path) -> None:
+    """With a changed byte of an id, which only the page's checksum tells from the id."""
+    columns = {"user_id": [f"u{row}" for row in range(999)], "item_id": ["a"] * 999, "timestamp": [1] * 999}
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace(b"u500", b"u5x0"))
+
+
 def _cut_gzip(path: Path) -> None:
     rng = np.random.default_rng(0)
     body = "".join(f"{u},{u},{u}\n" for u in rng.integers(0, 10**9, 300_000))
@@ -101,7 +108,8 @@ def _cut_gzip(path: Path) -> None:
 # name -> (file name, writer, what the message must hold)
 UNUSABLE = {
     "truncated Parquet": ("log.parquet", _truncated_parquet, ["log.parquet", "cannot be read"]),
-    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "complete copy"]),
+    "changed Parquet": ("log.parquet", _changed_parquet, ["log.parquet", "checksum", "intact copy"]),
+    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "intact copy"]),
     "not gzip": ("log.csv.gz", lambda p: p.write_bytes(b"u,a,1"), ["log.csv.gz", "cannot be read"]),
     "empty file": ("log.csv", lambda p: p.write_bytes(b""), ["log.csv", "no header"]),
     "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
