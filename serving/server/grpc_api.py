@@ -1,4 +1,4 @@
-"""gRPC: TF Serving's PredictionService and ModelService."""
+"""gRPC: TF Serving's PredictionService and ModelService, and gRPC's standard health check."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf import wrappers_pb2
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
+    model_pb2,
     predict_pb2,
 )
 
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 _Method = Callable[[Any, float | None], Awaitable[Any]]
 """A request and the seconds left until the client's deadline -> the response; raises RequestError."""
 _MODEL_SERVICE = "tensorflow.serving.ModelService"
+_SERVING, _NOT_SERVING = 1, 2
+"""Values of grpc.health.v1's ServingStatus."""
 _QUEUES_UNREAD, _LEAST_UNREAD = 4, 2**15
 """How many full queues of requests, and at least how many requests, may arrive while the loop is busy: gRPC answers
 any more itself, with CANCELLED and no reason, whereas the queue says RESOURCE_EXHAUSTED. gRPC's default limit is
@@ -57,6 +61,8 @@ class GrpcApi:
                 "GetModelStatus": (get_model_status_pb2.GetModelStatusRequest, self._status),
                 "HandleReloadConfigRequest": (model_management_pb2.ReloadConfigRequest, self._reload),
             },
+            # Its messages are one string and one enum; these wrappers are the same on the wire.
+            "grpc.health.v1.Health": {"Check": (wrappers_pb2.StringValue, self._health)},
         }
         return [
             grpc.method_handlers_generic_handler(
@@ -96,6 +102,17 @@ class GrpcApi:
         # A load may take longer than the caller waits: if every call started it anew, it would never finish.
         await asyncio.shield(reload_labels(self._models, request.config))
         return model_management_pb2.ReloadConfigResponse()
+
+    async def _health(self, request: Any, seconds_left: float | None) -> Any:
+        """Whether the model that the request names has a version that answers; if it names none, whether all have."""
+        try:
+            if request.value:
+                self._models.model(model_pb2.ModelSpec(name=request.value)).require()
+            else:
+                self._models.require_all()
+        except ValueError:
+            return wrappers_pb2.Int32Value(value=_NOT_SERVING)
+        return wrappers_pb2.Int32Value(value=_SERVING)
 
 
 async def start_grpc(models: Models, metrics: Metrics, config: ServerConfig) -> tuple[Any, int]:

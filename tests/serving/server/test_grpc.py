@@ -1,9 +1,12 @@
 """The official stubs against the server, answers against the session's own."""
 
+import asyncio
+
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import wrappers_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -12,9 +15,13 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from contracts.config import ServerConfig
 from contracts.names import Request, Response, Signature
 from serving.servable_session import request_inputs
 from serving.server.errors import Code
+from serving.server.grpc_api import GrpcApi
+from serving.server.metrics import Metrics
+from serving.server.models import Models
 
 AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
 
@@ -202,6 +209,27 @@ def test_odd_but_allowed_requests_are_answered(predict, session, trained):
     inputs[Request.NUM_CANDIDATES] = np.array([2**31 - 1, 3, 3, -5], np.int32)
     answer = arrays(predict.Predict(request(inputs)))
     assert_same(answer, session.predict(Signature.SERVING_DEFAULT, inputs))
+
+
+def test_the_standard_health_check_tells_who_answers(server):
+    """In bytes, as the specification has them: a request is the string 1, a response the enum 1 with SERVING = 1."""
+    with server.channel() as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert check(b"") == check(b"\x0a\x03dnc") == check(b"\x0a\x09dnc_exact") == b"\x08\x01"
+        with pytest.raises(grpc.RpcError) as raised:
+            check(b"\x0a\x06nobody")
+        assert raised.value.code() == Code.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as raised:
+            next(channel.unary_stream("/grpc.health.v1.Health/Watch")(b""))
+        assert raised.value.code() == Code.UNIMPLEMENTED
+
+
+def test_a_model_without_a_version_is_not_serving(tmp_path):
+    async def ask(name: str) -> int:
+        api = GrpcApi(Models({"dnc": tmp_path}, ServerConfig(), Metrics(["dnc"])), Metrics(["dnc"]), 1)
+        return (await api._health(wrappers_pb2.StringValue(value=name), None)).value
+
+    assert [asyncio.run(ask(name)) for name in ("", "dnc")] == [2, 2]
 
 
 def test_other_methods_are_unimplemented(predict):
