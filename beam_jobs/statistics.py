@@ -91,6 +91,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
             item_table=items.counts,
             user_table=users.counts,
             popularity_exponent=config.windows.popularity_exponent,
+            counts_of_events=events.counts,
         )
         writer.files = [staged.items.name, staged.users.name, staged.item_vocabulary.name, staged.user_vocabulary.name]
         log.info("statistics: %s", ", ".join(f"{count:,} {name}" for name, count in writer.counts.items()))

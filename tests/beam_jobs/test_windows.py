@@ -376,6 +376,19 @@ def test_statistics_of_other_events_are_refused(tmp_path: Path, column: str) -> 
         windows.run(config, workdir, "f")
 
 
+def test_statistics_of_another_split_are_refused(tmp_path: Path) -> None:
+    """All ids are known, but not as often as they were counted: test events would be among training's counts."""
+    log, workdir = community_log(tmp_path / "log.parquet"), Workdir(tmp_path / "run")
+    config = make_config(log)
+    for job in (ingest, statistics, groups):
+        job.run(config, workdir, "f")
+    times = sorted(pq.read_table(log)["timestamp"].to_pylist())
+    split = {"protocol": "time", "validation_start": times[-200], "test_start": times[-100]}
+    ingest.run(make_config(log, split=split), workdir, "f")
+    with pytest.raises(ValueError, match=r"holds other events than .*: run statistics and all later stages again"):
+        windows.run(config, workdir, "f")
+
+
 def test_a_changed_number_of_shards_leaves_none_of_the_old_ones(tmp_path: Path) -> None:
     log, workdir, trained = community_log(tmp_path / "log.parquet"), Workdir(tmp_path / "run"), []
     for buckets in (5, 2):
