@@ -50,6 +50,7 @@ NAIVE_JOBS = {"ingest": "ingest, naive", "statistics": "statistics, naive", "emb
 NAIVE_ASSIGN, NAIVE_ASSIGN_ITEMS = "assignment, naive", 100_000
 WRITTEN = ("train_windows", "train_positives", "validation_users", "validation_targets", "test_users", "test_targets")
 """Counts in which the product's windows and the naive job's must agree."""
+FEWEST_ROWS = 10_000
 MOST_DIFFERENT = 1e-3
 """Share of a naive job's numbers that may differ: a user with two events in one second may be split elsewhere, and
 distances are rounded."""
@@ -90,6 +91,8 @@ def main() -> None:
     parser.add_argument("--json", type=json_file, help="also write the result here, and the table beside it as .md")
     parser.add_argument("--one", nargs=2, metavar=("JOB", "WORKDIR"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if min(arguments.rows, arguments.naive_rows or arguments.rows) < FEWEST_ROWS:
+        parser.error(f"--rows and --naive-rows must be {FEWEST_ROWS:,} or more: a shorter log lacks items of its table")
     if arguments.one:
         print(json.dumps(dataclasses.asdict(measure(arguments.one[0], Workdir(Path(arguments.one[1]))))))
         return
@@ -113,7 +116,6 @@ def main() -> None:
     text = f"# The Beam side on {result['machine']}, {result['date']}\n\n" + "\n".join(tables) + "\n" + in_words(result)
     print(text)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         details = {**result, "jobs": [dataclasses.asdict(job) for job in measured.values()]}
         details["assignment"] = [dataclasses.asdict(job) for job in assignment.values()]
         details["compared"] = [dataclasses.asdict(job) for job in compared.values()]

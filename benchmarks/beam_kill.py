@@ -30,6 +30,7 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 from contracts.artifact import MANIFEST_NAME, read_manifest
 from contracts.layout import Workdir
 from contracts.storage import staging_of, write_text
+from pipeline.benchmark_table import output_file
 
 ROOT = Path(__file__).parents[1]
 DNC = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -155,7 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chains", type=int, default=4, help="runs killed once in each job (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: %(default)s)")
-    parser.add_argument("--markdown", type=Path, help="write the log here")
+    parser.add_argument("--markdown", type=output_file, help="write the log here")
     arguments = parser.parse_args()
     moments, done, differ = random.Random(arguments.seed), [], 0
     with tempfile.TemporaryDirectory() as name:

@@ -35,6 +35,7 @@ from contracts.artifact import current, read_manifest
 from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Events, Workdir
+from pipeline.benchmark_table import output_file
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 ROOT = Path(__file__).parents[1]
@@ -255,7 +256,7 @@ def main() -> None:
     """Prints a table of hashes, and writes it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--s3", action="store_true", help="again with log and workdir in an S3 server")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--markdown", type=output_file, help="write the table here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         runs = all_runs(Path(name), s3=arguments.s3)

@@ -20,6 +20,7 @@ from contracts.artifact import read_manifest
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.storage import write_text
+from pipeline.benchmark_table import output_file
 
 SWEEP = (5, 10, 20, 50, 100)
 TITLES = 4
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="a run whose groups stage is done")
     parser.add_argument("--title", required=True, help="of the data set, for the heading")
-    parser.add_argument("--markdown", type=Path, required=True, help="file to write")
+    parser.add_argument("--markdown", type=output_file, required=True, help="file to write")
     arguments = parser.parse_args()
     workdir = Workdir(arguments.workdir)
     config, artifact = load_config(workdir.config), workdir.item_groups

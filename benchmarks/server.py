@@ -68,7 +68,7 @@ class Served:
 def served(base: Path, *settings: str) -> Iterator[Served]:
     """Runs a server of the versions below `base`, with further `server.*` settings."""
     flags = [flag for setting in ("grpc_port=0", "rest_port=0", *settings) for flag in ("--set", f"server.{setting}")]
-    command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base}", *flags]
+    command = [sys.executable, "-m", "pipeline.cli", "serve", "--model", f"dnc={base.resolve()}", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout

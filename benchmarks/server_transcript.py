@@ -34,6 +34,7 @@ from benchmarks.servable_of_size import make_servable
 from benchmarks.server import Served, served
 from benchmarks.soak import copy_version
 from contracts.storage import write_text
+from pipeline.benchmark_table import output_file
 
 LONGEST = 1_200
 PREDICT = "/v1/models/dnc:predict"
@@ -120,7 +121,7 @@ def stubs(server: Served) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="Markdown file; default: only print")
+    parser.add_argument("--out", type=output_file, help="Markdown file; default: only print")
     arguments = parser.parse_args()
     if not shutil.which("curl"):
         sys.exit("server_transcript needs curl; install it")

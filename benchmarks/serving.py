@@ -18,7 +18,8 @@ batch, for each contender against exact search by its own rule (its vectors, its
 users one by one. Load time and memory are those of the servable's indexes in a fresh process.
 --json PATH also writes PATH's .md and .png; the last line is JSON. Compare ratios of one run, not times of two.
 
-The second command shows where the time of a real servable goes: towers against search and merge.
+The second command shows where the time of a real servable goes: the towers, ScaNN's searches (by an op trace; `exact`
+has no such ops), and the merge with all the rest. With --json it writes no plot.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Corpus, RowControls, exact_selection
 from serving.index_set import ScannIndexSet
 from serving.servable_session import ServableSession
+from serving.signature_spec import SignatureSpec
 from serving.warmup import read_warmup
 
 _WARM_UP_CALLS = 3
@@ -70,6 +72,8 @@ what the other one needs."""
 _FEWEST_CALLS = 6
 _FEWEST_TURNS = 8
 _RECALL_USERS = 64
+_SEARCH = "ScannSearchBatched"
+"""Part of the label of the ops that search."""
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -238,7 +242,7 @@ def plot(times: Mapping[int, Mapping[str, float]], recall: Mapping[str, float], 
 
 
 def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Medians of a servable's whole answer and of its towers alone, on its own warm-up requests."""
+    """Medians of a servable's whole answer and its shares: towers, search and the rest, on its own warm-up requests."""
     _, request = list(read_warmup(servable))[-1]
     line: dict[str, Any] = {}
     with ServableSession(servable, num_threads=1) as session:
@@ -261,10 +265,37 @@ def shares(servable: Path, batch_sizes: Sequence[int], seconds: float) -> dict[s
                 rounds += 1
             whole, towers = (float(np.median(times[name])) * 1e6 for name in list(asked)[:2])
             line[f"b{size}_us"], line[f"b{size}_towers_share"] = round(whole), round(towers / whole, 3)
+            if search := search_microseconds(session, fed):
+                line[f"b{size}_search_share"] = round(search / whole, 3)
+                line[f"b{size}_merge_share"] = round(1 - (towers + search) / whole, 3)
             for name in ("quota", "no history"):
                 line[f"b{size}_{name.replace(' ', '_')}_us"] = round(float(np.median(times[name])) * 1e6)
-            print(f"batch {size:3}: {whole:9,.0f} µs, towers {towers:9,.0f}, search and merge {whole - towers:9,.0f}")
     return line
+
+
+def search_microseconds(session: ServableSession, request: Mapping[str, np.ndarray]) -> float:
+    """The median time in ScaNN's ops, by TensorFlow's own trace; 0 without such ops, as in `exact`."""
+    spec = SignatureSpec(Signature.SERVING_DEFAULT, session.signatures[Signature.SERVING_DEFAULT])
+    fed = {spec.inputs[name].tensor: value for name, value in request.items()}
+    traced = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.SOFTWARE_TRACE)
+    times = []
+    for _ in range(_WARM_UP_CALLS + 10):
+        found = tf.compat.v1.RunMetadata()
+        session._session.run(spec.outputs, fed, options=traced, run_metadata=found)
+        nodes = [node for device in found.step_stats.dev_stats for node in device.node_stats]
+        times.append(sum(n.op_end_rel_nanos - n.op_start_rel_nanos for n in nodes if _SEARCH in n.timeline_label) / 1e3)
+    return float(np.median(times[_WARM_UP_CALLS:]))
+
+
+def table_of_shares(line: Mapping[str, Any], batch_sizes: Sequence[int]) -> str:
+    """Markdown: a row per batch size."""
+    names = ("us", "towers_share", "search_share", "merge_share", "quota_us", "no_history_us")
+    titles = ("µs", "towers", "search", "merge and the rest", "by quota, µs", "without a history, µs")
+    lines = ["| batch | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for size in batch_sizes:
+        cells = [line.get(f"b{size}_{name}", "") for name in names]
+        lines.append("| " + " | ".join(f"{cell:,}" if cell != "" else "" for cell in (size, *cells)) + " |")
+    return "\n".join(lines)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -297,11 +328,15 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if "exact_b1_gb_per_s" in line:
         line["exact_b1_vs_bandwidth"] = round(line["exact_b1_gb_per_s"] * 1e9 / bandwidth, 3)
     if arguments.json:
-        title = f"# Serving, {arguments.items:,} items, {arguments.groups} groups, M = {arguments.candidates}\n\n"
-        command = f"`{shlex.join(['python', '-m', 'benchmarks.serving', *sys.argv[1:]])}`"
-        write_text(arguments.json.with_suffix(".md"), f"{title}{command}\n\n{shown}\n")
+        title = f"Serving, {arguments.items:,} items, {arguments.groups} groups, M = {arguments.candidates}"
+        write_markdown(arguments.json, title, shown)
         plot(times, recall, arguments.json.with_suffix(".png"))
     return line
+
+
+def write_markdown(json_path: Path, title: str, shown: str) -> None:
+    command = f"`{shlex.join(['python', '-m', 'benchmarks.serving', *sys.argv[1:]])}`"
+    write_text(json_path.with_suffix(".md"), f"# {title}\n\n{command}\n\n{shown}\n")
 
 
 def main() -> None:
@@ -330,7 +365,11 @@ def main() -> None:
         help="cpu: on a machine that is shared (default: %(default)s)",
     )
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")
-    parser.add_argument("--json", type=json_file, help="also write the last line here, a table and a plot beside it")
+    parser.add_argument(
+        "--json",
+        type=json_file,
+        help="also write the last line here, a table and, without --servable, a plot beside it",
+    )
     arguments = parser.parse_args()
     if not arguments.servable and arguments.items < arguments.candidates:
         parser.error(f"--items {arguments.items} must be --candidates {arguments.candidates} or more")
@@ -339,6 +378,10 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if arguments.servable:
         line = shares(arguments.servable, arguments.batches, arguments.seconds)
+        shown = table_of_shares(line, arguments.batches)
+        print(shown)
+        if arguments.json:
+            write_markdown(arguments.json, f"An answer of {arguments.servable}, and the shares of its parts", shown)
     else:
         line = compare(arguments)
     text = json.dumps(line)

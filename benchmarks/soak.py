@@ -40,6 +40,7 @@ import numpy as np
 from benchmarks.servable_of_size import make_servable
 from benchmarks.server import BATCH, METHOD, Served, as_bytes, make_requests, served
 from contracts.storage import write_text
+from pipeline.benchmark_table import output_file
 
 REST_SHARE = 0.05
 LOAD = 0.8
@@ -231,7 +232,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=20_000, help="of the servable (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=16, help="of the servable (default: %(default)s)")
     parser.add_argument("--candidates", type=int, default=200, help="M, the length of a list (default: %(default)s)")
-    parser.add_argument("--log", type=Path, help="also write what is printed here")
+    parser.add_argument("--log", type=output_file, help="also write what is printed here")
     arguments = parser.parse_args()
     lines = ["python -m benchmarks.soak " + " ".join(sys.argv[1:])]
 

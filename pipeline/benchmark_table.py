@@ -22,14 +22,28 @@ Cell = dict[str, float]
 
 
 def json_file(name: str | Path) -> Path:
-    """The path of a JSON file; the Markdown table beside it differs only in the suffix.
+    """The path of a JSON file, in a directory that exists; the Markdown table beside it differs only in the suffix.
 
     Raises:
-        ValueError: the name does not end in .json.
+        ValueError: the name does not end in .json, or its directory cannot be made.
     """
     if Path(name).suffix != ".json":
         raise ValueError(f"--json {name} must end in .json: the Markdown table beside it ends in .md")
-    return Path(name)
+    return output_file(name)
+
+
+def output_file(name: str | Path) -> Path:
+    """The path of a file to write, in a directory that exists: better to find out before hours of measuring than after.
+
+    Raises:
+        ValueError: the directory cannot be made.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path}: its directory cannot be made ({error.strerror})") from None
+    return path
 
 
 def write_tables(
