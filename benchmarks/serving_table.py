@@ -3,7 +3,7 @@
     python -m benchmarks.serving_table --out benchmarks/results
 
 Runs `benchmarks.serving` for every N of --items and K of --groups, each in its own process, and writes serving.json (a
-line per run), serving.md and serving.png (recall against latency, a panel per run) to --out.
+list of what each run says), serving.md and serving.png (recall against latency, a panel per run) to --out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 if not __package__:  # run as a file, beside which Python would find serving.py in place of the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from contracts.artifact import write_json
 from contracts.storage import write_text
 
 _ROOT = Path(__file__).parent.parent
@@ -142,8 +143,7 @@ def main() -> None:
     command = f"`python -m benchmarks.serving_table {' '.join(sys.argv[1:])}`".replace(" `", "`")
     title = "# Serving: times against one global index, M = 640, d = 64, one thread\n\n"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_text(arguments.out / "serving.json", text)
+    write_json(arguments.out / "serving.json", lines)
     note = (
         f"{command}, {time.perf_counter() - started:.0f} s. Columns b1, b8, b64: time / global index at that batch. "
         "Read times beside recall, each contender's by its own rule: TFRS' layers are asked for M / K a group and find "

@@ -73,9 +73,9 @@ def run(config: Path | None, overrides: tuple[str, ...], workdir: Path, first: s
     from pipeline.runner import run_stages
 
     resolved = load_config(config, overrides)
-    click.echo(dump_changes(resolved), err=True)
-    # Beam's workers may have another working directory.
-    results = run_stages(STAGES, resolved, Workdir(workdir.absolute()), first, last)
+    run_of = Workdir(workdir.absolute())  # Beam's workers may have another working directory
+    click.echo(f"{dump_changes(resolved)}# all settings, defaults included: {run_of.config}\n", err=True)
+    results = run_stages(STAGES, resolved, run_of, first, last)
     print_report(resolved, Workdir(workdir), results, Console())
 
 

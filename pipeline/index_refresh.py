@@ -53,12 +53,18 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
         trained: the run that holds the model. It is not changed.
 
     Raises:
-        ValueError: a stage refused its input; the model does not fit; clients of the last version would break.
+        ValueError: `workdir` holds a trained run; a stage refused its input; the model does not fit; clients of the last
+            version would break.
     """
     if trained.path.resolve() == workdir.path.resolve():
         raise ValueError(
             f"-w and --model both name {workdir.path}: an index refresh reads a trained run and must write to another "
             "one"
+        )
+    if workdir.metrics.exists():
+        raise ValueError(
+            f"-w {workdir.path} holds a trained run, in place of whose model an index refresh would put that of "
+            f"{trained.path}: name another directory"
         )
     artifact.require_this_version(trained.model(MAIN_MODEL).path)
     run_stages(_stages(trained), _continuing(config, trained), workdir)

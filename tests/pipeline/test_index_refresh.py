@@ -106,6 +106,15 @@ def test_another_model_of_the_same_weights_is_refused_before_a_stage_runs(
         index_refresh.refresh_index(Config(), today, trained)
 
 
+def test_a_trained_run_keeps_its_model(trained: Workdir) -> None:
+    """Its metrics were not measured on another."""
+    other = Workdir(trained.path.with_name("other"))
+    other.evaluation.mkdir(parents=True)
+    other.metrics.write_text("{}")
+    with pytest.raises(ValueError, match=r"-w .*other holds a trained run, in place of whose model .*mine: name"):
+        index_refresh.refresh_index(Config(), other, trained)
+
+
 @pytest.mark.parametrize(
     ("features", "said"),
     [
