@@ -30,7 +30,8 @@ from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
+from pipeline.benchmark_table import json_file
 from pipeline.retraining.housekeeping import retain
 from pipeline.retraining.publish import publish, set_stable
 from serving.client.retrieval import RetrievalClient
@@ -98,7 +99,7 @@ def main() -> None:
         "--pushes", type=int, default=30, help="versions to push, one after the other (default: %(default)s)"
     )
     parser.add_argument("--rollbacks", type=int, default=5, help="among them, evenly spread (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--json", type=json_file, help="also write the result here")
     arguments = parser.parse_args()
     config = load_config(None, ["serving.indexes=[scann]", "retrain.keep_versions=3"])
     histories = warmup_histories(arguments.servable)
@@ -122,7 +123,6 @@ def main() -> None:
             server.terminate()
             server.wait()
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.json, result | {"failures": load.failures[:10]})
     print(json.dumps(result))
 
@@ -136,18 +136,21 @@ def push_and_roll_back(
         client.start()
     every, rolled = max(1, pushes // max(rollbacks, 1)), 0
     started = time.monotonic()
-    for version in range(2, pushes + 2):
-        publish([NAME], store, source, source.servable(NAME) / "1", version, version - 1, held=False)
-        wait_for(load.address, version, load.histories[0])
-        if version % every == 0 and rolled < rollbacks:
-            for number in (version - 1, version):
-                set_stable(store, number)
-                wait_for(load.address, number, load.histories[0])
-            rolled += 1
-        retain(config, store)
-    stop.set()
-    for client in clients:
-        client.join()
+    try:
+        for version in range(2, pushes + 2):
+            RetrainRun(source).push.unlink()  # as if by another run: none is pushed twice
+            publish([NAME], store, source, source.servable(NAME) / "1", version, version - 1, held=False)
+            wait_for(load.address, version, load.histories[0])
+            if version % every == 0 and rolled < rollbacks:
+                for number in (version - 1, version):
+                    set_stable(store, number)
+                    wait_for(load.address, number, load.histories[0])
+                rolled += 1
+            retain(config, store)
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
     return {
         "pushes": pushes,
         "rollbacks": rolled,

@@ -53,8 +53,8 @@ def refresh_index(config: Config, workdir: Workdir, trained: Workdir) -> Refresh
         trained: the run that holds the model. It is not changed.
 
     Raises:
-        ValueError: `workdir` holds a trained run; a stage refused its input; the model does not fit; clients of the last
-            version would break.
+        ValueError: `workdir` holds a trained run; a stage refused its input; the model does not fit; clients of the
+            last version would break.
     """
     if trained.path.resolve() == workdir.path.resolve():
         raise ValueError(
