@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within an op (default: %(default)s)")
     parser.add_argument("--json", type=json_file, help="also write the last line here, and a table beside it as .md")
     arguments = parser.parse_args()
+    if arguments.items < max(KS):
+        parser.error(f"--items {arguments.items} must be {max(KS)}, the largest k, or more")
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     rng = np.random.default_rng(0)
     items = rng.integers(-4, 5, (arguments.items, DIM)).astype(np.float32)

@@ -3,9 +3,9 @@
     python -m benchmarks.retrain_days [--log drifting|kuairand] [--path DIR] [--days N] [--replay N] [--compare N]
                                       [--work DIR [--stop-after N]]
 
-The first model is trained from scratch on `retrain.window_spans` days. Then every day is one call of `dnc retrain`, in
-its own process, from yesterday's store. On `--compare` days, spread evenly, the day is also retrained in copies of that
-morning's store
+The first model is trained from scratch on `retrain.window_spans` days, or on half of a log that has no more. Then every
+day is one call of `dnc retrain`, in its own process, from yesterday's store. On `--compare` days, spread evenly, the
+day is also retrained in copies of that morning's store
 - from scratch (retrain.warm_start=false): fresh weights, the config's own budget of epochs and early stopping;
 - with groups fitted anew (groups.refit_drift=0) instead of kept.
 Recall@100 is that of the exported servable on the test users of the newest day, whom no arm has seen; the ratio's
@@ -58,6 +58,9 @@ from pipeline.benchmark_table import json_file
 from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans
 
+DAYS = {"drifting": 30, "kuairand": 14}
+"""Days of each log by default."""
+FEWEST_DAYS = 3
 ARMS = {"scratch": ["retrain.warm_start=false"], "refitted": ["groups.refit_drift=0"]}
 """The settings that the arms beside the warm one change."""
 
@@ -102,6 +105,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--log kuairand needs --path, the directory of the data set")
     if arguments.stop_after is not None and arguments.work is None:
         parser.error("--stop-after needs --work, where the next call finds what this one left")
+    if arguments.path is not None and not arguments.path.is_dir():
+        parser.error(f"--path {arguments.path} is no directory")
+    arguments.days = DAYS[arguments.log] if arguments.days is None else arguments.days
+    if arguments.days < FEWEST_DAYS:
+        parser.error(f"--days {arguments.days} must be {FEWEST_DAYS} or more: two for the first model, one to retrain")
     return arguments
 
 
@@ -112,9 +120,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     history: dict[str, Any] = {}
     days: list[Day] = []
     if arguments.log == "kuairand":
-        config = lay_out_kuairand(arguments.path, folder / "log", arguments.days or 14, arguments.overrides)
+        config = lay_out_kuairand(arguments.path, folder / "log", arguments.days, arguments.overrides)
     else:
-        log = DriftingLog(arguments.days or 30, arguments.users, arguments.users // 4)
+        log = DriftingLog(arguments.days, arguments.users, arguments.users // 4)
         config = lay_out_drifting(folder / "log", log, [*PRODUCT_MODEL, *arguments.overrides])
 
     def write() -> None:
@@ -146,7 +154,6 @@ def history_grows(folder: Path, users: int, overrides: list[str]) -> dict[str, A
 
 def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history: dict[str, Any]) -> None:
     """Writes the results so far: JSON, and beside it a table and a plot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     details = {"log": log, "result": result, "history": history, "days": [day.as_json() for day in days]}
     write_json(path, details)
     write_text(path.with_suffix(".md"), as_table(log, days, result, history))
@@ -155,9 +162,13 @@ def save(path: Path, log: str, days: list[Day], result: dict[str, Any], history:
 
 def replay(config: Config, folder: Path, parts: Parts, num_days: int | None, num_compared: int) -> Iterator[Day]:
     """Retrains the last `num_days` days warm, and `num_compared` of them with the other arms, too."""
-    spans = find_spans(config)
+    spans, window = find_spans(config), config.retrain.window_spans
+    if len(spans) <= window:
+        window = max(2, len(spans) // 2)
+        print(f"the first model takes retrain.window_spans={window} of the log's {len(spans)} days", flush=True)
+        config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"window_spans": window})})
     store, path = Store(folder / "warm"), dump(config, folder)
-    first = max(config.retrain.window_spans - 1, len(spans) - num_days - 1 if num_days else 0)
+    first = max(window - 1, len(spans) - num_days - 1 if num_days else 0)
     begun = parts.done("first", lambda: begin(path, store, spans[first].key))
     print(f"first model: {begun['seconds']:.1f} s", flush=True)
     rest = spans[first + 1 :]

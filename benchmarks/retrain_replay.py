@@ -34,7 +34,9 @@ from trainer.metrics import bootstrap_changes
 K = 100
 HISTORY_WINDOW = 7
 """The window of configs/retrain.yaml: a user's days in it nearly fill what its model looks back on."""
+ROOT = Path(__file__).parents[1]
 LENIENT = [
+    "retrain.gate.max_recall=1",
     "retrain.gate.max_drop=0.9",
     "retrain.gate.max_group_drop=0.99",
     "retrain.gate.min_group_presence=0",
@@ -163,7 +165,7 @@ def lay_out_drifting(folder: Path, log: DriftingLog, overrides: list[str]) -> Co
     """Generates the log below `folder`, unless it is there; returns the config that reads it."""
     generate(log, folder)
     own = [f"data.events='{folder}/{{date}}/events.parquet'", f"data.item_features.path={folder}/items.csv"]
-    return load_config(Path("configs/retrain.yaml"), [*own, *LENIENT, *overrides])
+    return load_config(ROOT / "configs" / "retrain.yaml", [*own, *LENIENT, *overrides])
 
 
 def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]) -> Config:
@@ -189,7 +191,7 @@ def lay_out_kuairand(source: Path, folder: Path, days: int, overrides: list[str]
         "evaluation.bootstrap_samples=0",
         "retrain.window_spans=7",
     ]
-    return load_config(Path("configs/kuairand.yaml"), [*own, *LENIENT, *overrides])
+    return load_config(ROOT / "configs" / "kuairand.yaml", [*own, *LENIENT, *overrides])
 
 
 def daily_retrain(config: Path, store: Store, day: str, overrides: list[str] | None = None) -> Run:

@@ -262,7 +262,7 @@ def tune(config: Path | None, overrides: tuple[str, ...], workdir: Path, trials:
 
     found = search(load_config(config, overrides), workdir, trials)
     click.echo(f"best of {found.trials} trials: validation recall {found.recall:.4f}")
-    click.echo(f"run it: dnc run -c {found.path} -w WORKDIR")
+    click.echo(f"run it: dnc run -c {shlex.quote(str(found.path))} -w WORKDIR")
 
 
 @main.command()

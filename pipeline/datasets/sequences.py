@@ -31,7 +31,8 @@ def convert(source: Path, out: Path) -> artifact.Manifest:
         status = source.stat()
     except OSError as error:
         raise ValueError(
-            f"cannot read sequences from {source}: {error.strerror}; name the file that has them"
+            f"cannot read sequences from {source}: {error.strerror}; name the file that has them (`dnc benchmark` "
+            "takes its directory by --data NAME=PATH)"
         ) from None
     fingerprint = artifact.fingerprint(str(source.resolve()), status.st_size, status.st_mtime_ns)
     if manifest := artifact.find_current(out, fingerprint):
