@@ -40,7 +40,7 @@ from contracts.config import Config
 from contracts.config_io import dump_config, load_config
 from contracts.layout import Workdir
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 
 JOBS = ("ingest", "statistics", "groups", "transform", "windows")
 MATERIALISE, GZIP_6, NAIVE, NAIVE_GZIP_1 = "windows", "windows at gzip 6", "windows, naive (gzip 6)", "naive at gzip 1"
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5_000_000, help="events in the log (default: %(default)s)")
     parser.add_argument("--naive-rows", type=int, help="events for the naive jobs (default: the same log)")
-    parser.add_argument("--json", type=json_file, help="also write the result here, and the table beside it as .md")
+    parser.add_argument("--json", type=json_output, help="also write the result here, and the table beside it as .md")
     parser.add_argument("--one", nargs=2, metavar=("JOB", "WORKDIR"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if min(arguments.rows, arguments.naive_rows or arguments.rows) < FEWEST_ROWS:

@@ -27,7 +27,7 @@ import tensorflow as tf
 
 from contracts.artifact import write_json
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_file, machine
+from pipeline.benchmark_table import json_output, machine
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import EvaluationUsers
 from trainer.metric_names import recall_name
@@ -111,7 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="of each contender in turn (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of TensorFlow, within an op (default: %(default)s)")
-    parser.add_argument("--json", type=json_file, help="also write the last line here, and a table beside it as .md")
+    parser.add_argument("--json", type=json_output, help="also write the last line here, and a table beside it as .md")
     arguments = parser.parse_args()
     if arguments.items < max(KS):
         parser.error(f"--items {arguments.items} must be {max(KS)}, the largest k, or more")

@@ -31,7 +31,7 @@ from contracts.config import Config
 from contracts.config_io import load_config
 from contracts.layout import Workdir
 from contracts.store_layout import RetrainRun, Store
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 from pipeline.retraining.housekeeping import retain
 from pipeline.retraining.publish import publish, set_stable
 from serving.client.retrieval import RetrievalClient
@@ -99,7 +99,7 @@ def main() -> None:
         "--pushes", type=int, default=30, help="versions to push, one after the other (default: %(default)s)"
     )
     parser.add_argument("--rollbacks", type=int, default=5, help="among them, evenly spread (default: %(default)s)")
-    parser.add_argument("--json", type=json_file, help="also write the result here")
+    parser.add_argument("--json", type=json_output, help="also write the result here")
     arguments = parser.parse_args()
     config = load_config(None, ["serving.indexes=[scann]", "retrain.keep_versions=3"])
     histories = warmup_histories(arguments.servable)

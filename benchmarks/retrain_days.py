@@ -54,7 +54,7 @@ from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
 from contracts.store_layout import Store
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 from pipeline.datasets.drifting import DriftingLog
 from pipeline.retraining.spans import find_spans
 
@@ -99,7 +99,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, help="keep everything here; the same command goes on where it stopped")
     parser.add_argument("--stop-after", type=int, metavar="N", help="end after N more parts (a run of a day each)")
-    parser.add_argument("--json", type=json_file, help="also write the result here, a table as .md and a plot as .png")
+    parser.add_argument(
+        "--json", type=json_output, help="also write the result here, a table as .md and a plot as .png"
+    )
     arguments = parser.parse_args()
     if arguments.log == "kuairand" and arguments.path is None:
         parser.error("--log kuairand needs --path, the directory of the data set")

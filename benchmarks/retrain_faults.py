@@ -39,7 +39,7 @@ from contracts.layout import SAVED_MODEL
 from contracts.serving_labels import effective_labels, versions_on_disk
 from contracts.storage import write_text
 from contracts.store_layout import RetrainRun, Store
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 from pipeline.retraining.plan import STEP_NAMES
 from pipeline.retraining.records import record_of_version
 from tests.pipeline.retrain_log import DAYS, make_log
@@ -270,7 +270,7 @@ def main() -> None:
         "--first", type=int, default=0, help="number of the first chain, which seeds its moments (default: %(default)s)"
     )
     parser.add_argument("--no-disks", action="store_true", help="leave out the full and the read-only disk")
-    parser.add_argument("--json", type=json_file, help="add the log to this file, and write a table beside it as .md")
+    parser.add_argument("--json", type=json_output, help="add the log to this file, and write a table beside it as .md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -44,7 +44,7 @@ from benchmarks.servable_of_size import HISTORY, make_servable
 from contracts.artifact import write_json
 from contracts.names import Request, Signature
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 from serving.servable_session import decode, request_inputs
 from serving.server.version import LoadedServable
 from serving.tensors import to_proto
@@ -213,7 +213,7 @@ def main() -> None:
         "--rounds", type=int, default=3, help="of measurements, of which the median is shown (default: %(default)s)"
     )
     parser.add_argument("--servable", type=Path, help="use this version directory, and ask for its warm-up requests")
-    parser.add_argument("--json", type=json_file, help="also write the result here, and as Markdown beside")
+    parser.add_argument("--json", type=json_output, help="also write the result here, and as Markdown beside")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         size = arguments.index, arguments.items, arguments.groups, arguments.candidates

@@ -57,7 +57,7 @@ from benchmarks.serving_data import Data
 from contracts.config import ServingConfig
 from contracts.names import Request, Signature
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_file
+from pipeline.benchmark_table import json_output
 from serving.exact_index import ExactIndexSet
 from serving.exact_merge import Corpus, RowControls, exact_selection
 from serving.index_set import ScannIndexSet
@@ -367,7 +367,7 @@ def main() -> None:
     parser.add_argument("--servable", type=Path, help="measure this version directory instead")
     parser.add_argument(
         "--json",
-        type=json_file,
+        type=json_output,
         help="also write the last line here, a table and, without --servable, a plot beside it",
     )
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ import tensorflow as tf
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
-from pipeline.benchmark_table import json_file, machine
+from pipeline.benchmark_table import json_output, machine
 from trainer.build import build_model
 from trainer.catalogue import Catalogue
 from trainer.input_pipeline import WindowBatch
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=1, help="of TensorFlow, within and between ops (default: %(default)s)"
     )
-    parser.add_argument("--json", type=json_file, help="write the result here; a Markdown table goes beside it")
+    parser.add_argument("--json", type=json_output, help="write the result here; a Markdown table goes beside it")
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)

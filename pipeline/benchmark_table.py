@@ -22,14 +22,14 @@ Cell = dict[str, float]
 
 
 def json_file(name: str | Path) -> Path:
-    """The path of a JSON file, in a directory that exists; the Markdown table beside it differs only in the suffix.
+    """The path of a JSON file; the Markdown table beside it differs only in the suffix.
 
     Raises:
-        ValueError: the name does not end in .json, or its directory cannot be made.
+        ValueError: the name does not end in .json.
     """
     if Path(name).suffix != ".json":
         raise ValueError(f"--json {name} must end in .json: the Markdown table beside it ends in .md")
-    return output_file(name)
+    return Path(name)
 
 
 def output_file(name: str | Path) -> Path:
@@ -44,6 +44,11 @@ def output_file(name: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"{path}: its directory cannot be made ({error.strerror})") from None
     return path
+
+
+def json_output(name: str) -> Path:
+    """As `json_file` and `output_file`."""
+    return output_file(json_file(name))
 
 
 def write_tables(
