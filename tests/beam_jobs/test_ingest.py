@@ -18,6 +18,7 @@ from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.event_columns import validate
 from contracts.config import DataConfig
 from contracts.layout import Workdir
+from tests.beam_jobs.damaged_files import changed_parquet, cut_gzip, truncated_parquet
 from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log
 
 GOOD = ["u1,a,100", "u1,b,200", "u2,a,300"]
@@ -86,30 +87,11 @@ def test_unusual_but_sound_csv(name: str, tmp_path: Path) -> None:
     assert dead_letters(workdir) == []
 
 
-def _truncated_parquet(path: Path) -> None:
-    pq.write_table(pa.table({"user_id": ["u"] * 999, "item_id": ["a"] * 999, "timestamp": [1] * 999}), path)
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def _changed_parquet(path: Path) -> None:
-    """With a changed byte of an id, which only the page's checksum tells from the id."""
-    columns = {"user_id": [f"u{row}" for row in range(999)], "item_id": ["a"] * 999, "timestamp": [1] * 999}
-    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False, write_page_checksum=True)
-    path.write_bytes(path.read_bytes().replace(b"u500", b"u5x0"))
-
-
-def _cut_gzip(path: Path) -> None:
-    rng = np.random.default_rng(0)
-    body = "".join(f"{u},{u},{u}\n" for u in rng.integers(0, 10**9, 300_000))
-    data = gzip.compress(f"{HEADER}\n{body}".encode(), 1)
-    path.write_bytes(data[: len(data) - 5_000])
-
-
 # name -> (file name, writer, what the message must hold)
 UNUSABLE = {
-    "truncated Parquet": ("log.parquet", _truncated_parquet, ["log.parquet", "cannot be read"]),
-    "changed Parquet": ("log.parquet", _changed_parquet, ["log.parquet", "checksum", "intact copy"]),
-    "gzip cut short": ("log.csv.gz", _cut_gzip, ["log.csv.gz", "intact copy"]),
+    "truncated Parquet": ("log.parquet", truncated_parquet, ["log.parquet", "cannot be read"]),
+    "changed Parquet": ("log.parquet", changed_parquet, ["log.parquet", "checksum", "intact copy"]),
+    "gzip cut short": ("log.csv.gz", cut_gzip, ["log.csv.gz", "intact copy"]),
     "not gzip": ("log.csv.gz", lambda p: p.write_bytes(b"u,a,1"), ["log.csv.gz", "cannot be read"]),
     "empty file": ("log.csv", lambda p: p.write_bytes(b""), ["log.csv", "no header"]),
     "header only": ("log.csv", lambda p: p.write_text(HEADER + "\n"), ["no valid row", "log.csv"]),
