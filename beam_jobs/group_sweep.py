@@ -79,7 +79,7 @@ def sweep_row(rows: Float32, num_groups: int, settings: GroupsConfig, seed: int)
     "config_path",
     type=as_path,
     metavar="PATH OR URL",
-    help="YAML file; default: the run's own, WORKDIR/run_config.yaml",
+    help="YAML file; default: the run's own, WORKDIR/run_config.yaml, which `dnc run` writes",
 )
 @click.option("--workdir", required=True, type=as_path, metavar="PATH OR URL", help="a run whose groups stage is done")
 @click.option("--k", "ks", default="5,10,20,50,100", show_default=True, help="values of K, comma-separated")

@@ -234,7 +234,7 @@ def _require_fitting(config: Config, events: Events, statistics: ItemStatistics,
                 f"{name}={wanted}, but {artifact.path} was made with {made_with}: run {stage} and all later stages "
                 f"again, or set {name}={made_with}"
             )
-    if of_statistics.details["counts_of_events"] != of_events.counts:
+    if of_statistics.details.get("counts_of_events") != of_events.counts:
         raise ValueError(_of_other_events(f"{events.path} holds other events than", statistics.path))
     ids = [read_parquet(path, columns=[ItemColumn.ITEM_ID]) for path in (statistics.items, groups.groups)]
     if not one_array(ids[0][ItemColumn.ITEM_ID]).equals(one_array(ids[1][ItemColumn.ITEM_ID])):

@@ -138,8 +138,7 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
     "--workdir",
     "-w",
     type=LocalPath(),
-    required=True,
-    help="Directory for data and models; an interrupted benchmark resumes from it.",
+    help="Directory for data and models, from which an interrupted benchmark resumes; default: runs/<config>.",
 )
 @click.option("--data", "paths", multiple=True, metavar="NAME=PATH", help="Directory of a data set; repeatable.")
 @click.option("--dataset", "datasets", multiple=True, help="Only this data set; repeatable.")
@@ -160,7 +159,7 @@ def index(config: Path | None, overrides: tuple[str, ...], workdir: Path, traine
 @reports_user_errors
 def benchmark(
     config: Path,
-    workdir: Path,
+    workdir: Path | None,
     paths: tuple[str, ...],
     datasets: tuple[str, ...],
     models: tuple[str, ...],
@@ -184,6 +183,7 @@ def benchmark(
     from pipeline.benchmark_table import json_file, write_tables
     from pipeline.paired_changes import paired_changes
 
+    workdir = workdir or Path("runs") / config.stem
     table = json_file(json_path or workdir / f"{config.stem}.json")
     if json_path:
         make_directory(json_path.parent, "--json")  # now, and not after the trainings

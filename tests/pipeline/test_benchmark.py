@@ -127,6 +127,17 @@ def test_arguments_that_would_be_ignored_are_refused(arguments: list[str], messa
     assert message in result.output
 
 
+def test_a_benchmark_has_a_workdir_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_benchmark(chosen: object, workdir: Path, *_: object) -> None:
+        raise ValueError(f"it is {workdir}")
+
+    monkeypatch.setattr(benchmark, "run_benchmark", run_benchmark)
+    path = tmp_path / "b.yaml"
+    path.write_text("title: t\ndatasets: {a: {path: x}}\nmodels: {m: {}}")
+    for arguments, workdir in (([], "runs/b"), (["-w", "elsewhere"], "elsewhere")):
+        assert f"it is {workdir}\n" in CliRunner().invoke(main, ["benchmark", "-c", str(path), *arguments]).output
+
+
 def pretend(run: benchmark.Run, fingerprint: str, folder: Path) -> dict:
     """In place of a training, in a process of its own; what becomes of it is its model's name."""
     run.workdir.path.mkdir(parents=True, exist_ok=True)
