@@ -42,7 +42,7 @@ async def reload_labels(models: Models, config: Any) -> None:
     changes = [(models.model(model_pb2.ModelSpec(name=one.name)), one) for one in config.model_config_list.config]
     planned = []
     for model, one in changes:
-        before = await asyncio.to_thread(_written, model.base)  # first: the labels may be checked against it
+        before = await asyncio.to_thread(_written, model.base)
         planned.append((model, await asyncio.to_thread(_labels, model, one), before))
     for model, labels, _ in planned:
         await asyncio.to_thread(_require_writable, model.base, labels)
@@ -59,10 +59,10 @@ def _require_writable(base: Path, labels: ServingLabels | None) -> None:
 
 
 def _written(base: Path) -> bytes | None:
-    """What the labels' file holds, be it labels or not; None if there is none."""
+    """What the labels' file holds, be it labels or not; None if there is none, or none that can be read."""
     try:
         return (base / LABELS_FILE).read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -11,7 +11,7 @@ import pytest
 from tensorflow_serving.config import model_server_config_pb2
 
 from contracts.config import ServerConfig
-from contracts.serving_labels import ServingLabels, read_labels, write_labels
+from contracts.serving_labels import LABELS_FILE, ServingLabels, read_labels, write_labels
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel
@@ -87,3 +87,12 @@ def test_labels_that_are_written_while_versions_load_stay(asked, base, monkeypat
     assert reload(base, **asked) == Code.FAILED_PRECONDITION
     labels = read_labels(base)
     assert labels is not None and labels.stable == 1 and labels.canary is not None
+
+
+def test_a_file_that_cannot_be_read_can_be_replaced(base):
+    """As one that another user has written, in a directory that both may write to."""
+    base.chmod(0o777)
+    (base / LABELS_FILE).chmod(0o000)
+    with as_nobody():
+        assert reload(base, version_labels={"stable": 2}) is None
+    assert read_labels(base) == ServingLabels(stable=2)
