@@ -41,6 +41,7 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.core_speed import core_bandwidth
 from benchmarks.loading import loading
 from benchmarks.serving_contenders import (
     TUNING_USERS,
@@ -183,27 +184,6 @@ def summary(
         net = (times[1]["exact"] - times[1]["noop"]) / 1e6
         line["exact_b1_gb_per_s"] = round(items * 64 * 4 / net / 1e9, 2)
     return {**line, **{f"recall_{_LABELS.get(name, name)}": round(value, 4) for name, value in recall.items()}}
-
-
-def core_bandwidth(matrix: np.ndarray) -> float:
-    """Bytes per second that one core reads, measured by TensorFlow's sum of a matrix that is a variable."""
-    v1 = tf.compat.v1
-    options = v1.ConfigProto(
-        intra_op_parallelism_threads=1, inter_op_parallelism_threads=1, use_per_session_threads=True
-    )
-    with v1.Session(graph=tf.Graph(), config=options) as session, session.graph.as_default():
-        given = v1.placeholder(tf.float32, matrix.shape)
-        held = v1.get_variable("held", initializer=given, use_resource=True)
-        total, nothing = session.make_callable(tf.reduce_sum(held)), session.make_callable(tf.constant(0))
-        session.run(held.initializer, {given: matrix})
-        times: dict[Callable[[], Any], list[float]] = {total: [], nothing: []}
-        for _ in range(_WARM_UP_CALLS + 10):
-            for call, measured in times.items():
-                started = time.perf_counter()
-                call()
-                measured.append(time.perf_counter() - started)
-    net = np.median(times[total][_WARM_UP_CALLS:]) - np.median(times[nothing][_WARM_UP_CALLS:])
-    return float(matrix.nbytes / net)
 
 
 _LABELS = {"ours": "all", "ours_top": "top"}

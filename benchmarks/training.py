@@ -11,7 +11,7 @@ many, but its shared vector compares a positive only with those of its own group
 single vector has as many negatives), and `*_every_group` has a global term that scores each candidate by its own
 group's vector (`global_by=group`). `*_uneven` has groups of Zipf-like sizes, as categories have.
 Times are medians of interleaved steps, and ratios are of such medians.
-The roofline counts a positive's forward multiply-adds in the parts that differ; the last line is JSON.
+The roofline (`benchmarks.roofline`) counts what a positive takes at least; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ if not __package__:  # run as a file, beside which Python would find serving.py 
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.core_speed import core_bandwidth, core_flops
+from benchmarks.roofline import Contest, Roofline
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
@@ -195,37 +197,46 @@ def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, fl
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def multiply_adds(num_groups: int, compared: int, conditioning: str) -> dict[str, int]:
-    """Forward multiply-adds of a positive: encoder, own group's vector and logits, intent head, shared vector's logits.
+def contests() -> dict[str, Contest]:
+    """The contestants whose costs are counted."""
 
-    `compared`: number of groups in the catalogue, which sets the number of negatives even for the single vector.
-    """
-    model = Config().model
-    dim, layers, experts = model.embedding_dim, model.num_layers, model.num_experts
-    encoder = layers * (4 * dim * dim + 2 * model.feed_forward_multiple * dim * dim + 2 * (LENGTH + 1) * dim)
-    own = {"none": 0, "multiply": dim, "mmoe": experts * dim * (2 * model.expert_hidden_dim + 1)}
-    kept = 1 - model.conditioning_dropout
+    def of(num_groups: int, compared: int, conditioning: str) -> Contest:
+        own = own_negatives(num_groups) if num_groups > 1 else 0
+        return Contest(
+            num_groups, conditioning, compared, own, WINDOWS * LENGTH, WINDOWS * (LENGTH + 1), length=LENGTH + 1
+        )
+
     return {
-        "encoder": encoder,
-        "own_vector": round(kept * own[conditioning]),
-        "own_logits": round(kept * own_negatives(num_groups) * dim) if num_groups > 1 else 0,
-        "intent": dim * num_groups if num_groups > 1 else 0,
-        "logits": negatives(compared) * dim,
+        "single": of(1, negatives(1), "none"),
+        "single_k10": of(1, negatives(10), "none"),
+        "single_k100": of(1, negatives(100), "none"),
+        "multiply_k10": of(10, negatives(10), "multiply"),
+        "mmoe_k10": of(10, negatives(10), "mmoe"),
+        "mmoe_k100": of(100, negatives(100), "mmoe"),
     }
 
 
-def roofline() -> dict[str, Any]:
-    """Bounds by arithmetic alone: ratios to the single vector's, at equal negatives of the shared vector."""
-    table: dict[str, Any] = {}
-    for name, groups, compared, kind in (
-        ("single_k10", 1, 10, "none"),
-        ("single_k100", 1, 100, "none"),
-        ("multiply_k10", 10, 10, "multiply"),
-        ("mmoe_k10", 10, 10, "mmoe"),
-        ("mmoe_k100", 100, 100, "mmoe"),
-    ):
-        single, parts = multiply_adds(1, compared, "none"), multiply_adds(groups, compared, kind)
-        table[name] = {**parts, "arithmetic_bound": round(sum(single.values()) / sum(parts.values()), 3)}
+def roofline(seconds: dict[str, float]) -> dict[str, Any]:
+    """For each of `contests`, a positive's costs, how near its step is to them, and what arithmetic alone allows.
+
+    `arithmetic_bound` is the ratio to the single vector with as many comparisons if only multiply-adds counted.
+    """
+    flops_per_second = core_flops()
+    bytes_per_second = core_bandwidth(np.ones([2**20, 64], np.float32))  # more than fits into the caches
+    table: dict[str, Any] = {
+        "core_gflops": round(flops_per_second / 1e9, 1),
+        "core_gb_per_s": round(bytes_per_second / 1e9, 1),
+    }
+    found = contests()
+    for name, contest in found.items():
+        beside = found.get(f"single_k{name.rpartition('_k')[2]}", contest)
+        bound = sum(beside.multiply_adds().values()) / sum(contest.multiply_adds().values())
+        table[name] = {
+            **asdict(Roofline.of(contest, seconds[name], flops_per_second, bytes_per_second)),
+            "arithmetic_bound": round(bound, 3),
+            "multiply_adds_forward": contest.multiply_adds(),
+            "bytes_of": contest.bytes(),
+        }
     return table
 
 
@@ -261,19 +272,37 @@ def main() -> None:
     rates = {name: round(1 / value) for name, value in seconds.items()}
     for name, rate in rates.items():
         print(f"{name:20s} {rate:>9,} positives/s")
-    print("multiply-adds a positive, forward:", json.dumps(roofline()))
+    limits = roofline(seconds)
+    print("roofline:", json.dumps(limits))
     result = {name: round(value, 3) for name, value in ratios.items()}
     if arguments.json:
-        write(arguments.json, result, rates)
+        write(arguments.json, result, rates, limits)
     print(json.dumps(result))
 
 
-def write(path: Path, result: dict[str, float], rates: dict[str, int]) -> None:
-    write_json(path, {**result, "positives_per_second": rates, "roofline": roofline(), "machine": machine()})
+_COLUMNS = {
+    "flops": "FLOP",
+    "bytes": "bytes",
+    "arithmetic_us": "µs, arithmetic alone",
+    "memory_us": "µs, memory alone",
+    "measured_us": "µs, measured",
+    "reached": "part of the roofline reached",
+}
+
+
+def write(path: Path, result: dict[str, float], rates: dict[str, int], limits: dict[str, Any]) -> None:
+    write_json(path, {**result, "positives_per_second": rates, "roofline": limits, "machine": machine()})
     lines = ["# Training speed", "", "| contestant | positives/s |", "| --- | --- |"]
     lines += [f"| {name} | {rate:,} |" for name, rate in rates.items()]
     lines += ["", "| ratio | value |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in result.items())]
-    lines += ["", f"Multiply-adds a positive, forward: `{json.dumps(roofline())}`", "", f"Machine: {machine()}", ""]
+    lines += [
+        "",
+        f"A positive's least costs, forward and backward, of one core that does {limits['core_gflops']} GFLOP/s",
+    ]
+    lines += [f"and reads {limits['core_gb_per_s']} GB/s:", "", f"| | {' | '.join(_COLUMNS.values())} |"]
+    lines += ["| --- |" + " --- |" * len(_COLUMNS)]
+    lines += [f"| {name} | {' | '.join(f'{limits[name][key]:,}' for key in _COLUMNS)} |" for name in contests()]
+    lines += ["", f"Machine: {machine()}", ""]
     write_text(path.with_suffix(".md"), "\n".join(lines))
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from beam_jobs.feature_tables import read_feature_table
 from contracts import artifact, storage
 from contracts.config import Config
-from contracts.layout import Workdir
+from contracts.layout import SERVED_MODEL, Workdir
 from contracts.names import ItemColumn
 from pipeline.histories import example_user, history_of
 from pipeline.plots import Metrics, plot_metrics
@@ -46,7 +46,7 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
     # What later stages left here is from an earlier run.
     shown = {result.name for result in results}
     if "evaluate" in shown:
-        metrics = read_metrics(workdir, served="validate" in shown)
+        metrics = join_metrics(workdir, served="validate" in shown)
         plot_metrics(metrics, config.evaluation.confidence, workdir.plot)
         console.print(metrics_table(metrics))
     if "groups" in shown:
@@ -60,10 +60,17 @@ def print_report(config: Config, workdir: Workdir, results: list[StageResult], c
             console.print(Text(line), soft_wrap=True)
 
 
-def read_metrics(workdir: Workdir, *, served: bool) -> Metrics:
-    """What the evaluation measured and, with `served`, the validation."""
+def join_metrics(workdir: Workdir, *, served: bool) -> Metrics:
+    """What the evaluation measured and, with `served`, the validation; from then on, `workdir.metrics` holds it all.
+
+    The row is the validation's, so a new evaluation keeps it, although that writes its own models alone.
+    """
     metrics: Metrics = json.loads(workdir.metrics.read_text(encoding="utf-8"))
-    return metrics | (json.loads(workdir.served_metrics.read_text(encoding="utf-8")) if served else {})
+    metrics.pop(SERVED_MODEL, None)
+    if served:
+        metrics |= json.loads(workdir.served_metrics.read_text(encoding="utf-8"))
+    artifact.write_json(workdir.metrics, metrics)
+    return metrics
 
 
 def metrics_table(metrics: Metrics) -> Table:

@@ -1,4 +1,4 @@
-"""`dnc tune`: a search over the tower, K, alpha, the loss weights and the rates, judged on validation users only.
+"""`dnc tune`: a search over the tower, K, alpha, loss weights, rates and draws, judged on validation users only.
 
 optuna chooses (tree-structured Parzen estimator) and remembers: a study that was interrupted, or that
 gets more trials, continues under the same config and code. The merge and the quotas' alpha cost no training, so each
@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from contracts import artifact, storage
-from contracts.config import Config
+from contracts.config import Config, LossConfig
 from contracts.config_io import dump_config, load_config
 from contracts.errors import Diverged
 from contracts.layout import Workdir
@@ -42,6 +42,8 @@ _MOST_IN_VAIN = 5
 _GROUPS = (5, 10, 20, 40, 80)
 _TOWERS = ("transformer", "mean")
 """If the order of events says little, as with loans known only to the day, a mean learns more from a small log."""
+_IN_GROUP_SHARE, _LEAST_SHARE, _GREATEST_SHARE = "in_group_share", 0.1, 0.9
+"""The trial's parameter for the in-group part of a step's draws, and its range."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def tune(config: Config, workdir: Path, num_trials: int) -> Tuned:
         num_items = _num_items(config, workdir)
         study = _open_study(config, workdir / "study.log")
         if not study.get_trials(states=[_FINISHED, _DIVERGED]):
-            study.enqueue_trial(starting_point(config))  # the search must not end below where it began
+            study.enqueue_trial(starting_point(config, num_items))  # the search must not end below where it began
         in_vain = 0
         while (done := len(study.get_trials(states=[_FINISHED]))) < num_trials:
             trial = study.ask()
@@ -166,6 +168,10 @@ def suggest(trial: optuna.trial.BaseTrial, config: Config, num_items: int) -> di
     }
     if _tower_is_free(config):
         found["model.user_tower"] = trial.suggest_categorical("user_tower", _TOWERS)
+    if _draws_in_groups(config.training.loss, num_items):
+        own = _in_group_share(config.training.loss)
+        low, high = min(_LEAST_SHARE, own), max(_GREATEST_SHARE, own)
+        found |= _pools(config.training.loss, trial.suggest_float(_IN_GROUP_SHARE, low, high))
     # If groups are categories, their number is not free.
     if config.groups.method == "kmeans":
         choices = sorted({*_GROUPS, config.groups.num_groups})
@@ -184,11 +190,32 @@ def _tower_is_free(config: Config) -> bool:
     return config.model.user_tower in _TOWERS and not config.training.mixed_precision
 
 
-def starting_point(config: Config) -> dict[str, Any]:
+def _draws_in_groups(loss: LossConfig, num_items: int) -> bool:
+    """Whether a model of so many items is trained on in-group draws and others."""
+    return not loss.is_exact(num_items) and loss.negatives == "windows" and loss.easy_pool + loss.fresh_pool > 0
+
+
+def _in_group_share(loss: LossConfig) -> float:
+    return loss.in_group_pool / (loss.in_group_pool + loss.easy_pool + loss.fresh_pool)
+
+
+def _pools(loss: LossConfig, in_group_share: float) -> dict[str, int]:
+    """The keys of as many draws as in `loss`, of which that share is in-group; easy and fresh ones keep their ratio."""
+    others = loss.easy_pool + loss.fresh_pool
+    total = loss.in_group_pool + others
+    in_group = min(max(round(in_group_share * total), 1), total)
+    easy = round((total - in_group) * loss.easy_pool / others)
+    pools = {"in_group_pool": in_group, "easy_pool": easy, "fresh_pool": total - in_group - easy}
+    return {f"training.loss.{name}": size for name, size in pools.items()}
+
+
+def starting_point(config: Config, num_items: int) -> dict[str, Any]:
     """The config's own values of what `suggest` asks for."""
     found: dict[str, Any] = {number.name: own for number, own in _numbers(config)}
     if _tower_is_free(config):
         found["user_tower"] = config.model.user_tower
+    if _draws_in_groups(config.training.loss, num_items):
+        found[_IN_GROUP_SHARE] = _in_group_share(config.training.loss)
     return found | ({"num_groups": config.groups.num_groups} if config.groups.method == "kmeans" else {})
 
 

@@ -61,7 +61,7 @@ class ServingConfig(Section):
         description="minimum recall of a group's index against exact search; a higher target makes searches slower",
     )
     brute_force_max_items: int = Field(
-        2_000, ge=1, description="groups up to this size are searched exactly, larger ones by a tree with hashes"
+        1_000, ge=1, description="groups up to this size are searched exactly, larger ones by a tree with hashes"
     )
     int8: bool = Field(
         True,

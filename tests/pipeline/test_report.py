@@ -19,8 +19,8 @@ from pipeline.report import (
     candidates_table,
     group_labels,
     groups_table,
+    join_metrics,
     metrics_table,
-    read_metrics,
     served_group_labels,
     titles_of,
 )
@@ -79,10 +79,15 @@ def test_a_new_evaluation_keeps_the_row_that_the_validation_measured(tmp_path: P
         with artifact.writing(folder, folder.name, "f") as writer:
             artifact.write_json(writer.path / name, {model: {"recall_at_10": {"value": 0.25, "low": 0.2, "high": 0.3}}})
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(metrics_table(read_metrics(workdir, served=True)))
+    console.print(metrics_table(join_metrics(workdir, served=True)))
     rows = [line.split() for line in console.export_text().splitlines()]
     assert [row[:2] for row in rows if len(row) > 1][-2:] == [[MAIN_MODEL, ".250"], [SERVED_MODEL, ".250"]]
-    assert list(read_metrics(workdir, served=False)) == [MAIN_MODEL]
+    for served, models in (
+        (True, [MAIN_MODEL, SERVED_MODEL]),
+        (False, [MAIN_MODEL]),
+        (True, [MAIN_MODEL, SERVED_MODEL]),
+    ):
+        assert list(join_metrics(workdir, served=served)) == models == list(json.loads(workdir.metrics.read_text()))
 
 
 _PLOT = """

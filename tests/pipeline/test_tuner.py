@@ -45,14 +45,36 @@ CATEGORY = [
 
 
 PAPER = ["training.loss.global_weight=0", "training.loss.intent_weight=9"]
+PAPER_DRAWS = ["training.loss.in_group_pool=1900", "training.loss.easy_pool=70", "training.loss.fresh_pool=30"]
 OUT_OF_RANGE = ["training.learning_rate=0.05", "model.dropout=0"]
 
 
-@pytest.mark.parametrize("keys", [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, OUT_OF_RANGE])
-def test_the_search_begins_at_the_config(keys: list[str]) -> None:
+STARTS = [["groups.num_groups=7"], ["model.user_tower=gru"], CATEGORY, PAPER, PAPER_DRAWS, OUT_OF_RANGE]
+
+
+@pytest.mark.parametrize("num_items", [1_000, 100_000])
+@pytest.mark.parametrize("keys", STARTS)
+def test_the_search_begins_at_the_config(keys: list[str], num_items: int) -> None:
     config = load_config(None, keys)
-    trial = optuna.trial.FixedTrial(starting_point(config))
-    assert with_keys(config, suggest(trial, config, 1000)) == config
+    trial = optuna.trial.FixedTrial(starting_point(config, num_items))
+    assert with_keys(config, suggest(trial, config, num_items)) == config
+
+
+def test_the_share_of_in_group_draws_is_searched_where_there_are_draws() -> None:
+    """2,560 draws by default: 1,024 in-group, 512 easy and 1,024 fresh. Of 80%, 2,048 are in-group, 512 shared 1:2."""
+    loss = "training.loss."
+    trial = optuna.trial.FixedTrial({**starting_point(Config(), 100_000), "in_group_share": 0.8})
+    found = suggest(trial, Config(), 100_000)
+    assert [found[f"{loss}{name}_pool"] for name in ("in_group", "easy", "fresh")] == [2048, 171, 341]
+    exact = suggest(optuna.trial.FixedTrial(starting_point(Config(), 20_000)), Config(), 20_000)
+    uniform = load_config(None, [f"{loss}negatives=uniform"])
+    nothing_else = load_config(None, [f"{loss}easy_pool=0", f"{loss}fresh_pool=0"])
+    others = [
+        suggest(optuna.trial.FixedTrial(starting_point(config, 100_000)), config, 100_000)
+        for config in (uniform, nothing_else)
+    ]
+    for keys in (exact, *others):
+        assert not any(key.endswith("_pool") for key in keys)
 
 
 @pytest.mark.parametrize(

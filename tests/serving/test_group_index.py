@@ -14,7 +14,7 @@ from serving.group_search import GroupResults
 from serving.index_set import ScannIndexSet
 
 DIM = 16
-SERVING = ServingConfig(num_candidates=50, brute_force_max_items=1_000)
+SERVING = ServingConfig(num_candidates=50)
 TUNING_QUERIES = 128
 
 
