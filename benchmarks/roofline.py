@@ -21,8 +21,8 @@ _ACTIVATION = 4
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What a contestant of `benchmarks.training` compares, from which its costs follow.
+class StepCosts:
+    """What a positive of a contestant of `benchmarks.training` takes, which follows from what it is compared with.
 
     Attributes:
         num_groups: with a vector of their own, 1 for the single vector.
@@ -97,10 +97,10 @@ class Roofline:
     reached: float
 
     @classmethod
-    def of(cls, contest: Contest, seconds: float, flops_per_second: float, bytes_per_second: float) -> Roofline:
+    def of(cls, costs: StepCosts, seconds: float, flops_per_second: float, bytes_per_second: float) -> Roofline:
         """Of a contestant whose positives took `seconds` each."""
-        flops = 2 * _PASSES * sum(contest.multiply_adds().values())
-        moved = sum(contest.bytes().values())
+        flops = 2 * _PASSES * sum(costs.multiply_adds().values())
+        moved = sum(costs.bytes().values())
         arithmetic, memory = flops / flops_per_second, moved / bytes_per_second
         least = max(arithmetic, memory)
         return cls(

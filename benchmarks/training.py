@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.core_speed import core_bandwidth, core_flops
-from benchmarks.roofline import Contest, Roofline
+from benchmarks.roofline import Roofline, StepCosts
 from contracts.artifact import write_json
 from contracts.config import Config
 from contracts.storage import write_text
@@ -197,12 +197,12 @@ def median_seconds(found: dict[str, Contestant], seconds: float) -> dict[str, fl
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def contests() -> dict[str, Contest]:
+def step_costs() -> dict[str, StepCosts]:
     """The contestants whose costs are counted."""
 
-    def of(num_groups: int, compared: int, conditioning: str) -> Contest:
+    def of(num_groups: int, compared: int, conditioning: str) -> StepCosts:
         own = own_negatives(num_groups) if num_groups > 1 else 0
-        return Contest(
+        return StepCosts(
             num_groups, conditioning, compared, own, WINDOWS * LENGTH, WINDOWS * (LENGTH + 1), length=LENGTH + 1
         )
 
@@ -217,7 +217,7 @@ def contests() -> dict[str, Contest]:
 
 
 def roofline(seconds: dict[str, float]) -> dict[str, Any]:
-    """For each of `contests`, a positive's costs, how near its step is to them, and what arithmetic alone allows.
+    """For each of `step_costs`, a positive's costs, how near its step is to them, and what arithmetic alone allows.
 
     `arithmetic_bound` is the ratio to the single vector with as many comparisons if only multiply-adds counted.
     """
@@ -227,15 +227,15 @@ def roofline(seconds: dict[str, float]) -> dict[str, Any]:
         "core_gflops": round(flops_per_second / 1e9, 1),
         "core_gb_per_s": round(bytes_per_second / 1e9, 1),
     }
-    found = contests()
-    for name, contest in found.items():
-        beside = found.get(f"single_k{name.rpartition('_k')[2]}", contest)
-        bound = sum(beside.multiply_adds().values()) / sum(contest.multiply_adds().values())
+    found = step_costs()
+    for name, costs in found.items():
+        beside = found.get(f"single_k{name.rpartition('_k')[2]}", costs)
+        bound = sum(beside.multiply_adds().values()) / sum(costs.multiply_adds().values())
         table[name] = {
-            **asdict(Roofline.of(contest, seconds[name], flops_per_second, bytes_per_second)),
+            **asdict(Roofline.of(costs, seconds[name], flops_per_second, bytes_per_second)),
             "arithmetic_bound": round(bound, 3),
-            "multiply_adds_forward": contest.multiply_adds(),
-            "bytes_of": contest.bytes(),
+            "multiply_adds_forward": costs.multiply_adds(),
+            "bytes_of": costs.bytes(),
         }
     return table
 
@@ -301,7 +301,7 @@ def write(path: Path, result: dict[str, float], rates: dict[str, int], limits: d
     ]
     lines += [f"and reads {limits['core_gb_per_s']} GB/s:", "", f"| | {' | '.join(_COLUMNS.values())} |"]
     lines += ["| --- |" + " --- |" * len(_COLUMNS)]
-    lines += [f"| {name} | {' | '.join(f'{limits[name][key]:,}' for key in _COLUMNS)} |" for name in contests()]
+    lines += [f"| {name} | {' | '.join(f'{limits[name][key]:,}' for key in _COLUMNS)} |" for name in step_costs()]
     lines += ["", f"Machine: {machine()}", ""]
     write_text(path.with_suffix(".md"), "\n".join(lines))
 
