@@ -11,7 +11,7 @@ import tensorflow as tf
 
 _WARM_UP_CALLS, _CALLS = 3, 10
 _SIDE = 1024
-"""Of the square matrices whose product is timed: they fit into the second cache, and amortize all else."""
+"""Of the square matrices whose product is timed: 4 MiB each, so that an operation hardly waits for memory."""
 
 
 def core_bandwidth(matrix: np.ndarray) -> float:
@@ -20,7 +20,7 @@ def core_bandwidth(matrix: np.ndarray) -> float:
 
 
 def core_flops() -> float:
-    """Floating-point operations per second of a product of large float32 matrices, an addition and a product each."""
+    """Additions and multiplications per second of a product of large float32 matrices."""
     matrix = np.random.default_rng(0).normal(size=[_SIDE, _SIDE]).astype(np.float32)
     return 2 * _SIDE**3 / _net_seconds(matrix, lambda held: tf.matmul(held, held)[0, 0])
 
