@@ -43,14 +43,17 @@ class StepCosts:
     length: int
 
     def multiply_adds(self) -> dict[str, int]:
-        """Forward, of a positive: encoder, own group's vector and logits, intent head, shared vector's logits."""
+        """Forward, of a positive: encoder, own group's vector and logits, intent head, shared vector's logits.
+
+        The encoder's are those of its layers and of the means of events, which are products with a triangle.
+        """
         model = Config().model
         dim, experts = model.embedding_dim, model.num_experts
         encoder = 4 * dim * dim + 2 * model.feed_forward_multiple * dim * dim + 2 * self.length * dim
         own_vector = {"none": 0, "multiply": dim, "mmoe": experts * dim * (2 * model.expert_hidden_dim + 1)}
         kept = 1 - model.conditioning_dropout
         return {
-            "encoder": model.num_layers * encoder,
+            "encoder": model.num_layers * encoder + self.length * dim,
             "own_vector": round(kept * own_vector[self.conditioning]),
             "own_logits": round(kept * self.own * dim),
             "intent": dim * self.num_groups if self.num_groups > 1 else 0,
