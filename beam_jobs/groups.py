@@ -46,6 +46,9 @@ from contracts.storage import as_path, remove
 
 log = logging.getLogger(__name__)
 
+_GIANT = 4
+"""A group of more items than this many times the mean is pointed out."""
+
 
 @dataclass(frozen=True)
 class Items:
@@ -132,7 +135,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
                 group["kept"] = kept
             _say_what_moved(config.groups.previous, writer.details["drift"])
         write_json(staged.report, report)
-        _count(writer, embeddings, groups, settled, num_groups)
+        _count(config, writer, embeddings, groups, settled)
         writer.files = [path.name for path in (staged.groups, staged.embeddings, staged.centroids, staged.report)]
     return read_manifest(workdir.item_groups.path)
 
@@ -146,7 +149,8 @@ def _say_what_moved(previous: str | None, moved: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: Bool, num_groups: int) -> None:
+def _count(config: Config, writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: Bool) -> None:
+    num_groups = config.groups.num_groups
     sizes = np.bincount(groups, minlength=num_groups)
     placed = embeddings.any(axis=1)
     writer.counts.update(
@@ -162,6 +166,11 @@ def _count(writer: ArtifactWriter, embeddings: Float32, groups: Int64, settled: 
         "groups: %d groups of %s to %s items, %s items in all",
         num_groups, f"{sizes.min():,}", f"{sizes.max():,}", f"{len(groups):,}",
     )  # fmt: skip
+    if config.groups.max_size_ratio is None and sizes.max() > _GIANT * sizes.mean():
+        log.info(
+            "groups: group %d holds %.0f%% of the items, %.1f times the mean: groups.max_size_ratio would cap its size",
+            sizes.argmax(), 100 * sizes.max() / sizes.sum(), sizes.max() / sizes.mean(),
+        )  # fmt: skip
 
 
 def _kept(

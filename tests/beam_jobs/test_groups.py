@@ -3,6 +3,7 @@
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -309,3 +310,16 @@ def test_log_without_any_cooccurrence_still_gets_full_groups(tmp_path: Path) -> 
     for job in (ingest, statistics, groups):
         job.run(make_config(log, groups={"num_groups": 3}), workdir, "f")
     assert set(read_groups(workdir).values()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("cap", "largest", "is_said"), [(None, 41, True), (None, 40, False), (9.0, 41, False)])
+def test_a_giant_group_is_pointed_out(
+    cap: float | None, largest: int, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """100 items in 10 groups: 10 on average."""
+    config = make_config("log.csv", groups={"num_groups": 10, "max_size_ratio": cap})
+    of_item = np.append(np.zeros(largest, int), 1 + np.arange(100 - largest) % 9)
+    with caplog.at_level("INFO"):
+        groups._count(config, SimpleNamespace(counts={}), np.zeros((100, 2)), of_item, np.zeros(100, bool))
+    said = f"group 0 holds {largest}% of the items, {largest / 10} times the mean: groups.max_size_ratio"
+    assert (said in caplog.text) == is_said
