@@ -115,9 +115,10 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.details["fit"] = fit_settings(config)
         side = read_side_features(config.data.item_features, item_ids)
         items = Items(item_ids, weights, _categories(config, side))
-        placed = _kept(config, workdir, previous, side, items, writer)
+        fresh = _embed(config, workdir, len(item_ids), writer)
+        placed = _kept(config, workdir, previous, fresh, side, items, writer)
         if placed is None:
-            placed = _fitted(config, workdir, previous, side, items, writer)
+            placed = _fitted(config, previous, fresh, side, items, writer)
         embeddings, groups, settled = placed
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
@@ -173,10 +174,22 @@ def _count(config: Config, writer: ArtifactWriter, embeddings: Float32, groups: 
         )  # fmt: skip
 
 
+def _embed(config: Config, workdir: Workdir, num_items: int, writer: ArtifactWriter) -> Float32:
+    """[num_items, dim] embeddings by the co-occurrence of all training events."""
+    started = time.monotonic()
+    blocks = count_cooccurrences(config, workdir, writer.path, num_items, None)
+    matrix = ppmi(blocks, num_items)
+    remove(*blocks)
+    embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
+    writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
+    return embeddings
+
+
 def _kept(
     config: Config,
     workdir: Workdir,
     previous: PreviousGroups | None,
+    fresh: Float32,
     side: SideFeatures,
     items: Items,
     writer: ArtifactWriter,
@@ -192,7 +205,7 @@ def _kept(
     if changed or not settings.refit_drift or not previous.fits(settings):
         return None
     blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), settings.since)
-    found = keep_groups(previous, blocks, side)
+    found = keep_groups(previous, fresh, blocks, side)
     remove(*blocks)
     groups = _spread(found.groups, settings.num_groups, items.ids)
     # If a group has lost all its items or exceeds the cap, the groups need a new fit.
@@ -210,21 +223,15 @@ def _kept(
 
 def _fitted(
     config: Config,
-    workdir: Workdir,
     previous: PreviousGroups | None,
+    fresh: Float32,
     side: SideFeatures,
     items: Items,
     writer: ArtifactWriter,
 ) -> Placed:
-    """Groups fitted to the co-occurrence of all training events."""
-    started = time.monotonic()
-    blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), None)
-    matrix = ppmi(blocks, len(items.ids))
-    remove(*blocks)
-    embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
-    settled: Bool = np.any(embeddings != 0, axis=1)
-    embeddings, placed = embed_cold(embeddings, side.columns())
-    writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
+    """Groups fitted to the `fresh` embeddings."""
+    settled: Bool = np.any(fresh != 0, axis=1)
+    embeddings, placed = embed_cold(fresh, side.columns())
     writer.details["cooccurrences"] = {"within": None, "expected": None}
     path = ItemGroups(writer.path).embeddings
     write_array(path, embeddings)

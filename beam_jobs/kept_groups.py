@@ -1,5 +1,8 @@
 """Kept groups: new items join the last run's groups, as long as those still describe what co-occurs.
 
+Embeddings follow the co-occurrence slowly. A model that continues from an earlier one has learnt how to read them, so a
+sudden change costs it more than fresh embeddings gain (docs/experiments/retraining.md).
+
 How well they do is measured by the share of co-occurrence within groups. The data they were fitted to flatters them, so
 the measure begins with the first co-occurrence after the fit; once a later share has fallen below that first one by
 `groups.refit_drift`, the groups are fitted anew.
@@ -13,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.linalg import orthogonal_procrustes
 
 from beam_jobs.arrays import Bool, Float32, Int64
-from beam_jobs.item_embeddings import embed_cold, normalise_rows, ppmi, read_block
+from beam_jobs.item_embeddings import embed_cold, normalise_rows, read_block
 from beam_jobs.partition import nearest_centroid
 from beam_jobs.side_features import SideFeatures
 from beam_jobs.stable_groups import PreviousGroups
+
+_FRESH_SHARE = 0.25
+"""Share of the fresh embeddings in those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +58,27 @@ class KeptGroups:
         return {"within": self.within, "expected": self.expected if self.expected is not None else self.within}
 
 
-def keep_groups(previous: PreviousGroups, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
-    """Places new items, and measures how well the groups fit.
+def keep_groups(previous: PreviousGroups, fresh: Float32, blocks: Sequence[Path], side: SideFeatures) -> KeptGroups:
+    """Places new items, refreshes the embeddings, and measures how well the groups fit.
 
-    Settled items stay. Other items that now co-occur with settled ones are placed at the PPMI-weighted mean of those,
-    in the group of the nearest centroid; items without co-occurrence stay in their group or, if they had none, are
-    placed by their side features.
+    Settled items stay in their groups, and their embeddings move part of the way to the fresh ones. Other items that
+    have a fresh embedding get it, and the group of the nearest centroid; those without stay in their group or, if they
+    had none, are placed by their side features.
 
     Args:
         previous: the last run's groups.
-        blocks: files of `CountCooccurrences` or `MergeCooccurrences`: the co-occurrence since then.
+        fresh: [num_items, dim] of `embed_cooccurrences`, on any axes; 0 for items without co-occurrence.
+        blocks: files of `CountCooccurrences` or `MergeCooccurrences`: the co-occurrence since the last run.
         side: item features.
     """
-    embeddings, settled = previous.embeddings.copy(), previous.settled.copy()
-    num_items = len(embeddings)
-    weights = ppmi(blocks, num_items)[:, np.flatnonzero(settled)]
-    folded = normalise_rows(np.asarray(weights @ embeddings[settled], np.float32))
-    joining = ~settled & folded.any(axis=1)
-    embeddings[joining] = folded[joining]
-    embeddings[~settled & ~joining] = 0
+    settled, seen = previous.settled, fresh.any(axis=1)
+    both = settled & seen
+    # The axes of an SVD differ from day to day; centroids and model are on those of the fit.
+    turn, _ = orthogonal_procrustes(fresh[both], previous.embeddings[both])
+    turned = fresh @ turn.astype(np.float32)
+    embeddings = np.where(settled[:, None], previous.embeddings, turned)
+    embeddings[both] = normalise_rows((1 - _FRESH_SHARE) * embeddings[both] + _FRESH_SHARE * turned[both])
+    joining = seen & ~settled
     settled = settled | joining
     embeddings, placed = embed_cold(embeddings, side.columns())
     nearest = nearest_centroid(embeddings, previous.centroids)

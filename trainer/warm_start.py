@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import tensorflow as tf
+from scipy.linalg import orthogonal_procrustes
 
 from contracts.artifact import require_this_version
 from contracts.config import Config
@@ -225,29 +226,20 @@ def _group_means(rows: np.ndarray, group: np.ndarray, of_kind: np.ndarray, num_g
 
 
 def _continue_axes(model: TwoTowerModel, earlier: TwoTowerModel, items: np.ndarray, frozen: bool) -> None:
-    """Rotates this run's co-occurrence embeddings onto the axes that the carried-over projection reads."""
+    """Rotates this run's co-occurrence embeddings onto the axes that the carried-over projection reads.
+
+    The axes of an SVD differ from day to day: two days' embeddings of the same items agree up to a rotation.
+    """
     table, source = _cooccurrence(model), _cooccurrence(earlier)
     if table is None or source is None or table.shape[1] != source.shape[1]:
         return
     rows, before = table.numpy()[1:], source.numpy()[1:]
     known = items >= 0
-    rows = rows @ rotation(rows[known], before[items[known]])
+    turn, _ = orthogonal_procrustes(rows[known], before[items[known]])
+    rows = rows @ turn
     if frozen:
         rows[known] = before[items[known]]
     table.assign(np.concatenate([np.zeros_like(rows[:1]), rows]))
-
-
-def rotation(rows: np.ndarray, onto: np.ndarray) -> np.ndarray:
-    """The orthogonal [dim, dim] R that minimises |rows R - onto| (Procrustes; Schoenemann 1966).
-
-    The axes of an SVD differ from day to day: two days' embeddings of the same items agree up to a rotation.
-
-    Args:
-        rows, onto: [num_items, dim], of the same items.
-    """
-    left, _, right = np.linalg.svd(rows.T @ onto)
-    turned: np.ndarray = left @ right
-    return turned
 
 
 def _cooccurrence(model: TwoTowerModel) -> tf.Variable | None:

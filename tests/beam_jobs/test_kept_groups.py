@@ -35,29 +35,50 @@ def previous_of(expected: float | None = None) -> PreviousGroups:
     )
 
 
-def test_items_join_the_group_of_their_cooccurrence(tmp_path: Path) -> None:
+FRESH = np.array([[0, 1], [-0.6, 0.8], [-1, 0], [-0.8, 0.6], [-1, 0], [-0.6, 0.8], [0, 0]], np.float32)
+"""Items 0-3 as `previous_of` has them, turned by 90 degrees; 4 lies where 2 does, 5 where 1 does."""
+
+
+def test_items_join_the_group_of_their_cooccurrence() -> None:
     ids = pa.array([str(item) for item in range(7)])
-    block = write_block(
-        tmp_path / "block.parquet", [(0, 1, 60), (2, 3, 20), (2, 4, 30), (3, 5, 30), (0, 5, 10), (1, 2, 10)]
-    )
-    found = keep_groups(previous_of(), [block], read_side_features(None, ids))
-    # 4 leaves the group that a hash gave it for that of its co-occurrences, 5 joins where most of its own are.
-    assert found.groups.tolist() == [0, 0, 1, 1, 1, 1, -1]
+    found = keep_groups(previous_of(), FRESH, [], read_side_features(None, ids))
+    # 4 leaves the group that a hash gave it, 5 is new, and nothing is known of 6.
+    assert found.groups.tolist() == [0, 0, 1, 1, 1, 0, -1]
     assert found.settled.tolist() == [True] * 6 + [False]
-    assert np.array_equal(found.embeddings[:4], previous_of().embeddings[:4])
-    assert found.embeddings[4].tolist() == [0, 1]  # as item 2
-    # Within: 60 + 20 + 30 + 30 of 160.
-    assert found.within == pytest.approx(140 / 160)
-    assert found.drift == 0
-    assert found.as_json()["expected"] == found.within
+    assert found.embeddings == pytest.approx(
+        np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [0, 1], [0.8, 0.6], [0, 0]]), abs=1e-6
+    )
 
 
-def test_an_item_that_nothing_tells_of_any_more_has_no_embedding_and_stays(tmp_path: Path) -> None:
+def test_embeddings_follow_cooccurrence_slowly_and_settled_items_stay() -> None:
+    """Items 0 and 3 change places, which no rotation can undo.
+
+    By hand: the rotation R of fresh rows A onto old rows B maximises tr(R' A'B). With A = (.6, .8), (.8, .6), (0, 1),
+    (1, 0) and B = (1, 0), (.8, .6), (0, 1), (.6, .8), A'B = ((1.84, 1.28), (1.28, 1.36)) is symmetric and positive
+    definite, so R = 1. Item 0 goes to .75 (1, 0) + .25 (.6, .8) = (.9, .2), scaled; item 3 to (.7, .6), scaled.
+    """
+    fresh = np.array([[0.6, 0.8], [0.8, 0.6], [0, 1], [1, 0], *[[0, 0]] * 3], np.float32)
+    found = keep_groups(previous_of(), fresh, [], read_side_features(None, pa.array([str(item) for item in range(7)])))
+    assert found.groups.tolist() == [0, 0, 1, 1, 0, -1, -1]
+    moved = np.array([[0.9, 0.2], [0.7, 0.6]])
+    assert found.embeddings[[0, 3]] == pytest.approx(moved / np.linalg.norm(moved, axis=1, keepdims=True), abs=1e-6)
+    assert found.embeddings[[1, 2]] == pytest.approx(previous_of().embeddings[[1, 2]], abs=1e-6)
+
+
+def test_a_settled_item_that_no_longer_cooccurs_keeps_its_embedding() -> None:
+    fresh = FRESH.copy()
+    fresh[3] = 0
+    found = keep_groups(previous_of(), fresh, [], read_side_features(None, pa.array([str(item) for item in range(7)])))
+    assert found.embeddings[3].tolist() == previous_of().embeddings[3].tolist()
+    assert found.settled[3] and found.groups[3] == 1
+
+
+def test_an_item_that_nothing_tells_of_any_more_has_no_embedding_and_stays() -> None:
     """What side features told of it in an earlier run is not taken for what co-occurrence tells."""
-    previous = previous_of()
+    previous, fresh = previous_of(), FRESH.copy()
     previous.embeddings[4] = 0, 1
-    block = write_block(tmp_path / "block.parquet", [(0, 1, 60)])
-    found = keep_groups(previous, [block], read_side_features(None, pa.array([str(item) for item in range(7)])))
+    fresh[4:] = 0
+    found = keep_groups(previous, fresh, [], read_side_features(None, pa.array([str(item) for item in range(7)])))
     assert found.embeddings[4].tolist() == [0, 0]
     assert found.groups.tolist() == [0, 0, 1, 1, 0, -1, -1]
 
@@ -65,12 +86,14 @@ def test_an_item_that_nothing_tells_of_any_more_has_no_embedding_and_stays(tmp_p
 def test_drift_is_the_fall_of_cooccurrences_within_groups(tmp_path: Path) -> None:
     block = write_block(tmp_path / "block.parquet", [(0, 1, 30), (0, 2, 70)])
     side = read_side_features(None, pa.array([str(item) for item in range(7)]))
-    found = keep_groups(previous_of(expected=0.5), [block], side)
+    nothing = np.zeros((7, 2), np.float32)
+    found = keep_groups(previous_of(expected=0.5), nothing, [block], side)
     assert found.within == pytest.approx(0.3)
     assert found.drift == pytest.approx(0.4)
     assert found.as_json()["expected"] == 0.5
-    assert keep_groups(previous_of(expected=0.2), [block], side).drift == 0
-    assert keep_groups(previous_of(expected=0.0), [block], side).drift == 0  # there is nothing to fall from
+    assert keep_groups(previous_of(), nothing, [block], side).as_json()["expected"] == found.within
+    assert keep_groups(previous_of(expected=0.2), nothing, [block], side).drift == 0
+    assert keep_groups(previous_of(expected=0.0), nothing, [block], side).drift == 0  # there is nothing to fall from
     assert cooccurrences_within([], np.zeros(7, np.int64)) is None
     # Items that nothing places are in no group, so they are not in one with each other.
     assert cooccurrences_within([block], np.array([-1, -1, 0, 1, 1, 1, 1])) == 0
