@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import assert_never
 
 from beam_jobs.arrays import Bool, Float32, Float64, Int64
 from beam_jobs.balance import balance_groups, size_cap
@@ -281,19 +282,15 @@ def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups 
     # If their number has changed, starting from the old groups ends with many in one, or with one in many.
     start = before if previous is not None and len(previous.sizes) == num_groups else groups
     groups = groups.copy()
-    if settings.method == "kmeans":
-        if placed.any():
-            groups[placed] = _kmeans(config, embedded, start, scratch)[placed]
-    else:
-        codes = embedded.side.feature(settings.category or "").first_codes(len(embeddings))
-        goes_on = previous is not None and not previous.changed(fit_settings(config))
-        groups = _by_category(config, embedded, codes, start, goes_on)
-        members, rest = (groups >= 0) & placed, (groups < 0) & placed
-        if rest.any() and members.any():
-            # A group without placed items has no centroid: 0 would be near everything.
-            known, of_member = np.unique(groups[members], return_inverse=True)
-            centroids = group_centroids(embeddings[members], of_member, len(known))
-            groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
+    match settings.method:
+        case "kmeans":
+            if placed.any():
+                groups[placed] = _kmeans(config, embedded, start, scratch)[placed]
+        case "category" | "hybrid":
+            goes_on = previous is not None and not previous.changed(fit_settings(config))
+            groups = _of_categories(config, embedded, start, goes_on)
+        case _:
+            assert_never(settings.method)
     if previous is not None:
         weights, categories, of_new = embedded.items.weights, embedded.items.categories, None
         if categories is not None and previous.categories is not None:
@@ -327,6 +324,20 @@ def _kmeans(config: Config, embedded: EmbeddedItems, before: Int64, scratch: Pat
         centroids = refine_centroids(config.beam, blocks, centroids, settings.iterations, scratch)
         remove(path)
     return assign_items(config.beam, embedded.blocks, centroids, scratch)
+
+
+def _of_categories(config: Config, embedded: EmbeddedItems, before: Int64, goes_on: bool) -> Int64:
+    """Group of each item by `_by_category` or, without a category, of the nearest centroid; -1 without an embedding."""
+    embeddings, placed = embedded.embeddings, embedded.placed
+    codes = embedded.side.feature(config.groups.category or "").first_codes(len(embeddings))
+    groups = _by_category(config, embedded, codes, before, goes_on)
+    members, rest = (groups >= 0) & placed, (groups < 0) & placed
+    if rest.any() and members.any():
+        # A group without placed items has no centroid: 0 would be near everything.
+        known, of_member = np.unique(groups[members], return_inverse=True)
+        centroids = group_centroids(embeddings[members], of_member, len(known))
+        groups[rest] = known[nearest_centroid(embeddings[rest], centroids)]
+    return groups
 
 
 def _by_category(config: Config, embedded: EmbeddedItems, codes: Int64, before: Int64, goes_on: bool) -> Int64:

@@ -246,7 +246,10 @@ def main() -> None:
         "--seconds", type=float, default=120, help="of interleaved measuring, after warm-up (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=1, help="of TensorFlow, within and between ops (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=1,
+        help="of TensorFlow, within and between ops; the roofline stays that of one core (default: %(default)s)",
     )
     parser.add_argument("--json", type=json_output, help="write the result here; a Markdown table goes beside it")
     arguments = parser.parse_args()

@@ -54,8 +54,8 @@ class Manifest:
         code_version: version of the code that wrote it.
         created: when it was written, as given by `now`.
         counts: named record counts, for reports.
-        files: names of the data files, relative to the artifact. Readers go by this list, so a
-            stray file beside them is never read.
+        files: names of the data files whose number or names may differ, relative to the artifact. Readers
+            go by this list, so a stray file beside them is never read. Graphs and logs are not in it.
         details: anything else worth keeping (JSON values).
         seconds: wall time of the stage that wrote it.
     """

@@ -69,7 +69,7 @@ class WindowField:
     GROUP_ID = "group_id"  # int64 [n]
     FEEDBACK_LEVEL = "feedback_level"  # int64 [n]; with windows.repeats=drop, the highest that the user gives the item
     TIMESTAMP = "timestamp"  # int64 [n], seconds since 1970-01-01 UTC
-    REQUEST = "request"  # int64 [n], EventColumn.REQUEST
+    REQUEST = "request"  # int64 [n], EventColumn.REQUEST; no field without data.request_features
     NUM_CONTEXT = "num_context"  # int64 [1], >= 1
     NON_TARGETS = "non_targets"  # int64 [R], places of events below the target level, and of kept repeats: events of an
     # item that the user already had, at any level

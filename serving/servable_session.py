@@ -17,6 +17,7 @@ import tensorflow as tf
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 from serving.history import without_context
+from serving.request_checks import per_user, require_a_list_a_user, require_a_mark_an_event, require_ids
 from serving.signature_spec import SignatureSpec
 
 v1 = tf.compat.v1
@@ -58,18 +59,23 @@ class Servable(ABC):
         num_candidates: int | Sequence[int] | None = None,
         alpha: float | Sequence[float] | None = None,
         merge: str | Strings | None = None,
-        group_boost: Sequence[Sequence[float]] | np.ndarray | None = None,
-        groups: Sequence[Sequence[int]] | None = None,
+        group_boost: Sequence[float] | Sequence[Sequence[float]] | np.ndarray | None = None,
+        groups: Sequence[int] | Sequence[Sequence[int]] | None = None,
         max_groups: int | Sequence[int] | None = None,
-        exclude_item_ids: Sequence[Strings] | None = None,
+        exclude_item_ids: Strings | Sequence[Strings] | None = None,
         num_exploration: int | Sequence[int] | None = None,
     ) -> Recommendations:
         """Recommends candidates, given one history (oldest first) per user; None means the servable's default.
 
-        A single value applies to every user; `contracts.names.Request` says what each input does.
-        `is_context` marks events of the histories; a servable whose model reads no context is asked without them.
+        A single value applies to every user, and so does a single list of `group_boost`, `groups` or
+        `exclude_item_ids`; `contracts.names.Request` says what each input does. `is_context` marks events of the
+        histories; a servable whose model reads no context is asked without them.
+
+        Raises:
+            ValueError: an argument does not hold a value per user, or has values of another type. Values out of range
+                follow the servable's rules, as in any request.
         """
-        inputs = self._query_inputs(histories, user_ids, features, is_context)
+        inputs, rows = self._query_inputs(histories, user_ids, features, is_context), len(histories)
         values: dict[str, tuple[Any, type]] = {
             Request.NUM_CANDIDATES: (num_candidates, np.int32),
             Request.ALPHA: (alpha, np.float32),
@@ -79,13 +85,15 @@ class Servable(ABC):
         }
         for name, (value, dtype) in values.items():
             if value is not None:
-                inputs[name] = np.broadcast_to(_as(dtype, value), [len(histories)])
+                inputs[name] = np.broadcast_to(_as(dtype, value), [rows])
         if group_boost is not None:
-            inputs[Request.GROUP_BOOST] = _as(np.float32, group_boost)
+            boost = _as(np.float32, group_boost)
+            inputs[Request.GROUP_BOOST] = np.broadcast_to(boost, [rows, *boost.shape[-1:]])
         if groups is not None:
-            inputs[Request.GROUPS] = _padded(groups, -1, np.int32)
+            inputs[Request.GROUPS] = _padded(per_user(Request.GROUPS, groups, rows), -1, np.int32)
         if exclude_item_ids is not None:
-            inputs[Request.EXCLUDE_ITEM_IDS] = _padded(exclude_item_ids, b"", object)
+            excluded = per_user(Request.EXCLUDE_ITEM_IDS, exclude_item_ids, rows)
+            inputs[Request.EXCLUDE_ITEM_IDS] = _padded(excluded, b"", object)
         outputs = self.predict(Signature.SERVING_DEFAULT, inputs)
         return Recommendations(
             decode(outputs[Response.ITEM_IDS]), outputs[Response.SCORES], outputs[Response.GROUP_IDS]
@@ -114,13 +122,20 @@ class Servable(ABC):
         features: Mapping[str, Sequence[Any]] | None,
         is_context: Sequence[Sequence[bool]] | None,
     ) -> dict[str, np.ndarray]:
+        require_a_list_a_user(histories)
+        require_a_mark_an_event(histories, is_context)
         if is_context is None or self.takes(Request.HISTORY_IS_CONTEXT):
             return request_inputs(histories, user_ids, features, is_context)
         return request_inputs(without_context(histories, is_context), user_ids, features)
 
     def candidate_embedding(self, item_ids: Strings) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown."""
-        inputs = {Request.ITEM_IDS: np.array([item.encode() for item in item_ids], object)}
+        """Embeddings float32 [num_items, dim] and group_ids int32 [num_items], -1 = unknown.
+
+        Raises:
+            ValueError: `item_ids` is no list of strings.
+        """
+        require_ids(item_ids)
+        inputs = {Request.ITEM_IDS: np.array(_encoded(item_ids), object)}
         outputs = self.predict(Signature.CANDIDATE_EMBEDDING, inputs)
         return outputs[Response.EMBEDDINGS], outputs[Response.GROUP_IDS]
 
@@ -195,12 +210,19 @@ def request_inputs(
     features: Mapping[str, Sequence[Any]] | None = None,
     is_context: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of serving_default and query_embedding: histories padded on the right."""
+    """Inputs of serving_default and query_embedding: histories padded on the right.
+
+    Raises:
+        ValueError: there is not one user id, or one value of a feature, per history.
+    """
+    for name, of_users in {Request.USER_ID: user_ids, **(features or {})}.items():
+        if of_users is not None and len(of_users) != len(histories):
+            raise ValueError(f"input {name!r} must have one value per user ({len(histories)}); got {len(of_users)}")
     inputs = {Request.HISTORY: _padded(histories, b"", object)}
     if is_context is not None:
         inputs[Request.HISTORY_IS_CONTEXT] = _padded(is_context, False, bool)
     if user_ids is not None:
-        inputs[Request.USER_ID] = np.array([user.encode() for user in user_ids], object)
+        inputs[Request.USER_ID] = np.array(_encoded(user_ids), object)
     for name, values in (features or {}).items():
         # If all values are None, their type is unknown; an input that is left out is missing for all.
         if any(value is not None for value in values):
@@ -212,8 +234,15 @@ def _padded(rows: Sequence[Sequence[Any]], padding: Any, dtype: type) -> np.ndar
     """[number of rows, longest], strings as bytes: an array of text would be as wide as its longest id everywhere."""
     padded: np.ndarray = np.full([len(rows), max(map(len, rows), default=0)], padding, dtype)
     for place, row in enumerate(rows):
-        padded[place, : len(row)] = [one.encode() for one in row] if dtype is object else row
+        padded[place, : len(row)] = _encoded(row) if dtype is object else row
     return padded
+
+
+def _encoded(ids: Strings) -> list[bytes]:
+    try:
+        return [one.encode() for one in ids]
+    except AttributeError:
+        raise ValueError(f"ids are strings, so write str(...) around each; got {list(ids)[:5]!r}") from None
 
 
 def _feature_input(values: Sequence[Any]) -> np.ndarray:

@@ -123,6 +123,21 @@ def test_an_extra_installs_what_its_rooms_import(extras: tuple[str, ...], monkey
     assert missing == set()
 
 
+def test_an_installation_has_every_file_of_the_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image or a manifest that is only in the checkout would be missing where the project was installed."""
+    given: dict[str, list[str]] = {}
+    monkeypatch.setattr("setuptools.setup", lambda package_data, **_: given.update(package_data))
+    runpy.run_path(str(ROOT / "setup.py"))
+    files = [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.is_file()]
+    left_out = {
+        path.name
+        for path in files
+        if path.suffix not in {".py", ".pyc"} and not any(path.match(pattern) for pattern in given[""])
+    }
+    assert left_out == set()
+    assert (ROOT / "serving" / "deploy" / "models.config") in files
+
+
 def test_keras_2_is_chosen_before_tensorflow() -> None:
     for room in set(MAY_IMPORT) - {"contracts"}:
         first = ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")).body[1]

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
+from typing_extensions import assert_never
 
 from contracts.names import ScoredMerge
 from trainer.catalogue import Catalogue
@@ -171,9 +172,13 @@ class ExactRanking:
         """int32 [num_rows, min(length, num_items)] of each length."""
 
         def merged(scores: np.ndarray, places: Mapping[int, int | np.ndarray]) -> dict[int, np.ndarray]:
-            if merge == "score":
-                return self._score_lists(scores, places)
-            return self._quota_lists(scores, log_intent, alpha, places)
+            match merge:
+                case "score":
+                    return self._score_lists(scores, places)
+                case "quota":
+                    return self._quota_lists(scores, log_intent, alpha, places)
+                case _:
+                    assert_never(merge)
 
         explored = {length: self._num_explored(length) for length in lengths}
         plain = {length: length for length, number in explored.items() if not number}

@@ -34,7 +34,7 @@ _READ_ONLY_WITH: dict[str, tuple[str, Callable[[Config], bool]]] = {
     ),
     "model.conditioning_dropout": (
         "model.conditioning=mmoe, concat or multiply",
-        lambda config: config.model.conditioning in {"mmoe", "concat", "multiply"},
+        lambda config: config.model.conditioning != "none" and not config.model.reads_groups_first,
     ),
     **dict.fromkeys(
         ("model.num_experts", "model.expert_hidden_dim"),

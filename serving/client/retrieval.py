@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,6 +18,13 @@ from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
 from serving.history import without_context
+from serving.request_checks import (
+    is_list,
+    per_user,
+    require_a_list_a_user,
+    require_a_mark_an_event,
+    require_ids,
+)
 from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
@@ -159,8 +166,7 @@ class RetrievalClient:
             ValueError: `item_ids` is a single string, whose letters would each be an id.
             RetrievalError: as `recommend`.
         """
-        if isinstance(item_ids, str | bytes):
-            raise ValueError(f"item_ids must be a list; for one item, write [{item_ids!r}]")
+        require_ids(item_ids)
         outputs = self._call(Signature.CANDIDATE_EMBEDDING, {Request.ITEM_IDS: item_ids}, len(item_ids), timeout)
         return outputs[Response.EMBEDDINGS].astype(np.float32), outputs[Response.GROUP_IDS].astype(np.int32)
 
@@ -240,41 +246,16 @@ def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Map
             f"the histories are the first argument: leave out {Request.HISTORY}={inputs[Request.HISTORY]!r}"
         )
     given = {name: _kept(value) for name, value in {Request.HISTORY: histories, **inputs}.items()}
-    _require_a_list_a_user(given[Request.HISTORY])
-    _require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
+    require_a_list_a_user(given[Request.HISTORY])
+    require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
     return given
 
 
 def _kept(value: Any) -> Any:
     """The value, with iterators replaced by lists, also within it: an iterator can be read only once."""
-    if not _is_list(value):
+    if not is_list(value):
         return value
     return [list(one) if isinstance(one, Iterator) else one for one in value]
-
-
-def _require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
-    """Refuses a flat list, which would be one history for as many users as it has items, and text, one of letters."""
-    for history in [histories] if isinstance(histories, str | bytes) else histories:
-        if isinstance(history, str | bytes):
-            raise ValueError(
-                f"histories must hold a list of item ids per user; for one user, write [[{history!r}, ...]]"
-            )
-
-
-def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
-    """Requires a mark per event: padding goes before each list, so fewer marks would apply to the last events."""
-    if marks is None:
-        return
-    if not _is_list(marks):
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user; got {marks!r}")
-    lengths = [[len(one) for one in lists if _is_list(one)] for lists in (list(histories), list(marks))]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user, with a value per event of the history: "
-            f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
-        )
-    if broken := [mark for one in filter(_is_list, marks) for mark in one if mark not in (True, False, None)]:
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
 
 
 def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -298,8 +279,8 @@ def _arrays(spec: SignatureSpec, given: Mapping[str, Any], rows: int) -> Arrays:
 def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
     """A row per user; an input of variable width is padded on the left, by at least one place."""
     if len(spec.shape) == 1 or spec.shape[1] is not None:
-        value = list(value) if _is_list(value) else value
-        if _is_list(value) and (any(map(_is_list, value)) or _is_none_of_each(spec, value, rows)):
+        value = list(value) if is_list(value) else value
+        if is_list(value) and (any(map(is_list, value)) or _is_none_of_each(spec, value, rows)):
             value = [[None] * (spec.shape[-1] or 1) if one is None else one for one in value]  # a list per user
         array = _cast(spec, np.asarray(value, object))
         if array.ndim > len(spec.shape):
@@ -307,16 +288,7 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
         if array.ndim == len(spec.shape) and len(array) not in (1, rows):
             raise ValueError(f"input {spec.name!r} must have one value, or one per user ({rows}); got {len(array)}")
         return np.broadcast_to(array, [rows, *array.shape[max(array.ndim - len(spec.shape) + 1, 0) :]])
-    if not _is_list(value):
-        raise ValueError(f"input {spec.name!r} must be a list, or one list per user; got {value!r}")
-    lists = list(value)
-    if not any(_is_list(one) for one in lists):
-        lists = [lists] * rows
-    if len(lists) != rows:
-        raise ValueError(f"input {spec.name!r} must hold a list per user ({rows}); got {len(lists)}")
-    if broken := [one for one in lists if one is not None and not _is_list(one)]:
-        raise ValueError(f"input {spec.name!r} must hold a list per user; got {broken[0]!r} for one")
-    lists = [() if one is None else tuple(one) for one in lists]
+    lists = [tuple(one) for one in per_user(spec.name, value, rows)]
     padded = np.full([rows, 1 + max(map(len, lists), default=0)], spec.padding, object)
     for row, one in enumerate(lists):
         padded[row, padded.shape[1] - len(one) :] = one
@@ -326,11 +298,6 @@ def _array(spec: Input, value: Any, rows: int) -> np.ndarray:
 def _is_none_of_each(spec: Input, value: Any, rows: int) -> bool:
     """Whether the list is left out for every user, as it may be for some."""
     return len(spec.shape) > 1 and len(value) == rows and all(one is None for one in value)
-
-
-def _is_list(value: Any) -> bool:
-    is_single = isinstance(value, str | bytes) or getattr(value, "ndim", None) == 0  # a NumPy array of no dimension
-    return isinstance(value, Iterable) and not is_single
 
 
 def _cast(spec: Input, values: np.ndarray) -> np.ndarray:
