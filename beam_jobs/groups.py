@@ -118,9 +118,7 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         items = Items(item_ids, weights, _categories(config, side))
         fresh = _embed(config, workdir, len(item_ids), writer)
         placed = _kept(config, workdir, previous, fresh, side, items, writer)
-        if placed is None:
-            placed = _fitted(config, previous, fresh, side, items, writer)
-        embeddings, groups, settled = placed
+        embeddings, groups, settled = placed or _fitted(config, previous, fresh, side, items, writer)
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
             ItemColumn.ITEM_ID: item_ids,
@@ -179,9 +177,8 @@ def _embed(config: Config, workdir: Workdir, num_items: int, writer: ArtifactWri
     """[num_items, dim] embeddings by the co-occurrence of all training events."""
     started = time.monotonic()
     blocks = count_cooccurrences(config, workdir, writer.path, num_items, None)
-    matrix = ppmi(blocks, num_items)
+    embeddings = embed_cooccurrences(ppmi(blocks, num_items), config.groups.embedding_dim, config.seed)
     remove(*blocks)
-    embeddings = embed_cooccurrences(matrix, config.groups.embedding_dim, config.seed)
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
     return embeddings
 
