@@ -25,9 +25,8 @@ setup(
     packages=find_packages(
         include=["contracts*", "beam_jobs*", "trainer*", "serving*", "pipeline*"],
     ),
-    package_data={
-        "": ["*.Dockerfile", "*.config", "*.yaml"]
-    },  # what deploys the rooms; configs/ is in the checkout only
+    # What deploys the rooms; configs/ is in the checkout only.
+    package_data={"": ["*.Dockerfile", "*.config", "*.yaml"]},
     install_requires=[
         "click>=8",
         "filelock>=3",

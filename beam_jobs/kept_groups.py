@@ -73,7 +73,8 @@ def keep_groups(previous: PreviousGroups, fresh: Float32, blocks: Sequence[Path]
     """
     settled, seen = previous.settled, fresh.any(axis=1)
     both = settled & seen
-    # The axes of an SVD differ from day to day; centroids and model are on those of the fit.
+    # The axes of an SVD differ from day to day; centroids and model are on those of the fit (Procrustes; Schoenemann
+    # 1966).
     turn, _ = orthogonal_procrustes(fresh[both], previous.embeddings[both])
     turned = fresh @ turn.astype(np.float32)
     embeddings = np.where(settled[:, None], previous.embeddings, turned)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from contracts.names import Request
-
 
 def is_list(value: Any) -> bool:
     """Whether it holds values; text and NumPy arrays of no dimension are single values."""
@@ -24,22 +22,6 @@ def require_a_list_a_user(histories: Sequence[Sequence[str]]) -> None:
             raise ValueError(
                 f"histories must hold a list of item ids per user; for one user, write [[{history!r}, ...]]"
             )
-
-
-def require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
-    """Requires a mark per event: those missing would be made up, and so apply to other events."""
-    if marks is None:
-        return
-    if not is_list(marks):
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user; got {marks!r}")
-    lengths = [[len(one) for one in lists if is_list(one)] for lists in (list(histories), list(marks))]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user, with a value per event of the history: "
-            f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
-        )
-    if broken := [mark for one in filter(is_list, marks) for mark in one if mark not in (True, False, None)]:
-        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
 
 
 def require_ids(item_ids: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from contracts.layout import SAVED_MODEL
 from contracts.names import Request, Response, Signature
 from serving.history import without_context
-from serving.request_checks import per_user, require_a_list_a_user, require_a_mark_an_event, require_ids
+from serving.request_checks import per_user, require_a_list_a_user, require_ids
 from serving.signature_spec import SignatureSpec
 
 v1 = tf.compat.v1
@@ -123,7 +123,6 @@ class Servable(ABC):
         is_context: Sequence[Sequence[bool]] | None,
     ) -> dict[str, np.ndarray]:
         require_a_list_a_user(histories)
-        require_a_mark_an_event(histories, is_context)
         if is_context is None or self.takes(Request.HISTORY_IS_CONTEXT):
             return request_inputs(histories, user_ids, features, is_context)
         return request_inputs(without_context(histories, is_context), user_ids, features)

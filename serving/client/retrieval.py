@@ -18,13 +18,7 @@ from serving.client.grpc_transport import GrpcTransport
 from serving.client.rest_transport import RestTransport
 from serving.client.transport import Code, RetrievalError, Target, Transport
 from serving.history import without_context
-from serving.request_checks import (
-    is_list,
-    per_user,
-    require_a_list_a_user,
-    require_a_mark_an_event,
-    require_ids,
-)
+from serving.request_checks import is_list, per_user, require_a_list_a_user, require_ids
 from serving.signature_spec import Arrays, Input, SignatureSpec
 
 DEFAULT_TIMEOUT = 5.0
@@ -247,7 +241,7 @@ def _given(histories: Sequence[Sequence[str]], inputs: Mapping[str, Any]) -> Map
         )
     given = {name: _kept(value) for name, value in {Request.HISTORY: histories, **inputs}.items()}
     require_a_list_a_user(given[Request.HISTORY])
-    require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
+    _require_a_mark_an_event(given[Request.HISTORY], given.get(Request.HISTORY_IS_CONTEXT))
     return given
 
 
@@ -256,6 +250,22 @@ def _kept(value: Any) -> Any:
     if not is_list(value):
         return value
     return [list(one) if isinstance(one, Iterator) else one for one in value]
+
+
+def _require_a_mark_an_event(histories: Sequence[Sequence[str]], marks: Any) -> None:
+    """Requires a mark per event: padding goes before each list, so fewer marks would apply to the last events."""
+    if marks is None:
+        return
+    if not is_list(marks):
+        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user; got {marks!r}")
+    lengths = [[len(one) for one in lists if is_list(one)] for lists in (list(histories), list(marks))]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"input {Request.HISTORY_IS_CONTEXT!r} must hold a list per user, with a value per event of the history: "
+            f"the histories have {lengths[0]} events, the lists {lengths[1]} values"
+        )
+    if broken := [mark for one in filter(is_list, marks) for mark in one if mark not in (True, False, None)]:
+        raise ValueError(f"input {Request.HISTORY_IS_CONTEXT!r} must hold true or false; got {broken[0]!r}")
 
 
 def _as_read(spec: SignatureSpec, given: Mapping[str, Any]) -> Mapping[str, Any]:

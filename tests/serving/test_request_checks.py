@@ -28,7 +28,6 @@ def session(servable: Path) -> Iterator[ServableSession]:
         ([["i1"], []], {"exclude_item_ids": [["i2"]]}, r"a list per user \(2\); got 1"),
         ([["i1"], []], {"groups": [[0], 1]}, "got 1 for one"),
         ([["i1"]], {"groups": 1}, "'groups' must be a list"),
-        ([["i1", "i2"]], {"is_context": [[True]]}, r"the histories have \[2\] events, the lists \[1\] values"),
         ([["i1"], []], {"num_candidates": [1, 2, 3]}, "broadcast"),
     ],
 )
