@@ -7,6 +7,7 @@ their lower item, in turn, so that popular items, which have low numbers, do not
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,50 +113,63 @@ def _summed(pairs: Int64, weights: Int64) -> tuple[Int64, Int64]:
     return pairs[starts], np.add.reduceat(weights, starts) if len(starts) else weights
 
 
-class CountCooccurrences(beam.PTransform):
-    """A bucket's file -> one Parquet file (row < column, weight) per block of items; yields the files' names.
+class TrainingPairs:
+    """Finds what co-occurs in the training events of a bucket's file.
 
-    With `since`, in microseconds, only pairs whose later event is at or after that time count.
+    Attributes:
+        statistics: whose items have the numbers that are coded.
+        keys: codes pairs.
     """
 
-    def __init__(
-        self, statistics: ItemStatistics, target_level: int, keys: PairKeys, output: Path, since: int | None = None
-    ) -> None:
-        super().__init__()
-        self._since = since
-        self._statistics = statistics
+    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys, since: int | None = None) -> None:
+        """Takes pairs of events of at least a level.
+
+        Args:
+            since: microseconds; only pairs whose later event is at or after that time count. None: all.
+        """
+        self.statistics = statistics
+        self.keys = keys
         self._target_level = target_level
-        self._keys = keys
+        self._since = since
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.statistics)
+
+    def of_bucket(self, path: Path) -> Int64:
+        """[num_pairs] sorted keys."""
+        events = self._vocabulary.read_bucket(path)
+        train = events.where((events.levels >= self._target_level) & (events.splits == Split.TRAIN))
+        is_new = None if self._since is None else train.times >= self._since
+        return self.keys.of_events(train.users, train.items - 1, is_new)
+
+
+class CountCooccurrences(beam.PTransform):
+    """A bucket's file -> one Parquet file (row < column, weight) per block of items; yields the files' names."""
+
+    def __init__(self, pairs: TrainingPairs, output: Path) -> None:
+        super().__init__()
+        self._pairs = pairs
         self._output = output
 
     def expand(self, buckets: beam.PCollection) -> beam.PCollection:
-        find = _FindPairs(self._statistics, self._target_level, self._keys, self._since)
         return (
             buckets
-            | "FindPairs" >> beam.ParDo(find)
+            | "FindPairs" >> beam.ParDo(_FindPairs(self._pairs))
             | "ByBlock" >> beam.GroupByKey()
-            | "SumBlocks" >> beam.ParDo(_SumBlock(self._keys, self._output))
+            | "SumBlocks" >> beam.ParDo(_SumBlock(self._pairs.keys, self._output))
         )
 
 
 class _FindPairs(beam.DoFn):
     """A bucket's file -> (block, packed keys)."""
 
-    def __init__(self, statistics: ItemStatistics, target_level: int, keys: PairKeys, since: int | None) -> None:
-        self._statistics = statistics
-        self._target_level = target_level
-        self._keys = keys
-        self._since = since
-
-    def setup(self) -> None:
-        self._vocabulary = Vocabulary(self._statistics)
+    def __init__(self, pairs: TrainingPairs) -> None:
+        self._pairs = pairs
 
     def process(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        events = self._vocabulary.read_bucket(path)
-        train = events.where((events.levels >= self._target_level) & (events.splits == Split.TRAIN))
-        is_new = None if self._since is None else train.times >= self._since
-        keys = self._keys.of_events(train.users, train.items - 1, is_new)
-        bounds = self._keys.block_bounds(keys)
+        keys = self._pairs.of_bucket(path)
+        bounds = self._pairs.keys.block_bounds(keys)
         for block in np.flatnonzero(np.diff(bounds)).tolist():
             yield block, pack_sorted(keys[bounds[block] : bounds[block + 1]])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from typing_extensions import assert_never
 
 from beam_jobs.arrays import Bool, Float32, Float64, Int64
 from beam_jobs.balance import balance_groups, size_cap
-from beam_jobs.beam_run import collect
-from beam_jobs.cooccurrence import CountCooccurrences, PairKeys
 from beam_jobs.distributed_kmeans import assign_items, refine_centroids
 from beam_jobs.embedding_blocks import EmbeddingBlock, blocks_of
 from beam_jobs.files import read_parquet, write_array, write_parquet
@@ -25,6 +22,7 @@ from beam_jobs.group_report import describe_groups
 from beam_jobs.hashing import hash_strings
 from beam_jobs.item_embeddings import embed_cold, embed_cooccurrences, ppmi
 from beam_jobs.kept_groups import keep_groups
+from beam_jobs.merge_cooccurrences import count_cooccurrences
 from beam_jobs.partition import (
     fill_empty,
     fit_centroids,
@@ -37,13 +35,12 @@ from beam_jobs.partition import (
 )
 from beam_jobs.payload import one_array
 from beam_jobs.side_features import SideFeatures, read_side_features
-from beam_jobs.span_cooccurrences import MergeCooccurrences, sources_of
 from beam_jobs.stable_groups import PreviousGroups, drift, fit_settings, kept_shares, match_groups, read_previous
 from contracts.artifact import ArtifactWriter, Manifest, current, read_manifest, write_json, writing
 from contracts.config import Config
 from contracts.layout import ItemGroups, ItemStatistics, Workdir
 from contracts.names import ItemColumn
-from contracts.storage import as_path, remove
+from contracts.storage import remove
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +113,9 @@ def run(config: Config, workdir: Workdir, fingerprint: str) -> Manifest:
         writer.details["fit"] = fit_settings(config)
         side = read_side_features(config.data.item_features, item_ids)
         items = Items(item_ids, weights, _categories(config, side))
-        fresh = _embed(config, workdir, len(item_ids), writer)
-        placed = _kept(config, workdir, previous, fresh, side, items, writer)
+        cooccurrences, fresh = _embed(config, workdir, len(item_ids), writer)
+        placed = _kept(config, workdir, previous, cooccurrences, fresh, side, items, writer)
+        remove(*cooccurrences)
         embeddings, groups, settled = placed or _fitted(config, previous, fresh, side, items, writer)
         write_array(staged.centroids, known_centroids(embeddings, groups, num_groups))
         columns = {
@@ -173,26 +171,29 @@ def _count(config: Config, writer: ArtifactWriter, embeddings: Float32, groups: 
         )  # fmt: skip
 
 
-def _embed(config: Config, workdir: Workdir, num_items: int, writer: ArtifactWriter) -> Float32:
-    """[num_items, dim] embeddings by the co-occurrence of all training events."""
+def _embed(config: Config, workdir: Workdir, num_items: int, writer: ArtifactWriter) -> tuple[Sequence[Path], Float32]:
+    """Files of the co-occurrence of all training events, and [num_items, dim] embeddings by it."""
     started = time.monotonic()
-    blocks = count_cooccurrences(config, workdir, writer.path, num_items, None)
+    blocks = count_cooccurrences(config, workdir, writer.path / "cooccurrences", num_items, None)
     embeddings = embed_cooccurrences(ppmi(blocks, num_items), config.groups.embedding_dim, config.seed)
-    remove(*blocks)
     writer.details["embedding_seconds"] = round(time.monotonic() - started, 3)
-    return embeddings
+    return blocks, embeddings
 
 
 def _kept(
     config: Config,
     workdir: Workdir,
     previous: PreviousGroups | None,
+    cooccurrences: Sequence[Path],
     fresh: Float32,
     side: SideFeatures,
     items: Items,
     writer: ArtifactWriter,
 ) -> Placed | None:
-    """The last run's groups with the new items added; None if there are none to keep or they have drifted."""
+    """The last run's groups with the new items added; None if there are none to keep or they have drifted.
+
+    `cooccurrences` are those of all training events, and `fresh` the embeddings by them.
+    """
     settings = config.groups
     if previous is None:
         return None
@@ -202,9 +203,13 @@ def _kept(
         log.info("groups: fitted anew, since those of %s have other settings: %s", settings.previous, changed)
     if changed or not settings.refit_drift or not previous.fits(settings):
         return None
-    blocks = count_cooccurrences(config, workdir, writer.path, len(items.ids), settings.since)
-    found = keep_groups(previous, fresh, blocks, side)
-    remove(*blocks)
+    new = cooccurrences
+    if settings.since is not None:
+        output = writer.path / "new-cooccurrences"
+        new = count_cooccurrences(config, workdir, output, len(items.ids), settings.since)
+    found = keep_groups(previous, fresh, new, side)
+    if new is not cooccurrences:
+        remove(*new)
     groups = _spread(found.groups, settings.num_groups, items.ids)
     # If a group has lost all its items or exceeds the cap, the groups need a new fit.
     sizes = np.bincount(groups, minlength=settings.num_groups)
@@ -235,28 +240,6 @@ def _fitted(
     write_array(path, embeddings)
     embedded = EmbeddedItems(embeddings, placed, settled, blocks_of(path, len(embeddings)), side, items)
     return embeddings, partition(config, embedded, previous, writer.path), settled
-
-
-def count_cooccurrences(
-    config: Config, workdir: Workdir, scratch: Path, num_items: int, since: int | None
-) -> list[Path]:
-    """Files of the training events' co-occurrence: summed over spans if those were counted, else counted here.
-
-    Args:
-        since: microseconds; only for spans that begin then or later, or pairs whose later event was then or later.
-    """
-    statistics, folder = ItemStatistics(current(workdir.item_statistics.path)), current(workdir.events.path)
-    events = read_manifest(folder)
-    # Every bucket sends something to every block, so as many blocks as buckets would be too much to shuffle.
-    num_blocks = min(config.data.num_buckets, 8 * math.isqrt(config.data.num_buckets))
-    if "spans" in events.details:
-        merge = MergeCooccurrences(statistics, num_blocks, scratch / "cooccurrences")
-        return sorted(map(as_path, collect(config.beam, sources_of(events.details, since), merge, scratch)))
-    buckets = [folder / name for name in events.files]
-    keys = PairKeys(num_items, config.groups.cooccurrence_window, num_blocks)
-    level = config.data.feedback.target_level_index
-    steps = CountCooccurrences(statistics, level, keys, scratch / "cooccurrences", since)
-    return sorted(map(as_path, collect(config.beam, buckets, steps, scratch)))
 
 
 def partition(config: Config, embedded: EmbeddedItems, previous: PreviousGroups | None, scratch: Path) -> Int64:

@@ -23,6 +23,7 @@ from beam_jobs.bucket_file import num_tied, write_bucket
 from beam_jobs.files import read_parquet
 from beam_jobs.hashing import hash_strings
 from beam_jobs.ingest_advice import warn_of_tied_times
+from beam_jobs.merge_cooccurrences import LEARNT_SINCE, SPANS
 from beam_jobs.payload import one_array
 from beam_jobs.span_cooccurrences import count_new_cooccurrences
 from contracts.artifact import Manifest, read_manifest, writing
@@ -87,13 +88,13 @@ def run(
     """Writes the `Events` artifact of a window of spans, and beside each new span the co-occurrence that it adds.
 
     The artifact's details say where to find statistics and co-occurrence without counting again: "counts" lists
-    sources of `CountBucket`, "spans" names each span's co-occurrence.
+    sources of `CountBucket`, `SPANS` names each span's co-occurrence.
 
     Args:
         spans: oldest first, all with the config's number of buckets.
         holdout_start: microseconds; the first moment of the holdout.
         catches_up: whether to train on the holdout, too, see `HoldoutPlan`. The spans' own counts do not include it, so
-            statistics and co-occurrence are then counted in the merged events.
+            statistics, and what co-occurs since its start, are then counted in the merged events.
 
     Raises:
         ArtifactError: a span is missing.
@@ -117,11 +118,12 @@ def run(
             )
         writer.counts.update(totals)
         warn_of_tied_times(config, totals, sum(bucket["tied"] for bucket in buckets))
+        counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
+        writer.details[SPANS] = _cooccurrences(spans, counted)
+        writer.details[LEARNT_SINCE] = holdout_start if catches_up else None
         if not catches_up:
             # An event that two spans hold is one event: their counts do not add up.
-            counts = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
-            counted = count_new_cooccurrences(config, spans, holdout_start, writer.path)
-            writer.details.update(counts=counts, spans=_cooccurrences(spans, counted))
+            writer.details["counts"] = [] if totals["duplicates"] else _counts(spans, sources, holdout_start)
         writer.details.update(
             sources=[str(span.events.path) for span in spans],
             rows_read=sum(source.counts["rows"] for source in sources),

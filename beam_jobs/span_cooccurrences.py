@@ -9,10 +9,9 @@ events, as long as time and arrival agree.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -25,12 +24,10 @@ from beam_jobs.beam_run import collect
 from beam_jobs.cooccurrence import UNIT
 from beam_jobs.event_order import by_user_and_time, sort_with_places, ties
 from beam_jobs.files import write_parquet
-from beam_jobs.id_index import IdIndex
-from beam_jobs.payload import encode_ids, one_array, pack_parts, unpack
+from beam_jobs.payload import encode_ids
 from contracts import artifact
 from contracts.config import Config
-from contracts.layout import ItemStatistics
-from contracts.names import EventColumn, ItemColumn
+from contracts.names import EventColumn
 from contracts.store_layout import SpanParts
 
 LOW, HIGH, BACK, WEIGHT = "low", "high", "back", "weight"
@@ -180,84 +177,3 @@ def _came_before(users: Int64, items: Int64, times: Int64, spans: Int64) -> Bool
     again = np.zeros(len(users), bool)
     again[rows[1:]] = (np.diff(run) == 0) & (np.diff(items[rows]) == 0)
     return again
-
-
-class MergeCooccurrences(beam.PTransform):
-    """(file of pairs, reach) -> one Parquet file (row < column, weight) per block of items; yields their names."""
-
-    def __init__(self, statistics: ItemStatistics, num_blocks: int, output: Path) -> None:
-        super().__init__()
-        self._statistics = statistics
-        self._num_blocks = num_blocks
-        self._output = output
-
-    def expand(self, sources: beam.PCollection) -> beam.PCollection:
-        return (
-            sources
-            | "ReadPairs" >> beam.ParDo(_ReadPairs(self._statistics, self._num_blocks))
-            | "ByBlock" >> beam.GroupByKey()
-            | "SumPairs" >> beam.ParDo(_SumPairs(self._output))
-        )
-
-
-class _ReadPairs(beam.DoFn):
-    """(file of pairs, spans of the window that lie before its span) -> (block, packed pairs of item numbers)."""
-
-    def __init__(self, statistics: ItemStatistics, num_blocks: int) -> None:
-        self._statistics = statistics
-        self._num_blocks = num_blocks
-
-    def setup(self) -> None:
-        ids = pq.read_table(self._statistics.items, columns=[ItemColumn.ITEM_ID], use_threads=False)
-        self._index = IdIndex(one_array(ids.column(0)))
-
-    def process(self, element: tuple[str, int]) -> Iterator[tuple[int, bytes]]:
-        path, reach = element
-        table = pq.read_table(path, filters=pc.field(BACK) <= reach, use_threads=False)
-        numbers = [self._numbers(table[name]) for name in (LOW, HIGH)]
-        row, column = np.minimum(*numbers), np.maximum(*numbers)
-        pairs = pa.table({"row": row, "column": column, "weight": table[WEIGHT]})
-        yield from pack_parts(pairs, row % self._num_blocks, self._num_blocks)
-
-    def _numbers(self, column: pa.ChunkedArray) -> Int64:
-        """[num_pairs] 0-based items, all of which are in the catalogue."""
-        ids, places = encode_ids(column)
-        return self._index.find(ids)[places] - 1
-
-
-class _SumPairs(beam.DoFn):
-    """(block, packed pairs) -> the block's file, each pair once."""
-
-    def __init__(self, output: Path) -> None:
-        self._output = output
-
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[str]:
-        block, payloads = element
-        summed = unpack(payloads).group_by(["row", "column"], use_threads=False).aggregate([("weight", "sum")])
-        table = summed.select(["row", "column", "weight_sum"]).rename_columns(["row", "column", "weight"])
-        path = self._output.with_name(f"{self._output.name}-{block:06d}.parquet")
-        write_parquet(table.sort_by([("row", "ascending"), ("column", "ascending")]), path)
-        yield str(path)
-
-
-def sources_of(details: dict[str, Any], since: int | None) -> list[tuple[str, int]]:
-    """(file of pairs, reach) of the spans that a merged `Events` artifact names.
-
-    Args:
-        since: microseconds; only for spans that begin then or later.
-
-    Raises:
-        ValueError: a span's pairs were counted anew for another config since the merge.
-    """
-    found = []
-    for reach, span in enumerate(details["spans"]):
-        if since is None or span["start"] >= since:
-            folder = Path(span["cooccurrences"])
-            manifest = artifact.read_manifest(folder)
-            if manifest.fingerprint != span["fingerprint"]:
-                raise ValueError(
-                    f"{folder} was counted anew, for another config, after its span was merged: run again from the "
-                    "first stage (for a retrain, delete the unfinished run's directory)"
-                )
-            found += [(str(folder / name), reach) for name in manifest.files]
-    return found

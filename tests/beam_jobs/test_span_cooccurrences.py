@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import groups, merge_spans, statistics
+from beam_jobs import merge_spans, statistics
 from beam_jobs.cooccurrence import UNIT
 from beam_jobs.item_embeddings import read_block
-from beam_jobs.span_cooccurrences import sources_of
+from beam_jobs.merge_cooccurrences import count_cooccurrences, sources_of
 from contracts.artifact import read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
@@ -52,13 +52,13 @@ class Spans:
     def read(self, day: int) -> pa.Table:
         return pq.read_table(self.folder / f"{day}.parquet")
 
-    def merged(self, days: list[int], name: str) -> Workdir:
-        """The window's events, the newest day being the holdout."""
+    def merged(self, days: list[int], name: str, catches_up: bool = False) -> Workdir:
+        """The window's events, the newest day being the holdout, of which catching up learns most users' part."""
         config, workdir = self.config, Workdir(self.folder / name)
         parts = [SpanParts(self.folder / "store" / str(day)) for day in days]
         for day, part in zip(days, parts, strict=True):
             profile_span(config, Span(day, str(day), identities(str(self.folder / f"{day}.parquet"))), part)
-        merge_spans.run(config, workdir, "x", parts, (FIRST + days[-1] * DAY) * 1_000_000)
+        merge_spans.run(config, workdir, "x", parts, (FIRST + days[-1] * DAY) * 1_000_000, catches_up)
         return workdir
 
 
@@ -78,7 +78,7 @@ def summed_and_recounted(config: Config, workdir: Workdir) -> list[tuple[dict[st
         num_items = read_manifest(workdir.item_statistics.path).counts["items"]
         cooccurrence = np.zeros((num_items, num_items), np.int64)
         for rows, columns, weights in map(
-            read_block, groups.count_cooccurrences(config, workdir, workdir.path, num_items, None)
+            read_block, count_cooccurrences(config, workdir, workdir.path / "pairs", num_items, None)
         ):
             assert (rows < columns).all()
             np.add.at(cooccurrence, (rows, columns), weights)
@@ -111,6 +111,14 @@ def test_sums_over_spans_are_the_counts_of_the_log_while_the_window_moves(spans:
     # Day 1 has lost the day before it, and yet was not counted again.
     assert (read_manifest(cooccurrence).created, (cooccurrence / "manifest.json").stat().st_mtime_ns) == counted
     assert_same(spans.config, spans.merged([0, 1, 2, 3], "longer"))
+
+
+def test_catching_up_adds_what_it_learns_of_the_holdout_to_the_sums(spans: Spans) -> None:
+    [(_, judged), _] = summed_and_recounted(spans.config, spans.merged([0, 1, 2], "judged"))
+    caught_up = spans.merged([0, 1, 2], "caught-up", catches_up=True)
+    [(_, summed), (_, recounted)] = summed_and_recounted(spans.config, caught_up)
+    assert np.array_equal(summed, recounted)
+    assert summed.sum() > judged.sum() > 0
 
 
 def test_a_holdout_that_moves_back_leaves_out_what_was_counted(spans: Spans) -> None:
@@ -158,7 +166,7 @@ def test_since_a_moment_pairs_count_whose_later_event_arrived_since_then(spans: 
                     expected[pair[0], pair[1]] += round(UNIT / distance) * (pair[0] != pair[1])
             earlier.append(event)
     found: Counter[tuple[int, int]] = Counter()
-    for path in groups.count_cooccurrences(config, workdir, workdir.path, len(numbers), since):
+    for path in count_cooccurrences(config, workdir, workdir.path / "pairs", len(numbers), since):
         rows, columns, weights = (each.tolist() for each in read_block(path))
         found.update(dict(zip(zip(rows, columns, strict=True), weights, strict=True)))
     assert found == +expected
