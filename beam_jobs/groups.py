@@ -208,8 +208,7 @@ def _kept(
         output = writer.path / "new-cooccurrences"
         new = count_cooccurrences(config, workdir, output, len(items.ids), settings.since)
     found = keep_groups(previous, fresh, new, side)
-    if new is not cooccurrences:
-        remove(*new)
+    remove(*new)
     groups = _spread(found.groups, settings.num_groups, items.ids)
     # If a group has lost all its items or exceeds the cap, the groups need a new fit.
     sizes = np.bincount(groups, minlength=settings.num_groups)

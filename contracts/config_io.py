@@ -23,6 +23,8 @@ _SECRET = ("retrain.webhook", "beam.options")
 """Keys whose values no message shows; dumps leave out the webhook, too."""
 SECRET_OPTION = re.compile(r"\w*(?:secret|password|session_token|access_key|connection_string)\w*")
 """Matches names of pipeline options that hold keys to an object store."""
+_LONGEST_VALUE = 500
+"""Characters of a refused value that are shown: it may be a whole section, or the list of a year's files."""
 _SHOWN_CHARACTERS = 40
 
 
@@ -99,13 +101,13 @@ def read_stored_config(path: Path) -> Config:
     """Reads the config that a run left beside its model, as JSON.
 
     Raises:
-        ConfigError: another version of the code wrote it, in a form that this one does not know.
+        ConfigError: another version of the code wrote it, in a form that this one does not know, or it is damaged.
     """
     try:
-        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+        return Config.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ConfigError(
-            f"{explain(path, error)}\nIt was written by another version of the code: train that model again"
+            f"{explain(path, error)}\nAnother version of the code wrote it, or it is damaged: train that model again"
         ) from None
 
 
@@ -223,4 +225,8 @@ def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
         message = f"it must be a section with keys of its own; {listed_by}"
     elif kind == "string_type" and isinstance(value, bool | int | float | date):
         message = "must be text: put it in quotes, since YAML does not read a bare yes, 1 or 2024-01-31 as text"
-    return message if key.startswith(_SECRET) else f"{message}; got {value!r}"
+    is_secret = any(key.startswith(secret) or secret.startswith(f"{key}.") for secret in _SECRET)
+    if is_secret or kind == "json_invalid":  # in which case the value is the whole file
+        return message
+    shown = repr(value)
+    return f"{message}; got {shown if len(shown) <= _LONGEST_VALUE else shown[:_LONGEST_VALUE] + '...'}"

@@ -62,10 +62,17 @@ def test_keys_to_object_stores_are_not_shown() -> None:
     assert load_config(None, [f"beam={{options: {options}}}"]).beam.options == tuple(options)
 
 
-@pytest.mark.parametrize("value", ["{--s3_secret_access_key: hidden}", "[[--s3_session_token, hidden]]"])
-def test_keys_to_object_stores_are_not_shown_where_they_are_refused_either(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"beam\.options") as error:
-        load_config(None, [f"beam.options={value}"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "beam.options={--s3_secret_access_key: hidden}",
+        "beam.options=[[--s3_session_token, hidden]]",
+        "beam=[--s3_session_token, hidden]",
+    ],
+)
+def test_keys_to_object_stores_are_not_shown_where_they_are_refused_either(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"  beam") as error:
+        load_config(None, [given])
     assert "hidden" not in str(error.value)
 
 
@@ -296,9 +303,19 @@ def test_a_stored_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert stored() == load_config(path) == config
     with pytest.raises(ConfigError, match=r"(?s)config.json.*model.of_another_time: unknown key \(value True\).*again"):
         stored(of_another_time=True)
-    path.write_text('{"seed": 7')
-    with pytest.raises(ConfigError, match=r"config\.json is not valid"):
-        read_stored_config(path)
+    for damaged in (json.dumps(config.model_dump(mode="json"))[:-9].encode(), b"\xff"):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"(?s)config\.json is not valid.*damaged: train that model again") as error:
+            read_stored_config(path)
+        assert len(str(error.value)) < 300
+
+
+def test_a_long_value_is_refused_in_few_words(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"groups: {[f'file-{number}' for number in range(9999)]}")
+    with pytest.raises(ConfigError, match=r"groups: it must be a section .* got \['file-0', 'file-1', .*\.\.\.$") as error:
+        load_config(path)
+    assert len(str(error.value)) < 1000
 
 
 def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
