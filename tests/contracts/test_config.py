@@ -305,15 +305,15 @@ def test_a_stored_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         stored(of_another_time=True)
     for damaged in (json.dumps(config.model_dump(mode="json"))[:-9].encode(), b"\xff"):
         path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"(?s)config\.json is not valid.*damaged: train that model again") as error:
+        with pytest.raises(ConfigError, match=r"(?s)config\.json is not valid.*damaged: train") as found:
             read_stored_config(path)
-        assert len(str(error.value)) < 300
+        assert len(str(found.value)) < 300
 
 
 def test_a_long_value_is_refused_in_few_words(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(f"groups: {[f'file-{number}' for number in range(9999)]}")
-    with pytest.raises(ConfigError, match=r"groups: it must be a section .* got \['file-0', 'file-1', .*\.\.\.$") as error:
+    with pytest.raises(ConfigError, match=r"groups: it must be a section .*; got \['file-0', .*\.\.\.$") as error:
         load_config(path)
     assert len(str(error.value)) < 1000
 
