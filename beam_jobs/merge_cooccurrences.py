@@ -20,7 +20,7 @@ from beam_jobs.cooccurrence import CountCooccurrences, PairKeys, TrainingPairs
 from beam_jobs.files import write_parquet
 from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array, pack_parts, unpack
-from beam_jobs.span_cooccurrences import BACK, HIGH, LOW, WEIGHT
+from beam_jobs.span_cooccurrences import BACK, HIGH, LOW, WEIGHT, identity_of
 from contracts.artifact import current, read_manifest
 from contracts.config import Config
 from contracts.layout import ItemStatistics, Workdir
@@ -66,19 +66,18 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[Any]:
         since: microseconds; only for spans that begin then or later.
 
     Raises:
-        ValueError: a span's pairs were counted anew for another config since the merge.
+        ValueError: a span's pairs were counted anew for another config or window since the merge.
     """
     found: dict[str, list[tuple[str, int]]] = {}
     for reach, span in enumerate(details[SPANS]):
         if since is None or span["start"] >= since:
             folder = Path(span["cooccurrences"])
-            manifest = read_manifest(folder)
-            if manifest.fingerprint != span["fingerprint"]:
+            if identity_of(folder) != span["identity"]:
                 raise ValueError(
-                    f"{folder} was counted anew, for another config, after its span was merged: run again from the "
-                    "first stage (for a retrain, delete the unfinished run's directory)"
+                    f"{folder} was counted anew, for another config or window, after its span was merged: run again "
+                    "from the first stage (for a retrain, delete the unfinished run's directory)"
                 )
-            for name in manifest.files:
+            for name in read_manifest(folder).files:
                 found.setdefault(name, []).append((str(folder / name), reach))
     return list(found.values())
 

@@ -25,7 +25,7 @@ from beam_jobs.hashing import hash_strings
 from beam_jobs.ingest_advice import warn_of_tied_times
 from beam_jobs.merge_cooccurrences import LEARNT_SINCE, SPANS
 from beam_jobs.payload import one_array
-from beam_jobs.span_cooccurrences import count_new_cooccurrences
+from beam_jobs.span_cooccurrences import count_new_cooccurrences, identity_of
 from contracts.artifact import Manifest, read_manifest, writing
 from contracts.config import Config
 from contracts.errors import TooFewEvents
@@ -135,10 +135,10 @@ def run(
 
 
 def _cooccurrences(spans: Sequence[SpanParts], counted: Sequence[Path]) -> list[dict[str, Any]]:
-    """What `sources_of` reads: each span's co-occurrence, where the span starts, and the fingerprint."""
+    """What `sources_of` reads: each span's co-occurrence, where the span starts, and the identity of the count."""
     starts = [read_manifest(span.profile).details["start"] for span in spans]
     return [
-        {"cooccurrences": str(path), "start": start, "fingerprint": read_manifest(path).fingerprint}
+        {"cooccurrences": str(path), "start": start, "identity": identity_of(path)}
         for path, start in zip(counted, starts, strict=True)
     ]
 

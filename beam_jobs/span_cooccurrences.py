@@ -73,6 +73,12 @@ def count_new_cooccurrences(
     return [span.cooccurrences for span in spans]
 
 
+def identity_of(counted: Path) -> str:
+    """Changes when a span's co-occurrence is counted anew with another outcome."""
+    manifest = artifact.read_manifest(counted)
+    return artifact.fingerprint(manifest.fingerprint, manifest.details)
+
+
 def _fingerprint(config: Config, span: SpanParts) -> str:
     events = artifact.read_manifest(span.events.path).fingerprint
     return artifact.fingerprint(events, config.groups.cooccurrence_window, config.data.feedback.target_level_index)

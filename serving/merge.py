@@ -27,6 +27,9 @@ from trainer.scoring import MIN_PROBABILITY
 
 LOG_PROBABILITY_FLOOR = math.log(MIN_PROBABILITY)
 
+_LEAST_NORMAL_BITS = 1 << 23
+"""The bits of the least positive float32 that no processor setting takes for 0."""
+
 
 def is_by_score(merge: tf.Tensor) -> tf.Tensor:
     """Codes of `MERGES`, int32 [batch_size] -> bool [batch_size]: whether a row's list is the best of all groups."""
@@ -166,7 +169,9 @@ def select(
     def with_dealt() -> tf.Tensor:
         rank = before - tf.gather(before_group, found.group, batch_dims=1)
         place = rank * tf.shape(plan.turn)[1] + tf.gather(plan.turn, found.group, batch_dims=1)
-        return tf.where(is_dealt(merge)[:, None], -tf.cast(place, tf.float32), scores)
+        # The bits of positive floats are ordered like integers; as a float, a place beyond 2^24 would be rounded.
+        key = tf.bitcast(place + _LEAST_NORMAL_BITS, tf.float32)
+        return tf.where(is_dealt(merge)[:, None], -key, scores)
 
     key = tf.where(kept, tf.cond(any_dealt, with_dealt, lambda: scores), -math.inf)
     width = tf.reduce_max(num_candidates)

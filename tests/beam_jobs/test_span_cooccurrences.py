@@ -173,13 +173,15 @@ def test_since_a_moment_pairs_count_whose_later_event_arrived_since_then(spans: 
     assert 0 < found.total() < sum(summed_and_recounted(config, workdir)[0][1].ravel().tolist())
 
 
-def test_what_another_config_has_counted_anew_since_is_refused(spans: Spans) -> None:
-    """A run that died after its merge, and another one since, with another neighbourhood, over the same spans."""
+@pytest.mark.parametrize("change", ["another neighbourhood", "a later holdout"])
+def test_what_another_run_has_counted_anew_since_is_refused(spans: Spans, change: str) -> None:
+    """A run that died after its merge, and another one since, over the same spans."""
     workdir = spans.merged([0, 1, 2], "first")
     details = read_manifest(workdir.events.path).details
     assert len(sources_of(details, None)) > 0
-    wider = spans.config.groups.model_copy(update={"cooccurrence_window": 9})
-    spans.config = spans.config.model_copy(update={"groups": wider})
-    spans.merged([0, 1, 2], "other")
-    with pytest.raises(ValueError, match="was counted anew, for another config, after its span was merged"):
+    if change == "another neighbourhood":
+        wider = spans.config.groups.model_copy(update={"cooccurrence_window": 9})
+        spans.config = spans.config.model_copy(update={"groups": wider})
+    spans.merged([0, 1, 2] if change == "another neighbourhood" else [1, 2, 3], "other")
+    with pytest.raises(ValueError, match="was counted anew, for another config or window, after its span was merged"):
         sources_of(details, None)

@@ -155,6 +155,23 @@ def test_select_keeps_each_groups_best_within_its_budget(merge, seed):
         assert found.numpy()[row][: len(best)].tolist() == scores[row, best].tolist()
 
 
+def test_thousands_of_groups_take_turns_to_the_end_of_a_long_list():
+    """The last place, rank 4,999 of 4,096 groups, is beyond 2^24, where floats have gaps."""
+    num_groups, size = 4096, 5000
+    preference = np.full([1, num_groups], LOG_PROBABILITY_FLOOR)
+    preference[0, [2, 3]] = -1, 0
+    available = np.zeros([1, num_groups], np.int32)
+    available[0, [2, 3]] = size
+    scores = np.tile(-np.arange(size, dtype=np.float32), 2)
+    group = np.repeat([2, 3], size)
+    starts = np.cumsum(available, axis=1) - available
+    codes = np.full(1, MERGES.index("round_robin"), np.int32)
+    ints = [tf.constant(values, tf.int32) for values in (group[None], starts, codes, [2 * size])]
+    found = GroupResults(tf.constant(scores[None]), ints[0], ints[0], ints[1])
+    _, columns = select(found, ints[2], plan("round_robin", [2 * size], preference, available), ints[3])
+    assert group[columns.numpy()[0]].tolist() == [3, 2] * size
+
+
 def test_exclusions_answer_by_row():
     group_of_slot = tf.constant([-1, 0, 1, 1, -1], tf.int32)  # the item at slot 4 is of no group that counts
     exclusions = Exclusions.of(tf.constant([[2, 3, 2], [0, 0, 0], [4, 0, 0]], tf.int64), num_items=4)
