@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from beam_jobs.span_schema import Schema, drift_anomalies, read_schema, schema_anomalies
-from beam_jobs.span_statistics import Statistics, read_statistics
+from beam_jobs.span_statistics import EVENTS, Statistics, read_statistics
 from contracts.artifact import current, read_manifest
 from contracts.config import DataConfig
 from contracts.errors import Differs
 from contracts.layout import Events
 from contracts.storage import as_path
+
+log = logging.getLogger(__name__)
 
 _ANEW = "set data.previous=null for one run (dnc retrain: retrain.span.schema_of_last=false)"
 
@@ -56,12 +59,19 @@ class PreviousSpan:
         return self.schema
 
     def require_no_drift(self, statistics: Sequence[Statistics], data: DataConfig) -> None:
-        """Compares each data set with the last span's data set of the same name.
+        """Compares each data set with the last span's data set of the same name; warns of a table that has lost rows.
 
         Raises:
             Differs: they differ too much.
         """
         before = {dataset.name: dataset for dataset in self.statistics}
+        for table in statistics:
+            rows = before[table.name].num_examples if table.name in before and table.name != EVENTS else 0
+            if table.num_examples < (1 - data.max_drift) * rows:
+                log.warning(
+                    "data.%s: %s rows, after %s in the last span; was the table delivered whole?",
+                    table.name, f"{table.num_examples:,}", f"{rows:,}",
+                )  # fmt: skip
         drift = [
             anomaly
             for dataset in statistics

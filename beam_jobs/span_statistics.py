@@ -15,6 +15,8 @@ from tensorflow_metadata.proto.v0.statistics_pb2 import DatasetFeatureStatistics
 from contracts.names import EventColumn
 from contracts.storage import read_text, write_text
 
+EVENTS = "events"
+"""Name of the events' data set."""
 LATE = 0.99
 """Share of events after which a log is nearly over: some clocks are always wrong, and put its end years ahead."""
 _LATE = "late"
@@ -51,7 +53,7 @@ def event_statistics(
         late: microseconds by which the share `LATE` of the events had happened.
         dead_letters: rows that were set aside.
     """
-    statistics = dataset_statistics("events", events, histograms)
+    statistics = dataset_statistics(EVENTS, events, histograms)
     times = statistics.features.add(name=EventColumn.TIMESTAMP, type=statistics_pb2.FeatureNameStatistics.INT)
     times.num_stats.min, times.num_stats.max = first, last
     times.custom_stats.add(name=_LATE, num=late)

@@ -136,10 +136,12 @@ def read_previous(path: str | None, item_ids: pa.Array) -> PreviousGroups | None
     rows = pc.fill_null(pc.index_in(item_ids, one_array(table[ItemColumn.ITEM_ID])), -1).to_numpy(zero_copy_only=False)
     centroids, embeddings = read_array(groups.centroids), read_array(groups.embeddings)
     known = rows >= 0
+    has_settled = ItemColumn.SETTLED in table.column_names  # older code does not say which items are
+    settled = table[ItemColumn.SETTLED].to_numpy() if has_settled else np.ones(len(previous), bool)
     return PreviousGroups(
         of_item=np.where(known, previous[rows], -1),
         sizes=np.bincount(previous, minlength=len(centroids)),
-        settled=known & table[ItemColumn.SETTLED].to_numpy()[rows],
+        settled=known & settled[rows],
         embeddings=np.where(known[:, None], embeddings[rows], 0),
         centroids=centroids,
         expected_within=manifest.details.get("cooccurrences", {}).get("expected"),

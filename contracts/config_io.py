@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import operator
 import re
 from collections.abc import Iterable
 from datetime import date
@@ -68,16 +71,24 @@ def _parsed(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deeply") from None
 
 
-def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Iterable[str] = (), *, is_runs: bool = False) -> Config:
     """Reads a YAML file and applies `a.b=c` overrides, values being YAML.
 
     From then on, object stores are reached with the config's `beam.options`, whatever the process does with it.
+
+    Args:
+        path: the file; None for the defaults.
+        overrides: later ones win.
+        is_runs: whether a run has written the file, perhaps of earlier code, with settings that no longer exist. These
+            are left out.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit, or the user tower is one
             of a baseline, whose config `trainer/baselines.py` derives.
     """
     tree = read_yaml(path) if path else {}
+    if is_runs:
+        _leave_out_retired(tree)
     overrides = list(overrides)
     for override in overrides:
         _apply(tree, override)
@@ -100,15 +111,32 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 def read_stored_config(path: Path) -> Config:
     """Reads the config that a run left beside its model, as JSON.
 
+    Settings that no longer exist are left out, but for those of the model, which may have given its weights a meaning
+    that they do not have now.
+
     Raises:
         ConfigError: another version of the code wrote it, in a form that this one does not know, or it is damaged.
     """
+    damaged = "Another version of the code wrote it, or it is damaged: train that model again"
     try:
-        return Config.model_validate_json(path.read_bytes())
+        tree = json.loads(path.read_bytes())
+        _leave_out_retired(tree, but_of="model")
+        return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError(
-            f"{explain(path, error)}\nAnother version of the code wrote it, or it is damaged: train that model again"
-        ) from None
+        raise ConfigError(f"{explain(path, error)}\n{damaged}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error})\n{damaged}") from None
+
+
+def _leave_out_retired(tree: Any, but_of: str | None = None) -> None:
+    """Removes from a tree that a run has written the keys that are no settings any more, but for those of a section."""
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        for problem in error.errors():
+            place = problem["loc"]
+            if problem["type"] == "extra_forbidden" and place[0] != but_of:
+                del functools.reduce(operator.getitem, place[:-1], tree)[place[-1]]
 
 
 def dump_config(config: Config) -> str:

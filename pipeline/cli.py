@@ -30,6 +30,8 @@ from pipeline.query import query
 from pipeline.retraining import commands as retraining
 from pipeline.stages import STAGES
 
+log = logging.getLogger(__name__)
+
 STAGE_NAMES = [stage.name for stage in STAGES]
 
 
@@ -217,7 +219,10 @@ def serve(config: Path | None, overrides: tuple[str, ...], workdir: Path | None,
     from serving.server.run import Listening, serve
 
     left = Workdir(workdir).config if workdir and not config else None
-    resolved = load_config(left if left and storage.exists(left) else config, overrides)
+    is_runs = left is not None and storage.exists(left)
+    if left is not None and not is_runs:
+        log.warning("%s is not there: the server has default settings; give the run's config with -c", left)
+    resolved = load_config(left if is_runs else config, overrides, is_runs=is_runs)
     bases = {name: Workdir(workdir).servable(name) for name in resolved.serving.servable_names().values() if workdir}
     for model in models:
         name, separator, path = model.partition("=")

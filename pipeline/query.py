@@ -103,7 +103,7 @@ def query(
     run = Workdir(workdir)
     if not storage.exists(run.config):
         raise ValueError(f"-w {workdir} holds no finished run: name the workdir of a finished one, or finish it")
-    config = load_config(run.config)
+    config = load_config(run.config, is_runs=True)
     if alpha is not None and (merge or config.serving.merge) != "quota":
         raise ValueError(
             f"--alpha {alpha:g} applies only to the merge quota, not {merge or config.serving.merge}: add --merge quota"

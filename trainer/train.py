@@ -119,6 +119,7 @@ class _Trainer:
         self._k = monitored_k(self._config.monitor_k, catalogue.num_items)
         self._failed_batch = workdir.checkpoints(name) / "failed_batch.npz"
         curves = workdir.tensorboard / name
+        _set_aside(curves)
         if not self.state.history or find_current(curves, fingerprint) is None:
             with writing(curves, "curves", fingerprint):  # clears another run's curves, which would overlay this one's
                 pass
@@ -253,3 +254,12 @@ class _Trainer:
 def _save(path: Path, batch: WindowBatch) -> None:
     with path.open("wb") as stream:  # given a name, NumPy would append .npz
         np.savez_compressed(stream, **batch._asdict())
+
+
+def _set_aside(curves: Path) -> None:
+    """Renames a directory of nothing but TensorBoard's files without a manifest, as code before December 2026 left."""
+    found = [path.name for path in curves.iterdir()] if curves.is_dir() else []
+    if found and all(name.startswith("events.out.tfevents.") for name in found):
+        aside = curves.with_name(f"{curves.name}-before-{time.time_ns()}")
+        curves.rename(aside)
+        log.info("train: the curves of an earlier training are now in %s", aside)

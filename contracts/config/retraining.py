@@ -20,7 +20,7 @@ class SpanLimits(Section):
         5.0,
         gt=1,
         description="a span is refused if it has more than this many times the events of the median span before it, or "
-        "fewer than that median divided by this; not checked with fewer than three earlier spans in the window",
+        "fewer than that median divided by this; not checked if the window has fewer than three other spans",
     )
     max_user_share: float = Field(
         0.05,
@@ -33,8 +33,8 @@ class SpanLimits(Section):
         0.5,
         gt=0,
         le=1,
-        description="largest share of events on items that no earlier span of the window has; not checked with fewer "
-        "than three earlier spans in the window",
+        description="largest share of events on items that are new to the window; not checked if the window has fewer "
+        "than three other spans",
     )
     max_stray_share: float = Field(
         0.01,

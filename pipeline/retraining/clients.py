@@ -68,7 +68,7 @@ def require_long_lists(config: Config, store: Store, plan: Plan) -> None:
     """
     record = read_record(store, plan.parent_run) if plan.parent_run else None
     k = config.retrain.gate.k
-    longest = record.config["serving"]["max_candidates"] if record else k
+    longest = record.config["serving"].get("max_candidates", k) if record else k  # older code has no limit
     if k > longest:
         raise ValueError(
             f"retrain.gate.k={k} is more than serving.max_candidates={longest} of version {plan.parent}, which is "

@@ -12,9 +12,11 @@ from contracts.log_lines import sign_of_life
 from contracts.store_layout import SpanParts, Store
 from pipeline.retraining.records import all_records, digest_of
 from pipeline.retraining.span_profile import (
+    LEAST_EARLIER,
     EarlierSpans,
     SpanProfile,
     forget_damaged,
+    kept_profiles,
     profile_span,
     refusals,
     require_tables_like_the_last,
@@ -34,7 +36,7 @@ class FitSpans:
         left_out: key -> why that span cannot be used, in words.
         refused: key -> digest of the files, for spans left out that were read. As long as their files stay the same, so
             does the judgement.
-        notes: what was not checked about the newest span, in words.
+        notes: what was not checked about new spans, in words.
     """
 
     profiles: list[SpanProfile]
@@ -46,11 +48,14 @@ class FitSpans:
 def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
     """Ingests and measures what is new in the window, and judges each span by those before it.
 
+    A span that is new although later ones have been used, such as one that was rewritten, is also judged by those if
+    few come before it: it may be the window's first.
+
     Raises:
         ValueError: the newest span cannot be used, or it is the only one that can.
     """
     profiles: list[SpanProfile] = []
-    earlier = EarlierSpans()
+    earlier, notes = EarlierSpans(), list[str]()
     used, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     refused: dict[str, str] = {}
@@ -65,7 +70,12 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
             if not reasons:
                 with sign_of_life(f"span {span.key}"):
                     profile = _profile_of(config, store, span, before, is_used=span.key in used)
-                reasons = refusals(profile, EarlierSpans() if span.key in used else earlier, config.retrain.span)
+                others = earlier
+                if used and span.key not in used and span is not window[-1] and len(profiles) < LEAST_EARLIER:
+                    later = [one for one in window[window.index(span) + 1 :] if one.key in used]
+                    others = EarlierSpans([*profiles, *(kept_profiles(store.span(one.key) for one in later))])
+                    notes += unchecked(span.key, len(others.events), config.retrain.window_spans)
+                reasons = refusals(profile, EarlierSpans() if span.key in used else others, config.retrain.span)
         except ValueError as error:
             reasons, is_read = [str(error)], isinstance(error, Differs)
         if not reasons:
@@ -84,7 +94,7 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
             "log has changed, rewrite the earlier files like the newest; or wait for the next span: the model is then "
             f"trained only on the spans that can be read. Left out:{listing}"
         )
-    notes = unchecked(profiles[-1].key, len(profiles) - 1, config.retrain.window_spans)
+    notes += unchecked(profiles[-1].key, len(profiles) - 1, config.retrain.window_spans)
     return FitSpans(profiles, left_out, refused, notes)
 
 

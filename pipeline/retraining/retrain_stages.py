@@ -119,10 +119,12 @@ def _require_judges(config: Config, workdir: Workdir, change: str) -> None:
 
     `change`: how to change `retrain.validation_users` to get more of them.
     """
-    users, least = artifact.read_manifest(workdir.windows.path).counts["test_users"], config.retrain.gate.min_users
+    counts, least = artifact.read_manifest(workdir.windows.path).counts, config.retrain.gate.min_users
+    users, strangers = counts["test_users"], counts["test_users_without_history"]
     if 0 < users < least:  # training itself says why there is none
+        changed = f" ({strangers:,} others have no event before it: have user ids changed?)" * (strangers > users)
         raise TooFewEvents(
-            f"{users:,} users of the newest span can judge a model, fewer than retrain.gate.min_users={least:,}: lower "
-            f"that, {change} retrain.validation_users={config.retrain.validation_users}, make spans longer, or wait "
-            "for the next one"
+            f"{users:,} users of the newest span can judge a model{changed}, fewer than "
+            f"retrain.gate.min_users={least:,}: lower that, {change} "
+            f"retrain.validation_users={config.retrain.validation_users}, make spans longer, or wait for the next one"
         )

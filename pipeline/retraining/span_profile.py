@@ -25,7 +25,7 @@ from pipeline.retraining.spans import Span
 log = logging.getLogger(__name__)
 
 _DAY = 86_400 * 1_000_000
-_LEAST_EARLIER = 3
+LEAST_EARLIER = 3
 """Earlier spans needed to say what is usual. On the drifting log's second day, 30% of the events are on items that the
 first day lacks; with three earlier days, 15 to 23%. With one alone, a healthy log's second day might be refused."""
 _EARLY = 0.01
@@ -80,6 +80,12 @@ def profile_span(config: Config, span: Span, parts: SpanParts, before: SpanParts
             writer.details = _measure(span, counted)
         profile = artifact.read_manifest(parts.profile)
     return SpanProfile(items=str(parts.items), **profile.details)
+
+
+def kept_profiles(spans: Iterable[SpanParts]) -> list[SpanProfile]:
+    """The profiles that earlier runs left of some spans, even if other code has measured them."""
+    kept = [(parts, artifact.find_manifest(parts.profile)) for parts in spans]
+    return [SpanProfile(items=str(parts.items), **manifest.details) for parts, manifest in kept if manifest]
 
 
 def forget_damaged(parts: SpanParts) -> None:
@@ -187,7 +193,7 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
             f"retrain.span.max_stray_share={limits.max_stray_share}: possibly a clock that jumped or a wrong unit of "
             "time"
         )
-    if len(earlier.events) >= _LEAST_EARLIER:
+    if len(earlier.events) >= LEAST_EARLIER:
         usual = float(np.median(earlier.events))
         ratio = max(profile.events, 1) / usual
         if not 1 / limits.max_volume_ratio <= ratio <= limits.max_volume_ratio:
@@ -198,7 +204,7 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
         share = earlier.new_item_share(profile)
         if share > limits.max_new_item_share:
             found.append(
-                f"{share:.0%} of the events are on items that no earlier span of the window has, more than "
+                f"{share:.0%} of the events are on items that are new to the window, more than "
                 f"retrain.span.max_new_item_share={limits.max_new_item_share}: item ids may have been renamed"
             )
     return found
@@ -206,13 +212,13 @@ def refusals(profile: SpanProfile, earlier: EarlierSpans, limits: SpanLimits) ->
 
 def unchecked(key: str, num_earlier: int, window_spans: int) -> list[str]:
     """A note if a span was not compared with what is usual, as too few spans of the window precede it."""
-    if num_earlier >= _LEAST_EARLIER:
+    if num_earlier >= LEAST_EARLIER:
         return []
-    wider = f"; to check them, set retrain.window_spans to {_LEAST_EARLIER + 1} or more"
-    remedy = wider if window_spans <= _LEAST_EARLIER else ""
+    wider = f"; to check them, set retrain.window_spans to {LEAST_EARLIER + 1} or more"
+    remedy = wider if window_spans <= LEAST_EARLIER else ""
     return [
         f"retrain.span.max_volume_ratio and retrain.span.max_new_item_share were not checked for span {key}: they need "
-        f"{_LEAST_EARLIER} usable earlier spans in the window, which has {num_earlier}{remedy}"
+        f"{LEAST_EARLIER} other usable spans in the window, which has {num_earlier}{remedy}"
     ]
 
 

@@ -248,6 +248,16 @@ def test_what_stops_a_feature_table(name: str, with_items: Workdir, tmp_path: Pa
         _with_items(tmp_path / "next", lines, with_items)
 
 
+def test_a_table_that_has_lost_rows_is_pointed_out(
+    with_items: Workdir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was cut off at a row is whole to any reader, and down to data.min_volume the span is taken."""
+    _with_items(tmp_path / "few", ITEMS[4:], with_items)
+    assert "rows, after" not in caplog.text
+    _with_items(tmp_path / "many", ITEMS[20:], with_items)
+    assert "data.item_features: 20 rows, after 40 in the last span; was the table delivered whole?" in caplog.text
+
+
 @pytest.mark.parametrize("following", [[], ITEMS], ids=["as empty", "filled"])
 def test_a_table_without_a_row_does_not_stop_the_spans_that_follow(following: list[str], tmp_path: Path) -> None:
     """As of users of whom nothing is known yet: a first run takes it with a warning."""

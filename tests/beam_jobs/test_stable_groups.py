@@ -346,6 +346,10 @@ def test_previous_groups_are_read_by_id(runs: tuple[Workdir, Workdir], tmp_path:
     assert found.settled.tolist() == [False, *(settled[old[item]] for item in ids[1:])]
     assert found.embeddings.tolist() == [[0] * 8, *(embeddings[old[item]].tolist() for item in ids[1:])]
     assert found.sizes.tolist() == np.bincount(of_old).tolist()
+    pq.write_table(table.drop_columns("settled"), artifact.groups)  # as of version 0.1.0
+    older = read_previous(str(artifact.path), pa.array(ids))
+    assert older is not None
+    assert older.settled.tolist() == [False, *([True] * (len(ids) - 1))]
 
 
 def test_previous_must_be_groups(runs: tuple[Workdir, Workdir], tmp_path: Path) -> None:

@@ -295,14 +295,23 @@ def test_a_stored_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     config = load_config(None, ["seed=7", "split.protocol=time", "split.test_start=2026-11-01"])
     path = tmp_path / "config.json"
 
-    def stored(**model: bool) -> Config:
+    def stored(**sections: dict[str, object]) -> Config:
         tree = config.model_dump(mode="json")
-        path.write_text(json.dumps({**tree, "model": tree["model"] | model}))
+        for name, values in sections.items():
+            tree[name] |= values
+        path.write_text(json.dumps(tree))
         return read_stored_config(path)
 
     assert stored() == load_config(path) == config
     with pytest.raises(ConfigError, match=r"(?s)config.json.*model.of_another_time: unknown key \(value True\).*again"):
-        stored(of_another_time=True)
+        stored(model={"of_another_time": True})
+    gate = config.retrain.gate.model_dump(mode="json")
+    assert stored(training={"evaluate_every": 1}, retrain={"gate": gate | {"of_another_time": [2]}}) == config
+    with pytest.raises(ConfigError, match=r"(?s)evaluate_every.*of_another_time"):
+        load_config(path)  # as if somebody had written it
+    assert load_config(path, is_runs=True) == config
+    with pytest.raises(ConfigError, match="evaluate_every"):
+        load_config(path, ["training.evaluate_every=1"], is_runs=True)
     for damaged in (json.dumps(config.model_dump(mode="json"))[:-9].encode(), b"\xff"):
         path.write_bytes(damaged)
         with pytest.raises(ConfigError, match=r"(?s)config\.json is not valid.*damaged: train") as found:

@@ -10,7 +10,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from contracts import artifact
 from contracts.config_io import load_config
 from contracts.layout import SAVED_MODEL, Workdir
-from contracts.store_layout import Store
+from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining.clients import require_inputs, require_long_lists, require_signatures
 from serving import signatures
 from serving.export import MANIFEST_FILE
@@ -104,6 +104,11 @@ def test_a_longer_list_than_the_served_version_gives_is_no_comparison(store: Sto
         require_long_lists(load_config(None, ["retrain.gate.k=500"]), store, plan)
     require_long_lists(load_config(None, ["retrain.gate.k=200"]), store, plan)
     require_long_lists(load_config(None, ["retrain.gate.k=500"]), store, plan_of(None))
+    record = RetrainRun(store.run("run-1")).record
+    tree = json.loads(record.read_text())
+    del tree["config"]["serving"]["max_candidates"]  # as of version 0.1.0, which had no such limit
+    record.write_text(json.dumps(tree))
+    require_long_lists(load_config(None, ["retrain.gate.k=500"]), store, plan)
 
 
 @pytest.mark.parametrize(

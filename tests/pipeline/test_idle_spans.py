@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from contracts import artifact
 from contracts.config import Config
 from contracts.config_io import load_config
+from contracts.errors import TooFewEvents
 from contracts.layout import Workdir
 from contracts.names import Split
 from contracts.serving_labels import ServingLabels, read_labels
@@ -20,6 +22,7 @@ from contracts.store_layout import RetrainRun, Store
 from pipeline.retraining import retrain as retraining
 from pipeline.retraining.plan import run_id_of
 from pipeline.retraining.records import Record, digest_of, keep_files, write_record
+from pipeline.retraining.retrain_stages import _require_judges
 from pipeline.stage import Stage
 from tests.pipeline.retrain_log import DAYS
 from tests.pipeline.stubbed_calls import StubbedCalls
@@ -100,6 +103,19 @@ def test_a_newest_span_of_too_few_users_is_waited_out_as_well(calls: Calls, monk
     assert users == len(EvaluationUsers.load(Workdir(run), Split.TEST).user_index)
     calls.here(*call, f"retrain.gate.min_users={users}")
     assert trained == [Workdir(run)]
+
+
+@pytest.mark.parametrize(("strangers", "asked"), [(3, False), (367, True)])
+def test_a_newest_span_mostly_of_new_users_asks_whether_ids_have_changed(
+    strangers: int, asked: bool, tmp_path: Path
+) -> None:
+    """Somebody who re-hashes them every day would otherwise see no more than days on which nothing was new."""
+    workdir = Workdir(tmp_path)
+    with artifact.writing(workdir.windows.path, "windows", "f") as writer:
+        writer.counts.update(test_users=4, test_users_without_history=strangers)
+    with pytest.raises(TooFewEvents, match=r"^4 users of the newest span can judge a model.*lower that") as error:
+        _require_judges(Config(), workdir, "lower")
+    assert (f"({strangers} others have no event before it: have user ids changed?)" in str(error.value)) == asked
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_what_was_not_checked_for_want_of_earlier_spans_is_told(
     assert used(2) == (DAYS[:3], [])
     [note] = notes()
     assert note.startswith("retrain.span.max_volume_ratio and retrain.span.max_new_item_share were not checked for")
-    assert f"span {DAYS[2]}: they need 3 usable earlier spans in the window, which has 2; to check them" in note
+    assert f"span {DAYS[2]}: they need 3 other usable spans in the window, which has 2; to check them" in note
     assert note.endswith("set retrain.window_spans to 4 or more")
     assert used(3, wide) == (DAYS[:4], [])
     assert notes() == []
@@ -164,6 +164,28 @@ def test_what_was_not_checked_for_want_of_earlier_spans_is_told(
     assert used(4, wide, allowed) == ([], [])
     assert used(4, allowed) == (DAYS[2:5], [])
     assert "which has 2; to check them" in notes()[0]
+
+
+def test_the_windows_first_span_is_compared_with_later_ones_once_it_is_rewritten(
+    used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    """Nothing comes before it, but what has been used since says what is usual."""
+    wide = "retrain.window_spans=5"
+    assert used(3, wide) == (DAYS[:4], [])
+    rename(log[0], "item_id")
+    assert used(4, wide) == (DAYS[1:5], [DAYS[0]])
+    assert "on items that are new to the window" in all_records(calls.store)[-1].left_out[DAYS[0]]
+
+
+def test_a_rewritten_span_with_few_others_is_used_and_the_record_says_so(
+    used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    assert used(2) == (DAYS[:3], [])
+    rename(log[1], "item_id")
+    assert used(3, "retrain.span.schema_of_last=false") == (DAYS[1:4], [])
+    [rewritten, newest] = [note for note in all_records(calls.store)[-1].notes if "max_new_item_share" in note]
+    assert f"span {DAYS[1]}: they need 3" in rewritten and "which has 1" in rewritten
+    assert f"span {DAYS[3]}: they need 3" in newest
 
 
 def test_a_change_that_was_taken_once_is_not_asked_again(

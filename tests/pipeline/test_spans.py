@@ -182,7 +182,7 @@ def test_where_a_span_begins_and_what_strays_from_its_date(log: Path, tmp_path: 
         ("clock", "of the events lie more than a day outside the date"),
         ("flood", r"events instead of the usual 4\d\d"),
         ("trickle", "fewer than retrain.span.min_events=100"),
-        ("renamed", "100% of the events are on items that no earlier span"),
+        ("renamed", "100% of the events are on items that are new to the window"),
         ("sound", None),
     ],
 )

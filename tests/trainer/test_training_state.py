@@ -66,6 +66,20 @@ def test_files_of_somebody_elses_are_refused_and_stay(workdir: Workdir, tmp_path
     assert theirs.read_text() == "of weeks"
 
 
+def test_curves_of_older_code_are_set_aside(workdir: Workdir, tmp_path: Path) -> None:
+    """They have no manifest, and a killed run must go on in spite of them."""
+    project = Workdir(tmp_path / "project")
+    shutil.copytree(workdir.path, project.path, ignore=shutil.ignore_patterns("models", "checkpoints", "tensorboard"))
+    name = "events.out.tfevents.1700000000.host.1.0.v2"
+    curves = project.tensorboard / "dnc" / name
+    curves.parent.mkdir(parents=True)
+    curves.write_bytes(b"curves")
+    train(small_config(training={"epochs": 1}), project, "dnc", "a")
+    [aside] = project.tensorboard.glob("dnc-before-*")
+    assert (aside / name).read_bytes() == b"curves"
+    assert not curves.exists()
+
+
 def test_a_kill_between_the_best_weights_and_their_checkpoint_resumes_the_best_of_its_history(
     workdir: Workdir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_it_stops_without_waiting_for_a_load(slow, base, servable):
         (["--model", "a/b=/nowhere"], "without / or :"),
         (["--model", "dnc=/nowhere"], "no version of dnc under /nowhere"),
         (["--workdir", "/nowhere"], "no version of dnc under /nowhere/servable/dnc"),
+        (["--workdir", "/nowhere"], "/nowhere/run_config.yaml is not there: the server has default settings; give"),
         (["--model", "dnc=/nowhere", "--set", "server.max_batch_size=0"], "server.max_batch_size"),
         (["--model", "dnc=/nowhere", "--set", "server.nope=0"], "server.nope: unknown key"),
     ],
