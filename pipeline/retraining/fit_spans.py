@@ -22,7 +22,7 @@ from pipeline.retraining.span_profile import (
     require_tables_like_the_last,
     unchecked,
 )
-from pipeline.retraining.spans import Span
+from pipeline.retraining.spans import Span, unusual_gap
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class FitSpans:
         left_out: key -> why that span cannot be used, in words.
         refused: key -> digest of the files, for spans left out that were read. As long as their files stay the same, so
             does the judgement.
-        notes: what was not checked about new spans, in words.
+        notes: what was not checked about new spans, and whether some seem to be missing, in words.
     """
 
     profiles: list[SpanProfile]
@@ -55,7 +55,7 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
         ValueError: the newest span cannot be used, or it is the only one that can.
     """
     profiles: list[SpanProfile] = []
-    earlier, notes = EarlierSpans(), list[str]()
+    earlier, notes = EarlierSpans(), unusual_gap(window)
     used, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     refused: dict[str, str] = {}

@@ -6,6 +6,7 @@ year=2024/month=05/day=31.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections import defaultdict
@@ -118,6 +119,14 @@ def _warn_of_late_feeds(of_feed: Mapping[str, set[int]], spans: Sequence[Span]) 
         )  # fmt: skip
 
 
+def unusual_gap(window: Sequence[Span]) -> list[str]:
+    """A note if the newest span lies further behind the one before it than any other two spans of the window."""
+    steps = [after.order - before.order for before, after in itertools.pairwise(window)]
+    if len(steps) < 2 or steps[-1] <= max(steps[:-1]):
+        return []
+    return [f"the log has no span between {window[-2].key} and {window[-1].key}: are its files lost, or late?"]
+
+
 def date_form(config: Config) -> str:
     """How dates are written, for messages; "" if spans have numbers."""
     return "" if _kind(config) == NUMBER else f"; dates are found by {_WAYS[DATE]}"
@@ -148,7 +157,16 @@ def _kind(config: Config) -> str:
 
 
 def _kind_of(pattern: str) -> str | None:
-    """What the placeholders of a pattern stand for together; None if that is no date and no number."""
+    """What the placeholders of a pattern stand for together; None if that is no date and no number.
+
+    Raises:
+        ValueError: it holds something like a placeholder that is none.
+    """
+    if unknown := [word for word in re.findall(r"\{\w+\}", pattern) if word not in _FORMS]:
+        raise ValueError(
+            f"data.events or retrain.complete_marker: {unknown[0]} in {pattern} stands for no part of a span's name: "
+            "write * instead, as all files of a day are one span"
+        )
     found = set(PLACEHOLDERS.findall(pattern))
     if found in ({DATE}, set(DATE_PARTS)):
         return DATE

@@ -179,7 +179,9 @@ def no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
     path = store.run("run-1").model(MAIN_MODEL).config
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "shape": "round"}), encoding="utf-8")
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["model"]["shape"] = "round"
+    path.write_text(json.dumps(tree), encoding="utf-8")
     return CONFIG
 
 
@@ -195,7 +197,7 @@ def unknown_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> Config:
             other_model,
             "model section differs from that of version 1 (model.embedding_dim: 64 -> 32): training from scratch",
         ),
-        (unknown_key, "shape: unknown key (value 'round')"),
+        (unknown_key, "model.shape: unknown key (value 'round')"),
         (weights_gone, "the weights of version 1 are gone"),
         (weights_file_gone, "the weights of version 1 are gone: training from scratch"),
         (groups_gone, "the groups of version 1 are gone: training from scratch"),

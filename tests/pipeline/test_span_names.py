@@ -7,7 +7,7 @@ import pytest
 
 from contracts.config_io import load_config
 from pipeline.retraining.retrain import find_window
-from pipeline.retraining.spans import find_spans
+from pipeline.retraining.spans import Span, find_spans, require_spans, unusual_gap
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,22 @@ def test_a_spans_files_are_those_that_dnc_run_finds(tmp_path: Path, pattern: str
 def test_a_pattern_without_one_placeholder_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"must name spans: put \{date\}"):
         find_spans(load_config(None, [f"data.events={pattern}"]))
+
+
+@pytest.mark.parametrize("key", ["data.events", "retrain.complete_marker"])
+def test_hours_are_no_spans(key: str) -> None:
+    """A glob would look for files with braces in their names, and find no complete span."""
+    settings = ["data.events='log/{date}/*.csv'", f"{key}='log/{{date}}/{{HH}}.csv'"]
+    with pytest.raises(ValueError, match=r"\{HH\} in log/\{date\}/\{HH\}\.csv stands for no part .*: write \* instead"):
+        require_spans(load_config(None, settings), None)
+
+
+@pytest.mark.parametrize(
+    ("orders", "noted"), [([4, 5, 6, 20], True), ([1, 8, 15, 22], False), ([4, 5], False), ([1, 9, 10, 12], False)]
+)
+def test_a_gap_before_the_newest_span_is_noted_if_it_is_unusual(orders: list[int], noted: bool) -> None:
+    notes = unusual_gap([Span(order, str(order), {}) for order in orders])
+    assert notes == ["the log has no span between 6 and 20: are its files lost, or late?"] * noted
 
 
 @pytest.mark.parametrize("until", ["2024-1-12", "2024-01-01junk", "20240101999", "2024-01-01T05", ""])
