@@ -149,8 +149,9 @@ def _select(
     if not by_score.all():
         in_group = _rank_in_group(corpus, scores, allowed, int(places.max(initial=0)))
         dealt = in_group * intent.shape[1] + turn[:, corpus.group_ids]
-        # Floats by their bits, which are ordered like integers: as a number, a place beyond 2^24 would be rounded.
-        in_turn = _among_best(-dealt.astype(np.int32).view(np.float32), allowed & (in_group < places[:, None]), places)
+        # Normal floats by their bits, which are ordered like integers; as a number, a place beyond 2^24 is rounded.
+        key = -(dealt + (1 << 23)).astype(np.int32).view(np.float32)
+        in_turn = _among_best(key, allowed & (in_group < places[:, None]), places)
         merged |= (controls.merge == "round_robin")[:, None] & in_turn
         budgets = fill_quotas(quotas(log_weight, places, available), available, preference)
         within = in_group < np.take_along_axis(budgets, np.broadcast_to(corpus.group_ids, scores.shape), axis=1)

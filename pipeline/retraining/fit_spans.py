@@ -48,15 +48,15 @@ class FitSpans:
 def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
     """Ingests and measures what is new in the window, and judges each span by those before it.
 
-    A span that is new although later ones have been used, such as one that was rewritten, is also judged by those if
-    few come before it: it may be the window's first.
+    A span that was rewritten since the last run used it is also judged by those after it if few come before it: it may
+    be the window's first.
 
     Raises:
         ValueError: the newest span cannot be used, or it is the only one that can.
     """
     profiles: list[SpanProfile] = []
     earlier, notes = EarlierSpans(), unusual_gap(window)
-    used, held = _last_judgement(config, store, window)
+    used, rewritten, held = _last_judgement(config, store, window)
     left_out: dict[str, str] = {}
     refused: dict[str, str] = {}
     for span in window:
@@ -71,11 +71,13 @@ def fit_spans(config: Config, store: Store, window: Sequence[Span]) -> FitSpans:
                 with sign_of_life(f"span {span.key}"):
                     profile = _profile_of(config, store, span, before, is_used=span.key in used)
                 others = earlier
-                if used and span.key not in used and span is not window[-1] and len(profiles) < LEAST_EARLIER:
-                    later = [one for one in window[window.index(span) + 1 :] if one.key in used]
-                    others = EarlierSpans([*profiles, *(kept_profiles(store.span(one.key) for one in later))])
+                if span.key in used:
+                    others = EarlierSpans()
+                elif span.key in rewritten and len(profiles) < LEAST_EARLIER:
+                    later = [one for one in window if one.key in used and one.order > span.order]
+                    others = EarlierSpans([*profiles, *kept_profiles(store.span(one.key) for one in later)])
                     notes += unchecked(span.key, len(others.events), config.retrain.window_spans)
-                reasons = refusals(profile, EarlierSpans() if span.key in used else others, config.retrain.span)
+                reasons = refusals(profile, others, config.retrain.span)
         except ValueError as error:
             reasons, is_read = [str(error)], isinstance(error, Differs)
         if not reasons:
@@ -107,8 +109,8 @@ def _profile_of(config: Config, store: Store, span: Span, before: SpanParts | No
         return profile_span(config, span, store.span(span.key))  # accepted before, ingested anew by other code
 
 
-def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], dict[str, str]]:
-    """The last run's judgement of older spans with unchanged files: keys it used, and key -> why it refused others.
+def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tuple[set[str], set[str], dict[str, str]]:
+    """The last run's judgement of older spans: keys it used, keys whose files differ now, and key -> why it refused.
 
     That judgement stands. Spans are compared with earlier ones, which are the first to leave the window: judged anew, a
     refused span would pass once nothing is left before it, and one that passed might be refused. Spans that could not
@@ -116,14 +118,15 @@ def _last_judgement(config: Config, store: Store, window: Sequence[Span]) -> tup
     """
     last = next(reversed(all_records(store)), None)
     if last is None:
-        return set(), {}
+        return set(), set(), {}
     digests = {span["key"]: digest_of(span) for span in last.spans}
     used = {span.key for span in window[:-1] if digests.get(span.key) == span.digest}
+    rewritten = {span.key for span in window[:-1] if span.key in digests} - used
     # Under other limits, or if the log is read differently, refused spans may be fit.
     if (last.config["data"], last.config["retrain"]["span"]) != (
         config.data.model_dump(mode="json"),
         config.retrain.span.model_dump(mode="json"),
     ):
-        return used, {}
+        return used, rewritten, {}
     same = {span.key for span in window[:-1] if last.refused.get(span.key) == span.digest}
-    return used, {key: reason for key, reason in last.left_out.items() if key in same}
+    return used, rewritten, {key: reason for key, reason in last.left_out.items() if key in same}
