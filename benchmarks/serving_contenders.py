@@ -15,6 +15,7 @@ from scann.scann_ops.py import scann_ops
 import contracts  # noqa: F401  (selects Keras 2, which TensorFlow Recommenders needs)
 from benchmarks.serving_data import DIM, Data
 from contracts.config import ServingConfig
+from serving.compact_graph import save_compact
 from serving.exact_index import ExactIndexSet
 from serving.group_index import GroupIndex, build_group_index, leaves_for
 from serving.index_set import ScannIndexSet
@@ -64,8 +65,7 @@ def save_and_load(module: tf.Module, body: Callable[..., Outputs], width: int, p
         tf.TensorSpec([None], tf.int32, "max_groups"),
     ]
     module.search_all = tf.function(body, specs)
-    options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
-    tf.saved_model.save(module, str(path), signatures=module.search_all, options=options)
+    save_compact(module, path, module.search_all)
     started = time.perf_counter()
     session = ServableSession(path, num_threads=1)
     return session, time.perf_counter() - started

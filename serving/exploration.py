@@ -12,6 +12,7 @@ import tensorflow as tf
 from serving.exact_index import ExactIndexSet
 from serving.exclusion import Exclusions
 from serving.slots import items_by_slot, slots_by_item
+from serving.tables import table
 
 _CODE_BITS = 8
 _CODE = 4e-5
@@ -59,8 +60,9 @@ class Exploration(tf.Module):
         group_id = np.repeat(np.arange(len(members)), [len(items) for items in members])
         cold_slots = is_cold[items_by_slot(members)[1:]]
         # By slot: the group of a cold item, -1 for others.
-        self._group_id = np.concatenate([[-1], np.where(cold_slots, group_id, -1)]).astype(np.int32)
-        self._slots = slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)]
+        of_slot = np.concatenate([[-1], np.where(cold_slots, group_id, -1)])
+        self._group_id = table(of_slot, tf.int32, "group_of_cold_slot")
+        self._slots = table(slots_by_item(members, len(embeddings) - 1)[items_by_slot(cold)], tf.int32, "cold_slots")
         self._num_bits = min(_CODE_BITS, embeddings.shape[1])
         items, code = np.concatenate(cold), np.array([-_CODE, _CODE], np.float32) / self._num_bits
         # Each group draws its own codes: if its items stay, it answers as before, whatever happens to the others.
@@ -95,7 +97,7 @@ class Exploration(tf.Module):
         self, queries: tf.Tensor, offset: tf.Tensor, num_exploration: tf.Tensor, exclusions: Exclusions
     ) -> tuple[tf.Tensor, tf.Tensor]:
         assert self._index_set is not None
-        excluded = exclusions.count_by_group(tf.constant(self._group_id), self._num_groups)
+        excluded = exclusions.count_by_group(self._group_id, self._num_groups)
         asked = (num_exploration > 0)[:, None] & tf.math.is_finite(offset)
         wanted = tf.where(asked, num_exploration[:, None] + excluded, 0)
         coded = tf.concat([queries, tf.sign(queries[:, :, : self._num_bits])], 2)

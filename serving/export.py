@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from contracts.artifact import MANIFEST_NAME, Manifest, from_json, read_json, read_manifest, write_json
 from contracts.config import Config
 from contracts.layout import ASSETS_EXTRA, SAVED_MODEL, Workdir
 from contracts.names import Split
+from serving.compact_graph import save_compact
 from serving.exact_index import ExactIndexSet
 from serving.exploration import Exploration
 from serving.features import UserFeatures, VocabularyLookup, user_feature_configs
@@ -185,8 +185,7 @@ def save(retriever: Retriever, path: Path) -> None:
     """Writes the SavedModel. The signature functions are attached to the module while it is saved."""
     signatures = retriever.signatures()
     retriever.exported = signatures
-    options = tf.saved_model.SaveOptions(namespace_whitelist=["Scann"])
-    tf.saved_model.save(retriever, str(path), signatures=signatures, options=options)
+    save_compact(retriever, path, signatures)
 
 
 def _details(config: Config, exploration: Exploration) -> dict[str, Any]:

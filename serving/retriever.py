@@ -21,6 +21,7 @@ from serving.history import context_marks, is_repeat, latest_context
 from serving.merge import LOG_PROBABILITY_FLOOR, is_by_score, is_dealt, plan_groups, select
 from serving.score_rounds import search_in_rounds
 from serving.slots import items_by_slot, slots_by_item
+from serving.tables import table
 from trainer.catalogue import Catalogue
 from trainer.layers.request_features import REQUEST
 from trainer.model import TwoTowerModel
@@ -85,11 +86,11 @@ class Retriever(tf.Module):
         self._request_codes = RequestCodes(config.data.request_features)
         self._index_set = index_set
         self._exploration = exploration
-        self._slot_of_item = _table(slots_by_item(members, catalogue.num_items), tf.int32, "slot_of_item")
-        self._group_of_item = _table(catalogue.group_id, tf.int32, "group_of_item")
+        self._slot_of_item = table(slots_by_item(members, catalogue.num_items), tf.int32, "slot_of_item")
+        self._group_of_item = table(catalogue.group_id, tf.int32, "group_of_item")
         items, ids = items_by_slot(members), np.concatenate([np.array([""], object), catalogue.item_ids])
-        self._id_of_slot = _table(ids[items], tf.string, "id_of_slot")
-        self._group_of_slot = _table(catalogue.group_id[items], tf.int32, "group_of_slot")
+        self._id_of_slot = table(ids[items], tf.string, "id_of_slot")
+        self._group_of_slot = table(catalogue.group_id[items], tf.int32, "group_of_slot")
 
     def signatures(self) -> dict[str, Any]:
         """Functions to save. Every input of the first two has a default, baked into the signature."""
@@ -203,10 +204,6 @@ class Retriever(tf.Module):
         queries = tf.where(tf.abs(queries) < _LARGEST_QUERY, queries, 0.0)
         log_intent = tf.where(tf.math.is_nan(log_intent), -math.log(self._num_groups), log_intent)
         return queries, tf.maximum(log_intent, LOG_PROBABILITY_FLOOR)
-
-
-def _table(values: np.ndarray, dtype: tf.DType, name: str) -> tf.Variable:
-    return tf.Variable(tf.constant(values, dtype), trainable=False, name=name)
 
 
 def _with_explored(
