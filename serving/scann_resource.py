@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,10 @@ from serving.group_index import HANDLE_ARGUMENTS, as_array
 
 _CHECKPOINT = "scann"
 _CHECKPOINT_FILES = (f"{_CHECKPOINT}.index", f"{_CHECKPOINT}.data-00000-of-00001")
-"""TensorFlow's checkpoint format, whose reader restores all tensors of all indexes in one op."""
+"""TensorFlow's checkpoint format, whose reader restores all tensors of many indexes in one op."""
+_READ_AT_ONCE = 2**24
+"""Bytes, unless a single index has more. TensorFlow never gives back the memory into which it reads them, though it
+uses it for other tensors, and ScaNN copies them. Fewer would mean more ops, which the loader takes time to optimize."""
 
 
 class ScannResources(tf.saved_model.experimental.TrackableResource):
@@ -42,6 +45,8 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
             if tensors[argument].ndim or tensors[argument].dtype == object
         }
         self._dtypes = {name: tf.as_dtype(tensor.dtype) for name, tensor in stored.items()}
+        sizes = {group_id: sum(tensor.nbytes for tensor in indexes[group_id].values()) for group_id in indexes}
+        self._parts = _parts(sizes)
         tf.raw_ops.SaveV2(
             prefix=str(folder / _CHECKPOINT),
             tensor_names=list(stored),
@@ -59,21 +64,35 @@ class ScannResources(tf.saved_model.experimental.TrackableResource):
         return tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.resource)
 
     def _initialize(self) -> tf.Tensor:
-        """One op reads all: a few ops per tensor of hundreds of indexes would take the loader seconds to optimize."""
-        values = tf.raw_ops.RestoreV2(
-            prefix=tf.strings.regex_replace(self._assets[0].asset_path, r"\.index$", ""),
-            tensor_names=list(self._dtypes),
-            shape_and_slices=[""] * len(self._dtypes),
-            dtypes=list(self._dtypes.values()),
-        )
-        restored = dict(zip(self._dtypes, values, strict=True))
+        prefix = tf.strings.regex_replace(self._assets[0].asset_path, r"\.index$", "")
         nothing = {name: tf.constant(value) for name, value in HANDLE_ARGUMENTS.items()}
-        handles = []
-        for group_id, shared_name in self._shared_names.items():
-            tensors = {name: restored.get(_tensor_name(group_id, name), none) for name, none in nothing.items()}
-            handles.append(scann_ops.tensors_to_scann(**tensors, shared_name=shared_name))
+        handles: list[tf.Tensor] = []
+        made: list[tf.Tensor] = []
+        for part in self._parts:
+            with tf.control_dependencies(made):
+                restored = self._restored(prefix, part)
+            made = [
+                scann_ops.tensors_to_scann(
+                    **{name: restored.get(_tensor_name(group_id, name), none) for name, none in nothing.items()},
+                    shared_name=self._shared_names[group_id],
+                )
+                for group_id in part
+            ]
+            handles += made
         tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.stack(handles))
         return tf.constant(True)
+
+    def _restored(self, prefix: tf.Tensor, group_ids: Sequence[int]) -> dict[str, tf.Tensor]:
+        """The stored tensors of some indexes, in one op: a few per tensor would take a loader seconds to optimize."""
+        names = [_tensor_name(group_id, argument) for group_id in group_ids for argument in HANDLE_ARGUMENTS]
+        names = [name for name in names if name in self._dtypes]
+        values = tf.raw_ops.RestoreV2(
+            prefix=prefix,
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            dtypes=[self._dtypes[name] for name in names],
+        )
+        return dict(zip(names, values, strict=True))
 
     def _create_resource(self) -> tf.Tensor:
         return tf.raw_ops.VarHandleOp(dtype=tf.resource, shape=[len(self._shared_names)], shared_name=self._export_name)
@@ -97,6 +116,19 @@ class StoredIndexes:
             name = _tensor_name(group_id, argument)
             found[argument] = as_array(self._reader.get_tensor(name) if self._reader.has_tensor(name) else nothing)
         return found
+
+
+def _parts(sizes: Mapping[int, int]) -> list[list[int]]:
+    """group_id -> bytes of its index: the group_ids in order, divided into parts that are read at once."""
+    parts: list[list[int]] = []
+    room = 0
+    for group_id, size in sizes.items():
+        if size > room:
+            parts.append([])
+            room = _READ_AT_ONCE
+        parts[-1].append(group_id)
+        room -= size
+    return parts
 
 
 def _tensor_name(group_id: int, argument: str) -> str:
