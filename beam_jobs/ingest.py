@@ -79,19 +79,24 @@ class ValidateAndBucket(beam.PTransform):
 
 
 class CountTargetSeconds(beam.PTransform):
-    """Paths -> the seconds at which validation and test begin: quantiles of the target-level events' times."""
+    """Paths -> the seconds at which validation and test begin: quantiles of the target-level events' times.
+
+    They are one list; beside it, {"error": why} for each file that cannot be read.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._config = config
 
     def expand(self, paths: beam.PCollection) -> beam.PCollection:
-        return (
-            paths
-            | "ReadTimes" >> beam.ParDo(TargetSeconds(self._config.data))
+        target_seconds = beam.ParDo(TargetSeconds(self._config.data))
+        read = paths | "ReadTimes" >> target_seconds.with_outputs(TargetSeconds.ERRORS, main="seconds")
+        quantiles = (
+            read.seconds
             | "MergeTimes" >> beam.CombineGlobally(merge_seconds)
             | "AtQuantiles" >> beam.Map(quantiles_of, (VALIDATION_QUANTILE, TEST_QUANTILE))
         )
+        return (quantiles, read[TargetSeconds.ERRORS]) | "WithErrors" >> beam.Flatten()
 
 
 def run(config: Config, workdir: Workdir, fingerprint: str, is_span: bool = False) -> Manifest:
@@ -168,7 +173,9 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     given = {name: parse_time(text, f"split.{name}") for name, text in texts.items() if text is not None}
     quantiles: dict[str, int] = {}
     if len(given) < len(texts):
-        [seconds] = collect(config.beam, paths, CountTargetSeconds(config), scratch)
+        found = collect(config.beam, paths, CountTargetSeconds(config), scratch)
+        _require_readable([one for one in found if isinstance(one, dict)])
+        [seconds] = found
         if not seconds:  # what is wrong with the rows is known once all are read
             return SplitPlan(target_level, split.min_user_events, 0, 0)
         quantiles = {name: second * 1_000_000 for name, second in zip(texts, seconds, strict=True)}
@@ -186,11 +193,14 @@ def _split_plan(config: Config, paths: list[str], scratch: Path) -> SplitPlan:
     return SplitPlan(target_level, split.min_user_events, validation_start, test_start)
 
 
+def _require_readable(files: list[dict[str, Any]]) -> None:
+    if broken := [file["error"] for file in files if file["error"]]:
+        raise ValueError("data.events: " + "; ".join(sorted(broken)))
+
+
 def _check_files(files: list[dict[str, Any]], config: Config) -> Counter[str]:
     """Dead letters per reason; raises if the log as a whole cannot be used."""
-    broken = [file["error"] for file in files if file["error"]]
-    if broken:
-        raise ValueError("data.events: " + "; ".join(sorted(broken)))
+    _require_readable(files)
     reasons: Counter[str] = Counter()
     for file in files:
         reasons.update(file["reasons"])

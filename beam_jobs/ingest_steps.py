@@ -152,12 +152,14 @@ def _busiest(users: pa.DictionaryArray) -> tuple[int, str]:
 
 
 class TargetSeconds(beam.DoFn):
-    """path -> packed (second, count) of its target-level events."""
+    """path -> packed (second, count) of its target-level events; on a side output, why a file cannot be read."""
+
+    ERRORS = "errors"
 
     def __init__(self, data: DataConfig) -> None:
         self._data = data
 
-    def process(self, path: str) -> Iterator[bytes]:
+    def process(self, path: str) -> Iterator[bytes | beam.pvalue.TaggedOutput]:
         try:
             for raw in read_batches(path, list(wanted_columns(self._data)), self._data):
                 events = validate(raw, self._data).events
@@ -165,8 +167,9 @@ class TargetSeconds(beam.DoFn):
                 times = events.filter(target)[EventColumn.TIMESTAMP].to_numpy()
                 seconds, counts = np.unique(times // 1_000_000, return_counts=True)
                 yield pack(_seconds_table(seconds, counts))
-        except ValueError:
-            pass  # the main pass reads the file again, and reports it
+        except ValueError as failure:
+            # The driver reports it: if the main pass could read the file, the split's times would lack its events.
+            yield beam.pvalue.TaggedOutput(self.ERRORS, {"error": str(failure)})
 
 
 def merge_seconds(payloads: Iterable[bytes]) -> bytes:

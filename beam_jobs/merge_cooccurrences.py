@@ -21,7 +21,7 @@ from beam_jobs.files import write_parquet
 from beam_jobs.id_index import IdIndex
 from beam_jobs.payload import encode_ids, one_array, pack_parts, unpack
 from beam_jobs.span_cooccurrences import BACK, HIGH, LOW, WEIGHT, identity_of
-from contracts.artifact import current, read_manifest
+from contracts.artifact import current, find_manifest, read_manifest
 from contracts.config import Config
 from contracts.layout import ItemStatistics, Workdir
 from contracts.names import ItemColumn
@@ -72,14 +72,24 @@ def sources_of(details: dict[str, Any], since: int | None) -> list[Any]:
     for reach, span in enumerate(details[SPANS]):
         if since is None or span["start"] >= since:
             folder = Path(span["cooccurrences"])
-            if identity_of(folder) != span["identity"]:
+            if not _is_as_merged(span):
                 raise ValueError(
-                    f"{folder} was counted anew, for another config or window, after its span was merged: run again "
-                    "from the first stage (for a retrain, delete the unfinished run's directory)"
+                    f"{folder} is gone, or was counted anew, for another config or window, after its span was merged: "
+                    "run again from the first stage (for a retrain, call it again)"
                 )
             for name in read_manifest(folder).files:
                 found.setdefault(name, []).append((str(folder / name), reach))
     return list(found.values())
+
+
+def is_as_merged(details: dict[str, Any]) -> bool:
+    """Whether the pairs of all spans that the details of merged events name are still those that were merged."""
+    return all(_is_as_merged(span) for span in details.get(SPANS, []))
+
+
+def _is_as_merged(span: dict[str, Any]) -> bool:
+    folder = Path(span["cooccurrences"])
+    return find_manifest(folder) is not None and identity_of(folder) == span["identity"]
 
 
 class MergeCooccurrences(beam.PTransform):

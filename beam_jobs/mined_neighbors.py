@@ -168,7 +168,7 @@ class _NeighborsOfBlock(beam.DoFn):
 
 
 def nearest(embeddings: Float32, start: int, stop: int, number: int) -> Int32:
-    """[stop - start, number] nearest other rows by inner product, unordered; -1 where there is none.
+    """[stop - start, number] nearest other rows by inner product, ascending (not by it); -1 where there is none.
 
     Rows of 0 have no neighbours and are never neighbours.
     """
@@ -184,5 +184,6 @@ def nearest(embeddings: Float32, start: int, stop: int, number: int) -> Int32:
         block = rows[first : first + step]
         scores = embeddings[block] @ candidates.T
         scores[np.arange(len(block)), np.searchsorted(known, block)] = -np.inf
-        result[block - start, :kept] = known[np.argpartition(scores, -kept, axis=1)[:, -kept:]]
+        # In an order that does not depend on the CPU's rounding: draws go by place.
+        result[block - start, :kept] = known[np.sort(np.argpartition(scores, -kept, axis=1)[:, -kept:], axis=1)]
     return result

@@ -61,9 +61,10 @@ def count_new_cooccurrences(
         found = collect(config.beam, list(range(config.data.num_buckets)), beam.ParDo(count), scratch)
         for place, folder in folders.items():
             with artifact.writing(spans[place].cooccurrences, SpanParts.COOCCURRENCES_KIND, wanted[place]) as writer:
-                for path in sorted(folder.iterdir()):
-                    shutil.move(path, writer.path / path.name)
-                    writer.files.append(path.name)
+                # By name: a killed worker leaves a file of another name, half-written or not.
+                writer.files = [_file_of(bucket) for bucket in range(config.data.num_buckets)]
+                for name in writer.files:
+                    shutil.move(folder / name, writer.path / name)
                 writer.details = {
                     "before": wanted[:place],
                     "holdout_start": holdout_start,
@@ -71,6 +72,10 @@ def count_new_cooccurrences(
                 }
             shutil.rmtree(folder)
     return [span.cooccurrences for span in spans]
+
+
+def _file_of(bucket: int) -> str:
+    return f"pairs-{bucket:05d}.parquet"
 
 
 def identity_of(counted: Path) -> str:
@@ -125,7 +130,7 @@ class CountSpanCooccurrences(beam.DoFn):
     def process(self, bucket: int) -> Iterator[dict[str, int]]:
         arrivals, left_out = self._read(bucket)
         for place, folder in self._folders.items():
-            write_parquet(self._pairs(arrivals, place), folder / f"pairs-{bucket:05d}.parquet")
+            write_parquet(self._pairs(arrivals, place), folder / _file_of(bucket))
         yield {str(place): int(left_out[: place + 1].sum()) for place in self._folders}
 
     def _read(self, bucket: int) -> tuple[_Arrivals, Int64]:

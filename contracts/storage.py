@@ -179,7 +179,7 @@ class _KeptCopies:
                     self._folder = tempfile.mkdtemp(prefix="dnc-")
                     atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
                 copy = Path(self._folder) / str(len(self._copies)) / path.name  # some names become a graph's assets
-                copy.parent.mkdir()
+                copy.parent.mkdir(exist_ok=True)  # an earlier download may have failed
                 _download(path, copy)
                 self._copies[path] = copy
             return self._copies[path]

@@ -33,7 +33,7 @@ from pipeline.retraining.records import (
     write_record,
 )
 from pipeline.retraining.reference import knows_holdout
-from pipeline.retraining.retrain_stages import retrain_stages
+from pipeline.retraining.retrain_stages import forget_outdated_merges, retrain_stages
 from pipeline.retraining.span_profile import as_json
 from pipeline.retraining.spans import Span, date_form, find_spans
 from pipeline.runner import require_bases, run_stages
@@ -115,6 +115,7 @@ def retrain(config: Config, store: Store, window: Sequence[Span], last: str | No
     require_inputs(config, store, plan)
     require_long_lists(config, store, plan)
     workdir = store.run(run_id)
+    forget_outdated_merges(workdir)
     resolved = run_config(config, store, plan, window)
     stages = retrain_stages(store, plan)
     try:

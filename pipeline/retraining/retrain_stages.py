@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.retraining.plan import CATCH_UP, GATE, RUN_STAGES, Plan
 from pipeline.retraining.reference import compared_version
 from pipeline.stage import Stage
 from pipeline.stages import exported_servable, manifest_of
+
+log = logging.getLogger(__name__)
 
 
 def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
@@ -58,6 +61,21 @@ def retrain_stages(store: Store, plan: Plan) -> tuple[Stage, ...]:
             run=caught_up,
         ),
     )
+
+
+def forget_outdated_merges(workdir: Workdir) -> None:
+    """Forgets what an unfinished run has merged if the pairs of its spans are no longer those that were merged.
+
+    They may have been damaged, and forgotten, since; and only the merge counts them anew.
+    """
+    for merged in (workdir, RetrainRun(workdir).caught_up):
+        manifest = artifact.find_manifest(merged.events.path)
+        if manifest is not None:
+            from beam_jobs.merge_cooccurrences import is_as_merged
+
+            if not is_as_merged(manifest.details):
+                log.warning("%s is merged again, since the co-occurrence of its spans has changed", merged.events.path)
+                artifact.forget(merged.events.path)
 
 
 def _catch_up_stages(store: Store, plan: Plan, judged: Workdir) -> tuple[Stage, ...]:

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import merge_spans, statistics
+from beam_jobs import merge_spans, span_cooccurrences, statistics
 from beam_jobs.cooccurrence import UNIT
 from beam_jobs.item_embeddings import read_block
-from beam_jobs.merge_cooccurrences import count_cooccurrences, sources_of
-from contracts.artifact import read_manifest
+from beam_jobs.merge_cooccurrences import count_cooccurrences, is_as_merged, sources_of
+from contracts.artifact import forget, read_manifest
 from contracts.config import Config
 from contracts.layout import Workdir
 from contracts.names import Split
@@ -184,4 +184,40 @@ def test_what_another_run_has_counted_anew_since_is_refused(spans: Spans, change
         spans.config = spans.config.model_copy(update={"groups": wider})
     spans.merged([0, 1, 2] if change == "another neighbourhood" else [1, 2, 3], "other")
     with pytest.raises(ValueError, match="was counted anew, for another config or window, after its span was merged"):
+        sources_of(details, None)
+
+
+def test_what_a_killed_worker_left_is_not_counted(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole file of pairs, or half of one, under the name that it had until it was complete."""
+    collect = span_cooccurrences.collect
+
+    def with_a_killed_attempt(config: Config, elements: Any, transform: Any, scratch: Path) -> Any:
+        found = collect(config, elements, transform, scratch)
+        for folder in scratch.glob("cooccurrences-*"):
+            whole = (folder / "pairs-00001.parquet").read_bytes()
+            (folder / "pairs-00001.parquet.staging-03d32759").write_bytes(whole)
+            (folder / "pairs-00000.parquet.staging-5eb63bbb").write_bytes(whole[: len(whole) // 2])
+        return found
+
+    monkeypatch.setattr(span_cooccurrences, "collect", with_a_killed_attempt)
+    workdir = spans.merged([0, 1, 2], "first")
+    for span in read_manifest(workdir.events.path).details["spans"]:
+        files = read_manifest(Path(span["cooccurrences"])).files
+        assert files == [f"pairs-{bucket:05d}.parquet" for bucket in range(spans.config.data.num_buckets)]
+        assert sorted(path.name for path in Path(span["cooccurrences"]).glob("pairs*")) == files
+    summed, recounted = summed_and_recounted(spans.config, workdir)
+    assert (summed[1] == recounted[1]).all()
+
+
+def test_merged_events_are_outdated_once_a_count_is_gone_or_another(spans: Spans) -> None:
+    details = read_manifest(spans.merged([0, 1, 2], "first").events.path).details
+    assert is_as_merged(details)
+    assert is_as_merged({})  # those of a single log
+    spans.merged([1, 2, 3], "other")  # a later holdout
+    assert not is_as_merged(details)
+    details = read_manifest(spans.merged([1, 2, 3], "again").events.path).details
+    assert is_as_merged(details)
+    forget(Path(details["spans"][1]["cooccurrences"]))
+    assert not is_as_merged(details)
+    with pytest.raises(ValueError, match="cooccurrences is gone, or was counted anew"):
         sources_of(details, None)

@@ -177,3 +177,25 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
             make_directory(tmp_path / path, "-s")
     for _ in range(2):
         make_directory(tmp_path / "runs" / "mine", "-s")
+
+
+def test_a_download_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner calls a step's setup again, in the same process."""
+    asked: list[str] = []
+
+    def download(source: Path, target: Path) -> None:
+        asked.append(source.name)
+        if len(asked) == 1:
+            raise StorageError("503 Slow Down")
+        target.write_text(source.name)
+
+    monkeypatch.setattr(storage, "_download", download)
+    copies = storage._KeptCopies()
+    with pytest.raises(StorageError, match="503 Slow Down"):
+        copies.get(Path("far/table.npy"))
+    assert [copies.get(Path("far") / name).read_text() for name in ("other.npy", "table.npy", "other.npy")] == [
+        "other.npy",
+        "table.npy",
+        "other.npy",
+    ]
+    assert asked == ["table.npy", "other.npy", "table.npy"]
