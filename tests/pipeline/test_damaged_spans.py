@@ -7,10 +7,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from beam_jobs.merge_cooccurrences import SPANS
+from beam_jobs.span_cooccurrences import identity_of
 from contracts import artifact
 from contracts.config_io import load_config
-from contracts.store_layout import SpanParts, Store
+from contracts.layout import Events, Workdir
+from contracts.store_layout import RetrainRun, SpanParts, Store
 from pipeline.retraining.fit_spans import fit_spans
+from pipeline.retraining.retrain_stages import forget_outdated_merges
 from pipeline.retraining.spans import find_spans
 from tests.pipeline.test_spans import write_day
 
@@ -61,3 +65,28 @@ def test_a_file_that_is_gone_or_cut_off_is_made_again(
         assert artifact.find_manifest(parts.cooccurrences) is None
     else:
         assert pq.read_table(path).equals(held)
+
+
+def test_an_unfinished_run_merges_again_what_counts_that_are_gone_went_into(tmp_path: Path) -> None:
+    """Only the merge counts them, so without it every call would fail."""
+    run = RetrainRun(Workdir(tmp_path / "run"))
+    parts = [SpanParts(tmp_path / "spans" / str(day)) for day in range(3)]
+    for part in parts:
+        with artifact.writing(part.cooccurrences, SpanParts.COOCCURRENCES_KIND, "f"):
+            pass
+    merges = {run.workdir.events.path: parts[:2], run.caught_up.events.path: parts}
+    for path, of_merge in merges.items():
+        with artifact.writing(path, Events.KIND, "f") as writer:
+            folders = [part.cooccurrences for part in of_merge]
+            writer.details[SPANS] = [
+                {"cooccurrences": str(folder), "start": 0, "identity": identity_of(folder)} for folder in folders
+            ]
+    forget_outdated_merges(run.workdir)
+    assert all(artifact.find_manifest(path) for path in merges)
+    artifact.forget(parts[2].cooccurrences)
+    forget_outdated_merges(run.workdir)
+    assert [artifact.find_manifest(path) is None for path in merges] == [False, True]
+    with artifact.writing(parts[0].cooccurrences, SpanParts.COOCCURRENCES_KIND, "counted anew"):
+        pass
+    forget_outdated_merges(run.workdir)
+    assert [artifact.find_manifest(path) is None for path in merges] == [True, True]
