@@ -11,6 +11,7 @@ import pytest
 
 from beam_jobs import csv_blocks, ingest
 from beam_jobs.csv_blocks import read_csv_batches
+from beam_jobs.csv_quotes import UNCLOSED, Form, find_records
 from beam_jobs.feature_tables import read_feature_table
 from contracts.config import Feature, FeatureTable, TextFormat
 from contracts.layout import Workdir
@@ -318,3 +319,14 @@ def test_a_first_row_with_a_stray_quote_has_its_remedies(rest: str, what: str, t
     first, remedies = str(error.value).split(": if the line is a row", 1)
     assert first.endswith(rf"""log.tsv: a quote in the first line, 'u\ti\t12" mix\t5', {what}""")
     assert re.search(r"data\.header .* data\.quoting=none", remedies)
+
+
+@pytest.mark.parametrize("is_quoting", [False, True])
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(b'"a",1\nb"c,"\nd,2\ne,3\n', id="opens"), pytest.param(b'"a",1\n"b,2\nc"d,3\ne,4\n', id="closes")],
+)
+def test_a_stray_quote_after_a_quoted_cell_is_set_aside(block: bytes, is_quoting: bool) -> None:
+    """Else a reader would take the lines after it into one cell."""
+    records = find_records(block, Form(",", 2, is_quoting, True), is_last=True, most_bytes=1 << 20)
+    assert records.set_aside == [(6, UNCLOSED)]

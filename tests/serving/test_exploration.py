@@ -35,6 +35,7 @@ def test_the_best_cold_items_that_are_left_are_found_however_many_are_excluded(e
     )
     allowed = np.broadcast_to(is_cold[1:], scores.shape).copy()
     np.put_along_axis(allowed, excluded, False, axis=1)
+    assert (found.scores.numpy()[found.slots.numpy() == 0] == -np.inf).all()
     barred = found.exclusions.contains(tf.constant(np.tile(np.arange(1, NUM_ITEMS + 1), (4, 1)))).numpy()
     for row in range(4):
         order = np.argsort(-np.where(allowed[row], scores[row], -np.inf))[: wanted[row]]

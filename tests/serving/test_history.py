@@ -41,3 +41,10 @@ def test_context_repeats_a_positive_wherever_it_stands(length):
         for row, marks in zip(items, is_context, strict=True)
     ]
     assert is_repeat(tf.constant(items), tf.constant(is_context)).numpy().tolist() == expected
+
+
+def test_context_is_counted_row_by_row():
+    """Three context events where two may stay: the second row loses its first one, too."""
+    assert MOST_CONTEXT == 2
+    rows = tf.ragged.constant([[-1, -2, -3], [-4, -5, -6]], tf.int64, ragged_rank=1)
+    assert latest_context(rows).to_list() == [[-2, -3], [-5, -6]]

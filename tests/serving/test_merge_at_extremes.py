@@ -234,6 +234,7 @@ def test_each_answer_is_the_one_that_the_documentation_describes(served: Served,
             items, score = expected(served, row)
             found = [int(name[1:]) for name in lists.item_ids[place].tolist() if name]
             assert len(found) == len(items), (row, items, found)
+            assert (lists.scores[place, len(found) :] == -np.inf).all(), row
             scores = [score[item] for item in found]
             for others in ([score[item] for item in items], lists.scores[place, : len(found)].tolist()):
                 np.testing.assert_allclose(scores, others, rtol=1e-5, atol=1e-4, err_msg=str(row))

@@ -16,7 +16,9 @@ from trainer.metrics import (
     metrics_from_lists,
     monitored_k,
     ndcg_at_k,
+    ndcg_of_places,
     recall_at_k,
+    recall_of_places,
     target_recall,
 )
 from trainer.ragged import Ragged
@@ -147,3 +149,13 @@ def test_lists_and_users_must_match() -> None:
 def test_early_stopping_watches_lists_that_hold_little_of_the_catalogue(num_items: int, k: int) -> None:
     """At 50 of 48 items recall is 1 after any epoch, and the first would be shipped."""
     assert monitored_k(50, num_items) == k
+
+
+def test_places_of_users_with_more_and_fewer_targets() -> None:
+    """The first user has one target, in the first place; the second has three, in the first three."""
+    targets, places = Ragged(np.array([1, 2, 3, 4]), np.array([0, 1, 4])), np.array([0, 0, 1, 2])
+    assert recall_of_places(places, targets, 10).tolist() == [1, 1]
+    assert recall_of_places(places, targets, 2).tolist() == [1, 1]  # two of at most two
+    np.testing.assert_allclose(ndcg_of_places(places, targets), [1, 1])
+    later = np.array([1, 0, 1, 2])  # 1 / log2(3)
+    np.testing.assert_allclose(ndcg_of_places(later, targets), [1 / np.log2(3), 1])
