@@ -4,7 +4,6 @@ import decimal
 import gzip
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import ingest, ingest_steps
+from beam_jobs import ingest
 from beam_jobs.column_text import LOST_DIGITS
 from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.event_columns import validate
 from contracts.config import DataConfig
 from contracts.layout import Workdir
-from contracts.names import Split
 from tests.beam_jobs.damaged_files import changed_parquet, cut_gzip, truncated_parquet
 from tests.beam_jobs.helpers import HEADER, dead_letters, make_config, read_events, write_log
 
@@ -389,27 +387,3 @@ def test_rerun_is_byte_identical_and_does_not_depend_on_the_order_of_the_rows(tm
         hashes.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
     assert hashes[0] == hashes[1] == hashes[2]
     assert len(hashes[0]) == 3
-
-
-def test_a_read_that_fails_once_does_not_move_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A split by time reads the log twice, and its times must not be those of the files that could be read."""
-    for day in (1, 2):
-        write_log(tmp_path / f"{day}.csv", [f"u{user},a,{day * 100 + user}" for user in range(9)])
-    read, failed = ingest_steps.read_batches, set[str]()
-
-    def read_later(path: str, columns: list[str], data: DataConfig) -> Iterator[RawBatch]:
-        if path.endswith("2.csv") and path not in failed:
-            failed.add(path)
-            raise ValueError(f"{path} cannot be read to its end (stale file handle)")
-        yield from read(path, columns, data)
-
-    monkeypatch.setattr(ingest_steps, "read_batches", read_later)
-    config = make_config(tmp_path / "*.csv", split={"protocol": "time"})
-    workdir = Workdir(tmp_path / "workdir")
-    with pytest.raises(ValueError, match=r"^data\.events: .*2\.csv cannot be read to its end \(stale file handle\)$"):
-        ingest.run(config, workdir, "f")
-    assert not workdir.events.path.exists()
-    ingest.run(config, workdir, "f")
-    splits = [event["split"] for event in sorted(read_events(workdir), key=lambda event: event["timestamp"])]
-    # 18 events, one a second from 100 and from 200 on: the 80% quantile of time is event 15, the 90% quantile event 17
-    assert splits == [Split.TRAIN] * 14 + [Split.VALIDATION] * 2 + [Split.TEST] * 2

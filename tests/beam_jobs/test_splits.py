@@ -1,6 +1,7 @@
 """Splits by hand and against a per-user loop, and as ingest makes them of a log."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import scipy.stats
 
 from beam_jobs import groups, ingest, ingest_steps, statistics, windows
 from beam_jobs.bucket_file import order_events
+from beam_jobs.csv_blocks import RawBatch
 from beam_jobs.payload import pack, unpack
 from beam_jobs.splits import by_time, leave_one_out, time_quantile
+from contracts.config import DataConfig
 from contracts.layout import Workdir
 from contracts.names import EventColumn, Split
 from tests.beam_jobs.helpers import HEADER, make_config, read_events, write_log
@@ -218,3 +221,27 @@ def test_histories_that_are_held_out_but_for_one_item_have_their_remedy(tmp_path
     for job in (ingest, statistics, groups, windows):
         manifest = job.run(config, workdir, "f")
     assert manifest.counts["train_positives"] > 40 and manifest.counts["test_users"] > 0
+
+
+def test_a_read_that_fails_once_does_not_move_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split by time reads the log twice, and its times must not be those of the files that could be read."""
+    for day in (1, 2):
+        write_log(tmp_path / f"{day}.csv", [f"u{user},a,{day * 100 + user}" for user in range(9)])
+    read, failed = ingest_steps.read_batches, set[str]()
+
+    def read_later(path: str, columns: list[str], data: DataConfig) -> Iterator[RawBatch]:
+        if path.endswith("2.csv") and path not in failed:
+            failed.add(path)
+            raise ValueError(f"{path} cannot be read to its end (stale file handle)")
+        yield from read(path, columns, data)
+
+    monkeypatch.setattr(ingest_steps, "read_batches", read_later)
+    config = make_config(tmp_path / "*.csv", split={"protocol": "time"})
+    workdir = Workdir(tmp_path / "workdir")
+    with pytest.raises(ValueError, match=r"^data\.events: .*2\.csv cannot be read to its end \(stale file handle\)$"):
+        ingest.run(config, workdir, "f")
+    assert not workdir.events.path.exists()
+    ingest.run(config, workdir, "f")
+    splits = [event["split"] for event in sorted(read_events(workdir), key=lambda event: event["timestamp"])]
+    # 18 events, one a second from 100 and from 200 on: the 80% quantile of time is event 15, the 90% quantile event 17
+    assert splits == [TRAIN] * 14 + [VALIDATION] * 2 + [TEST] * 2

@@ -395,13 +395,10 @@ def test_ndcg_of_hand_made_lists() -> None:
 
 
 def test_groups_too_small_to_judge_refuse_nothing() -> None:
-    """60 users, one target each, in 6 groups: ten targets a group, and 30 are needed."""
-    group_id, counts = np.append(-1, np.arange(6)), np.append(0, np.ones(6, int))
-    users = np.arange(60)
-    holdout = Holdout(users, users % 6 + 1, np.zeros(60, np.int64), group_id, counts)
-    measured = measure(holdout, Answers(np.tile([1, 2, 3], (60, 1)), np.full(20, 2.0)))
-    facts = {"seed": 0, "leaked": 0, "index_recall": 1.0, "recall_target": 0.95, "explored": 0.0}
-    verdict = judge(GateConfig(k=3), holdout, measured, measured, "version 1", **facts)
-    of_groups = {check.name: check for check in verdict.checks if "group" in check.name}
-    assert [check.value for check in of_groups.values()] == [1.0, 0.0]
-    assert all(check.passed for check in of_groups.values())
+    world = World.make(0)
+    measured, config = (
+        world.measured(world.model(0.5)),
+        CONFIG.model_copy(update={"min_group_targets": USERS * TARGETS}),
+    )
+    of_groups = [check for check in world.judge(measured, measured, config).checks if "group" in check.name]
+    assert [(check.value, check.passed) for check in of_groups] == [(1.0, True), (0.0, True)]
