@@ -395,7 +395,6 @@ def test_ndcg_of_hand_made_lists() -> None:
 
 
 def test_groups_too_small_to_judge_refuse_nothing() -> None:
-    world = World.make(0)
+    world, config = World.make(0), CONFIG.model_copy(update={"min_group_targets": 10**6})
     measured = world.measured(world.model(0.5))
-    checks = world.judge(measured, measured, CONFIG.model_copy(update={"min_group_targets": 10**6})).checks
-    assert [check.value for check in checks if "group" in check.name] == [1.0, 0.0]
+    assert [one.value for one in world.judge(measured, measured, config).checks if "group" in one.name] == [1.0, 0.0]
