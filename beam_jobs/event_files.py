@@ -201,7 +201,10 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
                 yield RawBatch(table, np.arange(row, row + table.num_rows))
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"{path} cannot be read to its end ({error}): get an intact copy, or leave it out") from None
+        raise ValueError(
+            f"{path} cannot be read to its end ({error}): if it is intact, run again; else get an intact copy, or leave "
+            "it out"
+        ) from None
 
 
 def open_parquet(copy: Path) -> pq.ParquetFile:
