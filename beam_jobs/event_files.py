@@ -202,8 +202,8 @@ def read_batches(path: str, columns: Sequence[str], text: TextFormat) -> Iterato
                 row += table.num_rows
     except (OSError, EOFError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"{path} cannot be read to its end ({error}): if it is intact, run again; else get an intact copy, or leave "
-            "it out"
+            f"{path} cannot be read to its end ({error}): if it is intact, run again; else get an intact copy, or "
+            "leave it out"
         ) from None
 
 
