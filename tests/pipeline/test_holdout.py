@@ -21,6 +21,7 @@ from contracts.layout import Workdir
 from contracts.names import EventColumn, Split
 from contracts.patterns import identities
 from contracts.store_layout import SpanParts
+from pipeline.retraining.evidence import measure
 from pipeline.retraining.holdout import HoldoutUsers, holdout_events_in_training, index_recall
 from pipeline.retraining.span_profile import profile_span
 from pipeline.retraining.spans import Span
@@ -167,3 +168,32 @@ def test_the_worst_of_the_exported_indexes_decides(tmp_path: Path) -> None:
         config = Config()
         serving = config.serving.model_copy(update={"indexes": indexes})
         assert index_recall(config.model_copy(update={"serving": serving}), workdir) == least
+
+
+def test_where_others_learn_the_validation_users_late_events_are_a_fault_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = {
+        split: SimpleNamespace(user_index=np.array([user]), targets=Ragged(np.array([3]), np.array([0, 1])))
+        for split, user in ((Split.TEST, 1), (Split.VALIDATION, 2))
+    }
+    monkeypatch.setattr(input_pipeline.EvaluationUsers, "load", lambda _, split: of[split])
+    events = [(1, 4, 12), (2, 4, 12), (7, 4, 12)]  # user 7 is another
+    told = input_pipeline.TrainingEvents(*np.array(events).T, is_taken=np.ones(3, bool))
+    monkeypatch.setattr(input_pipeline, "training_events", lambda _: [told])
+    assert holdout_events_in_training(Workdir(tmp_path), 10_000_000, others_learn=True) == 2
+
+
+def test_lists_have_the_length_that_is_asked_for_and_popularity_serves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Obedient(Session):
+        def recommend(self, histories: list[list[str]], user_ids: list[str], **controls: Any) -> Recommendations:
+            found, k = super().recommend(histories, user_ids), controls.get("num_candidates", 1)
+            return Recommendations(found.item_ids[:, :k], found.scores[:, :k], found.group_ids[:, :k])
+
+    monkeypatch.setattr(servable_session, "ServableSession", Obedient)
+    users = HoldoutUsers(write_artifacts(cyclic_log(num_users=70), tmp_path))
+    [served] = users.ask([Path("served")], 2)
+    assert served.lists.tolist() == [[61, 62]] * 70
+    assert measure(users.holdout(), users.popularity(2)).milliseconds is None

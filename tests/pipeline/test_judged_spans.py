@@ -202,3 +202,14 @@ def test_a_change_that_was_taken_once_is_not_asked_again(
     # By other code, which ingests all of the window anew, neither.
     monkeypatch.setattr(artifact, "code_of", lambda *_: "of another time")
     assert used(5, "retrain.window_spans=6") == (DAYS, [])
+
+
+def test_a_rewritten_span_between_two_others_counts_each_of_them_once(
+    used: Callable[..., Spans], calls: Calls, log: list[Path]
+) -> None:
+    wide, allowed = "retrain.window_spans=4", "retrain.span.schema_of_last=false"
+    assert used(2, wide, allowed) == (DAYS[:3], [])
+    rename(log[1], "item_id")
+    assert used(3, wide, allowed) == (DAYS[:4], [])
+    [note] = [note for note in all_records(calls.store)[-1].notes if "max_new_item_share" in note]
+    assert f"span {DAYS[1]}: they need 3" in note and "which has 2" in note

@@ -1,5 +1,6 @@
 """A model on another catalogue without training, as `dnc index` does it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,23 @@ import tensorflow as tf
 
 from contracts.layout import Workdir
 from contracts.names import ItemColumn
-from tests.trainer.test_warm_start import COLOURS, NUM_GROUPS, NUM_ITEMS, config_of, make_run, random_model, scores
+from tests.trainer.test_warm_start import (
+    COLOURS,
+    ITEM_SPEC,
+    NUM_GROUPS,
+    NUM_ITEMS,
+    config_of,
+    make_run,
+    random_model,
+    scores,
+    table_of,
+)
+from trainer.baselines import baseline_config
 from trainer.build import build_model
 from trainer.carry_over import carry_over
 from trainer.catalogue import Catalogue
+from trainer.layers.feature_embedding import feature_weight
+from trainer.model import TwoTowerModel
 from trainer.model_files import load_model
 from trainer.warm_start import warm_start
 
@@ -105,3 +119,58 @@ def test_an_index_refresh_says_which_settings_the_weights_need(tmp_path: Path) -
     config = config_of("mmoe", "windows.length=15", f"training.warm_start={before.path}")
     with pytest.raises(ValueError, match=r"query_tower/positions,.* windows.length and groups.embedding_dim"):
         carry_over(config, after, "fingerprint")
+
+
+def of_weight(model: TwoTowerModel, name: str) -> np.ndarray:
+    return next(weight.numpy() for weight in model.trainable_variables if name in weight.name)
+
+
+def test_users_keep_their_vectors_in_another_order(tmp_path: Path) -> None:
+    group_of = np.arange(NUM_ITEMS) % NUM_GROUPS
+    before, after = (make_run(tmp_path / name, np.arange(NUM_ITEMS), group_of, COLOURS) for name in ("old", "new"))
+    users = pq.read_table(after.item_statistics.users)
+    pq.write_table(users.take(np.arange(len(users))[::-1]), after.item_statistics.users)
+    earlier = random_model(baseline_config(config_of("mmoe"), "matrix_factorisation"), before)
+    warm = baseline_config(config_of("mmoe", f"training.warm_start={before.path}"), "matrix_factorisation")
+    model = build_model(warm, Catalogue.for_config(warm, after))
+    warm_start(model, warm, after, "dnc")
+    old, new = (of_weight(one, "user_embedding") for one in (earlier, model))
+    np.testing.assert_array_equal(new, np.concatenate([old[:1], old[:0:-1]]))
+
+
+def test_a_users_feature_is_matched_by_value(tmp_path: Path) -> None:
+    group_of, runs = np.arange(NUM_ITEMS) % NUM_GROUPS, []
+    for name, values in (("old", COLOURS), ("new", COLOURS[::-1])):
+        run = make_run(tmp_path / name, np.arange(NUM_ITEMS), group_of, COLOURS)
+        spec = json.loads(run.transform.feature_spec.read_text())
+        spec["user"] = [{**ITEM_SPEC, "name": "likes", "kind": "categorical"}]
+        run.transform.feature_spec.write_text(json.dumps(spec))
+        users = pq.read_table(run.transform.users)
+        column = pa.array(np.arange(len(users)) % 3 + 1)
+        pq.write_table(users.append_column("likes", column), run.transform.users)
+        run.transform.user_vocabularies.mkdir(parents=True)
+        lines = "".join(f"{value}\n" for value in values)
+        (run.transform.user_vocabularies / "likes_vocabulary").write_text(lines)
+        runs.append(run)
+    before, after = runs
+    earlier = random_model(config_of("mmoe"), before)
+    warm = config_of("mmoe", f"training.warm_start={before.path}")
+    model = build_model(warm, Catalogue.load(after))
+    report = warm_start(model, warm, after, "dnc")
+    old, new = (of_weight(one, feature_weight("likes")) for one in (earlier, model))
+    np.testing.assert_array_equal(new, old[[0, 3, 2, 1]])
+    assert report.kept_values == 2 * len(COLOURS)
+
+
+def test_a_new_item_without_events_keeps_its_initial_row(tmp_path: Path) -> None:
+    number = NUM_ITEMS + 5
+    before, after = (
+        make_run(tmp_path / str(size), np.arange(size), np.arange(size) % NUM_GROUPS, COLOURS)
+        for size in (NUM_ITEMS, number)
+    )
+    random_model(config_of("none"), before)
+    warm = config_of("none", f"training.warm_start={before.path}")
+    model = build_model(warm, Catalogue.load(after))
+    initial = table_of(model)
+    warm_start(model, warm, after, "dnc")
+    np.testing.assert_array_equal(table_of(model)[NUM_ITEMS + 1 :], initial[NUM_ITEMS + 1 :])
