@@ -242,7 +242,7 @@ def explain(source: Path | str, error: ValidationError, listed_by: str = "see `d
 def _said(problem: ErrorDetails, key: str, listed_by: str) -> str:
     kind, value, message = problem["type"], problem["input"], problem["msg"]
     if kind == "extra_forbidden":
-        return f"unknown key (value {value!r}); remove it, or {listed_by}"
+        return f"unknown key; remove it, or {listed_by}"  # without its value, which a mistyped secret's would show
     if kind == "missing":
         return f"it must be given; {listed_by}"
     if kind == "value_error":  # ours, which names the value if that helps

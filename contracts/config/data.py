@@ -203,7 +203,7 @@ class DataConfig(TextFormat):
     events: Strings = Field((), description="files or glob patterns; CSV, TSV or Parquet by suffix")
     columns: EventColumns = EventColumns()
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
-        "auto", description="unit of numeric timestamps; auto decides by magnitude. ISO 8601 text is always understood"
+        "auto", description="unit of numeric timestamps; auto decides by magnitude. ISO 8601 text is understood, too"
     )
     timestamp_format: str | None = Field(
         None,
@@ -234,7 +234,10 @@ class DataConfig(TextFormat):
         description="the run stops if the share of any value has changed by more than this since data.previous",
     )
     min_volume: float = Field(
-        0.3, ge=0, description="the run stops if there are fewer events than this share of data.previous's"
+        0.3,
+        ge=0,
+        description="the run stops if there are fewer events, or fewer rows in a feature table, than this share of "
+        "data.previous's",
     )
     num_buckets: int = Field(
         16, ge=1, description="number of partitions of the users, and of files of every event artifact"

@@ -45,15 +45,16 @@ class GroupsConfig(Section):
     )
     since: int | None = Field(
         None,
-        description="microseconds since the epoch: if groups are kept, co-occurrence from this time on decides where "
-        "new items belong",
+        description="microseconds since the epoch: if groups are kept, groups.refit_drift watches the co-occurrence "
+        "from this time on; null: all of training's",
     )
     refit_drift: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="groups of groups.previous are kept, and new items join them, until the share of co-occurrence "
-        "within groups has fallen by this much; 0: groups are fitted anew each time",
+        description="k-means groups of groups.previous are kept, and new items join them, until the share of "
+        "co-occurrence within groups has fallen by this much; 0: groups are fitted anew each time, as those of "
+        "categories always are",
     )
 
     @model_validator(mode="after")

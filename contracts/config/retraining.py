@@ -91,7 +91,7 @@ class GateConfig(Section):
         description="largest share held by items without training events, of the places not kept for them",
     )
     max_latency_ratio: float = Field(3.0, gt=1, description="longest time per request, in units of the served model's")
-    max_latency_ms: float = Field(100.0, gt=0, description="longest time per request, one request at a time")
+    max_latency_ms: float = Field(100.0, gt=0, description="longest median time of a request, one request at a time")
 
 
 class RetrainConfig(Section):

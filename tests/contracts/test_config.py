@@ -135,7 +135,7 @@ _USERS = "data.user_features={path: u.csv, id: u, features: "
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["training.epoch=3"], ["training.epoch", "unknown key", "3"]),
+        (["training.epoch=3"], ["training.epoch", "unknown key"]),
         (["groups.num_groups=0"], ["groups.num_groups", "greater than or equal to 1", "0"]),
         (["data.header=[user, 2]"], ["data.header.1", "put it in quotes", "got 2"]),
         (["data.feedback.levels=[no, 'yes']"], ["data.feedback.levels.0", "put it in quotes", "got False"]),
@@ -262,6 +262,13 @@ def test_the_webhook_is_read_and_never_shown() -> None:
     assert Config.model_validate(yaml.safe_load(dump_config(config))).retrain.webhook is None
 
 
+@pytest.mark.parametrize("key", ["webhook", "retrain.web_hook"])
+def test_the_value_of_a_mistyped_secret_is_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: unknown key") as error:
+        load_config(None, [f"{key}=https://example.com/secret"])
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("url", ["htps://example.com/secret", "https:///secret", "https://[secret", "/secret", "3"])
 def test_a_webhook_that_is_no_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match=r"retrain\.webhook") as error:
@@ -303,7 +310,7 @@ def test_a_stored_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         return read_stored_config(path)
 
     assert stored() == load_config(path) == config
-    with pytest.raises(ConfigError, match=r"(?s)config.json.*model.of_another_time: unknown key \(value True\).*again"):
+    with pytest.raises(ConfigError, match=r"(?s)config.json.*model.of_another_time: unknown key.*again"):
         stored(model={"of_another_time": True})
     gate = config.retrain.gate.model_dump(mode="json")
     assert stored(training={"evaluate_every": 1}, retrain={"gate": gate | {"of_another_time": [2]}}) == config
