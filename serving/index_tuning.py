@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
 _LEAF_FRACTIONS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, math.inf)
+_REORDER_FACTORS = (1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0)
 _HASHED_SCORE_COST = 1 / 16
 """Cost of scoring one hash, in exact scores: a 4-bit code per two dimensions, looked up in registers."""
 
@@ -165,10 +165,10 @@ def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint
     Raises:
         ValueError: none is.
     """
-    k, size = trial.k, trial.sample.exact.shape[1]
+    size = trial.sample.exact.shape[1]
+    reorders = _reorders(trial.k, size)
     best: tuple[float, SearchPoint] | None = None
     for leaves in sorted({max(fewest_leaves, math.ceil(f * num_leaves)) for f in _LEAF_FRACTIONS}):
-        reorders = sorted({min(size, math.ceil(min(factor, size) * k)) for factor in _REORDER_FACTORS})
         cost = num_leaves + size * leaves / num_leaves * _HASHED_SCORE_COST
         affordable = [reorder for reorder in reorders if best is None or cost + reorder < best[0]]
         found = trial.fewest_reordered(leaves, affordable)
@@ -176,7 +176,18 @@ def _cheapest(trial: _Trial, fewest_leaves: int, num_leaves: int) -> SearchPoint
             best = cost + found.reorder, found
     if best is None:
         raise ValueError(
-            f"a group of {size} items does not reach serving.recall_target={trial.bars[0][1]} for {k} results even "
-            "with every leaf searched; lower the target or raise serving.brute_force_max_items"
+            f"a group of {size} items does not reach serving.recall_target={trial.bars[0][1]} for {trial.k} results "
+            "even with every leaf searched; lower the target or raise serving.brute_force_max_items"
         )
     return best[1]
+
+
+def _reorders(k: int, size: int) -> list[int]:
+    """Numbers of items to score again: multiples of k, then twice as many each time, up to all `size` items.
+
+    Few results may need many times their number: the best of a thousand alike items may have the hundredth best hash.
+    """
+    numbers = [min(size, math.ceil(factor * k)) for factor in _REORDER_FACTORS]
+    while numbers[-1] < size:
+        numbers.append(min(size, 2 * numbers[-1]))
+    return sorted(set(numbers))

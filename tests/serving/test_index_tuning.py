@@ -73,3 +73,17 @@ def test_a_search_must_reach_its_target_by_more_than_chance():
 def test_a_target_out_of_reach_is_named():
     with pytest.raises(ValueError, match=r"12 items does not reach serving\.recall_target=0\.9 for 4 results"):
         tuned_searches(sample(BEST_FIRST[::-1]), [4], 1, 0.9)
+
+
+def test_a_few_results_of_bad_hashes_do_not_take_every_item():
+    """The best of 1,000 items has the 150th best hash: 20 for each of 2 results are too few, 160 are enough."""
+
+    class Hashed(TuningSample):
+        def search(self, k: int, leaves: int, reorder: int) -> np.ndarray:
+            fetched = np.arange(reorder)  # in order of their hashes
+            return fetched[np.argsort(-self.exact[:, :reorder], axis=1, kind="stable")[:, :k]].astype(np.int32)
+
+    exact = np.tile(np.arange(1000, 0, -1, dtype=np.float32), (16, 1))
+    exact[:, 149] = 2000
+    (point,) = tuned_searches(Hashed(None, np.zeros([16, 1], np.float32), exact), [2], LEAVES, 0.9)
+    assert (point.reorder, point.recall) == (160, 1.0)
