@@ -65,8 +65,8 @@ class ServingConfig(Section):
     )
     int8: bool = Field(
         True,
-        description="groups with hashes score results by 8-bit vectors if these reach recall_target: a quarter of "
-        "the memory; scores mostly within .3% of the exact ones, at most some 3% off",
+        description="groups with hashes score results by 8-bit vectors if these reach recall_target: less than "
+        "half the memory; scores mostly within .3% of the exact ones, at most some 3% off",
     )
     warmup_requests: int = Field(
         16,
