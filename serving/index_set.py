@@ -104,10 +104,10 @@ class ScannIndexSet(tf.Module):
         """Searches the indexes `handles`, at `place` among all, for k int32 [number of handles] results each."""
         group = tf.gather(self._groups, place)
         offset = tf.where(k > 0, tf.gather(offset[0], group), math.nan)
-        k = tf.maximum(k, 1)
+        typical_k, k = k, tf.maximum(k, 1)
         # ScaNN's op for one query is no faster than a batch of one, and with 8-bit vectors slower and less exact.
         rows = tf.split(tf.gather(queries[0], group), len(handles))
-        columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k, k))]
+        columns = [tf.unstack(values, num=len(handles)) for values in (k, *self._searches(place, k, typical_k))]
         found = [_search(*asked) for asked in zip(handles, rows, *columns, strict=True)]
         ends = tf.cumsum(tf.stack(tf.shape_n([one for _, one in found]))[:, 1])
         items = tf.concat([one for _, one in found], 1)
@@ -138,11 +138,12 @@ class ScannIndexSet(tf.Module):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Leaves to search and items to fetch by hash, int32 [num_jobs] each, -1 for an index without them.
 
-        They are the values tuned for `typical_k` results, but at least what it takes to find k results at all.
+        They are the values tuned for `typical_k` results, but at least what it takes to find k results at all, which is
+        enough for a job whose results nobody wants: its `typical_k` is 0.
 
         Args:
             place: int32 [num_jobs], indexes.
-            k: int32 [num_jobs], results.
+            k: int32 [num_jobs], results, at least 1.
             typical_k: int32 [num_jobs], see `SearchJobs`.
         """
         first_step = place * len(self._steps)
@@ -160,12 +161,12 @@ def _search(
 
 
 def _steps(indexes: Sequence[GroupIndex]) -> np.ndarray:
-    """Numbers of results that `_by_step` has an entry for, int32, ascending, each at most a sixteenth above the last.
+    """Numbers of results that `_by_step` has an entry for, int32, ascending from 0.
 
-    A search for a number in between takes the next entry.
+    Beyond 16, each is at most a sixteenth above the last. A search for a number in between takes the next entry.
     """
     largest = max((index.size for index in indexes), default=1)
-    steps = [1]
+    steps = [0, 1]
     while steps[-1] < largest:
         steps.append(steps[-1] + max(1, steps[-1] // 16))
     return np.array(steps, np.int32)
@@ -185,11 +186,14 @@ def _by_step(
 
 
 def _tuned(index: GroupIndex, k: np.ndarray) -> _Thoroughness:
-    """For k int [n] results: interpolated linearly between tuned points; in proportion to k beyond the last one."""
+    """For k int [n] results: interpolated linearly between tuned points; in proportion to k beyond the last one.
+
+    For 0 results, 0.
+    """
     if index.structure == "brute_force":
         return _none(k)
     tuned = np.array([(point.k, point.leaves, point.reorder) for point in index.points], np.float64)
-    ratio = np.maximum(1.0, k / tuned[-1, 0])
+    ratio = np.where(k > 0, np.maximum(1.0, k / tuned[-1, 0]), 0.0)
     leaves, reorder = (np.ceil(ratio * np.interp(k, tuned[:, 0], tuned[:, column]) - _ROUNDING) for column in (1, 2))
     return np.minimum(leaves, len(index.leaf_sizes)), np.minimum(reorder, index.size)
 

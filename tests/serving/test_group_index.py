@@ -103,11 +103,14 @@ def test_groups_do_not_answer_for_each_other_and_empty_ones_are_skipped():
 
 
 def test_a_group_is_searched_as_it_was_tuned_and_wide_enough_for_what_is_wanted():
-    """Whatever leaves a query is near to, so many hold k items; and for `typical` ones it looks as far as was tuned."""
+    """Whatever leaves a query is near to, so many hold k items; and for `typical` ones it looks as far as was tuned.
+
+    For results that nobody wants, `typical` is 0, and it looks no further than it must.
+    """
     built = [build(1_001, 0)[0], build(1_500, 1)[0]]
     index_set = ScannIndexSet(built, num_groups=2)
-    for k in index_set._steps[::9].tolist():
-        for typical in (1, k):
+    for k in index_set._steps[1::9].tolist():
+        for typical in (0, 1, k):
             numbers = [tf.constant([number, number]) for number in (k, typical)]
             found = np.array(index_set._searches(np.arange(2, dtype=np.int32), *numbers))
             for index, (leaves, reorder) in zip(built, found.T.tolist(), strict=True):
@@ -116,7 +119,7 @@ def test_a_group_is_searched_as_it_was_tuned_and_wide_enough_for_what_is_wanted(
                 ks = [point.k for point in index.points]
                 beyond = max(1, of / ks[-1])
                 tuned = [
-                    int(np.ceil(beyond * np.interp(of, ks, values) - 1e-6))
+                    int(np.ceil(beyond * np.interp(of, ks, values) - 1e-6)) * (typical > 0)
                     for values in ([p.leaves for p in index.points], [p.reorder for p in index.points])
                 ]
                 assert leaves == min(len(smallest), max(enough, tuned[0]))
