@@ -21,6 +21,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free disk space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "grant read and write permission there"),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG), "choose another name"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "check the disk and the way to it"),
     errno.EFBIG: "raise the file size limit (ulimit -f)",
 }
 _NO_SCRATCH = "No usable temporary directory found"

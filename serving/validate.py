@@ -23,7 +23,11 @@ from serving.versions import admit
 
 log = logging.getLogger(__name__)
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_OF_THE_MACHINE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), " (TMPDIR sets where temporary files go)"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), ""),
+}
+"""Errors that say nothing about the servable, each with a hint."""
 
 
 def validate(
@@ -48,7 +52,7 @@ def validate(
     Raises:
         Unfit: a check failed, or the servable cannot be loaded; the message names it.
         ValueError: there is no user to ask for.
-        RuntimeError: there was no room for temporary files, which says nothing about the servable.
+        RuntimeError: the machine failed (no room for temporary files, a disk), which says nothing about the servable.
     """
     with writing(workdir.validation, Workdir.VALIDATION_KIND, fingerprint) as artifact:
         report_path = artifact.path / workdir.validation_report.name
@@ -78,7 +82,7 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
     Raises:
         Unfit: it failed, or was killed; the message is the end of what it wrote to stderr.
         ValueError: it cannot use what it was given, and says so.
-        RuntimeError: there was no room for its files, which says nothing about the servable.
+        RuntimeError: the machine failed, which says nothing about the servable.
     """
     arguments = [str(path.absolute()) for path in (workdir.path, servable, config, report)]
     # In memory: a full disk might have no room for the message that says so.
@@ -99,9 +103,9 @@ def _check_in_fresh_process(workdir: Workdir, servable: Path, config: Path, repo
             # Without a traceback, it ended with its own message, about what it was given.
             said, fault = text[-2000:], Unfit if "Traceback" in text or process.returncode < 0 else ValueError
             for line in reversed(said.splitlines()):
-                if any(os.strerror(number) in line for number in _NO_ROOM):
-                    said = f"{line} (TMPDIR sets where temporary files go)"
-                    raise RuntimeError(f"{servable} could not be queried in a fresh process: {said}")
+                hint = next((hint for number, hint in _OF_THE_MACHINE.items() if os.strerror(number) in line), None)
+                if hint is not None:
+                    raise RuntimeError(f"{servable} could not be queried in a fresh process: {line}{hint}")
             if process.returncode == -signal.SIGKILL:
                 said = "it was killed, usually for lack of memory: run it again, or on a machine with more memory"
             raise fault(f"{servable} cannot be loaded and queried in a fresh process:\n{said}")

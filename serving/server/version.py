@@ -21,7 +21,17 @@ from serving.server.splitting import split
 from serving.signature_spec import Arrays, SignatureSpec
 from serving.warmup import WARMUP_FILE, read_warmup
 
-_MAY_PASS = (OSError, MemoryError, tf.errors.ResourceExhaustedError, tf.errors.UnavailableError)
+_MAY_PASS = (
+    OSError,
+    MemoryError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    # What TensorFlow makes of a file that it cannot read: EIO, ESTALE, ETIMEDOUT, EACCES.
+    tf.errors.UnknownError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.PermissionDeniedError,
+)
 _CODES_THAT_MAY_PASS = (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
 """Codes of a warm-up request's error that may pass."""
 

@@ -50,6 +50,7 @@ def failing(verbose: bool, number: int) -> None:
     ("number", "remedy"),
     [
         (errno.ENOSPC, "free disk space"),
+        (errno.ESTALE, "check the disk and the way to it"),
         (errno.EROFS, "grant read and write permission there"),
         (errno.EACCES, "grant read and write permission there"),
         (errno.ENOTDIR, "choose another name"),

@@ -116,12 +116,18 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
             RuntimeError,
             r"No space left on device: '/tmp/x' .*TMPDIR",
         ),
+        (
+            "echo 'tensorflow.python.framework.errors_impl.AbortedError: assets/item_vocabulary; Stale file handle' >&2"
+            "\necho Traceback >&2\nexit 1",
+            RuntimeError,
+            r"in a fresh process: .*item_vocabulary; Stale file handle$",
+        ),
         ("kill -9 $$", Unfit, r"in a fresh process:\nit was killed, usually for lack of memory"),
         ("echo 'no test users: give more' >&2\nexit 1", ValueError, "no test users: give more"),
         # On a disk that is full, as the workdir's may be, its words would be lost, and so the reason.
         ("readlink /proc/$$/fd/2 >&2\nexit 1", ValueError, r"\n/memfd:"),
     ],
-    ids=["no room", "killed", "bad input", "no file on a disk"],
+    ids=["no room", "failing disk", "killed", "bad input", "no file on a disk"],
 )
 def test_the_process_dies_and_it_is_no_fault_of_the_servable(
     trained, servable, tmp_path, monkeypatch, does, kind, message

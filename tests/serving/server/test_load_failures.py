@@ -22,6 +22,7 @@ import serving.server.version
 from contracts.config import ServerConfig
 from contracts.serving_labels import ServingLabels, write_labels
 from serving.servable_session import ServableSession, new_session
+from serving.server.batcher import Workers
 from serving.server.errors import Code, RequestError
 from serving.server.metrics import Metrics
 from serving.server.model import ServedModel, State
@@ -33,6 +34,9 @@ PASSES = [
     OSError("stale file handle"),
     tf.errors.ResourceExhaustedError(None, None, "no memory"),
     tf.errors.UnavailableError(None, None, "no storage"),
+    tf.errors.UnknownError(None, None, "Input/output error"),
+    tf.errors.AbortedError(None, None, "Stale file handle"),
+    tf.errors.DeadlineExceededError(None, None, "Connection timed out"),
     RequestError(Code.RESOURCE_EXHAUSTED, "no memory for a warm-up request"),
 ]
 STAYS = [tf.errors.DataLossError(None, None, "bad file"), ValueError("bad graph"), RequestError(Code.INTERNAL, "rows")]
@@ -165,6 +169,35 @@ def test_only_a_label_of_a_version_that_may_not_be_read_stays_where_it_is(tmp_pa
     assert model.complaints == []
     assert stable(ServingLabels(stable=3)) == 1
     assert re.match(complaint, model.complaints[0])
+
+
+def test_files_that_may_be_read_after_all_are_loaded(servable, tmp_path, monkeypatch):
+    """Permissions leave no trace in a file's size or time."""
+    monkeypatch.chdir(tmp_path)  # what lies above may be for its owner alone
+    tmp_path.chmod(0o755)
+    now = [0]
+    monkeypatch.setattr(serving.server.model, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    version = Path(shutil.copytree(servable, Path("dnc", "1")))
+    (weights,) = (version / "variables").glob("variables.data*")
+    pool = ThreadPoolExecutor(1)
+    model = ServedModel("dnc", version.parent, ServerConfig(), Workers(pool, 1), pool, Metrics(["dnc"]))
+
+    async def complaints() -> list[str]:
+        with as_nobody():
+            await model.refresh()
+        return model.complaints
+
+    async def follow() -> None:
+        weights.chmod(0o600)
+        assert "Permission denied" in "".join(await complaints())
+        weights.chmod(0o644)
+        assert "Permission denied" in "".join(await complaints())
+        now[0] = 11
+        assert await complaints() == []
+        assert model.find().number == 1
+        await model.close()
+
+    asyncio.run(follow())
 
 
 @pytest.fixture
